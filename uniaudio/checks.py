@@ -1,0 +1,193 @@
+"""``uniaudio check``: everything that can be wrong with a run, found before any model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, PretrainedConfig, Qwen3Config
+
+from uniaudio.config.run import RunConfig, Stage
+from uniaudio.data.audio import probe_seconds
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.source import Row, open_source
+from uniaudio.data.template import Template
+from uniaudio.errors import RowError, UserError
+from uniaudio.model import flops
+
+ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What was seen of one line of a recipe."""
+
+    name: str
+    split: str
+    rows: int | None
+    seconds: float | None  # mean clip length of the rows read
+    answer_words: float
+
+
+def check_run(config: RunConfig, console: Console | None = None) -> None:
+    """Check recipes against templates, columns, audio and sizes, and print the modelled cost of a step.
+
+    Raises:
+        UserError: for the first thing that would not work.
+    """
+    console = console or Console()
+    encoder = check_encoder(config, console)
+    for stage in config.stages:
+        recipe = load_recipe(stage.recipe, near=config.folder)
+        pairings = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.train]
+        asked = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
+        console.print(pairing_table(stage, recipe, pairings, asked))
+        check_budget(config, stage, pairings)
+        console.print(cost_line(config, stage, encoder, recipe, pairings))
+    console.print("[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together")
+
+
+def check_encoder(config: RunConfig, console: Console) -> PretrainedConfig | None:
+    """Read the encoder's config.json when it is a local folder; a Hub name is left for the run and said so."""
+    (name, encoder), *_ = config.encoders.items()
+    path = encoder.path.removeprefix("random:")
+    if Path(path).is_dir():
+        return AutoConfig.from_pretrained(path)
+    if path.startswith((".", "/", "~")) or len(path.split("/")) > 2:
+        raise UserError(f"encoders.{name}.path: there is no folder {path}")
+    console.print(f"encoders.{name}.path: {path} is a Hub name, read when the run starts")
+    return None
+
+
+def check_pairing(
+    name: str, card: DatasetCard, split: str, template: Template, constants: dict[str, object]
+) -> Pairing:
+    """Render the first rows of a source with its template and read their audio headers."""
+    source = open_source(card, split)
+    rows = [source.row(i) for i in range(min(ROWS_READ, source.size))] if source.size is not None else None
+    rows = rows if rows is not None else list(islice(source.stream(0), ROWS_READ))
+    if not rows:
+        raise UserError(f"dataset {card.name}, split {split}: no rows (is the split's `keep` right?)")
+    missing = set(template.inputs) - set(constants) - set(card.fields(rows[0].columns))
+    if missing:
+        columns = ", ".join(sorted(card.fields(rows[0].columns)))
+        raise UserError(
+            f"dataset {card.name}: template {template.task} needs {', '.join(sorted(missing))}, "
+            f"but the columns are {columns}; add it under `columns` of the card"
+        )
+    if len(rows[0].audio) != template.num_clips:
+        raise UserError(
+            f"dataset {card.name}: template {template.task} asks about {template.num_clips} clip(s), "
+            f"but a row has {len(rows[0].audio)}"
+        )
+    usable = [facts for row in rows if (facts := look_at(row, card, template, constants)) is not None]
+    if not usable:
+        reason = why(rows[0], card, template, constants)
+        raise UserError(f"dataset {card.name}: none of the first {len(rows)} rows can be used ({reason})")
+    seconds = [s for s, _ in usable if s is not None]
+    mean_seconds = sum(seconds) / len(seconds) if seconds else None
+    return Pairing(name, split, source.size, mean_seconds, sum(words for _, words in usable) / len(usable))
+
+
+def render_and_probe(
+    row: Row, card: DatasetCard, template: Template, constants: dict[str, object]
+) -> tuple[float | None, int]:
+    """Return (seconds of all clips, words of the answer) of one row."""
+    answer = template.render({**card.fields(row.columns), **constants}, None).answer
+    known = [ref.seconds if ref.seconds is not None else probe_seconds(ref.source) for ref in row.audio]
+    return sum(known), len(answer.split())
+
+
+def look_at(
+    row: Row, card: DatasetCard, template: Template, constants: dict[str, object]
+) -> tuple[float | None, int] | None:
+    try:
+        return render_and_probe(row, card, template, constants)
+    except RowError:
+        return None
+
+
+def why(row: Row, card: DatasetCard, template: Template, constants: dict[str, object]) -> str:
+    try:
+        render_and_probe(row, card, template, constants)
+    except RowError as problem:
+        return str(problem)
+    return "unknown"
+
+
+def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: list[Pairing]) -> Table:
+    """Lay out what a stage draws and what it is evaluated on."""
+    table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
+    for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
+        table.add_column(column, justify="left" if column in ("dataset:template", "split") else "right")
+    shares: list[float | None] = [*recipe.train_shares(), *[None] * len(asked)]
+    for pairing, share in zip([*train, *asked], shares, strict=True):
+        table.add_row(
+            pairing.name,
+            pairing.split,
+            "stream" if pairing.rows is None else str(pairing.rows),
+            "?" if pairing.seconds is None else f"{pairing.seconds:.1f}",
+            f"{pairing.answer_words:.1f}",
+            "evaluated" if share is None else f"{share:.1%}",
+        )
+    return table
+
+
+def check_budget(config: RunConfig, stage: Stage, pairings: list[Pairing]) -> None:
+    """Refuse a budget that the average clip of a dataset does not fit into."""
+    for pairing in pairings:
+        if pairing.seconds is not None and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds:
+            raise UserError(
+                f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
+                f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
+            )
+
+
+def cost_line(
+    config: RunConfig,
+    stage: Stage,
+    encoder: PretrainedConfig | None,
+    recipe: Recipe,
+    pairings: list[Pairing],
+) -> str:
+    """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""
+    lengths = [p.seconds if p.seconds is not None else 10.0 for p in pairings]
+    shares = recipe.train_shares()
+    seconds = sum(share * length for share, length in zip(shares, lengths, strict=True))
+    words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))
+    micro_batches = config.train.micro_batches or 1
+    examples = micro_batches * stage.budget.audio_seconds / (seconds + stage.budget.per_example)
+    text = (
+        f"one step: about {examples:.0f} examples, {examples * seconds:.0f} s of audio in {micro_batches} "
+        f"micro-batch(es); {stage.steps} steps are {stage.steps * examples * seconds / 3600:.1f} h of audio"
+    )
+    if encoder is None:
+        return text
+    trained = flops.TRAINED if any(e.train == "full" for e in config.encoders.values()) else 1
+    operations = trained * examples * flops.whisper_forward_flops(encoder, seconds)
+    decoder = decoder_config(config)
+    if decoder is not None:
+        tokens = seconds * config.adapter.rate + words * 1.5 + 24  # 24: an instruction in chat markup
+        forward = flops.decoder_forward_flops(decoder, tokens) + flops.head_forward_flops(decoder, words * 1.5 + 1)
+        operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
+    return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
+
+
+def decoder_config(config: RunConfig) -> PretrainedConfig | None:
+    """Return the decoder's configuration where that needs no download."""
+    small = config.decoder.miniature
+    if small is not None:
+        return Qwen3Config(
+            hidden_size=small.hidden,
+            intermediate_size=small.intermediate,
+            num_hidden_layers=small.layers,
+            num_attention_heads=small.heads,
+            num_key_value_heads=small.kv_heads,
+            head_dim=small.hidden // small.heads,
+            vocab_size=small.vocabulary,
+        )
+    return AutoConfig.from_pretrained(config.decoder.path) if Path(config.decoder.path).is_dir() else None

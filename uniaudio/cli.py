@@ -1,0 +1,179 @@
+"""The command line: parse, call one function, end a user's mistake with one sentence and exit code 2.
+
+The heavy packages are imported inside the commands, so that ``uniaudio --help`` and a typing mistake answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uniaudio import __version__
+from uniaudio.errors import UserError
+
+app = typer.Typer(
+    name="uniaudio",
+    help="Train universal audio encoders by asking them questions through a frozen language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.max_steps=100.")]
+Model = Annotated[str, typer.Argument(help="Run folder, checkpoint, Whisper folder or name, or random:PATH.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Shared options of all commands."""
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Continue the run in output_dir; with 'auto', only if there is one.")
+    ] = None,
+) -> None:
+    """Train an encoder (under `accelerate launch`, or in one process)."""
+    from uniaudio.assemble import run_training
+    from uniaudio.config.run import load_run
+
+    if resume not in (None, "auto", "yes"):
+        raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
+    raise typer.Exit(run_training(load_run(config, overrides or []), resume))
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Validate a run config, its recipe, templates, data and sizes without loading a model."""
+    from uniaudio.checks import check_run
+    from uniaudio.config.run import load_run
+
+    check_run(load_run(config, overrides or []))
+
+
+@app.command()
+def preview(
+    recipe: Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")],
+    number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,
+    decoder: Annotated[
+        str | None, typer.Option(help="Folder or name of the decoder whose tokenizer counts the tokens.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+) -> None:
+    """Print rendered examples with the supervised part coloured, token counts and clip seconds."""
+    from uniaudio.preview import preview as show
+
+    show(recipe, number, decoder, seed)
+
+
+@app.command()
+def probe(
+    models: Annotated[list[str], typer.Argument(help="Run folders, checkpoints, Whisper folders, random:PATH.")],
+    data: Annotated[list[str], typer.Option(help="NAME=FOLDER with a manifest.jsonl; repeatable.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
+) -> None:
+    """Train linear, MLP and kNN probes on frozen embeddings of one or more encoders."""
+    from uniaudio.assemble import run_probes
+
+    run_probes(models, data, out, seeds)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
+    recipe: Annotated[str | None, typer.Argument(help="Recipe whose `evaluate` list is asked.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Cap per entry.", min=1)] = None,
+) -> None:
+    """Let a trained model answer the recipe's evaluation sets and score the answers."""
+    from uniaudio.assemble import run_evaluation
+
+    run_evaluation(model, recipe, out, max_examples)
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
+    clip: Annotated[Path, typer.Argument(help="Audio file.")],
+    text: Annotated[str, typer.Argument(help="The question; <audio> marks the clip's place (default: first).")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Ask a trained model one question about one clip."""
+    from uniaudio.assemble import ask as ask_model
+
+    typer.echo(ask_model(model, clip, text, max_new_tokens))
+
+
+@app.command()
+def embed(
+    model: Model,
+    clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="NPZ file to write.")],
+    frames: Annotated[bool, typer.Option(help="Also store the frames of every clip.")] = False,
+) -> None:
+    """Write one pooled embedding per clip (and, on request, its frames) to an NPZ file."""
+    from uniaudio.assemble import embed_files
+
+    embed_files(model, clips, out, frames)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="HTML file; default RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from uniaudio.assemble import report_run
+
+    typer.echo(str(report_run(run, out)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="A few steps only, to see that everything works.")] = False,
+) -> None:
+    """See the whole idea in five minutes on generated sounds and speech, without any download."""
+    from uniaudio.demo.run import run_demo
+
+    run_demo(out, quick)
+
+
+def with_resume_value(arguments: list[str]) -> list[str]:
+    """Let ``--resume`` stand alone: options with an optional value do not exist in typer."""
+    result = []
+    for index, argument in enumerate(arguments):
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        result.append("--resume=yes" if argument == "--resume" and following != "auto" else argument)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with the exit codes 0, 1, 2 (user's mistake) or 75 (stopped, may continue)."""
+    try:
+        app(args=with_resume_value(sys.argv[1:] if arguments is None else arguments))
+    except UserError as mistake:
+        typer.echo(f"uniaudio: {mistake}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""From encoder frames to the decoder's width, at a stated rate."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from uniaudio.errors import UserError
+from uniaudio.ragged import Ragged
+
+
+class StackAdapter(nn.Module):
+    """Stack ``k = frame_rate / rate`` neighbouring frames, then LayerNorm and a two-layer GELU MLP.
+
+    Raises:
+        UserError: when the rate does not divide the frame rate.
+    """
+
+    def __init__(
+        self, encoder_dim: int, frame_rate: float, decoder_dim: int, rate: float = 12.5, hidden: int | None = None
+    ) -> None:
+        super().__init__()
+        self.stack = round(frame_rate / rate)
+        if self.stack < 1 or abs(self.stack * rate - frame_rate) > 1e-6:
+            raise UserError(
+                f"adapter.rate: {rate:g} does not divide the encoder's {frame_rate:g} frames per second; "
+                f"take {frame_rate:g} divided by a whole number"
+            )
+        hidden = hidden or decoder_dim
+        self.norm = nn.LayerNorm(self.stack * encoder_dim)
+        self.up = nn.Linear(self.stack * encoder_dim, hidden)
+        self.down = nn.Linear(hidden, decoder_dim)
+
+    def num_tokens(self, frames: int) -> int:
+        """Return the audio tokens of a clip of ``frames`` encoder frames."""
+        return -(-frames // self.stack)
+
+    def forward(self, frames: Ragged) -> Ragged:
+        """Map frames ``[A, E]`` to audio tokens ``[N, D]``; a last group that is not full repeats its last frame."""
+        tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
+        slots = tokens * self.stack
+        within = torch.arange(int(slots.sum())) - torch.repeat_interleave(slots.cumsum(0) - slots, slots)
+        last = torch.repeat_interleave(frames.lengths - 1, slots)
+        index = torch.minimum(within, last) + torch.repeat_interleave(frames.offsets[:-1], slots)
+        stacked = frames.values[index.to(frames.device, non_blocking=True)]
+        stacked = stacked.view(int(tokens.sum()), self.stack * frames.values.shape[1])
+        return Ragged(self.down(nn.functional.gelu(self.up(self.norm(stacked)))), tokens)

@@ -1,0 +1,122 @@
+"""Attention over packed rows: every row attends to itself only, and no mask is ever built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+PACKED = "uniaudio_packed"  # the name in transformers' AttentionInterface
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the rows of a packed sequence begin and end.
+
+    Args:
+        lengths: tokens of every row, on the host. cu_seqlens: ``[B + 1]`` int32 on the device. longest: of lengths.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Tensor | Sequence[int], device: torch.device) -> Segments:
+        """Build from row lengths (a CPU tensor or a list); rows of length 0 are allowed."""
+        counts = tuple(int(n) for n in lengths)
+        offsets = torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return cls(counts, offsets.to(device, non_blocking=True), max(counts, default=0))
+
+
+def packed_attention(
+    query: Float[Tensor, "T H d"],
+    key: Float[Tensor, "T G d"],
+    value: Float[Tensor, "T G d"],
+    segments: Segments,
+    causal: bool,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "T H d"]:
+    """Attend within every segment; ``G`` key heads serve ``H`` query heads (grouped-query when ``G < H``).
+
+    On CUDA in bf16 or fp16 one call of torch's variable-length kernel does it; elsewhere one
+    ``scaled_dot_product_attention`` per segment. The kernel knows no dropout, so dropout takes the second way too.
+    """
+    fast = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
+    if fast:
+        return variable_length_attention(query, key, value, segments, causal, scale)
+    grouped = key.shape[1] != query.shape[1]
+    parts = []
+    for q, k, v in zip(*(x.split(segments.lengths) for x in (query, key, value)), strict=True):
+        part = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            dropout_p=dropout,
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def variable_length_attention(
+    query: Float[Tensor, "T H d"],
+    key: Float[Tensor, "T G d"],
+    value: Float[Tensor, "T G d"],
+    segments: Segments,
+    causal: bool,
+    scale: float | None,
+) -> Float[Tensor, "T H d"]:
+    """Call torch's FlashAttention kernel for packed rows (CUDA, bf16 or fp16)."""
+    from torch.nn.attention.varlen import varlen_attn  # CUDA builds only
+
+    if key.shape[1] != query.shape[1]:
+        times = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+    return varlen_attn(
+        query,
+        key,
+        value,
+        segments.cu_seqlens,
+        segments.cu_seqlens,
+        segments.longest,
+        segments.longest,
+        scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1),
+    )
+
+
+def packed_attention_for_transformers(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Serve the stock attention layers: ``[1, H, T, d]`` in, ``[1, T, H, d]`` out, ``segments`` from the call's kwargs.
+
+    Raises:
+        ValueError: when a mask was built or the segments did not arrive, either of which would mix the rows.
+    """
+    if segments is None or attention_mask is not None:
+        raise ValueError("packed attention needs segments and no mask")
+    packed = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed_attention(*packed, segments, causal=True, scale=scaling, dropout=dropout)[None], None
+
+
+def register_packed_attention() -> None:
+    """Make ``uniaudio_packed`` known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(PACKED, packed_attention_for_transformers)

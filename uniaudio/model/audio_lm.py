@@ -1,0 +1,89 @@
+"""Encoder, adapter and frozen decoder: a batch in, summed losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from uniaudio.errors import UserError
+from uniaudio.model.adapter import StackAdapter
+from uniaudio.model.decoder import FrozenDecoder
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.ragged import Ragged
+from uniaudio.types import Batch, Encoded, LossSum
+
+
+class AudioLM(nn.Module):
+    """An audio encoder that speaks to a frozen language model through an adapter.
+
+    Args:
+        label_chunk: labelled positions whose logits exist at the same time.
+    """
+
+    def __init__(
+        self, encoder: AudioEncoder, adapter: StackAdapter, decoder: FrozenDecoder, label_chunk: int = 2048
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.adapter = adapter
+        self.decoder = decoder
+        self.label_chunk = label_chunk
+
+    def slots_for(self, samples: int) -> int:
+        """Return the audio tokens that a clip of ``samples`` takes in the decoder's sequence."""
+        return self.adapter.num_tokens(self.encoder.num_frames(samples))
+
+    def forward(self, batch: Batch) -> LossSum:
+        """Return the summed next-token loss over the labelled positions of a packed batch.
+
+        An empty batch gives a zero that is connected to every trained parameter, so that all ranks stay in step.
+        """
+        if not batch.answer_tokens:
+            nothing = sum((p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
+            return LossSum(nothing, 0, nothing.new_zeros(len(batch.tasks), 3))
+        embeds, encoded = self.embed_batch(batch)
+        hidden = self.decoder.hidden(embeds)[batch.label_positions]
+        total, per_token, right = self.decoder.losses(hidden, batch.labels, self.label_chunk)
+        columns = torch.stack([per_token.float(), torch.ones_like(per_token), right.to(per_token.dtype)], 1).detach()
+        per_task = columns.new_zeros(len(batch.tasks), 3).index_add(0, batch.label_task, columns)
+        return LossSum(total, batch.answer_tokens, per_task, encoded.losses)
+
+    def embed_batch(self, batch: Batch) -> tuple[Ragged, Encoded]:
+        """Return the decoder's input rows ``[T, D]``, audio tokens in their places, and what the encoder said.
+
+        Raises:
+            ValueError: when the batch has other places for audio than the model has audio tokens.
+        """
+        encoded = self.encoder(batch.audio)
+        audio = self.adapter(encoded.frames).values
+        if len(audio) != len(batch.audio_positions):
+            raise ValueError(f"{len(batch.audio_positions)} places for audio but {len(audio)} audio tokens")
+        text = self.decoder.embed(batch.tokens.values)
+        embeds = text.index_copy(0, batch.audio_positions, audio.to(text.dtype))
+        return batch.tokens.with_values(embeds), encoded
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Return the trained tensors by name: what a checkpoint holds."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy trained tensors into place.
+
+        Raises:
+            UserError: when a tensor is missing, unknown or of another shape.
+        """
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        if missing or unknown:
+            raise UserError(
+                f"the checkpoint's tensors are not those the config trains: "
+                f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+            )
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise UserError(
+                    f"the checkpoint's {name} is {tuple(state[name].shape)}, the config's {tuple(parameter.shape)}"
+                )
+            parameter.data.copy_(state[name])

@@ -1,0 +1,215 @@
+"""The frozen language model that reads audio tokens: packed where its layers allow it, padded otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from uniaudio.errors import UserError
+from uniaudio.model.attention import PACKED, Segments, register_packed_attention
+from uniaudio.model.cross_entropy import frozen_head_cross_entropy
+from uniaudio.ragged import Ragged
+
+HASHED_WHOLE = 200 * 2**20  # bytes; larger weight files are identified by name, size and revision
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class FrozenDecoder(nn.Module):
+    """A causal language model without gradients of its own: always in eval mode, never in the optimizer.
+
+    Args:
+        lm: any ``AutoModelForCausalLM``.
+        attention: ``packed`` (rows side by side, no padding), ``padded`` (the stock way), or ``auto``: packed
+            when every layer is plain full attention.
+        identity: what a checkpoint records of the weights (see ``decoder_identity``).
+
+    Raises:
+        UserError: when ``packed`` is asked of a decoder whose layers cannot do it.
+    """
+
+    def __init__(
+        self, lm: PreTrainedModel, attention: str = "auto", identity: dict[str, str] | None = None
+    ) -> None:
+        super().__init__()
+        self.lm = lm.requires_grad_(False).eval()
+        self.dim = lm.get_input_embeddings().embedding_dim
+        self.identity = identity or {}
+        obstacle = why_not_packed(lm)
+        self.stock_attention = lm.config._attn_implementation
+        register_packed_attention()
+        if not obstacle and attention != "padded" and not self.packs_exactly():
+            obstacle = f"{type(lm).__name__} gives other results when rows are packed"
+        if attention == "packed" and obstacle:
+            raise UserError(f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded")
+        self.packed = attention != "padded" and not obstacle
+        self.plain_head = self.head_is_plain()
+
+    def train(self, mode: bool = True) -> FrozenDecoder:
+        """Stay in eval mode: frozen means frozen, dropout included."""
+        return super().train(False)
+
+    def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
+        """Look token ids up in the decoder's own table."""
+        return self.lm.get_input_embeddings()(ids)
+
+    def hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
+        """Run the layers over packed rows ``[T, D]``; every row sees itself only, causally, from position 0."""
+        return self.packed_hidden(embeds) if self.packed else self.padded_hidden(embeds)
+
+    def packed_hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
+        """Pass all rows as one, with their borders handed to our attention function through the stock layers."""
+        starts = torch.repeat_interleave(embeds.offsets[:-1], embeds.lengths)
+        positions = (torch.arange(len(starts)) - starts).to(embeds.device, non_blocking=True)
+        self.set_attention(PACKED)
+        try:
+            output = self.lm.base_model(
+                inputs_embeds=embeds.values[None],
+                position_ids=positions[None],
+                attention_mask={"full_attention": None},  # a prepared (empty) mask: transformers builds none
+                use_cache=False,
+                segments=Segments.of(embeds.lengths, embeds.device),
+            )
+        finally:
+            self.set_attention(self.stock_attention)
+        return output.last_hidden_state[0]
+
+    def padded_hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
+        """Pad the rows on the right and take the stock way, for layers that are not plain attention."""
+        padded, mask = embeds.pad()
+        positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
+        output = self.lm.base_model(
+            inputs_embeds=padded, attention_mask=mask.long(), position_ids=positions, use_cache=False
+        )
+        return Ragged.from_padded(output.last_hidden_state, embeds.lengths).values
+
+    def set_attention(self, name: str) -> None:
+        """Switch the implementation for the next call; layers read it from the shared config."""
+        self.lm.config._attn_implementation = name
+
+    def losses(
+        self, hidden: Float[Tensor, "L D"], labels: Int[Tensor, " L"], chunk: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
+        """Return the summed loss, the loss of every label and whether the most likely token was right."""
+        head = self.lm.get_output_embeddings()
+        if self.plain_head:
+            return frozen_head_cross_entropy(hidden, head.weight, getattr(head, "bias", None), labels, chunk)
+        per_token, right = [], []
+        for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+            logits = self.logits(rows).float()
+            per_token.append(nn.functional.cross_entropy(logits, ids, reduction="none"))
+            right.append(logits.argmax(-1) == ids)
+        losses = torch.cat(per_token)
+        return losses.sum(), losses.detach(), torch.cat(right)
+
+    def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
+        """Turn hidden states of the last layer into logits, with the scaling or capping that this architecture adds."""
+        config = self.lm.config.get_text_config()
+        logits = self.lm.get_output_embeddings()(hidden)
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * scale
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        return logits
+
+    @torch.no_grad()
+    def packs_exactly(self) -> bool:
+        """Compare two short rows packed with the same rows padded, so that no architecture is trusted by its name."""
+        table = self.lm.get_input_embeddings()
+        ids = torch.arange(8, device=self.lm.device) % table.num_embeddings
+        rows = Ragged(table(ids), torch.tensor([5, 3]))
+        try:
+            packed = self.packed_hidden(rows)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return False
+        return close(packed, self.padded_hidden(rows))
+
+    @torch.no_grad()
+    def head_is_plain(self) -> bool:
+        """Compare the head alone with the whole model on four tokens, so that no architecture is judged by its name.
+
+        Raises:
+            UserError: when the logits cannot be had from the hidden states, so losses would be wrong.
+        """
+        ids = torch.arange(4, device=self.lm.device)[None] % self.lm.get_input_embeddings().num_embeddings
+        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()
+        own = self.logits(hidden)
+        if close(own, stock):
+            return torch.equal(own, self.lm.get_output_embeddings()(hidden))
+        raise UserError(f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states")
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Return whether two results agree within the rounding of their dtype, relative to their size."""
+    tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
+    return bool((one.float() - other.float()).abs().max() <= tolerance * other.float().abs().max().clamp(min=1e-3))
+
+
+def why_not_packed(lm: PreTrainedModel) -> str:
+    """Return why rows cannot be packed in this decoder, or an empty text."""
+    config = lm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return f"its layers are {', '.join(sorted(kinds))}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return f"its attention slides over {config.sliding_window} positions"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention logits are capped"
+    if not getattr(lm, "_supports_attention_backend", False):
+        return f"{type(lm).__name__} has its own attention"
+    return ""
+
+
+def load_decoder(
+    path: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str = "auto",
+    device: torch.device | str = "cpu",
+) -> FrozenDecoder:
+    """Load any causal LM by folder or Hub name, frozen, in bf16 on CUDA and fp32 elsewhere (``dtype: auto``).
+
+    Raises:
+        UserError: when it cannot be found or is no causal language model.
+    """
+    device = torch.device(device)
+    kind = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=kind, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(f"decoder.path: {path} cannot be loaded as a causal language model ({reason})") from problem
+    return FrozenDecoder(lm.to(device), attention, decoder_identity(path, revision))
+
+
+def decoder_identity(path: str, revision: str | None) -> dict[str, str]:
+    """Name the weights: a content hash of a folder's config and tensors, or a Hub name with its commit."""
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
+        return {"path": path, "revision": commit or revision or "main"}
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.stat().st_size <= HASHED_WHOLE:
+            digest.update(file.read_bytes())
+        else:
+            digest.update(f"{file.name}:{file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(2**20))
+    return {"path": str(folder), "sha256": digest.hexdigest()}
+
+
+def describe(identity: dict[str, Any]) -> str:
+    """Return a short name of a base for messages."""
+    return f"{identity.get('path', '?')} ({(identity.get('sha256') or identity.get('revision') or '?')[:12]})"

@@ -1,0 +1,114 @@
+"""The values that pass between the parts, and the one legend of axes.
+
+Axes, the same letter everywhere in the package:
+    B examples   C clips   S waveform samples   M mel bins   F mel frames   A encoder frames   T text positions
+    N audio tokens of the whole batch, in order   E encoder width   D decoder width   V vocabulary
+    L labelled positions of the whole batch   K tasks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uniaudio.ragged import Ragged
+
+SAMPLE_RATE = 16_000  # samples per second, everywhere
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one or more clips, before tokenization.
+
+    Args:
+        id: stable name of the row: ``dataset/split/row``, unique within a run.
+        task, dataset: names of the template and of the dataset card.
+        clips: int16 mono waveforms at 16 kHz, each ``[S]``, in the order of the ``<audio>`` marks.
+        prompt: the rendered user text, cut at the ``<audio>`` marks: ``len(clips) + 1`` pieces, in which
+            clip ``i`` stands between piece ``i`` and piece ``i + 1``.
+        answer: the rendered answer. Never empty.
+    """
+
+    id: str
+    task: str
+    dataset: str
+    clips: tuple[NDArray[np.int16], ...]
+    prompt: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples packed one after another; no padding anywhere.
+
+    Args:
+        audio: int16 samples of the C clips of all examples, in order.
+        tokens: token ids ``[T_total]`` int64 of the B examples, audio positions hold 0.
+        audio_positions: ``[N]`` int64, increasing: where the N audio tokens go in ``tokens.values``.
+        label_positions: ``[L]`` int64: positions whose hidden state predicts a label (one before the answer token).
+        labels: ``[L]`` int64 token ids.
+        label_task: ``[L]`` int64 index into ``tasks``.
+        tasks: the K task names of the run, the same list in every batch.
+        ids: B example ids. audio_seconds: real audio in the batch, in seconds.
+    """
+
+    audio: Ragged
+    tokens: Ragged
+    audio_positions: Tensor
+    label_positions: Tensor
+    labels: Tensor
+    label_task: Tensor
+    tasks: tuple[str, ...]
+    ids: tuple[str, ...]
+    audio_seconds: float
+
+    @property
+    def answer_tokens(self) -> int:
+        """L, the divisor of the loss."""
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Move the tensors to a device; lengths stay on the CPU."""
+        move = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("audio", "tokens", "audio_positions", "label_positions", "labels", "label_task")
+        }
+        return Batch(**move, tasks=self.tasks, ids=self.ids, audio_seconds=self.audio_seconds)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What every audio encoder returns.
+
+    Args:
+        frames: ``[A_total, E]`` in the order of the clips.
+        layers: all hidden states, each ragged like ``frames``, when asked for.
+        losses: auxiliary losses, scalars, already weighted. stats: scalars or small tensors a person wants to see.
+    """
+
+    frames: Ragged
+    layers: tuple[Ragged, ...] | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Sums, never means: the step divides once by the answer tokens of the whole global batch.
+
+    Args:
+        total: scalar, the sum of the next-token losses over the L answer tokens, with gradient.
+        answer_tokens: L.
+        per_task: ``[K, 3]`` float32 without gradient: sum of losses, answer tokens, tokens predicted right.
+        auxiliary: weighted auxiliary losses of the encoder (means over the micro-batch), with gradient.
+    """
+
+    total: Tensor
+    answer_tokens: int
+    per_task: Tensor
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
