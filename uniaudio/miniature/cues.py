@@ -1,7 +1,8 @@
 """Text cues: token sequences that look to a language model the way the audio tokens of a clip later will.
 
-Speech arrives as a slow, stretched, interrupted version of its transcript: each word lasts several audio tokens and
-pauses lie between. A miniature language model that is to be frozen learns here, on text alone, to read such a thing.
+Speech arrives as a slow, stretched, interrupted version of its transcript: each word lasts several audio
+tokens and pauses lie between. A miniature language model that is to be frozen learns here, on text alone, to
+read such a thing.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ def stretched_cue(
 ) -> list[int]:
     """The tokens of an answer, each repeated 1 to 4 times, fillers between them and at both ends.
 
-    Two equal tokens in a row always have a filler between them, so that the answer can be read off without doubt.
-    Sometimes the whole is drawn out much further, as a short label is over a long clip.
+    Two equal tokens in a row always have a filler between them, so that the answer can be read off without
+    doubt. Sometimes the whole is drawn out much further, as a short label is over a long clip.
 
     Args:
         answer: token ids, at least one.
         blank: the filler token.
         rng: the generator of the example.
-        longest: about the longest cue that drawing out may give; an answer that needs more is only repeated less.
+        longest: about the longest cue that drawing out may give; an answer that needs more is only repeated
+        less.
     """
     repeats, gap = rng.choice(((1, 0), (2, 1), (3, 2), (4, 3)))
     while repeats > 1 and len(answer) * (repeats + gap) / 2 > longest:

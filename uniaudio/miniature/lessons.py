@@ -14,8 +14,9 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.miniature.cues import empty_cue, fillers, stretched_cue
 from uniaudio.miniature.texts import RecipeText
 
-LONGEST_ANSWER = 160  # tokens; longer answers are taught in part, from a word on
+LONGEST_ANSWER = 160  # tokens; of a longer answer only the end is taught
 POOL = 8  # batches drawn and sorted by length together
+LONG = 8  # words; an answer with more is a sentence and not a label
 HELD_OUT = 128  # lessons of each kind that are kept for the final check
 
 
@@ -37,10 +38,11 @@ class Lesson:
 class LessonBook:
     """Draws lessons without end.
 
-    Half of them are questions and answers of the recipe, most with a cue of the answer and some with an empty one.
-    The other half ask the same questions, but cue and answer are strings that the recipe does not hold: its words in
-    another order, spans of the extra texts, or tokens drawn blindly. So the model learns to read the cue, whatever it
-    says, instead of the few answers by heart.
+    Half of them are questions and answers of the recipe, most with a cue of the answer and some with an empty
+    one. Of long answers only parts are said, or the model would know them by heart and need no audio to
+    complete them. The other half ask the same questions, but cue and answer are strings that the recipe does
+    not hold: its words in another order, spans of the extra texts, or tokens drawn blindly. So the model
+    learns to read the cue, whatever it says, instead of the few answers by heart.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class LessonBook:
         self.sentences = [sentence.split() for sentence in dict.fromkeys(sentences)]
         self.answers = {text.answer for text in texts}
         self.words = sorted({word for sentence in self.sentences for word in sentence})
-        self.short_words = sorted({word for text in texts for word in text.answer.split()})
+        self.answer_words = sorted({word for text in texts for word in text.answer.split()})
         self.pieces = sorted(set(format.answer(" ".join(self.words))[:-1]))
         rng = random.Random(f"held out {seed}")
         self.kept_words = {self.shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
@@ -63,8 +65,9 @@ class LessonBook:
     def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[Lesson]]:
         """``steps`` batches of ``size`` lessons of similar length, so that little is padded.
 
-        The first fifth of the steps are short strings of blindly drawn tokens, their cue the string itself; over the
-        second fifth they give way to the real mixture. Copying forms in 200 steps on those, and not in 1000 without.
+        The first fifth of the steps are short strings of blindly drawn tokens, their cue the string itself;
+        over the second fifth they give way to the real mixture. Copying forms in 200 steps on those, and not
+        in 1000 without.
         """
         pool: list[list[Lesson]] = []
         for step in range(steps):
@@ -77,16 +80,18 @@ class LessonBook:
             yield pool.pop()
 
     def draw(self, rng: random.Random, easy: float = 0.0) -> Lesson:
-        """One lesson: with probability ``easy`` a plain copy, else one of the mixture that the class describes."""
+        """One lesson: with probability ``easy`` a plain copy, else one of the mixture described above."""
         text = self.question(rng)
         if rng.random() < easy:
             tokens = self.blind_tokens(rng, 8)
             return self.lesson(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng, plain=True)
         kind = rng.random()
-        if kind < 0.15:
+        long = len(text.answer.split()) > LONG
+        if kind < 0.15 and not long:
             return self.lesson(text.pieces, self.answer_ids(text.answer), None, rng)
         if kind < 0.5:
-            return self.cued(text.pieces, text.answer, rng)
+            answer = self.span(rng, text.answer.split()) if long and rng.random() < 0.8 else text.answer
+            return self.cued(text.pieces, answer, rng)
         if kind < 0.8:
             return self.cued(text.pieces, self.unknown_words(rng), rng)
         tokens = self.blind_tokens(rng, rng.choice((4, 16)))
@@ -108,12 +113,13 @@ class LessonBook:
 
     def shuffled_words(self, rng: random.Random) -> str:
         """1 to 8 words of the answers in any order."""
-        return " ".join(rng.choice(self.short_words) for _ in range(rng.randint(1, 8)))
+        return " ".join(rng.choice(self.answer_words) for _ in range(rng.randint(1, 8)))
 
     def unknown_words(self, rng: random.Random) -> str:
         """Shuffled words or a span of a sentence, but none of the strings kept for the final check."""
         while True:
-            words = self.shuffled_words(rng) if rng.random() < 0.6 else self.span(rng)
+            shuffled = rng.random() < 0.6
+            words = self.shuffled_words(rng) if shuffled else self.span(rng, rng.choice(self.sentences))
             if words not in self.kept_words:
                 return words
 
@@ -121,9 +127,8 @@ class LessonBook:
         """1 to ``most`` ordinary token ids drawn blindly."""
         return [rng.choice(self.pieces) for _ in range(rng.randint(1, most))]
 
-    def span(self, rng: random.Random) -> str:
-        """A run of 1 to 24 words of an answer or an extra text."""
-        sentence = rng.choice(self.sentences)
+    def span(self, rng: random.Random, sentence: Sequence[str]) -> str:
+        """A run of 1 to 24 words of a sentence."""
         start = rng.randrange(len(sentence))
         return " ".join(sentence[start : start + rng.randint(1, 24)])
 
@@ -132,7 +137,7 @@ class LessonBook:
         return self.format.answer(answer)[-LONGEST_ANSWER:]
 
     def cued(self, pieces: Sequence[str], answer: str, rng: random.Random) -> Lesson:
-        """A lesson whose cue says the answer, now and then with the space before the first word that speech has."""
+        """A lesson whose cue says the answer, half the time as if in the middle of speech (after a space)."""
         ids = self.answer_ids(answer)
         said = ids[:-1]
         if rng.random() < 0.5:
@@ -147,7 +152,7 @@ class LessonBook:
         rng: random.Random,
         plain: bool = False,
     ) -> Lesson:
-        """Put chat markup, cues and answer together; of several clips one carries the cue, the others nothing."""
+        """Put chat markup, cues and answer together; of several clips one says something."""
         blank = self.format.pad
         prompt = self.format.prompt(pieces)
         speaking = rng.randrange(len(prompt) - 1) if said else -1

@@ -5,29 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.run import MiniatureConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
-from uniaudio.miniature.lessons import Lesson, LessonBook
+from uniaudio.miniature.fit import Progress, fit, reading_accuracy
+from uniaudio.miniature.lessons import LessonBook
 from uniaudio.miniature.texts import RecipeText, recipe_texts
 from uniaudio.miniature.tokenizer import train_tokenizer
-
-Progress = Callable[[str], None]
 
 LESSONS_VERSION = 1  # part of the cache key: raise it when the training below changes
 
@@ -42,8 +37,8 @@ def build_text_lm(settings: MiniatureConfig, vocabulary: int, end: int, pad: int
     """
     if settings.hidden % (2 * settings.heads) or settings.heads % settings.kv_heads:
         raise UserError(
-            f"decoder.miniature: hidden ({settings.hidden}) must be an even multiple of heads ({settings.heads}), "
-            f"and heads a multiple of kv_heads ({settings.kv_heads})"
+            f"decoder.miniature: hidden ({settings.hidden}) must be an even multiple of heads "
+            f"({settings.heads}), and heads a multiple of kv_heads ({settings.kv_heads})"
         )
     lm = Qwen3ForCausalLM(
         Qwen3Config(
@@ -64,97 +59,6 @@ def build_text_lm(settings: MiniatureConfig, vocabulary: int, end: int, pad: int
     # Five times the usual size: at 0.02 copying forms later (tied embeddings give too small logits at first).
     torch.nn.init.normal_(lm.get_input_embeddings().weight, std=0.1)
     return lm
-
-
-def cue_embeddings(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], generator: torch.Generator) -> Tensor:
-    """``[B, T, D]`` embeddings of the lessons, padded at the right; cues carry Gaussian noise.
-
-    The adapter will never hit an embedding exactly, so the language model must not expect it: every cue position is
-    moved by noise of up to 0.7 of the typical length of an embedding, and a noise position is noise alone.
-    """
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([lesson.ids for lesson in lessons], batch_first=True, padding_value=0)
-    cue = pad([lesson.cue for lesson in lessons], batch_first=True, padding_value=0.0)
-    table = lm.get_input_embeddings()
-    embedded = table(ids.clamp(min=0)) * (ids >= 0)[..., None]
-    size = table.weight.detach().std()
-    strength = 0.7 * torch.rand(len(lessons), 1, generator=generator)
-    strength = cue * torch.where(ids < 0, torch.ones_like(cue), strength)
-    noise = torch.randn(embedded.shape, generator=generator)
-    return embedded + noise * size * strength[..., None]
-
-
-def answer_losses(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """``(losses [L], right [L])`` at the answer tokens, which are the last ones of every lesson.
-
-    Rows are padded at the right, which causal attention never sees, so no mask is needed.
-    """
-    hidden = lm.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    rows, columns, labels = [], [], []
-    for row, lesson in enumerate(lessons):
-        length = len(lesson.ids)
-        rows += [row] * lesson.answer
-        columns += range(length - lesson.answer - 1, length - 1)
-        labels.append(lesson.ids[length - lesson.answer :])
-    logits = lm.lm_head(hidden[rows, columns])
-    target = torch.cat(labels)
-    return F.cross_entropy(logits, target, reduction="none"), logits.argmax(-1) == target
-
-
-def build_optimizers(lm: Qwen3ForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon at ``10 * lr`` for the weight matrices, AdamW at ``lr`` for embeddings and norms.
-
-    With AdamW alone copying from a cue does not form within the few hundred steps that we can wait for (measured:
-    10 % of plainly copied tokens right after 300 steps, 35 % after 150 with Muon).
-    """
-    embeddings = lm.get_input_embeddings().weight
-    matrices = [p for p in lm.parameters() if p.dim() == 2 and p is not embeddings]
-    others = [p for p in lm.parameters() if p.dim() != 2 or p is embeddings]
-    return [
-        torch.optim.Muon(matrices, lr=10 * lr, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Share of the peak: linear warm-up over the first 5 %, then linear down to 2 %."""
-    warmup = max(1, steps // 20)
-    return min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
-
-
-def fit(lm: Qwen3ForCausalLM, book: LessonBook, settings: MiniatureConfig, progress: Progress | None) -> None:
-    """Train in place on freshly drawn lessons, one optimizer step each ``settings.batch`` of them."""
-    optimizers = build_optimizers(lm, settings.lr)
-    generator = torch.Generator().manual_seed(settings.seed)
-    rng = random.Random(settings.seed)
-    started = time.monotonic()
-    schedules = [LambdaLR(each, lambda step: learning_rate(step, settings.steps)) for each in optimizers]
-    lm.train()
-    for step, lessons in enumerate(book.batches(rng, settings.batch, settings.steps)):
-        losses, right = answer_losses(lm, lessons, cue_embeddings(lm, lessons, generator))
-        losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        if progress and (step % 100 == 99 or step + 1 == settings.steps):
-            progress(
-                f"text model: step {step + 1} of {settings.steps}, loss {losses.mean().item():.3f}, "
-                f"answer tokens right {right.float().mean().item():.3f}, {time.monotonic() - started:.0f} s"
-            )
-
-
-@torch.no_grad()
-def reading_accuracy(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], seed: int = 0) -> float:
-    """Share of the answer tokens that the model predicts right (given the ones before) from noisy cues."""
-    lm.eval()
-    generator = torch.Generator().manual_seed(seed)
-    right = [
-        answer_losses(lm, lessons[i : i + 32], cue_embeddings(lm, lessons[i : i + 32], generator))[1]
-        for i in range(0, len(lessons), 32)
-    ]
-    return torch.cat(right).float().mean().item()
 
 
 def train_text_lm(
@@ -206,7 +110,7 @@ def train_text_lm(
 def save(
     lm: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], out_dir: Path
 ) -> Path:
-    """Write model, tokenizer and ``training.json`` beside ``out_dir`` and rename, so it is never half there."""
+    """Write model, tokenizer and ``training.json`` under a temporary name and rename."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     lm.save_pretrained(unfinished)
@@ -241,8 +145,8 @@ def miniature_decoder(
 ) -> Path:
     """The folder of the decoder for these settings and recipes; trained on the first call, found on the next.
 
-    The folder's name is a hash of settings and texts, so a changed recipe never meets an old decoder. Call it on one
-    process first: the others then only find it.
+    The folder's name is a hash of settings and texts, so a changed recipe never meets an old decoder. Call it
+    on one process first: the others then only find it.
     """
     texts = list(dict.fromkeys(text for recipe in recipes for text in recipe_texts(recipe)))
     content = json.dumps(

@@ -24,17 +24,17 @@ class RecipeText:
 def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list[RecipeText]:
     """Render the rows of all train entries, up to ``limit`` rows each, several times for the several prompts.
 
-    Only columns are read, no audio is decoded. The first rendering is the one of evaluation, the others draw prompts
-    as training does. Rows that cannot be rendered are left out here; training counts and lists them. Equal texts are
-    given once, in a stable order.
+    Only columns are read, no audio is decoded. The first rendering is the one of evaluation, the others draw
+    prompts as training does. Rows that cannot be rendered are left out here; training counts and lists them.
+    Equal texts are given once, in a stable order.
     """
     found: dict[RecipeText, None] = {}
     for entry in recipe.train:
         rng = random.Random(entry.name)
         for row in islice(entry_rows(entry), limit):
-            fields = {**entry.dataset.fields(row.columns), **entry.constants}
             for number in range(renderings):
                 try:
+                    fields = {**entry.dataset.fields(row.columns), **entry.constants}
                     rendered = entry.template.render(fields, rng if number else None)
                 except RowError:
                     break

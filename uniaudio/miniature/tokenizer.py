@@ -15,7 +15,8 @@ TURN_END = "<|im_end|>"
 
 SMALLEST_VOCABULARY = 256 + 3  # all bytes and the three special tokens
 
-# Qwen's pre-tokenization: contractions, words with their leading space, single digits, punctuation, white space.
+# Qwen's pre-tokenization: contractions, words with their leading space, single digits, punctuation, white
+# space.
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

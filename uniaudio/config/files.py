@@ -1,0 +1,95 @@
+"""Where named files are found: templates, dataset cards, recipes and run configs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.errors import UserError
+
+Kind = Literal["template", "dataset", "recipe", "config"]
+
+FOLDERS: dict[Kind, str] = {
+    "template": "templates",
+    "dataset": "data_recipes/datasets",
+    "recipe": "data_recipes",
+    "config": "configs",
+}
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_root() -> Path:
+    """Return the folder with the shipped templates, recipes and configs: inside the wheel, or the checkout's own."""
+    inside = PACKAGE / "_shipped"
+    return inside if inside.is_dir() else PACKAGE.parent
+
+
+def search_folders(kind: Kind, near: Path | None) -> list[Path]:
+    """Return the folders in order of precedence: beside the naming file, the user's own, the shipped ones."""
+    folders = [near, near / FOLDERS[kind]] if near is not None else []
+    return [*folders, Path(FOLDERS[kind]), shipped_root() / FOLDERS[kind]]
+
+
+def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
+    """Return the YAML file of a name (``esc50``) or path (``my/esc50.yaml``).
+
+    Args:
+        near: the folder of the file that names it; searched first.
+
+    Raises:
+        UserError: with the nearest valid name.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        for path in (Path(name_or_path), *([near / name_or_path] if near else [])):
+            if path.is_file():
+                return path
+        if "/" in name_or_path:
+            raise UserError(f"there is no {kind} file {name_or_path}")
+    stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
+    folders = search_folders(kind, near)
+    for folder in folders:
+        if (folder / f"{stem}.yaml").is_file():
+            return folder / f"{stem}.yaml"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise UserError(f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}")
+
+
+def realdata_root() -> Path | None:
+    """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` where it exists."""
+    named = os.environ.get("UNIAUDIO_REALDATA")
+    if named:
+        return Path(named)
+    for base in (Path.cwd(), PACKAGE.parent):
+        folder = base.parent / "shared" / "realdata"
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def expand_path(text: str, near: Path, where: str) -> str:
+    """Resolve a path of a card or config: ``${realdata}`` and ``${env:NAME}`` at its start, then relative to its file.
+
+    A relative path that exists neither beside the file nor in the working directory is left as it is: it may be a
+    Hub name.
+
+    Raises:
+        UserError: when the folder of real recordings or the environment variable is not there.
+    """
+    prefix = "random:" if text.startswith("random:") else ""
+    text = text.removeprefix(prefix)
+    if text.startswith("${"):
+        variable, _, rest = text[2:].partition("}")
+        if variable == "realdata":
+            root = realdata_root()
+            if root is None:
+                raise UserError(f"{where}: no folder of real recordings; set UNIAUDIO_REALDATA to it")
+            return f"{prefix}{root}{rest}"
+        name = variable.removeprefix("env:")
+        if not variable.startswith("env:") or name not in os.environ:
+            raise UserError(f"{where}: ${{{variable}}} is neither ${{realdata}} nor a set ${{env:NAME}}")
+        return f"{prefix}{os.environ[name]}{rest}"
+    if not text.startswith("/") and (near / text).exists():
+        return f"{prefix}{near / text}"
+    return f"{prefix}{os.path.expanduser(text)}"

@@ -1,0 +1,112 @@
+"""YAML 1.2, read strictly: what stands in the file is what is meant.
+
+PyYAML reads YAML 1.1: ``yes`` and ``on`` become booleans, ``12:30`` a number, ``1e-4`` text, a key written twice wins
+in silence. Here only ``true``, ``false``, ``null`` and numbers of the YAML 1.2 core schema are not text.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uniaudio.errors import UserError
+
+BOOLEAN = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+INTEGER = re.compile(r"^[-+]?[0-9]+$")
+FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read one mapping from a file.
+
+    Raises:
+        UserError: naming file and line, when the file is missing, is not YAML, or is not one mapping with text keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: cannot be read ({problem})") from problem
+    data = parse(text, str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must be one mapping of keys to values")
+    return data
+
+
+def parse(text: str, where: str) -> Any:
+    """Parse YAML text; ``where`` names it in errors."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as problem:
+        line = problem.problem_mark.line + 1 if problem.problem_mark else 1
+        hint = "; quote a value that begins with '{{', '@', '%' or '`'" if looks_unquoted(text, line) else ""
+        raise UserError(f"{where}: line {line}: {problem.problem}{hint}") from problem
+    except yaml.YAMLError as problem:
+        raise UserError(f"{where}: {problem}") from problem
+    return None if node is None else build(node, where)
+
+
+def looks_unquoted(text: str, line: int) -> bool:
+    lines = text.splitlines()
+    return bool(lines) and re.search(r":\s*[{@%`]", lines[min(line, len(lines)) - 1]) is not None
+
+
+def build(node: yaml.Node, where: str) -> Any:
+    """Turn a YAML node into Python values."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style in ("'", '"', "|", ">") else plain_scalar(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [build(item, where) for item in node.value]
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{where}: line {line}: a key must be text; quote a value that begins with '{{{{'")
+        key = key_node.value
+        if key in result:
+            raise UserError(f"{where}: line {key_node.start_mark.line + 1}: '{key}' is written twice")
+        result[key] = build(value_node, where)
+    return result
+
+
+def plain_scalar(text: str) -> Any:
+    """Read an unquoted scalar by the YAML 1.2 core schema."""
+    if NULL.match(text):
+        return None
+    if BOOLEAN.match(text):
+        return text.lower() == "true"
+    if INTEGER.match(text):
+        return int(text)
+    if FLOAT.match(text):
+        return float(text)
+    return text
+
+
+def parse_scalar(text: str) -> Any:
+    """Read the value of a command line override: any YAML value, such as ``1e-4``, ``[a, b]`` or ``{x: 1}``."""
+    return parse(text, f"override '{text}'")
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes what ``load_yaml`` reads back."""
+
+
+def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    ambiguous = not isinstance(plain_scalar(text), str)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if ambiguous else None)
+
+
+def represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(number))
+
+
+PlainDumper.add_representer(str, represent_text)
+PlainDumper.add_representer(float, represent_float)
+
+
+def dump_yaml(data: Any) -> str:
+    """Write plain values so that ``load_yaml`` gives them back."""
+    return yaml.dump(data, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=100)

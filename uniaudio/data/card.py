@@ -1,0 +1,143 @@
+"""Dataset cards: where the rows are, under which licence, and what their columns mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from uniaudio.config.files import expand_path, find_file
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.schema import Strict, build
+from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.data.jinja import Condition, Text
+from uniaudio.errors import UserError
+
+KINDS = ("hub", "parquet", "audiofolder", "jsonl")
+
+
+class Load(Strict):
+    """Exactly one of the four kinds of source, with what it needs."""
+
+    hub: str | None = None
+    parquet: str | None = None
+    audiofolder: str | None = None
+    jsonl: str | None = None
+    config: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Load:
+        named = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(named) != 1:
+            raise ValueError(f"name exactly one of {', '.join(KINDS)}, found {', '.join(named) or 'none'}")
+        if named[0] != "hub" and (self.config or self.revision):
+            raise ValueError("config and revision belong to hub datasets only")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def location(self) -> str:
+        return getattr(self, self.kind)
+
+
+class SplitFile(Strict):
+    """The stored split ``name`` and the rows of it to keep."""
+
+    name: str = "train"
+    keep: str | None = None
+
+
+class CardFile(Strict):
+    """The keys of a dataset card."""
+
+    dataset: str
+    load: Load
+    license: str
+    hours: PositiveFloat | None = None
+    audio: str | tuple[str, ...] = "audio"
+    columns: dict[str, str] = {}
+    splits: dict[str, SplitFile] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split by its stored name and a condition on rows."""
+
+    name: str
+    keep: Condition | None
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """One dataset. ``audio`` names the columns with clips, two of them for pairs."""
+
+    name: str
+    load: Load
+    license: str
+    hours: float | None
+    audio: tuple[str, ...]
+    columns: Mapping[str, Text]
+    splits: Mapping[str, Split]
+    path: Path
+
+    def split(self, name: str) -> Split:
+        """Return a split.
+
+        Raises:
+            UserError: listing the splits there are.
+        """
+        if name not in self.splits:
+            raise UserError(
+                f"{self.path}: no split '{name}'{did_you_mean(name, self.splits)}; splits: {', '.join(self.splits)}"
+            )
+        return self.splits[name]
+
+    def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the row's own columns, overlaid with the card's rendered ones.
+
+        Raises:
+            RowError: when a rendered column needs a column that the row lacks.
+        """
+        return {**row, **{name: text.render(row) for name, text in self.columns.items()}}
+
+    def keeps(self, row: Mapping[str, Any], split: str) -> bool:
+        """Return whether a row of the stored split belongs to this split."""
+        keep = self.split(split).keep
+        return keep is None or keep.holds(row)
+
+
+def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
+    """Read and check a dataset card.
+
+    Raises:
+        UserError: naming file and key.
+    """
+    path = find_file("dataset", name_or_path, near)
+    data = build(CardFile, load_yaml(path), str(path))
+    if data.dataset != path.stem:
+        raise UserError(f"{path}: dataset is '{data.dataset}', but the file is {path.stem}.yaml; make them equal")
+    location = data.load.location
+    if data.load.kind != "hub" or location.startswith("${"):
+        location = expand_path(location, path.parent, f"{path}: load.{data.load.kind}")
+    return DatasetCard(
+        name=data.dataset,
+        load=data.load.model_copy(update={data.load.kind: location}),
+        license=data.license,
+        hours=data.hours,
+        audio=(data.audio,) if isinstance(data.audio, str) else data.audio,
+        columns={name: Text(text, f"{path}: columns.{name}") for name, text in data.columns.items()},
+        splits={
+            name: Split(
+                split.name, Condition(split.keep, f"{path}: splits.{name}.keep") if split.keep is not None else None
+            )
+            for name, split in data.splits.items()
+        },
+        path=path,
+    )

@@ -1,0 +1,84 @@
+"""Jinja expressions from YAML files: sandboxed, strict about unknown names, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from uniaudio.errors import RowError, UserError
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    env = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    del env.filters["random"]  # draws come from the example's own generator
+    return env
+
+
+ENVIRONMENT = environment()
+
+
+class Text:
+    """One Jinja text, for example ``"{{ category | replace('_', ' ') }}"``.
+
+    Args:
+        source: the text. where: file and key, named in errors.
+
+    Raises:
+        UserError: when the syntax is wrong.
+    """
+
+    def __init__(self, source: str, where: str) -> None:
+        self.source = source
+        self.where = where
+        try:
+            self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse(source)))
+            self.compiled = ENVIRONMENT.from_string(source)
+        except TemplateError as problem:
+            raise UserError(f"{where}: {problem.message} in {source!r}") from problem
+
+    def render(self, fields: Mapping[str, Any]) -> str:
+        """Fill in the fields.
+
+        Raises:
+            RowError: when a field is missing or the text cannot be rendered.
+        """
+        for name in sorted(self.names):
+            if name not in fields:
+                raise RowError("missing column", f"{self.where} needs '{name}'")
+        return guarded(lambda: self.compiled.render(fields), self.where)
+
+
+class Condition:
+    """One Jinja expression that is true or false of a row, for example ``"fold != 5"``."""
+
+    def __init__(self, source: str, where: str) -> None:
+        self.where = where
+        try:
+            self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse("{{" + source + "}}")))
+            self.compiled = ENVIRONMENT.compile_expression(source, undefined_to_none=False)
+        except TemplateError as problem:
+            raise UserError(f"{where}: {problem.message} in {source!r}") from problem
+
+    def holds(self, fields: Mapping[str, Any]) -> bool:
+        """Return whether the condition is true of the fields.
+
+        Raises:
+            UserError: when the rows have no such column: the condition would keep nothing, or everything.
+        """
+        for name in sorted(self.names):
+            if name not in fields:
+                raise UserError(
+                    f"{self.where}: the rows have no column '{name}'; they have {', '.join(sorted(fields))}"
+                )
+        return bool(guarded(lambda: self.compiled(**fields), self.where))
+
+
+def guarded(action: Callable[[], Any], where: str) -> Any:
+    """Run a rendering; whatever goes wrong inside it is the row's fault."""
+    try:
+        return action()
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as problem:
+        raise RowError("template error", f"{where}: {problem}") from problem

@@ -1,0 +1,201 @@
+"""Recipes: how much of each pairing of dataset and template, and what is asked in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from uniaudio.config.files import find_file
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.schema import Strict, build
+from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.data.card import DatasetCard, load_card
+from uniaudio.data.template import Template, load_template
+from uniaudio.errors import UserError
+
+
+class EntryFile(Strict):
+    """One line of `train`: weights are relative draws of examples."""
+
+    dataset: str
+    template: str
+    split: str = "train"
+    weight: PositiveFloat = 1.0
+    constants: dict[str, Any] = {}
+
+
+class EvaluateFile(Strict):
+    """One line of `evaluate`."""
+
+    dataset: str
+    template: str
+    split: str = "test"
+    max_examples: PositiveInt | None = None
+    constants: dict[str, Any] = {}
+
+
+class ReplayFile(Strict):
+    """A share of all draws that goes to an older recipe."""
+
+    recipe: str
+    share: float = Field(gt=0, lt=1)
+
+
+class Mix(Strict):
+    """Weights by examples as written, or from the hours of the cards: ``hours ** (1 / temperature)``."""
+
+    by: Literal["examples", "hours"] = "examples"
+    temperature: PositiveFloat = 1.0
+
+
+class RecipeFile(Strict):
+    """The keys of a recipe file."""
+
+    recipe: str
+    train: tuple[EntryFile, ...] = Field(min_length=1)
+    replay: tuple[ReplayFile, ...] = ()
+    evaluate: tuple[EvaluateFile, ...] = ()
+    mix: Mix = Mix()
+
+    @model_validator(mode="after")
+    def shares_leave_room(self) -> RecipeFile:
+        if sum(replay.share for replay in self.replay) >= 1:
+            raise ValueError("the replay shares add up to 1 or more: nothing is left for `train`")
+        return self
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset's split asked through a template; ``share`` of all draws."""
+
+    dataset: DatasetCard
+    template: Template
+    split: str
+    share: float
+    constants: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.name}:{self.template.task}"
+
+
+@dataclass(frozen=True)
+class EvalEntry:
+    """A dataset's split to be asked and scored."""
+
+    dataset: DatasetCard
+    template: Template
+    split: str
+    max_examples: int | None
+    constants: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.name}:{self.template.task}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Resolved: names are files that were read, weights are shares that add up to 1."""
+
+    name: str
+    train: tuple[Entry, ...]
+    evaluate: tuple[EvalEntry, ...]
+    path: Path
+
+    def train_shares(self) -> list[float]:
+        """Return the share of draws of every training entry, in order."""
+        return [entry.share for entry in self.train]
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of all tasks, sorted."""
+        return tuple(sorted({entry.template.task for entry in (*self.train, *self.evaluate)}))
+
+
+def load_recipe(name_or_path: str, near: Path | None = None) -> Recipe:
+    """Read a recipe and everything it names.
+
+    Raises:
+        UserError: unknown names, a replay or base that goes round in a circle, constants that no template input takes,
+            a mix by hours without hours on a card, the same pairing twice.
+    """
+    return resolve(find_file("recipe", name_or_path, near), ())
+
+
+def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: recipes replay each other in a circle")
+    data = build(RecipeFile, read_with_base(path, ()), str(path))
+    if data.recipe != path.stem:
+        raise UserError(f"{path}: recipe is '{data.recipe}', but the file is {path.stem}.yaml; make them equal")
+    pairs = [open_pair(line, f"{path}: train[{i}]", path.parent) for i, line in enumerate(data.train)]
+    weights = [weight_of(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)]
+    own = 1.0 - sum(replay.share for replay in data.replay)
+    entries = [
+        Entry(card, template, line.split, own * weight / sum(weights), line.constants)
+        for line, (card, template), weight in zip(data.train, pairs, weights, strict=True)
+    ]
+    for replay in data.replay:
+        old = resolve(find_file("recipe", replay.recipe, path.parent), (*seen, path.resolve()))
+        entries += [replace(entry, share=entry.share * replay.share) for entry in old.train]
+    asked = [open_pair(line, f"{path}: evaluate[{i}]", path.parent) for i, line in enumerate(data.evaluate)]
+    evaluate = [
+        EvalEntry(card, template, line.split, line.max_examples, line.constants)
+        for line, (card, template) in zip(data.evaluate, asked, strict=True)
+    ]
+    return Recipe(data.recipe, tuple(joined(entries)), tuple(evaluate), path)
+
+
+def joined(entries: list[Entry]) -> list[Entry]:
+    """Add up the shares of a pairing that both the recipe and a replayed one draw from."""
+    found: list[Entry] = []
+    for entry in entries:
+        same = [i for i, old in enumerate(found) if is_same_pairing(old, entry)]
+        if same:
+            found[same[0]] = replace(found[same[0]], share=found[same[0]].share + entry.share)
+        else:
+            found.append(entry)
+    return found
+
+
+def is_same_pairing(one: Entry, other: Entry) -> bool:
+    return (one.name, one.split, one.constants) == (other.name, other.split, other.constants)
+
+
+def read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a recipe over the one its ``base`` names: its own keys replace the base's."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `base` goes round in a circle")
+    data = load_yaml(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    parent = find_file("recipe", str(base), path.parent)
+    return {**read_with_base(parent, (*seen, path.resolve())), **data}
+
+
+def open_pair(line: EntryFile | EvaluateFile, where: str, near: Path) -> tuple[DatasetCard, Template]:
+    """Read card and template of a line and check its split and constants."""
+    card = load_card(line.dataset, near / "datasets" if (near / "datasets").is_dir() else near)
+    template = load_template(line.template, near)
+    card.split(line.split)
+    for name in line.constants:
+        if name not in template.inputs:
+            raise UserError(
+                f"{where}: constants: template {template.task} has no input '{name}'"
+                f"{did_you_mean(name, template.inputs)}; inputs: {', '.join(template.inputs)}"
+            )
+    return card, template
+
+
+def weight_of(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
+    """Return the relative weight of a line before shares."""
+    if mix.by == "examples":
+        return line.weight ** (1 / mix.temperature)
+    if card.hours is None:
+        raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
+    return line.weight * card.hours ** (1 / mix.temperature)

@@ -1,0 +1,181 @@
+"""Templates: what is asked, and what the answer is. Checked when read, before any data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from uniaudio.config.files import find_file
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.schema import Strict, build
+from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.data.jinja import Text
+from uniaudio.errors import RowError, UserError
+
+AUDIO = "<audio>"  # the mark in template files
+MARK = "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
+
+
+class Scoring(Strict):
+    """How answers are scored: the metric, and what is evened out before comparing."""
+
+    metric: Literal["accuracy", "wer", "cer", "bleu", "exact"] = "accuracy"
+    normalize: Literal["none", "lowercase", "words"] = "lowercase"
+
+
+class TemplateFile(Strict):
+    """The keys of a template file."""
+
+    task: str
+    domain: Literal["speech", "sound", "music"]
+    inputs: tuple[str, ...]
+    labels: tuple[str | int | float, ...] | None = None
+    labels_from: str | None = None
+    prompts: tuple[str, ...] = Field(min_length=1)
+    target: str | None = None
+    target_one_of: str | None = None
+    scoring: Scoring = Scoring()
+
+    @model_validator(mode="after")
+    def one_target(self) -> TemplateFile:
+        if (self.target is None) == (self.target_one_of is None):
+            raise ValueError("give exactly one of `target` and `target_one_of`")
+        if self.labels is not None and self.labels_from is not None:
+            raise ValueError("give `labels` or `labels_from`, not both")
+        return self
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt cut at its audio marks, the answer, and all right answers."""
+
+    prompt: tuple[str, ...]
+    answer: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """One task in words. ``num_clips`` counts the ``<audio>`` marks of a prompt."""
+
+    task: str
+    domain: str
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    prompts: tuple[Text, ...]
+    target: Text | None
+    target_one_of: str | None
+    scoring: Scoring
+    num_clips: int
+    path: Path
+
+    def render(self, fields: Mapping[str, Any], rng: random.Random | None) -> Rendered:
+        """Fill in one row.
+
+        Args:
+            rng: draws the wording and, among several right answers, the one to learn; None takes the first of both.
+
+        Raises:
+            RowError: "missing column", "unknown label", "empty answer", "template error".
+        """
+        values = {**fields, **({"labels": self.labels} if self.labels else {})}
+        for name in self.inputs:
+            if values.get(name) is None:
+                raise RowError("missing column", f"template {self.task} needs '{name}'")
+            if MARK in str(values[name]):
+                raise RowError("template error", f"column '{name}' holds a reserved character (U+E000)")
+        prompt = self.prompts[rng.randrange(len(self.prompts)) if rng else 0].render(values)
+        references = self.references(values)
+        for answer in references:
+            if self.labels and answer not in self.labels:
+                raise RowError("unknown label", f"'{answer}' is not one of the labels of {self.task}")
+        answer = references[rng.randrange(len(references)) if rng else 0]
+        return Rendered(tuple(prompt.split(MARK)), answer, references)
+
+    def references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return all right answers of a row, stripped; the evaluation knows them all."""
+        if self.target is not None:
+            answers = [self.target.render(values)]
+        else:
+            listed = values[str(self.target_one_of)]
+            if not isinstance(listed, (list, tuple)) or not listed:
+                raise RowError("template error", f"'{self.target_one_of}' must be a list with something in it")
+            answers = [str(item) for item in listed]
+        stripped = tuple(answer.strip() for answer in answers if answer.strip())
+        if not stripped:
+            raise RowError("empty answer", f"template {self.task}")
+        return stripped
+
+
+def load_template(name_or_path: str, near: Path | None = None) -> Template:
+    """Read and check a template.
+
+    Raises:
+        UserError: naming the file and the key: unknown keys, syntax, inputs that are not declared or not used,
+            prompts without audio marks or with different numbers of them, labels that are written twice.
+    """
+    path = find_file("template", name_or_path, near)
+    data = build(TemplateFile, load_yaml(path), str(path))
+    if data.task != path.stem:
+        raise UserError(f"{path}: task is '{data.task}', but the file is named {path.stem}.yaml; make them equal")
+    labels = read_labels(data, path)
+    prompts = tuple(
+        Text(prompt.replace(AUDIO, MARK), f"{path}: prompts[{i}]") for i, prompt in enumerate(data.prompts)
+    )
+    target = None if data.target is None else Text(data.target, f"{path}: target")
+    counts = [prompt.source.count(MARK) for prompt in prompts]
+    for i, count in enumerate(counts):
+        if count == 0 or count != counts[0]:
+            raise UserError(f"{path}: prompts[{i}]: must contain {AUDIO} {max(counts[0], 1)} time(s), found {count}")
+    check_inputs(data, prompts, target, labels, path)
+    return Template(
+        data.task,
+        data.domain,
+        data.inputs,
+        labels,
+        prompts,
+        target,
+        data.target_one_of,
+        data.scoring,
+        counts[0],
+        path,
+    )
+
+
+def read_labels(data: TemplateFile, path: Path) -> tuple[str, ...] | None:
+    """Return the closed set of answers, from the template or from a text file with one label a line."""
+    if data.labels_from is not None:
+        file = path.parent / data.labels_from
+        if not file.is_file():
+            raise UserError(f"{path}: labels_from: there is no file {file}")
+        labels = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    elif data.labels is not None:
+        labels = tuple(str(label) for label in data.labels)
+    else:
+        return None
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    if doubled or not labels:
+        raise UserError(f"{path}: labels: {f'{doubled[0]} is written twice' if doubled else 'is empty'}")
+    return labels
+
+
+def check_inputs(
+    data: TemplateFile, prompts: tuple[Text, ...], target: Text | None, labels: tuple[str, ...] | None, path: Path
+) -> None:
+    """Every variable that is used must be declared, every declared one used."""
+    used_by = {f"prompts[{i}]": prompt.names for i, prompt in enumerate(prompts)}
+    used_by["target"] = target.names if target else frozenset({str(data.target_one_of)})
+    known = set(data.inputs) | ({"labels"} if labels else set())
+    for key, names in used_by.items():
+        for name in sorted(names - known):
+            raise UserError(
+                f"{path}: {key}: uses '{name}', but inputs are {list(data.inputs)}{did_you_mean(name, known)}"
+            )
+    for name in data.inputs:
+        if not any(name in names for names in used_by.values()):
+            raise UserError(f"{path}: inputs: '{name}' is used by no prompt and not by the target")
