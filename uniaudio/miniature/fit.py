@@ -43,7 +43,9 @@ def answer_losses(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], embeds: Tenso
     Rows are padded at the right, which causal attention never sees, so no mask is needed.
     """
     hidden = lm.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    rows, columns, labels = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    labels: list[Tensor] = []
     for row, lesson in enumerate(lessons):
         length = len(lesson.ids)
         rows += [row] * lesson.answer

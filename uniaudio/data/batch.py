@@ -1,0 +1,86 @@
+"""Examples to one packed batch: ids, places of the audio tokens, places of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from uniaudio.data.tokens import ChatFormat
+from uniaudio.ragged import Ragged
+from uniaudio.types import SAMPLE_RATE, Batch, Example
+
+
+def collate(
+    examples: Sequence[Example], format: ChatFormat, slots_for: Callable[[int], int], tasks: tuple[str, ...]
+) -> Batch:
+    """Pack examples with their answers as labels.
+
+    An example becomes ``[prompt ids, audio places, prompt ids, answer ids]``. The labels are the answer ids; the
+    position that predicts a label is the one before it::
+
+        tokens     <user> ? [a] [a] <assistant> dog  <end>
+        predicts                        dog    <end>
+
+    Args:
+        slots_for: audio tokens of a clip of so many samples.
+
+    Raises:
+        RowError: when a text of an example cannot be used.
+    """
+    return pack(examples, format, slots_for, tasks, with_answers=True)
+
+
+def collate_prompts(
+    examples: Sequence[Example], format: ChatFormat, slots_for: Callable[[int], int], tasks: tuple[str, ...]
+) -> Batch:
+    """Pack the same prompts without answers, to generate from. There are no labels."""
+    return pack(examples, format, slots_for, tasks, with_answers=False)
+
+
+def pack(
+    examples: Sequence[Example],
+    format: ChatFormat,
+    slots_for: Callable[[int], int],
+    tasks: tuple[str, ...],
+    with_answers: bool,
+) -> Batch:
+    tokens: list[int] = []
+    lengths, audio_positions, label_positions, labels, label_task = [], [], [], [], []
+    for example in examples:
+        start = len(tokens)
+        pieces = format.prompt(example.prompt)
+        tokens += pieces[0]
+        for clip, piece in zip(example.clips, pieces[1:], strict=True):
+            slots = slots_for(len(clip))
+            audio_positions += range(len(tokens), len(tokens) + slots)
+            tokens += [0] * slots + piece
+        if with_answers:
+            answer = format.answer(example.answer)
+            # the prompt is not empty and the answer ends with end-of-turn: never an empty or a full label mask
+            assert len(tokens) > start
+            assert len(answer) > 1
+            label_positions += range(len(tokens) - 1, len(tokens) - 1 + len(answer))
+            labels += answer
+            label_task += [tasks.index(example.task)] * len(answer)
+            tokens += answer
+        lengths.append(len(tokens) - start)
+    clips = [clip for example in examples for clip in example.clips]
+    samples = np.concatenate(clips) if clips else np.zeros(0, np.int16)
+    clip_lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
+    return Batch(
+        audio=Ragged(torch.from_numpy(samples), clip_lengths),
+        tokens=Ragged(integers(tokens), integers(lengths)),
+        audio_positions=integers(audio_positions),
+        label_positions=integers(label_positions),
+        labels=integers(labels),
+        label_task=integers(label_task),
+        tasks=tasks,
+        ids=tuple(example.id for example in examples),
+        audio_seconds=len(samples) / SAMPLE_RATE,
+    )
+
+
+def integers(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
