@@ -1,6 +1,8 @@
 """The generated corpus, listened to by numbers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,15 +71,36 @@ def test_loudness_does_not_tell_the_class(tmp_path):
     assert np.std(means) < 0.5 * spread
 
 
-def test_the_same_seed_gives_the_same_samples(corpus, tmp_path):
+def test_the_same_seed_gives_the_same_sounds_and_the_same_words(corpus, tmp_path):
     again = build_corpus(tmp_path / "again", seed=3, sizes=QUICK)
     other = build_corpus(tmp_path / "other", seed=4, sizes=QUICK)
-    for name, folder in corpus.items():
+    for name in ("sounds", "instruments"):
         first, second, third = (
-            [samples.tobytes() for _, samples in read(each)] for each in (folder, again[name], other[name])
+            [samples.tobytes() for _, samples in read(each[name])] for each in (corpus, again, other)
         )
         assert first == second
         assert first != third
+    for name in set(corpus) - {"sounds", "instruments"}:
+        first, second, third = (
+            [(facts.get("text"), facts["speaker"]) for facts, _ in read(each[name])]
+            for each in (corpus, again, other)
+        )
+        assert first == second
+        assert first != third
+
+
+@needs_speech
+@pytest.mark.slow
+def test_speech_is_the_same_in_every_fresh_process(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from uniaudio.demo.corpus import QUICK, build_corpus; "
+        "build_corpus(Path(sys.argv[1]), sizes=QUICK)"
+    )
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True)
+    for name in ("words", "digits"):
+        one, two = ([samples.tobytes() for _, samples in read(tmp_path / run / name)] for run in ("a", "b"))
+        assert one == two
 
 
 @needs_speech

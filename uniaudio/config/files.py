@@ -17,6 +17,7 @@ FOLDERS: dict[Kind, str] = {
     "recipe": "data_recipes",
     "config": "configs",
 }
+FIRST_KEY: dict[Kind, str] = {"template": "task", "dataset": "dataset", "recipe": "recipe", "config": ""}
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -27,9 +28,15 @@ def shipped_root() -> Path:
 
 
 def search_folders(kind: Kind, near: Path | None) -> list[Path]:
-    """Return the folders in order of precedence: beside the naming file, the user's own, the shipped ones."""
-    folders = [near, near / FOLDERS[kind]] if near is not None else []
-    return [*folders, Path(FOLDERS[kind]), shipped_root() / FOLDERS[kind]]
+    """Return the folders in order of precedence: around the naming file, the user's own, the shipped ones."""
+    around = [near, near / FOLDERS[kind], near.parent / FOLDERS[kind]] if near is not None else []
+    return [*around, Path(FOLDERS[kind]), shipped_root() / FOLDERS[kind]]
+
+
+def is_of_kind(file: Path, kind: Kind) -> bool:
+    """Return whether a file holds the key of its kind: a recipe and a run config may share name and folder."""
+    key = FIRST_KEY[kind]
+    return not key or any(line.startswith(f"{key}:") for line in file.read_text("utf-8", "replace").splitlines())
 
 
 def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
@@ -50,9 +57,11 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
     stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
     folders = search_folders(kind, near)
     for folder in folders:
-        if (folder / f"{stem}.yaml").is_file():
-            return folder / f"{stem}.yaml"
-    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+        file = folder / f"{stem}.yaml"
+        if file.is_file() and is_of_kind(file, kind):
+            return file
+    found = {file for folder in folders for file in folder.glob("*.yaml")}
+    known = sorted({file.stem for file in found if is_of_kind(file, kind)})
     raise UserError(f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}")
 
 

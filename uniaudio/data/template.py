@@ -24,7 +24,7 @@ MARK = "\ue000"  # private-use character that stands for it while rendering, so 
 class Scoring(Strict):
     """How answers are scored: the metric, and what is evened out before comparing."""
 
-    metric: Literal["accuracy", "wer", "cer", "bleu", "exact"] = "accuracy"
+    metric: Literal["accuracy", "wer", "cer"] = "accuracy"
     normalize: Literal["none", "lowercase", "words"] = "lowercase"
 
 

@@ -19,7 +19,7 @@ from uniaudio.types import SAMPLE_RATE
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
-# Nobody in the test set is heard in training. Voices that differ from process to process (f2, f3, f5) are out.
+# The test voices are not heard in training. Voices that differ from process to process (f2, f3, f5) are out.
 TRAIN_VOICES = ("m1", "m3", "m4", "m7", "f1", "f4", "Andy", "Lee", "belinda", "anika")
 TEST_VOICES = ("m2", "m5", "Annie", "linda")
 ACCENTS = ("en-us", "en", "en-gb-scotland")  # "en" is British
@@ -47,7 +47,8 @@ def build_corpus(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> dic
 
     ``sounds`` (8 sound events) and ``instruments`` (8 instruments at 25 pitches) are synthetic; ``words`` (10
     command words) and ``digits`` (strings of 2 to 4 digits, test strings absent from training) are spoken by
-    espeak-ng and are left out where the optional wheel is missing. The same seed gives the same files.
+    espeak-ng and are left out where the optional wheel is missing. The same seed gives the same files, for
+    speech in a fresh process only: espeak-ng carries a noise generator from one word to the next.
     """
     sizes = sizes or Sizes()
     makers = {"sounds": sound_clips, "instruments": instrument_clips}
@@ -108,7 +109,8 @@ def spoken_clip(text: str, rng: np.random.Generator, split: str) -> tuple[NDArra
     """The recorded text with up to 0.2 s of room before and after, and the name of the voice."""
     voice = draw_voice(rng, split)
     before, after = (int(rng.uniform(0.02, 0.2) * SAMPLE_RATE) for _ in range(2))
-    return record(np.pad(speak(text, voice), (before, after)), rng), voice.name
+    noise = rng.spawn(1)[0]  # its own, so that the length of the speech does not move later draws
+    return record(np.pad(speak(text, voice), (before, after)), noise), voice.name
 
 
 def word_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[Clip]:

@@ -31,6 +31,17 @@ class AudioLM(nn.Module):
         self.decoder = decoder
         self.label_chunk = label_chunk
 
+    @property
+    def encoder_is_trained(self) -> bool:
+        return any(p.requires_grad for p in self.encoder.parameters())
+
+    def train(self, mode: bool = True) -> AudioLM:
+        """Switch adapter and trained encoder; a frozen encoder stays in eval mode, as the decoder does."""
+        super().train(mode)
+        if not self.encoder_is_trained:
+            self.encoder.eval()
+        return self
+
     def slots_for(self, samples: int) -> int:
         """Return the audio tokens that a clip of ``samples`` takes in the decoder's sequence."""
         return self.adapter.num_tokens(self.encoder.num_frames(samples))
@@ -56,7 +67,8 @@ class AudioLM(nn.Module):
         Raises:
             ValueError: when the batch has other places for audio than the model has audio tokens.
         """
-        encoded = self.encoder(batch.audio)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
+            encoded = self.encoder(batch.audio)
         audio = self.adapter(encoded.frames).values
         if len(audio) != len(batch.audio_positions):
             raise ValueError(f"{len(batch.audio_positions)} places for audio but {len(audio)} audio tokens")

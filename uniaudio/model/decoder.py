@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
+from uniaudio.model.identity import base_identity
 from uniaudio.ragged import Ragged
 
-HASHED_WHOLE = 200 * 2**20  # bytes; larger weight files are identified by name, size and revision
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -27,7 +23,7 @@ class FrozenDecoder(nn.Module):
         lm: any ``AutoModelForCausalLM``.
         attention: ``packed`` (rows side by side, no padding), ``padded`` (the stock way), or ``auto``: packed
             when every layer is plain full attention.
-        identity: what a checkpoint records of the weights (see ``decoder_identity``).
+        identity: what a checkpoint records of the weights (see ``base_identity``).
 
     Raises:
         UserError: when ``packed`` is asked of a decoder whose layers cannot do it.
@@ -190,26 +186,4 @@ def load_decoder(
     except (OSError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise UserError(f"decoder.path: {path} cannot be loaded as a causal language model ({reason})") from problem
-    return FrozenDecoder(lm.to(device), attention, decoder_identity(path, revision))
-
-
-def decoder_identity(path: str, revision: str | None) -> dict[str, str]:
-    """Name the weights: a content hash of a folder's config and tensors, or a Hub name with its commit."""
-    folder = Path(path)
-    if not folder.is_dir():
-        commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
-        return {"path": path, "revision": commit or revision or "main"}
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        if file.stat().st_size <= HASHED_WHOLE:
-            digest.update(file.read_bytes())
-        else:
-            digest.update(f"{file.name}:{file.stat().st_size}".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(2**20))
-    return {"path": str(folder), "sha256": digest.hexdigest()}
-
-
-def describe(identity: dict[str, Any]) -> str:
-    """Return a short name of a base for messages."""
-    return f"{identity.get('path', '?')} ({(identity.get('sha256') or identity.get('revision') or '?')[:12]})"
+    return FrozenDecoder(lm.to(device), attention, base_identity(path, revision))

@@ -1,0 +1,27 @@
+"""What a checkpoint records of the weights it stands on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from transformers import AutoConfig
+
+HASHED_WHOLE = 200 * 2**20  # bytes; of larger files the size and the first mebibyte (the safetensors header) count
+
+
+def base_identity(path: str, revision: str | None) -> dict[str, str]:
+    """Return a content hash of a folder's config and tensors, or a Hub name with its commit."""
+    folder = Path(path.removeprefix("random:"))
+    if not folder.is_dir():
+        config = AutoConfig.from_pretrained(str(folder), revision=revision)
+        return {"path": path, "revision": getattr(config, "_commit_hash", None) or revision or "main"}
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.stat().st_size <= HASHED_WHOLE:
+            digest.update(file.read_bytes())
+        else:
+            digest.update(f"{file.name}:{file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(2**20))
+    return {"path": path, "sha256": digest.hexdigest()}

@@ -1,0 +1,40 @@
+"""Counts of the rows that were left out, and when there are too many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FEWEST = 10  # rows drawn from a source before its share is judged
+
+
+class SkipLedger:
+    """Rows drawn and left out by source.
+
+    Args:
+        allowed: share of a source's rows that may be left out.
+    """
+
+    def __init__(self, allowed: float) -> None:
+        self.allowed = allowed
+        self.drawn: Counter[str] = Counter()
+        self.reasons: dict[str, Counter[str]] = {}
+
+    def add(self, drawn: Mapping[str, int], skips: Sequence[Any]) -> None:
+        """Count the rows of one step."""
+        self.drawn.update(drawn)
+        for skip in skips:
+            self.reasons.setdefault(skip.source, Counter())[skip.reason] += 1
+
+    def complaint(self) -> str:
+        """Return one sentence about the first source that lost too much, or an empty text."""
+        for source, reasons in sorted(self.reasons.items()):
+            lost, drawn = sum(reasons.values()), self.drawn[source]
+            if drawn >= FEWEST and lost > self.allowed * drawn:
+                listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+                return (
+                    f"{source} lost {lost} of {drawn} rows ({listed}), more than data.max_skipped_share="
+                    f"{self.allowed:g} allows; skipped.jsonl names them"
+                )
+        return ""

@@ -1,0 +1,130 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard, skipped.jsonl, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Tracker:
+    """Records of one run on the main process; on the others every call does nothing.
+
+    Args:
+        start_step: steps that are done already; rows after them (of a run that was killed later) are dropped.
+        total_steps: what the progress bar counts to.
+    """
+
+    def __init__(self, run_dir: Path, main: bool, start_step: int, total_steps: int, tensorboard: bool) -> None:
+        self.run_dir = run_dir
+        self.main = main
+        self.console = Console()
+        self.board: Any = None
+        self.bar: Progress | None = None
+        if not main:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.metrics = run_dir / "metrics.jsonl"
+        keep_rows(self.metrics, start_step)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only when asked for
+
+            self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=total_steps, completed=start_step)
+        self.total_steps = total_steps
+
+    def advance(self) -> None:
+        """Count one step."""
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row of training figures; it needs ``step`` and ``loss``."""
+        if not self.main:
+            return
+        self.write(row)
+        text = (
+            f"step {row['step']}/{self.total_steps}  loss {row['loss']:.4f}  "
+            f"{row.get('audio_seconds_per_second', 0):.0f} audio-s/s  wait {row.get('data_wait_share', 0):.0%}"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, description=text)
+        if not self.console.is_terminal:
+            self.console.print(f"{text}  eta {self.eta()}", highlight=False)
+        if self.board is not None:
+            for name, value in flat(row):
+                self.board.add_scalar(name, value, row["step"])
+
+    def eta(self) -> str:
+        """Return the remaining time as h:mm:ss, or a question mark before anything was measured."""
+        remaining = self.bar.tasks[0].time_remaining if self.bar is not None else None
+        if remaining is None:
+            return "?"
+        minutes, seconds = divmod(round(remaining), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Append a row that is no training row: ``{"event": name, ...}``."""
+        if self.main:
+            self.write({"event": name, **facts})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def skipped(self, skips: Sequence[Any]) -> None:
+        """Append left-out rows to ``skipped.jsonl``; every rank tells of its own, one short line each."""
+        if skips:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            with (self.run_dir / "skipped.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps(asdict(skip)) + "\n" for skip in skips))
+
+    def close(self) -> None:
+        """Stop the bar and flush TensorBoard."""
+        if self.bar is not None:
+            self.bar.stop()
+        if self.board is not None:
+            self.board.close()
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Keep the rows up to a step, so that a continued run does not tell of the same steps twice."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed run
+        if row.get("step", 0) <= last_step and row.get("event") != "finished":
+            kept.append(line + "\n")
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def flat(row: Mapping[str, Any], prefix: str = "train") -> list[tuple[str, float]]:
+    """Return the numbers of a row with their paths as names."""
+    found: list[tuple[str, float]] = []
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and key != "step":
+            found.append((f"{prefix}/{key}", float(value)))
+    return found
