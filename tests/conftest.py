@@ -1,10 +1,24 @@
-"""Fixtures that several test files share."""
+"""Tiny models, tokenizers and corpora that several test files share; nothing here needs a network."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.config.files import realdata_root
+from uniaudio.config.strict_yaml import dump_yaml
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXTS = ["<audio>Which tone is it?", "low", "high", "Name the tone.", "user assistant", "abcdefghijklmnopqrstuvwxyz"]
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +28,126 @@ def realdata() -> Path:
     if root is None:
         pytest.skip("no folder of real recordings: set UNIAUDIO_REALDATA to run this test")
     return root
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML markup, as Qwen has it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
+    )
+
+
+def tiny_whisper(seed: int = 0) -> WhisperEncoder:
+    """A random Whisper encoder: width 64, two layers, reach 30 s."""
+    torch.manual_seed(seed)
+    config = WhisperConfig(
+        d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128, num_mel_bins=80
+    )
+    config._attn_implementation = "sdpa"
+    return WhisperEncoder(config).eval()
+
+
+def tiny_qwen(vocabulary: int = 420, seed: int = 0) -> Qwen3ForCausalLM:
+    """A random Qwen3: width 64, two layers, grouped-query attention."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@pytest.fixture
+def whisper() -> WhisperEncoder:
+    return tiny_whisper()
+
+
+@pytest.fixture
+def qwen() -> Qwen3ForCausalLM:
+    return tiny_qwen()
+
+
+def tone(seconds: float, hertz: float, seed: int) -> np.ndarray:
+    """A noisy sine, int16 at 16 kHz."""
+    time = np.arange(round(seconds * 16000)) / 16000
+    noise = np.random.default_rng(seed).standard_normal(len(time))
+    return (8000 * np.sin(2 * np.pi * hertz * time) + 300 * noise).astype(np.int16)
+
+
+@pytest.fixture
+def tone_run(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with everything a run needs: corpus, template, card, recipe, config, encoder and decoder.
+
+    Returns:
+        The run config. Its task: is a tone low or high?
+    """
+    clips = tmp_path / "tones"
+    clips.mkdir()
+    rows = []
+    for index in range(40):
+        label = "low" if index % 2 else "high"
+        seconds = 0.3 + 0.05 * (index % 9)
+        soundfile.write(clips / f"{index}.wav", tone(seconds, 200 if index % 2 else 2000, index), 16000)
+        split = "train" if index < 30 else "test"
+        rows.append({"audio": f"{index}.wav", "label": label, "split": split})
+    (clips / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_whisper().save_pretrained(tmp_path / "whisper")
+    tiny_qwen(len(chat_tokenizer)).save_pretrained(tmp_path / "qwen")
+    chat_tokenizer.save_pretrained(tmp_path / "qwen")
+    files = {
+        "tone.yaml": {
+            "task": "tone",
+            "domain": "sound",
+            "inputs": ["label"],
+            "labels": ["low", "high"],
+            "prompts": ["<audio>Which tone is it?", "Name the tone.<audio>"],
+            "target": "{{ label }}",
+        },
+        "tones.yaml": {
+            "dataset": "tones",
+            "load": {"jsonl": "tones"},
+            "license": "CC0-1.0",
+            "splits": {"train": {"keep": "split == 'train'"}, "test": {"keep": "split == 'test'"}},
+        },
+        "tone_recipe.yaml": {
+            "recipe": "tone_recipe",
+            "train": [{"dataset": "tones", "template": "tone"}],
+            "evaluate": [{"dataset": "tones", "template": "tone"}],
+        },
+        "run.yaml": {
+            "output_dir": str(tmp_path / "out"),
+            "encoders": {"whisper": {"path": "whisper", "lr": 1e-3}},
+            "adapter": {"lr": 1e-3},
+            "decoder": {"path": "qwen"},
+            "data": {"workers": 0, "pool": 16, "log_ids": True},
+            "train": {"micro_batches": 2, "log_every": 1, "save_every": 4, "tensorboard": False},
+            "stages": [
+                {"name": "one", "recipe": "tone_recipe", "steps": 8, "warmup": 2, "budget": {"audio_seconds": 6}}
+            ],
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(dump_yaml(content))
+    return tmp_path / "run.yaml"

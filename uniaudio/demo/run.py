@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,64 +10,105 @@ from typing import Any
 
 from rich.console import Console
 
-from uniaudio.assemble import LoadedModel, answer_question, evaluate_recipe, load_encoder, load_model, run_training
-from uniaudio.config.run import RunConfig, load_run
-from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.recipe import load_recipe
-from uniaudio.data.template import load_template
+from uniaudio.assemble import (
+    LoadedModel,
+    answer_question,
+    evaluate_recipe,
+    load_encoder,
+    load_model,
+    run_training,
+    write_json,
+)
+from uniaudio.config.run import load_run
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.source import open_source
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
+from uniaudio.demo.setup import prepare_folder, write_files
 from uniaudio.errors import UserError
 from uniaudio.evaluate.answers import answers_table
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.report import write_report
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
-from uniaudio.miniature.whisper import save_miniature_whisper
 
-# Set of the corpus -> (template that asks it, column that holds the answer, weight in the recipe).
-QUESTIONS = {
-    "sounds": ("environmental_sound", "label", 1.0),
-    "instruments": ("instrument", "label", 1.0),
-    "words": ("keyword_spotting", "label", 1.0),
-    "digits": ("digit_string", "text", 2.0),
-}
-
-MADE_HERE = ("corpus", "recipe", "whisper", "checkpoints", "tensorboard")  # folders that a new demo replaces
-
-Console_ = Console  # one console a run
+PROBED = ("sounds", "instruments", "words")  # the sets with one label a clip
 
 
 def run_demo(out: Path, quick: bool = False) -> Path:
     """Build everything, train, probe before and after, ask three questions and write ``report.html``.
 
     Args:
-        out: the run folder. An earlier demo in it is replaced; any other folder with files in it is refused.
+        out: the run folder. An earlier demo in it is replaced; a folder with anything else in it is refused.
         quick: a few clips and steps only, to see that every part works.
 
     Returns:
         The path of the report.
 
     Raises:
-        UserError: when ``out`` holds something else.
+        UserError: when ``out`` holds something else, or training was stopped.
     """
     console = Console()
     started = time.monotonic()
     prepare_folder(out)
     corpus = build_corpus(out / "corpus", sizes=QUICK if quick else Sizes())
     if "words" not in corpus:
-        console.print("espeak-ng is not installed, so there is no speech: pip install 'uniaudio[speech]'")
+        console.print("espeak-ng is not installed, so nothing is spoken: pip install espeakng-loader")
     console.print(f"generated {', '.join(corpus)} in {out / 'corpus'}")
-    config_path = write_config(out, corpus, quick)
-    config = load_run(config_path)
+    config = load_run(write_files(out, corpus, quick))
     if run_training(config, None):
-        raise UserError(f"the demo was stopped; start it again to see the report (it replaces {out})")
-    scores = probe_before_and_after(out, corpus, seeds=1 if quick else 3, console=console)
+        raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
+    trained = time.monotonic()
+    probes = probe_before_and_after(out, corpus, 1 if quick else 3)
+    console.print(probe_table(probes))
     loaded = load_model(str(out))
-    answers = evaluate_recipe(loaded, load_recipe(config.stages[0].recipe), None)
+    recipe = load_recipe(config.stages[0].recipe)
+    answers = evaluate_recipe(loaded, recipe, None)
     console.print(answers_table(answers))
-    asked = ask_three(loaded, corpus)
+    asked = ask_three(loaded, recipe)
     for item in asked:
-        console.print(f"{item['clip']}: {item['question']} -> {item['answer']} (truth: {item['reference']})")
-    facts = {"minutes": round((time.monotonic() - started) / 60, 1), "quick": quick}
-    report = finish(out, config, scores, answers, asked, facts)
+        console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
+    write_json(out / "probes.json", probes)
+    write_json(out / "answers.json", answers)
+    ended = time.monotonic()
+    facts = {
+        "encoder": "miniature Whisper, random weights before training",
+        "minutes in all": round((ended - started) / 60, 1),
+        "minutes of generating and training": round((trained - started) / 60, 1),
+    }
+    report = out / "report.html"
+    config_text = (out / "config.yaml").read_text(encoding="utf-8")
+    write_report(report, "uniaudio demo", read_rows(out), probes, answers, asked, config_text, facts)
     console.print(f"report: {report}")
     return report
+
+
+def probe_before_and_after(out: Path, corpus: Mapping[str, Path], seeds: int) -> Scores:
+    """Probe the untrained and the trained encoder on the labelled sets."""
+    encoders = {"before": load_encoder(str(out / "whisper")), "after": load_encoder(str(out))}
+    sets = [load_labelled(name, corpus[name]) for name in PROBED if name in corpus]
+    return probe_models(encoders, sets, seeds)
+
+
+def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """Ask the first wording of three tasks about a test clip from the middle of each set."""
+    asked = []
+    for entry in recipe.evaluate[-3:]:
+        source = open_source(entry.dataset, entry.split)
+        assert source.size is not None  # folders on disk have a size
+        row = source.row(source.size // 2)
+        rendered = entry.template.render(entry.dataset.fields(row.columns), None)
+        question = "<audio>".join(rendered.prompt)
+        clip = Path(str(row.audio[0].source))
+        asked.append(
+            {
+                "clip": clip.name,
+                "question": question,
+                "answer": answer_question(loaded, clip, question, 16),
+                "reference": rendered.answer,
+            }
+        )
+    return asked
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

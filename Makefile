@@ -1,0 +1,44 @@
+# Everything runs in .venv, with the exact versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types check bench realdata clean
+
+demo: .stamp-run
+	$(BIN)/uniaudio demo
+
+test: .stamp-dev
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+lint: .stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .stamp-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+# the figures of docs/performance.md
+bench: .stamp-dev
+	$(BIN)/python benchmarks/bench_encoder.py
+	$(BIN)/python benchmarks/bench_step.py
+
+# the figures of docs/results.md; UNIAUDIO_REALDATA names the folder of recordings
+realdata: .stamp-run
+	$(BIN)/python benchmarks/realdata.py
+
+.venv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+.stamp-run: .venv pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[speech]'
+	touch .stamp-run
+
+.stamp-dev: .venv pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch .stamp-dev .stamp-run
+
+clean:
+	rm -rf .venv .stamp-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

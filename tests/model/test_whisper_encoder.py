@@ -1,0 +1,128 @@
+"""The packed Whisper encoder against the stock one, and against itself alone."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder, load_whisper
+from uniaudio.ragged import Ragged
+
+SECONDS = [0.1, 1, 9.99, 10, 30, 31, 95]
+
+
+def clip(samples: int) -> np.ndarray:
+    return (np.random.default_rng(samples).standard_normal(samples) * 3000).astype(np.int16)
+
+
+def pack(*lengths: int) -> Ragged:
+    return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
+
+
+def stock_features(samples: int) -> torch.Tensor:
+    wave = clip(samples).astype(np.float32) / 32768
+    return WhisperFeatureExtractor()(wave, sampling_rate=16000, return_tensors="pt").input_features
+
+
+@torch.no_grad()
+def test_equals_the_stock_encoder_at_30_s(whisper):
+    out = WhisperAudioEncoder(whisper).eval()(pack(16000, 480_000), layers=True)
+    stock = whisper(stock_features(480_000), output_hidden_states=True)
+    torch.testing.assert_close(out.frames.rows()[1], stock.last_hidden_state[0], atol=1e-6, rtol=0)
+    assert len(out.layers) == len(stock.hidden_states)
+    for ours, theirs in zip(out.layers, stock.hidden_states, strict=True):
+        torch.testing.assert_close(ours.rows()[1], theirs[0], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_pad_to_30_gives_the_stock_behaviour(whisper):
+    padded = WhisperAudioEncoder(whisper, pad_to=30).eval()
+    frames = padded(pack(16_001)).frames.values
+    stock = whisper(stock_features(16_001)).last_hidden_state[0]
+    assert len(frames) == 51
+    torch.testing.assert_close(frames, stock[:51], atol=1e-6, rtol=0)
+    exact = WhisperAudioEncoder(whisper).eval()(pack(16_001)).frames.values
+    assert (exact - stock[:51]).abs().max() > 1e-3  # another function, by design
+
+
+@torch.no_grad()
+def test_a_clip_alone_equals_the_clip_in_any_batch(whisper):
+    encoder = WhisperAudioEncoder(whisper).eval()
+    lengths = [16_000, 1, 48_123, 480_000, 500_000, 320]
+    together = encoder(pack(*lengths)).frames.rows()
+    for samples, frames in zip(lengths, together, strict=True):
+        alone = encoder(pack(samples)).frames.values
+        torch.testing.assert_close(frames, alone, atol=2e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"pad_to": 30}, {"tail_frames": 64}])
+def test_num_frames_is_the_real_count(whisper, settings):
+    encoder = WhisperAudioEncoder(whisper, **settings).eval()
+    lengths = [round(s * 16000) for s in SECONDS]
+    frames = encoder(pack(*lengths)).frames
+    assert frames.lengths.tolist() == [encoder.num_frames(n) for n in lengths] == [5, 50, 500, 500, 1500, 1550, 4750]
+
+
+@torch.no_grad()
+def test_chunks_beyond_30_s_see_only_themselves(whisper):
+    encoder = WhisperAudioEncoder(whisper).eval()
+    samples = torch.from_numpy(clip(600_000))
+    whole = encoder(Ragged.from_rows([samples])).frames.values
+    first = encoder(Ragged.from_rows([samples[:480_000]])).frames.values
+    rest = encoder(Ragged.from_rows([samples[480_000:]])).frames.values
+    torch.testing.assert_close(whole, torch.cat([first, rest]), atol=2e-6, rtol=0)
+
+
+def test_gradients_equal_the_stock_path_at_30_s(whisper):
+    encoder = WhisperAudioEncoder(whisper)
+    weight = torch.randn(1500, 64)
+    (encoder(pack(480_000)).frames.values * weight).sum().backward()
+    packed = {name: p.grad.clone() for name, p in whisper.named_parameters() if p.grad is not None}
+    whisper.zero_grad()
+    (whisper(stock_features(480_000)).last_hidden_state[0] * weight).sum().backward()
+    for name, parameter in whisper.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(packed[name], parameter.grad, atol=2e-4, rtol=2e-4)
+
+
+def test_full_and_encoder_only_checkpoints_load_the_same(tmp_path):
+    config = WhisperConfig(
+        d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2
+    )
+    full = WhisperForConditionalGeneration(config)
+    full.save_pretrained(tmp_path / "full")
+    full.model.encoder.save_pretrained(tmp_path / "encoder")
+    one, other = (load_whisper(str(tmp_path / name)).whisper.state_dict() for name in ("full", "encoder"))
+    assert all(torch.equal(one[key], other[key]) for key in full.model.encoder.state_dict())
+    random = load_whisper(f"random:{tmp_path / 'full'}").whisper.state_dict()
+    assert not torch.equal(random["conv1.weight"], one["conv1.weight"])
+    again = load_whisper(f"random:{tmp_path / 'full'}").whisper.state_dict()
+    assert torch.equal(random["conv1.weight"], again["conv1.weight"])
+
+
+def test_wrong_folders_are_named(tmp_path, whisper, qwen):
+    with pytest.raises(UserError, match="there is no folder"):
+        load_whisper(str(tmp_path / "nothing"))
+    qwen.save_pretrained(tmp_path / "qwen")
+    with pytest.raises(UserError, match="not a Whisper"):
+        load_whisper(str(tmp_path / "qwen"))
+    whisper.save_pretrained(tmp_path / "cut")
+    tensors = {k: v for k, v in whisper.state_dict().items() if k != "layer_norm.weight"}
+    save_file(tensors, tmp_path / "cut" / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing \['layer_norm.weight'\]"):
+        load_whisper(str(tmp_path / "cut"))
+
+
+@pytest.mark.realdata
+def test_real_weights_equal_the_stock_encoder(realdata):
+    folder = realdata / "weights" / "whisper_tiny_en_encoder_hf"
+    encoder = load_whisper(str(folder)).eval()
+    stock = WhisperEncoder.from_pretrained(folder, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        ours = encoder(pack(480_000)).frames.values
+        theirs = stock(stock_features(480_000)).last_hidden_state[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
