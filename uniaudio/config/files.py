@@ -65,11 +65,25 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
     raise UserError(f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}")
 
 
+def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
+    """Return a text that finds the same file from any folder: a shipped file by its name, any other by its full path.
+
+    A name that is not found is left as it is; whoever opens it says what is near.
+    """
+    try:
+        file = find_file(kind, name_or_path, near).resolve()
+    except UserError:
+        return name_or_path
+    shipped = (shipped_root() / FOLDERS[kind]).resolve()
+    is_name = "/" not in name_or_path and not name_or_path.endswith((".yaml", ".yml"))
+    return name_or_path if is_name and file.parent == shipped else str(file)
+
+
 def realdata_root() -> Path | None:
     """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` where it exists."""
     named = os.environ.get("UNIAUDIO_REALDATA")
     if named:
-        return Path(named)
+        return Path(named).expanduser().absolute()
     for base in (Path.cwd(), PACKAGE.parent):
         folder = base.parent / "shared" / "realdata"
         if folder.is_dir():
@@ -100,5 +114,5 @@ def expand_path(text: str, near: Path, where: str) -> str:
             raise UserError(f"{where}: ${{{variable}}} is neither ${{realdata}} nor a set ${{env:NAME}}")
         return f"{prefix}{os.environ[name]}{rest}"
     if not text.startswith("/") and (near / text).exists():
-        return f"{prefix}{near / text}"
+        return f"{prefix}{(near / text).absolute()}"
     return f"{prefix}{os.path.expanduser(text)}"

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
-from uniaudio.config.files import expand_path, find_file
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.files import expand_path, find_file, portable_name
+from uniaudio.config.layers import apply_override, read_layers
 from uniaudio.config.schema import Strict, build
-from uniaudio.config.strict_yaml import dump_yaml, load_yaml, parse_scalar
-from uniaudio.errors import UserError
+from uniaudio.config.strict_yaml import dump_yaml
 
 
 class EncoderConfig(Strict):
@@ -125,7 +124,7 @@ class EvaluateConfig(Strict):
 
 
 class RunConfig(Strict):
-    """Everything about one run. ``folder`` is where the config file stands."""
+    """Everything about one run."""
 
     seed: int = 0
     output_dir: str
@@ -136,7 +135,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     stages: tuple[Stage, ...] = Field(min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
-    folder: Path = Field(Path(), exclude=True)
+    _folder: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
     def one_encoder(self) -> RunConfig:
@@ -146,6 +145,11 @@ class RunConfig(Strict):
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {', '.join(names)}")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the config file stands; names in it are looked up there first."""
+        return self._folder
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -174,79 +178,32 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConf
         UserError: naming file and key.
     """
     path = find_file("config", str(path_or_name))
-    data = read_with_bases(path, ())
+    data = read_layers(path, "config")
     for override in overrides:
-        apply_override(data, override)
+        apply_override(data, override, list(RunConfig.model_fields))
     data.setdefault("output_dir", f"runs/{path.stem}")
-    config = build(RunConfig, {**data, "folder": path.parent}, str(path))
-    return expand_paths(config, path)
-
-
-def read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file over the file that its ``base`` names; mappings are merged, everything else is replaced."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: `base` goes round in a circle")
-    data = load_yaml(path)
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    parent = find_file("config", str(base), near=path.parent)
-    return merged(read_with_bases(parent, (*seen, path.resolve())), data)
-
-
-def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in own.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set ``stages.0.steps=10`` in place; the schema checks the result.
-
-    Raises:
-        UserError: when it is not ``key=value`` or leads through something that has no parts.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': write key.sub=value")
-    known_first = list(RunConfig.model_fields)
-    parts = key.split(".")
-    if parts[0] not in known_first:
-        raise UserError(f"override '{override}': unknown key{did_you_mean(parts[0], known_first)}")
-    place: Any = data
-    for part in parts[:-1]:
-        place = step_into(place, part, override)
-    value = parse_scalar(text)
-    if isinstance(place, list):
-        place[list_index(place, parts[-1], override)] = value
-    else:
-        place[parts[-1]] = value
-
-
-def step_into(place: Any, part: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[list_index(place, part, override)]
-    if place.get(part) is None:
-        place[part] = {}
-    if not isinstance(place[part], (dict, list)):
-        raise UserError(f"override '{override}': {part} is a value, it has no parts")
-    return place[part]
-
-
-def list_index(place: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise UserError(f"override '{override}': {part} is not one of the positions 0 to {len(place) - 1}")
-    return int(part)
+    config = expand_paths(build(RunConfig, data, str(path)), path)
+    config._folder = path.parent
+    return config
 
 
 def expand_paths(config: RunConfig, path: Path) -> RunConfig:
-    """Resolve the paths of encoders and decoder relative to the config file."""
+    """Resolve paths and recipes relative to the config file, so that a saved config means the same elsewhere."""
+
+    def expanded(text: str, key: str) -> str:
+        return expand_path(text, path.parent, f"{path}: {key}")
+
     encoders = {
-        name: e.model_copy(update={"path": expand_path(e.path, path.parent, f"{path}: encoders.{name}.path")})
-        for name, e in config.encoders.items()
+        name: encoder.model_copy(update={"path": expanded(encoder.path, f"encoders.{name}.path")})
+        for name, encoder in config.encoders.items()
     }
-    decoder = config.decoder
-    decoder = decoder.model_copy(update={"path": expand_path(decoder.path, path.parent, f"{path}: decoder.path")})
-    return config.model_copy(update={"encoders": encoders, "decoder": decoder})
+    decoder = config.decoder.model_copy(update={"path": expanded(config.decoder.path, "decoder.path")})
+    small = decoder.miniature
+    if small is not None and small.extra_texts is not None:
+        texts = expanded(small.extra_texts, "decoder.miniature.extra_texts")
+        decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": texts})})
+    stages = tuple(
+        stage.model_copy(update={"recipe": portable_name("recipe", stage.recipe, path.parent)})
+        for stage in config.stages
+    )
+    return config.model_copy(update={"encoders": encoders, "decoder": decoder, "stages": stages})

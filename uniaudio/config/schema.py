@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +31,8 @@ def build(kind: type[Record], data: Any, where: str) -> Record:
         UserError: with the path of the key and the nearest valid key or the value and what was expected.
     """
     try:
-        return kind.model_validate(data)
+        # As JSON: strict types, so that text never becomes a number or a boolean, yet lists may become tuples.
+        return kind.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as problem:
         raise UserError(f"{where}: {explain(kind, problem)}") from problem
 
@@ -44,6 +47,10 @@ def explain(kind: type[BaseModel], problem: ValidationError) -> str:
         return f"{key}: unknown key{did_you_mean(str(error['loc'][-1]), known)}; known: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key}: is required"
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        near = did_you_mean(str(error["input"]), choices)
+        return f"{key}: {error['input']!r} is not one of {', '.join(choices)}{near}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{key}: {message}" if error["type"] == "value_error" else f"{key}: {message}, got {error['input']!r}"

@@ -6,6 +6,7 @@ in silence. Here only ``true``, ``false``, ``null`` and numbers of the YAML 1.2 
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from uniaudio.errors import UserError
 
 BOOLEAN = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-INTEGER = re.compile(r"^[-+]?[0-9]+$")
+INTEGER = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
 
 
@@ -57,6 +59,8 @@ def looks_unquoted(text: str, line: int) -> bool:
 def build(node: yaml.Node, where: str) -> Any:
     """Turn a YAML node into Python values."""
     line = node.start_mark.line + 1
+    if not node.tag.startswith("tag:yaml.org,2002:"):
+        raise UserError(f"{where}: line {line}: quote a value that begins with '!' ({node.tag})")
     if isinstance(node, yaml.ScalarNode):
         return node.value if node.style in ("'", '"', "|", ">") else plain_scalar(node.value)
     if isinstance(node, yaml.SequenceNode):
@@ -79,7 +83,9 @@ def plain_scalar(text: str) -> Any:
     if BOOLEAN.match(text):
         return text.lower() == "true"
     if INTEGER.match(text):
-        return int(text)
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    if text.lower() in SPECIAL:
+        return SPECIAL[text.lower()]
     if FLOAT.match(text):
         return float(text)
     return text
@@ -99,12 +105,7 @@ def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if ambiguous else None)
 
 
-def represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(number))
-
-
 PlainDumper.add_representer(str, represent_text)
-PlainDumper.add_representer(float, represent_float)
 
 
 def dump_yaml(data: Any) -> str:
