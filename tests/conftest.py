@@ -18,7 +18,14 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TEXTS = ["<audio>Which tone is it?", "low", "high", "Name the tone.", "user assistant", "abcdefghijklmnopqrstuvwxyz"]
+TEXTS = [
+    "<audio>Which tone is it?",
+    "low",
+    "high",
+    "Name the tone.",
+    "user assistant",
+    "abcdefghijklmnopqrstuvwxyz",
+]
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +151,13 @@ def tone_run(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> Path:
             "data": {"workers": 0, "pool": 16, "log_ids": True},
             "train": {"micro_batches": 2, "log_every": 1, "save_every": 4, "tensorboard": False},
             "stages": [
-                {"name": "one", "recipe": "tone_recipe", "steps": 8, "warmup": 2, "budget": {"audio_seconds": 6}}
+                {
+                    "name": "one",
+                    "recipe": "tone_recipe",
+                    "steps": 8,
+                    "warmup": 2,
+                    "budget": {"audio_seconds": 6},
+                }
             ],
         },
     }

@@ -29,6 +29,7 @@ from uniaudio.evaluate.answers import answers_table, evaluate_entry
 from uniaudio.evaluate.embed import embed_clips, encode_clips
 from uniaudio.evaluate.generate import generate
 from uniaudio.evaluate.labelled import LONGEST, load_labelled
+from uniaudio.evaluate.report import write_report
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
 from uniaudio.miniature.text_lm import miniature_decoder
 from uniaudio.model.adapter import StackAdapter
@@ -77,7 +78,9 @@ def decoder_path(config: RunConfig, recipes: Sequence[Recipe]) -> str:
 def build_encoder(config: RunConfig) -> AudioEncoder:
     """Load the config's encoder, trainable or frozen as it says."""
     settings = config.encoder
-    encoder = load_whisper(settings.path, settings.revision, settings.pad_to, settings.tail_frames, config.seed)
+    encoder = load_whisper(
+        settings.path, settings.revision, settings.pad_to, settings.tail_frames, config.seed
+    )
     if settings.train == "frozen":
         encoder.requires_grad_(False)
     return encoder
@@ -211,7 +214,9 @@ def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
     base = base_identity(config.encoder.path, config.encoder.revision)
     check_bases(checkpoint, {**checkpoint.bases, name: base})
     trained = {
-        key.removeprefix("encoder."): value for key, value in checkpoint.model.items() if key.startswith("encoder.")
+        key.removeprefix("encoder."): value
+        for key, value in checkpoint.model.items()
+        if key.startswith("encoder.")
     }
     unknown = sorted(set(trained) - set(encoder.state_dict()))
     if unknown:
@@ -220,7 +225,9 @@ def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
     return encoder.to(device).eval()
 
 
-def evaluate_recipe(loaded: LoadedModel, recipe: Recipe, max_examples: int | None) -> dict[str, dict[str, Any]]:
+def evaluate_recipe(
+    loaded: LoadedModel, recipe: Recipe, max_examples: int | None
+) -> dict[str, dict[str, Any]]:
     """Ask all evaluation sets of a recipe; results by ``dataset:template``."""
     settings = loaded.config.evaluate
     return {
@@ -259,7 +266,9 @@ def run_probes(models: Sequence[str], data: Sequence[str], out: Path | None, see
     return scores
 
 
-def run_evaluation(spec: str, recipe_name: str | None, out: Path | None, max_examples: int | None) -> dict[str, Any]:
+def run_evaluation(
+    spec: str, recipe_name: str | None, out: Path | None, max_examples: int | None
+) -> dict[str, Any]:
     """Ask a recipe's evaluation sets (default: those of the model's last stage); print a table and write JSON."""
     loaded = load_model(spec)
     recipe = load_recipe(recipe_name) if recipe_name else stage_recipes(loaded.config)[-1]
@@ -318,3 +327,22 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool) -> No
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **arrays)
     Console().print(f"{out}: {len(files)} clip(s), {arrays['embeddings'].shape[1]} dimensions")
+
+
+def report_run(run: Path, out: Path | None) -> Path:
+    """Write the page about a run from what its folder holds: metrics, and probes and answers where they were stored.
+
+    Raises:
+        UserError: when the folder holds no run.
+    """
+    if not (run / "metrics.jsonl").is_file():
+        raise UserError(f"{run} holds no metrics.jsonl; give the output_dir of a run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    probes, answers = (
+        json.loads((run / name).read_text(encoding="utf-8")) if (run / name).is_file() else {}
+        for name in ("probes.json", "answers.json")
+    )
+    finished = any(row.get("event") == "finished" for row in rows)
+    facts = {"steps": max((row.get("step", 0) for row in rows), default=0), "finished": "yes" if finished else "no"}
+    config_text = (run / "config.yaml").read_text(encoding="utf-8")
+    return write_report(out or run / "report.html", run.name, rows, probes, answers, [], config_text, facts)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 
 from uniaudio.config.run import RunConfig, Stage
-from uniaudio.data.audio import probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import Row, open_source
@@ -48,7 +49,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         console.print(pairing_table(stage, recipe, pairings, asked))
         check_budget(config, stage, pairings)
         console.print(cost_line(config, stage, encoder, recipe, pairings))
-    console.print("[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together")
+    console.print(
+        "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
+    )
 
 
 def check_encoder(config: RunConfig, console: Console) -> PretrainedConfig | None:
@@ -64,7 +67,7 @@ def check_encoder(config: RunConfig, console: Console) -> PretrainedConfig | Non
 
 
 def check_pairing(
-    name: str, card: DatasetCard, split: str, template: Template, constants: dict[str, object]
+    name: str, card: DatasetCard, split: str, template: Template, constants: Mapping[str, Any]
 ) -> Pairing:
     """Render the first rows of a source with its template and read their audio headers."""
     source = open_source(card, split)
@@ -94,16 +97,15 @@ def check_pairing(
 
 
 def render_and_probe(
-    row: Row, card: DatasetCard, template: Template, constants: dict[str, object]
+    row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
 ) -> tuple[float | None, int]:
     """Return (seconds of all clips, words of the answer) of one row."""
     answer = template.render({**card.fields(row.columns), **constants}, None).answer
-    known = [ref.seconds if ref.seconds is not None else probe_seconds(ref.source) for ref in row.audio]
-    return sum(known), len(answer.split())
+    return sum(ref.known_seconds() for ref in row.audio), len(answer.split())
 
 
 def look_at(
-    row: Row, card: DatasetCard, template: Template, constants: dict[str, object]
+    row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
 ) -> tuple[float | None, int] | None:
     try:
         return render_and_probe(row, card, template, constants)
@@ -111,7 +113,7 @@ def look_at(
         return None
 
 
-def why(row: Row, card: DatasetCard, template: Template, constants: dict[str, object]) -> str:
+def why(row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]) -> str:
     try:
         render_and_probe(row, card, template, constants)
     except RowError as problem:
@@ -140,7 +142,10 @@ def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: lis
 def check_budget(config: RunConfig, stage: Stage, pairings: list[Pairing]) -> None:
     """Refuse a budget that the average clip of a dataset does not fit into."""
     for pairing in pairings:
-        if pairing.seconds is not None and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds:
+        if (
+            pairing.seconds is not None
+            and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds
+        ):
             raise UserError(
                 f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
                 f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
@@ -172,7 +177,9 @@ def cost_line(
     decoder = decoder_config(config)
     if decoder is not None:
         tokens = seconds * config.adapter.rate + words * 1.5 + 24  # 24: an instruction in chat markup
-        forward = flops.decoder_forward_flops(decoder, tokens) + flops.head_forward_flops(decoder, words * 1.5 + 1)
+        forward = flops.decoder_forward_flops(decoder, tokens) + flops.head_forward_flops(
+            decoder, words * 1.5 + 1
+        )
         operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
     return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
 

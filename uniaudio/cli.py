@@ -36,7 +36,8 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True),
     ] = False,
 ) -> None:
     """Shared options of all commands."""
@@ -85,7 +86,9 @@ def preview(
 
 @app.command()
 def probe(
-    models: Annotated[list[str], typer.Argument(help="Run folders, checkpoints, Whisper folders, random:PATH.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Run folders, checkpoints, Whisper folders, random:PATH.")
+    ],
     data: Annotated[list[str], typer.Option(help="NAME=FOLDER with a manifest.jsonl; repeatable.")],
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
@@ -113,7 +116,9 @@ def evaluate(
 def ask(
     model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     clip: Annotated[Path, typer.Argument(help="Audio file.")],
-    text: Annotated[str, typer.Argument(help="The question; <audio> marks the clip's place (default: first).")],
+    text: Annotated[
+        str, typer.Argument(help="The question; <audio> marks the clip's place (default: first).")
+    ],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Ask a trained model one question about one clip."""
@@ -138,7 +143,9 @@ def embed(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="HTML file; default RUN/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="HTML file; default RUN/report.html.")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run."""
     from uniaudio.assemble import report_run

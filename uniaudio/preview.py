@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from uniaudio.config.files import find_file
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.data.audio import probe_seconds
 from uniaudio.data.order import draw
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import Row, Source, open_source
@@ -26,7 +25,9 @@ DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
 SMALL_VOCABULARY = 512
 
 
-def preview(recipe_name: str, number: int, decoder: str | None, seed: int, console: Console | None = None) -> None:
+def preview(
+    recipe_name: str, number: int, decoder: str | None, seed: int, console: Console | None = None
+) -> None:
     """Print ``number`` training examples of a recipe (or of a run config's first stage).
 
     Raises:
@@ -42,7 +43,7 @@ def preview(recipe_name: str, number: int, decoder: str | None, seed: int, conso
         fields = {**entry.dataset.fields(row.columns), **entry.constants}
         try:
             rendered = entry.template.render(fields, random.Random(f"{seed}-{n}"))
-            seconds = [probe_seconds(a.source) if a.seconds is None else a.seconds for a in row.audio]
+            seconds = [ref.known_seconds() for ref in row.audio]
             prompt, answer = format.prompt(rendered.prompt), format.answer(rendered.answer)
         except RowError as problem:
             raise UserError(f"{entry.name}, row {row.key}: {problem}") from problem

@@ -66,7 +66,9 @@ class Ragged:
 
     def row_index(self) -> Tensor:
         """``[N]`` int64 on the device of the values: the row that each value belongs to."""
-        index = torch.repeat_interleave(torch.arange(len(self)), self.lengths, output_size=self.values.shape[0])
+        index = torch.repeat_interleave(
+            torch.arange(len(self)), self.lengths, output_size=self.values.shape[0]
+        )
         return index.to(self.device, non_blocking=True)
 
     def pad(self, value: float = 0) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,9 @@ LENGTHS = [1, 399, 1600, 12345, 16000, 16001, 159_840, 479_800, 479_999, 480_000
 
 
 def clip(samples: int) -> np.ndarray:
-    return (np.random.default_rng(samples).standard_normal(samples) * 3000).clip(-32768, 32767).astype(np.int16)
+    return (
+        (np.random.default_rng(samples).standard_normal(samples) * 3000).clip(-32768, 32767).astype(np.int16)
+    )
 
 
 @pytest.mark.parametrize("bins", [80, 128])

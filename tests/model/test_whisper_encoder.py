@@ -64,7 +64,11 @@ def test_num_frames_is_the_real_count(whisper, settings):
     encoder = WhisperAudioEncoder(whisper, **settings).eval()
     lengths = [round(s * 16000) for s in SECONDS]
     frames = encoder(pack(*lengths)).frames
-    assert frames.lengths.tolist() == [encoder.num_frames(n) for n in lengths] == [5, 50, 500, 500, 1500, 1550, 4750]
+    assert (
+        frames.lengths.tolist()
+        == [encoder.num_frames(n) for n in lengths]
+        == [5, 50, 500, 500, 1500, 1550, 4750]
+    )
 
 
 @torch.no_grad()

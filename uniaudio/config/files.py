@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_root() -> Path:
-    """Return the folder with the shipped templates, recipes and configs: inside the wheel, or the checkout's own."""
+    """Return the folder of the shipped YAML files: the one in the wheel, or the checkout itself."""
     inside = PACKAGE / "_shipped"
     return inside if inside.is_dir() else PACKAGE.parent
 
@@ -34,9 +34,11 @@ def search_folders(kind: Kind, near: Path | None) -> list[Path]:
 
 
 def is_of_kind(file: Path, kind: Kind) -> bool:
-    """Return whether a file holds the key of its kind: a recipe and a run config may share name and folder."""
+    """Return whether a file holds the key of its kind: files of several kinds may share a folder."""
     key = FIRST_KEY[kind]
-    return not key or any(line.startswith(f"{key}:") for line in file.read_text("utf-8", "replace").splitlines())
+    return not key or any(
+        line.startswith(f"{key}:") for line in file.read_text("utf-8", "replace").splitlines()
+    )
 
 
 def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
@@ -62,11 +64,13 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
             return file
     found = {file for folder in folders for file in folder.glob("*.yaml")}
     known = sorted({file.stem for file in found if is_of_kind(file, kind)})
-    raise UserError(f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}")
+    raise UserError(
+        f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}"
+    )
 
 
 def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
-    """Return a text that finds the same file from any folder: a shipped file by its name, any other by its full path.
+    """Return a text that finds the same file from any folder: a shipped file's name, any other's full path.
 
     A name that is not found is left as it is; whoever opens it says what is near.
     """
@@ -80,7 +84,7 @@ def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
 
 
 def realdata_root() -> Path | None:
-    """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` where it exists."""
+    """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` or None."""
     named = os.environ.get("UNIAUDIO_REALDATA")
     if named:
         return Path(named).expanduser().absolute()
@@ -92,10 +96,10 @@ def realdata_root() -> Path | None:
 
 
 def expand_path(text: str, near: Path, where: str) -> str:
-    """Resolve a path of a card or config: ``${realdata}`` and ``${env:NAME}`` at its start, then relative to its file.
+    """Resolve a path of a card or config: ``${realdata}``, ``${env:NAME}``, or relative to its file.
 
-    A relative path that exists neither beside the file nor in the working directory is left as it is: it may be a
-    Hub name.
+    A relative path that does not exist beside the file is left as it is: it may be a Hub name, or relative to
+    the working directory.
 
     Raises:
         UserError: when the folder of real recordings or the environment variable is not there.

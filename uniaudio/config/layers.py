@@ -1,4 +1,4 @@
-"""Layers of a YAML file: the file that its ``base`` names, its own keys, and overrides from the command line."""
+"""Layers of a YAML file: the file that its ``base`` names, its own keys, overrides of the command line."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class EncoderConfig(Strict):
     train: Literal["full", "frozen"] = "full"
     lr: PositiveFloat = 2e-5
     pad_to: PositiveFloat | None = None
-    tail_frames: int = Field(0, ge=0)
+    tail_frames: int = Field(default=0, ge=0)
 
 
 class AdapterConfig(Strict):
@@ -65,11 +65,11 @@ class DecoderConfig(Strict):
 class DataConfig(Strict):
     """``pool`` examples are sorted together; ``max_seconds`` defaults to the budget of a micro-batch."""
 
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
     prefetch: PositiveInt = 2
     pool: PositiveInt = 256
     max_seconds: PositiveFloat | None = None
-    max_skipped_share: float = Field(0.05, ge=0, le=1)
+    max_skipped_share: float = Field(default=0.05, ge=0, le=1)
     log_ids: bool = False
 
 
@@ -79,7 +79,7 @@ class TrainConfig(Strict):
     max_steps: PositiveInt | None = None
     micro_batches: PositiveInt | None = None
     clip: PositiveFloat = 1.0
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     precision: Literal["auto", "bf16", "no"] = "auto"
     log_every: PositiveInt = 10
@@ -94,7 +94,7 @@ class Budget(Strict):
     """Modelled cost of one micro-batch: a clip costs its seconds plus ``per_example`` for its text."""
 
     audio_seconds: PositiveFloat
-    per_example: float = Field(1.0, ge=0)
+    per_example: float = Field(default=1.0, ge=0)
 
 
 class Stage(Strict):
@@ -103,9 +103,9 @@ class Stage(Strict):
     name: str
     recipe: str
     steps: PositiveInt
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    final_lr_share: float = Field(0.0, ge=0, le=1)
+    final_lr_share: float = Field(default=0.0, ge=0, le=1)
     budget: Budget
 
     @model_validator(mode="after")
@@ -188,7 +188,7 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConf
 
 
 def expand_paths(config: RunConfig, path: Path) -> RunConfig:
-    """Resolve paths and recipes relative to the config file, so that a saved config means the same elsewhere."""
+    """Resolve paths and recipes relative to the config file: a saved config means the same elsewhere."""
 
     def expanded(text: str, key: str) -> str:
         return expand_path(text, path.parent, f"{path}: {key}")

@@ -31,14 +31,14 @@ def build(kind: type[Record], data: Any, where: str) -> Record:
         UserError: with the path of the key and the nearest valid key or the value and what was expected.
     """
     try:
-        # As JSON: strict types, so that text never becomes a number or a boolean, yet lists may become tuples.
+        # As JSON: types are strict, so that text never becomes a number, yet lists may become tuples.
         return kind.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as problem:
         raise UserError(f"{where}: {explain(kind, problem)}") from problem
 
 
 def explain(kind: type[BaseModel], problem: ValidationError) -> str:
-    """Put the first error of a validation into one sentence, unknown keys first: they explain missing ones."""
+    """Put the first error into one sentence, unknown keys first: they explain missing ones."""
     errors = problem.errors()
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in error["loc"]) or "the file"
@@ -53,7 +53,9 @@ def explain(kind: type[BaseModel], problem: ValidationError) -> str:
         return f"{key}: {error['input']!r} is not one of {', '.join(choices)}{near}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{key}: {message}" if error["type"] == "value_error" else f"{key}: {message}, got {error['input']!r}"
+    return (
+        f"{key}: {message}" if error["type"] == "value_error" else f"{key}: {message}, got {error['input']!r}"
+    )
 
 
 def known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

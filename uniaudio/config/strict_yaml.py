@@ -1,7 +1,8 @@
 """YAML 1.2, read strictly: what stands in the file is what is meant.
 
-PyYAML reads YAML 1.1: ``yes`` and ``on`` become booleans, ``12:30`` a number, ``1e-4`` text, a key written twice wins
-in silence. Here only ``true``, ``false``, ``null`` and numbers of the YAML 1.2 core schema are not text.
+PyYAML reads YAML 1.1: ``yes`` and ``on`` become booleans, ``12:30`` a number, ``1e-4`` text, a key that is
+written twice wins in silence. Here only ``true``, ``false``, ``null`` and numbers of the YAML 1.2 core schema
+are not text.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read one mapping from a file.
 
     Raises:
-        UserError: naming file and line, when the file is missing, is not YAML, or is not one mapping with text keys.
+        UserError: naming file and line, when the file is missing, not YAML, or not one mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -48,7 +49,10 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: line {line}: {problem.problem}{hint}") from problem
     except yaml.YAMLError as problem:
         raise UserError(f"{where}: {problem}") from problem
-    return None if node is None else build(node, where)
+    try:
+        return None if node is None else build(node, where)
+    except RecursionError as problem:
+        raise UserError(f"{where}: an alias (*) stands inside its own anchor (&)") from problem
 
 
 def looks_unquoted(text: str, line: int) -> bool:
@@ -68,7 +72,9 @@ def build(node: yaml.Node, where: str) -> Any:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{where}: line {line}: a key must be text; quote a value that begins with '{{{{'")
+            raise UserError(
+                f"{where}: line {line}: a key must be text; quote a value that begins with '{{{{'"
+            )
         key = key_node.value
         if key in result:
             raise UserError(f"{where}: line {key_node.start_mark.line + 1}: '{key}' is written twice")
@@ -92,7 +98,7 @@ def plain_scalar(text: str) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """Read the value of a command line override: any YAML value, such as ``1e-4``, ``[a, b]`` or ``{x: 1}``."""
+    """Read the value of a command line override: any YAML, such as ``1e-4``, ``[a, b]`` or ``{x: 1}``."""
     return parse(text, f"override '{text}'")
 
 

@@ -51,7 +51,9 @@ def decode(source: Encoded, max_seconds: float, name: str) -> NDArray[np.int16]:
     """
     with opened(source, name) as file:
         if file.frames > max_seconds * file.samplerate * 1.001:
-            raise RowError("clip too long", f"{name}: {file.frames / file.samplerate:.1f} s, allowed {max_seconds:g} s")
+            raise RowError(
+                "clip too long", f"{name}: {file.frames / file.samplerate:.1f} s, allowed {max_seconds:g} s"
+            )
         try:
             samples = file.read(dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError) as problem:

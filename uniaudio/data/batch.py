@@ -47,7 +47,11 @@ def pack(
     with_answers: bool,
 ) -> Batch:
     tokens: list[int] = []
-    lengths, audio_positions, label_positions, labels, label_task = [], [], [], [], []
+    lengths: list[int] = []
+    audio_positions: list[int] = []
+    label_positions: list[int] = []
+    labels: list[int] = []
+    label_task: list[int] = []
     for example in examples:
         start = len(tokens)
         pieces = format.prompt(example.prompt)

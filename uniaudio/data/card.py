@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from uniaudio.config.files import expand_path, find_file
+from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
-from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.jinja import Condition, Text
 from uniaudio.errors import UserError
 
@@ -61,9 +61,14 @@ class CardFile(Strict):
     load: Load
     license: str
     hours: PositiveFloat | None = None
-    audio: str | tuple[str, ...] = "audio"
-    columns: dict[str, str] = {}
+    audio: tuple[str, ...] = Field(("audio",), min_length=1)
+    columns: dict[str, str] = Field(default_factory=dict)
     splits: dict[str, SplitFile] = Field(min_length=1)
+
+    @field_validator("audio", mode="before")
+    @classmethod
+    def one_clip(cls, audio: Any) -> Any:
+        return [audio] if isinstance(audio, str) else audio
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class DatasetCard:
         """
         if name not in self.splits:
             raise UserError(
-                f"{self.path}: no split '{name}'{did_you_mean(name, self.splits)}; splits: {', '.join(self.splits)}"
+                f"{self.path}: no split '{name}'{did_you_mean(name, self.splits)}; "
+                f"splits: {', '.join(self.splits)}"
             )
         return self.splits[name]
 
@@ -120,9 +126,11 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         UserError: naming file and key.
     """
     path = find_file("dataset", name_or_path, near)
-    data = build(CardFile, load_yaml(path), str(path))
+    data = build(CardFile, read_layers(path, "dataset"), str(path))
     if data.dataset != path.stem:
-        raise UserError(f"{path}: dataset is '{data.dataset}', but the file is {path.stem}.yaml; make them equal")
+        raise UserError(
+            f"{path}: dataset is '{data.dataset}', but the file is {path.stem}.yaml; make them equal"
+        )
     location = data.load.location
     if data.load.kind != "hub" or location.startswith("${"):
         location = expand_path(location, path.parent, f"{path}: load.{data.load.kind}")
@@ -131,11 +139,12 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         load=data.load.model_copy(update={data.load.kind: location}),
         license=data.license,
         hours=data.hours,
-        audio=(data.audio,) if isinstance(data.audio, str) else data.audio,
+        audio=data.audio,
         columns={name: Text(text, f"{path}: columns.{name}") for name, text in data.columns.items()},
         splits={
             name: Split(
-                split.name, Condition(split.keep, f"{path}: splits.{name}.keep") if split.keep is not None else None
+                split.name,
+                Condition(split.keep, f"{path}: splits.{name}.keep") if split.keep is not None else None,
             )
             for name, split in data.splits.items()
         },

@@ -66,14 +66,18 @@ class Condition:
         """Return whether the condition is true of the fields.
 
         Raises:
-            UserError: when the rows have no such column: the condition would keep nothing, or everything.
+            UserError: when the rows have no such column or the condition cannot be worked out.
         """
         for name in sorted(self.names):
             if name not in fields:
                 raise UserError(
                     f"{self.where}: the rows have no column '{name}'; they have {', '.join(sorted(fields))}"
                 )
-        return bool(guarded(lambda: self.compiled(**fields), self.where))
+        try:
+            return bool(guarded(lambda: self.compiled(**fields), self.where))
+        except RowError as problem:
+            shown = ", ".join(f"{name}={fields[name]!r}" for name in sorted(self.names))
+            raise UserError(f"{problem.detail} (in a row with {shown})") from problem
 
 
 def guarded(action: Callable[[], Any], where: str) -> Any:

@@ -50,7 +50,9 @@ def build_example(
     rng = None if seed is None else example_rng(seed, n)
     rendered = entry.template.render({**entry.dataset.fields(row.columns), **entry.constants}, rng)
     if len(row.audio) != entry.template.num_clips:
-        raise RowError("template error", f"{len(row.audio)} clip(s) for {entry.template.num_clips} audio mark(s)")
+        raise RowError(
+            "template error", f"{len(row.audio)} clip(s) for {entry.template.num_clips} audio mark(s)"
+        )
     clips = tuple(decode(ref.source, max_seconds, ref.name) for ref in row.audio)
     return Example(
         id=f"{entry.dataset.name}/{entry.split}/{row.key}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.files import find_file
+from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
-from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.template import Template, load_template
 from uniaudio.errors import UserError
@@ -25,7 +25,7 @@ class EntryFile(Strict):
     template: str
     split: str = "train"
     weight: PositiveFloat = 1.0
-    constants: dict[str, Any] = {}
+    constants: dict[str, Any] = Field(default_factory=dict)
 
 
 class EvaluateFile(Strict):
@@ -35,7 +35,7 @@ class EvaluateFile(Strict):
     template: str
     split: str = "test"
     max_examples: PositiveInt | None = None
-    constants: dict[str, Any] = {}
+    constants: dict[str, Any] = Field(default_factory=dict)
 
 
 class ReplayFile(Strict):
@@ -80,7 +80,8 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.name}:{self.template.task}"
+        """Unique among the entries of a recipe, up to constants."""
+        return pair_name(self.dataset, self.template, self.split, "train")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,14 @@ class EvalEntry:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.name}:{self.template.task}"
+        """Unique among the evaluation sets of a recipe."""
+        return pair_name(self.dataset, self.template, self.split, "test")
+
+
+def pair_name(dataset: DatasetCard, template: Template, split: str, usual: str) -> str:
+    """Return ``esc50:environmental_sound``, and the split too where it is not the usual one."""
+    name = f"{dataset.name}:{template.task}"
+    return name if split == usual else f"{name}:{split}"
 
 
 @dataclass(frozen=True)
@@ -113,15 +121,16 @@ class Recipe:
 
     def tasks(self) -> tuple[str, ...]:
         """Return the names of all tasks, sorted."""
-        return tuple(sorted({entry.template.task for entry in (*self.train, *self.evaluate)}))
+        templates = [*(entry.template for entry in self.train), *(entry.template for entry in self.evaluate)]
+        return tuple(sorted({template.task for template in templates}))
 
 
 def load_recipe(name_or_path: str, near: Path | None = None) -> Recipe:
     """Read a recipe and everything it names.
 
     Raises:
-        UserError: unknown names, a replay or base that goes round in a circle, constants that no template input takes,
-            a mix by hours without hours on a card, the same pairing twice.
+        UserError: unknown names, a replay or base that goes round in a circle, constants that no template input
+            takes, a mix by hours without hours on a card, the same pairing twice.
     """
     return resolve(find_file("recipe", name_or_path, near), ())
 
@@ -129,11 +138,17 @@ def load_recipe(name_or_path: str, near: Path | None = None) -> Recipe:
 def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     if path.resolve() in seen:
         raise UserError(f"{path}: recipes replay each other in a circle")
-    data = build(RecipeFile, read_with_base(path, ()), str(path))
+    data = build(RecipeFile, read_layers(path, "recipe"), str(path))
     if data.recipe != path.stem:
-        raise UserError(f"{path}: recipe is '{data.recipe}', but the file is {path.stem}.yaml; make them equal")
+        raise UserError(
+            f"{path}: recipe is '{data.recipe}', but the file is {path.stem}.yaml; make them equal"
+        )
+    refuse_doubles(data.train, path, "train")
+    refuse_doubles(data.evaluate, path, "evaluate")
     pairs = [open_pair(line, f"{path}: train[{i}]", path.parent) for i, line in enumerate(data.train)]
-    weights = [weight_of(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)]
+    weights = [
+        weight_of(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)
+    ]
     own = 1.0 - sum(replay.share for replay in data.replay)
     entries = [
         Entry(card, template, line.split, own * weight / sum(weights), line.constants)
@@ -148,6 +163,18 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         for line, (card, template) in zip(data.evaluate, asked, strict=True)
     ]
     return Recipe(data.recipe, tuple(joined(entries)), tuple(evaluate), path)
+
+
+def refuse_doubles(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
+    """Refuse a dataset that is asked the same twice: one result would hide the other."""
+    seen: dict[tuple[str, str, str], int] = {}
+    for i, line in enumerate(lines):
+        first = seen.setdefault((line.dataset, line.template, line.split), i)
+        if first != i:
+            raise UserError(
+                f"{path}: {key}[{i}]: {line.dataset} with {line.template} on split {line.split} "
+                f"stands in {key}[{first}] already; keep one line"
+            )
 
 
 def joined(entries: list[Entry]) -> list[Entry]:
@@ -166,23 +193,23 @@ def is_same_pairing(one: Entry, other: Entry) -> bool:
     return (one.name, one.split, one.constants) == (other.name, other.split, other.constants)
 
 
-def read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a recipe over the one its ``base`` names: its own keys replace the base's."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: `base` goes round in a circle")
-    data = load_yaml(path)
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    parent = find_file("recipe", str(base), path.parent)
-    return {**read_with_base(parent, (*seen, path.resolve())), **data}
-
-
 def open_pair(line: EntryFile | EvaluateFile, where: str, near: Path) -> tuple[DatasetCard, Template]:
-    """Read card and template of a line and check its split and constants."""
-    card = load_card(line.dataset, near / "datasets" if (near / "datasets").is_dir() else near)
-    template = load_template(line.template, near)
-    card.split(line.split)
+    """Read card and template of a line and check its split, number of clips and constants."""
+    try:
+        card = load_card(line.dataset, near / "datasets" if (near / "datasets").is_dir() else near)
+        template = load_template(line.template, near)
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from problem
+    if line.split not in card.splits:
+        raise UserError(
+            f"{where}: dataset {card.name} has no split '{line.split}'"
+            f"{did_you_mean(line.split, card.splits)}; splits: {', '.join(card.splits)}"
+        )
+    if len(card.audio) != template.num_clips:
+        raise UserError(
+            f"{where}: template {template.task} asks about {template.num_clips} clip(s), "
+            f"but dataset {card.name} has {len(card.audio)} audio column(s)"
+        )
     for name in line.constants:
         if name not in template.inputs:
             raise UserError(

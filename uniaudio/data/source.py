@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +72,9 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     return AudioRef(folder / path, name, length)
 
 
-def audio_refs(columns: Mapping[str, Any], names: tuple[str, ...], folder: Path, key: str) -> tuple[AudioRef, ...]:
+def audio_refs(
+    columns: Mapping[str, Any], names: tuple[str, ...], folder: Path, key: str
+) -> tuple[AudioRef, ...]:
     """Return one reference per audio column of a row.
 
     Raises:
@@ -91,12 +93,19 @@ def open_source(card: DatasetCard, split: str) -> Source:
     Raises:
         UserError: when the place does not exist, cannot be read, or keeps no rows.
     """
-    from uniaudio.data.sources.audiofolder import AudioFolderSource  # the sources need Row and audio_refs from here
+    from uniaudio.data.sources.audiofolder import (
+        AudioFolderSource,
+    )  # the sources need Row and audio_refs from here
     from uniaudio.data.sources.hub import HubSource
     from uniaudio.data.sources.jsonl import JsonlSource
     from uniaudio.data.sources.parquet import ParquetSource
 
-    kinds = {"hub": HubSource, "parquet": ParquetSource, "audiofolder": AudioFolderSource, "jsonl": JsonlSource}
+    kinds: dict[str, Callable[[DatasetCard, str], Source]] = {
+        "hub": HubSource,
+        "parquet": ParquetSource,
+        "audiofolder": AudioFolderSource,
+        "jsonl": JsonlSource,
+    }
     source: Source = kinds[card.load.kind](card, split)
     if source.size == 0:
         raise UserError(f"{card.path}: split '{split}' keeps no rows of {card.load.location}")

@@ -133,7 +133,9 @@ class StepPlan:
         self.shares = recipe.train_shares()
         names = [f"{entry.name}:{entry.split}" for entry in recipe.train]
         sizes = [source.size for source in sources]
-        self.fingerprint = f"{number(seed, repr((names, self.shares, sizes, audio_seconds, per_example, pool))):016x}"
+        self.fingerprint = (
+            f"{number(seed, repr((names, self.shares, sizes, audio_seconds, per_example, pool))):016x}"
+        )
         self.windows = [
             Window(source, pool, number(seed, name)) if source.size is None else None
             for source, name in zip(sources, names, strict=True)
@@ -200,7 +202,9 @@ class StepPlan:
         source = self.sources[entry]
         assert source.size is not None
         epoch, place = divmod(k, source.size)
-        return source.row(permuted(place, source.size, number(self.seed, self.recipe.train[entry].name, epoch)))
+        return source.row(
+            permuted(place, source.size, number(self.seed, self.recipe.train[entry].name, epoch))
+        )
 
     def usable_seconds(self, row: Row) -> float:
         """Return the seconds of all clips of a row, when they can be used."""
@@ -210,7 +214,9 @@ class StepPlan:
             if length < SHORTEST:
                 raise RowError("empty audio", f"{ref.name}: {length:g} s")
             if length > self.max_seconds:
-                raise RowError("clip too long", f"{ref.name}: {length:.1f} s, data.max_seconds is {self.max_seconds:g}")
+                raise RowError(
+                    "clip too long", f"{ref.name}: {length:.1f} s, data.max_seconds is {self.max_seconds:g}"
+                )
             seconds += length
         return seconds
 

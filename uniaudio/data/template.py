@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from uniaudio.config.files import find_file
 from uniaudio.config.nearest import did_you_mean
@@ -18,7 +19,9 @@ from uniaudio.data.jinja import Text
 from uniaudio.errors import RowError, UserError
 
 AUDIO = "<audio>"  # the mark in template files
-MARK = "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
+MARK = (
+    "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
+)
 
 
 class Scoring(Strict):
@@ -40,6 +43,14 @@ class TemplateFile(Strict):
     target: str | None = None
     target_one_of: str | None = None
     scoring: Scoring = Scoring()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def labels_are_written(cls, labels: Any) -> Any:
+        odd = [label for label in labels if label is None or isinstance(label, bool)] if labels else []
+        if odd:
+            raise ValueError(f"a label is {odd[0]}, which is not text; put it in quotes")
+        return labels
 
     @model_validator(mode="after")
     def one_target(self) -> TemplateFile:
@@ -78,7 +89,7 @@ class Template:
         """Fill in one row.
 
         Args:
-            rng: draws the wording and, among several right answers, the one to learn; None takes the first of both.
+            rng: draws the wording and, of several right answers, the one to learn; None takes the first.
 
         Raises:
             RowError: "missing column", "unknown label", "empty answer", "template error".
@@ -90,12 +101,16 @@ class Template:
             if MARK in str(values[name]):
                 raise RowError("template error", f"column '{name}' holds a reserved character (U+E000)")
         prompt = self.prompts[rng.randrange(len(self.prompts)) if rng else 0].render(values)
+        pieces = tuple(prompt.split(MARK))
+        if len(pieces) != self.num_clips + 1:
+            found = f"a prompt came out with {len(pieces) - 1} {AUDIO} marks instead of {self.num_clips}"
+            raise RowError("template error", f"template {self.task}: {found}")
         references = self.references(values)
         for answer in references:
             if self.labels and answer not in self.labels:
                 raise RowError("unknown label", f"'{answer}' is not one of the labels of {self.task}")
         answer = references[rng.randrange(len(references)) if rng else 0]
-        return Rendered(tuple(prompt.split(MARK)), answer, references)
+        return Rendered(pieces, answer, references)
 
     def references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Return all right answers of a row, stripped; the evaluation knows them all."""
@@ -104,7 +119,9 @@ class Template:
         else:
             listed = values[str(self.target_one_of)]
             if not isinstance(listed, (list, tuple)) or not listed:
-                raise RowError("template error", f"'{self.target_one_of}' must be a list with something in it")
+                raise RowError(
+                    "template error", f"'{self.target_one_of}' must be a list with something in it"
+                )
             answers = [str(item) for item in listed]
         stripped = tuple(answer.strip() for answer in answers if answer.strip())
         if not stripped:
@@ -116,13 +133,15 @@ def load_template(name_or_path: str, near: Path | None = None) -> Template:
     """Read and check a template.
 
     Raises:
-        UserError: naming the file and the key: unknown keys, syntax, inputs that are not declared or not used,
-            prompts without audio marks or with different numbers of them, labels that are written twice.
+        UserError: naming the file and the key: unknown keys, syntax, inputs not declared or not used, prompts
+            without audio marks or with different numbers of them, labels that are written twice.
     """
     path = find_file("template", name_or_path, near)
     data = build(TemplateFile, load_yaml(path), str(path))
     if data.task != path.stem:
-        raise UserError(f"{path}: task is '{data.task}', but the file is named {path.stem}.yaml; make them equal")
+        raise UserError(
+            f"{path}: task is '{data.task}', but the file is named {path.stem}.yaml; make them equal"
+        )
     labels = read_labels(data, path)
     prompts = tuple(
         Text(prompt.replace(AUDIO, MARK), f"{path}: prompts[{i}]") for i, prompt in enumerate(data.prompts)
@@ -131,19 +150,21 @@ def load_template(name_or_path: str, near: Path | None = None) -> Template:
     counts = [prompt.source.count(MARK) for prompt in prompts]
     for i, count in enumerate(counts):
         if count == 0 or count != counts[0]:
-            raise UserError(f"{path}: prompts[{i}]: must contain {AUDIO} {max(counts[0], 1)} time(s), found {count}")
+            raise UserError(
+                f"{path}: prompts[{i}]: must contain {AUDIO} {max(counts[0], 1)} time(s), found {count}"
+            )
     check_inputs(data, prompts, target, labels, path)
     return Template(
-        data.task,
-        data.domain,
-        data.inputs,
-        labels,
-        prompts,
-        target,
-        data.target_one_of,
-        data.scoring,
-        counts[0],
-        path,
+        task=data.task,
+        domain=data.domain,
+        inputs=data.inputs,
+        labels=labels,
+        prompts=prompts,
+        target=target,
+        target_one_of=data.target_one_of,
+        scoring=data.scoring,
+        num_clips=counts[0],
+        path=path,
     )
 
 
@@ -158,14 +179,18 @@ def read_labels(data: TemplateFile, path: Path) -> tuple[str, ...] | None:
         labels = tuple(str(label) for label in data.labels)
     else:
         return None
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    doubled = [label for label, count in Counter(labels).items() if count > 1]
     if doubled or not labels:
         raise UserError(f"{path}: labels: {f'{doubled[0]} is written twice' if doubled else 'is empty'}")
     return labels
 
 
 def check_inputs(
-    data: TemplateFile, prompts: tuple[Text, ...], target: Text | None, labels: tuple[str, ...] | None, path: Path
+    data: TemplateFile,
+    prompts: tuple[Text, ...],
+    target: Text | None,
+    labels: tuple[str, ...] | None,
+    path: Path,
 ) -> None:
     """Every variable that is used must be declared, every declared one used."""
     used_by = {f"prompts[{i}]": prompt.names for i, prompt in enumerate(prompts)}

@@ -30,7 +30,11 @@ class ChatFormat:
         if tokenizer.chat_template:
             self.prefix, self.suffix, self.end_of_turn = read_chat_template(tokenizer)
         elif tokenizer.eos_token_id is not None:
-            self.prefix, self.suffix, self.end_of_turn = tokenizer.bos_token or "", "\n", tokenizer.eos_token_id
+            self.prefix, self.suffix, self.end_of_turn = (
+                tokenizer.bos_token or "",
+                "\n",
+                tokenizer.eos_token_id,
+            )
         else:
             raise UserError("the decoder's tokenizer has neither a chat template nor an end-of-text token")
         stated = tokenizer.pad_token_id
@@ -90,13 +94,20 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, in
     opened = tokenizer.apply_chat_template([question], add_generation_prompt=True, **options)
     whole = tokenizer.apply_chat_template([question, {"role": "assistant", "content": ANSWER}], **options)
     if opened.count(USER) != 1 or whole.count(ANSWER) != 1:
-        raise UserError("the decoder's chat template does not keep the text of the turns; use another decoder")
+        raise UserError(
+            "the decoder's chat template does not keep the text of the turns; use another decoder"
+        )
     prefix, suffix = opened.split(USER)
     closing = tokenizer(whole.split(ANSWER)[1], add_special_tokens=False)["input_ids"]
-    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    special = {
+        *tokenizer.all_special_ids,
+        *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special),
+    }
     ends = [i for i in closing if i in special]
     if ends:
         return prefix, suffix, ends[0]
     if tokenizer.eos_token_id is None:
-        raise UserError("the decoder's chat template ends an answer with no special token, and there is no eos")
+        raise UserError(
+            "the decoder's chat template ends an answer with no special token, and there is no eos"
+        )
     return prefix, suffix, tokenizer.eos_token_id

@@ -31,7 +31,9 @@ def encode_clips(
     encoder: AudioEncoder, clips: Sequence[NDArray[np.int16]], batch_seconds: float = 60.0
 ) -> list[NDArray[np.float32]]:
     """Return the frames ``[A_i, E]`` of every clip, in the order of the clips."""
-    return [frames.cpu().numpy() for frames in run(encoder, clips, batch_seconds, lambda frames: frames.rows())]
+    return [
+        frames.cpu().numpy() for frames in run(encoder, clips, batch_seconds, lambda frames: frames.rows())
+    ]
 
 
 @torch.no_grad()

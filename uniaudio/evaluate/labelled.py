@@ -42,7 +42,9 @@ def load_labelled(name: str, folder: Path) -> LabelledSet:
     for number, row in enumerate(read_jsonl(manifest), 1):
         for column in ("audio", "label", "split"):
             if column not in row:
-                raise UserError(f"{manifest}: line {number}: has no '{column}'; a probe needs audio, label and split")
+                raise UserError(
+                    f"{manifest}: line {number}: has no '{column}'; a probe needs audio, label and split"
+                )
         if row["split"] not in clips:
             continue
         try:

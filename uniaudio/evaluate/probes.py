@@ -78,7 +78,9 @@ def train_probe(
             for rows in order.split(settings.batch, dim=1):
                 logits = probe(x[rows])
                 # the mean within a seed, summed over seeds: every seed sees the gradient it would see alone
-                loss = F.cross_entropy(logits.flatten(0, 1), y[rows].flatten(), reduction="sum") / rows.shape[1]
+                loss = (
+                    F.cross_entropy(logits.flatten(0, 1), y[rows].flatten(), reduction="sum") / rows.shape[1]
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -86,16 +88,16 @@ def train_probe(
     return probe.eval()
 
 
-def knn_predict(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024
-) -> Tensor:
+def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
     """Vote among the 10 nearest by cosine, weighted by softmax(similarity / 0.07); return class indices ``[M]``."""
     train_x, test_x = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
     votes = []
     for rows in test_x.split(block):
         similarity, nearest = (rows @ train_x.T).topk(min(NEIGHBOURS, len(train_x)), dim=1)
         weights = (similarity / TEMPERATURE).softmax(1)
-        votes.append(weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights).argmax(1))
+        votes.append(
+            weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights).argmax(1)
+        )
     return torch.cat(votes)
 
 

@@ -27,7 +27,9 @@ def probe_models(
         for name, encoder in encoders.items():
             told(f"{labelled.name}: {name}")
             train, test = (embed_clips(encoder, c) for c in (labelled.train_clips, labelled.test_clips))
-            scores[labelled.name][name] = probe(train, labelled.train_labels, test, labelled.test_labels, seeds)
+            scores[labelled.name][name] = probe(
+                train, labelled.train_labels, test, labelled.test_labels, seeds
+            )
     return scores
 
 

@@ -17,7 +17,12 @@ class StackAdapter(nn.Module):
     """
 
     def __init__(
-        self, encoder_dim: int, frame_rate: float, decoder_dim: int, rate: float = 12.5, hidden: int | None = None
+        self,
+        encoder_dim: int,
+        frame_rate: float,
+        decoder_dim: int,
+        rate: float = 12.5,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.stack = round(frame_rate / rate)

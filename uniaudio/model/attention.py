@@ -82,7 +82,7 @@ def variable_length_attention(
     if key.shape[1] != query.shape[1]:
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    return varlen_attn(
+    mixed = varlen_attn(
         query,
         key,
         value,
@@ -93,6 +93,8 @@ def variable_length_attention(
         scale=scale,
         window_size=(-1, 0) if causal else (-1, -1),
     )
+    assert isinstance(mixed, Tensor)  # a pair only when the log-sum-exp is asked for
+    return mixed
 
 
 def packed_attention_for_transformers(
@@ -113,8 +115,9 @@ def packed_attention_for_transformers(
     """
     if segments is None or attention_mask is not None:
         raise ValueError("packed attention needs segments and no mask")
-    packed = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed_attention(*packed, segments, causal=True, scale=scaling, dropout=dropout)[None], None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    mixed = packed_attention(query, key, value, segments, causal=True, scale=scaling, dropout=dropout)
+    return mixed[None], None
 
 
 def register_packed_attention() -> None:

@@ -57,7 +57,9 @@ class AudioLM(nn.Module):
         embeds, encoded = self.embed_batch(batch)
         hidden = self.decoder.hidden(embeds)[batch.label_positions]
         total, per_token, right = self.decoder.losses(hidden, batch.labels, self.label_chunk)
-        columns = torch.stack([per_token.float(), torch.ones_like(per_token), right.to(per_token.dtype)], 1).detach()
+        columns = torch.stack(
+            [per_token.float(), torch.ones_like(per_token), right.to(per_token.dtype)], 1
+        ).detach()
         per_task = columns.new_zeros(len(batch.tasks), 3).index_add(0, batch.label_task, columns)
         return LossSum(total, batch.answer_tokens, per_task, encoded.losses)
 

@@ -42,7 +42,9 @@ class FrozenDecoder(nn.Module):
         if not obstacle and attention != "padded" and not self.packs_exactly():
             obstacle = f"{type(lm).__name__} gives other results when rows are packed"
         if attention == "packed" and obstacle:
-            raise UserError(f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded")
+            raise UserError(
+                f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded"
+            )
         self.packed = attention != "padded" and not obstacle
         self.plain_head = self.head_is_plain()
 
@@ -140,13 +142,17 @@ class FrozenDecoder(nn.Module):
         own = self.logits(hidden)
         if close(own, stock):
             return torch.equal(own, self.lm.get_output_embeddings()(hidden))
-        raise UserError(f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states")
+        raise UserError(
+            f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states"
+        )
 
 
 def close(one: Tensor, other: Tensor) -> bool:
     """Return whether two results agree within the rounding of their dtype, relative to their size."""
     tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
-    return bool((one.float() - other.float()).abs().max() <= tolerance * other.float().abs().max().clamp(min=1e-3))
+    return bool(
+        (one.float() - other.float()).abs().max() <= tolerance * other.float().abs().max().clamp(min=1e-3)
+    )
 
 
 def why_not_packed(lm: PreTrainedModel) -> str:
@@ -185,5 +191,7 @@ def load_decoder(
         )
     except (OSError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"decoder.path: {path} cannot be loaded as a causal language model ({reason})") from problem
+        raise UserError(
+            f"decoder.path: {path} cannot be loaded as a causal language model ({reason})"
+        ) from problem
     return FrozenDecoder(lm.to(device), attention, base_identity(path, revision))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-HASHED_WHOLE = 200 * 2**20  # bytes; of larger files the size and the first mebibyte (the safetensors header) count
+HASHED_WHOLE = (
+    200 * 2**20
+)  # bytes; of larger files the size and the first mebibyte (the safetensors header) count
 
 
 def base_identity(path: str, revision: str | None) -> dict[str, str]:

@@ -48,8 +48,12 @@ class LogMel(nn.Module):
         """
         if len(audio) and int(audio.lengths.max()) > REACH:
             raise ValueError("a clip is longer than 30 s: cut it into chunks before the mel")
-        frames_per_clip = torch.tensor([2 * encoder_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
-        mel = Ragged(self.filters.new_zeros(int(frames_per_clip.sum()), self.filters.shape[1]), frames_per_clip)
+        frames_per_clip = torch.tensor(
+            [2 * encoder_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
+        )
+        mel = Ragged(
+            self.filters.new_zeros(int(frames_per_clip.sum()), self.filters.shape[1]), frames_per_clip
+        )
         if not len(audio):
             return mel
         buffer, starts = lay_out(audio, frames_per_clip)

@@ -60,7 +60,10 @@ def save_checkpoint(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in model.items()}, unfinished / "model.safetensors")
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in model.items()},
+            unfinished / "model.safetensors",
+        )
         torch.save(dict(optimizer), unfinished / "optimizer.pt")
         (unfinished / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
         (unfinished / "bases.json").write_text(json.dumps(bases, indent=2))
@@ -77,7 +80,9 @@ def save_checkpoint(
         point_latest(folder)
     except OSError as problem:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"checkpoint {folder} could not be written ({problem}); earlier ones are intact") from problem
+        raise UserError(
+            f"checkpoint {folder} could not be written ({problem}); earlier ones are intact"
+        ) from problem
     prune(folder.parent, config.train.keep_last)
     return folder
 
@@ -129,7 +134,9 @@ def load_checkpoint(path: Path, with_optimizer: bool = True) -> Checkpoint:
     """
     if not is_whole(path):
         raise UserError(f"{path} is not a whole checkpoint (a file is missing or cut short)")
-    optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True) if with_optimizer else {}
+    optimizer = (
+        torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True) if with_optimizer else {}
+    )
     return Checkpoint(
         path=path,
         model=load_file(path / "model.safetensors"),

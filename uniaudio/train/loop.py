@@ -29,10 +29,14 @@ from uniaudio.types import Batch
 class Steps(Protocol):
     """One step of one rank: micro-batches, rows left out, rows drawn, and the position of the stream behind it."""
 
-    micro: tuple[Batch, ...]
-    skips: tuple[Any, ...]
-    drawn: Mapping[str, int]
-    state: Any
+    @property
+    def micro(self) -> tuple[Batch, ...]: ...
+    @property
+    def skips(self) -> tuple[Any, ...]: ...
+    @property
+    def drawn(self) -> Mapping[str, int]: ...
+    @property
+    def state(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -163,13 +167,17 @@ class StageRun:
             if wish:
                 self.save()
                 return False
-            torch.manual_seed(self.config.seed * 1_000_003 + position.step)  # dropout is a function of the step
+            torch.manual_seed(
+                self.config.seed * 1_000_003 + position.step
+            )  # dropout is a function of the step
             set_learning_rate(self.optimizer, lr_share(position.stage_step, self.stage, last))
             for batch, context in self.with_synchronisation(step.micro):
                 with context:
                     loss = self.model(batch.to(self.accelerator.device, non_blocking=True))
                     objective = loss.total * backward_scale(self.accelerator.num_processes, tokens)
-                    for extra in loss.auxiliary.values():  # already weighted means: averaged over micro-batches
+                    for (
+                        extra
+                    ) in loss.auxiliary.values():  # already weighted means: averaged over micro-batches
                         objective = objective + extra / len(step.micro)
                     self.accelerator.backward(objective)
                 window.per_task += loss.per_task
@@ -202,7 +210,9 @@ class StageRun:
         complaint = self.ledger.complaint()
         tokens = sum(batch.answer_tokens for batch in step.micro)
         facts = torch.tensor(
-            [tokens, self.stop.requested, bool(complaint)], dtype=torch.float64, device=self.accelerator.device
+            [tokens, self.stop.requested, bool(complaint)],
+            dtype=torch.float64,
+            device=self.accelerator.device,
         )
         total, wish, complaints = sum_over_ranks(facts).tolist()
         if not wish:  # a stopped step is done again after the resume, and tells then

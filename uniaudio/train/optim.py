@@ -43,7 +43,13 @@ def build_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -
         ):
             if members:
                 groups.append(
-                    {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay, "component": component}
+                    {
+                        "params": members,
+                        "lr": lr,
+                        "peak_lr": lr,
+                        "weight_decay": decay,
+                        "component": component,
+                    }
                 )
     if not groups:
         raise UserError("nothing is trained: set `train: full` for an encoder")

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Tracker:
@@ -20,7 +27,9 @@ class Tracker:
         total_steps: what the progress bar counts to.
     """
 
-    def __init__(self, run_dir: Path, main: bool, start_step: int, total_steps: int, tensorboard: bool) -> None:
+    def __init__(
+        self, run_dir: Path, main: bool, start_step: int, total_steps: int, tensorboard: bool
+    ) -> None:
         self.run_dir = run_dir
         self.main = main
         self.console = Console()

@@ -47,6 +47,11 @@ class AudioFolderSource(ListedSource):
                 continue
             name = file.relative_to(folder).as_posix()
             label = {"label": file.parent.name} if file.parent != folder else {}
-            columns = {"file_name": name, **label, **metadata.get(name, {}), **dict.fromkeys(card.audio, name)}
+            columns = {
+                "file_name": name,
+                **label,
+                **metadata.get(name, {}),
+                **dict.fromkeys(card.audio, name),
+            }
             rows.append((name, columns))
         super().__init__(card, split, rows, folder)

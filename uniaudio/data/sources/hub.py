@@ -28,9 +28,14 @@ class HubSource:
             stream = datasets.load_dataset(
                 load.location, load.config, split=stored.name, revision=load.revision, streaming=True
             )
-        except (OSError, ValueError) as problem:  # every error of `datasets` and of the Hub client is one of these
+        except (
+            OSError,
+            ValueError,
+        ) as problem:  # every error of `datasets` and of the Hub client is one of these
             reason = str(problem).strip().splitlines()[0]
-            raise UserError(f"{card.path}: load.hub: {load.location} cannot be opened ({reason})") from problem
+            raise UserError(
+                f"{card.path}: load.hub: {load.location} cannot be opened ({reason})"
+            ) from problem
         for name in card.audio:
             if stream.features and isinstance(stream.features.get(name), datasets.Audio):
                 stream = stream.cast_column(name, datasets.Audio(decode=False))

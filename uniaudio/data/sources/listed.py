@@ -15,7 +15,9 @@ class ListedSource:
 
     size: int | None
 
-    def __init__(self, card: DatasetCard, split: str, rows: list[tuple[str, dict[str, Any]]], folder: Path) -> None:
+    def __init__(
+        self, card: DatasetCard, split: str, rows: list[tuple[str, dict[str, Any]]], folder: Path
+    ) -> None:
         self.card = card
         self.folder = folder
         self.rows: list[tuple[str, Mapping[str, Any]]] = [item for item in rows if card.keeps(item[1], split)]

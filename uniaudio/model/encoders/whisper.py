@@ -57,7 +57,9 @@ class WhisperAudioEncoder(AudioEncoder):
 
     def forward(self, audio: Ragged, layers: bool = False) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
-        frames_per_clip = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        frames_per_clip = torch.tensor(
+            [self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
+        )
         if not len(audio):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
         chunks = cut_into_chunks(audio)
@@ -73,7 +75,10 @@ class WhisperAudioEncoder(AudioEncoder):
         least = round((self.pad_to or 0) * SAMPLE_RATE)
         wanted = torch.tensor(
             [
-                min(REACH, max(least, n, (encoder_frames(n) + self.tail_frames) * FRAME if self.tail_frames else 0))
+                min(
+                    REACH,
+                    max(least, n, (encoder_frames(n) + self.tail_frames) * FRAME if self.tail_frames else 0),
+                )
                 for n in chunks.lengths.tolist()
             ]
         )
@@ -104,14 +109,18 @@ class WhisperAudioEncoder(AudioEncoder):
         frames = mel.lengths // 2
         sizes = mel.lengths + GAP
         starts = sizes.cumsum(0) - sizes
-        place = torch.arange(len(mel.values)) + torch.repeat_interleave(starts - mel.offsets[:-1], mel.lengths)
+        place = torch.arange(len(mel.values)) + torch.repeat_interleave(
+            starts - mel.offsets[:-1], mel.lengths
+        )
         place = place.to(mel.device, non_blocking=True)
         total = int(sizes.sum())
         buffer = mel.values.new_zeros(total, mel.values.shape[1]).index_copy(0, place, mel.values)
         real = mel.values.new_zeros(total, 1).index_fill(0, place, 1.0)
         hidden = F.gelu(self.whisper.conv1(buffer.t()[None])) * real.t()
         hidden = F.gelu(self.whisper.conv2(hidden))[0].t()
-        position = torch.arange(int(frames.sum())) - torch.repeat_interleave(frames.cumsum(0) - frames, frames)
+        position = torch.arange(int(frames.sum())) - torch.repeat_interleave(
+            frames.cumsum(0) - frames, frames
+        )
         rows = (position + torch.repeat_interleave(starts // 2, frames)).to(mel.device, non_blocking=True)
         position = position.to(mel.device, non_blocking=True)
         hidden = hidden[rows] + self.whisper.embed_positions.weight[position]
@@ -194,10 +203,14 @@ def checkpoint_folder(path: str, revision: str | None) -> Path:
     if path.count("/") > 1 or path.startswith((".", "/", "~")):
         raise UserError(f"there is no folder {path}")
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["config.json", "*.safetensors*"]))
+        return Path(
+            snapshot_download(path, revision=revision, allow_patterns=["config.json", "*.safetensors*"])
+        )
     except (OSError, ValueError) as problem:
         reason = str(problem).splitlines()[0]
-        raise UserError(f"{path} is neither a folder nor a model that could be fetched ({reason})") from problem
+        raise UserError(
+            f"{path} is neither a folder nor a model that could be fetched ({reason})"
+        ) from problem
 
 
 def read_config(folder: Path) -> WhisperConfig:

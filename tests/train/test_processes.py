@@ -1,0 +1,149 @@
+"""Real processes: one and two of them, stopped, killed, continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def command(config, *overrides, processes=1):
+    arguments = [str(config), *overrides]
+    if processes == 1:
+        return [sys.executable, "-m", "uniaudio.train", *arguments]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+    ]
+    return [sys.executable, *launch, "--mixed_precision", "no", "--main_process_port", "0",
+            "-m", "uniaudio.train", *arguments]  # fmt: skip
+
+
+def run(config, *overrides, processes=1, expect=0):
+    done = subprocess.run(
+        command(config, *overrides, processes=processes),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def rows(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return {row["step"]: row["loss"] for row in rows(folder) if "loss" in row}
+
+
+def ids(folder):
+    return {
+        row["step"]: sorted(i for step in row["ids"] for i in step) for row in rows(folder) if "loss" in row
+    }
+
+
+@pytest.fixture
+def whole(tone_run, tmp_path):
+    """An uninterrupted run of one process."""
+    run(tone_run, f"output_dir={tmp_path / 'whole'}")
+    return tmp_path / "whole"
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(tone_run, tmp_path, whole):
+    run(tone_run, f"output_dir={tmp_path / 'two'}", processes=2)
+    one, two = losses(whole), losses(tmp_path / "two")
+    assert one.keys() == two.keys() == set(range(1, 9))
+    for step, loss in one.items():
+        assert two[step] == pytest.approx(loss, rel=2e-4)
+    assert ids(tmp_path / "two") == ids(whole)
+    assert one[8] < one[1]
+    assert rows(whole)[-1] == {"event": "finished", "step": 8}
+    names = (whole / "checkpoints" / "step-000008" / "model.safetensors").stat().st_size
+    assert names < 1_500_000  # the decoder is not in it
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_not_finished_and_continues_with_the_same_losses(tone_run, tmp_path, whole):
+    folder = tmp_path / "killed"
+    overrides = [f"output_dir={folder}", "train.save_every=2"]
+    process = subprocess.Popen(command(tone_run, *overrides), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    while not (folder / "checkpoints" / "step-000004").is_dir():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not any(row.get("event") == "finished" for row in rows(folder))
+    run(tone_run, *overrides, "--resume")
+    assert losses(folder) == losses(whole)
+    assert ids(folder) == ids(whole)
+    assert rows(folder)[-1]["event"] == "finished"
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves_with_75(tone_run, tmp_path, whole):
+    folder = tmp_path / "stopped"
+    overrides = [f"output_dir={folder}"]
+    process = subprocess.Popen(command(tone_run, *overrides), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    while not (folder / "metrics.jsonl").is_file() or not losses(folder):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (75, 0)  # 0 when it was done before the signal came
+    run(tone_run, *overrides, "--resume", "auto")
+    assert losses(folder) == losses(whole)
+
+
+@pytest.mark.slow
+def test_mistakes_end_with_one_sentence_and_exit_code_2(tone_run, tmp_path, whole):
+    cases = {
+        "already holds a run": [f"output_dir={whole}"],
+        "holds no whole checkpoint": [f"output_dir={tmp_path / 'new'}", "--resume"],
+        "unknown key (did you mean 'max_steps'?)": ["train.max_stepz=3"],
+        "encoders.whisper": ["encoders.whisper.path=/nothing"],
+    }
+    for message, overrides in cases.items():
+        if message == "encoders.whisper":
+            message = "there is no folder /nothing"
+        error = run(tone_run, *overrides, expect=2).stderr
+        sentence = [line for line in error.splitlines() if line.startswith("uniaudio:")]
+        assert len(sentence) == 1
+        assert message in sentence[0]
+        assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_too_many_bad_clips_stop_the_run_and_are_listed(tone_run, tmp_path):
+    for clip in sorted((tone_run.parent / "tones").glob("1*.wav")):
+        clip.write_bytes(b"RIFF")
+    error = run(tone_run, f"output_dir={tmp_path / 'bad'}", expect=2).stderr
+    assert "tones lost" in error
+    assert "broken audio" in error
+    listed = [json.loads(line) for line in (tmp_path / "bad" / "skipped.jsonl").read_text().splitlines()]
+    assert {row["reason"] for row in listed} == {"broken audio"}
+    assert all(row["row"].startswith("1") for row in listed)
+
+
+@pytest.mark.slow
+def test_micro_batches_must_fit_the_processes(tone_run):
+    error = run(tone_run, "train.micro_batches=3", processes=2, expect=1).stderr
+    assert "train.micro_batches is 3, but it must be a multiple of the 2 processes" in error
