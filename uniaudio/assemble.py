@@ -343,6 +343,9 @@ def report_run(run: Path, out: Path | None) -> Path:
         for name in ("probes.json", "answers.json")
     )
     finished = any(row.get("event") == "finished" for row in rows)
-    facts = {"steps": max((row.get("step", 0) for row in rows), default=0), "finished": "yes" if finished else "no"}
+    facts = {
+        "steps": max((row.get("step", 0) for row in rows), default=0),
+        "finished": "yes" if finished else "no",
+    }
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     return write_report(out or run / "report.html", run.name, rows, probes, answers, [], config_text, facts)

@@ -1,12 +1,18 @@
+from pathlib import Path
+
 import pytest
 
-from uniaudio.config.files import find_file
+from uniaudio.config.files import find_file, portable_name
+from uniaudio.config.layers import read_layers
 from uniaudio.config.run import load_run
+from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 
 
 def test_overrides_go_through_the_same_checks(tone_run):
-    config = load_run(tone_run, ["train.max_steps=3", "stages.0.budget.audio_seconds=7", "encoders.whisper.lr=1e-4"])
+    config = load_run(
+        tone_run, ["train.max_steps=3", "stages.0.budget.audio_seconds=7", "encoders.whisper.lr=1e-4"]
+    )
     assert (config.total_steps, config.stages[0].budget.audio_seconds, config.encoder.lr) == (3, 7, 1e-4)
 
 
@@ -21,6 +27,13 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ("stages.0.warmup=300", "warmup 300 is longer than the stage's 8 steps"),
         ("seed", "write key.sub=value"),
         ("encoders.second={path: x}", "exactly one encoder"),
+        ("train.precision=fp16", "train.precision: 'fp16' is not one of auto, bf16, no"),
+        ("data.log_ids=yes", "data.log_ids: input should be a valid boolean, got 'yes'"),
+        ("train.clip='1'", "train.clip: input should be a valid number, got '1'"),
+        ("stages.0.steps.x=1", "stages.0.steps is a value, it has no parts"),
+        ("stages.0.budget.x.y=1", "stages.0.budget.x: unknown key"),
+        ("folder=/tmp", "unknown key"),
+        ("adapter.kind=stak", "adapter.kind: 'stak' is not"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],
 )
@@ -52,3 +65,55 @@ def test_unknown_names_get_the_nearest_one():
         find_file("template", "asrr")
     with pytest.raises(UserError, match=r"there is no config file nowhere/x\.yaml"):
         find_file("config", "nowhere/x.yaml")
+
+
+def test_paths_and_recipes_mean_the_same_from_anywhere(tone_run, tmp_path, monkeypatch):
+    """A saved config stands in another folder than the one it was read from."""
+    config = load_run(tone_run)
+    saved = tmp_path / "elsewhere" / "config.yaml"
+    saved.parent.mkdir()
+    config.save(saved)
+    monkeypatch.chdir(saved.parent)
+    again = load_run("config.yaml")
+    assert again.resolved() == config.resolved()
+    assert load_recipe(again.stages[0].recipe, near=again.folder).train
+    assert Path(again.encoder.path).is_dir()
+
+
+def test_a_shipped_recipe_keeps_its_name():
+    shipped = Path(load_run.__code__.co_filename).parent
+    assert portable_name("recipe", "realdata", shipped) == "realdata"
+    assert portable_name("recipe", "no such recipe", shipped) == "no such recipe"
+
+
+def test_bases_of_bases_merge_mappings_and_replace_lists(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: {p: 1, q: {r: 2}}\nlist: [1, 2]\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nx: {q: {s: 3}}\n")
+    (tmp_path / "c.yaml").write_text("base: b\nlist: [3]\n")
+    assert read_layers(tmp_path / "c.yaml", "config") == {"x": {"p": 1, "q": {"r": 2, "s": 3}}, "list": [3]}
+    (tmp_path / "a.yaml").write_text("base: c.yaml\n")
+    with pytest.raises(UserError, match="goes round in a circle"):
+        read_layers(tmp_path / "c.yaml", "config")
+
+
+def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):
+    shipped = find_file("template", "asr").resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "asr.yaml").write_text("task: asr\n")
+    assert find_file("template", "asr") == Path("templates/asr.yaml")
+    assert find_file("template", "asr").resolve() != shipped
+
+
+def test_a_missing_folder_of_recordings_is_told(tone_run, monkeypatch):
+    monkeypatch.setattr("uniaudio.config.files.realdata_root", lambda: None)
+    with pytest.raises(
+        UserError, match=r"encoders\.whisper\.path: no folder of real recordings; set UNIAUDIO_REALDATA"
+    ):
+        load_run(tone_run, ["encoders.whisper.path=${realdata}/weights"])
+
+
+def test_steps_are_capped(tone_run):
+    assert load_run(tone_run).total_steps == 8
+    assert load_run(tone_run, ["train.max_steps=5"]).total_steps == 5
+    assert load_run(tone_run, ["train.max_steps=50"]).total_steps == 8

@@ -1,6 +1,8 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from uniaudio.config.strict_yaml import dump_yaml, load_yaml, parse_scalar
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml, parse, parse_scalar
 from uniaudio.errors import UserError
 
 
@@ -11,7 +13,9 @@ def read(tmp_path, text):
 
 
 def test_words_stay_words_and_numbers_are_numbers(tmp_path):
-    data = read(tmp_path, "labels: [yes, no, on, off]\nlr: 1e-4\ntime: 12:30:00\nflag: true\nnone: null\nn: -3\n")
+    data = read(
+        tmp_path, "labels: [yes, no, on, off]\nlr: 1e-4\ntime: 12:30:00\nflag: true\nnone: null\nn: -3\n"
+    )
     assert data == {
         "labels": ["yes", "no", "on", "off"],
         "lr": 1e-4,
@@ -29,6 +33,12 @@ def test_words_stay_words_and_numbers_are_numbers(tmp_path):
         ("target: {{ word }}\n", "line 1: a key must be text; quote a value that begins with '{{'"),
         ("a: [1, 2\n", "line"),
         ("- 1\n", "must be one mapping"),
+        ("a: 1\nb: {c: 1, c: 2}\n", "line 2: 'c' is written twice"),
+        ("a: !python/object:os.system x\n", "line 1: quote a value that begins with '!'"),
+        ("a: @x\n", "quote a value that begins with"),
+        ("a: &x [*x]\n", "stands inside its own anchor"),
+        ("a: 1\n---\nb: 2\n", "line 2"),
+        ("? [a]\n: 1\n", "a key must be text"),
     ],
 )
 def test_mistakes_name_file_and_line(tmp_path, text, message):
@@ -44,7 +54,15 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    data = {"a": "yes", "b": "true", "c": "1e-4", "d": 1e-4, "e": ["null", None, "12:30", ""], "f": "{{ x }}", "g": 5.0}
+    data = {
+        "a": "yes",
+        "b": "true",
+        "c": "1e-4",
+        "d": 1e-4,
+        "e": ["null", None, "12:30", ""],
+        "f": "{{ x }}",
+        "g": 5.0,
+    }
     assert read(tmp_path, dump_yaml(data)) == data
 
 
@@ -52,3 +70,18 @@ def test_override_values():
     assert parse_scalar("1e-4") == 1e-4
     assert parse_scalar("[a, 2]") == ["a", 2]
     assert parse_scalar("no") == "no"
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.dictionaries(st.text(), SCALARS | st.lists(SCALARS, max_size=4), max_size=5))
+def test_any_plain_values_survive_writing_and_reading(data):
+    assert parse(dump_yaml(data), "text") == data
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "08:15", "1_000", "1e", "0x", "+", ".", "=", "NO", "on", "nan", "2024-01-01"]
+)
+def test_other_notations_of_old_yaml_are_text(text):
+    assert parse_scalar(text) == text

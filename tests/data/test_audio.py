@@ -78,7 +78,7 @@ def test_bad_clips_say_why(data, reason):
 
 
 def test_files_that_are_missing_or_empty(tmp_path):
-    with pytest.raises(RowError, match="missing file: .*nothing.wav"):
+    with pytest.raises(RowError, match=r"missing file: .*nothing\.wav"):
         decode(tmp_path / "nothing.wav", 30, "clip")
     (tmp_path / "empty.wav").touch()
     with pytest.raises(RowError, match="empty audio"):

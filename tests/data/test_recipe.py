@@ -1,15 +1,20 @@
 import pytest
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import UserError
 
 
 def write(tone_run, name="mine", **content):
     path = tone_run.with_name(f"{name}.yaml")
     path.write_text(dump_yaml({"recipe": name, **content}))
     return str(path)
+
+
+def card(tone_run, name, **content):
+    """Write a card beside the recipes: the tones under another name."""
+    data = {"dataset": name, "load": {"jsonl": "tones"}, "license": "CC0-1.0", "splits": {"train": {}}}
+    tone_run.with_name(f"{name}.yaml").write_text(dump_yaml({**data, **content}))
 
 
 LINE = {"dataset": "tones", "template": "tone"}
@@ -19,7 +24,10 @@ def test_weights_and_replay_become_shares(tone_run):
     write(tone_run, "old", train=[{**LINE, "split": "test"}])
     path = write(tone_run, train=[{**LINE, "weight": 3}], replay=[{"recipe": "old", "share": 0.25}])
     recipe = load_recipe(path)
-    assert [(entry.name, entry.split) for entry in recipe.train] == [("tones:tone", "train"), ("tones:tone", "test")]
+    assert [(entry.name, entry.split) for entry in recipe.train] == [
+        ("tones:tone", "train"),
+        ("tones:tone:test", "test"),
+    ]
     assert recipe.train_shares() == pytest.approx([0.75, 0.25])
 
 
@@ -34,37 +42,75 @@ def test_a_replayed_pairing_is_counted_once(tone_run):
     [
         ({"train": [{**LINE, "dataset": "toness"}]}, "there is no dataset 'toness' (did you mean 'tones'?)"),
         ({"train": [{**LINE, "template": "tonne"}]}, "there is no template 'tonne' (did you mean 'tone'?)"),
-        ({"train": [{**LINE, "split": "tests"}]}, "no split 'tests' (did you mean 'test'?); splits: train, test"),
+        (
+            {"train": [{**LINE, "split": "tests"}]},
+            "no split 'tests' (did you mean 'test'?); splits: train, test",
+        ),
         ({"train": [{**LINE, "constants": {"lable": 1}}]}, "has no input 'lable' (did you mean 'label'?)"),
         ({"train": [LINE], "replay": [{"recipe": "mine", "share": 0.1}]}, "replay each other in a circle"),
         ({"train": [LINE], "mix": {"by": "hours"}}, "mix by hours needs `hours` on the card of tones"),
         ({"train": []}, "train"),
+        ({"train": [LINE, LINE]}, "tones with tone on split train stands in train[0] already"),
+        (
+            {"train": [LINE], "evaluate": [{**LINE, "split": "test"}] * 2},
+            "evaluate[1]: tones with tone on split",
+        ),
+        (
+            {"train": [LINE], "replay": [{"recipe": "mine", "share": 1.5}]},
+            "replay.0.share: input should be less",
+        ),
+        ({"train": [{**LINE, "weight": 0}]}, "train.0.weight: input should be greater than 0"),
+        ({"train": [{**LINE, "wieght": 1}]}, "train.0.wieght: unknown key (did you mean 'weight'?)"),
+        (
+            {"train": [{**LINE, "dataset": "pairs"}]},
+            "asks about 1 clip(s), but dataset pairs has 2 audio column(s)",
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_data(tone_run, content, message):
+    card(tone_run, "pairs", audio=["first", "second"])
     with pytest.raises(UserError) as mistake:
         load_recipe(write(tone_run, **content))
     assert message in str(mistake.value)
 
 
-def test_card_columns_and_keep(tone_run):
-    path = tone_run.with_name("my.yaml")
-    path.write_text(
-        dump_yaml(
-            {
-                "dataset": "my",
-                "load": {"jsonl": "tones"},
-                "license": "CC0-1.0",
-                "columns": {"word": "{{ label | upper }}"},
-                "splits": {"train": {"keep": "fold != 5"}},
-            }
-        )
-    )
-    card = load_card(str(path))
-    assert card.fields({"label": "low"})["word"] == "LOW"
-    assert card.keeps({"fold": 1}, "train")
-    assert not card.keeps({"fold": 5}, "train")
-    with pytest.raises(UserError, match="the rows have no column 'fold'; they have label"):
-        card.keeps({"label": "low"}, "train")
-    with pytest.raises(RowError, match="missing column"):
-        card.fields({})
+def test_a_replayed_recipe_replays_its_own(tone_run):
+    card(tone_run, "first")
+    card(tone_run, "second")
+    write(tone_run, "oldest", train=[{**LINE, "dataset": "first"}])
+    replay = [{"recipe": "oldest", "share": 0.5}]
+    write(tone_run, "old", train=[{**LINE, "dataset": "second"}], replay=replay)
+    recipe = load_recipe(write(tone_run, train=[LINE], replay=[{"recipe": "old", "share": 0.4}]))
+    shares = {entry.dataset.name: entry.share for entry in recipe.train}
+    assert shares == pytest.approx({"tones": 0.6, "second": 0.2, "first": 0.2})
+
+
+def test_mixing_by_hours_is_evened_out_by_the_temperature(tone_run):
+    card(tone_run, "small", hours=1)
+    card(tone_run, "large", hours=16)
+    lines = [{**LINE, "dataset": "small"}, {**LINE, "dataset": "large"}]
+    plain = load_recipe(write(tone_run, train=lines, mix={"by": "hours"}))
+    assert plain.train_shares() == pytest.approx([1 / 17, 16 / 17])
+    even = load_recipe(write(tone_run, train=lines, mix={"by": "hours", "temperature": 4}))
+    assert even.train_shares() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_a_recipe_inherits_and_takes_constants(tone_run):
+    write(tone_run, "parent", train=[LINE], evaluate=[{**LINE, "max_examples": 3}])
+    child = write(tone_run, base="parent.yaml", train=[{**LINE, "constants": {"label": "low"}}])
+    recipe = load_recipe(child)
+    assert dict(recipe.train[0].constants) == {"label": "low"}
+    assert [(entry.name, entry.max_examples) for entry in recipe.evaluate] == [("tones:tone", 3)]
+    assert recipe.tasks() == ("tone",)
+
+
+def test_two_splits_of_one_dataset_have_different_names(tone_run):
+    lines = [{**LINE, "split": "test"}, {**LINE, "split": "train"}]
+    recipe = load_recipe(write(tone_run, train=[LINE], evaluate=lines))
+    assert [entry.name for entry in recipe.evaluate] == ["tones:tone", "tones:tone:train"]
+
+
+def test_a_mistake_in_a_card_names_recipe_line_and_card(tone_run):
+    card(tone_run, "broken", lisence="x")
+    with pytest.raises(UserError, match=r"mine\.yaml: train\[0\]: .*broken\.yaml: lisence: unknown key"):
+        load_recipe(write(tone_run, train=[{**LINE, "dataset": "broken"}]))

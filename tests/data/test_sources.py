@@ -34,10 +34,16 @@ def parquet(tmp_path):
     folder.mkdir()
     for part in range(2):
         rows = [
-            {"audio": {"bytes": clip_bytes(i), "path": f"{i}.wav"}, "label": "even" if i % 2 == 0 else "odd", "n": i}
+            {
+                "audio": {"bytes": clip_bytes(i), "path": f"{i}.wav"},
+                "label": "even" if i % 2 == 0 else "odd",
+                "n": i,
+            }
             for i in range(part * 5, part * 5 + 5)
         ]
-        pq.write_table(pyarrow.Table.from_pylist(rows), folder / f"train-{part:05d}-of-00002.parquet", row_group_size=3)
+        pq.write_table(
+            pyarrow.Table.from_pylist(rows), folder / f"train-{part:05d}-of-00002.parquet", row_group_size=3
+        )
     return tmp_path
 
 

@@ -61,7 +61,9 @@ def test_budget_holds_and_pools_are_sorted(recipe):
 
 
 @settings(max_examples=25, deadline=None)
-@given(first=st.integers(0, 25), seed=st.integers(0, 9), micro_batches=st.integers(1, 4), indexed=st.booleans())
+@given(
+    first=st.integers(0, 25), seed=st.integers(0, 9), micro_batches=st.integers(1, 4), indexed=st.booleans()
+)
 def test_first_k_and_the_rest_are_all(tmp_path_factory, first, seed, micro_batches, indexed):
     recipe = HYPOTHESIS_RECIPE[0]
     source = Rows(37, indexed)
@@ -102,7 +104,9 @@ def ids(recipe, chat_tokenizer, world, workers, state=None, steps=6):
     for rank in range(world):
         sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
         steps_plan = StepPlan(recipe, sources, 0, 3.0, 0.1, 3.0, 16, 4, state)
-        dataset = StepDataset(steps_plan, ChatFormat(chat_tokenizer), lambda n: n // 1280 + 1, ("tone",), rank, world)
+        dataset = StepDataset(
+            steps_plan, ChatFormat(chat_tokenizer), lambda n: n // 1280 + 1, ("tone",), rank, world
+        )
         ranks.append(list(islice(make_loader(dataset, workers, 2), steps)))
     found = []
     for s in range(steps):

@@ -18,7 +18,9 @@ GOOD = {
 
 def write(tmp_path, **changes):
     path = tmp_path / "word.yaml"
-    path.write_text(dump_yaml({key: value for key, value in {**GOOD, **changes}.items() if value is not None}))
+    path.write_text(
+        dump_yaml({key: value for key, value in {**GOOD, **changes}.items() if value is not None})
+    )
     return load_template(str(path))
 
 
@@ -48,8 +50,20 @@ def test_one_of_several_answers(tmp_path):
         ({"target": "{{ word "}, "target: unexpected end of template"),
         ({"labels": ["yes", "yes"]}, "yes is written twice"),
         ({"task": "other"}, "task is 'other', but the file is named word.yaml"),
-        ({"scoring": {"metric": "belu"}}, "scoring.metric"),
-        ({"domain": "noise"}, "domain"),
+        (
+            {"scoring": {"metric": "were"}},
+            "scoring.metric: 'were' is not one of accuracy, wer, cer (did you mean 'wer'?)",
+        ),
+        ({"scoring": {"metrik": "wer"}}, "scoring.metrik: unknown key (did you mean 'metric'?)"),
+        ({"domain": "noise"}, "domain: 'noise' is not one of speech, sound, music"),
+        ({"labels": ["yes", True]}, "labels: a label is True, which is not text; put it in quotes"),
+        ({"labels": "yes"}, "labels: input should be a valid array, got 'yes'"),
+        ({"labels": []}, "labels: is empty"),
+        ({"labels": None, "labels_from": "none.txt"}, "labels_from: there is no file"),
+        ({"labels_from": "none.txt"}, "give `labels` or `labels_from`, not both"),
+        ({"target_one_of": "word"}, "give exactly one of `target` and `target_one_of`"),
+        ({"prompts": []}, "prompts"),
+        ({"prompts": ["<audio>{{ nothing }}"]}, "prompts[0]: uses 'nothing'"),
         ({"target": "{{ word | random }}"}, "No filter named 'random'"),
     ],
 )
@@ -89,3 +103,45 @@ def test_templates_cannot_reach_python(tmp_path):
     template = write(tmp_path, labels=None, prompts=["<audio>?"], target="{{ word.__class__.__mro__ }}")
     with pytest.raises(RowError, match="template error"):
         template.render({"word": "x"}, None)
+
+
+def test_labels_from_a_file(tmp_path):
+    (tmp_path / "words.txt").write_text("yes\n\n no \n")
+    assert write(tmp_path, labels=None, labels_from="words.txt").labels == ("yes", "no")
+
+
+def test_numbers_may_be_labels(tmp_path):
+    template = write(tmp_path, labels=[1, 2.5, "3"])
+    assert template.labels == ("1", "2.5", "3")
+    assert template.render({"word": 1}, None).answer == "1"
+
+
+def test_one_caption_is_a_list_of_one(tmp_path):
+    template = write(tmp_path, target=None, target_one_of="word", labels=None, prompts=["<audio>Describe."])
+    assert template.render({"word": "a dog"}, None).references == ("a dog",)
+    for wrong in ([], 3):
+        with pytest.raises(RowError, match="must be a list"):
+            template.render({"word": wrong}, None)
+
+
+def test_two_clips_and_marks_that_depend_on_the_row(tmp_path):
+    template = write(tmp_path, prompts=["A: <audio> B: <audio>", "<audio>and<audio>"])
+    assert template.num_clips == 2
+    assert template.render({"word": "yes"}, None).prompt == ("A: ", " B: ", "")
+    template = write(tmp_path, prompts=["{% if word == 'yes' %}<audio>{% endif %}?"])
+    assert template.render({"word": "yes"}, None).prompt == ("", "?")
+    with pytest.raises(RowError, match="came out with 0 <audio> marks instead of 1"):
+        template.render({"word": "no"}, None)
+
+
+def test_every_unknown_label_among_the_answers_counts(tmp_path):
+    template = write(tmp_path, target=None, target_one_of="word", prompts=["<audio>{{ labels | length }}"])
+    with pytest.raises(RowError, match="unknown label"):
+        template.render({"word": ["yes", "maybe"]}, None)
+
+
+def test_evaluation_takes_the_first_wording_and_training_draws_by_the_generator(tmp_path):
+    template = write(tmp_path)
+    assert {template.render({"word": "no"}, None).prompt for _ in range(5)} == {("", "Which word?")}
+    first = [template.render({"word": "no"}, random.Random(7)) for _ in range(3)]
+    assert first[0] == first[1] == first[2]

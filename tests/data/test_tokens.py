@@ -73,7 +73,8 @@ def test_ids_are_those_of_the_stock_template(tokenizer):
     format = ChatFormat(tokenizer)
     ids = [*format.prompt(["the cat"])[0], *format.answer("a dog barks")]
     stock = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "a dog barks"}], tokenize=False
+        [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "a dog barks"}],
+        tokenize=False,
     )
     assert format.decode(ids).replace(" ", "") == stock.strip().replace(" ", "")
 
@@ -85,8 +86,10 @@ def test_train_prompt_equals_inference_prompt_and_end_of_turn_is_labelled(tokeni
     length = len(asked.tokens.values)
     assert torch.equal(trained.tokens.values[:length], asked.tokens.values)
     assert torch.equal(trained.audio_positions, asked.audio_positions)
-    assert trained.audio_positions.tolist() == [*range(trained.audio_positions[0], trained.audio_positions[0] + 4),
-                                                *range(trained.audio_positions[4], trained.audio_positions[4] + 2)]
+    assert trained.audio_positions.tolist() == [
+        *range(trained.audio_positions[0], trained.audio_positions[0] + 4),
+        *range(trained.audio_positions[4], trained.audio_positions[4] + 2),
+    ]
     assert asked.answer_tokens == 0
     assert trained.labels[-1] == format.end_of_turn
     assert format.decode([format.end_of_turn]) == END[request.node.callspec.params["tokenizer"]]

@@ -98,14 +98,14 @@ def test_speech_is_the_same_in_every_fresh_process(tmp_path):
     )
     for name in ("a", "b"):
         subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True)
-    for name in ("words", "digits"):
+    for name in ("digits", "strings"):
         one, two = ([samples.tobytes() for _, samples in read(tmp_path / run / name)] for run in ("a", "b"))
         assert one == two
 
 
 @needs_speech
 def test_test_strings_and_voices_are_never_trained(corpus):
-    facts = [facts for facts, _ in read(corpus["digits"])]
+    facts = [facts for facts, _ in read(corpus["strings"])]
     strings = {split: {row["text"] for row in facts if row["split"] == split} for split in ("train", "test")}
     assert not strings["train"] & strings["test"]
     assert all(2 <= len(text.split()) <= 4 for text in strings["train"] | strings["test"])

@@ -80,7 +80,7 @@ def test_a_disk_that_refuses_leaves_the_previous_one(save, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("uniaudio.train.checkpoint.save_file", full)
-    with pytest.raises(UserError, match="could not be written .*No space left"):
+    with pytest.raises(UserError, match=r"could not be written .*No space left"):
         save(2)
     assert latest_checkpoint(tmp_path / "run") == first
     assert not list(first.parent.glob(".unfinished-*step*"))
@@ -97,5 +97,5 @@ def test_pickles_are_not_executed(save):
     sizes = json.loads((path / "complete.json").read_text())
     sizes["optimizer.pt"] = (path / "optimizer.pt").stat().st_size
     (path / "complete.json").write_text(json.dumps(sizes))
-    with pytest.raises(Exception, match="weights_only|Unsupported|WeightsUnpickler"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported|WeightsUnpickler"):
         load_checkpoint(path)

@@ -113,9 +113,11 @@ def expand_path(text: str, near: Path, where: str) -> str:
             if root is None:
                 raise UserError(f"{where}: no folder of real recordings; set UNIAUDIO_REALDATA to it")
             return f"{prefix}{root}{rest}"
+        if not variable.startswith("env:"):
+            raise UserError(f"{where}: ${{{variable}}} is neither ${{realdata}} nor ${{env:NAME}}")
         name = variable.removeprefix("env:")
-        if not variable.startswith("env:") or name not in os.environ:
-            raise UserError(f"{where}: ${{{variable}}} is neither ${{realdata}} nor a set ${{env:NAME}}")
+        if name not in os.environ:
+            raise UserError(f"{where}: set the environment variable {name}, which stands in {text}")
         return f"{prefix}{os.environ[name]}{rest}"
     if not text.startswith("/") and (near / text).exists():
         return f"{prefix}{(near / text).absolute()}"

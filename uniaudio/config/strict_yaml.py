@@ -107,8 +107,10 @@ class PlainDumper(yaml.SafeDumper):
 
 
 def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    ambiguous = not isinstance(plain_scalar(text), str)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if ambiguous else None)
+    style = None if isinstance(plain_scalar(text), str) else "'"
+    if not text.isprintable():
+        style = '"'  # the only style that keeps line breaks such as U+0085
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 PlainDumper.add_representer(str, represent_text)

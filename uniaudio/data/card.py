@@ -68,7 +68,7 @@ class CardFile(Strict):
     @field_validator("audio", mode="before")
     @classmethod
     def one_clip(cls, audio: Any) -> Any:
-        return [audio] if isinstance(audio, str) else audio
+        return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class TemplateFile(Strict):
     @field_validator("labels", mode="before")
     @classmethod
     def labels_are_written(cls, labels: Any) -> Any:
-        odd = [label for label in labels if label is None or isinstance(label, bool)] if labels else []
+        odd = [label for label in labels or () if label is None or isinstance(label, bool)]
         if odd:
             raise ValueError(f"a label is {odd[0]}, which is not text; put it in quotes")
-        return labels
+        return tuple(labels) if isinstance(labels, list) else labels
 
     @model_validator(mode="after")
     def one_target(self) -> TemplateFile:
@@ -118,6 +118,7 @@ class Template:
             answers = [self.target.render(values)]
         else:
             listed = values[str(self.target_one_of)]
+            listed = [listed] if isinstance(listed, str) else listed
             if not isinstance(listed, (list, tuple)) or not listed:
                 raise RowError(
                     "template error", f"'{self.target_one_of}' must be a list with something in it"

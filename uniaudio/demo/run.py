@@ -30,7 +30,7 @@ from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.report import write_report
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
 
-PROBED = ("sounds", "instruments", "words")  # the sets with one label a clip
+PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip
 
 
 def run_demo(out: Path, quick: bool = False) -> Path:
@@ -50,7 +50,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     started = time.monotonic()
     prepare_folder(out)
     corpus = build_corpus(out / "corpus", sizes=QUICK if quick else Sizes())
-    if "words" not in corpus:
+    if "digits" not in corpus:
         console.print("espeak-ng is not installed, so nothing is spoken: pip install espeakng-loader")
     console.print(f"generated {', '.join(corpus)} in {out / 'corpus'}")
     config = load_run(write_files(out, corpus, quick))

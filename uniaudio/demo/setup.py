@@ -15,8 +15,8 @@ from uniaudio.miniature.whisper import save_miniature_whisper
 TASKS = {
     "sounds": ("environmental_sound", 1.0),
     "instruments": ("instrument", 1.0),
-    "words": ("keyword_spotting", 1.0),
-    "digits": ("digit_string", 2.0),
+    "digits": ("spoken_digit", 1.0),
+    "strings": ("digit_string", 3.0),
 }
 
 CONFIG = "demo.yaml"
@@ -42,7 +42,7 @@ def prepare_folder(out: Path) -> None:
 
 
 def write_files(out: Path, corpus: Mapping[str, Path], quick: bool) -> Path:
-    """Write a miniature Whisper, the recipe with its cards, and the run config below ``out``; return the config."""
+    """Write a miniature Whisper, the recipe with its cards and the run config; return the config's path."""
     whisper = save_miniature_whisper(out / "whisper", d_model=96, layers=2, heads=4)
     recipe = out / "recipe" / "demo.yaml"
     write_recipe(recipe, corpus)
@@ -74,14 +74,14 @@ def write_recipe(recipe: Path, corpus: Mapping[str, Path]) -> None:
 
 def run_config(out: Path, whisper: Path, recipe: Path, quick: bool) -> dict[str, Any]:
     """The run config of the demo, as ``uniaudio train`` would read it."""
-    steps = 6 if quick else 600
+    steps = 6 if quick else 2600
     text_model = {
         "hidden": 128,
         "layers": 4,
         "heads": 4,
         "kv_heads": 2,
         "intermediate": 256,
-        "vocabulary": 320,
+        "vocabulary": 512,
     }
     if quick:
         text_model = {
@@ -98,14 +98,14 @@ def run_config(out: Path, whisper: Path, recipe: Path, quick: bool) -> dict[str,
         "adapter": {"rate": 12.5, "lr": 2e-3},
         "decoder": {"miniature": {**text_model, "steps": 20 if quick else 600}},
         "data": {"workers": 0, "pool": 128},
-        "train": {"micro_batches": 1, "log_every": 2 if quick else 10, "save_every": 100_000},
+        "train": {"micro_batches": 1, "log_every": 2 if quick else 20, "save_every": 100_000},
         "stages": [
             {
                 "name": "demo",
                 "recipe": str(recipe.resolve()),
                 "steps": steps,
                 "warmup": steps // 20,
-                "budget": {"audio_seconds": 40, "per_example": 0.5},
+                "budget": {"audio_seconds": 14, "per_example": 0.5},
             }
         ],
         "evaluate": {"max_new_tokens": 12, "batch_seconds": 60},

@@ -35,6 +35,7 @@ def svg(figure: Figure, title: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
@@ -84,7 +85,9 @@ def probe_bars(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float
             results = [scores[name][model][kind] for name, kind in groups]
             places = [i + (index - (len(models) - 1) / 2) * width for i in range(len(groups))]
             spread = [r["std"] for r in results]
-            axes.bar(places, [r["mean"] for r in results], width, yerr=spread, ecolor=INK, color=color, label=model)
+            axes.bar(
+                places, [r["mean"] for r in results], width, yerr=spread, ecolor=INK, color=color, label=model
+            )
         axes.set_xticks(range(len(groups)), [f"{name}\n{kind}" for name, kind in groups])
         axes.set_ylim(0, 1.05)
         axes.set_ylabel("test accuracy")

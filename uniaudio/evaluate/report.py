@@ -50,8 +50,10 @@ def write_report(
     """Write the page.
 
     Args:
-        metrics_rows: rows of ``metrics.jsonl``. probes: ``{set: {model: {probe: {"mean", "std"}}}}``, first model first.
-        evaluations: results of ``evaluate_entry`` by name. questions: ``clip``, ``question``, ``answer``, ``reference``.
+        metrics_rows: rows of ``metrics.jsonl``.
+        probes: ``{set: {model: {probe: {"mean", "std"}}}}``, the starting model first.
+        evaluations: results of ``evaluate_entry`` by name.
+        questions: each with ``clip``, ``question``, ``answer`` and ``reference``.
         facts: what else a person wants to know, by name.
     """
     rows = [row for row in metrics_rows if "loss" in row]
@@ -68,18 +70,22 @@ def write_report(
         name: [item for item in result["answers"] if not item["right"]][:WRONG_SHOWN]
         for name, result in evaluations.items()
     }
-    page = environment().get_template("report.html.jinja").render(
-        title=title,
-        verdict=verdict(probes),
-        rows=rows,
-        figures=figures,
-        probes=probes,
-        evaluations=evaluations,
-        matrices=matrices,
-        wrong=wrong,
-        questions=questions,
-        config_text=config_text,
-        facts=facts,
+    page = (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=title,
+            verdict=verdict(probes),
+            rows=rows,
+            figures=figures,
+            probes=probes,
+            evaluations=evaluations,
+            matrices=matrices,
+            wrong=wrong,
+            questions=questions,
+            config_text=config_text,
+            facts=facts,
+        )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

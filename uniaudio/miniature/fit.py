@@ -15,26 +15,35 @@ from transformers import Qwen3ForCausalLM
 from uniaudio.config.run import MiniatureConfig
 from uniaudio.miniature.lessons import Lesson, LessonBook
 
+NOISE_LIMIT = 2.0  # of the spread of the embeddings, in training
+CHECK_NOISE = 0.7  # in the final check
+
 Progress = Callable[[str], None]
 
 
-def cue_embeddings(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], generator: torch.Generator) -> Tensor:
-    """``[B, T, D]`` embeddings of the lessons, padded at the right; cues carry Gaussian noise.
+def cue_embeddings(
+    lm: Qwen3ForCausalLM,
+    lessons: Sequence[Lesson],
+    generator: torch.Generator,
+    noise_limit: float = NOISE_LIMIT,
+) -> Tensor:
+    """``[B, T, D]`` embeddings of the lessons, padded at the right; cues are scaled and carry Gaussian noise.
 
-    The adapter will never hit an embedding exactly, so the language model must not expect it: every cue
-    position is moved by noise of up to 0.7 of the typical length of an embedding, and a noise position is
-    noise alone.
+    The adapter will never hit an embedding exactly, and in the beginning not at all. So that a step in the
+    right direction pays from the start, cues are blurred: every position is moved by noise of up to
+    ``NOISE_LIMIT`` times the spread of the embeddings, and the whole cue is made up to e times larger or
+    smaller.
     """
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad([lesson.ids for lesson in lessons], batch_first=True, padding_value=0)
     cue = pad([lesson.cue for lesson in lessons], batch_first=True, padding_value=0.0)
     table = lm.get_input_embeddings()
     embedded = table(ids.clamp(min=0)) * (ids >= 0)[..., None]
-    size = table.weight.detach().std()
-    strength = 0.7 * torch.rand(len(lessons), 1, generator=generator)
-    strength = cue * torch.where(ids < 0, torch.ones_like(cue), strength)
-    noise = torch.randn(embedded.shape, generator=generator)
-    return embedded + noise * size * strength[..., None]
+    strength = noise_limit * torch.rand(len(lessons), 1, generator=generator)
+    strength = cue * torch.where(ids < 0, strength.clamp(min=1), strength)
+    noise = torch.randn(embedded.shape, generator=generator) * table.weight.detach().std()
+    scale = torch.exp(cue * (2 * torch.rand(len(lessons), 1, generator=generator) - 1))
+    return (embedded + noise * strength[..., None]) * scale[..., None]
 
 
 def answer_losses(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], embeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,8 +114,9 @@ def reading_accuracy(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], seed: int 
     """Share of the answer tokens that the model predicts right (given the ones before) from noisy cues."""
     lm.eval()
     generator = torch.Generator().manual_seed(seed)
-    right = [
-        answer_losses(lm, lessons[i : i + 32], cue_embeddings(lm, lessons[i : i + 32], generator))[1]
-        for i in range(0, len(lessons), 32)
-    ]
+    right = []
+    for start in range(0, len(lessons), 32):
+        part = lessons[start : start + 32]
+        embeds = cue_embeddings(lm, part, generator, CHECK_NOISE)
+        right.append(answer_losses(lm, part, embeds)[1])
     return torch.cat(right).float().mean().item()

@@ -24,7 +24,7 @@ from uniaudio.miniature.lessons import LessonBook
 from uniaudio.miniature.texts import RecipeText, recipe_texts
 from uniaudio.miniature.tokenizer import train_tokenizer
 
-LESSONS_VERSION = 1  # part of the cache key: raise it when the training below changes
+LESSONS_VERSION = 2  # part of the cache key: raise it when the training below changes
 
 POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
 

@@ -1,6 +1,7 @@
 """Modelled floating-point operations of one step, from configs alone: no weights are loaded.
 
-A product of ``[m, k]`` and ``[k, n]`` counts ``2 m k n``. Norms, activations and the mel front end are left out (under 1 %).
+A product of ``[m, k]`` and ``[k, n]`` counts ``2 m k n``. Norms, activations and
+the mel front end are left out (under 1 %).
 """
 
 from __future__ import annotations

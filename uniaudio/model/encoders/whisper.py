@@ -248,6 +248,7 @@ def fill(whisper: WhisperEncoder, tensors: dict[str, Tensor], folder: Path) -> N
     missing, unknown = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
     if missing or unknown:
         raise UserError(
-            f"{folder}: the encoder's tensors do not fit: missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+            f"{folder}: the encoder's tensors do not fit: "
+            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
         )
     whisper.load_state_dict(tensors)

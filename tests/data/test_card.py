@@ -1,0 +1,100 @@
+import pytest
+
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.card import load_card
+from uniaudio.errors import RowError, UserError
+
+GOOD = {
+    "dataset": "mine",
+    "load": {"jsonl": "clips"},
+    "license": "CC0-1.0",
+    "columns": {"word": "{{ label | upper }}"},
+    "splits": {"train": {"keep": "fold != 5"}, "test": {"name": "validation", "keep": "fold == 5"}},
+}
+
+
+def write(folder, name="mine", **changes):
+    path = folder / f"{name}.yaml"
+    content = {**GOOD, "dataset": name, **changes}
+    path.write_text(dump_yaml({key: value for key, value in content.items() if value is not None}))
+    return load_card(str(path))
+
+
+def test_columns_are_rendered_over_the_rows_own(tmp_path):
+    card = write(tmp_path)
+    assert card.fields({"label": "low", "word": "old"}) == {"label": "low", "word": "LOW"}
+    with pytest.raises(RowError, match="missing column"):
+        card.fields({})
+
+
+def test_splits_keep_their_rows(tmp_path):
+    card = write(tmp_path)
+    assert (card.split("train").name, card.split("test").name) == ("train", "validation")
+    assert (card.keeps({"fold": 1}, "train"), card.keeps({"fold": 1}, "test")) == (True, False)
+    with pytest.raises(UserError, match="the rows have no column 'fold'; they have label"):
+        card.keeps({"label": "low"}, "train")
+    with pytest.raises(UserError, match=r"no split 'tests' \(did you mean 'test'\?\); splits: train, test"):
+        card.split("tests")
+
+
+def test_a_condition_that_cannot_be_told_shows_the_row(tmp_path):
+    card = write(tmp_path, splits={"train": {"keep": "fold < 5"}})
+    with pytest.raises(UserError, match=r"splits\.train\.keep: .*\(in a row with fold='five'\)"):
+        card.keeps({"fold": "five"}, "train")
+
+
+def test_one_clip_or_several(tmp_path):
+    assert write(tmp_path).audio == ("audio",)
+    assert write(tmp_path, audio="clip").audio == ("clip",)
+    assert write(tmp_path, audio=["first", "second"]).audio == ("first", "second")
+
+
+def test_a_card_inherits(tmp_path):
+    write(tmp_path, "parent", load={"hub": "someone/words", "config": "en", "revision": "main"})
+    (tmp_path / "child.yaml").write_text("base: parent.yaml\ndataset: child\nload: {config: de}\n")
+    card = load_card(str(tmp_path / "child.yaml"))
+    assert (card.name, card.load.location, card.load.config) == ("child", "someone/words", "de")
+    assert card.load.revision == "main"
+
+
+def test_paths_of_a_card(tmp_path, monkeypatch):
+    (tmp_path / "clips").mkdir()
+    assert write(tmp_path).load.location == str(tmp_path / "clips")
+    assert write(tmp_path, load={"hub": "clips"}).load.location == "clips"
+    monkeypatch.setenv("UNIAUDIO_REALDATA", str(tmp_path / "real"))
+    assert write(tmp_path, load={"jsonl": "${realdata}/esc10"}).load.location == f"{tmp_path}/real/esc10"
+    monkeypatch.setenv("MY_SETS", "/sets")
+    assert write(tmp_path, load={"parquet": "${env:MY_SETS}/words"}).load.location == "/sets/words"
+    monkeypatch.delenv("MY_SETS")
+    with pytest.raises(UserError, match=r"load\.parquet: set the environment variable MY_SETS"):
+        write(tmp_path, load={"parquet": "${env:MY_SETS}/words"})
+    with pytest.raises(UserError, match="is neither"):
+        write(tmp_path, load={"parquet": "${MY_SETS}/words"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"load": {}}, "load: name exactly one of hub, parquet, audiofolder, jsonl, found none"),
+        ({"load": {"hub": "a/b", "jsonl": "c"}}, "found hub, jsonl"),
+        ({"load": {"jsonl": "c", "revision": "main"}}, "config and revision belong to hub datasets only"),
+        ({"load": {"jsonk": "c"}}, "load.jsonk: unknown key (did you mean 'jsonl'?)"),
+        ({"splits": None}, "splits: is required"),
+        ({"splits": {}}, "splits"),
+        ({"splits": {"train": {"keeep": "x"}}}, "splits.train.keeep: unknown key (did you mean 'keep'?)"),
+        ({"splits": {"train": {"keep": "fold !="}}}, "splits.train.keep: "),
+        ({"columns": {"word": "{{ label "}}, "columns.word: unexpected end of template"),
+        ({"dataset": "other"}, "dataset is 'other', but the file is mine.yaml"),
+        ({"license": None}, "license: is required"),
+        ({"hours": "many"}, "hours: input should be a valid number, got 'many'"),
+    ],
+)
+def test_mistakes_name_file_and_key(tmp_path, changes, message):
+    path = tmp_path / "mine.yaml"
+    content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    path.write_text(dump_yaml(content))
+    with pytest.raises(UserError) as mistake:
+        load_card(str(path))
+    assert message in str(mistake.value)
+    assert "mine.yaml" in str(mistake.value)
+    assert "\n" not in str(mistake.value)

@@ -1,0 +1,100 @@
+"""The commands as a user types them, on a run that was really trained."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def uniaudio(*arguments, expect=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "uniaudio", *map(str, arguments)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if expect == 0 else done.stderr
+
+
+@pytest.mark.slow
+def test_from_check_to_report(tone_run):
+    out, tones = tone_run.parent / "out", tone_run.parent / "tones"
+    told = uniaudio("check", tone_run)
+    assert "tones:tone" in told
+    assert "100.0%" in told
+    assert "GFLOP a step" in told
+    told = uniaudio("preview", tone_run, "-n", 3)
+    assert told.count("supervised tokens") == 3
+    assert "<audio 0." in told
+    uniaudio("train", tone_run)
+    probes = tone_run.parent / "probes.json"
+    models = (tone_run.parent / "whisper", out, f"random:{tone_run.parent / 'whisper'}")
+    told = uniaudio("probe", *models, "--data", f"tones={tones}", "--out", probes)
+    scores = json.loads(probes.read_text())["tones"]
+    assert list(scores) == [str(model) for model in models]
+    assert all(set(result) == {"linear", "mlp", "knn"} for result in scores.values())
+    assert scores[str(out)]["linear"]["mean"] >= 0.9  # low and high tones are easy
+    uniaudio("eval", out, "--out", tone_run.parent / "answers.json")
+    answers = json.loads((tone_run.parent / "answers.json").read_text())["tones:tone"]
+    assert answers["examples"] == 10
+    assert {item["reference"] for item in answers["answers"]} == {"low", "high"}
+    assert isinstance(uniaudio("ask", out, tones / "1.wav", "Which tone is it?", "--max-new-tokens", 4), str)
+    uniaudio("embed", out, tones / "0.wav", tones / "1.wav", "-o", tone_run.parent / "e.npz", "--frames")
+    arrays = np.load(tone_run.parent / "e.npz")
+    assert arrays["embeddings"].shape == (2, 64)
+    np.testing.assert_allclose(arrays["frames_1"].mean(0), arrays["embeddings"][1], atol=1e-5)
+    uniaudio("report", out)
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_sentence(tone_run, tmp_path):
+    tones = tone_run.parent / "tones"
+    cases = [
+        (("check", "nothing"), "there is no config 'nothing'"),
+        (("ask", tmp_path, tmp_path / "no.wav", "what?"), "missing file"),
+        (("ask", tmp_path, tones / "0.wav", "what?"), "neither a checkpoint nor a run folder"),
+        (("probe", tone_run.parent / "whisper", "--data", tones), "write NAME=FOLDER"),
+        (("probe", tone_run.parent / "whisper", "--data", f"x={tmp_path / 'no'}"), "there is no"),
+        (("report", tmp_path / "no"), "holds no metrics.jsonl"),
+        (("check", tone_run, "stages.0.budget.audio_seconds=0.5"), "less than the average clip"),
+    ]
+    for arguments, message in cases:
+        error = uniaudio(*arguments, expect=2)
+        assert message in error
+        assert len([line for line in error.splitlines() if line.startswith("uniaudio:")]) == 1
+
+
+@pytest.mark.slow
+def test_check_compares_templates_with_the_columns(tone_run):
+    template = tone_run.with_name("tone.yaml")
+    template.write_text(template.read_text().replace("label", "lable").replace("lables", "labels"))
+    error = uniaudio("check", tone_run, expect=2)
+    assert "template tone needs lable, but the columns are audio, label, split" in error
+
+
+@pytest.mark.slow
+def test_a_checkpoint_for_another_decoder_is_refused(tone_run):
+    uniaudio("train", tone_run, "train.max_steps=1")
+    folder = tone_run.parent / "qwen"
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    tones = tone_run.parent / "tones"
+    error = uniaudio("ask", tone_run.parent / "out", tones / "0.wav", "Which tone is it?", expect=2)
+    assert "was trained with the decoder" in error

@@ -1,0 +1,54 @@
+"""The direction of imports that docs/architecture.md draws."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "uniaudio"
+BASE = {"errors", "types", "ragged", "distributed", "config"}
+ALLOWED = {
+    "errors": set(),
+    "ragged": set(),
+    "distributed": set(),
+    "types": {"ragged"},
+    "config": {"errors"},
+    "data": BASE,
+    "model": BASE,
+    "miniature": BASE | {"data", "model"},
+    "train": BASE | {"data", "model"},
+    "evaluate": BASE | {"data", "model"},
+    "assemble": BASE | {"data", "model", "miniature", "train", "evaluate"},
+    "checks": BASE | {"data", "model"},
+    "preview": BASE | {"data", "miniature"},
+    "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
+    "cli": BASE | {"assemble", "checks", "preview", "demo"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uniaudio."):
+            parts.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            parts |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("uniaudio.")}
+    return parts
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if not path.name.startswith("__")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_imports_go_downwards(path):
+    part = part_of(path)
+    assert imported_parts(path) <= ALLOWED[part] | {part}
+
+
+def test_only_one_file_touches_torch_distributed():
+    users = [p.name for p in PACKAGE.rglob("*.py") if "torch.distributed" in p.read_text().replace('"', "")]
+    assert users == ["distributed.py"]
