@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,8 +58,10 @@ def save_checkpoint(
     """
     folder = run_dir / "checkpoints" / f"step-{step:06d}"
     unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
+    replaced = folder.with_name(f"{UNFINISHED}{folder.name}-replaced")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for rest in (unfinished, replaced):
+            shutil.rmtree(rest, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save_file(
             {name: tensor.contiguous().cpu() for name, tensor in model.items()},
@@ -73,17 +76,17 @@ def save_checkpoint(
         for file in unfinished.iterdir():
             flush(file)
         flush(unfinished)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # moved, for removing it takes time in which there would be neither
+            folder.rename(replaced)
         unfinished.rename(folder)
         flush(folder.parent)
         point_latest(folder)
-    except OSError as problem:
+    except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
         shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(
             f"checkpoint {folder} could not be written ({problem}); earlier ones are intact"
         ) from problem
-    prune(folder.parent, config.train.keep_last)
+    prune(folder.parent, config.train.keep_last, step)
     return folder
 
 
@@ -96,9 +99,21 @@ def point_latest(folder: Path) -> None:
     aside.replace(latest)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Keep the last few whole checkpoints and remove what a killed run left unfinished."""
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+def step_folders(folder: Path) -> list[Path]:
+    """Return the checkpoints, whole or not, by their step (the names sort otherwise from a million steps on)."""
+    return sorted(folder.glob("step-*"), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Keep the last few checkpoints up to the one of ``step``, and remove what a killed run left unfinished.
+
+    Later ones, of a run that was taken up again further back, do not count: they would push out the new one.
+    """
+    for old in [path for path in step_folders(folder) if step_of(path) <= step][:-keep]:
         shutil.rmtree(old)
     for rest in folder.glob(f"{UNFINISHED}step-*"):
         shutil.rmtree(rest)
@@ -122,7 +137,7 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
             return named
     except OSError:
         pass
-    whole = [path for path in sorted(folder.glob("step-*")) if is_whole(path)]
+    whole = [path for path in step_folders(folder) if is_whole(path)]
     return whole[-1] if whole else None
 
 

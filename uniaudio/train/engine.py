@@ -22,6 +22,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """
     cuda = torch.cuda.is_available()
     wanted = config.train.precision if config.train.precision != "auto" else ("bf16" if cuda else "no")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", wanted):
+        raise UserError(
+            f"the accelerate file says mixed_precision {launched}, but train.precision is {wanted}; "
+            "leave the precision to the run config"
+        )
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
     if not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate would look for a group
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
@@ -32,6 +38,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             "launch with configs/accelerate/single.yaml or ddp.yaml"
         )
     micro_batches = config.train.micro_batches
+    if accelerator.gradient_accumulation_steps != 1:  # accelerate would divide every loss by it once more
+        raise UserError(
+            f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
+            f"but train.micro_batches is {micro_batches or accelerator.num_processes}; "
+            "leave the accumulation to the run config"
+        )
     if micro_batches is not None and micro_batches % accelerator.num_processes:
         raise UserError(
             f"train.micro_batches is {micro_batches}, but it must be a multiple of the "

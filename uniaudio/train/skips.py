@@ -12,20 +12,35 @@ FEWEST = 10  # rows drawn from a source before its share is judged
 class SkipLedger:
     """Rows drawn and left out by source.
 
+    Every rank keeps its own and only their sum is judged: rank 0 tells of the rows that nobody could plan, while it
+    draws no more than its part of the others.
+
     Args:
         allowed: share of a source's rows that may be left out.
+        counts: what to begin with, as ``counts`` returns it.
     """
 
-    def __init__(self, allowed: float) -> None:
+    def __init__(self, allowed: float, *counts: Mapping[str, Any]) -> None:
         self.allowed = allowed
         self.drawn: Counter[str] = Counter()
         self.reasons: dict[str, Counter[str]] = {}
+        for part in counts:
+            self.drawn.update(part["drawn"])
+            for source, reasons in part["reasons"].items():
+                self.reasons.setdefault(source, Counter()).update(reasons)
 
     def add(self, drawn: Mapping[str, int], skips: Sequence[Any]) -> None:
         """Count the rows of one step."""
         self.drawn.update(drawn)
         for skip in skips:
             self.reasons.setdefault(skip.source, Counter())[skip.reason] += 1
+
+    def counts(self) -> dict[str, Any]:
+        """Return plain values: ``{"drawn": {source: rows}, "reasons": {source: {reason: rows}}}``."""
+        return {
+            "drawn": dict(self.drawn),
+            "reasons": {source: dict(reasons) for source, reasons in self.reasons.items()},
+        }
 
     def complaint(self) -> str:
         """Return one sentence about the first source that lost too much, or an empty text."""

@@ -39,7 +39,8 @@ class Tracker:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics = run_dir / "metrics.jsonl"
-        keep_rows(self.metrics, start_step)
+        for records in (self.metrics, run_dir / "skipped.jsonl"):
+            keep_rows(records, start_step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only when asked for
 
@@ -96,12 +97,12 @@ class Tracker:
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
-    def skipped(self, skips: Sequence[Any]) -> None:
-        """Append left-out rows to ``skipped.jsonl``; every rank tells of its own, one short line each."""
+    def skipped(self, step: int, skips: Sequence[Any]) -> None:
+        """Append the rows left out in a step to ``skipped.jsonl``; every rank tells of its own, one line each."""
         if skips:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             with (self.run_dir / "skipped.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(asdict(skip)) + "\n" for skip in skips))
+                stream.write("".join(json.dumps({"step": step, **asdict(skip)}) + "\n" for skip in skips))
 
     def close(self) -> None:
         """Stop the bar and flush TensorBoard."""
