@@ -29,6 +29,7 @@ from uniaudio.evaluate.answers import answers_table
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.report import write_report
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
+from uniaudio.miniature.fit import one_thread
 
 PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip
 
@@ -54,10 +55,11 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         console.print("espeak-ng is not installed, so nothing is spoken: pip install espeakng-loader")
     console.print(f"generated {', '.join(corpus)} in {out / 'corpus'}")
     config = load_run(write_files(out, corpus, quick))
-    if run_training(config, None):
-        raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
-    trained = time.monotonic()
-    probes = probe_before_and_after(out, corpus, 1 if quick else 3)
+    with one_thread():
+        if run_training(config, None):
+            raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
+        trained = time.monotonic()
+        probes = probe_before_and_after(out, corpus, 1 if quick else 3)
     console.print(probe_table(probes))
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)

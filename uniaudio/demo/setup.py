@@ -97,7 +97,7 @@ def run_config(out: Path, whisper: Path, recipe: Path, quick: bool) -> dict[str,
         "encoders": {"whisper": {"path": str(whisper.resolve()), "lr": 1e-3}},
         "adapter": {"rate": 12.5, "lr": 2e-3},
         "decoder": {"miniature": {**text_model, "steps": 20 if quick else 600}},
-        "data": {"workers": 0, "pool": 128},
+        "data": {"workers": 0 if quick else 1, "pool": 128},
         "train": {"micro_batches": 1, "log_every": 2 if quick else 20, "save_every": 100_000},
         "stages": [
             {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +20,21 @@ NOISE_LIMIT = 2.0  # of the spread of the embeddings, in training
 CHECK_NOISE = 0.7  # in the final check
 
 Progress = Callable[[str], None]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread for a while.
+
+    Models this small gain a fifth at most from a second thread, lose a factor of ten to it on a busy machine
+    (measured), and give other last bits with another number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cue_embeddings(

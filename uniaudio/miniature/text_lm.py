@@ -19,7 +19,7 @@ from uniaudio.config.run import MiniatureConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
-from uniaudio.miniature.fit import Progress, fit, reading_accuracy
+from uniaudio.miniature.fit import Progress, fit, one_thread, reading_accuracy
 from uniaudio.miniature.lessons import LessonBook
 from uniaudio.miniature.texts import RecipeText, recipe_texts
 from uniaudio.miniature.tokenizer import train_tokenizer
@@ -87,18 +87,18 @@ def train_text_lm(
     )
     format = ChatFormat(tokenizer)
     book = LessonBook(texts, extra, format, seed=settings.seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(settings.seed)
         lm = build_text_lm(settings, len(tokenizer), format.end_of_turn, format.pad)
         started = time.monotonic()
         fit(lm, book, settings, progress)
-    facts = {
-        "texts": len(texts),
-        "seconds": round(time.monotonic() - started, 1),
-        "accuracy_known": reading_accuracy(lm, book.held_out("known")),
-        "accuracy_unseen": reading_accuracy(lm, book.held_out("unseen")),
-        "accuracy_no_cue": reading_accuracy(lm, book.held_out("empty")),
-    }
+        facts = {
+            "texts": len(texts),
+            "seconds": round(time.monotonic() - started, 1),
+            "accuracy_known": reading_accuracy(lm, book.held_out("known")),
+            "accuracy_unseen": reading_accuracy(lm, book.held_out("unseen")),
+            "accuracy_no_cue": reading_accuracy(lm, book.held_out("empty")),
+        }
     if progress:
         progress(
             f"text model: answer tokens right with a cue {facts['accuracy_known']:.3f}, "

@@ -6,23 +6,25 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from uniaudio.config.run import RunConfig, Stage
 from uniaudio.distributed import gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import check_bases, latest_checkpoint, load_checkpoint, save_checkpoint
+from uniaudio.train.checkpoint import save_checkpoint
 from uniaudio.train.engine import backward_scale
 from uniaudio.train.optim import build_optimizer, lr_share, set_learning_rate
+from uniaudio.train.position import Position, restore
 from uniaudio.train.skips import SkipLedger
 from uniaudio.train.stop import CONTINUE_LATER, StopSignal
 from uniaudio.train.track import Tracker
+from uniaudio.train.window import Window
 from uniaudio.types import Batch
 
 
@@ -57,27 +59,6 @@ class TrainParts:
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
 
 
-@dataclass
-class Window:
-    """Sums since the last row of metrics."""
-
-    per_task: Tensor
-    audio_seconds: float = 0.0
-    waited: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    ids: list[list[str]] = field(default_factory=list)
-
-
-@dataclass
-class Position:
-    """Where the run is: optimizer steps done, in all and in the current stage, and the stream's state."""
-
-    step: int = 0
-    stage: int = 0
-    stage_step: int = 0
-    stream: dict[str, Any] | None = None
-
-
 def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume: bool) -> int:
     """Train through all stages and return the exit code: 0 when finished, 75 when stopped by a signal.
 
@@ -89,7 +70,7 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
     """
     run_dir = Path(config.output_dir)
     optimizer = build_optimizer(parts.model, config, accelerator.device)
-    position = restore(run_dir, parts, optimizer) if resume else Position()
+    position = restore(run_dir, parts.model, optimizer, parts.bases) if resume else Position()
     model, optimizer = accelerator.prepare(parts.model, optimizer)
     tracker = Tracker(
         run_dir, accelerator.is_main_process, position.step, config.total_steps, config.train.tensorboard
@@ -97,6 +78,8 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
     if accelerator.is_main_process:
         config.save(run_dir / "config.yaml")
     ledger = SkipLedger(config.data.max_skipped_share)
+    if position.skips and accelerator.is_main_process:  # on one rank: the ledgers are added up
+        ledger = SkipLedger(ledger.allowed, position.skips)
     try:
         with StopSignal() as stop:
             for index in range(position.stage, len(config.stages)):
@@ -110,19 +93,6 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
     finally:
         tracker.close()
     return 0
-
-
-def restore(run_dir: Path, parts: TrainParts, optimizer: torch.optim.Optimizer) -> Position:
-    """Load the newest whole checkpoint into model and optimizer and return the position behind it."""
-    path = latest_checkpoint(run_dir)
-    if path is None:
-        raise UserError(f"--resume: {run_dir} holds no whole checkpoint; leave --resume out to start")
-    checkpoint = load_checkpoint(path)
-    check_bases(checkpoint, parts.bases)
-    parts.model.load_trainable_state(checkpoint.model)  # type: ignore[operator]
-    optimizer.load_state_dict(checkpoint.optimizer)
-    state = checkpoint.state
-    return Position(state["step"], state["stage"], state["stage_step"], state["stream"])
 
 
 @dataclass
@@ -167,21 +137,15 @@ class StageRun:
             if wish:
                 self.save()
                 return False
-            torch.manual_seed(
-                self.config.seed * 1_000_003 + position.step
-            )  # dropout is a function of the step
             set_learning_rate(self.optimizer, lr_share(position.stage_step, self.stage, last))
             for batch, context in self.with_synchronisation(step.micro):
                 with context:
                     loss = self.model(batch.to(self.accelerator.device, non_blocking=True))
                     objective = loss.total * backward_scale(self.accelerator.num_processes, tokens)
-                    for (
-                        extra
-                    ) in loss.auxiliary.values():  # already weighted means: averaged over micro-batches
-                        objective = objective + extra / len(step.micro)
+                    if loss.auxiliary:  # weighted means already: averaged over the micro-batches
+                        objective = objective + sum(loss.auxiliary.values()) / len(step.micro)
                     self.accelerator.backward(objective)
-                window.per_task += loss.per_task
-                window.audio_seconds += batch.audio_seconds
+                window.add(batch, loss)
             norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
             self.refuse_broken(norm, step)
             self.optimizer.step()
@@ -206,28 +170,36 @@ class StageRun:
 
     def agree(self, step: Steps) -> tuple[float, bool]:
         """Return the answer tokens of all ranks and whether any was asked to stop; end together on too many skips."""
-        self.ledger.add(step.drawn, step.skips)
-        complaint = self.ledger.complaint()
         tokens = sum(batch.answer_tokens for batch in step.micro)
-        facts = torch.tensor(
-            [tokens, self.stop.requested, bool(complaint)],
-            dtype=torch.float64,
-            device=self.accelerator.device,
-        )
-        total, wish, complaints = sum_over_ranks(facts).tolist()
-        if not wish:  # a stopped step is done again after the resume, and tells then
-            self.tracker.skipped(step.skips)
-        if complaints:
-            raise UserError(next(text for text in gather_objects(complaint) if text))
-        return total, bool(wish)
+        facts = [tokens, self.stop.requested, len(step.skips)]
+        own = torch.tensor(facts, dtype=torch.float64, device=self.accelerator.device)
+        total, wish, skipped = sum_over_ranks(own).tolist()
+        if wish:
+            return total, True  # the step is done again after the resume, and its skips are told then
+        self.ledger.add(step.drawn, step.skips)
+        self.tracker.skipped(self.position.step + 1, step.skips)
+        if skipped and (complaint := self.ledger_of_all().complaint()):
+            raise UserError(complaint)
+        return total, False
+
+    def ledger_of_all(self) -> SkipLedger:
+        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
+        return SkipLedger(self.ledger.allowed, *gather_objects(self.ledger.counts()))
 
     def with_synchronisation(
         self, micro: tuple[Batch, ...]
     ) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
-        """Pair the micro-batches with contexts: ranks exchange gradients with the last one only."""
-        for batch in micro[:-1]:
-            yield batch, self.accelerator.no_sync(self.model)
-        yield micro[-1], contextlib.nullcontext()
+        """Pair the micro-batches with contexts: ranks exchange gradients with the last one only.
+
+        Each starts the random generator anew: dropout is a function of seed, step and the micro-batch's place in the
+        step, so it is the same after a resume and on another number of processes.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for index, batch in enumerate(micro):
+            step_seed = self.config.seed * 1_000_003 + self.position.step
+            torch.manual_seed(step_seed * 4099 + index * ranks + rank)
+            last = index == len(micro) - 1
+            yield batch, contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def refuse_broken(self, norm: float, step: Steps) -> None:
         """Stop before broken gradients reach the weights, and name the examples."""
@@ -240,33 +212,17 @@ class StageRun:
         )
 
     def new_window(self) -> Window:
-        zeros = torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device)
-        return Window(zeros)
+        return Window(torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device))
 
     def log(self, window: Window, norm: float) -> None:
-        """Add up the window over all ranks and write one row."""
-        seconds = time.monotonic() - window.started
-        per_task = sum_over_ranks(window.per_task.double()).tolist()
-        own = torch.tensor([window.audio_seconds, window.waited], dtype=torch.float64)
-        audio, waited = sum_over_ranks(own.to(self.accelerator.device)).tolist()
-        ids = gather_objects(window.ids) if self.config.data.log_ids else []
-        tokens = sum(row[1] for row in per_task)
-        seen = [(task, row) for task, row in zip(self.parts.tasks, per_task, strict=True) if row[1]]
-        row: dict[str, Any] = {
+        """Write one row of metrics."""
+        row = {
             "step": self.position.step,
             "stage": self.stage.name,
-            "loss": sum(row[0] for row in per_task) / max(tokens, 1),
-            "tasks": {task: row[0] / row[1] for task, row in seen},
-            "accuracy": {task: row[2] / row[1] for task, row in seen},
-            "answer_tokens": int(tokens),
+            **window.row(self.parts.tasks, self.config.data.log_ids),
             "lr": {group["component"]: group["lr"] for group in self.optimizer.param_groups},
             "grad_norm": norm,
-            "audio_seconds_per_second": audio / seconds,
-            "data_wait_share": waited / self.accelerator.num_processes / seconds,
-            "memory_gib": memory_gib(self.accelerator.device),
         }
-        if self.config.data.log_ids:
-            row["ids"] = [list(itertools.chain(*ranks)) for ranks in zip(*ids, strict=True)]
         self.tracker.log(row)
 
     def evaluate(self) -> None:
@@ -280,6 +236,7 @@ class StageRun:
 
     def save(self) -> None:
         """Write a checkpoint from the main process."""
+        self.position.skips = self.ledger_of_all().counts()
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self.model)
             save_checkpoint(
@@ -287,21 +244,8 @@ class StageRun:
                 self.position.step,
                 plain.trainable_state(),
                 self.optimizer.state_dict(),
-                {
-                    "stage": self.position.stage,
-                    "stage_step": self.position.stage_step,
-                    "stream": self.position.stream,
-                },
+                asdict(self.position),
                 self.config,
                 self.parts.bases,
             )
         self.accelerator.wait_for_everyone()
-
-
-def memory_gib(device: torch.device) -> float:
-    """Return the peak memory so far: of the device on CUDA, of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # not on every system, and only the CPU path needs it
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

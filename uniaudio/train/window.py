@@ -1,0 +1,70 @@
+"""What happened since the last row of metrics, added up over micro-batches, steps and ranks."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniaudio.distributed import gather_objects, sum_over_ranks, world_size
+from uniaudio.types import Batch, LossSum
+
+
+@dataclass
+class Window:
+    """Sums of one rank.
+
+    Args:
+        per_task: ``[K, 3]`` as in ``LossSum``, on the device: adding to it waits for nothing.
+        waited: seconds the loop stood still for want of data. ids: of the examples, one list per step.
+    """
+
+    per_task: Tensor
+    audio_seconds: float = 0.0
+    waited: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    ids: list[list[str]] = field(default_factory=list)
+
+    def add(self, batch: Batch, loss: LossSum) -> None:
+        """Count one micro-batch."""
+        self.per_task += loss.per_task
+        self.audio_seconds += batch.audio_seconds
+
+    def row(self, tasks: Sequence[str], with_ids: bool) -> dict[str, Any]:
+        """Return the figures of all ranks together; every rank must call it at the same point.
+
+        Losses and accuracies are means over answer tokens; tasks that did not occur are left out.
+        """
+        seconds = time.monotonic() - self.started
+        device = self.per_task.device
+        per_task = sum_over_ranks(self.per_task.double()).tolist()
+        own = torch.tensor([self.audio_seconds, self.waited], dtype=torch.float64, device=device)
+        audio_seconds, waited = sum_over_ranks(own).tolist()
+        tokens = sum(counted for _, counted, _ in per_task)
+        seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
+        row: dict[str, Any] = {
+            "loss": sum(loss for loss, _, _ in per_task) / max(tokens, 1),
+            "tasks": {task: loss / counted for task, (loss, counted, _) in seen},
+            "accuracy": {task: right / counted for task, (_, counted, right) in seen},
+            "answer_tokens": int(tokens),
+            "audio_seconds_per_second": audio_seconds / seconds,
+            "data_wait_share": waited / world_size() / seconds,
+            "memory_gib": memory_gib(device),
+        }
+        if with_ids:
+            steps = zip(*gather_objects(self.ids), strict=True)
+            row["ids"] = [list(itertools.chain(*ranks)) for ranks in steps]
+        return row
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the peak memory so far: of the device on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
