@@ -3,8 +3,9 @@
     python benchmarks/bench_step.py [--quick] [--out FILE.json] [--plot FILE.png]
 
 Stock: transformers' extractor and Whisper encoder padded to 30 s, the same adapter, text padded on the right, Qwen3
-with its own SDPA attention, logits at every position, its own loss. Ours: ``AudioLM`` over packed batches. Same weights,
-clips, ids, dtype and threads, no optimizer; waveforms and ids lie ready, the mel spectrogram is part of the step.
+with its own SDPA attention, logits at every position, its own loss. Ours: ``AudioLM`` over packed batches. Both have
+the same weights, clips, ids, dtype and threads, and no optimizer; waveforms and ids lie ready, the mel spectrogram is
+part of the step.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +65,26 @@ def stage_recipes(config: RunConfig) -> list[Recipe]:
     return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
 
 
-def decoder_path(config: RunConfig, recipes: Sequence[Recipe]) -> str:
-    """Return folder or name of the decoder; a miniature one is trained first, by the main process alone."""
+def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train: bool) -> str:
+    """Return folder or name of the decoder.
+
+    A miniature one is trained first, by the main process alone, and kept in the run folder: a checkpoint stays usable
+    wherever the folder goes.
+
+    Args:
+        kept: where the run folder keeps its miniature decoder. train: whether a run begins, rather than is looked at.
+    """
     small = config.decoder.miniature
     if small is None:
         return config.decoder.path
-    if is_main():
-        miniature_decoder(small, recipes)
+    if train and is_main():
+        folder = miniature_decoder(small, recipes)
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(folder, kept)
     barrier()
-    return str(miniature_decoder(small, recipes))
+    if not kept.is_dir():
+        raise UserError(f"{kept} is missing: the run's miniature decoder belongs beside its checkpoints")
+    return str(kept)
 
 
 def build_encoder(config: RunConfig) -> AudioEncoder:
@@ -86,10 +98,9 @@ def build_encoder(config: RunConfig) -> AudioEncoder:
     return encoder
 
 
-def build_model(config: RunConfig, recipes: Sequence[Recipe], device: torch.device) -> LoadedModel:
-    """Load encoder and decoder and put a new adapter between them."""
+def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedModel:
+    """Load the encoder and the decoder at ``path`` and put a new adapter between them."""
     encoder = build_encoder(config)
-    path = decoder_path(config, recipes)
     settings = config.decoder
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -132,7 +143,9 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         )
     recipes = stage_recipes(config)
     accelerator = make_accelerator(config)
-    loaded = build_model(config, recipes, accelerator.device)
+    kept = run_dir / "decoder"
+    path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
+    loaded = build_model(config, path, accelerator.device)
     tasks = tuple(sorted({task for recipe in recipes for task in recipe.tasks()}))
 
     def open_steps(index: int, state: dict[str, Any] | None) -> Iterator[StepBatch]:
@@ -187,7 +200,8 @@ def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:
     if folder is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
     config = load_run(str(folder / "config.yaml"))
-    loaded = build_model(config, stage_recipes(config), device or default_device())
+    path = decoder_path(config, [], folder.parent.parent / "decoder", train=False)
+    loaded = build_model(config, path, device or default_device())
     checkpoint = load_checkpoint(folder, with_optimizer=False)
     check_bases(checkpoint, loaded.bases)
     loaded.model.load_trainable_state(checkpoint.model)

@@ -1,0 +1,37 @@
+"""When too many rows were left out, judged over all ranks."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from uniaudio.train.skips import SkipLedger
+
+
+@dataclass
+class Skip:
+    source: str = "tones"
+    reason: str = "missing file"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8, 64])
+@pytest.mark.parametrize(("lost", "stops"), [(40, False), (60, True)])
+def test_the_share_does_not_depend_on_the_number_of_ranks(ranks, lost, stops):
+    """Rank 0 alone tells of rows that could not be planned: 4 % or 6 % of 1000, where 5 % are allowed."""
+    ledgers = [SkipLedger(0.05) for _ in range(ranks)]
+    for index in range(1000 - lost):
+        ledgers[index % ranks].add({"tones": 1}, [])
+    ledgers[0].add({"tones": lost}, [Skip()] * lost)
+    together = SkipLedger(0.05, *(json.loads(json.dumps(ledger.counts())) for ledger in ledgers))
+    assert together.drawn["tones"] == 1000
+    assert bool(together.complaint()) is stops
+    if stops:
+        assert together.complaint().startswith("tones lost 60 of 1000 rows (60 missing file)")
+
+
+def test_a_handful_of_rows_is_not_judged():
+    ledger = SkipLedger(0.05)
+    ledger.add({"tones": 9}, [Skip()])
+    assert ledger.complaint() == ""
+    ledger.add({"tones": 1}, [])
+    assert ledger.complaint().startswith("tones lost 1 of 10 rows")
