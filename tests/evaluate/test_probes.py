@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from uniaudio.evaluate.probes import ProbeSettings, SeedwiseLinear, knn_predict, probe, train_probe
+from uniaudio.evaluate.table import short_names
 
 
 def clusters(count, spread, seed=0):
@@ -63,3 +64,9 @@ def test_easy_sets_are_solved_and_noise_is_not():
     assert blind["knn"]["std"] == pytest.approx(
         math.sqrt(blind["knn"]["mean"] * (1 - blind["knn"]["mean"]) / 80), rel=0.3
     )
+
+
+def test_models_are_named_by_as_much_of_their_path_as_tells_them_apart():
+    names = ["/a/b/whisper", "random:/a/b/whisper", "runs/one", "/x/runs/one"]
+    assert short_names(names[:3]) == dict(zip(names, ["whisper", "random:whisper", "one"], strict=False))
+    assert short_names(names[2:]) == {"runs/one": "runs/one", "/x/runs/one": "x/runs/one"}

@@ -88,7 +88,11 @@ def probe_bars(scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float
             axes.bar(
                 places, [r["mean"] for r in results], width, yerr=spread, ecolor=INK, color=color, label=model
             )
-        axes.set_xticks(range(len(groups)), [f"{name}\n{kind}" for name, kind in groups])
+        # the name of a set once, under the middle one of its probes
+        axes.set_xticks(
+            range(len(groups)),
+            [f"{kind}\n{name}" if i % 3 == 1 else kind for i, (name, kind) in enumerate(groups)],
+        )
         axes.set_ylim(0, 1.05)
         axes.set_ylabel("test accuracy")
         axes.legend(ncols=len(models), loc="lower center", bbox_to_anchor=(0.5, 1.0))

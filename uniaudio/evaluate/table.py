@@ -38,6 +38,7 @@ def probe_table(scores: Scores) -> Table:
     table = Table(title="probes: test accuracy (difference to the first model)", title_justify="left")
     for column in ("set", "model", "linear", "MLP", "kNN"):
         table.add_column(column, justify="left" if column in ("set", "model") else "right")
+    labels = short_names(sorted({model for models in scores.values() for model in models}))
     for set_name, models in scores.items():
         first = next(iter(models.values()))
         for index, (model, result) in enumerate(models.items()):
@@ -46,5 +47,16 @@ def probe_table(scores: Scores) -> Table:
                 text = f"{result[kind]['mean']:.3f} ± {result[kind]['std']:.3f}"
                 delta = result[kind]["mean"] - first[kind]["mean"]
                 cells.append(text if index == 0 else f"{text} ({delta:+.3f})")
-            table.add_row(set_name if index == 0 else "", model, *cells)
+            table.add_row(set_name if index == 0 else "", labels[model], *cells)
     return table
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last parts of paths, as many as tell the names apart; what stands before a colon is kept."""
+    parts = {name: name.rpartition(":")[2].rstrip("/").split("/") for name in names}
+    before = {name: name.rpartition(":")[0] for name in names}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        short = {name: f"{before[name]}:{'/'.join(parts[name][-count:])}".removeprefix(":") for name in names}
+        if len(set(short.values())) == len(names):
+            return short
+    return {name: name for name in names}
