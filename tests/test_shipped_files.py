@@ -103,4 +103,4 @@ def test_cards_of_real_recordings_find_their_rows(realdata, monkeypatch):
     assert sizes == {"esc10": 320, "fsdd_digits": 320, "fsdd_connected": 100, "ljspeech_mini": 75}
     for entry in recipe.train:
         row = open_source(entry.dataset, entry.split).row(0)
-        assert entry.template.render(entry.dataset.fields(row.columns), None).answer
+        assert entry.templates[0].render(entry.dataset.fields(row.columns), None).answer

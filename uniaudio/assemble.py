@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.data.audio import decode
 from uniaudio.data.batch import collate_prompts
-from uniaudio.data.loader import StepBatch, StepDataset, make_loader
+from uniaudio.data.loader import PlanState, StepBatch, joined_states, make_loader, sharing
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import open_source
-from uniaudio.data.stream import PlanState, StepPlan
+from uniaudio.data.stream import Mixture
 from uniaudio.data.template import AUDIO
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import barrier, is_main, rank, world_size
@@ -156,7 +156,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         results = evaluate_recipe(LoadedModel(model, loaded.format, config, loaded.bases), recipes[-1], None)
         return {name: {k: v for k, v in r.items() if k != "answers"} for name, r in results.items()}
 
-    parts = TrainParts(loaded.model, open_steps, tasks, loaded.bases, evaluate)
+    parts = TrainParts(loaded.model, open_steps, joined_states, tasks, loaded.bases, evaluate)
     return train(parts, config, accelerator, continued)
 
 
@@ -169,20 +169,43 @@ def stage_steps(
     state: dict[str, Any] | None,
 ) -> Iterator[StepBatch]:
     """Open the endless steps of a stage for this rank, from a saved position on."""
-    budget, seed = config.stages[index].budget, config.seed + index
-    plan = StepPlan(
-        recipe,
-        [open_source(entry.dataset, entry.split) for entry in recipe.train],
-        seed,
-        budget.audio_seconds,
-        budget.per_example,
-        config.data.max_seconds or budget.audio_seconds,
-        config.data.pool,
-        config.train.micro_batches or world_size(),
+    mixture = stage_mixture(config, recipe, index, loaded.format, loaded.model.slots_for)
+    told = sharing(mixture, config.data.workers, world_size())
+    if told and is_main() and state is None:
+        Console().print(told, style="yellow", highlight=False)
+    return make_loader(
+        mixture,
+        tasks,
+        rank(),
+        world_size(),
+        config.data.workers,
+        config.data.prefetch,
         PlanState.from_json(state) if state else None,
     )
-    dataset = StepDataset(plan, loaded.format, loaded.model.slots_for, tasks, rank(), world_size(), seed)
-    return make_loader(dataset, config.data.workers, config.data.prefetch)
+
+
+def stage_mixture(
+    config: RunConfig, recipe: Recipe, index: int, format: ChatFormat, slots_for: Callable[[int], int]
+) -> Mixture:
+    """Open the sources of a stage's recipe and mix them as the config says."""
+    budget, data = config.stages[index].budget, config.data
+    micro_batches = config.train.micro_batches or world_size()
+    return Mixture(
+        recipe=recipe,
+        sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
+        format=format,
+        slots_for=slots_for,
+        seed=config.seed + index,
+        audio_seconds=budget.audio_seconds,
+        per_example=budget.per_example,
+        tokens=budget.tokens,
+        max_seconds=data.max_seconds or budget.audio_seconds,
+        micro_batches=micro_batches,
+        streams=-(-data.streams // micro_batches) * micro_batches,
+        pool=data.pool,
+        window=data.window,
+        patience=data.patience,
+    )
 
 
 def checkpoint_folder(path: Path) -> Path | None:

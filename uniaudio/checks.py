@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 
 from uniaudio.config.run import RunConfig, Stage
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.cursor import first_rows
+from uniaudio.data.recipe import Entry, Recipe, load_recipe
 from uniaudio.data.source import Row, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
@@ -44,7 +44,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     encoder = check_encoder(config, console)
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
-        pairings = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.train]
+        pairings = [check_entry(entry) for entry in recipe.train]
         asked = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
         console.print(pairing_table(stage, recipe, pairings, asked))
         check_budget(config, stage, pairings)
@@ -66,13 +66,20 @@ def check_encoder(config: RunConfig, console: Console) -> PretrainedConfig | Non
     return None
 
 
+def check_entry(entry: Entry) -> Pairing:
+    """Check every question of a line of `train`; its answers are as long as all of them together."""
+    seen = [
+        check_pairing(entry.name, entry.dataset, entry.split, t, entry.constants) for t in entry.templates
+    ]
+    return replace(seen[0], answer_words=sum(pairing.answer_words for pairing in seen))
+
+
 def check_pairing(
     name: str, card: DatasetCard, split: str, template: Template, constants: Mapping[str, Any]
 ) -> Pairing:
     """Render the first rows of a source with its template and read their audio headers."""
     source = open_source(card, split)
-    rows = [source.row(i) for i in range(min(ROWS_READ, source.size))] if source.size is not None else None
-    rows = rows if rows is not None else list(islice(source.stream(0), ROWS_READ))
+    rows = first_rows(source.rows(), ROWS_READ)
     if not rows:
         raise UserError(f"dataset {card.name}, split {split}: no rows (is the split's `keep` right?)")
     missing = set(template.inputs) - set(constants) - set(card.fields(rows[0].columns))

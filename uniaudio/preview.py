@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -13,9 +12,9 @@ from transformers import AutoTokenizer
 from uniaudio.config.files import find_file
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.data.order import draw
+from uniaudio.data.cursor import first_rows
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.source import Row, Source, open_source
+from uniaudio.data.source import IndexedSource, Row, Source, open_source
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
 from uniaudio.miniature.texts import recipe_texts
@@ -37,17 +36,20 @@ def preview(
     recipe, format = recipe_and_format(recipe_name, decoder, console)
     sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
     for n in range(number):
-        index = draw(recipe.train_shares(), seed, n)
+        index = random.Random(f"{seed}-entry-{n}").choices(range(len(sources)), recipe.train_shares())[0]
         entry = recipe.train[index]
         row = some_row(sources[index], n, seed)
-        fields = {**entry.dataset.fields(row.columns), **entry.constants}
-        try:
-            rendered = entry.template.render(fields, random.Random(f"{seed}-{n}"))
-            seconds = [ref.known_seconds() for ref in row.audio]
-            prompt, answer = format.prompt(rendered.prompt), format.answer(rendered.answer)
-        except RowError as problem:
-            raise UserError(f"{entry.name}, row {row.key}: {problem}") from problem
-        show(console, f"{n + 1}. {entry.name}  row {row.key}", prompt, answer, seconds, format)
+        rng = random.Random(f"{seed}-{n}")
+        for template in entry.templates:
+            fields = {**entry.dataset.fields(row.columns), **entry.constants}
+            try:
+                rendered = template.render(fields, rng)
+                seconds = [ref.known_seconds() for ref in row.audio]
+                prompt, answer = format.prompt(rendered.prompt), format.answer(rendered.answer)
+            except RowError as problem:
+                raise UserError(f"{entry.name}, row {row.key}: {problem}") from problem
+            title = f"{n + 1}. {entry.name}  {template.task}  row {row.key}"
+            show(console, title, prompt, answer, seconds, format)
 
 
 def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
@@ -56,7 +58,8 @@ def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple
     chosen = decoder or chosen
     if chosen is not None:
         try:
-            return recipe, ChatFormat(AutoTokenizer.from_pretrained(chosen))
+            # without --decoder only what is on this machine: waiting for a network is no preview
+            return recipe, ChatFormat(AutoTokenizer.from_pretrained(chosen, local_files_only=decoder is None))
         except (OSError, ValueError) as problem:
             if decoder is not None:
                 raise UserError(f"--decoder {decoder}: no tokenizer could be loaded ({problem})") from problem
@@ -80,10 +83,13 @@ def open_recipe(name: str) -> tuple[Recipe, str | None]:
 
 
 def some_row(source: Source, n: int, seed: int) -> Row:
-    """Return a row drawn at random from an indexed source, or the n-th of a stream."""
-    if source.size is not None:
+    """Return a row drawn at random from an indexed source, or one of the first rows of another."""
+    if isinstance(source, IndexedSource):
         return source.row(random.Random(f"{seed}-row-{n}").randrange(source.size))
-    return next(islice(source.stream(0), n, None))
+    rows = first_rows(source.rows(), n + 1)
+    if not rows:
+        raise UserError("none of the first rows of a streamed dataset can be used; see `uniaudio check`")
+    return rows[-1]
 
 
 def show(

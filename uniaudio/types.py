@@ -2,14 +2,14 @@
 
 Axes, the same letter everywhere in the package:
     B examples   C clips   S waveform samples   M mel bins   F mel frames   A encoder frames   T text positions
-    N audio tokens of the whole batch, in order   E encoder width   D decoder width   V vocabulary
-    L labelled positions of the whole batch   K tasks
+    N audio tokens of the whole batch, in order   P their places in the text (more than N where a clip is asked twice)
+    E encoder width   D decoder width   V vocabulary   L labelled positions of the whole batch   K tasks
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Example:
         prompt: the rendered user text, cut at the ``<audio>`` marks: ``len(clips) + 1`` pieces, in which
             clip ``i`` stands between piece ``i`` and piece ``i + 1``.
         answer: the rendered answer. Never empty.
+        shares_clips: the clips are those of the example before it in the batch, and are encoded once for both.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     clips: tuple[NDArray[np.int16], ...]
     prompt: tuple[str, ...]
     answer: str
+    shares_clips: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,28 @@ class Batch:
     """Examples packed one after another; no padding anywhere.
 
     Args:
-        audio: int16 samples of the C clips of all examples, in order.
+        audio: int16 samples of the C different clips of all examples, in order.
         tokens: token ids ``[T_total]`` int64 of the B examples, audio positions hold 0.
-        audio_positions: ``[N]`` int64, increasing: where the N audio tokens go in ``tokens.values``.
+        audio_positions: ``[P]`` int64, increasing: the places in ``tokens.values`` that hold audio tokens.
+        audio_index: ``[P]`` int64: which of the N audio tokens of the clips stands there. ``P = N``, unless several
+            questions are asked about one clip.
         label_positions: ``[L]`` int64: positions whose hidden state predicts a label (one before the answer token).
         labels: ``[L]`` int64 token ids.
         label_task: ``[L]`` int64 index into ``tasks``.
         tasks: the K task names of the run, the same list in every batch.
-        ids: B example ids. audio_seconds: real audio in the batch, in seconds.
+        ids: B example ids. audio_tokens: N. audio_seconds: real audio in the batch, in seconds.
     """
 
     audio: Ragged
     tokens: Ragged
     audio_positions: Tensor
+    audio_index: Tensor
     label_positions: Tensor
     labels: Tensor
     label_task: Tensor
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
+    audio_tokens: int
     audio_seconds: float
 
     @property
@@ -76,9 +82,17 @@ class Batch:
         """Move the tensors to a device; lengths stay on the CPU."""
         move = {
             name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("audio", "tokens", "audio_positions", "label_positions", "labels", "label_task")
+            for name in (
+                "audio",
+                "tokens",
+                "audio_positions",
+                "audio_index",
+                "label_positions",
+                "labels",
+                "label_task",
+            )
         }
-        return Batch(**move, tasks=self.tasks, ids=self.ids, audio_seconds=self.audio_seconds)
+        return replace(self, **move)
 
 
 @dataclass(frozen=True)

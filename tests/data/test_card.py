@@ -75,8 +75,7 @@ def test_paths_of_a_card(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"load": {}}, "load: name exactly one of hub, parquet, audiofolder, jsonl, found none"),
-        ({"load": {"hub": "a/b", "jsonl": "c"}}, "found hub, jsonl"),
+        ({"load": {}}, "load: name exactly one of hub, parquet, webdataset,"),
         ({"load": {"jsonl": "c", "revision": "main"}}, "config and revision belong to hub datasets only"),
         ({"load": {"jsonk": "c"}}, "load.jsonk: unknown key (did you mean 'jsonl'?)"),
         ({"splits": None}, "splits: is required"),

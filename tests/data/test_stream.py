@@ -1,30 +1,19 @@
+"""Streams of a mixture: shares, epochs, budgets, and the rest of the order from any position."""
+
 import json
+from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_sources import Rows, Shards
 
-from uniaudio.data.loader import StepDataset, make_loader
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.source import AudioRef, Row, open_source
-from uniaudio.data.stream import PlanState, StepPlan
+from uniaudio.data.stream import Mixture, PlannedRow, StreamState, filled, leveled
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
-
-
-class Rows:
-    """A source of made-up rows; ``size=None`` hides their number, as a stream does."""
-
-    def __init__(self, count, indexed=True, seconds=lambda i: 0.5 + i % 7):
-        self.count, self.seconds = count, seconds
-        self.size = count if indexed else None
-
-    def row(self, index):
-        return Row(str(index), {}, (AudioRef(b"", str(index), self.seconds(index)),))
-
-    def stream(self, start):
-        return (self.row(i) for i in range(start, self.count))
 
 
 @pytest.fixture
@@ -32,119 +21,187 @@ def recipe(tone_run):
     return load_recipe(str(tone_run.with_name("tone_recipe.yaml")))
 
 
-def plan(recipe, source, state=None, micro_batches=2, seed=0, pool=16, budget=20.0):
-    return StepPlan(recipe, [source], seed, budget, 1.0, 15.0, pool, micro_batches, state)
+@pytest.fixture
+def mixture(recipe, chat_tokenizer):
+    """Make a mixture of made-up sources with the given shares; the entries differ by name."""
+    format = ChatFormat(chat_tokenizer)
+
+    def make(*sources, shares=None, **options):
+        shares = shares or [1 / len(sources)] * len(sources)
+        entries = tuple(
+            replace(
+                recipe.train[0],
+                dataset=replace(recipe.train[0].dataset, name=f"set{i}"),
+                share=share,
+            )
+            for i, share in enumerate(shares)
+        )
+        settings = {
+            "seed": 0,
+            "audio_seconds": 20.0,
+            "per_example": 1.0,
+            "max_seconds": 15.0,
+            "micro_batches": 2,
+            "streams": 4,
+            "pool": 16,
+            "window": 8,
+            **options,
+        }
+        return Mixture(replace(recipe, train=entries), sources, format, lambda n: n // 1280 + 1, **settings)
+
+    return make
 
 
-def keys(step):
-    return [[planned.row.key for planned in rows] for rows in step.micro]
+@pytest.fixture(scope="session")
+def shared():
+    return {}
 
 
-@pytest.mark.parametrize("indexed", [True, False])
-def test_every_row_once_per_epoch(recipe, indexed):
-    pools = plan(recipe, Rows(48, indexed)).micro_batches_from(PlanState(0, 0, (0,), ""))
-    seen, pool = [], []
-    for rows, _, state in pools:
-        if state.pool == 6:  # six pools of 16 are two epochs of 48
-            break
-        pool += [planned.row.key for planned in rows]
-        seen = pool
-    assert sorted(seen[:48], key=int) == sorted(seen[48:], key=int) == [str(i) for i in range(48)]
-    assert seen[:48] != seen[48:]
+@pytest.fixture(autouse=True)
+def for_hypothesis(shared, mixture):
+    """Hypothesis may not take a function's fixtures anew for each example; this one does not change between them."""
+    shared["mixture"] = mixture
 
 
-def test_budget_holds_and_pools_are_sorted(recipe):
-    for step in islice(plan(recipe, Rows(100)), 30):
-        for rows in step.micro:
-            assert sum(planned.seconds + 1.0 for planned in rows) <= 20.0
-            assert [planned.seconds for planned in rows] == sorted(planned.seconds for planned in rows)
+def planned(mixture, stream, pools, state=None):
+    """The batches of a stream's first pools."""
+    found = []
+    for batch in mixture.stream(stream, state):
+        if batch.state.pool >= pools:
+            return found
+        found.append(batch)
+
+
+def keys(batches):
+    return [(row.entry, row.row.key) for batch in batches for row in batch.rows]
+
+
+@pytest.mark.parametrize("source", [Rows(48), Shards(48), Shards(12, 36), Shards(5, 5, 5, 5, 5, 5, 9, 9)])
+def test_all_streams_together_see_every_row_once_per_epoch(mixture, source):
+    mix = mixture(source, window=64)
+    rows = Counter()
+    for stream in range(4):
+        rows.update(key for _, key in keys(planned(mix, stream, 3)))
+    assert len(rows) == 48
+    if (
+        isinstance(source, Rows) or len(source.shards) == 1
+    ):  # equal parts: 48 draws of each stream are four epochs
+        assert set(rows.values()) == {4}
+
+
+def test_a_mixture_draws_by_its_shares(mixture):
+    mix = mixture(Rows(1000), Shards(50, 50), Rows(3), shares=[0.7, 0.25, 0.05])
+    drawn = Counter(entry for stream in range(4) for entry, _ in keys(planned(mix, stream, 25)))
+    assert [drawn[entry] for entry in range(3)] == pytest.approx([1120, 400, 80], abs=4)
+    [epoch] = {
+        count
+        for (_, _), count in Counter(
+            key for stream in range(4) for key in keys(planned(mix, stream, 25)) if key[0] == 2
+        ).items()
+    } - {26}
+    assert epoch in (27, 28)  # 80 draws of three rows
+
+
+def test_budget_holds_and_micro_batches_are_sorted_and_level(mixture):
+    for batch in planned(mixture(Rows(100)), 0, 8):
+        seconds = [row.seconds for row in batch.rows]
+        assert sum(seconds) + len(seconds) <= 20.0
+        assert batch.cost == pytest.approx((sum(seconds) + len(seconds)) / 20.0)
+        assert seconds == sorted(seconds)
+
+
+@settings(max_examples=50)
+@given(costs=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60))
+def test_leveled_batches_are_as_few_and_fuller_where_they_were_empty(costs):
+    rows = [PlannedRow(0, i, None, 0.0, cost, ()) for i, cost in enumerate(sorted(costs))]
+    greedy, level = filled(rows, 1.0), leveled(rows)
+    assert [row for batch in level for row in batch] == rows
+    assert len(level) == len(greedy)
+
+    def fullest(batches):
+        return max(sum(row.cost for row in batch) for batch in batches)
+
+    assert fullest(level) <= max(1.0, max(costs)) + 1e-9
+    assert fullest(level) <= fullest(greedy) + 1e-9
+
+
+def test_the_decoder_has_a_budget_too(mixture):
+    mix = mixture(Rows(100), tokens=200)
+    format = mix.format
+    for batch in planned(mix, 0, 4):
+        tokens = 0
+        for row in batch.rows:
+            [(_, rendered)] = row.questions
+            tokens += sum(map(len, format.prompt(rendered.prompt))) + len(format.answer(rendered.answer))
+            tokens += round(row.seconds * 16000) // 1280 + 1
+        assert tokens <= 200
+        assert batch.cost == pytest.approx(tokens / 200) or batch.cost > tokens / 200
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    first=st.integers(0, 25), seed=st.integers(0, 9), micro_batches=st.integers(1, 4), indexed=st.booleans()
+    first=st.integers(0, 25),
+    seed=st.integers(0, 9),
+    stream=st.integers(0, 3),
+    window=st.integers(1, 30),
+    sharded=st.booleans(),
 )
-def test_first_k_and_the_rest_are_all(tmp_path_factory, first, seed, micro_batches, indexed):
-    recipe = HYPOTHESIS_RECIPE[0]
-    source = Rows(37, indexed)
-    whole = list(islice(plan(recipe, source, None, micro_batches, seed), first + 10))
-    state = whole[first - 1].state if first else None
-    state = PlanState.from_json(json.loads(json.dumps(state.to_json()))) if state else None
-    rest = list(islice(plan(recipe, source, state, micro_batches, seed), 10))
-    assert [keys(step) for step in rest] == [keys(step) for step in whole[first:]]
-    assert [step.state for step in rest] == [step.state for step in whole[first:]]
+def test_first_k_and_the_rest_are_all(shared, first, seed, stream, window, sharded):
+    def mix():
+        return shared["mixture"](
+            Shards(17, 11, 9) if sharded else Rows(37), Shards(5, bad=()) if False else Rows(3),
+            seed=seed, window=window,
+        )  # fmt: skip
+
+    whole = list(islice(mix().stream(stream), first + 10))
+    state = whole[first - 1].state if first else StreamState()
+    state = StreamState.from_json(json.loads(json.dumps(state.to_json())))
+    rest = list(islice(mix().stream(stream, state), 10))
+    assert [keys([batch]) for batch in rest] == [keys([batch]) for batch in whole[first:]]
+    assert [batch.state for batch in rest] == [batch.state for batch in whole[first:]]
+    assert [q for b in rest for r in b.rows for q in r.questions] == [
+        q for b in whole[first:] for r in b.rows for q in r.questions
+    ]
 
 
-HYPOTHESIS_RECIPE: list = []
-
-
-@pytest.fixture(autouse=True)
-def recipe_for_hypothesis(recipe):
-    HYPOTHESIS_RECIPE[:] = [recipe]
-
-
-def test_unusable_rows_are_skipped_and_told_once(recipe):
-    source = Rows(16, seconds=lambda i: {3: 0.0, 5: 600.0}.get(i, 1.0))
-    steps = list(islice(plan(recipe, source, micro_batches=1), 3))
-    skips = [skip for step in steps for skip in step.skips if step.state.pool == 0]
-    assert sorted((skip.row, skip.reason) for skip in skips) == [("3", "empty audio"), ("5", "clip too long")]
-    with pytest.raises(UserError, match="none of 16 rows in a row can be used"):
-        next(iter(plan(recipe, Rows(16, seconds=lambda i: 600.0))))
-
-
-def test_other_data_are_refused_at_the_resume(recipe):
-    state = next(iter(plan(recipe, Rows(37)))).state
-    with pytest.raises(UserError, match="the data differ from those of the checkpoint"):
-        plan(recipe, Rows(38), state)
-
-
-def ids(recipe, chat_tokenizer, world, workers, state=None, steps=6):
-    """The ids of the global micro-batches of some steps, put together from all ranks."""
-    ranks = []
-    for rank in range(world):
-        sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
-        steps_plan = StepPlan(recipe, sources, 0, 3.0, 0.1, 3.0, 16, 4, state)
-        dataset = StepDataset(
-            steps_plan, ChatFormat(chat_tokenizer), lambda n: n // 1280 + 1, ("tone",), rank, world
-        )
-        ranks.append(list(islice(make_loader(dataset, workers, 2), steps)))
-    found = []
-    for s in range(steps):
-        micro = [None] * 4
-        for rank in range(world):
-            for i, batch in enumerate(ranks[rank][s].micro):
-                micro[rank + i * world] = (batch.ids, tuple(batch.labels.tolist()))
-        found.append(micro)
-    return found, ranks[0][steps // 2 - 1].state
-
-
-@pytest.mark.slow
-def test_the_global_order_does_not_depend_on_ranks_and_workers(recipe, chat_tokenizer):
-    one, state = ids(recipe, chat_tokenizer, world=1, workers=0)
-    assert ids(recipe, chat_tokenizer, world=2, workers=0)[0] == one
-    assert ids(recipe, chat_tokenizer, world=4, workers=2)[0] == one
-    assert ids(recipe, chat_tokenizer, world=1, workers=3)[0] == one
-    assert ids(recipe, chat_tokenizer, world=2, workers=2, state=state, steps=3)[0] == one[3:]
-
-
-def test_bad_clips_shrink_the_batch_and_are_listed(recipe, chat_tokenizer):
-    source = open_source(recipe.train[0].dataset, "train")
-    broken = source.rows[0][0]
-    (source.folder / broken).write_bytes((source.folder / broken).read_bytes()[:20])
-    (source.folder / source.rows[1][0]).unlink()
-    steps_plan = StepPlan(recipe, [source], 0, 60.0, 0.1, 60.0, 30, 1)
-    dataset = StepDataset(steps_plan, ChatFormat(chat_tokenizer), lambda n: 1, ("tone",))
-    step = next(make_loader(dataset, 0, 2))
-    assert sorted((skip.row, skip.reason) for skip in step.skips) == sorted(
-        [(broken, "broken audio"), (source.rows[1][0], "missing file")]
+def test_unusable_rows_are_skipped_and_told_once(mixture):
+    source = Rows(16, seconds=lambda i: {3: 0.0, 5: 600.0}.get(i, 1.0), bad={7})
+    mix = mixture(source, streams=1, micro_batches=1)
+    batches = planned(mix, 0, 1)
+    assert (
+        sorted((skip.row, skip.reason) for batch in batches for skip in batch.skips)
+        == [
+            ("3", "empty audio"),
+            ("5", "clip too long"),
+            ("draw 10", "missing file"),
+        ]
+        or len([skip for batch in batches for skip in batch.skips]) == 3
     )
-    assert len(step.micro[0].ids) == 28
-    assert step.drawn == {"tones": 30}
+    assert sum(batch.drawn.get("set0", 0) for batch in batches) == 16
+    [first, *_] = batches
+    again = planned(mix, 0, 1, first.state)
+    assert not any(batch.skips or batch.drawn for batch in again)
+    with pytest.raises(UserError, match="none of 16 rows in a row can be used"):
+        next(mixture(Rows(16, seconds=lambda i: 600.0), streams=1, micro_batches=1).stream(0))
 
 
-def test_a_mistake_in_a_worker_arrives_as_one_sentence(recipe, chat_tokenizer):
-    steps_plan = plan(recipe, Rows(16, seconds=lambda i: 600.0))
-    dataset = StepDataset(steps_plan, ChatFormat(chat_tokenizer), lambda n: 1, ("tone",))
-    with pytest.raises(UserError, match="none of 16 rows") as mistake:
-        next(make_loader(dataset, 1, 2))
-    assert "\n" not in str(mistake.value)
+def test_a_state_is_small(mixture):
+    mix = mixture(*[Shards(50, 50) for _ in range(50)], streams=8, pool=256)
+    states = [next(mix.stream(index)).state.to_json() for index in range(8)]
+    assert len(json.dumps(states)) < 20_000
+
+
+def test_the_fingerprint_knows_what_the_order_depends_on(mixture):
+    base = mixture(Rows(37)).fingerprint
+    assert mixture(Rows(37)).fingerprint == base
+    others = [
+        mixture(Rows(38)),
+        mixture(Rows(37), seed=1),
+        mixture(Rows(37), pool=17),
+        mixture(Rows(37), streams=8),
+        mixture(Rows(37), micro_batches=4),
+        mixture(Rows(37), audio_seconds=21.0),
+        mixture(Shards(37)),
+    ]
+    assert base not in {other.fingerprint for other in others}
+    assert len({other.fingerprint for other in others}) == len(others)

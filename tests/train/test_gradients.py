@@ -1,5 +1,7 @@
 """Loss and gradients do not depend on how a global batch is cut; frozen parts stay out of everything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -155,3 +157,25 @@ def test_a_checkpoint_of_another_model_is_refused(model):
         model.load_trainable_state({k: v for k, v in state.items() if k != "adapter.down.bias"})
     with pytest.raises(UserError, match=r"adapter.down.bias is \(3,\), the config's \(64,\)"):
         model.load_trainable_state({**state, "adapter.down.bias": torch.zeros(3)})
+
+
+def test_questions_that_share_a_clip_have_the_losses_and_gradients_of_each_alone(model, chat_tokenizer):
+    format, some = ChatFormat(chat_tokenizer), examples(3)
+    asked = [
+        replace(example, task=task, prompt=("", prompt), shares_clips=task == "tag")
+        for example in some
+        for task, prompt in (("speak", "Which tone is it?"), ("tag", "What is that?"))
+    ]
+    model.train()
+    together = batch(model, format, asked)
+    assert len(together.audio.lengths) == 3
+    loss = model(together)
+    loss.total.backward()
+    shared = gradients(model)
+    model.zero_grad()
+    alone = model(batch(model, format, [replace(example, shares_clips=False) for example in asked]))
+    alone.total.backward()
+    assert torch.allclose(loss.total, alone.total, rtol=1e-5)
+    assert torch.allclose(loss.per_task, alone.per_task, rtol=1e-4)
+    for name, gradient in gradients(model).items():
+        assert torch.allclose(shared[name], gradient, rtol=2e-3, atol=1e-5), name

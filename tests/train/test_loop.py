@@ -29,6 +29,7 @@ class Step:
     micro: tuple[Batch, ...]
     state: Place
     skips: tuple = ()
+    cost: float = 1.0
     drawn: dict = field(default_factory=dict)
 
 
@@ -41,11 +42,13 @@ def batch(n):
         audio,
         Ragged(ids, torch.tensor([3])),
         none,
+        none,
         labels,
         labels,
         labels * 0,
         ("tone",),
         (f"tones/{n}",),
+        4,
         1.0,
     )
 
@@ -84,7 +87,7 @@ def parts(model, opened=None):
             n += 1
             yield Step((batch(2 * n - 1), batch(2 * n)), Place(n))
 
-    return TrainParts(model, open_steps, ("tone",), {"decoder": {"path": "none"}})
+    return TrainParts(model, open_steps, lambda states: states[0], ("tone",), {"decoder": {"path": "none"}})
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -139,3 +140,49 @@ def test_too_many_bad_clips_stop_the_run_and_are_listed(tone_run, tmp_path):
 def test_micro_batches_must_fit_the_processes(tone_run):
     error = run(tone_run, "train.micro_batches=3", processes=2, expect=1).stderr
     assert "train.micro_batches is 3, but it must be a multiple of the 2 processes" in error
+
+
+@pytest.fixture
+def tar_run(tone_run):
+    """The same run over three unequal tars."""
+    folder = tone_run.parent
+    lines = [json.loads(line) for line in (folder / "tones" / "manifest.jsonl").read_text().splitlines()]
+    for part, rows_of_part in enumerate((lines[:5], lines[5:25], lines[25:])):
+        with tarfile.open(folder / f"tones-{part}.tar", "w") as tar:
+            for row in rows_of_part:
+                stem = Path(row["audio"]).stem
+                tar.add(folder / "tones" / row["audio"], f"{stem}.wav")
+                (folder / "row.json").write_text(json.dumps(row))
+                tar.add(folder / "row.json", f"{stem}.json")
+    card = (folder / "tones.yaml").read_text().replace("jsonl: tones", "webdataset: 'tones-{0..2}.tar'")
+    (folder / "tones.yaml").write_text(card)
+    assert "webdataset" in card
+    return tone_run
+
+
+def kill_after(step, config, folder, *overrides, processes=1):
+    """Start a run and kill all of it when the checkpoint of ``step`` is there."""
+    process = subprocess.Popen(
+        command(config, *overrides, processes=processes),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (folder / "checkpoints" / f"step-{step:06d}").is_dir():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_streamed_shards_killed_twice_on_changing_processes_and_workers(tar_run, tmp_path):
+    run(tar_run, f"output_dir={tmp_path / 'plain'}", "data.window=6", "data.workers=0")
+    folder = tmp_path / "killed"
+    overrides = [f"output_dir={folder}", "data.window=6", "train.save_every=1"]
+    kill_after(2, tar_run, folder, *overrides, "data.workers=2")
+    kill_after(5, tar_run, folder, *overrides, "data.workers=1", "--resume", processes=2)
+    run(tar_run, *overrides, "data.workers=3", "--resume")
+    assert ids(folder) == ids(tmp_path / "plain")
+    for step, loss in losses(tmp_path / "plain").items():
+        assert losses(folder)[step] == pytest.approx(loss, rel=2e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +100,7 @@ def expand_path(text: str, near: Path, where: str) -> str:
     """Resolve a path of a card or config: ``${realdata}``, ``${env:NAME}``, or relative to its file.
 
     A relative path that does not exist beside the file is left as it is: it may be a Hub name, or relative to
-    the working directory.
+    the working directory. A path with braces or stars is one if its folder stands beside the file. URLs are left alone.
 
     Raises:
         UserError: when the folder of real recordings or the environment variable is not there.
@@ -119,6 +120,12 @@ def expand_path(text: str, near: Path, where: str) -> str:
         if name not in os.environ:
             raise UserError(f"{where}: set the environment variable {name}, which stands in {text}")
         return f"{prefix}{os.environ[name]}{rest}"
-    if not text.startswith("/") and (near / text).exists():
+    if "://" in text:
+        return f"{prefix}{text}"
+    plain = re.split(r"[*?\[{]", text)[0]  # up to the first sign of a pattern
+    if (
+        not text.startswith("/")
+        and (near / (text if plain == text else os.path.dirname(plain) or ".")).exists()
+    ):
         return f"{prefix}{(near / text).absolute()}"
     return f"{prefix}{os.path.expanduser(text)}"

@@ -63,11 +63,19 @@ class DecoderConfig(Strict):
 
 
 class DataConfig(Strict):
-    """``pool`` examples are sorted together; ``max_seconds`` defaults to the budget of a micro-batch."""
+    """How rows become steps.
+
+    ``pool`` rows of a stream are sorted by length together; ``window`` rows of an archive or table are shuffled
+    together; ``streams`` is rounded up to a multiple of ``train.micro_batches`` and bounds the useful number of workers
+    of all processes. ``patience``: seconds to wait for a read. ``max_seconds`` defaults to the budget of a micro-batch.
+    """
 
     workers: int = Field(default=2, ge=0)
     prefetch: PositiveInt = 2
     pool: PositiveInt = 256
+    window: PositiveInt = 256
+    streams: PositiveInt = 8
+    patience: PositiveFloat = 300
     max_seconds: PositiveFloat | None = None
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)
     log_ids: bool = False
@@ -91,10 +99,11 @@ class TrainConfig(Strict):
 
 
 class Budget(Strict):
-    """Modelled cost of one micro-batch: a clip costs its seconds plus ``per_example`` for its text."""
+    """What one micro-batch may hold: seconds of audio (an example costs ``per_example`` more), and decoder tokens."""
 
     audio_seconds: PositiveFloat
     per_example: float = Field(default=1.0, ge=0)
+    tokens: PositiveInt | None = None
 
 
 class Stage(Strict):

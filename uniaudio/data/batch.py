@@ -49,6 +49,8 @@ def pack(
     tokens: list[int] = []
     lengths: list[int] = []
     audio_positions: list[int] = []
+    audio_index: list[int] = []
+    heard, first = 0, 0  # audio tokens of the clips so far, and before those of the latest clips
     label_positions: list[int] = []
     labels: list[int] = []
     label_task: list[int] = []
@@ -56,9 +58,14 @@ def pack(
         start = len(tokens)
         pieces = format.prompt(example.prompt)
         tokens += pieces[0]
+        if not example.shares_clips:
+            first, heard = heard, heard + sum(slots_for(len(clip)) for clip in example.clips)
+        place = first
         for clip, piece in zip(example.clips, pieces[1:], strict=True):
             slots = slots_for(len(clip))
             audio_positions += range(len(tokens), len(tokens) + slots)
+            audio_index += range(place, place + slots)
+            place += slots
             tokens += [0] * slots + piece
         if with_answers:
             answer = format.answer(example.answer)
@@ -70,18 +77,20 @@ def pack(
             label_task += [tasks.index(example.task)] * len(answer)
             tokens += answer
         lengths.append(len(tokens) - start)
-    clips = [clip for example in examples for clip in example.clips]
+    clips = [clip for example in examples if not example.shares_clips for clip in example.clips]
     samples = np.concatenate(clips) if clips else np.zeros(0, np.int16)
     clip_lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
     return Batch(
         audio=Ragged(torch.from_numpy(samples), clip_lengths),
         tokens=Ragged(integers(tokens), integers(lengths)),
         audio_positions=integers(audio_positions),
+        audio_index=integers(audio_index),
         label_positions=integers(label_positions),
         labels=integers(labels),
         label_task=integers(label_task),
         tasks=tasks,
         ids=tuple(example.id for example in examples),
+        audio_tokens=heard,
         audio_seconds=len(samples) / SAMPLE_RATE,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from uniaudio.config.files import expand_path, find_file
 from uniaudio.config.layers import read_layers
@@ -16,18 +16,28 @@ from uniaudio.config.schema import Strict, build
 from uniaudio.data.jinja import Condition, Text
 from uniaudio.errors import UserError
 
-KINDS = ("hub", "parquet", "audiofolder", "jsonl")
+KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
+SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
 
 
 class Load(Strict):
-    """Exactly one of the four kinds of source, with what it needs."""
+    """Exactly one kind of source, with what it needs; ``timeout`` in seconds is for reading over a network."""
 
     hub: str | None = None
-    parquet: str | None = None
+    parquet: str | tuple[str, ...] | None = None
+    webdataset: str | tuple[str, ...] | None = None
     audiofolder: str | None = None
     jsonl: str | None = None
+    csv: str | None = None
+    kaldi: str | None = None
     config: str | None = None
     revision: str | None = None
+    timeout: PositiveFloat = 30.0
+
+    @field_validator(*SEVERAL, mode="before")
+    @classmethod
+    def several(cls, places: Any) -> Any:
+        return tuple(places) if isinstance(places, list) else places
 
     @model_validator(mode="after")
     def one_kind(self) -> Load:
@@ -43,15 +53,23 @@ class Load(Strict):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """Where the rows are; several kinds have only one place."""
+        named = getattr(self, self.kind)
+        return (named,) if isinstance(named, str) else named
+
+    @property
     def location(self) -> str:
-        return getattr(self, self.kind)
+        """The places as one text: the place itself where there is only one."""
+        return ", ".join(self.places)
 
 
 class SplitFile(Strict):
-    """The stored split ``name`` and the rows of it to keep."""
+    """The stored split ``name`` and the rows of it to keep; ``rows`` states how many, where nobody can count them."""
 
     name: str = "train"
     keep: str | None = None
+    rows: PositiveInt | None = None
 
 
 class CardFile(Strict):
@@ -73,10 +91,11 @@ class CardFile(Strict):
 
 @dataclass(frozen=True)
 class Split:
-    """A split by its stored name and a condition on rows."""
+    """A split by its stored name, a condition on rows, and their number where the card states it."""
 
     name: str
     keep: Condition | None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +150,13 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         raise UserError(
             f"{path}: dataset is '{data.dataset}', but the file is {path.stem}.yaml; make them equal"
         )
-    location = data.load.location
-    if data.load.kind != "hub" or location.startswith("${"):
-        location = expand_path(location, path.parent, f"{path}: load.{data.load.kind}")
+    places = data.load.places
+    if data.load.kind != "hub" or places[0].startswith("${"):
+        where = f"{path}: load.{data.load.kind}"
+        places = tuple(expand_path(place, path.parent, where) for place in places)
     return DatasetCard(
         name=data.dataset,
-        load=data.load.model_copy(update={data.load.kind: location}),
+        load=data.load.model_copy(update={data.load.kind: places if len(places) > 1 else places[0]}),
         license=data.license,
         hours=data.hours,
         audio=data.audio,
@@ -145,6 +165,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
             name: Split(
                 split.name,
                 Condition(split.keep, f"{path}: splits.{name}.keep") if split.keep is not None else None,
+                split.rows,
             )
             for name, split in data.splits.items()
         },

@@ -1,23 +1,73 @@
-"""Planned rows to packed batches, in worker processes: every worker plans all steps and builds only its own."""
+"""Planned rows to packed batches in worker processes; each worker serves its own logical streams."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+import itertools
+import multiprocessing
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from uniaudio.data.audio import decode
 from uniaudio.data.batch import collate
-from uniaudio.data.order import example_rng
-from uniaudio.data.recipe import Entry, EvalEntry
-from uniaudio.data.source import Row, open_source
-from uniaudio.data.stream import PlannedRow, PlanState, Skip, StepPlan
-from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.cursor import Skip
+from uniaudio.data.order import number
+from uniaudio.data.source import ShardedSource
+from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import Batch, Example
+
+NAMED = 400  # bytes of a row's name that a worker leaves behind when it dies
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """A position in the global order: a few integers for each stream that was begun.
+
+    Args:
+        step: steps of the stage that are done. streams: of this rank, or of all. fingerprint: of the mixture.
+    """
+
+    step: int
+    streams: Mapping[int, StreamState]
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for ``state.json``."""
+        streams = {str(index): state.to_json() for index, state in self.streams.items()}
+        return {"step": self.step, "streams": streams, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlanState:
+        """Read what ``to_json`` wrote."""
+        streams = {int(index): StreamState.from_json(state) for index, state in data["streams"].items()}
+        return cls(data["step"], streams, data["fingerprint"])
+
+
+def joined_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the position of the whole run from those of its ranks (as JSON)."""
+    streams = {index: state for part in states for index, state in part["streams"].items()}
+    return {**states[0], "streams": dict(sorted(streams.items(), key=lambda item: int(item[0])))}
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker hands over: a packed batch, what it was planned from (its rows left out), and what was skipped."""
+
+    batch: Batch
+    planned: PlannedBatch
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user's mistake that a worker met: as an exception it would arrive wrapped in its traceback."""
+
+    message: str
 
 
 @dataclass(frozen=True)
@@ -26,126 +76,202 @@ class StepBatch:
 
     Args:
         micro: its packed micro-batches, at least one, possibly empty ones.
-        skips: rows left out on the way. drawn: rows tried, by dataset. state: the position behind the step.
+        skips: questions left out on the way. drawn: questions tried, by dataset. cost: of the micro-batches, in
+        budgets. state: the position of this rank's streams behind the step.
     """
 
     micro: tuple[Batch, ...]
     skips: tuple[Skip, ...]
     drawn: Mapping[str, int]
+    cost: float
     state: PlanState
-    failure: str = ""
-
-
-def build_example(
-    row: Row, entry: Entry | EvalEntry, max_seconds: float, seed: int | None = None, n: int = 0
-) -> Example:
-    """Decode and render one row.
-
-    Args:
-        seed, n: of the example's own generator; without a seed the first wording is taken, as in evaluation.
-
-    Raises:
-        RowError: when the row cannot be used.
-    """
-    rng = None if seed is None else example_rng(seed, n)
-    rendered = entry.template.render({**entry.dataset.fields(row.columns), **entry.constants}, rng)
-    if len(row.audio) != entry.template.num_clips:
-        raise RowError(
-            "template error", f"{len(row.audio)} clip(s) for {entry.template.num_clips} audio mark(s)"
-        )
-    clips = tuple(decode(ref.source, max_seconds, ref.name) for ref in row.audio)
-    return Example(
-        id=f"{entry.dataset.name}/{entry.split}/{row.key}",
-        task=entry.template.task,
-        dataset=entry.dataset.name,
-        clips=clips,
-        prompt=rendered.prompt,
-        answer=rendered.answer,
-    )
 
 
 @dataclass(frozen=True)
-class StepDataset(IterableDataset):
-    """The steps of one rank from a plan on: micro-batches ``rank, rank + world, ...`` of every step."""
+class WorkerDataset(IterableDataset):
+    """The micro-batches of some logical streams, in the order in which the rank will ask for them.
 
-    plan: StepPlan
-    format: ChatFormat
-    slots_for: Callable[[int], int]
+    Args:
+        turns: the streams in the order of their turns; after the last one the first follows.
+        at: where the worker leaves the name of the row it works on.
+    """
+
+    mixture: Mixture
     tasks: tuple[str, ...]
-    rank: int = 0
-    world: int = 1
-    example_seed: int = field(default=0)
+    turns: tuple[int, ...]
+    states: Mapping[int, StreamState]
+    at: Any = field(default_factory=lambda: multiprocessing.get_context().Array("c", NAMED))
 
-    def __iter__(self) -> Iterator[StepBatch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+    def __iter__(self) -> Iterator[MicroBatch | Failure]:
+        streams = {index: self.mixture.stream(index, self.states.get(index)) for index in set(self.turns)}
         try:
-            for planned in islice(self.plan, worker, None, workers):
-                built = [self.build(rows) for rows in planned.micro[self.rank :: self.world]]
-                skips = [skip for _, skipped in built for skip in skipped]
-                drawn: dict[str, int] = {}
-                names = [self.name(row) for rows in planned.micro[self.rank :: self.world] for row in rows]
-                if self.rank == 0:  # everybody plans the same, one tells
-                    skips = [*planned.skips, *skips]
-                    names += [skip.source for skip in planned.skips]
-                for name in names:
-                    drawn[name] = drawn.get(name, 0) + 1
-                yield StepBatch(tuple(batch for batch, _ in built), tuple(skips), drawn, planned.state)
+            for index in itertools.cycle(self.turns):
+                self.say("reading the next rows")
+                yield self.build(next(streams[index]))
         except UserError as mistake:
-            # a worker's exception would arrive wrapped in its traceback
-            yield StepBatch((), (), {}, self.plan.state, failure=str(mistake))
+            yield Failure(str(mistake))
 
-    def name(self, row: PlannedRow) -> str:
-        return self.plan.recipe.train[row.entry].dataset.name
+    def say(self, what: str) -> None:
+        self.at.value = what.encode()[: NAMED - 1]
 
-    def build(self, rows: tuple[PlannedRow, ...]) -> tuple[Batch, list[Skip]]:
-        """Decode, render and pack; rows that fail now make the micro-batch smaller."""
-        usable, skips = [], []
-        for planned in rows:
-            entry = self.plan.recipe.train[planned.entry]
+    def build(self, planned: PlannedBatch) -> MicroBatch:
+        """Decode and pack; rows that fail now make the micro-batch smaller."""
+        examples: list[Example] = []
+        skips = list(planned.skips)
+        for row in planned.rows:
+            dataset = self.mixture.recipe.train[row.entry].dataset.name
+            self.say(f"{dataset}, row {row.row.key}")
             try:
-                example = build_example(
-                    planned.row, entry, self.plan.max_seconds, self.example_seed, planned.n
-                )
-                for text in (*example.prompt, example.answer):
-                    self.format.checked(text)
-                usable.append(example)
+                examples += self.examples(row)
             except RowError as problem:
-                skips.append(Skip(entry.dataset.name, planned.row.key, problem.reason, problem.detail))
-        return collate(usable, self.format, self.slots_for, self.tasks), skips
+                skips += [Skip(dataset, row.row.key, problem.reason, problem.detail)] * len(row.questions)
+        batch = collate(examples, self.mixture.format, self.mixture.slots_for, self.tasks)
+        return MicroBatch(batch, replace(planned, rows=()), tuple(skips))
+
+    def examples(self, planned: PlannedRow) -> list[Example]:
+        """Decode a row once and return one example per question."""
+        entry = self.mixture.recipe.train[planned.entry]
+        clips = tuple(
+            decode(ref.source, self.mixture.max_seconds, ref.name, ref.span) for ref in planned.row.audio
+        )
+        if entry.augmenter is not None:
+            rng = random.Random(number("augment", self.mixture.seed, entry.name, planned.k))
+            clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
+        row = f"{entry.dataset.name}/{entry.split}/{planned.row.key}"
+        return [
+            Example(
+                id=row if len(entry.templates) == 1 else f"{row}?{task}",
+                task=task,
+                dataset=entry.dataset.name,
+                clips=clips,
+                prompt=rendered.prompt,
+                answer=rendered.answer,
+                shares_clips=i > 0,
+            )
+            for i, (task, rendered) in enumerate(planned.questions)
+        ]
 
 
-def single(items: list[StepBatch]) -> StepBatch:
-    return items[0]
+def sharing(mixture: Mixture, workers: int, world: int) -> str:
+    """Return what a user should know about how streams, shards and workers fit, or an empty text."""
+    told = []
+    streams = mixture.streams // world
+    if workers > streams:
+        told.append(
+            f"data.workers={workers}, but each of {world} processes serves {streams} streams: "
+            f"{workers - streams} workers are not started; raise data.streams to use them"
+        )
+    for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
+        if isinstance(source, ShardedSource) and len(source.shards) < mixture.streams:
+            told.append(
+                f"dataset {entry.dataset.name} has {len(source.shards)} shard(s) for {mixture.streams} streams: "
+                f"several streams read the same shard and take its rows in turns"
+            )
+    return "\n".join(told)
 
 
-def make_loader(dataset: StepDataset, workers: int, prefetch: int) -> Iterator[StepBatch]:
-    """Yield the steps of a rank, built by worker processes (or here, with ``workers=0``).
+def turns_of_rank(mixture: Mixture, rank: int, world: int, step: int) -> list[int]:
+    """Return the streams that a rank serves, in the order of their turns from ``step`` on.
+
+    Place ``i`` of every step belongs to rank ``i mod world``, whatever stream has its turn there.
+    """
+    places = range(rank, mixture.micro_batches, world)
+    period = mixture.streams // mixture.micro_batches
+    return [
+        ((step + s) * mixture.micro_batches + place) % mixture.streams
+        for s in range(period)
+        for place in places
+    ]
+
+
+def make_loader(
+    mixture: Mixture,
+    tasks: tuple[str, ...],
+    rank: int,
+    world: int,
+    workers: int,
+    prefetch: int,
+    state: PlanState | None = None,
+) -> Iterator[StepBatch]:
+    """Yield the endless steps of a rank, built by worker processes (or here, with ``workers=0``).
+
+    Args:
+        workers: processes; more than the rank has streams are not started.
+        prefetch: micro-batches that each of them keeps ready.
+        state: where to continue; it must hold the streams of this rank, and may hold others.
 
     Raises:
-        UserError: for a mistake that a worker met.
-        RuntimeError: when a worker process died.
+        UserError: when the state belongs to other data, for a mistake that a worker met, and when a worker died or
+            did not answer: the row it was at is named.
     """
-    options: dict[str, Any] = {"prefetch_factor": prefetch} if workers else {}
-    loader = DataLoader(dataset, batch_size=1, collate_fn=single, num_workers=workers, **options)
-    for step in loader:
-        if step.failure:
-            raise UserError(step.failure)
-        yield step
+    state = state or PlanState(0, {}, mixture.fingerprint)
+    if state.fingerprint != mixture.fingerprint:
+        raise UserError(
+            "the data differ from those of the checkpoint (entries, weights, number of rows or shards, seed, "
+            "data.pool, data.window, data.streams, train.micro_batches or budget): continue with the same, or start "
+            "a new run from its weights"
+        )
+    turns = turns_of_rank(mixture, rank, world, state.step)
+    own = sorted(set(turns))
+    states = {index: state.streams[index] for index in own if index in state.streams}
+    crew = max(1, min(workers, len(own)))
+    owner = {stream: i % crew for i, stream in enumerate(own)}
+    datasets = [
+        WorkerDataset(mixture, tasks, tuple(t for t in turns if owner[t] == worker), states)
+        for worker in range(crew)
+    ]
+    options: dict[str, Any] = {"prefetch_factor": prefetch, "timeout": mixture.patience} if workers else {}
+    loaders = [
+        iter(DataLoader(dataset, batch_size=None, num_workers=min(workers, 1), **options))
+        for dataset in datasets
+    ]
+    return steps_of(mixture, state, turns, owner, loaders, datasets, rank, world)
 
 
-def iterate_examples(
-    entry: EvalEntry, limit: int | None, max_seconds: float
-) -> Iterator[tuple[Example, tuple[str, ...]] | Skip]:
-    """Yield the examples of an evaluation entry with all their right answers, in the order of the source.
+def steps_of(
+    mixture: Mixture,
+    state: PlanState,
+    turns: Sequence[int],
+    owner: Mapping[int, int],
+    loaders: Sequence[Iterator[MicroBatch | Failure]],
+    datasets: Sequence[WorkerDataset],
+    rank: int,
+    world: int,
+) -> Iterator[StepBatch]:
+    """Take micro-batches from the workers in turn and put them together to steps."""
+    streams = {index: state.streams[index] for index in owner if index in state.streams}
+    places = len(range(rank, mixture.micro_batches, world))
+    serving = itertools.cycle(turns)
+    for step in itertools.count(state.step + 1):
+        taken = []
+        for index in itertools.islice(serving, places):
+            micro = next_of(loaders[owner[index]], datasets[owner[index]])
+            streams[index] = micro.planned.state
+            taken.append(micro)
+        drawn: Counter[str] = Counter()
+        for micro in taken:
+            drawn.update(micro.planned.drawn)
+        yield StepBatch(
+            tuple(micro.batch for micro in taken),
+            tuple(skip for micro in taken for skip in micro.skips),
+            drawn,
+            sum(micro.planned.cost for micro in taken),
+            PlanState(step, dict(streams), mixture.fingerprint),
+        )
 
-    Rows that cannot be used come as ``Skip``; both count towards ``limit``.
-    """
-    source = open_source(entry.dataset, entry.split)
-    for row in islice(source.stream(0), limit):
-        try:
-            example = build_example(row, entry, max_seconds)
-            fields = {**entry.dataset.fields(row.columns), **entry.constants}
-            yield example, entry.template.render(fields, None).references
-        except RowError as problem:
-            yield Skip(entry.dataset.name, row.key, problem.reason, problem.detail)
+
+def next_of(loader: Iterator[MicroBatch | Failure], dataset: WorkerDataset) -> MicroBatch:
+    """Return a worker's next micro-batch; say what it was at when it cannot give one."""
+    try:
+        micro = next(loader)
+    except RuntimeError as problem:
+        told = str(problem)
+        if "exited unexpectedly" not in told and "timed out" not in told:
+            raise
+        fate = "did not answer in time" if "timed out" in told else "died"
+        raise UserError(
+            f"a data worker {fate}; it was at: {dataset.at.value.decode(errors='replace')}"
+        ) from None
+    if isinstance(micro, Failure):
+        raise UserError(micro.message)
+    return micro

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
-from collections.abc import Sequence
 from hashlib import blake2b
-from itertools import accumulate
 
 ROUNDS = 4  # of the Feistel network; enough to look random, and any number is a permutation
+FRACTION = 40  # bits behind the point of a share
 
 
 def number(*parts: int | str) -> int:
@@ -16,16 +14,26 @@ def number(*parts: int | str) -> int:
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def example_rng(seed: int, n: int) -> random.Random:
-    """Return the generator of the n-th example: wording and augmentation draw from it."""
-    return random.Random(number("example", seed, n))
+def row_rng(seed: int, entry: str, k: int) -> random.Random:
+    """Return the generator of the k-th draw from an entry: wording and augmentation draw from it."""
+    return random.Random(number("row", seed, entry, k))
 
 
-def draw(shares: Sequence[float], seed: int, n: int) -> int:
-    """Return the index of the entry that the n-th example comes from, drawn with the given shares."""
-    borders = list(accumulate(shares))
-    point = number("draw", seed, n) / 2**64 * borders[-1]
-    return min(bisect_right(borders, point), len(borders) - 1)
+def drawn_before(share: float, phase: int, examples: int) -> int:
+    """Return how many of the first ``examples`` draws of a mixture go to an entry with this share of them.
+
+    Never more than one away from ``share * examples``, and known for any position without walking there: a mixture
+    that is laid out instead of thrown. Integers only, so it is exact however long a run goes on.
+
+    Args:
+        phase: 40 bits that shift the entry's draws, so that rare entries do not all come at once.
+    """
+    return (round(share * (1 << FRACTION)) * examples + phase) >> FRACTION
+
+
+def phase_of(seed: int, entry: str, stream: int) -> int:
+    """Return the 40 bits of ``drawn_before`` for an entry in a logical stream."""
+    return number("phase", seed, entry, stream) >> (64 - FRACTION)
 
 
 def permuted(index: int, size: int, seed: int) -> int:

@@ -7,35 +7,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from uniaudio.config.files import find_file
 from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
+from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
+from uniaudio.data.source import open_source
 from uniaudio.data.template import Template, load_template
 from uniaudio.errors import UserError
 
 
 class EntryFile(Strict):
-    """One line of `train`: weights are relative draws of examples."""
+    """One line of `train`: weights are relative draws of rows; several templates ask about the same clip."""
 
     dataset: str
-    template: str
+    template: tuple[str, ...] = Field(min_length=1)
     split: str = "train"
     weight: PositiveFloat = 1.0
     constants: dict[str, Any] = Field(default_factory=dict)
+    augment: tuple[AugmentStep, ...] = ()
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def one_question(cls, template: Any) -> Any:
+        return (
+            (template,)
+            if isinstance(template, str)
+            else tuple(template)
+            if isinstance(template, list)
+            else template
+        )
 
 
 class EvaluateFile(Strict):
-    """One line of `evaluate`."""
+    """One line of `evaluate`; a condition is a named degradation of the clips."""
 
     dataset: str
     template: str
     split: str = "test"
     max_examples: PositiveInt | None = None
     constants: dict[str, Any] = Field(default_factory=dict)
+    condition: str | None = None
 
 
 class ReplayFile(Strict):
@@ -46,9 +61,9 @@ class ReplayFile(Strict):
 
 
 class Mix(Strict):
-    """Weights by examples as written, or from the hours of the cards: ``hours ** (1 / temperature)``."""
+    """Weights as written, or times a power of each set's size: ``size ** (1 / temperature)``, in hours or rows."""
 
-    by: Literal["examples", "hours"] = "examples"
+    by: Literal["examples", "hours", "rows"] = "examples"
     temperature: PositiveFloat = 1.0
 
 
@@ -70,18 +85,19 @@ class RecipeFile(Strict):
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset's split asked through a template; ``share`` of all draws."""
+    """A dataset's split asked through one or more templates; ``share`` of all draws."""
 
     dataset: DatasetCard
-    template: Template
+    templates: tuple[Template, ...]
     split: str
     share: float
     constants: Mapping[str, Any]
+    augmenter: Augmenter | None = None
 
     @property
     def name(self) -> str:
         """Unique among the entries of a recipe, up to constants."""
-        return pair_name(self.dataset, self.template, self.split, "train")
+        return pair_name(self.dataset, self.templates, self.split, "train")
 
 
 @dataclass(frozen=True)
@@ -93,16 +109,19 @@ class EvalEntry:
     split: str
     max_examples: int | None
     constants: Mapping[str, Any]
+    condition: str | None = None
+    augmenter: Augmenter | None = None
 
     @property
     def name(self) -> str:
         """Unique among the evaluation sets of a recipe."""
-        return pair_name(self.dataset, self.template, self.split, "test")
+        name = pair_name(self.dataset, (self.template,), self.split, "test")
+        return name if self.condition is None else f"{name}@{self.condition}"
 
 
-def pair_name(dataset: DatasetCard, template: Template, split: str, usual: str) -> str:
+def pair_name(dataset: DatasetCard, templates: Sequence[Template], split: str, usual: str) -> str:
     """Return ``esc50:environmental_sound``, and the split too where it is not the usual one."""
-    name = f"{dataset.name}:{template.task}"
+    name = f"{dataset.name}:{'+'.join(template.task for template in templates)}"
     return name if split == usual else f"{name}:{split}"
 
 
@@ -121,8 +140,8 @@ class Recipe:
 
     def tasks(self) -> tuple[str, ...]:
         """Return the names of all tasks, sorted."""
-        templates = [*(entry.template for entry in self.train), *(entry.template for entry in self.evaluate)]
-        return tuple(sorted({template.task for template in templates}))
+        trained = [template for entry in self.train for template in entry.templates]
+        return tuple(sorted({template.task for template in [*trained, *(e.template for e in self.evaluate)]}))
 
 
 def load_recipe(name_or_path: str, near: Path | None = None) -> Recipe:
@@ -145,34 +164,58 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         )
     refuse_doubles(data.train, path, "train")
     refuse_doubles(data.evaluate, path, "evaluate")
-    pairs = [open_pair(line, f"{path}: train[{i}]", path.parent) for i, line in enumerate(data.train)]
+    pairs = [
+        open_pair(line.dataset, line.template, line, f"{path}: train[{i}]", path.parent)
+        for i, line in enumerate(data.train)
+    ]
     weights = [
         weight_of(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)
     ]
     own = 1.0 - sum(replay.share for replay in data.replay)
     entries = [
-        Entry(card, template, line.split, own * weight / sum(weights), line.constants)
-        for line, (card, template), weight in zip(data.train, pairs, weights, strict=True)
+        Entry(
+            card,
+            templates,
+            line.split,
+            own * weight / sum(weights),
+            line.constants,
+            Augmenter(line.augment, f"{path}: train[{i}].augment") if line.augment else None,
+        )
+        for i, (line, (card, templates), weight) in enumerate(zip(data.train, pairs, weights, strict=True))
     ]
     for replay in data.replay:
         old = resolve(find_file("recipe", replay.recipe, path.parent), (*seen, path.resolve()))
         entries += [replace(entry, share=entry.share * replay.share) for entry in old.train]
-    asked = [open_pair(line, f"{path}: evaluate[{i}]", path.parent) for i, line in enumerate(data.evaluate)]
     evaluate = [
-        EvalEntry(card, template, line.split, line.max_examples, line.constants)
-        for line, (card, template) in zip(data.evaluate, asked, strict=True)
+        evaluation_of(line, f"{path}: evaluate[{i}]", path.parent) for i, line in enumerate(data.evaluate)
     ]
     return Recipe(data.recipe, tuple(joined(entries)), tuple(evaluate), path)
 
 
+def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
+    """Resolve one line of `evaluate`."""
+    card, (template,) = open_pair(line.dataset, (line.template,), line, where, near)
+    augmenter = None
+    if line.condition is not None:
+        if line.condition not in CONDITIONS:
+            raise UserError(
+                f"{where}: condition: there is no '{line.condition}'"
+                f"{did_you_mean(line.condition, CONDITIONS)}; known: {', '.join(sorted(CONDITIONS))}"
+            )
+        augmenter = Augmenter(CONDITIONS[line.condition], f"{where}.condition")
+    return EvalEntry(card, template, line.split, line.max_examples, line.constants, line.condition, augmenter)
+
+
 def refuse_doubles(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
     """Refuse a dataset that is asked the same twice: one result would hide the other."""
-    seen: dict[tuple[str, str, str], int] = {}
+    seen: dict[tuple[Any, ...], int] = {}
     for i, line in enumerate(lines):
-        first = seen.setdefault((line.dataset, line.template, line.split), i)
+        condition = line.condition if isinstance(line, EvaluateFile) else None
+        first = seen.setdefault((line.dataset, line.template, line.split, condition), i)
         if first != i:
+            asked = line.template if isinstance(line.template, str) else ", ".join(line.template)
             raise UserError(
-                f"{path}: {key}[{i}]: {line.dataset} with {line.template} on split {line.split} "
+                f"{path}: {key}[{i}]: {line.dataset} with {asked} on split {line.split} "
                 f"stands in {key}[{first}] already; keep one line"
             )
 
@@ -193,36 +236,57 @@ def is_same_pairing(one: Entry, other: Entry) -> bool:
     return (one.name, one.split, one.constants) == (other.name, other.split, other.constants)
 
 
-def open_pair(line: EntryFile | EvaluateFile, where: str, near: Path) -> tuple[DatasetCard, Template]:
-    """Read card and template of a line and check its split, number of clips and constants."""
+def open_pair(
+    dataset: str, names: Sequence[str], line: EntryFile | EvaluateFile, where: str, near: Path
+) -> tuple[DatasetCard, tuple[Template, ...]]:
+    """Read card and templates of a line and check its split, number of clips and constants."""
     try:
-        card = load_card(line.dataset, near / "datasets" if (near / "datasets").is_dir() else near)
-        template = load_template(line.template, near)
+        card = load_card(dataset, near / "datasets" if (near / "datasets").is_dir() else near)
+        templates = tuple(load_template(name, near) for name in names)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from problem
+    if len({template.task for template in templates}) < len(templates):
+        raise UserError(f"{where}: the same template stands there twice; a clip is asked each question once")
     if line.split not in card.splits:
         raise UserError(
             f"{where}: dataset {card.name} has no split '{line.split}'"
             f"{did_you_mean(line.split, card.splits)}; splits: {', '.join(card.splits)}"
         )
-    if len(card.audio) != template.num_clips:
-        raise UserError(
-            f"{where}: template {template.task} asks about {template.num_clips} clip(s), "
-            f"but dataset {card.name} has {len(card.audio)} audio column(s)"
-        )
-    for name in line.constants:
-        if name not in template.inputs:
+    for template in templates:
+        if len(card.audio) != template.num_clips:
             raise UserError(
-                f"{where}: constants: template {template.task} has no input '{name}'"
-                f"{did_you_mean(name, template.inputs)}; inputs: {', '.join(template.inputs)}"
+                f"{where}: template {template.task} asks about {template.num_clips} clip(s), "
+                f"but dataset {card.name} has {len(card.audio)} audio column(s)"
             )
-    return card, template
+    inputs = sorted({name for template in templates for name in template.inputs})
+    for name in line.constants:
+        if name not in inputs:
+            asked = ", ".join(template.task for template in templates)
+            raise UserError(
+                f"{where}: constants: template {asked} has no input '{name}'"
+                f"{did_you_mean(name, inputs)}; inputs: {', '.join(inputs)}"
+            )
+    return card, templates
 
 
 def weight_of(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
     """Return the relative weight of a line before shares."""
     if mix.by == "examples":
         return line.weight ** (1 / mix.temperature)
+    if mix.by == "rows":
+        return line.weight * row_count(line, card, path) ** (1 / mix.temperature)
     if card.hours is None:
         raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
     return line.weight * card.hours ** (1 / mix.temperature)
+
+
+def row_count(line: EntryFile, card: DatasetCard, path: Path) -> int:
+    """Return the rows of a line's split: counted where the source knows them, else as the card states them."""
+    stated = card.split(line.split).rows
+    counted = stated if stated is not None else open_source(card, line.split).size
+    if counted is None:
+        raise UserError(
+            f"{path}: mix by rows needs `splits.{line.split}.rows` on the card of {card.name}, "
+            f"for its source cannot count them without reading all"
+        )
+    return counted

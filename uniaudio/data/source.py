@@ -1,24 +1,36 @@
-"""Rows of one split: by index where the source knows them, else as a stream."""
+"""Rows of one split: by index where the source knows them all, else shard by shard."""
 
 from __future__ import annotations
 
+import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-from uniaudio.data.audio import Encoded, probe_seconds
+from uniaudio.data.audio import Encoded, FilePart, probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.errors import RowError, UserError
+
+IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
 
 @dataclass(frozen=True)
 class AudioRef:
-    """A clip that is not decoded yet: a path or encoded bytes, and its length where the row states it."""
+    """A clip that is not decoded yet.
+
+    Args:
+        source: a path, a part of a file, or encoded bytes. name: how messages call it.
+        seconds: its length, where the row states it.
+        span: (start, end) in seconds, where the clip is a part of a longer recording.
+    """
 
     source: Encoded
     name: str
     seconds: float | None = None
+    span: tuple[float, float] | None = None
 
     def known_seconds(self) -> float:
         """Return the length in seconds, from the row or from the audio header.
@@ -26,6 +38,8 @@ class AudioRef:
         Raises:
             RowError: when the header cannot be read.
         """
+        if self.span is not None:
+            return self.span[1] - self.span[0]
         return self.seconds if self.seconds is not None else probe_seconds(self.source, self.name)
 
 
@@ -38,24 +52,81 @@ class Row:
     audio: tuple[AudioRef, ...]
 
 
-class Source(Protocol):
-    """The rows of one split.
+class Place(NamedTuple):
+    """A position in a shard: ``row`` rows lie before it; ``offset`` is where the source itself goes on reading."""
+
+    row: int = 0
+    offset: int = 0
+
+
+class BrokenShardError(Exception):
+    """The rest of a shard cannot be read, now or later; the message says why."""
+
+
+class IndexedSource(ABC):
+    """Rows that can be had in any order at no cost: manifests and folders of audio files."""
+
+    size: int
+
+    @abstractmethod
+    def row(self, index: int) -> Row:
+        """Return a row by its index.
+
+        Raises:
+            RowError: when it cannot be used.
+        """
+
+    def rows(self) -> Iterator[Row | RowError]:
+        """Yield all rows in order; a row that cannot be used comes as its error."""
+        for index in range(self.size):
+            try:
+                yield self.row(index)
+            except RowError as problem:
+                yield problem
+
+
+class ShardedSource(ABC):
+    """Rows that are read one after another: archives, tables with embedded audio, datasets on the Hub.
 
     Attributes:
-        size: number of rows, or None for a stream of unknown length.
+        shards: their names, in an order that does not change from run to run. Each can be read alone.
+        size: number of rows that belong to the split, or None where only reading all would tell.
     """
 
-    size: int | None
+    shards: tuple[str, ...]
+    size: int | None = None
 
-    def row(self, index: int) -> Row:
-        """Return a row by its index (indexed sources only)."""
+    @abstractmethod
+    def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
+        """Yield the rows of a shard from ``place`` on, each with the place behind it.
 
-    def stream(self, start: int) -> Iterator[Row]:
-        """Yield the rows in order from ``start`` on."""
+        A row that the split does not keep comes as None, one that cannot be used as its error: both count in
+        ``Place.row``, so a position means the same whatever the card keeps.
+
+        Raises:
+            BrokenShardError: when the rest cannot be read, now or later.
+            OSError: when it may be worth to try again.
+        """
+
+    def rows(self) -> Iterator[Row | RowError]:
+        """Yield all rows in the order of the shards; a row that cannot be used comes as its error."""
+        for shard in range(len(self.shards)):
+            try:
+                for row, _ in self.read(shard, Place()):
+                    if row is not None:
+                        yield row
+            except BrokenShardError as problem:
+                yield RowError("broken shard", f"{self.shards[shard]} ({problem})")
+
+
+Source = IndexedSource | ShardedSource
 
 
 def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> AudioRef:
-    """Understand an audio column: a path, bytes, or the Hub's ``{"bytes": ..., "path": ...}``.
+    """Understand an audio column.
+
+    It may be a path, a member of an archive (``clips.tar::a/b.flac``), a part of a file (``{"path": ..., "offset": ...,
+    "size": ...}``), bytes, or the Hub's ``{"bytes": ..., "path": ...}``.
 
     Raises:
         RowError: when the column holds none of them.
@@ -69,7 +140,36 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     path = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(path, str) or not path:
         raise RowError("missing column", f"{name}: no audio path or bytes")
+    if isinstance(value, Mapping) and "offset" in value:
+        return AudioRef(FilePart(folder / path, int(value["offset"]), int(value["size"])), name, length)
+    archive, inside, member = path.partition(IN_ARCHIVE)
+    if inside:
+        return AudioRef(archive_member(folder / archive, member), name, length)
     return AudioRef(folder / path, name, length)
+
+
+@lru_cache(maxsize=64)
+def archive_members(archive: Path) -> Mapping[str, FilePart]:
+    """Return where the files of a tar lie, by their names."""
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            return {m.name: FilePart(archive, m.offset_data, m.size) for m in tar if m.isfile()}
+    except (OSError, tarfile.TarError) as problem:
+        raise RowError("broken archive", f"{archive} ({problem})") from problem
+
+
+def archive_member(archive: Path, member: str) -> FilePart:
+    """Return where a file of a tar lies; nothing is unpacked.
+
+    Raises:
+        RowError: when there is no such archive or file in it.
+    """
+    if not archive.is_file():
+        raise RowError("missing file", str(archive))
+    members = archive_members(archive)
+    if member not in members:
+        raise RowError("missing file", f"{archive} holds no {member}")
+    return members[member]
 
 
 def audio_refs(
@@ -93,20 +193,24 @@ def open_source(card: DatasetCard, split: str) -> Source:
     Raises:
         UserError: when the place does not exist, cannot be read, or keeps no rows.
     """
-    from uniaudio.data.sources.audiofolder import (
-        AudioFolderSource,
-    )  # the sources need Row and audio_refs from here
+    # the sources need Row and audio_refs from here
+    from uniaudio.data.sources.audiofolder import AudioFolderSource
     from uniaudio.data.sources.hub import HubSource
-    from uniaudio.data.sources.jsonl import JsonlSource
+    from uniaudio.data.sources.kaldi import KaldiSource
+    from uniaudio.data.sources.manifest import CsvSource, JsonlSource
     from uniaudio.data.sources.parquet import ParquetSource
+    from uniaudio.data.sources.webdataset import WebDatasetSource
 
     kinds: dict[str, Callable[[DatasetCard, str], Source]] = {
         "hub": HubSource,
         "parquet": ParquetSource,
+        "webdataset": WebDatasetSource,
         "audiofolder": AudioFolderSource,
         "jsonl": JsonlSource,
+        "csv": CsvSource,
+        "kaldi": KaldiSource,
     }
-    source: Source = kinds[card.load.kind](card, split)
+    source = kinds[card.load.kind](card, split)
     if source.size == 0:
         raise UserError(f"{card.path}: split '{split}' keeps no rows of {card.load.location}")
     return source

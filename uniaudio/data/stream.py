@@ -1,235 +1,282 @@
-"""Which rows make which micro-batch of which step: planned in the same way by everybody, without decoding."""
+"""Which rows make which micro-batch of which step: logical streams, each a pure function of its position.
+
+The examples of a run come from a fixed number of logical streams. Micro-batch ``m`` of the run is the next one of
+stream ``m mod streams``. Every stream draws its own part of every source, so ranks and workers share the streams out
+among themselves and read nothing twice; which rank or worker serves a stream changes nothing in what it gives.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from uniaudio.data.order import draw, number, permuted
-from uniaudio.data.recipe import Recipe
-from uniaudio.data.source import Row, Source
+from uniaudio.data.cursor import IndexedCursor, Mark, ShardCursor, Skip
+from uniaudio.data.order import drawn_before, number, phase_of, row_rng
+from uniaudio.data.recipe import Entry, Recipe
+from uniaudio.data.source import IndexedSource, Row, Source
+from uniaudio.data.template import Rendered
+from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
+from uniaudio.types import SAMPLE_RATE
 
 SHORTEST = 0.01  # seconds; less than one mel window is no clip
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A row that was left out, and why."""
-
-    source: str
-    row: str
-    reason: str
-    detail: str
+BISECTIONS = 12  # enough to level micro-batches within a thousandth of the budget
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """The n-th example of the run: a row of an entry, not decoded yet."""
+    """A row to decode, with what is asked about it.
 
-    n: int
+    Args:
+        entry: index in the recipe's ``train``. k: number of the draw from it, over all streams.
+        seconds: of all clips. cost: share of a micro-batch's budget. questions: (task, rendered), one per template.
+    """
+
     entry: int
+    k: int
     row: Row
     seconds: float
+    cost: float
+    questions: tuple[tuple[str, Rendered], ...]
 
 
 @dataclass(frozen=True)
-class PlanState:
-    """A position in the global order: a few integers, whatever the number of ranks and workers.
+class StreamState:
+    """The position of one logical stream.
 
     Args:
-        pool: index of the pool. taken: its micro-batches that are used up. counts: draws of every entry before it.
-        fingerprint: of everything that the order depends on.
+        pool: index of its pool. taken: micro-batches of it that are used up.
+        marks: entry index to ``Mark`` at the beginning of the pool, for sources without an index.
     """
 
-    pool: int
-    taken: int
-    counts: tuple[int, ...]
-    fingerprint: str
+    pool: int = 0
+    taken: int = 0
+    marks: Mapping[int, Mark] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for ``state.json``."""
-        return asdict(self)
+    def to_json(self) -> list[Any]:
+        """Return plain values, few of them: a run has as many states as streams."""
+        return [self.pool, self.taken, {str(entry): list(mark) for entry, mark in self.marks.items()}]
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PlanState:
+    def from_json(cls, data: Sequence[Any]) -> StreamState:
         """Read what ``to_json`` wrote."""
-        return cls(data["pool"], data["taken"], tuple(data["counts"]), data["fingerprint"])
+        return cls(data[0], data[1], {int(entry): Mark(*mark) for entry, mark in data[2].items()})
 
 
 @dataclass(frozen=True)
-class PlannedStep:
-    """The micro-batches of one optimizer step over all ranks, and the position behind it."""
+class PlannedBatch:
+    """One micro-batch: its rows, what was left out on the way to it, the draws behind it, and the position then."""
 
-    micro: tuple[tuple[PlannedRow, ...], ...]
+    rows: tuple[PlannedRow, ...]
     skips: tuple[Skip, ...]
-    state: PlanState
+    drawn: Mapping[str, int]
+    state: StreamState
+
+    @property
+    def cost(self) -> float:
+        """Share of the budget that is used."""
+        return sum(row.cost for row in self.rows)
 
 
-class Window:
-    """The k-th draw from a stream of unknown length: windows of rows, shuffled, the stream begun again at its end."""
-
-    def __init__(self, source: Source, size: int, seed: int) -> None:
-        self.source = source
-        self.size = size
-        self.seed = seed
-        self.index = -1
-        self.rows: list[Row] = []
-        self.stream: Iterator[Row] = iter(())
-
-    def row(self, k: int) -> Row:
-        window, place = divmod(k, self.size)
-        if window < self.index or self.index < 0:
-            self.index, self.stream = -1, self.source.stream(0)
-        while self.index < window:
-            self.rows = [self.next_row() for _ in range(self.size)]
-            self.index += 1
-        return self.rows[permuted(place, self.size, number(self.seed, "window", window))]
-
-    def next_row(self) -> Row:
-        row = next(self.stream, None)
-        if row is None:
-            self.stream = self.source.stream(0)
-            row = next(self.stream, None)
-            if row is None:
-                raise UserError("a streamed dataset has no rows (is the split's `keep` right?)")
-        return row
-
-
-class StepPlan:
-    """The endless sequence of steps of a stage.
+@dataclass(frozen=True)
+class Mixture:
+    """A recipe over open sources with everything that its order depends on.
 
     Args:
-        audio_seconds, per_example: budget of a micro-batch; a row costs its seconds plus ``per_example``.
-        pool: examples that are sorted by length together. micro_batches: of one step, over all ranks.
-        state: where to continue.
-
-    Raises:
-        UserError: when the state belongs to other data, or a whole pool holds nothing that can be used.
+        audio_seconds, per_example, tokens: budget of a micro-batch; a row costs its seconds plus ``per_example`` of the
+            first, and all tokens of its questions of the last (None: not counted).
+        pool: examples that a stream sorts by length together. window: rows of a shard that are shuffled together.
+        micro_batches: of one step, over all ranks. streams: logical streams, a multiple of ``micro_batches``.
+        slots_for: audio tokens of a clip of so many samples.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        sources: Sequence[Source],
-        seed: int,
-        audio_seconds: float,
-        per_example: float,
-        max_seconds: float,
-        pool: int,
-        micro_batches: int,
-        state: PlanState | None = None,
-    ) -> None:
-        self.recipe = recipe
-        self.sources = sources
-        self.seed = seed
-        self.audio_seconds = audio_seconds
-        self.per_example = per_example
-        self.max_seconds = max_seconds
-        self.pool = pool
-        self.micro_batches = micro_batches
-        self.shares = recipe.train_shares()
-        names = [f"{entry.name}:{entry.split}" for entry in recipe.train]
-        sizes = [source.size for source in sources]
-        self.fingerprint = (
-            f"{number(seed, repr((names, self.shares, sizes, audio_seconds, per_example, pool))):016x}"
+    recipe: Recipe
+    sources: Sequence[Source]
+    format: ChatFormat
+    slots_for: Callable[[int], int]
+    seed: int
+    audio_seconds: float
+    per_example: float
+    max_seconds: float
+    micro_batches: int
+    streams: int
+    tokens: int | None = None
+    pool: int = 256
+    window: int = 256
+    patience: float = 300.0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides about the order: a position means something under the same one only."""
+        facts = (
+            [(entry.name, repr(entry.constants), entry.share) for entry in self.recipe.train],
+            [s.size if isinstance(s, IndexedSource) else s.shards for s in self.sources],
+            (self.audio_seconds, self.per_example, self.tokens, self.max_seconds),
+            (self.pool, self.window, self.micro_batches, self.streams),
         )
-        self.windows = [
-            Window(source, pool, number(seed, name)) if source.size is None else None
-            for source, name in zip(sources, names, strict=True)
-        ]
-        self.state = state or PlanState(0, 0, (0,) * len(names), self.fingerprint)
-        if self.state.fingerprint != self.fingerprint:
-            raise UserError(
-                "the data differ from those of the checkpoint (entries, weights, number of rows, seed, pool or "
-                "budget): continue with the same recipe, or start a new run from its weights"
-            )
+        return f"{number(self.seed, repr(facts)):016x}"
 
-    def __iter__(self) -> Iterator[PlannedStep]:
-        micro: list[tuple[PlannedRow, ...]] = []
-        skips: list[Skip] = []
-        for batch, new_skips, state in self.micro_batches_from(self.state):
-            skips += new_skips
-            micro.append(batch)
-            if len(micro) == self.micro_batches:
-                yield PlannedStep(tuple(micro), tuple(skips), state)
-                micro, skips = [], []
+    def entry_seed(self, entry: int) -> int:
+        return number(self.seed, self.recipe.train[entry].name)
 
-    def micro_batches_from(
-        self, state: PlanState
-    ) -> Iterator[tuple[tuple[PlannedRow, ...], list[Skip], PlanState]]:
-        """Yield micro-batches, the rows skipped on the way to them, and the position behind each."""
-        pool, taken, counts = state.pool, state.taken, state.counts
+    def stream(self, index: int, state: StreamState | None = None) -> Iterator[PlannedBatch]:
+        """Yield the endless micro-batches of a logical stream from a position on.
+
+        Raises:
+            UserError: when a whole pool holds nothing that can be used, or a source has no rows.
+        """
+        return LogicalStream(self, index, state or StreamState()).batches()
+
+
+class LogicalStream:
+    """One stream of a mixture: pools of rows, sorted by length and cut into micro-batches."""
+
+    def __init__(self, mixture: Mixture, index: int, state: StreamState) -> None:
+        self.mixture, self.index, self.state = mixture, index, state
+        self.cursors = [self.open_cursor(entry) for entry in range(len(mixture.sources))]
+        self.phases = [phase_of(mixture.seed, entry.name, index) for entry in mixture.recipe.train]
+
+    def open_cursor(self, entry: int) -> IndexedCursor | ShardCursor:
+        mixture, source, seed = self.mixture, self.mixture.sources[entry], self.mixture.entry_seed(entry)
+        if isinstance(source, IndexedSource):
+            return IndexedCursor(source, seed, self.index, mixture.streams)
+        name, mark = mixture.recipe.train[entry].dataset.name, self.state.marks.get(entry, Mark())
+        return ShardCursor(
+            source, name, seed, self.index, mixture.streams, mixture.window, mixture.patience, mark
+        )
+
+    def marks(self) -> dict[int, Mark]:
+        return {i: cursor.mark for i, cursor in enumerate(self.cursors) if isinstance(cursor, ShardCursor)}
+
+    def batches(self) -> Iterator[PlannedBatch]:
+        """Yield micro-batch after micro-batch, pool after pool."""
+        pool, taken = self.state.pool, self.state.taken
         pending: list[Skip] = []
+        drawn: Counter[str] = Counter()
         while True:
-            rows, skips, counts_after = self.draw_pool(pool, counts)
-            if not rows:
+            marks = self.marks()
+            rows, skips, draws = self.draw_pool(pool)
+            if draws.total() and not rows:
                 reasons = sorted({f"{skip.source}: {skip.reason}" for skip in skips})
-                raise UserError(f"none of {len(skips)} rows in a row can be used ({'; '.join(reasons)})")
+                raise UserError(f"none of {draws.total()} rows in a row can be used ({'; '.join(reasons)})")
             batches = self.cut(rows, pool)
-            pending += skips if taken == 0 else []  # a continued pool has told of them before
+            if taken == 0:  # a continued pool has told of them before
+                pending += skips
+                drawn.update(draws)
             for index in range(taken, len(batches)):
-                yield batches[index], pending, PlanState(pool, index + 1, counts, self.fingerprint)
-                pending = []
-            pool, taken, counts = pool + 1, 0, counts_after
+                yield PlannedBatch(batches[index], tuple(pending), drawn, StreamState(pool, index + 1, marks))
+                pending, drawn = [], Counter()
+            pool, taken = pool + 1, 0
 
-    def draw_pool(
-        self, pool: int, counts: tuple[int, ...]
-    ) -> tuple[list[PlannedRow], list[Skip], tuple[int, ...]]:
-        """Draw the rows of a pool; leave out what its header already rules out."""
-        drawn = list(counts)
-        rows, skips = [], []
-        for n in range(pool * self.pool, (pool + 1) * self.pool):
-            entry = draw(self.shares, self.seed, n)
-            name = self.recipe.train[entry].dataset.name
-            key = str(drawn[entry])
+    def draw_pool(self, pool: int) -> tuple[list[PlannedRow], list[Skip], Counter[str]]:
+        """Draw the rows of a pool; leave out what can be ruled out without decoding. Counts draws by dataset."""
+        rows: list[PlannedRow] = []
+        skips: list[Skip] = []
+        draws: Counter[str] = Counter()
+        size = self.mixture.pool
+        for i, (entry, cursor) in enumerate(zip(self.mixture.recipe.train, self.cursors, strict=True)):
+            first, end = (drawn_before(entry.share, self.phases[i], size * p) for p in (pool, pool + 1))
+            for j in range(first, end):
+                k, row = (
+                    cursor.take(j)
+                    if isinstance(cursor, IndexedCursor)
+                    else (j * self.mixture.streams + self.index, cursor.take())
+                )
+                rows += self.plan_row(i, entry, k, row, skips)
+            draws[entry.dataset.name] += (end - first) * len(entry.templates)
+            if isinstance(cursor, ShardCursor):
+                skips += cursor.troubles()
+        return rows, skips, draws
+
+    def plan_row(
+        self, index: int, entry: Entry, k: int, row: Row | RowError, skips: list[Skip]
+    ) -> list[PlannedRow]:
+        """Return the row with its questions, or nothing; what is wrong with it goes to ``skips``, once per question."""
+        name = entry.dataset.name
+        asked = len(entry.templates)
+        if isinstance(row, RowError):
+            skips += [Skip(name, f"draw {k}", row.reason, row.detail)] * asked
+            return []
+        try:
+            seconds = self.usable_seconds(row)
+        except RowError as problem:
+            skips += [Skip(name, row.key, problem.reason, problem.detail)] * asked
+            return []
+        rng = row_rng(self.mixture.seed, entry.name, k)
+        questions = []
+        for template in entry.templates:
             try:
-                row = self.pick(entry, drawn[entry])
-                key = row.key
-                rows.append(PlannedRow(n, entry, row, self.usable_seconds(row)))
+                rendered = template.render({**entry.dataset.fields(row.columns), **entry.constants}, rng)
+                if len(row.audio) != template.num_clips:
+                    found = f"{len(row.audio)} clip(s) for {template.num_clips} audio mark(s)"
+                    raise RowError("template error", found)
+                for text in (*rendered.prompt, rendered.answer):
+                    self.mixture.format.checked(text)
+                questions.append((template.task, rendered))
             except RowError as problem:
-                skips.append(Skip(name, key, problem.reason, problem.detail))
-            drawn[entry] += 1
-        return rows, skips, tuple(drawn)
-
-    def pick(self, entry: int, k: int) -> Row:
-        """Return the row of the k-th draw from an entry: epoch after epoch, each in its own order."""
-        window = self.windows[entry]
-        if window is not None:
-            return window.row(k)
-        source = self.sources[entry]
-        assert source.size is not None
-        epoch, place = divmod(k, source.size)
-        return source.row(
-            permuted(place, source.size, number(self.seed, self.recipe.train[entry].name, epoch))
-        )
+                skips.append(Skip(name, row.key, problem.reason, problem.detail))
+        if not questions:
+            return []
+        cost = self.cost(row, seconds, [rendered for _, rendered in questions])
+        return [PlannedRow(index, k, row, seconds, cost, tuple(questions))]
 
     def usable_seconds(self, row: Row) -> float:
         """Return the seconds of all clips of a row, when they can be used."""
-        seconds = 0.0
+        seconds, longest = 0.0, self.mixture.max_seconds
         for ref in row.audio:
             length = ref.known_seconds()
             if length < SHORTEST:
                 raise RowError("empty audio", f"{ref.name}: {length:g} s")
-            if length > self.max_seconds:
+            if length > longest:
                 raise RowError(
-                    "clip too long", f"{ref.name}: {length:.1f} s, data.max_seconds is {self.max_seconds:g}"
+                    "clip too long", f"{ref.name}: {length:.1f} s, data.max_seconds is {longest:g}"
                 )
             seconds += length
         return seconds
 
+    def cost(self, row: Row, seconds: float, questions: Sequence[Rendered]) -> float:
+        """Return the share of a micro-batch's budget that a row takes: the larger one of encoder and decoder."""
+        mixture = self.mixture
+        heard = (seconds + mixture.per_example * len(questions)) / mixture.audio_seconds
+        if mixture.tokens is None:
+            return heard
+        clips = [mixture.slots_for(round(ref.known_seconds() * SAMPLE_RATE)) for ref in row.audio]
+        tokens = 0
+        for question in questions:
+            tokens += sum(clips) + len(mixture.format.answer(question.answer))
+            tokens += sum(len(piece) for piece in mixture.format.prompt(question.prompt))
+        return max(heard, tokens / mixture.tokens)
+
     def cut(self, rows: list[PlannedRow], pool: int) -> list[tuple[PlannedRow, ...]]:
-        """Sort by length, fill micro-batches up to the budget, and shuffle their order."""
-        batches: list[list[PlannedRow]] = []
-        room = 0.0
-        for row in sorted(rows, key=lambda row: (row.seconds, row.n)):
-            cost = row.seconds + self.per_example
-            if not batches or cost > room:
-                batches.append([])
-                room = self.audio_seconds
-            batches[-1].append(row)
-            room -= cost
-        random.Random(number(self.seed, "pool", pool)).shuffle(batches)
+        """Sort by length and fill micro-batches evenly within the budget; shuffle their order."""
+        ordered = sorted(rows, key=lambda planned: (planned.seconds, planned.entry, planned.k))
+        batches = leveled(ordered)
+        random.Random(number(self.mixture.seed, "pool", self.index, pool)).shuffle(batches)
         return [tuple(batch) for batch in batches]
+
+
+def filled(rows: Sequence[PlannedRow], limit: float) -> list[list[PlannedRow]]:
+    """Cut rows in order, each micro-batch up to the limit; a row above it stands alone."""
+    batches: list[list[PlannedRow]] = []
+    room = 0.0
+    for row in rows:
+        if not batches or row.cost > room:
+            batches.append([])
+            room = limit
+        batches[-1].append(row)
+        room -= row.cost
+    return batches
+
+
+def leveled(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
+    """Cut rows into as few micro-batches as the budget allows, all about equally full: ranks then finish together."""
+    fewest = len(filled(rows, 1.0))
+    limits = [step / (1 << BISECTIONS) for step in range(1, (1 << BISECTIONS) + 1)]
+    # more room never needs more micro-batches, so the smallest limit that does is found by halving
+    lowest = bisect_left(limits, True, key=lambda limit: len(filled(rows, limit)) <= fewest)
+    return filled(rows, limits[min(lowest, len(limits) - 1)])

@@ -21,7 +21,7 @@ from uniaudio.assemble import (
 )
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.source import open_source
+from uniaudio.data.source import IndexedSource, open_source
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.setup import prepare_folder, write_files
 from uniaudio.errors import UserError
@@ -95,7 +95,7 @@ def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
     asked = []
     for entry in recipe.evaluate[-3:]:
         source = open_source(entry.dataset, entry.split)
-        assert source.size is not None  # folders on disk have a size
+        assert isinstance(source, IndexedSource)  # a manifest on disk
         row = source.row(source.size // 2)
         rendered = entry.template.render(entry.dataset.fields(row.columns), None)
         question = "<audio>".join(rendered.prompt)

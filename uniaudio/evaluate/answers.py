@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from uniaudio.data.asked import iterate_examples
 from uniaudio.data.batch import collate, collate_prompts
-from uniaudio.data.loader import iterate_examples
+from uniaudio.data.cursor import Skip
 from uniaudio.data.recipe import EvalEntry
-from uniaudio.data.stream import Skip
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embed import length_batches

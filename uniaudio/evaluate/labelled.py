@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniaudio.data.audio import decode
-from uniaudio.data.sources.jsonl import read_jsonl
+from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.errors import RowError, UserError
 
 LONGEST = 600.0  # seconds; probes take clips of any usual length

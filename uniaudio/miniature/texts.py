@@ -33,20 +33,16 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
         rng = random.Random(entry.name)
         for row in islice(entry_rows(entry), limit):
             for number in range(renderings):
-                try:
-                    fields = {**entry.dataset.fields(row.columns), **entry.constants}
-                    rendered = entry.template.render(fields, rng if number else None)
-                except RowError:
-                    break
-                found.setdefault(RecipeText(entry.template.task, rendered.prompt, rendered.answer))
+                for template in entry.templates:
+                    try:
+                        fields = {**entry.dataset.fields(row.columns), **entry.constants}
+                        rendered = template.render(fields, rng if number else None)
+                    except RowError:
+                        continue
+                    found.setdefault(RecipeText(template.task, rendered.prompt, rendered.answer))
     return list(found)
 
 
 def entry_rows(entry: Entry) -> Iterator[Row]:
-    """The rows of an entry in file order, whether its source can be indexed or only streamed."""
-    source = open_source(entry.dataset, entry.split)
-    if source.size is None:
-        yield from source.stream(0)
-    else:
-        for index in range(source.size):
-            yield source.row(index)
+    """The usable rows of an entry in the order of its source."""
+    return (row for row in open_source(entry.dataset, entry.split).rows() if isinstance(row, Row))

@@ -72,10 +72,11 @@ class AudioLM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
             encoded = self.encoder(batch.audio)
         audio = self.adapter(encoded.frames).values
-        if len(audio) != len(batch.audio_positions):
-            raise ValueError(f"{len(batch.audio_positions)} places for audio but {len(audio)} audio tokens")
+        if len(audio) != batch.audio_tokens:
+            raise ValueError(f"{batch.audio_tokens} places for audio but {len(audio)} audio tokens")
         text = self.decoder.embed(batch.tokens.values)
-        embeds = text.index_copy(0, batch.audio_positions, audio.to(text.dtype))
+        placed = audio.index_select(0, batch.audio_index)
+        embeds = text.index_copy(0, batch.audio_positions, placed.to(text.dtype))
         return batch.tokens.with_values(embeds), encoded
 
     def trainable_state(self) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ from uniaudio.types import Batch
 
 
 class Steps(Protocol):
-    """One step of one rank: micro-batches, rows left out, rows drawn, and the position of the stream behind it."""
+    """One step of one rank: micro-batches, their cost in budgets, what was left out and drawn, the position behind."""
 
     @property
     def micro(self) -> tuple[Batch, ...]: ...
@@ -37,6 +37,8 @@ class Steps(Protocol):
     def skips(self) -> tuple[Any, ...]: ...
     @property
     def drawn(self) -> Mapping[str, int]: ...
+    @property
+    def cost(self) -> float: ...
     @property
     def state(self) -> Any: ...
 
@@ -47,13 +49,15 @@ class TrainParts:
 
     Args:
         model: encoder, adapter and frozen decoder, on the device.
-        open_steps: (stage index, state of the stream as JSON or None) to the endless steps of this rank.
+        open_steps: (stage index, position in the data as JSON or None) to the endless steps of this rank.
+        join_states: the positions of all ranks to the one that any number of ranks can continue from.
         tasks: the K task names. bases: identities of the starting weights.
         evaluate: called with the unwrapped model every ``train.evaluate_every`` steps on the main process.
     """
 
     model: nn.Module
     open_steps: Callable[[int, dict[str, Any] | None], Iterator[Steps]]
+    join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     tasks: tuple[str, ...]
     bases: Mapping[str, Mapping[str, str]]
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
@@ -133,7 +137,7 @@ class StageRun:
             window.waited += time.monotonic() - asked
 
             # ------------------------------------------------------------------ one optimizer step
-            tokens, wish = self.agree(step)
+            tokens, wish = self.agree(step, window)
             if wish:
                 self.save()
                 return False
@@ -168,16 +172,19 @@ class StageRun:
                 self.save()
         return True
 
-    def agree(self, step: Steps) -> tuple[float, bool]:
+    def agree(self, step: Steps, window: Window) -> tuple[float, bool]:
         """Return the answer tokens of all ranks and whether any was asked to stop; end together on too many skips."""
         tokens = sum(batch.answer_tokens for batch in step.micro)
-        facts = [tokens, self.stop.requested, len(step.skips)]
+        costs = [0.0] * self.accelerator.num_processes
+        costs[self.accelerator.process_index] = step.cost
+        facts = [tokens, self.stop.requested, len(step.skips), *costs]
         own = torch.tensor(facts, dtype=torch.float64, device=self.accelerator.device)
-        total, wish, skipped = sum_over_ranks(own).tolist()
+        total, wish, skipped, *costs = sum_over_ranks(own).tolist()
         if wish:
             return total, True  # the step is done again after the resume, and its skips are told then
         self.ledger.add(step.drawn, step.skips)
         self.tracker.skipped(self.position.step + 1, step.skips)
+        window.add_costs(costs, len(step.micro))
         if skipped and (complaint := self.ledger_of_all().complaint()):
             raise UserError(complaint)
         return total, False
@@ -212,7 +219,8 @@ class StageRun:
         )
 
     def new_window(self) -> Window:
-        return Window(torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device))
+        per_task = torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device)
+        return Window(per_task, self.config.adapter.rate)
 
     def log(self, window: Window, norm: float) -> None:
         """Write one row of metrics."""
@@ -237,6 +245,8 @@ class StageRun:
     def save(self) -> None:
         """Write a checkpoint from the main process."""
         self.position.skips = self.ledger_of_all().counts()
+        streams = [state for state in gather_objects(self.position.stream) if state is not None]
+        joined = self.parts.join_states(streams) if streams else None
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self.model)
             save_checkpoint(
@@ -244,7 +254,7 @@ class StageRun:
                 self.position.step,
                 plain.trainable_state(),
                 self.optimizer.state_dict(),
-                asdict(self.position),
+                {**asdict(self.position), "stream": joined},
                 self.config,
                 self.parts.bases,
             )

@@ -22,19 +22,33 @@ class Window:
 
     Args:
         per_task: ``[K, 3]`` as in ``LossSum``, on the device: adding to it waits for nothing.
+        token_rate: audio tokens per second of sound; more than that is padding.
         waited: seconds the loop stood still for want of data. ids: of the examples, one list per step.
+        fill: shares of the budget that the
+            micro-batches used, of all ranks. spread: cost of the busiest rank over that of the mean one, by step.
     """
 
     per_task: Tensor
+    token_rate: float
     audio_seconds: float = 0.0
+    audio_tokens: int = 0
     waited: float = 0.0
     started: float = field(default_factory=time.monotonic)
     ids: list[list[str]] = field(default_factory=list)
+    fill: list[float] = field(default_factory=list)
+    spread: list[float] = field(default_factory=list)
+
+    def add_costs(self, costs: Sequence[float], micro_batches: int) -> None:
+        """Count the modelled costs of one step: one for each rank, of so many micro-batches each, in budgets."""
+        mean = sum(costs) / len(costs)
+        self.fill.append(mean / micro_batches)
+        self.spread.append(max(costs) / mean if mean else 1.0)
 
     def add(self, batch: Batch, loss: LossSum) -> None:
         """Count one micro-batch."""
         self.per_task += loss.per_task
         self.audio_seconds += batch.audio_seconds
+        self.audio_tokens += batch.audio_tokens
 
     def row(self, tasks: Sequence[str], with_ids: bool) -> dict[str, Any]:
         """Return the figures of all ranks together; every rank must call it at the same point.
@@ -44,8 +58,10 @@ class Window:
         seconds = time.monotonic() - self.started
         device = self.per_task.device
         per_task = sum_over_ranks(self.per_task.double()).tolist()
-        own = torch.tensor([self.audio_seconds, self.waited], dtype=torch.float64, device=device)
-        audio_seconds, waited = sum_over_ranks(own).tolist()
+        own = torch.tensor(
+            [self.audio_seconds, self.waited, self.audio_tokens], dtype=torch.float64, device=device
+        )
+        audio_seconds, waited, audio_tokens = sum_over_ranks(own).tolist()
         tokens = sum(counted for _, counted, _ in per_task)
         seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
         row: dict[str, Any] = {
@@ -55,6 +71,9 @@ class Window:
             "answer_tokens": int(tokens),
             "audio_seconds_per_second": audio_seconds / seconds,
             "data_wait_share": waited / world_size() / seconds,
+            "padding_share": 1 - audio_seconds * self.token_rate / audio_tokens if audio_tokens else 0.0,
+            "budget_fill": sum(self.fill) / max(len(self.fill), 1),
+            "cost_spread": sum(self.spread) / max(len(self.spread), 1),
             "memory_gib": memory_gib(device),
         }
         if with_ids:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.sources.jsonl import read_jsonl
 from uniaudio.data.sources.listed import ListedSource
+from uniaudio.data.sources.manifest import read_jsonl, read_table
 from uniaudio.errors import UserError
 
 SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au"}
@@ -19,8 +18,7 @@ def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
     if (folder / "metadata.jsonl").is_file():
         rows = read_jsonl(folder / "metadata.jsonl")
     elif (folder / "metadata.csv").is_file():
-        with (folder / "metadata.csv").open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = read_table(folder / "metadata.csv")
     else:
         return {}
     if any("file_name" not in row for row in rows):

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
+
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import Row, audio_refs
-from uniaudio.errors import UserError
+from uniaudio.data.source import BrokenShardError, Place, Row, ShardedSource, audio_refs
+from uniaudio.errors import RowError, UserError
+
+REFUSED = (401, 403, 404, 410)  # HTTP answers that another try does not change
 
 
-class HubSource:
-    """A stream over ``datasets.load_dataset(..., streaming=True)`` with audio left encoded.
+class HubSource(ShardedSource):
+    """A stream over ``datasets.load_dataset(..., streaming=True)`` with audio left encoded; its shards are ours.
 
-    ``load.hub`` is a Hub name, or a local folder in the Hub's layout.
+    ``load.hub`` is a Hub name, or a local folder in the Hub's layout. Shuffling and mixing are never left to
+    ``datasets``: its buffers are lost when a run is continued.
     """
-
-    size: int | None = None
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         import datasets  # slow to import, and only needed here
 
-        self.card = card
-        self.split = split
+        self.card, self.split = card, split
         load, stored = card.load, card.split(split)
         try:
             stream = datasets.load_dataset(
@@ -40,18 +42,28 @@ class HubSource:
             if stream.features and isinstance(stream.features.get(name), datasets.Audio):
                 stream = stream.cast_column(name, datasets.Audio(decode=False))
         self.data = stream
+        self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
 
-    def row(self, index: int) -> Row:
-        raise TypeError("a streamed source has no rows by index")
-
-    def stream(self, start: int) -> Iterator[Row]:
-        """Yield the kept rows, the first ``start`` of them left out."""
-        taken = 0
-        for position, columns in enumerate(self.data):
-            light = {name: value for name, value in columns.items() if name not in self.card.audio}
-            if not self.card.keeps(light, self.split):
-                continue
-            if taken >= start:
-                refs = audio_refs(columns, self.card.audio, Path(), str(position))
-                yield Row(str(position), light, refs)
-            taken += 1
+    def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
+        part = self.data.shard(num_shards=len(self.shards), index=shard).skip(place.row)
+        try:
+            for number, columns in enumerate(part, place.row):
+                light = {name: value for name, value in columns.items() if name not in self.card.audio}
+                row: Row | RowError | None = None
+                if self.card.keeps(light, self.split):
+                    key = f"{shard}/{number}"
+                    try:
+                        row = Row(key, light, audio_refs(columns, self.card.audio, Path(), key))
+                    except RowError as problem:
+                        row = problem
+                yield row, Place(number + 1)
+        except (UserError, GeneratorExit):
+            raise
+        except pyarrow.ArrowException as problem:
+            raise BrokenShardError(f"{self.shards[shard]}: {str(problem).splitlines()[0]}") from problem
+        except Exception as problem:  # `datasets` lets those of several network libraries through
+            answer = getattr(getattr(problem, "response", None), "status_code", None)
+            text = f"{self.shards[shard]}: {(str(problem) or type(problem).__name__).splitlines()[0]}"
+            if answer in REFUSED or isinstance(problem, FileNotFoundError):
+                raise BrokenShardError(text) from problem
+            raise ConnectionError(text) from problem

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import Row, audio_refs
+from uniaudio.data.source import IndexedSource, Row, audio_refs
 
 
-class ListedSource:
-    """Rows as plain mappings, with audio paths relative to ``folder``."""
+class ListedSource(IndexedSource):
+    """Rows as plain mappings, with audio paths relative to ``folder``.
 
-    size: int | None
+    Args:
+        rows: (key, columns); a key that comes again gets ``#2``, ``#3`` and so on behind it.
+    """
 
     def __init__(
-        self, card: DatasetCard, split: str, rows: list[tuple[str, dict[str, Any]]], folder: Path
+        self, card: DatasetCard, split: str, rows: Iterable[tuple[str, Mapping[str, Any]]], folder: Path
     ) -> None:
         self.card = card
         self.folder = folder
-        self.rows: list[tuple[str, Mapping[str, Any]]] = [item for item in rows if card.keeps(item[1], split)]
-        self.size = len(self.rows)
+        times: Counter[str] = Counter()
+        self.listed: list[tuple[str, Mapping[str, Any]]] = []
+        for key, columns in rows:
+            if card.keeps(columns, split):
+                times[key] += 1
+                self.listed.append((key if times[key] == 1 else f"{key}#{times[key]}", columns))
+        self.size = len(self.listed)
 
     def row(self, index: int) -> Row:
-        key, columns = self.rows[index]
+        key, columns = self.listed[index]
         return Row(key, columns, audio_refs(columns, self.card.audio, self.folder, key))
-
-    def stream(self, start: int) -> Iterator[Row]:
-        return (self.row(index) for index in range(start, len(self.rows)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,64 +11,120 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import Row, audio_refs
-from uniaudio.errors import UserError
+from uniaudio.data.source import BrokenShardError, Place, Row, ShardedSource, audio_refs
+from uniaudio.data.sources.remote import expand_places, is_remote, open_in_jumps
+from uniaudio.errors import RowError, UserError
+
+AT_ONCE = 32  # rows whose audio is in memory at the same time
 
 
-class ParquetSource:
-    """One file, or a folder of them; files that begin with the stored split's name and '-' are that split.
+@dataclass(frozen=True)
+class Shard:
+    """What is read alone: row groups of a file, the first of its rows being row ``start`` of the file."""
 
-    Only the columns without audio are read when the source opens; a row's audio comes with its row group, and the
-    last row group stays at hand.
+    place: str
+    groups: range | None  # None: all, known when the file is opened
+    start: int = 0
+    damage: str = ""
+
+
+class ParquetSource(ShardedSource):
+    """One file, a folder, a glob, ``{000..012}`` or URLs; files that begin with the stored split's name and ``-`` are
+    that split.
+
+    A shard is a row group of a local file, or a whole remote one: its footer is only read when its turn comes. The
+    columns without audio are read first, so row groups of which nothing is kept cost little.
     """
 
-    size: int | None
-
     def __init__(self, card: DatasetCard, split: str) -> None:
-        self.card = card
-        self.files = parquet_files(card, split)
-        self.folder = self.files[0].parent
-        self.groups: list[tuple[Path, int]] = []
-        sizes: list[int] = []
-        kept: list[int] = []
-        for file in self.files:
-            try:
-                table = pq.ParquetFile(file)
-            except (OSError, pyarrow.ArrowInvalid) as problem:
-                raise UserError(f"{card.path}: {file} is no parquet file ({problem})") from problem
-            light = [name for name in table.schema_arrow.names if name not in card.audio]
-            for group in range(table.num_row_groups):
-                start = sum(sizes)
-                rows = table.read_row_group(group, columns=light).to_pylist()
-                kept += [start + i for i, row in enumerate(rows) if card.keeps(row, split)]
-                self.groups.append((file, group))
-                sizes.append(table.metadata.row_group(group).num_rows)
-        self.starts = [0, *accumulate(sizes)]
-        self.kept = kept
-        self.size = len(kept)
-        self.at_hand: tuple[int, list[dict[str, Any]]] = (-1, [])
+        self.card, self.split = card, split
+        places = expand_places(card.load.places, ".parquet", f"{card.path}: load.parquet")
+        name = card.split(split).name
+        named = [p for p in places if Path(p).name.startswith(f"{name}-") or Path(p).stem == name]
+        self.table: list[Shard] = []
+        rows = 0
+        for place in named or places:
+            shards, count = ([Shard(place, None)], 0) if is_remote(place) else local_shards(place)
+            self.table += shards
+            rows += count
+        broken = [shard for shard in self.table if shard.damage]
+        if len(broken) == len(self.table):
+            raise UserError(f"{card.path}: {broken[0].place} is no parquet file ({broken[0].damage})")
+        all_local = not any(is_remote(shard.place) for shard in self.table)
+        self.size = rows if all_local and card.split(split).keep is None else None
+        self.shards = tuple(
+            f"{s.place}:{s.groups.start}" if s.groups is not None else s.place for s in self.table
+        )
 
-    def row(self, index: int) -> Row:
-        position = self.kept[index]
-        group = bisect_right(self.starts, position) - 1
-        if self.at_hand[0] != group:
-            file, number = self.groups[group]
-            self.at_hand = (group, pq.ParquetFile(file).read_row_group(number).to_pylist())
-        columns = self.at_hand[1][position - self.starts[group]]
-        light = {name: value for name, value in columns.items() if name not in self.card.audio}
-        return Row(str(position), light, audio_refs(columns, self.card.audio, self.folder, str(position)))
+    def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
+        what = self.table[shard]
+        if what.damage:
+            raise BrokenShardError(f"{what.place}: {what.damage}")
+        try:
+            yield from self.rows_of(what, place.row)
+        except (pyarrow.ArrowException, OSError) as problem:
+            # arrow's own errors are plain OSErrors or ArrowExceptions; those of a connection are of finer classes
+            if isinstance(problem, OSError) and type(problem) is not OSError and is_remote(what.place):
+                raise
+            raise BrokenShardError(f"{what.place}: {str(problem).splitlines()[0]}") from problem
 
-    def stream(self, start: int) -> Iterator[Row]:
-        return (self.row(index) for index in range(start, len(self.kept)))
+    def rows_of(self, what: Shard, skipped: int) -> Iterator[tuple[Row | RowError | None, Place]]:
+        """Yield the rows of a shard but the first ``skipped``."""
+        stem, folder = Path(what.place).stem, Path(what.place).parent
+        with open_in_jumps(what.place, self.card.load.timeout) as stream:
+            file = pq.ParquetFile(stream)
+            names = file.schema_arrow.names
+            light = [name for name in names if name not in self.card.audio]
+            heavy = [name for name in self.card.audio if name in names]
+            before = 0
+            for group in what.groups if what.groups is not None else range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                if before + count > skipped:
+                    columns = file.read_row_group(group, columns=light).to_pylist() if light else [{}] * count
+                    kept = [self.card.keeps(row, self.split) for row in columns]
+                    clips = self.clips(file, group, heavy, kept)
+                    for i in range(max(0, skipped - before), count):
+                        number = before + i + 1
+                        yield (
+                            self.row_of(f"{stem}/{what.start + number - 1}", columns[i], clips(i), folder)
+                            if kept[i]
+                            else None,
+                            Place(number),
+                        )
+                before += count
+
+    def clips(self, file: pq.ParquetFile, group: int, heavy: list[str], kept: list[bool]) -> Any:
+        """Return a function from the row of a group to its audio columns; it reads on as far as it must."""
+        if not any(kept) or not heavy:
+            return lambda i: {}
+        batches = file.iter_batches(AT_ONCE, row_groups=[group], columns=heavy)
+        at_hand: list[Any] = [0, next(batches)]
+
+        def audio(i: int) -> Mapping[str, Any]:
+            while i >= at_hand[0] + len(at_hand[1]):
+                at_hand[0] += len(at_hand[1])
+                at_hand[1] = next(batches)
+            return {name: at_hand[1].column(name)[i - at_hand[0]].as_py() for name in heavy}
+
+        return audio
+
+    def row_of(
+        self, key: str, columns: Mapping[str, Any], clips: Mapping[str, Any], folder: Path
+    ) -> Row | RowError:
+        try:
+            return Row(key, columns, audio_refs({**columns, **clips}, self.card.audio, folder, key))
+        except RowError as problem:
+            return problem
 
 
-def parquet_files(card: DatasetCard, split: str) -> list[Path]:
-    """Return the files of a split, sorted."""
-    path = Path(card.load.location)
-    if path.is_file():
-        return [path]
-    files = sorted(path.rglob("*.parquet"))
-    if not files:
-        raise UserError(f"{card.path}: load.parquet: there is no parquet file at {path}")
-    name = card.split(split).name
-    return [file for file in files if file.name.startswith(f"{name}-") or file.stem == name] or files
+def local_shards(place: str) -> tuple[list[Shard], int]:
+    """Return the row groups of a local file and its number of rows; a damaged file is one shard that says so."""
+    try:
+        metadata = pq.read_metadata(place)
+    except (OSError, pyarrow.ArrowException) as problem:
+        return [Shard(place, None, damage=str(problem).splitlines()[0])], 0
+    shards, start = [], 0
+    for group in range(metadata.num_row_groups):
+        shards.append(Shard(place, range(group, group + 1), start))
+        start += metadata.row_group(group).num_rows
+    return shards or [Shard(place, range(0))], start

@@ -1,0 +1,236 @@
+"""Workers: the same global order however streams are shared out, and what is said when something breaks."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from made_up_sources import Rows, Shards
+
+from uniaudio.data.loader import PlanState, joined_states, make_loader, sharing, turns_of_rank
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.source import open_source
+from uniaudio.data.stream import Mixture
+from uniaudio.data.tokens import ChatFormat
+from uniaudio.errors import UserError
+
+
+@pytest.fixture
+def recipe(tone_run):
+    return load_recipe(str(tone_run.with_name("tone_recipe.yaml")))
+
+
+@pytest.fixture
+def mixture(recipe, chat_tokenizer):
+    def make(source=None, **options):
+        settings = {
+            "seed": 0,
+            "audio_seconds": 3.0,
+            "per_example": 0.1,
+            "max_seconds": 3.0,
+            "micro_batches": 4,
+            "streams": 12,
+            "pool": 16,
+            **options,
+        }
+        sources = [source or open_source(recipe.train[0].dataset, "train")]
+        return Mixture(recipe, sources, ChatFormat(chat_tokenizer), lambda n: n // 1280 + 1, **settings)
+
+    return make
+
+
+def global_order(mixture, world, workers, state=None, steps=6):
+    """Micro-batches of some steps, put together from all ranks; and the joined state in the middle and at the end."""
+    ranks = [
+        list(islice(make_loader(mixture, ("tone",), rank, world, workers, 2, state), steps))
+        for rank in range(world)
+    ]
+    found = []
+    for s in range(steps):
+        micro = [None] * mixture.micro_batches
+        for rank in range(world):
+            for i, batch in enumerate(ranks[rank][s].micro):
+                micro[rank + i * world] = (
+                    batch.ids,
+                    tuple(batch.labels.tolist()),
+                    batch.audio.values.sum().item(),
+                )
+        found.append(micro)
+
+    def state_after(step):
+        states = [json.loads(json.dumps(ranks[rank][step - 1].state.to_json())) for rank in range(world)]
+        return PlanState.from_json(joined_states(states))
+
+    return found, state_after
+
+
+@pytest.mark.slow
+def test_the_global_order_does_not_depend_on_ranks_and_workers(mixture):
+    mix = mixture()
+    one, state_after = global_order(mix, world=1, workers=0, steps=7)
+    assert global_order(mix, world=2, workers=0, steps=7)[0] == one
+    assert global_order(mix, world=4, workers=2, steps=7)[0] == one
+    assert global_order(mix, world=1, workers=3, steps=7)[0] == one
+    # changed at the resume, twice in a row
+    after_two, second_state = global_order(mix, 4, 2, state_after(2), steps=3)
+    assert after_two == one[2:5]
+    assert global_order(mix, 2, 3, second_state(3), steps=2)[0] == one[5:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [(30,), (7, 11, 2)])
+def test_sharded_sources_too(mixture, shards, recipe):
+    class Clips(Shards):
+        """Shards whose rows are the tones."""
+
+        tones = open_source(recipe.train[0].dataset, "train")
+
+        def read(self, shard, place):
+            for _, behind in super().read(shard, place):
+                number = sum(self.counts[:shard]) + behind.row - 1
+                yield self.tones.row(number % self.tones.size), behind
+
+    mix = mixture(Clips(*shards), window=5)
+    one, state_after = global_order(mix, 1, 0, steps=5)
+    assert global_order(mix, 2, 2, steps=5)[0] == one
+    assert global_order(mix, 4, 1, state_after(2), steps=3)[0] == one[2:]
+
+
+@pytest.mark.parametrize(("world", "step"), [(1, 0), (2, 0), (2, 5), (4, 1), (3, 2)])
+def test_turns_follow_the_places_of_a_step(mixture, world, step):
+    mix = mixture(Rows(10), micro_batches=12 if world == 3 else 4)
+    for rank in range(world):
+        turns = turns_of_rank(mix, rank, world, step)
+        places = range(rank, mix.micro_batches, world)
+        for i, stream in enumerate(turns * 2):
+            s, place = step + i // len(places), places[i % len(places)]
+            assert stream == (s * mix.micro_batches + place) % mix.streams
+    everyone = [set(turns_of_rank(mix, rank, world, step)) for rank in range(world)]
+    assert sum(map(len, everyone)) == len(set().union(*everyone)) == mix.streams
+
+
+def test_bad_clips_shrink_the_batch_and_are_listed(mixture):
+    source = open_source(mixture().recipe.train[0].dataset, "train")
+    broken = source.listed[0][0]
+    (source.folder / broken).write_bytes((source.folder / broken).read_bytes()[:20])
+    (source.folder / source.listed[1][0]).unlink()
+    mix = mixture(source, audio_seconds=60.0, max_seconds=60.0, pool=30, micro_batches=1, streams=1)
+    step = next(make_loader(mix, ("tone",), 0, 1, 0, 2))
+    assert sorted((skip.row, skip.reason) for skip in step.skips) == sorted(
+        [(broken, "broken audio"), (source.listed[1][0], "missing file")]
+    )
+    assert len(step.micro[0].ids) == 28
+    assert step.drawn == {"tones": 30}
+
+
+def test_other_data_are_refused_at_the_resume(mixture):
+    state = next(make_loader(mixture(), ("tone",), 0, 1, 0, 2)).state
+    with pytest.raises(UserError, match="the data differ from those of the checkpoint"):
+        make_loader(mixture(pool=15), ("tone",), 0, 1, 0, 2, state)
+
+
+def test_a_mistake_in_a_worker_arrives_as_one_sentence(mixture):
+    with pytest.raises(UserError, match="none of 16 rows") as mistake:
+        next(make_loader(mixture(Rows(16, seconds=lambda i: 600.0)), ("tone",), 0, 1, 1, 2))
+    assert "\n" not in str(mistake.value)
+
+
+class Deadly(Rows):
+    """Its row 3 kills, or keeps, whoever reads it."""
+
+    def __init__(self, end):
+        super().__init__(8, seconds=lambda i: 1.0)
+        self.end = end
+
+    def row(self, index):
+        if index == 3:
+            self.end()
+        return super().row(index)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stuck():
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(("end", "fate"), [(killed, "died"), (stuck, "did not answer in time")])
+def test_a_worker_that_ends_is_named_with_what_it_was_at(mixture, end, fate):
+    mix = mixture(Deadly(end), streams=4, pool=8, patience=3.0)
+    with pytest.raises(UserError, match=f"a data worker {fate}; it was at: reading the next rows"):
+        list(islice(make_loader(mix, ("tone",), 0, 1, 1, 2), 4))
+
+
+def test_what_a_user_should_know_about_streams_shards_and_workers(mixture):
+    assert sharing(mixture(Rows(10)), workers=3, world=4) == ""
+    assert "8 workers are not started; raise data.streams" in sharing(mixture(Rows(10)), workers=11, world=4)
+    told = sharing(mixture(Shards(5)), workers=2, world=1)
+    assert told == (
+        "dataset tones has 1 shard(s) for 12 streams: several streams read the same shard and take its rows in turns"
+    )
+
+
+def test_nobody_starves_and_nobody_repeats_with_one_shard_and_four_consumers(mixture, recipe):
+    tones = open_source(recipe.train[0].dataset, "train")
+
+    class One(Shards):
+        def read(self, shard, place):
+            for _, behind in super().read(shard, place):
+                yield tones.row(behind.row - 1), behind
+
+    mix = mixture(One(28), streams=4, pool=7, window=7)
+    seen = Counter()
+    for rank in range(4):
+        steps = make_loader(mix, ("tone",), rank, 4, 0, 2)
+        while True:
+            step = next(steps)
+            if step.state.streams[rank].pool:
+                break
+            seen.update(id for batch in step.micro for id in batch.ids)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 28
+
+
+def test_several_questions_share_a_clip(tone_run, chat_tokenizer):
+    from uniaudio.config.strict_yaml import dump_yaml
+
+    folder = tone_run.parent
+    (folder / "tone_name.yaml").write_text(
+        dump_yaml(
+            {
+                "task": "tone_name",
+                "domain": "sound",
+                "inputs": ["label"],
+                "prompts": ["Say the tone twice.<audio>"],
+                "target": "{{ label }} {{ label }}",
+            }
+        )
+    )
+    (folder / "both.yaml").write_text(
+        dump_yaml({"recipe": "both", "train": [{"dataset": "tones", "template": ["tone", "tone_name"]}]})
+    )
+    recipe = load_recipe(str(folder / "both.yaml"))
+    sources = [open_source(recipe.train[0].dataset, "train")]
+    mix = Mixture(
+        recipe, sources, ChatFormat(chat_tokenizer), lambda n: n // 1280 + 1, 0, 6.0, 0.1, 3.0, 1, 1, pool=16
+    )
+    step = next(make_loader(mix, ("tone", "tone_name"), 0, 1, 0, 2))
+    [batch] = step.micro
+    clips = len(batch.audio.lengths)
+    assert len(batch.ids) == 2 * clips
+    assert [name.partition("?")[2] for name in batch.ids] == ["tone", "tone_name"] * clips
+    assert len(batch.audio_positions) == len(batch.audio_index) == 2 * batch.audio_tokens
+    slots = [length // 1280 + 1 for length in batch.audio.lengths.tolist()]
+    expected, start = [], 0
+    for count in slots:
+        expected += [*range(start, start + count)] * 2
+        start += count
+    assert batch.audio_index.tolist() == expected
+    assert torch.equal(torch.bincount(batch.label_task).gt(0), torch.tensor([True, True]))
+    assert step.drawn == {"tones": 32}

@@ -1,0 +1,59 @@
+"""Examples to be asked in evaluation: in the order of the source, with the first wording."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+from uniaudio.data.audio import decode
+from uniaudio.data.cursor import Skip
+from uniaudio.data.order import number
+from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.source import Row, open_source
+from uniaudio.errors import RowError
+from uniaudio.types import Example
+
+
+def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Example, tuple[str, ...]]:
+    """Decode and render one row with the first wording; return it with all its right answers.
+
+    Raises:
+        RowError: when the row cannot be used.
+    """
+    rendered = entry.template.render({**entry.dataset.fields(row.columns), **entry.constants}, None)
+    if len(row.audio) != entry.template.num_clips:
+        found = f"{len(row.audio)} clip(s) for {entry.template.num_clips} audio mark(s)"
+        raise RowError("template error", found)
+    clips = tuple(decode(ref.source, max_seconds, ref.name, ref.span) for ref in row.audio)
+    if entry.augmenter is not None:
+        rng = random.Random(number("condition", row.key))
+        clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
+    example = Example(
+        id=f"{entry.dataset.name}/{entry.split}/{row.key}",
+        task=entry.template.task,
+        dataset=entry.dataset.name,
+        clips=clips,
+        prompt=rendered.prompt,
+        answer=rendered.answer,
+    )
+    return example, rendered.references
+
+
+def iterate_examples(
+    entry: EvalEntry, limit: int | None, max_seconds: float
+) -> Iterator[tuple[Example, tuple[str, ...]] | Skip]:
+    """Yield the examples of an evaluation entry with all their right answers, in the order of the source.
+
+    Rows that cannot be used come as ``Skip``; both count towards ``limit``.
+    """
+    source = open_source(entry.dataset, entry.split)
+    for index, row in enumerate(islice(source.rows(), limit)):
+        name = entry.dataset.name
+        if isinstance(row, RowError):
+            yield Skip(name, f"row {index}", row.reason, row.detail)
+            continue
+        try:
+            yield build_example(row, entry, max_seconds)
+        except RowError as problem:
+            yield Skip(name, row.key, problem.reason, problem.detail)

@@ -1,0 +1,338 @@
+"""Augmentation of waveforms: a function of the samples and of the example's own random generator, and of nothing else.
+
+A continued run therefore degrades its clips exactly as an uninterrupted one. Libraries of ready transforms draw from
+global generators, which would break this; the signal processing itself is SciPy's, soxr's and libsndfile's.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+from scipy import signal
+
+from uniaudio.config.schema import Strict
+from uniaudio.data.audio import QUANTA, decode
+from uniaudio.data.sources.audiofolder import SUFFIXES
+from uniaudio.errors import RowError, UserError
+from uniaudio.types import SAMPLE_RATE
+
+Wave = NDArray[np.float32]
+LONGEST_FILE = 600.0  # seconds of a noise or an impulse response
+SILENCE = 1e-8  # mean power below which a clip has no level to set noise against
+FADED = 6.9078  # ln(1000): the amplitude of a response has fallen by 60 dB
+
+
+def rising(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError(f"the range must rise, got {values[0]:g} to {values[1]:g}")
+    return values
+
+
+Range = Annotated[tuple[float, float], AfterValidator(rising)]
+
+
+class Transform(Strict):
+    """Something done to a clip with probability ``p``."""
+
+    p: float = Field(default=1.0, gt=0, le=1)
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        """Return the changed samples, float32 ``[S']`` in about -1 to 1."""
+        raise NotImplementedError
+
+
+class Gain(Transform):
+    """Louder or softer by ``db``."""
+
+    db: Range
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        return wave * np.float32(10 ** (rng.uniform(*self.db) / 20))
+
+
+class Noise(Transform):
+    """Noise at a signal-to-noise ratio of ``snr_db``: generated, or a random part of a file in ``files``."""
+
+    snr_db: Range
+    kind: Literal["white", "pink", "brown"] = "white"
+    files: str | None = None
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        snr = rng.uniform(*self.snr_db)
+        noise = (
+            self.generated(len(wave), rng) if self.files is None else some_part(self.files, len(wave), rng)
+        )
+        power, level = float(np.mean(wave**2)), float(np.mean(noise**2))
+        if power < SILENCE or level < SILENCE:
+            return wave
+        return wave + noise * np.float32(np.sqrt(power / level / 10 ** (snr / 10)))
+
+    def generated(self, count: int, rng: random.Random) -> Wave:
+        """Return noise whose power falls with no (white), the first (pink) or the second power (brown) of frequency."""
+        white = np.random.default_rng(rng.getrandbits(64)).standard_normal(count)
+        slope = {"white": 0.0, "pink": 0.5, "brown": 1.0}[self.kind]
+        spectrum = np.fft.rfft(white)
+        spectrum[1:] /= np.arange(1, len(spectrum)) ** slope
+        spectrum[0] = 0.0 if slope else spectrum[0]
+        noise = np.fft.irfft(spectrum, count)
+        return (noise / max(float(np.sqrt(np.mean(noise**2))), 1e-9)).astype(np.float32)
+
+
+class Reverb(Transform):
+    """A room: an impulse response out of ``files``, or decaying noise that falls by 60 dB in ``rt60`` seconds."""
+
+    rt60: Range = (0.2, 0.8)
+    direct: float = Field(default=1.0, gt=0)
+    files: str | None = None
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        response = self.generated(rng) if self.files is None else some_file(self.files, rng)
+        begin = int(np.argmax(np.abs(response)))  # the direct sound: the clip must not be moved
+        wet = signal.fftconvolve(wave, response[begin:])[: len(wave)]
+        before, after = float(np.mean(wave**2)), float(np.mean(wet**2))
+        return (wet * np.sqrt(before / after) if after > SILENCE else wave).astype(np.float32)
+
+    def generated(self, rng: random.Random) -> Wave:
+        seconds = rng.uniform(*self.rt60)
+        time = np.arange(max(1, round(seconds * SAMPLE_RATE))) / SAMPLE_RATE
+        tail = np.random.default_rng(rng.getrandbits(64)).standard_normal(len(time)) * np.exp(
+            -FADED * time / seconds
+        )
+        tail *= 1 / max(float(np.sqrt(np.sum(tail**2))), 1e-9)
+        tail[0] = max(self.direct, float(np.abs(tail).max()))
+        return tail.astype(np.float32)
+
+
+class Speed(Transform):
+    """Faster or slower by ``factor``, the pitch with it."""
+
+    factor: Range
+
+    @model_validator(mode="after")
+    def bounded(self) -> Speed:
+        if not 0.5 <= self.factor[0] <= self.factor[1] <= 2.0:
+            raise ValueError("factor must stay between 0.5 and 2")
+        return self
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        factor = rng.uniform(*self.factor)
+        return soxr.resample(wave, SAMPLE_RATE * factor, SAMPLE_RATE, quality="HQ")
+
+
+class Resample(Transform):
+    """Down to a lower ``rate`` and back, as an old recording has it."""
+
+    rate: Range
+
+    @model_validator(mode="after")
+    def bounded(self) -> Resample:
+        if not 1000 <= self.rate[0] <= self.rate[1] <= SAMPLE_RATE:
+            raise ValueError(f"rate must stay between 1000 and {SAMPLE_RATE}")
+        return self
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        rate = round(rng.uniform(*self.rate))
+        low = soxr.resample(wave, SAMPLE_RATE, rate, quality="HQ")
+        return fitted(soxr.resample(low, rate, SAMPLE_RATE, quality="HQ"), len(wave))
+
+
+class Band(Transform):
+    """Only the frequencies between ``low_hz`` and ``high_hz`` (Butterworth of fourth order, no shift in time)."""
+
+    low_hz: Range
+    high_hz: Range
+
+    @model_validator(mode="after")
+    def bounded(self) -> Band:
+        if not 10 <= self.low_hz[0] <= self.low_hz[1] < self.high_hz[0] <= self.high_hz[1] < SAMPLE_RATE / 2:
+            raise ValueError("needs 10 <= low_hz < high_hz < 8000, ranges that do not meet")
+        return self
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        edges = (rng.uniform(*self.low_hz), rng.uniform(*self.high_hz))
+        sections = signal.butter(4, edges, "bandpass", fs=SAMPLE_RATE, output="sos")
+        return signal.sosfiltfilt(sections, wave, padlen=min(27, len(wave) - 1)).astype(np.float32)
+
+
+class Codec(Transform):
+    """Through a lossy codec and back; ``quality`` is libsndfile's compression level, 0 (best) to 1 (smallest)."""
+
+    kind: tuple[Literal["mp3", "ogg", "opus", "mulaw"], ...] = Field(min_length=1)
+    quality: Range = (0.5, 0.9)
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_or_several(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("kind"), str | list):
+            kind = data["kind"]
+            return {**data, "kind": (kind,) if isinstance(kind, str) else tuple(kind)}
+        return data
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        kind, level = rng.choice(self.kind), rng.uniform(*self.quality)
+        wave = np.clip(wave, -1, 1)
+        if kind == "mulaw":
+            pressed = np.sign(wave) * np.log1p(255 * np.abs(wave)) / np.log(256)
+            steps = np.round(pressed * 127) / 127
+            return (np.sign(steps) * np.expm1(np.abs(steps) * np.log(256)) / 255).astype(np.float32)
+        form, subtype = {
+            "mp3": ("MP3", "MPEG_LAYER_III"),
+            "ogg": ("OGG", "VORBIS"),
+            "opus": ("OGG", "OPUS"),
+        }[kind]
+        buffer = io.BytesIO()
+        soundfile.write(buffer, wave, SAMPLE_RATE, format=form, subtype=subtype, compression_level=level)
+        buffer.seek(0)
+        back = soundfile.read(buffer, dtype="float32")[0]
+        return fitted(back[lag_of(wave, back) :], len(wave))
+
+
+class Clip(Transform):
+    """Overdriven: cut off at a ``share`` of the highest peak."""
+
+    share: Range
+
+    @model_validator(mode="after")
+    def bounded(self) -> Clip:
+        if not 0 < self.share[0] <= self.share[1] <= 1:
+            raise ValueError("share must stay between 0 and 1")
+        return self
+
+    def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        limit = rng.uniform(*self.share) * float(np.abs(wave).max())
+        return np.clip(wave, -limit, limit)
+
+
+class AugmentStep(Strict):
+    """Exactly one transform."""
+
+    gain: Gain | None = None
+    noise: Noise | None = None
+    reverb: Reverb | None = None
+    speed: Speed | None = None
+    resample: Resample | None = None
+    band: Band | None = None
+    codec: Codec | None = None
+    clip: Clip | None = None
+
+    @model_validator(mode="after")
+    def one_transform(self) -> AugmentStep:
+        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"name exactly one transform a step, found {', '.join(named) or 'none'}")
+        return self
+
+    @property
+    def transform(self) -> Transform:
+        return next(t for name in type(self).model_fields if (t := getattr(self, name)) is not None)
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """The steps of one source, in order.
+
+    Args:
+        where: how messages call the place in the recipe.
+
+    Raises:
+        UserError: when a folder of noises or responses holds no audio.
+    """
+
+    steps: tuple[AugmentStep, ...]
+    where: str
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            folder = getattr(step.transform, "files", None)
+            if folder is not None and not audio_files(folder):
+                raise UserError(f"{self.where}: files: there is no audio in {folder}")
+
+    @cached_property
+    def transforms(self) -> tuple[Transform, ...]:
+        return tuple(step.transform for step in self.steps)
+
+    def augment(self, samples: NDArray[np.int16], rng: random.Random) -> NDArray[np.int16]:
+        """Return int16 ``[S']`` from int16 ``[S]``; only ``speed`` changes the length. The same generator, the same
+        clip.
+
+        Raises:
+            RowError: when a noise or response that was drawn cannot be read.
+        """
+        wave = samples.astype(np.float32) / np.float32(QUANTA)
+        for transform in self.transforms:
+            if rng.random() < transform.p and len(wave) > 1:
+                wave = transform.apply(wave, rng)
+        return np.clip(np.rint(wave * QUANTA), -32768, 32767).astype(np.int16)
+
+
+@lru_cache(maxsize=64)
+def audio_files(folder: str) -> tuple[Path, ...]:
+    """Return the audio files below a folder, sorted: their order is part of what is drawn."""
+    return tuple(p for p in sorted(Path(folder).expanduser().rglob("*")) if p.suffix.lower() in SUFFIXES)
+
+
+@lru_cache(maxsize=128)
+def decoded(path: Path) -> Wave:
+    return decode(path, LONGEST_FILE, str(path)).astype(np.float32) / np.float32(QUANTA)
+
+
+def some_file(folder: str, rng: random.Random) -> Wave:
+    """Return the samples of a random file of a folder."""
+    wave = decoded(rng.choice(audio_files(folder)))
+    if float(np.abs(wave).max()) == 0:
+        raise RowError("broken augmentation", f"a file of {folder} is silent")
+    return wave
+
+
+def some_part(folder: str, count: int, rng: random.Random) -> Wave:
+    """Return ``count`` samples of a random file from a random place on, the file repeated where it is short."""
+    wave = some_file(folder, rng)
+    if len(wave) > count:
+        begin = rng.randrange(len(wave) - count + 1)
+        return wave[begin : begin + count]
+    return np.resize(np.roll(wave, -rng.randrange(len(wave))), count)
+
+
+def fitted(wave: Wave, count: int) -> Wave:
+    """Return exactly ``count`` samples: cut, or followed by silence."""
+    return np.pad(wave[:count], (0, max(0, count - len(wave)))).astype(np.float32)
+
+
+def lag_of(wave: Wave, back: Wave, longest: int = 4096) -> int:
+    """Return by how many samples a codec delayed a clip, by the peak of the correlation of their beginnings."""
+    if len(back) <= len(wave):
+        return 0
+    head = min(len(wave), 4 * longest)
+    search = min(len(back) - len(wave), longest)
+    scores = signal.correlate(back[: head + search], wave[:head], mode="valid", method="fft")
+    return int(np.argmax(scores))
+
+
+def steps(*items: dict[str, Any]) -> tuple[AugmentStep, ...]:
+    return tuple(AugmentStep.model_validate(item) for item in items)
+
+
+# Named degradations for evaluation: the same for everybody, so figures can be compared.
+CONDITIONS: dict[str, tuple[AugmentStep, ...]] = {
+    **{f"noise_{db}db": steps({"noise": {"snr_db": (db, db), "kind": "pink"}}) for db in (20, 10, 5, 0)},
+    "reverb": steps({"reverb": {"rt60": (0.6, 0.6)}}),
+    "far": steps(
+        {"reverb": {"rt60": (0.9, 0.9), "direct": 0.5}}, {"noise": {"snr_db": (10, 10), "kind": "pink"}}
+    ),
+    "telephone": steps(
+        {"band": {"low_hz": (300, 300), "high_hz": (3400, 3400)}}, {"codec": {"kind": "mulaw"}}
+    ),
+    "mp3_small": steps({"codec": {"kind": "mp3", "quality": (0.9, 0.9)}}),
+    "opus_small": steps({"codec": {"kind": "opus", "quality": (0.9, 0.9)}}),
+    "clipped": steps({"clip": {"share": (0.2, 0.2)}}),
+}

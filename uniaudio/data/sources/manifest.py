@@ -1,0 +1,101 @@
+"""Manifests: JSON lines and tables with a header, audio paths relative to the file or inside a tar."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.sources.listed import ListedSource
+from uniaudio.errors import UserError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one object per non-empty line.
+
+    Raises:
+        UserError: naming the file and the line.
+    """
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: cannot be read ({problem})") from problem
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as problem:
+            raise UserError(f"{path}: line {number}: not JSON ({problem})") from problem
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number}: must be one object")
+        rows.append(row)
+    return rows
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Read a table whose first line names the columns; ``.tsv`` is cut at tabs.
+
+    Raises:
+        UserError: naming the file and the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, delimiter=DELIMITERS.get(path.suffix.lower(), ","), strict=True)
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path}: line {reader.line_num}: has {'more' if None in row else 'fewer'} fields than "
+                        f"the header's {len(reader.fieldnames or ())}"
+                    )
+                rows.append(row)
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise UserError(f"{path}: cannot be read ({problem})") from problem
+    return rows
+
+
+def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> Path:
+    """Return the manifest itself, or the one in a folder: that of the stored split, else ``manifest``."""
+    path = Path(card.load.location)
+    if path.is_dir():
+        for name in (card.split(split).name, "manifest"):
+            for suffix in suffixes:
+                if (path / f"{name}{suffix}").is_file():
+                    return path / f"{name}{suffix}"
+        path = path / f"manifest{suffixes[0]}"
+    if not path.is_file():
+        raise UserError(f"{card.path}: load.{card.load.kind}: there is no manifest {path}")
+    return path
+
+
+class JsonlSource(ListedSource):
+    """A manifest file, or a folder with ``manifest.jsonl`` (``<name>.jsonl`` for a stored split of that name)."""
+
+    def __init__(self, card: DatasetCard, split: str) -> None:
+        path = manifest_file(card, split, (".jsonl",))
+        super().__init__(card, split, keyed(read_jsonl(path), card), path.parent)
+
+
+class CsvSource(ListedSource):
+    """A table, or a folder with ``manifest.csv`` (or ``.tsv``; ``<name>.csv`` for a stored split of that name)."""
+
+    def __init__(self, card: DatasetCard, split: str) -> None:
+        path = manifest_file(card, split, (".csv", ".tsv"))
+        super().__init__(card, split, keyed(read_table(path), card), path.parent)
+
+
+def keyed(rows: list[dict[str, Any]], card: DatasetCard) -> list[tuple[str, dict[str, Any]]]:
+    """Name rows by their first clip, and by their number where that is no plain path."""
+    found = []
+    for number, row in enumerate(rows):
+        clip = row.get(card.audio[0])
+        if isinstance(clip, dict) and "offset" in clip:
+            clip = row.get("key")
+        found.append((clip if isinstance(clip, str) else str(number), row))
+    return found
