@@ -67,7 +67,7 @@ def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     console.print(
         f"[yellow]token counts are those of a small tokenizer trained on this recipe's texts"
-        f"{f', because {chosen} could not be loaded' if chosen else ''}; name another with --decoder[/yellow]"
+        f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder[/yellow]"
     )
     return recipe, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.data.audio import decode, probe_seconds
+from uniaudio.data.audio import FilePart, decode, plain_wave, probe_seconds
 from uniaudio.errors import RowError
 
 
@@ -83,3 +83,40 @@ def test_files_that_are_missing_or_empty(tmp_path):
     (tmp_path / "empty.wav").touch()
     with pytest.raises(RowError, match="empty audio"):
         probe_seconds(tmp_path / "empty.wav")
+
+
+@pytest.mark.parametrize("format", ["WAV", "WAVEX", "AIFF"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_the_short_way_for_plain_waves_gives_what_the_library_gives(
+    format, subtype, channels, rate, monkeypatch
+):
+    samples = np.random.default_rng(0).integers(-30000, 30000, (800, channels), dtype=np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
+    short = decode(buffer.getvalue(), 1.0, "clip")
+    monkeypatch.setattr("uniaudio.data.audio.plain_wave", lambda data: None)
+    assert np.array_equal(decode(buffer.getvalue(), 1.0, "clip"), short)
+    plain = (format, subtype, channels) == ("WAV", "PCM_16", 1)
+    monkeypatch.undo()
+    assert (plain_wave(buffer.getvalue()) is not None) == plain
+    assert plain_wave(buffer.getvalue()[:-3]) is None  # a cut file is the library's to judge
+
+
+def test_parts_of_files(tmp_path):
+    (tmp_path / "two").write_bytes(b"xx" + clip(1600, 7) + clip(3200, 8))
+    size = len(clip(1600, 7))
+    part = FilePart(tmp_path / "two", 2, size)
+    assert probe_seconds(part) == pytest.approx(0.1)
+    assert decode(part, 1.0, "part").tolist() == [7] * 1600
+    with pytest.raises(RowError, match=r"broken audio|empty audio"):
+        decode(FilePart(tmp_path / "two", 10**6, 50), 1.0, "part")
+    with pytest.raises(RowError, match="missing file"):
+        decode(FilePart(tmp_path / "none", 0, 50), 1.0, "part")
+
+
+def clip(count, value):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.full(count, value, np.int16), 16000, format="WAV")
+    return buffer.getvalue()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
+from weakref import WeakSet
 
 from uniaudio.data.order import number, permuted
 from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
@@ -194,8 +197,20 @@ class ShardCursor:
         return Mark(mark.epoch + 1)
 
 
+READERS: WeakSet[threading.Thread] = WeakSet()
+LAST_WORDS = 5.0  # seconds that a process waits at its end for reads that are under way
+
+
+@atexit.register
+def end_reading() -> None:
+    """Let reads end before the interpreter does: one that is then inside a library would abort the process."""
+    until = time.monotonic() + LAST_WORDS
+    for thread in list(READERS):
+        thread.join(max(0.0, until - time.monotonic()))
+
+
 def in_background(work: Callable[[], Window]) -> Future[Window]:
-    """Run in a thread that does not keep the process from ending, as those of an executor would."""
+    """Run in a thread that does not keep the process from ending for ever, as those of an executor would."""
     future: Future[Window] = Future()
 
     def run() -> None:
@@ -204,7 +219,9 @@ def in_background(work: Callable[[], Window]) -> Future[Window]:
         except BaseException as problem:  # whatever it is, it belongs to whoever waits
             future.set_exception(problem)
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    READERS.add(thread)
     return future
 
 

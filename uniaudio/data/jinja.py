@@ -36,6 +36,8 @@ class Text:
         try:
             self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse(source)))
             self.compiled = ENVIRONMENT.from_string(source)
+            # most wordings are plain text: rendering them anew for every row would be most of the planner's work
+            self.fixed = self.compiled.render() if not self.names else None
         except TemplateError as problem:
             raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
@@ -45,6 +47,8 @@ class Text:
         Raises:
             RowError: when a field is missing or the text cannot be rendered.
         """
+        if self.fixed is not None:
+            return self.fixed
         for name in sorted(self.names):
             if name not in fields:
                 raise RowError("missing column", f"{self.where} needs '{name}'")

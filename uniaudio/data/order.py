@@ -6,6 +6,7 @@ import random
 from hashlib import blake2b
 
 ROUNDS = 4  # of the Feistel network; enough to look random, and any number is a permutation
+WORD = (1 << 64) - 1
 FRACTION = 40  # bits behind the point of a share
 
 
@@ -36,6 +37,14 @@ def phase_of(seed: int, entry: str, stream: int) -> int:
     return number("phase", seed, entry, stream) >> (64 - FRACTION)
 
 
+def scrambled(value: int) -> int:
+    """Return 64 bits that look unrelated to ``value``: the finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
+    value = (value * 0x9E3779B97F4A7C15) & WORD
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
+    return value ^ (value >> 31)
+
+
 def permuted(index: int, size: int, seed: int) -> int:
     """Return where a random permutation of ``range(size)`` sends ``index``, without building it.
 
@@ -49,7 +58,7 @@ def permuted(index: int, size: int, seed: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for turn in range(ROUNDS):
-            left, right = right, left ^ (number("feistel", seed, turn, right) & mask)
+            left, right = right, left ^ (scrambled(seed + turn + (right << 2)) & mask)
         index = left << half | right
         if index < size:
             return index

@@ -134,8 +134,8 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     seconds = row.get("duration")
     length = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
     if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return AudioRef(bytes(value["bytes"]), name, length)
-    if isinstance(value, bytes):
+        return AudioRef(value["bytes"], name, length)
+    if isinstance(value, bytes | memoryview):
         return AudioRef(value, name, length)
     path = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(path, str) or not path:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uniaudio.errors import RowError, UserError
 
+REMEMBERED = 20_000  # texts whose ids are kept; a few megabytes
 USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
 
 
@@ -40,6 +41,7 @@ class ChatFormat:
         stated = tokenizer.pad_token_id
         # an id only for the empty places of generated rows; masks never come from it
         self.pad = stated if stated not in (None, self.end_of_turn) else int(self.end_of_turn == 0)
+        self.known: dict[str, list[int]] = {}
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.special_texts = sorted({*added, *tokenizer.all_special_tokens})
 
@@ -52,7 +54,7 @@ class ChatFormat:
         texts = [self.checked(piece) for piece in pieces]
         texts[0] = self.prefix + texts[0]
         texts[-1] = texts[-1] + self.suffix
-        return [self.encode(text) for text in texts]
+        return [self.remembered(text) for text in texts]
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer with the end-of-turn id: exactly what is supervised.
@@ -60,10 +62,19 @@ class ChatFormat:
         Raises:
             RowError: when the answer is empty or holds the text of a special token.
         """
-        ids = self.encode(self.checked(text))
+        ids = self.remembered(self.checked(text))
         if not ids:
             raise RowError("empty answer", repr(text))
         return [*ids, self.end_of_turn]
+
+    def remembered(self, text: str) -> list[int]:
+        """Return the ids of a text; wordings and labels come again and again, so the first ones are kept."""
+        ids = self.known.get(text)
+        if ids is None:
+            ids = self.encode(text)
+            if len(self.known) < REMEMBERED:
+                self.known[text] = ids
+        return ids
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

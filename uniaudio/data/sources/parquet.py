@@ -104,7 +104,7 @@ class ParquetSource(ShardedSource):
             while i >= at_hand[0] + len(at_hand[1]):
                 at_hand[0] += len(at_hand[1])
                 at_hand[1] = next(batches)
-            return {name: at_hand[1].column(name)[i - at_hand[0]].as_py() for name in heavy}
+            return {name: plain(at_hand[1].column(name), i - at_hand[0]) for name in heavy}
 
         return audio
 
@@ -115,6 +115,16 @@ class ParquetSource(ShardedSource):
             return Row(key, columns, audio_refs({**columns, **clips}, self.card.audio, folder, key))
         except RowError as problem:
             return problem
+
+
+def plain(column: pyarrow.Array, i: int) -> Any:
+    """Return a value of an audio column; bytes stay where Arrow has them, for copies cost more than reading."""
+    if pyarrow.types.is_struct(column.type):
+        return {field.name: plain(column.field(field.name), i) for field in column.type}
+    value = column[i]
+    if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
+        return memoryview(value.as_buffer()) if value.is_valid else None
+    return value.as_py()
 
 
 def local_shards(place: str) -> tuple[list[Shard], int]:
