@@ -35,6 +35,93 @@ SAMPLES = {
     "tags": ["Dog", "Bark"],
     "choices": ["a dog", "a cat"],
     "midi": 69,
+    "bpm": 119.6,
+}
+
+# What a row of a data set holds, as its card says; audio columns are left out.
+SCHEMAS = {
+    "aecc_aishell1": {"trans": "今天 天气"},
+    "aecc_asvspoof2015": {"binary_spoof": "spoof"},
+    "aecc_clotho": {"caption": ["a dog barks", "barking"]},
+    "aecc_cremad": {"label": "anger"},
+    "aecc_esc50": {"label": "crying_baby"},
+    "aecc_fluentspeechcommands": {"label": "increase heat kitchen"},
+    "aecc_freemusicarchive": {"genre": "Folk"},
+    "aecc_fsd50k": {"soundevent": ["Dog", "Bark"]},
+    "aecc_fsdkaggle2018": {"soundevent": "Acoustic_guitar"},
+    "aecc_gtzan": {"genre": "jazz"},
+    "aecc_libricount": {"num_speakers": 3},
+    "aecc_librispeech": {"text": "HE WENT HOME"},
+    "aecc_mecat": {"long": "A man speaks over music."},
+    "aecc_nsynth": {"instrument_family_str": "guitar"},
+    "aecc_songdescriber": {"caption": "slow guitar"},
+    "aecc_speechcommandsv1": {"label": "yes"},
+    "aecc_urbansound8k": {"label": "dog_bark"},
+    "aecc_vocalsound": {"label": "Throatclearing"},
+    "aecc_voxceleb1": {"label": 1},
+    "aecc_voxlingua33": {"label": "Estonian"},
+    "aishell1": {"split": "train", "text": "今天天气", "speaker": "S1"},
+    "audiocaps": {"caption": "a dog barks"},
+    "audioset_balanced": {"human_labels": ["Dog", "Bark"]},
+    "clotho": {"split": "train", "captions": ["a dog barks", "barking"]},
+    "clotho_aqa": {"split": "train", "question": "Is a dog barking?", "answer": "yes"},
+    **{f"common_voice_{lang}": {"sentence": "He went home."} for lang in ("de", "en", "es", "fr")},
+    "covost2_de_en": {"sentence": "Er ging.", "translation": "He went."},
+    "crema_d": {"split": "train", "label": "anger", "speaker": "1001"},
+    "esc10": {"split": "train", "label": "dog"},
+    "esc50": {"category": "crying_baby", "fold": 1},
+    "fluent_speech_commands": {"split": "train", "label": "increase heat kitchen"},
+    "fma_small": {"split": "train", "label": "Folk"},
+    "fsd50k": {"split": "train", "tags": ["Dog", "Bark"]},
+    "fsdd_connected": {"split": "train", "text": "one two", "speaker": "theo"},
+    "fsdd_digits": {"split": "train", "label": "one", "speaker": "theo"},
+    "gtzan": {"file": "genres/jazz/jazz.00012.wav", "genre": 5},
+    "iemocap": {"split": "train", "label": "anger"},
+    "libricount": {"split": "train", "count": 3},
+    "librispeech": {"text": "HE WENT HOME", "speaker_id": 19},
+    "ljspeech_mini": {"split": "train", "text": "He went home."},
+    "minds14_en": {
+        "intent_class": 0,
+        "path": "en-US~PAY_BILL/1.wav",
+        "english_transcription": "pay",
+        "lang_id": 4,
+    },
+    "musiccaps": {"split": "train", "captions": ["slow guitar"]},
+    "nsynth": {"split": "train", "label": "guitar", "midi": 60},
+    "song_describer": {"split": "test", "captions": ["slow guitar"]},
+    "speech_commands": {"file": "yes/0a.wav", "label": 0},
+    "spoken_squad": {"split": "train", "question": "who went home?", "answer": "he"},
+    "urbansound8k": {"class": "dog_bark", "fold": 1},
+    "vggsound": {"split": "train", "label": "dog barking"},
+    "vocalsound": {"split": "train", "label": "throat clearing"},
+    "voxceleb1": {"split": "train", "speaker": "id10001"},
+    "voxceleb1_pairs": {"split": "train", "label": "yes"},
+    "voxlingua107": {"split": "train", "language": "Estonian"},
+    "wavcaps": {"split": "train", "captions": ["a dog barks"]},
+}
+
+# Table 2 of the report on explicit and implicit injection: percent of all draws.
+TABLE_2 = {
+    "esc50": 0.453,
+    "speechcommandsv1": 6.154,
+    "fluentspeechcommands": 2.717,
+    "fsdkaggle2018": 2.378,
+    "voxceleb1": 4.529,
+    "nsynth": 3.692,
+    "aishell1": 6.154,
+    "cremad": 0.679,
+    "songdescriber": 0.226,
+    "asvspoof2015": 2.038,
+    "freemusicarchive": 7.246,
+    "fsd50k": 1.019,
+    "urbansound8k": 1.019,
+    "gtzan": 1.019,
+    "vocalsound": 2.378,
+    "clotho": 2.462,
+    "librispeech": 6.154,
+    "libricount": 0.453,
+    "voxlingua33": 24.615,
+    "mecat": 24.615,
 }
 
 
@@ -49,6 +136,7 @@ def test_template(name):
     assert len({rendered.prompt for rendered in seen}) == len(template.prompts)
     assert all(len(rendered.prompt) == template.num_clips + 1 for rendered in seen)
     assert all("{{" not in "".join(rendered.prompt) and rendered.answer for rendered in seen)
+    assert len({prompt.source for prompt in template.prompts}) >= 5
 
 
 def test_templates_cover_speech_sound_and_music():
@@ -62,12 +150,42 @@ def test_templates_cover_speech_sound_and_music():
 
 @pytest.mark.parametrize("name", names("data_recipes/datasets/*.yaml"))
 def test_card(name):
-    assert load_card(str(ROOT / name)).license
+    card = load_card(str(ROOT / name))
+    assert card.license
+    assert card.hours
+    assert card.name in SCHEMAS
+    local = card.name in ("esc10", "fsdd_digits", "fsdd_connected", "ljspeech_mini")
+    assert ("# unverified:" in (ROOT / name).read_text()) != local
 
 
 @pytest.mark.parametrize("name", names("data_recipes/*.yaml"))
 def test_recipe(name):
-    assert sum(load_recipe(str(ROOT / name)).train_shares()) == pytest.approx(1)
+    """Every pairing is rendered on a row as the data set has it, and the splits' conditions are asked."""
+    recipe = load_recipe(str(ROOT / name))
+    assert sum(recipe.train_shares()) == pytest.approx(1)
+    pairs = [(e.dataset, e.split, t, e.constants) for e in recipe.train for t in e.templates]
+    pairs += [(e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
+    for card, split, template, constants in pairs:
+        row = SCHEMAS[card.name]
+        assert card.keeps(row, split) in (True, False)
+        for seed in range(5):
+            assert template.render({**card.fields(row), **constants}, random.Random(seed)).answer
+
+
+def test_the_recipe_of_the_challenge_has_the_published_ratios():
+    recipe = load_recipe("aecc_all")
+    shares = {entry.dataset.name.removeprefix("aecc_"): entry.share for entry in recipe.train}
+    assert shares == pytest.approx({name: ratio / sum(TABLE_2.values()) for name, ratio in TABLE_2.items()})
+    tracks = [{entry.dataset.name for entry in load_recipe(f"aecc_task{i}").train} for i in (1, 2)]
+    assert [len(track) for track in tracks] == [15, 5]
+    assert tracks[0] | tracks[1] == {entry.dataset.name for entry in recipe.train}
+
+
+def test_the_catalogue_names_everything():
+    text = (ROOT / "docs" / "catalogue.md").read_text()
+    for pattern in ("templates/*.yaml", "data_recipes/datasets/*.yaml", "data_recipes/*.yaml"):
+        missing = [name for name in names(pattern) if f"`{Path(name).stem}`" not in text]
+        assert not missing
 
 
 @pytest.mark.parametrize("name", names("configs/*.yaml"))

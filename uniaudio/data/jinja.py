@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 ENVIRONMENT = environment()
+ALONE = re.compile(r"\{\{ *(\w+) *\}\}")  # a text that is one column as it stands
 
 
 class Text:
@@ -36,8 +38,11 @@ class Text:
         try:
             self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse(source)))
             self.compiled = ENVIRONMENT.from_string(source)
-            # most wordings are plain text: rendering them anew for every row would be most of the planner's work
+            # most wordings are plain text and most answers one column: rendering them for every row through Jinja
+            # would be most of the planner's work
             self.fixed = self.compiled.render() if not self.names else None
+            alone = ALONE.fullmatch(source)
+            self.column = alone[1] if alone is not None and alone[1] in self.names else None
         except TemplateError as problem:
             raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
@@ -52,6 +57,8 @@ class Text:
         for name in sorted(self.names):
             if name not in fields:
                 raise RowError("missing column", f"{self.where} needs '{name}'")
+        if self.column is not None:
+            return str(fields[self.column])
         return guarded(lambda: self.compiled.render(fields), self.where)
 
 
