@@ -7,8 +7,8 @@ mix      rows (audio still encoded) out of two small parquet sets that are gone 
 clips    training batches out of tars: a re-implementation of the data path described for xares-llm (a temporary file
          per clip, a sort buffer of 128, batches of four padded to the longest, all in the main process), against our
          loader with one and with two workers.
-features the same two up to Whisper's log-mel: transformers' extractor in the main process, every clip padded to 30 s, against
-         our mel over the packed batch.
+features the same two up to Whisper's log-mel: transformers' extractor in the main process, every clip padded to 30 s,
+         against our mel over the packed batch.
 decode   our decoding against soundfile and soxr in a bare loop.
 growth   memory of the process after 10,000 and after 100,000 rows of a mixture.
 resume   seconds from open sources to the first batch, deep inside a set of a million rows.
@@ -19,6 +19,7 @@ Every side runs in a fresh process, A B A B A B; the best of three counts.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -137,6 +138,8 @@ def paced(rows: Iterator[Any], count: int) -> dict[str, float]:
     """Take rows (or lists of them); return rows per second and the longest wait. The first row starts the clock."""
     taken, longest = 0, 0.0
     next(rows)
+    gc.collect()
+    gc.freeze()  # for both sides: else a collection over all imported modules falls into somebody's time
     started = last = time.perf_counter()
     for row in rows:
         now = time.perf_counter()

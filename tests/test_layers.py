@@ -21,8 +21,9 @@ ALLOWED = {
     "assemble": BASE | {"data", "model", "miniature", "train", "evaluate"},
     "checks": BASE | {"data", "model"},
     "preview": BASE | {"data", "miniature"},
+    "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
-    "cli": BASE | {"assemble", "checks", "preview", "demo"},
+    "cli": BASE | {"assemble", "checks", "preview", "tools", "demo"},
 }
 
 

@@ -234,3 +234,33 @@ def test_several_questions_share_a_clip(tone_run, chat_tokenizer):
     assert batch.audio_index.tolist() == expected
     assert torch.equal(torch.bincount(batch.label_task).gt(0), torch.tensor([True, True]))
     assert step.drawn == {"tones": 32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_an_epoch_holds_every_row_once_rejected_clips_included(mixture, recipe, world, workers):
+    source = open_source(recipe.train[0].dataset, "train")
+    for key, _ in source.listed[3:5]:
+        (source.folder / key).write_bytes(b"no audio")
+    mix = mixture(
+        source, micro_batches=6, streams=6, pool=5
+    )  # the first pools of six streams are the 30 rows
+    seen, left = Counter(), Counter()
+    for rank in range(world):
+        pools = {}
+        for step in make_loader(mix, ("tone",), rank, world, workers, 2):
+            places = range(rank, mix.micro_batches, world)
+            streams = [((step.state.step - 1) * 6 + place) % 6 for place in places]
+            for stream, batch in zip(streams, step.micro, strict=True):
+                if step.state.streams[stream].pool == 0:
+                    seen.update(id.rpartition("/")[2] for id in batch.ids)
+            if all(step.state.streams[stream].pool == 0 for stream in streams):
+                left.update(skip.row for skip in step.skips)
+            pools |= {stream: step.state.streams[stream].pool for stream in streams}
+            if min(pools.values()) > 0:
+                break
+    broken = {key for key, _ in source.listed[3:5]}
+    assert set(seen) | broken == {key for key, _ in source.listed}
+    assert set(seen.values()) == {1}
+    assert set(left) <= broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import random
@@ -103,6 +104,8 @@ class WorkerDataset(IterableDataset):
     at: Any = field(default_factory=lambda: multiprocessing.get_context().Array("c", NAMED))
 
     def __iter__(self) -> Iterator[MicroBatch | Failure]:
+        gc.collect()
+        gc.freeze()  # the imported modules live on anyway; looking through them again and again makes the rows wait
         streams = {index: self.mixture.stream(index, self.states.get(index)) for index in set(self.turns)}
         try:
             for index in itertools.cycle(self.turns):

@@ -141,6 +141,7 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     if not isinstance(path, str) or not path:
         raise RowError("missing column", f"{name}: no audio path or bytes")
     if isinstance(value, Mapping) and "offset" in value:
+        length = value.get("seconds", length)
         return AudioRef(FilePart(folder / path, int(value["offset"]), int(value["size"])), name, length)
     archive, inside, member = path.partition(IN_ARCHIVE)
     if inside:
