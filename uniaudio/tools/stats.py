@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -122,34 +123,22 @@ def show_stats(
 
 def stats_table(name: str, stats: list[EntryStats], steps: int | None) -> Table:
     """Lay out one row per line of the recipe."""
-    table = Table(title=f"recipe {name}", title_justify="left")
-    columns = [
-        "dataset:template",
-        "rows",
-        "hours",
-        "s: least",
-        "median",
-        "most",
-        "answer words",
-        "unusable",
-        "share",
-    ]
-    for column in [*columns, *([f"epochs in {steps} steps"] if steps else [])]:
-        table.add_column(column, justify="left" if column == columns[0] else "right", overflow="fold")
+    table = Table(title=f"recipe {name}{f', {steps} steps' if steps else ''}", title_justify="left")
+    table.add_column("dataset:template", overflow="fold")
+    unusable = any(s.unusable for s in stats)
+    columns = ["rows", "hours", "s min, mid, max", "words", "share"]
+    for column in [*columns, *(["epochs"] if steps else []), *(["unusable"] if unusable else [])]:
+        table.add_column(column, justify="right")
     for s in stats:
         lengths = np.percentile(s.seconds, [0, 50, 100]) if s.seconds else [float("nan")] * 3
         hours = "?" if s.hours is None else f"{'~' if s.estimated else ''}{s.hours:.2f}"
         words = f"{np.mean(s.answer_words):.1f}" if s.answer_words else "?"
-        cells = [
-            s.name,
-            "?" if s.rows is None else f"{s.rows:,}",
-            hours,
-            *(f"{x:.2f}" for x in lengths),
-            words,
-        ]
-        cells += [f"{s.unusable} of {s.looked_at}", f"{s.share:.1%}"]
+        cells = [s.name, "?" if s.rows is None else f"{s.rows:,}", hours]
+        cells += [" ".join(f"{x:.1f}" for x in lengths), words, f"{s.share:.1%}"]
         if steps:
-            cells.append("?" if s.epochs is None else f"{s.epochs:.2f}")
+            cells.append("?" if s.epochs is None else f"{s.epochs:.1f}")
+        if unusable:
+            cells.append(f"{s.unusable} of {s.looked_at}")
         table.add_row(*cells)
     return table
 
@@ -158,12 +147,13 @@ def draw_lengths(stats: list[EntryStats]) -> Figure:
     """Draw for every source how long its clips and its answers are."""
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(9, 1.2 + 1.5 * len(stats)), layout="constrained")
-        rows: Any = figure.subplots(len(stats), 2, squeeze=False)
+        rows: Any = figure.subplots(len(stats), 2, squeeze=False, sharex="col")
         for s, (lengths, words) in zip(stats, rows, strict=True):
             lengths.hist(s.seconds, bins=BINS, color="#4c78a8")
-            words.hist(
-                s.answer_words, bins=range(0, max([*s.answer_words, 1]) + 2), color="#f58518", align="left"
-            )
+            most = max([*s.answer_words, 1])
+            words.hist(s.answer_words, bins=range(1, most + 2), color="#f58518", align="left")
+            words.xaxis.set_major_locator(MaxNLocator(integer=True))
+            lengths.set_xlim(left=0)
             lengths.set_title(s.name, loc="left", fontsize=9)
             lengths.set_ylabel("rows")
         rows[-1][0].set_xlabel("seconds of a row's clips")
