@@ -19,6 +19,7 @@ from torch import Tensor
 from uniaudio.ragged import Ragged
 
 SAMPLE_RATE = 16_000  # samples per second, everywhere
+PER_MILLE = 1000  # masks along frequency are written so: encoders differ in their number of mel bins
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Example:
             clip ``i`` stands between piece ``i`` and piece ``i + 1``.
         answer: the rendered answer. Never empty.
         shares_clips: the clips are those of the example before it in the batch, and are encoded once for both.
+        masks: (clip, axis, begin, width) of what the encoder is not to see, see ``model/spec_augment.py``.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Example:
     prompt: tuple[str, ...]
     answer: str
     shares_clips: bool = False
+    masks: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Batch:
         labels: ``[L]`` int64 token ids.
         label_task: ``[L]`` int64 index into ``tasks``.
         tasks: the K task names of the run, the same list in every batch.
+        masks: ``[R, 4]`` int64, always on the CPU: (clip of the batch, axis, begin, width), for SpecAugment.
         ids: B example ids. audio_tokens: N. audio_seconds: real audio in the batch, in seconds.
     """
 
@@ -68,6 +72,7 @@ class Batch:
     label_positions: Tensor
     labels: Tensor
     label_task: Tensor
+    masks: Tensor
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
     audio_tokens: int

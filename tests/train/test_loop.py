@@ -46,6 +46,7 @@ def batch(n):
         labels,
         labels,
         labels * 0,
+        torch.zeros(0, 4, dtype=torch.long),
         ("tone",),
         (f"tones/{n}",),
         4,

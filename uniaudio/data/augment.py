@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,11 +25,12 @@ from uniaudio.config.schema import Strict
 from uniaudio.data.audio import QUANTA, decode
 from uniaudio.data.sources.audiofolder import SUFFIXES
 from uniaudio.errors import RowError, UserError
-from uniaudio.types import SAMPLE_RATE
+from uniaudio.types import PER_MILLE, SAMPLE_RATE
 
 Wave = NDArray[np.float32]
 LONGEST_FILE = 600.0  # seconds of a noise or an impulse response
 SILENCE = 1e-8  # mean power below which a clip has no level to set noise against
+HOP = 160  # samples of a mel frame
 FADED = 6.9078  # ln(1000): the amplitude of a response has fallen by 60 dB
 
 
@@ -213,6 +215,37 @@ class Clip(Transform):
         return np.clip(wave, -limit, limit)
 
 
+class SpecAugment(Strict):
+    """Bands of time and frequency that the encoder does not see (Park et al. 2019, without time warping).
+
+    Args:
+        time_masks, time_seconds: so many bands of up to so many seconds. freq_masks, freq_share: so many of up to such
+        a
+            share of the mel axis.
+    """
+
+    p: float = Field(default=1.0, gt=0, le=1)
+    time_masks: int = Field(default=2, ge=0)
+    time_seconds: float = Field(default=0.4, gt=0)
+    freq_masks: int = Field(default=2, ge=0)
+    freq_share: float = Field(default=0.2, gt=0, lt=1)
+
+    def draw(self, samples: int, rng: random.Random) -> list[tuple[int, int, int]]:
+        """Return (axis, begin, width) of the bands of a clip; those along time take at most half of it together."""
+        frames = samples // HOP
+        most = min(round(self.time_seconds * SAMPLE_RATE / HOP), frames // (2 * max(self.time_masks, 1)))
+        bands = []
+        for axis, count, size, longest in (
+            (0, self.time_masks, frames, most),
+            (1, self.freq_masks, PER_MILLE, round(self.freq_share * PER_MILLE)),
+        ):
+            for _ in range(count):
+                width = rng.randint(0, longest)
+                if width:
+                    bands.append((axis, rng.randint(0, size - width), width))
+        return bands
+
+
 class AugmentStep(Strict):
     """Exactly one transform."""
 
@@ -224,6 +257,7 @@ class AugmentStep(Strict):
     band: Band | None = None
     codec: Codec | None = None
     clip: Clip | None = None
+    spec_augment: SpecAugment | None = None
 
     @model_validator(mode="after")
     def one_transform(self) -> AugmentStep:
@@ -233,7 +267,7 @@ class AugmentStep(Strict):
         return self
 
     @property
-    def transform(self) -> Transform:
+    def transform(self) -> Transform | SpecAugment:
         return next(t for name in type(self).model_fields if (t := getattr(self, name)) is not None)
 
 
@@ -259,7 +293,18 @@ class Augmenter:
 
     @cached_property
     def transforms(self) -> tuple[Transform, ...]:
-        return tuple(step.transform for step in self.steps)
+        return tuple(step.transform for step in self.steps if isinstance(step.transform, Transform))
+
+    def masks(
+        self, clips: Sequence[NDArray[np.int16]], rng: random.Random
+    ) -> tuple[tuple[int, int, int, int], ...]:
+        """Draw what the encoder is not to see of the clips of an example: (clip, axis, begin, width)."""
+        bands: list[tuple[int, int, int, int]] = []
+        for step in self.steps:
+            hiding = step.transform
+            if isinstance(hiding, SpecAugment) and rng.random() < hiding.p:
+                bands += [(i, *band) for i, clip in enumerate(clips) for band in hiding.draw(len(clip), rng)]
+        return tuple(bands)
 
     def augment(self, samples: NDArray[np.int16], rng: random.Random) -> NDArray[np.int16]:
         """Return int16 ``[S']`` from int16 ``[S]``; only ``speed`` changes the length. The same generator, the same

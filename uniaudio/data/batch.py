@@ -54,11 +54,15 @@ def pack(
     label_positions: list[int] = []
     labels: list[int] = []
     label_task: list[int] = []
+    masks: list[tuple[int, ...]] = []
+    clips_before = 0
     for example in examples:
         start = len(tokens)
         pieces = format.prompt(example.prompt)
         tokens += pieces[0]
         if not example.shares_clips:
+            masks += [(clips_before + clip, *band) for clip, *band in example.masks]
+            clips_before += len(example.clips)
             first, heard = heard, heard + sum(slots_for(len(clip)) for clip in example.clips)
         place = first
         for clip, piece in zip(example.clips, pieces[1:], strict=True):
@@ -88,6 +92,7 @@ def pack(
         label_positions=integers(label_positions),
         labels=integers(labels),
         label_task=integers(label_task),
+        masks=torch.tensor(masks, dtype=torch.int64).reshape(-1, 4),
         tasks=tasks,
         ids=tuple(example.id for example in examples),
         audio_tokens=heard,

@@ -137,9 +137,11 @@ class WorkerDataset(IterableDataset):
         clips = tuple(
             decode(ref.source, self.mixture.max_seconds, ref.name, ref.span) for ref in planned.row.audio
         )
+        masks: tuple[tuple[int, int, int, int], ...] = ()
         if entry.augmenter is not None:
             rng = random.Random(number("augment", self.mixture.seed, entry.name, planned.k))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
+            masks = entry.augmenter.masks(clips, rng)
         row = f"{entry.dataset.name}/{entry.split}/{planned.row.key}"
         return [
             Example(
@@ -150,6 +152,7 @@ class WorkerDataset(IterableDataset):
                 prompt=rendered.prompt,
                 answer=rendered.answer,
                 shares_clips=i > 0,
+                masks=masks,
             )
             for i, (task, rendered) in enumerate(planned.questions)
         ]

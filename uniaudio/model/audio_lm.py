@@ -68,9 +68,14 @@ class AudioLM(nn.Module):
 
         Raises:
             ValueError: when the batch has other places for audio than the model has audio tokens.
+            UserError: when the batch has masks, but the encoder no spectrogram.
         """
+        if len(batch.masks) and not self.encoder.takes_masks:
+            raise UserError(
+                f"spec_augment: {type(self.encoder).__name__} has no spectrogram to mask; leave it out of the recipe"
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
-            encoded = self.encoder(batch.audio)
+            encoded = self.encoder(batch.audio, masks=batch.masks)
         audio = self.adapter(encoded.frames).values
         if len(audio) != batch.audio_tokens:
             raise ValueError(f"{batch.audio_tokens} places for audio but {len(audio)} audio tokens")

@@ -18,6 +18,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.mel import FRAME, REACH, LogMel, encoder_frames
+from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -40,6 +41,7 @@ class WhisperAudioEncoder(AudioEncoder):
     """
 
     frame_rate = SAMPLE_RATE / FRAME  # 50 frames per second
+    takes_masks = True
 
     def __init__(self, whisper: WhisperEncoder, pad_to: float | None = None, tail_frames: int = 0) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class WhisperAudioEncoder(AudioEncoder):
         """Return ``ceil(samples / 320)``, at least 1: chunks of 30 s hold whole frames, so cutting changes nothing."""
         return encoder_frames(samples)
 
-    def forward(self, audio: Ragged, layers: bool = False) -> Encoded:
+    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
         frames_per_clip = torch.tensor(
             [self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
@@ -64,7 +66,10 @@ class WhisperAudioEncoder(AudioEncoder):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
         chunks = cut_into_chunks(audio)
         kept = torch.tensor([encoder_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
-        states = self.encode(self.mel(self.with_silence(chunks)), layers)
+        mel = self.mel(self.with_silence(chunks))
+        if masks is not None and len(masks):
+            mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
+        states = self.encode(mel, layers)
         cut = [keep_first(state, kept).with_lengths(frames_per_clip) for state in states]
         return Encoded(cut[-1], tuple(cut) if layers else None)
 
