@@ -23,6 +23,7 @@ check: lint types test
 bench: .stamp-dev
 	$(BIN)/python benchmarks/bench_encoder.py
 	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_data.py
 
 # the figures of docs/results.md; UNIAUDIO_REALDATA names the folder of recordings
 realdata: .stamp-run
