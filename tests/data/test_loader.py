@@ -7,10 +7,13 @@ import time
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from made_up_sources import Rows, Shards
 
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.asked import iterate_examples
 from uniaudio.data.loader import PlanState, joined_states, make_loader, sharing, turns_of_rank
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source
@@ -163,7 +166,7 @@ def stuck():
 @pytest.mark.parametrize(("end", "fate"), [(killed, "died"), (stuck, "did not answer in time")])
 def test_a_worker_that_ends_is_named_with_what_it_was_at(mixture, end, fate):
     mix = mixture(Deadly(end), streams=4, pool=8, patience=3.0)
-    with pytest.raises(UserError, match=f"a data worker {fate}; it was at: reading the next rows"):
+    with pytest.raises(UserError, match=f"a data worker {fate}; it was at: tones, the row of draw "):
         list(islice(make_loader(mix, ("tone",), 0, 1, 1, 2), 4))
 
 
@@ -198,8 +201,6 @@ def test_nobody_starves_and_nobody_repeats_with_one_shard_and_four_consumers(mix
 
 
 def test_several_questions_share_a_clip(tone_run, chat_tokenizer):
-    from uniaudio.config.strict_yaml import dump_yaml
-
     folder = tone_run.parent
     (folder / "tone_name.yaml").write_text(
         dump_yaml(
@@ -264,3 +265,20 @@ def test_an_epoch_holds_every_row_once_rejected_clips_included(mixture, recipe, 
     assert set(seen) | broken == {key for key, _ in source.listed}
     assert set(seen.values()) == {1}
     assert set(left) <= broken
+
+
+def test_a_condition_degrades_the_clips_of_an_evaluation_in_the_same_way_each_time(tone_run):
+    folder = tone_run.parent
+    lines = [{"dataset": "tones", "template": "tone", "condition": name} for name in (None, "noise_10db")]
+    content = {"recipe": "loud", "train": [{"dataset": "tones", "template": "tone"}], "evaluate": lines}
+    (folder / "loud.yaml").write_text(dump_yaml(content))
+    plain, noisy = load_recipe(str(folder / "loud.yaml")).evaluate
+    assert (plain.name, noisy.name) == ("tones:tone", "tones:tone@noise_10db")
+    clean, first, second = (
+        [example.clips[0].astype(int) for example, _ in iterate_examples(entry, 4, 30.0)]
+        for entry in (plain, noisy, noisy)
+    )
+    for before, after, again in zip(clean, first, second, strict=True):
+        assert np.array_equal(after, again)
+        ratio = np.mean(before**2) / np.mean((after - before) ** 2)
+        assert 10 * np.log10(ratio) == pytest.approx(10, abs=0.1)

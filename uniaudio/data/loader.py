@@ -106,10 +106,11 @@ class WorkerDataset(IterableDataset):
     def __iter__(self) -> Iterator[MicroBatch | Failure]:
         gc.collect()
         gc.freeze()  # the imported modules live on anyway; looking through them again and again makes the rows wait
-        streams = {index: self.mixture.stream(index, self.states.get(index)) for index in set(self.turns)}
+        streams = {
+            index: self.mixture.stream(index, self.states.get(index), self.say) for index in set(self.turns)
+        }
         try:
             for index in itertools.cycle(self.turns):
-                self.say("reading the next rows")
                 yield self.build(next(streams[index]))
         except UserError as mistake:
             yield Failure(str(mistake))

@@ -124,20 +124,25 @@ class Mixture:
     def entry_seed(self, entry: int) -> int:
         return number(self.seed, self.recipe.train[entry].name)
 
-    def stream(self, index: int, state: StreamState | None = None) -> Iterator[PlannedBatch]:
+    def stream(
+        self, index: int, state: StreamState | None = None, say: Callable[[str], None] = lambda what: None
+    ) -> Iterator[PlannedBatch]:
         """Yield the endless micro-batches of a logical stream from a position on.
+
+        Args:
+            say: is told of every row before it is touched.
 
         Raises:
             UserError: when a whole pool holds nothing that can be used, or a source has no rows.
         """
-        return LogicalStream(self, index, state or StreamState()).batches()
+        return LogicalStream(self, index, state or StreamState(), say).batches()
 
 
 class LogicalStream:
     """One stream of a mixture: pools of rows, sorted by length and cut into micro-batches."""
 
-    def __init__(self, mixture: Mixture, index: int, state: StreamState) -> None:
-        self.mixture, self.index, self.state = mixture, index, state
+    def __init__(self, mixture: Mixture, index: int, state: StreamState, say: Callable[[str], None]) -> None:
+        self.mixture, self.index, self.state, self.say = mixture, index, state, say
         self.cursors = [self.open_cursor(entry) for entry in range(len(mixture.sources))]
         self.phases = [phase_of(mixture.seed, entry.name, index) for entry in mixture.recipe.train]
 
@@ -182,6 +187,7 @@ class LogicalStream:
         for i, (entry, cursor) in enumerate(zip(self.mixture.recipe.train, self.cursors, strict=True)):
             first, end = (drawn_before(entry.share, self.phases[i], size * p) for p in (pool, pool + 1))
             for j in range(first, end):
+                self.say(f"{entry.dataset.name}, the row of draw {j * self.mixture.streams + self.index}")
                 k, row = (
                     cursor.take(j)
                     if isinstance(cursor, IndexedCursor)
@@ -199,6 +205,8 @@ class LogicalStream:
         """Return the row with its questions, or nothing; what is wrong with it goes to ``skips``, once per question."""
         name = entry.dataset.name
         asked = len(entry.templates)
+        if isinstance(row, Row):
+            self.say(f"{name}, row {row.key}")
         if isinstance(row, RowError):
             skips += [Skip(name, f"draw {k}", row.reason, row.detail)] * asked
             return []
