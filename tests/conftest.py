@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+# the shapes in the annotations of the tensor functions are checked in every test, and nowhere else
+with install_import_hook(["uniaudio.model"], "shape_checker.check"):
+    import uniaudio.model.audio_lm
+    import uniaudio.model.encoders.whisper  # noqa: F401
 
 from uniaudio.config.files import realdata_root
 from uniaudio.config.strict_yaml import dump_yaml

@@ -9,13 +9,17 @@ from uniaudio.cli import app
 from uniaudio.config.strict_yaml import parse
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
+GROUPS = {group.name: group.typer_instance for group in app.registered_groups}
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands} | {
+    f"{name} {command.name}" for name, group in GROUPS.items() for command in group.registered_commands
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_commands_exist(page):
-    named = set(re.findall(r"(?m)(?:^|`|or: )uniaudio ([a-z]+)", page.read_text()))
+    groups = "|".join(GROUPS)
+    named = set(re.findall(rf"(?m)(?:^|`|or: )uniaudio ((?:(?:{groups}) )?[a-z-]+)", page.read_text()))
     assert named <= COMMANDS
 
 

@@ -1,4 +1,6 @@
 import io
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ import soundfile
 
 from uniaudio.data.audio import FilePart, decode, plain_wave, probe_seconds
 from uniaudio.errors import RowError
+
+STATM = Path("/proc/self/statm")  # the memory of this process
 
 
 def encoded(wave, rate=16000, **options):
@@ -110,10 +114,109 @@ def test_parts_of_files(tmp_path):
     part = FilePart(tmp_path / "two", 2, size)
     assert probe_seconds(part) == pytest.approx(0.1)
     assert decode(part, 1.0, "part").tolist() == [7] * 1600
-    with pytest.raises(RowError, match=r"broken audio|empty audio"):
-        decode(FilePart(tmp_path / "two", 10**6, 50), 1.0, "part")
     with pytest.raises(RowError, match="missing file"):
         decode(FilePart(tmp_path / "none", 0, 50), 1.0, "part")
+    with pytest.raises(RowError, match="empty audio"):
+        decode(FilePart(tmp_path / "two", 2, 0), 1.0, "part")
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"), [(10**6, 50), (2, 10**13), (2, 3244 + 6444 + 1), (-1, 50), (2, -5)]
+)
+@pytest.mark.parametrize("span", [None, (0.0, 0.1)])
+def test_a_part_that_the_file_does_not_have_is_broken_and_nothing_is_read(tmp_path, offset, size, span):
+    (tmp_path / "two").write_bytes(b"xx" + clip(1600, 7) + clip(3200, 8))
+    part = FilePart(tmp_path / "two", offset, size)
+    with pytest.raises(RowError, match=r"broken audio: part \(.*two has no"):
+        decode(part, 1.0, "part", span)
+    with pytest.raises(RowError, match="broken audio"):
+        probe_seconds(part)
+
+
+def steps(rate=16000):
+    """Ten levels of a tenth of a second each."""
+    return np.repeat(np.arange(10, dtype=np.int16) * 100, rate // 10)
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+@pytest.mark.parametrize("kind", ["bytes", "file", "part"])
+def test_spans_of_longer_recordings(tmp_path, format, kind, monkeypatch):
+    data = encoded(steps(), format=format)
+    (tmp_path / "long").write_bytes(b"before" + data + b"behind")
+    (tmp_path / "alone").write_bytes(data)
+    source = {
+        "bytes": data,
+        "file": tmp_path / "alone",
+        "part": FilePart(tmp_path / "long", 6, len(data)),
+    }[kind]
+    assert decode(source, 0.1, "clip", (0.3, 0.4)).tolist() == [300] * 1600  # the limit is the span's
+    assert decode(source, 1.0, "clip", (0.85, 1.005)).tolist() == [800] * 800 + [900] * 1600
+    with pytest.raises(RowError, match=r"clip too long: clip: 0\.2 s, allowed 0\.1 s"):
+        decode(source, 0.1, "clip", (0.3, 0.5))
+    for span in ((0.9, 1.2), (1.2, 1.3), (-0.1, 0.2), (0.3, 0.3)):
+        with pytest.raises(RowError, match=r"span outside of the recording: clip: \S+ to \S+ s of 1\.00 s"):
+            decode(source, 5.0, "clip", span)
+
+
+def test_a_span_at_another_rate_and_with_two_channels():
+    wave = np.stack([steps(8000), steps(8000) + 10], 1)
+    samples = decode(encoded(wave, 8000, format="FLAC"), 1.0, "clip", (0.3, 0.4))
+    assert len(samples) == 1600
+    assert samples[400:1200].tolist() == pytest.approx([305] * 800, abs=1)
+
+
+def test_a_span_of_a_part_reads_little_of_the_rest(tmp_path, monkeypatch):
+    data = encoded(np.zeros(16000 * 60, np.int16), format="WAV")
+    (tmp_path / "long").write_bytes(data)
+    read = []
+    plain = FilePart.read
+    monkeypatch.setattr(FilePart, "read", lambda *args: read.append(len(plain(*args))) or plain(*args))
+    decode(FilePart(tmp_path / "long", 0, len(data)), 1.0, "clip", (30.0, 31.0))
+    assert 32000 <= sum(read) < 64000
+
+
+def header_says(frames=None, rate=None):
+    """A clip of a tenth of a second whose FLAC header says something else."""
+    data = bytearray(encoded(np.arange(1600, dtype=np.int16), format="FLAC"))
+    info = int.from_bytes(data[18:26], "big")
+    if frames is not None:
+        info = info >> 36 << 36 | frames
+    if rate is not None:
+        info = info & (1 << 44) - 1 | rate << 44
+    data[18:26] = info.to_bytes(8, "big")
+    return bytes(data)
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="needs Linux")
+@pytest.mark.parametrize("max_seconds", [30.0, 1e9])
+def test_a_header_that_overstates_the_frames_costs_no_memory(max_seconds):
+    """Of 2**36 frames, 128 GiB would be wanted; no statement at all is read as 2**63."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used_memory() + (1 << 30), limit[1]))
+    try:
+        with pytest.raises(RowError, match=r"clip too long|broken audio"):
+            decode(header_says(frames=2**36 - 1), max_seconds, "clip")
+        with pytest.raises(
+            RowError, match=r"broken audio: clip .the header states 9223372036854775807 frames"
+        ):
+            decode(header_says(frames=0), max_seconds, "clip")
+        with pytest.raises(RowError, match="broken audio"):
+            decode(header_says(frames=16000), max_seconds, "clip")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    with pytest.raises(RowError, match="broken audio"):
+        probe_seconds(header_says(frames=0))
+
+
+def used_memory():
+    return int(STATM.read_text().split()[0]) * resource.getpagesize()
+
+
+def test_a_rate_that_cannot_be_is_damage():
+    data = bytearray(clip(1600, 7))
+    data[24:28] = (2**31 - 1).to_bytes(4, "little")
+    with pytest.raises(RowError, match=r"broken audio: clip .the header states 1600 frames at 2147483647 Hz"):
+        decode(bytes(data), 30.0, "clip")
 
 
 def clip(count, value):

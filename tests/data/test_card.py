@@ -72,11 +72,35 @@ def test_paths_of_a_card(tmp_path, monkeypatch):
         write(tmp_path, load={"parquet": "${MY_SETS}/words"})
 
 
+def test_places_of_a_card(tmp_path):
+    (tmp_path / "tars").mkdir()
+    load = write(tmp_path, load={"webdataset": ["tars/{0..3}.tar", "https://host/a-{00..12}.tar"]}).load
+    assert load.places == (f"{tmp_path}/tars/{{0..3}}.tar", "https://host/a-{00..12}.tar")
+    assert load.location == f"{tmp_path}/tars/{{0..3}}.tar, https://host/a-{{00..12}}.tar"
+    assert load.timeout == 30
+    for url in ("https://host/x.parquet", "s3://bucket/x.parquet", "hf://datasets/one/two/x.parquet"):
+        load = write(tmp_path, load={"parquet": url, "timeout": 5}).load
+        assert (load.kind, load.places, load.location, load.timeout) == ("parquet", (url,), url, 5)
+    load = write(tmp_path, load={"parquet": ["tars/*.parquet"]}).load
+    assert load.places == (f"{tmp_path}/tars/*.parquet",)
+
+
+@pytest.mark.parametrize("kind", ["hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi"])
+def test_kinds_of_sources(tmp_path, kind):
+    assert write(tmp_path, load={kind: "/somewhere/else"}).load.kind == kind
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"load": {}}, "load: name exactly one of hub, parquet, webdataset,"),
         ({"load": {"jsonl": "c", "revision": "main"}}, "config and revision belong to hub datasets only"),
+        ({"load": {"jsonl": "c", "csv": "d"}}, "load: name exactly one of"),
+        ({"load": {"webdataset": []}}, "load: webdataset: name at least one place, and no empty one"),
+        ({"load": {"parquet": ["a", ""]}}, "load: parquet: name at least one place, and no empty one"),
+        ({"load": {"jsonl": ["c"]}}, "load.jsonl: "),
+        ({"load": {"jsonl": "c", "timeout": 0}}, "load.timeout: "),
+        ({"load": {"jsonl": "c", "timeout": float("inf")}}, "load.timeout: "),
         ({"load": {"jsonk": "c"}}, "load.jsonk: unknown key (did you mean 'jsonl'?)"),
         ({"splits": None}, "splits: is required"),
         ({"splits": {}}, "splits"),

@@ -3,17 +3,25 @@
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import ClassVar
+from urllib.parse import unquote
 
+import fsspec
+import pyarrow
 import pytest
-from made_up_files import card, numbers, write_parquet, write_tar
+from every_place import check_places
+from fsspec.implementations.memory import MemoryFileSystem
+from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.source import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.remote import judged
 from uniaudio.data.sources.retry import read_patiently
 from uniaudio.errors import UserError
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves a folder; ``server.faults`` holds what to do wrong next: a code, "drop", or None for a good answer."""
+    """Serves a folder; ``server.faults`` holds what to do wrong next: a code, "drop", "silence", or None."""
 
     protocol_version = "HTTP/1.1"
 
@@ -23,7 +31,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append((self.path, self.headers.get("Range")))
         fault = self.server.faults.pop(0) if self.server.faults else None
-        file = self.server.folder / self.path.lstrip("/")
+        file = self.server.folder / unquote(self.path).lstrip("/")
+        if fault == "silence":
+            self.server.awake.wait(10)
+            self.close_connection = True
+            return
         if isinstance(fault, int) or not file.is_file():
             self.send_error(fault or 404)
             return
@@ -50,9 +62,11 @@ class Handler(BaseHTTPRequestHandler):
 def server(tmp_path):
     serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     serving.folder, serving.faults, serving.asked, serving.ranges = tmp_path, [], [], True
-    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    serving.awake = threading.Event()
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
     serving.url = f"http://127.0.0.1:{serving.server_port}"
     yield serving
+    serving.awake.set()
     serving.shutdown()
     serving.server_close()
 
@@ -81,6 +95,17 @@ def test_tars_by_url_and_from_a_place_by_range(server, tars):
     assert server.asked[-1] == ("/set-0.tar", f"bytes={whole[9][1].offset}-")
 
 
+def test_every_place_of_a_tar_by_url(tars):
+    assert check_places(tars) == [10, 10]
+
+
+def test_urls_with_signs_of_any_language(server, tmp_path):
+    write_tar(tmp_path / "Töne 1" / "ä#.tar", range(3))
+    source = open_source(card(tmp_path, {"webdataset": f"{server.url}/Töne 1/ä%23.tar"}), "train")
+    assert numbers(source.rows()) == [(i, i) for i in range(3)]
+    assert server.asked == [("/T%C3%B6ne%201/%C3%A4%23.tar", "bytes=0-")]
+
+
 def test_a_server_that_ignores_ranges_is_read_from_the_beginning(server, tars):
     whole, _ = patiently(tars)
     server.ranges = False
@@ -95,6 +120,27 @@ def test_a_dropped_connection_is_taken_up_where_it_ended(server, tars):
     assert slept == [1.0, 2.0, 1.0]
     offsets = [int(asked[1].removeprefix("bytes=").removesuffix("-")) for asked in server.asked]
     assert offsets[0] == 0 < offsets[1] == offsets[2] < offsets[3]
+
+
+def test_a_server_that_says_nothing_is_given_up_after_the_timeout(server, tmp_path):
+    write_tar(tmp_path / "a.tar", range(3))
+    load = {"webdataset": f"{server.url}/a.tar", "timeout": 0.1}
+    source = open_source(card(tmp_path, load), "train")
+    server.faults = ["silence", None]
+    rows, slept = patiently(source)
+    assert (len(rows), slept) == (3, [1.0])
+
+
+def test_pauses_double_and_a_row_starts_them_anew(server, tars):
+    server.faults = [503, 503, 503, "drop", 503, 503, 503]
+    rows, slept = patiently(tars)
+    assert numbers(row for row, _ in rows) == [(i, i) for i in range(10)]
+    assert slept == [1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 8.0]
+    server.faults = [503] * 5
+    slept = []
+    with pytest.raises(UserError, match="tried 5 times"):
+        list(read_patiently(tars, 0, Place(), "set", sleep=slept.append))
+    assert slept == [1.0, 2.0, 4.0, 8.0]
 
 
 def test_a_server_that_stays_away_ends_the_run_with_names(server, tars):
@@ -142,6 +188,20 @@ def test_parquet_by_url_reads_only_what_it_needs(server, tmp_path):
     assert slept == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("code", "error"), [(404, BrokenShardError), (403, BrokenShardError), (503, OSError)]
+)
+def test_a_refusal_of_any_request_of_a_parquet_file(server, tmp_path, code, error):
+    write_parquet(tmp_path / "far", files=1)
+    place = f"{server.url}/far/train-00000-of-00001.parquet"
+    source = open_source(card(tmp_path, {"parquet": place}), "train")
+    assert len(list(source.read(0, Place()))) == 5
+    for good in range(len(server.asked)):
+        server.faults = [None] * good + [code]
+        with pytest.raises(error, match=str(code)):
+            list(source.read(0, Place()))
+
+
 def test_parquet_needs_a_server_with_ranges(server, tmp_path):
     write_parquet(tmp_path / "far", files=1)
     server.ranges = False
@@ -149,6 +209,122 @@ def test_parquet_needs_a_server_with_ranges(server, tmp_path):
         card(tmp_path, {"parquet": f"{server.url}/far/train-00000-of-00001.parquet"}), "train"
     )
     with pytest.raises(BrokenShardError, match="does not serve parts of files"):
+        patiently(source)
+
+
+def test_a_damaged_parquet_file_by_url_is_not_tried_again(server, tmp_path):
+    write_parquet(tmp_path / "far", files=1)
+    file = tmp_path / "far" / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    source = open_source(card(tmp_path, {"parquet": f"{server.url}/far/{file.name}"}), "train")
+    with pytest.raises(BrokenShardError, match=r"of-00001\.parquet: "):
+        patiently(source)
+
+
+def answer(code):
+    problem = OSError(f"{code} for this")
+    problem.response = SimpleNamespace(status_code=code)
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("problem", "passing"),
+    [
+        (TimeoutError("slow"), True),
+        (ConnectionResetError(104, "reset"), True),
+        (OSError(16, "please slow down"), True),
+        (answer(429), True),
+        (answer(503), True),
+        (type("ClientPayloadError", (Exception,), {"__module__": "aiohttp.client_exceptions"})("cut"), True),
+        (type("ReadTimeout", (Exception,), {"__module__": "httpx"})(), True),
+        (answer(404), False),
+        (answer(401), False),
+        (FileNotFoundError(2, "gone"), False),
+        (PermissionError(13, "no"), False),
+        (OSError("Couldn't deserialize thrift: invalid data"), False),
+        (pyarrow.ArrowInvalid("Parquet magic bytes not found"), False),
+        (ValueError("a column is missing"), False),
+    ],
+)
+def test_which_errors_may_pass(problem, passing):
+    """Whatever library met them: the same reading, tried again or given up."""
+    assert isinstance(judged(problem, "x"), OSError if passing else BrokenShardError)
+    assert str(judged(problem, "x")).startswith("x: ")
+    assert judged(ConnectionError("x: slow"), "x").args == ("x: slow",)
+
+
+class Failing(MemoryFileSystem):
+    """A file system of fsspec, in memory, whose reads fail now and then."""
+
+    protocol = "failing"
+    faults: ClassVar[list[Exception | None]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("failing://"))
+
+    def _open(self, path, mode="rb", **options):
+        file = super()._open(path, mode, **options)
+        plain = file.read
+
+        def read(count=-1):
+            fault = self.faults.pop(0) if self.faults else None
+            if fault is not None:
+                raise fault
+            return plain(count)
+
+        file.read = read
+        return file
+
+
+def test_any_scheme_is_tried_again_or_given_up(tmp_path):
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    write_tar(tmp_path / "a.tar", range(4))
+    write_parquet(tmp_path / "far", files=1, rows=4)
+    for place, kind in (("a.tar", "webdataset"), ("far/train-00000-of-00001.parquet", "parquet")):
+        fsspec.filesystem("memory").pipe("/a", (tmp_path / place).read_bytes())
+        source = open_source(card(tmp_path, {kind: "failing://a"}), "train")
+        Failing.faults = [OSError(16, "please slow down"), None, TimeoutError("slow")]
+        rows, slept = patiently(source)
+        assert numbers(row for row, _ in rows) == [(i, i) for i in range(4)]
+        assert slept[:1] == [1.0]
+        Failing.faults = [PermissionError(13, "no")]
+        with pytest.raises(BrokenShardError, match=r"failing://a: .*no"):
+            patiently(source)
+    fsspec.filesystem("memory").rm("/a")
+
+
+class FailingStream:
+    """What HubSource takes of a dataset: batches of columns, with an error behind the rows of ``good``."""
+
+    def __init__(self, good, problem):
+        self.good, self.problem, self.skipped = good, problem, 0
+
+    def shard(self, num_shards, index):
+        return self
+
+    def skip(self, count):
+        self.skipped = count
+        return self
+
+    def iter(self, size):
+        for n in range(self.skipped, 6):
+            if n == self.good and self.problem is not None:
+                problem, self.problem = self.problem, None
+                raise problem
+            yield {"audio": [{"bytes": clip_bytes(n), "path": None}], "n": [n]}
+
+
+def test_a_stream_of_the_hub_goes_on_where_it_ended(tmp_path):
+    write_parquet(tmp_path / "data", files=1)
+    source = open_source(card(tmp_path, {"hub": str(tmp_path / "data")}), "train")
+    source.data = FailingStream(3, answer(502))
+    rows, slept = patiently(source)
+    assert numbers(row for row, _ in rows) == [(i, i) for i in range(6)]
+    assert [behind for _, behind in rows] == [Place(i + 1) for i in range(6)]
+    assert slept == [1.0]
+    source.data = FailingStream(3, answer(404))
+    with pytest.raises(BrokenShardError, match=r"data:train:0: 404 for this"):
         patiently(source)
 
 

@@ -1,17 +1,20 @@
-"""Every kind of source: all rows once, the rest from any place, and what is said about bad input."""
+"""Manifests, folders and tables: all rows once, the rest from any place, and what is said about bad input."""
 
 import json
 import tarfile
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from made_up_files import add, card, clip_bytes, numbers, write_parquet, write_tar
+from every_place import check_places
+from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
-from uniaudio.data.audio import FilePart, decode, probe_seconds
+from uniaudio.data.audio import decode
 from uniaudio.data.source import BrokenShardError, Place, Row, open_source
-from uniaudio.data.sources.remote import expand_braces
+from uniaudio.data.sources.listed import unique
+from uniaudio.data.sources.places import expand_braces
 from uniaudio.errors import RowError, UserError
 
 
@@ -22,25 +25,56 @@ def parquet(tmp_path):
     return tmp_path
 
 
-def check_places(source):
-    """From every place of every shard, reading gives the tail of the whole, and the places are the same."""
-    for shard in range(len(source.shards)):
-        whole = list(source.read(shard, Place()))
-        assert [behind.row for _, behind in whole] == list(range(1, len(whole) + 1))
-        places = [Place(), *(behind for _, behind in whole)]
-        for start, place in enumerate(places):
-            rest = list(source.read(shard, place))
-            assert [behind for _, behind in rest] == [behind for _, behind in whole[start:]]
-            assert [r and r.key for r, _ in rest] == [r and r.key for r, _ in whole[start:]]
-
-
 def test_parquet_shards_are_row_groups(parquet):
     source = open_source(card(parquet, {"parquet": "data"}), "train")
     assert source.size == 10
     assert len(source.shards) == 4  # 3 + 2 rows in each file
     assert numbers(source.rows()) == [(i, i) for i in range(10)]
-    assert len({row.key for row in source.rows()}) == 10
-    check_places(source)
+    assert [row.key for row in source.rows()][4:7] == [
+        "train-00000-of-00002/4",
+        "train-00001-of-00002/0",
+        "train-00001-of-00002/1",
+    ]
+    assert check_places(source) == [3, 2, 3, 2]
+
+
+def test_parquet_files_with_the_same_name_give_different_keys(tmp_path):
+    for part in ("de", "en"):
+        write_parquet(tmp_path / "data" / part, files=1, rows=1)
+    rows = open_source(card(tmp_path, {"parquet": "data"}), "train").rows()
+    assert [row.key for row in rows] == ["de/train-00000-of-00001/0", "en/train-00000-of-00001/0"]
+
+
+def test_only_the_clips_that_the_card_names_are_read(tmp_path):
+    clips = {name: {"bytes": clip_bytes(value), "path": None} for name, value in (("one", 1), ("two", 2))}
+    table = pyarrow.Table.from_pylist([{**clips, "n": 2}, {"one": None, "two": None, "n": 3}])
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = open_source(card(tmp_path, {"parquet": "a.parquet"}, audio="two"), "train").rows()
+    assert dict(first.columns) == {"n": 2}
+    assert numbers([first]) == [(2, 2)]
+    assert second.reason == "missing column"
+    pair = open_source(card(tmp_path, {"parquet": "a.parquet"}, audio=["two", "one"]), "train")
+    assert [decode(ref.source, 1, "x")[0] for ref in next(pair.rows()).audio] == [2, 1]
+    wrong = open_source(card(tmp_path, {"parquet": "a.parquet"}, audio="three"), "train")
+    with pytest.raises(UserError, match="row a/0 has no audio column 'three'; columns: n"):
+        next(wrong.rows())
+
+
+def test_only_the_row_groups_from_a_place_on_are_read(parquet, monkeypatch):
+    pq.write_table(pq.read_table(parquet / "data"), parquet / "all.parquet", row_group_size=2)
+    source = open_source(card(parquet, {"parquet": f"file://{parquet}/all.parquet"}), "train")
+    assert (len(source.shards), source.size) == (1, None)  # not looked at before its turn, as any URL
+    assert check_places(source) == [10]
+    read = []
+    plain = pq.ParquetFile.iter_batches
+
+    def watched(self, size, row_groups, columns):
+        read.append(row_groups)
+        return plain(self, size, row_groups=row_groups, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    assert numbers(row for row, _ in source.read(0, Place(5))) == [(i, i) for i in range(5, 10)]
+    assert read == [[2], [3], [4]]
 
 
 def test_keep_is_applied_before_audio_is_read(parquet, monkeypatch):
@@ -48,7 +82,7 @@ def test_keep_is_applied_before_audio_is_read(parquet, monkeypatch):
     source = open_source(card(parquet, {"parquet": "data"}, splits=odd), "train")
     assert source.size is None
     assert numbers(source.rows()) == [(i, i) for i in (1, 3, 5, 7, 9)]
-    check_places(source)
+    assert check_places(source) == [3, 2, 3, 2]  # rows that are not kept count as well
     wrong = card(parquet, {"parquet": "data"}, splits={"train": {"keep": "fold == 1"}})
     with pytest.raises(UserError, match="the rows have no column 'fold'"):
         next(open_source(wrong, "train").rows())
@@ -74,70 +108,28 @@ def test_a_damaged_parquet_file_is_a_broken_shard_and_all_damaged_a_mistake(parq
         open_source(card(parquet, {"parquet": "data"}), "train")
 
 
-@pytest.mark.parametrize("files", [1, 3])
-def test_a_hub_dataset_is_streamed_by_shards(tmp_path, files):
-    write_parquet(tmp_path / "data", files=files, rows=4)
-    source = open_source(card(tmp_path, {"hub": str(tmp_path / "data")}), "train")
-    assert source.size is None
-    assert len(source.shards) == files
-    assert sorted(numbers(source.rows())) == [(i, i) for i in range(4 * files)]
-    check_places(source)
+def test_a_damaged_page_breaks_its_row_group_alone(parquet):
+    first = min((parquet / "data").iterdir())
+    page = pq.read_metadata(first).row_group(1).column(2).data_page_offset
+    content = bytearray(first.read_bytes())
+    content[page : page + 40] = b"\xff" * 40
+    first.write_bytes(content)
+    source = open_source(card(parquet, {"parquet": "data"}), "train")
+    with pytest.raises(BrokenShardError, match=r"train-00000-of-00002\.parquet: "):
+        list(source.read(1, Place()))
+    good = [row for row in source.rows() if isinstance(row, Row)]
+    assert numbers(good) == [(i, i) for i in (0, 1, 2, 5, 6, 7, 8, 9)]
 
 
-@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_webdataset_tars(tmp_path, format):
-    write_tar(tmp_path / "tars" / "set_0000.tar", range(5), format)
-    write_tar(tmp_path / "tars" / "set_0001.tar", range(5, 7), format, folder="a.b/")
-    write_tar(tmp_path / "tars" / "set_0002.tar", [], format)
-    for place in ("tars", "tars/set_{0000..0002}.tar", "tars/*.tar"):
-        source = open_source(card(tmp_path, {"webdataset": place}), "train")
-        assert len(source.shards) == 3
-        assert numbers(source.rows()) == [(i, i) for i in range(7)]
-    check_places(source)
-    rows = list(source.rows())
-    assert isinstance(rows[1].audio[0].source, FilePart)
-    assert rows[1].columns["text"] == "text 1"
-    assert "text" not in rows[2].columns
-    assert rows[6].audio[0].known_seconds() == pytest.approx(1606 / 16000)
-    assert probe_seconds(rows[6].audio[0].source) == pytest.approx(1606 / 16000)
-    assert rows[3].columns["__key__"] == "ü" * 60 + "0003"
-
-
-def test_a_cut_or_damaged_tar_gives_what_lies_before(tmp_path):
-    write_tar(tmp_path / "a.tar", range(8))
-    content = (tmp_path / "a.tar").read_bytes()
-    source = open_source(card(tmp_path, {"webdataset": "a.tar"}), "train")
-    *_, (_, place) = list(source.read(0, Place()))[:5]
-    for damaged in (
-        content[: place.offset + 700],
-        content[: place.offset] + b"x" * 512 + content[place.offset + 512 :],
-    ):
-        (tmp_path / "a.tar").write_bytes(damaged)
-        found = []
-        with pytest.raises(BrokenShardError, match=r"a\.tar: (cut|damaged) at byte \d+"):
-            found.extend(row.columns["n"] for row, _ in source.read(0, Place()))
-        assert [row.columns["n"] for row in source.rows() if isinstance(row, Row)][:4] == [0, 1, 2, 3]
-        assert isinstance(list(source.rows())[-1], RowError)
-
-
-def test_bad_samples_in_a_tar_are_rows_that_cannot_be_used(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        add(tar, "a.wav", clip_bytes(1))
-        add(tar, "a.wav", clip_bytes(1))
-        add(tar, "b.txt", b"no audio")
-        add(tar, "c.wav", clip_bytes(1))
-        add(tar, "c.json", b"{no json")
-        add(tar, "../../d.wav", clip_bytes(4))
-        add(tar, "e.wav", clip_bytes(5))
-        add(tar, "e.flac", clip_bytes(5, "FLAC"))
-    rows = list(open_source(card(tmp_path, {"webdataset": "a.tar"}), "train").rows())
-    assert [row.reason if isinstance(row, RowError) else row.key for row in rows] == [
-        "duplicate key",
-        "missing audio",
-        "broken metadata",
-        "a/../../d",
-        "too many clips",
-    ]
+def test_a_split_that_is_not_there_is_never_all_rows(parquet):
+    splits = {"train": {}, "test": {"name": "test"}}
+    (parquet / "rows.jsonl").write_text('{"audio": "a.wav"}\n')
+    for load in ({"parquet": "data"}, {"jsonl": "rows.jsonl"}, {"audiofolder": "data"}, {"kaldi": "data"}):
+        with pytest.raises(UserError, match=r"splits\.test: \S+ has no split 'test'; leave out `name`"):
+            open_source(card(parquet, load, splits=splits), "test")
+    (parquet / "data" / "test.jsonl").write_text('{"audio": "b.wav"}\n')
+    source = open_source(card(parquet, {"jsonl": "data"}, splits=splits), "test")
+    assert source.row(0).key == "b.wav"
 
 
 def test_audiofolder_labels_come_from_folders_and_metadata(tmp_path):
@@ -149,6 +141,20 @@ def test_audiofolder_labels_come_from_folders_and_metadata(tmp_path):
     rows = [source.row(i) for i in range(source.size)]
     assert [(row.columns["label"], row.columns.get("age")) for row in rows] == [("cat", None), ("dog", "3")]
     assert rows[0].audio[0].known_seconds() == pytest.approx(0.1)
+    (tmp_path / "clips" / "cat" / "._1.flac").write_bytes(b"what some systems add")
+    lines = [("dog/1.flac", "a"), ("gone.flac", "b"), ("dog/1.flac", "c")]
+    (tmp_path / "clips" / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in lines)
+    )
+    source = open_source(card(tmp_path, {"audiofolder": "clips"}), "train")
+    assert [(row.key, row.columns.get("text")) for row in source.rows()] == [
+        ("cat/1.flac", None),
+        ("dog/1.flac", "a"),
+        ("dog/1.flac#2", "c"),
+        ("gone.flac", "b"),
+    ]
+    with pytest.raises(RowError, match=r"missing file: \S+gone\.flac"):
+        source.row(3).audio[0].known_seconds()
 
 
 def test_manifests_name_files_beside_them_anywhere_in_tars_and_parts_of_files(tmp_path):
@@ -175,9 +181,28 @@ def test_manifests_name_files_beside_them_anywhere_in_tars_and_parts_of_files(tm
     rows = list(open_source(card(tmp_path, {"csv": "Töne 1"}), "train").rows())
     assert rows[0].columns == {"audio": "ä.wav", "n": "1"}
     assert rows[1].reason == "missing file"
+    (folder / "manifest.tsv").write_text('audio\tn\nä.wav\t"Yes," he said.\n')
+    (row,) = open_source(card(tmp_path, {"csv": "Töne 1"}), "train").rows()
+    assert row.columns["n"] == '"Yes," he said.'
+    (folder / "rows.csv").write_text('audio,duration,n\nä.wav,2.5,"Yes, ""he"" said."\nä.wav,,\n')
+    first, second = open_source(card(tmp_path, {"csv": "Töne 1/rows.csv"}), "train").rows()
+    assert (first.audio[0].known_seconds(), first.columns["n"]) == (2.5, 'Yes, "he" said.')
+    assert second.audio[0].known_seconds() == pytest.approx(0.1)
     (folder / "manifest.tsv").write_text("audio\tn\nä.wav\t1\t2\n")
     with pytest.raises(UserError, match=r"manifest\.tsv: line 2: has more fields than the header's 2"):
         open_source(card(tmp_path, {"csv": "Töne 1"}), "train")
+
+
+def test_line_ends_in_a_transcript_and_marks_at_the_beginning_of_a_file(tmp_path):
+    text = "a\u2028b\x85c"
+    lines = [json.dumps({"audio": "a.wav", "text": text}, ensure_ascii=False) for _ in range(2)]
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + "\r\n".join(lines), newline="")
+    source = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train")
+    assert [row.columns["text"] for row in source.rows()] == [text, text]
+
+
+def test_keys_that_come_again_stay_apart():
+    assert unique(["a", "a", "a#2", "b", "a"]) == ["a", "a#2", "a#2#2", "b", "a#3"]
 
 
 @pytest.fixture
@@ -207,6 +232,23 @@ def test_kaldi_folders(kaldi):
     assert len(decode(second.audio[0].source, 0.6, "u2", second.audio[0].span)) == 8000
     with pytest.raises(RowError, match=r"span outside of the recording: u3: 0\.5 to 4 s of 1\.00 s"):
         decode(third.audio[0].source, 10, "u3", third.audio[0].span)
+    assert "speaker" not in third.columns
+
+
+def test_kaldi_folders_without_segments(kaldi):
+    (kaldi / "kaldi" / "segments").unlink()
+    (kaldi / "kaldi" / "text").write_text("rec1\tone  two\n")
+    (kaldi / "kaldi" / "wav.scp").write_text("rec1\tlong.flac\nrec2 gone away.flac\n")
+    first, second = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
+    assert (first.key, first.columns["text"], first.audio[0].known_seconds()) == ("rec1", "one  two", 1.0)
+    with pytest.raises(RowError, match=r"missing file: .*gone away\.flac"):
+        second.audio[0].known_seconds()
+
+
+def test_a_segment_that_ends_before_it_begins_is_a_bad_row(kaldi):
+    (kaldi / "kaldi" / "segments").write_text("u1 rec1 0.3 0.2\nu2 rec1 0.5 1.0\n")
+    first, second = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
+    assert (first.reason, second.key) == ("empty audio", "u2")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +257,11 @@ def test_kaldi_folders(kaldi):
         ("wav.scp", "rec1 sox long.flac -t wav - |\n", r"wav\.scp: line 1: rec1 is a command"),
         ("wav.scp", "rec1\n", r"wav\.scp: line 1: needs at least 2 words"),
         ("segments", "u1 rec2 0 1\n", r"segments: line 1: wav\.scp has no recording 'rec2'"),
+        ("wav.scp", "rec1 long.flac\n\nrec1 b.flac\n", r"wav\.scp: line 3: 'rec1' stands in a line before"),
         ("segments", "u1 rec1 a b\n", r"segments: line 1: times must be seconds"),
+        ("segments", "u1 rec1 0 nan\n", r"segments: line 1: times must be seconds, got 0 nan"),
+        ("segments", "u1 rec1 0 1 1\n", r"segments: line 1: names a channel"),
+        ("utt2spk", "u1 anna\nu2\n", r"utt2spk: line 2: needs at least 2 words, has 'u2'"),
     ],
 )
 def test_kaldi_mistakes(kaldi, file, text, message):

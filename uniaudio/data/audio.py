@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -21,6 +20,8 @@ from uniaudio.types import SAMPLE_RATE
 
 QUANTA = 32768.0  # of int16 in one
 PCM = 1  # WAV's number for plain samples
+HIGHEST_RATE = 1_000_000  # Hz; a header that states more, or more frames than the next line, is damaged
+MOST_FRAMES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,17 @@ class FilePart:
     offset: int
     size: int
 
-    def read(self) -> bytes:
-        """Return the bytes, fewer where the file is cut."""
-        return os.pread(kept_open(self.path).fileno(), self.size, self.offset)
+    def read(self, first: int = 0, count: int | None = None) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, or all of them.
+
+        Raises:
+            ValueError: when the file ends before the part does. OSError: when it cannot be read.
+        """
+        file = kept_open(self.path).fileno()
+        # looked at before anything is read: a size that a manifest states wrongly would be allocated
+        if min(self.offset, self.size) < 0 or self.offset + self.size > os.fstat(file).st_size:
+            raise ValueError(f"{self.path} has no {self.size} bytes at {self.offset}")
+        return os.pread(file, self.size - first if count is None else count, self.offset + first)
 
 
 @lru_cache(maxsize=128)
@@ -46,10 +55,10 @@ Encoded = bytes | memoryview | Path | FilePart
 
 
 class PartStream(io.RawIOBase):
-    """A part of a file as a file of its own: a header is read without the samples behind it."""
+    """A part of a file as a file of its own: a header or a span is read without the rest."""
 
-    def __init__(self, stream: BinaryIO, part: FilePart) -> None:
-        self.stream, self.part, self.place = stream, part, 0
+    def __init__(self, part: FilePart) -> None:
+        self.part, self.place = part, 0
 
     def seekable(self) -> bool:
         return True
@@ -66,9 +75,7 @@ class PartStream(io.RawIOBase):
         return self.place
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = max(0, min(len(buffer), self.part.size - self.place))
-        self.stream.seek(self.part.offset + self.place)
-        data = self.stream.read(count)
+        data = self.part.read(self.place, max(0, min(len(buffer), self.part.size - self.place)))
         buffer[: len(data)] = data
         self.place += len(data)
         return len(data)
@@ -107,18 +114,30 @@ def opened(source: Encoded, name: str) -> soundfile.SoundFile:
     path = source.path if isinstance(source, FilePart) else source
     if isinstance(path, Path) and not path.is_file():
         raise RowError("missing file", str(path))
-    if isinstance(source, Path):
-        size = source.stat().st_size
-    else:
-        size = source.size if isinstance(source, FilePart) else len(source)
-    if size == 0:
-        raise RowError("empty audio", name)
     try:
+        if isinstance(source, Path):
+            size = source.stat().st_size
+        else:
+            size = source.size if isinstance(source, FilePart) else len(source)
+        if size == 0:
+            raise RowError("empty audio", name)
         if isinstance(source, FilePart):
-            return soundfile.SoundFile(PartStream(source.path.open("rb"), source))
-        return soundfile.SoundFile(str(source) if isinstance(source, Path) else io.BytesIO(source))
-    except (soundfile.SoundFileError, OSError) as problem:
-        raise RowError("broken audio", f"{name} ({problem})") from problem
+            source.read(0, 0)  # an error inside libsndfile's callbacks would be printed, not raised
+            file = soundfile.SoundFile(PartStream(source))
+        else:
+            file = soundfile.SoundFile(str(source) if isinstance(source, Path) else io.BytesIO(source))
+    except (soundfile.SoundFileError, OSError, ValueError) as problem:
+        raise broken(name, problem) from problem
+    if file.samplerate > HIGHEST_RATE or file.frames > MOST_FRAMES:
+        raise RowError(
+            "broken audio", f"{name} (the header states {file.frames} frames at {file.samplerate} Hz)"
+        )
+    return file
+
+
+def broken(name: str, problem: Exception) -> RowError:
+    """Return what to say of audio that cannot be read; libsndfile's own words, without addresses of objects."""
+    return RowError("broken audio", f"{name} ({getattr(problem, 'error_string', problem)})")
 
 
 def probe_seconds(source: Encoded, name: str = "") -> float:
@@ -143,8 +162,11 @@ def decode(
         RowError: "missing file", "broken audio", "empty audio", "non-finite samples", "clip too long", "span outside
             of the recording".
     """
-    if isinstance(source, FilePart) and source.path.is_file():
-        source = source.read()  # one read is quicker than libsndfile's many small ones
+    if isinstance(source, FilePart) and span is None and source.path.is_file():
+        try:
+            source = source.read()  # one read is quicker than libsndfile's many small ones
+        except (OSError, ValueError) as problem:
+            raise broken(name, problem) from problem
     if isinstance(source, bytes | memoryview) and span is None:
         wave = plain_wave(source)
         if wave is not None and wave[1] == SAMPLE_RATE and len(wave[0]) <= max_seconds * SAMPLE_RATE * 1.001:
@@ -166,8 +188,8 @@ def decode(
         try:
             file.seek(first)
             samples = file.read(frames, dtype="int16" if ready else "float32", always_2d=True)
-        except (soundfile.SoundFileError, OSError) as problem:
-            raise RowError("broken audio", f"{name} ({problem})") from problem
+        except (soundfile.SoundFileError, OSError, MemoryError) as problem:
+            raise broken(name, problem) from problem
     if not len(samples):
         raise RowError("empty audio", name)
     if ready:

@@ -32,7 +32,7 @@ class Load(Strict):
     kaldi: str | None = None
     config: str | None = None
     revision: str | None = None
-    timeout: PositiveFloat = 30.0
+    timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
 
     @field_validator(*SEVERAL, mode="before")
     @classmethod
@@ -44,6 +44,8 @@ class Load(Strict):
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) != 1:
             raise ValueError(f"name exactly one of {', '.join(KINDS)}, found {', '.join(named) or 'none'}")
+        if not self.places or "" in self.places:
+            raise ValueError(f"{named[0]}: name at least one place, and no empty one")
         if named[0] != "hub" and (self.config or self.revision):
             raise ValueError("config and revision belong to hub datasets only")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import Row
 from uniaudio.data.sources.listed import ListedSource
+from uniaudio.data.sources.manifest import read_lines
+from uniaudio.data.sources.places import folder_of_split
 from uniaudio.errors import RowError, UserError
 
 START, END = "segment_start", "segment_end"
@@ -19,34 +22,29 @@ def read_pairs(path: Path, least: int = 2) -> Iterator[tuple[int, str, str]]:
     """Yield (line number, first word, rest of the line).
 
     Raises:
-        UserError: naming file and line where there are fewer than ``least`` words.
+        UserError: naming file and line where there are fewer than ``least`` words, or a first word comes again.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem})") from problem
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        key, _, rest = line.strip().partition(" ")
-        if len(line.split()) < least:
-            raise UserError(f"{path}: line {number}: needs at least {least} words, has {line.strip()!r}")
-        yield number, key, rest.strip()
+    seen = set()
+    for number, line in read_lines(path):
+        key, *rest = line.split(maxsplit=1)
+        if len(line.split(maxsplit=least - 1)) < least:
+            raise UserError(f"{path}: line {number}: needs at least {least} words, has {line!r}")
+        if key in seen:
+            raise UserError(f"{path}: line {number}: '{key}' stands in a line before")
+        seen.add(key)
+        yield number, key, rest[0] if rest else ""
 
 
 class KaldiSource(ListedSource):
     """The utterances of a data folder (or of its sub-folder with the stored split's name).
 
     Columns: ``id``, ``recording``, ``text``, ``speaker`` (from ``utt2spk``), and for every other ``utt2<name>`` the
-    column ``<name>``. Recordings that are commands (``sox ... |``) are refused: nothing from data is run.
+    column ``<name>``. Paths are relative to the folder. Recordings that are commands (``sox ... |``) are refused:
+    nothing from data is run.
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        folder = Path(card.load.location)
-        if not folder.is_dir():
-            raise UserError(f"{card.path}: load.kaldi: there is no folder {folder}")
-        named = folder / card.split(split).name
-        folder = named if named.is_dir() else folder
+        folder = folder_of_split(card, split)
         recordings = {}
         for number, key, path in read_pairs(folder / "wav.scp"):
             if path.endswith("|"):
@@ -86,14 +84,18 @@ def utterances(folder: Path, recordings: dict[str, str]) -> dict[str, dict[str, 
         return {key: {"recording": key, "path": path} for key, path in recordings.items()}
     rows: dict[str, dict[str, Any]] = {}
     for number, key, rest in read_pairs(segments, least=4):
-        recording, start, end = rest.split()[:3]
+        recording, start, end, *channel = rest.split()
+        if channel:
+            raise UserError(
+                f"{segments}: line {number}: names a channel; write the channels to files of their own"
+            )
         if recording not in recordings:
             raise UserError(f"{segments}: line {number}: wav.scp has no recording '{recording}'")
         try:
             times = {START: float(start), END: float(end)}
-        except ValueError as problem:
-            raise UserError(
-                f"{segments}: line {number}: times must be seconds, got {start} {end}"
-            ) from problem
+        except ValueError:
+            times = {START: math.nan}
+        if not all(map(math.isfinite, times.values())):
+            raise UserError(f"{segments}: line {number}: times must be seconds, got {start} {end}")
         rows[key] = {"recording": recording, "path": recordings[recording], **times}
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,25 @@ class ListedSource(IndexedSource):
     ) -> None:
         self.card = card
         self.folder = folder
-        times: Counter[str] = Counter()
-        self.listed: list[tuple[str, Mapping[str, Any]]] = []
-        for key, columns in rows:
-            if card.keeps(columns, split):
-                times[key] += 1
-                self.listed.append((key if times[key] == 1 else f"{key}#{times[key]}", columns))
+        kept = [(key, columns) for key, columns in rows if card.keeps(columns, split)]
+        names = unique(key for key, _ in kept)
+        self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
         self.size = len(self.listed)
 
     def row(self, index: int) -> Row:
         key, columns = self.listed[index]
         return Row(key, columns, audio_refs(columns, self.card.audio, self.folder, key))
+
+
+def unique(keys: Iterable[str]) -> list[str]:
+    """Return the keys, with ``#2``, ``#3`` ... behind those that came before, whatever the keys themselves end with."""
+    times: dict[str, int] = {}
+    found = []
+    for key in keys:
+        name = key
+        while name in times:
+            times[key] += 1
+            name = f"{key}#{times[key]}"
+        times[name] = 1
+        found.append(name)
+    return found

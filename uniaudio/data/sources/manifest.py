@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.listed import ListedSource
+from uniaudio.data.sources.places import refuse_other_splits
 from uniaudio.errors import UserError
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# by suffix; tabs cannot stand in a field of a .tsv, so quotes are text there, as speech corpora write them
+FORMATS: dict[str, dict[str, Any]] = {
+    ".csv": {"delimiter": ",", "strict": True},
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of the lines that are not empty.
+
+    Cut at line ends alone: ``str.splitlines`` would also cut at signs that may stand in a transcript.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: cannot be read ({problem})") from problem
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -21,13 +44,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         UserError: naming the file and the line.
     """
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem})") from problem
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             row = json.loads(line)
         except ValueError as problem:
@@ -39,14 +56,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Read a table whose first line names the columns; ``.tsv`` is cut at tabs.
+    """Read a table whose first line names the columns; ``.tsv`` is cut at tabs and knows no quotes.
 
     Raises:
         UserError: naming the file and the line.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, delimiter=DELIMITERS.get(path.suffix.lower(), ","), strict=True)
+            reader = csv.DictReader(stream, **FORMATS.get(path.suffix.lower(), FORMATS[".csv"]))
             rows = []
             for row in reader:
                 if None in row or None in row.values():
@@ -61,7 +78,11 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> Path:
-    """Return the manifest itself, or the one in a folder: that of the stored split, else ``manifest``."""
+    """Return the manifest itself, or the one in a folder: that of the stored split, else ``manifest``.
+
+    Raises:
+        UserError: when there is no such file or split.
+    """
     path = Path(card.load.location)
     if path.is_dir():
         for name in (card.split(split).name, "manifest"):
@@ -71,6 +92,8 @@ def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> P
         path = path / f"manifest{suffixes[0]}"
     if not path.is_file():
         raise UserError(f"{card.path}: load.{card.load.kind}: there is no manifest {path}")
+    if path.stem != card.split(split).name:
+        refuse_other_splits(card, split)
     return path
 
 
@@ -87,7 +110,18 @@ class CsvSource(ListedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         path = manifest_file(card, split, (".csv", ".tsv"))
-        super().__init__(card, split, keyed(read_table(path), card), path.parent)
+        rows = read_table(path)
+        for row in rows:
+            row.update(stated_length(row))
+        super().__init__(card, split, keyed(rows, card), path.parent)
+
+
+def stated_length(row: Mapping[str, str]) -> dict[str, float]:
+    """Return the one column of a table that is a number to us, so that it spares a look at the audio's header."""
+    try:
+        return {"duration": float(row["duration"])}
+    except (KeyError, ValueError):
+        return {}
 
 
 def keyed(rows: list[dict[str, Any]], card: DatasetCard) -> list[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import BrokenShardError, Place, Row, ShardedSource, audio_refs
-from uniaudio.data.sources.remote import expand_places, is_remote, open_in_jumps
+from uniaudio.data.sources.places import files_of_split, is_remote, short_names
+from uniaudio.data.sources.remote import judged, open_in_jumps
 from uniaudio.errors import RowError, UserError
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
@@ -20,17 +21,21 @@ AT_ONCE = 32  # rows whose audio is in memory at the same time
 
 @dataclass(frozen=True)
 class Shard:
-    """What is read alone: row groups of a file, the first of its rows being row ``start`` of the file."""
+    """What is read alone: row groups of a file, the first of its rows being row ``start`` of the file.
+
+    Args:
+        name: of the file, for the keys of its rows. groups: None for all, known when the file is opened.
+    """
 
     place: str
-    groups: range | None  # None: all, known when the file is opened
+    name: str
+    groups: range | None = None
     start: int = 0
     damage: str = ""
 
 
 class ParquetSource(ShardedSource):
-    """One file, a folder, a glob, ``{000..012}`` or URLs; files that begin with the stored split's name and ``-`` are
-    that split.
+    """One file, a folder, a glob, ``{000..012}`` or URLs; see ``files_of_split`` for which of them are the split.
 
     A shard is a row group of a local file, or a whole remote one: its footer is only read when its turn comes. The
     columns without audio are read first, so row groups of which nothing is kept cost little.
@@ -38,13 +43,11 @@ class ParquetSource(ShardedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        places = expand_places(card.load.places, ".parquet", f"{card.path}: load.parquet")
-        name = card.split(split).name
-        named = [p for p in places if Path(p).name.startswith(f"{name}-") or Path(p).stem == name]
+        places = files_of_split(card, split, ".parquet")
         self.table: list[Shard] = []
         rows = 0
-        for place in named or places:
-            shards, count = ([Shard(place, None)], 0) if is_remote(place) else local_shards(place)
+        for place, name in zip(places, short_names(places), strict=True):
+            shards, count = ([Shard(place, name)], 0) if is_remote(place) else local_shards(place, name)
             self.table += shards
             rows += count
         broken = [shard for shard in self.table if shard.damage]
@@ -62,40 +65,49 @@ class ParquetSource(ShardedSource):
             raise BrokenShardError(f"{what.place}: {what.damage}")
         try:
             yield from self.rows_of(what, place.row)
-        except (pyarrow.ArrowException, OSError) as problem:
-            # arrow's own errors are plain OSErrors or ArrowExceptions; those of a connection are of finer classes
-            if isinstance(problem, OSError) and type(problem) is not OSError and is_remote(what.place):
-                raise
-            raise BrokenShardError(f"{what.place}: {str(problem).splitlines()[0]}") from problem
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
+            raise judged(problem, what.place) from problem
 
     def rows_of(self, what: Shard, skipped: int) -> Iterator[tuple[Row | RowError | None, Place]]:
         """Yield the rows of a shard but the first ``skipped``."""
-        stem, folder = Path(what.place).stem, Path(what.place).parent
         with open_in_jumps(what.place, self.card.load.timeout) as stream:
             file = pq.ParquetFile(stream)
-            names = file.schema_arrow.names
-            light = [name for name in names if name not in self.card.audio]
-            heavy = [name for name in self.card.audio if name in names]
             before = 0
             for group in what.groups if what.groups is not None else range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
-                if before + count > skipped:
-                    columns = file.read_row_group(group, columns=light).to_pylist() if light else [{}] * count
-                    kept = [self.card.keeps(row, self.split) for row in columns]
-                    clips = self.clips(file, group, heavy, kept)
-                    for i in range(max(0, skipped - before), count):
-                        number = before + i + 1
-                        yield (
-                            self.row_of(f"{stem}/{what.start + number - 1}", columns[i], clips(i), folder)
-                            if kept[i]
-                            else None,
-                            Place(number),
-                        )
+                first = max(0, skipped - before)
+                if first < count:
+                    rows = self.rows_of_group(what, file, group, what.start + before, range(first, count))
+                    for number, row in enumerate(rows, before + first + 1):
+                        yield row, Place(number)
                 before += count
 
-    def clips(self, file: pq.ParquetFile, group: int, heavy: list[str], kept: list[bool]) -> Any:
+    def rows_of_group(
+        self, what: Shard, file: pq.ParquetFile, group: int, start: int, wanted: range
+    ) -> Iterator[Row | RowError | None]:
+        """Yield the wanted rows of a row group, whose first row is row ``start`` of the file."""
+        light = [field.name for field in file.schema_arrow if not self.is_clip(field)]
+        heavy = [name for name in self.card.audio if name in file.schema_arrow.names]
+        columns = (
+            file.read_row_group(group, columns=light).to_pylist()
+            if light
+            else [{} for _ in range(wanted.stop)]
+        )
+        kept = [i in wanted and self.card.keeps(row, self.split) for i, row in enumerate(columns)]
+        clips = self.clips(file, group, heavy if any(kept) else [])
+        for i in wanted:
+            key = f"{what.name}/{start + i}"
+            yield self.row_of(key, columns[i], clips(i), Path(what.place).parent) if kept[i] else None
+
+    def is_clip(self, field: pyarrow.Field) -> bool:
+        """Return whether a column holds clips; those that the card does not name are never read."""
+        return field.name in self.card.audio or (
+            pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
+        )
+
+    def clips(self, file: pq.ParquetFile, group: int, heavy: list[str]) -> Callable[[int], Mapping[str, Any]]:
         """Return a function from the row of a group to its audio columns; it reads on as far as it must."""
-        if not any(kept) or not heavy:
+        if not heavy:
             return lambda i: {}
         batches = file.iter_batches(AT_ONCE, row_groups=[group], columns=heavy)
         at_hand: list[Any] = [0, next(batches)]
@@ -127,14 +139,14 @@ def plain(column: pyarrow.Array, i: int) -> Any:
     return value.as_py()
 
 
-def local_shards(place: str) -> tuple[list[Shard], int]:
+def local_shards(place: str, name: str) -> tuple[list[Shard], int]:
     """Return the row groups of a local file and its number of rows; a damaged file is one shard that says so."""
     try:
         metadata = pq.read_metadata(place)
     except (OSError, pyarrow.ArrowException) as problem:
-        return [Shard(place, None, damage=str(problem).splitlines()[0])], 0
+        return [Shard(place, name, damage=str(problem).splitlines()[0])], 0
     shards, start = [], 0
     for group in range(metadata.num_row_groups):
-        shards.append(Shard(place, range(group, group + 1), start))
+        shards.append(Shard(place, name, range(group, group + 1), start))
         start += metadata.row_group(group).num_rows
-    return shards or [Shard(place, range(0))], start
+    return shards or [Shard(place, name, range(0))], start

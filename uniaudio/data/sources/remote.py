@@ -1,75 +1,55 @@
-"""Files by URL: http(s) with the standard library, other schemes through fsspec; places written with braces."""
+"""Files by URL: http(s) with the standard library, other schemes through fsspec; which errors may pass."""
 
 from __future__ import annotations
 
 import http.client
 import io
-import re
+import math
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from glob import glob
-from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from uniaudio.data.source import BrokenShardError
-from uniaudio.errors import UserError
+from uniaudio.data.sources.places import HTTP, is_remote
 
 BLOCK = 1 << 20  # bytes fetched at once where a file is read in jumps
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that another try may change
-RANGE = re.compile(r"\{([^{}]*)\}")
+# whose errors are those of a connection, where they are no OSErrors; imported by fsspec's file systems alone
+NETWORK = {"aiohttp", "botocore", "h2", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
+URL_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL, or is written as it is
 
 
-def is_remote(place: str) -> bool:
-    return "://" in place
+def judged(problem: Exception, what: str) -> Exception:
+    """Return the error to raise for one that reading met: ``OSError`` where another try may help, else
+    ``BrokenShardError``.
 
-
-def expand_braces(text: str) -> list[str]:
-    """Return the texts of ``a-{000..012}.tar`` or ``{dev,test}.tar``; digits keep their width.
-
-    Raises:
-        UserError: for braces that hold neither a range nor a list.
+    Args:
+        what: names the file or shard.
     """
-    choices: list[list[str]] = []
-    for inside in RANGE.findall(text):
-        first, dots, last = inside.partition("..")
-        if dots and first.isdigit() and last.isdigit() and int(first) <= int(last):
-            choices.append([str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)])
-        elif "," in inside:
-            choices.append(inside.split(","))
-        else:
-            raise UserError(
-                f"{text}: {{{inside}}} is neither a range such as {{000..012}} nor a list {{a,b}}"
-            )
-    parts = RANGE.split(text)[::2]
-    return [
-        "".join(x for pair in zip(parts, (*chosen, ""), strict=True) for x in pair)
-        for chosen in product(*choices)
-    ]
+    reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    text = reason if reason.startswith(what) else f"{what}: {reason}"
+    status = getattr(getattr(problem, "response", None), "status_code", None) or getattr(
+        problem, "status", None
+    )
+    if isinstance(status, int):
+        return ConnectionError(text) if status in PASSING else BrokenShardError(text)
+    if isinstance(problem, OSError):
+        # Arrow tells of damaged files with an OSError without a number
+        damaged = type(problem) is OSError and problem.errno is None
+        gone = isinstance(problem, FileNotFoundError | PermissionError | IsADirectoryError)
+        return BrokenShardError(text) if damaged or gone else ConnectionError(text)
+    if type(problem).__module__.partition(".")[0] in NETWORK:
+        return ConnectionError(text)
+    return BrokenShardError(text)
 
 
-def expand_places(places: str | Sequence[str], suffix: str, where: str) -> list[str]:
-    """Return files and URLs in a stable order: braces and globs expanded, folders searched for ``suffix``.
+def wait_for_hub(timeout: float) -> None:
+    """Set how long the Hub client waits for an answer; it has one such number for the whole process."""
+    from huggingface_hub import constants
 
-    Raises:
-        UserError: for a local place that does not exist or holds no such file.
-    """
-    found: list[str] = []
-    for text in [places] if isinstance(places, str) else places:
-        for place in expand_braces(text):
-            if is_remote(place):
-                found.append(place)
-                continue
-            path = Path(place)
-            files = (
-                sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [Path(p) for p in sorted(glob(place))]
-            )
-            files = files or ([path] if path.is_file() else [])  # a name may hold the signs of a glob
-            if not files:
-                raise UserError(f"{where}: there is no {suffix.removeprefix('.')} file at {place}")
-            found += map(str, files)
-    return found
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = math.ceil(timeout)
 
 
 def ask(url: str, first: int, last: int | None, timeout: float) -> Any:
@@ -80,7 +60,8 @@ def ask(url: str, first: int, last: int | None, timeout: float) -> Any:
     """
     headers = {"Range": f"bytes={first}-{'' if last is None else last}", "User-Agent": "uniaudio"}
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        request = urllib.request.Request(quote(url, safe=URL_SIGNS), headers=headers)
+        return urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as problem:
         if problem.code == 416:  # nothing lies behind `first`: the end of the file
             return io.BytesIO()
@@ -102,14 +83,16 @@ class HttpStream(io.RawIOBase):
         self.answer = ask(url, offset, None, timeout)
         length = getattr(self.answer, "headers", {}).get("Content-Length")
         self.left = int(length) if length is not None else None
-        if (
-            offset and getattr(self.answer, "status", 206) == 200
-        ):  # the server sends the whole file all the same
-            while offset:
-                dropped = self.read(min(offset, BLOCK))
-                if not dropped:
-                    break
-                offset -= len(dropped)
+        if getattr(self.answer, "status", 206) == 200:
+            self.drop(offset)
+
+    def drop(self, count: int) -> None:
+        """Read on without use: simple servers send the whole file, whatever part is asked for."""
+        while count:
+            dropped = self.read(min(count, BLOCK))
+            if not dropped:
+                return
+            count -= len(dropped)
 
     def readable(self) -> bool:
         return True
@@ -139,11 +122,10 @@ class HttpFile(io.RawIOBase):
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self.timeout, self.place = url, timeout, 0
-        answer = ask(url, 0, 0, timeout)
-        total = getattr(answer, "headers", {}).get("Content-Range", "").rpartition("/")[2]
+        with ask(url, 0, 0, timeout) as answer:
+            total = getattr(answer, "headers", {}).get("Content-Range", "").rpartition("/")[2]
         if not total.isdigit():
             raise BrokenShardError(f"{url}: the server does not serve parts of files (HTTP range requests)")
-        answer.close()
         self.size = int(total)
 
     def seekable(self) -> bool:
@@ -176,13 +158,64 @@ class HttpFile(io.RawIOBase):
         return wanted
 
 
+class SchemeFile(io.RawIOBase):
+    """A file that fsspec opened; errors of its many libraries become the two that a source may raise."""
+
+    def __init__(self, opener: Any, url: str) -> None:
+        self.opener, self.url = opener, url  # without its opener, a file in an archive would be closed
+        self.file = opener.open()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except Exception as problem:
+            raise judged(problem, self.url) from problem
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            data = self.file.read(len(buffer))
+        except Exception as problem:
+            raise judged(problem, self.url) from problem
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.opener.close()
+        super().close()
+
+
+def open_by_scheme(url: str, timeout: float) -> SchemeFile:
+    """Open a URL with whatever fsspec has for its scheme.
+
+    Raises:
+        BrokenShardError: when it is not there. OSError: when another try may help.
+    """
+    import fsspec  # only for its schemes
+
+    if url.startswith("hf://"):
+        wait_for_hub(timeout)
+    try:
+        return SchemeFile(fsspec.open(url, "rb"), url)
+    except Exception as problem:
+        raise judged(problem, url) from problem
+
+
 def open_onwards(place: str, offset: int, timeout: float) -> BinaryIO:
     """Open a local file or URL for reading onwards from an offset.
 
     Raises:
         BrokenShardError: when it is not there. OSError: when another try may help.
     """
-    if place.startswith(("http://", "https://")):
+    if place.startswith(HTTP):
         return io.BufferedReader(HttpStream(place, offset, timeout), BLOCK)
     stream = open_in_jumps(place, timeout)
     stream.seek(offset)
@@ -193,17 +226,13 @@ def open_in_jumps(place: str, timeout: float) -> BinaryIO:
     """Open a local file or URL for reading in jumps.
 
     Raises:
-        BrokenShardError, OSError: as above. UserError: for a scheme that nothing installed can read.
+        BrokenShardError, OSError: as above.
     """
-    if place.startswith(("http://", "https://")):
+    if place.startswith(HTTP):
         return io.BufferedReader(HttpFile(place, timeout), BLOCK)
+    if is_remote(place):
+        return io.BufferedReader(open_by_scheme(place, timeout), BLOCK)
     try:
-        if not is_remote(place):
-            return Path(place).open("rb")
-        import fsspec  # only for its schemes
-
-        return fsspec.open(place, "rb").open()
-    except FileNotFoundError as problem:
-        raise BrokenShardError(f"{place}: there is no such file") from problem
-    except (ImportError, ValueError) as problem:
-        raise UserError(f"{place}: cannot be read ({problem})") from problem
+        return Path(place).open("rb")
+    except OSError as problem:
+        raise judged(problem, place) from problem

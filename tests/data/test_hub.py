@@ -1,0 +1,131 @@
+"""Datasets in the Hub's layout, streamed by ``datasets`` itself: local folders stand for repositories."""
+
+import zipfile
+
+import datasets
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+from every_place import check_places
+from made_up_files import card, clip_bytes, numbers, write_parquet
+from torch.utils.data import DataLoader, IterableDataset
+
+from uniaudio.data.source import BrokenShardError, Place, Row, open_source
+from uniaudio.errors import RowError, UserError
+
+
+def hub(tmp_path, folder="data", **more):
+    return open_source(card(tmp_path, {"hub": str(tmp_path / folder)}, **more), "train")
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_dataset_is_streamed_by_shards(tmp_path, files):
+    write_parquet(tmp_path / "data", files=files, rows=4)
+    source = hub(tmp_path)
+    assert source.size is None
+    assert len(source.shards) == files
+    assert numbers(source.rows()) == [(i, i) for i in range(4 * files)]
+    assert [row.key for row in source.rows()][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"][: 4 * files]
+    assert check_places(source) == [4] * files
+
+
+def test_shards_of_any_size_give_every_row_once(tmp_path):
+    write_parquet(tmp_path / "data", files=3, rows=1)
+    first, middle, last = sorted((tmp_path / "data").iterdir())
+    table = pq.read_table(first)
+    pq.ParquetWriter(middle, table.schema).close()  # no rows
+    pq.write_table(pyarrow.concat_tables([table] * 40), last, row_group_size=7)  # more than are taken at once
+    source = hub(tmp_path)
+    assert numbers(source.rows()) == [(0, 0)] * 41
+    assert check_places(source) == [1, 0, 40]
+
+
+def test_rows_that_are_not_kept_count(tmp_path):
+    write_parquet(tmp_path / "data", files=2, rows=4)
+    source = hub(tmp_path, splits={"train": {"keep": "label == 'odd'"}})
+    assert numbers(source.rows()) == [(i, i) for i in (1, 3, 5, 7)]
+    assert check_places(source) == [4, 4]
+
+
+def test_what_the_hub_would_decode_is_left_encoded(tmp_path, monkeypatch):
+    """Datasets of audio files come from the Hub with a step that decodes them in threads."""
+    write_parquet(tmp_path / "data", files=2, rows=3)
+    for path in (tmp_path / "data").iterdir():
+        table = pq.read_table(path)
+        features = datasets.Features(
+            {"audio": datasets.Audio(), "label": datasets.Value("string"), "n": datasets.Value("int64")}
+        )
+        pq.write_table(table.cast(features.arrow_schema), path)
+    plain = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **options: plain(*args, **options).decode(num_threads=2)
+    )
+    source = hub(tmp_path)
+    assert numbers(source.rows()) == [(i, i) for i in range(6)]
+    assert check_places(source) == [3, 3]
+
+
+def test_folders_and_archives_of_audio_files(tmp_path):
+    """Nothing is decoded or encoded on the way; files in archives (or on the Hub) are read when their row comes."""
+    metadata = "file_name,n\n" + "".join(f"{n}.wav,{n}\n" for n in range(3))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "zipped").mkdir()
+    (tmp_path / "files" / "metadata.csv").write_text(metadata)
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:
+        archive.writestr("metadata.csv", metadata)
+        for n in range(3):
+            (tmp_path / "files" / f"{n}.wav").write_bytes(clip_bytes(n))
+            archive.writestr(f"{n}.wav", clip_bytes(n))
+    for folder in ("files", "zipped"):
+        source = hub(tmp_path, folder)
+        assert numbers(source.rows()) == [(i, i) for i in range(3)]
+        assert check_places(source) == [3]
+
+
+def test_a_file_that_is_gone_is_one_bad_row(tmp_path):
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:
+        archive.writestr("metadata.csv", "file_name,n\n0.wav,0\ngone.wav,1\n")
+        archive.writestr("0.wav", clip_bytes(0))
+    first, second = hub(tmp_path, "zipped").rows()
+    assert numbers([first]) == [(0, 0)]
+    assert isinstance(second, RowError)
+    assert (second.reason, "gone.wav" in second.detail) == ("missing file", True)
+
+
+def test_a_damaged_file_breaks_its_shard_alone(tmp_path):
+    write_parquet(tmp_path / "data", files=2, rows=4)
+    source = hub(tmp_path)
+    last = max((tmp_path / "data").iterdir())
+    last.write_bytes(last.read_bytes()[:-20])
+    assert numbers(row for row in source.rows() if isinstance(row, Row)) == [(i, i) for i in range(4)]
+    with pytest.raises(BrokenShardError, match=r"data:train:1: "):
+        list(source.read(1, Place()))
+    last.unlink()
+    with pytest.raises(BrokenShardError, match=r"data:train:1: "):
+        list(source.read(1, Place()))
+
+
+def test_mistakes_are_told_when_a_dataset_is_opened(tmp_path):
+    write_parquet(tmp_path / "data")
+    with pytest.raises(UserError, match=r"load\.hub: \S+data cannot be opened .*test"):
+        hub(tmp_path, splits={"train": {"name": "test"}})
+    with pytest.raises(UserError, match="the rows have no column 'fold'"):
+        next(hub(tmp_path, splits={"train": {"keep": "fold == 1"}}).rows())
+
+
+class InWorkers(IterableDataset):
+    """Each worker reads every shard, as logical streams may do."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __iter__(self):
+        for shard in range(len(self.source.shards)):
+            yield [row.columns["n"] for row, _ in self.source.read(shard, Place(1))]
+
+
+def test_torch_workers_do_not_take_rows_from_each_other(tmp_path):
+    write_parquet(tmp_path / "data", files=2, rows=3)
+    found = list(DataLoader(InWorkers(hub(tmp_path)), batch_size=None, num_workers=2))
+    assert found == [[1, 2], [1, 2], [4, 5], [4, 5]]

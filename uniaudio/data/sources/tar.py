@@ -1,0 +1,149 @@
+"""Tar archives read by hand: ``tarfile`` can neither begin in the middle nor say where a member's headers begin."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniaudio.data.audio import Encoded, FilePart
+from uniaudio.data.source import BrokenShardError
+from uniaudio.data.sources.places import is_remote
+from uniaudio.data.sources.remote import BLOCK, open_onwards
+
+RECORD = 512  # bytes: tars are made of them
+LONG_NAME = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+ODD_NAMES = (
+    "backslashreplace"  # what becomes of names in other encodings: names are shown, nothing is opened by them
+)
+LARGEST_TEXT = 1 << 24  # bytes of a member that is no audio; larger ones are passed over
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar.
+
+    Args:
+        start, end: where its first header begins and where the next one does.
+        content: a part of the tar for audio on disk, else bytes; None for a large file that is no audio.
+    """
+
+    name: str
+    start: int
+    end: int
+    content: Encoded | None
+
+
+class TarReader:
+    """The members of a tar from the header at ``offset`` on. Names are only names: nothing is written anywhere.
+
+    Args:
+        place: a file or URL. timeout: in seconds, for a URL. is_audio: of a name.
+    """
+
+    def __init__(self, place: str, offset: int, timeout: float, is_audio: Callable[[str], bool]) -> None:
+        self.place, self.at, self.is_audio = place, offset, is_audio
+        self.stream = open_onwards(place, offset, timeout)
+        self.local = None if is_remote(place) else Path(place)
+        self.size = os.fstat(self.stream.fileno()).st_size if self.local is not None else 0
+
+    def members(self) -> Iterator[Member]:
+        """Yield the files that follow.
+
+        Raises:
+            BrokenShardError: where the archive is damaged or cut. OSError: when reading it fails.
+        """
+        with self.stream:
+            start, name = self.at, None
+            while (info := self.header()) is not None:
+                if info.type in LONG_NAME or info.type in PAX:
+                    name = self.long_name(info) or name
+                    continue
+                # links and folders may state a size, but nothing follows their header
+                if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
+                    content = self.content(name or info.name, info.size)
+                    if info.isreg():
+                        yield Member(name or info.name, start, self.at, content)
+                start, name = self.at, None
+
+    def header(self) -> tarfile.TarInfo | None:
+        """Read the next header; None is the end, which an archive must state: one that stops without it is cut."""
+        at, data = self.at, self.take(RECORD)
+        if not data.strip(b"\0"):
+            return None
+        try:
+            info = tarfile.TarInfo.frombuf(data, "utf-8", ODD_NAMES)
+        except tarfile.HeaderError as problem:
+            raise BrokenShardError(f"{self.place}: damaged at byte {at} ({problem})") from problem
+        if info.size < 0:
+            raise BrokenShardError(f"{self.place}: damaged at byte {at} (a size of {info.size})")
+        return info
+
+    def content(self, name: str, size: int) -> Encoded | None:
+        """Read what belongs to a header, or pass over it."""
+        audio, at = self.is_audio(name), self.at
+        if audio and self.local is not None:
+            self.leave(size)
+            return FilePart(self.local, at, size)
+        if audio or size <= LARGEST_TEXT:
+            return self.take(size)
+        self.leave(size)
+        return None
+
+    def long_name(self, info: tarfile.TarInfo) -> str | None:
+        """Return the name that a GNU or pax header gives to the member behind it."""
+        at = self.at
+        if info.size > LARGEST_TEXT:
+            raise BrokenShardError(f"{self.place}: damaged at byte {at} (a name of {info.size} bytes)")
+        content = self.take(info.size)
+        try:
+            return long_name(info, content)
+        except ValueError as problem:
+            raise BrokenShardError(f"{self.place}: damaged at byte {at} ({problem})") from problem
+
+    def take(self, size: int) -> bytes:
+        """Read ``size`` bytes and the rest of the last record."""
+        data = self.stream.read(padded(size))
+        self.at += len(data)
+        if len(data) < padded(size):
+            raise BrokenShardError(f"{self.place}: cut at byte {self.at}")
+        return data[:size]
+
+    def leave(self, size: int) -> None:
+        """Pass over ``size`` bytes and the rest of the last record."""
+        behind = self.at + padded(size)
+        if self.local is None:
+            while self.at < behind:
+                self.take(min(BLOCK, behind - self.at))
+        elif behind > self.size:
+            raise BrokenShardError(f"{self.place}: cut at byte {self.size}")
+        else:
+            self.stream.seek(behind)
+            self.at = behind
+
+
+def padded(size: int) -> int:
+    return -(-size // RECORD) * RECORD
+
+
+def long_name(info: tarfile.TarInfo, content: bytes) -> str | None:
+    """Return the name in the content of a GNU or pax header, if there is one.
+
+    Raises:
+        ValueError: when the header is damaged.
+    """
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        return content.rstrip(b"\0").decode("utf-8", ODD_NAMES)
+    while info.type in PAX and content.strip(b"\0"):
+        digits, _, rest = content.partition(b" ")
+        length = int(digits)
+        if not len(digits) + 2 < length <= len(content):
+            raise ValueError(f"a pax record of {length} bytes")
+        key, _, value = rest[: length - len(digits) - 2].partition(b"=")
+        if key == b"path":
+            return value.decode("utf-8", ODD_NAMES)
+        content = content[length:]
+    return None
