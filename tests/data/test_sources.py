@@ -304,3 +304,16 @@ def test_braces():
     assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
     assert expand_braces("plain") == ["plain"]
+
+
+def test_members_before_the_damage_of_an_archive_are_found(tmp_path):
+    write_tar(tmp_path / "a.tar", range(1, 6))
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(content[: len(content) // 2])
+    lines = [{"audio": f"a.tar::{n:04d}.flac", "n": n} for n in (1, 5)]
+    lines.append({"audio": {"path": "a.tar", "offset": "far", "size": 3}, "n": 0})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second, third = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").rows()
+    assert numbers([first]) == [(1, 1)]
+    assert "damaged before it" in str(second)
+    assert third.reason == "broken metadata"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -141,8 +142,11 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     if not isinstance(path, str) or not path:
         raise RowError("missing column", f"{name}: no audio path or bytes")
     if isinstance(value, Mapping) and "offset" in value:
-        length = value.get("seconds", length)
-        return AudioRef(FilePart(folder / path, int(value["offset"]), int(value["size"])), name, length)
+        try:
+            part = FilePart(folder / path, int(value["offset"]), int(value["size"]))
+        except (KeyError, TypeError, ValueError) as problem:
+            raise RowError("broken metadata", f"{name}: offset and size must be whole numbers") from problem
+        return AudioRef(part, name, value.get("seconds", length))
     archive, inside, member = path.partition(IN_ARCHIVE)
     if inside:
         return AudioRef(archive_member(folder / archive, member), name, length)
@@ -151,12 +155,13 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
 
 @lru_cache(maxsize=64)
 def archive_members(archive: Path) -> Mapping[str, FilePart]:
-    """Return where the files of a tar lie, by their names."""
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            return {m.name: FilePart(archive, m.offset_data, m.size) for m in tar if m.isfile()}
-    except (OSError, tarfile.TarError) as problem:
-        raise RowError("broken archive", f"{archive} ({problem})") from problem
+    """Return where the files of a tar lie, by their names: those before the damage, where there is some."""
+    found: dict[str, FilePart] = {}
+    with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive, "r:") as tar:
+        for member in tar:
+            if member.isfile():
+                found[member.name] = FilePart(archive, member.offset_data, member.size)
+    return found
 
 
 def archive_member(archive: Path, member: str) -> FilePart:
@@ -169,7 +174,7 @@ def archive_member(archive: Path, member: str) -> FilePart:
         raise RowError("missing file", str(archive))
     members = archive_members(archive)
     if member not in members:
-        raise RowError("missing file", f"{archive} holds no {member}")
+        raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
     return members[member]
 
 
