@@ -2,6 +2,7 @@ import pytest
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import load_card
+from uniaudio.data.jinja import Condition
 from uniaudio.errors import RowError, UserError
 
 GOOD = {
@@ -121,3 +122,29 @@ def test_mistakes_name_file_and_key(tmp_path, changes, message):
     assert message in str(mistake.value)
     assert "mine.yaml" in str(mistake.value)
     assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    "source", ["fold != 5", "fold == -1", "split == 'train'", 'split!="te st"', "null == 3", "split == ''"]
+)
+def test_plain_comparisons_have_the_short_way_and_the_same_answer(source):
+    condition = Condition(source, "here")
+    assert condition.comparison is not None
+    rows = [
+        {"fold": fold, "split": split, "null": None}
+        for fold in (5, -1, 5.0, "5", None, True)
+        for split in ("train", "te st", "", 3)
+    ]
+    for row in rows:
+        assert condition.holds(row) == bool(condition.compiled(**row)), row
+    with pytest.raises(UserError, match="the rows have no column"):
+        condition.holds({"other": 1})
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["fold != 5 and split == 'x'", "true == 1", "none == 3", "fold > 5", "a.b == 1", "not fold == 5"],
+)
+def test_other_conditions_take_the_long_way(source):
+    condition = Condition(source, "here")
+    assert condition.comparison is None

