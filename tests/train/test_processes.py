@@ -71,6 +71,12 @@ def test_two_processes_give_the_losses_of_one(tone_run, tmp_path, whole):
     assert one[8] < one[1]
     assert one != two  # sums in another order: it really were two processes
     assert rows(whole)[-1] == {"event": "finished", "step": 8}
+    drawn = [
+        [row["drawn"] for row in rows(folder) if row.get("event") == "saved"]
+        for folder in (whole, tmp_path / "two")
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0][-1]["tones"] % 16 == 0  # whole pools
     names = (whole / "checkpoints" / "step-000008" / "model.safetensors").stat().st_size
     assert names < 1_500_000  # the decoder is not in it
 

@@ -258,4 +258,5 @@ class StageRun:
                 self.config,
                 self.parts.bases,
             )
+            self.tracker.event("saved", step=self.position.step, drawn=self.position.skips["drawn"])
         self.accelerator.wait_for_everyone()
