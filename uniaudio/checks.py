@@ -132,7 +132,8 @@ def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: lis
     """Lay out what a stage draws and what it is evaluated on."""
     table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
     for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
-        table.add_column(column, justify="left" if column in ("dataset:template", "split") else "right")
+        left = column in ("dataset:template", "split")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     shares: list[float | None] = [*recipe.train_shares(), *[None] * len(asked)]
     for pairing, share in zip([*train, *asked], shares, strict=True):
         table.add_row(

@@ -48,7 +48,8 @@ def preview(
                 prompt, answer = format.prompt(rendered.prompt), format.answer(rendered.answer)
             except RowError as problem:
                 raise UserError(f"{entry.name}, row {row.key}: {problem}") from problem
-            title = f"{n + 1}. {entry.name}  {template.task}  row {row.key}"
+            asked = f"  {template.task}" if len(entry.templates) > 1 else ""
+            title = f"{n + 1}. {entry.name}{asked}  row {row.key}"
             show(console, title, prompt, answer, seconds, format)
 
 

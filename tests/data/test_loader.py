@@ -127,6 +127,10 @@ def test_bad_clips_shrink_the_batch_and_are_listed(mixture):
         [(broken, "broken audio"), (source.listed[1][0], "missing file")]
     )
     assert len(step.micro[0].ids) == 28
+    seconds = sum(0.3 + 0.05 * (i % 9) for i in range(30))
+    assert step.cost == pytest.approx(
+        (seconds + 0.1 * 30) / 60, rel=0.05
+    )  # the cut file is planned as its header says
     assert step.drawn == {"tones": 30}
 
 

@@ -76,6 +76,13 @@ def test_two_processes_give_the_losses_of_one(tone_run, tmp_path, whole):
         for folder in (whole, tmp_path / "two")
     ]
     assert drawn[0] == drawn[1]
+    alone, shared = ([row for row in rows(folder) if "loss" in row] for folder in (whole, tmp_path / "two"))
+    for one_row, two_row in zip(alone, shared, strict=True):
+        assert 0.2 < one_row["budget_fill"] <= 1
+        assert two_row["budget_fill"] == pytest.approx(one_row["budget_fill"])
+        assert 0 <= two_row["padding_share"] == pytest.approx(one_row["padding_share"])
+        assert one_row["cost_spread"] == 1
+    assert max(row["cost_spread"] for row in shared) > 1
     assert drawn[0][-1]["tones"] % 16 == 0  # whole pools
     names = (whole / "checkpoints" / "step-000008" / "model.safetensors").stat().st_size
     assert names < 1_500_000  # the decoder is not in it

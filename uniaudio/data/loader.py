@@ -8,7 +8,7 @@ import multiprocessing
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -57,11 +57,15 @@ def joined_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a worker hands over: a packed batch, what it was planned from (its rows left out), and what was skipped."""
+    """What a worker hands over: a packed batch, what was skipped and drawn on the way, its cost, the position
+    behind.
+    """
 
     batch: Batch
-    planned: PlannedBatch
     skips: tuple[Skip, ...]
+    drawn: Mapping[str, int]
+    cost: float
+    state: StreamState
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class WorkerDataset(IterableDataset):
             except RowError as problem:
                 skips += [Skip(dataset, row.row.key, problem.reason, problem.detail)] * len(row.questions)
         batch = collate(examples, self.mixture.format, self.mixture.slots_for, self.tasks)
-        return MicroBatch(batch, replace(planned, rows=()), tuple(skips))
+        return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state)
 
     def examples(self, planned: PlannedRow) -> list[Example]:
         """Decode a row once and return one example per question."""
@@ -253,16 +257,16 @@ def steps_of(
         taken = []
         for index in itertools.islice(serving, places):
             micro = next_of(loaders[owner[index]], datasets[owner[index]])
-            streams[index] = micro.planned.state
+            streams[index] = micro.state
             taken.append(micro)
         drawn: Counter[str] = Counter()
         for micro in taken:
-            drawn.update(micro.planned.drawn)
+            drawn.update(micro.drawn)
         yield StepBatch(
             tuple(micro.batch for micro in taken),
             tuple(skip for micro in taken for skip in micro.skips),
             drawn,
-            sum(micro.planned.cost for micro in taken),
+            sum(micro.cost for micro in taken),
             PlanState(step, dict(streams), mixture.fingerprint),
         )
 

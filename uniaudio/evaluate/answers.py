@@ -89,7 +89,8 @@ def answers_table(results: dict[str, dict[str, Any]]) -> Table:
     """Lay out the figures of several evaluation sets."""
     table = Table(title="answers", title_justify="left")
     for column in ("set", "metric", "score", "all right", "loss", "examples", "skipped"):
-        table.add_column(column, justify="left" if column in ("set", "metric") else "right")
+        left = column in ("set", "metric")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for name, result in results.items():
         table.add_row(
             name,

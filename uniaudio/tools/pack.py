@@ -157,7 +157,7 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
 
     def templates(entry: Entry | EvalEntry) -> Any:
         chosen = entry.templates if isinstance(entry, Entry) else (entry.template,)
-        named = [portable_name("template", str(t.path), recipe.path.parent) for t in chosen]
+        named = [portable_name("template", t.task, recipe.path.parent) for t in chosen]
         return named if isinstance(entry, Entry) else named[0]
 
     def line(entry: Entry | EvalEntry) -> dict[str, Any]:
