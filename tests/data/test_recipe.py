@@ -1,4 +1,5 @@
 import pytest
+from made_up_files import write_tar
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
@@ -114,3 +115,42 @@ def test_a_mistake_in_a_card_names_recipe_line_and_card(tone_run):
     card(tone_run, "broken", lisence="x")
     with pytest.raises(UserError, match=r"mine\.yaml: train\[0\]: .*broken\.yaml: lisence: unknown key"):
         load_recipe(write(tone_run, train=[{**LINE, "dataset": "broken"}]))
+
+
+def test_weights_by_rows_with_a_temperature(tone_run):
+    card(tone_run, "all_tones")
+    lines = [
+        LINE,
+        {"dataset": "all_tones", "template": "tone", "weight": 2},
+    ]  # 30 rows, and 40 with twice the weight
+    plain = load_recipe(write(tone_run, train=lines, mix={"by": "rows"}))
+    assert plain.train_shares() == pytest.approx([30 / 110, 80 / 110])
+    flat = load_recipe(write(tone_run, "flat", train=lines, mix={"by": "rows", "temperature": 5}))
+    first, second = 30**0.2, 2 * 40**0.2
+    assert flat.train_shares() == pytest.approx([first / (first + second), second / (first + second)])
+
+
+def test_rows_that_nobody_can_count_are_stated_on_the_card(tone_run, tmp_path):
+    write_tar(tmp_path / "far.tar", range(3))
+    card(tone_run, "far", load={"webdataset": "far.tar"})
+    line = {"dataset": "far", "template": "tone"}
+    with pytest.raises(UserError, match=r"mix by rows needs `splits\.train\.rows` on the card of far"):
+        load_recipe(write(tone_run, train=[LINE, line], mix={"by": "rows"}))
+    card(tone_run, "far", load={"webdataset": "far.tar"}, splits={"train": {"rows": 90}})
+    recipe = load_recipe(write(tone_run, train=[LINE, line], mix={"by": "rows"}))
+    assert recipe.train_shares() == pytest.approx([0.25, 0.75])
+
+
+def test_augmentation_and_conditions_are_read_and_checked(tone_run):
+    content = {
+        "train": [{**LINE, "augment": [{"gain": {"db": [-3, 3]}}]}],
+        "evaluate": [{**LINE, "split": "test"}, {**LINE, "split": "test", "condition": "telephone"}],
+    }
+    recipe = load_recipe(write(tone_run, **content))
+    assert recipe.train[0].augmenter.steps[0].gain.db == (-3, 3)
+    assert [entry.name for entry in recipe.evaluate] == ["tones:tone", "tones:tone@telephone"]
+    content["evaluate"][1]["condition"] = "telefone"
+    with pytest.raises(UserError, match=r"there is no 'telefone' \(did you mean 'telephone'\?\)"):
+        load_recipe(write(tone_run, **content))
+    with pytest.raises(UserError, match=r"train\.0\.augment\.0.*(did you mean 'gain'\?)"):
+        load_recipe(write(tone_run, train=[{**LINE, "augment": [{"gian": {"db": [-3, 3]}}]}]))
