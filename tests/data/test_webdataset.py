@@ -1,5 +1,6 @@
 """Tars: every sample once, from any byte offset, and what is made of damage and of odd members."""
 
+import json
 import tarfile
 
 import pytest
@@ -262,3 +263,15 @@ def test_tars_through_fsspec(tmp_path):
 def test_urls_that_can_never_be_read(tmp_path, place, message):
     with pytest.raises(UserError, match=message):
         source_of(tmp_path, place)
+
+
+def test_a_sample_without_the_column_of_the_condition_is_left_out(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n in range(3):
+            add(tar, f"{n}.wav", clip_bytes(n))
+            if n != 1:
+                add(tar, f"{n}.json", json.dumps({"n": n}).encode())
+    source = source_of(tmp_path, splits={"train": {"keep": "n != 2"}})
+    first, second = source.rows()
+    assert first.columns["n"] == 0
+    assert (second.reason, "keep needs 'n'" in second.detail) == ("missing column", True)

@@ -86,6 +86,10 @@ class WebDatasetSource(ShardedSource):
             elif (text := text_of(member)) is not None:
                 columns["text" if extension == "txt" else extension] = text
         columns["__key__"] = sample.key
+        keep = self.card.split(self.split).keep
+        absent = sorted(keep.names - set(columns)) if keep is not None else []
+        if absent:  # of one sample, as where its .json is missing: no reason to end a run
+            return RowError("missing column", f"{name}: splits.{self.split}.keep needs '{absent[0]}'")
         if not self.card.keeps(columns, self.split):
             return None
         if len(clips) != len(self.card.audio):
