@@ -167,9 +167,11 @@ def stuck():
     time.sleep(60)
 
 
-@pytest.mark.parametrize(("end", "fate"), [(killed, "died"), (stuck, "did not answer in time")])
-def test_a_worker_that_ends_is_named_with_what_it_was_at(mixture, end, fate):
-    mix = mixture(Deadly(end), streams=4, pool=8, patience=3.0)
+@pytest.mark.parametrize(
+    ("end", "patience", "fate"), [(killed, 60.0, "died"), (stuck, 3.0, "did not answer in time")]
+)
+def test_a_worker_that_ends_is_named_with_what_it_was_at(mixture, end, patience, fate):
+    mix = mixture(Deadly(end), streams=4, pool=8, patience=patience)
     with pytest.raises(UserError, match=f"a data worker {fate}; it was at: tones, the row of draw "):
         list(islice(make_loader(mix, ("tone",), 0, 1, 1, 2), 4))
 
