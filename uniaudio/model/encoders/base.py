@@ -9,24 +9,30 @@ from uniaudio.types import Encoded
 
 
 class AudioEncoder(nn.Module):
-    """Ragged waveforms in, ragged frames out.
+    """Ragged waveforms in, ragged frames out; a clip's frames do not depend on the clips beside it.
 
     Attributes:
-        dim: width E of a frame. frame_rate: frames per second. takes_masks: whether it has a spectrogram to mask.
+        dim: width E of a frame. frame_rate: frames per second.
+        reach: seconds of sound that one frame can see; longer clips are cut into chunks of it. None: all of the clip.
+        takes_masks: whether it has a spectrogram to mask.
+        layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
     """
 
     dim: int
     frame_rate: float
+    reach: float | None
     takes_masks: bool = False
+    layer_dims: tuple[int, ...]
 
     def num_frames(self, samples: int) -> int:
-        """Return the number of frames that a clip of ``samples`` at 16 kHz gives."""
+        """Return the number of frames that a clip of ``samples`` at 16 kHz gives; at least one."""
         raise NotImplementedError
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        """Encode int16 or float samples; with ``layers`` also return every hidden state.
+        """Encode int16 or float samples of C clips to frames ``[A, E]``, ``num_frames`` of every clip.
 
         Args:
+            layers: also return every hidden state, each with the lengths of the frames; the last are the frames.
             masks: bands of the spectrogram to hide, see ``spec_augment.mask_mel``; for encoders that take them.
         """
         raise NotImplementedError

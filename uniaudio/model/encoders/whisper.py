@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
-from huggingface_hub import snapshot_download
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import WhisperConfig
@@ -17,12 +12,20 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention, Whisp
 from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.chunks import cut_into_chunks, keep_first
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    fill,
+    read_model_config,
+    read_tensors,
+    with_random_weights,
+)
 from uniaudio.model.mel import FRAME, REACH, LogMel, encoder_frames
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
-RANDOM = "random:"  # prefix of a path: the same architecture with random weights
 PREFIXES = ("model.encoder.", "encoder.", "")  # where a full or an encoder-only checkpoint keeps the tensors
 GAP = 2  # zero mel frames between clips in the convolutions; even, so that every clip starts on the stride
 
@@ -41,6 +44,7 @@ class WhisperAudioEncoder(AudioEncoder):
     """
 
     frame_rate = SAMPLE_RATE / FRAME  # 50 frames per second
+    reach = REACH / SAMPLE_RATE
     takes_masks = True
 
     def __init__(self, whisper: WhisperEncoder, pad_to: float | None = None, tail_frames: int = 0) -> None:
@@ -50,6 +54,7 @@ class WhisperAudioEncoder(AudioEncoder):
         self.whisper = whisper
         self.mel = LogMel(whisper.config.num_mel_bins)
         self.dim = whisper.config.d_model
+        self.layer_dims = (self.dim,) * (whisper.config.encoder_layers + 1)
         self.pad_to = pad_to
         self.tail_frames = tail_frames
 
@@ -64,7 +69,7 @@ class WhisperAudioEncoder(AudioEncoder):
         )
         if not len(audio):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
-        chunks = cut_into_chunks(audio)
+        chunks = cut_into_chunks(audio, REACH)
         kept = torch.tensor([encoder_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
         mel = self.mel(self.with_silence(chunks))
         if masks is not None and len(masks):
@@ -158,25 +163,6 @@ def self_attention(
     return attention.out_proj(mixed.reshape(len(hidden), -1))
 
 
-def cut_into_chunks(audio: Ragged) -> Ragged:
-    """Cut clips longer than 30 s; the samples stay where they are, only the lengths change."""
-    lengths = []
-    for samples in audio.lengths.tolist():
-        whole, rest = divmod(samples, REACH)
-        lengths += [REACH] * whole + ([rest] if rest or not whole else [])
-    return audio.with_lengths(torch.tensor(lengths, dtype=torch.int64))
-
-
-def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
-    """Keep the first ``kept[i]`` frames of every row."""
-    if torch.equal(frames.lengths, kept):
-        return frames
-    index = torch.arange(int(kept.sum())) + torch.repeat_interleave(
-        frames.offsets[:-1] - (kept.cumsum(0) - kept), kept
-    )
-    return Ragged(frames.values[index.to(frames.device, non_blocking=True)], kept)
-
-
 def load_whisper(
     path: str, revision: str | None = None, pad_to: float | None = None, tail_frames: int = 0, seed: int = 0
 ) -> WhisperAudioEncoder:
@@ -188,72 +174,12 @@ def load_whisper(
         UserError: when there is no such folder, it is no Whisper, or a tensor of the encoder is missing or unknown.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    config = read_config(folder)
+    kind = read_model_config(folder)["model_type"]
+    if kind != "whisper":
+        raise UserError(f"{folder} holds a {kind} model, not a Whisper")
+    config = WhisperConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
-    if path.startswith(RANDOM):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            whisper = WhisperEncoder(config)
-    else:
-        with torch.random.fork_rng(devices=[]):  # loading weights must not move the run's generator
-            whisper = WhisperEncoder(config)
-        fill(whisper, read_encoder_tensors(folder), folder)
+    whisper = with_random_weights(lambda: WhisperEncoder(config), seed)
+    if not path.startswith(RANDOM):
+        fill(whisper, read_tensors(folder, PREFIXES), folder)
     return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames)
-
-
-def checkpoint_folder(path: str, revision: str | None) -> Path:
-    """Return a local folder: the path itself, or the files of a Hub repository in the local cache."""
-    if Path(path).is_dir():
-        return Path(path)
-    if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {path}")
-    try:
-        return Path(
-            snapshot_download(path, revision=revision, allow_patterns=["config.json", "*.safetensors*"])
-        )
-    except (OSError, ValueError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise UserError(
-            f"{path} is neither a folder nor a model that could be fetched ({reason})"
-        ) from problem
-
-
-def read_config(folder: Path) -> WhisperConfig:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{folder}: config.json cannot be read ({problem})") from problem
-    if config.get("model_type") != "whisper":
-        raise UserError(f"{folder} holds a {config.get('model_type')} model, not a Whisper")
-    return WhisperConfig.from_pretrained(folder)
-
-
-def read_encoder_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read only the encoder's tensors from the safetensors files of a folder, names without prefix."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} holds no .safetensors file; convert the checkpoint to safetensors first")
-    names = {}
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            names.update(dict.fromkeys(tensors.keys(), file))
-    prefix = next(p for p in PREFIXES if not p or any(name.startswith(p) for name in names))
-    found = {}
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is not a dict)
-                if name.startswith(prefix):
-                    found[name.removeprefix(prefix)] = tensors.get_tensor(name)
-    return found
-
-
-def fill(whisper: WhisperEncoder, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Load strictly, and say which tensors do not fit."""
-    expected = set(whisper.state_dict())
-    missing, unknown = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
-    if missing or unknown:
-        raise UserError(
-            f"{folder}: the encoder's tensors do not fit: "
-            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
-        )
-    whisper.load_state_dict(tensors)

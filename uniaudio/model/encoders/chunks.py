@@ -1,0 +1,35 @@
+"""Clips cut into chunks that fit an encoder's reach, and frames kept or put together again by their lengths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uniaudio.ragged import Ragged
+
+
+def chunks_of(samples: int, reach: int) -> list[int]:
+    """Return the lengths of the chunks of one clip: whole reaches, then the rest; a clip of 0 has one chunk of 0."""
+    whole, rest = divmod(samples, reach)
+    return [reach] * whole + ([rest] if rest or not whole else [])
+
+
+def cut_into_chunks(audio: Ragged, reach: int) -> Ragged:
+    """Cut clips longer than ``reach`` samples; the samples stay where they are, only the lengths change."""
+    lengths = [chunk for samples in audio.lengths.tolist() for chunk in chunks_of(samples, reach)]
+    return audio.with_lengths(torch.tensor(lengths, dtype=torch.int64))
+
+
+def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
+    """Keep the first ``kept[i]`` frames of every row; ``kept`` is int64 on the CPU."""
+    if torch.equal(frames.lengths, kept):
+        return frames
+    index = torch.arange(int(kept.sum())) + torch.repeat_interleave(
+        frames.offsets[:-1] - (kept.cumsum(0) - kept), kept
+    )
+    return Ragged(frames.values[index.to(frames.device, non_blocking=True)], kept)
+
+
+def as_float(samples: Tensor) -> Tensor:
+    """Return samples as float32 in [-1, 1): int16 is scaled, floats are taken as they are."""
+    return samples.float() if samples.is_floating_point() else samples.float() / 32768.0

@@ -1,0 +1,147 @@
+"""Weights of a checkpoint: found by folder or Hub name, read from safetensors alone, loaded strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from uniaudio.errors import UserError
+
+RANDOM = "random:"  # prefix of a path: the same architecture with random weights
+FILES = ["*.json", "*.safetensors"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def checkpoint_folder(path: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
+    """Return a local folder: the path itself, or the files of a Hub repository in the local cache.
+
+    Args:
+        patterns: the files to fetch; code is not among them unless the caller asks for it.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"there is no folder {path}")
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise UserError(
+            f"{path} is neither a folder nor a model that could be fetched ({reason})"
+        ) from problem
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json`` as plain values.
+
+    Raises:
+        UserError: when there is none, or it names no model type.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{folder}: config.json cannot be read ({problem})") from problem
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"{folder}: config.json names no model_type")
+    return config
+
+
+def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Read only the tensors under one prefix from the safetensors files of a folder, names without the prefix.
+
+    Args:
+        prefixes: where full and part checkpoints keep the part, the longest first; "" stands for the whole file.
+
+    Raises:
+        UserError: when there is no safetensors file.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no .safetensors file; convert the checkpoint to safetensors first")
+    places: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            places.update(dict.fromkeys(tensors.keys(), file))
+    prefix = next((p for p in prefixes if not p or any(name.startswith(p) for name in places)), "")
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is not a dict)
+                if name.startswith(prefix):
+                    found[name.removeprefix(prefix)] = tensors.get_tensor(name)
+    return found
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Load strictly, and say which tensors do not fit.
+
+    Raises:
+        UserError: naming missing and unknown tensors, or one of another shape.
+    """
+    own = module.state_dict()
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or unknown:
+        raise UserError(
+            f"{folder}: the encoder's tensors do not fit: "
+            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{folder}: {name} is {tuple(tensor.shape)}, but its config.json says {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(dict(tensors))
+
+
+def with_random_weights(make: Callable[[], Module], seed: int | None) -> Module:
+    """Build a module whose weights are a function of ``seed`` (None: whatever they are, they will be overwritten).
+
+    The run's own random generator is left where it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return make()
+
+
+def load_pretrained(kind: type[Any], folder: Path, seed: int | None, config: Any, **settings: Any) -> Any:
+    """Load a stock model class in float32 from a folder, every tensor of it, or with random weights.
+
+    Args:
+        kind: a ``PreTrainedModel`` class. config: its configuration, changed as the caller needs it.
+        seed: None loads the folder's safetensors; a number draws the weights from it.
+        settings: passed on to ``from_pretrained``.
+
+    Raises:
+        UserError: when a tensor of the model is missing in the folder or the files cannot be read.
+    """
+    if seed is not None:
+        return with_random_weights(lambda: kind(config), seed).float()
+    try:
+        with torch.random.fork_rng(devices=[]):  # loading weights must not move the run's generator
+            model, told = kind.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **settings,
+            )
+    except (OSError, ValueError, RuntimeError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(f"{folder} cannot be loaded as {kind.__name__} ({reason})") from problem
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise UserError(f"{folder}: tensors of {kind.__name__} are missing: {missing[:3]}")
+    return model
