@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from uniaudio.assemble import report_run, run_evaluation, run_probes, run_training
+from uniaudio.assemble.judging import report_run, run_evaluation, run_probes
+from uniaudio.assemble.training import run_training
 from uniaudio.config.files import realdata_root
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -44,7 +45,7 @@ def main() -> None:
         raise SystemExit(code)
     trained = time.monotonic()
     answers = run_evaluation(str(arguments.out), None, arguments.out / "answers.json", None)
-    before = config.encoder.path
+    before = config.encoders["whisper"].path
     data = [f"{name}={root / name}" for name in LABELLED]
     probes = run_probes(
         [before, str(arguments.out), f"random:{before}"], data, arguments.out / "probes.json", seeds=3

@@ -20,6 +20,7 @@ from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
 from uniaudio.model import flops
 
+TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
 ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
 
 
@@ -184,7 +185,8 @@ def cost_line(
     operations = trained * examples * flops.whisper_forward_flops(encoder, seconds)
     decoder = decoder_config(config)
     if decoder is not None:
-        tokens = seconds * config.adapter.rate + words * 1.5 + 24  # 24: an instruction in chat markup
+        heard = seconds * rate if (rate := config.adapter.tokens_per_second) else TOKENS_PER_CLIP
+        tokens = heard + words * 1.5 + 24  # 24: an instruction in chat markup
         forward = flops.decoder_forward_flops(decoder, tokens) + flops.head_forward_flops(
             decoder, words * 1.5 + 1
         )

@@ -52,7 +52,7 @@ def train(
     ] = None,
 ) -> None:
     """Train an encoder (under `accelerate launch`, or in one process)."""
-    from uniaudio.assemble import run_training
+    from uniaudio.assemble.training import run_training
     from uniaudio.config.run import load_run
 
     if resume not in (None, "auto", "yes"):
@@ -94,7 +94,7 @@ def probe(
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
 ) -> None:
     """Train linear, MLP and kNN probes on frozen embeddings of one or more encoders."""
-    from uniaudio.assemble import run_probes
+    from uniaudio.assemble.judging import run_probes
 
     run_probes(models, data, out, seeds)
 
@@ -107,7 +107,7 @@ def evaluate(
     max_examples: Annotated[int | None, typer.Option(help="Cap per entry.", min=1)] = None,
 ) -> None:
     """Let a trained model answer the recipe's evaluation sets and score the answers."""
-    from uniaudio.assemble import run_evaluation
+    from uniaudio.assemble.judging import run_evaluation
 
     run_evaluation(model, recipe, out, max_examples)
 
@@ -122,7 +122,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Ask a trained model one question about one clip."""
-    from uniaudio.assemble import ask as ask_model
+    from uniaudio.assemble.asking import ask as ask_model
 
     typer.echo(ask_model(model, clip, text, max_new_tokens))
 
@@ -135,7 +135,7 @@ def embed(
     frames: Annotated[bool, typer.Option(help="Also store the frames of every clip.")] = False,
 ) -> None:
     """Write one pooled embedding per clip (and, on request, its frames) to an NPZ file."""
-    from uniaudio.assemble import embed_files
+    from uniaudio.assemble.asking import embed_files
 
     embed_files(model, clips, out, frames)
 
@@ -148,7 +148,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run."""
-    from uniaudio.assemble import report_run
+    from uniaudio.assemble.judging import report_run
 
     typer.echo(str(report_run(run, out)))
 

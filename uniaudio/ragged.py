@@ -60,6 +60,14 @@ class Ragged:
         """The same values cut in another way, for example 30 s chunks put together to clips again."""
         return Ragged(self.values, lengths)
 
+    def select(self, rows: Tensor | Sequence[int]) -> Ragged:
+        """The given rows (indices on the CPU) in the given order."""
+        chosen = torch.as_tensor(rows, dtype=torch.int64)
+        lengths = self.lengths[chosen]
+        shifts = self.offsets[:-1][chosen] - (lengths.cumsum(0) - lengths)
+        index = torch.arange(int(lengths.sum())) + torch.repeat_interleave(shifts, lengths)
+        return Ragged(self.values[index.to(self.device, non_blocking=True)], lengths)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
         """Move the values; lengths stay on the CPU."""
         return Ragged(self.values.to(device, non_blocking=non_blocking), self.lengths)

@@ -8,7 +8,7 @@ Axes, the same letter everywhere in the package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,6 +62,9 @@ class Batch:
         label_task: ``[L]`` int64 index into ``tasks``.
         tasks: the K task names of the run, the same list in every batch.
         masks: ``[R, 4]`` int64, always on the CPU: (clip of the batch, axis, begin, width), for SpecAugment.
+        example_clips: int64, always on the CPU: the clips of every example; a row for each of the B examples.
+        example_task: ``[B]`` int64, always on the CPU: index into ``tasks``.
+        prompt_lengths: ``[B]`` int64, always on the CPU: tokens of every example before its answer.
         ids: B example ids. audio_tokens: N. audio_seconds: real audio in the batch, in seconds.
     """
 
@@ -73,10 +76,20 @@ class Batch:
     labels: Tensor
     label_task: Tensor
     masks: Tensor
+    example_clips: Ragged
+    example_task: Tensor
+    prompt_lengths: Tensor
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
     audio_tokens: int
     audio_seconds: float
+
+    @property
+    def clip_example(self) -> Tensor:
+        """``[C]`` int64 on the CPU: the example that asks about a clip, the first of several."""
+        owners = self.example_clips.row_index()
+        first = torch.full((len(self.audio),), len(self.ids), dtype=torch.int64)
+        return first.scatter_reduce(0, self.example_clips.values, owners, "amin")
 
     @property
     def answer_tokens(self) -> int:
@@ -101,18 +114,41 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Auxiliary:
+    """An auxiliary loss as a function of means over the frames or clips of the whole global batch.
+
+    A mean over one micro-batch would make the loss depend on how the global batch is cut. So a forward returns sums and
+    a count, which the step adds over micro-batches and ranks before it applies the function, once.
+
+    Args:
+        sums: ``[S]`` float32, summed over the rows. Its graph is kept until the last micro-batch of the step and must
+            not be shared with the task loss: begin it at detached tensors and parameters.
+        count: rows that were summed. loss: means ``[S]`` to a scalar, weight included.
+    """
+
+    sums: Tensor
+    count: float
+    loss: Callable[[Tensor], Tensor]
+
+    def value(self) -> Tensor:
+        """Return the loss over these rows alone."""
+        return self.loss(self.sums / max(self.count, 1.0))
+
+
+@dataclass(frozen=True)
 class Encoded:
     """What every audio encoder returns.
 
     Args:
         frames: ``[A_total, E]`` in the order of the clips.
-        layers: all hidden states, each ragged like ``frames``, when asked for.
-        losses: auxiliary losses, scalars, already weighted. stats: scalars or small tensors a person wants to see.
+        layers: all hidden states, each with the lengths of ``frames``, when asked for; the last ones are the frames.
+        losses: auxiliary losses, empty outside of training.
+        stats: what the model chose, one float ``[C]`` per name, such as ``gate/whisper`` or ``weak/hubert``.
     """
 
     frames: Ragged
     layers: tuple[Ragged, ...] | None = None
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Mapping[str, Auxiliary] = field(default_factory=dict)
     stats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -124,10 +160,13 @@ class LossSum:
         total: scalar, the sum of the next-token losses over the L answer tokens, with gradient.
         answer_tokens: L.
         per_task: ``[K, 3]`` float32 without gradient: sum of losses, answer tokens, tokens predicted right.
-        auxiliary: weighted auxiliary losses of the encoder (means over the micro-batch), with gradient.
+        auxiliary: auxiliary losses of the encoder.
+        choices: name to ``[K, 2]`` float32 without gradient: sum over the task's clips of what the encoder chose,
+        clips.
     """
 
     total: Tensor
     answer_tokens: int
     per_task: Tensor
-    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Mapping[str, Auxiliary] = field(default_factory=dict)
+    choices: Mapping[str, Tensor] = field(default_factory=dict)

@@ -13,7 +13,11 @@ def test_overrides_go_through_the_same_checks(tone_run):
     config = load_run(
         tone_run, ["train.max_steps=3", "stages.0.budget.audio_seconds=7", "encoders.whisper.lr=1e-4"]
     )
-    assert (config.total_steps, config.stages[0].budget.audio_seconds, config.encoder.lr) == (3, 7, 1e-4)
+    assert (config.total_steps, config.stages[0].budget.audio_seconds, config.encoders["whisper"].lr) == (
+        3,
+        7,
+        1e-4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,7 +30,7 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ("stages.4.steps=3", "4 is not one of the positions 0 to 0"),
         ("stages.0.warmup=300", "warmup 300 is longer than the stage's 8 steps"),
         ("seed", "write key.sub=value"),
-        ("encoders.second={path: x}", "exactly one encoder"),
+        ("encoders.second={path: x}", "2 encoders need `fusion: {kind: ...}` to become one"),
         ("train.precision=fp16", "train.precision: 'fp16' is not one of auto, bf16, no"),
         ("data.log_ids=yes", "data.log_ids: input should be a valid boolean, got 'yes'"),
         ("train.clip='1'", "train.clip: input should be a valid number, got '1'"),
@@ -77,7 +81,7 @@ def test_paths_and_recipes_mean_the_same_from_anywhere(tone_run, tmp_path, monke
     again = load_run("config.yaml")
     assert again.resolved() == config.resolved()
     assert load_recipe(again.stages[0].recipe, near=again.folder).train
-    assert Path(again.encoder.path).is_dir()
+    assert Path(again.encoders["whisper"].path).is_dir()
 
 
 def test_a_shipped_recipe_keeps_its_name():

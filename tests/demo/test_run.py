@@ -6,7 +6,7 @@ import shutil
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from uniaudio.assemble import load_model
+from uniaudio.assemble.models import load_model
 from uniaudio.demo.run import run_demo
 from uniaudio.errors import UserError
 

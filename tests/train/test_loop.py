@@ -13,7 +13,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
 from uniaudio.train.engine import make_accelerator
 from uniaudio.train.loop import TrainParts, train
-from uniaudio.types import Batch, LossSum
+from uniaudio.types import Auxiliary, Batch, LossSum
 
 
 @dataclass
@@ -47,6 +47,9 @@ def batch(n):
         labels,
         labels * 0,
         torch.zeros(0, 4, dtype=torch.long),
+        Ragged(torch.zeros(1, dtype=torch.long), torch.tensor([1])),
+        torch.zeros(1, dtype=torch.long),
+        torch.tensor([1]),
         ("tone",),
         (f"tones/{n}",),
         4,
@@ -69,7 +72,8 @@ class Model(nn.Module):
         loss = self.adapter(self.dropout(self.encoder((n / 8)[:, None]).expand(16, 1))).square().mean()
         if int(n) >= self.breaks_at:
             loss = loss / 0
-        extra = {"balance": self.encoder.weight.sum()} if self.auxiliary else {}
+        sums = self.encoder.weight[0] * n
+        extra = {"balance": Auxiliary(sums, 1.0, lambda mean: mean[0] ** 2)} if self.auxiliary else {}
         return LossSum(2 * loss, 2, torch.tensor([[2 * loss.item(), 2, 1]]), extra)
 
     def trainable_state(self):
@@ -88,7 +92,9 @@ def parts(model, opened=None):
             n += 1
             yield Step((batch(2 * n - 1), batch(2 * n)), Place(n))
 
-    return TrainParts(model, open_steps, lambda states: states[0], ("tone",), {"decoder": {"path": "none"}})
+    return TrainParts(
+        model, open_steps, lambda states: states[0], ("tone",), {"decoder": {"path": "none"}}, model.auxiliary
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -151,17 +157,21 @@ def test_stages_follow_each_other_and_max_steps_ends_inside_one(tone_run, tmp_pa
     assert saved(tone_run).state["step"] == 6
 
 
-def test_auxiliary_losses_are_averaged_over_micro_batches_and_not_divided_by_tokens(tone_run, monkeypatch):
-    norms = {}
-    monkeypatch.setattr(
-        "uniaudio.train.track.Tracker.log", lambda self, row: norms.setdefault(len(norms), row["grad_norm"])
-    )
+def test_an_auxiliary_loss_is_a_function_of_the_mean_over_the_step_and_not_divided_by_tokens(
+    tone_run, monkeypatch
+):
+    rows = []
+    monkeypatch.setattr("uniaudio.train.track.Tracker.log", lambda self, row: rows.append(row))
     for auxiliary in (False, True):
         model = Model(auxiliary=auxiliary)
         nn.init.zeros_(model.adapter.weight)
         nn.init.zeros_(model.adapter.bias)  # the task loss is zero and flat
         run(tone_run, model, "train.max_steps=1", f"output_dir={tone_run.parent / str(auxiliary)}")
-    assert norms == {0: 0.0, 1: pytest.approx(1.0)}
+    assert rows[0]["grad_norm"] == 0.0
+    assert "auxiliary" not in rows[0]
+    mean = 1.5  # of the numbers 1 and 2 of the two micro-batches, before the square
+    assert rows[1]["auxiliary"] == {"balance": pytest.approx((0.5 * mean) ** 2)}
+    assert rows[1]["grad_norm"] == pytest.approx(2 * 0.5 * mean**2)
 
 
 @pytest.mark.parametrize(

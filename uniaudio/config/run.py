@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
+from uniaudio.config.adapters import AdapterConfig, StackConfig
+from uniaudio.config.encoders import EncoderConfig, LoraConfig
 from uniaudio.config.files import expand_path, find_file, portable_name
+from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.layers import apply_override, read_layers
 from uniaudio.config.schema import Strict, build
 from uniaudio.config.strict_yaml import dump_yaml
-
-
-class EncoderConfig(Strict):
-    """One audio encoder. ``pad_to`` is in seconds, ``tail_frames`` in encoder frames."""
-
-    kind: Literal["whisper"] = "whisper"
-    path: str
-    revision: str | None = None
-    train: Literal["full", "frozen"] = "full"
-    lr: PositiveFloat = 2e-5
-    pad_to: PositiveFloat | None = None
-    tail_frames: int = Field(default=0, ge=0)
-
-
-class AdapterConfig(Strict):
-    """From frames to audio tokens at ``rate`` per second; ``hidden`` defaults to the decoder's width."""
-
-    kind: Literal["stack"] = "stack"
-    rate: PositiveFloat = 12.5
-    hidden: PositiveInt | None = None
-    lr: PositiveFloat = 1e-3
 
 
 class MiniatureConfig(Strict):
@@ -52,9 +35,16 @@ class MiniatureConfig(Strict):
 
 
 class DecoderConfig(Strict):
-    """The frozen language model, by folder or Hub name, or a miniature one."""
+    """The language model, by folder or Hub name, or a miniature one; frozen unless ``train`` says otherwise.
 
+    ``kind: whisper`` takes Whisper's own decoder, which hears the frames by cross attention and needs no adapter.
+    """
+
+    kind: Literal["causal", "whisper"] = "causal"
     path: str = "Qwen/Qwen3-0.6B"
+    train: Literal["frozen", "lora", "full"] = "frozen"
+    lr: PositiveFloat = 1e-4
+    lora: LoraConfig = LoraConfig(rank=8, dropout=0.1, targets="all")
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     trust_remote_code: bool = False
@@ -132,13 +122,21 @@ class EvaluateConfig(Strict):
     batch_seconds: PositiveFloat = 60
 
 
+COMPONENTS = (
+    "fusion",
+    "adapter",
+    "decoder",
+)  # what is trained beside the encoders, which have names of their own
+
+
 class RunConfig(Strict):
     """Everything about one run."""
 
     seed: int = 0
     output_dir: str
-    encoders: dict[str, EncoderConfig]
-    adapter: AdapterConfig = AdapterConfig()
+    encoders: dict[str, EncoderConfig] = Field(min_length=1)
+    fusion: FusionConfig | None = None
+    adapter: AdapterConfig = StackConfig()
     decoder: DecoderConfig = DecoderConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -147,9 +145,14 @@ class RunConfig(Strict):
     _folder: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
-    def one_encoder(self) -> RunConfig:
-        if len(self.encoders) != 1:
-            raise ValueError(f"encoders must name exactly one encoder, not {len(self.encoders)}")
+    def parts_fit(self) -> RunConfig:
+        for name in self.encoders:
+            if name in COMPONENTS or not re.fullmatch(r"\w[\w-]*", name):
+                raise ValueError(f"encoders: '{name}' cannot be a name; take letters, digits, _ and -")
+        if self.fusion is None and len(self.encoders) > 1:
+            raise ValueError(f"{len(self.encoders)} encoders need `fusion: {{kind: ...}}` to become one")
+        if self.fusion is not None and len(self.encoders) == 1 and self.fusion.kind not in ONE_IS_ENOUGH:
+            raise ValueError(f"fusion.kind {self.fusion.kind} needs a second encoder under `encoders`")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {', '.join(names)}")
@@ -159,11 +162,6 @@ class RunConfig(Strict):
     def folder(self) -> Path:
         """Where the config file stands; names in it are looked up there first."""
         return self._folder
-
-    @property
-    def encoder(self) -> EncoderConfig:
-        """The one encoder."""
-        return next(iter(self.encoders.values()))
 
     @property
     def total_steps(self) -> int:
@@ -191,6 +189,8 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConf
     for override in overrides:
         apply_override(data, override, list(RunConfig.model_fields))
     data.setdefault("output_dir", f"runs/{path.stem}")
+    if isinstance(data.get("adapter"), dict):
+        data["adapter"].setdefault("kind", "stack")
     config = expand_paths(build(RunConfig, data, str(path)), path)
     config._folder = path.parent
     return config

@@ -41,31 +41,67 @@ def explain(kind: type[BaseModel], problem: ValidationError) -> str:
     """Put the first error into one sentence, unknown keys first: they explain missing ones."""
     errors = problem.errors()
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    key = ".".join(str(part) for part in without_kinds(kind, error["loc"])) or "the file"
     if error["type"] == "extra_forbidden":
         known = known_keys(kind, error["loc"][:-1])
         return f"{key}: unknown key{did_you_mean(str(error['loc'][-1]), known)}; known: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key}: is required"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):  # records chosen by their `kind`
+        choices = re.findall(r"'([^']*)'", error["ctx"].get("expected_tags", ""))
+        given = error["ctx"].get("tag")
+        if given is None:
+            return f"{key}.kind: is required"
+        return f"{key}.kind: '{given}' is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         near = did_you_mean(str(error["input"]), choices)
         return f"{key}: {error['input']!r} is not one of {', '.join(choices)}{near}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return (
-        f"{key}: {message}" if error["type"] == "value_error" else f"{key}: {message}, got {error['input']!r}"
-    )
+    if error["type"] == "value_error":
+        return f"{key}: {message}" if error["loc"] else message
+    return f"{key}: {message}, got {error['input']!r}"
+
+
+def without_kinds(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[int | str]:
+    """Return the path of a key as it stands in the file: without the kinds that chose between records."""
+    record: Any = kind
+    annotation: Any = kind
+    kept = []
+    for part in path:
+        fields = getattr(record, "model_fields", {})
+        chosen = None if part in fields else of_kind(annotation, part)
+        if chosen is not None:
+            record = chosen
+            continue
+        kept.append(part)
+        if part in fields:
+            annotation = fields[part].annotation
+            record = first_record(annotation) or record
+    return kept
 
 
 def known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the record that ``path`` leads to."""
     record: Any = kind
+    annotation: Any = kind
     for part in path:
         fields = getattr(record, "model_fields", {})
-        annotation = fields[part].annotation if part in fields else record
-        record = first_record(annotation) or record
+        if part in fields:
+            annotation = fields[part].annotation
+            record = first_record(annotation) or record
+        else:  # an index or a name in a mapping, or the kind that chooses between records
+            record = of_kind(annotation, part) or record
     return list(getattr(record, "model_fields", {}))
+
+
+def of_kind(annotation: Any, tag: int | str) -> type[BaseModel] | None:
+    """Return the record inside ``A | B | ...`` whose ``kind`` may be ``tag``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get("kind")
+        return annotation if field is not None and tag in get_args(field.annotation) else None
+    return next((found for part in get_args(annotation) if (found := of_kind(part, tag))), None)
 
 
 def first_record(annotation: Any) -> type[BaseModel] | None:

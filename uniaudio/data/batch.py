@@ -55,7 +55,9 @@ def pack(
     labels: list[int] = []
     label_task: list[int] = []
     masks: list[tuple[int, ...]] = []
-    clips_before = 0
+    clips_before = 0  # of all examples so far
+    example_clips: list[list[int]] = []
+    prompt_lengths: list[int] = []
     for example in examples:
         start = len(tokens)
         pieces = format.prompt(example.prompt)
@@ -64,6 +66,7 @@ def pack(
             masks += [(clips_before + clip, *band) for clip, *band in example.masks]
             clips_before += len(example.clips)
             first, heard = heard, heard + sum(slots_for(len(clip)) for clip in example.clips)
+        example_clips.append(list(range(clips_before - len(example.clips), clips_before)))
         place = first
         for clip, piece in zip(example.clips, pieces[1:], strict=True):
             slots = slots_for(len(clip))
@@ -71,6 +74,7 @@ def pack(
             audio_index += range(place, place + slots)
             place += slots
             tokens += [0] * slots + piece
+        prompt_lengths.append(len(tokens) - start)
         if with_answers:
             answer = format.answer(example.answer)
             # the prompt is not empty and the answer ends with end-of-turn: never an empty or a full label mask
@@ -93,6 +97,12 @@ def pack(
         labels=integers(labels),
         label_task=integers(label_task),
         masks=torch.tensor(masks, dtype=torch.int64).reshape(-1, 4),
+        example_clips=Ragged(
+            integers([clip for own in example_clips for clip in own]),
+            integers([len(own) for own in example_clips]),
+        ),
+        example_task=integers([tasks.index(example.task) for example in examples]),
+        prompt_lengths=integers(prompt_lengths),
         tasks=tasks,
         ids=tuple(example.id for example in examples),
         audio_tokens=heard,

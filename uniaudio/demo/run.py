@@ -10,15 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from uniaudio.assemble import (
-    LoadedModel,
-    answer_question,
-    evaluate_recipe,
-    load_encoder,
-    load_model,
-    run_training,
-    write_json,
-)
+from uniaudio.assemble.asking import answer_question
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.judging import evaluate_recipe, write_json
+from uniaudio.assemble.models import LoadedModel, load_model
+from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import IndexedSource, open_source

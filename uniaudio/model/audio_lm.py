@@ -61,7 +61,9 @@ class AudioLM(nn.Module):
             [per_token.float(), torch.ones_like(per_token), right.to(per_token.dtype)], 1
         ).detach()
         per_task = columns.new_zeros(len(batch.tasks), 3).index_add(0, batch.label_task, columns)
-        return LossSum(total, batch.answer_tokens, per_task, encoded.losses)
+        return LossSum(
+            total, batch.answer_tokens, per_task, encoded.losses, choices_by_task(encoded.stats, batch)
+        )
 
     def embed_batch(self, batch: Batch) -> tuple[Ragged, Encoded]:
         """Return the decoder's input rows ``[T, D]``, audio tokens in their places, and what the encoder said.
@@ -74,15 +76,22 @@ class AudioLM(nn.Module):
             raise UserError(
                 f"spec_augment: {type(self.encoder).__name__} has no spectrogram to mask; leave it out of the recipe"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
-            encoded = self.encoder(batch.audio, masks=batch.masks)
+        text = self.decoder.embed(batch.tokens.values)
+        encoded = self.encode(batch, text)
         audio = self.adapter(encoded.frames).values
         if len(audio) != batch.audio_tokens:
             raise ValueError(f"{batch.audio_tokens} places for audio but {len(audio)} audio tokens")
-        text = self.decoder.embed(batch.tokens.values)
         placed = audio.index_select(0, batch.audio_index)
         embeds = text.index_copy(0, batch.audio_positions, placed.to(text.dtype))
         return batch.tokens.with_values(embeds), encoded
+
+    def encode(self, batch: Batch, text: Tensor) -> Encoded:
+        """Encode the clips of a batch; an encoder that reads the question gets its mean embedding, ``text [T, D]``."""
+        given = {}
+        if getattr(self.encoder, "takes_prompts", False):
+            given["prompts"] = question_means(batch, text)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
+            return self.encoder(batch.audio, masks=batch.masks, **given)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return the trained tensors by name: what a checkpoint holds."""
@@ -107,3 +116,28 @@ class AudioLM(nn.Module):
                     f"the checkpoint's {name} is {tuple(state[name].shape)}, the config's {tuple(parameter.shape)}"
                 )
             parameter.data.copy_(state[name])
+
+
+def question_means(batch: Batch, text: Tensor) -> Tensor:
+    """Return for every clip the mean embedding ``[C, D]`` of the text tokens of the question about it."""
+    starts = torch.repeat_interleave(batch.tokens.offsets[:-1], batch.tokens.lengths)
+    ends = torch.repeat_interleave(batch.prompt_lengths, batch.tokens.lengths)
+    asked = (torch.arange(len(starts)) - starts < ends).to(text.device)
+    asked = asked.index_fill(0, batch.audio_positions, False)[:, None]
+    sums = batch.tokens.with_values(text * asked).mean() * batch.tokens.lengths.to(text.device)[:, None]
+    counts = (
+        batch.tokens.with_values(asked.to(text.dtype)).mean() * batch.tokens.lengths.to(text.device)[:, None]
+    )
+    return (sums / counts.clamp(min=1))[batch.clip_example.to(text.device)]
+
+
+def choices_by_task(stats: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Add per-clip statistics ``[C]`` up by the task of the clip's first question: ``[K, 2]`` of sums and clips."""
+    if not stats:
+        return {}
+    task = batch.example_task[batch.clip_example].to(next(iter(stats.values())).device)
+    found = {}
+    for name, values in stats.items():
+        columns = torch.stack([values.detach().float(), torch.ones_like(values, dtype=torch.float32)], 1)
+        found[name] = columns.new_zeros(len(batch.tasks), 2).index_add(0, task, columns)
+    return found

@@ -13,7 +13,8 @@ from itertools import islice
 import torch
 from rich.console import Console
 
-from uniaudio.assemble import build_model, stage_mixture, stage_recipes
+from uniaudio.assemble.models import build_model, stage_recipes
+from uniaudio.assemble.training import stage_mixture
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError

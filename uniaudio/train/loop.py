@@ -17,6 +17,7 @@ from torch import nn
 from uniaudio.config.run import RunConfig, Stage
 from uniaudio.distributed import gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
+from uniaudio.train.auxiliary import AuxiliaryLosses
 from uniaudio.train.checkpoint import save_checkpoint
 from uniaudio.train.engine import backward_scale
 from uniaudio.train.optim import build_optimizer, lr_share, set_learning_rate
@@ -52,6 +53,7 @@ class TrainParts:
         open_steps: (stage index, position in the data as JSON or None) to the endless steps of this rank.
         join_states: the positions of all ranks to the one that any number of ranks can continue from.
         tasks: the K task names. bases: identities of the starting weights.
+        has_auxiliary: the model may return auxiliary losses; the same on all ranks.
         evaluate: called with the unwrapped model every ``train.evaluate_every`` steps on the main process.
     """
 
@@ -60,6 +62,7 @@ class TrainParts:
     join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     tasks: tuple[str, ...]
     bases: Mapping[str, Mapping[str, str]]
+    has_auxiliary: bool = False
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
 
 
@@ -142,12 +145,16 @@ class StageRun:
                 self.save()
                 return False
             set_learning_rate(self.optimizer, lr_share(position.stage_step, self.stage, last))
+            auxiliary = AuxiliaryLosses()
             for batch, context in self.with_synchronisation(step.micro):
                 with context:
                     loss = self.model(batch.to(self.accelerator.device, non_blocking=True))
                     objective = loss.total * backward_scale(self.accelerator.num_processes, tokens)
-                    if loss.auxiliary:  # weighted means already: averaged over the micro-batches
-                        objective = objective + sum(loss.auxiliary.values()) / len(step.micro)
+                    auxiliary.add(loss.auxiliary)
+                    if self.parts.has_auxiliary and batch is step.micro[-1]:
+                        extra, values = auxiliary.objective()
+                        window.add_auxiliary(values)
+                        objective = objective if extra is None else objective + extra
                     self.accelerator.backward(objective)
                 window.add(batch, loss)
             norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
@@ -220,7 +227,7 @@ class StageRun:
 
     def new_window(self) -> Window:
         per_task = torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device)
-        return Window(per_task, self.config.adapter.rate)
+        return Window(per_task, self.config.adapter.tokens_per_second)
 
     def log(self, window: Window, norm: float) -> None:
         """Write one row of metrics."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -13,16 +12,21 @@ from uniaudio.errors import UserError
 
 
 def learning_rates(config: RunConfig) -> dict[str, float]:
-    """Return the peak learning rate of each trained component: the encoder by its own name, and the adapter."""
-    (name, encoder), *_ = config.encoders.items()
-    trained = {name: encoder.lr} if encoder.train == "full" else {}
-    return {**trained, "adapter": config.adapter.lr}
+    """Return the peak learning rate of each component: the encoders by their names, fusion, adapter and decoder."""
+    rates = {name: encoder.lr for name, encoder in config.encoders.items()}
+    if config.fusion is not None:
+        rates["fusion"] = config.fusion.lr
+    return {**rates, "adapter": config.adapter.lr, "decoder": config.decoder.lr}
 
 
-def component_modules(model: nn.Module, config: RunConfig) -> Mapping[str, nn.Module]:
-    """Return the modules behind the names of ``learning_rates``."""
-    name = next(iter(config.encoders))
-    return {name: model.get_submodule("encoder"), "adapter": model.get_submodule("adapter")}
+def component_of(parameter: str, config: RunConfig) -> str:
+    """Return the component that a parameter of an ``AudioLM`` belongs to, by its full name."""
+    part, *rest = parameter.split(".")
+    if part != "encoder":
+        return part
+    if config.fusion is None:
+        return next(iter(config.encoders))
+    return rest[1] if rest[0] == "encoders" else "fusion"
 
 
 def build_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
@@ -34,9 +38,12 @@ def build_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -
         UserError: when nothing is trained.
     """
     groups = []
-    modules = component_modules(model, config)
     for component, lr in learning_rates(config).items():
-        trained = [p for p in modules[component].parameters() if p.requires_grad]
+        trained = [
+            p
+            for name, p in model.named_parameters()
+            if p.requires_grad and component_of(name, config) == component
+        ]
         for decay, members in (
             (config.train.weight_decay, [p for p in trained if p.dim() > 1]),
             (0.0, [p for p in trained if p.dim() <= 1]),
@@ -52,7 +59,7 @@ def build_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -
                     }
                 )
     if not groups:
-        raise UserError("nothing is trained: set `train: full` for an encoder")
+        raise UserError("nothing is trained: set `train: full` or `lora` for an encoder")
     return torch.optim.AdamW(groups, betas=config.train.betas, fused=device.type == "cuda")
 
 

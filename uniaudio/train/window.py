@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +22,15 @@ class Window:
 
     Args:
         per_task: ``[K, 3]`` as in ``LossSum``, on the device: adding to it waits for nothing.
-        token_rate: audio tokens per second of sound; more than that is padding.
+        token_rate: audio tokens per second of sound; more than that is padding. None where clips have a fixed number.
         waited: seconds the loop stood still for want of data. ids: of the examples, one list per step.
-        fill: shares of the budget that the
-            micro-batches used, of all ranks. spread: cost of the busiest rank over that of the mean one, by step.
+        fill: shares of the budget that the micro-batches used, of all ranks. spread: cost of the busiest rank over
+            that of the mean one, by step.
+        choices: as in ``LossSum``, on the device. auxiliary: values of the auxiliary losses, by step.
     """
 
     per_task: Tensor
-    token_rate: float
+    token_rate: float | None
     audio_seconds: float = 0.0
     audio_tokens: int = 0
     waited: float = 0.0
@@ -37,6 +38,8 @@ class Window:
     ids: list[list[str]] = field(default_factory=list)
     fill: list[float] = field(default_factory=list)
     spread: list[float] = field(default_factory=list)
+    choices: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: dict[str, list[float]] = field(default_factory=dict)
 
     def add_costs(self, costs: Sequence[float], micro_batches: int) -> None:
         """Count the modelled costs of one step: one for each rank, of so many micro-batches each, in budgets."""
@@ -49,6 +52,31 @@ class Window:
         self.per_task += loss.per_task
         self.audio_seconds += batch.audio_seconds
         self.audio_tokens += batch.audio_tokens
+
+        for name, sums in loss.choices.items():
+            self.choices[name] = self.choices.get(name, 0) + sums
+
+    def add_auxiliary(self, values: Mapping[str, float]) -> None:
+        """Note the auxiliary losses of one step, the same on every rank."""
+        for name, value in values.items():
+            self.auxiliary.setdefault(name, []).append(value)
+
+    def padding(self, audio_seconds: float, audio_tokens: float) -> float:
+        """Return the share of audio tokens that stand for no sound, 0 where the adapter has no rate."""
+        if self.token_rate is None or not audio_tokens:
+            return 0.0
+        return 1 - audio_seconds * self.token_rate / audio_tokens
+
+    def choices_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return for each task the mean of what the encoder chose over the clips of all ranks."""
+        found: dict[str, dict[str, float]] = {}
+        everyone = gather_objects({name: sums.tolist() for name, sums in self.choices.items()})
+        for name in dict.fromkeys(name for own in everyone for name in own):
+            for index, task in enumerate(tasks):
+                total, clips = (sum(own[name][index][i] for own in everyone if name in own) for i in (0, 1))
+                if clips:
+                    found.setdefault(task, {})[name] = total / clips
+        return found
 
     def row(self, tasks: Sequence[str], with_ids: bool) -> dict[str, Any]:
         """Return the figures of all ranks together; every rank must call it at the same point.
@@ -71,11 +99,15 @@ class Window:
             "answer_tokens": int(tokens),
             "audio_seconds_per_second": audio_seconds / seconds,
             "data_wait_share": waited / world_size() / seconds,
-            "padding_share": 1 - audio_seconds * self.token_rate / audio_tokens if audio_tokens else 0.0,
+            "padding_share": self.padding(audio_seconds, audio_tokens),
             "budget_fill": sum(self.fill) / max(len(self.fill), 1),
             "cost_spread": sum(self.spread) / max(len(self.spread), 1),
             "memory_gib": memory_gib(device),
         }
+        if self.auxiliary:
+            row["auxiliary"] = {name: sum(v) / len(v) for name, v in self.auxiliary.items()}
+        if choices := self.choices_by_task(tasks):
+            row["choices"] = choices
         if with_ids:
             steps = zip(*gather_objects(self.ids), strict=True)
             row["ids"] = [list(itertools.chain(*ranks)) for ranks in steps]

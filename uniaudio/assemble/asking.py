@@ -1,0 +1,70 @@
+"""One clip: a question about it, or its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.models import LoadedModel, load_model
+from uniaudio.data.audio import decode
+from uniaudio.data.batch import collate_prompts
+from uniaudio.data.template import AUDIO
+from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.embed import embed_clips, encode_clips
+from uniaudio.evaluate.generate import generate
+from uniaudio.evaluate.labelled import LONGEST
+from uniaudio.types import Example
+
+
+def read_clip(path: Path) -> Any:
+    """Decode one file for a question.
+
+    Raises:
+        UserError: when it cannot be used.
+    """
+    try:
+        return decode(path, LONGEST, str(path))
+    except RowError as problem:
+        raise UserError(str(problem)) from problem
+
+
+def answer_question(loaded: LoadedModel, clip: Path, text: str, max_new_tokens: int) -> str:
+    """Ask a loaded model one question about one clip."""
+    marked = text if AUDIO in text else f"{AUDIO}{text}"
+    pieces = tuple(marked.split(AUDIO))
+    if len(pieces) != 2:
+        raise UserError(f"the question holds {len(pieces) - 1} {AUDIO} marks for one clip")
+    example = Example("question", "ask", "ask", (read_clip(clip),), pieces, "-")
+    try:
+        batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
+    except RowError as problem:
+        raise UserError(f"the question cannot be asked: {problem}") from problem
+    device = next(loaded.model.parameters()).device
+    return generate(loaded.model, batch.to(device), loaded.format, max_new_tokens)[0]
+
+
+def ask(spec: str, clip: Path, text: str, max_new_tokens: int) -> str:
+    """Load a model and ask it one question about one clip."""
+    read_clip(clip)  # a wrong path is told before a model is loaded
+    return answer_question(load_model(spec), clip, text, max_new_tokens)
+
+
+def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool) -> None:
+    """Write ``files``, ``embeddings [C, E]``, ``frame_rate`` and, on request, ``frames_0 ...`` to an NPZ file."""
+    clips = [read_clip(file) for file in files]
+    encoder = load_encoder(spec)
+    arrays: dict[str, Any] = {
+        "files": np.array([str(file) for file in files]),
+        "embeddings": embed_clips(encoder, clips),
+        "frame_rate": np.array(encoder.frame_rate),
+    }
+    if frames:
+        arrays |= {f"frames_{i}": value for i, value in enumerate(encode_clips(encoder, clips))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, **arrays)
+    Console().print(f"{out}: {len(files)} clip(s), {arrays['embeddings'].shape[1]} dimensions")

@@ -1,0 +1,145 @@
+"""From a run config or a checkpoint to one audio encoder, alone or fused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.run import RunConfig, load_run
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.fusion.choose import fuse
+from uniaudio.model.identity import base_identity
+from uniaudio.model.lora import add_lora, merge_lora
+from uniaudio.train.checkpoint import Checkpoint, check_bases, is_whole, latest_checkpoint, load_checkpoint
+
+PART = "encoder."  # what the names of its tensors begin with in a checkpoint
+READS_PROMPT = (
+    "dependent.read_prompt.weight"  # of a router that reads the question: [E, width of the question]
+)
+
+
+def default_device() -> torch.device:
+    """Return CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def checkpoint_folder(path: Path) -> Path | None:
+    """Return the checkpoint that a run folder or checkpoint folder stands for."""
+    return path if is_whole(path) else latest_checkpoint(path)
+
+
+def is_run(spec: str) -> bool:
+    """Return whether a path is a run folder or a checkpoint rather than a model's own folder."""
+    folder = Path(spec)
+    return is_whole(folder) or (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
+
+
+def load_part(settings: EncoderConfig, where: str, seed: int) -> AudioEncoder:
+    """Load one encoder and make it trainable, low-rank or frozen, as its settings say.
+
+    Raises:
+        UserError: naming the key ``where``.
+    """
+    if is_run(settings.path):
+        encoder = load_encoder(settings.path, torch.device("cpu"))
+        merge_lora(encoder)
+        encoder.requires_grad_(True)
+    else:
+        encoder = load_audio_encoder(settings, where, seed)
+    if settings.train == "frozen":
+        encoder.requires_grad_(False)
+    elif settings.train == "lora":
+        lora = settings.lora
+        try:
+            add_lora(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, seed)
+        except UserError as problem:
+            raise UserError(f"{where}.{problem}") from problem
+    return encoder
+
+
+def build_encoder(config: RunConfig, prompt_dim: int | None = None) -> AudioEncoder:
+    """Load the config's encoders and fuse them; new weights are a function of the seed.
+
+    Args:
+        prompt_dim: width of the decoder's token embeddings, for a router that reads the question.
+    """
+    parts = {
+        name: load_part(settings, f"encoders.{name}", config.seed)
+        for name, settings in config.encoders.items()
+    }
+    if config.fusion is None:
+        return next(iter(parts.values()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return fuse(config.fusion, parts, prompt_dim)
+
+
+def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Return the identities of the weights that the encoders start from, by ``encoder NAME``."""
+    return {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
+
+
+def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
+    """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases."""
+    if not settings.path:
+        return {"path": settings.kind}
+    if not is_run(settings.path):
+        return base_identity(settings.path, settings.revision)
+    folder = checkpoint_folder(Path(settings.path))
+    if folder is None:
+        raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
+    digest = hashlib.sha256()
+    for name in ("model.safetensors", "bases.json"):
+        digest.update((folder / name).read_bytes())
+    return {"path": settings.path, "sha256": digest.hexdigest()}
+
+
+def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
+    """Load an encoder from a run or checkpoint folder, the folder or Hub name of a known model, or ``random:PATH``.
+
+    Raises:
+        UserError: when it is none of them.
+    """
+    device = device or default_device()
+    folder = checkpoint_folder(Path(spec))
+    if folder is None:
+        if is_run(spec):
+            raise UserError(f"{spec} is a run folder without a whole checkpoint")
+        return load_audio_encoder(EncoderConfig(path=spec), spec).to(device).eval()
+    config = load_run(str(folder / "config.yaml"))
+    checkpoint = load_checkpoint(folder, with_optimizer=False)
+    check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
+    trained = {
+        key.removeprefix(PART): value for key, value in checkpoint.model.items() if key.startswith(PART)
+    }
+    encoder = build_encoder(config, prompt_width(trained))
+    put_trained(encoder, trained, checkpoint)
+    return encoder.to(device).eval()
+
+
+def prompt_width(trained: Mapping[str, Tensor]) -> int | None:
+    """Return the width of the questions that a checkpoint's router reads, if it reads any."""
+    return trained[READS_PROMPT].shape[1] if READS_PROMPT in trained else None
+
+
+def put_trained(encoder: AudioEncoder, trained: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Copy trained tensors into an encoder.
+
+    Raises:
+        UserError: when one is missing or is none of the encoder's.
+    """
+    own = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    missing, unknown = sorted(own - set(trained)), sorted(set(trained) - own)
+    if missing or unknown:
+        raise UserError(
+            f"{checkpoint.path}: the tensors are not those of the config's encoder: "
+            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+        )
+    encoder.load_state_dict(dict(trained), strict=False)

@@ -1,0 +1,101 @@
+"""From a run config or a checkpoint to encoder, adapter and decoder together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from uniaudio.assemble.encoders import build_encoder, checkpoint_folder, default_device, encoder_bases
+from uniaudio.config.run import RunConfig, load_run
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.tokens import ChatFormat
+from uniaudio.distributed import barrier, is_main
+from uniaudio.errors import UserError
+from uniaudio.miniature.text_lm import miniature_decoder
+from uniaudio.model.adapter_choose import make_adapter
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import load_decoder
+from uniaudio.train.checkpoint import check_bases, load_checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what is needed to talk to it."""
+
+    model: AudioLM
+    format: ChatFormat
+    config: RunConfig
+    bases: dict[str, dict[str, str]]
+
+
+def stage_recipes(config: RunConfig) -> list[Recipe]:
+    """Read the recipe of every stage."""
+    return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
+
+
+def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train: bool) -> str:
+    """Return folder or name of the decoder.
+
+    A miniature one is trained first, by the main process alone, and kept in the run folder: a checkpoint stays usable
+    wherever the folder goes.
+
+    Args:
+        kept: where the run folder keeps its miniature decoder. train: whether a run begins, rather than is looked at.
+    """
+    small = config.decoder.miniature
+    if small is None:
+        return config.decoder.path
+    if train and is_main():
+        folder = miniature_decoder(small, recipes)
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(folder, kept)
+    barrier()
+    if not kept.is_dir():
+        raise UserError(f"{kept} is missing: the run's miniature decoder belongs beside its checkpoints")
+    return str(kept)
+
+
+def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedModel:
+    """Load the encoder and the decoder at ``path`` and put a new adapter between them."""
+    settings = config.decoder
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(f"decoder.path: the tokenizer of {path} cannot be loaded ({reason})") from problem
+    decoder = load_decoder(
+        path, settings.revision, settings.dtype, settings.trust_remote_code, settings.attention, device
+    )
+    encoder = build_encoder(config, decoder.dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the adapter's weights are a function of the seed
+        adapter = make_adapter(config.adapter, encoder, decoder.dim)
+    model = AudioLM(encoder, adapter, decoder, config.train.label_chunk).to(device)
+    bases = {**encoder_bases(config), "decoder": decoder.identity}
+    return LoadedModel(model, ChatFormat(tokenizer), config, bases)
+
+
+def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:
+    """Load a trained model from a run folder or a checkpoint folder.
+
+    Raises:
+        UserError: when there is no whole checkpoint, or its encoder or decoder is not the one it was trained with.
+    """
+    folder = checkpoint_folder(Path(spec))
+    if folder is None:
+        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+    config = load_run(str(folder / "config.yaml"))
+    path = decoder_path(config, [], folder.parent.parent / "decoder", train=False)
+    loaded = build_model(config, path, device or default_device())
+    checkpoint = load_checkpoint(folder, with_optimizer=False)
+    check_bases(checkpoint, loaded.bases)
+    loaded.model.load_trainable_state(checkpoint.model)
+    loaded.model.eval()
+    return loaded

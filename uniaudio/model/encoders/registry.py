@@ -1,0 +1,156 @@
+"""Which class reads which checkpoint: the families of encoders by their ``model_type``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, read_model_config
+
+
+@dataclass(frozen=True)
+class Family:
+    """A module of this package and its loading function, imported when it is needed; settings that it takes."""
+
+    module: str
+    loader: str
+    settings: tuple[str, ...] = ()
+
+
+HERE = "uniaudio.model.encoders"
+WHISPER = Family(f"{HERE}.whisper", "load_whisper", ("pad_to", "tail_frames"))
+POOLED = Family(f"{HERE}.pooled_whisper", "load_pooled_whisper")
+OMNI = Family(f"{HERE}.omni", "load_omni")
+WAVE = Family(f"{HERE}.wave", "load_wave", ("chunk_seconds",))
+W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
+AST = Family(f"{HERE}.ast", "load_ast")
+CLAP = Family(f"{HERE}.clap", "load_clap")
+CODEC = Family(f"{HERE}.codec", "load_codec")
+REMOTE = Family(f"{HERE}.remote", "load_remote", ("trust_remote_code", "frame_rate"))
+
+FAMILIES: Mapping[str, Family] = {
+    "whisper": WHISPER,
+    "qwen2_audio": POOLED,
+    "qwen2_audio_encoder": POOLED,
+    "audioflamingo3": POOLED,
+    "audioflamingo3_encoder": POOLED,
+    "qwen2_5_omni": OMNI,
+    "qwen2_5_omni_thinker": OMNI,
+    "qwen2_5_omni_audio_encoder": OMNI,
+    "qwen3_omni_moe": OMNI,
+    "qwen3_omni_moe_thinker": OMNI,
+    "qwen3_omni_moe_audio_encoder": OMNI,
+    "wav2vec2": WAVE,
+    "hubert": WAVE,
+    "wavlm": WAVE,
+    "data2vec-audio": WAVE,
+    "unispeech": WAVE,
+    "unispeech-sat": WAVE,
+    "wav2vec2-bert": W2V_BERT,
+    "audio-spectrogram-transformer": AST,
+    "clap": CLAP,
+    "clap_audio_model": CLAP,
+    "encodec": CODEC,
+    "mimi": CODEC,
+}
+
+
+def load_audio_encoder(config: EncoderConfig, where: str, seed: int = 0) -> AudioEncoder:
+    """Load the encoder that a config names, in float32, trainable in all its parts.
+
+    Args:
+        where: the key of the config, named first in messages. seed: for random weights.
+
+    Raises:
+        UserError: for an architecture that is not known, settings that it does not take, or files that do not fit.
+    """
+    if ":" in config.kind:
+        return load_own_class(config, where)
+    kind, family = family_of(config, where)
+    settings = settings_of(config, family, kind, where)
+    load = getattr(importlib.import_module(family.module), family.loader)
+    try:
+        encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from problem
+    return encoder
+
+
+def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
+    """Return the model type of a checkpoint and its family, reading no more than its config.json.
+
+    Raises:
+        UserError: when the config says another kind, or nobody knows the architecture.
+    """
+    try:
+        folder = checkpoint_folder(config.path.removeprefix(RANDOM), config.revision)
+        told = read_model_config(folder)
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from problem
+    kind = told["model_type"]
+    if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
+        known = ["auto", "remote", *FAMILIES]
+        raise UserError(
+            f"{where}.kind: '{config.kind}' is not one of {', '.join(known)}{did_you_mean(config.kind, known)}; "
+            "a class of your own is written module:Class"
+        )
+    if config.kind == "remote" or (config.kind == "auto" and "auto_map" in told and kind not in FAMILIES):
+        return kind, REMOTE
+    if kind not in FAMILIES:
+        known = sorted(FAMILIES)
+        raise UserError(
+            f"{where}: {config.path} holds a {kind} model, no audio encoder known here{did_you_mean(kind, known)}; "
+            f"known: {', '.join(known)}; `kind: remote` takes a model with its own code, module:Class a class of yours"
+        )
+    if config.kind != "auto" and FAMILIES[config.kind] is not FAMILIES[kind]:
+        raise UserError(f"{where}: {config.path} holds a {kind} model, but kind says {config.kind}")
+    return kind, FAMILIES[kind]
+
+
+def settings_of(config: EncoderConfig, family: Family, kind: str, where: str) -> dict[str, Any]:
+    """Return the settings that were given for this family.
+
+    Raises:
+        UserError: when one was given that it does not take.
+    """
+    given = {
+        name: value
+        for name in ("pad_to", "tail_frames", "chunk_seconds", "frame_rate", "trust_remote_code")
+        if (value := getattr(config, name)) != EncoderConfig.model_fields[name].default
+    }
+    for name in given:
+        if name not in family.settings and name != "trust_remote_code":
+            raise UserError(f"{where}.{name}: a {kind} encoder has no such setting; leave it out")
+    return {name: value for name, value in given.items() if name in family.settings}
+
+
+def load_own_class(config: EncoderConfig, where: str) -> AudioEncoder:
+    """Make the user's own encoder, ``Class(path, **settings)``, from a module that Python can import.
+
+    Raises:
+        UserError: when there is no such module or class, or it is no ``AudioEncoder``.
+    """
+    module, _, name = config.kind.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as problem:
+        raise UserError(f"{where}.kind: {config.kind} cannot be imported ({problem})") from problem
+    if not (isinstance(kind, type) and issubclass(kind, AudioEncoder)):
+        raise UserError(f"{where}.kind: {config.kind} is no subclass of uniaudio's AudioEncoder")
+    try:
+        encoder: AudioEncoder = kind(config.path, **config.settings)
+    except TypeError as problem:
+        raise UserError(f"{where}: {config.kind} does not take these settings ({problem})") from problem
+    return encoder
+
+
+def is_local(path: str) -> bool:
+    """Return whether a path names a folder on this machine, ``random:`` aside."""
+    return Path(path.removeprefix(RANDOM)).is_dir()

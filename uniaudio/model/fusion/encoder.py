@@ -1,0 +1,122 @@
+"""Several encoders behind one operator: a fused encoder is an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.fusion.align import align, frames_at
+from uniaudio.model.fusion.base import FusionOperator
+from uniaudio.model.fusion.stft import StftBranch
+from uniaudio.ragged import Ragged
+from uniaudio.types import Encoded
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Return whether any parameter takes a gradient."""
+    return any(p.requires_grad for p in module.parameters())
+
+
+class CompositeEncoder(AudioEncoder):
+    """What fused and routed encoders share: parts that may be frozen, and one frame rate for all of them.
+
+    Frozen parts run without gradient and stay in eval mode.
+
+    Args:
+        encoders: by name, the base first. rate: frames per second at which the streams meet. method: see ``align``.
+
+    Raises:
+        UserError: when no encoder gives as many frames as ``rate``.
+    """
+
+    def __init__(self, encoders: Mapping[str, AudioEncoder], rate: float, method: str) -> None:
+        super().__init__()
+        rates = {name: encoder.frame_rate for name, encoder in encoders.items()}
+        if rate <= 0 or rate > max(rates.values()) + 1e-6:
+            told = ", ".join(f"{name} {own:g}" for name, own in rates.items())
+            raise UserError(
+                f"fusion.rate: no encoder gives {rate:g} frames per second ({told}); take at most "
+                f"{max(rates.values()):g}"
+            )
+        self.encoders = nn.ModuleDict(encoders)
+        self.meeting_rate, self.method = rate, method
+        self.takes_masks = all(encoder.takes_masks for encoder in encoders.values())
+        reaches = [encoder.reach for encoder in encoders.values()]
+        self.reach = None if None in reaches else max(r for r in reaches if r is not None)
+
+    def train(self, mode: bool = True) -> CompositeEncoder:
+        """Switch the trained parts; frozen ones stay in eval mode."""
+        super().train(mode)
+        for encoder in self.encoders.values():
+            if not is_trained(encoder):
+                encoder.eval()
+        return self
+
+    def meeting_lengths(self, audio: Ragged) -> Tensor:
+        """Return the frames ``[C]`` of every clip at the meeting rate."""
+        return torch.tensor(
+            [frames_at(self.meeting_rate, n) for n in audio.lengths.tolist()], dtype=torch.int64
+        )
+
+    def run(self, name: str, audio: Ragged, layers: bool, masks: Tensor | None) -> Encoded:
+        """Run one encoder, without a graph when it is frozen."""
+        encoder = self.encoders[name]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(encoder)):
+            encoded: Encoded = encoder(audio, layers=layers, masks=masks)
+        return encoded
+
+    def aligned(self, name: str, states: Sequence[Ragged], lengths: Tensor) -> tuple[Ragged, ...]:
+        """Bring hidden states of an encoder to the meeting rate."""
+        rate = float(self.encoders[name].frame_rate)  # type: ignore[arg-type]
+        return tuple(align(state, rate, self.meeting_rate, lengths, self.method) for state in states)
+
+
+class FusedEncoder(CompositeEncoder):
+    """Runs all encoders on every clip, brings their frames to one rate and fuses them.
+
+    Args:
+        encoders: by name, the base first. operator: for these streams, in this order.
+        rate: frames per second at which they meet (25 in the dual-encoder paper). method: see ``align``.
+        stft: a spectral branch added to the fused frames.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, AudioEncoder],
+        operator: FusionOperator,
+        rate: float,
+        method: str = "area",
+        stft: StftBranch | None = None,
+    ) -> None:
+        super().__init__(encoders, rate, method)
+        self.operator, self.stft = operator, stft
+        self.dim = operator.dim
+        self.auxiliary = operator.auxiliary
+        self.frame_rate = rate * operator.frames_per_frame
+        widths = [encoder.dim for encoder in encoders.values()]
+        self.layer_dims = (self.dim,) if operator.frames_per_frame > 1 else (*widths, self.dim)
+
+    def num_frames(self, samples: int) -> int:
+        """Return ``ceil(seconds * rate)``, at least one, for each frame of the operator."""
+        return frames_at(self.meeting_rate, samples) * self.operator.frames_per_frame
+
+    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
+        """Encode C clips; ``layers`` are the aligned streams and the fused frames."""
+        lengths = self.meeting_lengths(audio)
+        streams = []
+        for name in self.encoders:
+            encoded = self.run(name, audio, self.operator.uses_layers, masks)
+            states = encoded.layers if self.operator.uses_layers else (encoded.frames,)
+            assert states is not None
+            streams.append(self.aligned(name, states, lengths))
+        fused = self.operator(streams)
+        frames = fused.frames if self.stft is None else self.stft(fused.frames, audio)
+        told = None
+        if layers:
+            alone = self.operator.frames_per_frame > 1
+            told = (frames,) if alone else (*(stream[-1] for stream in streams), frames)
+        return Encoded(frames, told, fused.losses, fused.stats)

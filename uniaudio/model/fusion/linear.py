@@ -1,0 +1,50 @@
+"""Concatenation with a linear map, and the sum of projections: the baselines of every fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from uniaudio.model.fusion.base import Fused, FusionOperator, identity_or_zero
+from uniaudio.ragged import Ragged
+
+
+class ConcatFusion(FusionOperator):
+    """``z_t = W [h_1,t; ...; h_M,t] + b`` (dual-encoder fusion, section 2.2, "Concatenation").
+
+    Args:
+        names, dims: of the M streams. dim: width of the result.
+        start: ``base`` begins with the base stream alone (``W = [I 0 ... 0]``), ``random`` with PyTorch's default.
+    """
+
+    def __init__(self, names: Sequence[str], dims: Sequence[int], dim: int, start: str = "base") -> None:
+        super().__init__()
+        self.names, self.dim = tuple(names), dim
+        self.out = nn.Linear(sum(dims), dim)
+        if start == "base":
+            identity_or_zero(self.out, base=True)
+
+    def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
+        last = [stream[-1] for stream in streams]
+        joined = torch.cat([frames.values for frames in last], dim=-1)
+        return Fused(last[0].with_values(self.out(joined)))
+
+
+class SumFusion(FusionOperator):
+    """``z_t = sum_m (W_m h_m,t + b_m)``; with ``start: base`` it begins with the base stream alone."""
+
+    def __init__(self, names: Sequence[str], dims: Sequence[int], dim: int, start: str = "base") -> None:
+        super().__init__()
+        self.names, self.dim = tuple(names), dim
+        projections = [nn.Linear(width, dim) for width in dims]
+        self.project = nn.ModuleList(projections)
+        if start == "base":
+            for index, linear in enumerate(projections):
+                identity_or_zero(linear, base=index == 0)
+
+    def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
+        last = [stream[-1] for stream in streams]
+        parts = [linear(frames.values) for linear, frames in zip(self.project, last, strict=True)]
+        return Fused(last[0].with_values(torch.stack(parts).sum(0)))

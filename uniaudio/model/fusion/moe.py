@@ -1,0 +1,80 @@
+"""Mixture-of-experts fusion of seed 001, in its two modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uniaudio.model.fusion.base import Fused, FusionOperator, entropy, named, per_clip
+from uniaudio.model.fusion.experts import run_experts
+from uniaudio.ragged import Ragged
+from uniaudio.types import Auxiliary
+
+
+class MoeFusion(FusionOperator):
+    """``y_t = sum_{e in K} p_t,e f_e(x_t)``, ``z_t = W_o y_t`` (dual-encoder fusion, eq. 2), top-k of E experts.
+
+    ``p = softmax(g(x_t))`` is not normalised again over the chosen experts. ``x_t`` is ``[H_1,t; ...; H_M,t]``
+    (MoE-concat) or, with ``project``, ``[W_1 H_1,t; ...; W_M H_M,t]`` in the fused width (MoE-proj). Experts are
+    two-layer networks with GELU; their hidden width is not published, 2 ``dim`` is ours.
+
+    Load balancing (Switch Transformer, Fedus et al. 2022, eq. 4-6, over top-k slots): ``E sum_e F_e P_e``, ``F_e`` the
+    share of slots given to e and ``P_e`` its mean probability, over all frames of the global batch. Its gradient
+    reaches the router alone.
+    """
+
+    auxiliary = ("load_balance",)
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        dims: Sequence[int],
+        dim: int,
+        project: bool,
+        experts: int = 8,
+        top_k: int = 2,
+        hidden: int | None = None,
+        balance_weight: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        self.names, self.dim, self.top_k, self.balance_weight = tuple(names), dim, top_k, balance_weight
+        self.project = nn.ModuleList(nn.Linear(w, dim, bias=False) for w in dims) if project else None
+        width = dim * len(dims) if project else sum(dims)
+        hidden = hidden or 2 * dim
+        self.router = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim)) for _ in range(experts)
+        )
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
+        base = streams[0][-1]
+        parts = [stream[-1].values for stream in streams]
+        if self.project is not None:
+            parts = [linear(values) for linear, values in zip(self.project, parts, strict=True)]
+        inputs = torch.cat(parts, -1)
+        probabilities = self.router(inputs).softmax(-1)
+        weights, chosen = probabilities.topk(self.top_k, -1)
+        mixed = self.out(run_experts(list(self.experts), inputs, chosen, weights, self.dim))
+        load = F.one_hot(chosen, len(self.experts)).float().mean(1)  # [A, experts]
+        slots = [f"expert {i}" for i in range(len(self.experts))]
+        stats = {
+            **named("load", slots, per_clip(base, load)),
+            "routing entropy": per_clip(base, entropy(probabilities)),
+        }
+        losses = {"load_balance": self.load_balance(inputs.detach(), load)} if self.training else {}
+        return Fused(base.with_values(mixed), losses, stats)
+
+    def load_balance(self, inputs: Tensor, load: Tensor) -> Auxiliary:
+        """Return the loss on the router's own graph: inputs ``[A, width]`` and load ``[A, E]`` carry no gradient."""
+        probabilities = self.router(inputs).float().softmax(-1)
+        count, weight = load.shape[1], self.balance_weight
+
+        def loss(means: Tensor) -> Tensor:
+            shares, mean = means.split(count)
+            return weight * count * (shares * mean).sum()
+
+        return Auxiliary(torch.cat([load.sum(0), probabilities.sum(0)]), float(len(load)), loss)

@@ -1,0 +1,77 @@
+"""Low-rank updates of chosen linear maps, through peft, and their merge."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from uniaudio.errors import UserError
+
+QKV = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv", "linear_q", "linear_k", "linear_v")
+
+
+def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Return the full names of the linear maps that ``targets`` means.
+
+    Args:
+        targets: ``qkv`` (projections of attention, whatever the architecture calls them), ``all``, or regular
+            expressions that are searched for in the full names.
+
+    Raises:
+        UserError: when a target matches nothing, with the names there are.
+    """
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if targets == "all":
+        return linear
+    if targets == "qkv":
+        found = [name for name in linear if name.rsplit(".", 1)[-1] in QKV]
+        missing = [] if found else ["qkv"]
+    else:
+        found = [name for name in linear if any(re.search(target, name) for target in targets)]
+        missing = [target for target in targets if not any(re.search(target, name) for name in linear)]
+    if missing:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise UserError(
+            f"lora.targets: '{missing[0]}' matches no linear map; there are {', '.join(known) or 'none'}"
+        )
+    return found
+
+
+def add_lora(
+    module: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str | Sequence[str],
+    seed: int = 0,
+) -> None:
+    """Add trainable ``alpha / rank B A`` beside the chosen linear maps (Hu et al. 2022, eq. 3); all else is frozen.
+
+    ``B`` starts at 0, so nothing changes at first; ``A`` is a function of ``seed``.
+
+    Raises:
+        UserError: when a target matches nothing.
+    """
+    names = lora_targets(module, targets)
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of models without a config
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def merge_lora(module: nn.Module) -> None:
+    """Add every low-rank update to its weight, and put the plain linear map back in its place."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, LoraLayer):
+            part.merge(safe_merge=True)
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, part.get_base_layer())
