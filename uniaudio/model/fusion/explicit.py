@@ -71,14 +71,15 @@ class ExplicitInjection(FusionOperator):
     def losses(self, base: Tensor, others: Sequence[Tensor]) -> dict[str, Auxiliary]:
         """Return both losses on a graph of their own: ``base [A, E_w]`` and ``others [A, E_m]`` carry no gradient."""
         with torch.autocast(base.device.type, enabled=False):  # sums over many frames need float32
-            base = base.float()
-            residuals = [other.float() - p(base) for other, p in zip(others, self.predict, strict=True)]
-            squared = torch.stack([r.square().sum() for r in residuals]).sum()
-            u = self.project_base(base)
+            own = self.project_base.weight.dtype
+            base, others = base.to(own), [other.to(own) for other in others]
+            residuals = [other - p(base) for other, p in zip(others, self.predict, strict=True)]
+            squared = torch.stack([r.float().square().sum() for r in residuals]).sum()
+            u = self.project_base(base).float()
             size = u.shape[1]
             sums = [u.sum(0)]
             for residual, project in zip(residuals, self.project_residual, strict=True):
-                v = project(residual)
+                v = project(residual).float()
                 sums += [v.sum(0), (u.t() @ v).flatten()]
 
         def decor(means: Tensor) -> Tensor:

@@ -157,8 +157,9 @@ def side_by_side(lengths: Tensor, streams: int) -> Tensor:
 def rotated(x: Float[Tensor, "T H d"], positions: Int[Tensor, " T"]) -> Float[Tensor, "T H d"]:
     """Apply rotary positions (Su et al. 2021) to heads, the two halves of a head forming the pairs."""
     half = x.shape[-1] // 2
-    rates = THETA ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = positions[:, None].float() * rates
+    exact = torch.promote_types(x.dtype, torch.float32)  # positions in the thousands need more than bf16
+    rates = THETA ** (-torch.arange(half, device=x.device, dtype=exact) / half)
+    angles = positions[:, None].to(exact) * rates
     cos, sin = (f(angles)[:, None].to(x.dtype) for f in (torch.cos, torch.sin))
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
