@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
+from uniaudio.model.float32 import Float32Constants
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
@@ -23,7 +24,7 @@ def encoder_frames(samples: int) -> int:
     return max(-(-samples // FRAME), 1)
 
 
-class LogMel(nn.Module):
+class LogMel(Float32Constants):
     """Whisper's log-mel spectrogram over ragged waveforms, on the device the waveforms are on.
 
     The stock extractor appends silence up to 30 s and reflects the waveform at both ends. Silence of 200 samples gives

@@ -87,7 +87,7 @@ def test_they_exist_in_training_only():
 def test_any_cut_of_the_batch_gives_the_same_loss_and_gradient(kind, cut):
     operator, given = make(kind).train(), streams(LENGTHS)
     whole = sum(loss.value() for loss in operator(given).losses.values())
-    variables = [p for p in operator.parameters()]
+    variables = list(operator.parameters())
     wanted = torch.autograd.grad(whole, variables, allow_unused=True)
     collected = AuxiliaryLosses()
     for clips in cut:
@@ -122,7 +122,7 @@ def test_spectral_branch_equals_its_equation_frame_by_frame():
                 if 0 <= place < len(wave):
                     window[i] = wave[place]
             magnitude = torch.fft.rfft(window * torch.hann_window(1024)).abs()
-            bands = (magnitude @ branch.filters.double()).clamp(min=1e-5).log()
+            bands = (magnitude @ branch.bands.filters.double()).clamp(min=1e-5).log()
             wanted = frame + branch.gamma * (branch.project.weight @ bands)
             torch.testing.assert_close(got[clip][t], wanted, atol=2e-6, rtol=0)
 

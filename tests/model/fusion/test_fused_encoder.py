@@ -137,7 +137,7 @@ def test_what_cannot_be_fused_is_told_in_one_sentence():
         fuse(config(kind="sum", rate=100), pair())
     with pytest.raises(UserError, match="no whole number of samples"):
         fuse(config(kind="sum", rate=30, stft={}), pair())
-    with pytest.raises(UserError, match="set fusion.output to sum"):
+    with pytest.raises(UserError, match=r"set fusion\.output to sum"):
         fuse(config(kind="wq", output="both", stft={}), pair())
     uneven = pair()
     uneven["slow"].layer_dims = (12, 24, 24, 24)
@@ -154,7 +154,7 @@ def pool(count=3, **settings):
 
 def send(encoder, choices, samples):
     """Make the data-dependent router send clip ``i`` to ``choices[i]``, by its length."""
-    table = {n: choice for n, choice in zip(samples, choices, strict=True)}
+    table = dict(zip(samples, choices, strict=True))
 
     def forward(read, owner=None, prompts=None):
         weights = torch.full((len(read), len(encoder.pool)), 0.1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder, WhisperEncoderLayer
+from transformers import PreTrainedModel, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
@@ -21,7 +23,7 @@ from uniaudio.model.encoders.weights import (
     read_tensors,
     with_random_weights,
 )
-from uniaudio.model.mel import FRAME, REACH, LogMel, encoder_frames
+from uniaudio.model.mel import FRAME, REACH, LogMel
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
@@ -41,13 +43,15 @@ class WhisperAudioEncoder(AudioEncoder):
         whisper: the stock module; its parameters are trained in place.
         pad_to: seconds up to which silence is appended before encoding; its frames are dropped after.
         tail_frames: encoder frames of silence appended to every chunk (up to 30 s in all), dropped after.
+        pool: neighbouring frames averaged before the last LayerNorm, as in the towers of Qwen2-Audio.
     """
 
-    frame_rate = SAMPLE_RATE / FRAME  # 50 frames per second
     reach = REACH / SAMPLE_RATE
     takes_masks = True
 
-    def __init__(self, whisper: WhisperEncoder, pad_to: float | None = None, tail_frames: int = 0) -> None:
+    def __init__(
+        self, whisper: PreTrainedModel, pad_to: float | None = None, tail_frames: int = 0, pool: int = 1
+    ) -> None:
         super().__init__()
         if pad_to is not None and not 0 < pad_to <= REACH / SAMPLE_RATE:
             raise UserError(f"pad_to: {pad_to:g} s is not between 0 and Whisper's 30 s")
@@ -57,10 +61,16 @@ class WhisperAudioEncoder(AudioEncoder):
         self.layer_dims = (self.dim,) * (whisper.config.encoder_layers + 1)
         self.pad_to = pad_to
         self.tail_frames = tail_frames
+        self.pool = pool
+        self.frame = FRAME * pool  # samples of one frame that is given out
+        self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
 
     def num_frames(self, samples: int) -> int:
-        """Return ``ceil(samples / 320)``, at least 1: chunks of 30 s hold whole frames, so cutting changes nothing."""
-        return encoder_frames(samples)
+        """Return ``ceil(samples / 320)``, at least 1: chunks of 30 s hold whole frames, so cutting changes nothing.
+
+        Pooled frames are so many times longer.
+        """
+        return max(-(-samples // self.frame), 1)
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
@@ -70,7 +80,7 @@ class WhisperAudioEncoder(AudioEncoder):
         if not len(audio):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
         chunks = cut_into_chunks(audio, REACH)
-        kept = torch.tensor([encoder_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
+        kept = torch.tensor([self.num_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
         mel = self.mel(self.with_silence(chunks))
         if masks is not None and len(masks):
             mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
@@ -79,16 +89,14 @@ class WhisperAudioEncoder(AudioEncoder):
         return Encoded(cut[-1], tuple(cut) if layers else None)
 
     def with_silence(self, chunks: Ragged) -> Ragged:
-        """Append the silence that ``pad_to`` and ``tail_frames`` ask for."""
-        if self.pad_to is None and not self.tail_frames:
+        """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame."""
+        if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
         least = round((self.pad_to or 0) * SAMPLE_RATE)
+        filled = self.tail_frames or self.pool > 1
         wanted = torch.tensor(
             [
-                min(
-                    REACH,
-                    max(least, n, (encoder_frames(n) + self.tail_frames) * FRAME if self.tail_frames else 0),
-                )
+                min(REACH, max(least, n, (self.num_frames(n) + self.tail_frames) * self.frame * bool(filled)))
                 for n in chunks.lengths.tolist()
             ]
         )
@@ -108,11 +116,18 @@ class WhisperAudioEncoder(AudioEncoder):
         states = []
         for layer in self.whisper.layers:
             if layers:
-                states.append(stem.with_values(hidden))
+                states.append(self.pooled(hidden, stem.lengths))
             if self.training and self.whisper.layerdrop and torch.rand(()).item() < self.whisper.layerdrop:
                 continue
             hidden = encoder_layer(layer, hidden, segments)
-        return [*states, stem.with_values(self.whisper.layer_norm(hidden))]
+        last = self.pooled(hidden, stem.lengths)
+        return [*states, last.with_values(self.whisper.layer_norm(last.values))]
+
+    def pooled(self, hidden: Float[Tensor, "T E"], lengths: Tensor) -> Ragged:
+        """Average neighbouring frames; the silence before made their number a multiple in every chunk."""
+        if self.pool > 1:
+            hidden = hidden.unflatten(0, (-1, self.pool)).mean(1)
+        return Ragged(hidden, torch.div(lengths, self.pool, rounding_mode="floor"))
 
     def convolve(self, mel: Ragged) -> Ragged:
         """Apply both convolutions and add the positions, all clips in one buffer with zero gaps between them."""
@@ -124,8 +139,9 @@ class WhisperAudioEncoder(AudioEncoder):
         )
         place = place.to(mel.device, non_blocking=True)
         total = int(sizes.sum())
-        buffer = mel.values.new_zeros(total, mel.values.shape[1]).index_copy(0, place, mel.values)
-        real = mel.values.new_zeros(total, 1).index_fill(0, place, 1.0)
+        values = mel.values.to(self.whisper.conv1.weight.dtype)
+        buffer = values.new_zeros(total, values.shape[1]).index_copy(0, place, values)
+        real = values.new_zeros(total, 1).index_fill(0, place, 1.0)
         hidden = F.gelu(self.whisper.conv1(buffer.t()[None])) * real.t()
         hidden = F.gelu(self.whisper.conv2(hidden))[0].t()
         position = torch.arange(int(frames.sum())) - torch.repeat_interleave(
@@ -137,10 +153,8 @@ class WhisperAudioEncoder(AudioEncoder):
         return Ragged(F.dropout(hidden, self.whisper.dropout, self.training), frames)
 
 
-def encoder_layer(
-    layer: WhisperEncoderLayer, hidden: Float[Tensor, "A E"], segments: Segments
-) -> Float[Tensor, "A E"]:
-    """Apply one stock pre-norm layer to packed frames."""
+def encoder_layer(layer: Any, hidden: Float[Tensor, "A E"], segments: Segments) -> Float[Tensor, "A E"]:
+    """Apply one stock pre-norm layer (Whisper's, or one of the same names) to packed frames."""
     training = layer.training
     attended = self_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), segments)
     hidden = hidden + F.dropout(attended, layer.dropout, training)
@@ -149,9 +163,7 @@ def encoder_layer(
     return hidden + F.dropout(inner, layer.dropout, training)
 
 
-def self_attention(
-    attention: WhisperAttention, hidden: Float[Tensor, "A E"], segments: Segments
-) -> Float[Tensor, "A E"]:
+def self_attention(attention: Any, hidden: Float[Tensor, "A E"], segments: Segments) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention."""
     heads = (len(hidden), attention.num_heads, attention.head_dim)
     query, key, value = (

@@ -9,11 +9,25 @@ from transformers.audio_utils import mel_filter_bank
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunks import as_float
+from uniaudio.model.float32 import Float32Constants
 from uniaudio.model.fusion.align import frames_at
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
 FLOOR = 1e-5  # of the mel magnitude, before the logarithm
+
+
+class Bands(Float32Constants):
+    """A Hann window ``[n_fft]`` and a Slaney filter bank ``[n_fft / 2 + 1, mels]``."""
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, n_fft: int, mels: int) -> None:
+        super().__init__()
+        bank = mel_filter_bank(n_fft // 2 + 1, mels, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, "slaney", "slaney")
+        self.register_buffer("filters", torch.from_numpy(bank).float(), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
 
 class StftBranch(nn.Module):
@@ -30,9 +44,6 @@ class StftBranch(nn.Module):
         UserError: when a frame is not a whole number of samples.
     """
 
-    filters: Tensor
-    window: Tensor
-
     def __init__(
         self, dim: int, rate: float = 25.0, n_fft: int = 1024, mels: int = 128, gamma: float = 1e-2
     ) -> None:
@@ -43,11 +54,7 @@ class StftBranch(nn.Module):
             raise UserError(
                 f"fusion.stft: at {rate:g} frames per second a frame is no whole number of samples; use 25"
             )
-        bank = mel_filter_bank(n_fft // 2 + 1, mels, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, "slaney", "slaney")
-        self.register_buffer(
-            "filters", torch.from_numpy(bank).float(), persistent=False
-        )  # [n_fft / 2 + 1, mels]
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.bands = Bands(n_fft, mels)
         self.project = nn.Linear(mels, dim, bias=False)
         self.gamma = nn.Parameter(torch.tensor(gamma))
 
@@ -60,12 +67,13 @@ class StftBranch(nn.Module):
     def log_magnitude(self, audio: Ragged) -> Float[Tensor, "A M"]:
         """Return the log-magnitude mel bands of every frame, float32."""
         counts = torch.tensor([frames_at(self.rate, n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        filters, window = self.bands.filters, self.bands.window
         if not len(audio):
-            return self.filters.new_zeros(0, self.filters.shape[1])
+            return filters.new_zeros(0, filters.shape[1])
         before = (self.n_fft - self.hop) // 2  # a window reaches this far to the left of its frame
         sizes = counts * self.hop + self.n_fft
         starts = sizes.cumsum(0) - sizes
-        buffer = self.filters.new_zeros(int(sizes.sum()))
+        buffer = filters.new_zeros(int(sizes.sum()))
         place = torch.arange(len(audio.values)) + torch.repeat_interleave(
             starts + before - audio.offsets[:-1], audio.lengths
         )
@@ -75,5 +83,5 @@ class StftBranch(nn.Module):
             buffer.device, non_blocking=True
         )
         with torch.autocast(buffer.device.type, enabled=False):
-            windows = buffer.unfold(0, self.n_fft, 1)[begins] * self.window
-            return (torch.fft.rfft(windows).abs() @ self.filters).clamp(min=FLOOR).log()
+            windows = buffer.unfold(0, self.n_fft, 1)[begins] * window
+            return (torch.fft.rfft(windows).abs() @ filters).clamp(min=FLOOR).log()

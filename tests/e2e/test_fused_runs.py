@@ -1,0 +1,175 @@
+"""Fused and routed encoders through training, checkpoint, resume, probe and question, as plain ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_whisper, tone
+
+from uniaudio.assemble.asking import ask
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.judging import run_probes
+from uniaudio.assemble.models import load_model
+from uniaudio.assemble.training import run_training
+from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
+from uniaudio.ragged import Ragged
+from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+
+MOWE = [
+    "fusion.kind=mowe",
+    "encoders.weak={path: second, train: full}",
+    "encoders.other={path: second, train: frozen}",
+]
+RUNS = {
+    "gate with stft": ["fusion={kind: gate, stft: {mels: 16}}"],
+    "moe": ["fusion={kind: moe_proj, experts: 4}"],
+    "explicit, frozen": [
+        "fusion.kind=explicit",
+        "encoders.whisper.train=frozen",
+        "encoders.second.train=frozen",
+    ],
+    "lora": ["fusion.kind=concat", "encoders.second.train=lora"],
+    "hconv": ["fusion.kind=chconv"],
+    "mowe": MOWE,
+    "mowe reading the question": [*MOWE, "fusion.reads_prompt=true"],
+}
+
+
+@pytest.fixture
+def second(tone_run):
+    tiny_whisper(seed=1).save_pretrained(tone_run.parent / "second")
+    return "encoders.second={path: second}"
+
+
+def audio():
+    return Ragged.from_rows([torch.from_numpy(tone(1, 300, 0)), torch.from_numpy(tone(0.4, 900, 1))])
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_trains_resumes_probes_and_answers(tone_run, second, name):
+    overrides = [second, *RUNS[name]]
+    whole = load_run(tone_run, [*overrides, f"output_dir={tone_run.parent / 'whole'}"])
+    assert run_training(whole, None) == 0
+    part = load_run(tone_run, [*overrides, "train.max_steps=4"])
+    assert run_training(part, None) == 0
+    out = tone_run.parent / "out"
+    assert run_training(load_run(tone_run, overrides), "yes") == 0
+    one, other = (load_checkpoint(latest_checkpoint(f)).model for f in (tone_run.parent / "whole", out))
+    assert one.keys() == other.keys()
+    # the schedule of the part was cut to its four steps, so weights differ; the examples must not
+    assert [row["ids"] for row in metrics(out) if "ids" in row] == [
+        row["ids"] for row in metrics(tone_run.parent / "whole") if "ids" in row
+    ]
+    model = load_model(str(out))
+    encoder = load_encoder(str(out), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder(audio()).frames.values, model.model.encoder(audio()).frames.values, atol=1e-6, rtol=0
+        )
+    scores = run_probes([str(out)], [f"tones={tone_run.parent / 'tones'}"], None, seeds=1)
+    assert scores["tones"][str(out)]["linear"]["mean"] >= 0.5
+    assert isinstance(ask(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str)
+
+
+def test_what_the_model_chose_and_its_losses_are_in_the_metrics(tone_run, second):
+    run_training(load_run(tone_run, [second, *MOWE]), None)
+    row = metrics(tone_run.parent / "out")[0]
+    chosen = row["choices"]["tone"]
+    assert set(chosen) == {"weak/second", "weak/weak", "weak/other", "routing entropy"}
+    assert sum(v for k, v in chosen.items() if k.startswith("weak/")) == pytest.approx(1)
+    assert set(row["auxiliary"]) == {"entropy_independent", "entropy_dependent", "diversity"}
+
+
+def test_only_what_is_trained_is_in_the_checkpoint_and_rates_go_by_component(tone_run, second):
+    overrides = [second, "fusion={kind: gate, lr: 3e-4}", "encoders.second={train: lora, lr: 2e-4}"]
+    config = load_run(
+        tone_run, [second, "encoders.second.train=lora", "encoders.second.lr=2e-4", *overrides[1:2]]
+    )
+    run_training(config, None)
+    names = set(load_checkpoint(latest_checkpoint(tone_run.parent / "out")).model)
+    assert all("lora_" in n for n in names if n.startswith("encoder.encoders.second."))
+    assert any(n.startswith("encoder.operator.") for n in names)
+    rates = metrics(tone_run.parent / "out")[2]["lr"]
+    assert set(rates) == {"whisper", "second", "fusion", "adapter"}
+    assert rates["fusion"] / rates["second"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("load", [load_model, load_encoder])
+def test_a_fused_checkpoint_refuses_another_base(tone_run, second, load):
+    run_training(load_run(tone_run, [second, "fusion.kind=gate", "train.max_steps=2"]), None)
+    tiny_whisper(seed=7).save_pretrained(tone_run.parent / "second")
+    with pytest.raises(UserError, match="was trained with the encoder second"):
+        load(str(tone_run.parent / "out"), torch.device("cpu"))
+
+
+def test_an_encoder_of_a_run_is_taken_with_its_lora_merged(tone_run, second):
+    """Implicit injection: stage one adapts the second encoder, stage two fuses it frozen."""
+    adapted = tone_run.parent / "adapted"
+    first = ["encoders.whisper.path=second", "encoders.whisper.train=lora", f"output_dir={adapted}"]
+    run_training(load_run(tone_run, [second, "encoders.second=null", *first][2:]), None)
+    alone = load_encoder(str(adapted), torch.device("cpu"))
+    stage_two = load_run(
+        tone_run,
+        [
+            f"encoders.second={{path: {adapted}, train: frozen}}",
+            "encoders.whisper.train=frozen",
+            "fusion.kind=gate",
+        ],
+    )
+    run_training(stage_two, None)
+    fused = load_encoder(str(tone_run.parent / "out"), torch.device("cpu"))
+    merged = fused.encoders["second"]
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert any("lora" in name for name, _ in alone.named_parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(audio()).frames.values, alone(audio()).frames.values, atol=1e-5, rtol=0
+        )
+        untouched = load_encoder(str(tone_run.parent / "second"), torch.device("cpu"))
+        assert (untouched(audio()).frames.values - merged(audio()).frames.values).abs().max() > 1e-5
+    trained = set(load_checkpoint(latest_checkpoint(tone_run.parent / "out")).model)
+    assert {
+        name.split(".")[0] + "." + name.split(".")[1] for name in trained if name.startswith("encoder")
+    } == {"encoder.operator"}
+    run_training(load_run(tone_run, ["train.max_steps=6", *first]), "yes")  # the base goes on
+    (adapted / "checkpoints" / "latest").unlink()
+    for folder in sorted((adapted / "checkpoints").glob("step-*"))[1:]:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    with pytest.raises(UserError, match="was trained with the encoder second"):
+        load_encoder(str(tone_run.parent / "out"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fusion.kind=gate"], "fusion.kind gate needs a second encoder"),
+        (["encoders.second.path=second"], "2 encoders need `fusion"),
+        (["encoders.second.path=second", "fusion.kind=gaet"], "did you mean 'gate'"),
+        (
+            ["encoders.whisper.train=lora", "encoders.whisper.lora.targets=[no_such]"],
+            "'no_such' matches no linear map; there are fc1",
+        ),
+        (["encoders.second.path=second", "fusion={kind: gate, rate: 80}"], "no encoder gives 80 frames"),
+        (["encoders.whisper.kind=wavlm"], "holds a whisper model, but kind says wavlm"),
+        (["encoders.whisper.kind=wisper"], "did you mean 'whisper'"),
+        (["encoders.whisper.path=qwen"], "holds a qwen3 model, no audio encoder known here"),
+        (["encoders.whisper.chunk_seconds=10"], "a whisper encoder has no such setting"),
+        (["encoders.whisper.kind=nowhere:Nothing"], "cannot be imported"),
+        (["encoders.whisper.kind=pathlib:Path"], "is no subclass of uniaudio's AudioEncoder"),
+        (["encoders.whisper.settings={a: 1}"], "settings belong to an encoder class of your own"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(tone_run, second, overrides, message):
+    with pytest.raises(UserError) as told:
+        run_training(load_run(tone_run, overrides), None)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not Path(tone_run.parent / "out" / "metrics.jsonl").exists()

@@ -1,0 +1,41 @@
+"""Audio towers of Qwen2-Audio and Audio Flamingo 3: Whisper's layers with frames averaged in pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModel
+
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    fill,
+    read_model_config,
+    read_tensors,
+    with_random_weights,
+)
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+
+PREFIXES = ("model.audio_tower.", "audio_tower.", "")  # where full and part checkpoints keep the tensors
+PAIR = 2  # frames averaged before the last LayerNorm: 50 to 25 per second
+
+
+def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -> WhisperAudioEncoder:
+    """Load the audio tower in float32 from a full or tower-only checkpoint; of a full one nothing else is read.
+
+    Raises:
+        UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    config = tower_config(read_model_config(folder))
+    tower = with_random_weights(lambda: AutoModel.from_config(config), seed)
+    if not path.startswith(RANDOM):
+        fill(tower, read_tensors(folder, PREFIXES), folder)
+    return WhisperAudioEncoder(tower.float(), pool=PAIR)
+
+
+def tower_config(told: dict[str, Any]) -> Any:
+    """Return the tower's own configuration out of a full or a part one."""
+    own = told.get("audio_config", told)
+    model_type = own.get("model_type") or f"{told['model_type']}_encoder"
+    return AutoConfig.for_model(**{**own, "model_type": model_type})
