@@ -1,0 +1,175 @@
+"""A tiny checkpoint with random weights of every family of encoders, saved as a real folder."""
+
+import torch
+from transformers import (
+    ASTConfig,
+    ASTModel,
+    ClapAudioConfig,
+    Data2VecAudioConfig,
+    EncodecConfig,
+    EncodecModel,
+    HubertConfig,
+    MimiConfig,
+    MimiModel,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertModel,
+    Wav2Vec2Config,
+    WavLMConfig,
+    WhisperConfig,
+)
+from transformers.models.audioflamingo3.configuration_audioflamingo3 import AudioFlamingo3EncoderConfig
+from transformers.models.auto.modeling_auto import AutoModel
+from transformers.models.clap.modeling_clap import ClapAudioModel
+from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+WHISPER = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 80,
+}
+WAVE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": 16,
+}
+STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+
+
+def whisper():
+    return WhisperEncoder(WhisperConfig(**WHISPER))
+
+
+def whisper_v3():
+    return WhisperEncoder(WhisperConfig(**{**WHISPER, "num_mel_bins": 128}))
+
+
+def qwen2_audio():
+    return AutoModel.from_config(Qwen2AudioEncoderConfig(**WHISPER))
+
+
+def audioflamingo3():
+    config = AudioFlamingo3EncoderConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_mel_bins=80
+    )
+    return AutoModel.from_config(config)
+
+
+def qwen2_5_omni():
+    return Qwen2_5OmniAudioEncoder(Qwen2_5OmniAudioEncoderConfig(**WHISPER, n_window=50, output_dim=24))
+
+
+def qwen3_omni():
+    settings = {"n_window": 50, "n_window_infer": 200, "output_dim": 24, "downsample_hidden_size": 8}
+    return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**WHISPER, **settings))
+
+
+def wave(kind, **settings):
+    return AutoModel.from_config(kind(**WAVE, **settings))
+
+
+def clap():
+    config = ClapAudioConfig(
+        patch_embeds_hidden_size=8,
+        depths=[1, 1, 2, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        hidden_size=64,
+        projection_dim=16,
+    )
+    return ClapAudioModel(config)
+
+
+def fused_clap():
+    config = ClapAudioConfig(
+        patch_embeds_hidden_size=8,
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        hidden_size=64,
+        enable_fusion=True,
+        aff_block_r=2,
+    )
+    return ClapAudioModel(config)
+
+
+def ast():
+    config = ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    model = ASTModel(config)
+    torch.nn.init.normal_(model.embeddings.position_embeddings)
+    return model
+
+
+def w2v_bert():
+    config = Wav2Vec2BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        left_max_position_embeddings=8,
+        right_max_position_embeddings=4,
+        conv_depthwise_kernel_size=5,
+    )
+    return Wav2Vec2BertModel(config)
+
+
+def encodec():
+    config = EncodecConfig(num_filters=4, hidden_size=16, num_lstm_layers=1, codebook_size=8, codebook_dim=16)
+    return EncodecModel(config)
+
+
+def mimi():
+    config = MimiConfig(
+        num_filters=4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=48,
+        codebook_size=8,
+        codebook_dim=8,
+        vector_quantization_hidden_dimension=8,
+        num_quantizers=2,
+        num_semantic_quantizers=1,
+        upsample_groups=32,
+    )
+    return MimiModel(config)
+
+
+POSITIONS = {"num_conv_pos_embeddings": 16}
+BUCKETS = {"num_buckets": 20, "max_bucket_distance": 40}
+EVERY = {
+    "whisper": whisper,
+    "whisper, 128 mels": whisper_v3,
+    "qwen2_audio": qwen2_audio,
+    "audioflamingo3": audioflamingo3,
+    "qwen2_5_omni": qwen2_5_omni,
+    "qwen3_omni": qwen3_omni,
+    "wav2vec2": lambda: wave(Wav2Vec2Config, **POSITIONS),
+    "hubert": lambda: wave(HubertConfig, **POSITIONS, **STABLE),
+    "wavlm": lambda: wave(WavLMConfig, **POSITIONS, **BUCKETS),
+    "data2vec-audio": lambda: wave(Data2VecAudioConfig, num_conv_pos_embeddings=3, conv_pos_kernel_size=7),
+    "w2v_bert": w2v_bert,
+    "clap": clap,
+    "clap, fused": fused_clap,
+    "ast": ast,
+    "encodec": encodec,
+    "mimi": mimi,
+}
+
+
+def save_encoder(kind, folder):
+    """Save a tiny checkpoint and return the stock model."""
+    torch.manual_seed(0)
+    model = EVERY[kind]().eval()
+    model.save_pretrained(folder)
+    return model

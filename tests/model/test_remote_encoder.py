@@ -1,0 +1,125 @@
+"""Models whose code lives in their folder, like Dasheng: only when the user says so."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.ragged import Ragged
+from uniaudio.tools.check_encoder import check_contract
+
+MODEL = '''
+import pathlib
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import ModelOutput
+
+pathlib.Path(__file__).with_name("was_run").touch()
+
+
+class LittleConfig(PretrainedConfig):
+    model_type = "little"
+
+    def __init__(self, width=12, hop=640, **rest):
+        super().__init__(**rest)
+        self.width, self.hop = width, hop
+
+
+class LittleExtractor(FeatureExtractionMixin):
+    sampling_rate = 16000
+
+    def __init__(self, hop=640, **rest):
+        super().__init__(**rest)
+        self.hop = hop
+
+    def __call__(self, audio, sampling_rate, return_tensors):
+        assert sampling_rate == 16000
+        wave = torch.as_tensor(audio)
+        frames = wave[: len(wave) // self.hop * self.hop].view(-1, self.hop)
+        levels = torch.stack([frames.abs().mean(1), frames.std(1), frames.amax(1)], 1)
+        return BatchFeature({"input_values": levels[None]})
+
+
+class LittleModel(PreTrainedModel):
+    config_class = LittleConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.line = torch.nn.Linear(3, config.width)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def forward(self, input_values):
+        return ModelOutput(hidden_states=self.line(input_values))
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder as a repository with code of its own has it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "little"
+    folder.mkdir()
+    (folder / "modeling_little.py").write_text(MODEL)
+    auto = {"AutoConfig": "modeling_little.LittleConfig", "AutoModel": "modeling_little.LittleModel"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "little", "width": 12, "auto_map": auto}))
+    extractor = {"auto_map": {"AutoFeatureExtractor": "modeling_little.LittleExtractor"}, "hop": 640}
+    (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = {"line.weight": torch.randn(12, 3), "line.bias": torch.randn(12)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def load(folder, **settings):
+    return load_audio_encoder(EncoderConfig(path=str(folder), **settings), "encoders.a")
+
+
+def ran(folder):
+    return list(folder.parent.rglob("was_run"))
+
+
+def test_code_of_a_repository_is_not_run_unless_allowed(folder):
+    with pytest.raises(UserError, match="brings its own Python code; read it, and set trust_remote_code: true"):
+        load(folder)
+    assert not ran(folder)
+
+
+def test_it_keeps_the_contract_once_allowed(folder):
+    encoder = load(folder, trust_remote_code=True)
+    assert ran(folder)
+    assert (encoder.dim, encoder.frame_rate, encoder.layer_dims) == (12, 25.0, (12,))
+    assert [(f.name, f.seen) for f in check_contract(encoder) if not f.holds] == []
+    tensors = encoder.model.state_dict()
+    wave = torch.rand(3_300)
+    frames = encoder(Ragged.from_rows([wave])).frames.values
+    assert len(frames) == 6  # five whole frames, and the last one again for the rest
+    levels = torch.stack([wave[640:1280].abs().mean(), wave[640:1280].std(), wave[640:1280].amax()])
+    torch.testing.assert_close(frames[1], tensors["line.weight"] @ levels + tensors["line.bias"])
+    torch.testing.assert_close(frames[5], frames[4])
+
+
+def test_a_rate_that_does_not_fit_is_told(folder):
+    with pytest.raises(UserError, match=r"gave 25 frames for 1\.00 s, but at 50 per second there must be 50"):
+        load(folder, trust_remote_code=True, frame_rate=50.0)(Ragged.from_rows([torch.rand(16_000)]))
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**config, "hop": 500}))
+    with pytest.raises(UserError, match="set frame_rate"):
+        load(folder, trust_remote_code=True)
+    assert load(folder, trust_remote_code=True, frame_rate=32.0).frame_rate == 32
+
+
+def test_settings_of_another_family_are_refused(folder):
+    with pytest.raises(UserError, match=r"encoders\.a\.pad_to: a little encoder has no such setting"):
+        load(folder, trust_remote_code=True, pad_to=10)

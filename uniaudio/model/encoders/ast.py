@@ -1,0 +1,70 @@
+"""The Audio Spectrogram Transformer: patches of a spectrogram of ten seconds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained
+
+HOP = 160  # samples of a spectrogram frame
+SPECIAL = 2  # class and distillation token before the patches
+WINDOW = 400  # samples of the shortest clip that has a spectrogram frame
+
+
+class AstAudioEncoder(ChunkedAudioEncoder):
+    """AST (Gong et al. 2021): a frame is the mean of the patches at one time over all frequencies.
+
+    The stock model hears ``max_length`` spectrogram frames (10.24 s), silence after shorter clips; its positions are
+    fixed. Clips are cut so that all times of a window stand for their own sound (10.1 s), and frames of silence are
+    dropped. With the usual stride of 10 that gives 10 frames per second.
+    """
+
+    def __init__(self, model: ASTModel, extractor: ASTFeatureExtractor) -> None:
+        config = model.config
+        self.times = (config.max_length - config.patch_size) // config.time_stride + 1
+        self.step = config.time_stride * HOP  # samples
+        super().__init__(model, chunk=self.times * self.step, least=WINDOW)
+        self.extractor = extractor
+        self.dim = config.hidden_size
+        self.layer_dims = (self.dim,) * (config.num_hidden_layers + 1)
+        self.frame_rate = extractor.sampling_rate / self.step
+
+    def frames_of(self, samples: int) -> int:
+        """Return the times at which a patch begins within the sound, at least one."""
+        return max(1, math.ceil(samples / self.step))
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        features = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        hidden = self.model.embeddings(self.on_device(features.input_values))
+        states = []
+        for layer in self.model.layers:
+            states.append(self.over_time(hidden))
+            hidden = layer(hidden, None)
+        return [*states, self.over_time(self.model.layernorm(hidden))]
+
+    def over_time(self, hidden: Tensor) -> list[Tensor]:
+        """Average patches ``[W, 2 + frequencies * times, E]``, which stand frequency by frequency."""
+        return list(hidden[:, SPECIAL:].unflatten(1, (-1, self.times)).mean(1))
+
+
+def load_ast(path: str, revision: str | None = None, seed: int = 0) -> AstAudioEncoder:
+    """Load an AST in float32 by folder or Hub name; a head for classes is left out.
+
+    Raises:
+        UserError: when there is no such folder or a tensor is missing.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    config = ASTConfig.from_pretrained(folder)
+    config._attn_implementation = "sdpa"
+    model = load_pretrained(ASTModel, folder, seed if path.startswith(RANDOM) else None, config)
+    if (folder / "preprocessor_config.json").is_file():
+        extractor = ASTFeatureExtractor.from_pretrained(folder)
+    else:
+        extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+    return AstAudioEncoder(model, extractor)

@@ -1,0 +1,101 @@
+"""The audio side of CLAP: HTSAT, a Swin transformer over a folded spectrogram of ten seconds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import ClapAudioConfig, ClapFeatureExtractor
+from transformers.models.clap.modeling_clap import ClapAudioModel
+
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder, resampled
+from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, fill, read_tensors, with_random_weights
+from uniaudio.types import SAMPLE_RATE
+
+PREFIXES = ("audio_model.", "")  # where a full and a part checkpoint keep the tensors
+
+
+class ClapAudioEncoder(ChunkedAudioEncoder):
+    """HTSAT (Chen et al. 2022) as in CLAP (Wu et al. 2023): a frame is the mean over frequency at one time.
+
+    The stock extractor works at 48 kHz on windows of 10 s and repeats shorter clips to fill them; its frames beyond
+    the clip are dropped. The spectrogram is folded into strips of time below each other; hidden states are unfolded
+    again, and those of earlier stages, finer in time, averaged to the times of the last. 32 frames per 10 s.
+    """
+
+    def __init__(self, model: ClapAudioModel, extractor: ClapFeatureExtractor) -> None:
+        super().__init__(model, chunk=round(extractor.max_length_s * SAMPLE_RATE))
+        config = model.config
+        for name, parameter in model.named_parameters():
+            if (
+                "fusion_model" in name or "mel_conv2d" in name
+            ):  # for windows longer than 10 s, which there are none of
+                parameter.requires_grad_(False)
+        self.extractor = extractor
+        self.stages = len(config.depths)
+        self.strips = config.spec_size // config.num_mel_bins
+        width = (
+            config.spec_size // config.patch_stride[1] // 2 ** (self.stages - 1)
+        )  # times in a strip, at last
+        self.times = self.strips * width
+        first = config.patch_embeds_hidden_size
+        self.dim = first * 2 ** (self.stages - 1)
+        self.layer_dims = (first, *(first * 2**stage for stage in range(self.stages - 1)), self.dim)
+        self.frame_rate = self.times / extractor.max_length_s
+
+    def frames_of(self, samples: int) -> int:
+        """Return the times that begin within the sound, at least one."""
+        return max(1, math.ceil(samples * self.times / self.chunk))
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        rate = self.extractor.sampling_rate
+        loud = [resampled(wave, rate) for wave in waves]
+        features = self.extractor(loud, sampling_rate=rate, return_tensors="pt").input_features
+        output = self.model(
+            self.on_device(features),
+            is_longer=torch.zeros(len(waves), 1, dtype=torch.bool),  # no chunk is longer than the window
+            output_hidden_states=True,
+            output_hidden_states_before_downsampling=True,
+        )
+        states = [self.over_time(state) for state in output.hidden_states[: self.stages]]
+        last = output.last_hidden_state.mean(2).transpose(1, 2)  # [W, E, frequency, time]
+        return [*states, list(last)]
+
+    def over_time(self, hidden: Tensor) -> list[Tensor]:
+        """Unfold ``[W, E, strips * frequency, time]`` to ``[W, strips * time, E]`` at the times of the last stage."""
+        unfolded = hidden.unflatten(2, (self.strips, -1)).mean(3).flatten(2)
+        coarse = unfolded.unflatten(2, (self.times, -1)).mean(3)
+        return list(coarse.transpose(1, 2))
+
+
+def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudioEncoder:
+    """Load the audio side of a CLAP in float32 by folder or Hub name; nothing else of a full one is read.
+
+    Raises:
+        UserError: when there is no such folder, or a tensor is missing or unknown.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    config = ClapAudioConfig.from_pretrained(folder)
+    model = with_random_weights(lambda: ClapAudioModel(config), seed)
+    if not path.startswith(RANDOM):
+        fill(model, saved_tensors(folder, model), folder)
+    return ClapAudioEncoder(model.float(), extractor_of(folder, config))
+
+
+def saved_tensors(folder: Path, model: ClapAudioModel) -> dict[str, Tensor]:
+    """Return the saved tensors; indices that the model computes itself are taken from it."""
+    found = read_tensors(folder, PREFIXES)
+    computed = {name: tensor for name, tensor in model.state_dict().items() if name not in found}
+    return {**found, **{n: t for n, t in computed.items() if "relative_position_index" in n}}
+
+
+def extractor_of(folder: Path, config: ClapAudioConfig) -> ClapFeatureExtractor:
+    """Return the folder's feature extractor, or one that suits the config."""
+    if (folder / "preprocessor_config.json").is_file():
+        return ClapFeatureExtractor.from_pretrained(folder)
+    truncation = "fusion" if config.enable_fusion else "rand_trunc"  # they differ in their filters, too
+    return ClapFeatureExtractor(feature_size=config.num_mel_bins, truncation=truncation)

@@ -1,0 +1,93 @@
+"""Encoders of neural codecs, before their quantisation: EnCodec and Mimi."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, EncodecModel, MimiModel
+
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder, resampled
+from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained, read_model_config
+from uniaudio.types import SAMPLE_RATE
+
+CHUNK_SECONDS = 30.0
+
+
+class EncodecParts(nn.Module):
+    """EnCodec's encoder (Défossez et al. 2022): convolutions and an LSTM, 75 frames per second at 24 kHz."""
+
+    def __init__(self, model: EncodecModel) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.strides = tuple(reversed(model.config.upsampling_ratios))
+        self.dim = model.config.hidden_size
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Map ``[1, 1, S]`` to ``[T, E]``."""
+        return self.encoder(wave)[0].t()
+
+
+class MimiParts(nn.Module):
+    """Mimi's encoder (Défossez et al. 2024): convolutions, a causal transformer, a last stride; 12.5 frames a
+    second.
+    """
+
+    def __init__(self, model: MimiModel) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        config = model.encoder.config
+        last = () if model.encoder.downsample is None else (config.latent_stride,)
+        self.strides = (*reversed(config.upsampling_ratios), *last)
+        self.dim = config.latent_dim
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Map ``[1, 1, S]`` to ``[T, E]``."""
+        return self.encoder(wave).latents[0].t()
+
+
+class CodecAudioEncoder(ChunkedAudioEncoder):
+    """A codec's encoder, one chunk at a time; decoder and quantiser are left out. Its frames are its only layer."""
+
+    def __init__(self, parts: EncodecParts | MimiParts, rate: int) -> None:
+        super().__init__(parts, round(CHUNK_SECONDS * SAMPLE_RATE))
+        self.rate = rate
+        self.dim = parts.dim
+        self.layer_dims = (self.dim,)
+        self.frame_rate = rate / math.prod(parts.strides)
+
+    def frames_of(self, samples: int) -> int:
+        """Return the frames that every stride leaves, rounded up in turn."""
+        length = max(1, round(samples * self.rate / SAMPLE_RATE))
+        for stride in self.model.strides:
+            length = -(-length // stride)
+        return length
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        found = []
+        for wave in waves:
+            samples = torch.from_numpy(resampled(wave, self.rate))
+            wanted = max(1, round(len(wave) * self.rate / SAMPLE_RATE))
+            samples = nn.functional.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
+            found.append(self.model(self.on_device(samples)[None, None]))
+        return [found]
+
+
+def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAudioEncoder:
+    """Load the encoder of an EnCodec or a Mimi in float32 by folder or Hub name.
+
+    Raises:
+        UserError: when there is no such folder, a tensor is missing, or it hears more than one channel.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    mimi = read_model_config(folder)["model_type"] == "mimi"
+    config = AutoConfig.from_pretrained(folder)
+    if config.audio_channels != 1:
+        raise UserError(f"{folder} hears {config.audio_channels} channels, but clips are mono")
+    kind = MimiModel if mimi else EncodecModel
+    model = load_pretrained(kind, folder, seed if path.startswith(RANDOM) else None, config)
+    return CodecAudioEncoder(MimiParts(model) if mimi else EncodecParts(model), config.sampling_rate)

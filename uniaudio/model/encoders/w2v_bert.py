@@ -1,0 +1,76 @@
+"""w2v-BERT 2.0: a conformer over a filter bank."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
+
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained
+from uniaudio.types import SAMPLE_RATE
+
+HOP, WINDOW = 160, 400  # samples of the filter bank
+
+
+class W2vBertAudioEncoder(ChunkedAudioEncoder):
+    """w2v-BERT 2.0 (Seamless, 2023) at 50 frames per second.
+
+    Two filter-bank frames make one; a last one without a partner is masked, as in the stock extractor, which also
+    normalises every band over the chunk. Chunks are padded to the longest and masked in the model.
+    """
+
+    def __init__(
+        self, model: Wav2Vec2BertModel, extractor: SeamlessM4TFeatureExtractor, chunk_seconds: float
+    ) -> None:
+        stride = extractor.stride
+        # a band's variance needs two filter-bank frames
+        super().__init__(model, round(chunk_seconds * SAMPLE_RATE), WINDOW + HOP * (max(stride, 2) - 1))
+        self.extractor = extractor
+        self.dim = model.config.hidden_size
+        self.layer_dims = (self.dim,) * (model.config.num_hidden_layers + 1)
+        self.frame_rate = SAMPLE_RATE / HOP / stride
+        if getattr(model, "masked_spec_embed", None) is not None:
+            model.masked_spec_embed.requires_grad_(False)
+
+    def frames_of(self, samples: int) -> int:
+        """Return whole groups of filter-bank frames, of which there are ``floor((samples - 400) / 160) + 1``."""
+        bands = (max(samples, self.least) - WINDOW) // HOP + 1
+        return max(1, bands // self.extractor.stride)
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        features = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        mask = features.attention_mask.to(next(self.model.parameters()).device)
+        output = self.model(
+            self.on_device(features.input_features), attention_mask=mask, output_hidden_states=True
+        )
+        return [list(state) for state in (*output.hidden_states[:-1], output.last_hidden_state)]
+
+
+def load_w2v_bert(
+    path: str, revision: str | None = None, seed: int = 0, chunk_seconds: float = 30.0
+) -> W2vBertAudioEncoder:
+    """Load a w2v-BERT in float32 by folder or Hub name; heads are left out.
+
+    Raises:
+        UserError: when there is no such folder, a tensor is missing, or it has an adapter.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    config = Wav2Vec2BertConfig.from_pretrained(folder)
+    if config.add_adapter:
+        raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")
+    config.apply_spec_augment = False
+    config.layerdrop = 0.0
+    model = load_pretrained(Wav2Vec2BertModel, folder, seed if path.startswith(RANDOM) else None, config)
+    if (folder / "preprocessor_config.json").is_file():
+        extractor = SeamlessM4TFeatureExtractor.from_pretrained(folder)
+    else:
+        stride = 2
+        extractor = SeamlessM4TFeatureExtractor(
+            feature_size=config.feature_projection_input_dim // stride,
+            num_mel_bins=config.feature_projection_input_dim // stride,
+            stride=stride,
+        )
+    return W2vBertAudioEncoder(model, extractor, chunk_seconds)
