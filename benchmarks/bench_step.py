@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from uniaudio.data.batch import collate
-from uniaudio.model.adapter import StackAdapter
+from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import FrozenDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder

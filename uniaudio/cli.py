@@ -153,6 +153,20 @@ def report(
     typer.echo(str(report_run(run, out)))
 
 
+@app.command("check-encoder")
+def check_encoder(
+    model: Model,
+    kind: Annotated[
+        str, typer.Option(help="auto, a model type, remote, or module:Class of your own.")
+    ] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Let the repository run its own code.")] = False,
+) -> None:
+    """Try whether an encoder keeps its contract: frames, batches, hidden states, gradients, dtype."""
+    from uniaudio.tools.check_encoder import check_encoder as check
+
+    check(model, kind, trust_remote_code)
+
+
 @app.command("tune-batch")
 def tune_batch(
     config: Config,

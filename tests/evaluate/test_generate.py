@@ -8,7 +8,7 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.evaluate.embed import embed_clips, encode_clips
 from uniaudio.evaluate.generate import generate, greedy
 from uniaudio.evaluate.metrics import is_right, score
-from uniaudio.model.adapter import StackAdapter
+from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import FrozenDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder

@@ -12,7 +12,7 @@ from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
 from uniaudio.tools.check_encoder import check_contract
 
-MODEL = '''
+MODEL = """
 import pathlib
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -58,7 +58,7 @@ class LittleModel(PreTrainedModel):
 
     def forward(self, input_values):
         return ModelOutput(hidden_states=self.line(input_values))
-'''
+"""
 
 
 @pytest.fixture
@@ -91,7 +91,9 @@ def ran(folder):
 
 
 def test_code_of_a_repository_is_not_run_unless_allowed(folder):
-    with pytest.raises(UserError, match="brings its own Python code; read it, and set trust_remote_code: true"):
+    with pytest.raises(
+        UserError, match="brings its own Python code; read it, and set trust_remote_code: true"
+    ):
         load(folder)
     assert not ran(folder)
 

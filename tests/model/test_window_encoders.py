@@ -99,7 +99,9 @@ def test_codecs_equal_the_stock_encoders_before_quantisation(tmp_path):
     assert encoder.frame_rate == 75
     model, encoder = both("mimi", tmp_path / "m")
     frames = encoder(pack(2_000, samples)).frames.rows()[1]
-    torch.testing.assert_close(frames, model.encoder(loud).latents[0].t()[: len(frames)], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        frames, model.encoder(loud).latents[0].t()[: len(frames)], atol=1e-5, rtol=1e-4
+    )
     assert encoder.frame_rate == 12.5
 
 
@@ -120,7 +122,8 @@ def test_options_that_are_not_built_are_told(tmp_path):
 def test_random_weights_are_a_function_of_the_seed(kind, tmp_path):
     save_encoder(kind, tmp_path / "model")
     one, same, other = (
-        load_audio_encoder(EncoderConfig(path=f"random:{tmp_path / 'model'}"), "encoders.a", seed) for seed in (1, 1, 2)
+        load_audio_encoder(EncoderConfig(path=f"random:{tmp_path / 'model'}"), "encoders.a", seed)
+        for seed in (1, 1, 2)
     )
     values = [torch.cat([p.flatten() for p in encoder.parameters()]) for encoder in (one, same, other)]
     assert torch.equal(values[0], values[1])

@@ -10,7 +10,7 @@ from uniaudio.config.run import load_run
 from uniaudio.data.batch import collate
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
-from uniaudio.model.adapter import StackAdapter
+from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import FrozenDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder

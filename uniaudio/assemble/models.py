@@ -17,7 +17,7 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import barrier, is_main
 from uniaudio.errors import UserError
 from uniaudio.miniature.text_lm import miniature_decoder
-from uniaudio.model.adapter_choose import make_adapter
+from uniaudio.model.adapters.choose import make_adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import load_decoder
 from uniaudio.train.checkpoint import check_bases, load_checkpoint

@@ -37,24 +37,29 @@ class Segments:
 
 def packed_attention(
     query: Float[Tensor, "T H d"],
-    key: Float[Tensor, "T G d"],
-    value: Float[Tensor, "T G d"],
+    key: Float[Tensor, "S G d"],
+    value: Float[Tensor, "S G d"],
     segments: Segments,
     causal: bool,
     scale: float | None = None,
     dropout: float = 0.0,
+    key_segments: Segments | None = None,
 ) -> Float[Tensor, "T H d"]:
     """Attend within every segment; ``G`` key heads serve ``H`` query heads (grouped-query when ``G < H``).
+
+    With ``key_segments`` queries of a segment attend to the keys of the segment of the same number, of another length.
 
     On CUDA in bf16 or fp16 one call of torch's variable-length kernel does it; elsewhere one
     ``scaled_dot_product_attention`` per segment. The kernel knows no dropout, so dropout takes the second way too.
     """
     fast = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
+    keys = key_segments or segments
     if fast:
-        return variable_length_attention(query, key, value, segments, causal, scale)
+        return variable_length_attention(query, key, value, segments, keys, causal, scale)
     grouped = key.shape[1] != query.shape[1]
     parts = []
-    for q, k, v in zip(*(x.split(segments.lengths) for x in (query, key, value)), strict=True):
+    rows = (query.split(segments.lengths), key.split(keys.lengths), value.split(keys.lengths))
+    for q, k, v in zip(*rows, strict=True):
         part = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
@@ -65,14 +70,15 @@ def packed_attention(
             enable_gqa=grouped,
         )
         parts.append(part[0].transpose(0, 1))
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else query
 
 
 def variable_length_attention(
     query: Float[Tensor, "T H d"],
-    key: Float[Tensor, "T G d"],
-    value: Float[Tensor, "T G d"],
+    key: Float[Tensor, "S G d"],
+    value: Float[Tensor, "S G d"],
     segments: Segments,
+    keys: Segments,
     causal: bool,
     scale: float | None,
 ) -> Float[Tensor, "T H d"]:
@@ -87,9 +93,9 @@ def variable_length_attention(
         key,
         value,
         segments.cu_seqlens,
-        segments.cu_seqlens,
+        keys.cu_seqlens,
         segments.longest,
-        segments.longest,
+        keys.longest,
         scale=scale,
         window_size=(-1, 0) if causal else (-1, -1),
     )

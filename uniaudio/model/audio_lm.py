@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uniaudio.errors import UserError
-from uniaudio.model.adapter import StackAdapter
+from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.decoder import FrozenDecoder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
@@ -23,7 +23,7 @@ class AudioLM(nn.Module):
     """
 
     def __init__(
-        self, encoder: AudioEncoder, adapter: StackAdapter, decoder: FrozenDecoder, label_chunk: int = 2048
+        self, encoder: AudioEncoder, adapter: Adapter, decoder: FrozenDecoder, label_chunk: int = 2048
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -10,8 +10,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -197,3 +200,17 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
     failed = [finding for finding in findings if not finding.holds]
     if failed:
         raise UserError(f"{name} does not keep the contract: {failed[0].name} ({failed[0].seen})")
+
+
+def check_encoder(spec: str, kind: str, trust_remote_code: bool) -> None:
+    """Load an encoder by run folder, checkpoint, model folder or Hub name, or ``module:Class``, and print its table.
+
+    Raises:
+        UserError: when it cannot be loaded or a property does not hold.
+    """
+    if kind == "auto" and not trust_remote_code:
+        encoder = load_encoder(spec)
+    else:
+        settings = EncoderConfig(kind=kind, path=spec, trust_remote_code=trust_remote_code)
+        encoder = load_audio_encoder(settings, spec)
+    show_findings(check_contract(encoder), spec)

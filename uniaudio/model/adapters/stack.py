@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from uniaudio.errors import UserError
+from uniaudio.model.adapters.base import Adapter, frames_per_token
 from uniaudio.ragged import Ragged
 
 
-class StackAdapter(nn.Module):
+class StackAdapter(Adapter):
     """Stack ``k = frame_rate / rate`` neighbouring frames, then LayerNorm and a two-layer GELU MLP.
 
     Raises:
@@ -25,12 +25,7 @@ class StackAdapter(nn.Module):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.stack = round(frame_rate / rate)
-        if self.stack < 1 or abs(self.stack * rate - frame_rate) > 1e-6:
-            raise UserError(
-                f"adapter.rate: {rate:g} does not divide the encoder's {frame_rate:g} frames per second; "
-                f"take {frame_rate:g} divided by a whole number"
-            )
+        self.stack = frames_per_token(frame_rate, rate)
         hidden = hidden or decoder_dim
         self.norm = nn.LayerNorm(self.stack * encoder_dim)
         self.up = nn.Linear(self.stack * encoder_dim, hidden)

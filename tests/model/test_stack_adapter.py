@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from uniaudio.errors import UserError
-from uniaudio.model.adapter import StackAdapter
+from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.ragged import Ragged
 
 

@@ -1,0 +1,44 @@
+"""The mean of neighbouring frames, then a small MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from uniaudio.model.adapters.base import Adapter, frames_per_token
+from uniaudio.model.encoders.chunks import chunks_of
+from uniaudio.ragged import Ragged
+
+
+class PoolAdapter(Adapter):
+    """Average ``k = frame_rate / rate`` neighbouring frames (the last group has what is there), LayerNorm, GELU MLP.
+
+    Raises:
+        UserError: when the rate does not divide the frame rate.
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        frame_rate: float,
+        decoder_dim: int,
+        rate: float = 12.5,
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.group = frames_per_token(frame_rate, rate)
+        hidden = hidden or decoder_dim
+        self.norm = nn.LayerNorm(encoder_dim)
+        self.up = nn.Linear(encoder_dim, hidden)
+        self.down = nn.Linear(hidden, decoder_dim)
+
+    def num_tokens(self, frames: int) -> int:
+        """Return ``ceil(frames / k)``."""
+        return -(-frames // self.group)
+
+    def forward(self, frames: Ragged) -> Ragged:
+        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
+        groups = [size for n in frames.lengths.tolist() for size in chunks_of(n, self.group)]
+        means = frames.with_lengths(torch.tensor(groups, dtype=torch.int64)).mean()
+        tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
+        return Ragged(self.down(nn.functional.gelu(self.up(self.norm(means)))), tokens)
