@@ -33,7 +33,7 @@ from transformers import WhisperFeatureExtractor
 from uniaudio.data.batch import collate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import FrozenDecoder
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.types import SAMPLE_RATE, Example
 
@@ -138,7 +138,7 @@ def ids_of(example: Example) -> list[list[int]]:
 
 def ours(seconds: list[float], examples: list[Example]) -> Step:
     """``AudioLM`` over packed batches, as a run trains it."""
-    model = AudioLM(WhisperAudioEncoder(whisper_tiny()), new_adapter(), FrozenDecoder(small_qwen())).train()
+    model = AudioLM(WhisperAudioEncoder(whisper_tiny()), new_adapter(), TextDecoder(small_qwen())).train()
     batches = [
         collate([examples[i] for i in members], WrittenIds(), model.slots_for, ("asr",))  # type: ignore[arg-type]
         for members in our_micro_batches(seconds)

@@ -6,11 +6,11 @@ from uniaudio.data.batch import collate_prompts
 from uniaudio.data.template import Scoring
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.evaluate.embed import embed_clips, encode_clips
-from uniaudio.evaluate.generate import generate, greedy
+from uniaudio.evaluate.generate import generate
 from uniaudio.evaluate.metrics import is_right, score
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import FrozenDecoder
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.types import Example
 
@@ -19,7 +19,7 @@ from uniaudio.types import Example
 def model(whisper, qwen):
     encoder = WhisperAudioEncoder(whisper)
     torch.manual_seed(3)
-    return AudioLM(encoder, StackAdapter(64, 50.0, 64), FrozenDecoder(qwen))
+    return AudioLM(encoder, StackAdapter(64, 50.0, 64), TextDecoder(qwen))
 
 
 def prompts(model, format, lengths):
@@ -55,9 +55,8 @@ def test_answers_in_a_batch_equal_answers_alone_and_a_plain_loop(model, chat_tok
 
 def test_every_row_stops_at_its_end_of_turn(model, chat_tokenizer):
     format = ChatFormat(chat_tokenizer)
-    with torch.no_grad():
-        embeds = model.eval().embed_batch(prompts(model, format, [3000, 9000]))[0]
-        format.end_of_turn = greedy(model, embeds, format, 1)[0][0]  # what the first row says first
+    first = model.eval().generate_ids(prompts(model, format, [3000, 9000]), 1, format.end_of_turn, format.pad)
+    format.end_of_turn = first[0][0]  # what the first row says first
     assert generate(model, prompts(model, format, [3000, 9000]), format, 6)[0] == ""
 
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.decoder import FrozenDecoder, load_decoder
+from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.ragged import Ragged
 
 SIZES = {
@@ -52,7 +52,7 @@ def test_loss_and_gradient_equal_the_stock_model_on_each_row_alone(family):
     kind, config, packed, plain = FAMILIES[family]
     torch.manual_seed(0)
     lm = kind(config)
-    decoder = FrozenDecoder(lm)
+    decoder = TextDecoder(lm)
     assert (decoder.packed, decoder.plain_head) == (packed, plain)
     rows = [torch.randn(n, 64).mul(0.3).requires_grad_() for n in (5, 17, 1, 30)]
     hidden = decoder.hidden(Ragged.from_rows(rows))
@@ -72,18 +72,18 @@ def test_loss_and_gradient_equal_the_stock_model_on_each_row_alone(family):
 def test_packed_is_refused_where_it_would_be_wrong():
     kind, config, *_ = FAMILIES["mistral"]
     with pytest.raises(UserError, match="packed is not possible"):
-        FrozenDecoder(kind(config), attention="packed")
+        TextDecoder(kind(config), attention="packed")
 
 
 def test_padded_gives_what_packed_gives(qwen):
     rows = Ragged.from_rows([torch.randn(n, 64) for n in (3, 9, 4)])
-    packed = FrozenDecoder(qwen).hidden(rows)
-    padded = FrozenDecoder(qwen, attention="padded").hidden(rows)
+    packed = TextDecoder(qwen).hidden(rows)
+    padded = TextDecoder(qwen, attention="padded").hidden(rows)
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
 
 
 def test_frozen_means_frozen(qwen):
-    decoder = FrozenDecoder(qwen.train())
+    decoder = TextDecoder(qwen.train())
     decoder.train()
     assert not any(module.training for module in decoder.modules())
     assert not any(p.requires_grad for p in decoder.parameters())

@@ -12,7 +12,7 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import FrozenDecoder
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
@@ -55,7 +55,7 @@ def test_drawn_bands_stay_inside_the_clip_and_leave_half_of_it():
 @pytest.fixture
 def model(whisper, qwen):
     encoder = WhisperAudioEncoder(whisper)
-    return AudioLM(encoder, StackAdapter(encoder.dim, 50.0, 64), FrozenDecoder(qwen)).eval()
+    return AudioLM(encoder, StackAdapter(encoder.dim, 50.0, 64), TextDecoder(qwen)).eval()
 
 
 def example(number, masked):

@@ -12,7 +12,7 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import FrozenDecoder
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.train.engine import backward_scale
 from uniaudio.train.optim import build_optimizer, lr_share
@@ -22,7 +22,7 @@ from uniaudio.types import Example
 @pytest.fixture
 def model(whisper, qwen):
     encoder = WhisperAudioEncoder(whisper)
-    return AudioLM(encoder, StackAdapter(encoder.dim, 50.0, 64), FrozenDecoder(qwen))
+    return AudioLM(encoder, StackAdapter(encoder.dim, 50.0, 64), TextDecoder(qwen))
 
 
 def examples(count):

@@ -17,9 +17,17 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import barrier, is_main
 from uniaudio.errors import UserError
 from uniaudio.miniature.text_lm import miniature_decoder
+from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.choose import make_adapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import load_decoder
+from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.whisper_decoder import (
+    START,
+    CrossAttentionLM,
+    LinearBridge,
+    WhisperTextDecoder,
+    load_whisper_decoder,
+)
 from uniaudio.train.checkpoint import check_bases, load_checkpoint
 
 
@@ -70,16 +78,36 @@ def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedMod
     except (OSError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise UserError(f"decoder.path: the tokenizer of {path} cannot be loaded ({reason})") from problem
-    decoder = load_decoder(
-        path, settings.revision, settings.dtype, settings.trust_remote_code, settings.attention, device
-    )
+    whisper = settings.kind == "whisper"
+    decoder = open_decoder(config, path, device)
     encoder = build_encoder(config, decoder.dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the adapter's weights are a function of the seed
-        adapter = make_adapter(config.adapter, encoder, decoder.dim)
-    model = AudioLM(encoder, adapter, decoder, config.train.label_chunk).to(device)
+        if whisper:
+            adapter: Adapter = LinearBridge(encoder.dim, decoder.dim)
+        else:
+            adapter = make_adapter(config.adapter, encoder, decoder.dim)
+    kind = CrossAttentionLM if whisper else AudioLM
+    model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
     bases = {**encoder_bases(config), "decoder": decoder.identity}
-    return LoadedModel(model, ChatFormat(tokenizer), config, bases)
+    return LoadedModel(model, ChatFormat(tokenizer, START if whisper else None), config, bases)
+
+
+def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDecoder | WhisperTextDecoder:
+    """Load the decoder at ``path``, of the kind and trained as the config says."""
+    settings = config.decoder
+    training = (settings.train, settings.lora, config.seed)
+    if settings.kind == "whisper":
+        return load_whisper_decoder(path, settings.revision, settings.dtype, device, *training)
+    return load_decoder(
+        path,
+        settings.revision,
+        settings.dtype,
+        settings.trust_remote_code,
+        settings.attention,
+        device,
+        *training,
+    )
 
 
 def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:

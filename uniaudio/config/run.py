@@ -153,6 +153,8 @@ class RunConfig(Strict):
             raise ValueError(f"{len(self.encoders)} encoders need `fusion: {{kind: ...}}` to become one")
         if self.fusion is not None and len(self.encoders) == 1 and self.fusion.kind not in ONE_IS_ENOUGH:
             raise ValueError(f"fusion.kind {self.fusion.kind} needs a second encoder under `encoders`")
+        if self.decoder.kind == "whisper" and self.decoder.miniature is not None:
+            raise ValueError("decoder: a miniature decoder is a causal one; leave kind or miniature out")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {', '.join(names)}")

@@ -19,6 +19,9 @@ class ChatFormat:
     piece by piece; nothing is searched for in a rendered text. A tokenizer without a chat template gets
     ``{bos}{question}\\n{answer}{eos}``.
 
+    Args:
+        start: special token that stands in the place of ``bos`` where there is no chat template.
+
     Attributes:
         end_of_turn: the id that ends every answer. pad: an id that is not ``end_of_turn``.
 
@@ -26,13 +29,13 @@ class ChatFormat:
         UserError: when the chat template does not keep the turns, or nothing can end an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: str | None = None) -> None:
         self.tokenizer = tokenizer
         if tokenizer.chat_template:
             self.prefix, self.suffix, self.end_of_turn = read_chat_template(tokenizer)
         elif tokenizer.eos_token_id is not None:
             self.prefix, self.suffix, self.end_of_turn = (
-                tokenizer.bos_token or "",
+                start or tokenizer.bos_token or "",
                 "\n",
                 tokenizer.eos_token_id,
             )

@@ -1,29 +1,30 @@
-"""Encoder, adapter and frozen decoder: a batch in, summed losses out."""
+"""Encoder, adapter and decoder: a batch in, summed losses out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
-from uniaudio.model.decoder import FrozenDecoder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
 
 
 class AudioLM(nn.Module):
-    """An audio encoder that speaks to a frozen language model through an adapter.
+    """An audio encoder that speaks to a language model through an adapter.
 
     Args:
+        decoder: a ``TextDecoder``.
         label_chunk: labelled positions whose logits exist at the same time.
     """
 
     def __init__(
-        self, encoder: AudioEncoder, adapter: Adapter, decoder: FrozenDecoder, label_chunk: int = 2048
+        self, encoder: AudioEncoder, adapter: Adapter, decoder: Any, label_chunk: int = 2048
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -54,8 +55,8 @@ class AudioLM(nn.Module):
         if not batch.answer_tokens:
             nothing = sum((p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
             return LossSum(nothing, 0, nothing.new_zeros(len(batch.tasks), 3))
-        embeds, encoded = self.embed_batch(batch)
-        hidden = self.decoder.hidden(embeds)[batch.label_positions]
+        hidden, encoded = self.read(batch)
+        hidden = hidden[batch.label_positions]
         total, per_token, right = self.decoder.losses(hidden, batch.labels, self.label_chunk)
         columns = torch.stack(
             [per_token.float(), torch.ones_like(per_token), right.to(per_token.dtype)], 1
@@ -65,6 +66,34 @@ class AudioLM(nn.Module):
             total, batch.answer_tokens, per_task, encoded.losses, choices_by_task(encoded.stats, batch)
         )
 
+    def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
+        """Return the decoder's hidden states ``[T, D]`` over a packed batch, and what the encoder said."""
+        embeds, encoded = self.embed_batch(batch)
+        return self.decoder.hidden(embeds), encoded
+
+    @torch.no_grad()
+    def generate_ids(
+        self, prompts: Batch, max_new_tokens: int, end_of_turn: int, pad: int
+    ) -> list[list[int]]:
+        """Continue the prompts of a batch greedily and return the new ids of every row.
+
+        The stock model decodes with its cache; after a row's end of turn come ``pad`` ids.
+        """
+        embeds, _ = self.embed_batch(prompts)
+        padded, mask = left_padded(embeds)
+        new = self.decoder.lm.generate(
+            inputs_embeds=padded,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=end_of_turn,
+            pad_token_id=pad,
+        )
+        return new.tolist()
+
     def embed_batch(self, batch: Batch) -> tuple[Ragged, Encoded]:
         """Return the decoder's input rows ``[T, D]``, audio tokens in their places, and what the encoder said.
 
@@ -72,10 +101,7 @@ class AudioLM(nn.Module):
             ValueError: when the batch has other places for audio than the model has audio tokens.
             UserError: when the batch has masks, but the encoder no spectrogram.
         """
-        if len(batch.masks) and not self.encoder.takes_masks:
-            raise UserError(
-                f"spec_augment: {type(self.encoder).__name__} has no spectrogram to mask; leave it out of the recipe"
-            )
+        self.check_masks(batch)
         text = self.decoder.embed(batch.tokens.values)
         encoded = self.encode(batch, text)
         audio = self.adapter(encoded.frames).values
@@ -84,6 +110,17 @@ class AudioLM(nn.Module):
         placed = audio.index_select(0, batch.audio_index)
         embeds = text.index_copy(0, batch.audio_positions, placed.to(text.dtype))
         return batch.tokens.with_values(embeds), encoded
+
+    def check_masks(self, batch: Batch) -> None:
+        """Refuse masks that nobody would see.
+
+        Raises:
+            UserError: when the batch has masks, but the encoder no spectrogram.
+        """
+        if len(batch.masks) and not self.encoder.takes_masks:
+            raise UserError(
+                f"spec_augment: {type(self.encoder).__name__} has no spectrogram to mask; leave it out of the recipe"
+            )
 
     def encode(self, batch: Batch, text: Tensor) -> Encoded:
         """Encode the clips of a batch; an encoder that reads the question gets its mean embedding, ``text [T, D]``."""
@@ -116,6 +153,17 @@ class AudioLM(nn.Module):
                     f"the checkpoint's {name} is {tuple(state[name].shape)}, the config's {tuple(parameter.shape)}"
                 )
             parameter.data.copy_(state[name])
+
+
+def left_padded(embeds: Ragged) -> tuple[Tensor, Tensor]:
+    """Return ``[B, L, D]`` with the rows at the right edge, and the mask ``[B, L]`` of real positions."""
+    longest = int(embeds.lengths.max())
+    padded = embeds.values.new_zeros(len(embeds), longest, embeds.values.shape[1])
+    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
+    for i, row in enumerate(embeds.rows()):
+        padded[i, longest - len(row) :] = row
+        mask[i, longest - len(row) :] = 1
+    return padded, mask.to(embeds.device)
 
 
 def question_means(batch: Batch, text: Tensor) -> Tensor:

@@ -1,23 +1,30 @@
-"""The frozen language model that reads audio tokens: packed where its layers allow it, padded otherwise."""
+"""The language model that reads audio tokens: packed where its layers allow it, padded otherwise."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from uniaudio.config.encoders import LoraConfig
 from uniaudio.errors import UserError
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.identity import base_identity
+from uniaudio.model.lora import add_lora
 from uniaudio.ragged import Ragged
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class FrozenDecoder(nn.Module):
-    """A causal language model without gradients of its own: always in eval mode, never in the optimizer.
+class TextDecoder(nn.Module):
+    """A causal language model; frozen as it comes: no gradients of its own, always in eval mode, never in the
+    optimizer.
+
+    What ``make_trainable`` opens afterwards is trained and switches modes.
 
     Args:
         lm: any ``AutoModelForCausalLM``.
@@ -48,9 +55,9 @@ class FrozenDecoder(nn.Module):
         self.packed = attention != "padded" and not obstacle
         self.plain_head = self.head_is_plain()
 
-    def train(self, mode: bool = True) -> FrozenDecoder:
-        """Stay in eval mode: frozen means frozen, dropout included."""
-        return super().train(False)
+    def train(self, mode: bool = True) -> TextDecoder:
+        """Stay in eval mode unless something is trained: frozen means frozen, dropout included."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """Look token ids up in the decoder's own table."""
@@ -95,15 +102,7 @@ class FrozenDecoder(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
         """Return the summed loss, the loss of every label and whether the most likely token was right."""
         head = self.lm.get_output_embeddings()
-        if self.plain_head:
-            return frozen_head_cross_entropy(hidden, head.weight, getattr(head, "bias", None), labels, chunk)
-        per_token, right = [], []
-        for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-            logits = self.logits(rows).float()
-            per_token.append(nn.functional.cross_entropy(logits, ids, reduction="none"))
-            right.append(logits.argmax(-1) == ids)
-        losses = torch.cat(per_token)
-        return losses.sum(), losses.detach(), torch.cat(right)
+        return label_losses(hidden, labels, chunk, head, None if self.plain_head else self.logits)
 
     def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
         """Turn hidden states of the last layer into logits, with the scaling or capping that this architecture adds."""
@@ -147,6 +146,52 @@ class FrozenDecoder(nn.Module):
         )
 
 
+def label_losses(
+    hidden: Float[Tensor, "L D"],
+    labels: Int[Tensor, " L"],
+    chunk: int,
+    head: nn.Module,
+    logits_of: Callable[[Tensor], Tensor] | None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
+    """Return the summed loss, the loss of every label and whether the most likely token was right.
+
+    Args:
+        logits_of: hidden states to logits where they are more than the head makes of them. None: the head alone,
+            which needs no stored logits as long as it is frozen.
+    """
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    if logits_of is None and not weight.requires_grad:
+        return frozen_head_cross_entropy(hidden, weight, getattr(head, "bias", None), labels, chunk)
+    per_token, right = [], []
+    for rows, ids in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+        logits = (logits_of or head)(rows.to(weight.dtype)).float()
+        per_token.append(nn.functional.cross_entropy(logits, ids, reduction="none"))
+        right.append(logits.argmax(-1) == ids)
+    losses = torch.cat(per_token)
+    return losses.sum(), losses.detach(), torch.cat(right)
+
+
+def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: LoraConfig, seed: int) -> None:
+    """Freeze a decoder, train it in full, or put low-rank updates beside the linear maps of its ``body`` (not the
+    head).
+
+    Low-rank updates are kept in float32 beside weights of any dtype.
+
+    Raises:
+        UserError: when a target of the updates matches nothing.
+    """
+    decoder.requires_grad_(how == "full")
+    if how != "lora":
+        return
+    try:
+        add_lora(body, lora.rank, lora.alpha, lora.dropout, lora.targets, seed)
+    except UserError as problem:
+        raise UserError(f"decoder.{problem}") from problem
+    for parameter in body.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def close(one: Tensor, other: Tensor) -> bool:
     """Return whether two results agree within the rounding of their dtype, relative to their size."""
     tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
@@ -177,14 +222,21 @@ def load_decoder(
     trust_remote_code: bool = False,
     attention: str = "auto",
     device: torch.device | str = "cpu",
-) -> FrozenDecoder:
-    """Load any causal LM by folder or Hub name, frozen, in bf16 on CUDA and fp32 elsewhere (``dtype: auto``).
+    train: str = "frozen",
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+) -> TextDecoder:
+    """Load any causal LM by folder or Hub name, in bf16 on CUDA and fp32 elsewhere (``dtype: auto``).
+
+    Args:
+        train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
 
     Raises:
         UserError: when it cannot be found or is no causal language model.
     """
     device = torch.device(device)
-    kind = DTYPES.get(dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    rough = torch.bfloat16 if device.type == "cuda" and train != "full" else torch.float32
+    kind = DTYPES.get(dtype) or rough
     try:
         lm = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=kind, trust_remote_code=trust_remote_code
@@ -194,4 +246,6 @@ def load_decoder(
         raise UserError(
             f"decoder.path: {path} cannot be loaded as a causal language model ({reason})"
         ) from problem
-    return FrozenDecoder(lm.to(device), attention, base_identity(path, revision))
+    decoder = TextDecoder(lm.to(device), attention, base_identity(path, revision))
+    make_trainable(decoder, lm.base_model, train, lora or LoraConfig(), seed)
+    return decoder

@@ -1,0 +1,217 @@
+"""Whisper's own decoder as the reader: text attends to text, and by cross attention to the frames of its clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
+
+from uniaudio.config.encoders import LoraConfig
+from uniaudio.errors import UserError
+from uniaudio.model.adapters.base import Adapter
+from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import DTYPES, label_losses, make_trainable
+from uniaudio.model.encoders.weights import (
+    checkpoint_folder,
+    fill,
+    read_model_config,
+    read_tensors,
+    with_random_weights,
+)
+from uniaudio.model.identity import base_identity
+from uniaudio.ragged import Ragged
+from uniaudio.types import Batch, Encoded
+
+START = "<|startoftranscript|>"  # before every prompt, as in Whisper's own training
+PREFIXES = ("model.decoder.", "decoder.", "")  # where full and part checkpoints keep the tensors
+
+
+class LinearBridge(Adapter):
+    """A linear map of frames to the decoder's width; it starts as the identity where the widths are equal."""
+
+    def __init__(self, encoder_dim: int, decoder_dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(encoder_dim, decoder_dim)
+        if encoder_dim == decoder_dim:
+            nn.init.eye_(self.map.weight)
+            nn.init.zeros_(self.map.bias)
+
+    def num_tokens(self, frames: int) -> int:
+        """Return ``frames``."""
+        return frames
+
+    def forward(self, frames: Ragged) -> Ragged:
+        """Map frames ``[A, E]`` to ``[A, D]``."""
+        return frames.with_values(self.map(frames.values))
+
+
+class WhisperTextDecoder(nn.Module):
+    """Whisper's decoder over packed rows; the head is its table of token embeddings.
+
+    Args:
+        decoder: the stock module, frozen as it comes. identity: see ``base_identity``.
+    """
+
+    def __init__(self, decoder: WhisperDecoder, identity: dict[str, str] | None = None) -> None:
+        super().__init__()
+        self.decoder: Any = decoder.requires_grad_(False).eval()
+        self.dim = decoder.config.d_model
+        self.identity = identity or {}
+
+    def train(self, mode: bool = True) -> WhisperTextDecoder:
+        """Stay in eval mode unless something is trained."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
+        """Look token ids up; positions are added in ``hidden``."""
+        return self.decoder.embed_tokens(ids) * getattr(self.decoder, "embed_scale", 1.0)
+
+    def hidden(self, text: Ragged, frames: Ragged) -> Float[Tensor, "T D"]:
+        """Run the layers over packed text rows ``[T, D]``, each hearing its own row of frames ``[A, D]``.
+
+        Raises:
+            UserError: when a row is longer than Whisper's positions.
+        """
+        most = self.decoder.config.max_target_positions
+        if len(text) and int(text.lengths.max()) > most:
+            raise UserError(
+                f"a row of {int(text.lengths.max())} tokens is longer than Whisper's {most} positions; "
+                "shorten the texts or take another decoder"
+            )
+        starts = torch.repeat_interleave(text.offsets[:-1], text.lengths)
+        positions = (torch.arange(len(starts)) - starts).to(text.device, non_blocking=True)
+        hidden = text.values + self.decoder.embed_positions.weight[positions]
+        hidden = F.dropout(hidden, self.decoder.dropout, self.training)
+        asking, heard = Segments.of(text.lengths, text.device), Segments.of(frames.lengths, text.device)
+        for layer in self.decoder.layers:
+            hidden = decoder_layer(layer, hidden, frames.values, asking, heard)
+        return self.decoder.layer_norm(hidden)
+
+    def losses(
+        self, hidden: Float[Tensor, "L D"], labels: Int[Tensor, " L"], chunk: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
+        """Return the summed loss, the loss of every label and whether the most likely token was right."""
+        return label_losses(hidden, labels, chunk, self.decoder.embed_tokens, self.logits)
+
+    def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
+        """Score every token of the vocabulary with its own embedding."""
+        return F.linear(hidden, self.decoder.embed_tokens.weight)
+
+
+def decoder_layer(
+    layer: Any, hidden: Float[Tensor, "T D"], frames: Float[Tensor, "A D"], asking: Segments, heard: Segments
+) -> Float[Tensor, "T D"]:
+    """Apply one stock pre-norm layer to packed rows: self attention, cross attention, feed-forward."""
+    training = layer.training
+    mixed = attend(layer.self_attn, layer.self_attn_layer_norm(hidden), None, asking, asking)
+    hidden = hidden + F.dropout(mixed, layer.dropout, training)
+    mixed = attend(layer.encoder_attn, layer.encoder_attn_layer_norm(hidden), frames, asking, heard)
+    hidden = hidden + F.dropout(mixed, layer.dropout, training)
+    inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
+    inner = layer.fc2(F.dropout(inner, layer.activation_dropout, training))
+    return hidden + F.dropout(inner, layer.dropout, training)
+
+
+def attend(
+    attention: Any, hidden: Float[Tensor, "T D"], frames: Tensor | None, asking: Segments, heard: Segments
+) -> Float[Tensor, "T D"]:
+    """Apply the stock projections: causal among the text where there are no frames, else over the frames."""
+    source = hidden if frames is None else frames.to(hidden.dtype)
+    query, key, value = (
+        projection(x).unflatten(-1, (attention.num_heads, attention.head_dim))
+        for projection, x in (
+            (attention.q_proj, hidden),
+            (attention.k_proj, source),
+            (attention.v_proj, source),
+        )
+    )
+    dropout = attention.dropout if attention.training else 0.0
+    mixed = packed_attention(
+        query, key, value, asking, causal=frames is None, dropout=dropout, key_segments=heard
+    )
+    return attention.out_proj(mixed.flatten(1))
+
+
+class CrossAttentionLM(AudioLM):
+    """An encoder that is read by cross attention: clips take no places in the text, and their marks are empty."""
+
+    def slots_for(self, samples: int) -> int:
+        """Return 0."""
+        return 0
+
+    def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
+        """Return the decoder's hidden states ``[T, D]`` over a packed batch, and what the encoder said."""
+        text = self.decoder.embed(batch.tokens.values)
+        heard, encoded = self.listen(batch, text)
+        return self.decoder.hidden(batch.tokens.with_values(text), heard), encoded
+
+    def listen(self, batch: Batch, text: Tensor) -> tuple[Ragged, Encoded]:
+        """Return the frames ``[A, D]`` that every example hears, those of all its clips, and what the encoder said."""
+        self.check_masks(batch)
+        encoded = self.encode(batch, text)
+        frames = self.adapter(encoded.frames).select(batch.example_clips.values)
+        owners = batch.example_clips.row_index()
+        lengths = torch.zeros(len(batch.example_clips), dtype=torch.int64).index_add(
+            0, owners, frames.lengths
+        )
+        return frames.with_lengths(lengths), encoded
+
+    @torch.no_grad()
+    def generate_ids(
+        self, prompts: Batch, max_new_tokens: int, end_of_turn: int, pad: int
+    ) -> list[list[int]]:
+        """Continue the prompts greedily; every step reads the rows anew, for answers are short."""
+        heard, _ = self.listen(prompts, self.decoder.embed(prompts.tokens.values))
+        rows = [row.tolist() for row in prompts.tokens.rows()]
+        new: list[list[int]] = [[] for _ in rows]
+        for _ in range(max_new_tokens):
+            going = [i for i, ids in enumerate(new) if end_of_turn not in ids]
+            if not going:
+                break
+            ids = [torch.tensor(rows[i] + new[i]) for i in going]
+            text = Ragged.from_rows(ids).to(heard.device)
+            text = text.with_values(self.decoder.embed(text.values))
+            hidden = self.decoder.hidden(text, heard.select(going))
+            best = self.decoder.logits(hidden[(text.offsets[1:] - 1).to(hidden.device)]).argmax(-1)
+            for i, token in zip(going, best.tolist(), strict=True):
+                new[i].append(token)
+        return new
+
+
+def load_whisper_decoder(
+    path: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    train: str = "frozen",
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+) -> WhisperTextDecoder:
+    """Load the decoder of a full Whisper checkpoint; its encoder is not read.
+
+    Raises:
+        UserError: when it is no Whisper, or has no decoder.
+    """
+    folder = checkpoint_folder(path, revision)
+    kind = read_model_config(folder)["model_type"]
+    if kind != "whisper":
+        raise UserError(f"decoder.path: {path} holds a {kind} model, but decoder.kind is whisper")
+    config = WhisperConfig.from_pretrained(folder)
+    config._attn_implementation = "sdpa"
+    decoder = with_random_weights(lambda: WhisperDecoder(config), None)
+    try:
+        fill(decoder, read_tensors(folder, PREFIXES), folder)
+    except UserError as problem:
+        raise UserError(f"decoder.path: {problem}; decoder.kind whisper needs a full checkpoint") from problem
+    device = torch.device(device)
+    rough = torch.bfloat16 if device.type == "cuda" and train != "full" else torch.float32
+    decoder = decoder.to(device, DTYPES.get(dtype) or rough)
+    reader = WhisperTextDecoder(decoder, base_identity(path, revision))
+    make_trainable(reader, decoder, train, lora or LoraConfig(), seed)
+    return reader
