@@ -19,7 +19,7 @@ ALLOWED = {
     "train": BASE | {"data", "model"},
     "evaluate": BASE | {"data", "model"},
     "assemble": BASE | {"data", "model", "miniature", "train", "evaluate"},
-    "checks": BASE | {"data", "model"},
+    "checks": BASE | {"data", "model", "train", "assemble"},
     "preview": BASE | {"data", "miniature"},
     "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 
+from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.config.run import RunConfig, Stage
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.cursor import first_rows
@@ -19,6 +20,7 @@ from uniaudio.data.source import Row, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
 from uniaudio.model import flops
+from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
 ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
@@ -42,29 +44,48 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         UserError: for the first thing that would not work.
     """
     console = console or Console()
-    encoder = check_encoder(config, console)
+    encoders = check_encoder(config, console)
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
         pairings = [check_entry(entry) for entry in recipe.train]
         asked = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
         console.print(pairing_table(stage, recipe, pairings, asked))
         check_budget(config, stage, pairings)
-        console.print(cost_line(config, stage, encoder, recipe, pairings))
+        console.print(cost_line(config, stage, encoders, recipe, pairings))
     console.print(
         "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
     )
 
 
-def check_encoder(config: RunConfig, console: Console) -> PretrainedConfig | None:
-    """Read the encoder's config.json when it is a local folder; a Hub name is left for the run and said so."""
-    (name, encoder), *_ = config.encoders.items()
-    path = encoder.path.removeprefix("random:")
-    if Path(path).is_dir():
-        return AutoConfig.from_pretrained(path)
-    if path.startswith((".", "/", "~")) or len(path.split("/")) > 2:
-        raise UserError(f"encoders.{name}.path: there is no folder {path}")
-    console.print(f"encoders.{name}.path: {path} is a Hub name, read when the run starts")
-    return None
+def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]:
+    """Build the encoder without weights where all its parts are local folders, and tell its size by component.
+
+    Returns:
+        The parts' configurations if all of them are Whispers, whose operations are known, else nothing.
+    """
+    sketch = sketch_encoder(config)
+    if sketch is None:
+        names = ", ".join(
+            f"{name} ({settings.path or settings.kind})" for name, settings in config.encoders.items()
+        )
+        console.print(
+            f"encoders {names}: not all are local checkpoints, so they are looked at when the run starts"
+        )
+        return []
+    table = Table(title="encoder", title_justify="left")
+    for column in ("component", "parameters", "trained"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    sizes: dict[str, list[int]] = {}
+    for name, parameter in sketch.named_parameters():
+        size = sizes.setdefault(component_of(f"encoder.{name}", config), [0, 0])
+        size[0] += parameter.numel()
+        size[1] += parameter.numel() * parameter.requires_grad
+    for component, (all_of_it, trained) in sizes.items():
+        table.add_row(component, f"{all_of_it:,}", f"{trained:,}")
+    console.print(table)
+    console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
+    parts = [AutoConfig.from_pretrained(e.path.removeprefix("random:")) for e in config.encoders.values()]
+    return parts if all(part.model_type == "whisper" for part in parts) else []
 
 
 def check_entry(entry: Entry) -> Pairing:
@@ -164,7 +185,7 @@ def check_budget(config: RunConfig, stage: Stage, pairings: list[Pairing]) -> No
 def cost_line(
     config: RunConfig,
     stage: Stage,
-    encoder: PretrainedConfig | None,
+    encoders: list[PretrainedConfig],
     recipe: Recipe,
     pairings: list[Pairing],
 ) -> str:
@@ -179,10 +200,12 @@ def cost_line(
         f"one step: about {examples:.0f} examples, {examples * seconds:.0f} s of audio in {micro_batches} "
         f"micro-batch(es); {stage.steps} steps are {stage.steps * examples * seconds / 3600:.1f} h of audio"
     )
-    if encoder is None:
+    if not encoders:
         return text
-    trained = flops.TRAINED if any(e.train == "full" for e in config.encoders.values()) else 1
-    operations = trained * examples * flops.whisper_forward_flops(encoder, seconds)
+    operations = 0.0
+    for part, settings in zip(encoders, config.encoders.values(), strict=True):
+        times = {"full": flops.TRAINED, "lora": flops.FROZEN_BELOW_GRADIENT, "frozen": 1}[settings.train]
+        operations += times * examples * flops.whisper_forward_flops(part, seconds)
     decoder = decoder_config(config)
     if decoder is not None:
         heard = seconds * rate if (rate := config.adapter.tokens_per_second) else TOKENS_PER_CLIP

@@ -55,21 +55,31 @@ def test_it_trains_resumes_and_answers(tone_run, whisper_decoder, kind, how):
     if how == "lora":
         assert all("lora_" in name for name in names)
     again = tone_run.parent / "again"
-    run_training(load_run(tone_run, [*overrides, f"output_dir={again}", "train.max_steps=4", "stages.0.schedule=constant"]), None)
+    run_training(
+        load_run(
+            tone_run, [*overrides, f"output_dir={again}", "train.max_steps=4", "stages.0.schedule=constant"]
+        ),
+        None,
+    )
     run_training(load_run(tone_run, [*overrides, f"output_dir={again}", "stages.0.schedule=constant"]), "yes")
     assert len(losses(again)) == 8
     assert isinstance(ask(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str)
 
 
 def test_answers_of_whispers_decoder_in_a_batch_equal_answers_alone(tone_run, whisper_decoder):
-    run_training(load_run(tone_run, ["decoder={kind: whisper, train: full, lr: 1e-3}", whisper_decoder]), None)
+    run_training(
+        load_run(tone_run, ["decoder={kind: whisper, train: full, lr: 1e-3}", whisper_decoder]), None
+    )
     loaded = load_model(str(tone_run.parent / "out"))
     from uniaudio.data.audio import decode
     from uniaudio.data.batch import collate_prompts
     from uniaudio.types import Example
 
     clips = [decode(tone_run.parent / "tones" / f"{i}.wav", 30, "clip") for i in (0, 7, 12)]
-    examples = [Example(str(i), "tone", "tones", (clip,), ("", "Which tone is it?"), "-") for i, clip in enumerate(clips)]
+    examples = [
+        Example(str(i), "tone", "tones", (clip,), ("", "Which tone is it?"), "-")
+        for i, clip in enumerate(clips)
+    ]
 
     def answers(some):
         batch = collate_prompts(some, loaded.format, loaded.model.slots_for, ("tone",))

@@ -12,6 +12,7 @@ from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.judging import run_probes
 from uniaudio.assemble.models import load_model
 from uniaudio.assemble.training import run_training
+from uniaudio.checks import check_run
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
@@ -168,8 +169,9 @@ def test_an_encoder_of_a_run_is_taken_with_its_lora_merged(tone_run, second):
     ],
 )
 def test_mistakes_end_with_one_sentence(tone_run, second, overrides, message):
-    with pytest.raises(UserError) as told:
-        run_training(load_run(tone_run, overrides), None)
+    for look in (lambda config: run_training(config, None), check_run):
+        with pytest.raises(UserError) as told:
+            look(load_run(tone_run, overrides))
     assert message in str(told.value)
     assert "\n" not in str(told.value)
     assert not Path(tone_run.parent / "out" / "metrics.jsonl").exists()

@@ -86,7 +86,9 @@ def test_rows_that_are_too_long_and_other_folders_are_told(folder, qwen, tmp_pat
     with pytest.raises(UserError, match="a row of 21 tokens is longer than Whisper's 20 positions"):
         reader.hidden(long, Ragged(torch.zeros(1, 32), torch.tensor([1])))
     qwen.save_pretrained(tmp_path / "qwen")
-    with pytest.raises(UserError, match=r"decoder\.path: .* holds a qwen3 model, but decoder\.kind is whisper"):
+    with pytest.raises(
+        UserError, match=r"decoder\.path: .* holds a qwen3 model, but decoder\.kind is whisper"
+    ):
         load_whisper_decoder(str(tmp_path / "qwen"))
     full_whisper().model.encoder.save_pretrained(tmp_path / "encoder")
     with pytest.raises(UserError, match="needs a full checkpoint"):

@@ -13,7 +13,8 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.registry import REMOTE, family_of, is_local, load_audio_encoder, own_class
+from uniaudio.model.encoders.weights import RANDOM
 from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
@@ -79,6 +80,34 @@ def build_encoder(config: RunConfig, prompt_dim: int | None = None) -> AudioEnco
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return fuse(config.fusion, parts, prompt_dim)
+
+
+def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
+    """Build the config's encoder without weights, so that what does not fit is told before any are read.
+
+    Returns:
+        None when an encoder is not a plain local checkpoint: a Hub name, a run, or code of somebody's own.
+
+    Raises:
+        UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates.
+    """
+    sketched = {}
+    for name, settings in config.encoders.items():
+        where = f"encoders.{name}"
+        if ":" in settings.kind:
+            own_class(settings, where)
+            return None
+        if is_run(settings.path):
+            return None
+        if not is_local(settings.path):
+            if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
+                raise UserError(f"{where}.path: there is no folder {settings.path}")
+            return None
+        if family_of(settings, where)[1] is REMOTE:
+            return None
+        sketched[name] = settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
+    with torch.device("meta"):
+        return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
 
 
 def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.judging import evaluate_recipe
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
 from uniaudio.config.run import RunConfig
@@ -41,6 +42,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
             f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
         )
     recipes = stage_recipes(config)
+    sketch_encoder(config)
     accelerator = make_accelerator(config)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))

@@ -131,8 +131,8 @@ def settings_of(config: EncoderConfig, family: Family, kind: str, where: str) ->
     return {name: value for name, value in given.items() if name in family.settings}
 
 
-def load_own_class(config: EncoderConfig, where: str) -> AudioEncoder:
-    """Make the user's own encoder, ``Class(path, **settings)``, from a module that Python can import.
+def own_class(config: EncoderConfig, where: str) -> type[AudioEncoder]:
+    """Return the user's own encoder class from a module that Python can import.
 
     Raises:
         UserError: when there is no such module or class, or it is no ``AudioEncoder``.
@@ -140,15 +140,24 @@ def load_own_class(config: EncoderConfig, where: str) -> AudioEncoder:
     module, _, name = config.kind.partition(":")
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as problem:
+    except (ImportError, AttributeError, ValueError) as problem:
         raise UserError(f"{where}.kind: {config.kind} cannot be imported ({problem})") from problem
     if not (isinstance(kind, type) and issubclass(kind, AudioEncoder)):
         raise UserError(f"{where}.kind: {config.kind} is no subclass of uniaudio's AudioEncoder")
+    return kind
+
+
+def load_own_class(config: EncoderConfig, where: str) -> AudioEncoder:
+    """Make the user's own encoder: ``Class(path, **settings)``.
+
+    Raises:
+        UserError: when it cannot be imported or does not take the settings.
+    """
+    kind = own_class(config, where)
     try:
-        encoder: AudioEncoder = kind(config.path, **config.settings)
+        return kind(config.path, **config.settings)
     except TypeError as problem:
         raise UserError(f"{where}: {config.kind} does not take these settings ({problem})") from problem
-    return encoder
 
 
 def is_local(path: str) -> bool:
