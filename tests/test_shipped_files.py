@@ -8,6 +8,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from uniaudio.config.files import miniature_root
 from uniaudio.config.run import load_run
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
@@ -23,6 +24,8 @@ def some_folders(monkeypatch, tmp_path):
     if "UNIAUDIO_REALDATA" not in os.environ:
         monkeypatch.setenv("UNIAUDIO_REALDATA", str(tmp_path))
     monkeypatch.setenv("UNIAUDIO_DATA", str(tmp_path))
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path))
+    miniature_root().mkdir(parents=True)
 
 
 def names(pattern):
@@ -40,6 +43,8 @@ SAMPLES = {
 
 # What a row of a data set holds, as its card says; audio columns are left out.
 SCHEMAS = {
+    "mini_notes": {"midi": 60, "split": "train"},
+    "mini_noises": {"label": "hiss", "split": "train"},
     "aecc_aishell1": {"trans": "今天 天气"},
     "aecc_asvspoof2015": {"binary_spoof": "spoof"},
     "aecc_clotho": {"caption": ["a dog barks", "barking"]},
@@ -154,7 +159,8 @@ def test_card(name):
     assert card.license
     assert card.hours
     assert card.name in SCHEMAS
-    local = card.name in ("esc10", "fsdd_digits", "fsdd_connected", "ljspeech_mini")
+    here = ("esc10", "fsdd_digits", "fsdd_connected", "ljspeech_mini", "mini_notes", "mini_noises")
+    local = card.name in here
     assert ("# unverified:" in (ROOT / name).read_text()) != local
 
 
@@ -193,6 +199,50 @@ def test_run_config(name):
     config = load_run(ROOT / name)
     for stage in config.stages:
         load_recipe(stage.recipe, near=config.folder)
+
+
+@pytest.mark.parametrize("name", names("configs/papers/*.yaml"))
+def test_config_of_a_paper(name):
+    """It has its miniature twin, and both name the same encoders and the same kind of fusion, adapter and decoder."""
+    config, mini = load_run(ROOT / name), load_run(ROOT / name, ["+mini"])
+    assert Path(config.output_dir).name == Path(mini.output_dir).name == Path(name).stem
+    assert config.output_dir != mini.output_dir
+    assert list(config.encoders) == list(mini.encoders)
+    for own, small in zip(config.encoders.values(), mini.encoders.values(), strict=True):
+        assert own.train == small.train
+    for part in ("fusion", "adapter", "decoder"):
+        own, small = getattr(config, part), getattr(mini, part)
+        assert getattr(own, "kind", None) == getattr(small, "kind", None)
+    assert config.decoder.train == mini.decoder.train
+    assert mini.total_steps <= 40
+    for stage in config.stages:
+        load_recipe(stage.recipe)
+
+
+def test_the_papers_settings():
+    """Figures that the papers state."""
+    gate = load_run(ROOT / "configs/papers/dual_gate_stft.yaml")
+    stage = gate.stages[0]
+    assert (stage.steps, stage.warmup, gate.fusion.lr, gate.train.clip) == (100_000, 10_000, 5e-5, 1.0)
+    assert (gate.fusion.rate, gate.fusion.dim, gate.train.weight_decay) == (25, 512, 0.01)
+    assert (gate.fusion.stft.n_fft, gate.fusion.stft.mels, gate.fusion.stft.gamma) == (1024, 128, 1e-2)
+    moe = load_run(ROOT / "configs/papers/dual_moe_proj.yaml").fusion
+    assert (moe.experts, moe.top_k, moe.balance_weight) == (8, 2, 1e-2)
+    adapt = load_run(ROOT / "configs/papers/dual_implicit_stage1.yaml")
+    lora = adapt.encoders["dasheng"].lora
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (16, 32, 0.05, "qkv")
+    assert (adapt.stages[0].steps, adapt.stages[0].warmup, adapt.encoders["dasheng"].lr) == (
+        10_000,
+        200,
+        1e-4,
+    )
+    mowe = load_run(ROOT / "configs/papers/mowe.yaml")
+    assert (mowe.fusion.entropy_weight, mowe.fusion.diversity_weight, mowe.fusion.smooth_keep) == (
+        0.1,
+        0.1,
+        0.9,
+    )
+    assert (mowe.adapter.tokens, mowe.fusion.routers) == (100, "both")
 
 
 @pytest.mark.parametrize("name", names("configs/accelerate/*.yaml"))

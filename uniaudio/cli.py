@@ -23,7 +23,10 @@ app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.max_steps=100.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides such as train.max_steps=100; +mini takes the config's miniature twin."),
+]
 Model = Annotated[str, typer.Argument(help="Run folder, checkpoint, Whisper folder or name, or random:PATH.")]
 
 
@@ -52,21 +55,21 @@ def train(
     ] = None,
 ) -> None:
     """Train an encoder (under `accelerate launch`, or in one process)."""
+    from uniaudio.assemble.configs import open_run
     from uniaudio.assemble.training import run_training
-    from uniaudio.config.run import load_run
 
     if resume not in (None, "auto", "yes"):
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
-    raise typer.Exit(run_training(load_run(config, overrides or []), resume))
+    raise typer.Exit(run_training(open_run(config, overrides or []), resume))
 
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Validate a run config, its recipe, templates, data and sizes without loading a model."""
+    from uniaudio.assemble.configs import open_run
     from uniaudio.checks import check_run
-    from uniaudio.config.run import load_run
 
-    check_run(load_run(config, overrides or []))
+    check_run(open_run(config, overrides or []))
 
 
 @app.command()

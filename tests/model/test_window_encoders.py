@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soxr
 import torch
-from every_encoder import save_encoder
 from transformers import ASTFeatureExtractor, ClapFeatureExtractor, SeamlessM4TFeatureExtractor
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
+from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
 
@@ -28,7 +28,7 @@ def pack(*lengths):
 
 
 def both(kind, tmp_path):
-    model = save_encoder(kind, tmp_path / "model")
+    model = save_miniature(kind, tmp_path / "model")
     return model, load_audio_encoder(EncoderConfig(path=str(tmp_path / "model")), "encoders.a").eval()
 
 
@@ -120,7 +120,7 @@ def test_options_that_are_not_built_are_told(tmp_path):
 
 @pytest.mark.parametrize("kind", ["clap", "ast", "w2v_bert", "encodec", "mimi", "qwen2_audio"])
 def test_random_weights_are_a_function_of_the_seed(kind, tmp_path):
-    save_encoder(kind, tmp_path / "model")
+    save_miniature(kind, tmp_path / "model")
     one, same, other = (
         load_audio_encoder(EncoderConfig(path=f"random:{tmp_path / 'model'}"), "encoders.a", seed)
         for seed in (1, 1, 2)

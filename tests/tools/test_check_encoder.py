@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from every_encoder import EVERY, save_encoder
 from torch import nn
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
+from uniaudio.miniature.checkpoints import MINIATURES, save_miniature
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
@@ -14,9 +14,9 @@ from uniaudio.tools.check_encoder import check_contract, show_findings
 from uniaudio.types import Encoded
 
 
-@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("kind", MINIATURES)
 def test_every_encoder_keeps_the_contract(kind, tmp_path):
-    save_encoder(kind, tmp_path / "model")
+    save_miniature(kind, tmp_path / "model")
     encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path / "model")), "encoders.a")
     findings = check_contract(encoder)
     assert len(findings) == 8

@@ -96,8 +96,21 @@ def realdata_root() -> Path | None:
     return None
 
 
+def cache_root() -> Path:
+    """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
+    own = os.environ.get("UNIAUDIO_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniaudio"
+
+
+def miniature_root() -> Path:
+    """Return the folder of the parts that miniature configs stand on; the number changes with their content."""
+    return cache_root() / "miniature" / "parts-1"
+
+
 def expand_path(text: str, near: Path, where: str) -> str:
-    """Resolve a path of a card or config: ``${realdata}``, ``${env:NAME}``, or relative to its file.
+    """Resolve a path of a card or config: ``${realdata}``, ``${miniature}``, ``${env:NAME}``, or relative to its file.
 
     A relative path that does not exist beside the file is left as it is: it may be a Hub name, or relative to
     the working directory. A path with braces or stars is one if its folder stands beside the file. URLs are left alone.
@@ -114,8 +127,16 @@ def expand_path(text: str, near: Path, where: str) -> str:
             if root is None:
                 raise UserError(f"{where}: no folder of real recordings; set UNIAUDIO_REALDATA to it")
             return f"{prefix}{root}{rest}"
+        if variable == "miniature":
+            if not miniature_root().is_dir():
+                raise UserError(
+                    f"{where}: the miniature parts are not made yet; give the full config and +mini"
+                )
+            return f"{prefix}{miniature_root()}{rest}"
         if not variable.startswith("env:"):
-            raise UserError(f"{where}: ${{{variable}}} is neither ${{realdata}} nor ${{env:NAME}}")
+            raise UserError(
+                f"{where}: ${{{variable}}} is none of ${{realdata}}, ${{miniature}}, ${{env:NAME}}"
+            )
         name = variable.removeprefix("env:")
         if name not in os.environ:
             raise UserError(f"{where}: set the environment variable {name}, which stands in {text}")

@@ -15,7 +15,7 @@ from uniaudio.errors import UserError
 def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a file over its base, that one over its own base, and so on.
 
-    Mappings are merged, everything else (lists too) is replaced.
+    Mappings are merged, everything else (lists too, and mappings of another ``kind``) is replaced.
 
     Raises:
         UserError: when a base does not exist or the bases go round in a circle.
@@ -33,7 +33,12 @@ def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str
 
 
 def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``own`` laid over it."""
+    """Return ``base`` with the values of ``own`` laid over it.
+
+    A mapping that names another ``kind`` replaces the base's: the settings of one kind mean nothing to another.
+    """
+    if "kind" in own and own["kind"] != base.get("kind", own["kind"]):
+        return dict(own)
     result = dict(base)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)

@@ -122,6 +122,7 @@ class EvaluateConfig(Strict):
     batch_seconds: PositiveFloat = 60
 
 
+MINI = "+mini"  # among the overrides: the config's miniature twin
 COMPONENTS = (
     "fusion",
     "adapter",
@@ -181,16 +182,20 @@ class RunConfig(Strict):
 
 
 def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run config, its bases and the overrides ``key.sub=value``.
+    """Read a run config, its bases and the overrides ``key.sub=value``; ``+mini`` takes ``mini/NAME.yaml`` beside it.
 
     Raises:
         UserError: naming file and key.
     """
     path = find_file("config", str(path_or_name))
+    if MINI in overrides:
+        path = find_file("config", str(path.parent / "mini" / path.name))
+        overrides = [override for override in overrides if override != MINI]
     data = read_layers(path, "config")
     for override in overrides:
         apply_override(data, override, list(RunConfig.model_fields))
-    data.setdefault("output_dir", f"runs/{path.stem}")
+    folder = "runs/mini" if path.parent.name == "mini" else "runs"
+    data.setdefault("output_dir", f"{folder}/{path.stem}")
     if isinstance(data.get("adapter"), dict):
         data["adapter"].setdefault("kind", "stack")
     config = expand_paths(build(RunConfig, data, str(path)), path)

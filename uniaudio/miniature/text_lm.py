@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from uniaudio.config.files import cache_root
 from uniaudio.config.run import MiniatureConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
@@ -130,14 +130,6 @@ def read_extra_texts(settings: MiniatureConfig) -> list[str]:
     if not path.is_file():
         raise UserError(f"decoder.miniature.extra_texts: there is no file {path}")
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def cache_root() -> Path:
-    """Where miniature decoders are kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
-    own = os.environ.get("UNIAUDIO_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniaudio"
 
 
 def miniature_decoder(

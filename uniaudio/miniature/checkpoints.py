@@ -1,4 +1,10 @@
-"""A tiny checkpoint with random weights of every family of encoders, saved as a real folder."""
+"""A tiny checkpoint with random weights of every family of encoders, stored like a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -11,6 +17,7 @@ from transformers import (
     HubertConfig,
     MimiConfig,
     MimiModel,
+    PreTrainedModel,
     Wav2Vec2BertConfig,
     Wav2Vec2BertModel,
     Wav2Vec2Config,
@@ -46,39 +53,39 @@ WAVE = {
 STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 
 
-def whisper():
+def whisper() -> PreTrainedModel:
     return WhisperEncoder(WhisperConfig(**WHISPER))
 
 
-def whisper_v3():
+def whisper_v3() -> PreTrainedModel:
     return WhisperEncoder(WhisperConfig(**{**WHISPER, "num_mel_bins": 128}))
 
 
-def qwen2_audio():
+def qwen2_audio() -> PreTrainedModel:
     return AutoModel.from_config(Qwen2AudioEncoderConfig(**WHISPER))
 
 
-def audioflamingo3():
+def audioflamingo3() -> PreTrainedModel:
     config = AudioFlamingo3EncoderConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_mel_bins=80
     )
     return AutoModel.from_config(config)
 
 
-def qwen2_5_omni():
+def qwen2_5_omni() -> PreTrainedModel:
     return Qwen2_5OmniAudioEncoder(Qwen2_5OmniAudioEncoderConfig(**WHISPER, n_window=50, output_dim=24))
 
 
-def qwen3_omni():
+def qwen3_omni() -> PreTrainedModel:
     settings = {"n_window": 50, "n_window_infer": 200, "output_dim": 24, "downsample_hidden_size": 8}
     return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**WHISPER, **settings))
 
 
-def wave(kind, **settings):
+def wave(kind: type, **settings: Any) -> PreTrainedModel:
     return AutoModel.from_config(kind(**WAVE, **settings))
 
 
-def clap():
+def clap() -> PreTrainedModel:
     config = ClapAudioConfig(
         patch_embeds_hidden_size=8,
         depths=[1, 1, 2, 1],
@@ -89,7 +96,7 @@ def clap():
     return ClapAudioModel(config)
 
 
-def fused_clap():
+def fused_clap() -> PreTrainedModel:
     config = ClapAudioConfig(
         patch_embeds_hidden_size=8,
         depths=[1, 1, 1, 1],
@@ -101,14 +108,14 @@ def fused_clap():
     return ClapAudioModel(config)
 
 
-def ast():
+def ast() -> PreTrainedModel:
     config = ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
     model = ASTModel(config)
     torch.nn.init.normal_(model.embeddings.position_embeddings)
     return model
 
 
-def w2v_bert():
+def w2v_bert() -> PreTrainedModel:
     config = Wav2Vec2BertConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -121,12 +128,12 @@ def w2v_bert():
     return Wav2Vec2BertModel(config)
 
 
-def encodec():
+def encodec() -> PreTrainedModel:
     config = EncodecConfig(num_filters=4, hidden_size=16, num_lstm_layers=1, codebook_size=8, codebook_dim=16)
     return EncodecModel(config)
 
 
-def mimi():
+def mimi() -> PreTrainedModel:
     config = MimiConfig(
         num_filters=4,
         hidden_size=32,
@@ -147,7 +154,7 @@ def mimi():
 
 POSITIONS = {"num_conv_pos_embeddings": 16}
 BUCKETS = {"num_buckets": 20, "max_bucket_distance": 40}
-EVERY = {
+MINIATURES: Mapping[str, Callable[[], PreTrainedModel]] = {
     "whisper": whisper,
     "whisper, 128 mels": whisper_v3,
     "qwen2_audio": qwen2_audio,
@@ -167,9 +174,14 @@ EVERY = {
 }
 
 
-def save_encoder(kind, folder):
-    """Save a tiny checkpoint and return the stock model."""
-    torch.manual_seed(0)
-    model = EVERY[kind]().eval()
+def save_miniature(kind: str, folder: Path, seed: int = 0) -> PreTrainedModel:
+    """Write a tiny checkpoint of a family to a folder; its weights are a function of the seed.
+
+    Returns:
+        The stock model, in eval mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MINIATURES[kind]().eval()
     model.save_pretrained(folder)
     return model

@@ -1,0 +1,63 @@
+"""The miniature twin of every paper's config through training, checkpoint, resume, probe and question."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniaudio.assemble.asking import ask
+from uniaudio.assemble.configs import open_run
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.judging import run_probes
+from uniaudio.assemble.training import run_training
+from uniaudio.config.files import miniature_root
+from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "configs" / "papers").glob("*.yaml"))
+SHORT = ["train.max_steps=6", "train.save_every=3", "train.log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(folder):
+    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if "loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_from_training_to_questions(name, here):
+    if name == "dual_implicit":  # stands on the run of stage one
+        run_training(open_run("papers/dual_implicit_stage1", ["+mini", *SHORT]), None)
+    config = open_run(f"papers/{name}", ["+mini", *SHORT])
+    run_training(
+        open_run(f"papers/{name}", ["+mini", *SHORT, "output_dir=whole", "stages.0.schedule=constant"]), None
+    )
+    again = ["+mini", *SHORT, "stages.0.schedule=constant"]
+    run_training(open_run(f"papers/{name}", [*again, "train.max_steps=3"]), None)
+    assert run_training(open_run(f"papers/{name}", again), "yes") == 0
+    straight, continued = rows("whole"), rows(config.output_dir)
+    assert [row["ids"] for row in straight] == [row["ids"] for row in continued]
+    for one, other in zip(straight, continued, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
+    first, second = (load_checkpoint(latest_checkpoint(Path(f))).model for f in ("whole", config.output_dir))
+    for key, tensor in first.items():
+        torch.testing.assert_close(second[key], tensor, atol=2e-5, rtol=1e-4)
+    encoder = load_encoder(config.output_dir)
+    assert encoder.dim > 0
+    noises = miniature_root() / "noises"
+    scores = run_probes([config.output_dir], [f"noises={noises}"], Path("probes.json"), seeds=1)
+    assert 0 <= scores["noises"][config.output_dir]["knn"]["mean"] <= 1
+    assert isinstance(ask(config.output_dir, noises / "000.wav", "What is the sound?", 4), str)
