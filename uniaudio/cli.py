@@ -156,6 +156,18 @@ def report(
     typer.echo(str(report_run(run, out)))
 
 
+@app.command()
+def routes(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; default RUN.")] = None,
+    last: Annotated[float, typer.Option(help="Share of the steps, from the end.", min=0.01, max=1)] = 0.25,
+) -> None:
+    """Show which encoder, expert or layer a fused encoder chose for which task: table, JSON and heat map."""
+    from uniaudio.assemble.judging import show_routes
+
+    show_routes(run, out, last)
+
+
 @app.command("check-encoder")
 def check_encoder(
     model: Model,

@@ -16,6 +16,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.answers import answers_table, evaluate_entry
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.report import write_report
+from uniaudio.evaluate.routes import read_choices, routes_tables, write_routes
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
 
 
@@ -94,3 +95,13 @@ def report_run(run: Path, out: Path | None) -> Path:
     }
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     return write_report(out or run / "report.html", run.name, rows, probes, answers, [], config_text, facts)
+
+
+def show_routes(run: Path, out: Path | None, last: float) -> None:
+    """Print what the encoder of a run chose by task, and write it as JSON and as a heat map."""
+    routes = read_choices(run, last)
+    console = Console()
+    for table in routes_tables(routes):
+        console.print(table)
+    for file in write_routes(routes, out or run):
+        console.print(str(file), highlight=False, soft_wrap=True)
