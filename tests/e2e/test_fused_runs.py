@@ -88,11 +88,8 @@ def test_what_the_model_chose_and_its_losses_are_in_the_metrics(tone_run, second
 
 
 def test_only_what_is_trained_is_in_the_checkpoint_and_rates_go_by_component(tone_run, second):
-    overrides = [second, "fusion={kind: gate, lr: 3e-4}", "encoders.second={train: lora, lr: 2e-4}"]
-    config = load_run(
-        tone_run, [second, "encoders.second.train=lora", "encoders.second.lr=2e-4", *overrides[1:2]]
-    )
-    run_training(config, None)
+    lora = ["encoders.second={path: second, train: lora, lr: 2e-4}", "fusion={kind: gate, lr: 3e-4}"]
+    run_training(load_run(tone_run, lora), None)
     names = set(load_checkpoint(latest_checkpoint(tone_run.parent / "out")).model)
     assert all("lora_" in n for n in names if n.startswith("encoder.encoders.second."))
     assert any(n.startswith("encoder.operator.") for n in names)
@@ -112,8 +109,8 @@ def test_a_fused_checkpoint_refuses_another_base(tone_run, second, load):
 def test_an_encoder_of_a_run_is_taken_with_its_lora_merged(tone_run, second):
     """Implicit injection: stage one adapts the second encoder, stage two fuses it frozen."""
     adapted = tone_run.parent / "adapted"
-    first = ["encoders.whisper.path=second", "encoders.whisper.train=lora", f"output_dir={adapted}"]
-    run_training(load_run(tone_run, [second, "encoders.second=null", *first][2:]), None)
+    first = ["encoders.whisper={path: second, train: lora}", f"output_dir={adapted}"]
+    run_training(load_run(tone_run, first), None)
     alone = load_encoder(str(adapted), torch.device("cpu"))
     stage_two = load_run(
         tone_run,
@@ -146,6 +143,49 @@ def test_an_encoder_of_a_run_is_taken_with_its_lora_merged(tone_run, second):
         folder.rmdir()
     with pytest.raises(UserError, match="was trained with the encoder second"):
         load_encoder(str(tone_run.parent / "out"), torch.device("cpu"))
+
+
+OWN = """
+import torch
+from torch import nn
+
+from uniaudio import ragged, types
+from uniaudio.model.encoders.base import AudioEncoder
+
+
+class Levels(AudioEncoder):
+    frame_rate, reach = 25.0, None
+
+    def __init__(self, path, width=8):
+        super().__init__()
+        self.dim, self.layer_dims = width, (width,)
+        self.line = nn.Linear(1, width)
+
+    def num_frames(self, samples):
+        return max(1, samples // 640)
+
+    def forward(self, audio, layers=False, masks=None):
+        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        rows = [
+            nn.functional.pad(w.float(), (0, 640))[: c * 640].view(c, 640).abs().mean(1) / 8000
+            for w, c in zip(audio.rows(), counts.tolist())
+        ]
+        frames = ragged.Ragged(self.line(torch.cat(rows)[:, None]), counts)
+        return types.Encoded(frames, (frames,) if layers else None)
+"""
+
+
+def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
+    (tone_run.parent / "my_levels.py").write_text(OWN)
+    monkeypatch.chdir(tone_run.parent)
+    own = "{kind: 'my_levels:Levels', settings: {width: 6}, lr: 1e-2}"
+    run_training(load_run(tone_run, [f"encoders={{levels: {own}}}"]), None)
+    encoder = load_encoder(str(tone_run.parent / "out"), torch.device("cpu"))
+    assert (type(encoder).__name__, encoder.dim) == ("Levels", 6)
+    fused = [f"encoders.levels={own}", "fusion.kind=gate", f"output_dir={tone_run.parent / 'fused'}"]
+    run_training(load_run(tone_run, fused), None)
+    with pytest.raises(UserError, match="does not take these settings"):
+        run_training(load_run(tone_run, ["encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"]), "auto")
 
 
 @pytest.mark.parametrize(

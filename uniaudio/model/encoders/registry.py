@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +140,8 @@ def own_class(config: EncoderConfig, where: str) -> type[AudioEncoder]:
         UserError: when there is no such module or class, or it is no ``AudioEncoder``.
     """
     module, _, name = config.kind.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:  # an installed command does not look into it by itself
+        sys.path.append(os.getcwd())
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:

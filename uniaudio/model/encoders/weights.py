@@ -97,6 +97,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None
             f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
         )
     for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape and name == "conv1.weight":
+            raise UserError(
+                f"{folder}: its weights hear {tensor.shape[1]} mel bins, but its config.json says {own[name].shape[1]}"
+            )
         if tensor.shape != own[name].shape:
             raise UserError(
                 f"{folder}: {name} is {tuple(tensor.shape)}, but its config.json says {tuple(own[name].shape)}"
