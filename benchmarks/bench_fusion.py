@@ -73,16 +73,19 @@ def whisper(width: int, layers: int, heads: int, seed: int) -> WhisperEncoder:
 
 
 class DenseMowe(MoweEncoder):
-    """Every weak encoder hears every clip, as an implementation by masks would do it."""
+    """Every weak encoder hears every clip once, and masks choose: what an implementation without routing would do."""
 
-    def hear(self, index: int, name: str, audio: Ragged, masks: Tensor | None) -> Tensor | None:
-        chosen = super().hear(index, name, audio, masks)
-        self.run(name, self.everything, layers=False, masks=None)
-        return chosen
-
-    def forward(self, audio: Ragged, *rest: Any, **more: Any) -> Any:
-        self.everything = audio
-        return super().forward(audio, *rest, **more)
+    def listen(
+        self, audio: Ragged, base: Ragged, chosen: list[Tensor], weights: list[Tensor], masks: Tensor | None
+    ) -> list[Tensor]:
+        frames = []
+        for index, name in enumerate(self.pool):
+            heard = self.run(name, audio, layers=False, masks=masks).frames
+            frames.append(self.project[index](self.aligned(name, [heard], base.lengths)[0].values))
+        return [
+            sum((pick == i)[:, None] * weight * one for i, one in enumerate(frames))
+            for pick, weight in zip(chosen, weights, strict=True)
+        ]
 
 
 def mowe(case: str, side: str, count: int) -> Step:

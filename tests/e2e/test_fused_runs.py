@@ -199,6 +199,10 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
             "'no_such' matches no linear map; there are fc1",
         ),
         (["encoders.second.path=second", "fusion={kind: gate, rate: 80}"], "no encoder gives 80 frames"),
+        (
+            ["encoders.second.path=second", "fusion={kind: moe_proj, experts: 2, top_k: 3}"],
+            "fusion: top_k 3 is more than the 2 experts",
+        ),
         (["encoders.whisper.kind=wavlm"], "holds a whisper model, but kind says wavlm"),
         (["encoders.whisper.kind=wisper"], "did you mean 'whisper'"),
         (["encoders.whisper.path=qwen"], "holds a qwen3 model, no audio encoder known here"),

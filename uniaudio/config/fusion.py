@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.schema import Strict
 
@@ -55,11 +55,23 @@ class GateConfig(Operator):
     kind: Literal["gate"]
 
 
-class MoeConfig(Operator):
-    kind: Literal["moe_concat", "moe_proj"]
-    experts: PositiveInt = 8
+class Experts(Operator):
+    """Operators with experts, each frame going to ``top_k`` of them."""
+
+    experts: PositiveInt
     top_k: PositiveInt = 2
     hidden: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def enough_experts(self) -> Experts:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} is more than the {self.experts} experts")
+        return self
+
+
+class MoeConfig(Experts):
+    kind: Literal["moe_concat", "moe_proj"]
+    experts: PositiveInt = 8
     balance_weight: Weight = 1e-2
 
 
@@ -89,11 +101,9 @@ class HconvConfig(Operator):
     kind: Literal["hconv", "chconv"]
 
 
-class UniMoeConfig(Operator):
+class UniMoeConfig(Experts):
     kind: Literal["unimoe"]
     experts: PositiveInt = 4
-    top_k: PositiveInt = 2
-    hidden: PositiveInt | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 

@@ -27,15 +27,15 @@ class MoweEncoder(CompositeEncoder):
     weak encoder each. ``r~ = 0.9 r + 0.1 epsilon`` with ``epsilon = 0.1 / M`` as printed. A weak encoder runs once, on
     the clips that chose it. In training ``0.1 (H(r_ind) + mean_x H(r_dep(x)) - H(mean_x r_dep(x)))``, means over the
     global batch: both routers become confident, and the second one may not send all clips to one encoder. The gradient
-    of these three terms reaches the routers alone. A router is chosen by the task loss through the weight on its
-    features.
+    of these three terms reaches the routers alone. The task loss teaches a router through the weight on its frames.
 
     Args:
         encoders: by name, the base first, then the pool of M weak ones.
-        rate: frames per second of the result. weak_dim: width that weak frames are projected to when they differ from
-        it. routers: ``both``, ``dependent`` or ``independent``. per_frame: the second router decides for every frame; a
-        weak
-            encoder then runs on the clips in which any frame chose it. prompt_dim: see ``DependentRouter``.
+        rate: frames per second of the result. method: see ``align``.
+        weak_dim: width that weak frames are projected to when they differ from it.
+        routers: ``both``, ``dependent`` or ``independent``.
+        per_frame: the second router decides for every frame; a weak encoder then runs on the clips in which any frame
+            chose it. prompt_dim: see ``DependentRouter``. keep, epsilon: see ``smoothed``.
     """
 
     auxiliary = ("entropy_independent", "entropy_dependent", "diversity")
