@@ -185,7 +185,9 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
     fused = [f"encoders.levels={own}", "fusion.kind=gate", f"output_dir={tone_run.parent / 'fused'}"]
     run_training(load_run(tone_run, fused), None)
     with pytest.raises(UserError, match="does not take these settings"):
-        run_training(load_run(tone_run, ["encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"]), "auto")
+        run_training(
+            load_run(tone_run, ["encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"]), "auto"
+        )
 
 
 @pytest.mark.parametrize(
