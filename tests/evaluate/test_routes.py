@@ -40,7 +40,7 @@ def test_the_last_steps_are_averaged_by_task(tmp_path):
 
 
 def test_json_and_picture_are_written(tmp_path, capsys):
-    shares = {f"load/expert {i}": 1 / 8 for i in range(8)} | {"gate/whisper": 0.7, "gate/dasheng": 0.3}
+    shares = {f"expert/{i}": 1 / 8 for i in range(8)} | {"gate/whisper": 0.7, "gate/dasheng": 0.3}
     run = write(tmp_path / "run", [row(1, tagging=shares, asr=shares)])
     show_routes(run, None, 0.25)
     assert json.loads((run / "routes.json").read_text())["groups"]["gate"]["asr"]["whisper"] == 0.7

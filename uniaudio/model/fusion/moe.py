@@ -60,9 +60,9 @@ class MoeFusion(FusionOperator):
         weights, chosen = probabilities.topk(self.top_k, -1)
         mixed = self.out(run_experts(list(self.experts), inputs, chosen, weights, self.dim))
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)  # [A, experts]
-        slots = [f"expert {i}" for i in range(len(self.experts))]
+        slots = [str(i) for i in range(len(self.experts))]
         stats = {
-            **named("load", slots, per_clip(base, load)),
+            **named("expert", slots, per_clip(base, load)),
             "routing entropy": per_clip(base, entropy(probabilities)),
         }
         losses = {"load_balance": self.load_balance(inputs.detach(), load)} if self.training else {}

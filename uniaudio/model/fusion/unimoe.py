@@ -71,9 +71,9 @@ class UniMoeFusion(FusionOperator):
         share = self.balance.sigmoid()
         fused = self.norm_out(share * self.shared(inputs) + (1 - share) * routed)
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)
-        slots = [f"expert {i}" for i in range(len(self.experts))]
+        slots = [str(i) for i in range(len(self.experts))]
         stats = {
-            **named("load", slots, per_clip(base, load)),
+            **named("expert", slots, per_clip(base, load)),
             "routing entropy": per_clip(base, entropy(logits.softmax(-1))),
         }
         return Fused(base.with_values(fused), stats=stats)
