@@ -16,10 +16,11 @@ ENVIRONMENT = {
 }
 
 
-def uniaudio(*arguments, expect=0):
+def uniaudio(*arguments, expect=0, cwd=None, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "uniaudio", *map(str, arguments)],
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
@@ -27,6 +28,22 @@ def uniaudio(*arguments, expect=0):
     assert done.returncode == expect, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if expect == 0 else done.stderr
+
+
+@pytest.mark.slow
+def test_a_paper_in_miniature_from_check_to_routes(tmp_path):
+    """From an empty folder: parts are made on first use, and told apart from a config that lacks them."""
+    here = {"cwd": tmp_path, "UNIAUDIO_CACHE": str(tmp_path / "cache")}
+    assert "+mini" in uniaudio("check", "papers/mini/mowe", expect=2, **here)
+    told = uniaudio("check", "papers/mowe", "+mini", **here)
+    assert "tiny_english" in told
+    assert "128 wide" in told  # 64 of the base and 32 of each router's choice
+    uniaudio("train", "papers/mowe", "+mini", "train.max_steps=4", "train.log_every=2", **here)
+    assert "weak" in uniaudio("routes", "runs/mini/mowe", **here)
+    assert (tmp_path / "runs" / "mini" / "mowe" / "routes.png").is_file()
+    told = uniaudio("check-encoder", "runs/mini/mowe", **here)
+    assert "relative difference" in told
+    assert "there is no config" in uniaudio("train", "realdata", "+mini", expect=2, **here)
 
 
 @pytest.mark.slow

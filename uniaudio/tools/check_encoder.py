@@ -22,7 +22,7 @@ LENGTHS = (1, 159, 160, 399, 400, 401, 719, 720, 7_777, 16_000, 16_001, 23_456, 
 BATCH = (16_000, 1, 7_777, 23_456)
 RATE_SLACK = 0.05  # of the stated frame rate; encoders differ by a frame at the end
 EXACT = 1e-4  # of the largest value, in float32
-ROUGH = 0.1  # mean difference of bfloat16, relative to the mean size
+ROUGH = 0.25  # mean difference of bfloat16, relative to the mean size; routes may flip
 
 
 @dataclass(frozen=True)

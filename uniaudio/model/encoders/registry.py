@@ -140,8 +140,9 @@ def own_class(config: EncoderConfig, where: str) -> type[AudioEncoder]:
         UserError: when there is no such module or class, or it is no ``AudioEncoder``.
     """
     module, _, name = config.kind.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:  # an installed command does not look into it by itself
-        sys.path.append(os.getcwd())
+    here = os.getcwd()
+    if "" not in sys.path and here not in sys.path:  # an installed command does not look into it by itself
+        sys.path.append(here)
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:
