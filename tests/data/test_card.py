@@ -69,7 +69,7 @@ def test_paths_of_a_card(tmp_path, monkeypatch):
     monkeypatch.delenv("MY_SETS")
     with pytest.raises(UserError, match=r"load\.parquet: set the environment variable MY_SETS"):
         write(tmp_path, load={"parquet": "${env:MY_SETS}/words"})
-    with pytest.raises(UserError, match="is neither"):
+    with pytest.raises(UserError, match="is none of"):
         write(tmp_path, load={"parquet": "${MY_SETS}/words"})
 
 

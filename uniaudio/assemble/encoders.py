@@ -117,8 +117,8 @@ def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
 
 def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
     """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases."""
-    if not settings.path:
-        return {"path": settings.kind}
+    if ":" in settings.kind:  # what a class of the user's own reads is its own affair
+        return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
         return base_identity(settings.path, settings.revision)
     folder = checkpoint_folder(Path(settings.path))

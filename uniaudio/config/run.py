@@ -211,6 +211,8 @@ def expand_paths(config: RunConfig, path: Path) -> RunConfig:
 
     encoders = {
         name: encoder.model_copy(update={"path": expanded(encoder.path, f"encoders.{name}.path")})
+        if encoder.path
+        else encoder
         for name, encoder in config.encoders.items()
     }
     decoder = config.decoder.model_copy(update={"path": expanded(config.decoder.path, "decoder.path")})
