@@ -22,6 +22,7 @@ MAKE = {
     "pool": lambda: PoolAdapter(E, 50, D, 12.5),
     "conv": lambda: ConvAdapter(E, 50, D, 12.5, hidden=8),
     "qformer": lambda: QueryAdapter(E, 50, D, 0.08, queries=2, layers=2, heads=2),
+    "single": lambda: QueryAdapter(E, 50, D, 0.08, queries=1, layers=2, heads=2),
     "perceiver": lambda: QueryAdapter(E, 50, D, None, queries=3, layers=1, heads=2, hidden=8),
     "tokens": lambda: TokensAdapter(E, 50, D, tokens=3, stack=4, hidden=7),
 }
@@ -93,14 +94,15 @@ def query(a, clip):
                 layer.heads,
             )
             queries = [q + layer.read_out(r) for q, r in zip(queries, read, strict=True)]
-            normed = [layer.norm_share(q) for q in queries]
-            shared = attend(
-                [layer.share_q(q) for q in normed],
-                [layer.share_k(q) for q in normed],
-                [layer.share_v(q) for q in normed],
-                layer.heads,
-            )
-            queries = [q + layer.share_out(s) for q, s in zip(queries, shared, strict=True)]
+            if len(queries) > 1:
+                normed = [layer.norm_share(q) for q in queries]
+                shared = attend(
+                    [layer.share_q(q) for q in normed],
+                    [layer.share_k(q) for q in normed],
+                    [layer.share_v(q) for q in normed],
+                    layer.heads,
+                )
+                queries = [q + layer.share_out(s) for q, s in zip(queries, shared, strict=True)]
             queries = [q + layer.feed(layer.norm_feed(q)) for q in queries]
         tokens += [a.out(a.norm_out(q)) for q in queries]
     return tokens
@@ -122,7 +124,15 @@ def fixed(a, clip):
     return tokens
 
 
-LOOP = {"stack": stack, "pool": pool, "conv": conv, "qformer": query, "perceiver": query, "tokens": fixed}
+LOOP = {
+    "stack": stack,
+    "pool": pool,
+    "conv": conv,
+    "qformer": query,
+    "single": query,
+    "perceiver": query,
+    "tokens": fixed,
+}
 
 
 @settings(max_examples=8, deadline=None)
@@ -154,6 +164,61 @@ def test_no_clips_give_no_tokens_and_bfloat16_works(kind):
     rough = adapter.to(torch.bfloat16)(frames.with_values(frames.values.to(torch.bfloat16))).values
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_clip_alone_equals_the_clip_in_any_batch(kind):
+    adapter = make(kind).float()
+    lengths = [17, 1, 7, 2, 333, 16, 1]
+    frames = Ragged(torch.randn(sum(lengths), E), torch.tensor(lengths))
+    together = adapter(frames).rows()
+    for clip, tokens in zip(frames.rows(), together, strict=True):
+        alone = adapter(Ragged.from_rows([clip])).values
+        torch.testing.assert_close(tokens, alone, atol=2e-6, rtol=0)
+    loud = Ragged.from_rows([clip if i == 2 else clip * 1e4 + 1 for i, clip in enumerate(frames.rows())])
+    torch.testing.assert_close(adapter(loud).rows()[2], together[2], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [
+        ("stack", [1, 1, 1, 2, 2, 3]),
+        ("pool", [1, 1, 1, 2, 2, 3]),
+        ("conv", [1, 1, 1, 2, 2, 3]),
+        ("qformer", [2, 2, 2, 4, 4, 6]),
+        ("perceiver", [3] * 6),
+        ("tokens", [3] * 6),
+    ],
+)
+def test_num_tokens_is_the_real_count(kind, counts):
+    adapter = make(kind)
+    lengths = [1, 3, 4, 5, 8, 9]
+    frames = Ragged(torch.randn(sum(lengths), E, dtype=torch.float64), torch.tensor(lengths))
+    assert adapter(frames).lengths.tolist() == [adapter.num_tokens(n) for n in lengths] == counts
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_gradients_reach_every_parameter(kind):
+    adapter = make(kind)
+    frames = Ragged(torch.randn(12, E, dtype=torch.float64), torch.tensor([3, 9]))
+    adapter(frames).values.square().sum().backward()
+    unreached = {
+        name for name, p in adapter.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12
+    }
+    assert not unreached
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_bfloat16_autocast_is_near_and_trains(kind):
+    adapter = make(kind).float()
+    frames = Ragged(torch.randn(12, E), torch.tensor([3, 9]))
+    exact = adapter(frames).values
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = adapter(frames).values
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).abs().mean() < 0.05
+    rough.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())
 
 
 def test_a_full_window_is_plain_stacking():

@@ -5,10 +5,14 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2FeatureExtractor
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
+from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.remote import hidden_states_of, usual_rate
 from uniaudio.ragged import Ragged
 from uniaudio.tools.check_encoder import check_contract
 
@@ -72,8 +76,6 @@ def folder(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps({"model_type": "little", "width": 12, "auto_map": auto}))
     extractor = {"auto_map": {"AutoFeatureExtractor": "modeling_little.LittleExtractor"}, "hop": 640}
     (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
-    from safetensors.torch import save_file
-
     torch.manual_seed(0)
     weights = {"line.weight": torch.randn(12, 3), "line.bias": torch.randn(12)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -125,3 +127,81 @@ def test_a_rate_that_does_not_fit_is_told(folder):
 def test_settings_of_another_family_are_refused(folder):
     with pytest.raises(UserError, match=r"encoders\.a\.pad_to: a little encoder has no such setting"):
         load(folder, trust_remote_code=True, pad_to=10)
+
+
+def test_whose_code_it_is_is_told(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["auto_map"] = {name: f"someone/else--{place}" for name, place in config["auto_map"].items()}
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"brings its own Python code \(that of someone/else\); read it"):
+        load(folder)
+    del config["auto_map"]
+    file.write_text(json.dumps({**config, "model_type": "wav2vec2"}))
+    with pytest.raises(UserError, match="brings its own Python code; read it"):
+        load(folder, kind="remote")  # the extractor's alone
+    assert not ran(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["line.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"missing: \['line\.bias'\]"):
+        load(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_model_with_hidden_states_gives_them(mask, tmp_path):
+    """A model of transformers itself; its hidden states are those of the stock model on the clip alone."""
+    stock = save_miniature("wav2vec2", tmp_path)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=mask)
+    extractor.save_pretrained(tmp_path)
+    encoder = load(tmp_path, kind="remote").eval()
+    assert (encoder.frame_rate, encoder.layer_dims) == (50, (32, 32, 32))
+    samples = torch.randn(16_000)
+    with torch.no_grad():
+        wanted = stock(samples[None], output_hidden_states=True).hidden_states
+        layers = encoder(Ragged.from_rows([torch.randn(4_000), samples]), layers=True).layers
+    for ours, theirs in zip(layers, wanted, strict=True):
+        assert theirs.shape[1] == 49  # one less than stated, so the last stands twice
+        torch.testing.assert_close(ours.rows()[1], torch.cat([theirs[0], theirs[0, -1:]]), atol=2e-6, rtol=0)
+    torch.manual_seed(0)
+    encoder.train()  # without skipped layers, whose hidden states would be missing
+    for _ in range(20):
+        assert len(encoder(Ragged.from_rows([samples]), layers=True).layers) == 3
+
+
+def test_frames_are_found_in_what_a_model_gives():
+    frames, other, short = torch.randn(1, 7, 4), torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    pooled, logits = torch.randn(1, 4), torch.randn(1, 7, 9)
+    for output in (
+        frames,
+        (frames, pooled),
+        [pooled, frames],
+        {"logits": logits, "embeddings": frames},
+        {"logits": logits, "hidden_states": frames},
+        {"hidden_states": other, "last_hidden_state": frames},
+    ):
+        (found,) = hidden_states_of(output, "Model")
+        assert torch.equal(found, frames[0])
+    states = hidden_states_of({"hidden_states": (short, pooled, other, frames), "logits": logits}, "Model")
+    assert [len(state) for state in states] == [3, 7, 7]
+    assert torch.equal(states[-1], frames[0])
+    with pytest.raises(UserError, match="Model gives no frames"):
+        hidden_states_of({"logits": logits, "pooler_output": pooled, "hidden_states": ()}, "Model")
+
+
+def test_rates_are_those_that_models_have():
+    assert [usual_rate(rate, "Model") for rate in (12.75, 25.0, 40.25, 49.75, 74.75, 100.25)] == [
+        12.5,
+        25,
+        40,
+        50,
+        75,
+        100,
+    ]
+    with pytest.raises(
+        UserError, match=r"Model gives 33 frames per second; if that is right, set frame_rate"
+    ):
+        usual_rate(33.0, "Model")

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import soxr
 import torch
-from transformers import ASTFeatureExtractor, ClapFeatureExtractor, SeamlessM4TFeatureExtractor
+from safetensors.torch import load_file, save_file
+from transformers import (
+    ASTFeatureExtractor,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertModel,
+)
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
@@ -27,9 +36,17 @@ def pack(*lengths):
     return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
 
 
+KINDS = ["ast", "clap", "clap, fused", "w2v_bert", "encodec", "mimi"]
+LENGTHS = [16_000, 400, 1, 7_777, 40_000, 0]
+
+
 def both(kind, tmp_path):
     model = save_miniature(kind, tmp_path / "model")
-    return model, load_audio_encoder(EncoderConfig(path=str(tmp_path / "model")), "encoders.a").eval()
+    return model, load(tmp_path / "model").eval()
+
+
+def load(folder):
+    return load_audio_encoder(EncoderConfig(path=str(folder)), "encoders.a")
 
 
 @torch.no_grad()
@@ -136,3 +153,150 @@ def test_training_leaves_batch_norms_alone(tmp_path):
     encoder.train()
     encoder(pack(16_000, 9_000)).frames.values.sum().backward()
     assert all(torch.equal(before[name], buffer) for name, buffer in encoder.named_buffers())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clip_alone_equals_the_clip_in_any_batch(kind, tmp_path):
+    _, encoder = both(kind, tmp_path)
+    together = encoder(pack(*LENGTHS), layers=True)
+    assert together.frames.lengths.tolist() == [encoder.num_frames(n) for n in LENGTHS]
+    assert min(together.frames.lengths) == 1
+    assert tuple(state.values.shape[1] for state in together.layers) == encoder.layer_dims
+    assert together.layers[-1] is together.frames
+    for index, samples in enumerate(LENGTHS):
+        alone = encoder(pack(samples), layers=True)
+        for one, other in zip(alone.layers, together.layers, strict=True):
+            torch.testing.assert_close(one.values, other.rows()[index], atol=2e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["ast", "clap", "encodec"])
+def test_chunks_beyond_the_reach_see_only_themselves(kind, tmp_path):
+    _, encoder = both(kind, tmp_path)
+    reach = round(encoder.reach * 16_000)
+    samples = torch.from_numpy(clip(reach + 20_000))
+    whole = encoder(Ragged.from_rows([samples])).frames.values
+    first, rest = (
+        encoder(Ragged.from_rows([part])).frames.values for part in (samples[:reach], samples[reach:])
+    )
+    assert len(whole) == encoder.num_frames(len(samples)) == len(first) + len(rest)
+    torch.testing.assert_close(whole, torch.cat([first, rest]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor"),
+    [
+        ("ast", "layernorm.weight"),
+        ("clap", "audio_encoder.norm.weight"),
+        ("w2v_bert", "encoder.layers.0.self_attn.linear_q.weight"),
+        ("encodec", "encoder.layers.0.conv.bias"),
+    ],
+)
+def test_a_missing_tensor_is_named(kind, tensor, tmp_path):
+    both(kind, tmp_path)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if name.endswith(tensor))]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"missing.*{tensor}"):
+        load(tmp_path / "model")
+
+
+@torch.no_grad()
+def test_ast_layers_and_the_means_of_its_folder(tmp_path):
+    model, _ = both("ast", tmp_path)
+    extractor = ASTFeatureExtractor(mean=-5.0, std=3.0)
+    extractor.save_pretrained(tmp_path / "model")
+    encoder = load(tmp_path / "model").eval()
+    features = extractor(wave(9_000), sampling_rate=16000, return_tensors="pt").input_values
+    stock = model(features, output_hidden_states=True)
+    layers = encoder(pack(9_000), layers=True).layers
+    wanted = [*stock.hidden_states[:-1], stock.last_hidden_state]
+    assert len(layers) == len(wanted) == 3
+    for ours, theirs in zip(layers, wanted, strict=True):
+        by_time = theirs[0, 2:].view(12, 101, -1).mean(0)[:6]
+        torch.testing.assert_close(ours.values, by_time, atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_audio_side_of_a_full_clap_is_taken(tmp_path):
+    audio = {
+        "patch_embeds_hidden_size": 8,
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+        "hidden_size": 64,
+    }
+    text = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    full = ClapModel(ClapConfig(audio_config=audio, text_config=text, projection_dim=8))
+    full.save_pretrained(tmp_path)
+    own, wanted = load(tmp_path).model.state_dict(), full.audio_model.state_dict()
+    assert own.keys() == wanted.keys()
+    assert all(torch.equal(own[name], wanted[name]) for name in wanted)
+
+
+@torch.no_grad()
+def test_batch_norms_rest_before_the_first_switch(tmp_path):
+    both("clap", tmp_path)
+    encoder = load(tmp_path / "model")
+    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    encoder(pack(16_000, 9_000))
+    assert all(torch.equal(before[name], buffer) for name, buffer in encoder.named_buffers())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+def test_w2v_bert_with_other_positions(positions, tmp_path):
+    torch.manual_seed(0)
+    config = Wav2Vec2BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        position_embeddings_type=positions,
+    )
+    model = Wav2Vec2BertModel(config).eval()
+    model.save_pretrained(tmp_path)
+    encoder = load(tmp_path).eval()
+    extractor = SeamlessM4TFeatureExtractor(feature_size=80, num_mel_bins=80, stride=2)
+    features = extractor(wave(200_000), sampling_rate=16000, return_tensors="pt")
+    stock = model(**features).last_hidden_state[0]
+    exact = encoder(pack(7_777, 200_000)).frames.rows()[1]
+    torch.testing.assert_close(exact, stock[: len(exact)], atol=5e-6, rtol=1e-5)
+    rough = encoder.to(torch.bfloat16)(pack(7_777, 200_000)).frames.rows()[1]  # of the same length as before
+    assert rough.dtype == torch.bfloat16
+    assert (rough[-50:].float() - exact[-50:]).abs().mean() < 0.02 * exact.abs().mean()
+    if positions == "rotary":  # rounded to bfloat16 they would be radians off after some seconds
+        own, stated = (m.encoder.embed_positions.inv_freq for m in (encoder.model, model))
+        torch.testing.assert_close(own, stated, atol=0, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["encodec", "mimi"])
+def test_codecs_give_exactly_the_stated_number_of_frames(kind, tmp_path):
+    _, encoder = both(kind, tmp_path)
+    step = round(16_000 / encoder.frame_rate)
+    edges = [times * step + off for times in (1, 2, 7) for off in (-1, 0, 1)]
+    for samples in [*range(1, 20), *edges, *np.random.default_rng(0).integers(20, 60_000, 40).tolist()]:
+        for state in encoder.encode_chunks([wave(samples)]):
+            assert len(state[0]) == encoder.num_frames(samples), samples
+
+
+@torch.no_grad()
+def test_codecs_keep_their_encoders_alone_and_give_its_stages(tmp_path):
+    model, encoder = both("encodec", tmp_path / "e")
+    assert encoder.layer_dims == (64, 64, 16)
+    assert [name for name, _ in encoder.model.named_children()] == ["encoder"]
+    stages = {}
+    for index in (-4, -3):  # the last strided convolution and the LSTM
+        model.encoder.layers[index].register_forward_hook(
+            lambda *a, index=index: stages.update({index: a[2]})
+        )
+    loud = torch.from_numpy(soxr.resample(wave(8_000), 16000, 24000))[None, None]
+    stock = model.encoder(loud)
+    layers = encoder(pack(8_000), layers=True).layers
+    for ours, theirs in zip(layers, (stages[-4], stages[-3], stock), strict=True):
+        torch.testing.assert_close(ours.values, theirs[0].t(), atol=2e-6, rtol=1e-5)
+    _, encoder = both("mimi", tmp_path / "m")
+    assert encoder.layer_dims == (32,)
+    assert [name for name, _ in encoder.model.named_children()] == ["encoder"]

@@ -1,4 +1,8 @@
-"""What a run config says of the adapter: one record for each kind. ``hidden`` defaults to the decoder's width."""
+"""What a run config says of the adapter: one record for each kind.
+
+``hidden`` defaults to the decoder's width for ``stack`` and ``pool``, to the encoder's for ``conv``, ``qformer`` and
+``perceiver``, and to five times the encoder's for ``tokens``.
+"""
 
 from __future__ import annotations
 

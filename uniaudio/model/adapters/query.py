@@ -17,14 +17,22 @@ SLOWEST = 10_000.0  # of the sinusoids that tell frames their place
 
 
 class QueryLayer(nn.Module):
-    """Queries read the frames of their segment, then each other, then a feed-forward part; norms come before."""
+    """Queries read the frames of their segment, then each other, then a feed-forward part; norms come before.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    Keys have no bias: a softmax ignores what is added to all of its scores. A single query has no others to read.
+    """
+
+    def __init__(self, dim: int, heads: int, shares: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_read, self.norm_share, self.norm_feed = (nn.LayerNorm(dim) for _ in range(3))
-        self.read_q, self.read_k, self.read_v, self.read_out = (nn.Linear(dim, dim) for _ in range(4))
-        self.share_q, self.share_k, self.share_v, self.share_out = (nn.Linear(dim, dim) for _ in range(4))
+        self.shares = shares
+        self.norm_read, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.read_q, self.read_v, self.read_out = (nn.Linear(dim, dim) for _ in range(3))
+        self.read_k = nn.Linear(dim, dim, bias=False)
+        if shares:
+            self.norm_share = nn.LayerNorm(dim)
+            self.share_q, self.share_v, self.share_out = (nn.Linear(dim, dim) for _ in range(3))
+            self.share_k = nn.Linear(dim, dim, bias=False)
         self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(
@@ -33,9 +41,12 @@ class QueryLayer(nn.Module):
         normed = self.norm_read(queries)
         read = self.attend(self.read_q(normed), self.read_k(frames), self.read_v(frames), asking, heard)
         queries = queries + self.read_out(read)
-        normed = self.norm_share(queries)
-        shared = self.attend(self.share_q(normed), self.share_k(normed), self.share_v(normed), asking, asking)
-        queries = queries + self.share_out(shared)
+        if self.shares:
+            normed = self.norm_share(queries)
+            shared = self.attend(
+                self.share_q(normed), self.share_k(normed), self.share_v(normed), asking, asking
+            )
+            queries = queries + self.share_out(shared)
         return queries + self.feed(self.norm_feed(queries))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, asking: Segments, heard: Segments) -> Tensor:
@@ -79,7 +90,7 @@ class QueryAdapter(Adapter):
         self.queries = nn.Parameter(torch.randn(queries, dim) * 0.02)
         self.project = nn.Linear(encoder_dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(QueryLayer(dim, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(QueryLayer(dim, heads, queries > 1) for _ in range(layers))
         self.norm_out = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, decoder_dim)
 

@@ -46,6 +46,7 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         self.dim = first * 2 ** (self.stages - 1)
         self.layer_dims = (first, *(first * 2**stage for stage in range(self.stages - 1)), self.dim)
         self.frame_rate = self.times / extractor.max_length_s
+        self.train(model.training)  # a new module trains its batch norms until it is told not to
 
     def frames_of(self, samples: int) -> int:
         """Return the times that begin within the sound, at least one."""

@@ -25,11 +25,17 @@ class EncodecParts(nn.Module):
         super().__init__()
         self.encoder = model.encoder
         self.strides = tuple(reversed(model.config.upsampling_ratios))
-        self.dim = model.config.hidden_size
+        wide = model.config.num_filters * 2 ** len(self.strides)
+        self.layer_dims: tuple[int, ...] = (wide, wide, model.config.hidden_size)
 
-    def forward(self, wave: Tensor) -> Tensor:
-        """Map ``[1, 1, S]`` to ``[T, E]``."""
-        return self.encoder(wave)[0].t()
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Map ``[1, 1, S]`` to ``[T, E]`` after the last stride, after the LSTM and after the last convolution."""
+        *layers, lstm, activation, last = self.encoder.layers
+        hidden = wave
+        for layer in layers:
+            hidden = layer(hidden)
+        recurrent = lstm(hidden)
+        return [state[0].t() for state in (hidden, recurrent, last(activation(recurrent)))]
 
 
 class MimiParts(nn.Module):
@@ -43,21 +49,25 @@ class MimiParts(nn.Module):
         config = model.encoder.config
         last = () if model.encoder.downsample is None else (config.latent_stride,)
         self.strides = (*reversed(config.upsampling_ratios), *last)
-        self.dim = config.latent_dim
+        self.layer_dims: tuple[int, ...] = (config.latent_dim,)
 
-    def forward(self, wave: Tensor) -> Tensor:
-        """Map ``[1, 1, S]`` to ``[T, E]``."""
-        return self.encoder(wave).latents[0].t()
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Map ``[1, 1, S]`` to ``[T, E]`` after the last stride, the one place with the frame rate."""
+        return [self.encoder(wave).latents[0].t()]
 
 
 class CodecAudioEncoder(ChunkedAudioEncoder):
-    """A codec's encoder, one chunk at a time; decoder and quantiser are left out. Its frames are its only layer."""
+    """A codec's encoder, one chunk of at most 30 s at a time; decoder and quantiser are left out.
+
+    Hidden states are those that have the frame rate: EnCodec's last strided convolution, its LSTM and the frames;
+    Mimi's frames alone, its transformer runs at twice their rate.
+    """
 
     def __init__(self, parts: EncodecParts | MimiParts, rate: int) -> None:
         super().__init__(parts, round(CHUNK_SECONDS * SAMPLE_RATE))
         self.rate = rate
-        self.dim = parts.dim
-        self.layer_dims = (self.dim,)
+        self.layer_dims = parts.layer_dims
+        self.dim = self.layer_dims[-1]
         self.frame_rate = rate / math.prod(parts.strides)
 
     def frames_of(self, samples: int) -> int:
@@ -68,13 +78,13 @@ class CodecAudioEncoder(ChunkedAudioEncoder):
         return length
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
-        found = []
+        by_chunk = []
         for wave in waves:
             samples = torch.from_numpy(resampled(wave, self.rate))
             wanted = max(1, round(len(wave) * self.rate / SAMPLE_RATE))
             samples = nn.functional.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-            found.append(self.model(self.on_device(samples)[None, None]))
-        return [found]
+            by_chunk.append(self.model(self.on_device(samples)[None, None]))
+        return [list(states) for states in zip(*by_chunk, strict=True)]
 
 
 def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAudioEncoder:

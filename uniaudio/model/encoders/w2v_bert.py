@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
+from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRotaryPositionalEmbedding
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
@@ -43,10 +45,24 @@ class W2vBertAudioEncoder(ChunkedAudioEncoder):
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
         features = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         mask = features.attention_mask.to(next(self.model.parameters()).device)
+        self.renew_rotary(mask.device)
         output = self.model(
             self.on_device(features.input_features), attention_mask=mask, output_hidden_states=True
         )
         return [list(state) for state in (*output.hidden_states[:-1], output.last_hidden_state)]
+
+    def renew_rotary(self, device: torch.device) -> None:
+        """Compute rotary frequencies in float32 again, where there are any.
+
+        The stock module keeps angles by length alone, whatever dtype they had, and a cast rounds its frequencies.
+        """
+        positions = self.model.encoder.embed_positions
+        if isinstance(positions, Wav2Vec2BertRotaryPositionalEmbedding):
+            config = self.model.config
+            width = config.hidden_size // config.num_attention_heads
+            exponents = torch.arange(0, width, 2, device=device) / width
+            positions.inv_freq = config.rotary_embedding_base**-exponents
+            positions.cached_sequence_length = None
 
 
 def load_w2v_bert(

@@ -20,6 +20,7 @@ from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pret
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
+KINDS = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
 VARIANCE_FLOOR = 1e-7  # of the stock feature extractor
 CHUNK_SECONDS = 30.0  # attention is quadratic; the family knows no reach of its own
 
@@ -35,11 +36,16 @@ class WaveAudioEncoder(AudioEncoder):
     Args:
         model: the stock module; its parameters are trained in place.
         normalize: bring every clip to mean 0 and variance 1, as the checkpoint's feature extractor does.
-        chunk_seconds: longest stretch of sound that attends to itself.
+        chunk_seconds: longest stretch of sound that attends to itself, rounded to whole frames.
+
+    Raises:
+        UserError: when ``chunk_seconds`` is not above 0.
     """
 
     def __init__(self, model: Any, normalize: bool = False, chunk_seconds: float = CHUNK_SECONDS) -> None:
         super().__init__()
+        if not chunk_seconds > 0:
+            raise UserError(f"chunk_seconds: {chunk_seconds:g} is not above 0")
         config = model.config
         self.model = model
         self.normalize = normalize
@@ -277,16 +283,21 @@ def load_wave(
 ) -> WaveAudioEncoder:
     """Load a model of the family in float32 by folder or Hub name; heads for recognition and the like are left out.
 
+    ``random:PATH`` gives the architecture of PATH with weights drawn from ``seed``.
+
     Raises:
-        UserError: when there is no such folder, a tensor is missing, or it has parts that are not built here.
+        UserError: when there is no such folder, it holds another family, a tensor is missing, or it has parts that are
+            not built here.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    read_model_config(folder)
+    kind = read_model_config(folder)["model_type"]
+    if kind not in KINDS:
+        raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")
     config = AutoConfig.from_pretrained(folder)
     check_parts(config, folder)
     config.apply_spec_augment = False
     config.layerdrop = 0.0
     config._attn_implementation = "eager"  # the stock attention is never called
-    kind = AutoModel._model_mapping[type(config)]
-    model = load_pretrained(kind, folder, seed if path.startswith(RANDOM) else None, config)
+    stock = AutoModel._model_mapping[type(config)]
+    model = load_pretrained(stock, folder, seed if path.startswith(RANDOM) else None, config)
     return WaveAudioEncoder(model, does_normalize(folder), chunk_seconds)
