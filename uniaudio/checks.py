@@ -12,7 +12,8 @@ from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 
 from uniaudio.assemble.encoders import sketch_encoder
-from uniaudio.config.run import RunConfig, Stage
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.cursor import first_rows
 from uniaudio.data.recipe import Entry, Recipe, load_recipe
@@ -196,9 +197,15 @@ def cost_line(
     words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))
     micro_batches = config.train.micro_batches or 1
     examples = micro_batches * stage.budget.audio_seconds / (seconds + stage.budget.per_example)
+    hours = examples * seconds / 3600
+    length = (
+        f"{stage.steps} steps are {stage.steps * hours:.1f} h of audio"
+        if stage.steps is not None
+        else f"{stage.hours:g} h of audio are about {(stage.hours or 0) / hours:.0f} steps"
+    )
     text = (
         f"one step: about {examples:.0f} examples, {examples * seconds:.0f} s of audio in {micro_batches} "
-        f"micro-batch(es); {stage.steps} steps are {stage.steps * examples * seconds / 3600:.1f} h of audio"
+        f"micro-batch(es); {length}"
     )
     if not encoders:
         return text

@@ -163,6 +163,7 @@ class LossSum:
         auxiliary: auxiliary losses of the encoder.
         choices: name to ``[K, 2]`` float32 without gradient: sum over the task's clips of what the encoder chose,
         clips.
+        frames: ``[A, E]`` of the encoder, with gradient, for losses on them.
     """
 
     total: Tensor
@@ -170,3 +171,4 @@ class LossSum:
     per_task: Tensor
     auxiliary: Mapping[str, Auxiliary] = field(default_factory=dict)
     choices: Mapping[str, Tensor] = field(default_factory=dict)
+    frames: Ragged | None = None

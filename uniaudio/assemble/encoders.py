@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig, load_run
@@ -19,10 +19,12 @@ from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint import Checkpoint, check_bases, is_whole, latest_checkpoint, load_checkpoint
+from uniaudio.train.structure import go_through_stages, put_tensors
 
+AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
 PART = "encoder."  # what the names of its tensors begin with in a checkpoint
 READS_PROMPT = (
-    "dependent.read_prompt.weight"  # of a router that reads the question: [E, width of the question]
+    "encoder.dependent.read_prompt.weight"  # of a router that reads the question: [E, width of the question]
 )
 
 
@@ -31,14 +33,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def checkpoint_folder(path: Path) -> Path | None:
+def checkpoint_folder(spec: str) -> Path | None:
     """Return the checkpoint that a run folder or checkpoint folder stands for."""
+    path = Path(spec.removesuffix(AVERAGED))
     return path if is_whole(path) else latest_checkpoint(path)
+
+
+def open_checkpoint(spec: str) -> Checkpoint | None:
+    """Read the checkpoint of a run folder or checkpoint folder; ``:ema`` behind it takes its moving averages."""
+    folder = checkpoint_folder(spec)
+    return None if folder is None else load_checkpoint(folder, ema=spec.endswith(AVERAGED))
 
 
 def is_run(spec: str) -> bool:
     """Return whether a path is a run folder or a checkpoint rather than a model's own folder."""
-    folder = Path(spec)
+    folder = Path(spec.removesuffix(AVERAGED))
     return is_whole(folder) or (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
 
 
@@ -121,7 +130,7 @@ def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
         return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
         return base_identity(settings.path, settings.revision)
-    folder = checkpoint_folder(Path(settings.path))
+    folder = checkpoint_folder(settings.path)
     if folder is None:
         raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
     digest = hashlib.sha256()
@@ -137,38 +146,22 @@ def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
         UserError: when it is none of them.
     """
     device = device or default_device()
-    folder = checkpoint_folder(Path(spec))
-    if folder is None:
+    checkpoint = open_checkpoint(spec)
+    if checkpoint is None:
         if is_run(spec):
             raise UserError(f"{spec} is a run folder without a whole checkpoint")
         return load_audio_encoder(EncoderConfig(path=spec), spec).to(device).eval()
-    config = load_run(str(folder / "config.yaml"))
-    checkpoint = load_checkpoint(folder, with_optimizer=False)
+    config = load_run(str(checkpoint.path / "config.yaml"))
     check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
-    trained = {
-        key.removeprefix(PART): value for key, value in checkpoint.model.items() if key.startswith(PART)
-    }
-    encoder = build_encoder(config, prompt_width(trained))
-    put_trained(encoder, trained, checkpoint)
+    trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
+    holder = nn.Module()  # the encoder under the name that it has in a whole model
+    holder.encoder = build_encoder(config, prompt_width(trained))
+    structure = go_through_stages(holder, config, checkpoint.state["stage"], whole=False)
+    put_tensors(holder, structure, trained, checkpoint.path)
+    encoder: AudioEncoder = holder.encoder
     return encoder.to(device).eval()
 
 
 def prompt_width(trained: Mapping[str, Tensor]) -> int | None:
     """Return the width of the questions that a checkpoint's router reads, if it reads any."""
     return trained[READS_PROMPT].shape[1] if READS_PROMPT in trained else None
-
-
-def put_trained(encoder: AudioEncoder, trained: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Copy trained tensors into an encoder.
-
-    Raises:
-        UserError: when one is missing or is none of the encoder's.
-    """
-    own = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    missing, unknown = sorted(own - set(trained)), sorted(set(trained) - own)
-    if missing or unknown:
-        raise UserError(
-            f"{checkpoint.path}: the tensors are not those of the config's encoder: "
-            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
-        )
-    encoder.load_state_dict(dict(trained), strict=False)

@@ -13,7 +13,7 @@ from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
-from uniaudio.evaluate.answers import answers_table, evaluate_entry
+from uniaudio.evaluate.answers import answer_loss, answers_table, evaluate_entry
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.report import write_report
 from uniaudio.evaluate.routes import read_choices, routes_tables, write_routes
@@ -36,6 +36,23 @@ def evaluate_recipe(
         )
         for entry in recipe.evaluate
     }
+
+
+def validation_losses(loaded: LoadedModel, recipe: Recipe, count: int) -> dict[str, float]:
+    """Return the loss per answer token of each task over ``count`` examples of every evaluation set, without answers.
+
+    Sets under a condition are left out: they measure robustness, not what is learned.
+    """
+    sums: dict[str, list[float]] = {}
+    for entry in recipe.evaluate:
+        if entry.condition is None:
+            loss, tokens = answer_loss(
+                loaded.model, loaded.format, entry, count, loaded.config.evaluate.batch_seconds
+            )
+            own = sums.setdefault(entry.template.task, [0.0, 0.0])
+            own[0] += loss
+            own[1] += tokens
+    return {task: loss / tokens for task, (loss, tokens) in sums.items() if tokens}
 
 
 def write_json(path: Path | None, data: Any) -> None:

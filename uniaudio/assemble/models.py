@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from uniaudio.assemble.encoders import build_encoder, checkpoint_folder, default_device, encoder_bases
+from uniaudio.assemble.encoders import build_encoder, default_device, encoder_bases, open_checkpoint
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.tokens import ChatFormat
@@ -28,7 +28,8 @@ from uniaudio.model.whisper_decoder import (
     WhisperTextDecoder,
     load_whisper_decoder,
 )
-from uniaudio.train.checkpoint import check_bases, load_checkpoint
+from uniaudio.train.checkpoint import check_bases
+from uniaudio.train.structure import go_through_stages, put_tensors
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,19 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
 
 
 def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:
-    """Load a trained model from a run folder or a checkpoint folder.
+    """Load a trained model from a run folder or a checkpoint folder (``:ema`` behind it: its moving averages).
 
     Raises:
         UserError: when there is no whole checkpoint, or its encoder or decoder is not the one it was trained with.
     """
-    folder = checkpoint_folder(Path(spec))
-    if folder is None:
+    checkpoint = open_checkpoint(spec)
+    if checkpoint is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
-    config = load_run(str(folder / "config.yaml"))
-    path = decoder_path(config, [], folder.parent.parent / "decoder", train=False)
+    config = load_run(str(checkpoint.path / "config.yaml"))
+    path = decoder_path(config, [], checkpoint.path.parent.parent / "decoder", train=False)
     loaded = build_model(config, path, device or default_device())
-    checkpoint = load_checkpoint(folder, with_optimizer=False)
     check_bases(checkpoint, loaded.bases)
-    loaded.model.load_trainable_state(checkpoint.model)
+    structure = go_through_stages(loaded.model, config, checkpoint.state["stage"])
+    put_tensors(loaded.model, structure, checkpoint.model, checkpoint.path)
     loaded.model.eval()
     return loaded

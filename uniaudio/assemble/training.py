@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import nn
 
 from uniaudio.assemble.encoders import sketch_encoder
-from uniaudio.assemble.judging import evaluate_recipe
+from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference
+from uniaudio.assemble.judging import evaluate_recipe, validation_losses
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.data.loader import PlanState, StepBatch, joined_states, make_loader, sharing
-from uniaudio.data.recipe import Recipe
+from uniaudio.data.order import number
+from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import open_source
 from uniaudio.data.stream import Mixture
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.train.balance import Balance, shares
 from uniaudio.train.checkpoint import latest_checkpoint
-from uniaudio.train.engine import make_accelerator
+from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import TrainParts, train
+from uniaudio.train.structure import Structure, enter_stage, refuse_nothing
+from uniaudio.types import Batch
 
 
 def run_training(config: RunConfig, resume: str | None) -> int:
@@ -42,36 +50,110 @@ def run_training(config: RunConfig, resume: str | None) -> int:
             f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
         )
     recipes = stage_recipes(config)
-    sketch_encoder(config)
+    sketch_stages(config)
+    sets = guarded_sets(config)
     accelerator = make_accelerator(config)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
-    loaded = build_model(config, path, accelerator.device)
+    first: list[LoadedModel] = [build_model(config, path, accelerator.device)]
+    format, bases = first[0].format, first[0].bases
     tasks = tuple(sorted({task for recipe in recipes for task in recipe.tasks()}))
+    has_auxiliary = bool(getattr(first[0].model.encoder, "auxiliary", ()))
 
-    def open_steps(index: int, state: dict[str, Any] | None) -> Iterator[StepBatch]:
-        return stage_steps(config, recipes[index], index, loaded, tasks, state)
+    def build() -> nn.Module:
+        return (first.pop() if first else build_model(config, path, accelerator.device)).model
+
+    def open_steps(
+        index: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None
+    ) -> Iterator[StepBatch]:
+        return stage_steps(config, recipes[index], index, format, model, tasks, balance, state)
+
+    def examples(index: int, model: nn.Module, recipe: str | None) -> Iterator[Batch]:
+        return single_examples(config, recipes, index, format, model, tasks, recipe)
+
+    def validation(index: int, model: nn.Module, count: int) -> dict[str, float]:
+        return validation_losses(LoadedModel(audio_lm(model), format, config, bases), recipes[index], count)
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
-        assert isinstance(model, AudioLM)
-        results = evaluate_recipe(LoadedModel(model, loaded.format, config, loaded.bases), recipes[-1], None)
+        loaded = LoadedModel(audio_lm(model), format, config, bases)
+        results = evaluate_recipe(loaded, recipes[-1], None)
         return {name: {k: v for k, v in r.items() if k != "answers"} for name, r in results.items()}
 
-    has_auxiliary = bool(getattr(loaded.model.encoder, "auxiliary", ()))
-    parts = TrainParts(loaded.model, open_steps, joined_states, tasks, loaded.bases, has_auxiliary, evaluate)
+    def entry_tasks(index: int) -> dict[str, list[str]]:
+        return {e.name: [t.task for t in e.templates] for e in recipes[index].train}
+
+    def guard(model: nn.Module) -> list[str]:
+        assert config.guard is not None
+        return guard_complaints(audio_lm(model).encoder, sets, config.guard, run_dir)
+
+    if sets and not continued and is_main():
+        keep_reference(audio_lm(first[0].model).encoder, sets, config, run_dir)
+    parts = TrainParts(
+        build=build,
+        open_steps=open_steps,
+        join_states=joined_states,
+        tasks=tasks,
+        bases=bases,
+        has_auxiliary=has_auxiliary,
+        examples=examples,
+        entry_tasks=entry_tasks,
+        validation=validation,
+        guard=guard if sets else None,
+        evaluate=evaluate,
+    )
     return train(parts, config, accelerator, continued)
+
+
+def audio_lm(model: nn.Module) -> AudioLM:
+    assert isinstance(model, AudioLM)
+    return model
+
+
+def sketch_stages(config: RunConfig) -> None:
+    """Go through all stages with an encoder without weights, so that what does not fit is told before any are read.
+
+    Raises:
+        UserError: for expressions of ``train`` that match nothing of the encoder, as far as they begin with it.
+    """
+    encoder = sketch_encoder(config)
+    if encoder is None:
+        return
+    holder = nn.Module()
+    holder.encoder = encoder
+    with torch.device("meta"):
+        structure = Structure.of(holder)
+        for index, stage in enumerate(config.stages):
+            for pattern in stage.train:
+                if pattern.startswith(("^encoder", "encoder")):
+                    matched = [name for name in structure.usual if re.search(pattern, name)]
+                    refuse_nothing(matched, structure.usual, f"stages.{stage.name}.train", pattern)
+            enter_stage(holder, structure, config, index, whole=False)
 
 
 def stage_steps(
     config: RunConfig,
     recipe: Recipe,
     index: int,
-    loaded: LoadedModel,
+    format: ChatFormat,
+    model: nn.Module,
     tasks: tuple[str, ...],
+    balance: Balance,
     state: dict[str, Any] | None,
 ) -> Iterator[StepBatch]:
-    """Open the endless steps of a stage for this rank, from a saved position on."""
-    mixture = stage_mixture(config, recipe, index, loaded.format, loaded.model.slots_for)
+    """Open the endless steps of a stage for this rank, from a saved position on.
+
+    Every round of an adaptive mixture has its own shares and its own order.
+    """
+    mixture = stage_mixture(config, recipe, index, format, audio_lm(model).slots_for)
+    if balance.round:
+        usual = {entry.name: entry.share for entry in recipe.train}
+        moved = shares(usual, balance.factors)
+        entries = tuple(replace(entry, share=moved[entry.name]) for entry in recipe.train)
+        mixture = replace(
+            mixture,
+            recipe=replace(recipe, train=entries),
+            seed=number(mixture.seed, "round", balance.round),
+        )
     told = sharing(mixture, config.data.workers, world_size())
     if told and is_main() and state is None:
         Console().print(told, style="yellow", highlight=False)
@@ -108,3 +190,32 @@ def stage_mixture(
         window=data.window,
         patience=data.patience,
     )
+
+
+def single_examples(
+    config: RunConfig,
+    recipes: list[Recipe],
+    index: int,
+    format: ChatFormat,
+    model: nn.Module,
+    tasks: tuple[str, ...],
+    name: str | None,
+) -> Iterator[Batch]:
+    """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
+
+    Raises:
+        UserError: when there is no stage before and none is named.
+    """
+    stage = config.stages[index]
+    if name is None and index == 0:
+        raise UserError(
+            f"stages.{stage.name}.continual.ewc.recipe: the first stage has none before it; name the old recipe"
+        )
+    recipe = load_recipe(name, near=config.folder) if name is not None else recipes[index - 1]
+    mixture = stage_mixture(config, recipe, index, format, audio_lm(model).slots_for)
+    alone = replace(
+        mixture, audio_seconds=1e-6, tokens=None, micro_batches=1
+    )  # every row is above this budget
+    known = tuple(sorted({*tasks, *recipe.tasks()}))
+    for step in make_loader(alone, known, 0, 1, 0, 2):
+        yield from step.micro

@@ -15,6 +15,7 @@ from uniaudio.config.files import expand_path, find_file, portable_name
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.layers import apply_override, read_layers
 from uniaudio.config.schema import Strict, build
+from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml
 
 
@@ -72,7 +73,13 @@ class DataConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """``micro_batches`` counts over all processes; it defaults to the number of processes."""
+    """``micro_batches`` counts over all processes; it defaults to the number of processes.
+
+    Of the checkpoints the ``keep_last`` newest are kept, those at steps that ``keep_every`` divides, and the last one
+    of every stage. A step whose gradient is not finite, or whose loss is more than ``max_loss_ratio`` times the mean of
+    the stage, is left out; ``max_bad_steps`` of them in a row end the run. ``hang_seconds``: after so long without a
+    step every process prints its stacks.
+    """
 
     max_steps: PositiveInt | None = None
     micro_batches: PositiveInt | None = None
@@ -83,35 +90,13 @@ class TrainConfig(Strict):
     log_every: PositiveInt = 10
     save_every: PositiveInt = 500
     keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    max_loss_ratio: float = Field(default=10.0, gt=1)
+    max_bad_steps: PositiveInt = 5
+    hang_seconds: PositiveFloat = 1800
     evaluate_every: PositiveInt | None = None
     tensorboard: bool = True
     label_chunk: PositiveInt = 2048
-
-
-class Budget(Strict):
-    """What one micro-batch may hold: seconds of audio (an example costs ``per_example`` more), and decoder tokens."""
-
-    audio_seconds: PositiveFloat
-    per_example: float = Field(default=1.0, ge=0)
-    tokens: PositiveInt | None = None
-
-
-class Stage(Strict):
-    """A recipe, for so many optimizer steps."""
-
-    name: str
-    recipe: str
-    steps: PositiveInt
-    warmup: int = Field(default=0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    final_lr_share: float = Field(default=0.0, ge=0, le=1)
-    budget: Budget
-
-    @model_validator(mode="after")
-    def warmup_fits(self) -> Stage:
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup {self.warmup} is longer than the stage's {self.steps} steps")
-        return self
 
 
 class EvaluateConfig(Strict):
@@ -143,6 +128,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     stages: tuple[Stage, ...] = Field(min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
+    guard: GuardConfig | None = None
     _folder: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
@@ -167,9 +153,12 @@ class RunConfig(Strict):
         return self._folder
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of all stages, capped by ``train.max_steps``."""
-        planned = sum(stage.steps for stage in self.stages)
+    def total_steps(self) -> int | None:
+        """Optimizer steps of all stages, capped by ``train.max_steps``; None where hours of audio end a stage."""
+        steps = [stage.steps for stage in self.stages]
+        if None in steps:
+            return self.train.max_steps
+        planned = sum(count for count in steps if count is not None)
         return min(planned, self.train.max_steps or planned)
 
     def resolved(self) -> dict[str, Any]:
@@ -220,8 +209,21 @@ def expand_paths(config: RunConfig, path: Path) -> RunConfig:
     if small is not None and small.extra_texts is not None:
         texts = expanded(small.extra_texts, "decoder.miniature.extra_texts")
         decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": texts})})
-    stages = tuple(
-        stage.model_copy(update={"recipe": portable_name("recipe", stage.recipe, path.parent)})
-        for stage in config.stages
+    stages = tuple(with_portable_recipes(stage, path.parent) for stage in config.stages)
+    guard = config.guard
+    if guard is not None:
+        sets = {name: expanded(folder, f"guard.sets.{name}") for name, folder in guard.sets.items()}
+        guard = guard.model_copy(update={"sets": sets})
+    return config.model_copy(
+        update={"encoders": encoders, "decoder": decoder, "stages": stages, "guard": guard}
     )
-    return config.model_copy(update={"encoders": encoders, "decoder": decoder, "stages": stages})
+
+
+def with_portable_recipes(stage: Stage, near: Path) -> Stage:
+    """Let a stage name its recipes so that they are found from any folder."""
+    changes: dict[str, Any] = {"recipe": portable_name("recipe", stage.recipe, near)}
+    ewc = stage.continual.ewc
+    if ewc is not None and ewc.recipe is not None:
+        ewc = ewc.model_copy(update={"recipe": portable_name("recipe", ewc.recipe, near)})
+        changes["continual"] = stage.continual.model_copy(update={"ewc": ewc})
+    return stage.model_copy(update=changes)

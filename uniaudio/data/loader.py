@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import multiprocessing
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,12 +232,21 @@ def make_loader(
         WorkerDataset(mixture, tasks, tuple(t for t in turns if owner[t] == worker), states)
         for worker in range(crew)
     ]
-    options: dict[str, Any] = {"prefetch_factor": prefetch, "timeout": mixture.patience} if workers else {}
+    options: dict[str, Any] = (
+        {"prefetch_factor": prefetch, "timeout": mixture.patience, "worker_init_fn": leave_group}
+        if workers
+        else {}
+    )
     loaders = [
         iter(DataLoader(dataset, batch_size=None, num_workers=min(workers, 1), **options))
         for dataset in datasets
     ]
     return steps_of(mixture, state, turns, owner, loaders, datasets, rank, world)
+
+
+def leave_group(worker: int) -> None:
+    """Leave the process group of the run: launchers signal all of it, and a run that is to save still needs its data."""
+    os.setpgid(0, 0)
 
 
 def steps_of(

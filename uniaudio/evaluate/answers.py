@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,55 @@ from uniaudio.evaluate.embed import length_batches
 from uniaudio.evaluate.generate import generate
 from uniaudio.evaluate.metrics import is_right, score
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.types import SAMPLE_RATE
+from uniaudio.types import SAMPLE_RATE, Example
+
+Asked = tuple[Example, tuple[str, ...]]  # a question, and the answers that are right
+
+
+def usable_examples(
+    entry: EvalEntry, format: ChatFormat, max_examples: int, max_seconds: float = 600.0
+) -> tuple[list[Asked], list[Skip]]:
+    """Read the questions of an evaluation set, and what was left out with reasons.
+
+    Raises:
+        UserError: when no row can be used.
+    """
+    limit = min(entry.max_examples or max_examples, max_examples)
+    usable, skips = [], []
+    for item in iterate_examples(entry, limit, max_seconds):
+        if isinstance(item, Skip):
+            skips.append(item)
+            continue
+        try:
+            for text in (*item[0].prompt, item[0].answer):
+                format.checked(text)
+            usable.append(item)
+        except RowError as problem:
+            skips.append(Skip(entry.dataset.name, item[0].id, problem.reason, problem.detail))
+    if not usable:
+        raise UserError(f"{entry.name}: no row of split '{entry.split}' can be used ({skips[0].reason})")
+    return usable, skips
+
+
+def batches_of(usable: Sequence[Asked], batch_seconds: float) -> list[list[int]]:
+    """Return the indices of questions in batches of similar length."""
+    seconds = [sum(map(len, example.clips)) / SAMPLE_RATE + 1.0 for example, _ in usable]
+    return length_batches(seconds, batch_seconds)
+
+
+@torch.no_grad()
+def answer_loss(
+    model: AudioLM, format: ChatFormat, entry: EvalEntry, max_examples: int, batch_seconds: float
+) -> tuple[float, int]:
+    """Return the summed loss of the true answers of an evaluation set, and their tokens."""
+    usable, _ = usable_examples(entry, format, max_examples)
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    for indices in batches_of(usable, batch_seconds):
+        examples = [usable[i][0] for i in indices]
+        loss = model(collate(examples, format, model.slots_for, (entry.template.task,)).to(device))
+        total, tokens = total + float(loss.total), tokens + loss.answer_tokens
+    return total, tokens
 
 
 @torch.no_grad()
@@ -41,25 +90,11 @@ def evaluate_entry(
         UserError: when no row can be used.
     """
     device = next(model.parameters()).device
-    limit = min(entry.max_examples or max_examples, max_examples)
-    usable, skips = [], []
-    for item in iterate_examples(entry, limit, max_seconds):
-        if isinstance(item, Skip):
-            skips.append(item)
-            continue
-        try:
-            for text in (*item[0].prompt, item[0].answer):
-                format.checked(text)
-            usable.append(item)
-        except RowError as problem:
-            skips.append(Skip(entry.dataset.name, item[0].id, problem.reason, problem.detail))
-    if not usable:
-        raise UserError(f"{entry.name}: no row of split '{entry.split}' can be used ({skips[0].reason})")
+    usable, skips = usable_examples(entry, format, max_examples, max_seconds)
     answers = [""] * len(usable)
     loss_sum, tokens = 0.0, 0
-    seconds = [sum(map(len, example.clips)) / SAMPLE_RATE + 1.0 for example, _ in usable]
     model.eval()
-    for indices in length_batches(seconds, batch_seconds):
+    for indices in batches_of(usable, batch_seconds):
         examples = [usable[i][0] for i in indices]
         task = (entry.template.task,)
         prompts = collate_prompts(examples, format, model.slots_for, task).to(device)

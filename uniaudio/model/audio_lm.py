@@ -63,7 +63,12 @@ class AudioLM(nn.Module):
         ).detach()
         per_task = columns.new_zeros(len(batch.tasks), 3).index_add(0, batch.label_task, columns)
         return LossSum(
-            total, batch.answer_tokens, per_task, encoded.losses, choices_by_task(encoded.stats, batch)
+            total,
+            batch.answer_tokens,
+            per_task,
+            encoded.losses,
+            choices_by_task(encoded.stats, batch),
+            encoded.frames,
         )
 
     def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
@@ -122,37 +127,13 @@ class AudioLM(nn.Module):
                 f"spec_augment: {type(self.encoder).__name__} has no spectrogram to mask; leave it out of the recipe"
             )
 
-    def encode(self, batch: Batch, text: Tensor) -> Encoded:
+    def encode(self, batch: Batch, text: Tensor | None) -> Encoded:
         """Encode the clips of a batch; an encoder that reads the question gets its mean embedding, ``text [T, D]``."""
         given = {}
-        if getattr(self.encoder, "takes_prompts", False):
+        if getattr(self.encoder, "takes_prompts", False) and text is not None:
             given["prompts"] = question_means(batch, text)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
             return self.encoder(batch.audio, masks=batch.masks, **given)
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """Return the trained tensors by name: what a checkpoint holds."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-
-    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy trained tensors into place.
-
-        Raises:
-            UserError: when a tensor is missing, unknown or of another shape.
-        """
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-        if missing or unknown:
-            raise UserError(
-                f"the checkpoint's tensors are not those the config trains: "
-                f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
-            )
-        for name, parameter in own.items():
-            if parameter.shape != state[name].shape:
-                raise UserError(
-                    f"the checkpoint's {name} is {tuple(state[name].shape)}, the config's {tuple(parameter.shape)}"
-                )
-            parameter.data.copy_(state[name])
 
 
 def left_padded(embeds: Ragged) -> tuple[Tensor, Tensor]:

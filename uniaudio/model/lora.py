@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -58,20 +58,40 @@ def add_lora(
     Raises:
         UserError: when a target matches nothing.
     """
-    names = lora_targets(module, targets)
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of models without a config
-        torch.manual_seed(seed)
-        inject_adapter_in_model(settings, module)
+    insert_lora(module, lora_targets(module, targets), rank, alpha, dropout, seed)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
-def merge_lora(module: nn.Module) -> None:
-    """Add every low-rank update to its weight, and put the plain linear map back in its place."""
+def insert_lora(
+    module: nn.Module, names: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
+) -> None:
+    """Put low-rank updates beside the linear maps of these full names."""
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns of models without a config
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, module)
+
+
+def lora_modules(module: nn.Module) -> list[str]:
+    """Return the full names of the linear maps that have low-rank updates."""
+    return [name for name, part in module.named_modules() if isinstance(part, LoraLayer)]
+
+
+def merge_lora(module: nn.Module, names: Collection[str] | None = None) -> None:
+    """Add low-rank updates to their weights, and put the plain linear maps back in their places.
+
+    Args:
+        names: of the linear maps; None: all.
+    """
     for name, part in list(module.named_modules()):
-        if isinstance(part, LoraLayer):
+        if isinstance(part, LoraLayer) and (names is None or name in names):
             part.merge(safe_merge=True)
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, part.get_base_layer())
+
+
+def plain_name(parameter: str) -> str:
+    """Return the name that a parameter has without low-rank updates beside it."""
+    return parameter.replace(".base_layer.", ".")

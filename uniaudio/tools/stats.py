@@ -76,8 +76,22 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
 def examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
     """Return the rows that one optimizer step takes on average, from the budget and the mean lengths."""
     budget = config.stages[0].budget
-    mean = sum(s.share * (float(np.mean(s.seconds)) if s.seconds else 10.0) for s in stats)
-    return (config.train.micro_batches or 1) * budget.audio_seconds / (mean + budget.per_example)
+    return (
+        (config.train.micro_batches or 1) * budget.audio_seconds / (mean_seconds(stats) + budget.per_example)
+    )
+
+
+def mean_seconds(stats: list[EntryStats]) -> float:
+    """Return the mean length of the clips as they are drawn."""
+    return sum(s.share * (float(np.mean(s.seconds)) if s.seconds else 10.0) for s in stats)
+
+
+def steps_of_stage(stats: list[EntryStats], config: RunConfig) -> int:
+    """Return the steps of the first stage, estimated where hours of audio end it."""
+    stage = config.stages[0]
+    if stage.steps is not None:
+        return stage.steps
+    return round(3600 * (stage.hours or 0) / (examples_per_step(stats, config) * mean_seconds(stats)))
 
 
 def show_stats(
@@ -105,7 +119,7 @@ def show_stats(
         with console.status(f"reading {entry.name}"):
             stats.append(look_at(entry, limit))
     if config is not None:
-        steps = steps or config.stages[0].steps
+        steps = steps or steps_of_stage(stats, config)
         examples = steps * examples_per_step(stats, config)
         for entry_stats in stats:
             if entry_stats.rows:

@@ -19,7 +19,8 @@ from uniaudio.config.run import RunConfig, load_run
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
 from uniaudio.miniature.text_lm import miniature_decoder
-from uniaudio.train.engine import make_accelerator
+from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.launch import make_accelerator, precision_of
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
 RESERVE = 0.9  # of the memory: fragments, and batches dearer than those looked at
@@ -81,13 +82,16 @@ def peak_of_step(config: RunConfig) -> float:
     batch = max(
         (b for step in steps for b in step.micro), key=lambda b: b.audio_seconds + len(b.tokens.values) / 1e3
     )
-    model = accelerator.prepare_model(loaded.model).train()
+    model = loaded.model.train()
+    engine = Engine(
+        model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), precision_of(config)
+    )
     optimizer_bytes = 8 * sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )  # two moments in float32
     for _ in range(2):
-        loss = model(batch.to(accelerator.device))
-        accelerator.backward(loss.total / max(loss.answer_tokens, 1))
+        loss = engine.forward(batch.to(accelerator.device))
+        engine.backward(loss.total / max(loss.answer_tokens, 1))
     if accelerator.device.type == "cuda":
         used = float(torch.cuda.max_memory_allocated(accelerator.device))
     else:

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from uniaudio.config.run import RunConfig, Stage
-from uniaudio.distributed import gather_objects, sum_over_ranks
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
+from uniaudio.distributed import barrier, gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
 from uniaudio.train.auxiliary import AuxiliaryLosses
-from uniaudio.train.checkpoint import save_checkpoint
-from uniaudio.train.engine import backward_scale
-from uniaudio.train.optim import build_optimizer, lr_share, set_learning_rate
-from uniaudio.train.position import Position, restore
+from uniaudio.train.balance import Balance, moved
+from uniaudio.train.checkpoint import STAGE_END, Checkpoint, check_bases
+from uniaudio.train.continual.distill import frames_of
+from uniaudio.train.engines.launch import backward_scale
+from uniaudio.train.entering import StageModel, open_stage
+from uniaudio.train.memory import telling_of_memory
+from uniaudio.train.optim import lr_share, set_learning_rate
+from uniaudio.train.position import Position, newest
 from uniaudio.train.skips import SkipLedger
 from uniaudio.train.stop import CONTINUE_LATER, StopSignal
 from uniaudio.train.track import Tracker
+from uniaudio.train.watch import HangWatch
 from uniaudio.train.window import Window
-from uniaudio.types import Batch
+from uniaudio.train.writer import CheckpointWriter
+from uniaudio.types import Batch, LossSum
+
+SETTLED = 20  # updates of a stage before a loss can be called exploding
+MEMORY = 0.05  # weight of a new loss in the stage's mean
 
 
 class Steps(Protocol):
@@ -49,57 +61,111 @@ class TrainParts:
     """What the loop is given.
 
     Args:
-        model: encoder, adapter and frozen decoder, on the device.
-        open_steps: (stage index, position in the data as JSON or None) to the endless steps of this rank.
+        build: a new model with the weights that the config names, on the device.
+        open_steps: (stage index, model, adaptive mixture, position in the data as JSON or None) to the endless steps.
         join_states: the positions of all ranks to the one that any number of ranks can continue from.
         tasks: the K task names. bases: identities of the starting weights.
         has_auxiliary: the model may return auxiliary losses; the same on all ranks.
-        evaluate: called with the unwrapped model every ``train.evaluate_every`` steps on the main process.
+        examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
+        entry_tasks: stage index to the tasks of each entry of its recipe.
+        validation: (stage index, model, examples per set) to the loss per answer token of each task.
+        guard: the model to the score of every guarded set.
+        evaluate: called with the model every ``train.evaluate_every`` steps.
     """
 
-    model: nn.Module
-    open_steps: Callable[[int, dict[str, Any] | None], Iterator[Steps]]
+    build: Callable[[], nn.Module]
+    open_steps: Callable[[int, nn.Module, Balance, dict[str, Any] | None], Iterator[Steps]]
     join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     tasks: tuple[str, ...]
     bases: Mapping[str, Mapping[str, str]]
     has_auxiliary: bool = False
+    examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
+    entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
+    validation: Callable[[int, nn.Module, int], dict[str, float]] = lambda stage, model, count: {}
+    guard: Callable[[nn.Module], list[str]] | None = None
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
 
 
 def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume: bool) -> int:
-    """Train through all stages and return the exit code: 0 when finished, 75 when stopped by a signal.
+    """Train through all stages and return the exit code: 0 when finished, 75 when stopped and safe to continue.
 
     Args:
         resume: continue from the newest whole checkpoint in ``output_dir``.
 
     Raises:
-        UserError: for a checkpoint that does not fit, too many rows left out, a loss that is not finite.
+        UserError: for a checkpoint that does not fit or cannot be written, too many rows or steps left out.
     """
     run_dir = Path(config.output_dir)
-    optimizer = build_optimizer(parts.model, config, accelerator.device)
-    position = restore(run_dir, parts.model, optimizer, parts.bases) if resume else Position()
-    model, optimizer = accelerator.prepare(parts.model, optimizer)
-    tracker = Tracker(
-        run_dir, accelerator.is_main_process, position.step, config.total_steps, config.train.tensorboard
-    )
-    if accelerator.is_main_process:
+    checkpoint = newest(run_dir) if resume else None
+    position = starting_position(config, checkpoint, parts.bases)
+    main = accelerator.is_main_process
+    tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
+    if main:
         config.save(run_dir / "config.yaml")
     ledger = SkipLedger(config.data.max_skipped_share)
-    if position.skips and accelerator.is_main_process:  # on one rank: the ledgers are added up
+    if position.skips and main:  # on one rank: the ledgers are added up
         ledger = SkipLedger(ledger.allowed, position.skips)
+    writer = CheckpointWriter(
+        run_dir, config, parts.bases, lambda step, facts: tracker.event("saved", step=step, **facts)
+    )
     try:
-        with StopSignal() as stop:
-            for index in range(position.stage, len(config.stages)):
-                if index != position.stage:
-                    position = Position(step=position.step, stage=index)
-                run = StageRun(parts, config, accelerator, model, optimizer, tracker, ledger, position, stop)
-                if not run.go():
+        with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch:
+            while True:
+                model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
+                tell_of_stage(tracker, model, config, position, accelerator.num_processes)
+                run = StageRun(
+                    parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer
+                )
+                finished = run.go()
+                writer.wait()
+                model.close()
+                if not finished:
                     tracker.event("stopped", step=position.step)
                     return CONTINUE_LATER
+                if position.stage + 1 == len(config.stages) or position.step == config.train.max_steps:
+                    break
+                del model, run
+                gc.collect()
+                barrier()
+                checkpoint = newest(run_dir)
+                position = position.next_stage()
         tracker.event("finished", step=position.step)
     finally:
         tracker.close()
     return 0
+
+
+def starting_position(
+    config: RunConfig, checkpoint: Checkpoint | None, bases: Mapping[str, Mapping[str, str]]
+) -> Position:
+    """Return where to begin: at the start, within the stage of a checkpoint, or in the stage after it."""
+    if checkpoint is None:
+        return Position()
+    check_bases(checkpoint, bases)
+    position = Position.from_state(checkpoint.state)
+    if position.stage >= len(config.stages):
+        raise UserError(
+            f"{checkpoint.path} is of stage {position.stage}, but the config has {len(config.stages)}"
+        )
+    more = position.stage + 1 < len(config.stages) and position.step != config.train.max_steps
+    if checkpoint.state.get(STAGE_END) and more:
+        return position.next_stage()
+    return position
+
+
+def tell_of_stage(
+    tracker: Tracker, model: StageModel, config: RunConfig, position: Position, processes: int
+) -> None:
+    """Say which stage begins (or goes on), under which engine, and how much of the model it trains."""
+    sizes = list(model.engine.sizes.values())
+    name, engine = config.stages[position.stage].name, model.engine.name
+    tracker.say(
+        f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine}, "
+        f"{processes} process{'es' if processes > 1 else ''}"
+    )
+    tracker.event(
+        "stage", step=position.step, stage=name, engine=engine, processes=processes, trained=sum(sizes)
+    )
 
 
 @dataclass
@@ -109,98 +175,138 @@ class StageRun:
     parts: TrainParts
     config: RunConfig
     accelerator: Accelerator
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    model: StageModel
     tracker: Tracker
     ledger: SkipLedger
     position: Position
     stop: StopSignal
+    watch: HangWatch
+    writer: CheckpointWriter
 
     @property
     def stage(self) -> Stage:
         return self.config.stages[self.position.stage]
 
-    def steps_of_stage(self) -> int:
-        """Return the steps of this stage, fewer when ``train.max_steps`` ends the run inside it."""
-        before = self.position.step - self.position.stage_step
-        return min(self.stage.steps, self.config.total_steps - before)
+    @property
+    def last_step(self) -> int | None:
+        """Steps of this stage, fewer when ``train.max_steps`` ends the run inside it; None: hours end it."""
+        most = self.config.train.max_steps
+        left = None if most is None else most - (self.position.step - self.position.stage_step)
+        return min((count for count in (self.stage.steps, left) if count is not None), default=None)
+
+    @property
+    def heard(self) -> float:
+        """Share of the stage's hours of audio that were heard; 0 where steps end it."""
+        return self.position.stage_seconds / 3600 / self.stage.hours if self.stage.hours else 0.0
+
+    @property
+    def over(self) -> bool:
+        return self.position.stage_step == self.last_step or self.heard >= 1
 
     def go(self) -> bool:
-        """Run the stage to its end; return False when a signal stopped it (a checkpoint is saved then)."""
-        position, settings = self.position, self.config.train
-        last = self.steps_of_stage()
-        if position.stage_step >= last:
+        """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then)."""
+        position, settings, engine = self.position, self.config.train, self.model.engine
+        if self.over:
             return True
-        steps = self.parts.open_steps(position.stage, position.stream)
+        steps = self.open_steps()
         window = self.new_window()
-        self.model.train()
-        while position.stage_step < last:
+        engine.plain.train()
+        while not self.over:
             asked = time.monotonic()
             step = next(steps)
             window.waited += time.monotonic() - asked
 
             # ------------------------------------------------------------------ one optimizer step
-            tokens, wish = self.agree(step, window)
+            tokens, frames, seconds, wish = self.agree(step, window)
             if wish:
                 self.save()
                 return False
-            set_learning_rate(self.optimizer, lr_share(position.stage_step, self.stage, last))
+            share = lr_share(self.stage, position.stage_step, self.last_step, self.heard)
+            set_learning_rate(engine.optimizer, share)
             auxiliary = AuxiliaryLosses()
-            for batch, context in self.with_synchronisation(step.micro):
-                with context:
-                    loss = self.model(batch.to(self.accelerator.device, non_blocking=True))
-                    objective = loss.total * backward_scale(self.accelerator.num_processes, tokens)
+            losses = []
+            for batch, context in self.with_exchange(step.micro):
+                last = batch is step.micro[-1]
+                with context, telling_of_memory(batch, self.stage, position.step + 1):
+                    batch = batch.to(self.accelerator.device, non_blocking=True)
+                    loss = engine.forward(batch)
+                    losses.append(loss.total.detach())
+                    objective = self.objective(batch, loss, tokens, frames)
                     auxiliary.add(loss.auxiliary)
-                    if self.parts.has_auxiliary and batch is step.micro[-1]:
-                        extra, values = auxiliary.objective()
-                        window.add_auxiliary(values)
-                        objective = objective if extra is None else objective + extra
-                    self.accelerator.backward(objective)
+                    if last:
+                        objective = self.with_penalties(objective, auxiliary, window)
+                        objective = objective * self.verdict(losses, tokens)
+                    engine.backward(objective)
                 window.add(batch, loss)
-            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
-            self.refuse_broken(norm, step)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            norm = engine.step(settings.clip)
             # ------------------------------------------------------------------
 
-            position.step += 1
-            position.stage_step += 1
+            self.account(norm, step, seconds)
             position.stream = step.state.to_json()
             self.tracker.advance()
+            self.watch.beat()
+            self.writer.tell()
             if self.config.data.log_ids:
                 window.ids.append([i for batch in step.micro for i in batch.ids])
-            finished = position.stage_step == last
-            if position.step % settings.log_every == 0 or finished:
+            if position.step % settings.log_every == 0 or self.over:
                 self.log(window, norm)
                 window = self.new_window()
-            if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or finished):
+            if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.over):
                 self.evaluate()
-            if position.step % settings.save_every == 0 or finished:
+            if self.stage.balance and position.stage_step % self.stage.balance.every == 0 and not self.over:
+                self.move_mixture()
+                steps = self.open_steps()
+            broken = self.guarded()
+            if position.step % settings.save_every == 0 or self.over or broken:
                 self.save()
+            if broken:
+                return False
         return True
 
-    def agree(self, step: Steps, window: Window) -> tuple[float, bool]:
-        """Return the answer tokens of all ranks and whether any was asked to stop; end together on too many skips."""
+    def open_steps(self) -> Iterator[Steps]:
+        """Open the data of the stage where the position is."""
+        balance = Balance.from_json(self.position.balance)
+        return self.parts.open_steps(
+            self.position.stage, self.model.engine.plain, balance, self.position.stream
+        )
+
+    def agree(self, step: Steps, window: Window) -> tuple[float, float, float, bool]:
+        """Return answer tokens, frames and seconds of all ranks and whether any was asked to stop.
+
+        Raises:
+            UserError: on all ranks together, for too many rows left out or a checkpoint that could not be written.
+        """
         tokens = sum(batch.answer_tokens for batch in step.micro)
+        frames = 0
+        if self.model.distiller is not None:
+            frames = sum(frames_of(self.model.engine.plain, batch) for batch in step.micro)
+        seconds = sum(batch.audio_seconds for batch in step.micro)
         costs = [0.0] * self.accelerator.num_processes
         costs[self.accelerator.process_index] = step.cost
-        facts = [tokens, self.stop.requested, len(step.skips), *costs]
+        facts = [tokens, frames, seconds, self.stop.requested, len(step.skips), self.writer.failed, *costs]
         own = torch.tensor(facts, dtype=torch.float64, device=self.accelerator.device)
-        total, wish, skipped, *costs = sum_over_ranks(own).tolist()
+        total, frames_of_all, heard, wish, skipped, failed, *costs = sum_over_ranks(own).tolist()
+        if failed:
+            self.writer.wait()  # tells what happened, on all ranks
         if wish:
-            return total, True  # the step is done again after the resume, and its skips are told then
+            return (
+                total,
+                frames_of_all,
+                heard,
+                True,
+            )  # the step is done again after the resume, its skips told then
         self.ledger.add(step.drawn, step.skips)
         self.tracker.skipped(self.position.step + 1, step.skips)
         window.add_costs(costs, len(step.micro))
         if skipped and (complaint := self.ledger_of_all().complaint()):
             raise UserError(complaint)
-        return total, False
+        return total, frames_of_all, heard, False
 
     def ledger_of_all(self) -> SkipLedger:
         """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
         return SkipLedger(self.ledger.allowed, *gather_objects(self.ledger.counts()))
 
-    def with_synchronisation(
+    def with_exchange(
         self, micro: tuple[Batch, ...]
     ) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
         """Pair the micro-batches with contexts: ranks exchange gradients with the last one only.
@@ -212,18 +318,81 @@ class StageRun:
         for index, batch in enumerate(micro):
             step_seed = self.config.seed * 1_000_003 + self.position.step
             torch.manual_seed(step_seed * 4099 + index * ranks + rank)
-            last = index == len(micro) - 1
-            yield batch, contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            yield batch, self.model.engine.exchange(index == len(micro) - 1)
 
-    def refuse_broken(self, norm: float, step: Steps) -> None:
-        """Stop before broken gradients reach the weights, and name the examples."""
-        if norm == norm and norm != float("inf"):
+    def objective(self, batch: Batch, loss: LossSum, tokens: float, frames: float) -> Tensor:
+        """Return a micro-batch's part of the mean loss over the global batch, distillation included."""
+        ranks = self.accelerator.num_processes
+        objective = loss.total * backward_scale(ranks, tokens)
+        if self.model.distiller is not None and loss.frames is not None:
+            apart = self.model.distiller.total(batch, loss.frames)
+            objective = objective + apart * backward_scale(ranks, frames)
+        return objective
+
+    def with_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, window: Window) -> Tensor:
+        """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
+        if self.parts.has_auxiliary:
+            extra, values = auxiliary.objective()
+            window.add_auxiliary(values)
+            objective = objective if extra is None else objective + extra
+        for name, anchor in self.model.anchors.items():
+            penalty = anchor.penalty(self.model.engine.plain)
+            window.add_auxiliary({name: float(penalty.detach())})
+            objective = objective + penalty
+        return objective
+
+    def verdict(self, losses: list[Tensor], tokens: float) -> Tensor:
+        """Return 1, or NaN where the step's loss explodes: a gradient that is not finite is never applied.
+
+        Every engine leaves such a step out on all ranks, so this one way does for all of them and waits for no device.
+        """
+        total = sum_over_ranks(torch.stack(losses).sum().double())
+        mean = total / max(tokens, 1.0)
+        self.step_loss = mean
+        one = torch.ones((), device=mean.device)
+        if self.position.updates < SETTLED:
+            return one
+        highest = self.config.train.max_loss_ratio * self.position.loss_mean
+        return torch.where(mean > highest, one * float("nan"), one)
+
+    def account(self, norm: float, step: Steps, seconds: float) -> None:
+        """Count a step; tell of one that was left out, and stop after too many in a row.
+
+        Raises:
+            UserError: on all ranks.
+        """
+        position, settings = self.position, self.config.train
+        position.step += 1
+        position.stage_step += 1
+        position.stage_seconds += seconds
+        loss = float(self.step_loss)
+        if math.isfinite(norm):
+            position.updates += 1
+            weight = max(MEMORY, 1 / position.updates)
+            position.loss_mean += weight * (loss - position.loss_mean)
+            position.bad = 0
+            if self.model.average is not None:
+                self.model.average.update(self.model.engine.plain)
             return
-        ids = [i for batch in step.micro for i in batch.ids]
-        raise UserError(
-            f"the gradient of step {self.position.step + 1} is not finite; its examples on this process: "
-            f"{', '.join(itertools.islice(ids, 20))}"
+        position.bad += 1
+        ids = list(itertools.chain(*gather_objects([i for batch in step.micro for i in batch.ids])))
+        reason = (
+            "its loss or gradient is not finite"
+            if not math.isfinite(loss)
+            or position.updates < SETTLED
+            or loss <= settings.max_loss_ratio * position.loss_mean
+            else f"its loss is {loss:.3g}, more than train.max_loss_ratio={settings.max_loss_ratio:g} times the usual "
+            f"{position.loss_mean:.3g}"
         )
+        named = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+        told = f"step {position.step} was left out: {reason}; its examples: {named}"
+        self.tracker.warn(told)
+        self.tracker.event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=ids)
+        if position.bad >= settings.max_bad_steps:
+            raise UserError(
+                f"{position.bad} steps in a row were left out (train.max_bad_steps={settings.max_bad_steps}); "
+                f"the last: {told}"
+            )
 
     def new_window(self) -> Window:
         per_task = torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device)
@@ -235,35 +404,75 @@ class StageRun:
             "step": self.position.step,
             "stage": self.stage.name,
             **window.row(self.parts.tasks, self.config.data.log_ids),
-            "lr": {group["component"]: group["lr"] for group in self.optimizer.param_groups},
-            "grad_norm": norm,
+            "lr": {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups},
+            "grad_norm": norm if math.isfinite(norm) else None,
         }
         self.tracker.log(row)
 
+    def on_plain(self, work: Callable[[nn.Module], Any]) -> Any:
+        """Call with the model in eval mode: on the main process, or on all where no rank has it whole.
+
+        The others wait. Returns the result of the main process on all ranks.
+        """
+        engine = self.model.engine
+        result = None
+        if not engine.whole or self.accelerator.is_main_process:
+            engine.plain.eval()
+            with engine.autocast():
+                result = work(engine.plain)
+            engine.plain.train()
+        self.watch.beat()
+        return gather_objects(result)[0]
+
     def evaluate(self) -> None:
-        """Let the main process ask its questions; the others wait at the next exchange."""
-        if self.parts.evaluate is not None and self.accelerator.is_main_process:
-            plain = self.accelerator.unwrap_model(self.model)
-            plain.eval()
-            self.tracker.event("evaluation", step=self.position.step, results=self.parts.evaluate(plain))
-            plain.train()
-        self.accelerator.wait_for_everyone()
+        """Let the model answer the evaluation sets."""
+        if self.parts.evaluate is not None:
+            results = self.on_plain(self.parts.evaluate)
+            self.tracker.event("evaluation", step=self.position.step, results=results)
+
+    def guarded(self) -> bool:
+        """Probe the guarded sets when it is time; return whether the run must stop for what was lost."""
+        guard = self.config.guard
+        if guard is None or self.parts.guard is None:
+            return False
+        if self.position.step % guard.every and not self.over:
+            return False
+        broken = self.on_plain(self.parts.guard)
+        for sentence in broken:
+            self.tracker.warn(f"guard: {sentence}")
+        self.tracker.event("guard", step=self.position.step, broken=broken)
+        return bool(broken) and guard.action == "stop"
+
+    def move_mixture(self) -> None:
+        """Measure the validation losses and move the mixture; the next round draws its own order."""
+        settings = self.stage.balance
+        assert settings is not None
+        index = self.position.stage
+        losses = self.on_plain(lambda model: self.parts.validation(index, model, settings.examples))
+        balance = moved(
+            Balance.from_json(self.position.balance), losses, self.parts.entry_tasks(index), settings
+        )
+        self.position.balance = balance.to_json()
+        self.position.stream = None
+        self.tracker.event("balance", step=self.position.step, **balance.to_json())
 
     def save(self) -> None:
-        """Write a checkpoint from the main process."""
+        """Begin to write a checkpoint."""
         self.position.skips = self.ledger_of_all().counts()
         streams = [state for state in gather_objects(self.position.stream) if state is not None]
         joined = self.parts.join_states(streams) if streams else None
-        if self.accelerator.is_main_process:
-            plain = self.accelerator.unwrap_model(self.model)
-            save_checkpoint(
-                Path(self.config.output_dir),
-                self.position.step,
-                plain.trainable_state(),
-                self.optimizer.state_dict(),
-                {**asdict(self.position), "stream": joined},
-                self.config,
-                self.parts.bases,
-            )
-            self.tracker.event("saved", step=self.position.step, drawn=self.position.skips["drawn"])
-        self.accelerator.wait_for_everyone()
+        state = {**self.position.to_json(), "stream": joined, STAGE_END: self.over and self.stage_is_whole}
+        average = self.model.average
+        self.writer.save(
+            self.model.engine,
+            self.model.carried,
+            average.tensors if average is not None else {},
+            self.position.step,
+            state,
+            {"drawn": self.position.skips["drawn"]},
+        )
+
+    @property
+    def stage_is_whole(self) -> bool:
+        """Whether the stage came to its own end, not to that of ``train.max_steps``."""
+        return self.position.stage_step == self.stage.steps or self.heard >= 1

@@ -1,14 +1,21 @@
-"""AdamW with a learning rate per component, and the schedule."""
+"""AdamW with learning rates by component, expression and layer, and the schedule."""
 
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from uniaudio.config.run import RunConfig, Stage
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
+from uniaudio.model.lora import plain_name
+from uniaudio.train.structure import refuse_nothing
+
+LAYER = re.compile(r"\.(?:layers?|blocks|h)\.(\d+)\.")
 
 
 def learning_rates(config: RunConfig) -> dict[str, float]:
@@ -29,52 +36,111 @@ def component_of(parameter: str, config: RunConfig) -> str:
     return rest[1] if rest[0] == "encoders" else "fusion"
 
 
-def build_optimizer(model: nn.Module, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
+@dataclass(frozen=True)
+class Rate:
+    """The peak learning rate of a parameter, and the name under which metrics tell of it."""
+
+    name: str
+    lr: float
+
+
+def parameter_rates(model: nn.Module, config: RunConfig, stage: Stage) -> dict[str, Rate]:
+    """Return the rate of every trained parameter of a stage by its name.
+
+    Raises:
+        UserError: for an expression of ``lr`` that matches no trained parameter.
+    """
+    usual = learning_rates(config)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    rates = {name: Rate(component_of(name, config), usual[component_of(name, config)]) for name in names}
+    for pattern, lr in stage.lr.items():
+        matched = [name for name in names if re.search(pattern, plain_name(name))]
+        refuse_nothing(matched, names, f"stages.{stage.name}.lr", pattern)
+        rates |= {name: Rate(f"{component_of(name, config)}[{pattern}]", lr) for name in matched}
+    if stage.layer_decay == 1.0:
+        return rates
+    below = layers_below_last(model, config)
+    for name, rate in rates.items():
+        if name in below:
+            depth = below[name]
+            rates[name] = Rate(
+                f"{rate.name}-{depth}" if depth else rate.name, rate.lr * stage.layer_decay**depth
+            )
+    return rates
+
+
+def layers_below_last(model: nn.Module, config: RunConfig) -> dict[str, int]:
+    """Return for every parameter of an encoder how many layers lie above it (Clark et al. 2020, layer-wise rates).
+
+    What comes before the layers (convolutions, positions) is one below the first of them; what comes after them
+    (the last norm) is no layer below.
+    """
+    found: dict[str, int] = {}
+    parts: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        component = component_of(name, config)
+        if component in config.encoders:
+            parts.setdefault(component, []).append(name)
+    for names in parts.values():
+        number = {name: int(match[1]) for name in names if (match := LAYER.search(name))}
+        last = max(number.values(), default=-1)
+        begun = False
+        for name in names:
+            begun = begun or name in number
+            found[name] = last - number[name] if name in number else 0 if begun else last + 1
+    return found
+
+
+def build_optimizer(
+    model: nn.Module, config: RunConfig, stage: Stage, device: torch.device
+) -> torch.optim.AdamW:
     """Build AdamW (Loshchilov and Hutter 2019) over everything that takes a gradient.
 
     One-dimensional parameters (biases, norms) are not decayed. Fused on CUDA.
 
     Raises:
-        UserError: when nothing is trained.
+        UserError: when nothing is trained, or an expression of ``lr`` matches nothing.
     """
-    groups = []
-    for component, lr in learning_rates(config).items():
-        trained = [
-            p
-            for name, p in model.named_parameters()
-            if p.requires_grad and component_of(name, config) == component
-        ]
-        for decay, members in (
-            (config.train.weight_decay, [p for p in trained if p.dim() > 1]),
-            (0.0, [p for p in trained if p.dim() <= 1]),
-        ):
-            if members:
-                groups.append(
-                    {
-                        "params": members,
-                        "lr": lr,
-                        "peak_lr": lr,
-                        "weight_decay": decay,
-                        "component": component,
-                    }
-                )
-    if not groups:
-        raise UserError("nothing is trained: set `train: full` or `lora` for an encoder")
+    rates = parameter_rates(model, config, stage)
+    members: dict[tuple[Rate, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if name in rates:
+            decay = config.train.weight_decay if parameter.dim() > 1 else 0.0
+            members.setdefault((rates[name], decay), []).append(parameter)
+    if not members:
+        raise UserError(
+            f"stage {stage.name}: nothing is trained; set `train: full` or `lora` for an encoder or in the stage"
+        )
+    groups = [
+        {
+            "params": parameters,
+            "lr": rate.lr,
+            "peak_lr": rate.lr,
+            "weight_decay": decay,
+            "component": rate.name,
+        }
+        for (rate, decay), parameters in members.items()
+    ]
     return torch.optim.AdamW(groups, betas=config.train.betas, fused=device.type == "cuda")
 
 
-def lr_share(step: int, stage: Stage, steps: int) -> float:
-    """Return the share of the peak learning rate at a step of a stage (0-based) of ``steps`` steps.
+def lr_share(stage: Stage, step: int, steps: int | None, done: float) -> float:
+    """Return the share of the peak learning rate at a step of a stage (0-based).
 
     Linear warm-up, then half a cosine down to ``final_lr_share``, or constant.
+
+    Args:
+        steps: of the stage; None where hours of audio end it, so that their share ``done`` moves the cosine.
     """
-    if step < stage.warmup:
-        return (step + 1) / stage.warmup
+    rise = (step + 1) / stage.warmup if step < stage.warmup else 1.0
     if stage.schedule == "constant":
-        return 1.0
-    progress = (step - stage.warmup) / max(steps - stage.warmup, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return stage.final_lr_share + (1 - stage.final_lr_share) * cosine
+        return rise
+    if steps is not None:
+        if step < stage.warmup:
+            return rise
+        done = (step - stage.warmup) / max(steps - stage.warmup, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return rise * (stage.final_lr_share + (1 - stage.final_lr_share) * cosine)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

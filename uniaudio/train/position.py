@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import check_bases, latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 
 
 @dataclass
 class Position:
-    """Optimizer steps done, in all and in the current stage; the stream's state and the rows left out so far."""
+    """Steps done, in all and in the current stage, and what the stage's numbers depend on.
+
+    Args:
+        stage_seconds: audio heard in the stage. updates: steps of the stage that were not left out.
+        stream: state of the data. skips: rows left out so far. loss_mean: mean loss of the stage's steps.
+        bad: steps left out in a row. balance: state of the adaptive mixture.
+    """
 
     step: int = 0
     stage: int = 0
     stage_step: int = 0
+    stage_seconds: float = 0.0
+    updates: int = 0
     stream: dict[str, Any] | None = None
     skips: dict[str, Any] | None = None
+    loss_mean: float = 0.0
+    bad: int = 0
+    balance: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without the step, which a checkpoint states itself."""
+        told = asdict(self)
+        del told["step"]
+        return told
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Position:
+        """Read what a checkpoint holds."""
+        return cls(**{field.name: state[field.name] for field in fields(cls)})
+
+    def next_stage(self) -> Position:
+        """Return the beginning of the stage after this one."""
+        return Position(step=self.step, stage=self.stage + 1, skips=self.skips)
 
 
-def restore(
-    run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, bases: Mapping[str, Mapping[str, str]]
-) -> Position:
-    """Load the newest whole checkpoint into model and optimizer and return the position behind it.
-
-    Rates, decay and betas stay those of the optimizer: they are the config's to say, also when it was changed since.
+def newest(run_dir: Path) -> Checkpoint:
+    """Read the newest whole checkpoint of a run.
 
     Raises:
-        UserError: when there is no checkpoint, or it belongs to another model.
+        UserError: when there is none.
     """
     path = latest_checkpoint(run_dir)
     if path is None:
         raise UserError(f"--resume: {run_dir} holds no whole checkpoint; leave --resume out to start")
-    checkpoint = load_checkpoint(path)
-    check_bases(checkpoint, bases)
-    model.load_trainable_state(checkpoint.model)  # type: ignore[operator]
-    settings = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": checkpoint.optimizer["state"], "param_groups": settings})
-    state = checkpoint.state
-    return Position(state["step"], state["stage"], state["stage_step"], state["stream"], state["skips"])
+    return load_checkpoint(path)

@@ -24,11 +24,11 @@ class Tracker:
 
     Args:
         start_step: steps that are done already; rows after them (of a run that was killed later) are dropped.
-        total_steps: what the progress bar counts to.
+        total_steps: what the progress bar counts to; None: nobody knows yet.
     """
 
     def __init__(
-        self, run_dir: Path, main: bool, start_step: int, total_steps: int, tensorboard: bool
+        self, run_dir: Path, main: bool, start_step: int, total_steps: int | None, tensorboard: bool
     ) -> None:
         self.run_dir = run_dir
         self.main = main
@@ -69,7 +69,7 @@ class Tracker:
             return
         self.write(row)
         text = (
-            f"step {row['step']}/{self.total_steps}  loss {row['loss']:.4f}  "
+            f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}  loss {row['loss']:.4f}  "
             f"{row.get('audio_seconds_per_second', 0):.0f} audio-s/s  wait {row.get('data_wait_share', 0):.0%}"
         )
         if self.bar is not None:
@@ -87,6 +87,15 @@ class Tracker:
             return "?"
         minutes, seconds = divmod(round(remaining), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+    def say(self, sentence: str, style: str = "") -> None:
+        """Print what a person should know now."""
+        if self.main:
+            self.console.print(sentence, style=style, highlight=False, soft_wrap=True, markup=False)
+
+    def warn(self, sentence: str) -> None:
+        """Print what went wrong and was got over."""
+        self.say(sentence, "yellow")
 
     def event(self, name: str, **facts: Any) -> None:
         """Append a row that is no training row: ``{"event": name, ...}``."""

@@ -1,0 +1,227 @@
+"""Score matrices: every measure against a loop, known examples, holes, tables, the picture, guards."""
+
+import io
+import json
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+from rich.console import Console
+
+from uniaudio.evaluate.forgetting import (
+    ScoreMatrix,
+    broken_guards,
+    draw_matrices,
+    matrix_table,
+    summarize,
+    summary_table,
+)
+
+
+def example():
+    """Two sets learned one after the other, one that is only watched, one with holes."""
+    return ScoreMatrix(
+        ("start", "speech", "music"),
+        ("digits", "genres", "events", "pitch"),
+        ((0.50, 0.40, 0.80, None), (0.90, 0.45, 0.85, 0.3), (0.82, 0.75, 0.70, None)),
+        (1, 2, None, 2),
+    )
+
+
+def text(table, width=160):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+@st.composite
+def matrices(draw):
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    score = st.none() | st.floats(0, 1)
+    scores = tuple(tuple(draw(score) for _ in range(columns)) for _ in range(rows))
+    learned = tuple(draw(st.none() | st.integers(0, rows - 1)) for _ in range(columns))
+    stages = ("start", *(f"stage {i}" for i in range(1, rows)))
+    return ScoreMatrix(stages, tuple(f"set {j}" for j in range(columns)), scores, learned)
+
+
+def looped(matrix, floors):
+    """The four equations, cell by cell."""
+    R, S = matrix.scores, len(matrix.stages) - 1
+    sums = {"accuracy": [0.0, 0], "backward": [0.0, 0], "forgetting": [0.0, 0], "forward": [0.0, 0]}
+
+    def add(name, value):
+        sums[name][0] += value
+        sums[name][1] += 1
+
+    for j in range(len(matrix.sets)):
+        if R[S][j] is not None:
+            add("accuracy", R[S][j])
+        known = 0 if matrix.learned[j] is None else matrix.learned[j]
+        if known < S and R[known][j] is not None and R[S][j] is not None:
+            add("backward", R[S][j] - R[known][j])
+            best = R[known][j]
+            for i in range(known, S + 1):
+                if R[i][j] is not None and R[i][j] > best:
+                    best = R[i][j]
+            add("forgetting", best - R[S][j])
+        if matrix.learned[j] is not None and matrix.learned[j] >= 1 and matrix.sets[j] in floors:
+            before = R[matrix.learned[j] - 1][j]
+            if before is not None:
+                add("forward", before - floors[matrix.sets[j]])
+    return {name: total / count if count else None for name, (total, count) in sums.items()}
+
+
+@given(matrices(), st.dictionaries(st.sampled_from([f"set {j}" for j in range(6)]), st.floats(0, 1)))
+def test_every_measure_equals_its_loop(matrix, floors):
+    summary, wanted = summarize(matrix, floors), looped(matrix, floors)
+    assert summary.average_accuracy == pytest.approx(wanted["accuracy"])
+    assert summary.backward_transfer == pytest.approx(wanted["backward"])
+    assert summary.forgetting == pytest.approx(wanted["forgetting"])
+    assert summary.forward_transfer == pytest.approx(wanted["forward"])
+    assert summarize(matrix).forward_transfer is None
+
+
+@given(matrices())
+def test_forgetting_is_at_least_the_loss_and_never_negative(matrix):
+    summary = summarize(matrix)
+    if summary.forgetting is not None:
+        assert summary.forgetting >= 0
+        assert summary.forgetting >= -summary.backward_transfer - 1e-12
+    for own in summary.per_set.values():
+        assert own["forgetting"] is None or own["forgetting"] >= 0
+
+
+@given(matrices())
+def test_json_round_trip(matrix):
+    assert ScoreMatrix.from_json(json.loads(json.dumps(matrix.to_json()))) == matrix
+
+
+def test_the_example_by_hand():
+    summary = summarize(example(), {"digits": 0.1, "events": 0.3, "elsewhere": 0.9})
+    assert summary.average_accuracy == pytest.approx((0.82 + 0.75 + 0.70) / 3)
+    # digits 0.82 - 0.90, events (watched) 0.70 - 0.80; genres came last, pitch has no last score
+    assert summary.backward_transfer == pytest.approx((-0.08 - 0.10) / 2)
+    assert summary.forgetting == pytest.approx((0.08 + 0.15) / 2)  # events were best after speech
+    assert summary.forward_transfer == pytest.approx(0.50 - 0.1)  # events have a floor but were not learned
+    assert summary.per_set["events"] == pytest.approx(
+        {"start": 0.80, "final": 0.70, "best": 0.85, "change": -0.10, "forgetting": 0.15}
+    )
+    assert summary.per_set["pitch"] == {
+        "start": None,
+        "final": None,
+        "best": 0.3,
+        "change": None,
+        "forgetting": None,
+    }
+
+
+def test_rows_before_a_set_was_learned_do_not_count_in_the_mean_forgetting():
+    matrix = ScoreMatrix(("start", "a", "b"), ("x",), ((0.9,), (0.5,), (0.6,)), (1,))
+    summary = summarize(matrix)
+    assert summary.forgetting == 0.0
+    assert summary.backward_transfer == pytest.approx(0.1)
+    assert summary.per_set["x"]["forgetting"] == pytest.approx(0.3)
+
+
+def test_a_set_without_a_score_when_it_was_learned_is_left_out():
+    matrix = ScoreMatrix(("start", "a", "b"), ("x", "y"), ((0.1, 0.5), (None, 0.5), (0.6, 0.4)), (1, None))
+    summary = summarize(matrix)
+    assert summary.backward_transfer == pytest.approx(-0.1)
+    assert summary.forgetting == pytest.approx(0.1)
+
+
+def test_a_model_without_training_has_forgotten_nothing():
+    summary = summarize(ScoreMatrix(("start",), ("x",), ((0.5,),), (None,)))
+    assert summary.average_accuracy == 0.5
+    assert (summary.backward_transfer, summary.forgetting, summary.forward_transfer) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"stages": ("a", "speech", "music")}, "first stage"),
+        ({"stages": ()}, "first stage"),
+        ({"stages": ("start", "speech", "speech")}, "stages .* twice"),
+        ({"sets": ("x", "x", "y", "z")}, "sets .* twice"),
+        ({"sets": ()}, "at least one set"),
+        ({"scores": ((0.5,) * 4,) * 2}, "3 rows"),
+        ({"scores": ((0.5,) * 4, (0.5,) * 4, (0.5,) * 3)}, r"of 4 \(sets\)"),
+        ({"scores": ((0.5,) * 4, (0.5,) * 4, (0.5, float("nan"), 0.5, 0.5))}, "genres after music is nan"),
+        ({"learned": (1, 2)}, "2 entries for 4 sets"),
+        ({"learned": (1, 3, None, 2)}, "genres was learned in row 3"),
+        ({"learned": (-1, 2, None, 2)}, "digits was learned in row -1"),
+    ],
+)
+def test_a_matrix_that_does_not_fit_is_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        ScoreMatrix.from_json(example().to_json() | change)
+
+
+def test_json_without_a_part_is_refused():
+    with pytest.raises(ValueError, match="no scores, learned"):
+        ScoreMatrix.from_json({"stages": ["start"], "sets": ["x"]})
+
+
+def test_the_matrix_table_tells_scores_and_changes():
+    told = text(matrix_table("probe/linear", example()))
+    lines = {line.split()[1]: line for line in told.splitlines() if line.startswith("│")}
+    assert "0.500" in lines["start"]
+    assert "(" not in lines["start"]
+    assert "–" in lines["start"]
+    assert "0.900 (+40.0)" in lines["speech"]
+    assert "0.300 " in lines["speech"]  # no start, no change
+    assert "0.700 (-10.0)" in lines["music"]
+    assert told.startswith("probe/linear")
+
+
+def test_the_summary_table_has_one_row_a_matrix():
+    empty = ScoreMatrix(("start",), ("x",), ((None,),), (None,))
+    summaries = {"probe/linear": summarize(example(), {"digits": 0.1}), "probe/knn": summarize(empty)}
+    rows = [line.replace("│", " ").split() for line in text(summary_table(summaries)).splitlines()]
+    assert ["probe/linear", "0.757", "-9.0", "11.5", "+40.0"] in rows
+    assert ["probe/knn", "–", "–", "–", "–"] in rows
+
+
+def test_the_picture_is_written(tmp_path):
+    small = ScoreMatrix(("start",), ("x",), ((None,),), (None,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_matrices({"probe/linear": example(), "probe/knn": small}, tmp_path / "new" / "forgetting.png")
+        draw_matrices({"probe/knn": small}, tmp_path / "small.png")
+    picture = imread(tmp_path / "new" / "forgetting.png")
+    assert picture.shape[0] > 500
+    assert picture.shape[1] > 700
+    assert imread(tmp_path / "small.png").shape[1] > 700
+    red, blue = picture[..., 0], picture[..., 2]
+    assert (red - blue > 0.2).mean() > 0.02  # losses
+    assert (blue - red > 0.2).mean() > 0.02  # gains
+    with pytest.raises(ValueError, match="no score matrix"):
+        draw_matrices({}, tmp_path / "none.png")
+
+
+def test_a_guard_breaks_past_its_border_only():
+    reference = {"fsdd_digits": 0.9, "esc10": 0.7}
+    assert broken_guards(reference, {"fsdd_digits": 0.89, "esc10": 0.8, "new": 0.0}, 1.0) == []
+    assert broken_guards(reference, {"fsdd_digits": 0.85, "esc10": 0.7}, 1.0) == [
+        "fsdd_digits fell from 0.900 to 0.850, more than 1 point below its start"
+    ]
+    assert len(broken_guards(reference, {"fsdd_digits": 0.88999, "esc10": 0.68999}, 1.0)) == 2
+    assert broken_guards(reference, reference, 0.0) == []
+    assert "more than 0.5 points" in broken_guards({"x": 0.5}, {"x": 0.49}, 0.5)[0]
+    assert broken_guards({}, {}, 1.0) == []
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_no_rounding_breaks_a_guard_at_its_border(start, drop):
+    assert broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000}, drop / 10) == []
+    assert len(broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000 - 1e-6}, drop / 10)) == 1
+
+
+def test_a_guard_does_not_pass_unmeasured():
+    assert len(broken_guards({"x": 0.5}, {"x": float("nan")}, 1.0)) == 1
+    with pytest.raises(ValueError, match="without a score now: y"):
+        broken_guards({"x": 0.5, "y": 0.5}, {"x": 0.5}, 1.0)
+    with pytest.raises(ValueError, match="max_drop is -1"):
+        broken_guards({"x": 0.5}, {"x": 0.5}, -1)

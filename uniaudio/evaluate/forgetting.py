@@ -1,0 +1,320 @@
+"""What training on new data took from a model and gave to it: scores by stage and set, and their summary.
+
+A score matrix R has one row for every stage of training and one column for every labelled set; row 0 is the model
+before any training. The measures follow Lopez-Paz & Ranzato 2017 (Gradient Episodic Memory) and Chaudhry et al. 2018
+(Riemannian Walk), with one addition: a set that is only watched counts as known since row 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.table import Table
+
+from uniaudio.evaluate.figures import COLORS, STYLE
+
+START = "start"
+POINTS = 100.0  # a point is 0.01 of a score
+DARK = "#2b2f36"  # a PNG has its own white paper, so its words need not read on dark paper too
+PALE = "#e3e6ea"
+FRAME = COLORS[1]  # orange is seen on blue, on red and on white
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class ScoreMatrix:
+    """Scores R[i][j] of set j after stage i; the higher the better.
+
+    Args:
+        stages: names of the S + 1 rows, each once; the first is ``start``, the model before any training.
+        sets: names of the N columns, each once.
+        scores: S + 1 rows of N scores, None where nothing was measured.
+        learned: for each set the row after whose stage it was first trained on, None if it is only watched.
+
+    Raises:
+        ValueError: when a name stands twice, the first row is not ``start``, there is no set, the shapes disagree,
+            a score is not finite, or ``learned`` names no row.
+    """
+
+    stages: tuple[str, ...]
+    sets: tuple[str, ...]
+    scores: tuple[tuple[float | None, ...], ...]
+    learned: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages or self.stages[0] != START:
+            raise ValueError(f"the first stage of a score matrix is {START!r}, not {self.stages[:1]}")
+        if not self.sets:
+            raise ValueError("a score matrix needs at least one set")
+        for kind, names in (("stages", self.stages), ("sets", self.sets)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"the {kind} of a score matrix have a name twice: {', '.join(names)}")
+        rows, columns = len(self.stages), len(self.sets)
+        if len(self.scores) != rows or any(len(row) != columns for row in self.scores):
+            raise ValueError(f"the scores are not {rows} rows (stages) of {columns} (sets)")
+        if len(self.learned) != columns:
+            raise ValueError(f"learned has {len(self.learned)} entries for {columns} sets")
+        for stage, row in zip(self.stages, self.scores, strict=True):
+            for name, score in zip(self.sets, row, strict=True):
+                if score is not None and not math.isfinite(score):
+                    raise ValueError(f"the score of {name} after {stage} is {score}; None says not measured")
+        for name, stage_index in zip(self.sets, self.learned, strict=True):
+            if stage_index is not None and not 0 <= stage_index < rows:
+                raise ValueError(f"{name} was learned in row {stage_index}, but the rows are 0 to {rows - 1}")
+
+    def column(self, index: int) -> list[float | None]:
+        """Return the S + 1 scores of one set, by stage."""
+        return [row[index] for row in self.scores]
+
+    def changes(self) -> list[list[float | None]]:
+        """Return R[i][j] - R[0][j] in points, S + 1 rows of N, None where one of the two was not measured."""
+        return [
+            [difference(score, first, POINTS) for score, first in zip(row, self.scores[0], strict=True)]
+            for row in self.scores
+        ]
+
+    def to_json(self) -> dict[str, list[Any]]:
+        """Return the matrix as ``stages``, ``sets``, ``scores`` and ``learned``, all of them lists."""
+        return {
+            "stages": list(self.stages),
+            "sets": list(self.sets),
+            "scores": [list(row) for row in self.scores],
+            "learned": list(self.learned),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ScoreMatrix:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: when a part is missing, or the parts do not fit together.
+        """
+        missing = [part for part in ("stages", "sets", "scores", "learned") if part not in data]
+        if missing:
+            raise ValueError(f"this is no score matrix: it has no {', '.join(missing)}")
+        return cls(
+            tuple(data["stages"]),
+            tuple(data["sets"]),
+            tuple(tuple(row) for row in data["scores"]),
+            tuple(data["learned"]),
+        )
+
+
+@dataclass(frozen=True)
+class ForgettingSummary:
+    """The measures of one score matrix, in the unit of its scores; None where no set could be counted.
+
+    ``per_set`` holds for every set ``start``, ``final``, ``best`` (over all rows), ``change`` (final - start) and
+    ``forgetting`` (best - final), None where not measured. It looks at all rows, while the mean ``forgetting`` looks
+    only at the rows since a set was learned.
+    """
+
+    average_accuracy: float | None
+    backward_transfer: float | None
+    forgetting: float | None
+    forward_transfer: float | None
+    per_set: dict[str, dict[str, float | None]]
+
+
+def summarize(matrix: ScoreMatrix, floors: Mapping[str, float] | None = None) -> ForgettingSummary:
+    """Summarise what was kept, lost and gained, with S the last row and l the row in which set j was learned.
+
+    - average accuracy: mean_j R[S, j] (Lopez-Paz & Ranzato 2017)
+    - backward transfer: mean_j (R[S, j] - R[l, j]) over the sets with l < S (Lopez-Paz & Ranzato 2017)
+    - forgetting: mean_j (max_{i >= l} R[i, j] - R[S, j]) over the same sets (Chaudhry et al. 2018). Their maximum
+      leaves out row S and may go below 0; ours takes it in, so that a set that got better counts as 0.
+    - forward transfer: mean_j (R[l - 1, j] - floor_j) over the sets with l >= 1 and a floor (Lopez-Paz & Ranzato
+      2017, whose floor is a model with random weights)
+
+    A watched set counts with l = 0 backwards, since the starting model knows it already, and not at all forwards. A
+    set whose R[S, j], R[l, j] or, forwards, R[l - 1, j] was not measured is left out of the mean that needs it.
+
+    Args:
+        floors: score of each set without any learning, in the unit of the scores; other names are passed over.
+    """
+    last = len(matrix.stages) - 1
+    backward: list[float | None] = []
+    lost: list[float | None] = []
+    forward: list[float | None] = []
+    for index, (name, row) in enumerate(zip(matrix.sets, matrix.learned, strict=True)):
+        column = matrix.column(index)
+        known = row or 0
+        if known < last and column[known] is not None:
+            backward.append(difference(column[last], column[known]))
+            lost.append(difference(highest(column[known:]), column[last]))
+        if row and floors and name in floors:
+            forward.append(difference(column[row - 1], floors[name]))
+    return ForgettingSummary(
+        average_accuracy=mean(matrix.scores[last]),
+        backward_transfer=mean(backward),
+        forgetting=mean(lost),
+        forward_transfer=mean(forward),
+        per_set={name: set_summary(matrix.column(index)) for index, name in enumerate(matrix.sets)},
+    )
+
+
+def set_summary(column: list[float | None]) -> dict[str, float | None]:
+    """Return ``start``, ``final``, ``best``, ``change`` and ``forgetting`` of the scores of one set, by stage."""
+    start, final, best = column[0], column[-1], highest(column)
+    return {
+        "start": start,
+        "final": final,
+        "best": best,
+        "change": difference(final, start),
+        "forgetting": difference(best, final),
+    }
+
+
+def difference(first: float | None, second: float | None, unit: float = 1.0) -> float | None:
+    """Return (first - second) * unit, or None where one of them is unknown."""
+    return None if first is None or second is None else (first - second) * unit
+
+
+def highest(scores: Iterable[float | None]) -> float | None:
+    """Return the highest known score, or None where none is known."""
+    return max((score for score in scores if score is not None), default=None)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the known values, or None where none is known."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def matrix_table(title: str, matrix: ScoreMatrix) -> Table:
+    """Lay out stages by sets: the score, and after the first row its change against ``start`` in points."""
+    table = Table(title=f"{title}: score (change against start in points)", title_justify="left")
+    table.add_column("stage", overflow="fold")
+    for name in matrix.sets:
+        table.add_column(name, justify="right", overflow="fold")
+    for index, (stage, row, changes) in enumerate(
+        zip(matrix.stages, matrix.scores, matrix.changes(), strict=True)
+    ):
+        cells = []
+        for score, change in zip(row, changes, strict=True):
+            text = UNKNOWN if score is None else f"{score:.3f}"
+            cells.append(text if index == 0 or change is None else f"{text} ({change:+z.1f})")
+        table.add_row(stage, *cells)
+    return table
+
+
+def summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
+    """Lay out one row a matrix: the average accuracy as a score, what was lost and transferred in points."""
+    table = Table(title="forgetting and transfer (all but the accuracy in points)", title_justify="left")
+    table.add_column("scores", overflow="fold")
+    for name in ("average accuracy", "backward transfer", "forgetting", "forward transfer"):
+        table.add_column(name, justify="right")
+    for name, summary in summaries.items():
+        accuracy = summary.average_accuracy
+        moves = (
+            (summary.backward_transfer, "+z.1f"),
+            (summary.forgetting, "z.1f"),
+            (summary.forward_transfer, "+z.1f"),
+        )
+        cells = [UNKNOWN if value is None else format(value * POINTS, form) for value, form in moves]
+        table.add_row(name, UNKNOWN if accuracy is None else f"{accuracy:.3f}", *cells)
+    return table
+
+
+def draw_matrices(matrices: Mapping[str, ScoreMatrix], path: Path) -> None:
+    """Draw a heat map stage by set for every matrix, one below the other, into a PNG file.
+
+    The colour is the change against ``start`` in points, on one scale for all matrices; a frame marks the row after
+    whose stage a set was first trained on.
+
+    Raises:
+        ValueError: when there is no matrix.
+    """
+    if not matrices:
+        raise ValueError("there is no score matrix to draw")
+    changes = [abs(c) for m in matrices.values() for row in m.changes() for c in row if c is not None]
+    # a loss of two points has to be seen beside a gain of forty, so the scale is linear only up to one point
+    limit = max(10.0, *changes) if changes else 10.0
+    norm = SymLogNorm(linthresh=1.0, vmin=-limit, vmax=limit, base=10)
+    heights = [0.52 * len(matrix.stages) + 1.1 for matrix in matrices.values()]
+    widest = max(len(matrix.sets) for matrix in matrices.values())
+    names = max(len(stage) for matrix in matrices.values() for stage in matrix.stages)
+    colors = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), DARK)
+    with matplotlib.rc_context({**STYLE, **colors}):
+        size = (max(5.0, 1.6 + 0.07 * names + 0.95 * widest), sum(heights) + 0.3)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(matrices), 1, height_ratios=heights, squeeze=False)
+        for axes, (title, matrix) in zip(grid[:, 0], matrices.items(), strict=True):
+            image = draw_matrix(axes, title, matrix, norm)
+        bar = figure.colorbar(image, ax=grid[:, 0], fraction=0.03, pad=0.02, aspect=30)
+        ticks = [tick for tick in (0, 1, 3, 10, 30, 100) if tick <= limit]
+        marks = sorted({sign * tick for tick in ticks for sign in (-1, 1)})
+        bar.set_ticks(marks, labels=[f"{mark:+d}" if mark else "0" for mark in marks])
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(length=0)
+        bar.outline.set_visible(False)
+        bar.set_label("change against start, in points")
+        if any(learned is not None for matrix in matrices.values() for learned in matrix.learned):
+            figure.supxlabel("framed: the stage that first trained on the set", fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=150)
+
+
+def draw_matrix(axes: Any, title: str, matrix: ScoreMatrix, norm: Any) -> Any:
+    """Draw the heat map of one matrix and return its image; cells without a change are pale."""
+    changes = np.array(matrix.changes(), dtype=float)  # None becomes nan
+    colors = matplotlib.colormaps["RdBu"].with_extremes(bad=PALE)
+    image = axes.imshow(np.ma.masked_invalid(changes), cmap=colors, norm=norm, aspect="auto")
+    for (row, column), change in np.ndenumerate(changes):
+        score = matrix.scores[row][column]
+        text = UNKNOWN if score is None else f"{score:.3f}"
+        if row and not np.isnan(change):
+            text += f"\n{change:+z.1f}"
+        strong = not np.isnan(change) and abs(float(norm(change)) - 0.5) > 0.28
+        color = "white" if strong else DARK
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8, linespacing=1.25)
+    axes.set_xticks(np.arange(len(matrix.sets) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(matrix.stages) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    for column, learned in enumerate(matrix.learned):
+        if learned is not None:
+            corner = (column - 0.5, learned - 0.5)
+            frame = Rectangle(corner, 1, 1, fill=False, edgecolor=FRAME, linewidth=2.4, zorder=3)
+            axes.add_patch(frame).set_clip_on(False)
+    axes.set_xticks(range(len(matrix.sets)), matrix.sets, rotation=25, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(matrix.stages)), matrix.stages)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def broken_guards(reference: Mapping[str, float], now: Mapping[str, float], max_drop: float) -> list[str]:
+    """Tell which sets fell by more than they may; a score that is no number has fallen.
+
+    Args:
+        reference: score of each guarded set at the start, 0 to 1.
+        now: score of each set now, 0 to 1; sets without a reference are passed over.
+        max_drop: points (0.01) that a score may fall; a fall by exactly as much is allowed.
+
+    Returns:
+        One sentence for each such set, in the order of ``reference``.
+
+    Raises:
+        ValueError: when ``max_drop`` is below 0, or a guarded set has no score now.
+    """
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop is {max_drop}; give the points that a score may fall, 0 or more")
+    missing = [name for name in reference if name not in now]
+    if missing:
+        raise ValueError(f"guarded, but without a score now: {', '.join(missing)}")
+    allowed = f"{max_drop:g} point" + ("" if max_drop == 1 else "s")
+    return [
+        f"{name} fell from {before:.3f} to {now[name]:.3f}, more than {allowed} below its start"
+        for name, before in reference.items()
+        if not (before - now[name]) * POINTS <= max_drop + 1e-9  # a nan must not pass
+    ]

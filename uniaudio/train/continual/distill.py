@@ -1,0 +1,58 @@
+"""Feature distillation: the frames of the encoder stay near those it gave when the stage began."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uniaudio.config.stages import DistillConfig
+from uniaudio.ragged import Ragged
+from uniaudio.types import Batch
+
+
+class Distiller:
+    """A frozen copy of the encoder that hears the current clips.
+
+    Args:
+        model: as it is when the stage begins.
+    """
+
+    def __init__(self, model: Any, settings: DistillConfig) -> None:
+        self.settings = settings
+        self.model = copy.copy(model)  # its parts are shared, but for the encoder
+        self.model._modules = {
+            **model._modules,
+            "encoder": copy.deepcopy(model.encoder).requires_grad_(False).eval(),
+        }
+
+    @torch.no_grad()
+    def frames(self, batch: Batch) -> Ragged:
+        """Return the frames ``[A, E]`` that the encoder gave when the stage began."""
+        text = self.model.decoder.embed(batch.tokens.values) if reads_prompts(self.model.encoder) else None
+        frames: Ragged = self.model.encode(batch, text).frames
+        return frames
+
+    def total(self, batch: Batch, frames: Ragged) -> Tensor:
+        """Return the weighted distance summed over the frames of a micro-batch.
+
+        ``mse``: the squared distance of two frames, summed over features. ``cosine``: 1 minus their cosine.
+        """
+        before, now = self.frames(batch).values.float(), frames.values.float()
+        if self.settings.distance == "cosine":
+            apart = 1 - F.cosine_similarity(now, before, dim=-1)
+        else:
+            apart = (now - before).square().sum(-1)
+        return self.settings.weight * apart.sum()
+
+
+def reads_prompts(encoder: nn.Module) -> bool:
+    return bool(getattr(encoder, "takes_prompts", False))
+
+
+def frames_of(model: Any, batch: Batch) -> int:
+    """Return the number of encoder frames of a batch, without encoding it."""
+    return sum(model.encoder.num_frames(n) for n in batch.audio.lengths.tolist())

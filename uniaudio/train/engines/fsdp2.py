@@ -1,0 +1,77 @@
+"""FSDP2: every parameter spread over the ranks; the decoder's layers are put together one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from uniaudio.distributed import world_size
+from uniaudio.train.engines.base import Engine
+
+METHODS = ("generate_ids",)  # of the model, beside its forward, that need whole parameters
+
+
+class Fsdp2Engine(Engine):
+    """torch's ``fully_shard``: one group for each layer of the decoder, one for all the rest.
+
+    The encoder belongs to the rest, whose parameters are whole during a step: its layers are called piece by piece.
+
+    Args:
+        reshard: let go of a layer's parameters after its forward, and gather them again for its backward.
+        offload: keep parameters and optimizer on the CPU between steps.
+    """
+
+    name = "fsdp2"
+    whole = False
+
+    def __init__(
+        self,
+        plain: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: torch.dtype | None,
+        reshard: bool = True,
+        offload: bool = False,
+    ) -> None:
+        super().__init__(plain, optimizer, precision)
+        names = {id(parameter): name for name, parameter in plain.named_parameters()}
+        places = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+        mesh = init_device_mesh(next(plain.parameters()).device.type, (world_size(),))
+        policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+        for layer in decoder_layers(plain):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
+        fully_shard(plain, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+        for method in METHODS:
+            if hasattr(plain, method):
+                register_fsdp_forward_method(plain, method)
+        sharded = dict(plain.named_parameters())
+        for group, own in zip(optimizer.param_groups, places, strict=True):
+            group["params"] = [sharded[name] for name in own]
+
+    def exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        model: Any = self.plain
+        model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def clipped(self, clip: float) -> Tensor:
+        norm = super().clipped(clip)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def full(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def spread(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        assert isinstance(parameter, DTensor)
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of the decoder that its own class says must stay in one piece."""
+    lm: Any = getattr(getattr(model, "decoder", None), "lm", None)
+    kinds = set(getattr(lm, "_no_split_modules", None) or ())
+    return [part for part in lm.modules() if type(part).__name__ in kinds] if kinds else []

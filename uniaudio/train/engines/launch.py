@@ -1,0 +1,146 @@
+"""The process group and the engine that the launch file asks for; the one place where sums become gradients."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from uniaudio.config.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.ddp import DdpEngine
+from uniaudio.train.engines.fsdp2 import Fsdp2Engine
+from uniaudio.train.engines.zero import ZeroEngine
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Start accelerate as the launch file says; the run config owns precision, clipping and accumulation.
+
+    Raises:
+        UserError: when launch file and run config want different things.
+    """
+    cuda = torch.cuda.is_available()
+    refuse_conflicts(config)
+    handlers: list[Any] = []
+    if not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate would look for a group
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # with `cpu` accelerate would drop DeepSpeed without a word
+        alone = not cuda and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true"
+        accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
+    if accelerator.gradient_accumulation_steps != 1:  # somebody would divide every loss by it once more
+        raise UserError(
+            f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
+            f"but train.micro_batches is {config.train.micro_batches or accelerator.num_processes}; "
+            "leave the accumulation to the run config"
+        )
+    micro_batches = config.train.micro_batches
+    if micro_batches is not None and micro_batches % accelerator.num_processes:
+        raise UserError(
+            f"train.micro_batches is {micro_batches}, but it must be a multiple of the "
+            f"{accelerator.num_processes} processes that were launched"
+        )
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        unset_hf_deepspeed_config()  # models are loaded whole and tried out before they are spread
+        refuse_deepspeed_conflicts(plugin.deepspeed_config, config)
+    return accelerator
+
+
+def refuse_conflicts(config: RunConfig) -> None:
+    """Look at what the launch file set in the environment, before anything starts.
+
+    Raises:
+        UserError: naming both values.
+    """
+    launched = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
+    wanted = config.train.precision
+    if launched not in ("no", wanted) and not (wanted == "auto" and launched == "bf16"):
+        raise UserError(
+            f"the accelerate file says mixed_precision {launched}, but train.precision is {wanted}; "
+            "leave the precision to the run config"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "the accelerate file asks for FSDP 1; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml"
+        )
+
+
+def refuse_deepspeed_conflicts(settings: dict[str, Any], config: RunConfig) -> None:
+    """Refuse keys of a DeepSpeed config that say otherwise than the run config.
+
+    Raises:
+        UserError: naming both values.
+    """
+    clip = settings.get("gradient_clipping", "auto")
+    if clip not in ("auto", 0, config.train.clip):
+        raise UserError(
+            f"the DeepSpeed config says gradient_clipping {clip}, but train.clip is {config.train.clip}; "
+            "set it to auto"
+        )
+    for key in ("bf16", "fp16"):
+        if settings.get(key, {}).get("enabled") is True:
+            raise UserError(
+                f"the DeepSpeed config enables {key}, but train.precision is {config.train.precision}; "
+                f"leave the precision to the run config"
+            )
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise UserError(
+                f"the DeepSpeed config has its own {key}; rates and schedule belong to the run config"
+            )
+
+
+def precision_of(config: RunConfig) -> torch.dtype | None:
+    """Return the dtype of autocast, or None for float32: bf16 on CUDA unless the config says otherwise."""
+    wanted = config.train.precision
+    if wanted == "auto":
+        wanted = "bf16" if torch.cuda.is_available() else "no"
+    return torch.bfloat16 if wanted == "bf16" else None
+
+
+def make_engine(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConfig
+) -> Engine:
+    """Put a model and its optimizer into the engine that was launched."""
+    precision = precision_of(config)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        if precision is not None:
+            autocast_inside(model, precision)
+        return ZeroEngine(model, optimizer, precision, plugin.deepspeed_config, config.train.clip)
+    if accelerator.num_processes == 1:
+        return Engine(model, optimizer, precision)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+        offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
+        return Fsdp2Engine(model, optimizer, precision, reshard, offload)
+    return DdpEngine(model, optimizer, precision)
+
+
+def autocast_inside(model: nn.Module, precision: torch.dtype) -> None:
+    """Let a model's forward run under autocast by itself: DeepSpeed switches off what is around its call."""
+    inner = model.forward
+
+    def forward(*given: Any) -> Any:
+        with torch.autocast(next(model.parameters()).device.type, precision):
+            return inner(*given)
+
+    model.forward = forward
+
+
+def backward_scale(world_size: int, answer_tokens: float) -> float:
+    """Return the factor on a loss sum that gives the gradient of the mean over the global batch.
+
+    Data parallelism averages gradients over ranks, so a rank's sum is multiplied by their number and divided by the
+    answer tokens of all micro-batches of all ranks. Nothing else divides: accelerate is told of no accumulation.
+    """
+    return world_size / max(answer_tokens, 1.0)

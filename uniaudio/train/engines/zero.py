@@ -1,0 +1,135 @@
+"""DeepSpeed ZeRO (Rajbhandari et al. 2020): optimizer states, gradients and parameters spread over the ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uniaudio.train.engines.base import MOMENTS, Engine, SavedMoments, Whole
+
+BUCKET = 50_000_000  # gradients exchanged at a time; DeepSpeed's own 500 million would take 2 GB
+
+
+class ZeroEngine(Engine):
+    """A DeepSpeed engine that we drive step by step.
+
+    bf16 comes from autocast, as in the other engines, so DeepSpeed itself works in float32. It leaves a step out by
+    itself when the norm of the gradients is not finite.
+
+    Args:
+        settings: DeepSpeed's config, as accelerate read it. clip: largest norm of the gradients.
+    """
+
+    def __init__(
+        self,
+        plain: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: torch.dtype | None,
+        settings: Mapping[str, Any],
+        clip: float,
+    ) -> None:
+        import deepspeed  # seconds to import, and only some runs want it
+
+        super().__init__(plain, optimizer, precision)
+        self.stage = int(settings["zero_optimization"]["stage"])
+        self.name = f"zero{self.stage}"
+        self.whole = self.stage < 3
+        engine, *_ = deepspeed.initialize(
+            model=plain, optimizer=optimizer, config=deepspeed_config(settings, clip)
+        )
+        self.engine: Any = engine
+        self.called = engine
+        self.tools: Any = deepspeed.utils
+
+    def exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.engine.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()  # around it DeepSpeed would switch it off again; see autocast_inside
+
+    def backward(self, objective: Tensor) -> None:
+        self.engine.backward(objective)
+
+    def step(self, clip: float) -> float:
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            return float("nan")
+        norm = self.engine.get_global_grad_norm()
+        return float(norm)
+
+    def partitions(self) -> list[Tensor]:
+        """Return this rank's flat parts of the weights, as AdamW knows them."""
+        inner = self.engine.optimizer
+        parts: list[Tensor] = (
+            inner.single_partition_of_fp32_groups if self.stage < 3 else inner.fp32_partitioned_groups_flat
+        )
+        return parts
+
+    def link_moments(self) -> None:
+        """Let DeepSpeed find the moments by parameter; by itself it does so too early, after the first group's update."""
+        self.engine.optimizer._hp_optimizer_states_linked = False
+        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def trained(self) -> Iterator[Whole]:
+        if self.stage in (1, 2) and self.optimizer.state:
+            self.link_moments()
+        for name, parameter in self.plain.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if self.stage == 0:
+                state = self.optimizer.state.get(parameter, {})
+                yield Whole(
+                    name, parameter.detach(), {kind: state[kind] for kind in MOMENTS if kind in state}
+                )
+                continue
+            moments = {}
+            if self.optimizer.state:
+                moments = {
+                    kind: self.tools.safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS
+                }
+            yield Whole(name, self.tools.safe_get_full_fp32_param(parameter), moments)
+
+    def load_moments(self, saved: SavedMoments, updates: int) -> None:
+        if self.stage == 0:
+            super().load_moments(saved, updates)
+            return
+        for flat in self.partitions():  # AdamW would make its states at the first update
+            self.optimizer.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+            self.optimizer.state[flat]["step"] = torch.zeros((), device=self.step_device(flat))
+        if self.stage < 3:
+            self.link_moments()
+        for name, parameter in self.plain.named_parameters():
+            if parameter.requires_grad:
+                for kind in MOMENTS:
+                    value = saved.get(name, kind).to(self.engine.device)
+                    self.tools.safe_set_full_optimizer_state(parameter, value, kind)
+        for state in self.optimizer.state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(updates))
+
+    def close(self) -> None:
+        self.engine.destroy()
+        super().close()
+
+
+def deepspeed_config(settings: Mapping[str, Any], clip: float) -> dict[str, Any]:
+    """Return DeepSpeed's config with what belongs to the run config filled in."""
+    config = copy.deepcopy(dict(settings))
+    for unset in ("train_batch_size", "bf16", "fp16", "optimizer", "scheduler"):
+        config.pop(unset, None)
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,  # a packed micro-batch counts as one
+        "gradient_accumulation_steps": 1,  # the loop says which micro-batch is the last, and divides
+        "gradient_clipping": clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    given = {k: v for k, v in config["zero_optimization"].items() if v != "auto"}
+    config["zero_optimization"] = {"reduce_bucket_size": BUCKET, **given}
+    return config

@@ -1,0 +1,37 @@
+"""When the memory does not suffice: what the batch was, and which setting to change."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from uniaudio.config.stages import Stage
+from uniaudio.errors import UserError
+from uniaudio.types import Batch
+
+SIGNS = ("out of memory", "can't allocate memory")  # of CUDA, of the CPU's allocator
+
+
+@contextlib.contextmanager
+def telling_of_memory(batch: Batch, stage: Stage, step: int) -> Iterator[None]:
+    """Turn an allocation that failed into a sentence about the micro-batch.
+
+    Raises:
+        UserError: with the sizes of the micro-batch.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        text = str(problem)
+        if not isinstance(problem, MemoryError | torch.OutOfMemoryError) and not any(
+            s in text for s in SIGNS
+        ):
+            raise
+        raise UserError(
+            f"out of memory in step {step}, at a micro-batch of {len(batch.audio)} clips, {batch.audio_seconds:.0f} s "
+            f"of audio, {len(batch.tokens.values)} decoder tokens and {batch.answer_tokens} answer tokens; lower "
+            f"stages.{stage.name}.budget.audio_seconds (now {stage.budget.audio_seconds:g}), or let "
+            f"`uniaudio tune-batch` search it"
+        ) from problem

@@ -1,0 +1,134 @@
+"""Checkpoints in the background: the loop copies the tensors and goes on, a thread writes the copies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from uniaudio.config.run import RunConfig
+from uniaudio.distributed import gather_objects, rank, world_size
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint import (
+    Snapshot,
+    begin_checkpoint,
+    finish_checkpoint,
+    shared_out,
+    write_share,
+)
+from uniaudio.train.engines.base import Engine
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time; every rank has one and they meet through the folder alone.
+
+    Args:
+        told: called in the main rank, by the loop, when a checkpoint is whole: (step, facts).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        bases: Mapping[str, Mapping[str, str]],
+        told: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None,
+    ) -> None:
+        self.run_dir, self.config, self.bases, self.told = run_dir, config, bases, told
+        self.thread: threading.Thread | None = None
+        self.problem: UserError | None = None
+        self.done: list[tuple[int, Mapping[str, Any]]] = []
+
+    def save(
+        self,
+        engine: Engine,
+        carried: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor],
+        step: int,
+        state: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Copy what belongs to a checkpoint and begin to write it. Every rank must call it at the same point.
+
+        Args:
+            carried: tensors that earlier stages changed and this one does not train. facts: for ``told``.
+
+        Raises:
+            UserError: on all ranks, when the folder cannot be made or the checkpoint before could not be written.
+        """
+        self.wait()
+        problem = None
+        if rank() == 0:
+            try:
+                begin_checkpoint(self.run_dir, step)
+            except UserError as refused:
+                problem = str(refused)
+        if told := next((text for text in gather_objects(problem) if text), None):
+            raise UserError(told)
+        snapshot = take_snapshot(engine, carried, ema, step, state)
+        self.thread = threading.Thread(target=self.write, args=(snapshot, facts), daemon=True)
+        self.thread.start()
+
+    def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
+        """Write this rank's part, and on the main rank the rest; runs in the thread."""
+        try:
+            write_share(self.run_dir, snapshot, rank(), world_size())
+        except UserError as problem:
+            self.problem = problem
+        if rank() == 0:  # also after a failure of its own: the folder has to go
+            try:
+                finish_checkpoint(self.run_dir, snapshot, world_size(), self.config, self.bases)
+                self.done.append((snapshot.step, facts))
+            except UserError as problem:
+                self.problem = self.problem or problem
+
+    @property
+    def failed(self) -> bool:
+        return self.problem is not None
+
+    def tell(self) -> None:
+        """Report the checkpoints that have become whole since the last call."""
+        while self.done:
+            self.told(*self.done.pop(0))
+
+    def wait(self) -> None:
+        """Wait for the checkpoint under way. Every rank must call it at the same point.
+
+        Raises:
+            UserError: on all ranks, when a rank could not write its part.
+        """
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.tell()
+        if told := next((text for text in gather_objects(str(self.problem or "")) if text), None):
+            raise UserError(told)
+
+
+def take_snapshot(
+    engine: Engine,
+    carried: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
+    step: int,
+    state: Mapping[str, Any],
+) -> Snapshot:
+    """Copy to the CPU's memory what this rank has to write; the parameters are put together one at a time."""
+    own = set(shared_out(engine.sizes, world_size())[rank()])
+    main = rank() == 0
+    model, moments = {}, {}
+    for whole in engine.trained():
+        if main:
+            model[whole.name] = on_cpu(whole.weight)
+        if whole.name in own:
+            moments.update({f"{whole.name}|{kind}": on_cpu(tensor) for kind, tensor in whole.moments.items()})
+    if main:
+        model |= carried
+    averages = {name: on_cpu(engine.full(tensor)) for name, tensor in ema.items()}
+    return Snapshot(step, state, moments, model, averages if main else {})
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Return a copy that later updates leave alone."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
