@@ -53,6 +53,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(help="Continue the run in output_dir; with 'auto', only if there is one.")
     ] = None,
+    tune_batch: Annotated[
+        bool, typer.Option(help="Search the largest budget that fits first, and train every stage with it.")
+    ] = False,
 ) -> None:
     """Train an encoder (under `accelerate launch`, or in one process)."""
     from uniaudio.assemble.configs import open_run
@@ -60,7 +63,12 @@ def train(
 
     if resume not in (None, "auto", "yes"):
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
-    raise typer.Exit(run_training(open_run(config, overrides or []), resume))
+    overrides = overrides or []
+    if tune_batch:
+        from uniaudio.tools.tune import tuned_overrides
+
+        overrides = tuned_overrides(config, overrides)
+    raise typer.Exit(run_training(open_run(config, overrides), resume))
 
 
 @app.command()
@@ -168,6 +176,85 @@ def routes(
     show_routes(run, out, last)
 
 
+@app.command()
+def forgetting(
+    run: Annotated[Path, typer.Argument(help="Run folder with finished stages.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER to probe, repeatable; default: the config's guarded sets."),
+    ] = None,
+    learned: Annotated[
+        list[str] | None, typer.Option(help="NAME=STAGE that first trains on a set of another name.")
+    ] = None,
+    answers: Annotated[bool, typer.Option(help="Also ask the evaluation sets of all stages.")] = True,
+    max_examples: Annotated[int | None, typer.Option(help="Cap per evaluation set.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; default RUN.")] = None,
+    seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
+) -> None:
+    """Measure after every stage what a run learned and forgot: table, JSON and heat map."""
+    from uniaudio.assemble.forgetting import measure_forgetting
+
+    measure_forgetting(run, data or [], out, learned or [], answers, max_examples, seeds)
+
+
+@app.command()
+def soup(
+    models: Annotated[list[str], typer.Argument(help="One run to weaken, or several to average.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="New run folder to write.")],
+    start: Annotated[
+        str | None,
+        typer.Option(help="Run or checkpoint to interpolate from; default: the encoders' own weights."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Share of the trained weights; default: probes choose.", min=0, max=1)
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Comma-separated, for several models.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER whose train split chooses alpha; repeatable.")
+    ] = None,
+    probe: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "knn",
+) -> None:
+    """Write the weights between a run and its start (WiSE-FT), or the mean of several runs (model soup)."""
+    from uniaudio.assemble.soup import GRID, make_soup
+
+    if probe not in ("linear", "mlp", "knn"):
+        raise UserError(f"--probe {probe}: give linear, mlp or knn")
+    alphas = GRID if alpha is None else (alpha,)
+    typer.echo(str(make_soup(models, out, start, numbers(weights), alphas, data or [], probe)))
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """Read comma-separated numbers."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as problem:
+        raise UserError(f"--weights {text}: give numbers with commas between them") from problem
+
+
+@app.command("add-task")
+def add_task(
+    run: Annotated[Path, typer.Argument(help="Run folder whose last stage is finished.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe of the new task: a path or a name.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="New run folder to write.")],
+    steps: Annotated[int | None, typer.Option(help="Steps; default those of the last stage.", min=1)] = None,
+    replay: Annotated[
+        float, typer.Option(help="Share of draws that goes to old data.", min=0, max=0.99)
+    ] = 0.2,
+    old: Annotated[
+        list[str] | None,
+        typer.Option(help="Recipes to replay, e.g. of a packed reservoir; default: those of all stages."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key.sub=value of the new stage; repeatable.")
+    ] = None,
+) -> None:
+    """Prepare a run that goes on from a finished one with a new stage: its config, recipe and checkpoints."""
+    from uniaudio.assemble.add_task import add_task as prepare
+
+    path = prepare(run, recipe, out, steps, replay, old or [], overrides or [])
+    typer.echo(f"continue with: uniaudio train {path} --resume")
+
+
 @app.command("check-encoder")
 def check_encoder(
     model: Model,
@@ -221,11 +308,15 @@ def data_pack(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="New folder to write.")],
     shard_mib: Annotated[int, typer.Option(help="Size of a file, in MiB.", min=1)] = 512,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Keep so many rows of every training split, a reservoir to replay.", min=1),
+    ] = None,
 ) -> None:
     """Write the recipe's clips as 16 kHz FLAC in large files with an index, for fast local training."""
     from uniaudio.tools.pack import pack_recipe
 
-    pack_recipe(recipe, out, shard_mib)
+    pack_recipe(recipe, out, shard_mib, rows)
 
 
 @data.command("bench")

@@ -19,7 +19,7 @@ from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint import Checkpoint, check_bases, is_whole, latest_checkpoint, load_checkpoint
-from uniaudio.train.structure import go_through_stages, put_tensors
+from uniaudio.train.structure import Structure, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
 PART = "encoder."  # what the names of its tensors begin with in a checkpoint
@@ -154,12 +154,25 @@ def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
     config = load_run(str(checkpoint.path / "config.yaml"))
     check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
-    holder = nn.Module()  # the encoder under the name that it has in a whole model
-    holder.encoder = build_encoder(config, prompt_width(trained))
-    structure = go_through_stages(holder, config, checkpoint.state["stage"], whole=False)
+    holder, structure = encoder_holder(
+        build_encoder(config, prompt_width(trained)), config, checkpoint.state["stage"]
+    )
     put_tensors(holder, structure, trained, checkpoint.path)
-    encoder: AudioEncoder = holder.encoder
-    return encoder.to(device).eval()
+    return holder.encoder.to(device).eval()
+
+
+class EncoderHolder(nn.Module):
+    """An encoder under the name that it has in a whole model."""
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
+def encoder_holder(encoder: AudioEncoder, config: RunConfig, stage: int) -> tuple[EncoderHolder, Structure]:
+    """Bring a freshly built encoder to a stage, without the rest of its model."""
+    holder = EncoderHolder(encoder)
+    return holder, go_through_stages(holder, config, stage, whole=False)
 
 
 def prompt_width(trained: Mapping[str, Tensor]) -> int | None:

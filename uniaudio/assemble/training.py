@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from uniaudio.assemble.encoders import sketch_encoder
+from uniaudio.assemble.encoders import EncoderHolder, sketch_encoder
 from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference
 from uniaudio.assemble.judging import evaluate_recipe, validation_losses
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
@@ -118,8 +118,7 @@ def sketch_stages(config: RunConfig) -> None:
     encoder = sketch_encoder(config)
     if encoder is None:
         return
-    holder = nn.Module()
-    holder.encoder = encoder
+    holder = EncoderHolder(encoder)
     with torch.device("meta"):
         structure = Structure.of(holder)
         for index, stage in enumerate(config.stages):

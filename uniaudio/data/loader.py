@@ -245,7 +245,7 @@ def make_loader(
 
 
 def leave_group(worker: int) -> None:
-    """Leave the process group of the run: launchers signal all of it, and a run that is to save still needs its data."""
+    """Leave the run's process group: launchers signal all of it, and a run that is to save still needs its data."""
     os.setpgid(0, 0)
 
 

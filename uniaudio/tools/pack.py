@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,13 @@ class Shards:
             self.tar.close()
 
 
-def pack_recipe(name: str, out: Path, shard_mib: int, console: Console | None = None) -> None:
+def pack_recipe(
+    name: str, out: Path, shard_mib: int, rows: int | None = None, console: Console | None = None
+) -> None:
     """Write every split that a recipe names, cards for them, and the recipe over those cards.
+
+    Args:
+        rows: keep so many of every split that is trained on, drawn evenly: a reservoir to replay later.
 
     Raises:
         UserError: when ``out`` holds anything, or nothing of a split could be used.
@@ -76,9 +82,12 @@ def pack_recipe(name: str, out: Path, shard_mib: int, console: Console | None = 
             splits.append(entry.split)
     for card, splits in wanted.values():
         for split in splits:
-            rows, lost, seconds = pack_split(card, split, out, shard_mib << 20, console)
+            trained = any((e.dataset.name, e.split) == (card.name, split) for e in recipe.train)
+            kept, lost, seconds = pack_split(
+                card, split, out, shard_mib << 20, console, rows if trained else None
+            )
             console.print(
-                f"{card.name}, {split}: {rows:,} rows, {seconds / 3600:.2f} h, {lost} left out",
+                f"{card.name}, {split}: {kept:,} rows, {seconds / 3600:.2f} h, {lost} left out",
                 highlight=False,
             )
         write_card(card, splits, out)
@@ -87,9 +96,13 @@ def pack_recipe(name: str, out: Path, shard_mib: int, console: Console | None = 
 
 
 def pack_split(
-    card: DatasetCard, split: str, out: Path, most_bytes: int, console: Console
+    card: DatasetCard, split: str, out: Path, most_bytes: int, console: Console, most_rows: int | None = None
 ) -> tuple[int, int, float]:
-    """Write one split; return its rows, the rows left out (listed in ``skipped.jsonl``) and its seconds."""
+    """Write one split, or ``most_rows`` of it.
+
+    Returns:
+        Its rows, the rows left out (listed in ``skipped.jsonl``), its seconds.
+    """
     source = open_source(card, split)
     folder = out / card.name
     folder.mkdir(exist_ok=True)
@@ -101,8 +114,10 @@ def pack_split(
         (folder / f"{split}.jsonl").open("w", encoding="utf-8") as manifest,
         (out / "skipped.jsonl").open("a", encoding="utf-8") as skipped,
     ):
-        task = progress.add_task(f"{card.name}, {split}", total=source.size)
-        for packed in packed_rows(source.rows(), card, shards):
+        chosen = source.rows() if most_rows is None else sampled(source.rows(), most_rows)
+        total = source.size if most_rows is None else min(most_rows, source.size or most_rows)
+        task = progress.add_task(f"{card.name}, {split}", total=total)
+        for packed in packed_rows(chosen, card, shards):
             progress.advance(task)
             if isinstance(packed, RowError):
                 lost += 1
@@ -118,6 +133,24 @@ def pack_split(
             f"dataset {card.name}, split {split}: no row could be used; {out / 'skipped.jsonl'} says why"
         )
     return rows, lost, seconds
+
+
+def sampled(rows: Iterator[Row | RowError], count: int) -> Iterator[Row | RowError]:
+    """Yield ``count`` rows in their order, each set of rows equally likely (Vitter 1985, algorithm R); the same ones
+    every time. Rows that cannot be used do not count.
+    """
+    rng = random.Random(0)
+    kept: list[tuple[int, Row]] = []
+    seen = 0
+    for number, row in enumerate(rows):
+        if not isinstance(row, Row):
+            continue
+        seen += 1
+        if len(kept) < count:
+            kept.append((number, row))
+        elif (place := rng.randrange(seen)) < count:
+            kept[place] = (number, row)
+    yield from (row for _, row in sorted(kept, key=lambda item: item[0]))
 
 
 def packed_rows(

@@ -158,6 +158,21 @@ def tune_batch(
     return budget
 
 
+def tuned_overrides(name: str, overrides: list[str]) -> list[str]:
+    """Search the budget before a run and return the overrides with it, for every stage.
+
+    Raises:
+        UserError: under a launcher of several processes, which would each find their own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "--tune-batch searches in one process; run `uniaudio tune-batch` first and set the budget that it prints"
+        )
+    budget = int(tune_batch(name, overrides, None, 4000))
+    stages = range(len(load_run(name, overrides).stages))
+    return [*overrides, *(f"stages.{index}.budget.audio_seconds={budget}.0" for index in stages)]
+
+
 if __name__ == "__main__":
     try:
         print(json.dumps({"peak_gib": peak_of_step(load_run(sys.argv[1], sys.argv[2:]))}))

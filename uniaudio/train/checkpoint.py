@@ -7,8 +7,10 @@ parameters.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,9 @@ COMPLETE = "complete.json"  # names and sizes of the other files; written last
 UNFINISHED = ".unfinished-"
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer"
 STAGE_END = "stage_done"  # in the state: the checkpoint is the last one of its stage
+REPLACED = "-replaced"  # of a folder that makes way for another one of the same step
+WRITTEN = "written"  # in a rank's mark; an empty mark is one that is only being written
+STEP = re.compile(r"step-\d+")  # what else somebody puts beside the checkpoints is left alone
 WAIT = 0.05  # seconds between two looks at whether the other ranks have written their parts
 
 
@@ -74,15 +79,19 @@ def unfinished(folder: Path) -> Path:
 
 
 def begin_checkpoint(run_dir: Path, step: int) -> None:
-    """Make the folder that all ranks write to; what an earlier try left there goes.
+    """Make the folder that all ranks write to; what an earlier try left there goes, or comes back into its place.
 
     Raises:
         UserError: when the disk refuses.
     """
     folder = step_folder(run_dir, step)
     try:
-        for rest in (unfinished(folder), replaced(folder)):
-            shutil.rmtree(rest, ignore_errors=True)
+        shutil.rmtree(unfinished(folder), ignore_errors=True)
+        if (
+            replaced(folder).exists() and not folder.exists()
+        ):  # a kill came between the moves of finish_checkpoint
+            replaced(folder).rename(folder)
+        shutil.rmtree(replaced(folder), ignore_errors=True)
         unfinished(folder).mkdir(parents=True)
     except OSError as problem:
         raise refusal(folder, problem) from problem
@@ -106,7 +115,7 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
             save_file(dict(tensors), aside / name)
             flush(aside / name)
             verify(aside / name, tensors)
-        mark(aside, rank).write_text("")
+        mark(aside, rank).write_text(WRITTEN)
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
         try:
             mark(aside, rank).write_text(str(problem) or type(problem).__name__)
@@ -178,23 +187,31 @@ def wait_for_parts(aside: Path, world: int, patience: float) -> None:
     """
     until = time.monotonic() + patience
     for rank in range(world):
-        while not mark(aside, rank).exists():
+        while not (told := told_by(mark(aside, rank))):
             if not aside.exists():
                 raise OSError(f"the part of process {rank} could not be written")
             if time.monotonic() > until:
                 raise OSError(f"process {rank} did not write its part within {patience:g} s")
             time.sleep(WAIT)
-        if reason := mark(aside, rank).read_text():
-            raise OSError(f"process {rank}: {reason}")
+        if told != WRITTEN:
+            raise OSError(f"process {rank}: {told}")
     for rank in range(world):
         mark(aside, rank).unlink()
 
 
+def told_by(mark: Path) -> str:
+    """Return what a rank's mark says so far; an empty text where there is none yet."""
+    try:
+        return mark.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def replaced(folder: Path) -> Path:
-    return folder.with_name(f"{UNFINISHED}{folder.name}-replaced")
+    return folder.with_name(f"{UNFINISHED}{folder.name}{REPLACED}")
 
 
-def refusal(folder: Path, problem: Exception) -> UserError:
+def refusal(folder: Path, problem: object) -> UserError:
     return UserError(f"checkpoint {folder} could not be written ({problem}); earlier ones are intact")
 
 
@@ -226,7 +243,7 @@ def point_latest(folder: Path) -> None:
 
 def step_folders(folder: Path) -> list[Path]:
     """Return the checkpoints, whole or not, by their step (the names sort otherwise from a million steps on)."""
-    return sorted(folder.glob("step-*"), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if STEP.fullmatch(path.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:
@@ -273,16 +290,19 @@ def is_whole(folder: Path) -> bool:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run: the one that ``latest`` names, else the one with most steps."""
+    """Return the newest whole checkpoint of a run: the one that ``latest`` names, else the one with most steps.
+
+    One that was moved out of the way stands in for the one of its step that never came.
+    """
     folder = run_dir / "checkpoints"
-    try:
-        named = folder / (folder / "latest").read_text().strip()
-        if is_whole(named):
-            return named
-    except OSError:
-        pass
-    whole = [path for path in step_folders(folder) if is_whole(path)]
-    return whole[-1] if whole else None
+    places = set(step_folders(folder))
+    for moved in folder.glob(f"{UNFINISHED}step-*{REPLACED}"):
+        places.add(folder / moved.name.removeprefix(UNFINISHED).removesuffix(REPLACED))
+    newest_first = sorted(places, key=step_of, reverse=True)
+    with contextlib.suppress(OSError):
+        newest_first.insert(0, folder / (folder / "latest").read_text().strip())
+    found = (path for place in newest_first for path in (place, replaced(place)) if is_whole(path))
+    return next(found, None)
 
 
 def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:

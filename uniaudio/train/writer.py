@@ -16,7 +16,9 @@ from uniaudio.train.checkpoint import (
     Snapshot,
     begin_checkpoint,
     finish_checkpoint,
+    refusal,
     shared_out,
+    step_folder,
     write_share,
 )
 from uniaudio.train.engines.base import Engine
@@ -72,17 +74,25 @@ class CheckpointWriter:
         self.thread.start()
 
     def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
-        """Write this rank's part, and on the main rank the rest; runs in the thread."""
+        """Write this rank's part, and on the main rank the rest; runs in the thread.
+
+        Whatever happens here is kept for ``wait``: an exception that only ends the thread would be heard by nobody.
+        """
         try:
             write_share(self.run_dir, snapshot, rank(), world_size())
-        except UserError as problem:
-            self.problem = problem
+        except Exception as problem:
+            self.problem = self.as_told(problem, snapshot.step)
         if rank() == 0:  # also after a failure of its own: the folder has to go
             try:
                 finish_checkpoint(self.run_dir, snapshot, world_size(), self.config, self.bases)
                 self.done.append((snapshot.step, facts))
-            except UserError as problem:
-                self.problem = self.problem or problem
+            except Exception as problem:
+                self.problem = self.problem or self.as_told(problem, snapshot.step)
+
+    def as_told(self, problem: Exception, step: int) -> UserError:
+        if isinstance(problem, UserError):
+            return problem
+        return refusal(step_folder(self.run_dir, step), repr(problem))
 
     @property
     def failed(self) -> bool:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from uniaudio.distributed import world_size
-from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.base import Engine, Whole
 
 METHODS = ("generate_ids",)  # of the model, beside its forward, that need whole parameters
 
@@ -61,6 +68,12 @@ class Fsdp2Engine(Engine):
     def clipped(self, clip: float) -> Tensor:
         norm = super().clipped(clip)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def trained(self) -> Iterator[Whole]:
+        for part in self.plain.modules():  # after an evaluation some are whole still, and not what AdamW knows
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        return super().trained()
 
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

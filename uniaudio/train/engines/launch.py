@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
@@ -50,6 +49,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         )
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config  # brings DeepSpeed along
+
         unset_hf_deepspeed_config()  # models are loaded whole and tried out before they are spread
         refuse_deepspeed_conflicts(plugin.deepspeed_config, config)
     return accelerator

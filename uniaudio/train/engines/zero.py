@@ -57,6 +57,8 @@ class ZeroEngine(Engine):
         self.engine.backward(objective)
 
     def step(self, clip: float) -> float:
+        if self.stage == 0:  # gradients are exchanged; DeepSpeed would tell no norm and apply what is not finite
+            return super().step(clip)
         self.engine.step()
         if not self.engine.was_step_applied():
             return float("nan")
@@ -72,7 +74,7 @@ class ZeroEngine(Engine):
         return parts
 
     def link_moments(self) -> None:
-        """Let DeepSpeed find the moments by parameter; by itself it does so too early, after the first group's update."""
+        """Let DeepSpeed find the moments by parameter; it does so too early, after the first group's update."""
         self.engine.optimizer._hp_optimizer_states_linked = False
         self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -1,0 +1,120 @@
+"""From a finished run to one with another stage: config, recipe with replay, and the checkpoints to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from uniaudio.config.files import portable_name
+from uniaudio.config.layers import apply_override
+from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.schema import build
+from uniaudio.config.stages import Stage
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.recipe import load_recipe
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint import COMPLETE, stage_ends
+
+KEPT = ("decoder", "fisher", "metrics.jsonl", "guard.json")  # of the old run, beside its checkpoints
+
+
+def add_task(
+    run: Path,
+    recipe: str,
+    out: Path,
+    steps: int | None,
+    replay: float,
+    old: Sequence[str],
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Write ``out`` so that ``uniaudio train OUT/config.yaml --resume`` trains the new stage; return the config.
+
+    The new stage is like the last one but for its recipe and steps. The ends of the old stages go along, so that
+    ``uniaudio forgetting`` tells of all of them.
+
+    Args:
+        replay: share of draws that goes to ``old`` recipes, evenly; by default to those of all stages.
+        overrides: ``key.sub=value`` of the new stage.
+
+    Raises:
+        UserError: when the run is not finished, ``out`` holds anything, or the new stage does not fit.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give --out a new folder")
+    ends = stage_ends(run)
+    if not ends:
+        raise UserError(f"{run} has no finished stage to go on from; let `uniaudio train` finish one")
+    config = load_run(str(ends[max(ends)] / "config.yaml"))
+    if max(ends) + 1 != len(config.stages):
+        unfinished = config.stages[max(ends) + 1].name
+        raise UserError(f"{run}: stage {unfinished} is not finished; continue it with --resume first")
+    out = out.absolute()
+    name = load_recipe(recipe).name
+    out.mkdir(parents=True, exist_ok=True)
+    stage = new_stage(config, name, write_recipe(recipe, out, replay, old, config), steps, overrides)
+    grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
+    for path in ends.values():
+        shutil.copytree(path, out / "checkpoints" / path.name, copy_function=link_or_copy)
+    (out / "checkpoints" / "latest").write_text(ends[max(ends)].name + "\n")
+    for part in KEPT:
+        if (run / part).is_dir():
+            shutil.copytree(run / part, out / part)
+        elif (run / part).is_file():
+            shutil.copy2(run / part, out / part)
+    grown.save(out / "config.yaml")
+    load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
+    return out / "config.yaml"
+
+
+def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], config: RunConfig) -> str:
+    """Return what names the new stage's recipe; with replay it is a new file over the given one."""
+    near = Path.cwd()
+    given = portable_name("recipe", recipe, near)
+    if not replay:
+        return given
+    olds = [portable_name("recipe", name, near) for name in old] or list(
+        dict.fromkeys(stage.recipe for stage in config.stages)
+    )
+    opened = load_recipe(given)
+    name = f"{opened.name}_with_replay"
+    data = {
+        "base": str(opened.path.resolve()),
+        "recipe": name,
+        "replay": [{"recipe": each, "share": replay / len(olds)} for each in olds],
+    }
+    path = out / f"{name}.yaml"
+    path.write_text(dump_yaml(data), encoding="utf-8")
+    load_recipe(str(path))
+    return str(path)
+
+
+def new_stage(
+    config: RunConfig, name: str, recipe: str, steps: int | None, overrides: Sequence[str]
+) -> Stage:
+    """Return a stage like the last one with another recipe.
+
+    Raises:
+        UserError: for overrides that do not fit.
+    """
+    data = config.stages[-1].model_dump(mode="json")
+    names = [stage.name for stage in config.stages]
+    data |= {"name": name if name not in names else f"{name}_{len(names)}", "recipe": recipe}
+    if steps is not None:
+        data |= {"steps": steps, "hours": None, "warmup": min(data["warmup"], steps)}
+    for override in overrides:
+        apply_override(data, override, list(Stage.model_fields))
+    return build(Stage, json.loads(json.dumps(data)), "add-task --set")
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Share a file's blocks where the disk can; files of a checkpoint are never changed in place."""
+    if Path(source).name == COMPLETE:
+        shutil.copy2(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
