@@ -10,7 +10,7 @@ BASE = {"errors", "types", "ragged", "distributed", "config"}
 ALLOWED = {
     "errors": set(),
     "ragged": set(),
-    "distributed": set(),
+    "distributed": {"errors"},
     "types": {"ragged"},
     "config": {"errors"},
     "data": BASE,

@@ -254,8 +254,9 @@ def test_accelerate_file(name):
     deepspeed = config.deepspeed_config
     assert (config.distributed_type == DistributedType.DEEPSPEED) == bool(deepspeed)
     if deepspeed:
-        assert deepspeed["gradient_accumulation_steps"] == deepspeed["gradient_clipping"] == "auto"
-        assert f"zero{deepspeed['zero_stage']}" == Path(name).stem
+        assert deepspeed["gradient_accumulation_steps"] == 1
+        assert "gradient_clipping" not in deepspeed
+        assert Path(name).stem.startswith(f"zero{deepspeed['zero_stage']}")
 
 
 def test_every_topology_has_a_file():

@@ -1,6 +1,6 @@
 """A process of two: trains a MoWE and a mixture of experts whose ranks route differently, under a named engine.
 
-Usage: python uneven_ranks.py ddp|zero1|zero2|zero3. The main process prints its figures as JSON in the last line.
+Usage: python uneven_ranks.py ddp|zero1|zero2|zero3|fsdp2. The main process prints its figures as JSON in the last line.
 """
 
 import json
@@ -8,16 +8,16 @@ import os
 import sys
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from broken_step import accelerator_for
 from torch import nn
 
-from uniaudio.distributed import gather_objects, is_main, rank
+from uniaudio.distributed import barrier, gather_objects, is_main, rank
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary import AuxiliaryLosses
+from uniaudio.train.engines.launch import make_engine
 from uniaudio.types import Encoded
 
 
@@ -46,15 +46,6 @@ class Little(AudioEncoder):
         return Encoded(Ragged(self.net(levels), counts))
 
 
-def make_accelerator(engine):
-    gloo = [InitProcessGroupKwargs(backend="gloo")]
-    if engine == "ddp":
-        return Accelerator(cpu=True, kwargs_handlers=gloo)
-    plugin = DeepSpeedPlugin(zero_stage=int(engine[-1]), gradient_accumulation_steps=1)
-    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-    return Accelerator(cpu=True, deepspeed_plugin=plugin, kwargs_handlers=gloo)
-
-
 class Routed(nn.Module):
     """The encoder, with routes set by rank."""
 
@@ -68,28 +59,33 @@ class Routed(nn.Module):
         return frames.values, dict(getattr(encoded, "losses", {}))
 
 
-def steps(accelerator, model, given, steps=3):
-    """Three steps of the same batch towards zero frames, auxiliary losses included."""
+def steps(name, model, given, steps=3):
+    """Three steps of the same batch towards zero frames, auxiliary losses included; return losses and weights."""
+    accelerator, config = accelerator_for(name, clip=1e9)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    engine = make_engine(accelerator, model, optimizer, config)
+    assert engine.name == name
     model.train()
     losses = []
     for _ in range(steps):
-        values, auxiliary = model(given)
-        collected = AuxiliaryLosses()
-        collected.add(auxiliary)
-        extra, _ = collected.objective()
-        loss = values.square().mean()
-        accelerator.backward(loss + extra)
-        optimizer.step()
-        optimizer.zero_grad()
+        with engine.exchange(True):
+            values, auxiliary = engine.forward(given)
+            collected = AuxiliaryLosses()
+            collected.add(auxiliary)
+            extra, _ = collected.objective()
+            loss = values.square().mean()
+            engine.backward(loss + extra)
+        assert engine.step(config.train.clip) < 1e9
         losses.append(sum(gather_objects(loss.item())) / 2)
-    return losses, model
+    weights = {whole.name: whole.weight.sum().item() for whole in engine.trained()}
+    assert gather_objects(weights) == [weights] * 2  # the ranks agree
+    engine.close()
+    return losses, weights
 
 
 def main():
     engine = sys.argv[1]
-    accelerator = make_accelerator(engine)
+    accelerator_for(engine)  # the ranks meet
     torch.manual_seed(0)
     encoders = {"base": Little(), "first": Little(), "second": Little(), "third": Little()}
     mowe = MoweEncoder(encoders, 25.0, routers="dependent")
@@ -103,9 +99,8 @@ def main():
     mowe.dependent.forward = route
     generator = torch.Generator().manual_seed(rank())
     audio = Ragged(torch.randn(16_000, generator=generator), torch.tensor([6_000, 10_000]))
-    routed, model = steps(accelerator, Routed(mowe), audio)
-    inner = accelerator.unwrap_model(model).encoder
-    heard = gather_objects([inner.encoders[name].heard[0] for name in ("first", "second", "third")])
+    routed, weights = steps(engine, Routed(mowe), audio)
+    heard = gather_objects([mowe.encoders[name].heard[0] for name in ("first", "second", "third")])
 
     class Experts(nn.Module):
         def __init__(self):
@@ -123,14 +118,12 @@ def main():
             fused = self.moe([[given], [given]])
             return fused.frames.values, dict(fused.losses)
 
-    if engine != "ddp":  # an accelerator drives one DeepSpeed engine
-        accelerator.state._reset_state(True)
-        accelerator = make_accelerator(engine)
     frames = Ragged(torch.randn(7, 4, generator=generator), torch.tensor([3, 4]))
-    mixed, _ = steps(accelerator, Experts(), frames)
+    mixed, more = steps(engine, Experts(), frames)
     if is_main():
-        print(json.dumps({"engine": engine, "mowe": routed, "moe": mixed, "heard": heard}), flush=True)
-    accelerator.wait_for_everyone()
+        told = {"engine": engine, "mowe": routed, "moe": mixed, "heard": heard, "weights": [weights, more]}
+        print(json.dumps(told), flush=True)
+    barrier()
     os._exit(0)  # gloo's threads may outlive the interpreter's own clean-up and abort it
 
 

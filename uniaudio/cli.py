@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from uniaudio import __version__
-from uniaudio.errors import UserError
+from uniaudio.errors import LostProcessError, UserError
 
 app = typer.Typer(
     name="uniaudio",
@@ -355,9 +355,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the exit codes 0, 1, 2 (user's mistake) or 75 (stopped, may continue)."""
     try:
         app(args=with_resume_value(sys.argv[1:] if arguments is None else arguments))
-    except UserError as mistake:
-        typer.echo(f"uniaudio: {mistake}", err=True)
-        sys.exit(2)
+    except (UserError, LostProcessError) as told:
+        typer.echo(f"uniaudio: {told}", err=True)
+        sys.exit(2 if isinstance(told, UserError) else 1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""Rank, world size and sums over ranks; nothing else in the package touches ``torch.distributed``."""
+"""Rank, world size and sums over ranks; but for sharding, nothing else in the package touches ``torch.distributed``."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+
+from uniaudio.errors import LostProcessError
+
+GONE = ("connection closed by peer", "connection reset", "broken pipe", "remote process exited")
 
 
 def is_distributed() -> bool:
@@ -53,3 +59,21 @@ def gather_objects(value: Any) -> list[Any]:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
+
+
+@contextlib.contextmanager
+def telling_of_lost_processes() -> Iterator[None]:
+    """Turn an exchange that failed because a process is gone into a sentence.
+
+    Raises:
+        LostProcessError: naming this process; the launcher says which one was lost.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        if not is_distributed() or not any(sign in str(problem).lower() for sign in GONE):
+            raise
+        raise LostProcessError(
+            f"process {rank()} lost another one of its run (killed, out of memory, or its machine is gone); "
+            "continue from the last checkpoint with --resume"
+        ) from problem

@@ -1,4 +1,4 @@
-"""The two exceptions that are part of the interface: a user's mistake and an unusable row."""
+"""The exceptions that are part of the interface: a user's mistake, an unusable row, a process that was lost."""
 
 
 class UserError(Exception):
@@ -22,3 +22,7 @@ class RowError(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class LostProcessError(Exception):
+    """Another process of the run is gone. The command line prints the sentence without a traceback, exit code 1."""

@@ -14,8 +14,9 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.train.engine import backward_scale
+from uniaudio.train.engines.launch import backward_scale
 from uniaudio.train.optim import build_optimizer, lr_share
+from uniaudio.train.structure import Structure, held_tensors, put_tensors
 from uniaudio.types import Example
 
 
@@ -43,6 +44,15 @@ def examples(count):
 
 def batch(model, format, some):
     return collate(some, format, model.slots_for, ("speak", "tag"))
+
+
+def optimizer_of(model, config):
+    return build_optimizer(model, config, config.stages[0], torch.device("cpu"))
+
+
+def held(model):
+    """What a checkpoint of the first stage holds, copied."""
+    return {name: p.detach().clone() for name, p in held_tensors(model, Structure.of(model)).items()}
 
 
 def gradients(model):
@@ -112,11 +122,12 @@ def test_frozen_parts_are_outside_everything(model, tone_run):
     model.train()
     assert not model.decoder.lm.training
     assert not any(p.requires_grad for p in model.decoder.parameters())
-    optimizer = build_optimizer(model, load_run(tone_run), torch.device("cpu"))
+    optimizer = optimizer_of(model, load_run(tone_run))
     members = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert not members & {id(p) for p in model.decoder.parameters()}
     assert members == {id(p) for p in model.parameters() if p.requires_grad}
-    assert not any(name.startswith("decoder") for name in model.trainable_state())
+    assert held(model).keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(name.startswith("decoder") for name in held(model))
 
 
 def test_a_frozen_encoder_takes_no_gradient_and_stays_in_eval_mode(model, tone_run):
@@ -124,25 +135,30 @@ def test_a_frozen_encoder_takes_no_gradient_and_stays_in_eval_mode(model, tone_r
     model.train()
     assert not model.encoder.training
     assert model.adapter.training
-    assert all(name.startswith("adapter") for name in model.trainable_state())
+    assert all(name.startswith("adapter") for name in held(model))
+    assert len(held(model)) == len(list(model.adapter.parameters())) > 0
     config = load_run(tone_run, ["encoders.whisper.train=frozen"])
-    groups = build_optimizer(model, config, torch.device("cpu")).param_groups
+    groups = optimizer_of(model, config).param_groups
     assert {group["component"] for group in groups} == {"adapter"}
 
 
 def test_learning_rates_by_component_and_schedule(model, tone_run):
     config = load_run(tone_run, ["encoders.whisper.lr=2e-5", "stages.0.final_lr_share=0.1"])
-    groups = build_optimizer(model, config, torch.device("cpu")).param_groups
+    groups = optimizer_of(model, config).param_groups
     assert {(group["component"], group["peak_lr"]) for group in groups} == {
         ("whisper", 2e-5),
         ("adapter", 1e-3),
     }
     assert all(group["weight_decay"] == 0 for group in groups if all(p.dim() == 1 for p in group["params"]))
-    shares = [lr_share(step, config.stages[0], 8) for step in range(8)]
+    shares = [lr_share(config.stages[0], step, 8, 0.0) for step in range(8)]
     assert shares[:2] == [0.5, 1.0]
     assert shares[2] == 1.0
     assert shares == sorted(shares[:2]) + sorted(shares[2:], reverse=True)
-    assert lr_share(8, config.stages[0], 8) == pytest.approx(0.1)
+    assert lr_share(config.stages[0], 8, 8, 0.0) == pytest.approx(0.1)
+    hours = [lr_share(config.stages[0], step, None, step / 8) for step in range(9)]
+    assert hours[0] == pytest.approx(0.5)  # the warm-up counts steps, the cosine the hours that were heard
+    assert hours[2] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + 0.5**0.5))
+    assert hours[8] == pytest.approx(0.1)
 
 
 def test_slots_that_do_not_match_are_told_with_both_numbers(model, chat_tokenizer):
@@ -152,11 +168,23 @@ def test_slots_that_do_not_match_are_told_with_both_numbers(model, chat_tokenize
 
 
 def test_a_checkpoint_of_another_model_is_refused(model):
-    state = model.trainable_state()
-    with pytest.raises(UserError, match=r"missing \['adapter.down.bias'\]"):
-        model.load_trainable_state({k: v for k, v in state.items() if k != "adapter.down.bias"})
+    structure, state = Structure.of(model), held(model)
+    with pytest.raises(UserError, match=r"step-3: .*missing \['adapter.down.bias'\], unknown none"):
+        put_tensors(model, structure, {k: v for k, v in state.items() if k != "adapter.down.bias"}, "step-3")
+    with pytest.raises(UserError, match=r"missing none, unknown \['decoder.more'\]"):
+        put_tensors(model, structure, {**state, "decoder.more": torch.zeros(3)}, "step-3")
     with pytest.raises(UserError, match=r"adapter.down.bias is \(3,\), the config's \(64,\)"):
-        model.load_trainable_state({**state, "adapter.down.bias": torch.zeros(3)})
+        put_tensors(model, structure, {**state, "adapter.down.bias": torch.zeros(3)}, "step-3")
+
+
+def test_tensors_of_a_checkpoint_come_back_bit_for_bit(model):
+    state = held(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    put_tensors(model, Structure.of(model), state, "step-3")
+    for name, parameter in held(model).items():
+        assert torch.equal(parameter, state[name]), name
 
 
 def test_questions_that_share_a_clip_have_the_losses_and_gradients_of_each_alone(model, chat_tokenizer):

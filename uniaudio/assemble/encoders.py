@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import AutoConfig
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig, load_run
@@ -18,7 +18,15 @@ from uniaudio.model.encoders.weights import RANDOM
 from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
-from uniaudio.train.checkpoint import Checkpoint, check_bases, is_whole, latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import (
+    EMA,
+    MODEL,
+    Checkpoint,
+    check_bases,
+    is_whole,
+    latest_checkpoint,
+    load_checkpoint,
+)
 from uniaudio.train.structure import Structure, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
@@ -134,7 +142,8 @@ def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
     if folder is None:
         raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "bases.json"):
+    averages = (EMA,) if settings.path.endswith(AVERAGED) else ()
+    for name in (MODEL, *averages, "bases.json"):
         digest.update((folder / name).read_bytes())
     return {"path": settings.path, "sha256": digest.hexdigest()}
 
@@ -155,7 +164,7 @@ def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
     check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
     holder, structure = encoder_holder(
-        build_encoder(config, prompt_width(trained)), config, checkpoint.state["stage"]
+        build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
     )
     put_tensors(holder, structure, trained, checkpoint.path)
     return holder.encoder.to(device).eval()
@@ -175,6 +184,13 @@ def encoder_holder(encoder: AudioEncoder, config: RunConfig, stage: int) -> tupl
     return holder, go_through_stages(holder, config, stage, whole=False)
 
 
-def prompt_width(trained: Mapping[str, Tensor]) -> int | None:
-    """Return the width of the questions that a checkpoint's router reads, if it reads any."""
-    return trained[READS_PROMPT].shape[1] if READS_PROMPT in trained else None
+def prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
+    """Return the width of the questions that the router of a checkpoint reads, if it reads any."""
+    if READS_PROMPT in checkpoint.model:
+        return checkpoint.model[READS_PROMPT].shape[1]
+    if getattr(config.fusion, "routers", None) is None:
+        return None
+    kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
+    path = str(kept) if kept.is_dir() else config.decoder.path
+    decoder = AutoConfig.from_pretrained(path, revision=config.decoder.revision)
+    return int(decoder.get_text_config().hidden_size)

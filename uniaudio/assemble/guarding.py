@@ -30,7 +30,7 @@ def guarded_sets(config: RunConfig) -> list[LabelledSet]:
 
 def guard_scores(encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig) -> dict[str, float]:
     """Return the accuracy of the guard's probe on every guarded set."""
-    scores = probe_models({"now": encoder}, sets, SEEDS)
+    scores = probe_models({"now": encoder}, sets, SEEDS, kinds=(settings.probe,))
     return {name: models["now"][settings.probe]["mean"] for name, models in scores.items()}
 
 

@@ -154,9 +154,8 @@ def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> T
         if not found or any(found[name].shape != end.model[name].shape for name in found):
             raise UserError(f"{start} and {end.path} do not hold the same tensors")
         return found
-    trained = {name: t for name, t in end.model.items() if name.startswith(PART)}
     holder, structure = encoder_holder(
-        build_encoder(config, prompt_width(trained)), config, end.state["stage"]
+        build_encoder(config, prompt_width(config, end)), config, end.state["stage"]
     )
     return {
         name: t.detach().clone()
@@ -169,7 +168,7 @@ def encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) ->
     """Return the encoder of a checkpoint with other tensors in it."""
     own = {name: t for name, t in tensors.items() if name.startswith(PART)}
     holder, structure = encoder_holder(
-        build_encoder(config, prompt_width(own)), config, checkpoint.state["stage"]
+        build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
     )
     put_tensors(holder, structure, own, checkpoint.path)
     return holder.encoder.eval()
@@ -200,7 +199,7 @@ def score_shares(
     """Return for each share the accuracy on the held-out clips of every set, and their mean."""
     scores: dict[float, dict[str, float]] = {}
     for alpha in alphas:
-        found = probe_models({"soup": encoder_at(alpha)}, sets, SEEDS)
+        found = probe_models({"soup": encoder_at(alpha)}, sets, SEEDS, kinds=(probe,))
         by_set = {name: models["soup"][probe]["mean"] for name, models in found.items()}
         scores[alpha] = {**by_set, "mean": sum(by_set.values()) / len(by_set)}
     return scores

@@ -23,7 +23,7 @@ from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import open_source
 from uniaudio.data.stream import Mixture
 from uniaudio.data.tokens import ChatFormat
-from uniaudio.distributed import is_main, rank, world_size
+from uniaudio.distributed import is_main, rank, telling_of_lost_processes, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.train.balance import Balance, shares
@@ -101,7 +101,8 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         guard=guard if sets else None,
         evaluate=evaluate,
     )
-    return train(parts, config, accelerator, continued)
+    with telling_of_lost_processes():
+        return train(parts, config, accelerator, continued)
 
 
 def audio_lm(model: nn.Module) -> AudioLM:

@@ -76,9 +76,9 @@ class TrainConfig(Strict):
     """``micro_batches`` counts over all processes; it defaults to the number of processes.
 
     Of the checkpoints the ``keep_last`` newest are kept, those at steps that ``keep_every`` divides, and the last one
-    of every stage. A step whose gradient is not finite, or whose loss is more than ``max_loss_ratio`` times the mean of
-    the stage, is left out; ``max_bad_steps`` of them in a row end the run. ``hang_seconds``: after so long without a
-    step every process prints its stacks.
+    of every stage. A step whose gradient is not finite is left out, and so is one whose loss is more than
+    ``max_loss_ratio`` times the mean of the stage (or 1, if that is more); ``max_bad_steps`` of them in a row end the
+    run. ``hang_seconds``: after so long without a step every process prints its stacks.
     """
 
     max_steps: PositiveInt | None = None

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from uniaudio.evaluate.embed import embed_clips
 from uniaudio.evaluate.labelled import LabelledSet
-from uniaudio.evaluate.probes import probe
+from uniaudio.evaluate.probes import KINDS, probe
 from uniaudio.model.encoders.base import AudioEncoder
 
 Scores = dict[str, dict[str, dict[str, dict[str, float]]]]  # set -> model -> probe -> mean and std
@@ -19,8 +19,9 @@ def probe_models(
     sets: Sequence[LabelledSet],
     seeds: int,
     told: Callable[[str], None] = lambda text: None,
+    kinds: Sequence[str] = KINDS,
 ) -> Scores:
-    """Embed every set with every model and probe the embeddings."""
+    """Embed every set with every model and probe the embeddings, with these kinds of probes."""
     scores: Scores = {}
     for labelled in sets:
         scores[labelled.name] = {}
@@ -28,7 +29,7 @@ def probe_models(
             told(f"{labelled.name}: {name}")
             train, test = (embed_clips(encoder, c) for c in (labelled.train_clips, labelled.test_clips))
             scores[labelled.name][name] = probe(
-                train, labelled.train_labels, test, labelled.test_labels, seeds
+                train, labelled.train_labels, test, labelled.test_labels, seeds, kinds=kinds
             )
     return scores
 

@@ -67,7 +67,8 @@ def insert_lora(
     module: nn.Module, names: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
 ) -> None:
     """Put low-rank updates beside the linear maps of these full names."""
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names))
+    exactly = "|".join(re.escape(name) for name in names)  # names in a list would also match as endings
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=exactly)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of models without a config
         torch.manual_seed(seed)
@@ -87,7 +88,7 @@ def merge_lora(module: nn.Module, names: Collection[str] | None = None) -> None:
     """
     for name, part in list(module.named_modules()):
         if isinstance(part, LoraLayer) and (names is None or name in names):
-            part.merge(safe_merge=True)
+            part.merge(safe_merge=not next(part.parameters()).is_meta)
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, part.get_base_layer())
 

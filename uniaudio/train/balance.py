@@ -64,7 +64,9 @@ def moved(
         mean = sum(gains.values()) / len(gains)
         widest = max(max(abs(gain - mean) for gain in gains.values()), TINY)
         for name, gain in gains.items():
-            grown = factors[name] * math.exp(settings.rate * (gain - mean) / widest)
+            grown = factors[name] * math.exp(
+                min(settings.rate * (gain - mean) / widest, 700.0)
+            )  # no overflow
             factors[name] = min(max(grown, 1 / settings.bound), settings.bound)
     return Balance(balance.round + 1, factors, dict(losses))
 

@@ -24,6 +24,8 @@ from uniaudio.train.position import Position
 from uniaudio.train.structure import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
 from uniaudio.types import Batch
 
+FISHER = "fisher"  # folder of a run: what `ewc` measured
+
 
 @dataclass
 class StageModel:
@@ -127,7 +129,7 @@ def make_anchors(
         found["l2sp"] = Anchor(copies(anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight)
     if ewc is not None:
         parameters = anchored_parameters(model, ewc.on, f"{where}.ewc")
-        path = run_dir / "fisher" / f"{stage.name}.safetensors"
+        path = run_dir / FISHER / f"{stage.name}.safetensors"
         fisher = kept_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
         found["ewc"] = Anchor(copies(parameters), ewc.weight, fisher)
     return found

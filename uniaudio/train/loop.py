@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from uniaudio.train.balance import Balance, moved
 from uniaudio.train.checkpoint import STAGE_END, Checkpoint, check_bases
 from uniaudio.train.continual.distill import frames_of
 from uniaudio.train.engines.launch import backward_scale
-from uniaudio.train.entering import StageModel, open_stage
+from uniaudio.train.entering import FISHER, StageModel, open_stage
 from uniaudio.train.memory import telling_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
 from uniaudio.train.position import Position, newest
@@ -99,6 +100,9 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
     checkpoint = newest(run_dir) if resume else None
     position = starting_position(config, checkpoint, parts.bases)
     main = accelerator.is_main_process
+    if main and not resume:  # of an earlier run that never came to a checkpoint
+        shutil.rmtree(run_dir / FISHER, ignore_errors=True)
+    barrier()
     tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
     if main:
         config.save(run_dir / "config.yaml")
@@ -253,9 +257,9 @@ class StageRun:
                 window = self.new_window()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.over):
                 self.evaluate()
-            if self.stage.balance and position.stage_step % self.stage.balance.every == 0 and not self.over:
+            if self.stage.balance and position.stage_step % self.stage.balance.every == 0:
                 self.move_mixture()
-                steps = self.open_steps()
+                steps = steps if self.over else self.open_steps()
             broken = self.guarded()
             if position.step % settings.save_every == 0 or self.over or broken:
                 self.save()
@@ -325,7 +329,9 @@ class StageRun:
         ranks = self.accelerator.num_processes
         objective = loss.total * backward_scale(ranks, tokens)
         if self.model.distiller is not None and loss.frames is not None:
-            apart = self.model.distiller.total(batch, loss.frames)
+            with self.model.engine.autocast():
+                before = self.model.distiller.frames(batch)
+            apart = self.model.distiller.total(before, loss.frames)
             objective = objective + apart * backward_scale(ranks, frames)
         return objective
 
@@ -352,8 +358,13 @@ class StageRun:
         one = torch.ones((), device=mean.device)
         if self.position.updates < SETTLED:
             return one
-        highest = self.config.train.max_loss_ratio * self.position.loss_mean
+        highest = self.config.train.max_loss_ratio * self.usual_loss
         return torch.where(mean > highest, one * float("nan"), one)
+
+    @property
+    def usual_loss(self) -> float:
+        """The stage's mean loss per answer token, at least 1: below that no loss is an explosion."""
+        return max(self.position.loss_mean, 1.0)
 
     def account(self, norm: float, step: Steps, seconds: float) -> None:
         """Count a step; tell of one that was left out, and stop after too many in a row.
@@ -380,9 +391,9 @@ class StageRun:
             "its loss or gradient is not finite"
             if not math.isfinite(loss)
             or position.updates < SETTLED
-            or loss <= settings.max_loss_ratio * position.loss_mean
+            or loss <= settings.max_loss_ratio * self.usual_loss
             else f"its loss is {loss:.3g}, more than train.max_loss_ratio={settings.max_loss_ratio:g} times the usual "
-            f"{position.loss_mean:.3g}"
+            f"{self.usual_loss:.3g}"
         )
         named = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
         told = f"step {position.step} was left out: {reason}; its examples: {named}"

@@ -130,7 +130,8 @@ def lr_share(stage: Stage, step: int, steps: int | None, done: float) -> float:
     Linear warm-up, then half a cosine down to ``final_lr_share``, or constant.
 
     Args:
-        steps: of the stage; None where hours of audio end it, so that their share ``done`` moves the cosine.
+        steps: of the stage; None where hours of audio end it, so that their share ``done`` moves the cosine. With
+            both, the one that will end the stage first does.
     """
     rise = (step + 1) / stage.warmup if step < stage.warmup else 1.0
     if stage.schedule == "constant":
@@ -138,7 +139,7 @@ def lr_share(stage: Stage, step: int, steps: int | None, done: float) -> float:
     if steps is not None:
         if step < stage.warmup:
             return rise
-        done = (step - stage.warmup) / max(steps - stage.warmup, 1)
+        done = max(done, (step - stage.warmup) / max(steps - stage.warmup, 1))
     cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return rise * (stage.final_lr_share + (1 - stage.final_lr_share) * cosine)
 

@@ -69,7 +69,8 @@ def enter_stage(
         UserError: for an expression that matches nothing, and for parameters of a frozen decoder.
     """
     stage = config.stages[index]
-    structure.changed |= {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
+    if index:  # what the stage before trained; before the first one nothing has changed yet
+        structure.changed |= {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
     modes = modes_of(structure.usual, stage, whole)
     linear = {f"{name}.weight": name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     beside = set(lora_modules(model))
@@ -85,7 +86,8 @@ def enter_stage(
     structure.changed |= {f"{name}.weight" for name in merged}
     new = sorted(wanted - (beside - merged))
     for lora, names in by_settings(new, config).items():
-        insert_lora(model, names, lora.rank, lora.alpha, lora.dropout, config.seed)
+        # of a seed of its own: a new update beside a merged one begins in other directions than that one did
+        insert_lora(model, names, lora.rank, lora.alpha, lora.dropout, config.seed + index)
     for name, parameter in model.named_parameters():
         owner = f"{name.split('.' + LORA)[0]}.weight" if LORA in name else plain_name(name)
         parameter.requires_grad_(modes[owner] == ("lora" if LORA in name else "full"))
@@ -119,8 +121,8 @@ def refuse_nothing(matched: Iterable[str], names: Iterable[str], where: str, pat
         UserError: with the beginnings of the names there are.
     """
     if not list(matched):
-        beginnings = sorted({".".join(name.split(".")[:3]) for name in names})
-        shown = ", ".join(beginnings[:8]) + (" ..." if len(beginnings) > 8 else "")
+        beginnings = sorted({".".join(name.split(".")[:-1][:3]) for name in names})
+        shown = ", ".join(beginnings[:12]) + (" ..." if len(beginnings) > 12 else "")
         raise UserError(f"{where}: '{pattern}' matches no parameter; their names begin with {shown}")
 
 

@@ -70,7 +70,8 @@ class CheckpointWriter:
         if told := next((text for text in gather_objects(problem) if text), None):
             raise UserError(told)
         snapshot = take_snapshot(engine, carried, ema, step, state)
-        self.thread = threading.Thread(target=self.write, args=(snapshot, facts), daemon=True)
+        # no daemon: a run that ends with an error leaves when what it has begun to write is whole
+        self.thread = threading.Thread(target=self.write, args=(snapshot, facts), name="checkpoint")
         self.thread.start()
 
     def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:

@@ -97,9 +97,12 @@ def kept_fisher(
     examples: Iterable[Batch],
     count: int,
 ) -> dict[str, Tensor]:
-    """Return the Fisher information of a stage: measured once, and read again when the stage is resumed."""
-    if path.is_file():
-        stored = load_file(path)
+    """Return the Fisher information of a stage: measured once, and read again when the stage is resumed.
+
+    A file about other parameters, of a config that has been changed since, is measured anew.
+    """
+    stored = load_file(path) if path.is_file() else {}
+    if all(name in stored and stored[name].shape == p.shape for name, p in parameters.items()):
         return {name: stored[name].to(p.device) for name, p in parameters.items()}
     fisher = diagonal_fisher(model, parameters, examples, count)
     if is_main():

@@ -36,16 +36,16 @@ class Distiller:
         frames: Ragged = self.model.encode(batch, text).frames
         return frames
 
-    def total(self, batch: Batch, frames: Ragged) -> Tensor:
-        """Return the weighted distance summed over the frames of a micro-batch.
+    def total(self, before: Ragged, now: Ragged) -> Tensor:
+        """Return the weighted distance summed over the frames of a micro-batch, in float32.
 
         ``mse``: the squared distance of two frames, summed over features. ``cosine``: 1 minus their cosine.
         """
-        before, now = self.frames(batch).values.float(), frames.values.float()
+        old, new = before.values.float(), now.values.float()
         if self.settings.distance == "cosine":
-            apart = 1 - F.cosine_similarity(now, before, dim=-1)
+            apart = 1 - F.cosine_similarity(new, old, dim=-1)
         else:
-            apart = (now - before).square().sum(-1)
+            apart = (new - old).square().sum(-1)
         return self.settings.weight * apart.sum()
 
 

@@ -70,7 +70,7 @@ class Fsdp2Engine(Engine):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def trained(self) -> Iterator[Whole]:
-        for part in self.plain.modules():  # after an evaluation some are whole still, and not what AdamW knows
+        for part in self.plain.modules():  # after an evaluation some are whole still: not those of AdamW
             if isinstance(part, FSDPModule):
                 part.reshard()
         return super().trained()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
 from uniaudio.train.engines.zero import ZeroEngine
 
+PATIENCE = timedelta(hours=2)  # of an exchange: the others wait while the main process evaluates
+
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Start accelerate as the launch file says; the run config owns precision, clipping and accumulation.
@@ -28,8 +31,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     cuda = torch.cuda.is_available()
     refuse_conflicts(config)
     handlers: list[Any] = []
-    if not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate would look for a group
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate would look for a group
+        handlers.append(InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=PATIENCE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # with `cpu` accelerate would drop DeepSpeed without a word

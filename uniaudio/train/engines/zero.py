@@ -50,14 +50,14 @@ class ZeroEngine(Engine):
         self.engine.set_gradient_accumulation_boundary(last)
         return contextlib.nullcontext()
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()  # around it DeepSpeed would switch it off again; see autocast_inside
+    def forward(self, *given: Any) -> Any:
+        return self.called(*given)  # autocast around it would be switched off; see autocast_inside
 
     def backward(self, objective: Tensor) -> None:
         self.engine.backward(objective)
 
     def step(self, clip: float) -> float:
-        if self.stage == 0:  # gradients are exchanged; DeepSpeed would tell no norm and apply what is not finite
+        if self.stage == 0:  # DeepSpeed would tell no norm, and apply what is not finite
             return super().step(clip)
         self.engine.step()
         if not self.engine.was_step_applied():

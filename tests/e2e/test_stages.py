@@ -1,0 +1,372 @@
+"""Runs of several stages and the means against forgetting, from the config to what is on disk."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import tone
+from safetensors.torch import load_file
+
+from uniaudio.assemble import guarding, training
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.models import load_model
+from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
+from uniaudio.model.lora import lora_modules
+from uniaudio.ragged import Ragged
+from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+from uniaudio.train.stop import CONTINUE_LATER
+
+STAGE = {"recipe": "tone_recipe", "steps": 2, "schedule": "constant", "budget": {"audio_seconds": 4}}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def run(tone_run, out, stages, *overrides, resume=None):
+    """Train and return the exit code and the run's folder."""
+    named = [STAGE | {"name": f"s{i}"} | stage for i, stage in enumerate(stages)]
+    folder = tone_run.parent / out
+    config = load_run(
+        tone_run, [f"stages={json.dumps(named)}", f"output_dir={folder}", "data.log_ids=false", *overrides]
+    )
+    return training.run_training(config, resume), folder
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder, kind):
+    return [row for row in metrics(folder) if row.get("event") == kind]
+
+
+def at(folder, step):
+    return str(folder / "checkpoints" / f"step-{step:06d}")
+
+
+def audio():
+    return Ragged.from_rows([torch.from_numpy(tone(0.8, 300, 0)), torch.from_numpy(tone(0.4, 900, 1))])
+
+
+def frames(encoder):
+    with torch.no_grad():
+        return encoder.eval()(audio()).frames.values
+
+
+def weights(spec):
+    return {name: p.detach() for name, p in load_encoder(str(spec), CPU).named_parameters()}
+
+
+def moved(spec, base):
+    """How far the weights of an encoder are from those it started from."""
+    start = weights(base)
+    return sum((p - start[name]).square().sum().item() for name, p in weights(spec).items()) ** 0.5
+
+
+def assert_same_end(one, other):
+    """Two runs ended with the same tensors, averages included."""
+    first, second = (latest_checkpoint(folder) for folder in (one, other))
+    assert first.name == second.name
+    names = [name for name in ("model.safetensors", "ema.safetensors") if (first / name).is_file()]
+    for name in names:
+        ours, theirs = load_file(first / name), load_file(second / name)
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), key
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The models that the next runs train, one for each stage."""
+    models = []
+    real = training.train
+
+    def spied(parts, *rest):
+        def build():
+            models.append(parts.build())
+            return models[-1]
+
+        return real(replace(parts, build=build), *rest)
+
+    monkeypatch.setattr(training, "train", spied)
+    return models
+
+
+# ---------------------------------------------------------------------- stages
+
+
+def test_adapter_first_then_all(tone_run):
+    """The encoder keeps every bit through the first stage; rates of the second go by expression."""
+    stages = [{"train": {"^encoder": "frozen"}}, {"lr": {"whisper.layers\\.1": 5e-4}, "layer_decay": 0.5}]
+    code, out = run(tone_run, "out", stages)
+    assert code == 0
+    start, first, last = weights(tone_run.parent / "whisper"), weights(at(out, 2)), weights(out)
+    assert all(torch.equal(first[name], value) for name, value in start.items())
+    changed = {name for name in start if not torch.equal(start[name], last[name])}
+    assert "whisper.conv1.weight" in changed
+    assert "whisper.layers.1.fc1.weight" in changed
+    adapters = [load_checkpoint(latest_checkpoint(out).parent / f"step-00000{s}").model for s in (2, 4)]
+    assert any(
+        not torch.equal(adapters[0][n], adapters[1][n]) for n in adapters[0] if n.startswith("adapter")
+    )
+    rows = [row for row in metrics(out) if "lr" in row]
+    assert [row["stage"] for row in rows] == ["s0", "s0", "s1", "s1"]
+    assert rows[1]["lr"] == {"adapter": 1e-3}
+    assert rows[3]["lr"] == pytest.approx(
+        {
+            "adapter": 1e-3,
+            "whisper": 1e-3,  # the norm behind the layers
+            "whisper[whisper.layers\\.1]": 5e-4,
+            "whisper-1": 5e-4,
+            "whisper-2": 2.5e-4,
+        }
+    )
+    told = events(out, "stage")
+    assert [row["stage"] for row in told] == ["s0", "s1"]
+    assert told[0]["trained"] < told[1]["trained"]
+
+
+LORA = {"train": {"^encoder": "frozen", "^encoder.*(q_proj|fc1)": "lora"}}
+
+
+def test_low_rank_stage_then_merged(tone_run, built):
+    """What is loaded from disk is the model that was trained, in each stage."""
+    merged = {"merge_lora": True, "train": {"^encoder": "frozen", "^encoder.*layers\\.1": "full"}}
+    again = {"train": {"^encoder": "frozen", "^encoder.*fc2": "lora"}}
+    code, out = run(tone_run, "out", [LORA, merged, again])
+    assert code == 0
+    assert len(built) == 3
+    assert [len(lora_modules(model)) for model in built] == [4, 0, 2]
+    base = frames(load_encoder(str(tone_run.parent / "whisper"), CPU))
+    for model, spec in zip(built, (at(out, 2), at(out, 4), str(out)), strict=True):
+        trained = frames(model.encoder)
+        assert (trained - base).abs().max() > 1e-4
+        torch.testing.assert_close(frames(load_encoder(spec, CPU)), trained, atol=1e-6, rtol=0)
+        loaded = load_model(spec, CPU).model
+        torch.testing.assert_close(frames(loaded.encoder), trained, atol=1e-6, rtol=0)
+        clips = Ragged(trained, torch.tensor([40, 20]))
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.adapter(clips).values, model.adapter.eval()(clips).values)
+    # the merge kept what stage one learned: weights of layer 0 are those of then, with their updates added
+    first = load_checkpoint(latest_checkpoint(out).with_name("step-000002")).model
+    name = "encoder.whisper.layers.0.fc1"
+    a, b = (first[f"{name}.lora_{side}.default.weight"] for side in "AB")
+    start = dict(load_encoder(str(tone_run.parent / "whisper"), CPU).named_parameters())
+    wanted = start["whisper.layers.0.fc1.weight"].detach() + 2 * b @ a
+    assert b.abs().max() > 0
+    torch.testing.assert_close(weights(out)["whisper.layers.0.fc1.weight"], wanted, atol=1e-6, rtol=0)
+
+
+def test_a_run_stopped_in_any_stage_goes_on_to_the_same_end(tone_run):
+    stages = [LORA, {"merge_lora": True, "train": {"^encoder": "full"}}]
+    code, whole = run(tone_run, "whole", stages)
+    assert code == 0
+    for steps in (1, 2, 3):  # in the first stage, at its end, in the second
+        name = f"part{steps}"
+        run(tone_run, name, stages, f"train.max_steps={steps}")
+        code, part = run(tone_run, name, stages, resume="yes")
+        assert code == 0
+        assert_same_end(whole, part)
+
+
+def test_mistakes_of_expressions_are_told_before_the_first_step(tone_run):
+    for stage, message in [
+        (
+            {"train": {"^encoder\\.wisper": "full"}},
+            "stages.s1.train: '^encoder\\.wisper' matches no parameter",
+        ),
+        ({"train": {"layers": "full"}}, "set decoder.train, or begin the expression with ^encoder"),
+    ]:
+        with pytest.raises(UserError) as told:
+            run(tone_run, "out", [stage | {"name": "s1"}])
+        assert message in str(told.value)
+        assert not (tone_run.parent / "out" / "checkpoints").exists()
+
+
+# ---------------------------------------------------------------------- against forgetting
+
+
+def test_averages_are_kept_and_can_be_loaded(tone_run):
+    stage = {"steps": 4, "continual": {"ema": {"decay": 0.6}}}
+    settings = ["train.save_every=1", "train.keep_last=9"]
+    code, out = run(tone_run, "out", [stage], *settings)
+    assert code == 0
+    wanted = weights(tone_run.parent / "whisper")
+    for step in (1, 2, 3, 4):
+        now = weights(at(out, step))
+        wanted = {name: 0.6 * value + 0.4 * now[name] for name, value in wanted.items()}
+        for name, value in weights(at(out, step) + ":ema").items():
+            torch.testing.assert_close(value, wanted[name], atol=1e-6, rtol=0)
+    assert moved(f"{out}:ema", tone_run.parent / "whisper") < moved(out, tone_run.parent / "whisper")
+    one, other = (load_model(spec, CPU).model for spec in (str(out), f"{out}:ema"))
+    for part in ("encoder", "adapter"):
+        pairs = zip(getattr(one, part).parameters(), getattr(other, part).parameters(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs)
+    code, plain = run(tone_run, "plain", [{"steps": 1}])
+    with pytest.raises(UserError, match="holds no moving averages"):
+        load_encoder(f"{plain}:ema", CPU)
+
+
+@pytest.mark.parametrize("way", ["l2sp", "distill"])
+def test_it_holds_the_encoder_where_the_stage_began(tone_run, way):
+    stage = {"steps": 6, "schedule": "cosine"}
+    _, free = run(tone_run, "free", [stage])
+    settings = {"l2sp": {"weight": 1e4}, "distill": {"weight": 100.0}}[way]
+    code, held = run(tone_run, "held", [stage | {"continual": {way: settings}}])
+    assert code == 0
+    base = tone_run.parent / "whisper"
+    if way == "l2sp":
+        assert moved(held, base) < 0.5 * moved(free, base)
+        values = [row["auxiliary"]["l2sp"] for row in metrics(held) if "auxiliary" in row]
+        assert values[0] == 0
+        assert max(values) > 0
+        # the penalty that was told is the one of the weights then
+        last = moved(at(held, 4), base) ** 2 * 1e4 / 2
+        assert values[4] == pytest.approx(last, rel=1e-3)
+    start, one, other = (frames(load_encoder(str(spec), CPU)) for spec in (base, free, held))
+    assert (other - start).square().sum() < 0.5 * (one - start).square().sum()
+
+
+def test_all_ways_together_measure_from_the_start_of_their_stage_after_a_resume(tone_run):
+    ways = {
+        "l2sp": {"weight": 1.0},
+        "ewc": {"weight": 10.0, "examples": 4},
+        "distill": {"weight": 0.5, "distance": "cosine"},
+        "ema": {"decay": 0.7},
+    }
+    stages = [{}, {"steps": 4, "continual": ways}]
+    settings = ["train.save_every=2"]
+    code, whole = run(tone_run, "whole", stages, *settings)
+    assert code == 0
+    fisher = load_file(whole / "fisher" / "s1.safetensors")
+    names = {n for n in load_checkpoint(latest_checkpoint(whole)).model if n.startswith("encoder.")}
+    assert set(fisher) == names
+    assert all(torch.isfinite(t).all() and t.min() >= 0 for t in fisher.values())
+    assert fisher["encoder.whisper.layers.0.fc1.weight"].max() > 0
+    rows = [row for row in metrics(whole) if row.get("stage") == "s1" and "auxiliary" in row]
+    assert len(rows) == 4
+    assert [set(row["auxiliary"]) for row in rows] == [{"l2sp", "ewc"}] * 4
+    assert (rows[0]["auxiliary"]["l2sp"], rows[0]["auxiliary"]["ewc"]) == (0, 0)
+    assert rows[3]["auxiliary"]["ewc"] > 0
+    run(tone_run, "part", stages, *settings, "train.max_steps=4")
+    measured = (tone_run.parent / "part" / "fisher" / "s1.safetensors").stat().st_mtime_ns
+    code, part = run(tone_run, "part", stages, *settings, resume="yes")
+    assert code == 0
+    assert (part / "fisher" / "s1.safetensors").stat().st_mtime_ns == measured
+    assert_same_end(whole, part)
+
+
+def test_ewc_in_the_first_stage_needs_an_old_recipe(tone_run):
+    ewc = {"weight": 1.0, "examples": 2}
+    with pytest.raises(
+        UserError, match=r"stages\.s0\.continual\.ewc\.recipe: the first stage has none before"
+    ):
+        run(tone_run, "out", [{"continual": {"ewc": ewc}}])
+    code, out = run(tone_run, "named", [{"continual": {"ewc": ewc | {"recipe": "tone_recipe"}}}])
+    assert code == 0
+    assert (out / "fisher" / "s0.safetensors").is_file()
+
+
+# ---------------------------------------------------------------------- mixture and guard
+
+
+@pytest.fixture
+def two_tasks(tone_run):
+    """A recipe of two datasets with a task each, both with a validation set."""
+    folder = tone_run.parent
+    template = yaml.safe_load((folder / "tone.yaml").read_text())
+    template |= {"task": "name", "prompts": ["user assistant <audio>"]}
+    (folder / "name.yaml").write_text(yaml.safe_dump(template, sort_keys=False))
+    card = yaml.safe_load((folder / "tones.yaml").read_text()) | {"dataset": "others"}
+    (folder / "others.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    pairs = [{"dataset": "tones", "template": "tone"}, {"dataset": "others", "template": "name"}]
+    recipe = {"recipe": "two", "train": pairs, "evaluate": pairs}
+    (folder / "two.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return tone_run
+
+
+def test_the_mixture_moves_within_its_bounds_and_resumes_where_it_was(two_tasks):
+    balance = {"every": 2, "bound": 6.0, "rate": 50.0, "examples": 4}
+    stage = {"recipe": "two", "steps": 6, "balance": balance}
+    settings = ["train.save_every=2", "data.log_ids=true"]
+    code, whole = run(two_tasks, "whole", [stage], *settings)
+    assert code == 0
+    told = events(whole, "balance")
+    assert [(row["step"], row["round"]) for row in told] == [(2, 1), (4, 2)]
+    assert set(told[0]["factors"].values()) == {1.0}
+    assert set(told[0]["losses"]) == {"tone", "name"}
+    assert sorted(told[1]["factors"].values()) == pytest.approx([1 / 6, 6])
+    assert all(1 / 6 <= f <= 6 for row in told for f in row["factors"].values())
+    rows = [row for row in metrics(whole) if "ids" in row]
+    drawn = [i.split("/")[0] for row in rows[4:6] for ids in row["ids"] for i in ids]
+    more = max(told[1]["factors"], key=told[1]["factors"].get)
+    name = next(n for n in ("tones", "others") if more.startswith(n))
+    assert drawn.count(name) > 0.8 * len(drawn)  # 36 to 1
+    before = [i.split("/")[0] for row in rows[:4] for ids in row["ids"] for i in ids]
+    assert 0.3 < before.count(name) / len(before) < 0.7
+    run(two_tasks, "part", [stage], *settings, "train.max_steps=5")  # within a round
+    code, part = run(two_tasks, "part", [stage], *settings, resume="yes")
+    assert code == 0
+    assert [row["factors"] for row in events(part, "balance")] == [row["factors"] for row in told]
+    assert_same_end(whole, part)
+
+
+@pytest.mark.parametrize("action", ["alarm", "stop"])
+def test_a_guarded_set_that_gets_worse_is_told_or_ends_the_run(tone_run, action, capsys, monkeypatch):
+    """The score stands in for a probe: how near the encoder's frames are to those of the start, 1 to 0."""
+    start = frames(load_encoder(str(tone_run.parent / "whisper"), CPU))
+
+    def scores(models, sets, seeds):
+        apart = (frames(models["now"]) - start).norm() / start.norm()
+        return {one.name: {"now": {"knn": {"mean": max(0.0, 1 - float(apart))}}} for one in sets}
+
+    monkeypatch.setattr(guarding, "probe_models", scores)
+    guard = f"guard={{sets: {{tones: tones}}, every: 2, max_drop: 20, action: {action}}}"
+    if action == "stop":  # what hardly changes goes through
+        mild = run(tone_run, "mild", [{"steps": 2}], guard, "encoders.whisper.lr=1e-7")
+        assert (mild[0], [row["broken"] for row in events(mild[1], "guard")]) == (0, [[]])
+    breaking = [guard, "encoders.whisper.lr=1.0", "train.max_loss_ratio=1e9", "train.save_every=100"]
+    code, out = run(tone_run, "out", [{"steps": 4}], *breaking)
+    assert json.loads((out / "guard.json").read_text())["scores"]["tones"] == pytest.approx(1, abs=1e-4)
+    told = events(out, "guard")
+    assert told[0]["step"] == 2
+    (sentence,) = told[0]["broken"]
+    assert sentence.startswith("tones fell from 1.000 to ")
+    assert sentence.endswith("more than 20 points below its start")
+    assert "guard: tones fell from 1.000" in " ".join("".join(capsys.readouterr()).split())
+    step = load_checkpoint(latest_checkpoint(out)).state["step"]
+    if action == "alarm":
+        assert (code, step, len(told)) == (0, 4, 2)
+        assert not events(out, "stopped")
+    else:
+        assert (code, step, len(told)) == (CONTINUE_LATER, 2, 1) == (75, 2, 1)
+        assert [row["step"] for row in events(out, "stopped")] == [2]
+
+
+def test_a_guarded_set_is_probed_as_the_run_began(tone_run, monkeypatch):
+    monkeypatch.setattr(guarding, "SEEDS", 1)
+    few = tone_run.parent / "few"  # the probes' own training takes most of the time
+    few.mkdir()
+    rows = [json.loads(line) for line in (tone_run.parent / "tones/manifest.jsonl").read_text().splitlines()]
+    chosen = [row | {"audio": f"../tones/{row['audio']}"} for row in (*rows[:6], *rows[-4:])]
+    (few / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    guard = "guard={sets: {few: few}, every: 2, max_drop: 0, action: stop}"
+    frozen = {"train": {"^encoder": "frozen"}}
+    code, out = run(tone_run, "out", [frozen], guard)
+    assert code == 0
+    assert [row["broken"] for row in events(out, "guard")] == [[]]
+    reference = json.loads((out / "guard.json").read_text())
+    assert reference["probe"] == "knn"
+    assert 0.5 <= reference["scores"]["few"] <= 1
+    other = guard.replace("every", "probe: linear, every")
+    with pytest.raises(UserError, match=r"guard\.probe is linear, but the run began with knn"):
+        run(tone_run, "out", [frozen | {"steps": 4}], other, resume="yes")
