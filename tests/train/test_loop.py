@@ -374,9 +374,6 @@ def test_a_run_killed_exactly_at_the_boundary_goes_on_in_the_next_stage(tone_run
     assert losses(tone_run) == losses(tone_run, "whole")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="StageRun.go saves the beginning of a stage over the end of the one before"
-)
 def test_a_stop_at_the_boundary_keeps_the_end_of_the_stage(tone_run):
     """What `continual` of the next stage measures from."""
     assert run(tone_run, Model(stops_at=6), two_stages()) == 75  # in the last step of the first stage

@@ -100,7 +100,7 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
     training = (settings.train, settings.lora, config.seed)
     if settings.kind == "whisper":
         return load_whisper_decoder(path, settings.revision, settings.dtype, device, *training)
-    return load_decoder(
+    decoder = load_decoder(
         path,
         settings.revision,
         settings.dtype,
@@ -109,6 +109,9 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
         device,
         *training,
     )
+    if settings.recompute:
+        decoder.recompute()
+    return decoder
 
 
 def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:

@@ -39,6 +39,8 @@ class DecoderConfig(Strict):
     """The language model, by folder or Hub name, or a miniature one; frozen unless ``train`` says otherwise.
 
     ``kind: whisper`` takes Whisper's own decoder, which hears the frames by cross attention and needs no adapter.
+    ``recompute`` drops the activations inside its layers and makes them again in the backward: less memory, one more
+    forward of the decoder.
     """
 
     kind: Literal["causal", "whisper"] = "causal"
@@ -50,6 +52,7 @@ class DecoderConfig(Strict):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     trust_remote_code: bool = False
     attention: Literal["auto", "packed", "padded"] = "auto"
+    recompute: bool = False
     miniature: MiniatureConfig | None = None
 
 
@@ -140,6 +143,8 @@ class RunConfig(Strict):
             raise ValueError(f"{len(self.encoders)} encoders need `fusion: {{kind: ...}}` to become one")
         if self.fusion is not None and len(self.encoders) == 1 and self.fusion.kind not in ONE_IS_ENOUGH:
             raise ValueError(f"fusion.kind {self.fusion.kind} needs a second encoder under `encoders`")
+        if self.decoder.kind == "whisper" and self.decoder.recompute:
+            raise ValueError("decoder.recompute is for causal decoders; leave it out for Whisper's own")
         if self.decoder.kind == "whisper" and self.decoder.miniature is not None:
             raise ValueError("decoder: a miniature decoder is a causal one; leave kind or miniature out")
         names = [stage.name for stage in self.stages]

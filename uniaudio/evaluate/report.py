@@ -56,7 +56,7 @@ def write_report(
         questions: each with ``clip``, ``question``, ``answer`` and ``reference``.
         facts: what else a person wants to know, by name.
     """
-    rows = [row for row in metrics_rows if "loss" in row]
+    rows = [row for row in metrics_rows if row.get("loss") is not None]
     figures = {
         "loss": Markup(loss_curves(rows)) if rows else "",
         "probes": Markup(probe_bars(probes)) if probes else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
+
+SILENCE = 1600  # samples that stand in for a batch without any
 
 
 class AudioLM(nn.Module):
@@ -50,11 +53,13 @@ class AudioLM(nn.Module):
     def forward(self, batch: Batch) -> LossSum:
         """Return the summed next-token loss over the labelled positions of a packed batch.
 
-        An empty batch gives a zero that is connected to every trained parameter, so that all ranks stay in step.
+        An empty batch goes the whole way with a moment of silence and no labels, and gives zero gradients: ranks stay
+        in step under every engine, those that gather weights layer by layer included.
         """
         if not batch.answer_tokens:
-            nothing = sum((p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
-            return LossSum(nothing, 0, nothing.new_zeros(len(batch.tasks), 3))
+            hidden, _ = self.read(self.silence(batch))
+            total, _, _ = self.decoder.losses(hidden[:0], batch.labels, self.label_chunk)
+            return LossSum(total + hidden.sum() * 0.0, 0, total.new_zeros(len(batch.tasks), 3).detach())
         hidden, encoded = self.read(batch)
         hidden = hidden[batch.label_positions]
         total, per_token, right = self.decoder.losses(hidden, batch.labels, self.label_chunk)
@@ -69,6 +74,24 @@ class AudioLM(nn.Module):
             encoded.losses,
             choices_by_task(encoded.stats, batch),
             encoded.frames,
+        )
+
+    def silence(self, empty: Batch) -> Batch:
+        """Return a batch of one clip of silence behind one token, on the device of an empty one, without labels."""
+        device, slots = empty.labels.device, self.slots_for(SILENCE)
+        return replace(
+            empty,
+            audio=Ragged(torch.zeros(SILENCE, dtype=torch.int16, device=device), torch.tensor([SILENCE])),
+            tokens=Ragged(
+                torch.zeros(1 + slots, dtype=torch.int64, device=device), torch.tensor([1 + slots])
+            ),
+            audio_positions=torch.arange(1, 1 + slots, device=device),
+            audio_index=torch.arange(slots, device=device),
+            example_clips=Ragged(torch.zeros(1, dtype=torch.int64), torch.tensor([1])),
+            example_task=torch.zeros(1, dtype=torch.int64),
+            prompt_lengths=torch.tensor([1 + slots]),
+            ids=("",),
+            audio_tokens=slots,
         )
 
     def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
@@ -86,9 +109,9 @@ class AudioLM(nn.Module):
         """
         embeds, _ = self.embed_batch(prompts)
         padded, mask = left_padded(embeds)
-        new = self.decoder.lm.generate(
-            inputs_embeds=padded,
-            attention_mask=mask,
+        new = self.decoder.generate(
+            padded,
+            mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             temperature=None,

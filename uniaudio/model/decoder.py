@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,11 +54,34 @@ class TextDecoder(nn.Module):
                 f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded"
             )
         self.packed = attention != "padded" and not obstacle
+        self.recomputes = False
         self.plain_head = self.head_is_plain()
 
     def train(self, mode: bool = True) -> TextDecoder:
-        """Stay in eval mode unless something is trained: frozen means frozen, dropout included."""
-        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+        """Stay in eval mode unless something is trained: frozen means frozen, dropout included.
+
+        Layers that recompute carry the flag of training themselves, without what is inside them: the stock layers
+        look at it before they drop their activations.
+        """
+        super().train(mode and any(p.requires_grad for p in self.parameters()))
+        for part in self.lm.modules() if self.recomputes else ():
+            if hasattr(part, "gradient_checkpointing"):
+                part.training = mode
+        return self
+
+    def recompute(self) -> None:
+        """Drop the activations inside the layers after the forward and make them again in the backward.
+
+        Raises:
+            UserError: when the architecture cannot.
+        """
+        try:
+            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as problem:
+            raise UserError(
+                f"decoder.recompute: {type(self.lm).__name__} cannot do it; leave it out"
+            ) from problem
+        self.recomputes = True
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """Look token ids up in the decoder's own table."""
@@ -81,11 +105,15 @@ class TextDecoder(nn.Module):
                 segments=Segments.of(embeds.lengths, embeds.device),
             )
         finally:
-            self.set_attention(self.stock_attention)
+            if not (
+                self.recomputes and torch.is_grad_enabled()
+            ):  # the layers will be run again in the backward
+                self.set_attention(self.stock_attention)
         return output.last_hidden_state[0]
 
     def padded_hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
         """Pad the rows on the right and take the stock way, for layers that are not plain attention."""
+        self.set_attention(self.stock_attention)
         padded, mask = embeds.pad()
         positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
         output = self.lm.base_model(
@@ -94,8 +122,13 @@ class TextDecoder(nn.Module):
         return Ragged.from_padded(output.last_hidden_state, embeds.lengths).values
 
     def set_attention(self, name: str) -> None:
-        """Switch the implementation for the next call; layers read it from the shared config."""
+        """Switch the implementation for the calls that follow; layers read it from the shared config."""
         self.lm.config._attn_implementation = name
+
+    def generate(self, embeds: Float[Tensor, "B L D"], mask: Int[Tensor, "B L"], **settings: Any) -> Tensor:
+        """Continue rows padded on the left with the stock model and its cache."""
+        self.set_attention(self.stock_attention)
+        return self.lm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
 
     def losses(
         self, hidden: Float[Tensor, "L D"], labels: Int[Tensor, " L"], chunk: int
@@ -135,6 +168,7 @@ class TextDecoder(nn.Module):
         Raises:
             UserError: when the logits cannot be had from the hidden states, so losses would be wrong.
         """
+        self.set_attention(self.stock_attention)
         ids = torch.arange(4, device=self.lm.device)[None] % self.lm.get_input_embeddings().num_embeddings
         hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,6 +172,11 @@ def tell_of_stage(
     )
 
 
+def without_graph(loss: LossSum) -> LossSum:
+    """Return what is told of a loss, without holding on to what the backward needed."""
+    return replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)
+
+
 @dataclass
 class StageRun:
     """One stage: what the steps of the loop need at hand."""
@@ -223,12 +228,15 @@ class StageRun:
             # ------------------------------------------------------------------ one optimizer step
             tokens, frames, seconds, wish = self.agree(step, window)
             if wish:
-                self.save()
+                if (
+                    position.stage_step or not position.stage
+                ):  # else the end of the stage before is on disk already
+                    self.save()
                 return False
             share = lr_share(self.stage, position.stage_step, self.last_step, self.heard)
             set_learning_rate(engine.optimizer, share)
             auxiliary = AuxiliaryLosses()
-            losses = []
+            losses, heard = [], []
             for batch, context in self.with_exchange(step.micro):
                 last = batch is step.micro[-1]
                 with context, telling_of_memory(batch, self.stage, position.step + 1):
@@ -241,11 +249,13 @@ class StageRun:
                         objective = self.with_penalties(objective, auxiliary, window)
                         objective = objective * self.verdict(losses, tokens)
                     engine.backward(objective)
-                window.add(batch, loss)
+                heard.append((batch, without_graph(loss)))
             norm = engine.step(settings.clip)
             # ------------------------------------------------------------------
 
             self.account(norm, step, seconds)
+            for batch, loss in heard:
+                window.add(batch, loss, counted=math.isfinite(norm))
             position.stream = step.state.to_json()
             self.tracker.advance()
             self.watch.beat()

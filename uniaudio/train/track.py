@@ -68,8 +68,9 @@ class Tracker:
         if not self.main:
             return
         self.write(row)
+        loss = "left out" if row["loss"] is None else f"loss {row['loss']:.4f}"
         text = (
-            f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}  loss {row['loss']:.4f}  "
+            f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}  {loss}  "
             f"{row.get('audio_seconds_per_second', 0):.0f} audio-s/s  wait {row.get('data_wait_share', 0):.0%}"
         )
         if self.bar is not None:

@@ -47,12 +47,13 @@ class Window:
         self.fill.append(mean / micro_batches)
         self.spread.append(max(costs) / mean if mean else 1.0)
 
-    def add(self, batch: Batch, loss: LossSum) -> None:
-        """Count one micro-batch."""
-        self.per_task += loss.per_task
+    def add(self, batch: Batch, loss: LossSum, counted: bool = True) -> None:
+        """Count one micro-batch; its losses and choices only where its step was not left out."""
         self.audio_seconds += batch.audio_seconds
         self.audio_tokens += batch.audio_tokens
-
+        if not counted:
+            return
+        self.per_task += loss.per_task
         for name, sums in loss.choices.items():
             self.choices[name] = self.choices.get(name, 0) + sums
 
@@ -81,7 +82,8 @@ class Window:
     def row(self, tasks: Sequence[str], with_ids: bool) -> dict[str, Any]:
         """Return the figures of all ranks together; every rank must call it at the same point.
 
-        Losses and accuracies are means over answer tokens; tasks that did not occur are left out.
+        Losses and accuracies are means over answer tokens; tasks that did not occur are left out, and so are steps that
+        were left out. The loss is None when there is no other step.
         """
         seconds = time.monotonic() - self.started
         device = self.per_task.device
@@ -93,7 +95,7 @@ class Window:
         tokens = sum(counted for _, counted, _ in per_task)
         seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
         row: dict[str, Any] = {
-            "loss": sum(loss for loss, _, _ in per_task) / max(tokens, 1),
+            "loss": sum(loss for loss, _, _ in per_task) / tokens if tokens else None,
             "tasks": {task: loss / counted for task, (loss, counted, _) in seen},
             "accuracy": {task: right / counted for task, (_, counted, right) in seen},
             "answer_tokens": int(tokens),
