@@ -44,6 +44,7 @@ class TextDecoder(nn.Module):
         self.lm = lm.requires_grad_(False).eval()
         self.dim = lm.get_input_embeddings().embedding_dim
         self.identity = identity or {}
+        self.recomputes = False
         obstacle = why_not_packed(lm)
         self.stock_attention = lm.config._attn_implementation
         register_packed_attention()
@@ -54,7 +55,6 @@ class TextDecoder(nn.Module):
                 f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded"
             )
         self.packed = attention != "padded" and not obstacle
-        self.recomputes = False
         self.plain_head = self.head_is_plain()
 
     def train(self, mode: bool = True) -> TextDecoder:
