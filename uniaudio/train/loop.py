@@ -136,6 +136,7 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
         tracker.event("finished", step=position.step)
     finally:
         tracker.close()
+        writer.finish()
     return 0
 
 

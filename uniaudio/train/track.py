@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from uniaudio.errors import UserError
+
 
 class Tracker:
     """Records of one run on the main process; on the others every call does nothing.
@@ -104,8 +106,13 @@ class Tracker:
             self.write({"event": name, **facts})
 
     def write(self, row: Mapping[str, Any]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        try:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as problem:
+            raise UserError(
+                f"{self.metrics} could not be written ({problem}); checkpoints are intact"
+            ) from problem
 
     def skipped(self, step: int, skips: Sequence[Any]) -> None:
         """Append the rows left out in a step to ``skipped.jsonl``; every rank tells of its own, one line each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import sys
 import threading
@@ -49,6 +50,11 @@ class HangWatch:
             flush=True,
         )
         faulthandler.dump_traceback(file=2, all_threads=True)
+        with contextlib.suppress(OSError):  # a full disk must not end the watch
+            self.write()
+
+    def write(self) -> None:
+        """Add the stacks to this process's file in the run folder."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with (self.run_dir / f"stacks-rank{rank()}.txt").open("a", encoding="utf-8") as stream:
             stream.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))

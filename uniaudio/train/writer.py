@@ -23,6 +23,8 @@ from uniaudio.train.checkpoint import (
 )
 from uniaudio.train.engines.base import Engine
 
+LAST_WORDS = 60.0  # seconds
+
 
 class CheckpointWriter:
     """Writes one checkpoint at a time; every rank has one and they meet through the folder alone.
@@ -70,8 +72,9 @@ class CheckpointWriter:
         if told := next((text for text in gather_objects(problem) if text), None):
             raise UserError(told)
         snapshot = take_snapshot(engine, carried, ema, step, state)
-        # no daemon: a run that ends with an error leaves when what it has begun to write is whole
-        self.thread = threading.Thread(target=self.write, args=(snapshot, facts), name="checkpoint")
+        self.thread = threading.Thread(
+            target=self.write, args=(snapshot, facts), name="checkpoint", daemon=True
+        )
         self.thread.start()
 
     def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
@@ -103,6 +106,14 @@ class CheckpointWriter:
         """Report the checkpoints that have become whole since the last call."""
         while self.done:
             self.told(*self.done.pop(0))
+
+    def finish(self) -> None:
+        """Let the checkpoint under way come to its end when the run ends with an error: it may be the last one.
+
+        Not for ever: the part of a process that is gone never comes.
+        """
+        if self.thread is not None:
+            self.thread.join(LAST_WORDS)
 
     def wait(self) -> None:
         """Wait for the checkpoint under way. Every rank must call it at the same point.
