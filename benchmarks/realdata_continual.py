@@ -42,8 +42,8 @@ METHODS: dict[str, list[str]] = {
     "plain": [],
     "replay": ["stages.1.recipe=realdata_sounds_replay"],
     "reservoir": ["stages.1.recipe={reservoir}"],
-    "l2sp": ["stages.1.continual={l2sp: {weight: 0.3}}"],
-    "ewc": ["stages.1.continual={ewc: {weight: 100.0, examples: 200}}"],
+    "l2sp": ["stages.1.continual={l2sp: {weight: 10.0}}"],
+    "ewc": ["stages.1.continual={ewc: {weight: 3000.0, examples: 200}}"],
     "distill": ["stages.1.continual={distill: {weight: 0.02}}"],
     "lora": ["stages.1.train={'^encoder[.]': lora}", "stages.1.lr={'^encoder[.]': 5e-4}"],
     "layer decay": ["stages.1.layer_decay=0.5"],
@@ -84,7 +84,7 @@ def make_reservoir(out: Path) -> Path:
     recipe = folder / "sounds_and_reservoir.yaml"
     recipe.write_text(
         "base: realdata_sounds\nrecipe: sounds_and_reservoir\n"
-        "replay:\n  - {recipe: realdata_speech.yaml, share: 0.3}\n"
+        "replay:\n  - {recipe: realdata_speech.yaml, share: 0.4}\n"
     )
     return recipe
 
