@@ -28,7 +28,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.train.balance import Balance, shares
 from uniaudio.train.checkpoint import latest_checkpoint
-from uniaudio.train.engines.launch import make_accelerator
+from uniaudio.train.engines.launch import building_device, make_accelerator
 from uniaudio.train.loop import TrainParts, train
 from uniaudio.train.structure import Structure, enter_stage, refuse_nothing
 from uniaudio.types import Batch
@@ -55,13 +55,14 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     accelerator = make_accelerator(config)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
-    first: list[LoadedModel] = [build_model(config, path, accelerator.device)]
+    device = building_device(accelerator)
+    first: list[LoadedModel] = [build_model(config, path, device)]
     format, bases = first[0].format, first[0].bases
     tasks = tuple(sorted({task for recipe in recipes for task in recipe.tasks()}))
     has_auxiliary = bool(getattr(first[0].model.encoder, "auxiliary", ()))
 
     def build() -> nn.Module:
-        return (first.pop() if first else build_model(config, path, accelerator.device)).model
+        return (first.pop() if first else build_model(config, path, device)).model
 
     def open_steps(
         index: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None

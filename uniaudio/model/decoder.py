@@ -260,7 +260,7 @@ def load_decoder(
     lora: LoraConfig | None = None,
     seed: int = 0,
 ) -> TextDecoder:
-    """Load any causal LM by folder or Hub name, in bf16 on CUDA and fp32 elsewhere (``dtype: auto``).
+    """Load any causal LM by folder or Hub name, in bf16 on machines with CUDA and fp32 elsewhere (``dtype: auto``).
 
     Args:
         train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
@@ -269,7 +269,8 @@ def load_decoder(
         UserError: when it cannot be found or is no causal language model.
     """
     device = torch.device(device)
-    rough = torch.bfloat16 if device.type == "cuda" and train != "full" else torch.float32
+    # a model that engines will spread is put together on the CPU of a machine with GPUs
+    rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
     try:
         lm = AutoModelForCausalLM.from_pretrained(

@@ -210,7 +210,7 @@ def load_whisper_decoder(
     except UserError as problem:
         raise UserError(f"decoder.path: {problem}; decoder.kind whisper needs a full checkpoint") from problem
     device = torch.device(device)
-    rough = torch.bfloat16 if device.type == "cuda" and train != "full" else torch.float32
+    rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     decoder = decoder.to(device, DTYPES.get(dtype) or rough)
     reader = WhisperTextDecoder(decoder, base_identity(path, revision))
     make_trainable(reader, decoder, train, lora or LoraConfig(), seed)

@@ -18,7 +18,7 @@ from uniaudio.train.continual.anchor import Anchor, anchored_parameters, copies,
 from uniaudio.train.continual.average import MovingAverage
 from uniaudio.train.continual.distill import Distiller
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import make_engine
+from uniaudio.train.engines.launch import make_engine, spreads_weights
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.position import Position
 from uniaudio.train.structure import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
@@ -66,6 +66,7 @@ def open_stage(
     """
     run_dir, index = Path(config.output_dir), position.stage
     stage = config.stages[index]
+    refuse_what_shards_cannot(spreads_weights(accelerator), stage)
     within = checkpoint is not None and checkpoint.state["stage"] == index
     model = build()
     if index == 0:
@@ -79,14 +80,13 @@ def open_stage(
     held = held_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: examples(index, model, recipe))
     distill = stage.continual.distill
-    distiller = Distiller(model, distill) if distill is not None else None
+    distiller = Distiller(model, distill, accelerator.device) if distill is not None else None
     if within and checkpoint is not None:
         put_tensors(model, structure, checkpoint.model, checkpoint.path)
     carried = {name: t.detach().cpu().clone() for name, t in held.items() if not t.requires_grad}
     engine = make_engine(
         accelerator, model, build_optimizer(model, config, stage, accelerator.device), config
     )
-    refuse_what_shards_cannot(engine, stage)
     average = MovingAverage(model, stage.continual.ema.decay) if stage.continual.ema is not None else None
     if within and checkpoint is not None:
         if position.updates:
@@ -135,19 +135,22 @@ def make_anchors(
     return found
 
 
-def refuse_what_shards_cannot(engine: Engine, stage: Stage) -> None:
+def refuse_what_shards_cannot(engine: str, stage: Stage) -> None:
     """Refuse means that read parameters between steps where no rank has them whole.
+
+    Args:
+        engine: that spreads the weights, or an empty text.
 
     Raises:
         UserError: naming the engines that can.
     """
     ways = stage.continual
     asked = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
-    if ways.ema is not None and engine.name == "zero3":
+    if ways.ema is not None and engine == "zero3":
         asked.append("ema")
-    if asked and not engine.whole:
+    if asked and engine:
         raise UserError(
-            f"stages.{stage.name}.continual.{asked[0]} reads whole parameters, but {engine.name} spreads them over the "
+            f"stages.{stage.name}.continual.{asked[0]} reads whole parameters, but {engine} spreads them over the "
             "processes; launch with configs/accelerate/ddp.yaml, zero1.yaml or zero2.yaml"
         )
 

@@ -18,15 +18,15 @@ class Distiller:
     """A frozen copy of the encoder that hears the current clips.
 
     Args:
-        model: as it is when the stage begins.
+        model: as it is when the stage begins. device: where the copy listens; default: where the encoder is.
     """
 
-    def __init__(self, model: Any, settings: DistillConfig) -> None:
+    def __init__(self, model: Any, settings: DistillConfig, device: torch.device | None = None) -> None:
         self.settings = settings
         self.model = copy.copy(model)  # its parts are shared, but for the encoder
         self.model._modules = {
             **model._modules,
-            "encoder": copy.deepcopy(model.encoder).requires_grad_(False).eval(),
+            "encoder": copy.deepcopy(model.encoder).requires_grad_(False).eval().to(device),
         }
 
     @torch.no_grad()

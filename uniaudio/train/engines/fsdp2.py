@@ -48,7 +48,7 @@ class Fsdp2Engine(Engine):
         super().__init__(plain, optimizer, precision)
         names = {id(parameter): name for name, parameter in plain.named_parameters()}
         places = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-        mesh = init_device_mesh(next(plain.parameters()).device.type, (world_size(),))
+        mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
         policy = CPUOffloadPolicy() if offload else OffloadPolicy()
         for layer in decoder_layers(plain):
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)

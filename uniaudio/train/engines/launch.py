@@ -103,6 +103,20 @@ def refuse_deepspeed_conflicts(settings: dict[str, Any], config: RunConfig) -> N
             )
 
 
+def building_device(accelerator: Accelerator) -> torch.device:
+    """Return where a model is put together: on the CPU where its weights will be spread, for they may fit no device."""
+    return torch.device("cpu") if spreads_weights(accelerator) else accelerator.device
+
+
+def spreads_weights(accelerator: Accelerator) -> str:
+    """Return the name of the engine that was launched if no rank will have the whole model, else an empty text."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        return "zero3" if plugin.zero_stage == 3 else ""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.num_processes > 1
+    return "fsdp2" if fsdp else ""
+
+
 def precision_of(config: RunConfig) -> torch.dtype | None:
     """Return the dtype of autocast, or None for float32: bf16 on CUDA unless the config says otherwise."""
     wanted = config.train.precision

@@ -39,9 +39,12 @@ class ZeroEngine(Engine):
         self.stage = int(settings["zero_optimization"]["stage"])
         self.name = f"zero{self.stage}"
         self.whole = self.stage < 3
-        engine, *_ = deepspeed.initialize(
-            model=plain, optimizer=optimizer, config=deepspeed_config(settings, clip)
-        )
+        config = deepspeed_config(settings, clip)
+        if (
+            self.stage == 3
+        ):  # spread tensor by tensor: `initialize` would first take all of the model to the device
+            deepspeed.zero.Init(module=plain, config_dict_or_path=config)
+        engine, *_ = deepspeed.initialize(model=plain, optimizer=optimizer, config=config)
         self.engine: Any = engine
         self.called = engine
         self.tools: Any = deepspeed.utils
