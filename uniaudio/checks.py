@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig, Qwen3Config
 
 from uniaudio.assemble.encoders import sketch_encoder
+from uniaudio.assemble.stages import sketch_stages
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.card import DatasetCard
@@ -46,6 +47,11 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     """
     console = console or Console()
     encoders = check_encoder(config, console)
+    for stage, trained in zip(
+        config.stages, sketch_stages(config), strict=False
+    ):  # none for encoders of the Hub
+        told = ", ".join(f"{component} {size:,}" for component, size in trained.items())
+        console.print(f"stage {stage.name} trains of the encoder: {told}", highlight=False)
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
         pairings = [check_entry(entry) for entry in recipe.train]

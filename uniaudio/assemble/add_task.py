@@ -7,9 +7,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from uniaudio.config.files import portable_name
-from uniaudio.config.layers import apply_override
+from uniaudio.config.layers import apply_override, read_layers
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.schema import build
 from uniaudio.config.stages import Stage
@@ -70,7 +71,7 @@ def add_task(
 
 
 def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], config: RunConfig) -> str:
-    """Return what names the new stage's recipe; with replay it is a new file over the given one."""
+    """Return what names the new stage's recipe; with replay it is a new file with the lines of the given one."""
     near = Path.cwd()
     given = portable_name("recipe", recipe, near)
     if not replay:
@@ -80,15 +81,31 @@ def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], conf
     )
     opened = load_recipe(given)
     name = f"{opened.name}_with_replay"
-    data = {
-        "base": str(opened.path.resolve()),
-        "recipe": name,
-        "replay": [{"recipe": each, "share": replay / len(olds)} for each in olds],
-    }
+    data = portable_lines(opened.path)
+    data |= {"recipe": name}
+    data["replay"] += [{"recipe": each, "share": replay / len(olds)} for each in olds]
     path = out / f"{name}.yaml"
     path.write_text(dump_yaml(data), encoding="utf-8")
     load_recipe(str(path))
     return str(path)
+
+
+def portable_lines(path: Path) -> dict[str, Any]:
+    """Return what a recipe file says, with names that mean the same in any other folder."""
+    near = path.parent.resolve()
+    cards = near / "datasets" if (near / "datasets").is_dir() else near
+    data = read_layers(path, "recipe")
+    for line in (*data["train"], *data.get("evaluate", ())):
+        line["dataset"] = portable_name("dataset", line["dataset"], cards)
+        asked = line["template"]
+        names = [
+            portable_name("template", each, near) for each in ([asked] if isinstance(asked, str) else asked)
+        ]
+        line["template"] = names[0] if isinstance(asked, str) else names
+    data["replay"] = [
+        {**line, "recipe": portable_name("recipe", line["recipe"], near)} for line in data.get("replay", ())
+    ]
+    return data
 
 
 def new_stage(

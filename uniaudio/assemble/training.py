@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
-from uniaudio.assemble.encoders import EncoderHolder, sketch_encoder
 from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference
 from uniaudio.assemble.judging import evaluate_recipe, validation_losses
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
+from uniaudio.assemble.stages import sketch_stages
 from uniaudio.config.run import RunConfig
 from uniaudio.data.loader import PlanState, StepBatch, joined_states, make_loader, sharing
 from uniaudio.data.order import number
@@ -30,7 +28,6 @@ from uniaudio.train.balance import Balance, shares
 from uniaudio.train.checkpoint import latest_checkpoint
 from uniaudio.train.engines.launch import building_device, make_accelerator
 from uniaudio.train.loop import TrainParts, train
-from uniaudio.train.structure import Structure, enter_stage, refuse_nothing
 from uniaudio.types import Batch
 
 
@@ -109,26 +106,6 @@ def run_training(config: RunConfig, resume: str | None) -> int:
 def audio_lm(model: nn.Module) -> AudioLM:
     assert isinstance(model, AudioLM)
     return model
-
-
-def sketch_stages(config: RunConfig) -> None:
-    """Go through all stages with an encoder without weights, so that what does not fit is told before any are read.
-
-    Raises:
-        UserError: for expressions of ``train`` that match nothing of the encoder, as far as they begin with it.
-    """
-    encoder = sketch_encoder(config)
-    if encoder is None:
-        return
-    holder = EncoderHolder(encoder)
-    with torch.device("meta"):
-        structure = Structure.of(holder)
-        for index, stage in enumerate(config.stages):
-            for pattern in stage.train:
-                if pattern.startswith(("^encoder", "encoder")):
-                    matched = [name for name in structure.usual if re.search(pattern, name)]
-                    refuse_nothing(matched, structure.usual, f"stages.{stage.name}.train", pattern)
-            enter_stage(holder, structure, config, index, whole=False)
 
 
 def stage_steps(

@@ -1,0 +1,259 @@
+"""Adding a task, soups, reservoirs and the forgetting matrix, as a user goes through them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import tone
+
+from uniaudio.assemble.add_task import add_task
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.forgetting import measure_forgetting
+from uniaudio.assemble.models import load_model
+from uniaudio.assemble.soup import averaged, held_out, interpolated, make_soup
+from uniaudio.assemble.training import run_training
+from uniaudio.cli import main
+from uniaudio.config.run import load_run
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.source import Row, open_source
+from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.labelled import load_labelled
+from uniaudio.tools.pack import pack_recipe, sampled
+from uniaudio.tools.tune import tuned_overrides
+from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint, stage_ends
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def finished(tone_run):
+    """A finished run of one stage."""
+    folder = tone_run.parent / "old"
+    settings = [f"output_dir={folder}", "stages.0.steps=4", "data.log_ids=false"]
+    assert run_training(load_run(tone_run, settings), None) == 0
+    return folder
+
+
+@pytest.fixture
+def buzzes(tone_run):
+    """A second task in the same folder: is a buzz short or long? Returns its recipe."""
+    folder = tone_run.parent
+    (folder / "buzzes").mkdir()
+    rows = []
+    for index in range(24):
+        long = index % 2
+        soundfile.write(folder / "buzzes" / f"{index}.wav", tone(0.7 if long else 0.3, 900, index), 16000)
+        split = "train" if index < 16 else "test"
+        rows.append({"audio": f"{index}.wav", "label": "long" if long else "short", "split": split})
+    (folder / "buzzes" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {
+        "buzz.yaml": {
+            "task": "buzz",
+            "domain": "sound",
+            "inputs": ["label"],
+            "labels": ["long", "short"],
+            "prompts": ["<audio>Which tone is it?"],
+            "target": "{{ label }}",
+        },
+        "buzzes.yaml": {
+            "dataset": "buzzes",
+            "load": {"jsonl": "buzzes"},
+            "license": "CC0-1.0",
+            "splits": {"train": {"keep": "split == 'train'"}, "test": {"keep": "split == 'test'"}},
+        },
+        "buzz_recipe.yaml": {
+            "recipe": "buzz_recipe",
+            "train": [{"dataset": "buzzes", "template": "buzz"}],
+            "evaluate": [{"dataset": "buzzes", "template": "buzz"}],
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(dump_yaml(content))
+    return folder / "buzz_recipe.yaml"
+
+
+def rows(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_task_more_goes_on_from_the_finished_run(finished, buzzes, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    changes = ["continual={distill: {weight: 0.1}}", "warmup=0"]
+    config = add_task(finished, str(buzzes), tmp_path / "new", 3, 0.25, [], changes)
+    opened = load_run(config)
+    assert [stage.name for stage in opened.stages] == ["one", "buzz_recipe"]
+    assert opened.stages[1].continual.distill.weight == 0.1
+    recipe = load_recipe(opened.stages[1].recipe, near=opened.folder)
+    assert {e.name: e.share for e in recipe.train} == {"buzzes:buzz": 0.75, "tones:tone": 0.25}
+    assert run_training(load_run(config, ["data.log_ids=true"]), "yes") == 0
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+    told = rows(tmp_path / "new")
+    assert [row["step"] for row in told if "loss" in row] == [1, 2, 3, 4, 5, 6, 7]
+    new_ids = [
+        i for row in told if row.get("step", 0) > 4 and "ids" in row for step in row["ids"] for i in step
+    ]
+    assert {i.split("/")[0] for i in new_ids} == {"buzzes", "tones"}
+    assert sorted(stage_ends(tmp_path / "new")) == [0, 1]
+    old, new = (load_checkpoint(stage_ends(tmp_path / "new")[i]).model for i in (0, 1))
+    assert all(torch.equal(old[n], t) for n, t in load_checkpoint(latest_checkpoint(finished)).model.items())
+    assert any(not torch.equal(old[n], new[n]) for n in old)
+
+
+def test_what_cannot_be_added_to_is_told(finished, buzzes, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        add_task(finished, str(buzzes), tmp_path / "full", None, 0.0, [])
+    with pytest.raises(UserError, match="has no finished stage"):
+        add_task(tmp_path / "nothing", str(buzzes), tmp_path / "a", None, 0.0, [])
+    with pytest.raises(UserError, match="unknown key"):
+        add_task(finished, str(buzzes), tmp_path / "b", None, 0.0, [], ["stepz=3"])
+
+
+def test_a_reservoir_is_replayed_when_the_old_data_are_gone(finished, buzzes, tone_run, tmp_path):
+    pack_recipe(str(tone_run.parent / "tone_recipe.yaml"), tmp_path / "kept", 64, rows=7)
+    kept = [json.loads(line) for line in (tmp_path / "kept/tones/train.jsonl").read_text().splitlines()]
+    assert len(kept) == 7
+    tests = (tmp_path / "kept/tones/test.jsonl").read_text().splitlines()
+    assert len(tests) == 10  # evaluation sets stay whole
+    for clip in (tone_run.parent / "tones").glob("*.wav"):
+        clip.unlink()
+    config = add_task(
+        finished,
+        str(buzzes),
+        tmp_path / "new",
+        3,
+        0.5,
+        [str(tmp_path / "kept/tone_recipe.yaml")],
+        ["warmup=0"],
+    )
+    assert run_training(load_run(config, ["data.log_ids=true"]), "yes") == 0
+    ids = [i for row in rows(tmp_path / "new") if "ids" in row for step in row["ids"] for i in step]
+    replayed = {i.split("/")[-1] for i in ids if i.startswith("tones/")}
+    assert replayed
+    assert replayed <= {row["key"] for row in kept}
+
+
+def test_a_reservoir_takes_every_row_equally_often(tone_run):
+    recipe = load_recipe(str(tone_run.parent / "tone_recipe.yaml"))
+    source = open_source(recipe.train[0].dataset, "train")
+    chosen = list(sampled(source.rows(), 12))
+    assert [row.key for row in chosen] == [row.key for row in sampled(source.rows(), 12)]
+    order = [row.key for row in source.rows() if isinstance(row, Row)]
+    assert [order.index(row.key) for row in chosen] == sorted(order.index(row.key) for row in chosen)
+    assert len({row.key for row in chosen}) == 12
+    assert max(order.index(row.key) for row in chosen) > 14  # not the first ones
+    assert len(list(sampled(source.rows(), 1000))) == len(order) == 30
+
+    def broken():
+        yield RowError("missing file", "x")
+        yield from source.rows()
+
+    assert [row.key for row in sampled(broken(), 12)] == [row.key for row in chosen]
+
+
+def test_interpolation_and_mean_are_the_equations():
+    start, end = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, -2.0]), "new": torch.ones(1)}
+    mixed = interpolated(start, end, 0.25)
+    assert mixed["w"].tolist() == [1.5, 1.0]
+    assert torch.equal(mixed["new"], end["new"])
+    mean = averaged([{"w": torch.tensor([2.0])}, {"w": torch.tensor([8.0])}], [1.0, 2.0])
+    assert mean["w"].item() == pytest.approx(6.0)
+    with pytest.raises(UserError, match="different tensors"):
+        averaged([start, end], [1, 1])
+    with pytest.raises(UserError, match="low-rank"):
+        averaged([{"q.lora_A.default.weight": torch.ones(1)}] * 2, [1, 1])
+
+
+def test_of_a_low_rank_update_the_update_is_scaled():
+    a, b = torch.randn(2, 5), torch.randn(4, 2)
+    start = {"q.lora_A.default.weight": torch.randn(2, 5), "q.lora_B.default.weight": torch.zeros(4, 2)}
+    end = {"q.lora_A.default.weight": a, "q.lora_B.default.weight": b}
+    mixed = interpolated(start, end, 0.3)
+    update = mixed["q.lora_B.default.weight"] @ mixed["q.lora_A.default.weight"]
+    torch.testing.assert_close(update, 0.3 * (b @ a))
+
+
+def test_a_soup_lies_between_the_run_and_its_start(finished, tone_run, tmp_path):
+    start = load_encoder(str(tone_run.parent / "whisper"), CPU).state_dict()
+    end = load_encoder(str(finished), CPU).state_dict()
+    for alpha, out in ((0.0, "zero"), (0.4, "some"), (1.0, "one")):
+        make_soup([str(finished)], tmp_path / out, alphas=(alpha,))
+        for name, value in load_encoder(str(tmp_path / out), CPU).state_dict().items():
+            torch.testing.assert_close(value, torch.lerp(start[name], end[name], alpha))
+    adapter = load_model(str(tmp_path / "zero"), CPU).model.adapter.down.weight
+    assert torch.equal(adapter, load_model(str(finished), CPU).model.adapter.down.weight)  # it has no start
+    make_soup([str(finished), str(tmp_path / "zero")], tmp_path / "mean", weights=[1, 3])
+    for name, value in load_encoder(str(tmp_path / "mean"), CPU).state_dict().items():
+        torch.testing.assert_close(value, torch.lerp(start[name], end[name], 0.25))
+
+
+def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp_path, capsys):
+    data = f"tones={tone_run.parent / 'tones'}"
+    main_ok("soup", str(finished), "-o", str(tmp_path / "best"), "--data", data)
+    facts = json.loads((tmp_path / "best" / "soup.json").read_text())
+    means = {float(alpha): scores["mean"] for alpha, scores in facts["scores"].items()}
+    assert len(means) == 11
+    assert means[facts["alpha"]] == max(means.values())
+    assert "alpha" in capsys.readouterr().out
+    with pytest.raises(UserError, match="several shares need --data"):
+        make_soup([str(finished)], tmp_path / "none")
+    labelled = load_labelled("tones", tone_run.parent / "tones")
+    split = held_out(labelled)
+    assert len(split.test_clips) + len(split.train_clips) == len(labelled.train_clips) == 30
+    assert len(split.test_clips) == 6  # 15 of each class: three of them each
+
+
+def main_ok(*arguments):
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    assert left.value.code in (0, None)
+
+
+def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path):
+    config = add_task(finished, str(buzzes), tmp_path / "new", 3, 0.25, [], ["warmup=0"])
+    assert run_training(load_run(config), "yes") == 0
+    folders = {name: buzzes.parent / name for name in ("tones", "buzzes")}
+    data = [f"{name}={folder}" for name, folder in folders.items()]
+    result = measure_forgetting(tmp_path / "new", data, None, max_examples=4)
+    stored = json.loads((tmp_path / "new" / "forgetting.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+    assert set(stored) == {"probe/linear", "probe/mlp", "probe/knn", "answers"}
+    knn = stored["probe/knn"]
+    assert knn["stages"] == ["start", "one", "buzz_recipe"]
+    assert knn["sets"] == ["tones", "buzzes"]
+    assert knn["learned"] == [1, 2]
+    scores = knn["scores"]
+    assert all(0 <= value <= 1 for row in scores for value in row)
+    summary = knn["summary"]
+    assert summary["average_accuracy"] == pytest.approx((scores[2][0] + scores[2][1]) / 2)
+    assert summary["backward_transfer"] == pytest.approx(scores[2][0] - scores[1][0])
+    assert stored["answers"]["scores"][0] == [None, None]
+    assert (tmp_path / "new" / "forgetting.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(UserError, match="no checkpoint at the end of a stage"):
+        measure_forgetting(tmp_path, data, None)
+
+
+def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch):
+    monkeypatch.setattr("uniaudio.tools.tune.peak_in_child", lambda name, overrides, budget: budget / 10)
+    monkeypatch.setattr("uniaudio.tools.tune.memory_of_device", lambda: 10.0)
+    stage = "{name: %s, recipe: tone_recipe, steps: 3, budget: {audio_seconds: 6}}"
+    overrides = tuned_overrides(str(tone_run), [f"stages=[{stage % 'a'}, {stage % 'b'}]"])
+    config = load_run(tone_run, overrides)
+    found = {stage.budget.audio_seconds for stage in config.stages}
+    assert len(found) == 1
+    assert 80 < found.pop() <= 90  # a tenth of a GiB a second, nine tenths of ten
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="searches in one process"):
+        tuned_overrides(str(tone_run), [])
