@@ -41,8 +41,9 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.train.checkpoint import begin_checkpoint, finish_checkpoint, write_share
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_accelerator
-from uniaudio.train.loop import TrainParts, train
+from uniaudio.train.loop import train
 from uniaudio.train.optim import build_optimizer
+from uniaudio.train.parts import TrainParts
 from uniaudio.train.writer import CheckpointWriter, take_snapshot
 from uniaudio.types import Batch
 

@@ -17,7 +17,9 @@ from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint import MomentFiles, latest_checkpoint, load_checkpoint, stage_ends
 from uniaudio.train.engines.launch import make_accelerator
-from uniaudio.train.loop import StageRun, TrainParts, train
+from uniaudio.train.judge import StepJudge
+from uniaudio.train.loop import train
+from uniaudio.train.parts import TrainParts
 from uniaudio.train.position import Position
 from uniaudio.types import Auxiliary, Batch, LossSum
 
@@ -336,15 +338,16 @@ def test_two_stages_stopped_anywhere_and_continued_equal_the_uninterrupted_ones(
     stages = two_stages(second="steps: 3, merge_lora: false, layer_decay: 0.5")
     assert run(tone_run, builder(), stages, to("whole", tone_run)) == 0
     done = []
-    real = StageRun.account
+    real = StepJudge.account
 
-    def account(self, norm, step, seconds):
-        real(self, norm, step, seconds)
+    def account(self, norm, ids):
+        applied = real(self, norm, ids)
         done.append(self.position.step)
         if len(done) == after:
             os.kill(os.getpid(), signal.SIGTERM)
+        return applied
 
-    monkeypatch.setattr(StageRun, "account", account)
+    monkeypatch.setattr(StepJudge, "account", account)
     opened = []
     assert run(tone_run, builder(), stages) == 75
     assert saved(tone_run).state["step"] == after

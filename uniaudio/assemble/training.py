@@ -27,7 +27,8 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.train.balance import Balance, shares
 from uniaudio.train.checkpoint import latest_checkpoint
 from uniaudio.train.engines.launch import building_device, make_accelerator
-from uniaudio.train.loop import TrainParts, train
+from uniaudio.train.loop import train
+from uniaudio.train.parts import TrainParts
 from uniaudio.types import Batch
 
 

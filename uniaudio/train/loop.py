@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.distributed import barrier, gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
 from uniaudio.train.auxiliary import AuxiliaryLosses
-from uniaudio.train.balance import Balance, moved
+from uniaudio.train.balance import Balance
+from uniaudio.train.between import BetweenSteps
 from uniaudio.train.checkpoint import STAGE_END, Checkpoint, check_bases
 from uniaudio.train.continual.distill import frames_of
 from uniaudio.train.engines.launch import backward_scale
 from uniaudio.train.entering import FISHER, StageModel, open_stage
+from uniaudio.train.judge import StepJudge
 from uniaudio.train.memory import telling_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
+from uniaudio.train.parts import Steps, TrainParts
 from uniaudio.train.position import Position, newest
 from uniaudio.train.skips import SkipLedger
 from uniaudio.train.stop import CONTINUE_LATER, StopSignal
@@ -37,54 +39,6 @@ from uniaudio.train.watch import HangWatch
 from uniaudio.train.window import Window
 from uniaudio.train.writer import CheckpointWriter
 from uniaudio.types import Batch, LossSum
-
-SETTLED = 20  # updates of a stage before a loss can be called exploding
-MEMORY = 0.05  # weight of a new loss in the stage's mean
-
-
-class Steps(Protocol):
-    """One step of one rank: micro-batches, their cost in budgets, what was left out and drawn, the position behind."""
-
-    @property
-    def micro(self) -> tuple[Batch, ...]: ...
-    @property
-    def skips(self) -> tuple[Any, ...]: ...
-    @property
-    def drawn(self) -> Mapping[str, int]: ...
-    @property
-    def cost(self) -> float: ...
-    @property
-    def state(self) -> Any: ...
-
-
-@dataclass(frozen=True)
-class TrainParts:
-    """What the loop is given.
-
-    Args:
-        build: a new model with the weights that the config names, on the device.
-        open_steps: (stage index, model, adaptive mixture, position in the data as JSON or None) to the endless steps.
-        join_states: the positions of all ranks to the one that any number of ranks can continue from.
-        tasks: the K task names. bases: identities of the starting weights.
-        has_auxiliary: the model may return auxiliary losses; the same on all ranks.
-        examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
-        entry_tasks: stage index to the tasks of each entry of its recipe.
-        validation: (stage index, model, examples per set) to the loss per answer token of each task.
-        guard: the model to the score of every guarded set.
-        evaluate: called with the model every ``train.evaluate_every`` steps.
-    """
-
-    build: Callable[[], nn.Module]
-    open_steps: Callable[[int, nn.Module, Balance, dict[str, Any] | None], Iterator[Steps]]
-    join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-    tasks: tuple[str, ...]
-    bases: Mapping[str, Mapping[str, str]]
-    has_auxiliary: bool = False
-    examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
-    entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
-    validation: Callable[[int, nn.Module, int], dict[str, float]] = lambda stage, model, count: {}
-    guard: Callable[[nn.Module], list[str]] | None = None
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
 
 
 def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume: bool) -> int:
@@ -193,6 +147,12 @@ class StageRun:
     watch: HangWatch
     writer: CheckpointWriter
 
+    def __post_init__(self) -> None:
+        self.judge = StepJudge(self.config.train, self.position, self.tracker)
+        self.between = BetweenSteps(
+            self.parts, self.config, self.model.engine, self.tracker, self.position, self.watch
+        )
+
     @property
     def stage(self) -> Stage:
         return self.config.stages[self.position.stage]
@@ -229,9 +189,7 @@ class StageRun:
             # ------------------------------------------------------------------ one optimizer step
             tokens, frames, seconds, wish = self.agree(step, window)
             if wish:
-                if (
-                    position.stage_step or not position.stage
-                ):  # else the end of the stage before is on disk already
+                if position.stage_step or not position.stage:  # else the stage before has saved the same
                     self.save()
                 return False
             share = lr_share(self.stage, position.stage_step, self.last_step, self.heard)
@@ -248,15 +206,18 @@ class StageRun:
                     auxiliary.add(loss.auxiliary)
                     if last:
                         objective = self.with_penalties(objective, auxiliary, window)
-                        objective = objective * self.verdict(losses, tokens)
+                        objective = objective * self.judge.verdict(losses, tokens)
                     engine.backward(objective)
                 heard.append((batch, without_graph(loss)))
             norm = engine.step(settings.clip)
             # ------------------------------------------------------------------
 
-            self.account(norm, step, seconds)
+            applied = self.judge.account(norm, [i for batch in step.micro for i in batch.ids])
+            position.stage_seconds += seconds
+            if applied and self.model.average is not None:
+                self.model.average.update(engine.plain)
             for batch, loss in heard:
-                window.add(batch, loss, counted=math.isfinite(norm))
+                window.add(batch, loss, counted=applied)
             position.stream = step.state.to_json()
             self.tracker.advance()
             self.watch.beat()
@@ -267,11 +228,11 @@ class StageRun:
                 self.log(window, norm)
                 window = self.new_window()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.over):
-                self.evaluate()
+                self.between.evaluate()
             if self.stage.balance and position.stage_step % self.stage.balance.every == 0:
-                self.move_mixture()
+                self.between.move_mixture(self.stage.balance)
                 steps = steps if self.over else self.open_steps()
-            broken = self.guarded()
+            broken = self.between.guarded(self.over)
             if position.step % settings.save_every == 0 or self.over or broken:
                 self.save()
             if broken:
@@ -303,13 +264,8 @@ class StageRun:
         total, frames_of_all, heard, wish, skipped, failed, *costs = sum_over_ranks(own).tolist()
         if failed:
             self.writer.wait()  # tells what happened, on all ranks
-        if wish:
-            return (
-                total,
-                frames_of_all,
-                heard,
-                True,
-            )  # the step is done again after the resume, its skips told then
+        if wish:  # the step is done again after the resume, and its skips are told then
+            return total, frames_of_all, heard, True
         self.ledger.add(step.drawn, step.skips)
         self.tracker.skipped(self.position.step + 1, step.skips)
         window.add_costs(costs, len(step.micro))
@@ -358,64 +314,6 @@ class StageRun:
             objective = objective + penalty
         return objective
 
-    def verdict(self, losses: list[Tensor], tokens: float) -> Tensor:
-        """Return 1, or NaN where the step's loss explodes: a gradient that is not finite is never applied.
-
-        Every engine leaves such a step out on all ranks, so this one way does for all of them and waits for no device.
-        """
-        total = sum_over_ranks(torch.stack(losses).sum().double())
-        mean = total / max(tokens, 1.0)
-        self.step_loss = mean
-        one = torch.ones((), device=mean.device)
-        if self.position.updates < SETTLED:
-            return one
-        highest = self.config.train.max_loss_ratio * self.usual_loss
-        return torch.where(mean > highest, one * float("nan"), one)
-
-    @property
-    def usual_loss(self) -> float:
-        """The stage's mean loss per answer token, at least 1: below that no loss is an explosion."""
-        return max(self.position.loss_mean, 1.0)
-
-    def account(self, norm: float, step: Steps, seconds: float) -> None:
-        """Count a step; tell of one that was left out, and stop after too many in a row.
-
-        Raises:
-            UserError: on all ranks.
-        """
-        position, settings = self.position, self.config.train
-        position.step += 1
-        position.stage_step += 1
-        position.stage_seconds += seconds
-        loss = float(self.step_loss)
-        if math.isfinite(norm):
-            position.updates += 1
-            weight = max(MEMORY, 1 / position.updates)
-            position.loss_mean += weight * (loss - position.loss_mean)
-            position.bad = 0
-            if self.model.average is not None:
-                self.model.average.update(self.model.engine.plain)
-            return
-        position.bad += 1
-        ids = list(itertools.chain(*gather_objects([i for batch in step.micro for i in batch.ids])))
-        reason = (
-            "its loss or gradient is not finite"
-            if not math.isfinite(loss)
-            or position.updates < SETTLED
-            or loss <= settings.max_loss_ratio * self.usual_loss
-            else f"its loss is {loss:.3g}, more than train.max_loss_ratio={settings.max_loss_ratio:g} times the usual "
-            f"{self.usual_loss:.3g}"
-        )
-        named = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
-        told = f"step {position.step} was left out: {reason}; its examples: {named}"
-        self.tracker.warn(told)
-        self.tracker.event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=ids)
-        if position.bad >= settings.max_bad_steps:
-            raise UserError(
-                f"{position.bad} steps in a row were left out (train.max_bad_steps={settings.max_bad_steps}); "
-                f"the last: {told}"
-            )
-
     def new_window(self) -> Window:
         per_task = torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device)
         return Window(per_task, self.config.adapter.tokens_per_second)
@@ -430,53 +328,6 @@ class StageRun:
             "grad_norm": norm if math.isfinite(norm) else None,
         }
         self.tracker.log(row)
-
-    def on_plain(self, work: Callable[[nn.Module], Any]) -> Any:
-        """Call with the model in eval mode: on the main process, or on all where no rank has it whole.
-
-        The others wait. Returns the result of the main process on all ranks.
-        """
-        engine = self.model.engine
-        result = None
-        if not engine.whole or self.accelerator.is_main_process:
-            engine.plain.eval()
-            with engine.autocast():
-                result = work(engine.plain)
-            engine.plain.train()
-        self.watch.beat()
-        return gather_objects(result)[0]
-
-    def evaluate(self) -> None:
-        """Let the model answer the evaluation sets."""
-        if self.parts.evaluate is not None:
-            results = self.on_plain(self.parts.evaluate)
-            self.tracker.event("evaluation", step=self.position.step, results=results)
-
-    def guarded(self) -> bool:
-        """Probe the guarded sets when it is time; return whether the run must stop for what was lost."""
-        guard = self.config.guard
-        if guard is None or self.parts.guard is None:
-            return False
-        if self.position.step % guard.every and not self.over:
-            return False
-        broken = self.on_plain(self.parts.guard)
-        for sentence in broken:
-            self.tracker.warn(f"guard: {sentence}")
-        self.tracker.event("guard", step=self.position.step, broken=broken)
-        return bool(broken) and guard.action == "stop"
-
-    def move_mixture(self) -> None:
-        """Measure the validation losses and move the mixture; the next round draws its own order."""
-        settings = self.stage.balance
-        assert settings is not None
-        index = self.position.stage
-        losses = self.on_plain(lambda model: self.parts.validation(index, model, settings.examples))
-        balance = moved(
-            Balance.from_json(self.position.balance), losses, self.parts.entry_tasks(index), settings
-        )
-        self.position.balance = balance.to_json()
-        self.position.stream = None
-        self.tracker.event("balance", step=self.position.step, **balance.to_json())
 
     def save(self) -> None:
         """Begin to write a checkpoint."""

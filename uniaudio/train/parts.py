@@ -1,0 +1,57 @@
+"""What the loop is given: steps of data, a way to build the model, and what is asked of it between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from uniaudio.train.balance import Balance
+from uniaudio.types import Batch
+
+
+class Steps(Protocol):
+    """One step of one rank: micro-batches, their cost in budgets, what was left out and drawn, the position behind."""
+
+    @property
+    def micro(self) -> tuple[Batch, ...]: ...
+    @property
+    def skips(self) -> tuple[Any, ...]: ...
+    @property
+    def drawn(self) -> Mapping[str, int]: ...
+    @property
+    def cost(self) -> float: ...
+    @property
+    def state(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TrainParts:
+    """What the loop is given.
+
+    Args:
+        build: a new model with the weights that the config names, on the device.
+        open_steps: (stage index, model, adaptive mixture, position in the data as JSON or None) to the endless steps.
+        join_states: the positions of all ranks to the one that any number of ranks can continue from.
+        tasks: the K task names. bases: identities of the starting weights.
+        has_auxiliary: the model may return auxiliary losses; the same on all ranks.
+        examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
+        entry_tasks: stage index to the tasks of each entry of its recipe.
+        validation: (stage index, model, examples per set) to the loss per answer token of each task.
+        guard: the model to the score of every guarded set.
+        evaluate: called with the model every ``train.evaluate_every`` steps.
+    """
+
+    build: Callable[[], nn.Module]
+    open_steps: Callable[[int, nn.Module, Balance, dict[str, Any] | None], Iterator[Steps]]
+    join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    tasks: tuple[str, ...]
+    bases: Mapping[str, Mapping[str, str]]
+    has_auxiliary: bool = False
+    examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
+    entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
+    validation: Callable[[int, nn.Module, int], dict[str, float]] = lambda stage, model, count: {}
+    guard: Callable[[nn.Module], list[str]] | None = None
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
