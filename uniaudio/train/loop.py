@@ -229,8 +229,9 @@ class StageRun:
                 window = self.new_window()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.over):
                 self.between.evaluate()
-            if self.stage.balance and position.stage_step % self.stage.balance.every == 0:
-                self.between.move_mixture(self.stage.balance)
+            balance = self.stage.balance
+            if balance and position.stage_step % balance.every == 0 and not self.stage_is_whole:
+                self.between.move_mixture(balance)
                 steps = steps if self.over else self.open_steps()
             broken = self.between.guarded(self.over)
             if position.step % settings.save_every == 0 or self.over or broken:
