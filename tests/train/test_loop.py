@@ -380,6 +380,13 @@ def test_a_stop_at_the_boundary_keeps_the_end_of_the_stage(tone_run):
     assert stage_ends(tone_run.parent / "out").keys() == {0}
 
 
+def test_a_run_that_is_resumed_beyond_its_cap_ends_at_once(tone_run):
+    assert run(tone_run, Model()) == 0
+    before = everything(tone_run)
+    assert run(tone_run, Model(), "train.max_steps=3", resume=True) == 0
+    same(before, everything(tone_run))
+
+
 def test_every_stage_has_a_fresh_optimizer(tone_run):
     run(tone_run, builder(), two_stages("steps: 3", "steps: 1"))
     state = saved(tone_run).state

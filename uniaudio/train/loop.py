@@ -80,7 +80,7 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
                 if not finished:
                     tracker.event("stopped", step=position.step)
                     return CONTINUE_LATER
-                if position.stage + 1 == len(config.stages) or position.step == config.train.max_steps:
+                if position.stage + 1 == len(config.stages) or at_the_cap(position, config):
                     break
                 del model, run
                 gc.collect()
@@ -106,10 +106,16 @@ def starting_position(
         raise UserError(
             f"{checkpoint.path} is of stage {position.stage}, but the config has {len(config.stages)}"
         )
-    more = position.stage + 1 < len(config.stages) and position.step != config.train.max_steps
+    more = position.stage + 1 < len(config.stages) and not at_the_cap(position, config)
     if checkpoint.state.get(STAGE_END) and more:
         return position.next_stage()
     return position
+
+
+def at_the_cap(position: Position, config: RunConfig) -> bool:
+    """Return whether ``train.max_steps`` ends the run here; a resumed run may be beyond it already."""
+    most = config.train.max_steps
+    return most is not None and position.step >= most
 
 
 def tell_of_stage(
@@ -171,7 +177,8 @@ class StageRun:
 
     @property
     def over(self) -> bool:
-        return self.position.stage_step == self.last_step or self.heard >= 1
+        last = self.last_step
+        return self.heard >= 1 or (last is not None and self.position.stage_step >= last)
 
     def go(self) -> bool:
         """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then)."""
