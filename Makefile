@@ -25,6 +25,7 @@ bench: .stamp-dev
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_data.py
 	$(BIN)/python benchmarks/bench_fusion.py
+	$(BIN)/python benchmarks/bench_train.py
 
 # the figures of docs/results.md; UNIAUDIO_REALDATA names the folder of recordings
 realdata: .stamp-run

@@ -316,7 +316,7 @@ def data_pack(
     """Write the recipe's clips as 16 kHz FLAC in large files with an index, for fast local training."""
     from uniaudio.tools.pack import pack_recipe
 
-    pack_recipe(recipe, out, shard_mib, rows)
+    pack_recipe(recipe, out, shard_mib, rows=rows)
 
 
 @data.command("bench")

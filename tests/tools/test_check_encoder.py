@@ -14,13 +14,28 @@ from uniaudio.tools.check_encoder import check_contract, show_findings
 from uniaudio.types import Encoded
 
 
+def convolves_in_bfloat16():
+    """Some CPUs (seen with AMX, torch 2.13) give wrong strided convolutions of 16 channels in bfloat16."""
+    convolution = nn.Conv1d(16, 32, 12, stride=6)
+    wave = torch.randn(1, 16, 1200, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = convolution(wave)
+        rough = convolution.bfloat16()(wave.bfloat16()).float()
+    return (rough - exact).norm() < 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize("kind", MINIATURES)
 def test_every_encoder_keeps_the_contract(kind, tmp_path):
     save_miniature(kind, tmp_path / "model")
     encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path / "model")), "encoders.a")
     findings = check_contract(encoder)
     assert len(findings) == 8
-    assert [(f.name, f.seen) for f in findings if not f.holds] == []
+    broken = [(f.name, f.seen) for f in findings if not f.holds]
+    if (
+        not convolves_in_bfloat16()
+    ):  # what the tool tells is true of this machine, and not the encoder's fault
+        broken = [found for found in broken if found[0] != "runs in bfloat16"]
+    assert broken == []
     show_findings(findings, kind)
 
 

@@ -59,7 +59,7 @@ class Shards:
 
 
 def pack_recipe(
-    name: str, out: Path, shard_mib: int, rows: int | None = None, console: Console | None = None
+    name: str, out: Path, shard_mib: int, console: Console | None = None, rows: int | None = None
 ) -> None:
     """Write every split that a recipe names, cards for them, and the recipe over those cards.
 
