@@ -191,12 +191,10 @@ def child(side: str, steps: int, engine: str | None = None) -> dict[str, Any]:
         file = Path(__file__).resolve().parent.parent / "configs/accelerate" / f"{engine}.yaml"
         accelerate = Path(sys.executable).with_name("accelerate")
         launch = [str(accelerate), "launch", "--config_file", str(file), "--num_processes", "2"]
-    done = subprocess.run(
-        [*launch, *script],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryDirectory() as folder:  # the ranks of a run share it
+        command = [*launch, *script, "--folder", folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
     if not lines:
         raise SystemExit(f"{side} {engine or ''} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
@@ -216,12 +214,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     steps = arguments.steps or (6 if arguments.quick else 30)
     if arguments.side:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        with tempfile.TemporaryDirectory() as folder:
-            found = SIDES[arguments.side](steps, Path(folder))
+        found = SIDES[arguments.side](steps, arguments.folder)
         if is_main():
             print(json.dumps(found), flush=True)
         os._exit(0)  # gloo's threads may outlive the interpreter's own clean-up and abort it
