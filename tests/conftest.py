@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, WhisperConfig
@@ -32,6 +33,14 @@ TEXTS = [
     "user assistant",
     "abcdefghijklmnopqrstuvwxyz",
 ]
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Let accelerate forget its state after a test that trained in this process."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import tone
 
 from uniaudio.assemble.add_task import add_task
@@ -26,14 +25,9 @@ from uniaudio.tools.pack import pack_recipe, sampled
 from uniaudio.tools.tune import tuned_overrides
 from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint, stage_ends
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 @pytest.fixture

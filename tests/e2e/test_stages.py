@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import tone
 from safetensors.torch import load_file
 
@@ -20,15 +19,10 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
 from uniaudio.train.stop import CONTINUE_LATER
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 STAGE = {"recipe": "tone_recipe", "steps": 2, "schedule": "constant", "budget": {"audio_seconds": 4}}
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def run(tone_run, out, stages, *overrides, resume=None):

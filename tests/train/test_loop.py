@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from uniaudio.config.run import load_run
@@ -22,6 +21,8 @@ from uniaudio.train.loop import train
 from uniaudio.train.parts import TrainParts
 from uniaudio.train.position import Position
 from uniaudio.types import Auxiliary, Batch, LossSum
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @dataclass
@@ -118,13 +119,6 @@ def parts(model, opened=None):
         {"decoder": {"path": "none"}},
         isinstance(model, nn.Module) and model.auxiliary,
     )
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def run(config_path, model, *overrides, resume=False, opened=None):
