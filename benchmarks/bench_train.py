@@ -44,7 +44,7 @@ from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.parts import TrainParts
-from uniaudio.train.writer import CheckpointWriter, take_snapshot
+from uniaudio.train.writer import CheckpointWriter, HostCopies, take_snapshot
 from uniaudio.types import Batch
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
@@ -157,7 +157,7 @@ def timed_checkpoints(folder: Path, background: bool, times: int = 3) -> dict[st
     engine.backward(engine.forward(batches[0]).total)
     engine.step(1.0)
     writer = CheckpointWriter(folder / "run", config, {})
-    stood = []
+    copies, stood = HostCopies(), []
     for step in range(1, times + 1):
         started = time.perf_counter()
         if background:
@@ -166,7 +166,7 @@ def timed_checkpoints(folder: Path, background: bool, times: int = 3) -> dict[st
             writer.wait()
         else:
             begin_checkpoint(folder / "run", step)
-            snapshot = take_snapshot(engine, {}, {}, step, {"stage": 0})
+            snapshot = take_snapshot(engine, {}, {}, step, {"stage": 0}, copies)
             write_share(folder / "run", snapshot, 0, 1)
             finish_checkpoint(folder / "run", snapshot, 1, config, {})
             stood.append(time.perf_counter() - started)

@@ -658,11 +658,18 @@ def test_the_background_writes_what_was_there_when_it_was_asked(engine, config, 
 def test_a_save_waits_for_the_one_before(engine, config, tmp_path):
     told = []
     writer = CheckpointWriter(tmp_path / "run", config, BASES, lambda step, facts: told.append(step))
+    weights = {}
     for step in (1, 2, 3):
+        update(engine)
+        weights[step] = engine.plain.weight.detach().clone()
         writer.save(engine, {}, {}, step, state(step), {})
         assert told == list(range(1, step))
     writer.wait()
     assert told == [1, 2, 3]
+    for step in (2, 3):  # the copies share their place in memory, one after another
+        assert torch.equal(
+            load_checkpoint(step_folder(tmp_path / "run", step)).model["weight"], weights[step]
+        )
 
 
 @pytest.mark.parametrize(

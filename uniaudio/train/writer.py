@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from uniaudio.config.run import RunConfig
@@ -26,6 +27,24 @@ from uniaudio.train.engines.base import Engine
 LAST_WORDS = 60.0  # seconds
 
 
+class HostCopies:
+    """Copies of tensors in the CPU's memory, in places that are kept from one checkpoint to the next.
+
+    Fresh memory is handed out page by page while it is first written, which takes longer than the copy itself.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[str, Tensor] = {}
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """Copy a tensor to its place, so that later updates leave the copy alone; the copy before is overwritten."""
+        place = self.places.get(name)
+        if place is None or place.shape != tensor.shape or place.dtype != tensor.dtype:
+            place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self.places[name] = place
+        return place.copy_(tensor.detach())
+
+
 class CheckpointWriter:
     """Writes one checkpoint at a time; every rank has one and they meet through the folder alone.
 
@@ -43,6 +62,7 @@ class CheckpointWriter:
         self.run_dir, self.config, self.bases, self.told = run_dir, config, bases, told
         self.thread: threading.Thread | None = None
         self.problem: UserError | None = None
+        self.copies = HostCopies()
         self.done: list[tuple[int, Mapping[str, Any]]] = []
 
     def save(
@@ -71,7 +91,7 @@ class CheckpointWriter:
                 problem = str(refused)
         if told := next((text for text in gather_objects(problem) if text), None):
             raise UserError(told)
-        snapshot = take_snapshot(engine, carried, ema, step, state)
+        snapshot = take_snapshot(engine, carried, ema, step, state, self.copies)
         self.thread = threading.Thread(
             target=self.write, args=(snapshot, facts), name="checkpoint", daemon=True
         )
@@ -135,22 +155,28 @@ def take_snapshot(
     ema: Mapping[str, Tensor],
     step: int,
     state: Mapping[str, Any],
+    copies: HostCopies,
 ) -> Snapshot:
-    """Copy to the CPU's memory what this rank has to write; the parameters are put together one at a time."""
+    """Copy to the CPU's memory what this rank has to write; the parameters are put together one at a time.
+
+    Args:
+        copies: where to; nothing may read the snapshot before this one any more.
+    """
     own = set(shared_out(engine.sizes, world_size())[rank()])
     main = rank() == 0
     model, moments = {}, {}
     for whole in engine.trained():
         if main:
-            model[whole.name] = on_cpu(whole.weight)
+            model[whole.name] = copies.copy(whole.name, whole.weight)
         if whole.name in own:
-            moments.update({f"{whole.name}|{kind}": on_cpu(tensor) for kind, tensor in whole.moments.items()})
+            for kind, tensor in whole.moments.items():
+                name = f"{whole.name}|{kind}"
+                moments[name] = copies.copy(name, tensor)
     if main:
         model |= carried
-    averages = {name: on_cpu(engine.full(tensor)) for name, tensor in ema.items()}
-    return Snapshot(step, state, moments, model, averages if main else {})
-
-
-def on_cpu(tensor: Tensor) -> Tensor:
-    """Return a copy that later updates leave alone."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    averages = {}
+    for name, tensor in ema.items():
+        average = engine.full(tensor)  # on every rank: putting it together takes them all
+        if main:
+            averages[name] = copies.copy(f"{name}|ema", average)
+    return Snapshot(step, state, moments, model, averages)
