@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniaudio.config.encoders import LoraConfig
@@ -180,6 +181,7 @@ class TextDecoder(nn.Module):
         )
 
 
+@record_function("uniaudio::loss")  # a part of its own in a profile of the step
 def label_losses(
     hidden: Float[Tensor, "L D"],
     labels: Int[Tensor, " L"],

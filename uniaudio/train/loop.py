@@ -32,6 +32,7 @@ from uniaudio.train.memory import telling_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
 from uniaudio.train.parts import Steps, TrainParts
 from uniaudio.train.position import Position, newest
+from uniaudio.train.profile import StepProfile
 from uniaudio.train.skips import SkipLedger
 from uniaudio.train.stop import CONTINUE_LATER, StopSignal
 from uniaudio.train.track import Tracker
@@ -66,13 +67,14 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
     writer = CheckpointWriter(
         run_dir, config, parts.bases, lambda step, facts: tracker.event("saved", step=step, **facts)
     )
+    profile = StepProfile(config.train.profile and main, run_dir, tracker)
     try:
         with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch:
             while True:
                 model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
                 tell_of_stage(tracker, model, config, position, accelerator.num_processes)
                 run = StageRun(
-                    parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer
+                    parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer, profile
                 )
                 finished = run.go()
                 writer.wait()
@@ -152,6 +154,7 @@ class StageRun:
     stop: StopSignal
     watch: HangWatch
     writer: CheckpointWriter
+    profile: StepProfile
 
     def __post_init__(self) -> None:
         self.judge = StepJudge(self.config.train, self.position, self.tracker)
@@ -190,7 +193,8 @@ class StageRun:
         engine.plain.train()
         while not self.over:
             asked = time.monotonic()
-            step = next(steps)
+            with self.profile.part("data"):
+                step = next(steps)
             window.waited += time.monotonic() - asked
 
             # ------------------------------------------------------------------ one optimizer step
@@ -216,7 +220,8 @@ class StageRun:
                         objective = objective * self.judge.verdict(losses, tokens)
                     engine.backward(objective)
                 heard.append((batch, without_graph(loss)))
-            norm = engine.step(settings.clip)
+            with self.profile.part("optimizer"):
+                norm = engine.step(settings.clip)
             # ------------------------------------------------------------------
 
             applied = self.judge.account(norm, [i for batch in step.micro for i in batch.ids])
@@ -228,6 +233,7 @@ class StageRun:
             position.stream = step.state.to_json()
             self.tracker.advance()
             self.watch.beat()
+            self.profile.step_done(engine.plain)
             self.writer.tell()
             if self.config.data.log_ids:
                 window.ids.append([i for batch in step.micro for i in batch.ids])
