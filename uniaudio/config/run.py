@@ -81,8 +81,8 @@ class TrainConfig(Strict):
     Of the checkpoints the ``keep_last`` newest are kept, those at steps that ``keep_every`` divides, and the last one
     of every stage. A step whose gradient is not finite is left out, and so is one whose loss is more than
     ``max_loss_ratio`` times the mean of the stage (or 1, if that is more); ``max_bad_steps`` of them in a row end the
-    run. ``hang_seconds``: after so long without a step every process prints its stacks. ``profile``: look at three steps
-    with torch's profiler, print the time by part and write a trace.
+    run. ``hang_seconds``: after so long without a step every process prints its stacks. ``profile``: look at three
+    steps with torch's profiler, print the time by part and write a trace.
     """
 
     max_steps: PositiveInt | None = None

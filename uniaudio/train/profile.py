@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from uniaudio.model.fusion.encoder import CompositeEncoder
@@ -129,7 +128,7 @@ def time_by_part(events: Iterable[Any], on_device: bool) -> dict[str, dict[str, 
         on_device: count the device's time rather than the host's. Waiting for data is the host's in any case, and so
             is ``communication``, the time of exchanges from their start to their end: they may run beside the rest.
     """
-    events = [event for event in events if event.device_type == DeviceType.CPU]
+    events = [event for event in events if event.device_type.name == "CPU"]
     forward_part = {}
     for event in events:
         if event.sequence_nr >= 0 and backward_of(event) is None and (name := marked(event)):
