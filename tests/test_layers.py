@@ -20,10 +20,11 @@ ALLOWED = {
     "evaluate": BASE | {"data", "model"},
     "assemble": BASE | {"data", "model", "miniature", "train", "evaluate"},
     "checks": BASE | {"data", "model", "train", "assemble"},
+    "plan": BASE | {"data", "model", "assemble", "checks"},
     "preview": BASE | {"data", "miniature"},
     "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
-    "cli": BASE | {"assemble", "checks", "preview", "tools", "demo"},
+    "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo"},
 }
 
 

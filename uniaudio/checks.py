@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PretrainedConfig, Qwen3Config
+from transformers import AutoConfig, PretrainedConfig
 
 from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.stages import sketch_stages
+from uniaudio.assemble.thin import decoder_architecture
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.card import DatasetCard
@@ -24,6 +25,8 @@ from uniaudio.errors import RowError, UserError
 from uniaudio.model import flops
 from uniaudio.train.optim import component_of
 
+TOKENS_PER_WORD = 1.5
+QUESTION = 24  # tokens of an instruction in chat markup
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
 ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
 
@@ -222,9 +225,9 @@ def cost_line(
     decoder = decoder_config(config)
     if decoder is not None:
         heard = seconds * rate if (rate := config.adapter.tokens_per_second) else TOKENS_PER_CLIP
-        tokens = heard + words * 1.5 + 24  # 24: an instruction in chat markup
+        tokens = heard + words * TOKENS_PER_WORD + QUESTION
         forward = flops.decoder_forward_flops(decoder, tokens) + flops.head_forward_flops(
-            decoder, words * 1.5 + 1
+            decoder, words * TOKENS_PER_WORD + 1
         )
         operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
     return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
@@ -232,15 +235,5 @@ def cost_line(
 
 def decoder_config(config: RunConfig) -> PretrainedConfig | None:
     """Return the decoder's configuration where that needs no download."""
-    small = config.decoder.miniature
-    if small is not None:
-        return Qwen3Config(
-            hidden_size=small.hidden,
-            intermediate_size=small.intermediate,
-            num_hidden_layers=small.layers,
-            num_attention_heads=small.heads,
-            num_key_value_heads=small.kv_heads,
-            head_dim=small.hidden // small.heads,
-            vocab_size=small.vocabulary,
-        )
-    return AutoConfig.from_pretrained(config.decoder.path) if Path(config.decoder.path).is_dir() else None
+    at_hand = config.decoder.miniature is not None or Path(config.decoder.path).is_dir()
+    return decoder_architecture(config) if at_hand else None

@@ -81,6 +81,31 @@ def check(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.", min=1)] = 8,
+    memory: Annotated[float, typer.Option(help="GiB of one GPU.", min=1)] = 80,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s of one GPU in large products.", min=0.001)] = 794.5,
+    efficiency: Annotated[
+        float, typer.Option(help="Share of it reached in training.", min=0.01, max=1)
+    ] = 0.4,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of the average clip; default: look at the data.", min=0.1)
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(help="Tokens of its answer, with --seconds.", min=1)] = 8,
+) -> None:
+    """Reckon memory by part under every engine, operations and hours, without weights and without a GPU."""
+    from uniaudio.assemble.configs import open_run
+    from uniaudio.assemble.thin import Clip
+    from uniaudio.checks import QUESTION
+    from uniaudio.plan import Machine, show_plan
+
+    clip = None if seconds is None else Clip(seconds, QUESTION, answer_tokens)
+    show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)
+
+
+@app.command()
 def preview(
     recipe: Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")],
     number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,

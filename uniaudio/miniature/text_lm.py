@@ -29,6 +29,24 @@ LESSONS_VERSION = 2  # part of the cache key: raise it when the training below c
 POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
 
 
+def qwen_config(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3Config:
+    """Return the architecture of a miniature decoder."""
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.hidden // settings.heads,
+        max_position_embeddings=POSITION_LIMIT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+
+
 def build_text_lm(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3ForCausalLM:
     """A Qwen3 of the given sizes with random weights and tied embeddings (about 0.6 M parameters by default).
 
@@ -40,22 +58,7 @@ def build_text_lm(settings: MiniatureConfig, vocabulary: int, end: int, pad: int
             f"decoder.miniature: hidden ({settings.hidden}) must be an even multiple of heads "
             f"({settings.heads}), and heads a multiple of kv_heads ({settings.kv_heads})"
         )
-    lm = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=settings.hidden,
-            intermediate_size=settings.intermediate,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=settings.kv_heads,
-            head_dim=settings.hidden // settings.heads,
-            max_position_embeddings=POSITION_LIMIT,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=end,
-            pad_token_id=pad,
-        )
-    )
+    lm = Qwen3ForCausalLM(qwen_config(settings, vocabulary, end, pad))
     # Five times the usual size: at 0.02 copying forms later (tied embeddings give too small logits at first).
     torch.nn.init.normal_(lm.get_input_embeddings().weight, std=0.1)
     return lm
