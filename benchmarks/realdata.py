@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from uniaudio.assemble.judging import report_run, run_evaluation, run_probes
+from uniaudio.assemble.judging import run_evaluation
+from uniaudio.assemble.probing import run_probes
+from uniaudio.assemble.reporting import Wanted, report_runs
 from uniaudio.assemble.training import run_training
 from uniaudio.config.files import realdata_root
 from uniaudio.config.run import load_run
@@ -50,7 +52,7 @@ def main() -> None:
     probes = run_probes(
         [before, str(arguments.out), f"random:{before}"], data, arguments.out / "probes.json", seeds=3
     )
-    print(f"report: {report_run(arguments.out, None)}")
+    print(f"report: {report_runs([arguments.out], None, Wanted())}")
     names = dict(
         zip([before, str(arguments.out), f"random:{before}"], ("before", "after", "random"), strict=True)
     )

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.judging import run_evaluation, run_probes
+from uniaudio.assemble.judging import run_evaluation
+from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.config.files import realdata_root
 from uniaudio.config.run import load_run

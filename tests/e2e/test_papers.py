@@ -9,7 +9,7 @@ import torch
 from uniaudio.assemble.asking import ask
 from uniaudio.assemble.configs import open_run
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.judging import run_probes
+from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.config.files import miniature_root
 from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint

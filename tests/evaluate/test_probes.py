@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from uniaudio.evaluate.probes import ProbeSettings, SeedwiseLinear, knn_predict, probe, train_probe
+from uniaudio.evaluate.probes import (
+    Fold,
+    ProbeSettings,
+    SeedwiseLinear,
+    knn_predict,
+    probe,
+    probe_folds,
+    train_probe,
+)
 from uniaudio.evaluate.table import short_names
 
 
@@ -70,3 +78,52 @@ def test_models_are_named_by_as_much_of_their_path_as_tells_them_apart():
     names = ["/a/b/whisper", "random:/a/b/whisper", "runs/one", "/x/runs/one"]
     assert short_names(names[:3]) == dict(zip(names, ["whisper", "random:whisper", "one"], strict=False))
     assert short_names(names[2:]) == {"runs/one": "runs/one", "/x/runs/one": "x/runs/one"}
+
+
+def test_folds_trained_together_equal_a_fold_alone_in_what_they_learn():
+    """The first fold has the weights and orders of a probe trained without the second."""
+    (x, y), (other_x, other_y) = (
+        tuple(torch.from_numpy(array) for array in clusters(48, 2.0, seed=seed)) for seed in (0, 5)
+    )
+    settings = ProbeSettings(epochs=3, batch=16)
+    both = train_probe("linear", torch.stack([x, other_x]), torch.stack([y, other_y]), 4, 1, settings)
+    together = both(torch.stack([x, other_x]))
+    swapped = train_probe("linear", torch.stack([x, x]), torch.stack([y, y]), 4, 1, settings)
+    torch.testing.assert_close(together[0], swapped(torch.stack([x, x]))[0])
+    assert not torch.allclose(together[1], swapped(torch.stack([x, other_x]))[1])
+
+
+def test_scores_of_folds_are_means_over_them():
+    """Folds of unequal size, against the folds one at a time."""
+    folds = [
+        Fold(*(torch.from_numpy(a) for a in (*clusters(count, 1.5, seed=count), *clusters(20, 1.5, seed=1))))
+        for count in (40, 44)
+    ]
+    settings = ProbeSettings(epochs=5, batch=16)
+    scores = probe_folds(folds, 4, 2, settings)
+    alone = [probe_folds([fold], 4, 2, settings) for fold in folds]
+    for kind in ("linear", "mlp", "knn"):
+        assert scores[kind]["mean"] == pytest.approx(np.mean([own[kind]["mean"] for own in alone]))
+
+
+def test_several_classes_in_a_clip_are_learned():
+    x, y = (torch.from_numpy(array) for array in clusters(200, 0.4))
+    several = nn.functional.one_hot(y, 4).float() + nn.functional.one_hot((y + 1) % 4, 4).float()
+    fold = Fold(x[:150], several[:150], x[150:], several[150:])
+    scores = probe_folds([fold], 4, 2, kinds=("linear", "mlp"))
+    assert scores["linear"]["mean"] > 0.97
+    assert scores["mlp"]["mean"] > 0.97
+    shuffled = Fold(x[:150], several[torch.randperm(150)], x[150:], several[150:])
+    assert probe_folds([shuffled], 4, 2, kinds=("linear",))["linear"]["mean"] < 0.8
+
+
+def test_large_sets_take_fewer_epochs_and_then_larger_batches():
+    settings = ProbeSettings()
+    assert settings.plan(320) == (60, 32)
+    assert settings.plan(400) == (60, 32)
+    epochs, batch = settings.plan(2000)
+    assert (batch, epochs * math.ceil(2000 / batch) <= settings.steps) == (32, True)
+    for count in (5_000, 50_000):
+        epochs, batch = settings.plan(count)
+        assert epochs == 10
+        assert epochs * math.ceil(count / batch) <= settings.steps

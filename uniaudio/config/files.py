@@ -1,4 +1,4 @@
-"""Where named files are found: templates, dataset cards, recipes and run configs."""
+"""Where named files are found: templates, dataset cards, recipes, run configs and probe suites."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from typing import Literal
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.errors import UserError
 
-Kind = Literal["template", "dataset", "recipe", "config"]
+Kind = Literal["template", "dataset", "recipe", "config", "suite"]
 
 FOLDERS: dict[Kind, str] = {
     "template": "templates",
     "dataset": "data_recipes/datasets",
     "recipe": "data_recipes",
     "config": "configs",
+    "suite": "suites",
 }
-FIRST_KEY: dict[Kind, str] = {"template": "task", "dataset": "dataset", "recipe": "recipe", "config": ""}
+FIRST_KEY: dict[Kind, str] = {
+    "template": "task",
+    "dataset": "dataset",
+    "recipe": "recipe",
+    "config": "",
+    "suite": "suite",
+}
 PACKAGE = Path(__file__).resolve().parent.parent
 
 

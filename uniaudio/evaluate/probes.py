@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.evaluate.precision import mean_average_precision
+
 KINDS = ("linear", "mlp", "knn")
 NEIGHBOURS = 10
 TEMPERATURE = 0.07  # of the softmax over neighbours' similarities, as X-ARES has it (arXiv 2505.16369)
@@ -20,12 +22,47 @@ RESAMPLES = 200  # bootstrap draws of the test set, for the spread of the probe 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Adam with a cosine schedule; the same for every set and model, so nothing is tuned on the test split."""
+    """Adam with a cosine schedule; the same for every set and model, so nothing is tuned on the test split.
+
+    Args:
+        epochs, batch: of small sets. least_epochs, steps: a probe takes about ``steps`` optimizer steps at most. A set
+            that needs more first gets fewer epochs, down to ``least_epochs``, then larger batches.
+        hidden: width of the MLP.
+    """
 
     epochs: int = 60
     batch: int = 32
     lr: float = 1e-3
     hidden: int = 256
+    least_epochs: int = 10
+    steps: int = 800
+
+    def plan(self, count: int) -> tuple[int, int]:
+        """Return the epochs and the batch for ``count`` training clips."""
+        batch = max(self.batch, math.ceil(count * min(self.least_epochs, self.epochs) / self.steps))
+        epochs = max(self.least_epochs, self.steps // math.ceil(count / batch))
+        return min(self.epochs, epochs), batch
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Embeddings ``[N, E]`` and targets of the clips that train and that test a probe.
+
+    Targets are class indices ``[N]`` int64, or ``[N, K]`` float where a clip may be of several classes.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    def standardised(self) -> Fold:
+        """Return the fold with the mean and one overall scale of its training embeddings taken out."""
+        middle = self.train_x.mean(0)
+        scale = (self.train_x - middle).std().clamp(min=1e-6)
+        return Fold(
+            (self.train_x - middle) / scale, self.train_y, (self.test_x - middle) / scale, self.test_y
+        )
 
 
 class SeedwiseLinear(nn.Module):
@@ -68,26 +105,39 @@ def build_probe(kind: str, seeds: int, width: int, classes: int, settings: Probe
 def train_probe(
     kind: str, x: Tensor, y: Tensor, classes: int, seeds: int, settings: ProbeSettings = ProbeSettings()
 ) -> nn.Sequential:
-    """Train S probes together on embeddings ``[N, E]``, each with its own weights and its own order of examples."""
+    """Train S probes together on embeddings ``[N, E]``, each with its own weights and its own order of examples.
+
+    With F folds of equal size, ``x [F, N, E]`` and ``y [F, N, ...]``, the F * S probes are trained together; those of a
+    fold follow one another. Classes are learned by cross-entropy, several of them in a clip (float targets) by the
+    binary one, mean over the classes.
+    """
+    folds, fold_y = (x, y) if x.dim() == 3 else (x[None], y[None])
+    members, count = len(folds) * seeds, folds.shape[1]
+    fold_of = torch.arange(len(folds)).repeat_interleave(seeds)[:, None]
+    epochs, batch = settings.plan(count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        probe = build_probe(kind, seeds, x.shape[1], classes, settings)
-        optimizer = torch.optim.Adam(probe.parameters(), settings.lr)
-        batches = math.ceil(len(x) / settings.batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
-        for _ in range(settings.epochs):
-            order = torch.stack([torch.randperm(len(x)) for _ in range(seeds)])
-            for rows in order.split(settings.batch, dim=1):
-                logits = probe(x[rows])
-                # the mean within a seed, summed over seeds: every seed sees the gradient it would see alone
-                loss = (
-                    F.cross_entropy(logits.flatten(0, 1), y[rows].flatten(), reduction="sum") / rows.shape[1]
-                )
+        probe = build_probe(kind, members, x.shape[-1], classes, settings)
+        optimizer = torch.optim.Adam(probe.parameters(), settings.lr, fused=True)
+        batches = math.ceil(count / batch)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+        for _ in range(epochs):
+            order = torch.stack([torch.randperm(count) for _ in range(members)])
+            for rows in order.split(batch, dim=1):
+                # the mean within a probe, summed over probes: every one sees the gradient it would see alone
+                loss = summed_loss(probe(folds[fold_of, rows]), fold_y[fold_of, rows]) / rows.shape[1]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
     return probe.eval()
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of logits ``[M, N, K]``, summed over probes and clips: scalar."""
+    if targets.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[-1]
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
@@ -112,26 +162,79 @@ def probe(
     settings: ProbeSettings = ProbeSettings(),
     kinds: Sequence[str] = KINDS,
 ) -> dict[str, dict[str, float]]:
-    """Return the test accuracy of each probe: ``{"linear": {"mean", "std"}, "mlp": ..., "knn": ...}``.
-
-    ``std`` is over seeds. kNN has no seed; its ``std`` is that of the accuracy over 200 bootstrap draws of the test
-    set. Inputs of the trained probes are standardised with the mean and one overall scale of the training embeddings,
-    so that the scale of an encoder plays no part.
-    """
-    x, y = torch.from_numpy(train_x), torch.from_numpy(train_y)
-    test, truth = torch.from_numpy(test_x), torch.from_numpy(test_y)
+    """Return the test accuracy of each probe of one split; see ``probe_folds``."""
+    fold = Fold(*(torch.from_numpy(array) for array in (train_x, train_y, test_x, test_y)))
     classes = int(max(train_y.max(), test_y.max())) + 1
-    middle, scale = x.mean(0), (x - x.mean(0)).std().clamp(min=1e-6)
+    return probe_folds([fold], classes, seeds, settings, kinds)
+
+
+def probe_folds(
+    folds: Sequence[Fold],
+    classes: int,
+    seeds: int = 3,
+    settings: ProbeSettings = ProbeSettings(),
+    kinds: Sequence[str] = KINDS,
+) -> dict[str, dict[str, float]]:
+    """Return the score of each probe, the mean over folds: ``{"linear": {"mean", "std"}, "mlp": ..., "knn": ...}``.
+
+    The score is accuracy, or mAP where clips may be of several classes. ``std`` is over seeds. kNN has no seed; its
+    ``std`` is that of the mean over 200 bootstrap draws of the test clips. Inputs of the trained probes are
+    standardised with the mean and one overall scale of the training embeddings, so that the scale of an encoder plays
+    no part.
+    """
     results = {}
     for kind in (kind for kind in kinds if kind != "knn"):
-        trained = train_probe(kind, (x - middle) / scale, y, classes, seeds, settings)
-        with torch.no_grad():
-            logits = trained(((test - middle) / scale).expand(seeds, -1, -1))
-        accuracy = (logits.argmax(-1) == truth).double().mean(1)
-        results[kind] = {"mean": accuracy.mean().item(), "std": accuracy.std(correction=0).item()}
+        by_seed = trained_scores(kind, folds, classes, seeds, settings).mean(0)
+        results[kind] = {"mean": by_seed.mean().item(), "std": by_seed.std(correction=0).item()}
     if "knn" not in kinds:
         return results
-    right = (knn_predict(x, y, test, classes) == truth).double().numpy()
-    draws = np.random.default_rng(0).integers(0, len(right), (RESAMPLES, len(right)))
-    results["knn"] = {"mean": float(right.mean()), "std": float(right[draws].mean(1).std())}
+    found, draws = [], []
+    for fold in folds:
+        guess = knn_predict(fold.train_x, fold.train_y, fold.test_x, classes)
+        right = (guess == fold.test_y).double().numpy()
+        chosen = np.random.default_rng(0).integers(0, len(right), (RESAMPLES, len(right)))
+        found.append(right.mean())
+        draws.append(right[chosen].mean(1))
+    results["knn"] = {"mean": float(np.mean(found)), "std": float(np.mean(draws, axis=0).std())}
     return results
+
+
+def trained_scores(
+    kind: str, folds: Sequence[Fold], classes: int, seeds: int, settings: ProbeSettings
+) -> Tensor:
+    """Train the probes of all folds and return their scores ``[F, S]`` float64; folds of equal size train together."""
+    scores = torch.zeros(len(folds), seeds, dtype=torch.float64)
+    for size in sorted({len(fold.train_x) for fold in folds}):
+        members = [number for number, fold in enumerate(folds) if len(fold.train_x) == size]
+        chosen = [folds[number].standardised() for number in members]
+        trained = train_probe(
+            kind,
+            torch.stack([fold.train_x for fold in chosen]),
+            torch.stack([fold.train_y for fold in chosen]),
+            classes,
+            seeds,
+            settings,
+        )
+        for place, (number, fold) in enumerate(zip(members, chosen, strict=True)):
+            own = slice(place * seeds, (place + 1) * seeds)
+            with torch.no_grad():
+                logits = member_logits(trained, own, fold.test_x)
+            scores[number] = score(logits, fold.test_y)
+    return scores
+
+
+def member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Tensor:
+    """Apply some of the probes that were trained together to embeddings ``[N, E]``: ``[S, N, K]``."""
+    hidden = x.expand(members.stop - members.start, -1, -1)
+    for layer in probe:
+        own = {name: tensor[members] for name, tensor in layer.named_parameters()}
+        hidden = torch.func.functional_call(layer, own, (hidden,))
+    return hidden
+
+
+def score(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return accuracy or mAP of logits ``[S, N, K]``, one float64 for each seed."""
+    if not truth.is_floating_point():
+        return (logits.argmax(-1) == truth).double().mean(1)
+    precisions = [mean_average_precision(own.numpy(), truth.numpy()) for own in logits]
+    return torch.tensor(precisions, dtype=torch.float64)

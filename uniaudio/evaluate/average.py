@@ -1,0 +1,68 @@
+"""The normalised weighted average of a suite: one number for each probe of a model.
+
+    average = sum_t w_t s_t / sum_t w_t
+
+over the tasks t that have a score by the probe, with s_t in [0, 1] and w_t the number of test clips of the task, unless
+the suite states another weight. X-ARES (arXiv 2505.16369) averages so, and UniWhisper (arXiv 2602.21772) reports a
+"normalised weighted average" over twenty tasks whose formula is not public; this one is our reading of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DOMAINS = ("speech", "sound", "music")
+Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -> model -> probe -> mean, std
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a task counts, and in which averages: its domain, and whether everybody can repeat it."""
+
+    weight: float
+    domain: str
+    private: bool = False
+
+
+def weighted_average(scores: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the mean of scores in [0, 1] by positive weights.
+
+    Raises:
+        ValueError: when there is none, or one lies outside of [0, 1].
+    """
+    if not scores:
+        raise ValueError("there are no scores to average")
+    if not all(0 <= score <= 1 for score in scores):
+        raise ValueError(f"scores must lie in [0, 1], got {list(scores)}")
+    total = sum(weights)
+    return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / total
+
+
+def average_scores(
+    scores: Scores, standings: Mapping[str, Standing]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the averages by model and probe: ``{model: {probe: {"all", "speech", "sound", "music", "public"}}}``.
+
+    A part without scores is left out. "public" is there where a suite has private tasks: the average over the others.
+    """
+    with_private = any(standing.private for standing in standings.values())
+    averages: dict[str, dict[str, dict[str, float]]] = {}
+    for model in {model: None for models in scores.values() for model in models}:
+        probes = {probe: None for models in scores.values() for probe in models.get(model, {})}
+        averages[model] = {}
+        for probe in probes:
+            scored = [task for task, models in scores.items() if probe in models.get(model, {})]
+            parts = {"all": scored}
+            parts |= {d: [task for task in scored if standings[task].domain == d] for d in DOMAINS}
+            if with_private:
+                parts["public"] = [task for task in scored if not standings[task].private]
+            averages[model][probe] = {
+                part: weighted_average(
+                    [scores[task][model][probe]["mean"] for task in tasks],
+                    [standings[task].weight for task in tasks],
+                )
+                for part, tasks in parts.items()
+                if tasks
+            }
+    return averages
