@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from uniaudio.assemble.encoders import build_encoder, default_device, load_encoder
-from uniaudio.assemble.judging import evaluate_recipe
+from uniaudio.assemble.judging import ask_settings, evaluate_recipe
 from uniaudio.assemble.models import load_model, stage_recipes
 from uniaudio.assemble.soup import named_folder
 from uniaudio.config.run import RunConfig, load_run
@@ -140,7 +140,8 @@ def answer_matrix(
     rows: list[tuple[float | None, ...]] = [(None,) * len(asked)]
     for name, path in stages.items():
         console.print(f"asking {name}", style="dim")
-        results = evaluate_recipe(load_model(str(path)), union, max_examples)
+        loaded = load_model(str(path))
+        results = evaluate_recipe(loaded, union, ask_settings(loaded.config, max_examples))
         rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
     first: dict[tuple[str, str], int] = {}
     for index, recipe in enumerate(recipes[: len(stages)]):

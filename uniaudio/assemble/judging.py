@@ -1,54 +1,82 @@
-"""Probes, answers and the page about a run."""
+"""Answers and routes of a run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
+from uniaudio.assemble.processes import asking_together
+from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
-from uniaudio.evaluate.answers import answer_loss, answers_table, evaluate_entry
-from uniaudio.evaluate.labelled import load_labelled
-from uniaudio.evaluate.report import write_report
+from uniaudio.evaluate.answers import answers_table, evaluate_entry
+from uniaudio.evaluate.asking import AskSettings, answer_loss
+from uniaudio.evaluate.challenge import challenge_scores, challenge_table
+from uniaudio.evaluate.progress import AskingBar
 from uniaudio.evaluate.routes import read_choices, routes_tables, write_routes
-from uniaudio.evaluate.table import Scores, probe_models, probe_table
+from uniaudio.evaluate.text_metrics import need
+
+PROTOCOLS = ("own", "xares-llm")
+
+
+def ask_settings(config: RunConfig, max_examples: int | None = None, **changes: Any) -> AskSettings:
+    """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
+    told = config.evaluate
+    settings = AskSettings(max_examples or told.max_examples, told.max_new_tokens, told.batch_seconds)
+    return replace(settings, **changes)
 
 
 def evaluate_recipe(
-    loaded: LoadedModel, recipe: Recipe, max_examples: int | None
+    loaded: LoadedModel, recipe: Recipe, settings: AskSettings, bar: AskingBar | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Ask all evaluation sets of a recipe; results by ``dataset:template``."""
-    settings = loaded.config.evaluate
-    return {
-        entry.name: evaluate_entry(
-            loaded.model,
-            loaded.format,
-            entry,
-            max_examples or settings.max_examples,
-            settings.max_new_tokens,
-            settings.batch_seconds,
-        )
-        for entry in recipe.evaluate
-    }
+    """Ask all evaluation sets of a recipe; results by ``dataset:template``.
+
+    With ``settings.shared`` every process must call it, and all get the results.
+
+    Raises:
+        UserError: before anything is asked, when a metric needs an extra that is not installed.
+    """
+    for entry in recipe.evaluate:
+        need(entry.template.scoring.metric)
+    bar = bar or AskingBar(Console(), shown=False)
+    results = {}
+    with bar.bar:
+        for entry in recipe.evaluate:
+            with bar.asking(entry.name, settings.limit(entry)) as told:
+                results[entry.name] = evaluate_entry(loaded.model, loaded.format, entry, settings, told)
+    return results
 
 
-def validation_losses(loaded: LoadedModel, recipe: Recipe, count: int) -> dict[str, float]:
+def without_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the figures alone, as they are written while training goes on."""
+    told = {name: {k: v for k, v in result.items() if k != "answers"} for name, result in results.items()}
+    for result in told.values():
+        if "labels" in result:
+            result["labels"] = {
+                k: v for k, v in result["labels"].items() if k not in ("names", "confusion", "bins")
+            }
+    return told
+
+
+def validation_losses(
+    loaded: LoadedModel, recipe: Recipe, count: int, shared: bool = False
+) -> dict[str, float]:
     """Return the loss per answer token of each task over ``count`` examples of every evaluation set, without answers.
 
-    Sets under a condition are left out: they measure robustness, not what is learned.
+    Sets under a condition are left out: they measure robustness, not what is learned. With ``shared`` every process
+    must call it.
     """
     sums: dict[str, list[float]] = {}
+    settings = ask_settings(loaded.config, count, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
-            loss, tokens = answer_loss(
-                loaded.model, loaded.format, entry, count, loaded.config.evaluate.batch_seconds
-            )
+            loss, tokens = answer_loss(loaded.model, loaded.format, entry, settings)
             own = sums.setdefault(entry.template.task, [0.0, 0.0])
             own[0] += loss
             own[1] += tokens
@@ -62,56 +90,48 @@ def write_json(path: Path | None, data: Any) -> None:
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def run_probes(models: Sequence[str], data: Sequence[str], out: Path | None, seeds: int) -> Scores:
-    """Probe models on labelled folders given as ``NAME=FOLDER``; print a table and write JSON."""
-    console = Console()
-    sets = []
-    for item in data:
-        name, equals, folder = item.partition("=")
-        if not equals:
-            raise UserError(f"--data {item}: write NAME=FOLDER")
-        sets.append(load_labelled(name, Path(folder)))
-    encoders = {spec: load_encoder(spec) for spec in models}
-    scores = probe_models(encoders, sets, seeds, lambda text: console.print(f"probing {text}", style="dim"))
-    console.print(probe_table(scores))
-    write_json(out, scores)
-    return scores
-
-
 def run_evaluation(
-    spec: str, recipe_name: str | None, out: Path | None, max_examples: int | None
+    spec: str,
+    recipe_name: str | None,
+    out: Path | None,
+    max_examples: int | None,
+    protocol: str = "own",
+    labels: bool = True,
+    batch_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Ask a recipe's evaluation sets (default: those of the model's last stage); print a table and write JSON."""
-    loaded = load_model(spec)
-    recipe = load_recipe(recipe_name) if recipe_name else stage_recipes(loaded.config)[-1]
-    if not recipe.evaluate:
-        raise UserError(f"recipe {recipe.name} has no `evaluate` list")
-    results = evaluate_recipe(loaded, recipe, max_examples)
-    Console().print(answers_table(results))
-    write_json(out, results)
-    return results
+    """Ask a recipe's evaluation sets (default: those of the model's last stage); print tables and write JSON.
 
+    Processes that were launched together share the rows out; the main one prints and writes.
 
-def report_run(run: Path, out: Path | None) -> Path:
-    """Write the page about a run from what its folder holds: metrics, and probes and answers where they were stored.
+    Args:
+        protocol: ``own``: the results by name. ``xares-llm``: see ``evaluate/challenge.py``; the results are written
+            under ``entries``.
+        labels: score the labels of closed sets too. batch_seconds: audio of a batch, default that of the config.
 
     Raises:
-        UserError: when the folder holds no run.
+        UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses.
     """
-    if not (run / "metrics.jsonl").is_file():
-        raise UserError(f"{run} holds no metrics.jsonl; give the output_dir of a run")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    probes, answers = (
-        json.loads((run / name).read_text(encoding="utf-8")) if (run / name).is_file() else {}
-        for name in ("probes.json", "answers.json")
-    )
-    finished = any(row.get("event") == "finished" for row in rows)
-    facts = {
-        "steps": max((row.get("step", 0) for row in rows), default=0),
-        "finished": "yes" if finished else "no",
-    }
-    config_text = (run / "config.yaml").read_text(encoding="utf-8")
-    return write_report(out or run / "report.html", run.name, rows, probes, answers, [], config_text, facts)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
+    recipe = load_recipe(recipe_name) if recipe_name else None
+    with asking_together() as device:
+        loaded = load_model(spec, device)
+        recipe = recipe or stage_recipes(loaded.config)[-1]
+        if not recipe.evaluate:
+            raise UserError(f"recipe {recipe.name} has no `evaluate` list")
+        settings = ask_settings(loaded.config, max_examples, shared=True, labels=labels)
+        if batch_seconds is not None:
+            settings = replace(settings, batch_seconds=batch_seconds)
+        console = Console(quiet=not is_main())
+        results = evaluate_recipe(loaded, recipe, settings, AskingBar(console, is_main(), world_size()))
+        console.print(answers_table(results))
+        told: dict[str, Any] = results
+        if protocol == "xares-llm":
+            told = challenge_scores(results)
+            console.print(challenge_table(told))
+            told["entries"] = results
+        write_json(out if is_main() else None, told)
+    return told
 
 
 def show_routes(run: Path, out: Path | None, last: float) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference
-from uniaudio.assemble.judging import evaluate_recipe, validation_losses
+from uniaudio.assemble.judging import ask_settings, evaluate_recipe, validation_losses, without_answers
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.config.run import RunConfig
@@ -70,13 +70,14 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     def examples(index: int, model: nn.Module, recipe: str | None) -> Iterator[Batch]:
         return single_examples(config, recipes, index, format, model, tasks, recipe)
 
-    def validation(index: int, model: nn.Module, count: int) -> dict[str, float]:
-        return validation_losses(LoadedModel(audio_lm(model), format, config, bases), recipes[index], count)
-
-    def evaluate(model: nn.Module) -> dict[str, Any]:
+    def validation(index: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
         loaded = LoadedModel(audio_lm(model), format, config, bases)
-        results = evaluate_recipe(loaded, recipes[-1], None)
-        return {name: {k: v for k, v in r.items() if k != "answers"} for name, r in results.items()}
+        return validation_losses(loaded, recipes[index], count, shared)
+
+    def evaluate(model: nn.Module, shared: bool) -> dict[str, Any]:
+        loaded = LoadedModel(audio_lm(model), format, config, bases)
+        settings = ask_settings(config, shared=shared)
+        return without_answers(evaluate_recipe(loaded, recipes[-1], settings))
 
     def entry_tasks(index: int) -> dict[str, list[str]]:
         return {e.name: [t.task for t in e.templates] for e in recipes[index].train}

@@ -41,14 +41,18 @@ def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Examp
 
 
 def iterate_examples(
-    entry: EvalEntry, limit: int | None, max_seconds: float
+    entry: EvalEntry, limit: int | None, max_seconds: float, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[Example, tuple[str, ...]] | Skip]:
     """Yield the examples of an evaluation entry with all their right answers, in the order of the source.
 
     Rows that cannot be used come as ``Skip``; both count towards ``limit``.
+
+    Args:
+        share: (i, n) takes every n-th row from row i on; the others are not decoded.
     """
     source = open_source(entry.dataset, entry.split)
-    for index, row in enumerate(islice(source.rows(), limit)):
+    first, step = share
+    for index, row in islice(enumerate(islice(source.rows(), limit)), first, None, step):
         name = entry.dataset.name
         if isinstance(row, RowError):
             yield Skip(name, f"row {index}", row.reason, row.detail)

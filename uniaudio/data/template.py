@@ -25,10 +25,17 @@ MARK = (
 
 
 class Scoring(Strict):
-    """How answers are scored: the metric, and what is evened out before comparing."""
+    """How answers are scored: the metric, and what is evened out before comparing.
 
-    metric: Literal["accuracy", "wer", "cer"] = "accuracy"
-    normalize: Literal["none", "lowercase", "words"] = "lowercase"
+    ``map`` takes an answer as a list of tags with ``separator`` between them. ``likelihood`` is what labels of a closed
+    set are compared by: the log-likelihood of all tokens of a label (``sum``), or their ``mean``, which does not favour
+    short labels.
+    """
+
+    metric: Literal["accuracy", "wer", "cer", "bleu", "meteor", "cider", "map"] = "accuracy"
+    normalize: Literal["none", "lowercase", "words", "whisper", "whisper_english"] = "lowercase"
+    separator: str = Field(default=";", min_length=1)
+    likelihood: Literal["sum", "mean"] = "sum"
 
 
 class TemplateFile(Strict):

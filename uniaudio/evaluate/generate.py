@@ -5,15 +5,25 @@ from __future__ import annotations
 import torch
 
 from uniaudio.data.tokens import ChatFormat
-from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.types import Batch
 
 
 @torch.no_grad()
-def generate(model: AudioLM, prompts: Batch, format: ChatFormat, max_new_tokens: int) -> list[str]:
-    """Answer the prompts of a batch (from ``collate_prompts``) greedily; each row stops at its end of turn."""
+def generate(
+    model: AudioLM,
+    prompts: Batch,
+    format: ChatFormat,
+    max_new_tokens: int,
+    read: ReadPrompts | None = None,
+) -> list[str]:
+    """Answer the prompts of a batch (from ``collate_prompts``) greedily; each row stops at its end of turn.
+
+    Args:
+        read: of the same prompts, by ``AudioLM.read_prompts``, where they were read before.
+    """
     was_training = model.training
     model.eval()
-    rows = model.generate_ids(prompts, max_new_tokens, format.end_of_turn, format.pad)
+    rows = model.generate_ids(prompts, max_new_tokens, format.end_of_turn, format.pad, read)
     model.train(was_training)
     return [format.answer_text(row) for row in rows]

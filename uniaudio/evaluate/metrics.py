@@ -1,22 +1,23 @@
-"""Scores of generated answers."""
+"""The scores of generated answers that a template's ``scoring`` asks for."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-import jiwer
+import numpy as np
 
 from uniaudio.data.template import Scoring
+from uniaudio.evaluate.intervals import Summed, mean_of
+from uniaudio.evaluate.normalize import normalized
+from uniaudio.evaluate.text_metrics import TEXT_METRICS, References, tag_precision
 
-
-def normalized(text: str, how: str) -> str:
-    """Even out what does not count: case ("lowercase"), or case and punctuation ("words")."""
-    text = " ".join(text.split())
-    if how == "none":
-        return text
-    text = text.lower()
-    return " ".join(re.sub(r"[^\w\s']", " ", text).split()) if how == "words" else text
+# what is told beside the metric that was asked for
+COMPANIONS = {
+    "wer": ("wer", "cer"),
+    "meteor": ("meteor", "bleu"),
+    "cider": ("cider", "meteor", "bleu"),
+    "map": ("map", "accuracy"),
+}
 
 
 def is_right(answer: str, references: Sequence[str], scoring: Scoring) -> bool:
@@ -24,11 +25,37 @@ def is_right(answer: str, references: Sequence[str], scoring: Scoring) -> bool:
     return normalized(answer, scoring.normalize) in {normalized(r, scoring.normalize) for r in references}
 
 
-def score(answers: Sequence[str], references: Sequence[Sequence[str]], scoring: Scoring) -> float:
-    """Return the metric over a set: a share of right answers, or an error rate (lower is better) for wer and cer."""
-    if scoring.metric in ("wer", "cer"):
-        rate = jiwer.wer if scoring.metric == "wer" else jiwer.cer
-        truth = [normalized(r[0], scoring.normalize) for r in references]
-        return float(rate(truth, [normalized(a, scoring.normalize) for a in answers]))
-    right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
-    return sum(right) / len(right)
+def measure(answers: Sequence[str], references: References, scoring: Scoring, metric: str) -> Summed:
+    """Return one metric of a set of answers.
+
+    Args:
+        references: all right answers of every clip, at least one each.
+
+    Raises:
+        UserError: when the metric needs an extra that is not installed.
+    """
+    if metric == "accuracy":
+        right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
+        return mean_of(np.array(right, np.float64))
+    if metric == "map":
+        lists = [[even_tags(text, scoring) for text in own] for own in references]
+        return tag_precision([even_tags(a, scoring) for a in answers], lists, scoring.separator)
+    truths = [[normalized(r, scoring.normalize) for r in own] for own in references]
+    return TEXT_METRICS[metric]([normalized(a, scoring.normalize) for a in answers], truths)
+
+
+def even_tags(text: str, scoring: Scoring) -> str:
+    """Normalise every tag of a list; the marks between them stay."""
+    tags = text.split(scoring.separator)
+    return scoring.separator.join(normalized(tag, scoring.normalize) for tag in tags)
+
+
+def measures(answers: Sequence[str], references: References, scoring: Scoring) -> dict[str, Summed]:
+    """Return the metric of a template and its companions, by name, the metric itself first."""
+    names = COMPANIONS.get(scoring.metric, (scoring.metric,))
+    return {name: measure(answers, references, scoring, name) for name in names}
+
+
+def score(answers: Sequence[str], references: References, scoring: Scoring) -> float:
+    """Return the metric of a template: more is better, but for the error rates ``wer`` and ``cer``."""
+    return measure(answers, references, scoring, scoring.metric).score()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from uniaudio.model.branches import Branches, branched_attention
+
 PACKED = "uniaudio_packed"  # the name in transformers' AttentionInterface
 
 
@@ -21,18 +23,22 @@ class Segments:
 
     Args:
         lengths: tokens of every row, on the host. cu_seqlens: ``[B + 1]`` int32 on the device. longest: of lengths.
+        branches: what of every row are continuations that do not see each other, where there are any.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
     longest: int
+    branches: Branches | None = None
 
     @classmethod
-    def of(cls, lengths: Tensor | Sequence[int], device: torch.device) -> Segments:
+    def of(
+        cls, lengths: Tensor | Sequence[int], device: torch.device, branches: Branches | None = None
+    ) -> Segments:
         """Build from row lengths (a CPU tensor or a list); rows of length 0 are allowed."""
         counts = tuple(int(n) for n in lengths)
         offsets = torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(counts, offsets.to(device, non_blocking=True), max(counts, default=0))
+        return cls(counts, offsets.to(device, non_blocking=True), max(counts, default=0), branches)
 
 
 def packed_attention(
@@ -51,7 +57,10 @@ def packed_attention(
 
     On CUDA in bf16 or fp16 one call of torch's variable-length kernel does it; elsewhere one
     ``scaled_dot_product_attention`` per segment. The kernel knows no dropout, so dropout takes the second way too.
+    Segments with branches attend as ``branched_attention`` says where it is causal.
     """
+    if causal and segments.branches is not None:
+        return branched_attention(query, key, value, segments.branches, scale)
     fast = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
     keys = key_segments or segments
     if fast:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,23 @@ from torch import Tensor, nn
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
 
 SILENCE = 1600  # samples that stand in for a batch without any
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """What a model keeps of the prompts of a batch, so that several questions of it encode the clips once.
+
+    Args:
+        text: the decoder's input rows ``[T, D]``. heard: the frames that every prompt hears by cross attention.
+    """
+
+    text: Ragged
+    heard: Ragged | None = None
 
 
 class AudioLM(nn.Module):
@@ -100,15 +113,27 @@ class AudioLM(nn.Module):
         return self.decoder.hidden(embeds), encoded
 
     @torch.no_grad()
+    def read_prompts(self, prompts: Batch) -> ReadPrompts:
+        """Encode the clips of prompts, for ``generate_ids`` and ``label_log_likelihoods``."""
+        return ReadPrompts(self.embed_batch(prompts)[0])
+
+    @torch.no_grad()
     def generate_ids(
-        self, prompts: Batch, max_new_tokens: int, end_of_turn: int, pad: int
+        self,
+        prompts: Batch,
+        max_new_tokens: int,
+        end_of_turn: int,
+        pad: int,
+        read: ReadPrompts | None = None,
     ) -> list[list[int]]:
         """Continue the prompts of a batch greedily and return the new ids of every row.
 
         The stock model decodes with its cache; after a row's end of turn come ``pad`` ids.
+
+        Args:
+            read: of the same prompts, where they were read before.
         """
-        embeds, _ = self.embed_batch(prompts)
-        padded, mask = left_padded(embeds)
+        padded, mask = left_padded((read or self.read_prompts(prompts)).text)
         new = self.decoder.generate(
             padded,
             mask,
@@ -121,6 +146,20 @@ class AudioLM(nn.Module):
             pad_token_id=pad,
         )
         return new.tolist()
+
+    @torch.no_grad()
+    def label_log_likelihoods(
+        self, prompts: Batch, labels: Ragged, read: ReadPrompts | None = None
+    ) -> Tensor:
+        """Return ``log p(label | prompt)`` of K labels: ``[B, K]``, see ``model/label_scores.py``.
+
+        Args:
+            labels: the token ids of every label with its end of turn, as ``ChatFormat.answer`` makes them.
+            read: of the same prompts, where they were read before.
+        """
+        text = (read or self.read_prompts(prompts)).text
+        hidden = self.decoder.packed_hidden if self.decoder.packed else None
+        return label_log_likelihoods(self.decoder, text, labels, hidden)
 
     def embed_batch(self, batch: Batch) -> tuple[Ragged, Encoded]:
         """Return the decoder's input rows ``[T, D]``, audio tokens in their places, and what the encoder said.

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from uniaudio.config.encoders import LoraConfig
 from uniaudio.errors import UserError
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
+from uniaudio.model.branches import Branches
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora
@@ -92,10 +93,13 @@ class TextDecoder(nn.Module):
         """Run the layers over packed rows ``[T, D]``; every row sees itself only, causally, from position 0."""
         return self.packed_hidden(embeds) if self.packed else self.padded_hidden(embeds)
 
-    def packed_hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
+    def packed_hidden(self, embeds: Ragged, branches: Branches | None = None) -> Float[Tensor, "T D"]:
         """Pass all rows as one, with their borders handed to our attention function through the stock layers."""
-        starts = torch.repeat_interleave(embeds.offsets[:-1], embeds.lengths)
-        positions = (torch.arange(len(starts)) - starts).to(embeds.device, non_blocking=True)
+        if branches is not None:
+            positions = branches.positions
+        else:
+            starts = torch.repeat_interleave(embeds.offsets[:-1], embeds.lengths)
+            positions = (torch.arange(len(starts)) - starts).to(embeds.device, non_blocking=True)
         self.set_attention(PACKED)
         try:
             output = self.lm.base_model(
@@ -103,7 +107,7 @@ class TextDecoder(nn.Module):
                 position_ids=positions[None],
                 attention_mask={"full_attention": None},  # a prepared (empty) mask: transformers builds none
                 use_cache=False,
-                segments=Segments.of(embeds.lengths, embeds.device),
+                segments=Segments.of(embeds.lengths, embeds.device, branches),
             )
         finally:
             if not (
@@ -130,6 +134,11 @@ class TextDecoder(nn.Module):
         """Continue rows padded on the left with the stock model and its cache."""
         self.set_attention(self.stock_attention)
         return self.lm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of tokens."""
+        return int(self.lm.get_input_embeddings().num_embeddings)
 
     def losses(
         self, hidden: Float[Tensor, "L D"], labels: Int[Tensor, " L"], chunk: int

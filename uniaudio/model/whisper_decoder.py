@@ -15,7 +15,8 @@ from uniaudio.config.encoders import LoraConfig
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.audio_lm import AudioLM, ReadPrompts
+from uniaudio.model.branches import Branches
 from uniaudio.model.decoder import DTYPES, label_losses, make_trainable
 from uniaudio.model.encoders.weights import (
     checkpoint_folder,
@@ -25,6 +26,7 @@ from uniaudio.model.encoders.weights import (
     with_random_weights,
 )
 from uniaudio.model.identity import base_identity
+from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded
 
@@ -72,23 +74,34 @@ class WhisperTextDecoder(nn.Module):
         """Look token ids up; positions are added in ``hidden``."""
         return self.decoder.embed_tokens(ids) * getattr(self.decoder, "embed_scale", 1.0)
 
-    def hidden(self, text: Ragged, frames: Ragged) -> Float[Tensor, "T D"]:
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of tokens."""
+        return int(self.decoder.embed_tokens.num_embeddings)
+
+    def hidden(self, text: Ragged, frames: Ragged, branches: Branches | None = None) -> Float[Tensor, "T D"]:
         """Run the layers over packed text rows ``[T, D]``, each hearing its own row of frames ``[A, D]``.
 
         Raises:
             UserError: when a row is longer than Whisper's positions.
         """
-        most = self.decoder.config.max_target_positions
-        if len(text) and int(text.lengths.max()) > most:
+        most, longest = self.decoder.config.max_target_positions, int(text.lengths.max()) if len(text) else 0
+        if branches is not None:
+            longest = max(branches.prefixes) + max(branches.lengths)
+        if longest > most:
             raise UserError(
-                f"a row of {int(text.lengths.max())} tokens is longer than Whisper's {most} positions; "
+                f"a row of {longest} tokens is longer than Whisper's {most} positions; "
                 "shorten the texts or take another decoder"
             )
-        starts = torch.repeat_interleave(text.offsets[:-1], text.lengths)
-        positions = (torch.arange(len(starts)) - starts).to(text.device, non_blocking=True)
+        if branches is not None:
+            positions = branches.positions
+        else:
+            starts = torch.repeat_interleave(text.offsets[:-1], text.lengths)
+            positions = (torch.arange(len(starts)) - starts).to(text.device, non_blocking=True)
         hidden = text.values + self.decoder.embed_positions.weight[positions]
         hidden = F.dropout(hidden, self.decoder.dropout, self.training)
-        asking, heard = Segments.of(text.lengths, text.device), Segments.of(frames.lengths, text.device)
+        asking = Segments.of(text.lengths, text.device, branches)
+        heard = Segments.of(frames.lengths, text.device)
         for layer in self.decoder.layers:
             hidden = decoder_layer(layer, hidden, frames.values, asking, heard)
         return self.decoder.layer_norm(hidden)
@@ -163,11 +176,36 @@ class CrossAttentionLM(AudioLM):
         return frames.with_lengths(lengths), encoded
 
     @torch.no_grad()
+    def read_prompts(self, prompts: Batch) -> ReadPrompts:
+        """Encode the clips of prompts, for ``generate_ids`` and ``label_log_likelihoods``."""
+        text = self.decoder.embed(prompts.tokens.values)
+        return ReadPrompts(prompts.tokens.with_values(text), self.listen(prompts, text)[0])
+
+    @torch.no_grad()
+    def label_log_likelihoods(
+        self, prompts: Batch, labels: Ragged, read: ReadPrompts | None = None
+    ) -> Float[Tensor, "B K"]:
+        """Return ``log p(label | prompt)`` of K labels, see ``model/label_scores.py``."""
+        known = read or self.read_prompts(prompts)
+        return label_log_likelihoods(
+            self.decoder,
+            known.text,
+            labels,
+            lambda rows, branches: self.decoder.hidden(rows, known.heard, branches),
+        )
+
+    @torch.no_grad()
     def generate_ids(
-        self, prompts: Batch, max_new_tokens: int, end_of_turn: int, pad: int
+        self,
+        prompts: Batch,
+        max_new_tokens: int,
+        end_of_turn: int,
+        pad: int,
+        read: ReadPrompts | None = None,
     ) -> list[list[int]]:
         """Continue the prompts greedily; every step reads the rows anew, for answers are short."""
-        heard, _ = self.listen(prompts, self.decoder.embed(prompts.tokens.values))
+        heard = (read or self.read_prompts(prompts)).heard
+        assert heard is not None
         rows = [row.tolist() for row in prompts.tokens.rows()]
         new: list[list[int]] = [[] for _ in rows]
         for _ in range(max_new_tokens):

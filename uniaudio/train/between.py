@@ -44,10 +44,23 @@ class BetweenSteps:
         self.watch.beat()
         return gather_objects(result)[0]
 
+    def on_all(self, work: Callable[[nn.Module, bool], Any]) -> Any:
+        """Call with the model in eval mode on every rank, and with whether they may share the work out.
+
+        They may where each has the model whole; elsewhere all must run the same batches, for weights are put together
+        by all. Returns the result of the main process on all ranks.
+        """
+        self.engine.plain.eval()
+        with self.engine.autocast():
+            result = work(self.engine.plain, self.engine.whole)
+        self.engine.plain.train()
+        self.watch.beat()
+        return gather_objects(result)[0]
+
     def evaluate(self) -> None:
         """Let the model answer the evaluation sets."""
         if self.parts.evaluate is not None:
-            results = self.on_plain(self.parts.evaluate)
+            results = self.on_all(self.parts.evaluate)
             self.tracker.event("evaluation", step=self.position.step, results=results)
 
     def guarded(self, over: bool) -> bool:
@@ -64,7 +77,9 @@ class BetweenSteps:
     def move_mixture(self, settings: BalanceConfig) -> None:
         """Measure the validation losses and move the mixture; the next round draws in its own order."""
         index = self.position.stage
-        losses = self.on_plain(lambda model: self.parts.validation(index, model, settings.examples))
+        losses = self.on_all(
+            lambda model, shared: self.parts.validation(index, model, settings.examples, shared)
+        )
         balance = moved(
             Balance.from_json(self.position.balance), losses, self.parts.entry_tasks(index), settings
         )

@@ -39,9 +39,10 @@ class TrainParts:
         has_auxiliary: the model may return auxiliary losses; the same on all ranks.
         examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
         entry_tasks: stage index to the tasks of each entry of its recipe.
-        validation: (stage index, model, examples per set) to the loss per answer token of each task.
+        validation: (stage index, model, examples per set, shared) to the loss per answer token of each task.
         guard: the model to the score of every guarded set.
-        evaluate: called with the model every ``train.evaluate_every`` steps.
+        evaluate: called with (model, shared) every ``train.evaluate_every`` steps. It and ``validation`` are called on
+            every rank; ``shared``: the ranks may share the examples out.
     """
 
     build: Callable[[], nn.Module]
@@ -52,6 +53,6 @@ class TrainParts:
     has_auxiliary: bool = False
     examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
     entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
-    validation: Callable[[int, nn.Module, int], dict[str, float]] = lambda stage, model, count: {}
+    validation: Callable[[int, nn.Module, int, bool], dict[str, float]] = lambda stage, model, count, shared: {}
     guard: Callable[[nn.Module], list[str]] | None = None
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
+    evaluate: Callable[[nn.Module, bool], dict[str, Any]] | None = None

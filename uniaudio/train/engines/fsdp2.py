@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from uniaudio.distributed import world_size
 from uniaudio.train.engines.base import Engine, Whole
 
-METHODS = ("generate_ids",)  # of the model, beside its forward, that need whole parameters
+# of the model, beside its forward, that need whole parameters
+METHODS = ("read_prompts", "generate_ids", "label_log_likelihoods")
 
 
 class Fsdp2Engine(Engine):

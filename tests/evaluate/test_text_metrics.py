@@ -1,0 +1,178 @@
+"""Scores of texts against values by hand and plain loops."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
+from sklearn.metrics import average_precision_score
+
+from uniaudio.data.template import Scoring
+from uniaudio.errors import UserError
+from uniaudio.evaluate import text_metrics
+from uniaudio.evaluate.metrics import is_right, measures, score
+from uniaudio.evaluate.normalize import challenge_text, normalized
+from uniaudio.evaluate.text_metrics import bleu, error_rate, meteor, need, tag_precision
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=7).map(" ".join)
+PAIRS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=6)
+
+
+def edits(truth, answer):
+    """Levenshtein's distance by its recursion, row by row."""
+    row = list(range(len(answer) + 1))
+    for i, a in enumerate(truth, 1):
+        new = [i]
+        for j, b in enumerate(answer, 1):
+            new.append(min(row[j] + 1, new[j - 1] + 1, row[j - 1] + (a != b)))
+        row = new
+    return row[-1]
+
+
+@given(PAIRS)
+def test_error_rates_are_edits_over_units(pairs):
+    answers, references = [a for a, _ in pairs], [r for _, r in pairs]
+    for unit, split in (("wer", str.split), ("cer", list)):
+        wrong = sum(edits(split(r[0]), split(a)) for a, r in pairs)
+        total = sum(len(split(r[0])) for _, r in pairs)
+        assert error_rate(answers, references, unit).score() == pytest.approx(wrong / total)
+
+
+def test_words_where_nothing_was_said_are_insertions():
+    assert error_rate(["oh my", "yes"], [[""], ["yes"]], "wer").score() == 2.0
+    assert error_rate(["ab", "yes"], [[""], ["yes"]], "cer").score() == pytest.approx(2 / 3)
+    assert math.isnan(error_rate([""], [[""]], "wer").score())
+
+
+def test_bleu_by_hand():
+    # 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, and no four words, which count as half of one
+    assert bleu(["a b c d"], [["a b c e"]]).score() == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
+    assert bleu(["a b c d"], [["x", "a b c d"]]).score() == pytest.approx(1)
+    # everything found, but 4 words for 5: exp(1 - 5/4)
+    assert bleu(["a b c d"], [["a b c d e"]]).score() == pytest.approx(math.exp(-1 / 4))
+
+
+@given(PAIRS)
+def test_bleu_of_sums_is_sacrebleus_of_the_corpus(pairs):
+    answers, references = [a for a, _ in pairs], [r for _, r in pairs]
+    most = max(map(len, references))
+    streams = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
+    assert bleu(answers, references).score() == pytest.approx(
+        BLEU().corpus_score(answers, streams).score / 100
+    )
+
+
+def test_meteor_by_hand():
+    # three words match, one by its stem, in one piece: F = 1, penalty 0.5 * (1/3)**3
+    whole = 1 - 0.5 / 27
+    assert meteor(["the cats sat"], [["the cat sat"]]).score() == pytest.approx(whole)
+    # one word of two, reference of three: P = 1/2, R = 1/3, F = P * R / (0.9 * P + 0.1 * R), one piece: penalty 0.5
+    one = (1 / 6) / (0.45 + 0.1 / 3) * 0.5
+    assert meteor(["a b"], [["a c d"]]).score() == pytest.approx(one)
+    assert meteor(["a b", "the cats sat"], [["a c d"], ["x", "the cat sat"]]).score() == pytest.approx(
+        (one + whole) / 2
+    )
+    assert meteor(["dog"], [["hound"]]).score() == 0  # synonyms are left out
+
+
+def cider_by_loops(answers, references):
+    """CIDEr-D: clipped cosines of tf-idf vectors of n-grams, times a Gaussian of the difference in length, times 10."""
+
+    def grams(text, n):
+        words = text.split()
+        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+    clips = len(answers)
+    scores = []
+    for answer, truths in zip(answers, references, strict=True):
+        total = 0.0
+        for n in range(1, 5):
+
+            def weigh(text, n=n):
+                found = {}
+                for gram, count in grams(text, n).items():
+                    documents = sum(any(gram in grams(r, n) for r in own) for own in references)
+                    found[gram] = count * (math.log(clips) - math.log(max(1, documents)))
+                return found
+
+            for truth in truths:
+                one, other = weigh(answer), weigh(truth)
+                norm = math.sqrt(sum(x * x for x in one.values()) * sum(x * x for x in other.values()))
+                dot = sum(min(x, other.get(gram, 0.0)) * other.get(gram, 0.0) for gram, x in one.items())
+                apart = len(answer.split()) - len(truth.split())
+                total += (dot / norm if norm else 0.0) * math.exp(-(apart**2) / 72)
+        scores.append(10 * total / 4 / len(truths))
+    return scores
+
+
+def test_cider_equals_its_definition():
+    pytest.importorskip("aac_metrics", reason="the extra `captions` is not installed")
+    answers = ["a dog barks in the rain", "birds sing", "a man speaks while a dog barks"]
+    references = [
+        ["a dog barks", "a dog is barking in the rain"],
+        ["birds sing in a tree", "many birds"],
+        ["a man speaks", "a man talks while a dog barks loudly"],
+    ]
+    found = text_metrics.cider(answers, references)
+    np.testing.assert_allclose(found.rows[:, 0], cider_by_loops(answers, references), rtol=1e-6)
+    assert found.score() == pytest.approx(sum(cider_by_loops(answers, references)) / 3)
+    with pytest.raises(UserError, match="two clips or more"):
+        text_metrics.cider(answers[:1], references[:1])
+
+
+def test_a_metric_of_an_extra_that_is_missing(monkeypatch):
+    monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"cider needs the extra captions: pip install 'uniaudio\[captions\]'"
+    ):
+        need("cider")
+    need("wer")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sets(st.sampled_from("abcdx")), st.sets(st.sampled_from("abcd"), min_size=1)),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_precision_of_tags_is_scikit_learns_of_zeros_and_ones(pairs):
+    answers = ["; ".join(sorted(told)) for told, _ in pairs]
+    references = [[";".join(sorted(true))] for _, true in pairs]
+    tags = sorted(set().union(*(true for _, true in pairs)))
+    truth = np.array([[tag in true for tag in tags] for _, true in pairs], int)
+    told = np.array([[tag in own for tag in tags] for own, _ in pairs], int)
+    each = [average_precision_score(truth[:, k], told[:, k]) for k in range(len(tags))]
+    assert tag_precision(answers, references, ";").score() == pytest.approx(np.mean(each))
+
+
+def test_scores_of_templates():
+    words = Scoring(metric="wer", normalize="words")
+    assert score(["the cat sat", "a dog"], [["The cat, sat."], ["the dog"]], words) == pytest.approx(1 / 5)
+    plain = Scoring(metric="accuracy", normalize="lowercase")
+    assert score(["Dog", "cat"], [["dog"], ["dog", "wolf"]], plain) == 0.5
+    assert is_right("WOLF ", ["dog", "wolf"], plain)
+    assert not is_right("Dog", ["dog"], Scoring(normalize="none"))
+    tags = Scoring(metric="map", separator=",")
+    assert score(["Rain, dog", "rain"], [["dog,rain"], ["rain"]], tags) == 1
+    found = measures(["a cat"], [["a bat"]], words)
+    assert {name: measure.score() for name, measure in found.items()} == {"wer": 0.5, "cer": 0.2}
+    assert list(measures(["a"], [["a"]], tags)) == ["map", "accuracy"]
+    assert list(measures(["a"], [["a"]], Scoring(metric="meteor"))) == ["meteor", "bleu"]
+
+
+def test_normalising():
+    assert normalized(" A  Dog's,\tbark! ", "none") == "A Dog's, bark!"
+    assert normalized(" A  Dog's, bark! ", "lowercase") == "a dog's, bark!"
+    assert normalized(" A  Dog's, bark! ", "words") == "a dog's bark"
+    assert normalized("[noise] Ünder-way (laughs), ok!", "whisper") == "ünder way ok"
+    assert normalized("I can't pay twenty-five dollars, Mr. Fox.", "whisper_english") == (
+        "i can not pay $25 mister fox"
+    )
+
+
+def test_text_of_the_challenge():
+    assert challenge_text(' Ｗｅｌｌ-known:  "Fan" (ﬁne)… ') == "well known fan fine"

@@ -1,0 +1,84 @@
+"""95 % intervals by resampling clips (percentile bootstrap, Efron and Tibshirani 1993, chapter 13).
+
+Most scores are functions of sums over clips: errors and words, right answers and clips, n-grams found and written. The
+sums of a resample are the counts of how often each clip was drawn times the clips' own numbers, so all resamples are
+one matrix product and nothing is scored anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+RESAMPLES = 1000
+SEED = 0
+TAILS = (2.5, 97.5)  # per cent below the ends of the interval
+NUMBERS = 2**22  # counts that exist at the same time: 32 MiB
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A score that is a function of sums over clips.
+
+    Args:
+        rows: ``[N, S]``: S numbers of each of N clips.
+        value: sums ``[R, S]`` to scores ``[R]``; not finite where a resample has none.
+    """
+
+    rows: Array
+    value: Callable[[Array], Array]
+
+    @property
+    def clips(self) -> int:
+        """N."""
+        return len(self.rows)
+
+    def score(self) -> float:
+        """Return the score of all clips, each counted once."""
+        return float(self.value(self.rows.sum(0, keepdims=True))[0])
+
+    def resampled(self, counts: Array) -> Array:
+        """Return the scores ``[R]`` where clip ``n`` counts ``counts[r, n]`` times."""
+        return self.value(counts @ self.rows)
+
+
+def ratio(sums: Array) -> Array:
+    """Divide the first column by the second: a mean, or an error rate."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[:, 0] / sums[:, 1]
+
+
+def mean_of(values: Array) -> Summed:
+    """Return the mean over clips as a score."""
+    return Summed(np.stack([values, np.ones_like(values)], 1), ratio)
+
+
+def draws(clips: int, seed: int = SEED) -> Iterator[Array]:
+    """Yield how often each clip is drawn in each resample, ``[r, clips]`` at a time, ``RESAMPLES`` rows in all.
+
+    The rows are a function of the seed and of the number of clips alone.
+    """
+    random = np.random.default_rng(seed)
+    together = max(1, NUMBERS // clips)
+    for start in range(0, RESAMPLES, together):
+        rows = min(together, RESAMPLES - start)
+        drawn = random.integers(0, clips, (rows, clips)) + np.arange(rows)[:, None] * clips
+        yield np.bincount(drawn.ravel(), minlength=rows * clips).reshape(rows, clips).astype(np.float64)
+
+
+def interval(clips: int, resampled: Callable[[Array], Array], seed: int = SEED) -> list[float]:
+    """Return the 2.5 and the 97.5 per cent quantile of a score over resamples of the clips.
+
+    Args:
+        resampled: counts ``[R, N]`` to scores ``[R]``, as ``Summed.resampled``; scores that are not finite are left
+            out.
+    """
+    scores = np.concatenate([resampled(counts) for counts in draws(clips, seed)])
+    scores = scores[np.isfinite(scores)]
+    if not len(scores):
+        return [float("nan"), float("nan")]
+    return [float(end) for end in np.percentile(scores, TAILS)]
