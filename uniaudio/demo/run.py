@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from rich.console import Console
 
 from uniaudio.assemble.asking import answer_question
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.judging import evaluate_recipe, write_json
+from uniaudio.assemble.judging import ask_settings, evaluate_recipe, write_json
 from uniaudio.assemble.models import LoadedModel, load_model
+from uniaudio.assemble.reporting import Wanted, report_runs
 from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import Recipe, load_recipe
@@ -23,7 +23,6 @@ from uniaudio.demo.setup import prepare_folder, write_files
 from uniaudio.errors import UserError
 from uniaudio.evaluate.answers import answers_table
 from uniaudio.evaluate.labelled import load_labelled
-from uniaudio.evaluate.report import write_report
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
 from uniaudio.miniature.fit import one_thread
 
@@ -59,7 +58,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     console.print(probe_table(probes))
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)
-    answers = evaluate_recipe(loaded, recipe, None)
+    answers = evaluate_recipe(loaded, recipe, ask_settings(loaded.config))
     console.print(answers_table(answers))
     asked = ask_three(loaded, recipe)
     for item in asked:
@@ -72,9 +71,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         "minutes in all": round((ended - started) / 60, 1),
         "minutes of generating and training": round((trained - started) / 60, 1),
     }
-    report = out / "report.html"
-    config_text = (out / "config.yaml").read_text(encoding="utf-8")
-    write_report(report, "uniaudio demo", read_rows(out), probes, answers, asked, config_text, facts)
+    report = report_runs([out], None, Wanted(title="uniaudio demo", questions=asked, facts=facts))
     console.print(f"report: {report}")
     return report
 
@@ -105,8 +102,3 @@ def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
             }
         )
     return asked
-
-
-def read_rows(out: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

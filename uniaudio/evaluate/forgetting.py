@@ -32,7 +32,7 @@ UNKNOWN = "–"
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """Scores R[i][j] of set j after stage i; the higher the better.
+    """Scores ``R[i][j]`` of set j after stage i; the higher the better.
 
     Args:
         stages: names of the S + 1 rows, each once; the first is ``start``, the model before any training.
@@ -76,7 +76,7 @@ class ScoreMatrix:
         return [row[index] for row in self.scores]
 
     def changes(self) -> list[list[float | None]]:
-        """Return R[i][j] - R[0][j] in points, S + 1 rows of N, None where one of the two was not measured."""
+        """Return ``R[i][j] - R[0][j]`` in points, S + 1 rows of N, None where one of the two was not measured."""
         return [
             [difference(score, first, POINTS) for score, first in zip(row, self.scores[0], strict=True)]
             for row in self.scores

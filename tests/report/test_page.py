@@ -1,0 +1,291 @@
+"""The page as a document: what it says, that nothing of its data becomes markup, and that it needs no network."""
+
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from made_up_runs import (
+    START,
+    answers_of,
+    forgetting_results,
+    probe_scores,
+    suite_results,
+    with_choices,
+    write_json,
+    write_rows,
+    write_run,
+)
+
+from uniaudio.assemble.reporting import Wanted, report_runs
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.errors import UserError
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"'&amp;{{ 7*7 }}</title></style></svg>-->"
+VOID = {"meta", "wbr"}  # what has no end; in a drawing the others end themselves
+
+
+class Document(HTMLParser):
+    """All elements with their attributes and the text within, and whether every element is closed in its place."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.found, self.open, self.crossed = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "attrs": dict(attrs), "text": ""}
+        self.found.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append({"tag": tag, "attrs": dict(attrs), "text": ""})
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open[-1]["tag"] != tag:
+            self.crossed.append(tag)
+        while self.open and self.open.pop()["tag"] != tag:
+            pass
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag):
+        return [element for element in self.found if element["tag"] == tag]
+
+
+def document(folders, out, **wanted):
+    text = report_runs(folders, out, Wanted(**wanted)).read_text(encoding="utf-8")
+    page = Document(text)
+    assert not page.crossed
+    assert not page.open
+    return page, text
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Two runs with everything: fifty sets, answers, choices, forgetting; the second broke off."""
+    sets = [f"set_{i:02d}" for i in range(50)]
+    first = write_run(tmp_path / "first", sets)
+    second = write_run(tmp_path / "second", sets, seed=1, finished=False, torn='{"step": 401, "lo')
+    with_choices(first)
+    models = [START, str(first), str(second), f"random:{START}"]
+    probes = write_json(tmp_path / "suite.json", suite_results(sets, models))
+    labels = {f"{name}:asked": [f"label {i}" for i in range(5)] for name in sets[:3]}
+    write_json(first / "answers.json", answers_of(labels, right=0.5))
+    write_json(second / "answers.json", answers_of(labels, right=0.95, seed=3))
+    write_json(first / "forgetting.json", forgetting_results())
+    return [first, second], probes
+
+
+def test_fifty_sets_and_two_runs(two_runs, tmp_path):
+    folders, probes = two_runs
+    page, text = document(folders, tmp_path / "r.html", probes=[probes])
+    leads = [p["text"] for p in page.all("p") if (p["attrs"].get("class") or "").startswith("lead")]
+    assert leads[0].startswith("Of 50 sets compared with encoder, first improved on 25 (most on ")
+    assert "and lost on 5 (most on " in leads[0]
+    assert leads[1].startswith("Of 53 sets compared with encoder and first, second improved on 3 (most on ")
+    assert "second is not finished" in leads[2]
+    sections = [h["text"] for h in page.all("h2")]
+    assert sections == [
+        "What moved",
+        "Probes of the frozen encoder",
+        "Answers",
+        "Wrong answers",
+        "Forgetting",
+        "Training",
+        "Routing",
+        "Cost",
+        "Data and weights",
+        "Config and versions",
+    ]
+    rows = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "row"]
+    assert all(any(row.startswith(f"set_{i:02d}") for row in rows) for i in range(50))
+    assert len(text) < 2_000_000
+    links = [a["attrs"]["href"] for a in page.all("a")]
+    assert {link.removeprefix("#") for link in links} <= {e["attrs"].get("id") for e in page.found}
+
+
+def test_numbers_on_the_page_are_those_of_the_files(two_runs, tmp_path):
+    folders, probes = two_runs
+    page, _ = document(folders, tmp_path / "r.html", probes=[probes])
+    scores = json.loads(probes.read_text())["scores"]
+    told = [td["text"].split() for td in page.all("td")]
+    for name in ("set_00", "set_05", "set_49"):
+        start, own = (scores[name][model]["knn"]["mean"] for model in (START, str(folders[0])))
+        assert any(f"{own:.3f}" in cell and f"{own - start:+.3f}" in cell for cell in told)
+
+
+def test_signs_and_words_stand_beside_colours(two_runs, tmp_path):
+    folders, probes = two_runs
+    page, _ = document(folders, tmp_path / "r.html", probes=[probes])
+    coloured = [
+        s for s in page.all("span") if s["attrs"].get("class") in ("better", "worse") and "." in s["text"]
+    ]
+    assert len(coloured) > 100
+    for span in coloured:
+        sign, words = {"better": ("▲", "better"), "worse": ("▼", "worse")}[span["attrs"]["class"]]
+        assert sign in span["text"]
+        assert f"significantly {words}" in span["text"]
+
+
+def test_structure_that_a_screen_reader_needs(two_runs, tmp_path):
+    folders, probes = two_runs
+    page, _ = document(folders, tmp_path / "r.html", probes=[probes])
+    assert page.found[0]["attrs"]["lang"] == "en"
+    levels = [int(e["tag"][1]) for e in page.found if re.fullmatch("h[1-6]", e["tag"])]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(th["attrs"].get("scope") in ("row", "col") for th in page.all("th"))
+    for svg in page.all("svg"):
+        assert svg["attrs"].get("aria-hidden") == "true" or len(svg["attrs"]["aria-label"]) > 10
+    ids = [e["attrs"]["id"] for e in page.found if "id" in e["attrs"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_fetched(two_runs, tmp_path):
+    folders, probes = two_runs
+    page, text = document(folders, tmp_path / "r.html", probes=[probes])
+    for element in page.found:
+        for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+            assert element["attrs"].get(name, "#").startswith(("#", "data:audio/mpeg;base64,"))
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(m["attrs"]["content"] for m in page.all("meta") if "http-equiv" in m["attrs"])
+    assert "default-src 'none'" in policy
+
+
+def test_hostile_names_stay_text(tmp_path):
+    run = write_run(tmp_path / "run<b>", [HOSTILE, f"{HOSTILE}2"], steps=40)
+    with_choices(run)
+    config = {
+        "encoders": {HOSTILE: {"path": HOSTILE}},
+        "stages": [{"name": "one", "recipe": HOSTILE, "steps": 40}],
+    }
+    (run / "config.yaml").write_text(dump_yaml(config))
+    write_json(
+        run / "probes.json",
+        probe_scores([HOSTILE, "plain"], [HOSTILE, f"random:{HOSTILE}", f"own {HOSTILE}"]),
+    )
+    answers = answers_of({HOSTILE: [HOSTILE, "</td>", "<!--"]}, count=30)
+    for item in answers[HOSTILE]["answers"]:
+        item["id"] = f"{HOSTILE}/{item['id']}"
+    answers[HOSTILE]["labels"]["names"] = [HOSTILE]
+    write_json(run / "answers.json", answers)
+    matrix = forgetting_results()["probe/linear"]
+    write_json(run / "forgetting.json", {HOSTILE: {**matrix, "sets": [HOSTILE, "a", "b"]}})
+    write_rows(run / "skipped.jsonl", [{"step": 1, "source": HOSTILE, "reason": HOSTILE}])
+    questions = [{"clip": HOSTILE, "question": HOSTILE, "answer": HOSTILE, "reference": HOSTILE}]
+    page, text = document(
+        [run], tmp_path / "r.html", title=HOSTILE, questions=questions, facts={HOSTILE: HOSTILE}
+    )
+    assert len(page.all("script")) == 1
+    assert page.all("img") == []
+    assert page.all("b") == [b for b in page.all("b") if "class" not in b["attrs"]]
+    assert not [name for e in page.found for name in e["attrs"] if name.startswith("on")]
+    assert "<img" not in text
+    assert "49" not in [e["text"] for e in page.all("td")]  # an expression in a name is not worked out
+    assert page.all("h1")[0]["text"] == HOSTILE
+    assert any(HOSTILE in th["text"] for th in page.all("th"))
+    assert any(HOSTILE in pre["text"].replace("''", "'") for pre in page.all("pre"))
+
+
+def test_a_run_with_nothing_beside_it(tmp_path):
+    run = write_run(tmp_path / "alone", ["only"], steps=40)
+    page, _ = document([run], None)
+    assert (run / "report.html").is_file()
+    (lead,) = [p["text"] for p in page.all("p") if p["attrs"].get("class") == "lead"]
+    assert "The loss of alone went from" in lead
+    assert "nothing compares it with its start" in lead
+    assert "Probes of the frozen encoder" not in [h["text"] for h in page.all("h2")]
+    notes = [li["text"] for li in page.all("li")]
+    assert any(note.startswith("data of alone: ") for note in notes)  # its recipe is nowhere
+
+
+def test_a_run_that_broke_off_before_its_first_row(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"event": "stage", "step": 0, "stage": "one", "proce')
+    page, _ = document([tmp_path], None)
+    text = page.all("body")[0]["text"]
+    assert "has no loss yet" in text
+    assert "no end was written after step 0, and the last line of metrics.jsonl is torn" in text
+
+
+def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
+    """Both files say "before" and "after": the same start, two runs."""
+    folders = []
+    for seed, name in enumerate(("a", "b")):
+        folders.append(write_run(tmp_path / name, ["t"], steps=40))
+        scores = probe_scores(["s0", "s1"], ["before", "after"])
+        scores["s0"]["after"]["linear"]["mean"] += 0.01 * seed
+        write_json(folders[-1] / "probes.json", scores)
+    page, _ = document(folders, tmp_path / "r.html")
+    heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
+    start = heads.index("before")
+    assert heads[start : start + 3] == ["before", "a", "b"]
+    other = probe_scores(["s0", "s1"], ["before", "after"], seed=9)
+    write_json(folders[1] / "probes.json", other)
+    page, _ = document(folders, tmp_path / "r.html")
+    heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
+    start = heads.index("before")
+    assert heads[start : start + 4] == ["before", "before (b)", "a", "b"]
+
+
+def test_another_models_results_stand_beside(tmp_path):
+    run = write_run(tmp_path / "run", ["t"], steps=40)
+    write_json(run / "probes.json", probe_scores(["s0"], ["before", "after"]))
+    labels = {"tones:tone": ["low", "high"]}
+    write_json(run / "answers.json", answers_of(labels, right=0.95))
+    probes = write_json(tmp_path / "dasheng.json", probe_scores(["s0", "s7"], ["dasheng"]))
+    (tmp_path / "rival").mkdir()
+    answers = write_json(tmp_path / "rival" / "answers.json", answers_of(labels, right=0.4, seed=1))
+    page, _ = document([run], None, against=[probes, answers])
+    heads = [th["text"] for th in page.all("th")]
+    assert "dasheng" in heads
+    assert any(head.startswith("s7") for head in heads)
+    lead = page.all("p")[0]["text"]
+    assert "compared with before and rival, run improved on" in lead
+    assert "tones:tone (answers, accuracy +" in lead
+    assert any("McNemar" in li["text"] for li in page.all("li"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"probes": ["no.json"]}, r"no\.json: cannot be read as JSON"),
+        ({"probes": ["bad.json"]}, r"bad\.json: holds no probe scores"),
+        ({"answers": ["bad.json"]}, "holds no metric and score"),
+        ({"against": ["odd.json"]}, "'set' holds no probe scores"),
+        ({"answers": ["bad.json", "bad.json"]}, "--answers is given 2 times for 1 run"),
+    ],
+)
+def test_files_that_do_not_fit_are_told(tmp_path, wanted, message):
+    run = write_run(tmp_path / "run", ["t"], steps=40)
+    write_json(tmp_path / "bad.json", [1, 2])
+    write_json(tmp_path / "odd.json", {"set": {"model": 0.5}})
+    files = {key: [tmp_path / name for name in names] for key, names in wanted.items()}
+    with pytest.raises(UserError, match=message):
+        report_runs([run], None, Wanted(**files))
+
+
+def test_a_run_given_twice_and_a_torn_forgetting_file_are_told(tmp_path):
+    run = write_run(tmp_path / "run", ["t"], steps=40)
+    with pytest.raises(UserError, match="is given twice"):
+        report_runs([run, tmp_path / "run" / ".." / "run"], None, Wanted())
+    write_json(run / "forgetting.json", {"probe/linear": {"stages": ["start"]}})
+    with pytest.raises(UserError, match="'probe/linear' is no score matrix"):
+        report_runs([run], None, Wanted())
+
+
+def test_two_configs_are_compared_key_by_key(two_runs, tmp_path):
+    folders, probes = two_runs
+    page, _ = document(folders, tmp_path / "r.html", probes=[probes])
+    cells = [e["text"] for e in page.found if e["tag"] in ("th", "td")]
+    at = cells.index("encoders.whisper.lr")
+    assert cells[at : at + 3] == ["encoders.whisper.lr", "1e-05", "2e-05"]
+    assert "encoders.whisper.path" not in cells

@@ -1,0 +1,98 @@
+"""Probe scores from both forms of files, means against a loop, and which model is which."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_runs import probe_scores, suite_results
+
+from uniaudio.errors import UserError
+from uniaudio.report.scores import Score, ScoreTable, disagreeing, merged, read_scores, renamed, roles_of
+
+
+def test_the_plain_form_takes_domains_from_the_recipes():
+    table = read_scores(probe_scores(["digits", "esc10"], ["a", "b"]), "f.json", {"digits": "speech"})
+    assert {name: task.domain for name, task in table.tasks.items()} == {"digits": "speech", "esc10": "other"}
+    assert table.models == ["a", "b"]
+    assert table.probes == ["linear", "mlp", "knn"]
+    assert table.get("digits", "b", "linear").mean == pytest.approx(
+        table.get("digits", "a", "linear").mean + 0.05
+    )
+    assert table.get("digits", "c", "linear") is None
+    assert table.get("digits", None, "linear") is None
+
+
+def test_the_form_of_a_suite_brings_its_own_facts():
+    table = read_scores(suite_results(["digits", "esc10"], ["a"]), "f.json", {"digits": "music"})
+    task = table.tasks["esc10"]
+    assert (task.domain, task.weight, task.license, task.data) == ("sound", 2.0, "CC0-1.0", "cd" * 32)
+    assert table.tasks["digits"].domain == "speech"
+
+
+@pytest.mark.parametrize(
+    "data", [[], {"set": 3}, {"set": {"model": {"linear": 0.5}}}, {"set": {"m": {"linear": {}}}}]
+)
+def test_something_else_is_told(data):
+    with pytest.raises(UserError, match=r"f\.json.*uniaudio probe --out"):
+        read_scores(data, "f.json", {})
+
+
+@given(st.data())
+def test_means_equal_a_loop(data):
+    sets = [f"s{i}" for i in range(data.draw(st.integers(1, 6)))]
+    told = suite_results(sets, ["a", "b"], data.draw(st.integers(0, 99)))
+    if data.draw(st.booleans()):
+        del told["scores"][sets[0]]["b"]
+    found = read_scores(told, "f", {}).averages(["a", "b"], "knn")
+    sums = {}
+    for name in sets:
+        if set(told["scores"][name]) == {"a", "b"}:
+            facts = told["tasks"][name]
+            for domain in (facts["domain"], "all sets"):
+                for model in ("a", "b"):
+                    own = sums.setdefault(domain, {}).setdefault(model, [0.0, 0.0])
+                    own[0] += facts["weight"] * told["scores"][name][model]["knn"]["mean"]
+                    own[1] += facts["weight"]
+    if len(sums) == 2:  # one domain alone is the mean of all
+        sums = {"all sets": sums["all sets"]}
+    assert set(found) == set(sums)
+    for domain, models in sums.items():
+        for model, (total, weight) in models.items():
+            assert found[domain][model] == pytest.approx(total / weight)
+
+
+def test_later_tables_win_and_disagreement_is_seen():
+    first = ScoreTable({}, {"s": {"m": {"linear": Score(0.5, 0.1)}, "same": {"linear": Score(0.1, 0.0)}}})
+    second = ScoreTable({}, {"s": {"m": {"linear": Score(0.6, 0.1)}, "same": {"linear": Score(0.1, 0.0)}}})
+    assert merged([first, second]).get("s", "m", "linear").mean == 0.6
+    assert disagreeing(first, second) == ["m"]
+    assert renamed(first, {"m": "n"}).models == ["n", "same"]
+
+
+def test_a_run_is_found_by_its_folder_and_its_start_by_the_config(tmp_path):
+    models = [
+        f"random:{tmp_path}/w",
+        f"{tmp_path}/w",
+        str(tmp_path / "run" / "checkpoints" / "step-8"),
+        "other",
+    ]
+    roles = roles_of(models, {"run": tmp_path / "run"}, {"run": [f"{tmp_path}/w"]})
+    assert roles.runs == {"run": models[2]}
+    assert roles.starts == {"run": models[1]}
+    assert roles.others == [models[0], "other"]
+    assert roles.shown == [models[1], models[2], models[0], "other"]
+    assert roles.start_of(models[2]) == models[1]
+    assert roles.start_of("other") == models[1]
+    assert roles.start_of(models[1]) is None
+
+
+def test_names_of_its_own_are_taken_in_order(tmp_path):
+    roles = roles_of(["before", "after", "random:x"], {"run": tmp_path}, {})
+    assert (roles.starts, roles.runs, roles.others) == ({"run": "before"}, {"run": "after"}, ["random:x"])
+
+
+def test_two_runs_have_a_start_each(tmp_path):
+    models = ["w1", "w2", str(tmp_path / "a"), f"{tmp_path}/b:ema"]
+    roles = roles_of(models, {"a": tmp_path / "a", "b": tmp_path / "b"}, {"a": ["w1"], "b": ["w2"]})
+    assert roles.starts == {"a": "w1", "b": "w2"}
+    assert roles.runs == {"a": models[2], "b": models[3]}
+    assert roles.start_of(models[3]) == "w2"

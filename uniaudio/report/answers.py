@@ -1,0 +1,133 @@
+"""What a run answered: one row of figures for each evaluation set, and wrong answers to look at and listen to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from uniaudio.errors import UserError
+from uniaudio.report.clips import Player
+from uniaudio.report.significance import score_interval
+from uniaudio.report.verdict import Change
+
+WRONG_SHOWN = 12  # of each evaluation set
+HEARD = 4  # of them, of each set, with their clips
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """The figures of one model on one evaluation set; what its file does not hold is None.
+
+    Args:
+        interval: 95 %, of the score. labels: figures of the scored labels: ``accuracy``, ``map``, ``ece``. change:
+            against the model that the answers are compared with.
+    """
+
+    name: str
+    model: str
+    metric: str
+    score: float
+    interval: tuple[float, float] | None
+    right: float | None
+    loss: float | None
+    clips: int | None
+    skipped: int
+    labels: Mapping[str, float]
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class WrongAnswer:
+    """One answer that was not right; ``label`` is what label scoring would have said, with its confidence."""
+
+    id: str
+    reference: str
+    answer: str
+    label: str | None
+    confidence: float | None
+    players: Sequence[Player]
+
+
+@dataclass(frozen=True)
+class WrongAnswers:
+    """Some of the wrong answers to a set, of ``count`` in all."""
+
+    shown: Sequence[WrongAnswer]
+    count: int
+
+
+def checked_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
+    """Return what ``uniaudio eval --out`` stored.
+
+    Raises:
+        UserError: when it is something else.
+    """
+    entries: dict[str, Any] = data if isinstance(data, dict) else {"": None}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or "metric" not in entry or "score" not in entry:
+            raise UserError(
+                f"{where}: '{name}' holds no metric and score; write it with `uniaudio eval --out`"
+            )
+    return entries
+
+
+def holds_answers(data: Any) -> bool:
+    """Return whether a results file holds answers rather than probe scores."""
+    return isinstance(data, dict) and any(
+        isinstance(e, dict) and "metric" in e and "score" in e for e in data.values()
+    )
+
+
+def answer_rows(
+    answers: Mapping[str, Mapping[str, Mapping[str, Any]]], changes: Mapping[str, Sequence[Change]]
+) -> list[AnswerRow]:
+    """Return the figures by evaluation set, the models of a set one below the other.
+
+    Args:
+        answers: ``{model: {set: result}}``. changes: of each model against the one compared with.
+    """
+    rows = []
+    for name in dict.fromkeys(name for own in answers.values() for name in own):
+        for model, own in answers.items():
+            if name in own:
+                change = next((c for c in changes.get(model, ()) if c.task == name), None)
+                rows.append(answer_row(name, model, own[name], change))
+    return rows
+
+
+def answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change | None) -> AnswerRow:
+    """Return the figures of one model on one set."""
+    labels = entry.get("labels") or {}
+    return AnswerRow(
+        name=name,
+        model=model,
+        metric=str(entry["metric"]),
+        score=float(entry["score"]),
+        interval=score_interval(entry),
+        right=entry.get("right"),
+        loss=entry.get("loss"),
+        clips=entry.get("examples"),
+        skipped=len(entry.get("skipped") or ()),
+        labels={key: float(labels[key]) for key in ("accuracy", "map", "ece") if labels.get(key) is not None},
+        change=change,
+    )
+
+
+def chosen(wrong: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return wrong answers to show: at equal distances, as files are often sorted by label."""
+    count = min(WRONG_SHOWN, len(wrong))
+    return [wrong[i * len(wrong) // count] for i in range(count)]
+
+
+def wrong_answer(item: Mapping[str, Any], players: Sequence[Player]) -> WrongAnswer:
+    """Return a stored answer with its clips."""
+    confidence = item.get("confidence")
+    return WrongAnswer(
+        id=str(item["id"]),
+        reference=str(item["reference"]),
+        answer=str(item["answer"]),
+        label=None if item.get("label") is None else str(item["label"]),
+        confidence=None if confidence is None else float(confidence),
+        players=players,
+    )

@@ -1,0 +1,184 @@
+"""Line charts as plain numbers: the page draws them without any text inside the drawing, so they read at any width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from uniaudio.report.record import RunRecord
+
+WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates
+MOST_POINTS = 120  # of a line; more steps are averaged in as many parts
+SMOOTHED = 0.7  # weight of the past in the running mean
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) in order of x; ``series`` chooses colour and dashes, the same for a run in all charts."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    series: int
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over steps on one pair of axes; ``noisy`` ones are drawn thin, with their running mean above them."""
+
+    title: str
+    unit: str
+    lines: Sequence[Line]
+    low: float
+    high: float
+    first: float
+    last: float
+    noisy: bool
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        """Return the points as an SVG path in ``WIDTH`` by ``HEIGHT``, the highest value on top."""
+        width, height = max(self.last - self.first, 1e-9), max(self.high - self.low, 1e-9)
+        spots = [
+            f"{(x - self.first) / width * WIDTH:.0f} {(self.high - y) / height * HEIGHT:.0f}"
+            for x, y in points
+        ]
+        if len(spots) == 1:  # one point has no length: a dot is drawn by its round cap
+            spots *= 2
+        return "M" + "L".join(spots)
+
+    def smoothed(self, line: Line) -> str:
+        """Return the path of the running mean of a line."""
+        values = running_mean([y for _, y in line.points])
+        return self.path([(x, y) for (x, _), y in zip(line.points, values, strict=True)])
+
+    def ticks(self) -> list[tuple[str, float]]:
+        """Return round values within the range with their distance from the top, in percent."""
+        step = round_step(self.high - self.low)
+        first = math.ceil(self.low / step - 1e-9)
+        values = [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        height = max(self.high - self.low, 1e-9)
+        return [(f"{value:g}" if value else "0", (self.high - value) / height * 100) for value in values]
+
+    def described(self) -> str:
+        """Tell the chart in words, for who does not see it."""
+        ends = [
+            f"{line.name} from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in self.lines
+        ]
+        return f"{self.title}, {self.unit} over steps {self.first:g} to {self.last:g}: {'; '.join(ends)}"
+
+
+def round_step(span: float) -> float:
+    """Return 1, 2 or 5 times a power of ten of which three to six fit into a span."""
+    rough = max(span, 1e-9) / 3
+    power = 10.0 ** math.floor(math.log10(rough))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= rough * (1 + 1e-9))
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the exponential moving average, corrected for its start."""
+    result, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = SMOOTHED * mean + (1 - SMOOTHED) * value, SMOOTHED * weight + (1 - SMOOTHED)
+        result.append(mean / weight)
+    return result
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """Average neighbouring points until at most so many are left."""
+    if len(points) <= most:
+        return list(points)
+    cuts = [round(i * len(points) / most) for i in range(most + 1)]
+    parts = [points[a:b] for a, b in pairwise(cuts)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def chart(
+    title: str, unit: str, lines: Sequence[Line], steps: tuple[float, float], noisy: bool
+) -> Chart | None:
+    """Put lines on common axes, from 0 or the lowest value up; None when no line has a finite point.
+
+    Args:
+        steps: where the horizontal axis begins and ends, the same for all charts of a page.
+    """
+    kept = []
+    for line in lines:
+        finite = [(x, y) for x, y in line.points if math.isfinite(y)]
+        if finite:
+            kept.append(Line(line.name, thinned(finite), line.series))
+    if not kept:
+        return None
+    ys = [y for line in kept for _, y in line.points]
+    low = min(0.0, *ys)
+    return Chart(title, unit, kept, low, max(ys) + 0.06 * max(max(ys) - low, 1e-3), *steps, noisy)
+
+
+def steps_of(runs: Sequence[RunRecord]) -> tuple[float, float]:
+    """Return the steps that the charts of runs go from and to."""
+    return 0.0, float(max((run.last_step for run in runs), default=0))
+
+
+def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
+    """Draw the loss per answer token over the steps: all tasks together first, then each task."""
+    names = list(dict.fromkeys(task for run in runs for row in run.rows for task in row.get("tasks", {})))
+    together = [
+        Line(
+            run.name, [(row["step"], row["loss"]) for row in run.rows if row.get("loss") is not None], series
+        )
+        for series, run in enumerate(runs)
+    ]
+    steps = steps_of(runs)
+    charts = [chart("all tasks", "loss per answer token", together, steps, True)]
+    for task in sorted(names) if len(names) > 1 else []:
+        lines = [
+            Line(run.name, [(row["step"], row["tasks"][task]) for row in run.rows if task in row["tasks"]], i)
+            for i, run in enumerate(runs)
+        ]
+        charts.append(chart(task, "loss per answer token", lines, steps, True))
+    return [drawn for drawn in charts if drawn is not None]
+
+
+def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
+    """Draw the score of every evaluation set that was asked during training."""
+    found: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+    for series, run in enumerate(runs):
+        for event in run.events:
+            if event["event"] == "evaluation":
+                for name, result in event.get("results", {}).items():
+                    if is_number(result.get("score")):
+                        own = found.setdefault((name, str(result.get("metric", "score"))), {})
+                        own.setdefault(series, []).append((event["step"], result["score"]))
+    charts = [
+        chart(
+            name, metric, [Line(runs[i].name, points, i) for i, points in own.items()], steps_of(runs), False
+        )
+        for (name, metric), own in found.items()
+    ]
+    return [drawn for drawn in charts if drawn is not None]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: ``share`` is its length, of the whole width."""
+
+    model: str
+    value: float
+    share: float
+    series: int
+
+
+def domain_bars(
+    averages: Mapping[str, Mapping[str, float]], series: Mapping[str, int]
+) -> dict[str, list[Bar]]:
+    """Lay out one group of bars for each domain, one bar a model, in the colour of its series."""
+    highest = max((abs(v) for own in averages.values() for v in own.values()), default=0.0)
+    top = max(1.0, highest)
+    return {
+        domain: [Bar(model, v, max(v, 0.0) / top, series[model]) for model, v in own.items()]
+        for domain, own in averages.items()
+    }

@@ -1,0 +1,130 @@
+"""One self-contained page about one or several runs: no network, light and dark, on a phone and on paper."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from uniaudio.evaluate.forgetting import ForgettingSummary
+from uniaudio.report.answers import AnswerRow, WrongAnswers
+from uniaudio.report.charts import HEIGHT, WIDTH, domain_bars, loss_charts, metric_charts
+from uniaudio.report.clips import LONGEST, Player
+from uniaudio.report.embedding import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
+from uniaudio.report.heat import HeatTable, Reliability
+from uniaudio.report.provenance import DataFact
+from uniaudio.report.record import Cost, RunRecord
+from uniaudio.report.scores import PROBES, Roles, ScoreTable
+from uniaudio.report.significance import by_spread
+from uniaudio.report.verdict import Summary, sign_of
+
+SCRIPT = "page.js"
+LISTED = 12  # of long lists before the rest is folded
+MARKS = 6  # signs of a map
+COLORS = 8  # 6 signs and 8 colours make 24 pairs before one comes again
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page; what is empty has no section.
+
+    Args:
+        endings: sentences about runs that are not finished. names: of the models in ``table``, as the page writes them.
+        wrong: by heading. facts: what else a person wants to know. notes: what could not be shown, and why.
+    """
+
+    title: str
+    runs: Sequence[RunRecord]
+    summaries: Sequence[Summary] = ()
+    plain: Sequence[str] = ()
+    endings: Sequence[str] = ()
+    table: ScoreTable = field(default_factory=ScoreTable)
+    roles: Roles = field(default_factory=Roles)
+    names: Mapping[str, str] = field(default_factory=dict)
+    answers: Sequence[AnswerRow] = ()
+    confusions: Sequence[HeatTable] = ()
+    reliabilities: Sequence[Reliability] = ()
+    wrong: Mapping[str, WrongAnswers] = field(default_factory=dict)
+    questions: Sequence[Mapping[str, str]] = ()
+    forgetting: Sequence[HeatTable] = ()
+    forgotten: Mapping[str, ForgettingSummary] = field(default_factory=dict)
+    maps: Sequence[EmbeddingMap] = ()
+    map_players: Mapping[str, Sequence[Player]] = field(default_factory=dict)
+    routes: Sequence[HeatTable] = ()
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    data: Sequence[DataFact] = ()
+    bases: Sequence[tuple[str, str, str, str]] = ()
+    differences: Sequence[tuple[str, Sequence[str]]] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def series(self) -> dict[str, int]:
+        """Which colour every model has: a run the same in all figures, the others those behind."""
+        own = {self.roles.runs[run.name]: i for i, run in enumerate(self.runs) if run.name in self.roles.runs}
+        rest = [model for model in self.roles.shown if model not in own]
+        return {**own, **{model: len(self.runs) + i for i, model in enumerate(rest)}}
+
+    @property
+    def start_names(self) -> list[str]:
+        """What the page calls the models with which training began, each once."""
+        return list(dict.fromkeys(self.names[model] for model in self.roles.starts.values()))
+
+
+def breakable(text: object) -> Markup:
+    """Escape a name and let it break behind the signs that join its parts, so that long ones do not widen a table."""
+    return Markup(re.sub(r"((?:&\w+;|&#\d+;)|[:_/.@+-])", r"\1<wbr>", str(escape(text))))
+
+
+def environment() -> Environment:
+    """Return the Jinja environment of the page: every value is escaped, and a name that is missing is an error."""
+    made = Environment(
+        loader=PackageLoader("uniaudio.report", "parts"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["breakable"] = breakable
+    made.globals.update(
+        sign_of=sign_of,
+        by_spread=by_spread,
+        PROBES=PROBES,
+        WIDTH=WIDTH,
+        HEIGHT=HEIGHT,
+        LONGEST=LONGEST,
+        LISTED=LISTED,
+        MARKS=MARKS,
+        COLORS=COLORS,
+        MOST_CLIPS=MOST_CLIPS,
+        MOST_SECONDS=MOST_SECONDS,
+    )
+    return made
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Write the page and return its path."""
+    jinja = environment()
+    script = jinja.get_template(SCRIPT).render()
+    bars = {
+        probe: domain_bars(page.table.averages(page.roles.shown, probe), page.series)
+        for probe in page.table.probes
+    }
+    text = jinja.get_template("page.html.jinja").render(
+        page=page,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        losses=loss_charts(page.runs),
+        metrics=metric_charts(page.runs),
+        bars={probe: own for probe, own in bars.items() if own},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,224 @@
+"""Probe scores by task, model and probe, from either form in which they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uniaudio.errors import UserError
+
+PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes them, and their order
+RANDOM = "random:"  # before a model of random weights
+ALL = "all sets"
+ELSEWHERE = "other"  # the domain of a set of which nobody says one
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a probed set; ``data`` is the hash of its clips, ``weight`` its share in a mean."""
+
+    name: str
+    domain: str = ELSEWHERE
+    metric: str = "accuracy"
+    weight: float = 1.0
+    license: str | None = None
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean, and its spread: the standard deviation over probe seeds (or, for kNN, over draws of the test set)."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """``scores[task][model][probe]``; the higher the better."""
+
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[str]:
+        """All models, in the order in which they first occur."""
+        return list(dict.fromkeys(model for models in self.scores.values() for model in models))
+
+    @property
+    def probes(self) -> list[str]:
+        """All probes: the usual ones first and in their order."""
+        found = {probe for models in self.scores.values() for own in models.values() for probe in own}
+        usual = [probe for probe in PROBES if probe in found]
+        return [*usual, *sorted(found - set(usual))]
+
+    def get(self, task: str, model: str | None, probe: str) -> Score | None:
+        """Return a score, or None where it was not measured."""
+        return None if model is None else self.scores.get(task, {}).get(model, {}).get(probe)
+
+    def probed(self, probe: str) -> list[Task]:
+        """Return the tasks of which any model has a score by this probe: not every probe fits every kind of task."""
+        return [
+            task
+            for name, task in self.tasks.items()
+            if any(probe in own for own in self.scores[name].values())
+        ]
+
+    def averages(self, models: Sequence[str], probe: str) -> dict[str, dict[str, float]]:
+        """Return ``{domain: {model: weighted mean}}``, and the mean over all tasks, also where only one domain is.
+
+        A mean is taken over the tasks of which every one of the models has a score: models are compared on the same.
+        """
+        known = [t for t in self.tasks.values() if all(self.get(t.name, m, probe) for m in models)]
+        domains = list(dict.fromkeys(task.domain for task in known))
+        groups = {domain: [task for task in known if task.domain == domain] for domain in domains}
+        groups = {**(groups if len(groups) > 1 else {}), **({ALL: known} if known else {})}
+        return {
+            domain: {model: self.weighted_mean(tasks, model, probe) for model in models}
+            for domain, tasks in groups.items()
+        }
+
+    def weighted_mean(self, tasks: Iterable[Task], model: str, probe: str) -> float:
+        """Return sum(weight * score) / sum(weight) over tasks that all have a score."""
+        pairs = [(task.weight, self.scores[task.name][model][probe].mean) for task in tasks]
+        return sum(weight * mean for weight, mean in pairs) / sum(weight for weight, _ in pairs)
+
+
+def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable:
+    """Read ``{set: {model: {probe: {"mean", "std"}}}}``, or the results of a suite with their ``tasks``.
+
+    Args:
+        where: how messages call the file. domains: of sets by name, for files that state none.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: holds no probe scores; write it with `uniaudio probe --out`")
+    is_suite = isinstance(data.get("scores"), Mapping) and isinstance(data.get("tasks"), Mapping)
+    facts: Mapping[str, Any] = data["tasks"] if is_suite else {}
+    tasks, scores = {}, {}
+    for name, models in (data["scores"] if is_suite else data).items():
+        tasks[name] = read_task(name, facts.get(name, {}), domains)
+        try:
+            scores[name] = {
+                model: {
+                    probe: Score(float(told["mean"]), float(told.get("std") or 0.0))
+                    for probe, told in probes.items()
+                }
+                for model, probes in models.items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            raise UserError(
+                f"{where}: '{name}' holds no probe scores ({{model: {{probe: {{mean, std}}}}}}); write the file "
+                "with `uniaudio probe --out`"
+            ) from problem
+    return ScoreTable(tasks, scores)
+
+
+def read_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:
+    """Return what a file says of a task; for what it does not say, the usual."""
+    return Task(
+        name,
+        domain=str(facts.get("domain") or domains.get(name, ELSEWHERE)),
+        metric=str(facts.get("metric") or "accuracy"),
+        weight=float(facts.get("weight") or 1.0),
+        license=facts.get("license"),
+        data=facts.get("data_sha256"),
+    )
+
+
+def renamed(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
+    """Return the table with other names for some models."""
+    scores = {
+        task: {names.get(model, model): probes for model, probes in models.items()}
+        for task, models in table.scores.items()
+    }
+    return ScoreTable(table.tasks, scores)
+
+
+def disagreeing(table: ScoreTable, other: ScoreTable) -> list[str]:
+    """Return the models that both tables have, but with other scores of the same set."""
+    return [
+        model
+        for model in table.models
+        if any(
+            model in other.scores.get(task, {}) and other.scores[task][model] != models.get(model)
+            for task, models in table.scores.items()
+            if model in models
+        )
+    ]
+
+
+def merged(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """Put tables together; where two have the same score, the later one holds."""
+    tasks: dict[str, Task] = {}
+    scores: dict[str, dict[str, dict[str, Score]]] = {}
+    for table in tables:
+        tasks.update(table.tasks)
+        for task, models in table.scores.items():
+            for model, probes in models.items():
+                scores.setdefault(task, {}).setdefault(model, {}).update(probes)
+    return ScoreTable(tasks, scores)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which model of a score table is which.
+
+    Args:
+        starts: of each run, the model that its training began with. runs: each run's own model. others: the rest.
+    """
+
+    starts: Mapping[str, str] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[str] = ()
+
+    @property
+    def shown(self) -> list[str]:
+        """Every model once: the starts, the runs, the others."""
+        return list(dict.fromkeys([*self.starts.values(), *self.runs.values(), *self.others]))
+
+    def start_of(self, model: str) -> str | None:
+        """Return what a model is compared with: a run with its own start, any other model with the first start."""
+        if model in self.starts.values():
+            return None
+        own = [self.starts.get(run) for run, trained in self.runs.items() if trained == model]
+        return next(iter([*own, *self.starts.values()]), None)
+
+
+def roles_of(models: Sequence[str], runs: Mapping[str, Path], starts: Mapping[str, Sequence[str]]) -> Roles:
+    """Tell the models of a score table apart.
+
+    A run's own model is the one named by its folder (or by a checkpoint in it); where no model is, a single run takes
+    the last one that has no random weights. Its start is the model that its config names as an encoder; where none is,
+    the first one that is no run's.
+
+    Args:
+        models: in the order of the table. runs: folders by name. starts: paths of the encoders in each run's config.
+    """
+    own: dict[str, str] = {}
+    for name, folder in runs.items():
+        within = [model for model in models if names_folder(model, folder)]
+        if within:
+            own[name] = within[-1]
+    if not own and len(runs) == 1:
+        trained = [model for model in models[1:] if not model.startswith(RANDOM)]
+        if trained:
+            own = dict.fromkeys(runs, trained[-1])
+    free = [model for model in models if model not in own.values()]
+    began: dict[str, str] = {}
+    for name in runs:
+        named = [model for model in free if model in starts.get(name, ())]
+        if named or free:
+            began[name] = [*named, *free][0]
+    taken = {*began.values(), *own.values()}
+    return Roles(began, own, [model for model in models if model not in taken])
+
+
+def names_folder(model: str, folder: Path) -> bool:
+    """Return whether a model is a run folder or a checkpoint in it."""
+    path = Path(model.removesuffix(":ema")).resolve()
+    return path == folder.resolve() or folder.resolve() in path.parents

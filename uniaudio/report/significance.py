@@ -1,0 +1,126 @@
+"""When a difference counts: rules for scores with a spread, for the same questions answered twice, for intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scipy.stats import binomtest
+
+from uniaudio.evaluate.intervals import Summed, interval
+from uniaudio.evaluate.normalize import normalized
+from uniaudio.evaluate.text_metrics import LOWER_IS_BETTER, error_rate
+
+Verdict = Literal["better", "worse", "unclear"]
+ERRORS = 2.0  # standard errors of a difference: about 95 %
+LEVEL = 0.05
+RULES = {
+    "spread": "probes: the difference is larger than 2 √(s₁² + s₂²), with s the spread over probe seeds (linear, MLP) "
+    "or over 200 draws of the test clips (kNN); without a spread nothing is called significant",
+    "pairs": "answers to the same questions: exact two-sided McNemar test on the questions that only one of both "
+    "answers right, p < 0.05",
+    "bootstrap": "error rates on the same questions: the 95 % interval of the difference over 1,000 paired draws "
+    "of the questions leaves out 0",
+    "intervals": "scores on different questions: the difference is larger than √(h₁² + h₂²), with h half the 95 % "
+    "interval of each",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict, the rule of ``RULES`` behind it, and its numbers in words."""
+
+    verdict: Verdict
+    rule: str
+    why: str
+
+
+def verdict_of(gain: float, significant: bool) -> Verdict:
+    """Name a difference; a positive gain is an improvement."""
+    return "unclear" if not significant or gain == 0 else "better" if gain > 0 else "worse"
+
+
+def by_spread(first: tuple[float, float], second: tuple[float, float]) -> Judged:
+    """Compare two means with their spreads: |m2 - m1| > 2 sqrt(s1^2 + s2^2).
+
+    Two spreads of 0 come from a single seed, which says nothing of chance, so the difference stays unclear.
+    """
+    gain = second[0] - first[0]
+    margin = ERRORS * math.hypot(first[1], second[1])
+    if margin == 0:
+        return Judged("unclear", "spread", "one seed has no spread")
+    return Judged(verdict_of(gain, abs(gain) > margin), "spread", f"margin {margin:.3f}")
+
+
+def by_pairs(first: Sequence[bool], second: Sequence[bool]) -> Judged:
+    """Compare right and wrong answers to the same questions (McNemar 1947, exact).
+
+    Under the null a question that only one model answers right is as often won by either, so the smaller count b of
+    b + c is binomial with p = 1/2, and the two-sided p value is 2 P(X <= min(b, c)), at most 1.
+    """
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    won = sum(b and not a for a, b in zip(first, second, strict=True))
+    p = binomtest(min(lost, won), lost + won, 0.5).pvalue if lost + won else 1.0
+    why = f"{won} won, {lost} lost of {len(first)}, p = {p:.2g}"
+    return Judged(verdict_of(won - lost, p < LEVEL), "pairs", why)
+
+
+def by_bootstrap(first: Summed, second: Summed) -> Judged:
+    """Compare two error rates on the same questions by drawing the questions anew, both models together."""
+    low, high = interval(first.clips, lambda counts: second.resampled(counts) - first.resampled(counts))
+    gain = first.score() - second.score()  # fewer errors are better
+    why = f"95 %: {low:+.3f} to {high:+.3f}"
+    return Judged(verdict_of(gain, not low <= 0 <= high), "bootstrap", why)
+
+
+def by_intervals(gain: float, first: tuple[float, float], second: tuple[float, float]) -> Judged:
+    """Compare two scores on different questions by half the widths of their 95 % intervals."""
+    margin = math.hypot(first[1] - first[0], second[1] - second[0]) / 2
+    return Judged(verdict_of(gain, abs(gain) > margin), "intervals", f"margin {margin:.3f}")
+
+
+def compare_answers(
+    first: Mapping[str, Any], second: Mapping[str, Any], normalize: str = "lowercase"
+) -> Judged:
+    """Compare the results of two models on an evaluation set by the strictest rule that its files allow.
+
+    Args:
+        first: an entry of ``answers.json``; second: that of the other model. normalize: of the template's scoring.
+    """
+    metric = str(second["metric"])
+    one, two = ({item["id"]: item for item in entry.get("answers", ())} for entry in (first, second))
+    if one and one.keys() == two.keys() and all(one[i]["reference"] == two[i]["reference"] for i in one):
+        two = {name: two[name] for name in one}  # in the same order
+        if metric in LOWER_IS_BETTER:
+            return by_bootstrap(*(errors_of(list(side.values()), metric, normalize) for side in (one, two)))
+        if metric == "accuracy":
+            return by_pairs(*([bool(item["right"]) for item in side.values()] for side in (one, two)))
+    gain = float(second["score"]) - float(first["score"])
+    gain = -gain if metric in LOWER_IS_BETTER else gain
+    intervals = [score_interval(entry) for entry in (first, second)]
+    if intervals[0] is None or intervals[1] is None:
+        return Judged("unclear", "intervals", "no interval is known")
+    return by_intervals(gain, intervals[0], intervals[1])
+
+
+def errors_of(items: Sequence[Mapping[str, Any]], metric: str, normalize: str) -> Summed:
+    """Return the error rate of stored answers as sums over questions."""
+    answers, references = (
+        [normalized(str(item[key]), normalize) for item in items] for key in ("answer", "reference")
+    )
+    return error_rate(answers, [[reference] for reference in references], metric)
+
+
+def score_interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the 95 % interval of an entry's score: as stored, or for a share of right answers Wilson's (1927)."""
+    stored = entry.get("interval")
+    if isinstance(stored, Sequence) and len(stored) == 2:
+        return float(stored[0]), float(stored[1])
+    if entry["metric"] != "accuracy" or not entry.get("examples"):
+        return None
+    low, high = binomtest(round(float(entry["score"]) * entry["examples"]), entry["examples"]).proportion_ci(
+        1 - LEVEL, method="wilson"
+    )
+    return float(low), float(high)

@@ -1,0 +1,154 @@
+"""What moved: every comparison with its rule, and one plain sentence about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from uniaudio.report.scores import PROBES, Roles, ScoreTable
+from uniaudio.report.significance import RULES, Judged, Verdict, by_spread, compare_answers
+
+NAMED = 2  # sets that the sentence names; of more it gives the number
+EVALUATED = "answers"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One score of one set before and after; ``what`` is measured by which probe or metric."""
+
+    task: str
+    what: str
+    before: float
+    after: float
+    judged: Judged
+
+    @property
+    def delta(self) -> float:
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """All comparisons of one set: better where one is and none is worse, worse likewise, else mixed or unclear."""
+
+    task: str
+    changes: tuple[Change, ...]
+
+    @property
+    def verdict(self) -> str:
+        found = {change.judged.verdict for change in self.changes} - {"unclear"}
+        return "mixed" if len(found) > 1 else found.pop() if found else "unclear"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is said first about one run.
+
+    Args:
+        sentence: plain words. tasks: by verdict. rules: those that were used. comparisons: how many were made, of
+            which one in twenty would pass by chance.
+    """
+
+    run: str
+    against: str
+    sentence: str
+    tasks: Mapping[str, Sequence[TaskChange]]
+    rules: Sequence[str]
+    comparisons: int
+
+
+def probe_changes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
+    """Compare every probe of a run's own model with that of the starting one."""
+    own, start = roles.runs.get(run), roles.starts.get(run)
+    if own is None or start is None:
+        return []
+    changes = []
+    for task in table.tasks:
+        for probe in table.probes:
+            first, second = table.get(task, start, probe), table.get(task, own, probe)
+            if first is not None and second is not None:
+                judged = by_spread((first.mean, first.std), (second.mean, second.std))
+                name = f"{PROBES.get(probe, probe)} probe"
+                changes.append(Change(task, name, first.mean, second.mean, judged))
+    return changes
+
+
+def answer_changes(
+    first: Mapping[str, Mapping[str, Any]],
+    second: Mapping[str, Mapping[str, Any]],
+    normalize: Mapping[str, str],
+) -> list[Change]:
+    """Compare the answers of a run with those of another model on every evaluation set that both were asked.
+
+    Args:
+        normalize: what the template of each set evens out before comparing, where its recipe could be read.
+    """
+    changes = []
+    for name, entry in second.items():
+        if name in first and first[name].get("metric") == entry["metric"]:
+            judged = compare_answers(first[name], entry, normalize.get(name, "lowercase"))
+            before, after = float(first[name]["score"]), float(entry["score"])
+            changes.append(Change(name, f"{EVALUATED}, {entry['metric']}", before, after, judged))
+    return changes
+
+
+def summarize(run: str, against: str, changes: Sequence[Change]) -> Summary:
+    """Sort the comparisons of a run by what they say, and say it in one sentence."""
+    by_task: dict[str, list[Change]] = {}
+    for change in changes:
+        by_task.setdefault(change.task, []).append(change)
+    told = [TaskChange(task, tuple(own)) for task, own in by_task.items()]
+    tasks = {kind: [t for t in told if t.verdict == kind] for kind in ("better", "worse", "mixed", "unclear")}
+    for kind in ("better", "worse"):
+        tasks[kind].sort(key=lambda t: -max(abs(change.delta) for change in t.changes))
+    rules = [RULES[rule] for rule in dict.fromkeys(change.judged.rule for change in changes)]
+    return Summary(run, against, sentence_of(run, against, tasks, len(told)), tasks, rules, len(changes))
+
+
+def sentence_of(run: str, against: str, tasks: Mapping[str, Sequence[TaskChange]], count: int) -> str:
+    """Say what improved, what was lost and what cannot be told, with the largest change of each kind."""
+    sets = "one set" if count == 1 else f"{count} sets"
+    better, worse = tasks["better"], tasks["worse"]
+    if not better and not worse and not tasks["mixed"]:
+        return f"Against {against}, {run} moved nothing beyond chance on {sets} compared."
+    gained = f"improved on {named(better)}" if better else "improved on none"
+    lost = f"lost on {named(worse)}" if worse else "lost on none"
+    parts = [f"Of {sets} compared with {against}, {run} {gained} and {lost}"]
+    if tasks["mixed"]:
+        parts.append(f"measures disagree on {named(tasks['mixed'])}")
+    if tasks["unclear"]:
+        parts.append(f"{len(tasks['unclear'])} moved within chance")
+    return "; ".join(parts) + "."
+
+
+def named(tasks: Sequence[TaskChange]) -> str:
+    """Name a few sets with the largest change of each; of many, how many they are and the one with the largest."""
+    if len(tasks) <= NAMED:
+        return " and ".join(f"{task.task} ({largest(task)})" for task in tasks)
+    return f"{len(tasks)} (most on {tasks[0].task}, {largest(tasks[0])})"
+
+
+def largest(task: TaskChange) -> str:
+    """Tell the largest change of a set that counts."""
+    change = max(task.changes, key=lambda own: (own.judged.verdict != "unclear", abs(own.delta)))
+    return f"{change.what} {change.delta:+.3f}"
+
+
+def without_scores(run: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say what can be said of a run that nobody compared with anything."""
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    fell = (
+        f"The loss of {run} went from {losses[0]:.3f} to {losses[-1]:.3f} over {rows[-1]['step']} steps"
+        if losses
+        else f"{run} has no loss yet"
+    )
+    return (
+        f"{fell}, but nothing compares it with its start, so what it learned or forgot is not known; "
+        "uniaudio probe and uniaudio eval would tell."
+    )
+
+
+def sign_of(verdict: Verdict | str) -> str:
+    """Return the sign that stands for a verdict beside its colour."""
+    return {"better": "▲", "worse": "▼", "mixed": "◆"}.get(verdict, "≈")
