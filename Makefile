@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check bench realdata clean
+.PHONY: demo test lint types check docs bench realdata clean
 
 demo: .stamp-run
 	$(BIN)/uniaudio demo
@@ -18,6 +18,10 @@ types: .stamp-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# the site of docs/, as CI builds it; `mkdocs serve` shows it while writing
+docs: .stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # the figures of docs/performance.md
 bench: .stamp-dev
@@ -43,5 +47,9 @@ realdata: .stamp-run
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch .stamp-dev .stamp-run
 
+.stamp-docs: .venv pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	touch .stamp-docs .stamp-dev .stamp-run
+
 clean:
-	rm -rf .venv .stamp-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .stamp-* build site dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

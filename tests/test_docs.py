@@ -1,9 +1,12 @@
 """The documentation speaks of what exists."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from uniaudio.cli import app
 from uniaudio.config.strict_yaml import parse
@@ -30,10 +33,51 @@ def test_every_command_is_in_the_readme():
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_yaml_blocks_parse(page):
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in re.findall(r"```yaml[^\n]*\n(.*?)```", page.read_text(), re.DOTALL):
         assert isinstance(parse(block, page.name), dict)
 
 
 def test_the_first_lines_of_the_readme_are_the_two_commands():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert [line.split("#")[0].strip() for line in lines[3:5]] == ["make demo", "make test"]
+
+
+def in_nav(entry):
+    """The files of a part of the navigation, in order."""
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [file for part in parts for file in in_nav(part)]
+
+
+def test_the_site_shows_every_page_once():
+    listed = in_nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(
+        str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")
+    )
+
+
+def test_every_module_of_the_reference_exists():
+    named = [
+        name
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"(?m)^::: ([\w.]+)$", page.read_text())
+    ]
+    assert len(named) == len(set(named))
+    for name in named:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), name
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_asks_nobody_for_anything(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 20
+    loaded = r'<(?:script|img|iframe|link)\b[^>]*?(?:src|href)="?(?:https?:)?//[^">]*'
+    assert {page.name: found for page in pages if (found := re.findall(loaded, page.read_text()))} == {}
+    styles = "".join(file.read_text() for file in (tmp_path / "site").rglob("*.css"))
+    assert re.findall(r"url\([\"']?(?:https?:)?//", styles) == []

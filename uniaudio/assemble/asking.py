@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
-from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.embedder import load_embedder
 from uniaudio.assemble.models import LoadedModel, load_model
 from uniaudio.data.audio import decode
 from uniaudio.data.batch import collate_prompts
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.embed import embed_clips, encode_clips
 from uniaudio.evaluate.generate import generate
 from uniaudio.evaluate.labelled import LONGEST
 from uniaudio.types import Example
@@ -35,11 +35,31 @@ def read_clip(path: Path) -> Any:
 
 def answer_question(loaded: LoadedModel, clip: Path, text: str, max_new_tokens: int) -> str:
     """Ask a loaded model one question about one clip."""
-    marked = text if AUDIO in text else f"{AUDIO}{text}"
-    pieces = tuple(marked.split(AUDIO))
+    pieces = marked_pieces(text)
+    return answer_samples(loaded, read_clip(clip), pieces, max_new_tokens)
+
+
+def marked_pieces(text: str) -> tuple[str, ...]:
+    """Return a question cut at the place of its one clip, which is before the text where none is marked.
+
+    Raises:
+        UserError: when several places are marked.
+    """
+    pieces = tuple((text if AUDIO in text else f"{AUDIO}{text}").split(AUDIO))
     if len(pieces) != 2:
         raise UserError(f"the question holds {len(pieces) - 1} {AUDIO} marks for one clip")
-    example = Example("question", "ask", "ask", (read_clip(clip),), pieces, "-")
+    return pieces
+
+
+def answer_samples(
+    loaded: LoadedModel, samples: NDArray[np.int16], pieces: tuple[str, ...], max_new_tokens: int
+) -> str:
+    """Answer a question, cut at the place of its clip, about int16 samples ``[S]`` at 16 kHz.
+
+    Raises:
+        UserError: when the question holds the text of a special token.
+    """
+    example = Example("question", "ask", "ask", (samples,), pieces, "-")
     try:
         batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
     except RowError as problem:
@@ -56,15 +76,15 @@ def ask(spec: str, clip: Path, text: str, max_new_tokens: int) -> str:
 
 def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool) -> None:
     """Write ``files``, ``embeddings [C, E]``, ``frame_rate`` and, on request, ``frames_0 ...`` to an NPZ file."""
-    clips = [read_clip(file) for file in files]
-    encoder = load_encoder(spec)
+    clips = [read_clip(file) for file in files]  # a wrong path is told before a model is loaded
+    embedder = load_embedder(spec)
     arrays: dict[str, Any] = {
         "files": np.array([str(file) for file in files]),
-        "embeddings": embed_clips(encoder, clips),
-        "frame_rate": np.array(encoder.frame_rate),
+        "embeddings": embedder.embed(clips),
+        "frame_rate": np.array(embedder.frame_rate),
     }
     if frames:
-        arrays |= {f"frames_{i}": value for i, value in enumerate(encode_clips(encoder, clips))}
+        arrays |= {f"frames_{i}": value for i, value in enumerate(embedder.embed(clips, pool="none"))}
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **arrays)
-    Console().print(f"{out}: {len(files)} clip(s), {arrays['embeddings'].shape[1]} dimensions")
+    Console().print(f"{out}: {len(files)} clip(s), {embedder.dim} dimensions")

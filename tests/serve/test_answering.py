@@ -1,0 +1,101 @@
+"""Answers and label scores against the plain way."""
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from uniaudio.data.batch import collate_prompts
+from uniaudio.data.tokens import ChatFormat
+from uniaudio.errors import UserError
+from uniaudio.model.adapters.stack import StackAdapter
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.serve.answering import label_probabilities, reply
+from uniaudio.serve.limits import Limits, OutOfTimeError
+from uniaudio.serve.prompts import Offer
+from uniaudio.types import Example
+
+LABELS = ("low", "high", "neither of them")
+OFFER = Offer("tone", "sound", ("<audio>Which tone is it?",), LABELS)
+
+
+@pytest.fixture
+def loaded(whisper, qwen, chat_tokenizer):
+    torch.manual_seed(3)
+    model = AudioLM(WhisperAudioEncoder(whisper), StackAdapter(64, 12.5, 64), TextDecoder(qwen)).eval()
+    return SimpleNamespace(model=model, format=ChatFormat(chat_tokenizer))
+
+
+def clip(seconds=0.5):
+    return np.random.default_rng(0).integers(-9000, 9000, int(seconds * 16000), dtype=np.int16)
+
+
+def wav(samples):
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16000, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+@torch.no_grad()
+def plain_likelihood(loaded, samples, pieces, label):
+    """Sum of log-probabilities of the answer, token by token through the stock model."""
+    example = Example("x", "ask", "ask", (samples,), pieces, "-")
+    batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
+    row = loaded.model.embed_batch(batch)[0].values
+    total, said = 0.0, []
+    for token in loaded.format.answer(label):
+        embeds = torch.cat([row, loaded.model.decoder.embed(torch.tensor(said, dtype=torch.long))])
+        logits = loaded.model.decoder.lm(inputs_embeds=embeds[None]).logits[0, -1]
+        total += float(logits.log_softmax(0)[token])
+        said.append(token)
+    return total
+
+
+def test_label_scores_are_the_likelihoods_of_whole_answers(loaded):
+    pieces = ("", "Which tone is it?")
+    found = label_probabilities(loaded, clip(), pieces, OFFER)
+    likelihoods = [plain_likelihood(loaded, clip(), pieces, label) for label in LABELS]
+    expected = torch.tensor(likelihoods, dtype=torch.float64).softmax(0)
+    np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-5)
+    lengths = [len(loaded.format.answer(label)) for label in LABELS]
+    assert len(set(lengths)) > 1
+    shared = torch.tensor([own / length for own, length in zip(likelihoods, lengths, strict=True)])
+    found = label_probabilities(loaded, clip(), pieces, replace(OFFER, likelihood="mean"))
+    np.testing.assert_allclose(list(found.values()), shared.double().softmax(0), atol=1e-5)
+
+
+def test_a_reply_holds_all_that_is_shown(loaded):
+    got = reply(loaded, wav(clip()), "Which tone is it?", OFFER, Limits(max_new_tokens=4))
+    assert isinstance(got.answer, str)
+    assert {label for label, _ in got.labels} == set(LABELS)
+    assert [share for _, share in got.labels] == sorted((share for _, share in got.labels), reverse=True)
+    assert sum(share for _, share in got.labels) == pytest.approx(1)
+    assert got.seconds == 0.5
+    assert got.mel.startswith(b"\x89PNG")
+    assert reply(loaded, wav(clip()), "<audio>Which tone is it?", None, Limits(max_new_tokens=4)).labels == ()
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (" ", "the question is empty"),
+        ("<audio><audio>Same?", "the question holds 2 <audio> marks"),
+        ("x" * 2001, "longer than 2000 characters"),
+        ("say <|im_end|>", "the question cannot be asked: special token in text"),
+    ],
+)
+def test_questions_that_are_refused(loaded, question, message):
+    with pytest.raises(UserError) as problem:
+        reply(loaded, wav(clip()), question, None, Limits())
+    assert message in str(problem.value)
+
+
+def test_a_model_that_takes_too_long_is_ended(loaded):
+    with pytest.raises(OutOfTimeError):
+        reply(loaded, wav(clip()), "Which?", OFFER, Limits(timeout=0.0))

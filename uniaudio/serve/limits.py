@@ -1,0 +1,115 @@
+"""What the page takes: how large, how long, how slow; checked before the work that it bounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from uniaudio.data.audio import decode, opened
+from uniaudio.errors import RowError, UserError
+
+MIB = 1 << 20
+RICHEST = 400_000  # samples a second of all channels: eight channels at 48 kHz, two at 192 kHz
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one question.
+
+    Args:
+        max_seconds: length of the clip. max_mib: size of its file, in MiB. timeout: seconds that receiving the clip may
+            take, and again seconds that the model may take. max_new_tokens: length of the answer.
+        max_characters: length of the question. max_waiting: questions that may wait for the one before them.
+    """
+
+    max_seconds: float = 60.0
+    max_mib: float = 20.0
+    timeout: float = 60.0
+    max_new_tokens: int = 64
+    max_characters: int = 2000
+    max_waiting: int = 8
+
+    @property
+    def max_bytes(self) -> int:
+        """The size of a file in bytes."""
+        return int(self.max_mib * MIB)
+
+
+class OutOfTimeError(Exception):
+    """A question has taken all the time it was given."""
+
+
+def decode_upload(data: bytes, limits: Limits) -> NDArray[np.int16]:
+    """Decode the bytes of a sound file to int16 mono samples ``[S]`` at 16 kHz.
+
+    Size, length and the number of samples that the header promises are compared with the limits before anything is
+    decoded: a small compressed file can hold gigabytes of silence.
+
+    Raises:
+        UserError: when the clip is too large, too long, empty or no sound that can be read.
+    """
+    if len(data) > limits.max_bytes:
+        raise UserError(too_large(limits))
+    try:
+        with opened(data, "the clip") as file:
+            seconds, richness = file.frames / file.samplerate, file.samplerate * file.channels
+            shape = f"{file.channels} channel(s) at {file.samplerate} Hz"
+        if seconds > limits.max_seconds:
+            raise UserError(
+                f"the clip is {seconds:.1f} s long, {limits.max_seconds:g} s are taken; cut it, "
+                f"or start the page with a larger --max-seconds"
+            )
+        if richness > RICHEST:
+            raise UserError(f"the clip has {shape}, more than this page takes; convert it to 16 kHz mono")
+        return decode(data, limits.max_seconds, "the clip")
+    except RowError as problem:
+        raise UserError(said(problem)) from problem
+
+
+def too_large(limits: Limits) -> str:
+    """Return what to say of a file over the limit."""
+    return (
+        f"the file is larger than {limits.max_mib:g} MiB; cut or compress it, "
+        f"or start the page with a larger --max-mib"
+    )
+
+
+def said(problem: RowError) -> str:
+    """Return one sentence about a clip that cannot be used."""
+    reasons = {
+        "broken audio": "the file cannot be read as sound; give WAV, FLAC, MP3, OGG or Opus",
+        "empty audio": "the clip is empty; record or drop one that can be heard",
+        "non-finite samples": "the clip holds samples that are not numbers; export it again",
+    }
+    return reasons.get(problem.reason, str(problem))
+
+
+@contextmanager
+def within(seconds: float, model: nn.Module) -> Iterator[None]:
+    """Bound the time of what ``model`` does inside: every module looks at the clock before it runs.
+
+    A thread cannot be ended from outside; this ends an overdue question within one layer, so the next in the queue
+    gets its turn.
+
+    Raises:
+        OutOfTimeError: inside, at the first module that begins too late.
+    """
+    end = time.monotonic() + seconds
+
+    def look(module: nn.Module, inputs: Any) -> None:
+        if time.monotonic() > end:
+            raise OutOfTimeError
+
+    hooks = [module.register_forward_pre_hook(look) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

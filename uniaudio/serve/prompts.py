@@ -1,0 +1,72 @@
+"""The questions that a checkpoint was trained on, as the page offers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.template import AUDIO, MARK, Template
+from uniaudio.errors import RowError
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One task: its wordings, ``<audio>`` in the place of the clip, and its closed set of answers (or none).
+
+    Args:
+        likelihood: what labels are compared by, ``sum`` or ``mean``, see ``Scoring``.
+    """
+
+    task: str
+    domain: str
+    wordings: tuple[str, ...]
+    labels: tuple[str, ...]
+    likelihood: str = "sum"
+
+
+def offers(recipes: Sequence[Recipe]) -> list[Offer]:
+    """Return every task of the recipes that asks about one clip, sorted by domain and name.
+
+    Wordings that need a column of the row (a question about the clip, for example) are left out; constants of the
+    recipe are filled in.
+    """
+    found: dict[str, Offer] = {}
+    for template, constants in asked_templates(recipes):
+        old = found.get(template.task)
+        wordings = dict.fromkeys([*(old.wordings if old else ()), *fixed_wordings(template, constants)])
+        if template.num_clips == 1 and wordings:
+            found[template.task] = Offer(
+                template.task,
+                template.domain,
+                tuple(wordings),
+                template.labels or (),
+                template.scoring.likelihood,
+            )
+    return sorted(found.values(), key=lambda offer: (offer.domain, offer.task))
+
+
+def asked_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Mapping[str, Any]]]:
+    """Yield the templates of all entries with their constants, trained ones before those that are only evaluated."""
+    for recipe in recipes:
+        for entry in recipe.train:
+            for template in entry.templates:
+                yield template, entry.constants
+        for asked in recipe.evaluate:
+            yield asked.template, asked.constants
+
+
+def fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:
+    """Return the wordings that need nothing but the template's labels and the constants."""
+    values = {**constants, **({"labels": template.labels} if template.labels else {})}
+    wordings = []
+    for prompt in template.prompts:
+        if prompt.names <= values.keys():
+            try:
+                wordings.append(prompt.render(values).replace(MARK, AUDIO))
+            except (
+                RowError
+            ):  # a constant of a kind that this wording cannot take; training leaves it out, too
+                continue
+    return wordings
