@@ -18,13 +18,16 @@ ALLOWED = {
     "miniature": BASE | {"data", "model"},
     "train": BASE | {"data", "model"},
     "evaluate": BASE | {"data", "model"},
-    "assemble": BASE | {"data", "model", "miniature", "train", "evaluate"},
+    "export": BASE | {"data", "model"},
+    "report": BASE | {"data", "model", "evaluate"},
+    "assemble": BASE | {"data", "model", "miniature", "train", "evaluate", "report", "export"},
     "checks": BASE | {"data", "model", "train", "assemble"},
     "plan": BASE | {"data", "model", "assemble", "checks"},
     "preview": BASE | {"data", "miniature"},
     "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
-    "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo"},
+    "serve": BASE | {"data", "model", "evaluate", "assemble"},
+    "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo", "serve"},
 }
 
 

@@ -1,3 +1,39 @@
 """Train universal audio encoders by asking them questions through a frozen language model."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from uniaudio.assemble.embedder import Embedder
+
 __version__ = "0.1.0"
+
+
+def load_encoder(
+    path_or_name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Embedder:
+    """Load an encoder to use: a run, a checkpoint, an exported folder, or a known model by folder or Hub name.
+
+    Nothing heavy is imported before this is called.
+
+    Args:
+        path_or_name: as for ``uniaudio embed``; ``RUN:ema`` takes moving averages, ``random:PATH`` random weights.
+        device: default CUDA where there is one, else the CPU. dtype: of the weights, default float32.
+
+    Raises:
+        UserError: when it is none of these.
+
+    Example:
+        >>> import uniaudio
+        >>> encoder = uniaudio.load_encoder("runs/joint")  # doctest: +SKIP
+        >>> encoder.embed(["dog.flac", "rain.wav"]).shape  # doctest: +SKIP
+        (2, 768)
+    """
+    from uniaudio.assemble.embedder import load_embedder
+
+    return load_embedder(str(path_or_name), device, dtype)

@@ -125,14 +125,23 @@ def probe(
     models: Annotated[
         list[str], typer.Argument(help="Run folders, checkpoints, Whisper folders, random:PATH.")
     ],
-    data: Annotated[list[str], typer.Option(help="NAME=FOLDER with a manifest.jsonl; repeatable.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER with a manifest.jsonl; repeatable.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite in place of --data: a path, or a name found in suites/.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="masked (real frames alone), or xares (as X-ARES does it); of a suite.")
+    ] = "masked",
+    layers: Annotated[bool, typer.Option(help="Also probe every hidden state; of a suite.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
 ) -> None:
     """Train linear, MLP and kNN probes on frozen embeddings of one or more encoders."""
-    from uniaudio.assemble.judging import run_probes
+    from uniaudio.assemble.probing import probe_models_on
 
-    run_probes(models, data, out, seeds)
+    probe_models_on(models, data or [], suite, protocol, out, seeds, layers)
 
 
 @app.command("eval")
@@ -141,11 +150,16 @@ def evaluate(
     recipe: Annotated[str | None, typer.Argument(help="Recipe whose `evaluate` list is asked.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="Cap per entry.", min=1)] = None,
+    protocol: Annotated[str, typer.Option(help="own, or xares-llm: the challenge's scores.")] = "own",
+    labels: Annotated[bool, typer.Option(help="Score the labels of closed sets by likelihood too.")] = True,
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="Audio of a batch; default that of the config.", min=1)
+    ] = None,
 ) -> None:
-    """Let a trained model answer the recipe's evaluation sets and score the answers."""
+    """Let a trained model answer the recipe's evaluation sets and score the answers (or under `accelerate launch`)."""
     from uniaudio.assemble.judging import run_evaluation
 
-    run_evaluation(model, recipe, out, max_examples)
+    run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds)
 
 
 @app.command()
@@ -177,16 +191,43 @@ def embed(
 
 
 @app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="HTML file; default RUN/report.html.")
+def export(
+    checkpoint: Model,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="New folder to write.")],
+    to: Annotated[str, typer.Option(help="hf, xares, xares-llm or onnx.")] = "hf",
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="OWNER/NAME to upload an hf folder to; a new one is private.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
-    from uniaudio.assemble.judging import report_run
+    """Write an encoder as a transformers model, as an entry for X-ARES or XARES-LLM, or as ONNX."""
+    from uniaudio.assemble.exporting import export_checkpoint
 
-    typer.echo(str(report_run(run, out)))
+    export_checkpoint(checkpoint, out, to, push_to_hub)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, side by side.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="HTML file; default report.html in the first run.")
+    ] = None,
+    probes: Annotated[
+        list[Path] | None, typer.Option(help="Probe scores; repeatable. Default: RUN/probes.json.")
+    ] = None,
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Answers, in the order of the runs. Default: RUN/answers.json.")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Probe scores or answers of other models; repeatable.")
+    ] = None,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Put clips into the page.")] = True,
+    embedding_map: Annotated[bool, typer.Option("--map/--no-map", help="Draw an embedding map.")] = True,
+) -> None:
+    """Write one self-contained HTML page about one or several runs."""
+    from uniaudio.assemble.reporting import Wanted, report_runs
+
+    wanted = Wanted(probes or (), answers or (), against or (), audio, embedding_map)
+    typer.echo(str(report_runs(runs, out, wanted)))
 
 
 @app.command()
@@ -307,6 +348,25 @@ def tune_batch(
     from uniaudio.tools.tune import tune_batch as tune
 
     tune(config, overrides or [], memory, most)
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 7860,
+    max_seconds: Annotated[float, typer.Option(help="Longest clip.", min=0.1)] = 60,
+    max_mib: Annotated[float, typer.Option(help="Largest file, in MiB.", min=0.01)] = 20,
+    timeout: Annotated[float, typer.Option(help="Seconds that one question may take.", min=1)] = 60,
+) -> None:
+    """Open a page on this machine where clips are recorded or dropped and the model is asked about them."""
+    from uniaudio.serve.extra import require_server
+
+    require_server()
+    from uniaudio.serve.limits import Limits
+    from uniaudio.serve.start import serve as open_page
+
+    open_page(checkpoint, host, port, Limits(max_seconds, max_mib, timeout))
 
 
 data = typer.Typer(help="Look at, pack and time the data of a recipe.", no_args_is_help=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from uniaudio.model.recorded import Recorded
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
 
-class AudioEncoder(nn.Module):
+class AudioEncoder(Recorded):
     """Ragged waveforms in, ragged frames out; a clip's frames do not depend on the clips beside it.
 
     Attributes:

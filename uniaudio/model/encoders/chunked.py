@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -73,10 +72,3 @@ class ChunkedAudioEncoder(AudioEncoder):
     def on_device(self, features: Tensor) -> Tensor:
         """Bring features to the device and dtype of the weights."""
         return features.to(next(self.model.parameters()))
-
-
-def resampled(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Resample 16 kHz samples to another rate; the length is ``round(n * rate / 16000)``."""
-    if rate == SAMPLE_RATE:
-        return wave
-    return np.asarray(soxr.resample(wave, SAMPLE_RATE, rate), dtype=np.float32)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import ClapAudioConfig, ClapFeatureExtractor
 from transformers.models.clap.modeling_clap import ClapAudioModel
 
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder, resampled
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resampled
 from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, fill, read_tensors, with_random_weights
 from uniaudio.types import SAMPLE_RATE
 

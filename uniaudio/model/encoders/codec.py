@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, EncodecModel, MimiModel
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder, resampled
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resampled
 from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained, read_model_config
+from uniaudio.model.recorded import Recorded
 from uniaudio.types import SAMPLE_RATE
 
 CHUNK_SECONDS = 30.0
 
 
-class EncodecParts(nn.Module):
+class EncodecParts(Recorded):
     """EnCodec's encoder (Défossez et al. 2022): convolutions and an LSTM, 75 frames per second at 24 kHz."""
 
     def __init__(self, model: EncodecModel) -> None:
@@ -38,7 +40,7 @@ class EncodecParts(nn.Module):
         return [state[0].t() for state in (hidden, recurrent, last(activation(recurrent)))]
 
 
-class MimiParts(nn.Module):
+class MimiParts(Recorded):
     """Mimi's encoder (Défossez et al. 2024): convolutions, a causal transformer, a last stride; 12.5 frames a
     second.
     """

@@ -35,6 +35,7 @@ W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
 AST = Family(f"{HERE}.ast", "load_ast")
 CLAP = Family(f"{HERE}.clap", "load_clap")
 CODEC = Family(f"{HERE}.codec", "load_codec")
+EXPORTED = Family(f"{HERE}.exported", "load_exported")
 REMOTE = Family(f"{HERE}.remote", "load_remote", ("trust_remote_code", "frame_rate"))
 
 FAMILIES: Mapping[str, Family] = {
@@ -61,6 +62,7 @@ FAMILIES: Mapping[str, Family] = {
     "clap_audio_model": CLAP,
     "encodec": CODEC,
     "mimi": CODEC,
+    "uniaudio": EXPORTED,
 }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder, resampled
+from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resampled
 from uniaudio.model.encoders.weights import (
     FILES,
     RANDOM,

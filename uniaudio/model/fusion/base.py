@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from uniaudio.model.recorded import Recorded
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
 
@@ -21,7 +22,7 @@ class Fused:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class FusionOperator(nn.Module):
+class FusionOperator(Recorded):
     """Maps M streams that share their frame rate and lengths to one; the first is the base.
 
     Attributes:

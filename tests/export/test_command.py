@@ -1,0 +1,101 @@
+"""``uniaudio export`` on a run that was really trained: what is written, said and refused."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from uniaudio import assemble
+from uniaudio.assemble.configs import open_run
+from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.provenance import provenance
+from uniaudio.assemble.training import run_training
+from uniaudio.cli import main
+from uniaudio.export.trial import noise
+
+
+def refusal(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(["export", *map(str, arguments)])
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+def write(*arguments) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["export", *map(str, arguments)])
+    assert left.value.code == 0
+
+
+@pytest.fixture
+def run(tone_run, fresh_accelerate):
+    """A finished run of the tones, its encoder trained with low-rank updates, with results beside it."""
+    config = open_run(str(tone_run), ["encoders.whisper.train=lora", "encoders.whisper.lora.rank=4"])
+    run_training(config, None)
+    out = tone_run.parent / "out"
+    probes = {"tones": {"runs/out": {"knn": {"mean": 0.875, "std": 0.0125}}}}
+    (out / "probes.json").write_text(json.dumps(probes))
+    return out
+
+
+def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
+    write(run, tmp_path / "exported")
+    told = capsys.readouterr().out
+    assert "model.safetensors" in told
+    assert f'AutoModel.from_pretrained("{tmp_path / "exported"}", trust_remote_code=True)' in told
+    model = AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    samples, mask = noise((16_000, 5_000)).pad()
+    with torch.no_grad():
+        frames = model(samples, attention_mask=mask).last_hidden_state
+        wanted = load_encoder(str(run), torch.device("cpu"))(noise((16_000, 5_000))).frames.rows()[1]
+        torch.testing.assert_close(frames[1, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert card.startswith("---\n")
+    for line in (
+        "for 8 steps (one)",
+        "| tones | tone | CC0-1.0 | not stated |",
+        "| tones | out | knn probe | 0.875 ± 0.013 |",
+        "frames of width 64 out, 50 per second",
+        'subfolder="whisper_encoder"',
+    ):
+        assert line in card
+    assert re.search(r"- whisper: whisper \([0-9a-f]{12}\)", card)
+    assert str(run) not in card.replace(str(tmp_path / "exported"), "")
+    assert model.config.provenance["steps"] == 8
+    write(tmp_path / "exported", tmp_path / "again")  # an exported model is a model
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(again(samples, attention_mask=mask).last_hidden_state, frames)
+
+
+def test_entries_for_both_suites(run, tmp_path, capsys):
+    for suite in ("xares", "xares-llm"):
+        write(run, tmp_path / suite, "--to", suite)
+        assert {"uniaudio_encoder.py", "encoder"} == {path.name for path in (tmp_path / suite).iterdir()}
+        assert f"python -m {suite.replace('-', '_')}.run" in capsys.readouterr().out
+
+
+def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
+    assert provenance(f"{run}:ema")["name"] == "out:ema"
+    plain = provenance(str(tone_run.parent / "whisper"))
+    assert (plain["name"], plain["steps"], plain["datasets"]) == ("whisper", 0, [])
+
+
+def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("nothing is to be loaded")
+
+    monkeypatch.setattr("uniaudio.assemble.exporting.load_encoder", never)
+    assert "did you mean 'onnx'" in refusal(capsys, "any", tmp_path / "out", "--to", "onxn")
+    assert "goes with --to hf" in refusal(
+        capsys, "any", tmp_path / "out", "--to", "onnx", "--push-to-hub", "me/it"
+    )
+    assert "OWNER/NAME" in refusal(capsys, "any", tmp_path / "out", "--push-to-hub", "it")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert "without a whole checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")
+    assert "not empty" in refusal(capsys, "any", tmp_path / "run")
+    monkeypatch.setattr(assemble.exporting, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+    assert "needs no_such_package" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,264 @@
+"""Exported folders in transformers, in a process that cannot import this package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_whisper
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.fusion import FusionConfig
+from uniaudio.data.audio import decode
+from uniaudio.errors import UserError
+from uniaudio.export.describe import describe
+from uniaudio.export.hf import refuse_taken, verify_hf, write_hf
+from uniaudio.export.trial import noise
+from uniaudio.miniature.checkpoints import MINIATURES, save_miniature
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.fusion.choose import fuse
+from uniaudio.model.lora import add_lora, merge_lora
+from uniaudio.ragged import Ragged
+
+FRESH = Path(__file__).parent.parent / "exported_in_a_fresh_process.py"
+LENGTHS = (16_000, 7_777, 23_456)
+HEARS_OTHER_RATES = ("clap", "clap, fused", "encodec", "mimi")  # these resample, so their code imports soxr
+FUSIONS = {
+    "concat": {"kind": "concat", "start": "random"},
+    "sum": {"kind": "sum", "start": "random"},
+    "mix": {"kind": "mix", "start": "random", "align": "linear"},
+    "gate": {"kind": "gate"},
+    "gate with stft": {"kind": "gate", "stft": {"mels": 16}},
+    "moe": {"kind": "moe_concat", "experts": 4},
+    "moe_proj": {"kind": "moe_proj", "experts": 4},
+    "injection": {"kind": "explicit"},
+    "wq": {"kind": "wq", "heads": 2, "head_dim": 8},
+    "wq, both": {"kind": "wq", "heads": 2, "head_dim": 8, "output": "both"},
+    "unimoe": {"kind": "unimoe", "experts": 4},
+    "layers": {"kind": "layers"},
+    "hconv": {"kind": "hconv"},
+    "chconv": {"kind": "chconv"},
+    "mowe": {"kind": "mowe"},
+    "mowe, prompts": {"kind": "mowe", "per_frame": True, "weak_dim": 16, "reads_prompt": True},
+}
+
+
+def load(folder: Path) -> AudioEncoder:
+    return load_audio_encoder(EncoderConfig(path=str(folder)), "test").eval()
+
+
+def single(kind: str, tmp_path: Path) -> AudioEncoder:
+    save_miniature(kind, tmp_path / f"{kind} weights")
+    return load(tmp_path / f"{kind} weights")
+
+
+def fused(settings: dict, tmp_path: Path) -> AudioEncoder:
+    """Whisper with WavLM and an AST, every weight away from its start."""
+    config = TypeAdapter(FusionConfig).validate_python(settings)
+    parts = {name: single(name, tmp_path) for name in ("whisper", "wavlm", "ast")}
+    torch.manual_seed(0)
+    encoder = fuse(config, parts, prompt_dim=12)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return encoder.eval()
+
+
+@torch.no_grad()
+def export(encoder: AudioEncoder, folder: Path) -> Path:
+    """Export, and store clips, frames and means beside the folder."""
+    audio = noise(LENGTHS)
+    frames = encoder(audio).frames
+    wanted = {f"clip{i}": clip.clone() for i, clip in enumerate(audio.rows())}
+    wanted |= {f"frames{i}": row.clone() for i, row in enumerate(frames.rows())}
+    save_file({**wanted, "pooled": frames.mean()}, folder.parent / f"{folder.name}.safetensors")
+    write_hf(encoder, folder, {"name": "test"})
+    return folder
+
+
+def loaded_elsewhere(folders: list[Path], tmp_path: Path, *options: str) -> dict:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(FRESH), *map(str, folders), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_equal(found: dict, encoders: dict[str, AudioEncoder]) -> None:
+    assert set(found) == set(encoders)
+    for name, told in found.items():
+        assert told["equal"], name
+        assert told["int16 equal"], name
+        assert told["pooled equal"], name
+        assert told["padding is zero"], name
+        assert 0 < told["bfloat16 away"] < 0.1, name  # not equal: the weights really are bfloat16
+        assert told["rate"] == encoders[name].frame_rate
+        assert told["dim"] == encoders[name].dim
+        assert told["frames of a second"] == encoders[name].num_frames(16_000)
+
+
+def test_whisper_a_fusion_and_a_mixture_of_encoders_without_this_package(tmp_path):
+    encoders = {"whisper": single("whisper", tmp_path)}
+    encoders |= {name: fused(FUSIONS[name], tmp_path) for name in ("gate with stft", "mowe")}
+    folders = [export(encoder, tmp_path / name) for name, encoder in encoders.items()]
+    assert_equal(loaded_elsewhere(folders, tmp_path), encoders)
+
+
+@pytest.mark.slow
+def test_every_family_without_this_package(tmp_path):
+    for names, options in (
+        ([kind for kind in MINIATURES if kind not in HEARS_OTHER_RATES], ()),
+        (list(HEARS_OTHER_RATES), ("--with-soxr",)),
+    ):
+        encoders = {name: single(name, tmp_path) for name in names}
+        folders = [export(encoder, tmp_path / name) for name, encoder in encoders.items()]
+        assert_equal(loaded_elsewhere(folders, tmp_path, *options), encoders)
+
+
+@pytest.mark.slow
+def test_every_operator_without_this_package(tmp_path):
+    encoders = {name: fused(settings, tmp_path) for name, settings in FUSIONS.items()}
+    folders = [export(encoder, tmp_path / name) for name, encoder in encoders.items()]
+    assert_equal(loaded_elsewhere(folders, tmp_path), encoders)
+
+
+@pytest.mark.parametrize("name", ["whisper", "hubert", "wq, both", "mowe"])
+def test_an_exported_folder_is_an_encoder_of_this_package_again(tmp_path, name):
+    encoder = fused(FUSIONS[name], tmp_path) if name in FUSIONS else single(name, tmp_path)
+    again = load(export(encoder, tmp_path / "out"))
+    with torch.no_grad():
+        one, other = (e(noise(LENGTHS)).frames for e in (encoder, again))
+    assert torch.equal(one.values, other.values)
+    assert torch.equal(one.lengths, other.lengths)
+    assert (again.dim, again.frame_rate, again.reach) == (encoder.dim, encoder.frame_rate, encoder.reach)
+    assert describe(again) == describe(encoder)
+
+
+def test_a_model_taken_with_its_own_extractor(tmp_path):
+    """``kind: remote``: the stock model and its extractor travel, as long as both are classes of transformers."""
+    save_miniature("wav2vec2", tmp_path / "weights")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "weights")
+    settings = EncoderConfig(kind="remote", path=str(tmp_path / "weights"))
+    encoder = load_audio_encoder(settings, "test").eval()
+    write_hf(encoder, tmp_path / "out", {})
+    verify_hf(encoder, tmp_path / "out")
+
+
+def test_low_rank_updates_are_exported_merged(tmp_path):
+    encoder = WhisperAudioEncoder(tiny_whisper()).eval()
+    add_lora(encoder, 4, 8, 0.0, "qkv")
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        updated = encoder(noise(LENGTHS)).frames.values
+        merge_lora(encoder)
+        again = load(export(encoder, tmp_path / "out"))
+        torch.testing.assert_close(again(noise(LENGTHS)).frames.values, updated, atol=1e-5, rtol=1e-5)
+    assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "lora" in name]
+
+
+def test_the_stock_class_reads_a_plain_whisper_and_agrees_at_thirty_seconds(tmp_path):
+    encoder = single("whisper", tmp_path)
+    write_hf(encoder, tmp_path / "out", {})
+    stock, told = WhisperEncoder.from_pretrained(
+        tmp_path / "out", subfolder="whisper_encoder", output_loading_info=True
+    )
+    assert not told["missing_keys"]
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path / "out" / "whisper_encoder")
+    audio = noise((480_000,))
+    mel = extractor(audio.values.numpy() / 32768.0, sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.no_grad():
+        wanted = stock.eval()(mel).last_hidden_state[0]
+        torch.testing.assert_close(encoder(audio).frames.values, wanted, atol=2e-5, rtol=1e-4)
+    write_hf(fused(FUSIONS["concat"], tmp_path), tmp_path / "fused", {})
+    assert not (tmp_path / "fused" / "whisper_encoder").exists()
+
+
+def test_the_code_is_short_and_names_nothing_it_does_not_need(tmp_path):
+    write_hf(single("whisper", tmp_path), tmp_path / "out", {})
+    files = {file.name: file.read_text() for file in (tmp_path / "out").glob("*.py")}
+    imported = {
+        match.split(".")[0]
+        for text in files.values()
+        for match in re.findall(r"^\s*(?:from|import) ([a-z_]\w*)", text, re.MULTILINE)
+    }
+    assert imported <= {"__future__", "collections", "contextlib", "dataclasses", "inspect", "importlib", "typing",
+                        "itertools", "math", "torch", "transformers"}  # fmt: skip
+    text = "\n".join(files.values())
+    assert not [
+        word for word in ("load_whisper", "snapshot_download", "MoweEncoder", "Float[") if word in text
+    ]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert str(tmp_path) not in json.dumps(config)  # no path of this machine
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [([[0, 1, 1, 1]], "behind the clip"), ([[0, 0, 0, 0]], "1 to 4 samples")],
+)
+def test_masks_that_mean_something_else_are_refused(tmp_path, mask, told):
+    write_hf(single("whisper", tmp_path), tmp_path / "out", {})
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    with pytest.raises(ValueError, match=told):
+        model(torch.zeros(1, 4), attention_mask=torch.tensor(mask))
+
+
+def test_the_exported_model_trains(tmp_path):
+    write_hf(single("whisper", tmp_path), tmp_path / "out", {})
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).train()
+    output = model(torch.randn(2, 9_000), output_hidden_states=True)
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    assert len(output.hidden_states) == 3  # before each of two layers, and the frames
+    output.last_hidden_state.square().sum().backward()
+    assert all(
+        p.grad is not None for n, p in model.named_parameters() if "k_proj.bias" not in n and p.requires_grad
+    )
+
+
+def test_a_changed_weight_does_not_pass_the_check(tmp_path):
+    encoder = single("whisper", tmp_path)
+    write_hf(encoder, tmp_path / "out", {})
+    verify_hf(encoder, tmp_path / "out")
+    with torch.no_grad():
+        encoder.whisper.layers[0].fc1.bias[0] += 1e-3
+    with pytest.raises(RuntimeError, match="differ"):
+        verify_hf(encoder, tmp_path / "out")
+
+
+class SomebodysEncoder(AudioEncoder):
+    """Not code of this package."""
+
+
+def test_code_of_others_is_refused_and_so_is_a_full_folder(tmp_path):
+    with pytest.raises(UserError, match="SomebodysEncoder"):
+        write_hf(SomebodysEncoder(), tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    with pytest.raises(UserError, match="not empty"):
+        refuse_taken(tmp_path / "full")
+
+
+@pytest.mark.realdata
+def test_real_weights_on_a_real_recording(realdata, tmp_path):
+    encoder = load(realdata / "weights" / "whisper_tiny_en_encoder_hf")
+    write_hf(encoder, tmp_path / "out", {})
+    verify_hf(encoder, tmp_path / "out")
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    file = sorted((realdata / "ljspeech_mini").rglob("*.flac"))[0]
+    samples = torch.from_numpy(decode(file, 600.0, str(file)))
+    with torch.no_grad():
+        found = model(samples[None]).last_hidden_state[0]
+        assert torch.equal(found, encoder(Ragged.from_rows([samples])).frames.values)
+    assert len(found) == -(-len(samples) // 320)

@@ -1,0 +1,133 @@
+"""``uniaudio export``: a checkpoint's encoder for transformers, for two benchmark suites, or as ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio.assemble.encoders import checkpoint_folder, is_run, load_encoder
+from uniaudio.assemble.provenance import provenance
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.lora import merge_lora
+
+MIB = 2**20
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_checkpoint(spec: str, out: Path, to: str, push_to_hub: str | None = None) -> None:
+    """Write the encoder of a run, checkpoint or known model to a new folder, prove it, and print what was written.
+
+    Args:
+        to: ``hf``, ``xares``, ``xares-llm`` or ``onnx``. push_to_hub: ``OWNER/NAME`` to upload an ``hf`` folder to.
+
+    Raises:
+        UserError: before anything is loaded: an unknown target, a folder that is not empty, a missing package, no
+            login; and when the encoder cannot be exported so.
+    """
+    from uniaudio.export.hf import refuse_taken
+
+    check_request(spec, to, push_to_hub)
+    refuse_taken(out)
+    if push_to_hub is not None:
+        from uniaudio.export.hub import check_login
+
+        check_login(push_to_hub)
+    console = Console()
+    facts = provenance(spec)
+    with console.status("loading the encoder"):
+        encoder = load_encoder(spec, torch.device("cpu"))
+        merge_lora(encoder)
+    with console.status(f"writing {out}"):
+        line = WRITERS[to](encoder, out, facts, push_to_hub or str(out))
+    console.print(files_table(out))
+    console.print("the written model gives the encoder's frames; load it with:", style="dim")
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if push_to_hub is not None:
+        from uniaudio.export.hub import push_folder
+
+        console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
+
+
+def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if to not in WRITERS:
+        raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{did_you_mean(to, list(WRITERS))}")
+    if push_to_hub is not None and to != "hf":
+        raise UserError(f"--push-to-hub goes with --to hf, not with --to {to}")
+    if is_run(spec) and checkpoint_folder(spec) is None:
+        raise UserError(f"{spec} is a run folder without a whole checkpoint")
+    if to == "onnx":
+        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"--to onnx needs {', '.join(missing)}; install the extra: pip install 'uniaudio[onnx]'"
+            )
+
+
+def to_hf(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+    """Write a folder for transformers with its card; return the line that loads it."""
+    from uniaudio.export.card import write_card
+    from uniaudio.export.hf import verify_hf, write_hf
+
+    write_hf(encoder, out, facts)
+    write_card(out, encoder, facts, place)
+    verify_hf(encoder, out)
+    return f'AutoModel.from_pretrained("{place}", trust_remote_code=True)'
+
+
+def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]:
+    """Return the writer of a benchmark suite."""
+
+    def write(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+        from uniaudio.export.card import write_card
+        from uniaudio.export.hf import verify_hf, write_hf
+        from uniaudio.export.xares import ENCODER, write_suite_file
+
+        write_hf(encoder, out / ENCODER, facts)
+        write_card(out / ENCODER, encoder, facts, str(out / ENCODER))
+        verify_hf(encoder, out / ENCODER)
+        return f"python -m {suite.replace('-', '_')}.run {write_suite_file(out, suite)}"
+
+    return write
+
+
+def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+    """Write an ONNX file; return the line that loads it."""
+    from uniaudio.export.onnx_file import write_onnx
+
+    return f'onnxruntime.InferenceSession("{write_onnx(encoder, out, facts)}")'
+
+
+WRITERS: Mapping[str, Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]] = {
+    "hf": to_hf,
+    "xares": to_suite("xares"),
+    "xares-llm": to_suite("xares-llm"),
+    "onnx": to_onnx,
+}
+
+
+def files_table(folder: Path) -> Table:
+    """Lay out the files of a folder with their sizes, those of Python as one row."""
+    table = Table(title=str(folder), title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("MiB", justify="right")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    code = [path for path in files if path.suffix == ".py"]
+    for path in files:
+        if path not in code:
+            table.add_row(str(path.relative_to(folder)), f"{path.stat().st_size / MIB:.2f}")
+    if code:
+        table.add_row(f"{len(code)} Python files", f"{sum(path.stat().st_size for path in code) / MIB:.2f}")
+    return table

@@ -1,0 +1,93 @@
+"""Where the encoder of a checkpoint is from: bases, data, steps and what was measured, in plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uniaudio import __version__
+from uniaudio.assemble.encoders import AVERAGED, checkpoint_folder
+from uniaudio.assemble.models import stage_recipes
+from uniaudio.config.run import RunConfig, load_run
+from uniaudio.errors import UserError
+
+PART = "encoder "  # what the names of the encoders' bases begin with
+HOUR = 3600
+
+
+def provenance(spec: str) -> dict[str, Any]:
+    """Return the facts that a model card states; of a model that is no run, its name alone.
+
+    Data sets come from the recipes of the stages that were begun, results from ``probes.json`` and ``answers.json`` in
+    the run folder. Paths are cut to their last part: a card tells nothing of the machine.
+
+    Raises:
+        UserError: when a recipe of the run cannot be read any more, for its data and their licences belong on the card.
+    """
+    nothing = {"steps": 0, "stages": [], "datasets": [], "domains": [], "audio_hours": None, "results": []}
+    facts: dict[str, Any] = {"name": Path(spec).name, "uniaudio": __version__, "bases": [spec], **nothing}
+    folder = checkpoint_folder(spec)
+    if folder is None:
+        return facts
+    config = load_run(str(folder / "config.yaml"))
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
+    run = folder.parent.parent
+    facts |= {
+        "name": run.resolve().name + (AVERAGED if spec.endswith(AVERAGED) else ""),
+        "steps": state["step"],
+        "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
+        "bases": [told_base(name, base) for name, base in bases.items() if name.startswith(PART)],
+        "audio_hours": state["stage_seconds"] / HOUR,
+        "results": results_of(run),
+    }
+    return facts | data_of(config, state["stage"] + 1)
+
+
+def told_base(name: str, base: Mapping[str, str]) -> str:
+    """Return a base as a line: a Hub name in full, a folder by its last part, and the beginning of its hash."""
+    path = base.get("path", "unknown")
+    path = Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path
+    digest = base.get("sha256") or base.get("revision") or ""
+    return f"{name.removeprefix(PART)}: {path}" + (f" ({digest[:12]})" if digest else "")
+
+
+def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
+    """Return the data sets of the first stages and the domains of their tasks."""
+    try:
+        recipes = stage_recipes(config)[:stages]
+    except UserError as problem:
+        raise UserError(f"the data of the run belong on its model card, but {problem}") from problem
+    sets: dict[str, dict[str, Any]] = {}
+    domains: list[str] = []
+    for recipe in recipes:
+        for entry in recipe.train:
+            card = entry.dataset
+            own = sets.setdefault(
+                card.name, {"name": card.name, "tasks": [], "license": card.license, "hours": card.hours}
+            )
+            for template in entry.templates:
+                own["tasks"] = list(dict.fromkeys([*own["tasks"], template.task]))
+                domains = list(dict.fromkeys([*domains, template.domain]))
+    return {"datasets": list(sets.values()), "domains": domains}
+
+
+def results_of(run: Path) -> list[dict[str, str]]:
+    """Return the rows of the results that a run folder holds."""
+    rows = []
+    for name, models in stored(run / "probes.json").items():
+        for model, probes in models.items():
+            for kind, score in probes.items():
+                rows.append(
+                    (name, Path(model).name, f"{kind} probe", f"{score['mean']:.3f} ± {score['std']:.3f}")
+                )
+    for name, result in stored(run / "answers.json").items():
+        rows.append((name, "answers", result["metric"], f"{result['score']:.3f}"))
+    return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
+
+
+def stored(file: Path) -> dict[str, Any]:
+    """Return what a JSON file holds, nothing where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,68 @@
+"""An encoder as plain values: the classes it is made of and what they were given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from uniaudio.errors import UserError
+from uniaudio.model.rebuild import STOCK
+from uniaudio.model.recorded import Recorded, Stock
+
+OWN = "uniaudio."
+
+
+def describe(value: Any) -> Any:
+    """Return JSON values from which ``rebuild`` makes the same encoder again, weights aside.
+
+    Parts of this package are told by class and constructor arguments, stock modules by class and configuration.
+    Mappings become lists of pairs, for their order matters (the first encoder is the base) and JSON writers sort keys.
+
+    Raises:
+        UserError: for code that is neither of this package nor of transformers, naming the class.
+    """
+    if isinstance(value, Recorded):
+        given = {name: describe(argument) for name, argument in value.made_with.items()}
+        return {"part": place(type(value), OWN), "given": given}
+    if isinstance(value, Stock):
+        return {
+            "stock": place(value.kind, STOCK),
+            "config": place(type(value.config), STOCK),
+            "values": {**value.config.to_dict(), "_name_or_path": ""},  # a path of this machine
+            "attention": value.config._attn_implementation,
+        }
+    if isinstance(value, FeatureExtractionMixin):
+        return {"extractor": place(type(value), STOCK), "values": value.to_dict()}
+    if isinstance(value, Mapping):
+        return {"mapping": [[name, describe(item)] for name, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"export: {type(value).__name__} cannot be described in plain values")
+
+
+def place(kind: type, root: str) -> str:
+    """Return ``module:Class``.
+
+    Raises:
+        UserError: when the class is somebody's own.
+    """
+    if not kind.__module__.startswith(root):
+        raise UserError(
+            f"export: the encoder uses the class {kind.__name__} of {kind.__module__}, which is neither code of "
+            "uniaudio nor of transformers; export a run without it"
+        )
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def parts_of(described: Any) -> set[str]:
+    """Return the ``module:Class`` of all parts in a description."""
+    if isinstance(described, list):
+        return set().union(*map(parts_of, described))
+    if not isinstance(described, dict):
+        return set()
+    own = {described["part"]} if isinstance(described.get("part"), str) else set()
+    return own.union(*map(parts_of, described.values()))

@@ -1,0 +1,130 @@
+"""A folder that transformers loads: weights, configuration, code that needs nothing of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from uniaudio import __version__
+from uniaudio.errors import UserError
+from uniaudio.export.describe import describe, parts_of
+from uniaudio.export.hub_config import UniaudioConfig
+from uniaudio.export.source import flat_name, flattened
+from uniaudio.export.trial import noise
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.types import SAMPLE_RATE
+
+CONFIG, MODEL = "configuration_uniaudio", "modeling_uniaudio"
+HEADER = f"# Written by uniaudio {__version__} from its own source. License: Apache-2.0.\n"
+STOCK = "whisper_encoder"  # subfolder with a plain Whisper encoder as the stock class reads it
+TRIAL = (16_000, 7_777, 23_456)  # samples on which what was written is compared with what was to be written
+
+
+def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any]) -> list[Path]:
+    """Write an encoder, its low-rank updates merged, so that ``AutoModel.from_pretrained`` loads it.
+
+    ``AutoModel`` runs the code in the folder, so it wants ``trust_remote_code=True``. A plain Whisper encoder is stored
+    a second time under ``whisper_encoder/``, which the stock ``WhisperEncoder.from_pretrained`` reads without any code.
+
+    Returns:
+        The files and folders that were written.
+
+    Raises:
+        UserError: when the encoder holds code of others, see ``describe``.
+    """
+    described = describe(encoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = UniaudioConfig(
+        encoder=described,
+        hidden_size=encoder.dim,
+        frame_rate=encoder.frame_rate,
+        reach=encoder.reach,
+        sampling_rate=SAMPLE_RATE,
+        provenance=dict(provenance),
+        architectures=["UniaudioModel"],
+        auto_map={"AutoConfig": f"{CONFIG}.UniaudioConfig", "AutoModel": f"{MODEL}.UniaudioModel"},
+        dtype="float32",
+    )
+    config.to_json_file(folder / "config.json")
+    tensors = {f"encoder.{name}": plain(tensor) for name, tensor in encoder.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
+    )
+    extractor.save_pretrained(folder)
+    for name, text in code_of(parts_of(described)).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if type(encoder) is WhisperAudioEncoder and isinstance(encoder.whisper, WhisperEncoder):
+        write_stock_whisper(encoder, folder / STOCK)
+    return sorted(folder.iterdir())
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as it can be stored: on the CPU, whole, with memory of its own."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def code_of(parts: set[str]) -> dict[str, str]:
+    """Return the Python files, by name, of a model made of these classes."""
+    roots: dict[str, set[str]] = {"uniaudio.export.hub_model": {"UniaudioModel"}}
+    imports, lines = [], []
+    for part in sorted(parts):
+        module, _, name = part.partition(":")
+        roots.setdefault(module, set()).add(name)
+        imports.append(f"from .{flat_name(module)} import {name}")
+        lines.append(f'    "{part}": {name},')
+    table = [
+        '"""The classes that this encoder is made of, by the names that config.json calls them."""',
+        "",
+        *imports,
+        "",
+        "PARTS = {",
+        *lines,
+        "}",
+        "",
+    ]
+    return flattened(roots, {"uniaudio.export.parts": "\n".join(table)}, HEADER)
+
+
+def write_stock_whisper(encoder: WhisperAudioEncoder, folder: Path) -> None:
+    """Write the encoder alone for ``transformers``' own ``WhisperEncoder``, with the extractor that it needs."""
+    encoder.whisper.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins).save_pretrained(folder)
+
+
+@torch.no_grad()
+def verify_hf(encoder: AudioEncoder, folder: Path) -> None:
+    """Load what was written and compare its frames with the encoder's on clips of noise, bit by bit.
+
+    Raises:
+        RuntimeError: when a tensor is missing or a value differs, which is a fault of the export.
+    """
+    loaded, told = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    wrong = sorted(told["missing_keys"]) + sorted(told["unexpected_keys"])
+    if wrong:
+        raise RuntimeError(f"{folder}: tensors are missing or unknown: {wrong[:3]}")
+    encoder = encoder.cpu().eval()
+    audio = noise(TRIAL)
+    samples, mask = audio.pad()
+    output = loaded.eval()(samples, attention_mask=mask)
+    for row, own in enumerate(encoder(audio).frames.rows()):
+        if not torch.equal(output.last_hidden_state[row, : len(own)], own):
+            raise RuntimeError(f"{folder}: the frames of the written model differ from those of the encoder")
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse a place where something is.
+
+    Raises:
+        UserError: when the folder is not empty or is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} is there and not empty; name a new folder")
