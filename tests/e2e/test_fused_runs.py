@@ -9,8 +9,8 @@ from conftest import tiny_whisper, tone
 
 from uniaudio.assemble.asking import ask
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.models import load_model
+from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.checks import check_run
 from uniaudio.config.run import load_run
