@@ -30,6 +30,8 @@ bench: .stamp-dev
 	$(BIN)/python benchmarks/bench_data.py
 	$(BIN)/python benchmarks/bench_fusion.py
 	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python benchmarks/bench_probes.py
+	$(BIN)/python benchmarks/bench_labels.py
 
 # the figures of docs/results.md; UNIAUDIO_REALDATA names the folder of recordings
 realdata: .stamp-run
