@@ -89,7 +89,7 @@ def test_knn_divides_training_features_and_test_vectors():
         weights = np.exp(similarity[nearest] / 0.07)
         votes = [sum(w for w, i in zip(weights, nearest, strict=True) if y[i] == label) for label in range(4)]
         guesses.append(int(np.argmax(votes)))
-    assert xares_knn(x, y, test, 4, block=7).tolist() == guesses
+    assert xares_knn(x, y, test, 4).tolist() == guesses
     own = XaresFold(Fold(x, y, test, truth), test, truth)
     right = np.mean([guess == label for guess, label in zip(guesses, truth.tolist(), strict=True)])
     assert xares_scores([own], 4, 1, 1, 32, ("knn",))["knn"]["mean"] == pytest.approx(right)

@@ -142,15 +142,22 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
     """Vote among the 10 nearest by cosine, weighted by softmax(similarity / 0.07); return class indices ``[M]``."""
-    train_x, test_x = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
-    votes = []
+    return vote(F.normalize(train_x, dim=1), train_y, F.normalize(test_x, dim=1), classes, block)
+
+
+def vote(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
+    """Let the 10 training vectors of the largest dot product vote, by softmax(product / 0.07): class indices ``[M]``.
+
+    Args:
+        train_x, test_x: ``[N, E]`` and ``[M, E]``, normalised as the caller likes. block: rows of a product at a time.
+    """
+    guesses = []
     for rows in test_x.split(block):
         similarity, nearest = (rows @ train_x.T).topk(min(NEIGHBOURS, len(train_x)), dim=1)
         weights = (similarity / TEMPERATURE).softmax(1)
-        votes.append(
-            weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights).argmax(1)
-        )
-    return torch.cat(votes)
+        votes = weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights)
+        guesses.append(votes.argmax(1))
+    return torch.cat(guesses)
 
 
 def probe(

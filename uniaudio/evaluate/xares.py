@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from uniaudio.evaluate.plain_probe import SEED, linear_probe, train_plain
 from uniaudio.evaluate.precision import mean_average_precision
-from uniaudio.evaluate.probes import NEIGHBOURS, RESAMPLES, TEMPERATURE, Fold
+from uniaudio.evaluate.probes import RESAMPLES, Fold, vote
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,9 @@ def class_score(logits: Tensor, targets: Tensor) -> float:
     return (logits.argmax(1) == targets).double().mean().item()
 
 
-def xares_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
+def xares_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
     """Vote among 10 neighbours, weighted by softmax(similarity / 0.07); return class indices ``[M]``.
 
     ``train_x [N, E]`` is divided by the norm of each of its E columns, ``test_x [M, E]`` by that of each row.
     """
-    train_x, test_x = F.normalize(train_x, dim=0), F.normalize(test_x, dim=1)
-    guesses = []
-    for rows in test_x.split(block):
-        similarity, nearest = (rows @ train_x.T).topk(min(NEIGHBOURS, len(train_x)), dim=1)
-        weights = (similarity / TEMPERATURE).softmax(1)
-        votes = weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights)
-        guesses.append(votes.argmax(1))
-    return torch.cat(guesses)
+    return vote(F.normalize(train_x, dim=0), train_y, F.normalize(test_x, dim=1), classes)
