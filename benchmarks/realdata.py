@@ -1,8 +1,10 @@
-"""The first real run: train on real recordings, ask the test splits, probe before and after. Ten minutes on two cores.
+"""The first real run: train on real recordings, ask the test splits, probe before and after by both protocols.
 
     python benchmarks/realdata.py [--out runs/realdata] [key.sub=value ...]
 
-Needs the folder of recordings (UNIAUDIO_REALDATA). Prints tables; the last line is the result as JSON.
+Needs the folder of recordings (UNIAUDIO_REALDATA). Two runs: with the encoder trained, and with it frozen, in
+OUT_frozen, for what the answers come to when only the adapter learns. Prints tables and writes OUT/report.html; the
+last line is the result as JSON.
 """
 
 from __future__ import annotations
@@ -12,19 +14,44 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 import transformers
 
 from uniaudio.assemble.judging import run_evaluation
-from uniaudio.assemble.probing import run_probes
+from uniaudio.assemble.probing import probe_suite
 from uniaudio.assemble.reporting import Wanted, report_runs
 from uniaudio.assemble.training import run_training
 from uniaudio.config.files import realdata_root
-from uniaudio.config.run import load_run
+from uniaudio.config.run import RunConfig, load_run
 from uniaudio.errors import UserError
+from uniaudio.evaluate.task_embeddings import Protocol
 
-LABELLED = ("esc10", "fsdd_digits")
+FILES = {"masked": "probes.json", "xares": "probes_xares.json"}
+TOLD = ("metric", "score", "interval", "right", "loss", "examples")
+
+
+def train(out: Path, overrides: list[str]) -> tuple[RunConfig, float]:
+    """Train into a folder and return the config and the minutes."""
+    config = load_run("configs/realdata.yaml", [f"output_dir={out}", *overrides])
+    started = time.monotonic()
+    try:
+        code = run_training(config, None)
+    except UserError as mistake:
+        raise SystemExit(str(mistake)) from mistake
+    if code:
+        raise SystemExit(code)
+    return config, round((time.monotonic() - started) / 60, 1)
+
+
+def told(answers: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of every evaluation set, those of its labels included."""
+    return {
+        name: {key: found[key] for key in TOLD}
+        | {f"labels {key}": found["labels"][key] for key in ("accuracy", "map", "ece") if "labels" in found}
+        for name, found in answers.items()
+    }
 
 
 def main() -> None:
@@ -34,36 +61,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/realdata"))
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    root = realdata_root()
-    if root is None:
+    if realdata_root() is None:
         raise SystemExit("no folder of real recordings: set UNIAUDIO_REALDATA")
-    config = load_run("configs/realdata.yaml", [f"output_dir={arguments.out}", *arguments.overrides])
+    out: Path = arguments.out
+    frozen = out.with_name(f"{out.name}_frozen")
     started = time.monotonic()
-    try:
-        code = run_training(config, None)
-    except UserError as mistake:
-        raise SystemExit(str(mistake)) from mistake
-    if code:
-        raise SystemExit(code)
-    trained = time.monotonic()
-    answers = run_evaluation(str(arguments.out), None, arguments.out / "answers.json", None)
+    config, minutes = train(out, arguments.overrides)
+    train(frozen, ["encoders.whisper.train=frozen", *arguments.overrides])
+    answers = {
+        folder.name: run_evaluation(str(folder), None, folder / "answers.json", None)
+        for folder in (out, frozen)
+    }
     before = config.encoders["whisper"].path
-    data = [f"{name}={root / name}" for name in LABELLED]
-    probes = run_probes(
-        [before, str(arguments.out), f"random:{before}"], data, arguments.out / "probes.json", seeds=3
-    )
-    print(f"report: {report_runs([arguments.out], None, Wanted())}")
-    names = dict(
-        zip([before, str(arguments.out), f"random:{before}"], ("before", "after", "random"), strict=True)
-    )
+    names = {before: "before", str(out): "after", f"random:{before}": "random"}
+    suites = {
+        protocol: probe_suite(list(names), "realdata", protocol, out / FILES[protocol], 3, False)
+        for protocol in get_args(Protocol)
+    }
+    print(f"report: {report_runs([out, frozen], None, Wanted())}")
     result = {
-        "training_minutes": round((trained - started) / 60, 1),
+        "training_minutes": minutes,
         "all_minutes": round((time.monotonic() - started) / 60, 1),
-        "answers": {
-            name: {key: r[key] for key in ("metric", "score", "right", "loss", "examples")}
-            for name, r in answers.items()
+        "answers": {name: told(found) for name, found in answers.items()},
+        "probes": {
+            protocol: {
+                task: {names[model]: scores for model, scores in models.items()}
+                for task, models in suite["scores"].items()
+            }
+            for protocol, suite in suites.items()
         },
-        "probes": {s: {names[model]: r for model, r in models.items()} for s, models in probes.items()},
+        "averages": {
+            protocol: {names[model]: found for model, found in suite["average"].items()}
+            for protocol, suite in suites.items()
+        },
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
