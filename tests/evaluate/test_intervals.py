@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from uniaudio.evaluate import intervals
 from uniaudio.evaluate.calibration import BINS, calibration_error, reliability
 from uniaudio.evaluate.intervals import RESAMPLES, draws, interval, mean_of
-from uniaudio.evaluate.ranking import mean_average_precision
+from uniaudio.evaluate.precision import resampled_precision
 from uniaudio.evaluate.text_metrics import bleu, error_rate
 
 ANSWERS = ["a b c", "a b", "x", "d e f g h", "a a a", "b c d e"]
@@ -81,7 +81,7 @@ def test_average_precision_of_repeated_clips_is_scikit_learns(rows):
     scores, truth, counts = (np.array(column) for column in zip(*rows, strict=True))
     repeated = np.repeat(np.arange(len(rows)), counts)
     expected = average_precision_score(truth[repeated], scores[repeated])
-    found = mean_average_precision(scores[:, None].astype(float), truth[:, None], counts[None].astype(float))
+    found = resampled_precision(scores[:, None].astype(float), truth[:, None], counts[None].astype(float))
     assert found[0] == pytest.approx(expected)
 
 
@@ -89,10 +89,11 @@ def test_the_mean_leaves_out_classes_that_do_not_occur():
     scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
     truth = np.array([[True, False, False], [False, True, False], [False, True, False]])
     # first class: ranked 1; second: 1 and 2; resampled without the first clip there is one class left
-    assert mean_average_precision(scores, truth)[0] == 1
+    once = np.ones((1, 3))
+    assert resampled_precision(scores, truth, once)[0] == 1
     counts = np.array([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
-    np.testing.assert_allclose(mean_average_precision(scores, truth, counts), [1, 1])
-    assert np.isnan(mean_average_precision(scores, np.zeros_like(truth)))[0]
+    np.testing.assert_allclose(resampled_precision(scores, truth, counts), [1, 1])
+    assert np.isnan(resampled_precision(scores, np.zeros_like(truth), once))[0]
 
 
 def test_calibration_error_by_hand():

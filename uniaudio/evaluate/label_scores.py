@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, softmax
-from sklearn.metrics import average_precision_score
 
 from uniaudio.evaluate.calibration import calibration_error, reliability
 from uniaudio.evaluate.intervals import Array, interval, mean_of
-from uniaudio.evaluate.ranking import mean_average_precision
+from uniaudio.evaluate.precision import mean_average_precision, resampled_precision
 
 TINY = 1e-15  # probabilities nearer to 0 or 1 have log-odds of 34.5 either way
 
@@ -57,13 +56,13 @@ def label_figures(names: Sequence[str], chances: Array, truth: NDArray[np.bool_]
     ranks, true = ranking(chances[:, there]), truth[:, there]
     sums = {"accuracy": mean_of(right.astype(np.float64)), "ece": calibration_error(confidence, right)}
     intervals = {name: interval(len(best), measure.resampled) for name, measure in sums.items()}
-    intervals["map"] = interval(len(best), lambda counts: mean_average_precision(ranks, true, counts))
+    intervals["map"] = interval(len(best), lambda counts: resampled_precision(ranks, true, counts))
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (np.where(right, best, truth.argmax(1)), best), 1)
     return {
         "names": list(names),
         "accuracy": sums["accuracy"].score(),
-        "map": float(average_precision_score(true, ranks, average="macro")),
+        "map": mean_average_precision(ranks, true),
         "ece": sums["ece"].score(),
         "interval": intervals["accuracy"],
         "intervals": intervals,
