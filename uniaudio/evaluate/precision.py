@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
@@ -11,7 +13,7 @@ from uniaudio.evaluate.text_metrics import mean_over_present
 
 
 def mean_average_precision(
-    scores: NDArray[np.floating], truth: NDArray[np.floating], absent: bool = False
+    scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False
 ) -> float:
     """Return the mean over classes of the average precision: ``sum_n (R_n - R_(n-1)) P_n`` over falling thresholds.
 
