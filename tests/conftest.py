@@ -1,6 +1,8 @@
 """Tiny models, tokenizers and corpora that several test files share; nothing here needs a network."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,26 @@ def fresh_accelerate():
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+COPIES = "transformers_modules"  # the package that transformers makes of the code of model folders
+
+
+@pytest.fixture
+def fresh_model_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Let transformers copy the code of model folders to a place of the test's own, and forget it afterwards."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] == COPIES]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+    forget()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    # transformers appends its place and leaves it there, so those of earlier tests would be found first
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / COPIES).is_dir()])
+    yield
+    forget()
 
 
 @pytest.fixture(scope="session")

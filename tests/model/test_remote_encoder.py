@@ -1,7 +1,6 @@
 """Models whose code lives in their folder, like Dasheng: only when the user says so."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -66,9 +65,8 @@ class LittleModel(PreTrainedModel):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, fresh_model_code):
     """A folder as a repository with code of its own has it."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "little"
     folder.mkdir()
     (folder / "modeling_little.py").write_text(MODEL)
@@ -79,9 +77,7 @@ def folder(tmp_path, monkeypatch):
     torch.manual_seed(0)
     weights = {"line.weight": torch.randn(12, 3), "line.bias": torch.randn(12)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    yield folder
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
+    return folder
 
 
 def load(folder, **settings):
