@@ -55,6 +55,7 @@ METHODS: dict[str, list[str]] = {
 }
 SOUPS = {"wise-ft": "plain", "replay + wise-ft": "replay"}  # between the end of stage 1 and a method's end
 ALPHA = 0.5
+DRAWN = ("plain", "replay", "wise-ft")  # in the figure
 RESERVOIR_ROWS = 32  # of every training split
 
 
@@ -235,8 +236,9 @@ def main() -> None:
         found.append(probe_seed(out, seed, methods, sets, start))
         console.print(f"seed {seed}: {json.dumps({k: round(v, 1) for k, v in minutes[-1].items()})} minutes")
     result = summarise(found, start, console)
+    drawn = [method for method in DRAWN if method in found[0]]
     draw_matrices(
-        {m: mean_matrix([seed[m]["linear"] for seed in found]) for m in found[0]}, out / "forgetting.png"
+        {m: mean_matrix([seed[m]["linear"] for seed in found]) for m in drawn}, out / "forgetting.png"
     )
     result |= {
         "minutes": {name: round(statistics.mean(m[name] for m in minutes), 2) for name in minutes[0]},
