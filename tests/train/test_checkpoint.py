@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
@@ -45,7 +44,7 @@ from uniaudio.train.checkpoint import (
     write_share,
 )
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.writer import CheckpointWriter
+from uniaudio.train.writer import CheckpointWriter, HostCopies
 
 BASES = {"decoder": {"path": "a", "sha256": "1" * 64}}
 FILES = {
@@ -639,6 +638,7 @@ def test_the_background_writes_what_was_there_when_it_was_asked(engine, config, 
     expected = engine.plain.weight.detach().clone()
     moment = engine.optimizer.state[engine.plain.weight]["exp_avg"].clone()
     writer.save(engine, {"carried": torch.ones(2)}, {"weight": expected + 1}, 1, state(1), {"a": 1})
+    writer.before_update()
     update(engine)  # training goes on
     assert not torch.equal(engine.plain.weight, expected)
     writer.tell()
@@ -660,6 +660,7 @@ def test_a_save_waits_for_the_one_before(engine, config, tmp_path):
     writer = CheckpointWriter(tmp_path / "run", config, BASES, lambda step, facts: told.append(step))
     weights = {}
     for step in (1, 2, 3):
+        writer.before_update()
         update(engine)
         weights[step] = engine.plain.weight.detach().clone()
         writer.save(engine, {}, {}, step, state(step), {})
@@ -700,13 +701,6 @@ def test_what_fails_in_the_background_is_told_whatever_it_is(engine, config, tmp
 # ---------------------------------------------------------------------------------------------------- of a real run
 
 
-@pytest.fixture
-def fresh_accelerate():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 def test_a_checkpoint_holds_three_numbers_per_trained_parameter_and_nothing_else(tone_run, fresh_accelerate):
     config = load_run(tone_run, ["train.max_steps=1"])
     assert run_training(config, None) == 0
@@ -730,3 +724,24 @@ def test_reading_a_checkpoint_imports_no_pickle_code():
     sources = "".join(p.read_text() for p in Path(module.__file__).parent.rglob("*.py"))
     assert "torch.load" not in sources
     assert "import pickle" not in sources
+
+
+def test_a_slow_copy_holds_up_the_update_and_not_the_other_way_round(
+    tone_run, tmp_path, monkeypatch, fresh_accelerate
+):
+    """The same run twice; in the second one every copy takes far longer than a step."""
+
+    def weights_of(out):
+        overrides = [f"output_dir={tmp_path / out}", "train.save_every=1", "train.keep_last=9"]
+        run_training(load_run(str(tone_run), [*overrides, "train.max_steps=4"]), None)
+        return [load_checkpoint(step_folder(tmp_path / out, step)).model for step in range(1, 5)]
+
+    usual = weights_of("usual")
+    copy = HostCopies.copy
+    monkeypatch.setattr(
+        HostCopies, "copy", lambda self, name, tensor: (time.sleep(0.01), copy(self, name, tensor))[1]
+    )
+    for expected, found in zip(usual, weights_of("slow"), strict=True):
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    changed = [name for name in usual[0] if not torch.equal(usual[0][name], usual[1][name])]
+    assert changed  # what the checkpoints hold moves from step to step

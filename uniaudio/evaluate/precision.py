@@ -12,9 +12,7 @@ from uniaudio.evaluate.intervals import Array
 from uniaudio.evaluate.text_metrics import mean_over_present
 
 
-def mean_average_precision(
-    scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False
-) -> float:
+def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False) -> float:
     """Return the mean over classes of the average precision: ``sum_n (R_n - R_(n-1)) P_n`` over falling thresholds.
 
     Args:

@@ -220,6 +220,7 @@ class StageRun:
                         objective = objective * self.judge.verdict(losses, tokens)
                     engine.backward(objective)
                 heard.append((batch, without_graph(loss)))
+            self.writer.before_update()
             with self.profile.part("optimizer"):
                 norm = engine.step(settings.clip)
             # ------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Checkpoints in the background: the loop copies the tensors and goes on, a thread writes the copies."""
+"""Checkpoints in the background: a thread copies the tensors before the next update, and writes the copies."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class CheckpointWriter:
         self.thread: threading.Thread | None = None
         self.problem: UserError | None = None
         self.copies = HostCopies()
+        self.copied = threading.Event()
+        self.copied.set()
         self.done: list[tuple[int, Mapping[str, Any]]] = []
 
     def save(
@@ -74,7 +77,10 @@ class CheckpointWriter:
         state: Mapping[str, Any],
         facts: Mapping[str, Any],
     ) -> None:
-        """Copy what belongs to a checkpoint and begin to write it. Every rank must call it at the same point.
+        """Begin to copy and write what belongs to a checkpoint. Every rank must call it at the same point.
+
+        What is copied does not change before the next update, so the thread copies while the next forward and backward
+        run; call ``before_update`` behind them. Engines that have to put tensors together copy at once.
 
         Args:
             carried: tensors that earlier stages changed and this one does not train. facts: for ``told``.
@@ -91,11 +97,30 @@ class CheckpointWriter:
                 problem = str(refused)
         if told := next((text for text in gather_objects(problem) if text), None):
             raise UserError(told)
-        snapshot = take_snapshot(engine, carried, ema, step, state, self.copies)
-        self.thread = threading.Thread(
-            target=self.write, args=(snapshot, facts), name="checkpoint", daemon=True
-        )
+        take = partial(take_snapshot, engine, carried, ema, step, state, self.copies)
+        if engine.gathers:
+            snapshot = take()
+            work = partial(self.write, snapshot, facts)
+        else:
+            self.copied.clear()
+            work = partial(self.copy_and_write, take, step, facts)
+        self.thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self.thread.start()
+
+    def before_update(self) -> None:
+        """Wait until all that the next update changes is copied."""
+        self.copied.wait()
+
+    def copy_and_write(self, take: Callable[[], Snapshot], step: int, facts: Mapping[str, Any]) -> None:
+        """Copy, let the loop update, and write; runs in the thread."""
+        try:
+            snapshot = take()
+        except Exception as problem:  # as in ``write``
+            self.problem = self.as_told(problem, step)
+            return
+        finally:
+            self.copied.set()
+        self.write(snapshot, facts)
 
     def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
         """Write this rank's part, and on the main rank the rest; runs in the thread.

@@ -44,6 +44,7 @@ class Engine:
 
     name = "single"
     whole = True  # parameters can be read in full between steps, on every rank by itself
+    gathers = False  # putting parameters and moments together takes all ranks at the same point
 
     def __init__(
         self, plain: nn.Module, optimizer: torch.optim.Optimizer, precision: torch.dtype | None

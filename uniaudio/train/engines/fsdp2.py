@@ -37,6 +37,7 @@ class Fsdp2Engine(Engine):
 
     name = "fsdp2"
     whole = False
+    gathers = True
 
     def __init__(
         self,

@@ -25,6 +25,8 @@ class ZeroEngine(Engine):
         settings: DeepSpeed's config, as accelerate read it. clip: largest norm of the gradients.
     """
 
+    gathers = True
+
     def __init__(
         self,
         plain: nn.Module,
