@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from same_figures import assert_same_figures
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.strict_yaml import dump_yaml
@@ -56,22 +57,6 @@ def settings(**changes):
     return AskSettings(**{"max_examples": 200, "max_new_tokens": 8, "batch_seconds": 60.0, **changes})
 
 
-def assert_same(found, expected):
-    """Texts and counts are equal, numbers to the rounding of float32."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same(found[key], value)
-    elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same(one, other)
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=1e-5)
-    else:
-        assert found == expected
-
-
 def test_batches_change_nothing(asked):
     expected = evaluate_entry(*asked, settings())
     assert [item["id"] for item in expected["answers"]] == [
@@ -81,7 +66,7 @@ def test_batches_change_nothing(asked):
     assert [row["row"] for row in expected["skipped"]] == ["33.wav"]
     assert len({item["answer"] for item in expected["answers"]}) > 1
     for seconds in (1.0, 4.0):
-        assert_same(evaluate_entry(*asked, settings(batch_seconds=seconds)), expected)
+        assert_same_figures(evaluate_entry(*asked, settings(batch_seconds=seconds)), expected)
 
 
 def test_shares_put_together_change_nothing(asked, monkeypatch):
@@ -94,7 +79,7 @@ def test_shares_put_together_change_nothing(asked, monkeypatch):
         result = evaluate_entry(*asked, settings(shared=True), told.append)
     assert [len(part.answered) for part in parts] == [3, 3, 3]
     assert sum(told) == 10
-    assert_same(result, expected)
+    assert_same_figures(result, expected)
     parts.clear()
     loss, tokens = 0.0, 0
     for index in range(3):

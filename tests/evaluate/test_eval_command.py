@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from same_figures import assert_same_figures
 
 from uniaudio.assemble.judging import run_evaluation
 from uniaudio.assemble.training import run_training
@@ -37,20 +38,6 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def assert_same(found, expected):
-    """Compare nested figures: numbers to the rounding of float32, all else as it is."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same(found[key], value)
-    elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same(one, other)
-    else:
-        assert found == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
-
-
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(trained, tmp_path):
     whole = run_evaluation(str(trained), None, tmp_path / "one.json", None)
@@ -74,7 +61,7 @@ def test_two_processes_give_what_one_gives(trained, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "two.json").read_text())
-    assert_same(told["entries"], whole)
+    assert_same_figures(told["entries"], whole)
     assert told["overall"] == told["scores"]["tones:tone"]["score"] == result["score"]
     assert done.stdout.count("tones:tone: 5 rows") == 1  # the main process alone tells, and asked its share
     assert "xares-llm" in done.stdout

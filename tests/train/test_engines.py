@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from same_figures import assert_same_figures
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.batch import collate
@@ -311,20 +312,6 @@ def test_evaluation_during_training(runs):
             assert step == same_step
             assert_same_figures(found, wanted)
         assert_same_run(runs(engine), runs("one"))  # which was not evaluated
-
-
-def assert_same_figures(found, expected):
-    """Compare nested figures: numbers to rounding, all else as it is."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same_figures(found[key], value)
-    elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same_figures(one, other)
-    else:
-        assert found == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
 
 
 def test_a_step_without_a_finite_gradient_is_left_out_on_all_ranks():

@@ -17,7 +17,7 @@ from uniaudio.evaluate.events import (
     onsets_of,
     whole_windows,
 )
-from uniaudio.evaluate.plain_probe import SEED, linear_probe, train_plain
+from uniaudio.evaluate.plain_probe import linear_probe, score_over_seeds, train_plain
 from uniaudio.evaluate.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.task_rows import Indices, TaskRows
 from uniaudio.ragged import Ragged
@@ -79,12 +79,7 @@ def score_frames(
     Clips are drawn in batches; the loss is the mean over their frames. ``std`` is over seeds.
     """
     data = FrameTask(rows, embedded, rate, protocol)
-    by_seed = []
-    for seed in range(SEED, SEED + seeds):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            by_seed.append(np.mean([score_trial(data, number) for number in range(len(rows.trials))]))
-    return {"linear": {"mean": float(np.mean(by_seed)), "std": float(np.std(by_seed))}}
+    return score_over_seeds(lambda number: score_trial(data, number), len(rows.trials), seeds)
 
 
 def score_trial(data: FrameTask, number: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,3 +61,19 @@ def train_plain(
             kept = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     if kept:
         probe.load_state_dict(kept)
+
+
+def score_over_seeds(
+    score_trial: Callable[[int], float], trials: int, seeds: int
+) -> dict[str, dict[str, float]]:
+    """Return ``{"linear": {"mean", "std"}}``: the mean over trials, and its mean and spread over the seeds 42, 43 ...
+
+    Args:
+        score_trial: trains and tests the probe of one trial; its random numbers come from torch's own generator.
+    """
+    by_seed = []
+    for seed in range(SEED, SEED + seeds):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            by_seed.append(np.mean([score_trial(number) for number in range(trials)]))
+    return {"linear": {"mean": float(np.mean(by_seed)), "std": float(np.std(by_seed))}}

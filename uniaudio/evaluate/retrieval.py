@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.evaluate.plain_probe import SEED, train_plain
+from uniaudio.evaluate.plain_probe import score_over_seeds, train_plain
 from uniaudio.evaluate.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.task_rows import Indices, TaskRows
 from uniaudio.evaluate.text_model import TextModel
@@ -155,12 +155,7 @@ def score_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Train the pairing and return recall@1, the mean over folds: ``{"linear": {"mean", "std"}}``, std over seeds."""
     data = RetrievalTask(rows, embedded, reader, protocol)
-    by_seed = []
-    for seed in range(SEED, SEED + seeds):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            by_seed.append(np.mean([score_trial(data, number) for number in range(len(rows.trials))]))
-    return {"linear": {"mean": float(np.mean(by_seed)), "std": float(np.std(by_seed))}}
+    return score_over_seeds(lambda number: score_trial(data, number), len(rows.trials), seeds)
 
 
 def score_trial(data: RetrievalTask, number: int) -> float:
