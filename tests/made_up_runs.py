@@ -37,6 +37,8 @@ def training_rows(tasks: list[str], steps: int, every: int, seed: int) -> list[d
                 "loss": sum(losses.values()) / len(losses),
                 "tasks": losses,
                 "accuracy": {},
+                "seconds": every * 36.0 / 50.0,
+                "audio_seconds": every * 36.0,
                 "audio_seconds_per_second": 50.0,
                 "data_wait_share": 0.02,
                 "memory_gib": 2.5,

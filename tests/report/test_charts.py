@@ -1,11 +1,12 @@
 """Lines, ticks and bars by hand."""
 
+import json
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import write_run
+from made_up_runs import write_rows, write_run
 
 from uniaudio.report.charts import (
     HEIGHT,
@@ -17,6 +18,7 @@ from uniaudio.report.charts import (
     metric_charts,
     round_step,
     running_mean,
+    stage_starts,
     thinned,
 )
 from uniaudio.report.record import read_run
@@ -98,3 +100,15 @@ def test_bars_are_shares_of_one_or_of_the_highest():
     assert [(b.share, b.series) for b in bars["speech"]] == [(0.5, 0), (1.0, 3)]
     assert [b.share for b in bars["music"]] == [0.0, 0.2]
     assert domain_bars({"all": {"m": 4.0}}, {"m": 0})["all"][0].share == 1.0
+
+
+def test_stages_stand_where_they_begin_if_all_runs_agree(tmp_path):
+    def run(name, second):
+        folder = write_run(tmp_path / name, ["a"], steps=40, every=2)
+        told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        resumed = [{"event": "stage", "step": step, "stage": "two"} for step in (second, second + 5)]
+        write_rows(folder / "metrics.jsonl", [*told, *resumed])
+        return read_run(folder, name)
+
+    assert stage_starts([run("a", 10), run("b", 10)]) == [("two", 25.0)]
+    assert stage_starts([run("c", 10), run("d", 20)]) == []

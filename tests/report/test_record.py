@@ -74,24 +74,19 @@ def test_the_rate_of_rows_of_different_speed_is_that_of_the_whole(tmp_path):
     folder = write_run(tmp_path / "run", ["a"], steps=40, every=20)
     rows = training_rows(["a"], 40, 20, 0)
     for row, rate in zip([row for row in rows if "tasks" in row], (10.0, 90.0), strict=True):
-        row["audio_seconds_per_second"] = rate
+        row["seconds"] = row["audio_seconds"] / rate
     write_rows(folder / "metrics.jsonl", rows)
     cost = cost_of(read_run(folder, "run"))
     assert cost.wall_hours == pytest.approx((720 / 10 + 720 / 90) / 3600)
     assert cost.audio_rate == pytest.approx(1440 / (720 / 10 + 720 / 90))
 
 
-def test_without_a_checkpoint_hours_are_not_known(tmp_path):
+def test_without_rows_hours_are_not_known(tmp_path):
     folder = write_run(tmp_path / "run", ["a"], steps=40, every=2)
-    (folder / "checkpoints" / "step-000040" / "state.json").unlink()
+    write_rows(folder / "metrics.jsonl", [{"event": "stage", "step": 0, "stage": "one"}])
     cost = cost_of(read_run(folder, "run"))
-    assert (cost.audio_hours, cost.wall_hours, cost.process_hours, cost.audio_rate) == (
-        None,
-        None,
-        None,
-        None,
-    )
-    assert cost.steps == 40
+    assert (cost.audio_hours, cost.wall_hours, cost.process_hours, cost.audio_rate) == (None,) * 4
+    assert cost.steps == 0
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

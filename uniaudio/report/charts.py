@@ -119,6 +119,19 @@ def steps_of(runs: Sequence[RunRecord]) -> tuple[float, float]:
     return 0.0, float(max((run.last_step for run in runs), default=0))
 
 
+def stage_starts(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
+    """Return the stages after the first and where on the axis they begin, in percent; none where runs differ in it."""
+    _, last = steps_of(runs)
+    found = []
+    for run in runs:
+        first: dict[str, int] = {}
+        for event in run.events:
+            if event["event"] == "stage":
+                first.setdefault(event["stage"], event["step"])
+        found.append([(name, 100 * step / last) for name, step in first.items() if 0 < step < last])
+    return found[0] if found and all(other == found[0] for other in found) else []
+
+
 def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Draw the loss per answer token over the steps: all tasks together first, then each task."""
     names = list(dict.fromkeys(task for run in runs for row in run.rows for task in row.get("tasks", {})))

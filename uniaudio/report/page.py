@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from uniaudio.evaluate.forgetting import ForgettingSummary
 from uniaudio.report.answers import AnswerRow, WrongAnswers
-from uniaudio.report.charts import HEIGHT, WIDTH, domain_bars, loss_charts, metric_charts
+from uniaudio.report.charts import HEIGHT, WIDTH, domain_bars, loss_charts, metric_charts, stage_starts
 from uniaudio.report.clips import LONGEST, Player
 from uniaudio.report.embedding import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
 from uniaudio.report.heat import HeatTable, Reliability
@@ -122,6 +122,7 @@ def write_page(page: Page, path: Path) -> Path:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         losses=loss_charts(page.runs),
+        stages=stage_starts(page.runs),
         metrics=metric_charts(page.runs),
         bars={probe: own for probe, own in bars.items() if own},
     )

@@ -21,7 +21,6 @@ class RunRecord:
         rows: training rows of ``metrics.jsonl``, steps that were left out included. events: its other rows.
         torn: lines of it that are no JSON: a killed process leaves half a line.
         config: the resolved config as plain values; empty where the folder has none.
-        checkpoints: the ``state.json`` of every checkpoint, by step.
         skipped: ``{source: {reason: rows}}`` of ``skipped.jsonl``.
         bases: ``bases.json`` of the newest checkpoint: what the run started from.
     """
@@ -33,7 +32,6 @@ class RunRecord:
     torn: int
     config: Mapping[str, Any]
     config_text: str
-    checkpoints: Sequence[Mapping[str, Any]]
     skipped: Mapping[str, Mapping[str, int]]
     bases: Mapping[str, Mapping[str, str]]
 
@@ -76,8 +74,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     skipped: dict[str, Counter[str]] = {}
     for skip in skips:
         skipped.setdefault(str(skip.get("source")), Counter())[str(skip.get("reason"))] += 1
-    states = sorted((folder / "checkpoints").glob("step-*/state.json"))
-    newest = states[-1].with_name("bases.json") if states else None
+    newest = max((folder / "checkpoints").glob("step-*/bases.json"), default=None)
     return RunRecord(
         name=name,
         folder=folder,
@@ -86,7 +83,6 @@ def read_run(folder: Path, name: str) -> RunRecord:
         torn=torn,
         config=config if isinstance(config, dict) else {},
         config_text=text,
-        checkpoints=[read_json(state) for state in states],
         skipped=skipped,
         bases=read_json(newest) if newest is not None and newest.is_file() else {},
     )
@@ -153,7 +149,7 @@ def trailing_left_out(run: RunRecord) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took. Hours are None where no checkpoint tells how much audio its steps had.
+    """What a run took. Hours are None where it has no rows.
 
     Args:
         audio_hours: of audio trained on. wall_hours: of training, evaluation between steps included.
@@ -180,44 +176,20 @@ class Cost:
 
 
 def cost_of(run: RunRecord) -> Cost:
-    """Add up what a run took.
-
-    Rows tell the rate (seconds of audio per second) but not the audio itself, so a step is taken to have had as much
-    audio as the checkpoints say that a step of its stage had on average.
-    """
-    per_step = stage_seconds_per_step(run)
-    audio, wall, known, before = 0.0, 0.0, bool(run.rows), 0
-    for row in run.rows:
-        steps, before = row["step"] - before, row["step"]
-        rate, seconds = row.get("audio_seconds_per_second"), per_step.get(row.get("stage", ""))
-        if seconds is None or not rate:
-            known = False
-            continue
-        audio += steps * seconds
-        wall += steps * seconds / rate
+    """Add up what a run took, by the rows of its metrics."""
+    audio, wall = (sum(row.get(key, 0.0) for row in run.rows) for key in ("audio_seconds", "seconds"))
     waits = [row["data_wait_share"] for row in run.rows if "data_wait_share" in row]
     memory = [row["memory_gib"] for row in run.rows if "memory_gib" in row]
     drawn = [event["drawn"] for event in run.events if event["event"] == "saved" and "drawn" in event]
     return Cost(
         steps=run.last_step,
-        audio_hours=audio / 3600 if known else None,
-        wall_hours=wall / 3600 if known else None,
+        audio_hours=audio / 3600 if run.rows else None,
+        wall_hours=wall / 3600 if run.rows else None,
         processes=max((e.get("processes", 1) for e in run.events if e["event"] == "stage"), default=1),
-        audio_rate=audio / wall if known and wall else None,
+        audio_rate=audio / wall if wall else None,
         data_wait=sum(waits) / len(waits) if waits else None,
         memory_gib=max(memory, default=None),
         rows_drawn=sum(drawn[-1].values()) if drawn else None,
         rows_skipped=sum(sum(reasons.values()) for reasons in run.skipped.values()),
         steps_left_out=sum(event["event"] == "left_out" for event in run.events),
     )
-
-
-def stage_seconds_per_step(run: RunRecord) -> dict[str, float]:
-    """Return for each stage the seconds of audio in a step on average, from its latest checkpoint."""
-    names = [stage.get("name", "") for stage in run.config.get("stages", ())]
-    latest: dict[str, tuple[int, float]] = {}
-    for state in run.checkpoints:
-        stage, steps, seconds = (state.get(key) for key in ("stage", "stage_step", "stage_seconds"))
-        if isinstance(stage, int) and stage < len(names) and steps and seconds is not None:
-            latest[names[stage]] = max(latest.get(names[stage], (0, 0.0)), (steps, seconds))
-    return {name: seconds / steps for name, (steps, seconds) in latest.items()}

@@ -99,6 +99,8 @@ class Window:
             "tasks": {task: loss / counted for task, (loss, counted, _) in seen},
             "accuracy": {task: right / counted for task, (_, counted, right) in seen},
             "answer_tokens": int(tokens),
+            "seconds": seconds,
+            "audio_seconds": audio_seconds,
             "audio_seconds_per_second": audio_seconds / seconds,
             "data_wait_share": waited / world_size() / seconds,
             "padding_share": self.padding(audio_seconds, audio_tokens),
