@@ -5,14 +5,16 @@ import re
 
 import pytest
 import torch
+from made_up_runs import suite_results
 from transformers import AutoModel
 
 from uniaudio import assemble
 from uniaudio.assemble.configs import open_run
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.provenance import provenance
+from uniaudio.assemble.provenance import provenance, results_of
 from uniaudio.assemble.training import run_training
 from uniaudio.cli import main
+from uniaudio.errors import UserError
 from uniaudio.export.trial import noise
 
 
@@ -56,7 +58,7 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
     for line in (
         "for 8 steps (one)",
         "| tones | tone | CC0-1.0 | not stated |",
-        "| tones | out | knn probe | 0.875 ± 0.013 |",
+        "| tones | out | knn probe (accuracy) | 0.875 ± 0.013 |",
         "frames of width 64 out, 50 per second",
         'subfolder="whisper_encoder"',
     ):
@@ -81,6 +83,21 @@ def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
     assert provenance(f"{run}:ema")["name"] == "out:ema"
     plain = provenance(str(tone_run.parent / "whisper"))
     assert (plain["name"], plain["steps"], plain["datasets"]) == ("whisper", 0, [])
+
+
+def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
+    (tmp_path / "probes.json").write_text(
+        json.dumps(suite_results(["tones", "words"], ["runs/out", "random:a/it"]))
+    )
+    rows = results_of(tmp_path)
+    assert [(row["set"], row["model"]) for row in rows] == [
+        (task, model) for task in ("tones", "words") for model in ("out", "random:it")
+    ]
+    assert {row["measure"] for row in rows} == {"linear, mlp, knn probe (accuracy)"}
+    assert all(re.fullmatch(r"(0\.\d{3} ± 0\.\d{3}(, |$)){3}", row["value"]) for row in rows)
+    (tmp_path / "probes.json").write_text(json.dumps({"suite": "realdata"}))
+    with pytest.raises(UserError, match="'suite' holds no probe scores"):
+        results_of(tmp_path)
 
 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):

@@ -12,6 +12,8 @@ from uniaudio.assemble.encoders import AVERAGED, checkpoint_folder
 from uniaudio.assemble.models import stage_recipes
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.errors import UserError
+from uniaudio.evaluate.table import short_names
+from uniaudio.report.scores import read_scores
 
 PART = "encoder "  # what the names of the encoders' bases begin with
 HOUR = 3600
@@ -75,14 +77,20 @@ def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
 
 
 def results_of(run: Path) -> list[dict[str, str]]:
-    """Return the rows of the results that a run folder holds."""
+    """Return the rows of the results that a run folder holds.
+
+    Raises:
+        UserError: when a file in the place of the probes' results holds something else.
+    """
+    file = run / "probes.json"
+    table = read_scores(stored(file), str(file), {})
+    names = short_names(table.models)
     rows = []
-    for name, models in stored(run / "probes.json").items():
+    for task, models in table.scores.items():
         for model, probes in models.items():
-            for kind, score in probes.items():
-                rows.append(
-                    (name, Path(model).name, f"{kind} probe", f"{score['mean']:.3f} ± {score['std']:.3f}")
-                )
+            measure = f"{', '.join(probes)} probe ({table.tasks[task].metric})"
+            values = (f"{score.mean:.3f} ± {score.std:.3f}" for score in probes.values())
+            rows.append((task, names[model], measure, ", ".join(values)))
     for name, result in stored(run / "answers.json").items():
         rows.append((name, "answers", result["metric"], f"{result['score']:.3f}"))
     return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
