@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "uniaudio"
-BASE = {"errors", "types", "ragged", "distributed", "config"}
+BASE = {"errors", "types", "ragged", "distributed", "config", "cache", "features"}
 ALLOWED = {
     "errors": set(),
     "ragged": set(),
     "distributed": {"errors"},
     "types": {"ragged"},
     "config": {"errors"},
+    "cache": set(),
+    "features": {"ragged", "config", "cache"},
     "data": BASE,
     "model": BASE,
     "miniature": BASE | {"data", "model"},

@@ -8,13 +8,17 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
 from uniaudio.assemble.models import build_model
-from uniaudio.assemble.thin import Clip, count, equal_clips, stack_depths, step_cost, thin_model
+from uniaudio.assemble.recompute import parts_set_to
+from uniaudio.assemble.stage_plan import ENGINES, plan_stage
+from uniaudio.assemble.step_cost import StageCost
+from uniaudio.assemble.thin import Blueprint, Clip, equal_clips, thin_model
 from uniaudio.cli import main
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.model import flops
-from uniaudio.plan import ENGINES, Machine, plan_stage, show_plan
+from uniaudio.model.counted import count
+from uniaudio.plan import Machine, show_plan
 from uniaudio.train.engines.base import Engine
 
 WHISPER = {"d_model": 128, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 512}
@@ -32,6 +36,10 @@ STAGE = {"name": "one", "recipe": "none", "steps": 10, "budget": {"audio_seconds
 GATE = {
     "encoders": {"a": {"path": "whisper"}, "b": {"path": "whisper", "train": "frozen"}},
     "fusion": {"kind": "gate"},
+}
+ALL = {
+    "encoders": {"whisper": {"path": "whisper", "recompute": True}},
+    "decoder": {"path": "qwen", "recompute": True},
 }
 CLIP = Clip(4.0, 24, 10)
 
@@ -69,14 +77,30 @@ def run(tmp_path, chat_tokenizer):
         {"encoders": {"whisper": {"path": "whisper", "train": "frozen"}}},
         {"decoder": {"path": "qwen", "train": "lora"}},
         {"decoder": {"path": "qwen", "recompute": True}},
+        {"encoders": {"whisper": {"path": "whisper", "recompute": True}}},
+        {"encoders": {"whisper": {"path": "whisper", "train": "lora", "recompute": True}}},
         {"decoder": {"path": "whisper", "kind": "whisper"}},
+        {"decoder": {"path": "whisper", "kind": "whisper", "recompute": True}},
         GATE,
     ],
-    ids=["plain", "lora", "frozen encoder", "decoder lora", "recompute", "whisper decoder", "gate"],
+    ids=[
+        "plain",
+        "lora",
+        "frozen encoder",
+        "decoder lora",
+        "decoder recomputes",
+        "encoder recomputes",
+        "lora recomputes",
+        "whisper decoder",
+        "whisper decoder recomputes",
+        "gate",
+    ],
 )
 def test_one_and_two_layers_tell_what_all_of_them_cost(run, changes, dtype):
     config = run(**changes)
-    model = thin_model(config, 0, stack_depths(config), dtype)
+    blueprint = Blueprint.sketched(config)
+    (part,) = parts_set_to(config, True) or [""]
+    model = thin_model(blueprint, config, 0, blueprint.depths(), dtype, part)
     batch = equal_clips(model, CLIP, 3)
 
     def forward():
@@ -84,7 +108,8 @@ def test_one_and_two_layers_tell_what_all_of_them_cost(run, changes, dtype):
             return model(batch).total
 
     whole = count(model, forward)
-    found = step_cost(config, 0, CLIP, dtype).of(3)
+    cost = StageCost(blueprint, config, 0, CLIP, dtype)
+    found = (cost.whole + cost.again(part).change if part else cost.whole).of(3)
     assert found.saved == pytest.approx(whole.saved, rel=1e-3)
     assert found.flops == pytest.approx(whole.flops, rel=1e-3)
     assert (found.trained, found.frozen) == (whole.trained, whole.frozen)
@@ -116,8 +141,22 @@ def allocated_peak(work, tmp_path):
         ({"encoders": {"whisper": {"path": "whisper", "train": "lora"}}}, 3000),
         ({"decoder": {"path": "qwen", "train": "full"}}, 3000),
         (GATE, 3000),
+        ({"decoder": {"path": "qwen", "recompute": True}}, 3000),
+        ({"encoders": {"whisper": {"path": "whisper", "recompute": True}}}, 3000),
+        (ALL, 3000),
+        (GATE | {"decoder": {"path": "qwen", "train": "lora", "recompute": True}}, 3000),
     ],
-    ids=["plain", "large vocabulary", "lora", "decoder trained", "gate"],
+    ids=[
+        "plain",
+        "large vocabulary",
+        "lora",
+        "decoder trained",
+        "gate",
+        "decoder recomputes",
+        "encoder recomputes",
+        "both recompute",
+        "decoder trained recomputes",
+    ],
 )
 def test_memory_is_within_a_tenth_of_what_a_step_allocates(run, tmp_path, changes, vocabulary):
     config = run(**changes)
@@ -192,6 +231,8 @@ def test_the_command_reads_the_data_and_prints_every_engine(tone_run, capsys):
     for engine in ENGINES:
         assert engine in out
     assert "GPU-hours" in out
+    assert "chosen by auto" in out
+    assert "recomputing: whisper" in out
     assert "stage one" in out
 
 

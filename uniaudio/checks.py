@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 
 from uniaudio.assemble.encoders import sketch_encoder
+from uniaudio.assemble.features import told_room
+from uniaudio.assemble.pairings import QUESTION, TOKENS_PER_WORD, Pairing, check_entry, check_pairing
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.assemble.thin import decoder_architecture
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
-from uniaudio.data.card import DatasetCard
-from uniaudio.data.cursor import first_rows
-from uniaudio.data.recipe import Entry, Recipe, load_recipe
-from uniaudio.data.source import Row, open_source
-from uniaudio.data.template import Template
-from uniaudio.errors import RowError, UserError
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.errors import UserError
 from uniaudio.model import flops
 from uniaudio.train.optim import component_of
 
-TOKENS_PER_WORD = 1.5
-QUESTION = 24  # tokens of an instruction in chat markup
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
-ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """What was seen of one line of a recipe."""
-
-    name: str
-    split: str
-    rows: int | None
-    seconds: float | None  # mean clip length of the rows read
-    answer_words: float
 
 
 def check_run(config: RunConfig, console: Console | None = None) -> None:
@@ -94,70 +75,10 @@ def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]
         table.add_row(component, f"{all_of_it:,}", f"{trained:,}")
     console.print(table)
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
+    for told in told_room(sketch, config):
+        console.print(told, highlight=False)
     parts = [AutoConfig.from_pretrained(e.path.removeprefix("random:")) for e in config.encoders.values()]
     return parts if all(part.model_type == "whisper" for part in parts) else []
-
-
-def check_entry(entry: Entry) -> Pairing:
-    """Check every question of a line of `train`; its answers are as long as all of them together."""
-    seen = [
-        check_pairing(entry.name, entry.dataset, entry.split, t, entry.constants) for t in entry.templates
-    ]
-    return replace(seen[0], answer_words=sum(pairing.answer_words for pairing in seen))
-
-
-def check_pairing(
-    name: str, card: DatasetCard, split: str, template: Template, constants: Mapping[str, Any]
-) -> Pairing:
-    """Render the first rows of a source with its template and read their audio headers."""
-    source = open_source(card, split)
-    rows = first_rows(source.rows(), ROWS_READ)
-    if not rows:
-        raise UserError(f"dataset {card.name}, split {split}: no rows (is the split's `keep` right?)")
-    missing = set(template.inputs) - set(constants) - set(card.fields(rows[0].columns))
-    if missing:
-        columns = ", ".join(sorted(card.fields(rows[0].columns)))
-        raise UserError(
-            f"dataset {card.name}: template {template.task} needs {', '.join(sorted(missing))}, "
-            f"but the columns are {columns}; add it under `columns` of the card"
-        )
-    if len(rows[0].audio) != template.num_clips:
-        raise UserError(
-            f"dataset {card.name}: template {template.task} asks about {template.num_clips} clip(s), "
-            f"but a row has {len(rows[0].audio)}"
-        )
-    usable = [facts for row in rows if (facts := look_at(row, card, template, constants)) is not None]
-    if not usable:
-        reason = why(rows[0], card, template, constants)
-        raise UserError(f"dataset {card.name}: none of the first {len(rows)} rows can be used ({reason})")
-    seconds = [s for s, _ in usable if s is not None]
-    mean_seconds = sum(seconds) / len(seconds) if seconds else None
-    return Pairing(name, split, source.size, mean_seconds, sum(words for _, words in usable) / len(usable))
-
-
-def render_and_probe(
-    row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
-) -> tuple[float | None, int]:
-    """Return (seconds of all clips, words of the answer) of one row."""
-    answer = template.render({**card.fields(row.columns), **constants}, None).answer
-    return sum(ref.known_seconds() for ref in row.audio), len(answer.split())
-
-
-def look_at(
-    row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
-) -> tuple[float | None, int] | None:
-    try:
-        return render_and_probe(row, card, template, constants)
-    except RowError:
-        return None
-
-
-def why(row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]) -> str:
-    try:
-        render_and_probe(row, card, template, constants)
-    except RowError as problem:
-        return str(problem)
-    return "unknown"
 
 
 def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: list[Pairing]) -> Table:

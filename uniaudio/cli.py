@@ -97,8 +97,8 @@ def plan(
 ) -> None:
     """Reckon memory by part under every engine, operations and hours, without weights and without a GPU."""
     from uniaudio.assemble.configs import open_run
+    from uniaudio.assemble.pairings import QUESTION
     from uniaudio.assemble.thin import Clip
-    from uniaudio.checks import QUESTION
     from uniaudio.plan import Machine, show_plan
 
     clip = None if seconds is None else Clip(seconds, QUESTION, answer_tokens)

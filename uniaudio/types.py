@@ -48,6 +48,25 @@ class Example:
 
 
 @dataclass(frozen=True)
+class SharedPrefixes:
+    """Rows that go on where the beginning of an earlier row ends, so that it stands once for several questions.
+
+    With ``d e`` and ``f`` asked about a clip whose prompts begin with ``a b c``, the second row is ``f`` alone::
+
+        tokens      a b c d e | f
+        positions   0 1 2 3 4 | 3
+        f sees      a b c       f
+
+    Args:
+        leaders: ``[B]`` int64, always on the CPU: the row that holds the beginning, itself for a whole row.
+        lengths: ``[B]`` int64, always on the CPU: tokens of the beginning, 0 for a whole row.
+    """
+
+    leaders: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """Examples packed one after another; no padding anywhere.
 
@@ -64,8 +83,10 @@ class Batch:
         masks: ``[R, 4]`` int64, always on the CPU: (clip of the batch, axis, begin, width), for SpecAugment.
         example_clips: int64, always on the CPU: the clips of every example; a row for each of the B examples.
         example_task: ``[B]`` int64, always on the CPU: index into ``tasks``.
-        prompt_lengths: ``[B]`` int64, always on the CPU: tokens of every example before its answer.
+        prompt_lengths: ``[B]`` int64, always on the CPU: tokens of every row before its answer.
         ids: B example ids. audio_tokens: N. audio_seconds: real audio in the batch, in seconds.
+        prefixes: which rows hold only what comes after the beginning of another row; None: all rows are whole. The
+            first question about a clip is.
     """
 
     audio: Ragged
@@ -83,6 +104,7 @@ class Batch:
     ids: tuple[str, ...]
     audio_tokens: int
     audio_seconds: float
+    prefixes: SharedPrefixes | None = None
 
     @property
     def clip_example(self) -> Tensor:

@@ -13,11 +13,11 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from uniaudio.assemble import probing
 from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.probing import probe_models_on, probe_suite
+from uniaudio.cache import model_digest
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
 from uniaudio.evaluate import task_embeddings
-from uniaudio.evaluate.cache import model_digest
 from uniaudio.evaluate.embed import embed_clips
 from uniaudio.evaluate.suite import load_suite
 from uniaudio.evaluate.task_embeddings import crops, embed_task

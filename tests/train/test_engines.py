@@ -41,6 +41,7 @@ EVALUATED = ("ddp", "zero3_spread", "fsdp2")  # these runs answer the evaluation
 TOLD = {"one": "single", "zero3_offload": "zero3", "zero3_spread": "zero3"}
 LOSS, NORM, STATE = 1e-6, 1e-5, 1e-5  # measured: 1.2e-7, 2e-7, 7e-7
 BF16, BF16_NORM = 1e-3, 2e-2  # from float32; measured: 1e-4, 6.4e-3
+FP8 = 1e-2  # from float32
 APART, APART_NORM = 5e-4, 1e-2  # engines in bfloat16 from each other; measured: 3e-5, 1.8e-3
 
 pytestmark = [
@@ -178,6 +179,10 @@ class Runs:
             overrides = self.settings(self.path(name))
             if kind == "bf16":
                 overrides += ["train.precision=bf16", "decoder.dtype=bfloat16"]
+            elif kind == "fp8":
+                overrides.append("decoder.dtype=fp8")
+            elif kind == "recomputing":
+                overrides.append("train.memory_gib=0.0001")
             elif engine in EVALUATED or kind == "evaluated":
                 overrides.append("train.evaluate_every=4")
             launch(engine, self.config, *overrides)
@@ -208,6 +213,16 @@ def runs(shared_runs, tone_run):
 
 def told(engine):
     return (TOLD.get(engine, engine), 1 if engine == "one" else 2)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3_spread", "fsdp2"])
+def test_two_processes_choose_together_what_recomputes(runs, engine):
+    """Too little memory: encoder and decoder, and the numbers stay those of one process that keeps everything."""
+    folder = runs(f"{engine} recomputing")
+    (stage,) = [row for row in rows(folder) if row.get("event") == "stage"]
+    assert set(stage["recompute"]) == {"whisper", "decoder"}
+    assert stage["reckoned_gib"] > stage["limit_gib"]
+    assert_same_run(folder, runs("one"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -274,6 +289,20 @@ def test_bf16_with_a_bf16_decoder(runs):
     for one, other in pairwise(found):
         assert found[one] == pytest.approx(found[other], rel=APART)
         assert norms[one] == pytest.approx(norms[other], rel=APART_NORM)
+
+
+def test_an_8_bit_decoder(runs):
+    """Spread over processes or not. Rounding to 8 bits makes more of the order of sums than float32 does."""
+    whole, plain = runs("one fp8"), of_steps(runs("one"), "loss")
+    losses, norms = of_steps(whole, "loss"), of_steps(whole, "grad_norm")
+    assert losses == pytest.approx(plain, rel=FP8)
+    assert max(abs(losses[step] / plain[step] - 1) for step in plain) > 1e-4  # really 8 bits
+    for engine in ("ddp", "zero3_spread", "fsdp2"):
+        folder = runs(f"{engine} fp8")
+        assert stages(folder) == [told(engine)]
+        assert of_steps(folder, "loss") == pytest.approx(losses, rel=BF16)
+        assert of_steps(folder, "grad_norm") == pytest.approx(norms, rel=BF16_NORM)
+        assert {name.split(".")[0] for name in saved(folder)[0]} == {"encoder", "adapter"}
 
 
 def test_a_rank_without_a_readable_clip_stays_in_step(runs, tone_run):

@@ -71,6 +71,8 @@ def load_part(settings: EncoderConfig, where: str, seed: int) -> AudioEncoder:
         encoder.requires_grad_(True)
     else:
         encoder = load_audio_encoder(settings, where, seed)
+    if settings.recompute is True and not encoder.can_recompute():
+        raise UserError(f"{where}.recompute: {type(encoder).__name__} has no layers that can; leave it out")
     if settings.train == "frozen":
         encoder.requires_grad_(False)
     elif settings.train == "lora":

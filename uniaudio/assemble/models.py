@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from uniaudio.assemble.encoders import build_encoder, default_device, encoder_bases, open_checkpoint
+from uniaudio.assemble.recompute import part_of, parts_set_to
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.tokens import ChatFormat
@@ -90,6 +91,8 @@ def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedMod
             adapter = make_adapter(config.adapter, encoder, decoder.dim)
     kind = CrossAttentionLM if whisper else AudioLM
     model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
+    for part in parts_set_to(config, True):
+        part_of(model, config, part).recompute()
     bases = {**encoder_bases(config), "decoder": decoder.identity}
     return LoadedModel(model, ChatFormat(tokenizer, START if whisper else None), config, bases)
 
@@ -100,7 +103,7 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
     training = (settings.train, settings.lora, config.seed)
     if settings.kind == "whisper":
         return load_whisper_decoder(path, settings.revision, settings.dtype, device, *training)
-    decoder = load_decoder(
+    return load_decoder(
         path,
         settings.revision,
         settings.dtype,
@@ -109,9 +112,6 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
         device,
         *training,
     )
-    if settings.recompute:
-        decoder.recompute()
-    return decoder
 
 
 def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:

@@ -7,6 +7,7 @@ import re
 import torch
 
 from uniaudio.assemble.encoders import EncoderHolder, sketch_encoder
+from uniaudio.assemble.features import refuse_useless_caches
 from uniaudio.config.run import RunConfig
 from uniaudio.train.optim import component_of
 from uniaudio.train.structure import Structure, enter_stage, refuse_nothing
@@ -20,7 +21,8 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
         checkpoint.
 
     Raises:
-        UserError: for expressions of ``train`` that match nothing of the encoder, as far as they begin with it.
+        UserError: for expressions of ``train`` that match nothing of the encoder, as far as they begin with it, and for
+            feature caches that no stage could use.
     """
     encoder = sketch_encoder(config)
     if encoder is None:
@@ -29,6 +31,7 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
     trained = []
     with torch.device("meta"):
         structure = Structure.of(holder)
+        refuse_useless_caches(config, structure.usual)
         for index, stage in enumerate(config.stages):
             for pattern in stage.train:
                 if pattern.startswith(("^encoder", "encoder")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Whi
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from uniaudio.assemble.encoders import sketch_encoder
+from uniaudio.assemble.recompute import DECODER, part_of
 from uniaudio.config.run import RunConfig
 from uniaudio.data.batch import collate
 from uniaudio.errors import UserError
@@ -24,15 +25,15 @@ from uniaudio.miniature.text_lm import qwen_config
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.choose import make_adapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.counted import Counted, count
 from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.remote import RemoteAudioEncoder
+from uniaudio.model.fp8 import FP8, to_float8
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.train.structure import go_through_stages
 from uniaudio.types import SAMPLE_RATE, Batch, Example
 
 WORDS = 256  # size of the vocabulary of a thin decoder: logits are reckoned apart
-DECODER = "decoder"  # its stack of layers, beside those of the encoder, which have their names
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,51 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """Counted of a whole model: ``fixed`` in every micro-batch, ``per_clip`` for each clip of it on top."""
+class Blueprint:
+    """What thin models of a run are cut from.
 
-    fixed: Counted
-    per_clip: Counted
+    Args:
+        encoder: on the meta device, as it is built, before any stage. decoder: the configuration of its text model.
+    """
 
-    def of(self, clips: float) -> Counted:
-        """Return what a micro-batch of so many clips keeps and computes."""
-        return self.fixed + self.per_clip * clips
+    encoder: AudioEncoder
+    decoder: PretrainedConfig
+
+    @classmethod
+    def sketched(cls, config: RunConfig) -> Self:
+        """Read it off the configs of local checkpoints, without any weights.
+
+        Raises:
+            UserError: when the encoder or decoder is not a local folder, so that its architecture is not known here.
+        """
+        return cls(meta_encoder(config), decoder_architecture(config))
+
+    @classmethod
+    def of(cls, model: AudioLM) -> Self:
+        """Take it from a model that was just built, wherever its parts are from."""
+        decoder: Any = model.decoder
+        stock = decoder.decoder if isinstance(decoder, WhisperTextDecoder) else decoder.lm
+        found = stock.config
+        return cls(
+            without_weights(model.encoder), found if stock is not decoder.lm else found.get_text_config()
+        )
+
+    def depths(self) -> dict[str, int]:
+        """Return the number of layers of every stack that a thin model shortens."""
+        layers = {name: len(stack) for name, stack in stacks(self.encoder).items()}
+        return {**layers, DECODER: depth_of(self.decoder)}
+
+
+def without_weights(encoder: AudioEncoder) -> AudioEncoder:
+    """Copy an encoder to the meta device."""
+    memo: dict[int, Any] = {}
+    for parameter in encoder.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), parameter.requires_grad
+        )
+    for buffer in encoder.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(encoder, memo)
 
 
 class CountedIds:
@@ -64,49 +101,6 @@ class CountedIds:
 
     def answer(self, text: str) -> list[int]:
         return [0] * int(text)
-
-
-def step_cost(config: RunConfig, stage: int, clip: Clip, dtype: torch.dtype) -> StepCost:
-    """Count what a micro-batch of equal clips costs the model of a stage, without any of its weights.
-
-    Args:
-        dtype: of the frozen decoder and, if it is not float32, of autocast.
-
-    Raises:
-        UserError: when the encoder or decoder is not a local folder, so that its architecture is not known here.
-    """
-    depths = stack_depths(config)
-
-    def counted(thick: str | None, clips: int) -> Counted:
-        model = thin_model(config, stage, {name: 2 if name == thick else 1 for name in depths}, dtype)
-        batch = equal_clips(model, clip, clips)
-
-        def forward() -> torch.Tensor:
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                loss = model(batch)
-            return loss.total + sum(extra.value() for extra in loss.auxiliary.values())
-
-        return count(model, forward)
-
-    def whole(clips: int) -> Counted:
-        one = counted(None, clips)
-        total = one
-        for name, depth in depths.items():
-            total = total + (counted(name, clips) - one) * (depth - 1)
-        return total
-
-    with torch.random.fork_rng(devices=[]):
-        alone, both = whole(1), whole(2)
-    return StepCost(alone - (both - alone), both - alone)
-
-
-def stack_depths(config: RunConfig) -> dict[str, int]:
-    """Return the number of layers of every stack that a thin model shortens."""
-    encoder = meta_encoder(config)
-    return {
-        **{name: len(stack) for name, stack in stacks(encoder).items()},
-        DECODER: depth_of(decoder_architecture(config)),
-    }
 
 
 def meta_encoder(config: RunConfig) -> AudioEncoder:
@@ -122,7 +116,8 @@ def meta_encoder(config: RunConfig) -> AudioEncoder:
 def stacks(encoder: AudioEncoder) -> dict[str, nn.ModuleList]:
     """Return the lists of equal layers of an encoder, or of each encoder of a fused one.
 
-    None where a fusion reads hidden states layer by layer: it needs all of them.
+    None where a fusion reads hidden states layer by layer, for it needs all of them, and none of encoders whose code is
+    not known here.
     """
     if getattr(getattr(encoder, "operator", None), "uses_layers", False):
         return {}
@@ -130,6 +125,8 @@ def stacks(encoder: AudioEncoder) -> dict[str, nn.ModuleList]:
     homes = {f"encoders.{name}.": part for name, part in parts.items()} or {"": encoder}
     found: dict[str, nn.ModuleList] = {}
     for home, part in homes.items():
+        if isinstance(part, RemoteAudioEncoder) or not type(part).__module__.startswith("uniaudio."):
+            continue
         for name, module in part.named_modules(prefix=home.removesuffix(".")):
             inside = any(name.startswith(f"{outer}.") for outer in found)
             if (
@@ -146,13 +143,24 @@ def shape_of(layer: nn.Module) -> tuple[object, ...]:
     return type(layer), *((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
 
 
-def thin_model(config: RunConfig, stage: int, depths: dict[str, int], dtype: torch.dtype) -> AudioLM:
-    """Build the model of a stage on the CPU with so many layers of every stack; its weights mean nothing."""
-    encoder = meta_encoder(config)
+def thin_model(
+    blueprint: Blueprint,
+    config: RunConfig,
+    stage: int,
+    depths: dict[str, int],
+    dtype: torch.dtype,
+    recomputed: str = "",
+) -> AudioLM:
+    """Build the model of a stage on the CPU with so many layers of every stack; its weights mean nothing.
+
+    Args:
+        recomputed: the one encoder that recomputes, by its name in the config, or ``decoder``.
+    """
+    encoder = copy.deepcopy(blueprint.encoder)
     for name, stack in stacks(encoder).items():
         del stack[depths[name] :]
     fill_with_zeros(encoder)
-    decoder = thin_decoder(config, depths[DECODER], dtype)
+    decoder = thin_decoder(blueprint, config, depths[DECODER], dtype)
     if isinstance(decoder, WhisperTextDecoder):
         bridge: Adapter = LinearBridge(encoder.dim, decoder.dim)
         model: AudioLM = CrossAttentionLM(encoder, bridge, decoder, config.train.label_chunk)
@@ -160,6 +168,8 @@ def thin_model(config: RunConfig, stage: int, depths: dict[str, int], dtype: tor
         adapter = make_adapter(config.adapter, encoder, decoder.dim)
         model = AudioLM(encoder, adapter, decoder, config.train.label_chunk)
     go_through_stages(model, config, stage)
+    if recomputed:
+        part_of(model, config, recomputed).recompute()
     return model.train()
 
 
@@ -200,10 +210,12 @@ def depth_of(architecture: Any) -> int:
     return int(architecture.decoder_layers if whisper else architecture.num_hidden_layers)
 
 
-def thin_decoder(config: RunConfig, layers: int, dtype: torch.dtype) -> TextDecoder | WhisperTextDecoder:
+def thin_decoder(
+    blueprint: Blueprint, config: RunConfig, layers: int, dtype: torch.dtype
+) -> TextDecoder | WhisperTextDecoder:
     """Build the decoder with so many layers and a small vocabulary."""
     settings = config.decoder
-    architecture: Any = copy.deepcopy(decoder_architecture(config))
+    architecture: Any = copy.deepcopy(blueprint.decoder)
     architecture.vocab_size = WORDS
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(architecture, name, 0)
@@ -220,9 +232,9 @@ def thin_decoder(config: RunConfig, layers: int, dtype: torch.dtype) -> TextDeco
         architecture, dtype=torch.float32 if settings.train == "full" else dtype, attn_implementation="sdpa"
     )
     decoder = TextDecoder(lm, settings.attention)
+    if settings.dtype == FP8:
+        to_float8(lm.base_model)
     make_trainable(decoder, decoder.lm.base_model, settings.train, settings.lora, 0)
-    if settings.recompute:
-        decoder.recompute()
     return decoder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from uniaudio.assemble.features import refuse_useless_caches
+from uniaudio.assemble.fitting import chooser
 from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, validation_losses, without_answers
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
@@ -24,11 +26,13 @@ from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import is_main, rank, telling_of_lost_processes, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.recall import recalled_stores
 from uniaudio.train.balance import Balance, shares
 from uniaudio.train.checkpoint import latest_checkpoint
 from uniaudio.train.engines.launch import building_device, make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.parts import TrainParts
+from uniaudio.train.structure import Structure
 from uniaudio.types import Batch
 
 
@@ -55,6 +59,8 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
     device = building_device(accelerator)
     first: list[LoadedModel] = [build_model(config, path, device)]
+    # ``sketch_stages`` has done this where it had a sketch
+    refuse_useless_caches(config, Structure.of(first[0].model).usual)
     format, bases = first[0].format, first[0].bases
     tasks = tuple(sorted({task for recipe in recipes for task in recipe.tasks()}))
     has_auxiliary = bool(getattr(first[0].model.encoder, "auxiliary", ()))
@@ -98,6 +104,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         examples=examples,
         entry_tasks=entry_tasks,
         validation=validation,
+        recompute=chooser(config, recipes, first[0].model, accelerator.device),
         guard=guard if sets else None,
         evaluate=evaluate,
     )
@@ -124,7 +131,7 @@ def stage_steps(
 
     Every round of an adaptive mixture has its own shares and its own order.
     """
-    mixture = stage_mixture(config, recipe, index, format, audio_lm(model).slots_for)
+    mixture = stage_mixture(config, recipe, index, format, audio_lm(model))
     if balance.round:
         usual = {entry.name: entry.share for entry in recipe.train}
         moved = shares(usual, balance.factors)
@@ -145,11 +152,12 @@ def stage_steps(
         config.data.workers,
         config.data.prefetch,
         PlanState.from_json(state) if state else None,
+        recalled_stores(model),
     )
 
 
 def stage_mixture(
-    config: RunConfig, recipe: Recipe, index: int, format: ChatFormat, slots_for: Callable[[int], int]
+    config: RunConfig, recipe: Recipe, index: int, format: ChatFormat, model: AudioLM
 ) -> Mixture:
     """Open the sources of a stage's recipe and mix them as the config says."""
     budget, data = config.stages[index].budget, config.data
@@ -158,7 +166,7 @@ def stage_mixture(
         recipe=recipe,
         sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
         format=format,
-        slots_for=slots_for,
+        slots_for=model.slots_for,
         seed=config.seed + index,
         audio_seconds=budget.audio_seconds,
         per_example=budget.per_example,
@@ -169,6 +177,7 @@ def stage_mixture(
         pool=data.pool,
         window=data.window,
         patience=data.patience,
+        shares_prefixes=model.shares_prefixes,
     )
 
 
@@ -192,7 +201,7 @@ def single_examples(
             f"stages.{stage.name}.continual.ewc.recipe: the first stage has none before it; name the old recipe"
         )
     recipe = load_recipe(name, near=config.folder) if name is not None else recipes[index - 1]
-    mixture = stage_mixture(config, recipe, index, format, audio_lm(model).slots_for)
+    mixture = stage_mixture(config, recipe, index, format, audio_lm(model))
     alone = replace(
         mixture, audio_seconds=1e-6, tokens=None, micro_batches=1
     )  # every row is above this budget

@@ -29,7 +29,9 @@ class EncoderConfig(Strict):
     ``AudioEncoder``, made as ``Class(path, **settings)``. ``path``: a folder or Hub name, ``random:`` before it for
     random weights, or a run folder, whose encoder is taken with its LoRA merged. ``pad_to`` (seconds) and
     ``tail_frames`` are for Whisper, ``chunk_seconds`` for encoders without a reach of their own, ``frame_rate`` for
-    those of remote code.
+    those of remote code. ``cache`` keeps the frames of every clip on disk while the encoder is frozen, so that each is
+    encoded once: as they are, or rounded to ``bfloat16``. ``recompute`` drops the activations inside its layers and
+    makes them again in the backward; ``auto``: in stages whose micro-batches would not fit the memory otherwise.
     """
 
     kind: str = "auto"
@@ -42,7 +44,9 @@ class EncoderConfig(Strict):
     pad_to: PositiveFloat | None = None
     tail_frames: int = Field(default=0, ge=0)
     chunk_seconds: PositiveFloat | None = None
+    cache: bool | Literal["bfloat16"] = False
     frame_rate: PositiveFloat | None = None
+    recompute: Literal["auto"] | bool = "auto"
     settings: dict[str, Any] = Field(default={})
 
     @model_validator(mode="after")

@@ -40,7 +40,8 @@ class DecoderConfig(Strict):
 
     ``kind: whisper`` takes Whisper's own decoder, which hears the frames by cross attention and needs no adapter.
     ``recompute`` drops the activations inside its layers and makes them again in the backward: less memory, one more
-    forward of the decoder.
+    forward of the decoder; ``auto``: as for an encoder. ``dtype: fp8`` rounds the linear maps inside the layers of a
+    frozen one to 8 bits, the rest is as with ``auto``.
     """
 
     kind: Literal["causal", "whisper"] = "causal"
@@ -49,10 +50,10 @@ class DecoderConfig(Strict):
     lr: PositiveFloat = 1e-4
     lora: LoraConfig = LoraConfig(rank=8, dropout=0.1, targets="all")
     revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
     trust_remote_code: bool = False
     attention: Literal["auto", "packed", "padded"] = "auto"
-    recompute: bool = False
+    recompute: Literal["auto"] | bool = "auto"
     miniature: MiniatureConfig | None = None
 
 
@@ -81,8 +82,10 @@ class TrainConfig(Strict):
     Of the checkpoints the ``keep_last`` newest are kept, those at steps that ``keep_every`` divides, and the last one
     of every stage. A step whose gradient is not finite is left out, and so is one whose loss is more than
     ``max_loss_ratio`` times the mean of the stage (or 1, if that is more); ``max_bad_steps`` of them in a row end the
-    run. ``hang_seconds``: after so long without a step every process prints its stacks. ``profile``: look at three
-    steps with torch's profiler, print the time by part and write a trace.
+    run. ``memory_gib``: GiB that a process may use, for ``recompute: auto``; without it those of its GPU, and on a CPU
+    any number. ``compile``: let torch compile the layers of packed encoders and decoders, in the first steps.
+    ``hang_seconds``: after so long without a step every process prints its stacks. ``profile``: look at three steps
+    with torch's profiler, print the time by part and write a trace.
     """
 
     max_steps: PositiveInt | None = None
@@ -97,6 +100,8 @@ class TrainConfig(Strict):
     keep_every: PositiveInt | None = None
     max_loss_ratio: float = Field(default=10.0, gt=1)
     max_bad_steps: PositiveInt = 5
+    memory_gib: PositiveFloat | None = None
+    compile: bool = False
     hang_seconds: PositiveFloat = 1800
     profile: bool = False
     evaluate_every: PositiveInt | None = None
@@ -145,10 +150,20 @@ class RunConfig(Strict):
             raise ValueError(f"{len(self.encoders)} encoders need `fusion: {{kind: ...}}` to become one")
         if self.fusion is not None and len(self.encoders) == 1 and self.fusion.kind not in ONE_IS_ENOUGH:
             raise ValueError(f"fusion.kind {self.fusion.kind} needs a second encoder under `encoders`")
-        if self.decoder.kind == "whisper" and self.decoder.recompute:
-            raise ValueError("decoder.recompute is for causal decoders; leave it out for Whisper's own")
         if self.decoder.kind == "whisper" and self.decoder.miniature is not None:
             raise ValueError("decoder: a miniature decoder is a causal one; leave kind or miniature out")
+        if self.decoder.dtype == "fp8" and self.decoder.kind == "whisper":
+            raise ValueError("decoder.dtype: fp8 is for causal decoders; leave it out for Whisper's own")
+        if self.decoder.dtype == "fp8" and self.decoder.train != "frozen":
+            raise ValueError(
+                f"decoder.dtype: fp8 is for a frozen decoder, but decoder.train is {self.decoder.train}"
+            )
+        cached = [name for name, encoder in self.encoders.items() if encoder.cache]
+        if cached and self.fusion is not None and self.fusion.kind in ONE_IS_ENOUGH:
+            raise ValueError(
+                f"encoders.{cached[0]}.cache keeps the last frames, but fusion.kind {self.fusion.kind} reads all "
+                "hidden states; leave `cache` out"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {', '.join(names)}")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.tokens import ChatFormat, prefix_of
 from uniaudio.ragged import Ragged
-from uniaudio.types import SAMPLE_RATE, Batch, Example
+from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
 
 
 def collate(
-    examples: Sequence[Example], format: ChatFormat, slots_for: Callable[[int], int], tasks: tuple[str, ...]
+    examples: Sequence[Example],
+    format: ChatFormat,
+    slots_for: Callable[[int], int],
+    tasks: tuple[str, ...],
+    share: bool = False,
 ) -> Batch:
     """Pack examples with their answers as labels.
 
@@ -25,89 +31,117 @@ def collate(
 
     Args:
         slots_for: audio tokens of a clip of so many samples.
+        share: let questions about the same clips share one beginning, the clips included, where their prompts have
+            the same ids up to there (see ``SharedPrefixes``).
 
     Raises:
         RowError: when a text of an example cannot be used.
     """
-    return pack(examples, format, slots_for, tasks, with_answers=True)
+    answers = [format.answer(example.answer) for example in examples]
+    assert all(len(answer) > 1 for answer in answers)  # it is never empty and ends with end-of-turn
+    return pack(examples, answers, format, slots_for, tasks, share)
 
 
 def collate_prompts(
     examples: Sequence[Example], format: ChatFormat, slots_for: Callable[[int], int], tasks: tuple[str, ...]
 ) -> Batch:
-    """Pack the same prompts without answers, to generate from. There are no labels."""
-    return pack(examples, format, slots_for, tasks, with_answers=False)
+    """Pack the same prompts without answers, to generate from. There are no labels, and every row is whole."""
+    return pack(examples, [[] for _ in examples], format, slots_for, tasks, share=False)
 
 
 def pack(
     examples: Sequence[Example],
+    answers: Sequence[list[int]],
     format: ChatFormat,
     slots_for: Callable[[int], int],
     tasks: tuple[str, ...],
-    with_answers: bool,
+    share: bool,
 ) -> Batch:
+    clips, asked = different_clips(examples)
+    slots = [slots_for(len(clip)) for clip in clips]
+    first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
+    prompts = [format.prompt(example.prompt) for example in examples]
+    leaders = leading_rows(examples, prompts) if share else list(range(len(examples)))
+    shared: list[int] = []
     tokens: list[int] = []
     lengths: list[int] = []
     audio_positions: list[int] = []
     audio_index: list[int] = []
-    heard, first = 0, 0  # audio tokens of the clips so far, and before those of the latest clips
     label_positions: list[int] = []
-    labels: list[int] = []
-    label_task: list[int] = []
-    masks: list[tuple[int, ...]] = []
-    clips_before = 0  # of all examples so far
-    example_clips: list[list[int]] = []
     prompt_lengths: list[int] = []
-    for example in examples:
+    for row, (pieces, own, answer) in enumerate(zip(prompts, asked, answers, strict=True)):
         start = len(tokens)
-        pieces = format.prompt(example.prompt)
-        tokens += pieces[0]
-        if not example.shares_clips:
-            masks += [(clips_before + clip, *band) for clip, *band in example.masks]
-            clips_before += len(example.clips)
-            first, heard = heard, heard + sum(slots_for(len(clip)) for clip in example.clips)
-        example_clips.append(list(range(clips_before - len(example.clips), clips_before)))
-        place = first
-        for clip, piece in zip(example.clips, pieces[1:], strict=True):
-            slots = slots_for(len(clip))
-            audio_positions += range(len(tokens), len(tokens) + slots)
-            audio_index += range(place, place + slots)
-            place += slots
-            tokens += [0] * slots + piece
+        if leaders[row] == row:
+            shared.append(0)
+            tokens += pieces[0]
+            for clip, piece in zip(own, pieces[1:], strict=True):
+                audio_positions += range(len(tokens), len(tokens) + slots[clip])
+                audio_index += range(first[clip], first[clip + 1])
+                tokens += [0] * slots[clip] + piece
+        else:
+            shared.append(sum(len(piece) for piece in pieces[:-1]) + sum(slots[clip] for clip in own))
+            tokens += pieces[-1]
         prompt_lengths.append(len(tokens) - start)
-        if with_answers:
-            answer = format.answer(example.answer)
-            # the prompt is not empty and the answer ends with end-of-turn: never an empty or a full label mask
-            assert len(tokens) > start
-            assert len(answer) > 1
-            label_positions += range(len(tokens) - 1, len(tokens) - 1 + len(answer))
-            labels += answer
-            label_task += [tasks.index(example.task)] * len(answer)
-            tokens += answer
+        assert prompt_lengths[-1]  # something predicts the first token of the answer
+        label_positions += range(len(tokens) - 1, len(tokens) - 1 + len(answer))
+        tokens += answer
         lengths.append(len(tokens) - start)
-    clips = [clip for example in examples if not example.shares_clips for clip in example.clips]
     samples = np.concatenate(clips) if clips else np.zeros(0, np.int16)
-    clip_lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
+    task = integers([tasks.index(example.task) for example in examples])
     return Batch(
-        audio=Ragged(torch.from_numpy(samples), clip_lengths),
+        audio=Ragged(torch.from_numpy(samples), integers([len(clip) for clip in clips])),
         tokens=Ragged(integers(tokens), integers(lengths)),
         audio_positions=integers(audio_positions),
         audio_index=integers(audio_index),
         label_positions=integers(label_positions),
-        labels=integers(labels),
-        label_task=integers(label_task),
-        masks=torch.tensor(masks, dtype=torch.int64).reshape(-1, 4),
+        labels=integers([token for answer in answers for token in answer]),
+        label_task=task.repeat_interleave(integers([len(answer) for answer in answers])),
+        masks=masks_of(examples, asked),
         example_clips=Ragged(
-            integers([clip for own in example_clips for clip in own]),
-            integers([len(own) for own in example_clips]),
+            integers([clip for own in asked for clip in own]), integers([len(own) for own in asked])
         ),
-        example_task=integers([tasks.index(example.task) for example in examples]),
+        example_task=task,
         prompt_lengths=integers(prompt_lengths),
         tasks=tasks,
         ids=tuple(example.id for example in examples),
-        audio_tokens=heard,
+        audio_tokens=first[-1],
         audio_seconds=len(samples) / SAMPLE_RATE,
+        prefixes=SharedPrefixes(integers(leaders), integers(shared)) if any(shared) else None,
     )
+
+
+def different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.int16]], list[range]]:
+    """Return the C different clips, and for every example which of them it asks about."""
+    clips: list[NDArray[np.int16]] = []
+    asked = []
+    for example in examples:
+        if not example.shares_clips:
+            clips += example.clips
+        asked.append(range(len(clips) - len(example.clips), len(clips)))
+    return clips, asked
+
+
+def leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]) -> list[int]:
+    """Return for every example the first one about the same clips whose prompt begins alike, or itself."""
+    leaders = []
+    known: dict[tuple[tuple[int, ...], ...], int] = {}
+    for row, (example, pieces) in enumerate(zip(examples, prompts, strict=True)):
+        if not example.shares_clips:
+            known = {}
+        # a row without a token of its own before the answer would have nowhere to predict the first one
+        leaders.append(known.setdefault(prefix_of(pieces), row) if pieces[-1] else row)
+    return leaders
+
+
+def masks_of(examples: Sequence[Example], asked: Sequence[range]) -> torch.Tensor:
+    """Return ``[R, 4]`` int64: the masks of the different clips by their number in the batch."""
+    rows = [
+        (own[clip], *band)
+        for example, own in zip(examples, asked, strict=True)
+        if not example.shares_clips
+        for clip, *band in example.masks
+    ]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
 
 def integers(values: list[int]) -> torch.Tensor:

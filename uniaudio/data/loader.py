@@ -9,7 +9,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,6 +21,7 @@ from uniaudio.data.order import number
 from uniaudio.data.source import ShardedSource
 from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
 from uniaudio.errors import RowError, UserError
+from uniaudio.features import FeatureStore, with_known_frames
 from uniaudio.types import Batch, Example
 
 NAMED = 400  # bytes of a row's name that a worker leaves behind when it dies
@@ -99,6 +100,7 @@ class WorkerDataset(IterableDataset):
 
     Args:
         turns: the streams in the order of their turns; after the last one the first follows.
+        stores: where frames of clips are looked up that encoders need not compute again.
         at: where the worker leaves the name of the row it works on.
     """
 
@@ -106,6 +108,7 @@ class WorkerDataset(IterableDataset):
     tasks: tuple[str, ...]
     turns: tuple[int, ...]
     states: Mapping[int, StreamState]
+    stores: tuple[FeatureStore, ...] = ()
     at: Any = field(default_factory=lambda: multiprocessing.get_context().Array("c", NAMED))
 
     def __iter__(self) -> Iterator[MicroBatch | Failure]:
@@ -134,7 +137,10 @@ class WorkerDataset(IterableDataset):
                 examples += self.examples(row)
             except RowError as problem:
                 skips += [Skip(dataset, row.row.key, problem.reason, problem.detail)] * len(row.questions)
-        batch = collate(examples, self.mixture.format, self.mixture.slots_for, self.tasks)
+        mixture = self.mixture
+        batch = collate(examples, mixture.format, mixture.slots_for, self.tasks, mixture.shares_prefixes)
+        if self.stores:
+            batch = replace(batch, audio=with_known_frames(batch.audio, self.stores))
         return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state)
 
     def examples(self, planned: PlannedRow) -> list[Example]:
@@ -204,6 +210,7 @@ def make_loader(
     workers: int,
     prefetch: int,
     state: PlanState | None = None,
+    stores: tuple[FeatureStore, ...] = (),
 ) -> Iterator[StepBatch]:
     """Yield the endless steps of a rank, built by worker processes (or here, with ``workers=0``).
 
@@ -211,6 +218,7 @@ def make_loader(
         workers: processes; more than the rank has streams are not started.
         prefetch: micro-batches that each of them keeps ready.
         state: where to continue; it must hold the streams of this rank, and may hold others.
+        stores: see ``WorkerDataset``.
 
     Raises:
         UserError: when the state belongs to other data, for a mistake that a worker met, and when a worker died or
@@ -229,7 +237,7 @@ def make_loader(
     crew = max(1, min(workers, len(own)))
     owner = {stream: i % crew for i, stream in enumerate(own)}
     datasets = [
-        WorkerDataset(mixture, tasks, tuple(t for t in turns if owner[t] == worker), states)
+        WorkerDataset(mixture, tasks, tuple(t for t in turns if owner[t] == worker), states, stores)
         for worker in range(crew)
     ]
     options: dict[str, Any] = (

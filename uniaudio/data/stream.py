@@ -20,7 +20,7 @@ from uniaudio.data.order import drawn_before, number, phase_of, row_rng
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.source import IndexedSource, Row, Source
 from uniaudio.data.template import Rendered
-from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.tokens import ChatFormat, prefix_of
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import SAMPLE_RATE
 
@@ -89,10 +89,11 @@ class Mixture:
 
     Args:
         audio_seconds, per_example, tokens: budget of a micro-batch; a row costs its seconds plus ``per_example`` of the
-            first, and all tokens of its questions of the last (None: not counted).
+            first, and the tokens of its questions of the last (None: not counted), a shared beginning once.
         pool: examples that a stream sorts by length together. window: rows of a shard that are shuffled together.
         micro_batches: of one step, over all ranks. streams: logical streams, a multiple of ``micro_batches``.
         slots_for: audio tokens of a clip of so many samples.
+        shares_prefixes: whether questions about the same clips may share the beginning of their prompts.
     """
 
     recipe: Recipe
@@ -109,6 +110,7 @@ class Mixture:
     pool: int = 256
     window: int = 256
     patience: float = 300.0
+    shares_prefixes: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -254,10 +256,14 @@ class LogicalStream:
         if mixture.tokens is None:
             return heard
         clips = [mixture.slots_for(round(ref.known_seconds() * SAMPLE_RATE)) for ref in row.audio]
-        tokens = 0
+        tokens, known = 0, set()
         for question in questions:
-            tokens += sum(clips) + len(mixture.format.answer(question.answer))
-            tokens += sum(len(piece) for piece in mixture.format.prompt(question.prompt))
+            pieces = mixture.format.prompt(question.prompt)
+            tokens += len(pieces[-1]) + len(mixture.format.answer(question.answer))
+            prefix = prefix_of(pieces)
+            if prefix not in known or not mixture.shares_prefixes:
+                tokens += sum(clips) + sum(len(piece) for piece in prefix)
+                known.add(prefix)
         return max(heard, tokens / mixture.tokens)
 
     def cut(self, rows: list[PlannedRow], pool: int) -> list[tuple[PlannedRow, ...]]:

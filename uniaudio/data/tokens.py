@@ -101,6 +101,11 @@ class ChatFormat:
         return text
 
 
+def prefix_of(pieces: Sequence[list[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of a prompt up to its last clip: questions about the same clips can share what is equal there."""
+    return tuple(tuple(piece) for piece in pieces[:-1])
+
+
 def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, int]:
     """Return what stands before the question, what stands between question and answer, and what ends the answer."""
     question = {"role": "user", "content": USER}

@@ -17,8 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from uniaudio.cache import model_digest
 from uniaudio.evaluate.average import Standing, average_scores
-from uniaudio.evaluate.cache import model_digest
 from uniaudio.evaluate.suite import Suite
 from uniaudio.evaluate.task_embeddings import Protocol, embed_task
 from uniaudio.evaluate.task_rows import TaskRows, content_digest, read_task

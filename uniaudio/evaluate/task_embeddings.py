@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from uniaudio.cache import read_cached, write_cached
 from uniaudio.data.audio import decode
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.cache import cache_file, read_cached, write_cached
+from uniaudio.evaluate.cache import cache_file
 from uniaudio.evaluate.embed import length_batches
 from uniaudio.evaluate.labelled import LONGEST
 from uniaudio.evaluate.task_rows import TaskRows

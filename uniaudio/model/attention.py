@@ -10,35 +10,53 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 from transformers import AttentionInterface
 
 from uniaudio.model.branches import Branches, branched_attention
+from uniaudio.ragged import Ragged
 
 PACKED = "uniaudio_packed"  # the name in transformers' AttentionInterface
+# whether the call of the kernel takes fewer key heads than query heads
+GROUPED = TorchVersion(torch.__version__) >= "2.13"
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch 2.11 would compile anew for the lengths of every frozen one
 class Segments:
     """Where the rows of a packed sequence begin and end.
 
     Args:
         lengths: tokens of every row, on the host. cu_seqlens: ``[B + 1]`` int32 on the device. longest: of lengths.
         branches: what of every row are continuations that do not see each other, where there are any.
+        keys: where rows attend to more tokens than their own: the places ``[S]`` of all of them on the device, and
+            how many belong to each row.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
     longest: int
     branches: Branches | None = None
+    keys: tuple[Tensor, Segments] | None = None
 
     @classmethod
     def of(
-        cls, lengths: Tensor | Sequence[int], device: torch.device, branches: Branches | None = None
+        cls,
+        lengths: Tensor | Sequence[int],
+        device: torch.device,
+        branches: Branches | None = None,
+        keys: Ragged | None = None,
     ) -> Segments:
-        """Build from row lengths (a CPU tensor or a list); rows of length 0 are allowed."""
+        """Build from row lengths (a CPU tensor or a list); rows of length 0 are allowed.
+
+        Args:
+            keys: places of the tokens that every row attends to, on the CPU.
+        """
         counts = tuple(int(n) for n in lengths)
         offsets = torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return cls(counts, offsets.to(device, non_blocking=True), max(counts, default=0), branches)
+        seen = None
+        if keys is not None:
+            seen = (keys.values.to(device, non_blocking=True), cls.of(keys.lengths, device))
+        return cls(counts, offsets.to(device, non_blocking=True), max(counts, default=0), branches, seen)
 
 
 def packed_attention(
@@ -53,7 +71,8 @@ def packed_attention(
 ) -> Float[Tensor, "T H d"]:
     """Attend within every segment; ``G`` key heads serve ``H`` query heads (grouped-query when ``G < H``).
 
-    With ``key_segments`` queries of a segment attend to the keys of the segment of the same number, of another length.
+    With ``key_segments`` queries of a segment attend to the keys of the segment of the same number, of another length;
+    where it is causal, the last query stands at the last key.
 
     On CUDA in bf16 or fp16 one call of torch's variable-length kernel does it; elsewhere one
     ``scaled_dot_product_attention`` per segment. The kernel knows no dropout, so dropout takes the second way too.
@@ -61,20 +80,43 @@ def packed_attention(
     """
     if causal and segments.branches is not None:
         return branched_attention(query, key, value, segments.branches, scale)
-    fast = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
     keys = key_segments or segments
-    if fast:
+    if takes_kernel(query, dropout):
         return variable_length_attention(query, key, value, segments, keys, causal, scale)
+    return attention_by_segment(query, key, value, segments, keys, causal, scale, dropout)
+
+
+def takes_kernel(query: Float[Tensor, "T H d"], dropout: float) -> bool:
+    """Return whether torch's variable-length kernel can do it."""
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
+
+
+@torch.compiler.disable(reason="it loops over segments, whose number and lengths change with every batch")
+def attention_by_segment(
+    query: Float[Tensor, "T H d"],
+    key: Float[Tensor, "S G d"],
+    value: Float[Tensor, "S G d"],
+    segments: Segments,
+    keys: Segments,
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+) -> Float[Tensor, "T H d"]:
+    """Call ``scaled_dot_product_attention`` for one segment after the other."""
     grouped = key.shape[1] != query.shape[1]
     parts = []
     rows = (query.split(segments.lengths), key.split(keys.lengths), value.split(keys.lengths))
     for q, k, v in zip(*rows, strict=True):
+        mask = None
+        if causal and len(q) != len(k):  # the kernel would put the first query at the first key
+            mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
         part = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
             v.transpose(0, 1)[None],
+            attn_mask=mask,
             dropout_p=dropout,
-            is_causal=causal,
+            is_causal=causal and mask is None,
             scale=scale,
             enable_gqa=grouped,
         )
@@ -94,7 +136,10 @@ def variable_length_attention(
     """Call torch's FlashAttention kernel for packed rows (CUDA, bf16 or fp16)."""
     from torch.nn.attention.varlen import varlen_attn  # CUDA builds only
 
-    if key.shape[1] != query.shape[1]:
+    grouped: dict[str, Any] = {}
+    if key.shape[1] != query.shape[1] and GROUPED:
+        grouped = {"enable_gqa": True}
+    elif key.shape[1] != query.shape[1]:
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
     mixed = varlen_attn(
@@ -107,6 +152,7 @@ def variable_length_attention(
         keys.longest,
         scale=scale,
         window_size=(-1, 0) if causal else (-1, -1),
+        **grouped,
     )
     assert isinstance(mixed, Tensor)  # a pair only when the log-sum-exp is asked for
     return mixed
@@ -131,7 +177,13 @@ def packed_attention_for_transformers(
     if segments is None or attention_mask is not None:
         raise ValueError("packed attention needs segments and no mask")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    mixed = packed_attention(query, key, value, segments, causal=True, scale=scaling, dropout=dropout)
+    keys = None
+    if segments.keys is not None:
+        places, keys = segments.keys
+        key, value = key.index_select(0, places), value.index_select(0, places)
+    mixed = packed_attention(
+        query, key, value, segments, causal=True, scale=scaling, dropout=dropout, key_segments=keys
+    )
     return mixed[None], None
 
 

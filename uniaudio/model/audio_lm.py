@@ -63,12 +63,22 @@ class AudioLM(nn.Module):
         """Return the audio tokens that a clip of ``samples`` takes in the decoder's sequence."""
         return self.adapter.num_tokens(self.encoder.num_frames(samples))
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a batch may have rows that share the beginning of another one."""
+        return bool(self.decoder.packed)
+
     def forward(self, batch: Batch) -> LossSum:
         """Return the summed next-token loss over the labelled positions of a packed batch.
 
         An empty batch goes the whole way with a moment of silence and no labels, and gives zero gradients: ranks stay
         in step under every engine, those that gather weights layer by layer included.
+
+        Raises:
+            ValueError: when rows of the batch share a beginning and this decoder cannot (see ``shares_prefixes``).
         """
+        if batch.prefixes is not None and not self.shares_prefixes:
+            raise ValueError("rows share a beginning, but this decoder reads whole rows only")
         if not batch.answer_tokens:
             hidden, _ = self.read(self.silence(batch))
             total, _, _ = self.decoder.losses(hidden[:0], batch.labels, self.label_chunk)
@@ -110,7 +120,7 @@ class AudioLM(nn.Module):
     def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
         """Return the decoder's hidden states ``[T, D]`` over a packed batch, and what the encoder said."""
         embeds, encoded = self.embed_batch(batch)
-        return self.decoder.hidden(embeds), encoded
+        return self.decoder.hidden(embeds, batch.prefixes), encoded
 
     @torch.no_grad()
     def read_prompts(self, prompts: Batch) -> ReadPrompts:

@@ -66,14 +66,15 @@ def count(model: nn.Module, forward: Callable[[], Tensor]) -> Counted:
     """Run ``forward`` and the backward of the scalar it returns, and count.
 
     Every storage that the graph holds on to counts once and whole, the model's own parameters and buffers do not.
+    Layers that recompute count with what they were given. The tensors may be without numbers.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:

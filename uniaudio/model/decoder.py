@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from uniaudio.config.encoders import LoraConfig
 from uniaudio.errors import UserError
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.branches import Branches
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
+from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora
+from uniaudio.model.prefixes import key_places, row_positions
 from uniaudio.ragged import Ragged
+from uniaudio.types import SharedPrefixes
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -71,6 +73,10 @@ class TextDecoder(nn.Module):
                 part.training = mode
         return self
 
+    def can_recompute(self) -> bool:
+        """Return whether the stock model has a switch for it."""
+        return bool(self.lm.supports_gradient_checkpointing)
+
     def recompute(self) -> None:
         """Drop the activations inside the layers after the forward and make them again in the backward.
 
@@ -89,25 +95,35 @@ class TextDecoder(nn.Module):
         """Look token ids up in the decoder's own table."""
         return self.lm.get_input_embeddings()(ids)
 
-    def hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
-        """Run the layers over packed rows ``[T, D]``; every row sees itself only, causally, from position 0."""
-        return self.packed_hidden(embeds) if self.packed else self.padded_hidden(embeds)
+    def hidden(self, embeds: Ragged, prefixes: SharedPrefixes | None = None) -> Float[Tensor, "T D"]:
+        """Run the layers over packed rows ``[T, D]``; every row sees itself only, causally, from position 0.
 
-    def packed_hidden(self, embeds: Ragged, branches: Branches | None = None) -> Float[Tensor, "T D"]:
+        Args:
+            prefixes: rows that also see the beginning of another one and go on behind it; packed decoders only.
+        """
+        if self.packed:
+            return self.packed_hidden(embeds, prefixes=prefixes)
+        assert prefixes is None
+        return self.padded_hidden(embeds)
+
+    def packed_hidden(
+        self, embeds: Ragged, branches: Branches | None = None, prefixes: SharedPrefixes | None = None
+    ) -> Float[Tensor, "T D"]:
         """Pass all rows as one, with their borders handed to our attention function through the stock layers."""
         if branches is not None:
             positions = branches.positions
         else:
-            starts = torch.repeat_interleave(embeds.offsets[:-1], embeds.lengths)
-            positions = (torch.arange(len(starts)) - starts).to(embeds.device, non_blocking=True)
+            positions = row_positions(embeds.lengths, prefixes).to(embeds.device, non_blocking=True)
+        keys = None if prefixes is None else key_places(embeds.lengths, prefixes)
+        rows = embeds.values[None].clone()  # a view would be compiled apart from what layers return
         self.set_attention(PACKED)
         try:
             output = self.lm.base_model(
-                inputs_embeds=embeds.values[None],
+                inputs_embeds=rows,
                 position_ids=positions[None],
                 attention_mask={"full_attention": None},  # a prepared (empty) mask: transformers builds none
                 use_cache=False,
-                segments=Segments.of(embeds.lengths, embeds.device, branches),
+                segments=Segments.of(embeds.lengths, embeds.device, branches, keys),
             )
         finally:
             if not (
@@ -131,9 +147,10 @@ class TextDecoder(nn.Module):
         self.lm.config._attn_implementation = name
 
     def generate(self, embeds: Float[Tensor, "B L D"], mask: Int[Tensor, "B L"], **settings: Any) -> Tensor:
-        """Continue rows padded on the left with the stock model and its cache."""
+        """Continue rows padded on the left with the stock model and its cache, in layers that are not compiled."""
         self.set_attention(self.stock_attention)
-        return self.lm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+        with torch.compiler.set_stance("force_eager"):  # the cache grows with every token
+            return self.lm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
 
     @property
     def vocabulary(self) -> int:
@@ -190,6 +207,12 @@ class TextDecoder(nn.Module):
         )
 
 
+def stock_layers(lm: Any) -> list[nn.Module]:
+    """Return the layers of a stock model that its own class says must stay in one piece; of None: none."""
+    kinds = set(getattr(lm, "_no_split_modules", None) or ())
+    return [part for part in lm.modules() if type(part).__name__ in kinds] if kinds else []
+
+
 @record_function("uniaudio::loss")  # a part of its own in a profile of the step
 def label_losses(
     hidden: Float[Tensor, "L D"],
@@ -216,11 +239,14 @@ def label_losses(
     return losses.sum(), losses.detach(), torch.cat(right)
 
 
-def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: LoraConfig, seed: int) -> None:
+def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: Any, seed: int) -> None:
     """Freeze a decoder, train it in full, or put low-rank updates beside the linear maps of its ``body`` (not the
     head).
 
     Low-rank updates are kept in float32 beside weights of any dtype.
+
+    Args:
+        lora: a ``LoraConfig``; None for its defaults.
 
     Raises:
         UserError: when a target of the updates matches nothing.
@@ -228,6 +254,10 @@ def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: LoraConf
     decoder.requires_grad_(how == "full")
     if how != "lora":
         return
+    if lora is None:
+        from uniaudio.config.encoders import LoraConfig  # nothing else here needs pydantic
+
+        lora = LoraConfig()
     try:
         add_lora(body, lora.rank, lora.alpha, lora.dropout, lora.targets, seed)
     except UserError as problem:
@@ -268,7 +298,7 @@ def load_decoder(
     attention: str = "auto",
     device: torch.device | str = "cpu",
     train: str = "frozen",
-    lora: LoraConfig | None = None,
+    lora: Any = None,
     seed: int = 0,
 ) -> TextDecoder:
     """Load any causal LM by folder or Hub name, in bf16 on machines with CUDA and fp32 elsewhere (``dtype: auto``).
@@ -280,6 +310,8 @@ def load_decoder(
         UserError: when it cannot be found or is no causal language model.
     """
     device = torch.device(device)
+    if dtype == FP8:
+        refuse_without_units()
     # a model that engines will spread is put together on the CPU of a machine with GPUs
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
@@ -293,5 +325,7 @@ def load_decoder(
             f"decoder.path: {path} cannot be loaded as a causal language model ({reason})"
         ) from problem
     decoder = TextDecoder(lm.to(device), attention, base_identity(path, revision))
-    make_trainable(decoder, lm.base_model, train, lora or LoraConfig(), seed)
+    if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
+        to_float8(lm.base_model)
+    make_trainable(decoder, lm.base_model, train, lora, seed)
     return decoder

@@ -60,7 +60,8 @@ def branched(
     """Return the hidden state at the end of every prompt, and those of all labels behind each: N is B times theirs."""
     branches = Branches.of(prefixes.lengths, inputs.lengths, prefixes.device)
     parts = [part for row in prefixes.rows() for part in (row, inputs.values.to(row.dtype))]
-    hidden = read(Ragged(torch.cat(parts), branches.row_lengths), branches)
+    with torch.compiler.set_stance("force_eager"):  # branches are loops of other sizes in every call
+        hidden = read(Ragged(torch.cat(parts), branches.row_lengths), branches)
     ends = prefixes.lengths.cumsum(0) + torch.arange(len(prefixes)) * branches.inside
     inside = (ends[:, None] + torch.arange(branches.inside)).flatten()
     return hidden[(ends - 1).to(hidden.device)], hidden[inside.to(hidden.device)]

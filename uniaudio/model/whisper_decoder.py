@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from uniaudio.config.encoders import LoraConfig
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
@@ -27,6 +26,7 @@ from uniaudio.model.encoders.weights import (
 )
 from uniaudio.model.identity import base_identity
 from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.recompute import run_layer
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded
 
@@ -65,6 +65,16 @@ class WhisperTextDecoder(nn.Module):
         self.decoder: Any = decoder.requires_grad_(False).eval()
         self.dim = decoder.config.d_model
         self.identity = identity or {}
+        self.recomputes = False
+        self.layer = decoder_layer
+
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
+
+    def recompute(self) -> None:
+        """Drop the activations inside the layers after the forward and make them again in the backward."""
+        self.recomputes = True
 
     def train(self, mode: bool = True) -> WhisperTextDecoder:
         """Stay in eval mode unless something is trained."""
@@ -103,7 +113,7 @@ class WhisperTextDecoder(nn.Module):
         asking = Segments.of(text.lengths, text.device, branches)
         heard = Segments.of(frames.lengths, text.device)
         for layer in self.decoder.layers:
-            hidden = decoder_layer(layer, hidden, frames.values, asking, heard)
+            hidden = run_layer(self.recomputes, self.layer, layer, hidden, frames.values, asking, heard)
         return self.decoder.layer_norm(hidden)
 
     def losses(
@@ -157,6 +167,11 @@ class CrossAttentionLM(AudioLM):
     def slots_for(self, samples: int) -> int:
         """Return 0."""
         return 0
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a batch may have rows that share the beginning of another one: only text would be shared."""
+        return False
 
     def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
         """Return the decoder's hidden states ``[T, D]`` over a packed batch, and what the encoder said."""
@@ -228,7 +243,7 @@ def load_whisper_decoder(
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     train: str = "frozen",
-    lora: LoraConfig | None = None,
+    lora: Any = None,
     seed: int = 0,
 ) -> WhisperTextDecoder:
     """Load the decoder of a full Whisper checkpoint; its encoder is not read.
@@ -251,5 +266,5 @@ def load_whisper_decoder(
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     decoder = decoder.to(device, DTYPES.get(dtype) or rough)
     reader = WhisperTextDecoder(decoder, base_identity(path, revision))
-    make_trainable(reader, decoder, train, lora or LoraConfig(), seed)
+    make_trainable(reader, decoder, train, lora, seed)
     return reader

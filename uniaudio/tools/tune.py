@@ -76,7 +76,7 @@ def peak_of_step(config: RunConfig) -> float:
     small = config.decoder.miniature
     decoder = config.decoder.path if small is None else str(miniature_decoder(small, recipes))
     loaded = build_model(config, decoder, accelerator.device)
-    mixture = stage_mixture(config, recipes[0], 0, loaded.format, loaded.model.slots_for)
+    mixture = stage_mixture(config, recipes[0], 0, loaded.format, loaded.model)
     tasks = tuple(sorted({task for recipe in recipes for task in recipe.tasks()}))
     steps = islice(make_loader(mixture, tasks, 0, 1, 0, 2), LOOKED_AT)
     batch = max(

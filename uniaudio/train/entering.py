@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
+from uniaudio.model.compiled import compile_layers
 from uniaudio.train.checkpoint import EMA, Checkpoint, MomentFiles, load_checkpoint, stage_ends
 from uniaudio.train.continual.anchor import Anchor, anchored_parameters, copies, kept_fisher
 from uniaudio.train.continual.average import MovingAverage
 from uniaudio.train.continual.distill import Distiller
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import make_engine, spreads_weights
+from uniaudio.train.engines.launch import make_engine, precision_of, spreads_weights
+from uniaudio.train.features import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.position import Position
 from uniaudio.train.structure import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
@@ -33,6 +35,7 @@ class StageModel:
 
     Args:
         carried: tensors that earlier stages changed and this one does not train, on the CPU.
+        features: writes the frames of frozen encoders that the config wants kept.
     """
 
     engine: Engine
@@ -40,8 +43,11 @@ class StageModel:
     anchors: Mapping[str, Anchor] = field(default_factory=dict)
     distiller: Distiller | None = None
     average: MovingAverage | None = None
+    features: FeatureWriter | None = None
 
     def close(self) -> None:
+        if self.features is not None:
+            self.features.close()
         self.engine.close()
 
 
@@ -66,7 +72,7 @@ def open_stage(
     """
     run_dir, index = Path(config.output_dir), position.stage
     stage = config.stages[index]
-    refuse_what_shards_cannot(spreads_weights(accelerator), stage)
+    refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
     within = checkpoint is not None and checkpoint.state["stage"] == index
     model = build()
     if index == 0:
@@ -83,7 +89,11 @@ def open_stage(
     distiller = Distiller(model, distill, accelerator.device) if distill is not None else None
     if within and checkpoint is not None:
         put_tensors(model, structure, checkpoint.model, checkpoint.path)
+    listening = [model] if distiller is None else [model, distiller.model]
+    features = keep_features(listening, config, precision_of(config), accelerator.device)
     carried = {name: t.detach().cpu().clone() for name, t in held.items() if not t.requires_grad}
+    if config.train.compile:  # before weights are spread, and after what copies modules or puts others in
+        compile_layers(model)
     engine = make_engine(
         accelerator, model, build_optimizer(model, config, stage, accelerator.device), config
     )
@@ -93,7 +103,7 @@ def open_stage(
             engine.load_moments(MomentFiles(checkpoint.path), position.updates)
         if average is not None and (checkpoint.path / EMA).is_file():
             load_average(average, engine, checkpoint.path)
-    return StageModel(engine, carried, anchors, distiller, average)
+    return StageModel(engine, carried, anchors, distiller, average, features)
 
 
 def remembers(stage: Stage) -> bool:
@@ -135,8 +145,8 @@ def make_anchors(
     return found
 
 
-def refuse_what_shards_cannot(engine: str, stage: Stage) -> None:
-    """Refuse means that read parameters between steps where no rank has them whole.
+def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> None:
+    """Refuse what reads parameters between steps where no rank has them whole, and what leaves modules out.
 
     Args:
         engine: that spreads the weights, or an empty text.
@@ -144,6 +154,12 @@ def refuse_what_shards_cannot(engine: str, stage: Stage) -> None:
     Raises:
         UserError: naming the engines that can.
     """
+    cached = [name for name, encoder in config.encoders.items() if encoder.cache]
+    if cached and engine == "zero3":
+        raise UserError(
+            f"encoders.{cached[0]}.cache leaves an encoder out where its frames are known, but under zero3 all "
+            "processes must run every module together; launch with configs/accelerate/ddp.yaml or fsdp2.yaml"
+        )
     ways = stage.continual
     asked = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
     if ways.ema is not None and engine == "zero3":

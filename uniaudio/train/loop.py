@@ -33,6 +33,7 @@ from uniaudio.train.optim import lr_share, set_learning_rate
 from uniaudio.train.parts import Steps, TrainParts
 from uniaudio.train.position import Position, newest
 from uniaudio.train.profile import StepProfile
+from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.skips import SkipLedger
 from uniaudio.train.stop import CONTINUE_LATER, StopSignal
 from uniaudio.train.track import Tracker
@@ -72,7 +73,8 @@ def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume
         with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch:
             while True:
                 model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
-                tell_of_stage(tracker, model, config, position, accelerator.num_processes)
+                recomputing = parts.recompute(position.stage, model.engine)
+                tell_of_stage(tracker, model, config, position, accelerator.num_processes, recomputing)
                 run = StageRun(
                     parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer, profile
                 )
@@ -121,17 +123,30 @@ def at_the_cap(position: Position, config: RunConfig) -> bool:
 
 
 def tell_of_stage(
-    tracker: Tracker, model: StageModel, config: RunConfig, position: Position, processes: int
+    tracker: Tracker,
+    model: StageModel,
+    config: RunConfig,
+    position: Position,
+    processes: int,
+    recomputing: Recomputing,
 ) -> None:
-    """Say which stage begins (or goes on), under which engine, and how much of the model it trains."""
+    """Say which stage begins (or goes on), under which engine, how much of the model it trains, what recomputes."""
     sizes = list(model.engine.sizes.values())
     name, engine = config.stages[position.stage].name, model.engine.name
     tracker.say(
         f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine}, "
         f"{processes} process{'es' if processes > 1 else ''}"
     )
+    if told := recomputing.sentence(f"stages.{name}.budget.audio_seconds"):
+        (tracker.say if recomputing.fits else tracker.warn)(told)
     tracker.event(
-        "stage", step=position.step, stage=name, engine=engine, processes=processes, trained=sum(sizes)
+        "stage",
+        step=position.step,
+        stage=name,
+        engine=engine,
+        processes=processes,
+        trained=sum(sizes),
+        **recomputing.facts(),
     )
 
 
@@ -210,10 +225,10 @@ class StageRun:
             for batch, context in self.with_exchange(step.micro):
                 last = batch is step.micro[-1]
                 with context, telling_of_memory(batch, self.stage, position.step + 1):
-                    batch = batch.to(self.accelerator.device, non_blocking=True)
-                    loss = engine.forward(batch)
+                    moved = batch.to(self.accelerator.device, non_blocking=True)
+                    loss = engine.forward(moved)
                     losses.append(loss.total.detach())
-                    objective = self.objective(batch, loss, tokens, frames)
+                    objective = self.objective(moved, loss, tokens, frames)
                     auxiliary.add(loss.auxiliary)
                     if last:
                         objective = self.with_penalties(objective, auxiliary, window)
@@ -343,6 +358,9 @@ class StageRun:
             "grad_norm": norm if math.isfinite(norm) else None,
         }
         self.tracker.log(row)
+        features = self.model.features
+        if features is not None and (complaint := features.complaint()):
+            self.tracker.warn(complaint)
 
     def save(self) -> None:
         """Begin to write a checkpoint."""

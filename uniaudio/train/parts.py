@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from uniaudio.train.balance import Balance
+from uniaudio.train.engines.base import Engine
+from uniaudio.train.recomputing import Recomputing
 from uniaudio.types import Batch
 
 
@@ -40,6 +42,7 @@ class TrainParts:
         examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
         entry_tasks: stage index to the tasks of each entry of its recipe.
         validation: (stage index, model, examples per set, shared) to the loss per answer token of each task.
+        recompute: (stage index, engine) to what of its model makes its activations again, from then on.
         guard: the model to the score of every guarded set.
         evaluate: called with (model, shared) every ``train.evaluate_every`` steps. It and ``validation`` are called on
             every rank; ``shared``: the ranks may share the examples out.
@@ -54,5 +57,6 @@ class TrainParts:
     examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
     entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
     validation: Callable[[int, nn.Module, int, bool], dict[str, float]] = lambda stage, model, count, shared: {}
+    recompute: Callable[[int, Engine], Recomputing] = lambda stage, engine: Recomputing()
     guard: Callable[[nn.Module], list[str]] | None = None
     evaluate: Callable[[nn.Module, bool], dict[str, Any]] | None = None

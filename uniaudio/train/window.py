@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from uniaudio.distributed import gather_objects, sum_over_ranks, world_size
+from uniaudio.features import Clips
 from uniaudio.types import Batch, LossSum
 
 
@@ -26,6 +27,7 @@ class Window:
         waited: seconds the loop stood still for want of data. ids: of the examples, one list per step.
         fill: shares of the budget that the micro-batches used, of all ranks. spread: cost of the busiest rank over
             that of the mean one, by step.
+        known, looked_up: frames of clips that frozen encoders did not have to compute, of so many looked up.
         choices: as in ``LossSum``, on the device. auxiliary: values of the auxiliary losses, by step.
     """
 
@@ -38,6 +40,8 @@ class Window:
     ids: list[list[str]] = field(default_factory=list)
     fill: list[float] = field(default_factory=list)
     spread: list[float] = field(default_factory=list)
+    known: int = 0
+    looked_up: int = 0
     choices: dict[str, Tensor] = field(default_factory=dict)
     auxiliary: dict[str, list[float]] = field(default_factory=dict)
 
@@ -51,6 +55,10 @@ class Window:
         """Count one micro-batch; its losses and choices only where its step was not left out."""
         self.audio_seconds += batch.audio_seconds
         self.audio_tokens += batch.audio_tokens
+        if isinstance(batch.audio, Clips):
+            known, looked_up = batch.audio.looked_up
+            self.known += known
+            self.looked_up += looked_up
         if not counted:
             return
         self.per_task += loss.per_task
@@ -88,10 +96,9 @@ class Window:
         seconds = time.monotonic() - self.started
         device = self.per_task.device
         per_task = sum_over_ranks(self.per_task.double()).tolist()
-        own = torch.tensor(
-            [self.audio_seconds, self.waited, self.audio_tokens], dtype=torch.float64, device=device
-        )
-        audio_seconds, waited, audio_tokens = sum_over_ranks(own).tolist()
+        counts = [self.audio_seconds, self.waited, self.audio_tokens, self.known, self.looked_up]
+        own = torch.tensor(counts, dtype=torch.float64, device=device)
+        audio_seconds, waited, audio_tokens, known, looked_up = sum_over_ranks(own).tolist()
         tokens = sum(counted for _, counted, _ in per_task)
         seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
         row: dict[str, Any] = {
@@ -108,6 +115,8 @@ class Window:
             "cost_spread": sum(self.spread) / max(len(self.spread), 1),
             "memory_gib": memory_gib(device),
         }
+        if looked_up:
+            row["feature_cache_hits"] = known / looked_up
         if self.auxiliary:
             row["auxiliary"] = {name: sum(v) / len(v) for name, v in self.auxiliary.items()}
         if choices := self.choices_by_task(tasks):

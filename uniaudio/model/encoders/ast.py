@@ -11,6 +11,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained
+from uniaudio.model.recompute import run_layer
 
 HOP = 160  # samples of a spectrogram frame
 SPECIAL = 2  # class and distillation token before the patches
@@ -35,6 +36,13 @@ class AstAudioEncoder(ChunkedAudioEncoder):
         self.layer_dims = (self.dim,) * (config.num_hidden_layers + 1)
         self.frame_rate = extractor.sampling_rate / self.step
 
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
+
+    def recompute(self) -> None:
+        self.recomputes = True
+
     def frames_of(self, samples: int) -> int:
         """Return the times at which a patch begins within the sound, at least one."""
         return max(1, math.ceil(samples / self.step))
@@ -45,7 +53,7 @@ class AstAudioEncoder(ChunkedAudioEncoder):
         states = []
         for layer in self.model.layers:
             states.append(self.over_time(hidden))
-            hidden = layer(hidden, None)
+            hidden = run_layer(self.recomputes, layer, hidden, None)
         return [*states, self.over_time(self.model.layernorm(hidden))]
 
     def over_time(self, hidden: Tensor) -> list[Tensor]:

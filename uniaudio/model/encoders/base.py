@@ -16,6 +16,8 @@ class AudioEncoder(Recorded):
         dim: width E of a frame. frame_rate: frames per second.
         reach: seconds of sound that one frame can see; longer clips are cut into chunks of it. None: all of the clip.
         takes_masks: whether it has a spectrogram to mask.
+        recomputes: its layers drop their activations after the forward and make them again in the backward.
+        layer: where it calls its layers one by one, the function that applies one; what ``compile_layers`` replaces.
         layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
     """
 
@@ -23,11 +25,20 @@ class AudioEncoder(Recorded):
     frame_rate: float
     reach: float | None
     takes_masks: bool = False
+    recomputes: bool = False
     layer_dims: tuple[int, ...]
 
     def num_frames(self, samples: int) -> int:
         """Return the number of frames that a clip of ``samples`` at 16 kHz gives; at least one."""
         raise NotImplementedError
+
+    def can_recompute(self) -> bool:
+        """Return whether ``recompute`` would change anything."""
+        return False
+
+    def recompute(self) -> None:
+        """Let the layers recompute, for the rest of this encoder's life."""
+        self.recomputes = True
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode int16 or float samples of C clips to frames ``[A, E]``, ``num_frames`` of every clip.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunks import as_float, chunks_of, cut_into_chunks
@@ -29,6 +30,14 @@ class ChunkedAudioEncoder(AudioEncoder):
         self.model: Any = model
         self.chunk, self.least = chunk, least
         self.reach = chunk / SAMPLE_RATE
+
+    def can_recompute(self) -> bool:
+        """Return whether the stock module has a switch for it."""
+        return isinstance(self.model, PreTrainedModel) and self.model.supports_gradient_checkpointing
+
+    def recompute(self) -> None:
+        super().recompute()
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def frames_of(self, samples: int) -> int:
         """Return the frames of one chunk."""

@@ -25,6 +25,7 @@ from uniaudio.model.encoders.weights import (
 )
 from uniaudio.model.encoders.whisper import encoder_layer
 from uniaudio.model.mel import HOP, REACH, LogMel, encoder_frames
+from uniaudio.model.recompute import run_layer
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
@@ -77,6 +78,11 @@ class OmniAudioEncoder(AudioEncoder):
         self.frame_rate = self.per_window * SAMPLE_RATE / HOP / self.window
         self.reach = self.block * HOP / SAMPLE_RATE
         self.chunk = REACH // (self.block * HOP) * self.block * HOP  # samples
+        self.layer = encoder_layer
+
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
 
     def num_frames(self, samples: int) -> int:
         """Return the frames of all windows: ``ceil(samples / 640)``, or 13 a second and one for each begun 80 ms."""
@@ -108,7 +114,7 @@ class OmniAudioEncoder(AudioEncoder):
         for layer in self.tower.layers:
             if layers:
                 states.append(self.pooled(hidden))
-            hidden = encoder_layer(layer, hidden, segments)
+            hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
         states.append(self.tower.ln_post(self.pooled(hidden)))
         found = tuple(Ragged(state, counts) for state in states)
         return Encoded(found[-1], found if layers else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunks import as_float
 from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained, read_model_config
+from uniaudio.model.recompute import run_layer
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -60,9 +62,14 @@ class WaveAudioEncoder(AudioEncoder):
         self.per_chunk = max(1, round(chunk_seconds * self.frame_rate))
         self.reach = self.per_chunk / self.frame_rate
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
+        self.layer = wave_layer
         unused = getattr(model, "masked_spec_embed", None)
         if unused is not None:  # stands for masked frames in pre-training, which is not done here
             unused.requires_grad_(False)
+
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
 
     def num_frames(self, samples: int) -> int:
         """Return ``floor((samples - 400) / 320) + 1`` (for the usual convolutions), at least one."""
@@ -141,12 +148,13 @@ class WaveAudioEncoder(AudioEncoder):
             hidden = encoder.layer_norm(hidden)
         hidden = encoder.dropout(hidden)
         segments = Segments.of(frames.lengths, frames.device)
-        bias = RelativeBias(encoder.layers[0].attention)
+        first = encoder.layers[0].attention
+        bias = RelativeBias(first, segments.lengths) if hasattr(first, "rel_attn_embed") else None
         states = []
         for layer in encoder.layers:
             if layers:
                 states.append(hidden)
-            hidden = wave_layer(layer, hidden, segments, bias, self.pre_norm)
+            hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments, bias, self.pre_norm)
         return [*states, encoder.layer_norm(hidden) if self.pre_norm else hidden]
 
     def positions(self, frames: Ragged) -> Float[Tensor, "A E"]:
@@ -167,25 +175,24 @@ class WaveAudioEncoder(AudioEncoder):
 
 
 class RelativeBias:
-    """WavLM's position bias by the number of frames, computed once in a forward; other models have none."""
+    """WavLM's position bias by the number of frames, computed once in a forward, before the layers.
 
-    def __init__(self, first: Any) -> None:
-        self.first = first if hasattr(first, "rel_attn_embed") else None
-        self.known: dict[int, Tensor] = {}
+    Args:
+        first: attention of the first layer, which computes it. lengths: the numbers of frames there are.
+    """
 
-    def __bool__(self) -> bool:
-        return self.first is not None
+    def __init__(self, first: Any, lengths: Iterable[int]) -> None:
+        self.known: dict[int, Tensor] = {
+            frames: first.compute_bias(frames, frames) for frames in sorted(set(lengths))
+        }
 
     def of(self, frames: int) -> Float[Tensor, "H L L"]:
         """Return the bias between all pairs of ``frames`` positions."""
-        if frames not in self.known:
-            assert self.first is not None
-            self.known[frames] = self.first.compute_bias(frames, frames)
         return self.known[frames]
 
 
 def wave_layer(
-    layer: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias, pre_norm: bool
+    layer: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None, pre_norm: bool
 ) -> Float[Tensor, "A E"]:
     """Apply one stock layer to packed frames, norms before or after its halves."""
     attended = self_attention(
@@ -201,24 +208,40 @@ def wave_layer(
 
 
 def self_attention(
-    attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias
+    attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None
 ) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention, with WavLM's gated position bias where there is one."""
     heads = (len(hidden), attention.num_heads, attention.head_dim)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     query, key, value = (projection(hidden).view(heads) for projection in projections)
     dropout = attention.dropout if attention.training else 0.0
-    if not bias:
+    if bias is None:
         mixed = packed_attention(query, key, value, segments, causal=False, dropout=dropout)
-        return attention.out_proj(mixed.reshape(len(hidden), -1))
-    gate = bias_gate(attention, hidden.view(heads))
+    else:
+        mixed = biased_attention(
+            query, key, value, bias_gate(attention, hidden.view(heads)), segments, bias, dropout
+        )
+    return attention.out_proj(mixed.reshape(len(hidden), -1))
+
+
+@torch.compiler.disable(reason="it loops over segments, whose number and lengths change with every batch")
+def biased_attention(
+    query: Float[Tensor, "A H d"],
+    key: Float[Tensor, "A H d"],
+    value: Float[Tensor, "A H d"],
+    gate: Float[Tensor, "A H"],
+    segments: Segments,
+    bias: RelativeBias,
+    dropout: float,
+) -> Float[Tensor, "A H d"]:
+    """Attend within every segment under the position bias, as much as every frame and head listens to it."""
     parts = []
     for q, k, v, g in zip(*(x.split(segments.lengths) for x in (query, key, value, gate)), strict=True):
         gated = (g.t()[..., None] * bias.of(len(q))).to(q.dtype)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=gated[None], dropout_p=dropout)
         parts.append(mixed[0].transpose(0, 1))
-    return attention.out_proj(torch.cat(parts).reshape(len(hidden), -1))
+    return torch.cat(parts)
 
 
 def bias_gate(attention: Any, hidden: Float[Tensor, "A H d"]) -> Float[Tensor, "A H"]:

@@ -24,6 +24,7 @@ from uniaudio.model.encoders.weights import (
     with_random_weights,
 )
 from uniaudio.model.mel import FRAME, REACH, LogMel
+from uniaudio.model.recompute import run_layer
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
@@ -64,6 +65,11 @@ class WhisperAudioEncoder(AudioEncoder):
         self.pool = pool
         self.frame = FRAME * pool  # samples of one frame that is given out
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
+        self.layer = encoder_layer
+
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
 
     def num_frames(self, samples: int) -> int:
         """Return ``ceil(samples / 320)``, at least 1: chunks of 30 s hold whole frames, so cutting changes nothing.
@@ -119,7 +125,7 @@ class WhisperAudioEncoder(AudioEncoder):
                 states.append(self.pooled(hidden, stem.lengths))
             if self.training and self.whisper.layerdrop and torch.rand(()).item() < self.whisper.layerdrop:
                 continue
-            hidden = encoder_layer(layer, hidden, segments)
+            hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
         last = self.pooled(hidden, stem.lengths)
         return [*states, last.with_values(self.whisper.layer_norm(last.values))]
 

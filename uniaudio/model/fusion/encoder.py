@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,17 @@ class CompositeEncoder(AudioEncoder):
             if not is_trained(encoder):
                 encoder.eval()
         return self
+
+    def can_recompute(self) -> bool:
+        """Return whether any of the parts can."""
+        parts: Any = self.encoders.values()
+        return any(encoder.can_recompute() for encoder in parts)
+
+    def recompute(self) -> None:
+        parts: Any = self.encoders.values()
+        for encoder in parts:
+            if encoder.can_recompute():
+                encoder.recompute()
 
     def meeting_lengths(self, audio: Ragged) -> Tensor:
         """Return the frames ``[C]`` of every clip at the meeting rate."""

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from uniaudio.distributed import world_size
+from uniaudio.model.decoder import stock_layers
 from uniaudio.train.engines.base import Engine, Whole
 
 # of the model, beside its forward, that need whole parameters
@@ -87,6 +88,4 @@ class Fsdp2Engine(Engine):
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of the decoder that its own class says must stay in one piece."""
-    lm: Any = getattr(getattr(model, "decoder", None), "lm", None)
-    kinds = set(getattr(lm, "_no_split_modules", None) or ())
-    return [part for part in lm.modules() if type(part).__name__ in kinds] if kinds else []
+    return stock_layers(getattr(getattr(model, "decoder", None), "lm", None))

@@ -14,6 +14,7 @@ from torch import nn
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.model.compiled import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
@@ -26,7 +27,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Start accelerate as the launch file says; the run config owns precision, clipping and accumulation.
 
     Raises:
-        UserError: when launch file and run config want different things.
+        UserError: when launch file and run config want different things, or layers cannot be compiled.
     """
     cuda = torch.cuda.is_available()
     refuse_conflicts(config)
@@ -56,6 +57,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
         unset_hf_deepspeed_config()  # models are loaded whole and tried out before they are spread
         refuse_deepspeed_conflicts(plugin.deepspeed_config, config)
+    if config.train.compile:
+        refuse_to_compile(accelerator)
     return accelerator
 
 
@@ -101,6 +104,20 @@ def refuse_deepspeed_conflicts(settings: dict[str, Any], config: RunConfig) -> N
             raise UserError(
                 f"the DeepSpeed config has its own {key}; rates and schedule belong to the run config"
             )
+
+
+def refuse_to_compile(accelerator: Accelerator) -> None:
+    """Refuse ``train.compile`` where it cannot be had.
+
+    Raises:
+        UserError: with the fix.
+    """
+    if spreads_weights(accelerator) == "zero3":
+        raise UserError(
+            "train.compile: under zero3 every linear map is put together by itself, which leaves nothing to compile; "
+            "launch with configs/accelerate/ddp.yaml, zero1.yaml, zero2.yaml or fsdp2.yaml, or leave it out"
+        )
+    refuse_without_compiler(accelerator.device)
 
 
 def building_device(accelerator: Accelerator) -> torch.device:

@@ -1,0 +1,120 @@
+"""The GPU table on a CPU: every section runs, with what a bare machine with torch and transformers has."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gpu
+import gpu_parity
+import gpu_timing
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+# what a machine with a GPU, torch and transformers may lack
+ABSENT = (
+    "deepspeed",
+    "flash_attn",
+    "datasets",
+    "pydantic",
+    "soundfile",
+    "soxr",
+    "jiwer",
+    "nltk",
+    "orjson",
+    "sacrebleu",
+)
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_section_runs_on_a_cpu(tmp_path):
+    out, plot = tmp_path / "gpu.json", tmp_path / "gpu.png"
+    small = ("--device", "cpu", "--size", "miniature", "--quick")
+    done = run("benchmarks/gpu.sh", *small, "--out", str(out), "--plot", str(plot))
+    assert done.returncode == 0, done.stdout + done.stderr
+    sections = json.loads(out.read_text())["sections"]
+    assert len(sections) == done.stdout.count("\n## ") - 1  # the last heading is that of the aims
+    for title, rows in sections.items():
+        assert rows, title
+        for row in rows:
+            verdict = row.get("verdict", "same")
+            assert verdict in ("same", "needs CUDA"), (title, row)
+    (mix,) = sections["full step on the mix"]
+    assert mix["times"] == pytest.approx(mix["ours"]["hours"] / mix["stock"]["hours"])
+    assert plot.stat().st_size > 1000
+
+
+def test_it_needs_no_package_beside_torch_and_transformers():
+    absent = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); sys.path.insert(0, 'benchmarks'); import gpu"
+    done = run(sys.executable, "-c", absent, PYTHONPATH=".")
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_gpu_it_says_what_to_do():
+    done = run(sys.executable, "benchmarks/gpu.py", PYTHONPATH=".", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "--device cpu" in done.stderr
+
+
+def test_a_wrong_number_is_told_and_nan_is_wrong():
+    assert gpu_parity.judged("x", 0.1, None, 0.2)["verdict"] == "same"
+    assert gpu_parity.judged("x", 0.3, 0.1, 0.2)["verdict"] == "DIFFERENT"
+    assert gpu_parity.judged("x", float("nan"), None, 0.2)["verdict"] == "DIFFERENT"
+    one = torch.tensor([3.0, 4.0])
+    assert gpu_parity.error(one + torch.tensor([0.0, 0.5]), one) == pytest.approx(0.1)
+
+
+def test_packed_attention_of_rows_that_mix_would_be_found(monkeypatch):
+    setting = gpu.setting_of(arguments())
+
+    def mixing(q, k, v, segments, causal, key_segments):
+        return gpu_parity.plain_attention(q, k, v, causal)
+
+    monkeypatch.setattr(gpu_parity, "packed_attention", mixing)
+    rows = list(gpu_parity.attention_rows(setting))
+    assert len(rows) == 8
+    assert all(row["verdict"] == "DIFFERENT" for row in rows)
+
+
+def test_a_section_that_fails_is_one_line_and_a_late_one_is_left_out(capsys):
+    def broken(setting):
+        yield {"name": "first", "times": 2.0}
+        raise ValueError("no such\nthing")
+
+    setting = gpu.setting_of(arguments())
+    rows = gpu.run(gpu.Section("broken", broken, 1), setting)
+    assert [row.get("verdict") for row in rows] == [None, "failed: ValueError: no such"]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    late = gpu.setting_of(arguments(minutes=0.0))
+    assert gpu.run(gpu.Section("broken", broken, 1), late)[0]["verdict"] == "left out: no time is left"
+
+
+def arguments(minutes: float = 1.0):
+    return SimpleNamespace(device="cpu", size="miniature", quick=True, minutes=minutes, budget=None)
+
+
+def test_the_first_size_that_fits():
+
+    def action(count):
+        if count > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return f"{count} fit"
+
+    assert gpu_timing.first_that_fits((8, 4, 2, 1), action, torch.device("cpu")) == (2, "2 fit")
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu_timing.first_that_fits((8, 4), action, torch.device("cpu"))
+
+
+def test_a_machine_without_git_is_told_of_too(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    told = gpu.facts(gpu.setting_of(arguments()))
+    assert told["torch"] == torch.__version__
+    assert told["dtype"] == "float32"

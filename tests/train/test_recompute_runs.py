@@ -1,0 +1,101 @@
+"""What recomputes is chosen by the memory of a process, told, and changes no number."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from uniaudio.assemble.fitting import clip_of
+from uniaudio.assemble.recompute import DECODER
+from uniaudio.assemble.stage_plan import GIB, MARGIN, plan_stage
+from uniaudio.assemble.training import run_training
+from uniaudio.config.run import load_run
+from uniaudio.data.recipe import load_recipe
+from uniaudio.train.recomputing import Recomputing
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+@pytest.fixture
+def plan(tone_run):
+    config = load_run(str(tone_run))
+    clip = clip_of(load_recipe(config.stages[0].recipe, near=config.folder))
+    return plan_stage(config, 0, clip, torch.float32)
+
+
+def train(tone_run, name, *overrides):
+    """Run four steps and return rows of the metrics: the stages, and the losses."""
+    folder = tone_run.parent / name
+    config = load_run(str(tone_run), [f"output_dir={folder}", "train.max_steps=4", *overrides])
+    assert run_training(config, "auto") == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row.get("event") == "stage"], [
+        row["loss"] for row in rows if "loss" in row
+    ]
+
+
+def gib(size):
+    return size / MARGIN / GIB
+
+
+def test_the_cheapest_that_suffices_is_chosen(plan):
+    """For every memory size: off, then what costs least, then both; too little memory takes all there is."""
+    sizes = {parts: plan.recomputing(parts) for parts in ((), (DECODER,), ("whisper",), ("whisper", DECODER))}
+    total = {parts: option.total("single", 1) for parts, option in sizes.items()}
+    work = {parts: option.batch.flops for parts, option in sizes.items()}
+    assert total["whisper", DECODER] < min(total[DECODER,], total["whisper",])
+    assert max(total[DECODER,], total["whisper",]) < total[()]
+    assert work[()] < min(work[DECODER,], work["whisper",])
+    for limit in (*total.values(), 0.9999 * total[()], 0.9999 * max(total[DECODER,], total["whisper",]), 1.0):
+        fitting = [parts for parts in sizes if total[parts] <= limit]
+        expected = min(fitting, key=work.__getitem__, default=("whisper", DECODER))
+        found = plan.cheapest("single", 1, limit, ["whisper", DECODER])
+        assert set(found.recomputed) == set(expected)
+    assert plan.cheapest("single", 1, 1.0, [DECODER]).recomputed == (DECODER,)
+
+
+def test_a_run_without_enough_memory_recomputes_and_gives_the_same_losses(tone_run, plan, capsys):
+    (stage,), losses = train(tone_run, "plenty")
+    assert stage["recompute"] == []
+    assert "reckoned_gib" not in stage  # a CPU has no limit of its own
+    needed = plan.recomputing(["whisper", DECODER]).total("single", 1)
+    (stage,), found = train(tone_run, "tight", f"train.memory_gib={gib(needed) * 1.0001}")
+    assert set(stage["recompute"]) == {"whisper", DECODER}
+    assert stage["reckoned_gib"] == pytest.approx(needed / GIB)
+    assert stage["reckoned_gib"] <= stage["limit_gib"]
+    assert found == losses
+    assert "recompute: whisper, decoder;" in capsys.readouterr().out
+
+
+def test_a_resumed_run_may_choose_anew_and_too_little_memory_is_told(tone_run, plan, capsys):
+    plenty = gib(plan.total("single", 1)) * 1.0001
+    (stage,), losses = train(tone_run, "run", f"train.memory_gib={plenty}", "train.save_every=2")
+    assert stage["recompute"] == []
+    assert stage["limit_gib"] >= stage["reckoned_gib"]
+    shutil.rmtree(tone_run.parent / "run" / "checkpoints" / "step-000004")
+    stages, found = train(tone_run, "run", "train.memory_gib=0.0001", "train.save_every=2")
+    assert set(stages[-1]["recompute"]) == {"whisper", DECODER}
+    assert found == losses
+    assert "lower stages.one.budget.audio_seconds" in capsys.readouterr().out
+
+
+def test_settings_override_the_choice(tone_run):
+    always = ("encoders.whisper.recompute=true", "decoder.recompute=false")
+    (stage,), losses = train(tone_run, "always", *always)
+    assert stage["recompute"] == ["whisper"]
+    (stage,), found = train(tone_run, "bounded", *always, "train.memory_gib=0.0001")
+    assert stage["recompute"] == ["whisper"]
+    assert found == losses
+
+
+def test_sentences():
+    assert Recomputing().sentence("budget") == ""
+    assert Recomputing(("a",)).sentence("budget") == "recompute: a"
+    told = Recomputing(("a",), 3 * GIB, 5 * GIB, 4 * GIB, 0.2)
+    assert told.fits
+    assert told.sentence("budget") == (
+        "recompute: a; 3.00 GiB are reckoned of 4.00 GiB (5.00 GiB without, 20.0% more operations)"
+    )
+    assert not Recomputing(("a",), 5 * GIB, 5 * GIB, 4 * GIB).fits
+    assert "could not be reckoned (why)" in Recomputing(obstacle="why").sentence("budget")
