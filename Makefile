@@ -23,15 +23,9 @@ check: lint types test
 docs: .stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# the figures of docs/performance.md
+# the figures of docs/performance.md, stored in benchmarks/results; `make bench BENCH="encoder step"` takes some of them
 bench: .stamp-dev
-	$(BIN)/python benchmarks/bench_encoder.py
-	$(BIN)/python benchmarks/bench_step.py
-	$(BIN)/python benchmarks/bench_data.py
-	$(BIN)/python benchmarks/bench_fusion.py
-	$(BIN)/python benchmarks/bench_train.py
-	$(BIN)/python benchmarks/bench_probes.py
-	$(BIN)/python benchmarks/bench_labels.py
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 # the figures of docs/results.md; UNIAUDIO_REALDATA names the folder of recordings
 realdata: .stamp-run

@@ -1,32 +1,25 @@
 """The data engine against the usual ways, over the same files in one run.
 
-    python benchmarks/bench_data.py [--quick] [--out FILE.json] [--work FOLDER]
+    python benchmarks/bench_data.py [--quick] [--cases CASE ...] [--out FILE.json]
 
 mix      rows (audio still encoded) out of two small parquet sets that are gone through again and again: ``datasets``
          with ``shuffle``, ``interleave_datasets`` and a DataLoader, against a mixture. The longest wait counts too.
-clips    training batches out of tars: a re-implementation of the data path described for xares-llm (a temporary file
-         per clip, a sort buffer of 128, batches of four padded to the longest, all in the main process), against our
-         loader with one and with two workers.
+clips    training batches out of tars: a re-implementation of the data path described for xares-llm, none of whose code
+         runs here (a temporary file per clip, a sort buffer of 128, batches of four padded to the longest, all in the
+         main process), against our loader with one and with two workers.
 features the same two up to Whisper's log-mel: transformers' extractor in the main process, every clip padded to 30 s,
          against our mel over the packed batch.
 decode   our decoding against soundfile and soxr in a bare loop.
 growth   memory of the process after 10,000 and after 100,000 rows of a mixture.
 resume   seconds from open sources to the first batch, deep inside a set of a million rows.
-
-Every side runs in a fresh process, A B A B A B; the best of three counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import io
 import json
-import os
 import random
-import resource
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -35,11 +28,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
-from measure import machine, wait_for_quiet
-from rich.console import Console
-from rich.table import Table
+from corpus import encoded, write_parquet, write_tar
+from measure import Benchmark, Run, main, peak_gib
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.types import SAMPLE_RATE
@@ -48,47 +39,22 @@ SHARDS = 8
 SETS = {"short": (1.0, "WAV", 4000), "long": (10.0, "FLAC", 1000)}  # seconds, format, rows
 BUFFER = 200  # rows that are shuffled together, on both sides
 WORDINGS = ["<audio>What is said?", "Write it down.<audio>"]
-RUNS = 3
-
-
-def encoded(seconds: float, format: str, seed: int, rate: int = SAMPLE_RATE) -> bytes:
-    """Return noise as a 16-bit file."""
-    buffer = io.BytesIO()
-    noise = 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))
-    soundfile.write(buffer, noise, rate, format=format, subtype="PCM_16")
-    return buffer.getvalue()
+DESCRIBED = "re-implementation of the data path described for xares-llm"
+ONE_WORKER, TWO_WORKERS = "ours, one worker", "ours, two workers"
+WORKERS = {ONE_WORKER: 1, TWO_WORKERS: 2}
 
 
 def write_sets(folder: Path, share: float) -> None:
     """Write both sets as parquet and as tars, with cards, a template and recipes."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
     for name, (seconds, format, count) in SETS.items():
         (folder / name).mkdir(parents=True)
         clips = [encoded(seconds, format, seed) for seed in range(20)]
         for shard in range(SHARDS):
-            rows = [
-                {
-                    "audio": {"bytes": clips[i * 7 % 20], "path": f"{i}"},
-                    "text": f"label {i}",
-                    "duration": seconds,
-                }
-                for i in range(shard, round(count * share), SHARDS)
-            ]
-            file = folder / name / f"train-{shard:05d}-of-{SHARDS:05d}.parquet"
-            pq.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=100)
-            with tarfile.open(folder / f"{name}-{shard}.tar", "w") as tar:
-                for i, row in enumerate(rows):
-                    columns = {"text": row["text"], "duration": seconds}
-                    for ending, content in (
-                        (format.lower(), row["audio"]["bytes"]),
-                        ("json", json.dumps(columns)),
-                    ):
-                        info = tarfile.TarInfo(f"{shard}_{i}.{ending}")
-                        data = content if isinstance(content, bytes) else content.encode()
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
+            numbers = range(shard, round(count * share), SHARDS)
+            own = [clips[i * 7 % 20] for i in numbers]
+            columns = [{"text": f"label {i}", "duration": seconds} for i in numbers]
+            write_parquet(folder / name / f"train-{shard:05d}-of-{SHARDS:05d}.parquet", own, columns)
+            write_tar(folder / f"{name}-{shard}.tar", format.lower(), own, columns)
         for kind, place in (("parquet", name), ("webdataset", f"{name}-{{0..{SHARDS - 1}}}.tar")):
             card = {
                 "dataset": f"{name}_{kind}",
@@ -147,7 +113,7 @@ def paced(rows: Iterator[Any], count: int) -> dict[str, float]:
         taken += len(row) if isinstance(row, tuple) else 1
         if taken >= count:
             break
-    return {"per_second": taken / (last - started), "longest_wait": longest}
+    return {"per_second": taken / (last - started), "longest_wait_seconds": longest}
 
 
 def mix_usual(folder: Path, count: int) -> dict[str, float]:
@@ -281,82 +247,37 @@ def growth(folder: Path, count: int) -> dict[str, float]:
         taken += len(batch.rows)
         for mark in (count // 10, count):
             if taken >= mark and mark not in marks:
-                marks[mark] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+                marks[mark] = peak_gib() * 2**10
         if taken >= count:
             break
     first, last = marks.values()
-    return {"first_mib": first, "last_mib": last, "rows": count}
+    return {"last_mib": last, "first_mib": first, "rows": count}
 
 
-def resume(folder: Path, rows: int) -> dict[str, float]:
+def resume(folder: Path, scratch: Path, rows: int) -> dict[str, float]:
     """Open a manifest of many rows, and begin deep inside it; no file stands behind the rows, only their lengths."""
     from uniaudio.data.stream import StreamState
 
-    place = folder / "many"
-    place.mkdir(exist_ok=True)
+    place = scratch / "many"
+    place.mkdir()
     with (place / "manifest.jsonl").open("w") as stream:
         for i in range(rows):
             stream.write(f'{{"audio": "{i}.wav", "text": "label {i}", "duration": 1.0}}\n')
     card = {"dataset": "many", "load": {"jsonl": "many"}, "license": "none", "splits": {"train": {}}}
-    (folder / "many.yaml").write_text(dump_yaml(card))
-    line = {"dataset": "many", "template": "say"}
-    (folder / "many_only.yaml").write_text(dump_yaml({"recipe": "many_only", "train": [line]}))
+    (scratch / "many.yaml").write_text(dump_yaml(card))
+    line = {"dataset": "many", "template": str(folder / "say.yaml")}
+    (scratch / "many_only.yaml").write_text(dump_yaml({"recipe": "many_only", "train": [line]}))
     started = time.perf_counter()
-    mix = mixture(folder / "many_only.yaml")
+    mix = mixture(scratch / "many_only.yaml")
     opened = time.perf_counter()
     next(mix.stream(0, StreamState(pool=rows * 7 // 10 // 128)))
-    return {"open_seconds": opened - started, "resume_seconds": time.perf_counter() - opened, "rows": rows}
+    return {"resume_seconds": time.perf_counter() - opened, "open_seconds": opened - started, "rows": rows}
 
 
-def side(name: str, folder: Path, quick: bool) -> dict[str, float]:
-    """Run one side in this process."""
-    share = 0.05 if quick else 1.0
-    kind, _, which = name.partition(":")
-    if kind == "mix":
-        return (mix_usual if which == "usual" else mix_ours)(folder, round(7000 * share))
-    if kind == "clips":
-        count = round(12000 * share)
-        return clips_usual(folder, count) if which == "usual" else clips_ours(folder, count, int(which[4:]))
-    if kind == "features":
-        return (features_usual if which == "usual" else features_ours)(folder, round(2000 * share))
-    if kind.startswith("decode"):
-        seconds, format, rate = {"decode16": (10.0, "FLAC", 16000), "decode44": (10.0, "FLAC", 44100)}[kind]
-        clips = [encoded(seconds, format, seed, rate) for seed in range(20)] * max(1, round(10 * share))
-        return (decode_usual if which == "usual" else decode_ours)(clips, seconds)
-    return (
-        growth(folder, round(100_000 * share))
-        if kind == "growth"
-        else resume(folder, round(1_000_000 * share))
-    )
-
-
-def child(name: str, folder: Path, quick: bool) -> dict[str, float]:
-    """Run one side in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--side",
-        name,
-        "--work",
-        str(folder),
-        *(["--quick"] if quick else []),
-    ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"side {name} ended with code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-CASES = {  # case -> its sides; the first one is what the others are compared with
+CASES = {
     "mix": ("usual", "ours"),
-    "clips": ("usual", "ours1", "ours2"),
-    "features": ("usual", "ours"),
+    "clips": (DESCRIBED, ONE_WORKER, TWO_WORKERS),
+    "features": (DESCRIBED, "ours"),
     "decode16": ("usual", "ours"),
     "decode44": ("usual", "ours"),
     "growth": ("ours",),
@@ -364,67 +285,35 @@ CASES = {  # case -> its sides; the first one is what the others are compared wi
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one run over few rows, to see that it works")
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=tuple(CASES))
-    parser.add_argument("--out", type=Path, help="also write the JSON result to this file")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        print(json.dumps(side(arguments.side, arguments.work, arguments.quick)))
-        return
-    console = Console(width=max(110, Console().width))
-    result: dict[str, Any] = {"benchmark": "data", "machine": machine(1), "cases": {}}
-    result["quiet"] = arguments.quick or wait_for_quiet(console)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_sets(folder, 0.1 if arguments.quick else 1.0)
-        for case in arguments.cases:
-            runs: dict[str, list[dict[str, float]]] = {which: [] for which in CASES[case]}
-            for number in range(1 if arguments.quick or len(runs) == 1 else RUNS):
-                for which in runs:
-                    runs[which].append(child(f"{case}:{which}", folder, arguments.quick))
-                    facts = ", ".join(f"{key} {value:,.3f}" for key, value in runs[which][-1].items())
-                    console.print(f"{case}, run {number + 1}, {which}: {facts}", highlight=False)
-            result["cases"][case] = {which: best(rows) for which, rows in runs.items()}
-    console.print(table(result))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
-
-
-def best(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Return the figures of the fastest run, and the rates of all."""
-    fastest = max(rows, key=lambda row: row.get("per_second", 0.0))
-    return {**fastest, "runs": [row.get("per_second") for row in rows]}
-
-
-def table(result: dict[str, Any]) -> Table:
-    """Lay out every case and side."""
-    shown = Table(title="data", title_justify="left")
-    for column in ("case", "side", "per second", "times", "longest wait s", "other"):
-        shown.add_column(column, justify="left" if column in ("case", "side", "other") else "right")
-    for case, sides in result["cases"].items():
-        first = next(iter(sides.values())).get("per_second")
-        for which, row in sides.items():
-            rate, wait = row.get("per_second"), row.get("longest_wait")
-            other = [
-                f"{key} {row[key]:,.2f}" for key in row if key not in ("per_second", "longest_wait", "runs")
-            ]
-            shown.add_row(
-                case,
-                which,
-                f"{rate:,.0f}" if rate else "",
-                f"{rate / first:.2f}x" if rate and first else "",
-                f"{wait:.3f}" if wait is not None else "",
-                ", ".join(other),
-            )
-    return shown
+def figures(run: Run) -> dict[str, float]:
+    """Measure one side in this process."""
+    share, folder, usual = (0.05 if run.quick else 1.0), run.shared, run.side in ("usual", DESCRIBED)
+    if run.case == "mix":
+        return (mix_usual if usual else mix_ours)(folder, round(7000 * share))
+    if run.case == "clips":
+        count = round(12000 * share)
+        return clips_usual(folder, count) if usual else clips_ours(folder, count, WORKERS[run.side])
+    if run.case == "features":
+        return (features_usual if usual else features_ours)(folder, round(2000 * share))
+    if run.case in ("decode16", "decode44"):
+        rate = {"decode16": 16_000, "decode44": 44_100}[run.case]
+        clips = [encoded(10.0, "FLAC", seed, rate) for seed in range(20)] * max(1, round(10 * share))
+        return (decode_usual if usual else decode_ours)(clips, 10.0)
+    if run.case == "growth":
+        return growth(folder, round(100_000 * share))
+    return resume(folder, run.scratch, round(1_000_000 * share))
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        Benchmark(
+            name="loader",
+            title="Data",
+            cases=CASES,
+            figures=figures,
+            headline="per_second",
+            ratios={"times_faster": "per_second"},
+            prepare=lambda folder, quick: write_sets(folder, 0.1 if quick else 1.0),
+            threads=1,
+        )
+    )

@@ -1,6 +1,6 @@
 """The audio encoder, forward and backward: packed at exact length against transformers' Whisper padded to 30 s.
 
-    python benchmarks/bench_encoder.py [--quick] [--out FILE.json] [--plot FILE.png]
+    python benchmarks/bench_encoder.py [--quick] [--cases CASE ...] [--out FILE.json] [--plot FILE.png]
 
 Same weights, clips, dtype and threads, no optimizer. The mel spectrogram is timed apart: the ratio that counts is
 without it, the column "with mel" is with it. The loss is the mean over real frames of a squared projection.
@@ -9,11 +9,19 @@ without it, the column "with mel" is with it. The loss is the mean over real fra
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch
-from measure import Step, main
-from setting import as_float, clip_seconds, noise, our_micro_batches, stock_micro_batches, whisper_tiny
+from measure import Benchmark, Run, Step, main, time_steps
+from setting import (
+    CASES,
+    QUICK_CASES,
+    as_float,
+    clip_seconds,
+    noise,
+    our_micro_batches,
+    stock_micro_batches,
+    whisper_tiny,
+)
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
@@ -23,9 +31,12 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
 
-def prepare(side: str, case: str, clips: int) -> Step:
-    """Build one side's step over ``clips`` clips."""
-    return (stock if side == "stock" else ours)(clip_seconds(case, clips))
+def figures(run: Run) -> dict[str, float]:
+    """Time one side's step."""
+    clips = (2, 4) if run.quick else (8, 32)
+    seconds = clip_seconds(run.case, clips[run.case == "mix"])
+    step = (stock if run.side == "stock" else ours)(seconds)
+    return {"clips": len(seconds), **time_steps(step, run.steps)}
 
 
 def squared_projection(frames: Tensor) -> Tensor:
@@ -57,7 +68,7 @@ def stock(seconds: list[float]) -> Step:
             part = squared_projection(frames) / total
             part.backward()
             loss += part.item()
-        return figures(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
+        return told(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
 
     return step
 
@@ -80,21 +91,32 @@ def ours(seconds: list[float]) -> Step:
             part = squared_projection(frames) / total
             part.backward()
             loss += part.item()
-        return figures(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
+        return told(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
 
     return step
 
 
-def figures(loss: float, mel: float, encoder: float, seconds: list[float]) -> dict[str, float]:
+def told(loss: float, mel: float, encoder: float, seconds: list[float]) -> dict[str, float]:
     """Name the figures of one step."""
     return {"loss": loss, "mel_seconds": mel, "encoder_seconds": encoder, "audio_seconds": sum(seconds)}
 
 
+RATIOS = {
+    "times_faster": "encoder_seconds",
+    "times_faster_with_mel": "seconds",
+    "times_less_memory": "peak_gib",
+}
+
 if __name__ == "__main__":
     main(
-        Path(__file__),
-        "Audio encoder, forward and backward",
-        prepare,
-        headline="encoder_seconds",
-        counts=(8, 32),
+        Benchmark(
+            name="encoder",
+            title="Audio encoder, forward and backward",
+            cases=dict.fromkeys(CASES, ("stock", "ours")),
+            figures=figures,
+            headline="encoder_seconds",
+            ratios=RATIOS,
+            same={"30": ("stock", "ours")},
+            quick_cases=QUICK_CASES,
+        )
     )

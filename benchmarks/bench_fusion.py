@@ -1,34 +1,25 @@
 """What fusion costs: sparse MoWE beside its base alone, experts beside a dense layer, packed fusion beside a padded
 one.
 
-    python benchmarks/bench_fusion.py [--quick] [--out FILE.json] [--cases NAME ...]
+    python benchmarks/bench_fusion.py [--quick] [--cases NAME ...] [--out FILE.json]
 
-Fresh processes in turns (A B A B ... or A B C A B C ...), the minimum of three runs; random weights, float32.
+Random weights, float32.
 
 mowe ...   whisper-base size (20.6 M) as base, six weak encoders of a fifth of it, the mix of clip lengths. base: the
-strong
-           encoder alone. sparse: MoWE as it is. dense: all six weak encoders on all clips, then the same routing.
+           strong encoder alone. sparse: MoWE as it is. dense: all six weak encoders on all clips, then the same
+           routing.
 moe        15,000 frames of two streams, 8 experts, top-2, against a dense layer with the same active parameters; with
-backward. packed     softmax gate over two frozen whisper-tiny encoders, the gate trained: clips padded to 30 s with
-stock modules, against
-           packed clips. A pair of frames is averaged to 25 Hz on both sides.
+           backward.
+packed     softmax gate over two frozen whisper-tiny encoders, the gate trained: clips padded to 30 s with stock
+           modules, against packed clips. A pair of frames is averaged to 25 Hz on both sides.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from measure import Step, machine, time_steps, wait_for_quiet
-from rich.console import Console
-from rich.table import Table
+from measure import Benchmark, Run, Step, main, time_steps
 from setting import (
     as_float,
     clip_seconds,
@@ -195,81 +186,11 @@ def packed(case: str, side: str, count: int) -> Step:
 PREPARE: dict[str, Callable[[str, str, int], Step]] = {"mowe": mowe, "moe": moe, "packed": packed}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one run of few clips, to see that it works")
-    parser.add_argument("--cases", nargs="+", choices=list(SIDES), default=list(SIDES))
-    parser.add_argument("--runs", type=int, help="fresh processes per side and case (default 3)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, help="also write the JSON result to this file")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--clips", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.runs = arguments.runs or (1 if arguments.quick else 3)
-    arguments.clips = arguments.clips or (QUICK_CLIPS if arguments.quick else CLIPS)
-    return arguments
-
-
-def child(case: str, side: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run one side in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--cases", case, "--clips", str(arguments.clips)]
-    threads = str(arguments.threads)
-    done = subprocess.run(
-        [*command, "--threads", threads],
-        env={**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"{case}, {side}: ended with code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> None:
-    arguments = parse()
-    torch.set_num_threads(arguments.threads)
-    if arguments.side:
-        case = arguments.cases[0]
-        step = PREPARE[case.split()[0]](case, arguments.side, arguments.clips)
-        print(json.dumps(time_steps(step, 2)))
-        return
-    console = Console(width=max(110, Console().width))
-    result: dict[str, Any] = {"benchmark": "fusion", "machine": machine(arguments.threads)}
-    result["quiet"] = arguments.quick or wait_for_quiet(console)
-    result["cases"] = {}
-    table = Table(title="fusion: seconds of a step, minimum of all runs")
-    for column in ("case", "side", "seconds", "of the first side", "GiB"):
-        table.add_column(column, justify="left" if column in ("case", "side") else "right", overflow="fold")
-    for case in arguments.cases:
-        sides = SIDES[case]
-        runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-        for number in range(arguments.runs):
-            for side in sides:
-                runs[side].append(child(case, side, arguments))
-                console.print(
-                    f"{case}, run {number + 1}, {side}: {runs[side][-1]['seconds']:.3f} s", highlight=False
-                )
-        best = {side: min(run["seconds"] for run in rows) for side, rows in runs.items()}
-        result["cases"][case] = {
-            side: {
-                "seconds": best[side],
-                "runs": [run["seconds"] for run in runs[side]],
-                "of_first": best[side] / best[sides[0]],
-                "peak_gib": min(run["peak_gib"] for run in runs[side]),
-            }
-            for side in sides
-        }
-        for side, row in result["cases"][case].items():
-            table.add_row(
-                case, side, f"{row['seconds']:.3f}", f"{row['of_first']:.2f}x", f"{row['peak_gib']:.2f}"
-            )
-    console.print(table)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+def figures(run: Run) -> dict[str, float]:
+    """Time one side's step."""
+    step = PREPARE[run.case.split()[0]](run.case, run.side, QUICK_CLIPS if run.quick else CLIPS)
+    return time_steps(step, run.steps)
 
 
 if __name__ == "__main__":
-    main()
+    main(Benchmark(name="fusion", title="Fusion", cases=SIDES, figures=figures))

@@ -1,6 +1,6 @@
 """Scoring 50 labels of a closed set: ours against generating an answer, and against one forward for every label.
 
-    python benchmarks/bench_labels.py [--quick] [--out FILE.json]
+    python benchmarks/bench_labels.py [--quick] [--cases CASE ...] [--out FILE.json]
 
 All sides start from the decoder's input rows of the same prompts, so the encoder counts for none of them. ``generate``:
 the stock model continues the prompts greedily with its cache, as many tokens as the longest label has, which says
@@ -8,27 +8,17 @@ nothing about the other labels. ``alone``: the stock model reads prompt and labe
 ``ours``: the prompt once, all labels behind it. ``ours`` and ``alone`` give the same numbers.
 
 Cases: ``miniature`` is the small decoder that runs without a download train (vocabulary 512), ``small`` has Qwen's
-vocabulary of 151,936, where the head costs most. Each side runs in fresh processes, A B C A B C, and the fastest run
-counts.
+vocabulary of 151,936, where the head costs most.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine
-from rich.console import Console
-from rich.table import Table
-from setting import VOCABULARY, small_qwen
+from measure import Benchmark, Run, main, time_steps
+from setting import small_qwen
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -41,8 +31,6 @@ SIDES = ("generate", "alone", "ours")
 CASES = ("miniature", "small")
 LABELS, PROMPTS = 50, 8
 PROMPT_TOKENS = (76, 92)  # five seconds of audio at 12.5 Hz and a question
-STEPS = 1  # timed ones in a process, after one to warm up: the slowest side takes half a minute each
-AGREEMENT = 1e-3
 END = 1  # the end of turn
 
 
@@ -113,77 +101,27 @@ def alone(decoder: TextDecoder, prompt: Tensor, labels: Ragged) -> Tensor:
 
 
 @torch.no_grad()
-def time_side(side: str, case: str, steps: int) -> dict[str, Any]:
-    """Warm up once and return the fastest of so many steps, and the sum of the scores."""
-    step = prepare(side, case)
-    result = step()
-    seconds = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds), "sum": None if result is None else float(result.double().sum())}
+def figures(run: Run) -> dict[str, float]:
+    """Time one side; the score is the mean over prompts and labels."""
+    score = prepare(run.side, run.case)
 
+    def step() -> dict[str, float]:
+        result = score()
+        return {} if result is None else {"score": float(result.double().mean())}
 
-def compare(case: str, runs: int, threads: int, console: Console) -> dict[str, Any]:
-    """Alternate the sides in fresh processes and return the fastest run of each, and how many times ours is faster."""
-    rows: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for number in range(runs):
-        for side in SIDES:
-            command = [sys.executable, __file__, "--side", side, "--cases", case, "--threads", str(threads)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            rows[side].append(json.loads(done.stdout.splitlines()[-1]))
-            console.print(
-                f"{case}, run {number + 1}, {side}: {rows[side][-1]['seconds']:.3f} s", highlight=False
-            )
-    best = {side: min(row["seconds"] for row in own) for side, own in rows.items()}
-    sums = {side: rows[side][0]["sum"] for side in ("alone", "ours")}
-    return {
-        "seconds": best,
-        "runs": {side: [row["seconds"] for row in own] for side, own in rows.items()},
-        "times_faster": {side: best[side] / best["ours"] for side in ("generate", "alone")},
-        "difference": abs(sums["alone"] - sums["ours"]) / abs(sums["alone"]),
-    }
-
-
-def main() -> None:
-    """Run the comparison, or with ``--side`` one side in this process."""
-    parser = argparse.ArgumentParser(description="scoring of labels")
-    parser.add_argument(
-        "--quick", action="store_true", help="one run of the small case, to see that it works"
-    )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.side:
-        print(json.dumps(time_side(arguments.side, arguments.cases[0], STEPS)))
-        return
-    cases, runs = (("miniature",), 1) if arguments.quick else (arguments.cases, arguments.runs)
-    console = Console(width=max(110, Console().width))
-    facts = {"labels": LABELS, "prompts": PROMPTS, "vocabulary": {"miniature": 512, "small": VOCABULARY}}
-    result: dict[str, Any] = {"benchmark": "labels", "machine": machine(arguments.threads), **facts}
-    result["cases"] = {case: compare(case, runs, arguments.threads, console) for case in cases}
-    table = Table(title=f"{LABELS} labels for {PROMPTS} prompts, seconds", title_justify="left")
-    for column in ("decoder", *SIDES, "faster than generate", "faster than alone"):
-        table.add_column(column, justify="left" if column == "decoder" else "right")
-    for case, row in result["cases"].items():
-        seconds = [f"{row['seconds'][side]:.3f}" for side in SIDES]
-        table.add_row(
-            case, *seconds, *(f"{row['times_faster'][side]:.2f}x" for side in ("generate", "alone"))
-        )
-    console.print(table)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
-    worst = max(row["difference"] for row in result["cases"].values())
-    if worst > AGREEMENT:
-        raise SystemExit(f"the scores differ by {worst:.2g} from those of one forward for every label")
+    return time_steps(step, run.steps)
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        Benchmark(
+            name="labels",
+            title=f"{LABELS} labels for {PROMPTS} prompts",
+            cases=dict.fromkeys(CASES, SIDES),
+            figures=figures,
+            same=dict.fromkeys(CASES, ("alone", "ours")),
+            same_figure="score",
+            quick_cases=CASES[:1],
+            steps=(1, 1),  # the slowest side takes half a minute each
+        )
+    )

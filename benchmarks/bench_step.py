@@ -1,21 +1,28 @@
 """A whole training step, forward and backward: ours against the stock way, under a vocabulary of 151,936.
 
-    python benchmarks/bench_step.py [--quick] [--out FILE.json] [--plot FILE.png]
+    python benchmarks/bench_step.py [--quick] [--cases CASE ...] [--out FILE.json] [--plot FILE.png]
 
 Stock: transformers' extractor and Whisper encoder padded to 30 s, the same adapter, text padded on the right, Qwen3
 with its own SDPA attention, logits at every position, its own loss. Ours: ``AudioLM`` over packed batches. Both have
 the same weights, clips, ids, dtype and threads, and no optimizer; waveforms and ids lie ready, the mel spectrogram is
 part of the step.
+
+Cases ``at 25 Hz``: stock is ``Qwen2AudioForConditionalGeneration`` with the same weights (see ``peer.py``), its
+extractor, attention mask over the padding and all. Ours has the same tower, projector and decoder: at 30 s both compute
+the same. The peer takes four clips at a time, for eight of 30 s would need more than 20 GiB; ours as above.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from measure import Step, main
+from measure import Benchmark, Run, Step, main, time_steps
+from peer import FRAMES_PER_SECOND, IGNORED, labelled, new_peer, new_projector
 from setting import (
+    CASES,
+    QUICK_CASES,
     VOCABULARY,
     as_float,
     clip_seconds,
@@ -35,11 +42,14 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.whisper_decoder import LinearBridge
 from uniaudio.types import SAMPLE_RATE, Example
 
-IGNORED = -100  # a position without a label, for the stock loss
 BEFORE, AFTER = 4, 16  # prompt tokens around the clip
 ANSWER_RATE = 3  # answer tokens per second of audio, at least three in all
+AUDIO_ID = VOCABULARY - 1  # no text has it
+AT_25 = " at 25 Hz"
+PEER_CLIPS = 4  # at a time
 
 
 class WrittenIds:
@@ -54,10 +64,13 @@ class WrittenIds:
         return [int(word) for word in text.split()]
 
 
-def prepare(side: str, case: str, clips: int) -> Step:
-    """Build one side's step over ``clips`` clips."""
-    seconds = clip_seconds(case, clips)
-    return (stock if side == "stock" else ours)(seconds, examples_of(seconds))
+def figures(run: Run) -> dict[str, float]:
+    """Time one side's step."""
+    case, sides = run.case.removesuffix(AT_25), SIDES[run.case.endswith(AT_25)]
+    clips = (2, 4) if run.quick else (8, 16)
+    seconds = clip_seconds(case, clips[case == "mix"])
+    step = sides[run.side](seconds, examples_of(seconds))
+    return {"clips": len(seconds), **time_steps(step, run.steps)}
 
 
 def examples_of(seconds: list[float]) -> list[Example]:
@@ -65,7 +78,7 @@ def examples_of(seconds: list[float]) -> list[Example]:
     generator = np.random.default_rng(0)
 
     def written(count: int) -> str:
-        return " ".join(map(str, generator.integers(VOCABULARY, size=count)))
+        return " ".join(map(str, generator.integers(AUDIO_ID, size=count)))
 
     return [
         Example(
@@ -138,7 +151,24 @@ def ids_of(example: Example) -> list[list[int]]:
 
 def ours(seconds: list[float], examples: list[Example]) -> Step:
     """``AudioLM`` over packed batches, as a run trains it."""
-    model = AudioLM(WhisperAudioEncoder(whisper_tiny()), new_adapter(), TextDecoder(small_qwen())).train()
+    return packed_step(
+        seconds,
+        examples,
+        AudioLM(WhisperAudioEncoder(whisper_tiny()), new_adapter(), TextDecoder(small_qwen())),
+    )
+
+
+def ours_at_25(seconds: list[float], examples: list[Example]) -> Step:
+    """The same with the peer's parts: pairs of frames averaged, a linear map."""
+    encoder, lm = WhisperAudioEncoder(whisper_tiny(), pool=2), small_qwen()
+    bridge = LinearBridge(encoder.dim, lm.config.hidden_size)
+    bridge.map = new_projector(encoder.dim, lm.config.hidden_size)
+    return packed_step(seconds, examples, AudioLM(encoder, bridge, TextDecoder(lm)))
+
+
+def packed_step(seconds: list[float], examples: list[Example], model: AudioLM) -> Step:
+    """Forward and backward over micro-batches by audio seconds."""
+    model.train()
     batches = [
         collate([examples[i] for i in members], WrittenIds(), model.slots_for, ("asr",))  # type: ignore[arg-type]
         for members in our_micro_batches(seconds)
@@ -157,11 +187,64 @@ def ours(seconds: list[float], examples: list[Example]) -> Step:
     return step
 
 
+def peer(seconds: list[float], examples: list[Example]) -> Step:
+    """Qwen2-Audio's own forward: features padded to 30 s, text padded on the right, logits and loss as it has them."""
+    model = new_peer(whisper_tiny(), small_qwen(), AUDIO_ID)
+    extractor = WhisperFeatureExtractor(feature_size=80)
+    waves = [as_float(example.clips[0]) for example in examples]
+    rows = []
+    for example, length in zip(examples, seconds, strict=True):
+        before, after, answer = ids_of(example)
+        heard = [AUDIO_ID] * round(length * FRAMES_PER_SECOND)
+        rows.append(labelled([*before, *heard, *after], answer))
+    answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in rows)
+
+    def step() -> dict[str, float]:
+        model.zero_grad(set_to_none=True)
+        loss = 0.0
+        for members in stock_micro_batches(seconds, PEER_CLIPS):
+            mel = extractor(
+                [waves[i] for i in members],
+                sampling_rate=SAMPLE_RATE,
+                return_attention_mask=True,
+                padding="max_length",
+                return_tensors="pt",
+            )
+            ids, labels = ([rows[i][part] for i in members] for part in (0, 1))
+            padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+            mean = model(
+                input_ids=pad_sequence(ids, batch_first=True),
+                attention_mask=pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+                input_features=mel.input_features,
+                feature_attention_mask=mel.attention_mask,
+                labels=padded,
+                use_cache=False,
+            ).loss
+            part = mean * int((padded != IGNORED).sum()) / answer_tokens
+            part.backward()
+            loss += part.item()
+        return {"loss": loss, "audio_seconds": sum(seconds)}
+
+    return step
+
+
+SIDES: tuple[dict[str, Callable[[list[float], list[Example]], Step]], ...] = (
+    {"stock": stock, "ours": ours},
+    {"Qwen2-Audio": peer, "ours": ours_at_25},
+)
+AT_BOTH = ("5", "30", "mix")  # clip lengths that are compared with the peer, too
+
 if __name__ == "__main__":
     main(
-        Path(__file__),
-        "Training step, forward and backward, vocabulary 151,936",
-        prepare,
-        headline="seconds",
-        counts=(8, 16),
+        Benchmark(
+            name="step",
+            title="Training step, forward and backward, vocabulary 151,936",
+            cases={
+                **dict.fromkeys(CASES, tuple(SIDES[0])),
+                **dict.fromkeys([case + AT_25 for case in AT_BOTH], tuple(SIDES[1])),
+            },
+            figures=figures,
+            same={"30": tuple(SIDES[0]), "30" + AT_25: tuple(SIDES[1])},
+            quick_cases=(*QUICK_CASES, "30" + AT_25),
+        )
     )

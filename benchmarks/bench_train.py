@@ -1,22 +1,15 @@
 """What the loop, checkpoints and engines cost.
 
-    python benchmarks/bench_train.py [--quick] [--out FILE.json]
+    python benchmarks/bench_train.py [--quick] [--cases CASE ...] [--out FILE.json]
 
 loop: the training loop against forward, backward, clipping and AdamW over the same tensors, written bare.
 checkpoint: how long the loop stands still for a checkpoint in the background, against writing it at once.
-engines: steps of two processes under DDP, ZeRO-1, 2, 3 and FSDP2, each in processes of its own.
-Fresh processes, in turns, the minimum of three. Prints tables; the last line is the result as JSON.
+two processes: steps of two processes of one thread under DDP, ZeRO-1, 2, 3 and FSDP2.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,9 +18,7 @@ from typing import Any
 
 import torch
 from bench_step import examples_of, new_adapter
-from measure import machine, wait_for_quiet
-from rich.console import Console
-from rich.table import Table
+from measure import Benchmark, Run, main, peak_gib
 from setting import small_qwen, whisper_tiny
 
 from uniaudio.assemble.training import joined_states
@@ -47,7 +38,6 @@ from uniaudio.train.parts import TrainParts
 from uniaudio.train.writer import CheckpointWriter, HostCopies, take_snapshot
 from uniaudio.types import Batch
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 LENGTHS = (2.0, 4.0, 6.0, 8.0)  # seconds of the clips of a micro-batch
 WARM = 3  # steps before the clock starts
 
@@ -108,10 +98,7 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
 
     parts = TrainParts(lambda: model, open_steps, joined_states, ("asr",), {})
     train(parts, config, accelerator, resume=False)
-    return {
-        "seconds": clock.seconds(),
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
+    return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 
 
 def bare_loop(steps: int, folder: Path) -> dict[str, Any]:
@@ -131,10 +118,7 @@ def bare_loop(steps: int, folder: Path) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {
-        "seconds": clock.seconds(),
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
+    return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 
 
 def checkpoint_at_once(steps: int, folder: Path) -> dict[str, Any]:
@@ -176,91 +160,46 @@ def timed_checkpoints(folder: Path, background: bool, times: int = 3) -> dict[st
             finish_checkpoint(folder / "run", snapshot, 1, config, {})
             stood.append(time.perf_counter() - started)
     size = sum(file.stat().st_size for file in (folder / "run/checkpoints" / f"step-{times:06d}").iterdir())
-    return {"seconds": min(stood), "mib": size / 2**20, "trained": sum(engine.sizes.values())}
+    return {"seconds": min(stood), "checkpoint_mib": size / 2**20, "trained": sum(engine.sizes.values())}
 
 
-SIDES = {
+CASES = {
+    "loop": ("bare", "loop"),
+    "checkpoint": ("at once", "in the background"),
+    "two processes": ("ddp", "zero1", "zero2", "zero3", "fsdp2"),
+}
+ALONE = {
     "bare": bare_loop,
     "loop": our_loop,
     "at once": checkpoint_at_once,
-    "behind": checkpoint_behind,
+    "in the background": checkpoint_behind,
 }
 
 
-def child(side: str, steps: int, engine: str | None = None) -> dict[str, Any]:
-    """Run one side in processes of its own: one with all cores, or two with one thread each under an engine."""
-    script = [str(Path(__file__).resolve()), "--side", side, "--steps", str(steps)]
-    threads = 1 if engine else len(os.sched_getaffinity(0))
-    launch = [sys.executable]
-    if engine:
-        file = Path(__file__).resolve().parent.parent / "configs/accelerate" / f"{engine}.yaml"
-        accelerate = Path(sys.executable).with_name("accelerate")
-        launch = [str(accelerate), "launch", "--config_file", str(file), "--num_processes", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryDirectory() as folder:  # the ranks of a run share it
-        command = [*launch, *script, "--folder", folder]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
-    if not lines:
-        raise SystemExit(f"{side} {engine or ''} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1])
+def launch(side: str) -> tuple[list[str], int] | None:
+    """Start an engine's side as two processes of one thread."""
+    if side in ALONE:
+        return None
+    file = Path(__file__).resolve().parent.parent / "configs/accelerate" / f"{side}.yaml"
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    return [accelerate, "launch", "--config_file", str(file), "--num_processes", "2"], 1
 
 
-def fastest(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    best = min(rows, key=lambda row: row["seconds"])
-    return {**best, "runs": [row["seconds"] for row in rows]}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    steps = arguments.steps or (6 if arguments.quick else 30)
-    if arguments.side:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        found = SIDES[arguments.side](steps, arguments.folder)
-        if is_main():
-            print(json.dumps(found), flush=True)
-        os._exit(0)  # gloo's threads may outlive the interpreter's own clean-up and abort it
-    console = Console(width=110)
-    quiet = arguments.quick or wait_for_quiet(console)
-    rounds = 1 if arguments.quick else 3
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for number in range(rounds):
-        for side in SIDES:
-            rows.setdefault(side, []).append(child(side, steps))
-        for engine in ENGINES:
-            rows.setdefault(engine, []).append(child("loop", steps, engine))
-        console.print(f"round {number + 1} of {rounds} done", style="dim")
-    best = {name: fastest(found) for name, found in rows.items()}
-    table = Table(title="the least of all rounds", title_justify="left")
-    for column in ("what", "seconds", "against", "ratio", "peak GiB"):
-        table.add_column(column, justify="left" if column in ("what", "against") else "right")
-    pairs = {"loop": "bare", "behind": "at once", **dict.fromkeys(ENGINES[1:], "ddp")}
-    for name, found in best.items():
-        other = pairs.get(name)
-        ratio = f"{found['seconds'] / best[other]['seconds']:.3f}" if other else ""
-        memory = f"{found['peak_gib']:.2f}" if "peak_gib" in found else ""
-        table.add_row(name, f"{found['seconds']:.4f}", other or "", ratio, memory)
-    console.print(table)
-    result = {
-        "benchmark": "train",
-        "machine": machine(len(os.sched_getaffinity(0))),
-        "quiet": quiet,
-        "overhead_of_the_loop": best["loop"]["seconds"] / best["bare"]["seconds"] - 1,
-        "checkpoint_stands_still": best["behind"]["seconds"] / best["at once"]["seconds"],
-        "best": best,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+def figures(run: Run) -> dict[str, float] | None:
+    """Measure one side; under an engine only the first process tells."""
+    found = ALONE.get(run.side, our_loop)(run.steps, run.scratch)
+    return found if is_main() else None
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        Benchmark(
+            name="train",
+            title="Loop, checkpoints and engines",
+            cases=CASES,
+            figures=figures,
+            ratios={"times_faster": "seconds"},
+            steps=(30, 6),
+            launch=launch,
+        )
+    )

@@ -6,17 +6,18 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig
+from sizes import QWEN_VOCABULARY, new_qwen3, new_whisper
+from transformers import Qwen3ForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.types import SAMPLE_RATE
 
-CASES = ("1", "2", "5", "10", "30", "mix")  # seconds of every clip, or clips of mixed length
+CASES = ("1", "2", "5", "10", "15", "30", "mix")  # seconds of every clip, or clips of mixed length
+QUICK_CASES = ("1", "30", "mix")
 MICRO_BATCH = 8  # clips
 GRID = 0.08  # seconds: one audio token at 12.5 Hz, so that both sides see the same number of tokens
-VOCABULARY = 151_936  # Qwen's
+VOCABULARY = QWEN_VOCABULARY
 
 
 def clip_seconds(case: str, count: int) -> list[float]:
@@ -52,12 +53,9 @@ def as_float(clip: NDArray[np.int16]) -> NDArray[np.float32]:
     return clip.astype(np.float32) / 32768.0
 
 
-def stock_micro_batches(seconds: Sequence[float]) -> list[list[int]]:
+def stock_micro_batches(seconds: Sequence[float], clips: int = MICRO_BATCH) -> list[list[int]]:
     """Cut sorted clips into micro-batches of a fixed number of clips: the stock way, little padding in the text."""
-    return [
-        list(range(start, min(start + MICRO_BATCH, len(seconds))))
-        for start in range(0, len(seconds), MICRO_BATCH)
-    ]
+    return [list(range(start, min(start + clips, len(seconds)))) for start in range(0, len(seconds), clips)]
 
 
 def our_micro_batches(seconds: Sequence[float]) -> list[list[int]]:
@@ -76,28 +74,9 @@ def our_micro_batches(seconds: Sequence[float]) -> list[list[int]]:
 
 def whisper_tiny() -> WhisperEncoder:
     """Return the encoder of whisper-tiny's size (8.2 M parameters) in training mode; stock SDPA attention."""
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536, num_mel_bins=80
-    )
-    config._attn_implementation = "sdpa"
-    return WhisperEncoder(config).train()
+    return new_whisper("tiny")
 
 
 def small_qwen() -> Qwen3ForCausalLM:
     """Return a frozen Qwen3 of eight small layers under the full vocabulary; stock SDPA attention."""
-    torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    config._attn_implementation = "sdpa"
-    return Qwen3ForCausalLM(config).requires_grad_(False).eval()
+    return new_qwen3("small")

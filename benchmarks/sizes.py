@@ -1,0 +1,87 @@
+"""Named sizes of encoders and decoders, from configs alone: random weights, made on the device where they are used."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+QWEN_VOCABULARY = 151_936  # Qwen's tokenizer
+
+# width, layers, heads, inner width, mel bins
+WHISPER = {
+    "miniature": (64, 2, 2, 128, 80),
+    "tiny": (384, 4, 6, 1536, 80),
+    "base": (512, 6, 8, 2048, 80),
+    "small": (768, 12, 12, 3072, 80),
+    "medium": (1024, 24, 16, 4096, 80),
+    "large-v3": (1280, 32, 20, 5120, 128),
+}
+
+# width, layers, query heads, key heads, width of a head, inner width, vocabulary
+QWEN3 = {
+    "miniature": (64, 2, 4, 2, 16, 128, 2048),
+    "small": (256, 8, 4, 2, 64, 768, QWEN_VOCABULARY),
+    "0.6B": (1024, 28, 16, 8, 128, 3072, QWEN_VOCABULARY),
+    "1.7B": (2048, 28, 16, 8, 128, 6144, QWEN_VOCABULARY),
+}
+
+
+def whisper_config(name: str) -> WhisperConfig:
+    """Return the configuration of a Whisper encoder: ``tiny`` to ``large-v3`` as published, and a miniature.
+
+    Raises:
+        KeyError: for a name that is not in ``WHISPER``.
+    """
+    width, layers, heads, inner, mel_bins = WHISPER[name]
+    config = WhisperConfig(
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=inner,
+        num_mel_bins=mel_bins,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def qwen3_config(name: str) -> Qwen3Config:
+    """Return the configuration of a Qwen3 with tied embeddings: ``0.6B`` and ``1.7B`` as published, and smaller ones.
+
+    Raises:
+        KeyError: for a name that is not in ``QWEN3``.
+    """
+    width, layers, heads, key_heads, head_dim, inner, vocabulary = QWEN3[name]
+    config = Qwen3Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=head_dim,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def new_whisper(name: str, device: torch.device | str = "cpu", seed: int = 0) -> WhisperEncoder:
+    """Return an encoder in training mode, float32, with random weights from ``seed``."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return WhisperEncoder(whisper_config(name)).train()
+
+
+def new_qwen3(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 1
+) -> Qwen3ForCausalLM:
+    """Return a frozen decoder with random weights from ``seed``; buffers stay in float32, as in loaded ones."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        lm = Qwen3ForCausalLM(qwen3_config(name))
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return lm.requires_grad_(False).eval()
