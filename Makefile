@@ -8,7 +8,7 @@ demo: .stamp-run
 	$(BIN)/uniaudio demo
 
 test: .stamp-dev
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .stamp-dev
 	$(BIN)/ruff check .
