@@ -11,8 +11,8 @@ packed, block mask    all rows as one, the stock model told by its positions whe
                       mask over all pairs of tokens for SDPA
 ours                  all rows as one, attention row by row
 
-Case ``layers`` has the squared hidden states of all tokens as its loss. Case ``layers and loss`` has the cross-entropy
-of the answers: stock sides compute logits at every position, ours at answer tokens only.
+Case ``layers`` has the squares of the first half of the hidden states as its loss. Case ``layers and loss`` has the
+cross-entropy of the answers: stock sides compute logits at every position, ours at answer tokens only.
 """
 
 from __future__ import annotations
@@ -97,6 +97,11 @@ def clean(rows: Rows, one: Callable[[], float]) -> Step:
     return step
 
 
+def energy(hidden: Tensor) -> Tensor:
+    """Return a loss of hidden states: of half the channels, for all together are always 1 behind the last norm."""
+    return hidden[..., : hidden.shape[-1] // 2].square().sum()
+
+
 def padded(lm: Qwen3ForCausalLM, rows: Rows, with_loss: bool, in_order: bool) -> Callable[[], float]:
     """Batches of eight rows, padded on the right."""
     order = list(range(len(rows.embeds)))
@@ -117,7 +122,7 @@ def padded(lm: Qwen3ForCausalLM, rows: Rows, with_loss: bool, in_order: bool) ->
                 loss = stock_loss(lm, rows, labels, **given)
             else:
                 hidden = lm.model(**given, use_cache=False).last_hidden_state
-                loss = hidden[mask.bool()].square().sum() / rows.tokens
+                loss = energy(hidden[mask.bool()]) / rows.tokens
             loss.backward()
             total += loss.item()
         return total
@@ -136,7 +141,7 @@ def block_mask(lm: Qwen3ForCausalLM, rows: Rows, with_loss: bool) -> Callable[[]
             loss = stock_loss(lm, rows, labels, **given)
         else:
             hidden = lm.model(**given, use_cache=False).last_hidden_state
-            loss = hidden.square().sum() / rows.tokens
+            loss = energy(hidden) / rows.tokens
         loss.backward()
         return loss.item()
 
@@ -161,7 +166,7 @@ def ours(lm: Qwen3ForCausalLM, rows: Rows, with_loss: bool) -> Callable[[], floa
             loss = decoder.losses(hidden[places], labels, CHUNK)[0]
             loss = loss / rows.answer_tokens
         else:
-            loss = hidden.square().sum() / rows.tokens
+            loss = energy(hidden) / rows.tokens
         loss.backward()
         return loss.item()
 
