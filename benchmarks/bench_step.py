@@ -133,7 +133,7 @@ def stock(seconds: list[float], examples: list[Example]) -> Step:
 
 def padded_loss(lm: torch.nn.Module, rows: list[Tensor], labels: list[Tensor], answer_tokens: int) -> Tensor:
     """Return the stock model's own loss over rows padded on the right, divided by the answer tokens of the step."""
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones_like(own) for own in labels], batch_first=True)
     return lm(
         inputs_embeds=pad_sequence(rows, batch_first=True),
         attention_mask=mask,

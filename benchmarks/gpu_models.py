@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from bench_step import AFTER, ANSWER_RATE, BEFORE, WrittenIds
+from bench_step import AFTER, ANSWER_RATE, BEFORE, WrittenIds, padded_loss
 from gpu_timing import Setting
 from peer import IGNORED
 from setting import clip_seconds, noise
 from sizes import new_qwen3, new_whisper
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from uniaudio.data.batch import collate
 from uniaudio.model import flops
@@ -151,7 +150,7 @@ def stock_step(engine: Engine, clips: Clips, micro_batch: int, device: torch.dev
                 chosen = [
                     audio[: round(clips.lengths[i] * RATE)] for i, audio in zip(part, heard, strict=True)
                 ]
-                loss = padded_loss(model, chosen, [texts[i] for i in part], answer_tokens)
+                loss = stock_loss(model, chosen, [texts[i] for i in part], answer_tokens)
             engine.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).sum(), engine.step(1.0)
@@ -177,7 +176,7 @@ def padded_audio(model: AudioLM, mel: Tensor) -> Tensor:
     return adapter.down(F.gelu(adapter.up(adapter.norm(stacked))))
 
 
-def padded_loss(
+def stock_loss(
     model: AudioLM, audio: Sequence[Tensor], texts: Sequence[Sequence[Tensor]], answer_tokens: int
 ) -> Tensor:
     """Return the stock model's own loss over rows padded on the right, divided by the answer tokens of the step."""
@@ -189,14 +188,7 @@ def padded_loss(
         heard = heard.to(words.dtype)
         rows.append(torch.cat([words[: len(before)], heard, words[len(before) :]]))
         labels.append(F.pad(answer, (len(rows[-1]) - len(answer), 0), value=IGNORED))
-    mask = pad_sequence([torch.ones_like(own) for own in labels], batch_first=True)
-    return lm(
-        inputs_embeds=pad_sequence(rows, batch_first=True),
-        attention_mask=mask,
-        labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        num_items_in_batch=answer_tokens,
-        use_cache=False,
-    ).loss
+    return padded_loss(lm, rows, labels, answer_tokens)
 
 
 def useful_flops(model: AudioLM, lengths: Sequence[float]) -> float:

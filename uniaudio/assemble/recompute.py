@@ -6,17 +6,9 @@ from typing import Any
 
 from uniaudio.config.run import RunConfig
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.train.structure import named_encoders
 
 DECODER = "decoder"  # beside the names of the encoders
-
-
-def named_encoders(config: RunConfig, encoder: AudioEncoder) -> dict[str, AudioEncoder]:
-    """Return the encoders of a whole one by their names in the config."""
-    if config.fusion is None:
-        return {next(iter(config.encoders)): encoder}
-    parts: Any = encoder.encoders
-    return dict(parts.items())
 
 
 def part_of(model: AudioLM, config: RunConfig, name: str) -> Any:

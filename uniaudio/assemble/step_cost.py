@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from uniaudio.assemble.recompute import DECODER, named_encoders
+from uniaudio.assemble.recompute import DECODER
 from uniaudio.assemble.thin import Blueprint, Clip, equal_clips, stacks, thin_decoder, thin_model
 from uniaudio.config.run import RunConfig
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.counted import Counted, count
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.train.structure import named_encoders
 from uniaudio.types import Batch
 
 LARGE = 10**7  # parameters; smaller models compute faster than they tell shapes

@@ -16,9 +16,9 @@ from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.features import FeatureStore
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.fusion.encoder import CompositeEncoder
 from uniaudio.model.recall import recall_frames
 from uniaudio.ragged import Ragged
+from uniaudio.train.structure import named_encoders
 
 GIB = 2**30
 LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
@@ -84,8 +84,7 @@ class FeatureWriter:
 
 def cached_parts(encoder: AudioEncoder, config: RunConfig) -> dict[str, AudioEncoder]:
     """Return the encoders whose frames the config wants kept, by name."""
-    fused = isinstance(encoder, CompositeEncoder) and config.fusion is not None
-    parts: Any = encoder.encoders if fused else {next(iter(config.encoders)): encoder}
+    parts = named_encoders(config, encoder)
     return {name: parts[name] for name, settings in config.encoders.items() if settings.cache}
 
 
