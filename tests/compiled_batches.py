@@ -1,8 +1,8 @@
 """A process of its own: batches of ever other lengths through plain layers and through compiled ones.
 
 Usage: python compiled_batches.py ENCODER [dtype=float64] [backend=aot_eager] [kernel=1] [recompute=1] [lora=1]
-[frozen=1] [batches=12]. Prints, as JSON in the last line, compiled graphs after every batch and how far losses and
-gradients are from the plain ones. The checker of shapes is not active here: the compiler would look into it.
+[frozen=1] [fp8=1] [batches=12]. Prints, as JSON in the last line, compiled graphs after every batch and how far losses
+and gradients are from the plain ones. The checker of shapes is not active here: the compiler would look into it.
 """
 
 import json
@@ -20,6 +20,7 @@ from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.omni import OmniAudioEncoder
 from uniaudio.model.encoders.wave import WaveAudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.fp8 import to_float8
 from uniaudio.model.lora import add_lora
 from uniaudio.ragged import Ragged
 
@@ -91,6 +92,9 @@ def main(kind, **given):
                 torch.nn.init.normal_(parameter, std=0.1)
     if "frozen" in given:
         model.encoder.requires_grad_(False).eval()
+    if "fp8" in given:
+        model.decoder.requires_grad_(False)
+        to_float8(model.decoder.lm.base_model)
     if "recompute" in given:
         model.encoder.recompute()
         model.decoder.recompute()

@@ -67,3 +67,14 @@ def numbers(rows):
         assert isinstance(row, Row), row
         found.append((row.columns["n"], int(decode(row.audio[0].source, 1, row.key)[0])))
     return found
+
+
+def several_questions(folder):
+    """Write the recipe `several` beside `tone_run`'s: three questions about a tone, some with text before the clip."""
+    wordings = {"word": ["<audio>Say it.", "What?<audio>"], "twice": ["<audio>Say the tone twice."]}
+    for name, prompts in wordings.items():
+        target = "{{ label }} {{ label }}" if name == "twice" else "{{ label }}"
+        keys = {"task": name, "domain": "sound", "inputs": ["label"], "prompts": prompts, "target": target}
+        (folder / f"{name}.yaml").write_text(dump_yaml(keys))
+    rows = {"dataset": "tones", "template": ["tone", "word", "twice"]}
+    (folder / "several.yaml").write_text(dump_yaml({"recipe": "several", "train": [rows]}))

@@ -3,24 +3,12 @@
 import json
 
 import pytest
+from made_up_files import several_questions
 
 from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
-from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
-
-
-def several_questions(tone_run):
-    """Write a recipe of three questions about each tone; the wordings of one have text before the clip."""
-    folder = tone_run.parent
-    wordings = {"word": ["<audio>Say it.", "What?<audio>"], "twice": ["<audio>Say the tone twice."]}
-    for name, prompts in wordings.items():
-        target = "{{ label }} {{ label }}" if name == "twice" else "{{ label }}"
-        keys = {"task": name, "domain": "sound", "inputs": ["label"], "prompts": prompts, "target": target}
-        (folder / f"{name}.yaml").write_text(dump_yaml(keys))
-    rows = {"dataset": "tones", "template": ["tone", "word", "twice"]}
-    (folder / "several.yaml").write_text(dump_yaml({"recipe": "several", "train": [rows]}))
 
 
 def rows_of(folder):
@@ -29,7 +17,7 @@ def rows_of(folder):
 
 @pytest.mark.parametrize("kind", ["packed", "padded"])
 def test_losses_are_those_without_sharing(tone_run, monkeypatch, kind):
-    several_questions(tone_run)
+    several_questions(tone_run.parent)
     shared, tokens = [], []
     hidden = TextDecoder.hidden
 

@@ -76,6 +76,18 @@ def test_low_rank_updates_and_recomputed_activations(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [({"kernel": 1}, 1e-6), ({"recompute": 1}, 1e-6), ({"kernel": 1, "backend": "inductor"}, 1e-3)],
+    ids=["cuda", "recomputed loops", "real compiler"],
+)
+def test_an_8_bit_decoder(settings, tolerance):
+    """The real compiler merges passes, and a last bit that differs can round to the next number in 8 bits."""
+    told = compiled("whisper", fp8=1, batches=5, **settings)
+    assert_same_and_settled(told, tolerance, LOOPED)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"kernel": 1}, {}], ids=["cuda", "loops"])
 def test_with_the_real_compiler(settings):
     told = compiled("whisper", backend="inductor", batches=BATCHES, **settings)

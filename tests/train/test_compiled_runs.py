@@ -86,13 +86,17 @@ def test_the_numbers_of_plain_layers(engine, tone_run, plain):
 
 
 def test_low_rank_updates_recomputed_and_resumed(tone_run, tmp_path):
+    """Too little memory, so that both parts choose to recompute."""
     settings = ["encoders.whisper.train=lora", "decoder.train=lora", "decoder.lora.dropout=0"]
-    settings += ["decoder.recompute=true", "encoders.whisper.recompute=true"]
+    settings.append("train.memory_gib=0.0001")
     run((sys.executable, "-m", "uniaudio.train"), tone_run, *settings)
     out = tmp_path / "compiled"
     worker = (sys.executable, WORKER)
     run(worker, tone_run, *settings, f"output_dir={out}", "train.max_steps=2", "train.save_every=2")
     run(worker, tone_run, *settings, f"output_dir={out}", "--resume")
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    chosen = [set(row["recompute"]) for row in rows if row.get("event") == "stage"]
+    assert chosen == [{"whisper", "decoder"}] * 2
     assert_same_run(out, tone_run.parent / "out")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from made_up_files import several_questions
 from safetensors.torch import load_file
 from same_figures import assert_same_figures
 
@@ -181,6 +182,12 @@ class Runs:
                 overrides += ["train.precision=bf16", "decoder.dtype=bfloat16"]
             elif kind == "fp8":
                 overrides.append("decoder.dtype=fp8")
+            elif kind in ("questions", "unshared"):
+                overrides += [
+                    "stages.0.recipe=several",
+                    "stages.0.budget={audio_seconds: 6, per_example: 0, tokens: 300}",
+                ]
+                overrides.append(f"decoder.attention={'packed' if kind == 'questions' else 'padded'}")
             elif kind == "recomputing":
                 overrides.append("train.memory_gib=0.0001")
             elif engine in EVALUATED or kind == "evaluated":
@@ -208,6 +215,7 @@ def shared_runs(tmp_path_factory):
 def runs(shared_runs, tone_run):
     if not shared_runs.config.exists():
         shutil.copytree(tone_run.parent, shared_runs.config.parent)
+        several_questions(shared_runs.config.parent)
     return shared_runs
 
 
@@ -303,6 +311,22 @@ def test_an_8_bit_decoder(runs):
         assert of_steps(folder, "loss") == pytest.approx(losses, rel=BF16)
         assert of_steps(folder, "grad_norm") == pytest.approx(norms, rel=BF16_NORM)
         assert {name.split(".")[0] for name in saved(folder)[0]} == {"encoder", "adapter"}
+
+
+def test_questions_that_share_the_beginning_of_their_prompts(runs):
+    """Under a budget of tokens micro-batches then hold more of them, on every engine the same as in one process."""
+    whole = runs("one questions")
+    shared, alone = (questions_heard(runs(f"one {kind}")) for kind in ("questions", "unshared"))
+    assert shared > 1.1 * alone
+    for engine in ("ddp", "zero3_spread"):
+        folder = runs(f"{engine} questions")
+        assert stages(folder) == [told(engine)]
+        assert questions_heard(folder) == shared
+        assert_same_run(folder, whole)
+
+
+def questions_heard(folder):
+    return sum(len(step) for row in rows(folder) if "ids" in row for step in row["ids"])
 
 
 def test_a_rank_without_a_readable_clip_stays_in_step(runs, tone_run):
