@@ -1,6 +1,6 @@
 """The frozen decoder, forward and backward to its input: packed rows against the stock ways.
 
-    python benchmarks/bench_decoder.py [--quick] [--out FILE.json]
+    python benchmarks/bench_decoder.py [--quick] [--decoder 0.6B] [--out FILE.json]
 
 A small Qwen3 under the full vocabulary; rows of audio tokens at 12.5 per second of the mix of clip lengths, prompt and
 answer tokens. All sides have the same weights and rows, and must give the same loss.
@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from measure import Benchmark, Run, Step, main, time_steps
 from peer import IGNORED
-from setting import MICRO_BATCH, VOCABULARY, clip_seconds, small_qwen
+from setting import MICRO_BATCH, clip_seconds
+from sizes import Sizes
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3ForCausalLM
@@ -60,20 +61,21 @@ class Rows:
         return sum(len(row) for row in self.embeds)
 
 
-def rows_of(count: int, width: int) -> Rows:
+def rows_of(count: int, sizes: Sizes) -> Rows:
     """Return rows in random order, the same in every process."""
+    width = sizes.widths[1]
     generator = torch.Generator().manual_seed(0)
     seconds = clip_seconds("mix", count)
     random.Random(0).shuffle(seconds)
-    answers = [torch.randint(VOCABULARY, (max(3, int(3 * s)),), generator=generator) for s in seconds]
-    sizes = [round(s * 12.5) + PROMPT + len(answer) for s, answer in zip(seconds, answers, strict=True)]
-    return Rows([0.02 * torch.randn(size, width, generator=generator) for size in sizes], answers)
+    answers = [torch.randint(sizes.vocabulary, (max(3, int(3 * s)),), generator=generator) for s in seconds]
+    lengths = [round(s * 12.5) + PROMPT + len(answer) for s, answer in zip(seconds, answers, strict=True)]
+    return Rows([0.02 * torch.randn(length, width, generator=generator) for length in lengths], answers)
 
 
 def figures(run: Run) -> dict[str, float]:
     """Time one side's step."""
-    lm = small_qwen()
-    rows = rows_of(4 if run.quick else 16, lm.config.hidden_size)
+    lm = run.sizes.new_decoder()
+    rows = rows_of(4 if run.quick else 16, run.sizes)
     for row in rows.embeds:
         row.requires_grad_()
     with_loss = run.case == LOSS
@@ -191,5 +193,6 @@ if __name__ == "__main__":
             cases={LAYERS: SIDES, LOSS: SIDES},
             figures=figures,
             same={LAYERS: SIDES, LOSS: SIDES},
+            sizes=("decoder",),
         )
     )

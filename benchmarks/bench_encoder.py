@@ -1,6 +1,6 @@
 """The audio encoder, forward and backward: packed at exact length against transformers' Whisper padded to 30 s.
 
-    python benchmarks/bench_encoder.py [--quick] [--cases CASE ...] [--out FILE.json] [--plot FILE.png]
+    python benchmarks/bench_encoder.py [--quick] [--cases CASE ...] [--encoder base] [--out FILE.json] [--plot FILE.png]
 
 Same weights, clips, dtype and threads, no optimizer. The mel spectrogram is timed apart: the ratio that counts is
 without it, the column "with mel" is with it. The loss is the mean over real frames of a squared projection.
@@ -20,8 +20,8 @@ from setting import (
     noise,
     our_micro_batches,
     stock_micro_batches,
-    whisper_tiny,
 )
+from sizes import Sizes
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
@@ -35,7 +35,7 @@ def figures(run: Run) -> dict[str, float]:
     """Time one side's step."""
     clips = (2, 4) if run.quick else (8, 32)
     seconds = clip_seconds(run.case, clips[run.case == "mix"])
-    step = (stock if run.side == "stock" else ours)(seconds)
+    step = (stock if run.side == "stock" else ours)(seconds, run.sizes)
     return {"clips": len(seconds), **time_steps(step, run.steps)}
 
 
@@ -45,10 +45,10 @@ def squared_projection(frames: Tensor) -> Tensor:
     return (frames @ direction).square().sum()
 
 
-def stock(seconds: list[float]) -> Step:
+def stock(seconds: list[float], sizes: Sizes) -> Step:
     """Transformers' extractor and encoder, every clip padded to 30 s; the frames of the padding carry no loss."""
-    whisper = whisper_tiny()
-    extractor = WhisperFeatureExtractor(feature_size=80)
+    whisper = sizes.new_encoder()
+    extractor = WhisperFeatureExtractor(feature_size=sizes.mel_bins)
     waves = [as_float(clip) for clip in noise(seconds)]
     batches = [[waves[i] for i in members] for members in stock_micro_batches(seconds)]
     total = sum(encoder_frames(len(wave)) for wave in waves)
@@ -73,9 +73,9 @@ def stock(seconds: list[float]) -> Step:
     return step
 
 
-def ours(seconds: list[float]) -> Step:
+def ours(seconds: list[float], sizes: Sizes) -> Step:
     """The packed encoder over the same weights."""
-    encoder = WhisperAudioEncoder(whisper_tiny()).train()
+    encoder = WhisperAudioEncoder(sizes.new_encoder()).train()
     clips = [torch.from_numpy(clip) for clip in noise(seconds)]
     batches = [Ragged.from_rows([clips[i] for i in members]) for members in our_micro_batches(seconds)]
     total = sum(encoder.num_frames(len(clip)) for clip in clips)
@@ -118,5 +118,6 @@ if __name__ == "__main__":
             ratios=RATIOS,
             same={"30": ("stock", "ours")},
             quick_cases=QUICK_CASES,
+            sizes=("encoder",),
         )
     )

@@ -1,17 +1,17 @@
 """Several questions about each clip, forward and backward: what is read once for all of them.
 
-    python benchmarks/bench_questions.py [--quick] [--cases CASE ...] [--out FILE.json]
+    python benchmarks/bench_questions.py [--quick] [--cases CASE ...] [--encoder base] [--decoder 0.6B]
+                                         [--out FILE.json]
 
-Clips of 12 s, each with 2, 4 or 8 questions of 20 tokens and answers of 8, under a vocabulary of 151,936. All sides
-have the same weights, clips and ids, and must give the same loss.
+Clips of 12 s, each with 2, 4 or 8 questions of 20 tokens and answers of 8. All sides have the same weights,
+clips and ids, and must give the same loss.
 
 alone        every question encodes its clip and reads it anew
 clips once   a clip is encoded once; the decoder reads its audio tokens for every question
 ours         the decoder too reads them once
 
-Case ``step`` is the whole step with a whisper-tiny. Cases ``layers`` and ``layers and loss`` begin at the audio tokens,
-where ``alone`` is the same as ``clips once``; ``layers`` has a function of the hidden states at the answers as its
-loss.
+Case ``step`` is the whole step. Cases ``layers`` and ``layers and loss`` begin at the audio tokens, where ``alone`` is
+the same as ``clips once``; ``layers`` has a function of the hidden states at the answers as its loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from bench_step import WrittenIds, new_adapter
 from measure import Benchmark, Run, Step, main, time_steps
-from setting import VOCABULARY, noise, small_qwen, whisper_tiny
+from setting import noise
 
 from uniaudio.data.batch import collate
 from uniaudio.model.audio_lm import AudioLM
@@ -37,12 +37,12 @@ DECODER = [f"{part}, {count} questions" for part in (LAYERS, LOSS) for count in 
 WHOLE = f"{STEP}, 4 questions"
 
 
-def examples_of(clips: int, questions: int, shares_clips: bool) -> list[Example]:
+def examples_of(clips: int, questions: int, shares_clips: bool, vocabulary: int) -> list[Example]:
     """Return so many questions for every clip, with random ids as their text."""
     generator = np.random.default_rng(0)
 
     def written(count: int) -> str:
-        return " ".join(map(str, generator.integers(VOCABULARY, size=count)))
+        return " ".join(map(str, generator.integers(vocabulary, size=count)))
 
     before = written(BEFORE)
     return [
@@ -63,9 +63,10 @@ def examples_of(clips: int, questions: int, shares_clips: bool) -> list[Example]
 def figures(run: Run) -> dict[str, float]:
     """Time one side's step."""
     part, questions = run.case.split(", ")
-    examples = examples_of(1 if run.quick else 4, int(questions.split()[0]), run.side != ALONE)
-    encoder = WhisperAudioEncoder(whisper_tiny())
-    model = AudioLM(encoder, new_adapter(), TextDecoder(small_qwen())).train()
+    sizes, count = run.sizes, int(questions.split()[0])
+    examples = examples_of(1 if run.quick else 4, count, run.side != ALONE, sizes.vocabulary)
+    encoder, lm = WhisperAudioEncoder(sizes.new_encoder()), sizes.new_decoder()
+    model = AudioLM(encoder, new_adapter(sizes), TextDecoder(lm)).train()
     batch = collate(examples, WrittenIds(), model.slots_for, ("asked",), share=run.side == OURS)
     step = whole_step(model, batch) if part == STEP else decoder_step(model, batch, part == LOSS)
     return {"clips": len(batch.audio), "tokens": len(batch.tokens.values), **time_steps(step, run.steps)}
@@ -116,5 +117,6 @@ if __name__ == "__main__":
             figures=figures,
             same=cases,
             quick_cases=(DECODER[1], WHOLE),
+            sizes=("encoder", "decoder"),
         )
     )

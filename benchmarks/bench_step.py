@@ -1,6 +1,7 @@
-"""A whole training step, forward and backward: ours against the stock way, under a vocabulary of 151,936.
+"""A whole training step, forward and backward: ours against the stock way.
 
-    python benchmarks/bench_step.py [--quick] [--cases CASE ...] [--out FILE.json] [--plot FILE.png]
+    python benchmarks/bench_step.py [--quick] [--cases CASE ...] [--encoder base] [--decoder 0.6B]
+                                    [--out FILE.json] [--plot FILE.png]
 
 Stock: transformers' extractor and Whisper encoder padded to 30 s, the same adapter, text padded on the right, Qwen3
 with its own SDPA attention, logits at every position, its own loss. Ours: ``AudioLM`` over packed batches. Both have
@@ -23,15 +24,13 @@ from peer import FRAMES_PER_SECOND, IGNORED, labelled, new_peer, new_projector
 from setting import (
     CASES,
     QUICK_CASES,
-    VOCABULARY,
     as_float,
     clip_seconds,
     noise,
     our_micro_batches,
-    small_qwen,
     stock_micro_batches,
-    whisper_tiny,
 )
+from sizes import Sizes
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -47,7 +46,6 @@ from uniaudio.types import SAMPLE_RATE, Example
 
 BEFORE, AFTER = 4, 16  # prompt tokens around the clip
 ANSWER_RATE = 3  # answer tokens per second of audio, at least three in all
-AUDIO_ID = VOCABULARY - 1  # no text has it
 AT_25 = " at 25 Hz"
 PEER_CLIPS = 4  # at a time
 
@@ -69,16 +67,16 @@ def figures(run: Run) -> dict[str, float]:
     case, sides = run.case.removesuffix(AT_25), SIDES[run.case.endswith(AT_25)]
     clips = (2, 4) if run.quick else (8, 16)
     seconds = clip_seconds(case, clips[case == "mix"])
-    step = sides[run.side](seconds, examples_of(seconds))
+    step = sides[run.side](seconds, examples_of(seconds, run.sizes), run.sizes)
     return {"clips": len(seconds), **time_steps(step, run.steps)}
 
 
-def examples_of(seconds: list[float]) -> list[Example]:
+def examples_of(seconds: list[float], sizes: Sizes) -> list[Example]:
     """Return one example for every clip, with random ids as its text."""
     generator = np.random.default_rng(0)
 
     def written(count: int) -> str:
-        return " ".join(map(str, generator.integers(AUDIO_ID, size=count)))
+        return " ".join(map(str, generator.integers(audio_id(sizes), size=count)))
 
     return [
         Example(
@@ -93,15 +91,21 @@ def examples_of(seconds: list[float]) -> list[Example]:
     ]
 
 
-def new_adapter() -> StackAdapter:
+def audio_id(sizes: Sizes) -> int:
+    """Return the token that stands for an audio frame in the peer's rows; no text has it."""
+    return sizes.vocabulary - 1
+
+
+def new_adapter(sizes: Sizes) -> StackAdapter:
+    width, decoder_width = sizes.widths
     torch.manual_seed(2)
-    return StackAdapter(384, 50.0, 256)
+    return StackAdapter(width, 50.0, decoder_width)
 
 
-def stock(seconds: list[float], examples: list[Example]) -> Step:
+def stock(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
     """Everything padded: clips to 30 s, text to the longest of the micro-batch, logits everywhere."""
-    whisper, adapter, lm = whisper_tiny(), new_adapter(), small_qwen()
-    extractor = WhisperFeatureExtractor(feature_size=80)
+    whisper, adapter, lm = sizes.new_encoder(), new_adapter(sizes), sizes.new_decoder()
+    extractor = WhisperFeatureExtractor(feature_size=sizes.mel_bins)
     table = lm.get_input_embeddings()
     waves = [as_float(example.clips[0]) for example in examples]
     texts = [[torch.tensor(ids) for ids in ids_of(example)] for example in examples]
@@ -149,18 +153,20 @@ def ids_of(example: Example) -> list[list[int]]:
     return [*written.prompt(example.prompt), written.answer(example.answer)]
 
 
-def ours(seconds: list[float], examples: list[Example]) -> Step:
+def ours(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
     """``AudioLM`` over packed batches, as a run trains it."""
     return packed_step(
         seconds,
         examples,
-        AudioLM(WhisperAudioEncoder(whisper_tiny()), new_adapter(), TextDecoder(small_qwen())),
+        AudioLM(
+            WhisperAudioEncoder(sizes.new_encoder()), new_adapter(sizes), TextDecoder(sizes.new_decoder())
+        ),
     )
 
 
-def ours_at_25(seconds: list[float], examples: list[Example]) -> Step:
+def ours_at_25(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
     """The same with the peer's parts: pairs of frames averaged, a linear map."""
-    encoder, lm = WhisperAudioEncoder(whisper_tiny(), pool=2), small_qwen()
+    encoder, lm = WhisperAudioEncoder(sizes.new_encoder(), pool=2), sizes.new_decoder()
     bridge = LinearBridge(encoder.dim, lm.config.hidden_size)
     bridge.map = new_projector(encoder.dim, lm.config.hidden_size)
     return packed_step(seconds, examples, AudioLM(encoder, bridge, TextDecoder(lm)))
@@ -187,15 +193,15 @@ def packed_step(seconds: list[float], examples: list[Example], model: AudioLM) -
     return step
 
 
-def peer(seconds: list[float], examples: list[Example]) -> Step:
+def peer(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
     """Qwen2-Audio's own forward: features padded to 30 s, text padded on the right, logits and loss as it has them."""
-    model = new_peer(whisper_tiny(), small_qwen(), AUDIO_ID)
-    extractor = WhisperFeatureExtractor(feature_size=80)
+    model = new_peer(sizes.new_encoder(), sizes.new_decoder(), audio_id(sizes))
+    extractor = WhisperFeatureExtractor(feature_size=sizes.mel_bins)
     waves = [as_float(example.clips[0]) for example in examples]
     rows = []
     for example, length in zip(examples, seconds, strict=True):
         before, after, answer = ids_of(example)
-        heard = [AUDIO_ID] * round(length * FRAMES_PER_SECOND)
+        heard = [audio_id(sizes)] * round(length * FRAMES_PER_SECOND)
         rows.append(labelled([*before, *heard, *after], answer))
     answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in rows)
 
@@ -228,7 +234,7 @@ def peer(seconds: list[float], examples: list[Example]) -> Step:
     return step
 
 
-SIDES: tuple[dict[str, Callable[[list[float], list[Example]], Step]], ...] = (
+SIDES: tuple[dict[str, Callable[[list[float], list[Example], Sizes], Step]], ...] = (
     {"stock": stock, "ours": ours},
     {"Qwen2-Audio": peer, "ours": ours_at_25},
 )
@@ -238,7 +244,7 @@ if __name__ == "__main__":
     main(
         Benchmark(
             name="step",
-            title="Training step, forward and backward, vocabulary 151,936",
+            title="Training step, forward and backward",
             cases={
                 **dict.fromkeys(CASES, tuple(SIDES[0])),
                 **dict.fromkeys([case + AT_25 for case in AT_BOTH], tuple(SIDES[1])),
@@ -246,5 +252,6 @@ if __name__ == "__main__":
             figures=figures,
             same={"30": tuple(SIDES[0]), "30" + AT_25: tuple(SIDES[1])},
             quick_cases=(*QUICK_CASES, "30" + AT_25),
+            sizes=("encoder", "decoder"),
         )
     )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from bench_step import examples_of, new_adapter
 from measure import Benchmark, Run, main, peak_gib
-from setting import small_qwen, whisper_tiny
+from sizes import Sizes
 
 from uniaudio.assemble.training import joined_states
 from uniaudio.config.run import RunConfig, load_run
@@ -46,7 +46,9 @@ def model_and_batches() -> tuple[AudioLM, list[Batch]]:
     """Return Whisper tiny (random weights) in front of a small Qwen3, and four micro-batches that lie ready."""
     from bench_step import WrittenIds
 
-    model = AudioLM(WhisperAudioEncoder(whisper_tiny()), new_adapter(), TextDecoder(small_qwen()))
+    sizes = Sizes()
+    encoder, lm = WhisperAudioEncoder(sizes.new_encoder()), sizes.new_decoder()
+    model = AudioLM(encoder, new_adapter(sizes), TextDecoder(lm))
     examples = examples_of(list(LENGTHS) * 4)
     groups = [examples[i : i + 4] for i in range(0, len(examples), 4)]
     return model, [collate(group, WrittenIds(), model.slots_for, ("asr",)) for group in groups]

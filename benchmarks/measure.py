@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from results import AGREEMENT, Result, disagreement, gathered
 from rich.console import Console
+from sizes import QWEN3, WHISPER, Sizes
 from tables import draw, has_curve, one_table
 
 from uniaudio import __version__
@@ -37,6 +38,7 @@ QUIET_LOAD = 1.0  # one-minute load average above which figures of a small machi
 PATIENCE = 180  # seconds to wait for it
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 CHECKOUT = "peer (your checkout)"  # the side that a command of the user's own runs
+CHOICES = {"encoder": tuple(WHISPER), "decoder": tuple(QWEN3)}
 RATIOS = {"times_faster": "seconds", "times_less_memory": "peak_gib"}
 
 
@@ -54,6 +56,7 @@ class Run:
     steps: int
     shared: Path
     scratch: Path
+    sizes: Sizes = field(default_factory=Sizes)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Benchmark:
         launch: side -> what starts Python in its place, and threads; None: nothing special.
         whole: whether the wall time and the largest process of a whole run, start-up included, are figures.
         checkout: the case in which a peer's checkout may take part.
+        sizes: of ``encoder`` and ``decoder``, the parts whose size the user may choose.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Benchmark:
     launch: Callable[[str], tuple[list[str], int] | None] | None = None
     whole: bool = False
     checkout: str | None = None
+    sizes: Sequence[str] = ()
 
 
 def main(benchmark: Benchmark) -> None:
@@ -113,8 +118,8 @@ def main(benchmark: Benchmark) -> None:
             for case in arguments.cases
         }
     result: Result = {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
+        "benchmark": named(benchmark, arguments),
+        "title": titled(benchmark, arguments),
         "machine": facts,
         "quick": arguments.quick,
         "quiet": quiet,
@@ -129,6 +134,25 @@ def main(benchmark: Benchmark) -> None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
     refuse_disagreement(benchmark, result)
+
+
+def chosen(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the sizes that this call takes, of the parts whose size can be chosen."""
+    return {part: getattr(arguments, part) for part in benchmark.sizes}
+
+
+def named(benchmark: Benchmark, arguments: argparse.Namespace) -> str:
+    """Return the name of the benchmark, with the sizes where they are not the usual ones."""
+    sizes = chosen(benchmark, arguments)
+    if Sizes(**sizes) == Sizes():
+        return benchmark.name
+    return f"{benchmark.name} {'+'.join(sizes.values())}"
+
+
+def titled(benchmark: Benchmark, arguments: argparse.Namespace) -> str:
+    """Return the title, with the sizes where there are some to choose."""
+    sizes = chosen(benchmark, arguments).values()
+    return f"{benchmark.title} ({' + '.join(sizes)})" if sizes else benchmark.title
 
 
 def refuse_disagreement(benchmark: Benchmark, result: Result) -> None:
@@ -160,6 +184,11 @@ def parse(benchmark: Benchmark) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=benchmark.threads or cores)
     parser.add_argument("--out", type=Path, help="also write the JSON result to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratio over the clip length into this PNG file")
+    for part in benchmark.sizes:
+        usual = getattr(Sizes(), part)
+        parser.add_argument(
+            f"--{part}", choices=CHOICES[part], default=usual, help=f"its size (default {usual})"
+        )
     if benchmark.checkout:
         parser.add_argument("--peer-checkout", type=Path, help="folder in which your peer's command runs")
         parser.add_argument("--peer-command", help="trains the peer on the data in $UNIAUDIO_BENCH_DATA")
@@ -188,6 +217,7 @@ def run_side(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
             arguments.steps,
             arguments.shared,
             arguments.scratch,
+            Sizes(**chosen(benchmark, arguments)),
         )
     )
     if found is not None:
@@ -229,6 +259,7 @@ def child(
     special = benchmark.launch(side) if benchmark.launch is not None else None
     launcher, threads = special or ([sys.executable], arguments.threads)
     options = {"side": side, "cases": case, "steps": arguments.steps, "threads": threads, "shared": shared}
+    options |= chosen(benchmark, arguments)
     with tempfile.TemporaryDirectory(dir=shared) as scratch:
         words = [f"--{name}={value}" for name, value in {**options, "scratch": scratch}.items()]
         command = [*launcher, str(script), *words, *(["--quick"] if arguments.quick else [])]

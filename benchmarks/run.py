@@ -1,6 +1,7 @@
 """All benchmarks: measured one after another, stored, drawn, and compared with what was stored before.
 
     python benchmarks/run.py [NAME ...] [--quick] [--runs 3] [--store benchmarks/results] [--figures docs/figures]
+                             [--encoder base] [--decoder 0.6B]
     python benchmarks/run.py [NAME ...] --compare
     python benchmarks/run.py run --peer-checkout FOLDER --peer-command "python train.py"
 
@@ -21,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import machine
+from measure import CHOICES, machine
 from results import Move, Result, history, machine_kind, moved, store_result
 from rich.console import Console
 from tables import draw, has_curve, moved_table, summary
@@ -40,6 +41,12 @@ BENCHMARKS = {  # what it measures
     "probes": "bench_probes.py",
     "labels": "bench_labels.py",
 }
+SIZED = {  # parts whose size can be chosen
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "step": ("encoder", "decoder"),
+    "questions": ("encoder", "decoder"),
+}
 
 
 def main() -> None:
@@ -56,10 +63,10 @@ def main() -> None:
             against[result["benchmark"]] = f"{before['machine']['when']} ({before['machine']['commit']})"
         if arguments.figures and not arguments.compare and has_curve(result):
             arguments.figures.mkdir(parents=True, exist_ok=True)
-            draw(result, arguments.figures / f"bench_{result['benchmark']}.png")
+            draw(result, arguments.figures / f"bench_{result['benchmark'].replace(' ', '_')}.png")
     console.print(summary(results))
     console.print(moved_table(moves, against))
-    missing = set(arguments.names) - {result["benchmark"] for result in results}
+    missing = set(arguments.names) - {kind_of(result["benchmark"]) for result in results}
     if missing and not arguments.compare:
         raise SystemExit(f"failed: {', '.join(name for name in arguments.names if name in missing)}")
 
@@ -74,6 +81,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compare", action="store_true", help="measure nothing, compare what is stored")
     parser.add_argument("--runs", type=int, help="fresh processes per side and case (default 3)")
     parser.add_argument("--threads", type=int, help="of every process (default: all cores; loader: 1)")
+    for part, sizes in CHOICES.items():
+        parser.add_argument(
+            f"--{part}",
+            choices=sizes,
+            help=f"its size, for {', '.join(n for n, p in SIZED.items() if part in p)}",
+        )
     parser.add_argument("--store", type=Path, help="folder of results (default benchmarks/results)")
     parser.add_argument("--figures", type=Path, help="folder of the curves (default docs/figures)")
     parser.add_argument(
@@ -84,7 +97,12 @@ def parse() -> argparse.Namespace:
     for name in arguments.names:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name}; known: {', '.join(BENCHMARKS)}")
-    arguments.names = arguments.names or list(BENCHMARKS)
+    asked = [part for part in CHOICES if getattr(arguments, part)]
+    sizable = [name for name in BENCHMARKS if set(asked) <= set(SIZED.get(name, ()))]
+    for name in arguments.names:
+        if name not in sizable:
+            parser.error(f"{name} has no size of {' and '.join(asked)} to choose; {', '.join(sizable)} have")
+    arguments.names = arguments.names or sizable
     if not arguments.quick:
         arguments.store = arguments.store or HERE / "results"
         arguments.figures = arguments.figures or HERE.parent / "docs/figures"
@@ -116,7 +134,7 @@ def measured(arguments: argparse.Namespace, console: Console) -> Iterator[tuple[
 def options(name: str, arguments: argparse.Namespace, out: Path) -> list[str]:
     """Return the command line of one benchmark."""
     words = ["--out", str(out), *(["--quick"] if arguments.quick else [])]
-    for option in ("runs", "threads"):
+    for option in ("runs", "threads", *CHOICES):
         if getattr(arguments, option):
             words += [f"--{option}", str(getattr(arguments, option))]
     if name == "run" and arguments.peer_checkout:
@@ -129,13 +147,22 @@ def options(name: str, arguments: argparse.Namespace, out: Path) -> list[str]:
     return words
 
 
+def kind_of(name: str) -> str:
+    """Return the benchmark that a result is of: what was measured at other sizes has them behind the name."""
+    return name.split()[0]
+
+
 def newest(arguments: argparse.Namespace) -> Iterator[tuple[Result, Result | None]]:
     """Yield the newest stored results of this machine, each with the one before it."""
     here = machine_kind(machine(1))
     found: dict[str, list[Result]] = {}
     for file in sorted(arguments.store.glob("*.json")):
         for name, result in json.loads(file.read_text())["benchmarks"].items():
-            if name in arguments.names and machine_kind(result["machine"]) == here and not result["quick"]:
+            if (
+                kind_of(name) in arguments.names
+                and machine_kind(result["machine"]) == here
+                and not result["quick"]
+            ):
                 found.setdefault(name, []).append(result)
     for results in found.values():
         latest = max(results, key=lambda result: result["machine"]["when"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sizes import QWEN_VOCABULARY, new_qwen3, new_whisper
+from sizes import Sizes
 from transformers import Qwen3ForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -17,7 +17,6 @@ CASES = ("1", "2", "5", "10", "15", "30", "mix")  # seconds of every clip, or cl
 QUICK_CASES = ("1", "30", "mix")
 MICRO_BATCH = 8  # clips
 GRID = 0.08  # seconds: one audio token at 12.5 Hz, so that both sides see the same number of tokens
-VOCABULARY = QWEN_VOCABULARY
 
 
 def clip_seconds(case: str, count: int) -> list[float]:
@@ -74,9 +73,9 @@ def our_micro_batches(seconds: Sequence[float]) -> list[list[int]]:
 
 def whisper_tiny() -> WhisperEncoder:
     """Return the encoder of whisper-tiny's size (8.2 M parameters) in training mode; stock SDPA attention."""
-    return new_whisper("tiny")
+    return Sizes().new_encoder()
 
 
 def small_qwen() -> Qwen3ForCausalLM:
     """Return a frozen Qwen3 of eight small layers under the full vocabulary; stock SDPA attention."""
-    return new_qwen3("small")
+    return Sizes().new_decoder()

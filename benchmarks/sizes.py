@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -25,6 +27,35 @@ QWEN3 = {
     "0.6B": (1024, 28, 16, 8, 128, 3072, QWEN_VOCABULARY),
     "1.7B": (2048, 28, 16, 8, 128, 6144, QWEN_VOCABULARY),
 }
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a benchmark takes: names of ``WHISPER`` and of ``QWEN3``."""
+
+    encoder: str = "tiny"
+    decoder: str = "small"
+
+    def new_encoder(self) -> WhisperEncoder:
+        """Return the encoder in training mode."""
+        return new_whisper(self.encoder)
+
+    def new_decoder(self) -> Qwen3ForCausalLM:
+        """Return the frozen decoder in float32."""
+        return new_qwen3(self.decoder)
+
+    @property
+    def mel_bins(self) -> int:
+        return WHISPER[self.encoder][-1]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of encoder and decoder."""
+        return WHISPER[self.encoder][0], QWEN3[self.decoder][0]
+
+    @property
+    def vocabulary(self) -> int:
+        return QWEN3[self.decoder][-1]
 
 
 def whisper_config(name: str) -> WhisperConfig:

@@ -96,6 +96,26 @@ def test_an_unknown_name_is_told_with_those_there_are(scripts, monkeypatch, caps
     assert "there is no benchmark stap; known: step, encoder, labels" in capsys.readouterr().err
 
 
+def test_other_sizes_are_stored_and_drawn_beside_the_usual_ones(scripts, tmp_path, monkeypatch, capsys):
+    store, figures = tmp_path / "results", tmp_path / "figures"
+    folders = ("--store", store, "--figures", figures)
+    scripts.write_text(json.dumps(made_up([2.0], "2026-11-20T10:00:00")))
+    call(monkeypatch, "step", *folders)
+    asked = "int((arguments['--encoder'], arguments['--decoder']) != ('base', '0.6B'))"
+    (tmp_path / "step.py").write_text(SCRIPT.format(template=str(scripts), name="step base+0.6B", code=asked))
+    call(monkeypatch, "--encoder", "base", "--decoder", "0.6B", *folders)  # the one that has both
+    assert "nothing stored to compare with" in capsys.readouterr().out
+    (file,) = store.glob("*.json")
+    assert set(json.loads(file.read_text())["benchmarks"]) == {"step", "step base+0.6B"}
+    assert {path.name for path in figures.iterdir()} == {"bench_step.png", "bench_step_base+0.6B.png"}
+
+
+def test_a_benchmark_without_sizes_is_told(scripts, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "labels", "--decoder", "0.6B")
+    assert "labels has no size of decoder to choose; step have" in capsys.readouterr().err
+
+
 def test_every_benchmark_is_a_script(benchmarks):
     assert all((benchmarks / script).is_file() for script in run.BENCHMARKS.values())
     assert {path.name for path in benchmarks.glob("bench_*.py")} == set(run.BENCHMARKS.values())

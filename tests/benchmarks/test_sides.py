@@ -9,29 +9,24 @@ import bench_step
 import pytest
 import torch
 from measure import Run
-from sizes import QWEN3, new_qwen3, new_whisper
+from sizes import Sizes, new_qwen3, new_whisper
 
-VOCABULARY = QWEN3["miniature"][-1]
+MINIATURE = Sizes("miniature", "miniature")
 
 
-def small(monkeypatch, *modules):
-    """Let benchmark scripts take the smallest models."""
-    for module in modules:
-        monkeypatch.setattr(module, "small_qwen", lambda: new_qwen3("miniature"))
-        for name, value in (("VOCABULARY", VOCABULARY), ("AUDIO_ID", VOCABULARY - 1)):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, value)
-        if hasattr(module, "whisper_tiny"):
-            monkeypatch.setattr(module, "whisper_tiny", lambda: new_whisper("miniature"))
+@pytest.fixture
+def small_runs(monkeypatch):
+    """Let the benchmark of whole runs take the smallest models."""
+    monkeypatch.setattr(bench_run, "small_qwen", lambda: new_qwen3("miniature"))
+    monkeypatch.setattr(bench_run, "whisper_tiny", lambda: new_whisper("miniature"))
 
 
 @pytest.mark.parametrize("with_loss", [False, True])
-def test_all_ways_through_the_decoder_agree(monkeypatch, with_loss):
-    small(monkeypatch, bench_decoder)
+def test_all_ways_through_the_decoder_agree(with_loss):
     lm = new_qwen3("miniature", dtype=torch.float64)
 
     def loss_and_gradients(make):
-        rows = bench_decoder.rows_of(6, 64)
+        rows = bench_decoder.rows_of(6, MINIATURE)
         rows = bench_decoder.Rows([row.double().requires_grad_() for row in rows.embeds], rows.answers)
         loss = make(rows)()
         return loss, torch.cat([row.grad for row in rows.embeds])
@@ -48,26 +43,27 @@ def test_all_ways_through_the_decoder_agree(monkeypatch, with_loss):
         torch.testing.assert_close(gradients, results[0][1], rtol=1e-4, atol=1e-8)
 
 
-def test_the_peer_and_ours_compute_the_same_at_thirty_seconds(monkeypatch):
-    small(monkeypatch, bench_step)
+def test_the_peer_and_ours_compute_the_same_at_thirty_seconds():
     seconds = [30.0]
-    examples = bench_step.examples_of(seconds)
-    theirs, ours = (make(seconds, examples)()["loss"] for make in (bench_step.peer, bench_step.ours_at_25))
+    examples = bench_step.examples_of(seconds, MINIATURE)
+    theirs, ours = (
+        make(seconds, examples, MINIATURE)()["loss"] for make in (bench_step.peer, bench_step.ours_at_25)
+    )
     assert theirs == pytest.approx(ours, rel=1e-5)
 
 
-def test_the_peer_hears_as_many_tokens_of_shorter_clips(monkeypatch):
+def test_the_peer_hears_as_many_tokens_of_shorter_clips():
     """A token more or less would be an error of the stock model."""
-    small(monkeypatch, bench_step)
     seconds = [0.08, 1.04, 29.92]
-    examples = bench_step.examples_of(seconds)
-    theirs, ours = (make(seconds, examples)()["loss"] for make in (bench_step.peer, bench_step.ours_at_25))
+    examples = bench_step.examples_of(seconds, MINIATURE)
+    theirs, ours = (
+        make(seconds, examples, MINIATURE)()["loss"] for make in (bench_step.peer, bench_step.ours_at_25)
+    )
     assert theirs == pytest.approx(ours, rel=0.02)  # of what surrounds a clip, the convolutions see a little
 
 
 @pytest.mark.slow
-def test_both_whole_runs_train_on_every_clip_once(monkeypatch, tmp_path, fresh_accelerate):
-    small(monkeypatch, bench_run)
+def test_both_whole_runs_train_on_every_clip_once(small_runs, tmp_path, fresh_accelerate):
     shared = tmp_path / "shared"
     shared.mkdir()
     bench_run.prepare(shared, True)
@@ -91,8 +87,7 @@ def test_both_whole_runs_train_on_every_clip_once(monkeypatch, tmp_path, fresh_a
     )
 
 
-def test_labels_of_the_peer_are_the_answers_alone(monkeypatch, tmp_path):
-    small(monkeypatch, bench_run)
+def test_labels_of_the_peer_are_the_answers_alone(small_runs, tmp_path):
     bench_run.write_models(tmp_path, ["one", "two", "three"])
     processor = bench_run.peer_processor(tmp_path)
     rows = [

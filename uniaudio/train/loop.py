@@ -290,7 +290,9 @@ class StageRun:
         costs = [0.0] * self.accelerator.num_processes
         costs[self.accelerator.process_index] = step.cost
         facts = [tokens, frames, seconds, self.stop.requested, len(step.skips), self.writer.failed, *costs]
-        own = torch.tensor(facts, dtype=torch.float64, device=self.accelerator.device)
+        # one process alone has nothing to exchange, and need not wait for its device
+        device = self.accelerator.device if self.accelerator.num_processes > 1 else None
+        own = torch.tensor(facts, dtype=torch.float64, device=device)
         total, frames_of_all, heard, wish, skipped, failed, *costs = sum_over_ranks(own).tolist()
         if failed:
             self.writer.wait()  # tells what happened, on all ranks
