@@ -30,7 +30,8 @@ from uniaudio.assemble.soup import make_soup
 from uniaudio.config.files import realdata_root
 from uniaudio.config.run import load_run
 from uniaudio.data.sources.manifest import read_jsonl
-from uniaudio.evaluate.forgetting import START, ScoreMatrix, draw_matrices, summarize
+from uniaudio.evaluate.forgetting import START, ScoreMatrix, summarize
+from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.table import probe_models
 

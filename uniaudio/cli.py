@@ -237,7 +237,7 @@ def routes(
     last: Annotated[float, typer.Option(help="Share of the steps, from the end.", min=0.01, max=1)] = 0.25,
 ) -> None:
     """Show which encoder, expert or layer a fused encoder chose for which task: table, JSON and heat map."""
-    from uniaudio.assemble.judging import show_routes
+    from uniaudio.assemble.routes import show_routes
 
     show_routes(run, out, last)
 

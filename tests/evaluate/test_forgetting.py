@@ -13,11 +13,11 @@ from rich.console import Console
 from uniaudio.evaluate.forgetting import (
     ScoreMatrix,
     broken_guards,
-    draw_matrices,
     matrix_table,
     summarize,
     summary_table,
 )
+from uniaudio.evaluate.forgetting_figure import draw_matrices
 
 
 def example():

@@ -5,7 +5,7 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from uniaudio.assemble.judging import show_routes
+from uniaudio.assemble.routes import show_routes
 from uniaudio.errors import UserError
 from uniaudio.evaluate.routes import read_choices
 

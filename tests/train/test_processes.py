@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from uniaudio.cli import main
+
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -120,17 +122,22 @@ def test_sigterm_saves_and_leaves_with_75(tone_run, tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_mistakes_end_with_one_sentence_and_exit_code_2(tone_run, tmp_path, whole):
+def test_mistakes_end_with_one_sentence_and_exit_code_2(tone_run, tmp_path, whole, capsys, fresh_accelerate):
+    """The last one in a process of its own, the others in this one, which saves its start."""
     cases = {
         "already holds a run": [f"output_dir={whole}"],
         "holds no whole checkpoint": [f"output_dir={tmp_path / 'new'}", "--resume"],
         "unknown key (did you mean 'max_steps'?)": ["train.max_stepz=3"],
-        "encoders.whisper": ["encoders.whisper.path=/nothing"],
+        "there is no folder /nothing": ["encoders.whisper.path=/nothing"],
     }
     for message, overrides in cases.items():
-        if message == "encoders.whisper":
-            message = "there is no folder /nothing"
-        error = run(tone_run, *overrides, expect=2).stderr
+        if "/nothing" in message:
+            error = run(tone_run, *overrides, expect=2).stderr
+        else:
+            with pytest.raises(SystemExit) as left:
+                main(["train", str(tone_run), *overrides])
+            assert left.value.code == 2
+            error = capsys.readouterr().err
         sentence = [line for line in error.splitlines() if line.startswith("uniaudio:")]
         assert len(sentence) == 1
         assert message in sentence[0]

@@ -20,11 +20,11 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
     START,
     ScoreMatrix,
-    draw_matrices,
     matrix_table,
     summarize,
     summary_table,
 )
+from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import Scores, probe_models
 from uniaudio.train.checkpoint import stage_ends

@@ -1,4 +1,4 @@
-"""Answers and routes of a run."""
+"""Answers of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from uniaudio.evaluate.answers import answers_table, evaluate_entry
 from uniaudio.evaluate.asking import AskSettings, answer_loss
 from uniaudio.evaluate.challenge import challenge_scores, challenge_table
 from uniaudio.evaluate.progress import AskingBar
-from uniaudio.evaluate.routes import read_choices, routes_tables, write_routes
 from uniaudio.evaluate.text_metrics import need
 
 PROTOCOLS = ("own", "xares-llm")
@@ -132,13 +131,3 @@ def run_evaluation(
             told["entries"] = results
         write_json(out if is_main() else None, told)
     return told
-
-
-def show_routes(run: Path, out: Path | None, last: float) -> None:
-    """Print what the encoder of a run chose by task, and write it as JSON and as a heat map."""
-    routes = read_choices(run, last)
-    console = Console()
-    for table in routes_tables(routes):
-        console.print(table)
-    for file in write_routes(routes, out or run):
-        console.print(str(file), highlight=False, soft_wrap=True)

@@ -19,7 +19,6 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
-from scipy import signal
 
 from uniaudio.config.schema import Strict
 from uniaudio.data.audio import QUANTA, decode
@@ -98,6 +97,8 @@ class Reverb(Transform):
     files: str | None = None
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        from scipy import signal
+
         response = self.generated(rng) if self.files is None else some_file(self.files, rng)
         begin = int(np.argmax(np.abs(response)))  # the direct sound: the clip must not be moved
         wet = signal.fftconvolve(wave, response[begin:])[: len(wave)]
@@ -161,6 +162,8 @@ class Band(Transform):
         return self
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
+        from scipy import signal
+
         edges = (rng.uniform(*self.low_hz), rng.uniform(*self.high_hz))
         sections = signal.butter(4, edges, "bandpass", fs=SAMPLE_RATE, output="sos")
         return signal.sosfiltfilt(sections, wave, padlen=min(27, len(wave) - 1)).astype(np.float32)
@@ -355,6 +358,8 @@ def fitted(wave: Wave, count: int) -> Wave:
 
 def lag_of(wave: Wave, back: Wave, longest: int = 4096) -> int:
     """Return by how many samples a codec delayed a clip, by the peak of the correlation of their beginnings."""
+    from scipy import signal
+
     if len(back) <= len(wave):
         return 0
     head = min(len(wave), 4 * longest)

@@ -10,23 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.colors import SymLogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from rich.table import Table
-
-from uniaudio.evaluate.figures import COLORS, STYLE
 
 START = "start"
 POINTS = 100.0  # a point is 0.01 of a score
-DARK = "#2b2f36"  # a PNG has its own white paper, so its words need not read on dark paper too
-PALE = "#e3e6ea"
-FRAME = COLORS[1]  # orange is seen on blue, on red and on white
 UNKNOWN = "–"
 
 
@@ -223,74 +212,6 @@ def summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
         cells = [UNKNOWN if value is None else format(value * POINTS, form) for value, form in moves]
         table.add_row(name, UNKNOWN if accuracy is None else f"{accuracy:.3f}", *cells)
     return table
-
-
-def draw_matrices(matrices: Mapping[str, ScoreMatrix], path: Path) -> None:
-    """Draw a heat map stage by set for every matrix, one below the other, into a PNG file.
-
-    The colour is the change against ``start`` in points, on one scale for all matrices; a frame marks the row after
-    whose stage a set was first trained on.
-
-    Raises:
-        ValueError: when there is no matrix.
-    """
-    if not matrices:
-        raise ValueError("there is no score matrix to draw")
-    changes = [abs(c) for m in matrices.values() for row in m.changes() for c in row if c is not None]
-    # a loss of two points has to be seen beside a gain of forty, so the scale is linear only up to one point
-    limit = max(10.0, *changes) if changes else 10.0
-    norm = SymLogNorm(linthresh=1.0, vmin=-limit, vmax=limit, base=10)
-    heights = [0.52 * len(matrix.stages) + 1.1 for matrix in matrices.values()]
-    widest = max(len(matrix.sets) for matrix in matrices.values())
-    names = max(len(stage) for matrix in matrices.values() for stage in matrix.stages)
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), DARK)
-    with matplotlib.rc_context({**STYLE, **colors}):
-        size = (max(5.0, 1.6 + 0.07 * names + 0.95 * widest), sum(heights) + 0.3)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(matrices), 1, height_ratios=heights, squeeze=False)
-        for axes, (title, matrix) in zip(grid[:, 0], matrices.items(), strict=True):
-            image = draw_matrix(axes, title, matrix, norm)
-        bar = figure.colorbar(image, ax=grid[:, 0], fraction=0.03, pad=0.02, aspect=30)
-        ticks = [tick for tick in (0, 1, 3, 10, 30, 100) if tick <= limit]
-        marks = sorted({sign * tick for tick in ticks for sign in (-1, 1)})
-        bar.set_ticks(marks, labels=[f"{mark:+d}" if mark else "0" for mark in marks])
-        bar.ax.minorticks_off()
-        bar.ax.tick_params(length=0)
-        bar.outline.set_visible(False)
-        bar.set_label("change against start, in points")
-        if any(learned is not None for matrix in matrices.values() for learned in matrix.learned):
-            figure.supxlabel("framed: the stage that first trained on the set", fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", dpi=150)
-
-
-def draw_matrix(axes: Any, title: str, matrix: ScoreMatrix, norm: Any) -> Any:
-    """Draw the heat map of one matrix and return its image; cells without a change are pale."""
-    changes = np.array(matrix.changes(), dtype=float)  # None becomes nan
-    colors = matplotlib.colormaps["RdBu"].with_extremes(bad=PALE)
-    image = axes.imshow(np.ma.masked_invalid(changes), cmap=colors, norm=norm, aspect="auto")
-    for (row, column), change in np.ndenumerate(changes):
-        score = matrix.scores[row][column]
-        text = UNKNOWN if score is None else f"{score:.3f}"
-        if row and not np.isnan(change):
-            text += f"\n{change:+z.1f}"
-        strong = not np.isnan(change) and abs(float(norm(change)) - 0.5) > 0.28
-        color = "white" if strong else DARK
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8, linespacing=1.25)
-    axes.set_xticks(np.arange(len(matrix.sets) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(matrix.stages) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    for column, learned in enumerate(matrix.learned):
-        if learned is not None:
-            corner = (column - 0.5, learned - 0.5)
-            frame = Rectangle(corner, 1, 1, fill=False, edgecolor=FRAME, linewidth=2.4, zorder=3)
-            axes.add_patch(frame).set_clip_on(False)
-    axes.set_xticks(range(len(matrix.sets)), matrix.sets, rotation=25, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(matrix.stages)), matrix.stages)
-    axes.set_title(title, loc="left", fontweight="bold")
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    return image
 
 
 def broken_guards(reference: Mapping[str, float], now: Mapping[str, float], max_drop: float) -> list[str]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 from uniaudio.evaluate.intervals import Array
 from uniaudio.evaluate.text_metrics import mean_over_present
@@ -22,6 +21,10 @@ def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], ab
     Returns:
         0 where no class has a positive.
     """
+    from sklearn.metrics import (
+        average_precision_score,  # slow to import, and every training run would wait for it
+    )
+
     present = truth.any(0)
     if not present.any():
         return 0.0

@@ -1,0 +1,19 @@
+"""Routes of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from uniaudio.evaluate.routes import read_choices, routes_tables, write_routes
+
+
+def show_routes(run: Path, out: Path | None, last: float) -> None:
+    """Print what the encoder of a run chose by task, and write it as JSON and as a heat map."""
+    routes = read_choices(run, last)
+    console = Console()
+    for table in routes_tables(routes):
+        console.print(table)
+    for file in write_routes(routes, out or run):
+        console.print(str(file), highlight=False, soft_wrap=True)
