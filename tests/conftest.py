@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from hypothesis import settings
 from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, WhisperConfig
@@ -22,6 +23,10 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
 
 from uniaudio.config.files import realdata_root
 from uniaudio.config.strict_yaml import dump_yaml
+
+# a first call may import or compile, and other tests run beside it
+settings.register_profile("uniaudio", deadline=None)
+settings.load_profile("uniaudio")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

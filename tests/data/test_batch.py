@@ -123,7 +123,7 @@ def groups_of_questions(draw):
     return groups
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=groups_of_questions())
 def test_the_same_rows_and_labels_whether_shared_or_not(groups):
     some = examples(groups)

@@ -54,7 +54,7 @@ def test_units_deal_out_each_row_once(shards, streams, epoch):
     assert len(rows) == shards * 30
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     streams=st.integers(1, 5),
@@ -69,7 +69,7 @@ def test_sharded_rows_come_once_in_each_epoch_over_all_streams(counts, streams, 
     assert sorted(found) == sorted(f"{s}/{r}" for s, count in enumerate(counts) for r in range(count))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     streams=st.integers(1, 4),

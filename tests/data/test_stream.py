@@ -138,7 +138,7 @@ def test_the_decoder_has_a_budget_too(mixture):
         assert batch.cost == pytest.approx(tokens / 200) or batch.cost > tokens / 200
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     first=st.integers(0, 25),
     seed=st.integers(0, 9),

@@ -75,7 +75,7 @@ def assert_twin_is_equal(encoder, lengths):
 
 
 @pytest.mark.parametrize("kind", TWINS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(lengths=st.lists(st.integers(1, 20_000), min_size=1, max_size=3))
 def test_twins_give_the_encoders_frames_at_any_lengths(load, kind, lengths):
     assert_twin_is_equal(load(kind), lengths)

@@ -135,7 +135,7 @@ LOOP = {
 }
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(1, 13), min_size=1, max_size=4), seed=st.integers(0, 10_000))
 @pytest.mark.parametrize("kind", MAKE)
 def test_values_and_gradients_equal_the_loop_over_clips(kind, lengths, seed):

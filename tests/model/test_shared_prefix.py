@@ -139,7 +139,7 @@ GROUPS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.generate])
+@settings(max_examples=12, phases=[Phase.generate])
 @given(groups=GROUPS)
 def test_any_number_of_questions_of_any_length(groups):
     model = build()

@@ -5,7 +5,6 @@ import math
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
 from uniaudio.config.stages import BalanceConfig
@@ -77,7 +76,6 @@ def test_factors_stop_at_the_bound_and_come_back():
     assert back.factors["b"] == pytest.approx(0.25 * math.exp(0.5))
 
 
-@bounded(deadline=None)
 @given(
     ROUNDS,
     st.floats(1.01, 100),
@@ -101,7 +99,6 @@ def test_factors_stay_within_the_bound_and_shares_are_shares(rounds, bound, rate
         assert bound**-2 * (1 - 1e-9) <= ratio <= bound**2 * (1 + 1e-9)
 
 
-@bounded(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), st.floats(0, 50)), min_size=1, max_size=6))
 def test_it_goes_on_from_json_as_if_never_stopped(rounds):
     whole = broken = Balance()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import tiny_whisper
 from hypothesis import given
-from hypothesis import settings as bounded
 from hypothesis import strategies as st
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -244,7 +243,6 @@ def test_of_hours_and_a_last_step_the_nearer_end_moves_the_cosine():
     assert near == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.6)))
 
 
-@bounded(deadline=None)
 @given(st.data())
 def test_shares_rise_fall_and_stay_between_their_ends(data):
     steps = data.draw(st.integers(1, 60))

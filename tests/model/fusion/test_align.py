@@ -39,7 +39,7 @@ def interpolated(frame_list, rate, to_rate, length):
     return torch.stack(result)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
     rate=st.sampled_from(RATES),

@@ -209,7 +209,7 @@ def expected(kind, operator, given):
     return wq_reference(operator, given) if kind.startswith("wq") else reference(kind, operator, given)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 10_000))
 @pytest.mark.parametrize("kind", MAKE)
 def test_values_and_gradients_equal_the_equation(kind, lengths, seed):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as bounded
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -64,7 +63,6 @@ def moved(model, seed=1):
             parameter += torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-@bounded(deadline=None)
 @given(st.floats(0.01, 100), st.integers(0, 1000), st.booleans())
 def test_penalty_and_gradient_equal_the_equation(weight, seed, weighed):
     model = Model()
