@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     sizable = [name for name in BENCHMARKS if set(asked) <= set(SIZED.get(name, ()))]
     for name in arguments.names:
         if name not in sizable:
-            parser.error(f"{name} has no size of {' and '.join(asked)} to choose; {', '.join(sizable)} have")
+            parser.error(f"{name} takes no size of {' and '.join(asked)}; these do: {', '.join(sizable)}")
     arguments.names = arguments.names or sizable
     if not arguments.quick:
         arguments.store = arguments.store or HERE / "results"

@@ -113,7 +113,7 @@ def test_other_sizes_are_stored_and_drawn_beside_the_usual_ones(scripts, tmp_pat
 def test_a_benchmark_without_sizes_is_told(scripts, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "labels", "--decoder", "0.6B")
-    assert "labels has no size of decoder to choose; step have" in capsys.readouterr().err
+    assert "labels takes no size of decoder; these do: step" in capsys.readouterr().err
 
 
 def test_every_benchmark_is_a_script(benchmarks):
