@@ -1,6 +1,6 @@
 """The GPU table: one process, one GPU, under nine minutes, with random weights alone.
 
-    benchmarks/gpu.sh [--out FILE.json] [--plot FILE.png] [--minutes 8.7]
+    benchmarks/gpu.sh [--out FILE.json] [--plot FILE.png] [--store benchmarks/results] [--minutes 8.7]
     benchmarks/gpu.sh --device cpu --size miniature --quick    # the same code, to see that it runs
 
 Both sides of a row have the same weights, clips, ids, optimizer (AdamW, rate 0) and precision (float32 weights and
@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from gpu_parity import parity, synchronisations
+from gpu_results import as_result
 from gpu_rows import compiled, eight_bits, embeddings, labels, recomputed, shared_prefixes
 from gpu_step import MEASURED, SPECIFIED, by_length, modelled, on_the_mix
 from gpu_timing import Clock, Setting, fastest, free
 from measure import machine
+from results import Result, history, moved, store_result
+from rich.console import Console
 from sizes import QWEN_VOCABULARY
+from tables import moved_table
 
 Row = dict[str, Any]
 SIZES = {"large-v3": ("large-v3", ("0.6B", "1.7B")), "miniature": ("miniature", ("miniature",))}
@@ -111,6 +114,8 @@ def main() -> int:
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     for line in verdicts(result["sections"]):
         print(line)
+    if arguments.store:
+        store(as_result(result["sections"], result["machine"], arguments.quick), arguments.store)
     if arguments.plot:
         plot(result["sections"].get("full step by clip length", []), arguments.plot)
     print(f"\n{setting.clock.used:.0f} s in all")
@@ -129,6 +134,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="sections whose titles contain one of these")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--plot", type=Path, help="draw the curve over clip lengths into this PNG file")
+    parser.add_argument(
+        "--store", type=Path, help="keep the figures in this folder of results and tell what moved"
+    )
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here: --device cpu --size miniature --quick runs the same code without one")
@@ -156,10 +164,7 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
 
 def facts(setting: Setting) -> dict[str, Any]:
     """Return where and with what is measured."""
-    try:
-        told = machine(torch.get_num_threads())
-    except FileNotFoundError:  # there is no git to tell the commit
-        told = {"torch": torch.__version__, "transformers": transformers.__version__}
+    told = machine(torch.get_num_threads())
     told |= {"optimizer": "AdamW", "budget": setting.budget}
     told["dtype"] = "float32" if setting.precision is None else "float32 weights, bfloat16 autocast"
     if setting.cuda:
@@ -227,6 +232,17 @@ def verdicts(sections: dict[str, list[Row]]) -> Iterator[str]:
 def met(reached: bool) -> str:
     """Say whether an aim was reached."""
     return "reached" if reached else "MISSED"
+
+
+def store(result: Result, folder: Path) -> None:
+    """Put a result beside those of other days and print what moved since the newest one of the same kind of GPU."""
+    before = next(iter(history(folder, result)[-1:]), None)
+    moves, against = [], {}
+    if before is not None:
+        moves = moved(before, result)
+        against["gpu"] = f"{before['machine']['when']} ({before['machine']['commit']})"
+    Console(width=160).print(moved_table(moves, against))
+    print(f"stored in {store_result(folder, result)}")
 
 
 def plot(rows: list[Row], path: Path) -> None:

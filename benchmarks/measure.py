@@ -347,7 +347,10 @@ def machine(threads: int) -> dict[str, Any]:
     lines = information.read_text().splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # there is no git
+        commit = ""
     return {
         "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),

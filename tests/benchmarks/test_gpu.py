@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gpu
 import gpu_parity
+import gpu_results
 import gpu_timing
 import pytest
 import torch
@@ -29,16 +31,16 @@ ABSENT = (
 )
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
     return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
 
 
 @pytest.mark.slow
 def test_every_section_runs_on_a_cpu(tmp_path):
-    out, plot = tmp_path / "gpu.json", tmp_path / "gpu.png"
+    out, plot, store = tmp_path / "gpu.json", tmp_path / "gpu.png", tmp_path / "results"
     small = ("--device", "cpu", "--size", "miniature", "--quick")
-    done = run("benchmarks/gpu.sh", *small, "--out", str(out), "--plot", str(plot))
+    done = run("benchmarks/gpu.sh", *small, "--out", out, "--plot", plot, "--store", store)
     assert done.returncode == 0, done.stdout + done.stderr
     sections = json.loads(out.read_text())["sections"]
     assert len(sections) == done.stdout.count("\n## ") - 1  # the last heading is that of the aims
@@ -50,6 +52,35 @@ def test_every_section_runs_on_a_cpu(tmp_path):
     (mix,) = sections["full step on the mix"]
     assert mix["times"] == pytest.approx(mix["ours"]["hours"] / mix["stock"]["hours"])
     assert plot.stat().st_size > 1000
+    (file,) = store.glob("*_quick.json")
+    result = json.loads(file.read_text())["benchmarks"]["gpu"]
+    assert "nothing stored to compare with" in done.stdout
+    assert len(result["cases"]) >= 10
+    ours = result["cases"][mix["name"]]["ours"]
+    assert ours["times_faster"]["value"] == pytest.approx(mix["times"])
+    assert ours["audio_seconds_per_second"]["value"] == mix["ours"]["hours"]
+    (embedded,) = sections["embedding"]
+    assert result["cases"][embedded["name"]]["on"]["times_faster"]["value"] == pytest.approx(
+        embedded["times"]
+    )
+
+
+def stored(hours: float, when: str) -> dict[str, Any]:
+    side = {"hours": hours, "peak_gib": 80.0, "clips": 40, "audio_seconds": 640.0}
+    row = {"name": "a step", "ours": side, "stock": {**side, "hours": 500.0}}
+    machine = {"processor": "x", "cores": 16, "threads": 16, "torch": "2.13.0", "budget": 640.0}
+    told = {**machine, "gpu": "NVIDIA H200", "when": when, "commit": None}
+    return gpu_results.as_result({"full step on the mix": [row]}, told, False)
+
+
+def test_what_moved_since_the_last_time_is_told(tmp_path, capsys):
+    gpu.store(stored(1000.0, "2026-11-20T10:00:00"), tmp_path)
+    gpu.store(stored(1500.0, "2026-11-21T10:00:00"), tmp_path)
+    told = capsys.readouterr().out
+    assert "+50%" in told
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"nvidia_h200_16_cores_torch_2.13_2026-11-{day}.json" for day in (20, 21)
+    }
 
 
 def test_it_needs_no_package_beside_torch_and_transformers():
