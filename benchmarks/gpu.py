@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_data import waiting_for_data
 from gpu_parity import parity, synchronisations
 from gpu_results import as_result
 from gpu_rows import compiled, eight_bits, embeddings, labels, recomputed, shared_prefixes
@@ -40,6 +41,7 @@ LENGTHS = (1.0, 2.0, 5.0, 10.0, 15.0, 30.0)
 BUDGET = 640.0  # seconds of audio in a micro-batch
 AIMS = {"0.6B": 1500.0, "1.7B": 1150.0}  # audio-hours per GPU-hour on the mix, on an H200
 TIMES = 3.0  # faster than the stock way
+WAIT = 0.02  # of the time, for data
 # rows of outputs, width out, width in
 PRODUCTS = {
     "square": (8192, 8192, 8192),
@@ -87,6 +89,7 @@ SECTIONS = (
     Section("waiting for the device", synchronisations, 10),
     Section("modelled operations", modelled, 1),
     Section("full step on the mix", on_the_mix, 55),
+    Section("waiting for data", waiting_for_data, 15),
     Section("compiled layers", compiled, 100),
     Section("prefix sharing", shared_prefixes, 15),
     Section("recomputation", recomputed, 15),
@@ -227,6 +230,10 @@ def verdicts(sections: dict[str, list[Row]]) -> Iterator[str]:
             if decoder in stock:
                 times = got / stock[decoder]
                 yield f"{row['name']}: {times:.2f}x the stock way, aim {TIMES:g}x: {met(times >= TIMES)}"
+    for row in sections.get("waiting for data", []):
+        if "wait share" in row:
+            share = row["wait share"]
+            yield f"{row['name']}: {share:.2%} of the time waiting for data, aim below {WAIT:.0%}: {met(share < WAIT)}"
 
 
 def met(reached: bool) -> str:

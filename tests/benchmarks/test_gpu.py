@@ -49,6 +49,9 @@ def test_every_section_runs_on_a_cpu(tmp_path):
         for row in rows:
             verdict = row.get("verdict", "same")
             assert verdict in ("same", "needs CUDA"), (title, row)
+    (waits,) = sections["waiting for data"]
+    assert 0 < waits["wait share"] < 1
+    assert waits["audio-h/GPU-h"] > 0
     (mix,) = sections["full step on the mix"]
     assert mix["times"] == pytest.approx(mix["ours"]["hours"] / mix["stock"]["hours"])
     assert plot.stat().st_size > 1000
