@@ -61,6 +61,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def part_ways() -> None:
+    """End the exchange between the ranks; every rank must call it at the same point, and none exchanges after it.
+
+    Threads of an exchange that is not ended may still run while the interpreter is cleared away, and abort the process.
+    """
+    if is_distributed():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 @contextlib.contextmanager
 def telling_of_lost_processes() -> Iterator[None]:
     """Turn an exchange that failed because a process is gone into a sentence.

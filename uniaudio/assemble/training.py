@@ -23,7 +23,7 @@ from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import open_source
 from uniaudio.data.stream import Mixture
 from uniaudio.data.tokens import ChatFormat
-from uniaudio.distributed import is_main, rank, telling_of_lost_processes, world_size
+from uniaudio.distributed import is_main, part_ways, rank, telling_of_lost_processes, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.recall import recalled_stores
@@ -109,7 +109,9 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         evaluate=evaluate,
     )
     with telling_of_lost_processes():
-        return train(parts, config, accelerator, continued)
+        code = train(parts, config, accelerator, continued)
+        part_ways()
+    return code
 
 
 def audio_lm(model: nn.Module) -> AudioLM:
