@@ -1,7 +1,8 @@
 """Augmentation of waveforms: a function of the samples and of the example's own random generator, and of nothing else.
 
 A continued run therefore degrades its clips exactly as an uninterrupted one. Libraries of ready transforms draw from
-global generators, which would break this; the signal processing itself is SciPy's, soxr's and libsndfile's.
+global generators, which would break this; the signal processing itself is SciPy's, soxr's and libsndfile's. SciPy is
+imported where it is used: that takes half a second, and most runs augment nothing.
 """
 
 from __future__ import annotations
