@@ -359,10 +359,10 @@ def fitted(wave: Wave, count: int) -> Wave:
 
 def lag_of(wave: Wave, back: Wave, longest: int = 4096) -> int:
     """Return by how many samples a codec delayed a clip, by the peak of the correlation of their beginnings."""
-    from scipy import signal
-
     if len(back) <= len(wave):
         return 0
+    from scipy import signal
+
     head = min(len(wave), 4 * longest)
     search = min(len(back) - len(wave), longest)
     scores = signal.correlate(back[: head + search], wave[:head], mode="valid", method="fft")

@@ -21,9 +21,8 @@ def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], ab
     Returns:
         0 where no class has a positive.
     """
-    from sklearn.metrics import (
-        average_precision_score,  # slow to import, and every training run would wait for it
-    )
+    # slow to import, and every training run would wait for it
+    from sklearn.metrics import average_precision_score
 
     present = truth.any(0)
     if not present.any():
