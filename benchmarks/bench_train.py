@@ -21,11 +21,11 @@ from bench_step import examples_of, new_adapter
 from measure import Benchmark, Run, main, peak_gib
 from sizes import Sizes
 
-from uniaudio.assemble.training import joined_states
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.batch import collate
-from uniaudio.distributed import is_main, rank, world_size
+from uniaudio.data.loader import joined_states
+from uniaudio.distributed import is_main, part_ways, rank, world_size
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -190,7 +190,9 @@ def launch(side: str) -> tuple[list[str], int] | None:
 def figures(run: Run) -> dict[str, float] | None:
     """Measure one side; under an engine only the first process tells."""
     found = ALONE.get(run.side, our_loop)(run.steps, run.scratch)
-    return found if is_main() else None
+    tells = is_main()
+    part_ways()
+    return found if tells else None
 
 
 if __name__ == "__main__":

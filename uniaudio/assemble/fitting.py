@@ -14,7 +14,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, is_main, world_size
 from uniaudio.errors import UserError
-from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.audio_lm import AudioLM, as_audio_lm
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import precision_of
 from uniaudio.train.recomputing import Recomputing
@@ -64,11 +64,9 @@ def chooser(
 
     def choose(index: int, engine: Engine) -> Recomputing:
         found: Recomputing = gather_objects(reckon(index, engine.name))[0]
-        model = engine.plain
-        assert isinstance(model, AudioLM)
         for name in found.parts:
             if name not in always:
-                part_of(model, config, name).recompute()
+                part_of(as_audio_lm(engine.plain), config, name).recompute()
         return found
 
     return choose

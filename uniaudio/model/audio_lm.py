@@ -208,6 +208,12 @@ class AudioLM(nn.Module):
             return self.encoder(batch.audio, masks=batch.masks, **given)
 
 
+def as_audio_lm(model: nn.Module) -> AudioLM:
+    """Return the model that an engine trains as what it is."""
+    assert isinstance(model, AudioLM)
+    return model
+
+
 def left_padded(embeds: Ragged) -> tuple[Tensor, Tensor]:
     """Return ``[B, L, D]`` with the rows at the right edge, and the mask ``[B, L]`` of real positions."""
     longest = int(embeds.lengths.max())

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from uniaudio.assemble.models import build_model, stage_recipes
-from uniaudio.assemble.training import stage_mixture
+from uniaudio.assemble.stage_data import StageData
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
@@ -76,9 +76,8 @@ def peak_of_step(config: RunConfig) -> float:
     small = config.decoder.miniature
     decoder = config.decoder.path if small is None else str(miniature_decoder(small, recipes))
     loaded = build_model(config, decoder, accelerator.device)
-    mixture = stage_mixture(config, recipes[0], 0, loaded.format, loaded.model)
-    tasks = tuple(sorted({task for recipe in recipes for task in recipe.tasks()}))
-    steps = islice(make_loader(mixture, tasks, 0, 1, 0, 2), LOOKED_AT)
+    data = StageData(config, recipes, loaded.format)
+    steps = islice(make_loader(data.mixture(0, loaded.model), data.tasks, 0, 1, 0, 2), LOOKED_AT)
     batch = max(
         (b for step in steps for b in step.micro), key=lambda b: b.audio_seconds + len(b.tokens.values) / 1e3
     )
