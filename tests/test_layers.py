@@ -29,7 +29,8 @@ ALLOWED = {
     "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
     "serve": BASE | {"data", "model", "evaluate", "assemble"},
-    "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo", "serve"},
+    "data_cli": {"tools"},
+    "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo", "serve", "data_cli"},
 }
 
 
