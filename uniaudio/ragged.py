@@ -89,7 +89,8 @@ class Ragged:
     def from_padded(cls, padded: Tensor, lengths: Tensor) -> Ragged:
         """The first ``lengths[i]`` entries of every row of ``padded [B, L, ...]``."""
         mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
-        return cls(padded[mask.to(padded.device)], lengths)
+        places = mask.flatten().nonzero().flatten()  # on the host: a mask on the device would wait for it
+        return cls(padded.flatten(0, 1)[places.to(padded.device, non_blocking=True)], lengths)
 
     def mean(self) -> Tensor:
         """``[B, ...]`` float: the mean of every row over its real values only. Empty rows give 0."""

@@ -19,6 +19,7 @@ from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora
 from uniaudio.model.prefixes import key_places, row_positions
+from uniaudio.model.recompute import recompute_stock_layers
 from uniaudio.ragged import Ragged
 from uniaudio.types import SharedPrefixes
 
@@ -84,7 +85,7 @@ class TextDecoder(nn.Module):
             UserError: when the architecture cannot.
         """
         try:
-            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_stock_layers(self.lm)
         except ValueError as problem:
             raise UserError(
                 f"decoder.recompute: {type(self.lm).__name__} cannot do it; leave it out"

@@ -41,14 +41,16 @@ def label_log_likelihoods(
     """
     device, count = prefixes.device, len(labels)
     ids, owner = labels.values.to(device), labels.row_index().to(device)
-    starts, ends = (borders.to(device) for borders in (labels.offsets[:-1], labels.offsets[1:] - 1))
-    later, given = (torch.ones_like(ids, dtype=torch.bool).index_fill(0, x, False) for x in (starts, ends))
+    starts, ends = labels.offsets[:-1], labels.offsets[1:] - 1
+    every = torch.ones(len(ids), dtype=torch.bool)
+    # places are found on the host: a mask on the device would wait for it
+    later, given = (every.index_fill(0, x, False).nonzero().flatten().to(device) for x in (starts, ends))
     inputs = Ragged(decoder.embed(ids[given]), labels.lengths - 1)
     if read is not None:
         last, inside = branched(prefixes, inputs, read)
     else:
         last, inside = continued(decoder, prefixes, inputs)
-    first = picked(decoder, last, ids[starts].expand(len(last), count))
+    first = picked(decoder, last, ids[starts.to(device)].expand(len(last), count))
     following = ids[later].repeat(len(prefixes))[:, None]
     rest = picked(decoder, inside, following).view(len(prefixes), -1)
     return first.index_add(1, owner[later], rest)

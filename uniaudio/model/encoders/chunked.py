@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunks import as_float, chunks_of, cut_into_chunks
+from uniaudio.model.recompute import recompute_stock_layers
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -37,7 +38,7 @@ class ChunkedAudioEncoder(AudioEncoder):
 
     def recompute(self) -> None:
         super().recompute()
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_stock_layers(self.model)
 
     def frames_of(self, samples: int) -> int:
         """Return the frames of one chunk."""
