@@ -193,6 +193,5 @@ if __name__ == "__main__":
             cases={LAYERS: SIDES, LOSS: SIDES},
             figures=figures,
             same={LAYERS: SIDES, LOSS: SIDES},
-            sizes=("decoder",),
         )
     )

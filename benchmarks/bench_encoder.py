@@ -118,6 +118,5 @@ if __name__ == "__main__":
             ratios=RATIOS,
             same={"30": ("stock", "ours")},
             quick_cases=QUICK_CASES,
-            sizes=("encoder",),
         )
     )

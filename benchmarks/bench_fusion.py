@@ -26,8 +26,8 @@ from setting import (
     noise,
     our_micro_batches,
     stock_micro_batches,
-    whisper_tiny,
 )
+from sizes import Sizes
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -142,7 +142,10 @@ def packed(case: str, side: str, count: int) -> Step:
     """The gate over two frozen encoders, forward of all and backward of the gate."""
     seconds = clip_seconds("mix", count)
     waves = noise(seconds)
-    both = [whisper_tiny().eval().requires_grad_(False), whisper(384, 4, 6, 5).eval().requires_grad_(False)]
+    both = [
+        Sizes().new_encoder().eval().requires_grad_(False),
+        whisper(384, 4, 6, 5).eval().requires_grad_(False),
+    ]
     torch.manual_seed(0)
     total = sum(frames_at(25.0, len(wave)) for wave in waves)
     if side == "packed":

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from measure import Benchmark, Run, main, time_steps
-from setting import small_qwen
+from sizes import Sizes
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -38,7 +38,7 @@ def decoder_of(case: str) -> TextDecoder:
     """Return a decoder with random weights from one seed."""
     torch.manual_seed(0)
     if case == "small":
-        return TextDecoder(small_qwen())
+        return TextDecoder(Sizes().new_decoder())
     config = Qwen3Config(
         hidden_size=128,
         intermediate_size=256,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from measure import Benchmark, Run, main, peak_gib
-from setting import as_float, noise, whisper_tiny
+from setting import as_float, noise
+from sizes import Sizes
 from sklearn.neighbors import NearestNeighbors
 from transformers import WhisperFeatureExtractor
 
@@ -33,7 +34,7 @@ CLASSES = 20
 def embed(side: str, quick: bool) -> Callable[[], Any]:
     """One mean vector for each of 64 clips of 1 s."""
     clips = noise([1.0] * (4 if quick else 64))
-    whisper = whisper_tiny().eval()
+    whisper = Sizes().new_encoder().eval()
     if side == "ours":
         encoder = WhisperAudioEncoder(whisper)
         return lambda: embed_clips(encoder, clips)

@@ -117,6 +117,5 @@ if __name__ == "__main__":
             figures=figures,
             same=cases,
             quick_cases=(DECODER[1], WHOLE),
-            sizes=("encoder", "decoder"),
         )
     )

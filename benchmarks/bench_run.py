@@ -39,7 +39,8 @@ import torch
 from corpus import encoded, write_parquet, write_tar
 from measure import Benchmark, Run, main
 from peer import IGNORED, new_peer, tower_config
-from setting import mixed_length, small_qwen, whisper_tiny
+from setting import mixed_length
+from sizes import Sizes
 from torch.utils.data import DataLoader
 from transformers import (
     AddedToken,
@@ -53,6 +54,7 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.miniature.tokenizer import TURN_END, train_tokenizer
 from uniaudio.types import SAMPLE_RATE
 
+SIZES = Sizes()
 CASE = "mix"
 CLIPS, EPOCHS, SHARDS = 96, 1, 4
 QUICK_CLIPS, QUICK_SECONDS = 4, 3.0
@@ -96,11 +98,11 @@ def prepare(folder: Path, quick: bool) -> None:
 
 def write_models(folder: Path, words: list[str]) -> None:
     """Write the tower, the language model and its tokenizer, each as transformers stores them."""
-    whisper = whisper_tiny()
+    whisper = SIZES.new_encoder()
     tower = AutoModel.from_config(tower_config(whisper))
     tower.load_state_dict(whisper.state_dict())
     tower.save_pretrained(folder / "tower")
-    small_qwen().save_pretrained(folder / "lm")
+    SIZES.new_decoder().save_pretrained(folder / "lm")
     tokenizer = train_tokenizer([QUESTION, *[f" {word}" for word in words] * 3], 2000)
     tokenizer.save_pretrained(folder / "lm")
 
@@ -248,7 +250,7 @@ def noting_waits(batches: Iterator[Any], waits: list[float]) -> Iterator[Any]:
 def peer(run: Run, facts: dict[str, Any]) -> dict[str, float]:
     """Train the stock model in a plain loop, as its Trainer would."""
     processor = peer_processor(run.shared)
-    model = new_peer(whisper_tiny(), small_qwen(), processor.audio_token_id)
+    model = new_peer(SIZES.new_encoder(), SIZES.new_decoder(), processor.audio_token_id)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR)
     losses: list[float] = []

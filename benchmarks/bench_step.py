@@ -252,6 +252,5 @@ if __name__ == "__main__":
             figures=figures,
             same={"30": tuple(SIDES[0]), "30" + AT_25: tuple(SIDES[1])},
             quick_cases=(*QUICK_CASES, "30" + AT_25),
-            sizes=("encoder", "decoder"),
         )
     )

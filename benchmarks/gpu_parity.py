@@ -170,7 +170,7 @@ def native_grouped_query(setting: Setting) -> Row:
         try:
             mixed = varlen_attn(q, k, v, *borders, window_size=(-1, 0), **more)
         except Exception as problem:  # a keyword or a shape that this version does not know
-            ways[how] = {"refused": str(problem).splitlines()[0][:60]}
+            ways[how] = {"refused": f"{type(problem).__name__}: {problem}".splitlines()[0][:60]}
         else:
             ways[how] = {"error": error(mixed, true)}
     return {

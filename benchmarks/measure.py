@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from results import AGREEMENT, Result, disagreement, gathered
 from rich.console import Console
-from sizes import QWEN3, WHISPER, Sizes
+from sizes import CHOICES, SIZED, Sizes
 from tables import draw, has_curve, one_table
 
 from uniaudio import __version__
@@ -38,7 +38,6 @@ QUIET_LOAD = 1.0  # one-minute load average above which figures of a small machi
 PATIENCE = 180  # seconds to wait for it
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 CHECKOUT = "peer (your checkout)"  # the side that a command of the user's own runs
-CHOICES = {"encoder": tuple(WHISPER), "decoder": tuple(QWEN3)}
 RATIOS = {"times_faster": "seconds", "times_less_memory": "peak_gib"}
 
 
@@ -73,7 +72,6 @@ class Benchmark:
         launch: side -> what starts Python in its place, and threads; None: nothing special.
         whole: whether the wall time and the largest process of a whole run, start-up included, are figures.
         checkout: the case in which a peer's checkout may take part.
-        sizes: of ``encoder`` and ``decoder``, the parts whose size the user may choose.
     """
 
     name: str
@@ -92,7 +90,6 @@ class Benchmark:
     launch: Callable[[str], tuple[list[str], int] | None] | None = None
     whole: bool = False
     checkout: str | None = None
-    sizes: Sequence[str] = ()
 
 
 def main(benchmark: Benchmark) -> None:
@@ -138,7 +135,7 @@ def main(benchmark: Benchmark) -> None:
 
 def chosen(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[str, str]:
     """Return the sizes that this call takes, of the parts whose size can be chosen."""
-    return {part: getattr(arguments, part) for part in benchmark.sizes}
+    return {part: getattr(arguments, part) for part in SIZED.get(benchmark.name, ())}
 
 
 def named(benchmark: Benchmark, arguments: argparse.Namespace) -> str:
@@ -184,7 +181,7 @@ def parse(benchmark: Benchmark) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=benchmark.threads or cores)
     parser.add_argument("--out", type=Path, help="also write the JSON result to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratio over the clip length into this PNG file")
-    for part in benchmark.sizes:
+    for part in SIZED.get(benchmark.name, ()):
         usual = getattr(Sizes(), part)
         parser.add_argument(
             f"--{part}", choices=CHOICES[part], default=usual, help=f"its size (default {usual})"
@@ -222,8 +219,6 @@ def run_side(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
     )
     if found is not None:
         print(json.dumps(dict(found)), flush=True)
-    if benchmark.launch is not None:
-        os._exit(0)  # gloo's threads may outlive the interpreter's own clean-up and abort it
 
 
 def in_turns(

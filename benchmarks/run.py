@@ -22,9 +22,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import CHOICES, machine
+from measure import machine
 from results import Move, Result, history, machine_kind, moved, store_result
 from rich.console import Console
+from sizes import CHOICES, SIZED
 from tables import draw, has_curve, moved_table, summary
 
 HERE = Path(__file__).resolve().parent
@@ -40,12 +41,6 @@ BENCHMARKS = {  # what it measures
     "run": "bench_run.py",  # end to end
     "probes": "bench_probes.py",
     "labels": "bench_labels.py",
-}
-SIZED = {  # parts whose size can be chosen
-    "encoder": ("encoder",),
-    "decoder": ("decoder",),
-    "step": ("encoder", "decoder"),
-    "questions": ("encoder", "decoder"),
 }
 
 

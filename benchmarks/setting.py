@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sizes import Sizes
-from transformers import Qwen3ForCausalLM
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.types import SAMPLE_RATE
 
@@ -69,13 +66,3 @@ def our_micro_batches(seconds: Sequence[float]) -> list[list[int]]:
         batches[-1].append(index)
         used += length
     return batches
-
-
-def whisper_tiny() -> WhisperEncoder:
-    """Return the encoder of whisper-tiny's size (8.2 M parameters) in training mode; stock SDPA attention."""
-    return Sizes().new_encoder()
-
-
-def small_qwen() -> Qwen3ForCausalLM:
-    """Return a frozen Qwen3 of eight small layers under the full vocabulary; stock SDPA attention."""
-    return Sizes().new_decoder()

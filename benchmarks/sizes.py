@@ -28,6 +28,14 @@ QWEN3 = {
     "1.7B": (2048, 28, 16, 8, 128, 6144, QWEN_VOCABULARY),
 }
 
+CHOICES = {"encoder": tuple(WHISPER), "decoder": tuple(QWEN3)}
+SIZED = {  # benchmark -> the parts whose size can be chosen
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "step": ("encoder", "decoder"),
+    "questions": ("encoder", "decoder"),
+}
+
 
 @dataclass(frozen=True)
 class Sizes:

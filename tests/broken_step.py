@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from uniaudio.config.run import TrainConfig
-from uniaudio.distributed import barrier, gather_objects, is_main, rank, world_size
+from uniaudio.distributed import gather_objects, is_main, part_ways, rank, world_size
 from uniaudio.train.engines.launch import backward_scale, make_accelerator, make_engine
 
 MICRO = 2  # micro-batches of a rank in a step
@@ -164,8 +164,7 @@ def main():
         }
     if is_main():
         print(json.dumps(told), flush=True)
-    barrier()
-    os._exit(0)  # gloo's threads may outlive the interpreter's own clean-up and abort it
+    part_ways()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""A process of two: trains a MoWE and a mixture of experts whose ranks route differently, under a named engine.
+"""A process of two: trains a MoWE and a mixture of experts whose ranks route differently, under named engines.
 
-Usage: python uneven_ranks.py ddp|zero1|zero2|zero3|fsdp2. The main process prints its figures as JSON in the last line.
+Usage: python uneven_ranks.py ddp|zero0|zero1|zero2|zero3|fsdp2 ... The main process prints its figures as JSON in the
+last line.
 """
 
 import json
-import os
 import sys
 
 import torch
 from broken_step import accelerator_for
 from torch import nn
 
-from uniaudio.distributed import barrier, gather_objects, is_main, rank
+from uniaudio.distributed import gather_objects, is_main, part_ways, rank
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
@@ -83,48 +83,55 @@ def steps(name, model, given, steps=3):
     return losses, weights
 
 
-def main():
-    engine = sys.argv[1]
-    accelerator_for(engine)  # the ranks meet
+class Experts(nn.Module):
+    """A mixture of four experts whose first rank's frames go to the first one, and so on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.moe = MoeFusion(("a", "b"), (4, 4), 8, project=False, experts=4, top_k=1)
+        self.moe.router.register_forward_hook(self.pull)
+
+    def pull(self, module, inputs, output):
+        favourite = torch.zeros(4)
+        favourite[rank()] = 20.0
+        return output + favourite
+
+    def forward(self, given):
+        fused = self.moe([[given], [given]])
+        return fused.frames.values, dict(fused.losses)
+
+
+def mowe_by_rank():
+    """Return a MoWE in which all clips of a rank go to one weak encoder."""
     torch.manual_seed(0)
     encoders = {"base": Little(), "first": Little(), "second": Little(), "third": Little()}
     mowe = MoweEncoder(encoders, 25.0, routers="dependent")
-    own = rank()
 
     def route(read, owner=None, prompts=None, weigh=mowe.dependent.weigh):
         pull = torch.zeros(3)
-        pull[own] = 5.0  # this rank's clips all go to one weak encoder
+        pull[rank()] = 5.0
         return (weigh(read) + pull).softmax(-1)
 
     mowe.dependent.forward = route
+    return mowe
+
+
+def under(engine):
+    """Train both under an engine; return losses, clips heard by each weak encoder on both ranks, and weights."""
+    accelerator_for(engine)  # the ranks meet
+    mowe = mowe_by_rank()
     generator = torch.Generator().manual_seed(rank())
     audio = Ragged(torch.randn(16_000, generator=generator), torch.tensor([6_000, 10_000]))
     routed, weights = steps(engine, Routed(mowe), audio)
     heard = gather_objects([mowe.encoders[name].heard[0] for name in ("first", "second", "third")])
-
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(1)
-            self.moe = MoeFusion(("a", "b"), (4, 4), 8, project=False, experts=4, top_k=1)
-            self.moe.router.register_forward_hook(self.pull)
-
-        def pull(self, module, inputs, output):
-            favourite = torch.zeros(4)
-            favourite[rank()] = 20.0
-            return output + favourite
-
-        def forward(self, given):
-            fused = self.moe([[given], [given]])
-            return fused.frames.values, dict(fused.losses)
-
     frames = Ragged(torch.randn(7, 4, generator=generator), torch.tensor([3, 4]))
     mixed, more = steps(engine, Experts(), frames)
+    return {"mowe": routed, "moe": mixed, "heard": heard, "weights": [weights, more]}
+
+
+if __name__ == "__main__":
+    told = {engine: under(engine) for engine in sys.argv[1:]}
     if is_main():
-        told = {"engine": engine, "mowe": routed, "moe": mixed, "heard": heard, "weights": [weights, more]}
         print(json.dumps(told), flush=True)
-    barrier()
-    os._exit(0)  # gloo's threads may outlive the interpreter's own clean-up and abort it
-
-
-main()
+    part_ways()

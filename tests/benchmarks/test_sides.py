@@ -9,7 +9,7 @@ import bench_step
 import pytest
 import torch
 from measure import Run
-from sizes import Sizes, new_qwen3, new_whisper
+from sizes import Sizes, new_qwen3
 
 MINIATURE = Sizes("miniature", "miniature")
 
@@ -17,8 +17,7 @@ MINIATURE = Sizes("miniature", "miniature")
 @pytest.fixture
 def small_runs(monkeypatch):
     """Let the benchmark of whole runs take the smallest models."""
-    monkeypatch.setattr(bench_run, "small_qwen", lambda: new_qwen3("miniature"))
-    monkeypatch.setattr(bench_run, "whisper_tiny", lambda: new_whisper("miniature"))
+    monkeypatch.setattr(bench_run, "SIZES", MINIATURE)
 
 
 @pytest.mark.parametrize("with_loss", [False, True])
