@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import gpu_results
 import gpu_timing
 import pytest
 import torch
+from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).parents[2]
 # what a machine with a GPU, torch and transformers may lack
@@ -66,6 +68,72 @@ def test_every_section_runs_on_a_cpu(tmp_path):
     assert result["cases"][embedded["name"]]["on"]["times_faster"]["value"] == pytest.approx(
         embedded["times"]
     )
+
+
+@pytest.fixture(scope="module")
+def pretended_gpu(tmp_path_factory) -> Path:
+    """The library without which torch for CPUs refuses tensors of a GPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("a pretended GPU is compiled with g++")
+    if torch.cuda.is_available():
+        pytest.skip("there is a real GPU: run benchmarks/gpu.sh")
+    library = tmp_path_factory.mktemp("gpu") / "pretended_gpu.so"
+    source, (places,) = ROOT / "tests" / "pretended_gpu.cpp", library_paths()
+    linked = [f"-L{places}", f"-Wl,-rpath,{places}", "-ltorch_cpu", "-lc10"]
+    included = [f"-I{path}" for path in include_paths()]
+    done = run("g++", "-std=c++20", "-shared", "-fPIC", *included, source, "-o", library, *linked)
+    assert done.returncode == 0, done.stderr
+    return library
+
+
+@pytest.mark.slow
+def test_sections_run_on_a_pretended_gpu(pretended_gpu, tmp_path):
+    """Devices, dtypes and shapes alone: the step mixes nothing of host and GPU, and waits once, for the norm."""
+    out = tmp_path / "gpu.json"
+    titles = (
+        "same numbers",
+        "waiting",
+        "on the mix",
+        "sharing",
+        "recomputation",
+        "FP8",
+        "closed",
+        "embedding",
+    )
+    words = ("--size", "miniature", "--quick", "--out", out, "--only", *titles)
+    done = pretending(pretended_gpu, "tests/pretended_gpu.py", *words)
+    assert out.is_file(), done.stderr
+    sections = json.loads(out.read_text())["sections"]
+    assert len(sections) == len(titles) + 1  # for the device, and for data
+    for title, rows in sections.items():
+        assert rows, title
+        for row in rows:
+            assert not row.get("verdict", "").startswith(("failed", "left out", "needs")), (title, row)
+    waits = {row["name"]: row["waits"] for row in sections["waiting for the device"]}
+    assert waits == {
+        "waits in forward, transfer included": 0,
+        "waits in backward": 0,
+        "waits in update": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("torch.ones(2, device='cuda') + torch.ones(2)", "found at least two devices, cuda:0 and cpu"),
+        ("torch.ones(2, device='cuda') @ torch.ones(2).double().cuda()", "same dtype"),
+        ("print(waits(lambda: torch.ones(2, device='cuda').sum().item()))", "<string>:1"),
+    ],
+)
+def test_a_pretended_gpu_finds_mistakes(pretended_gpu, mistake, told):
+    start = "import sys; sys.path[:0] = ['tests', 'benchmarks']; import torch; from gpu_parity import waits; "
+    start += "from pretended_gpu import PretendedGpu, pretend; gpu = PretendedGpu(); pretend(gpu); gpu.__enter__(); "
+    done = pretending(pretended_gpu, "-c", start + mistake)
+    assert told in done.stdout + done.stderr
+
+
+def pretending(library: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, *words, LD_PRELOAD=str(library), PYTHONPATH=".")
 
 
 def stored(hours: float, when: str) -> dict[str, Any]:
