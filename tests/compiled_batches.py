@@ -1,8 +1,9 @@
 """A process of its own: batches of ever other lengths through plain layers and through compiled ones.
 
-Usage: python compiled_batches.py ENCODER [dtype=float64] [backend=aot_eager] [kernel=1] [recompute=1] [lora=1]
-[frozen=1] [fp8=1] [batches=12]. Prints, as JSON in the last line, compiled graphs after every batch and how far losses
-and gradients are from the plain ones. The checker of shapes is not active here: the compiler would look into it.
+Usage: python compiled_batches.py CASE ..., with cases such as "whisper dtype=float64 backend=aot_eager kernel=1
+recompute=1 lora=1 frozen=1 fp8=1 batches=12", where all but the encoder may be left out. Prints, as JSON in the last
+line, for each case compiled graphs after every batch and how far losses and gradients are from the plain ones. The
+checker of shapes is not active here: the compiler would look into it.
 """
 
 import json
@@ -26,6 +27,7 @@ from uniaudio.ragged import Ragged
 
 ENCODERS = {"whisper": WhisperAudioEncoder, "qwen2_5_omni": OmniAudioEncoder, "qwen3_omni": OmniAudioEncoder}
 WIDTH = 64
+takes_kernel = attention.takes_kernel
 
 
 class Reader(torch.nn.Module):
@@ -75,15 +77,16 @@ def results(model, count):
     return found
 
 
-def main(kind, **given):
+def compared(kind, **given):
+    """Run plain and compiled layers over the same batches; nothing is left of what was compiled before."""
+    torch._dynamo.reset()
+    counters.clear()
     torch.manual_seed(0)
     dtype = getattr(torch, given.get("dtype", "float32"))
     stock = MINIATURES[kind]()
     encoder = ENCODERS.get(kind, WaveAudioEncoder)(stock)
     model = Reader(encoder, dtype).train()
-    if "kernel" in given:
-        register()
-        attention.takes_kernel = lambda query, dropout: dropout == 0
+    attention.takes_kernel = (lambda query, dropout: dropout == 0) if "kernel" in given else takes_kernel
     if "lora" in given:
         add_lora(model.encoder, 4, 8, 0.0, "all")
         add_lora(model.decoder.lm.base_model, 4, 8, 0.0, "qkv")
@@ -126,6 +129,16 @@ def main(kind, **given):
     }
 
 
+def described(case):
+    kind, *pairs = case.split()
+    return kind, dict(pair.split("=") for pair in pairs)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(sys.argv[1], **dict(pair.split("=") for pair in sys.argv[2:]))))
+    register()
+    told = {}
+    for case in sys.argv[1:]:
+        kind, given = described(case)
+        told[case] = compared(kind, **given)
+    print(json.dumps(told))

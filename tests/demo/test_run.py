@@ -4,18 +4,12 @@ import json
 import shutil
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from uniaudio.assemble.models import load_model
 from uniaudio.demo.run import run_demo
 from uniaudio.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""The commands as a user types them, on a run that was really trained."""
+"""The commands as a user types them, on a run that was really trained; some in a process of their own."""
 
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,18 +12,17 @@ import pytest
 from uniaudio.cli import main
 
 ENVIRONMENT = {
-    **os.environ,
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
 }
 
 
-def uniaudio(*arguments, expect=0, cwd=None, **environment):
+def uniaudio(*arguments, expect=0):
+    """Run a command in a process of its own; return what it told."""
     done = subprocess.run(
         [sys.executable, "-m", "uniaudio", *map(str, arguments)],
-        env={**ENVIRONMENT, **environment},
-        cwd=cwd,
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=300,
@@ -33,49 +33,56 @@ def uniaudio(*arguments, expect=0, cwd=None, **environment):
 
 
 @pytest.fixture
-def mistake(capsys):
-    """Run a command that must fail, in this process to save its start; returns what it told."""
+def here(capsys, fresh_accelerate):
+    """Run a command in this process, which saves its start; returns what it told."""
 
-    def told(*arguments):
+    def told(*arguments, expect=0):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])
-        assert left.value.code == 2
-        return capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert (left.value.code or 0) == expect, captured
+        return captured.out if expect == 0 else captured.err
 
     return told
 
 
+@pytest.fixture
+def mistake(here):
+    """Run a command that must fail; returns what it told."""
+    return partial(here, expect=2)
+
+
 @pytest.mark.slow
-def test_a_paper_in_miniature_from_check_to_routes(tmp_path):
+def test_a_paper_in_miniature_from_check_to_routes(tmp_path, monkeypatch, here):
     """From an empty folder: parts are made on first use, and told apart from a config that lacks them."""
-    here = {"cwd": tmp_path, "UNIAUDIO_CACHE": str(tmp_path / "cache")}
-    assert "+mini" in uniaudio("check", "papers/mini/mowe", expect=2, **here)
-    told = uniaudio("check", "papers/mowe", "+mini", **here)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    assert "+mini" in here("check", "papers/mini/mowe", expect=2)
+    told = uniaudio("check", "papers/mowe", "+mini")
     assert "tiny_english" in told
     assert "128 wide" in told  # 64 of the base and 32 of each router's choice
-    uniaudio("train", "papers/mowe", "+mini", "train.max_steps=4", "train.log_every=2", **here)
-    assert "weak" in uniaudio("routes", "runs/mini/mowe", **here)
+    uniaudio("train", "papers/mowe", "+mini", "train.max_steps=4", "train.log_every=2")
+    assert "weak" in here("routes", "runs/mini/mowe")
     assert (tmp_path / "runs" / "mini" / "mowe" / "routes.png").is_file()
-    told = uniaudio("check-encoder", "runs/mini/mowe", **here)
-    assert "relative difference" in told
-    assert "there is no config" in uniaudio("train", "realdata", "+mini", expect=2, **here)
+    assert "relative difference" in here("check-encoder", "runs/mini/mowe")
+    assert "there is no config" in here("train", "realdata", "+mini", expect=2)
 
 
 @pytest.mark.slow
-def test_from_check_to_report(tone_run):
+def test_from_check_to_report(tone_run, here):
     out, tones = tone_run.parent / "out", tone_run.parent / "tones"
     told = uniaudio("check", tone_run)
     assert "tones:tone" in told
     assert "100.0%" in told
     assert "GFLOP a step" in told
-    told = uniaudio("preview", tone_run, "-n", 3)
+    told = here("preview", tone_run, "-n", 3)
     assert told.count("supervised tokens") == 3
     assert "<audio 0." in told
     uniaudio("train", tone_run)
     probes = tone_run.parent / "probes.json"
     models = (tone_run.parent / "whisper", out, f"random:{tone_run.parent / 'whisper'}")
-    told = uniaudio("probe", *models, "--data", f"tones={tones}", "--out", probes)
+    here("probe", *models, "--data", f"tones={tones}", "--out", probes)
     scores = json.loads(probes.read_text())["tones"]
     assert list(scores) == [str(model) for model in models]
     assert all(set(result) == {"linear", "mlp", "knn"} for result in scores.values())
@@ -84,12 +91,12 @@ def test_from_check_to_report(tone_run):
     answers = json.loads((tone_run.parent / "answers.json").read_text())["tones:tone"]
     assert answers["examples"] == 10
     assert {item["reference"] for item in answers["answers"]} == {"low", "high"}
-    assert isinstance(uniaudio("ask", out, tones / "1.wav", "Which tone is it?", "--max-new-tokens", 4), str)
-    uniaudio("embed", out, tones / "0.wav", tones / "1.wav", "-o", tone_run.parent / "e.npz", "--frames")
+    assert here("ask", out, tones / "1.wav", "Which tone is it?", "--max-new-tokens", 4)
+    here("embed", out, tones / "0.wav", tones / "1.wav", "-o", tone_run.parent / "e.npz", "--frames")
     arrays = np.load(tone_run.parent / "e.npz")
     assert arrays["embeddings"].shape == (2, 64)
     np.testing.assert_allclose(arrays["frames_1"].mean(0), arrays["embeddings"][1], atol=1e-5)
-    uniaudio("report", out)
+    here("report", out)
     page = (out / "report.html").read_text()
     assert "<svg" in page
     assert "http://" not in page

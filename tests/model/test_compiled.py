@@ -1,8 +1,9 @@
 """Compiled layers: the numbers of plain ones, and no new compilation for batches of other sizes.
 
-Every case runs in a process of its own, ``compiled_batches.py``.
+Cases run in processes of their own, ``compiled_batches.py``; one is written as that script takes it.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -23,10 +24,11 @@ LOOPED = 12  # graphs of encoder and decoder, where attention lies between them
 BATCHES = 12
 
 
-def compiled(kind, **settings):
-    given = [f"{key}={value}" for key, value in settings.items()]
+@functools.cache
+def compiled(*cases):
+    """Return what the worker tells of each of some cases, which share its process."""
     done = subprocess.run(
-        [sys.executable, str(WORKER), kind, *given],
+        [sys.executable, str(WORKER), *cases],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -45,8 +47,29 @@ def assert_same_and_settled(told, tolerance, most):
     assert told["with_evaluation"] <= 2 * most
 
 
+CUDA = f"whisper dtype=float64 kernel=1 batches={BATCHES}"
+LOOPS = {
+    f"whisper dtype={dtype} batches={BATCHES}": most
+    for dtype, most in (("float32", 1e-5), ("float64", 1e-12))
+}
+OTHERS = [
+    f"{kind} dtype=float64 batches=4"
+    for kind in ("wav2vec2", "hubert", "wavlm", "qwen2_5_omni", "qwen3_omni")
+]
+LOW_RANK = {
+    f"whisper dtype=float64 lora=1 recompute=1 batches=5{more}": most
+    for more, most in (("", LOOPED), (" kernel=1", 4), (" frozen=1 kernel=1", 4))
+}
+EIGHT_BITS = {
+    "whisper fp8=1 batches=5 kernel=1": 1e-6,
+    "whisper fp8=1 batches=5 recompute=1": 1e-6,
+    "whisper fp8=1 batches=5 kernel=1 backend=inductor": 1e-3,
+}
+REAL = [f"whisper backend=inductor batches={BATCHES}{more}" for more in ("", " kernel=1")]
+
+
 def test_on_cuda_a_layer_is_one_graph_for_all_batches():
-    told = compiled("whisper", dtype="float64", kernel=1, batches=BATCHES)
+    told = compiled(CUDA)[CUDA]
     assert len(told["graphs"]) == BATCHES
     assert told["stacks"] == told["graphs"][0] == 2  # encoder and decoder, once each
     assert told["breaks"] == 0
@@ -54,44 +77,34 @@ def test_on_cuda_a_layer_is_one_graph_for_all_batches():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_attention_in_loops_between_the_graphs(dtype):
-    told = compiled("whisper", dtype=dtype, batches=BATCHES)
-    assert_same_and_settled(told, 1e-5 if dtype == "float32" else 1e-12, LOOPED)
+@pytest.mark.parametrize("case", LOOPS)
+def test_attention_in_loops_between_the_graphs(case):
+    assert_same_and_settled(compiled(*LOOPS)[case], LOOPS[case], LOOPED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "qwen2_5_omni", "qwen3_omni"])
-def test_other_packed_encoders(kind):
-    assert_same_and_settled(compiled(kind, dtype="float64", batches=4), 1e-12, LOOPED)
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_packed_encoders(case):
+    assert_same_and_settled(compiled(*OTHERS)[case], 1e-12, LOOPED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings", [{"kernel": 1}, {}, {"frozen": 1, "kernel": 1}], ids=["cuda", "loops", "frozen"]
-)
-def test_low_rank_updates_and_recomputed_activations(settings):
-    told = compiled("whisper", dtype="float64", lora=1, recompute=1, batches=5, **settings)
-    assert_same_and_settled(told, 1e-12, 4 if settings else LOOPED)
+@pytest.mark.parametrize("case", LOW_RANK)
+def test_low_rank_updates_and_recomputed_activations(case):
+    assert_same_and_settled(compiled(*LOW_RANK)[case], 1e-12, LOW_RANK[case])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("settings", "tolerance"),
-    [({"kernel": 1}, 1e-6), ({"recompute": 1}, 1e-6), ({"kernel": 1, "backend": "inductor"}, 1e-3)],
-    ids=["cuda", "recomputed loops", "real compiler"],
-)
-def test_an_8_bit_decoder(settings, tolerance):
+@pytest.mark.parametrize("case", EIGHT_BITS)
+def test_an_8_bit_decoder(case):
     """The real compiler merges passes, and a last bit that differs can round to the next number in 8 bits."""
-    told = compiled("whisper", fp8=1, batches=5, **settings)
-    assert_same_and_settled(told, tolerance, LOOPED)
+    assert_same_and_settled(compiled(*EIGHT_BITS)[case], EIGHT_BITS[case], LOOPED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"kernel": 1}, {}], ids=["cuda", "loops"])
-def test_with_the_real_compiler(settings):
-    told = compiled("whisper", backend="inductor", batches=BATCHES, **settings)
-    assert_same_and_settled(told, 1e-4, LOOPED)
+@pytest.mark.parametrize("case", REAL)
+def test_with_the_real_compiler(case):
+    assert_same_and_settled(compiled(*REAL)[case], 1e-4, LOOPED)
 
 
 def test_a_machine_without_a_compiler(monkeypatch):

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from uniaudio.assemble.training import run_training
+from uniaudio.config.run import load_run
+
 ROOT = Path(__file__).parent.parent.parent
 LAUNCHER = Path(sys.prefix) / "bin" / "accelerate"
 WORKER = ROOT / "tests" / "compiled_run.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 MOST = 24  # graphs: loops between the parts of a layer, encoder and decoder, with and without gradients
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_accelerate")]
 
 
 def run(start, config, *overrides):
@@ -66,14 +69,14 @@ def assert_same_run(folder, plain):
         assert (ours[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
 
 
-@pytest.fixture
-def plain(tone_run):
-    run((sys.executable, "-m", "uniaudio.train"), tone_run)
-    return tone_run.parent / "out"
+def plain_run(config, *overrides):
+    """Train the same steps of plain layers in this process; return the folder."""
+    assert run_training(load_run(config, ["train.max_steps=4", *overrides]), None) == 0
+    return config.parent / "out"
 
 
 @pytest.mark.parametrize("engine", ["one", "ddp", "zero1", "zero2", "fsdp2"])
-def test_the_numbers_of_plain_layers(engine, tone_run, plain):
+def test_the_numbers_of_plain_layers(engine, tone_run):
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed")
     start = (sys.executable, WORKER) if engine == "one" else launched(engine)
@@ -82,14 +85,13 @@ def test_the_numbers_of_plain_layers(engine, tone_run, plain):
     counts = [int(n) for n in re.findall(r'"graphs": (\d+)', told)]
     assert counts
     assert all(4 <= count <= MOST for count in counts), counts
-    assert_same_run(out, plain)
+    assert_same_run(out, plain_run(tone_run))
 
 
 def test_low_rank_updates_recomputed_and_resumed(tone_run, tmp_path):
     """Too little memory, so that both parts choose to recompute."""
     settings = ["encoders.whisper.train=lora", "decoder.train=lora", "decoder.lora.dropout=0"]
     settings.append("train.memory_gib=0.0001")
-    run((sys.executable, "-m", "uniaudio.train"), tone_run, *settings)
     out = tmp_path / "compiled"
     worker = (sys.executable, WORKER)
     run(worker, tone_run, *settings, f"output_dir={out}", "train.max_steps=2", "train.save_every=2")
@@ -97,7 +99,7 @@ def test_low_rank_updates_recomputed_and_resumed(tone_run, tmp_path):
     rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     chosen = [set(row["recompute"]) for row in rows if row.get("event") == "stage"]
     assert chosen == [{"whisper", "decoder"}] * 2
-    assert_same_run(out, tone_run.parent / "out")
+    assert_same_run(out, plain_run(tone_run, *settings))
 
 
 def test_zero3_is_refused(tone_run):

@@ -1,4 +1,7 @@
-"""Every engine in real processes, launched as users do: the numbers of one process, checkpoints for all the others."""
+"""Every engine in real processes under its launch file: the numbers of one process, checkpoints for the others.
+
+What is trained under one engine shares the processes of one launch, because starting them takes longer than the runs.
+"""
 
 import json
 import os
@@ -34,9 +37,11 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
 }
+COMMAND = ("-m", "uniaudio.train")  # of the user's guide
+SEVERAL = ROOT / "tests" / "several_runs.py"
 WORKER = ROOT / "tests" / "broken_step.py"
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3", "zero3_spread", "zero3_offload", "fsdp2")
+ENGINES = ("zero1", "zero2", "ddp", "zero3_spread", "fsdp2", "zero0", "zero3", "zero3_offload")
 EVALUATED = ("ddp", "zero3_spread", "fsdp2")  # these runs answer the evaluation set as well
 # what an engine calls itself, where that is not its file's name
 TOLD = {"one": "single", "zero3_offload": "zero3", "zero3_spread": "zero3"}
@@ -53,15 +58,18 @@ pytestmark = [
 ]
 
 
-def launch(engine, config, *overrides, expect=0, file=None, timeout=300):
-    """Run the command of the user's guide under a shipped launch file (``one``: without a launcher)."""
+def launch(engine, folder, *words, expect=0, file=None, timeout=300):
+    """Run a script or a module with its arguments under a shipped launch file (``one``: without a launcher).
+
+    Files that are not shipped are written to ``folder``.
+    """
     start = [sys.executable]
     if engine != "one":
-        file = file or launch_file(engine, Path(config).parent)
+        file = file or launch_file(engine, folder)
         start = [LAUNCHER, "launch", "--config_file", file, "--num_processes", "2"]
         start += ["--main_process_port", free_port()]  # else all launchers of a machine take the same one
     done = subprocess.run(
-        [str(part) for part in (*start, "-m", "uniaudio.train", config, *overrides)],
+        [str(word) for word in (*start, *words)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -160,50 +168,97 @@ def assert_same_run(folder, whole):
         assert_same(found, expected)
 
 
+KINDS = {  # what is trained under every engine, in the processes of one launch
+    "one": ["one", "one fp8", "one questions", "one unshared", "one evaluated", "one unreadable"],
+    "ddp": ["ddp", "ddp recomputing", "ddp bf16", "ddp fp8", "ddp questions"],
+    "zero2": ["zero2", "zero2 recomputing", "zero2 bf16"],
+    "zero3_spread": [
+        "zero3_spread",
+        *(f"zero3_spread {kind}" for kind in ("recomputing", "bf16", "fp8", "questions", "unreadable")),
+    ],
+    "fsdp2": ["fsdp2", *(f"fsdp2 {kind}" for kind in ("recomputing", "bf16", "fp8", "unreadable"))],
+}
+# whose run goes on under which engine, in the processes of that one
+CONTINUED = {
+    "zero1": "one",
+    "zero2": "zero1",
+    "ddp": "zero2",
+    "zero3_spread": "ddp",
+    "fsdp2": "zero3_spread",
+    "zero3_offload": "zero0",
+}
+
+
 class Runs:
     """Runs of the tones by their names, each made when it is first asked for; four micro-batches in a step."""
 
     def __init__(self, folder):
         self.folder = folder
         self.config = folder / "tones" / "run.yaml"
+        self.unreadable = folder / "unreadable" / "run.yaml"
         self.made = set()
 
     def path(self, name):
         return self.folder / name.replace(" ", "-")
 
-    def settings(self, folder):
-        return [f"output_dir={folder}", "train.micro_batches=4", "evaluate.max_new_tokens=8"]
+    def arguments(self, name):
+        """Return the arguments of ``uniaudio train`` for a run."""
+        engine, _, kind = name.partition(" ")
+        given = [f"output_dir={self.path(name)}", "train.micro_batches=4", "evaluate.max_new_tokens=8"]
+        if kind == "unreadable":
+            given = [given[0], "stages.0.budget.audio_seconds=0.4", "data.max_seconds=2"]
+            return [self.unreadable, *given, "data.max_skipped_share=0.9"]
+        if kind == "bf16":
+            given += ["train.precision=bf16", "decoder.dtype=bfloat16"]
+        elif kind == "fp8":
+            given.append("decoder.dtype=fp8")
+        elif kind in ("questions", "unshared"):
+            budget = "{audio_seconds: 6, per_example: 0, tokens: 300}"
+            attention = "packed" if kind == "questions" else "padded"
+            given += [
+                "stages.0.recipe=several",
+                f"stages.0.budget={budget}",
+                f"decoder.attention={attention}",
+            ]
+        elif kind == "recomputing":
+            given.append("train.memory_gib=0.0001")
+        elif engine in EVALUATED or kind == "evaluated":
+            given.append("train.evaluate_every=4")
+        return [self.config, *given]
 
     def __call__(self, name):
-        if name not in self.made:
-            engine, _, kind = name.partition(" ")
-            overrides = self.settings(self.path(name))
-            if kind == "bf16":
-                overrides += ["train.precision=bf16", "decoder.dtype=bfloat16"]
-            elif kind == "fp8":
-                overrides.append("decoder.dtype=fp8")
-            elif kind in ("questions", "unshared"):
-                overrides += [
-                    "stages.0.recipe=several",
-                    "stages.0.budget={audio_seconds: 6, per_example: 0, tokens: 300}",
-                ]
-                overrides.append(f"decoder.attention={'packed' if kind == 'questions' else 'padded'}")
-            elif kind == "recomputing":
-                overrides.append("train.memory_gib=0.0001")
-            elif engine in EVALUATED or kind == "evaluated":
-                overrides.append("train.evaluate_every=4")
-            launch(engine, self.config, *overrides)
-            self.made.add(name)
+        """Return the folder of a run; the others of its engine are made with it."""
+        engine = name.partition(" ")[0]
+        if engine not in self.made:
+            self.made.add(engine)
+            runs = [self.arguments(own) for own in KINDS.get(engine, [engine])]
+            if engine in CONTINUED:
+                runs.append(self.cut(CONTINUED[engine], engine))
+            file = self.folder / f"{engine}.json"
+            file.write_text(json.dumps([[str(part) for part in run] for run in runs]))
+            launch(engine, self.folder, SEVERAL, file, timeout=590)
         return self.path(name)
 
-    def continued(self, name, engine, *overrides):
-        """Continue a copy of a run from step 4 under another engine."""
-        folder = self.path(f"{name} {engine} {' '.join(overrides)}")
-        shutil.copytree(self(name), folder)
+    def cut(self, name, engine, *overrides):
+        """Copy a run as it was at step 4; return the arguments that continue it."""
+        source = self(name)
+        folder = self.continued_path(name, engine, *overrides)
+        shutil.copytree(source, folder)
         shutil.rmtree(folder / "checkpoints" / "step-000008")
         (folder / "checkpoints" / "latest").write_text("step-000004\n")
-        launch(engine, self.config, *self.settings(folder), *overrides, "--resume")
-        return folder
+        own = [f"output_dir={folder}", "train.micro_batches=4", "evaluate.max_new_tokens=8"]
+        return [self.config, *own, *overrides, "--resume"]
+
+    def continued_path(self, name, engine, *overrides):
+        return self.path(" ".join([name, "under", engine, *overrides]))
+
+    def continued(self, name, engine, *overrides):
+        """Return the folder of a run that went on from step 4 under another engine."""
+        if CONTINUED.get(engine) == name and not overrides:
+            self(engine)
+        else:
+            launch(engine, self.folder, *COMMAND, *self.cut(name, engine, *overrides))
+        return self.continued_path(name, engine, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -216,21 +271,21 @@ def runs(shared_runs, tone_run):
     if not shared_runs.config.exists():
         shutil.copytree(tone_run.parent, shared_runs.config.parent)
         several_questions(shared_runs.config.parent)
+        shutil.copytree(tone_run.parent, shared_runs.unreadable.parent)
+        make_unreadable(shared_runs.unreadable.parent / "tones")
     return shared_runs
+
+
+def make_unreadable(clips):
+    """Write clips that fail to decode, so many that a micro-batch can be left without any."""
+    for index in (1, 5, 8, 12, 17, 20, 25):
+        samples, rate = soundfile.read(clips / f"{index}.wav", dtype="float32")
+        samples[100] = np.nan
+        soundfile.write(clips / f"{index}.wav", samples, rate, subtype="FLOAT")
 
 
 def told(engine):
     return (TOLD.get(engine, engine), 1 if engine == "one" else 2)
-
-
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3_spread", "fsdp2"])
-def test_two_processes_choose_together_what_recomputes(runs, engine):
-    """Too little memory: encoder and decoder, and the numbers stay those of one process that keeps everything."""
-    folder = runs(f"{engine} recomputing")
-    (stage,) = [row for row in rows(folder) if row.get("event") == "stage"]
-    assert set(stage["recompute"]) == {"whisper", "decoder"}
-    assert stage["reckoned_gib"] > stage["limit_gib"]
-    assert_same_run(folder, runs("one"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -248,6 +303,16 @@ def test_two_processes_give_the_losses_and_states_of_one(runs, engine):
     assert moments.keys() == {f"{name}|{kind}" for name in weights for kind in ("exp_avg", "exp_avg_sq")}
     before = saved(folder, 4)[0]
     assert all(not torch.equal(weights[name], before[name]) for name in weights)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3_spread", "fsdp2"])
+def test_two_processes_choose_together_what_recomputes(runs, engine):
+    """Too little memory: encoder and decoder, and the numbers stay those of one process that keeps everything."""
+    folder = runs(f"{engine} recomputing")
+    (stage,) = [row for row in rows(folder) if row.get("event") == "stage"]
+    assert set(stage["recompute"]) == {"whisper", "decoder"}
+    assert stage["reckoned_gib"] > stage["limit_gib"]
+    assert_same_run(folder, runs("one"))
 
 
 @pytest.mark.parametrize(
@@ -329,21 +394,13 @@ def questions_heard(folder):
     return sum(len(step) for row in rows(folder) if "ids" in row for step in row["ids"])
 
 
-def test_a_rank_without_a_readable_clip_stays_in_step(runs, tone_run):
+def test_a_rank_without_a_readable_clip_stays_in_step(runs):
     """Rows that fail to decode can leave a micro-batch empty, and layers are gathered by all ranks together."""
-    for index in (1, 5, 8, 12, 17, 20, 25):
-        clip = tone_run.parent / "tones" / f"{index}.wav"
-        samples, rate = soundfile.read(clip, dtype="float32")
-        samples[100] = np.nan
-        soundfile.write(clip, samples, rate, subtype="FLOAT")
-    settings = ["stages.0.budget.audio_seconds=0.4", "data.max_seconds=2", "data.max_skipped_share=0.9"]
-    folders = {engine: runs.folder / f"unreadable-{engine}" for engine in ("one", "zero3_spread", "fsdp2")}
-    for engine, folder in folders.items():
-        launch(engine, tone_run, f"output_dir={folder}", *settings, timeout=120)
-    heard = [len(micro) for row in rows(folders["one"]) if "ids" in row for micro in row["ids"]]
+    whole = runs("one unreadable")
+    heard = [len(micro) for row in rows(whole) if "ids" in row for micro in row["ids"]]
     assert min(heard) < max(heard)
     for engine in ("zero3_spread", "fsdp2"):
-        assert_same_run(folders[engine], folders["one"])
+        assert_same_run(runs(f"{engine} unreadable"), whole)
 
 
 def test_evaluation_during_training(runs):
@@ -393,7 +450,8 @@ def conflict(runs, name, launch_file, *overrides):
     """Launch with a file of one's own and return what the workers said."""
     file = runs.folder / f"{name}.yaml"
     file.write_text(launch_file)
-    done = launch("ddp", runs.config, f"output_dir={runs.folder / name}", *overrides, expect=1, file=file)
+    words = (*COMMAND, runs.config, f"output_dir={runs.folder / name}", *overrides)
+    done = launch("ddp", runs.folder, *words, expect=1, file=file)
     said = {line.strip() for line in done.stderr.splitlines() if line.startswith("uniaudio:")}
     assert len(said) == 1, done.stderr
     assert "uniaudio/" not in done.stderr.replace(str(runs.folder), "")  # no traceback from us

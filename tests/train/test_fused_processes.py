@@ -16,7 +16,8 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-WORKER = Path(__file__).parent.parent / "uneven_ranks.py"
+TESTS = Path(__file__).parent.parent
+WORKER, SEVERAL = TESTS / "uneven_ranks.py", TESTS / "several_runs.py"
 
 
 def run(*arguments, cwd=None, **environment):
@@ -32,14 +33,16 @@ def run(*arguments, cwd=None, **environment):
     return done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mowe", "dual_moe_concat", "dual_explicit"])
-def test_two_processes_give_the_losses_of_one(name, tmp_path_factory, tmp_path):
-    """The whole loop: task losses, auxiliary losses over both ranks, and weights."""
-    cache = tmp_path_factory.getbasetemp() / "fused_cache"
+PAPERS = ("mowe", "dual_moe_concat", "dual_explicit")
+ENGINES = ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")  # accelerate does not leave DeepSpeed again
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A few steps of each paper, in one process and in two."""
+    folder = tmp_path_factory.mktemp("papers")
     # constant dropout-free decoder, so that only the order of sums differs
     settings = [
-        f"papers/{name}",
         "+mini",
         "train.max_steps=4",
         "train.log_every=1",
@@ -47,19 +50,21 @@ def test_two_processes_give_the_losses_of_one(name, tmp_path_factory, tmp_path):
         "stages.0.warmup=0",
         "decoder.train=frozen",
     ]
-    for folder, launch in (("one", [sys.executable]), ("two", LAUNCH)):
-        run(
-            *launch,
-            "-m",
-            "uniaudio.train",
-            *settings,
-            f"output_dir={tmp_path / folder}",
-            cwd=tmp_path,
-            UNIAUDIO_CACHE=str(cache),
-        )
+    for processes, launch in (("one", [sys.executable]), ("two", LAUNCH)):
+        runs = [[f"papers/{name}", *settings, f"output_dir={folder / processes / name}"] for name in PAPERS]
+        (folder / f"{processes}.json").write_text(json.dumps(runs))
+        words = (*launch, SEVERAL, folder / f"{processes}.json")
+        run(*words, cwd=folder, UNIAUDIO_CACHE=str(folder / "cache"))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPERS)
+def test_two_processes_give_the_losses_of_one(name, folder):
+    """The whole loop: task losses, auxiliary losses over both ranks, and weights."""
     one, two = (
-        [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in ("one", "two")
+        [json.loads(line) for line in (folder / processes / name / "metrics.jsonl").read_text().splitlines()]
+        for processes in ("one", "two")
     )
     pairs = [(a, b) for a, b in zip(one, two, strict=True) if "loss" in a]
     assert len(pairs) == 4
@@ -72,36 +77,30 @@ def test_two_processes_give_the_losses_of_one(name, tmp_path_factory, tmp_path):
             assert shared["choices"][task] == pytest.approx(choices, abs=1e-3)
 
 
-def uneven(engine):
-    """Train under an engine where one rank sends its clips (and frames) elsewhere than the other; return the facts."""
-    if engine.startswith("zero") and shutil.which("g++") is None:
-        pytest.skip("DeepSpeed on CPUs compiles a small module and needs g++")
-    told = json.loads(run(*LAUNCH, WORKER, engine).strip().splitlines()[-1])
-    assert told["engine"] == engine
-    return told
-
-
 @pytest.fixture(scope="module")
-def uneven_ddp():
-    return uneven("ddp")
+def uneven():
+    """What two processes tell of every engine, one of which sends its clips and frames elsewhere than the other."""
+    if shutil.which("g++") is None:
+        pytest.skip("DeepSpeed on CPUs compiles a small module and needs g++")
+    return json.loads(run(*LAUNCH, WORKER, *ENGINES).strip().splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_uneven_routes_under_ddp(uneven_ddp):
+def test_uneven_routes_under_ddp(uneven):
     """One rank sends all its clips to the first weak encoder, the other to the second; likewise frames to experts."""
-    for losses in (uneven_ddp["mowe"], uneven_ddp["moe"]):
+    for losses in (uneven["ddp"]["mowe"], uneven["ddp"]["moe"]):
         assert len(losses) == 3
         assert losses[-1] < losses[0]
-    assert uneven_ddp["heard"] == [[2, 1, 1], [1, 2, 1]]  # clips in the first step, silence counted as one
+    assert uneven["ddp"]["heard"] == [[2, 1, 1], [1, 2, 1]]  # clips in the first step, silence counted as one
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero0", "zero1", "zero2", "zero3", "fsdp2"])
-def test_uneven_routes_give_the_same_numbers_under_every_engine(engine, uneven_ddp):
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_uneven_routes_give_the_same_numbers_under_every_engine(engine, uneven):
     """Encoders and experts that a rank does not use take part in what the ranks exchange."""
-    told = uneven(engine)
-    assert told["heard"] == uneven_ddp["heard"]
+    told, ddp = uneven[engine], uneven["ddp"]
+    assert told["heard"] == ddp["heard"]
     for kind in ("mowe", "moe"):
-        assert told[kind] == pytest.approx(uneven_ddp[kind], rel=1e-5)
-    for weights, expected in zip(told["weights"], uneven_ddp["weights"], strict=True):
+        assert told[kind] == pytest.approx(ddp[kind], rel=1e-5)
+    for weights, expected in zip(told["weights"], ddp["weights"], strict=True):
         assert weights == pytest.approx(expected, rel=1e-4, abs=1e-4)

@@ -1,0 +1,25 @@
+"""Runs one after another in the processes of one launch, which are started and import everything once.
+
+Usage: accelerate launch ... several_runs.py FILE; the file holds a JSON list of the arguments of ``uniaudio train``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate.state import AcceleratorState, GradientState
+
+from uniaudio.assemble import training
+from uniaudio.cli import main
+
+if __name__ == "__main__":
+    part_ways, training.part_ways = training.part_ways, lambda: None  # the next run exchanges on
+    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            main(["train", *arguments])
+        except SystemExit as end:
+            if end.code:
+                raise
+        AcceleratorState._reset_state(False)
+        GradientState._reset_state()
+    part_ways()
