@@ -95,8 +95,8 @@ def mixture(recipe_file: Path, **options: Any) -> Any:
 
     recipe = load_recipe(str(recipe_file))
     sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
-    settings = {"audio_seconds": 60.0, "per_example": 0.0, "max_seconds": 30.0, "pool": 128, "window": BUFFER}
-    settings |= {"micro_batches": 1, "streams": 1, **options}
+    settings: dict[str, Any] = {"audio_seconds": 60.0, "per_example": 0.0, "max_seconds": 30.0, "pool": 128}
+    settings |= {"window": BUFFER, "micro_batches": 1, "streams": 1, **options}
     return Mixture(recipe, sources, chat_format(), lambda n: -(-n // 1280), seed=0, **settings)
 
 

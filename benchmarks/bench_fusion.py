@@ -88,6 +88,7 @@ def mowe(case: str, side: str, count: int) -> Step:
         kind = DenseMowe if side == "dense" else MoweEncoder
         torch.manual_seed(0)
         encoder = kind({"base": base, **pool}, 50.0, routers="dependent" if "one router" in case else "both")
+        assert encoder.dependent is not None
         nn.init.normal_(encoder.dependent.weigh.weight, std=3.0)  # clips spread over the pool
         if "weak frozen" in case:
             for name in pool:

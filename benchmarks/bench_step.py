@@ -15,7 +15,7 @@ the same. The peer takes four clips at a time, for eight of 30 s would need more
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ PEER_CLIPS = 4  # at a time
 class WrittenIds:
     """Stands for the chat format of a tokenizer: texts are token ids, written as numbers."""
 
-    def prompt(self, pieces: tuple[str, ...]) -> list[list[int]]:
+    def prompt(self, pieces: Sequence[str]) -> list[list[int]]:
         """Return the ids of every piece."""
         return [[int(word) for word in piece.split()] for piece in pieces]
 
@@ -176,7 +176,7 @@ def packed_step(seconds: list[float], examples: list[Example], model: AudioLM) -
     """Forward and backward over micro-batches by audio seconds."""
     model.train()
     batches = [
-        collate([examples[i] for i in members], WrittenIds(), model.slots_for, ("asr",))  # type: ignore[arg-type]
+        collate([examples[i] for i in members], WrittenIds(), model.slots_for, ("asr",))
         for members in our_micro_batches(seconds)
     ]
     answer_tokens = sum(batch.answer_tokens for batch in batches)

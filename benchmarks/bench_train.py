@@ -49,7 +49,7 @@ def model_and_batches() -> tuple[AudioLM, list[Batch]]:
     sizes = Sizes()
     encoder, lm = WhisperAudioEncoder(sizes.new_encoder()), sizes.new_decoder()
     model = AudioLM(encoder, new_adapter(sizes), TextDecoder(lm))
-    examples = examples_of(list(LENGTHS) * 4)
+    examples = examples_of(list(LENGTHS) * 4, sizes)
     groups = [examples[i : i + 4] for i in range(0, len(examples), 4)]
     return model, [collate(group, WrittenIds(), model.slots_for, ("asr",)) for group in groups]
 

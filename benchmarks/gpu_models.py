@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from uniaudio.data.batch import collate
 from uniaudio.model import flops
 from uniaudio.model.adapters.stack import StackAdapter
-from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.audio_lm import AudioLM, as_audio_lm
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
@@ -109,7 +110,7 @@ def new_engine(setting: Setting, model: AudioLM) -> Engine:
 
 def our_batch(model: AudioLM, clips: Clips, share: bool = False) -> Batch:
     """Pack clips into one micro-batch, on the host; with ``share`` questions about one clip share its tokens."""
-    return collate(clips.examples, WrittenIds(), model.slots_for, ("asr",), share)  # type: ignore[arg-type]
+    return collate(clips.examples, WrittenIds(), model.slots_for, ("asr",), share)
 
 
 def our_step(engine: Engine, batch: Batch, device: torch.device) -> Step:
@@ -129,7 +130,7 @@ def stock_step(engine: Engine, clips: Clips, micro_batch: int, device: torch.dev
 
     The mel spectrograms and ids lie ready on the device, so the stock side gets them for nothing.
     """
-    model = engine.plain
+    model = as_audio_lm(engine.plain)
     written = WrittenIds()
     texts = [
         [torch.tensor(ids, device=device) for ids in (*written.prompt(e.prompt), written.answer(e.answer))]
@@ -164,14 +165,16 @@ def padded_mel(model: AudioLM, examples: Sequence[Example], device: torch.device
     for row, example in zip(samples, examples, strict=True):
         row[: len(example.clips[0])] = torch.from_numpy(example.clips[0])
     lengths = torch.full((len(examples),), REACH)
-    mel = model.encoder.mel(Ragged(samples.flatten().to(device), lengths))
+    encoder: Any = model.encoder
+    mel = encoder.mel(Ragged(samples.flatten().to(device), lengths))
     return mel.values.view(len(examples), -1, mel.values.shape[1]).transpose(1, 2).contiguous()
 
 
 def padded_audio(model: AudioLM, mel: Tensor) -> Tensor:
     """Return the audio tokens ``[B, 375, D]`` of padded clips, through transformers' encoder."""
-    adapter = model.adapter
-    hidden = model.encoder.whisper(mel).last_hidden_state
+    adapter: Any = model.adapter
+    encoder: Any = model.encoder
+    hidden = encoder.whisper(mel).last_hidden_state
     stacked = hidden.reshape(len(mel), -1, adapter.stack * hidden.shape[2])
     return adapter.down(F.gelu(adapter.up(adapter.norm(stacked))))
 
@@ -196,13 +199,14 @@ def useful_flops(model: AudioLM, lengths: Sequence[float]) -> float:
 
     The same number for both sides. The encoder and the adapter are trained, the decoder is frozen.
     """
-    config = model.decoder.lm.config
-    adapter = sum(2 * linear.weight.numel() for linear in (model.adapter.up, model.adapter.down))
+    parts: Any = model
+    config = parts.decoder.lm.config
+    adapter = sum(2 * linear.weight.numel() for linear in (parts.adapter.up, parts.adapter.down))
     total = 0.0
     for seconds in lengths:
         answer = answer_length(seconds)
         heard = seconds * RATE
-        total += flops.TRAINED * flops.whisper_forward_flops(model.encoder.whisper.config, seconds)
+        total += flops.TRAINED * flops.whisper_forward_flops(parts.encoder.whisper.config, seconds)
         total += flops.TRAINED * adapter * heard
         tokens = heard + BEFORE + AFTER + answer
         total += flops.FROZEN_BELOW_GRADIENT * flops.decoder_forward_flops(config, tokens)

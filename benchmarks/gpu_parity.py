@@ -114,9 +114,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Attend within one segment with torch's kernel, ``[t, H, d]`` and ``[s, G, d]``."""
     mask = ~hidden_from(len(q), len(k), q.device) if causal else None
-    mixed = F.scaled_dot_product_attention(
-        *(x.transpose(0, 1)[None] for x in (q, k, v)), attn_mask=mask, enable_gqa=True
-    )
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     return mixed[0].transpose(0, 1)
 
 
@@ -163,7 +162,7 @@ def native_grouped_query(setting: Setting) -> Row:
     q, k, v = (x.bfloat16() for x in given)
     cut = Segments.of(lengths, setting.device)
     rows = zip(*(x.split(lengths) for x in given), strict=True)
-    true = torch.cat([plain_attention(*row, True) for row in rows])
+    true = torch.cat([plain_attention(one, keys, values, True) for one, keys, values in rows])
     borders = (cut.cu_seqlens, cut.cu_seqlens, cut.longest, cut.longest)
     ways: dict[str, dict[str, Any]] = {"as it is": {}, "with enable_gqa": {"enable_gqa": True}}
     for how, more in ways.items():
@@ -172,6 +171,7 @@ def native_grouped_query(setting: Setting) -> Row:
         except Exception as problem:  # a keyword or a shape that this version does not know
             ways[how] = {"refused": f"{type(problem).__name__}: {problem}".splitlines()[0][:60]}
         else:
+            assert isinstance(mixed, Tensor)  # a pair only when the log-sum-exp is asked for
             ways[how] = {"error": error(mixed, true)}
     return {
         "name": name,

@@ -30,7 +30,7 @@ from uniaudio.assemble.soup import make_soup
 from uniaudio.config.files import realdata_root
 from uniaudio.config.run import load_run
 from uniaudio.data.sources.manifest import read_jsonl
-from uniaudio.evaluate.forgetting import START, ScoreMatrix, summarize
+from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.table import probe_models
@@ -186,8 +186,10 @@ def summarise(found: list[dict], start: dict, console: Console) -> dict:
                 f"{spread(values)} ({100 * (statistics.mean(values) - start[n][kind]['mean']):+.1f})"
                 for n, values in zip(sets, finals, strict=True)
             ]
-            transfer = statistics.mean(s.backward_transfer for s in summaries)
-            lost = statistics.mean(s.forgetting for s in summaries)
+            transfer = mean(s.backward_transfer for s in summaries)
+            lost = mean(s.forgetting for s in summaries)
+            assert transfer is not None  # every stage was measured on every set
+            assert lost is not None
             table.add_row(method, *cells, f"{100 * transfer:+.1f}", f"{100 * lost:.1f}")
             result.setdefault(method, {})[kind] = {
                 "final": dict(zip(sets, finals, strict=True)),
@@ -203,7 +205,7 @@ def mean_matrix(matrices: list[ScoreMatrix]) -> ScoreMatrix:
     """Return the mean over seeds."""
     first = matrices[0]
     rows = tuple(
-        tuple(statistics.mean(m.scores[i][j] for m in matrices) for j in range(len(first.sets)))
+        tuple(mean(m.scores[i][j] for m in matrices) for j in range(len(first.sets)))
         for i in range(len(first.stages))
     )
     return ScoreMatrix(first.stages, first.sets, rows, first.learned)

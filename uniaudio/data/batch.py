@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.data.tokens import ChatFormat, prefix_of
+from uniaudio.data.tokens import TextIds, prefix_of
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
 
 
 def collate(
     examples: Sequence[Example],
-    format: ChatFormat,
+    format: TextIds,
     slots_for: Callable[[int], int],
     tasks: tuple[str, ...],
     share: bool = False,
@@ -43,7 +43,7 @@ def collate(
 
 
 def collate_prompts(
-    examples: Sequence[Example], format: ChatFormat, slots_for: Callable[[int], int], tasks: tuple[str, ...]
+    examples: Sequence[Example], format: TextIds, slots_for: Callable[[int], int], tasks: tuple[str, ...]
 ) -> Batch:
     """Pack the same prompts without answers, to generate from. There are no labels, and every row is whole."""
     return pack(examples, [[] for _ in examples], format, slots_for, tasks, share=False)
@@ -52,7 +52,7 @@ def collate_prompts(
 def pack(
     examples: Sequence[Example],
     answers: Sequence[list[int]],
-    format: ChatFormat,
+    format: TextIds,
     slots_for: Callable[[int], int],
     tasks: tuple[str, ...],
     share: bool,

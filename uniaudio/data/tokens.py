@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,6 +11,13 @@ from uniaudio.errors import RowError, UserError
 
 REMEMBERED = 20_000  # texts whose ids are kept; a few megabytes
 USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
+
+
+class TextIds(Protocol):
+    """Makes the ids of prompts and answers: a ``ChatFormat`` wherever there is a tokenizer."""
+
+    def prompt(self, pieces: Sequence[str]) -> list[list[int]]: ...
+    def answer(self, text: str) -> list[int]: ...
 
 
 class ChatFormat:
