@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -297,6 +298,10 @@ def spawn(
         # of the process and its descendants, which the standard library does not tell apart by child
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode == -signal.SIGKILL:
+        raise SystemExit(
+            f"{what}: was killed, as it happens where memory does not suffice; take smaller sizes"
+        )
     if process.returncode:
         raise SystemExit(f"{what}: ended with code {process.returncode}\n{text[-2000:]}")
     # Linux counts in KiB
