@@ -114,9 +114,12 @@ class Event(SimpleNamespace):
         return 1.0
 
 
+def nothing(*given):
+    """There is nothing to do on a GPU that is not there."""
+
+
 def pretend(gpu):
     """Put what the table asks of CUDA in the place of what torch for CPUs has."""
-    nothing = lambda *given, **more: None  # noqa: E731
     about = SimpleNamespace(name="pretended", total_memory=2**37, multi_processor_count=132, major=9, minor=0)
     for name, stand_in in {
         "_lazy_init": nothing,

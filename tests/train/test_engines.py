@@ -201,13 +201,16 @@ class Runs:
     def path(self, name):
         return self.folder / name.replace(" ", "-")
 
+    def settings(self, folder):
+        return [f"output_dir={folder}", "train.micro_batches=4", "evaluate.max_new_tokens=8"]
+
     def arguments(self, name):
         """Return the arguments of ``uniaudio train`` for a run."""
         engine, _, kind = name.partition(" ")
-        given = [f"output_dir={self.path(name)}", "train.micro_batches=4", "evaluate.max_new_tokens=8"]
         if kind == "unreadable":
-            given = [given[0], "stages.0.budget.audio_seconds=0.4", "data.max_seconds=2"]
-            return [self.unreadable, *given, "data.max_skipped_share=0.9"]
+            cut = ["stages.0.budget.audio_seconds=0.4", "data.max_seconds=2", "data.max_skipped_share=0.9"]
+            return [self.unreadable, f"output_dir={self.path(name)}", *cut]
+        given = self.settings(self.path(name))
         if kind == "bf16":
             given += ["train.precision=bf16", "decoder.dtype=bfloat16"]
         elif kind == "fp8":
@@ -246,8 +249,7 @@ class Runs:
         shutil.copytree(source, folder)
         shutil.rmtree(folder / "checkpoints" / "step-000008")
         (folder / "checkpoints" / "latest").write_text("step-000004\n")
-        own = [f"output_dir={folder}", "train.micro_batches=4", "evaluate.max_new_tokens=8"]
-        return [self.config, *own, *overrides, "--resume"]
+        return [self.config, *self.settings(folder), *overrides, "--resume"]
 
     def continued_path(self, name, engine, *overrides):
         return self.path(" ".join([name, "under", engine, *overrides]))

@@ -33,6 +33,7 @@ def run(*arguments, cwd=None, **environment):
     return done.stdout
 
 
+COMPILES = shutil.which("g++") is not None
 PAPERS = ("mowe", "dual_moe_concat", "dual_explicit")
 ENGINES = ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")  # accelerate does not leave DeepSpeed again
 
@@ -80,9 +81,8 @@ def test_two_processes_give_the_losses_of_one(name, folder):
 @pytest.fixture(scope="module")
 def uneven():
     """What two processes tell of every engine, one of which sends its clips and frames elsewhere than the other."""
-    if shutil.which("g++") is None:
-        pytest.skip("DeepSpeed on CPUs compiles a small module and needs g++")
-    return json.loads(run(*LAUNCH, WORKER, *ENGINES).strip().splitlines()[-1])
+    engines = [name for name in ENGINES if COMPILES or not name.startswith("zero")]
+    return json.loads(run(*LAUNCH, WORKER, *engines).strip().splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -98,6 +98,8 @@ def test_uneven_routes_under_ddp(uneven):
 @pytest.mark.parametrize("engine", ENGINES[1:])
 def test_uneven_routes_give_the_same_numbers_under_every_engine(engine, uneven):
     """Encoders and experts that a rank does not use take part in what the ranks exchange."""
+    if engine not in uneven:
+        pytest.skip("DeepSpeed on CPUs compiles a small module and needs g++")
     told, ddp = uneven[engine], uneven["ddp"]
     assert told["heard"] == ddp["heard"]
     for kind in ("mowe", "moe"):
