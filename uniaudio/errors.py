@@ -1,5 +1,10 @@
 """The exceptions that are part of the interface: a user's mistake, an unusable row, a process that was lost."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the thing and the fix.
@@ -26,3 +31,49 @@ class RowError(Exception):
 
 class LostProcessError(Exception):
     """Another process of the run is gone. The command line prints the sentence without a traceback, exit code 1."""
+
+
+def first_line(problem: BaseException) -> str:
+    """Return the first line of what a library said, or the name of the exception where it said nothing."""
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
+
+
+@contextmanager
+def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
+    """Turn whatever a library raises inside into one sentence.
+
+    Used where something of the user's is opened: a source, a tokenizer, a model, a folder. Which exceptions a library
+    raises for a broken file is not part of its interface, so all of them are caught; ours pass unchanged.
+
+    Args:
+        what: names the thing and what failed ("decoder.path: the tokenizer of models/x cannot be loaded").
+        fix: what to do about it, put behind the reason.
+
+    Raises:
+        UserError: in place of any other exception.
+    """
+    try:
+        yield
+    except (UserError, RowError, LostProcessError):
+        raise
+    except Exception as problem:
+        raise UserError(f"{what} ({first_line(problem)})" + (f"; {fix}" if fix else "")) from problem
+
+
+@contextmanager
+def convert_to_row_error(reason: str, name: str) -> Iterator[None]:
+    """Turn whatever is raised while one row is read, decoded or rendered into a skipped row.
+
+    Args:
+        reason: as for ``RowError``. name: the row or clip, for the person who looks for it.
+
+    Raises:
+        RowError: in place of any exception that is not ours.
+    """
+    try:
+        yield
+    except (UserError, RowError, LostProcessError):
+        raise
+    except Exception as problem:
+        raise RowError(reason, f"{name} ({first_line(problem)})") from problem

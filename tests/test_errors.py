@@ -1,0 +1,30 @@
+import pytest
+
+from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
+
+
+def test_what_a_library_raises_becomes_one_sentence():
+    with (
+        pytest.raises(UserError) as caught,
+        convert_to_user_error("decoder.path: x cannot be loaded", "give a folder"),
+    ):
+        raise KeyError("a\nb")
+    assert str(caught.value) == "decoder.path: x cannot be loaded ('a\\nb'); give a folder"
+    with (
+        pytest.raises(UserError, match=r"^x cannot be read \(first\)$"),
+        convert_to_user_error("x cannot be read"),
+    ):
+        raise OSError("first\nsecond")
+
+
+def test_an_exception_without_words_is_named():
+    with pytest.raises(RowError) as caught, convert_to_row_error("broken audio", "row 3"):
+        raise RecursionError
+    assert (caught.value.reason, caught.value.detail) == ("broken audio", "row 3 (RecursionError)")
+
+
+@pytest.mark.parametrize("error", [UserError("mine"), RowError("empty audio", "a.wav"), KeyboardInterrupt()])
+def test_our_own_errors_and_signals_pass_unchanged(error):
+    with pytest.raises(type(error)) as caught, convert_to_user_error("x"), convert_to_row_error("y", "z"):
+        raise error
+    assert caught.value is error
