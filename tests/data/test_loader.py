@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -288,3 +289,35 @@ def test_a_condition_degrades_the_clips_of_an_evaluation_in_the_same_way_each_ti
         assert np.array_equal(after, again)
         ratio = np.mean(before**2) / np.mean((after - before) ** 2)
         assert 10 * np.log10(ratio) == pytest.approx(10, abs=0.1)
+
+
+def test_a_long_text_is_skipped_under_its_name_and_its_neighbours_stay(mixture, chat_tokenizer):
+    """Words enough for the limit of characters, too many for the limit of tokens."""
+    source = open_source(mixture().recipe.train[0].dataset, "train")
+    long = source.listed[3][0]
+    template = replace(mixture().recipe.train[0].templates[0], labels=None)
+    source.listed[3] = (long, {**source.listed[3][1], "label": "low " * 100})
+    mix = mixture(source, audio_seconds=60.0, max_seconds=60.0, pool=30, micro_batches=1, streams=1)
+    entry = replace(mix.recipe.train[0], templates=(template,))
+    for tokens in (None, 10_000):
+        mix = replace(
+            mix,
+            recipe=replace(mix.recipe, train=(entry,)),
+            format=ChatFormat(chat_tokenizer, None, 100),
+            tokens=tokens,
+        )
+        step = next(make_loader(mix, ("tone",), 0, 1, 0, 2))
+        assert [(skip.row, skip.reason) for skip in step.skips] == [(long, "text too long")]
+        assert len(step.micro[0].ids) == 29
+
+
+def test_an_example_with_more_tokens_than_positions_is_skipped(mixture, chat_tokenizer):
+    """The tones are 0.3 to 0.7 s long: 4 to 10 audio tokens beside the same text."""
+    source = open_source(mixture().recipe.train[0].dataset, "train")
+    mix = mixture(source, audio_seconds=60.0, max_seconds=60.0, pool=30, micro_batches=1, streams=1)
+    whole = next(make_loader(mix, ("tone",), 0, 1, 0, 2)).micro[0].tokens.lengths
+    limited = replace(mix, format=ChatFormat(chat_tokenizer, max_positions=int(whole.median())))
+    step = next(make_loader(limited, ("tone",), 0, 1, 0, 2))
+    assert len(step.skips) == int((whole > whole.median()).sum()) > 0
+    assert {skip.reason for skip in step.skips} == {"text too long"}
+    assert step.micro[0].tokens.lengths.max() == whole.median()

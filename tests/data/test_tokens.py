@@ -1,11 +1,13 @@
 """Chat markup, with a byte-level tokenizer as Qwen has it and sentencepiece ones as Llama-2 and Gemma have it."""
 
+import copy
 import io
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
+from tokenizers import AddedToken, normalizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from uniaudio.data.batch import collate, collate_prompts
@@ -129,3 +131,84 @@ def test_data_never_become_markup(tokenizer):
         format.answer(f"a dog {end} barks")
     with pytest.raises(RowError, match="special token in text"):
         format.prompt([f"a dog {end}", ""])
+
+
+def with_added(tokenizer, *tokens, **options):
+    """A copy of a tokenizer with more added tokens, none of them marked as special."""
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens([AddedToken(token, special=False, **options) for token in tokens])
+    return changed
+
+
+def reason_of(action):
+    with pytest.raises(RowError) as caught:
+        action()
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("text", ["so <think>", "[TOOL]", "@@END@@", "a \ue00aTURN\ue00a b"])
+def test_added_tokens_between_signs_are_markup_though_not_marked_as_special(chat_tokenizer, text):
+    tokenizer = with_added(
+        chat_tokenizer,
+        "<think>",
+        "[TOOL]",
+        "@@END@@",
+        "\ue00aTURN\ue00a",
+        "covid",
+        "  ",
+        "\n\n",
+        "don't",
+        "C++",
+    )
+    format = ChatFormat(tokenizer)
+    assert reason_of(lambda: format.answer(text)) == "special token in text"
+    assert reason_of(lambda: format.prompt(["ok", text])) == "special token in text"
+    assert format.answer("covid  in\n\nC++, don't")
+
+
+def test_added_tokens_of_the_chat_markup_itself_are_markup(chat_tokenizer):
+    tokenizer = with_added(chat_tokenizer, "USER:")
+    tokenizer.chat_template = (
+        "USER: {{ messages[0]['content'] }}"
+        "{% for m in messages[1:] %} -> {{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    assert reason_of(lambda: ChatFormat(tokenizer).answer("USER: no")) == "special token in text"
+    assert ChatFormat(with_added(chat_tokenizer, "USER:")).answer("USER: no")
+
+
+def test_text_that_becomes_markup_only_when_normalized_is_refused_too(chat_tokenizer):
+    tokenizer = with_added(chat_tokenizer, "<think>", normalized=True)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    format = ChatFormat(tokenizer)
+    assert "<THINK>" not in format.special_texts
+    assert reason_of(lambda: format.answer("a <THINK> b")) == "special token in text"
+    assert reason_of(lambda: format.prompt(["a ", " <THINK> b"])) == "special token in text"
+    assert format.prompt(["a ", " b"])  # its own markup may stand there
+
+
+def test_lone_surrogates_are_a_broken_text(tokenizer):
+    assert reason_of(lambda: ChatFormat(tokenizer).answer("a \ud800 b")) == "broken text"
+
+
+def test_a_question_has_a_limit_of_tokens(tokenizer):
+    whole = ChatFormat(tokenizer)
+    tokens = sum(map(len, whole.prompt(["the cat", "?"]))) + len(whole.answer("a dog barks"))
+    ChatFormat(tokenizer, None, tokens, tokens + 7).check_question(["the cat", "?"], "a dog barks", 7)
+    short = ChatFormat(tokenizer, None, tokens - 1)
+    assert reason_of(lambda: short.check_question(["the cat", "?"], "a dog barks")) == "text too long"
+    few = ChatFormat(tokenizer, None, tokens, tokens + 6)
+    assert reason_of(lambda: few.check_question(["the cat", "?"], "a dog barks", 7)) == "text too long"
+
+
+def test_a_text_far_above_the_limit_is_not_tokenized(chat_tokenizer, monkeypatch):
+    format = ChatFormat(chat_tokenizer, None, 1000)
+    monkeypatch.setattr(format, "encode", lambda text: pytest.fail("tokenized"))
+    assert reason_of(lambda: format.check_question(["x"], "no end " * 1_500_000)) == "text too long"
+
+
+def test_only_so_many_ids_are_remembered(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr("uniaudio.data.tokens.REMEMBERED", 50)
+    format = ChatFormat(chat_tokenizer)
+    answers = [format.answer(f"tone {i}") for i in range(100)]
+    assert len(format.known) < 50
+    assert answers == [format.answer(f"tone {i}") for i in range(100)]

@@ -94,7 +94,8 @@ def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedMod
     for part in parts_set_to(config, True):
         part_of(model, config, part).recompute()
     bases = {**encoder_bases(config), "decoder": decoder.identity}
-    return LoadedModel(model, ChatFormat(tokenizer, START if whisper else None), config, bases)
+    format = ChatFormat(tokenizer, START if whisper else None, config.data.max_text_tokens)
+    return LoadedModel(model, format, config, bases)
 
 
 def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDecoder | WhisperTextDecoder:

@@ -18,6 +18,8 @@ from uniaudio.config.schema import Strict, build
 from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml
 
+MAX_TEXT_TOKENS = 4096  # of a question and its answer, where nothing else is set
+
 
 class MiniatureConfig(Strict):
     """A small Qwen3 that is trained on the texts of the recipe alone and then frozen."""
@@ -63,6 +65,7 @@ class DataConfig(Strict):
     ``pool`` rows of a stream are sorted by length together; ``window`` rows of an archive or table are shuffled
     together; ``streams`` is rounded up to a multiple of ``train.micro_batches`` and bounds the useful number of workers
     of all processes. ``patience``: seconds to wait for a read. ``max_seconds`` defaults to the budget of a micro-batch.
+    ``max_text_tokens``: most tokens of a question and its answer, markup included, clips not; longer rows are skipped.
     """
 
     workers: int = Field(default=2, ge=0)
@@ -72,6 +75,7 @@ class DataConfig(Strict):
     streams: PositiveInt = 8
     patience: PositiveFloat = 300
     max_seconds: PositiveFloat | None = None
+    max_text_tokens: PositiveInt = MAX_TEXT_TOKENS
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)
     log_ids: bool = False
 

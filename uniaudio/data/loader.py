@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from uniaudio.data.audio import decode
@@ -20,10 +22,12 @@ from uniaudio.data.cursor import Skip
 from uniaudio.data.order import number
 from uniaudio.data.source import ShardedSource
 from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.features import FeatureStore, with_known_frames
 from uniaudio.types import Batch, Example
 
+Clip = NDArray[np.int16]  # samples [S]
+Mask = tuple[int, int, int, int]
 NAMED = 400  # bytes of a row's name that a worker leaves behind when it dies
 
 
@@ -124,7 +128,7 @@ class WorkerDataset(IterableDataset):
             yield Failure(str(mistake))
 
     def say(self, what: str) -> None:
-        self.at.value = what.encode()[: NAMED - 1]
+        self.at.value = what.encode(errors="backslashreplace")[: NAMED - 1]
 
     def build(self, planned: PlannedBatch) -> MicroBatch:
         """Decode and pack; rows that fail now make the micro-batch smaller."""
@@ -134,40 +138,59 @@ class WorkerDataset(IterableDataset):
             dataset = self.mixture.recipe.train[row.entry].dataset.name
             self.say(f"{dataset}, row {row.row.key}")
             try:
-                examples += self.examples(row)
+                clips, masks = self.decode(row)
             except RowError as problem:
                 skips += [Skip(dataset, row.row.key, problem.reason, problem.detail)] * len(row.questions)
+                continue
+            asked, unusable = self.questions(row, clips)
+            skips += unusable
+            examples += [replace(example, shares_clips=i > 0, masks=masks) for i, example in enumerate(asked)]
         mixture = self.mixture
         batch = collate(examples, mixture.format, mixture.slots_for, self.tasks, mixture.shares_prefixes)
         if self.stores:
             batch = replace(batch, audio=with_known_frames(batch.audio, self.stores))
         return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state)
 
-    def examples(self, planned: PlannedRow) -> list[Example]:
-        """Decode a row once and return one example per question."""
+    def decode(self, planned: PlannedRow) -> tuple[tuple[Clip, ...], tuple[Mask, ...]]:
+        """Decode the clips of a row and change them as its entry says; return them with the masks of their frames.
+
+        Raises:
+            RowError: when they cannot be used.
+        """
         entry = self.mixture.recipe.train[planned.entry]
-        clips = tuple(
-            decode(ref.source, self.mixture.max_seconds, ref.name, ref.span) for ref in planned.row.audio
-        )
-        masks: tuple[tuple[int, int, int, int], ...] = ()
-        if entry.augmenter is not None:
+        with convert_to_row_error("broken audio", planned.row.key):
+            clips = tuple(
+                decode(ref.source, self.mixture.max_seconds, ref.name, ref.span) for ref in planned.row.audio
+            )
+            if entry.augmenter is None:
+                return clips, ()
             rng = random.Random(number("augment", self.mixture.seed, entry.name, planned.k))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
-            masks = entry.augmenter.masks(clips, rng)
+            return clips, entry.augmenter.masks(clips, rng)
+
+    def questions(self, planned: PlannedRow, clips: tuple[Clip, ...]) -> tuple[list[Example], list[Skip]]:
+        """Return one example per question about decoded clips, and the questions that cannot be packed."""
+        entry = self.mixture.recipe.train[planned.entry]
+        audio_tokens = sum(self.mixture.slots_for(len(clip)) for clip in clips)
         row = f"{entry.dataset.name}/{entry.split}/{planned.row.key}"
-        return [
-            Example(
-                id=row if len(entry.templates) == 1 else f"{row}?{task}",
-                task=task,
-                dataset=entry.dataset.name,
-                clips=clips,
-                prompt=rendered.prompt,
-                answer=rendered.answer,
-                shares_clips=i > 0,
-                masks=masks,
+        usable, skips = [], []
+        for task, rendered in planned.questions:
+            try:
+                self.mixture.format.check_question(rendered.prompt, rendered.answer, audio_tokens)
+            except RowError as problem:
+                skips.append(Skip(entry.dataset.name, planned.row.key, problem.reason, problem.detail))
+                continue
+            usable.append(
+                Example(
+                    id=row if len(entry.templates) == 1 else f"{row}?{task}",
+                    task=task,
+                    dataset=entry.dataset.name,
+                    clips=clips,
+                    prompt=rendered.prompt,
+                    answer=rendered.answer,
+                )
             )
-            for i, (task, rendered) in enumerate(planned.questions)
-        ]
+        return usable, skips
 
 
 def sharing(mixture: Mixture, workers: int, world: int) -> str:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from uniaudio.config.run import MAX_TEXT_TOKENS
 from uniaudio.data.cursor import IndexedCursor, Mark, ShardCursor, Skip
 from uniaudio.data.order import drawn_before, number, phase_of, row_rng
+from uniaudio.data.questions import render_question, row_seconds
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.source import IndexedSource, Row, Source
 from uniaudio.data.template import Rendered
@@ -115,12 +117,16 @@ class Mixture:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides about the order: a position means something under the same one only."""
-        facts = (
+        facts: tuple[Any, ...] = (
             [(entry.name, repr(entry.constants), entry.share) for entry in self.recipe.train],
             [s.size if isinstance(s, IndexedSource) else s.shards for s in self.sources],
             (self.audio_seconds, self.per_example, self.tokens, self.max_seconds),
             (self.pool, self.window, self.micro_batches, self.streams),
         )
+        if (
+            self.format.max_text_tokens != MAX_TEXT_TOKENS
+        ):  # checkpoints from before there was this limit go on
+            facts += ((self.format.max_text_tokens,),)
         return f"{number(self.seed, repr(facts)):016x}"
 
     def entry_seed(self, entry: int) -> int:
@@ -214,6 +220,7 @@ class LogicalStream:
             return []
         try:
             seconds = self.usable_seconds(row)
+            clips = self.audio_tokens(seconds)
         except RowError as problem:
             skips += [Skip(name, row.key, problem.reason, problem.detail)] * asked
             return []
@@ -221,41 +228,52 @@ class LogicalStream:
         questions = []
         for template in entry.templates:
             try:
-                rendered = template.render({**entry.dataset.fields(row.columns), **entry.constants}, rng)
-                if len(row.audio) != template.num_clips:
-                    found = f"{len(row.audio)} clip(s) for {template.num_clips} audio mark(s)"
-                    raise RowError("template error", found)
-                for text in (*rendered.prompt, rendered.answer):
-                    self.mixture.format.checked(text)
+                rendered = render_question(row, entry.dataset, template, entry.constants, rng)
+                self.check_texts(rendered, sum(clips))
                 questions.append((template.task, rendered))
             except RowError as problem:
                 skips.append(Skip(name, row.key, problem.reason, problem.detail))
         if not questions:
             return []
-        cost = self.cost(row, seconds, [rendered for _, rendered in questions])
-        return [PlannedRow(index, k, row, seconds, cost, tuple(questions))]
+        cost = self.cost(sum(seconds), clips, [rendered for _, rendered in questions])
+        return [PlannedRow(index, k, row, sum(seconds), cost, tuple(questions))]
 
-    def usable_seconds(self, row: Row) -> float:
-        """Return the seconds of all clips of a row, when they can be used."""
-        seconds, longest = 0.0, self.mixture.max_seconds
-        for ref in row.audio:
-            length = ref.known_seconds()
+    def usable_seconds(self, row: Row) -> list[float]:
+        """Return the seconds of every clip of a row, when they can be used."""
+        lengths, longest = row_seconds(row), self.mixture.max_seconds
+        for ref, length in zip(row.audio, lengths, strict=True):
             if length < SHORTEST:
                 raise RowError("empty audio", f"{ref.name}: {length:g} s")
             if length > longest:
                 raise RowError(
                     "clip too long", f"{ref.name}: {length:.1f} s, data.max_seconds is {longest:g}"
                 )
-            seconds += length
-        return seconds
+        return lengths
 
-    def cost(self, row: Row, seconds: float, questions: Sequence[Rendered]) -> float:
-        """Return the share of a micro-batch's budget that a row takes: the larger one of encoder and decoder."""
+    def audio_tokens(self, seconds: Sequence[float]) -> list[int]:
+        """Return the audio tokens of clips of such lengths; none where the budget does not count tokens."""
+        if self.mixture.tokens is None:
+            return []
+        return [self.mixture.slots_for(round(length * SAMPLE_RATE)) for length in seconds]
+
+    def check_texts(self, rendered: Rendered, audio_tokens: int) -> None:
+        """Refuse texts that cannot be used; the ids themselves are only looked at where the budget counts them."""
+        if self.mixture.tokens is not None:
+            self.mixture.format.check_question(rendered.prompt, rendered.answer, audio_tokens)
+            return
+        for text in (*rendered.prompt, rendered.answer):
+            self.mixture.format.checked(text)
+
+    def cost(self, seconds: float, clips: Sequence[int], questions: Sequence[Rendered]) -> float:
+        """Return the share of a micro-batch's budget that a row takes: the larger one of encoder and decoder.
+
+        Args:
+            seconds: of all its clips. clips: audio tokens of each.
+        """
         mixture = self.mixture
         heard = (seconds + mixture.per_example * len(questions)) / mixture.audio_seconds
         if mixture.tokens is None:
             return heard
-        clips = [mixture.slots_for(round(ref.known_seconds() * SAMPLE_RATE)) for ref in row.audio]
         tokens, known = 0, set()
         for question in questions:
             pieces = mixture.format.prompt(question.prompt)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from uniaudio.errors import RowError, UserError
+from uniaudio.config.run import MAX_TEXT_TOKENS
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
-REMEMBERED = 20_000  # texts whose ids are kept; a few megabytes
+REMEMBERED = 500_000  # ids that are kept, with their texts; some tens of megabytes
+MOST_CHARACTERS = 16  # of a token; a text with more of them for each token allowed is not even tokenized
+SHOWN = 60  # characters of a text in messages
 USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
 
 
@@ -29,16 +33,25 @@ class ChatFormat:
 
     Args:
         start: special token that stands in the place of ``bos`` where there is no chat template.
+        max_text_tokens: most tokens of a question and its answer, markup included, clips not.
+        max_positions: most tokens of an example with its clips, where the decoder has a limit.
 
     Attributes:
         end_of_turn: the id that ends every answer. pad: an id that is not ``end_of_turn``.
+        special_texts: texts that the tokenizer turns into markup; no text of data may hold one.
 
     Raises:
         UserError: when the chat template does not keep the turns, or nothing can end an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: str | None = None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        start: str | None = None,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
+        max_positions: int | None = None,
+    ) -> None:
+        self.tokenizer, self.max_text_tokens, self.max_positions = tokenizer, max_text_tokens, max_positions
         if tokenizer.chat_template:
             self.prefix, self.suffix, self.end_of_turn = read_chat_template(tokenizer)
         elif tokenizer.eos_token_id is not None:
@@ -53,38 +66,79 @@ class ChatFormat:
         # an id only for the empty places of generated rows; masks never come from it
         self.pad = stated if stated not in (None, self.end_of_turn) else int(self.end_of_turn == 0)
         self.known: dict[str, list[int]] = {}
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self.special_texts = sorted({*added, *tokenizer.all_special_tokens})
+        self.num_known = 0  # ids in ``known``
+        self.special_texts = markup_texts(tokenizer, self.prefix + self.suffix)
+        self.first_signs = frozenset(text[0] for text in self.special_texts)
+        # a tokenizer may write ``unk`` for any rare sign, so this id says nothing about markup
+        ids = tokenizer.convert_tokens_to_ids(self.special_texts)
+        self.markup_ids = frozenset(ids) - {tokenizer.unk_token_id}
+        self.num_markup = sum(
+            id in self.markup_ids for text in (self.prefix, self.suffix) for id in self.encode(text)
+        )
 
     def prompt(self, pieces: Sequence[str]) -> list[list[int]]:
         """Return the ids around the clips: clip ``i`` stands between list ``i`` and list ``i + 1``.
 
         Raises:
-            RowError: when a piece holds the text of a special token.
+            RowError: when a piece cannot be used, see ``checked``, or becomes markup.
         """
         texts = [self.checked(piece) for piece in pieces]
         texts[0] = self.prefix + texts[0]
         texts[-1] = texts[-1] + self.suffix
-        return [self.remembered(text) for text in texts]
+        ids = [self.remembered(text) for text in texts]
+        self.refuse_markup((id for piece in ids for id in piece), self.num_markup, " ".join(pieces))
+        return ids
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer with the end-of-turn id: exactly what is supervised.
 
         Raises:
-            RowError: when the answer is empty or holds the text of a special token.
+            RowError: when the answer is empty, cannot be used, see ``checked``, or becomes markup.
         """
         ids = self.remembered(self.checked(text))
         if not ids:
-            raise RowError("empty answer", repr(text))
+            raise RowError("empty answer", repr(text[:SHOWN]))
+        self.refuse_markup(ids, 0, text)
         return [*ids, self.end_of_turn]
 
+    def check_question(self, prompt: Sequence[str], answer: str, audio_tokens: int = 0) -> None:
+        """Refuse a question that has more tokens than allowed, or a text that cannot be used.
+
+        Args:
+            prompt: its text around the clips. audio_tokens: of all its clips.
+
+        Raises:
+            RowError: "text too long", "special token in text", "broken text", "empty answer".
+        """
+        text_tokens = len(self.answer(answer)) + sum(map(len, self.prompt(prompt)))
+        if text_tokens > self.max_text_tokens:
+            raise RowError(
+                "text too long",
+                f"{text_tokens} tokens, data.max_text_tokens is {self.max_text_tokens}: {answer[:SHOWN]!r}",
+            )
+        if self.max_positions is not None and text_tokens + audio_tokens > self.max_positions:
+            raise RowError(
+                "text too long",
+                f"{text_tokens} tokens of text and {audio_tokens} of audio, the decoder takes {self.max_positions}: "
+                f"{answer[:SHOWN]!r}",
+            )
+
+    def refuse_markup(self, ids: Iterable[int], allowed: int, text: str) -> None:
+        """Refuse a text of which more ids than ``allowed`` are markup, however it is written."""
+        if sum(id in self.markup_ids for id in ids) > allowed:
+            raise RowError("special token in text", f"part of {text[:SHOWN]!r} becomes markup of the chat")
+
     def remembered(self, text: str) -> list[int]:
-        """Return the ids of a text; wordings and labels come again and again, so the first ones are kept."""
+        """Return the ids of a text; wordings and labels come again and again, so they are kept."""
         ids = self.known.get(text)
         if ids is None:
-            ids = self.encode(text)
-            if len(self.known) < REMEMBERED:
-                self.known[text] = ids
+            with convert_to_row_error("broken text", repr(text[:SHOWN])):
+                ids = self.encode(text)
+            if self.num_known > REMEMBERED:
+                self.known.clear()
+                self.num_known = 0
+            self.known[text] = ids
+            self.num_known += len(ids) + 1
         return ids
 
     def encode(self, text: str) -> list[int]:
@@ -102,11 +156,57 @@ class ChatFormat:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def checked(self, text: str) -> str:
-        """Refuse text that would become markup of the chat."""
+        """Return a text of data as it is, when it can be tokenized in good time and holds no markup of the chat.
+
+        Raises:
+            RowError: "text too long", "special token in text", "broken text" (lone surrogates).
+        """
+        if len(text) > self.max_text_tokens * MOST_CHARACTERS:
+            raise RowError(
+                "text too long",
+                f"{len(text):,} characters, data.max_text_tokens is {self.max_text_tokens}: {text[:SHOWN]!r}",
+            )
+        if not text.isascii():
+            with convert_to_row_error("broken text", repr(text[:SHOWN])):
+                text.encode()
+        if self.first_signs.isdisjoint(
+            text
+        ):  # tokenizers hold thousands of special tokens; most texts stop here
+            return text
         for special in self.special_texts:
             if special in text:
-                raise RowError("special token in text", f"{special!r} in {text[:60]!r}")
+                raise RowError("special token in text", f"{special!r} in {text[:SHOWN]!r}")
         return text
+
+
+def markup_texts(tokenizer: PreTrainedTokenizerBase, chat: str) -> list[str]:
+    """Return the texts that a tokenizer takes as markup, sorted.
+
+    Not all of them are marked as special in tokenizers: also taken are added tokens that the markup of the chat
+    consists of, and those between signs such as ``<think>``. Others, such as runs of blanks and words that somebody
+    added, are plain text.
+
+    Args:
+        chat: the markup around a question.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special}
+    written = {
+        token.content
+        for token in added
+        if is_bracketed(token.content) or (token.content in chat and any(map(is_sign, token.content)))
+    }
+    return sorted({*special, *written, *tokenizer.all_special_tokens} - {""})
+
+
+def is_bracketed(text: str) -> bool:
+    """Return whether a text begins and ends with a sign and holds letters or digits, such as ``[INST]``."""
+    return is_sign(text[:1]) and is_sign(text[-1:]) and any(map(str.isalnum, text))
+
+
+def is_sign(character: str) -> bool:
+    """Return whether a character is a punctuation mark, a symbol, or of private use."""
+    return bool(character) and unicodedata.category(character)[0] in "PSC" and not character.isspace()
 
 
 def prefix_of(pieces: Sequence[list[int]]) -> tuple[tuple[int, ...], ...]:

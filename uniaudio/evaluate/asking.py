@@ -92,9 +92,13 @@ class Answers:
 
 
 def usable_questions(
-    entry: EvalEntry, format: ChatFormat, settings: AskSettings
+    entry: EvalEntry, format: ChatFormat, settings: AskSettings, slots_for: Callable[[int], int]
 ) -> tuple[list[Question], list[tuple[int, Skip]]]:
-    """Read this process's rows of an evaluation set: those that can be asked, and the others with reasons."""
+    """Read this process's rows of an evaluation set: those that can be asked, and the others with reasons.
+
+    Args:
+        slots_for: audio tokens of a clip of so many samples.
+    """
     first, step = settings.share
     usable, skips = [], []
     items = iterate_examples(entry, settings.limit(entry), settings.max_seconds, settings.share)
@@ -105,9 +109,10 @@ def usable_questions(
             continue
         example, references = item
         try:
-            for text in (*example.prompt, example.answer):
+            audio_tokens = sum(slots_for(len(clip)) for clip in example.clips)
+            format.check_question(example.prompt, example.answer, audio_tokens)
+            for text in references:
                 format.checked(text)
-            format.answer(example.answer)
             usable.append(Question(place, example, references))
         except RowError as problem:
             skips.append((place, Skip(entry.dataset.name, example.id, problem.reason, problem.detail)))
@@ -178,7 +183,7 @@ def ask_entry(
     names = entry.template.labels if settings.labels else None
     labels = label_ids(names, format) if names else None
     own = Answers()
-    usable, own.skips = usable_questions(entry, format, settings)
+    usable, own.skips = usable_questions(entry, format, settings, model.slots_for)
     told(len(own.skips))
     for indices in batches_of(usable, settings.batch_seconds, 0 if labels is None else len(labels.values)):
         questions = [usable[i] for i in indices]
@@ -214,7 +219,7 @@ def answer_loss(
     """
     device = next(model.parameters()).device
     own = Answers()
-    usable, own.skips = usable_questions(entry, format, settings)
+    usable, own.skips = usable_questions(entry, format, settings, model.slots_for)
     for indices in batches_of(usable, settings.batch_seconds):
         examples = [usable[i].example for i in indices]
         batch = collate(examples, format, model.slots_for, (entry.template.task,)).to(device)
