@@ -153,6 +153,15 @@ def test_steps_are_sorted_by_number_and_other_folders_left_alone(save, tmp_path)
     assert latest_checkpoint(tmp_path / "run") == path
 
 
+@pytest.mark.parametrize("named", ["{other}", "../../other/checkpoints/step-000009", "..", "", b"\xff\xfe"])
+def test_latest_leads_to_no_folder_outside_of_its_run(save, config, tmp_path, named):
+    other = save_checkpoint(tmp_path / "other", snapshot(9), config, BASES)
+    path = save(1)
+    text = named if isinstance(named, bytes) else named.format(other=other).encode()
+    (path.parent / "latest").write_bytes(text)
+    assert latest_checkpoint(tmp_path / "run") == path
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_cut_checkpoint_is_never_taken_for_a_whole_one(save, tmp_path, name):
     first, second = save(1), save(2)

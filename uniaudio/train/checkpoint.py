@@ -299,8 +299,10 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     for moved in folder.glob(f"{UNFINISHED}step-*{REPLACED}"):
         places.add(folder / moved.name.removeprefix(UNFINISHED).removesuffix(REPLACED))
     newest_first = sorted(places, key=step_of, reverse=True)
-    with contextlib.suppress(OSError):
-        newest_first.insert(0, folder / (folder / "latest").read_text().strip())
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        named = (folder / "latest").read_text().strip()
+        if STEP.fullmatch(named):  # a path would lead out of this run
+            newest_first.insert(0, folder / named)
     found = (path for place in newest_first for path in (place, replaced(place)) if is_whole(path))
     return next(found, None)
 
