@@ -1,7 +1,9 @@
 """Scores of texts against values by hand and plain loops."""
 
 import math
+import unicodedata
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import average_precision_score
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
@@ -16,6 +19,7 @@ from uniaudio.evaluate import text_metrics
 from uniaudio.evaluate.metrics import is_right, measures, score
 from uniaudio.evaluate.normalize import challenge_text, normalized
 from uniaudio.evaluate.text_metrics import bleu, error_rate, meteor, need, tag_precision
+from uniaudio.evaluate.text_units import separate_units
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=7).map(" ".join)
 PAIRS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=6)
@@ -176,3 +180,106 @@ def test_normalising():
 
 def test_text_of_the_challenge():
     assert challenge_text(' Ｗｅｌｌ-known:  "Fan" (ﬁne)… ') == "well known fan fine"
+
+
+@pytest.mark.parametrize("how", ["lowercase", "words", "whisper"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("मैं स्कूल जाता हूँ", 4),  # Hindi
+        ("நான் பள்ளிக்குச் செல்கிறேன்", 3),  # Tamil
+        ("ഞാൻ സ്കൂളിൽ പോകുന്നു", 3),  # Malayalam
+        ("ذَهَبَ الْوَلَدُ", 2),  # vowelled Arabic
+        ("שָׁלוֹם עוֹלָם", 2),  # pointed Hebrew
+        ("ฉันไปโรงเรียน", 1),  # Thai: one run without blanks
+    ],
+)
+def test_combining_marks_are_parts_of_words(how, text, words):
+    even = normalized(text, how)
+    assert len(even.split()) == words
+    assert normalized(text + "!", "words") == normalized(text, "words")
+    marks = [c for c in text if unicodedata.category(c)[0] == "M"]
+    kept = unicodedata.normalize("NFD", even)
+    assert sum(unicodedata.category(c)[0] == "M" for c in kept) >= len(marks)
+
+
+def test_a_wrong_vowel_sign_is_an_error():
+    scoring = Scoring(metric="wer", normalize="words")
+    assert score(["मैं स्कूल जाती हूँ"], [["मैं स्कूल जाता हूँ"]], scoring) == 0.25
+    assert not is_right("जाती", ["जाता"], scoring)
+
+
+@pytest.mark.parametrize("how", ["none", "lowercase", "words", "whisper", "whisper_english"])
+def test_two_ways_to_write_an_accent_are_one(how):
+    for text in ("café über", "한국어", "Việt Nam"):
+        assert normalized(unicodedata.normalize("NFD", text), how) == normalized(text, how)
+
+
+def test_typographic_signs_are_plain_ones():
+    for how in ("lowercase", "words", "whisper", "whisper_english"):
+        assert normalized("It’s “fine”", how) == normalized('it\'s "fine"', how)
+    assert normalized("L’été", "words") == "l'été"
+    assert normalized("It’s", "none") == "It’s"
+    assert normalized("co\u00adoperate می\u200cخواهم", "words") == "cooperate میخواهم"
+    assert (
+        normalized("sun \u2600\ufe0f and rain", "words") == "sun and rain"
+    )  # a sign's variant mark is no word
+
+
+@given(st.text(st.sampled_from("abcÄÖß éñçABC09_-'.,!?()[]<>$%+日本가ーＡ"), max_size=20))
+def test_whisper_is_transformers_basic_normaliser_where_there_are_no_marks(text):
+    expected = " ".join(BasicTextNormalizer()(text).split())
+    assert normalized(text, "whisper") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("今天天气好", "今 天 天 气 好"),
+        ("我爱 New York 市", "我 爱 New York 市"),
+        ("東京タワーへ行く", "東 京 タ ワ ー へ 行 く"),
+        ("ที่นี่", "ที่ นี่"),  # consonant, vowel and tone are one unit
+        ("ភាសា", "ភា សា"),
+        ("မြန်မာ", "မြ န် မာ"),
+        ("한국 사람", "한국 사람"),  # Korean has blanks
+        ("plain words", "plain words"),
+    ],
+)
+def test_units_by_script(text, units):
+    assert separate_units(text, "auto") == units
+    assert separate_units(text, "words") == text
+
+
+def test_words_of_languages_without_blanks():
+    # one of five characters wrong, one of three words
+    answers, references = ["今天天汽好", "a b d"], [["今天天气好"], ["a b c"]]
+    rate = partial(score, answers, references)
+    assert rate(Scoring(metric="wer")) == pytest.approx(2 / 8)
+    assert rate(Scoring(metric="wer", tokenize="zh")) == pytest.approx(2 / 8)
+    assert rate(Scoring(metric="wer", tokenize="words")) == pytest.approx(2 / 4)
+    assert rate(Scoring(metric="wer", tokenize="characters")) == pytest.approx(2 / 8)
+    # blanks that a recogniser sets between characters are no errors, but where it is told so
+    assert score(["今 天 天气 好"], [["今天天气好"]], Scoring(metric="cer")) == 0
+    assert score(
+        ["今 天 天气 好"], [["今天天气好"]], Scoring(metric="cer", tokenize="words")
+    ) == pytest.approx(3 / 5)
+
+
+def test_bleu_of_chinese_counts_characters():
+    answer, truth = "今天天气很好我们去公园", "今天天气很好我们去学校"
+    expected = BLEU(tokenize="zh").corpus_score([answer], [[truth]]).score / 100
+    assert 0.5 < expected < 1
+    for tokenize in ("auto", "zh"):
+        assert score([answer], [[truth]], Scoring(metric="bleu", tokenize=tokenize)) == pytest.approx(
+            expected
+        )
+    assert score([answer], [[truth]], Scoring(metric="bleu", tokenize="words")) == 0
+
+
+def test_a_tokenizer_that_is_not_installed(monkeypatch):
+    def missing(*args, **kwargs):
+        raise RuntimeError("\nJapanese tokenization requires extra dependencies\nmore")
+
+    monkeypatch.setattr("sacrebleu.metrics.bleu.BLEU", missing)
+    with pytest.raises(UserError, match=r"tokenize: ja: .*ja-mecab is not installed.*sacrebleu\[ja\]"):
+        need("bleu", "ja")

@@ -42,7 +42,7 @@ def evaluate_recipe(
         UserError: before anything is asked, when a metric needs an extra that is not installed.
     """
     for entry in recipe.evaluate:
-        need(entry.template.scoring.metric)
+        need(entry.template.scoring.metric, entry.template.scoring.tokenize)
     bar = bar or AskingBar(Console(), shown=False)
     results = {}
     with bar.bar:

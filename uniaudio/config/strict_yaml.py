@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from uniaudio.config.text_files import read_text_file
 from uniaudio.errors import UserError
 
 BOOLEAN = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -29,11 +30,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: naming file and line, when the file is missing, not YAML, or not one mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem})") from problem
-    data = parse(text, str(path))
+    data = parse(read_text_file(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be one mapping of keys to values")
     return data
@@ -48,7 +45,7 @@ def parse(text: str, where: str) -> Any:
         hint = "; quote a value that begins with '{{', '@', '%' or '`'" if looks_unquoted(text, line) else ""
         raise UserError(f"{where}: line {line}: {problem.problem}{hint}") from problem
     except yaml.YAMLError as problem:
-        raise UserError(f"{where}: {problem}") from problem
+        raise UserError(f"{where}: {' '.join(str(problem).split())}") from problem
     try:
         return None if node is None else build(node, where)
     except RecursionError as problem:

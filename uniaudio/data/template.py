@@ -15,6 +15,7 @@ from uniaudio.config.files import find_file
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
 from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.config.text_files import compose, read_text_file
 from uniaudio.data.jinja import Text
 from uniaudio.errors import RowError, UserError
 
@@ -25,15 +26,17 @@ MARK = (
 
 
 class Scoring(Strict):
-    """How answers are scored: the metric, and what is evened out before comparing.
+    """How answers are scored: the metric, what is evened out before comparing, and what counts as a word.
 
-    ``map`` takes an answer as a list of tags with ``separator`` between them. ``likelihood`` is what labels of a closed
-    set are compared by: the log-likelihood of all tokens of a label (``sum``), or their ``mean``, which does not favour
-    short labels.
+    ``tokenize`` says where texts are cut into words: by script (``auto``), at blanks (``words``), everywhere
+    (``characters``), or as a language wants it. ``map`` takes an answer as a list of tags with ``separator`` between
+    them. ``likelihood`` is what labels of a closed set are compared by: the log-likelihood of all tokens of a label
+    (``sum``), or their ``mean``, which does not favour short labels.
     """
 
     metric: Literal["accuracy", "wer", "cer", "bleu", "meteor", "cider", "map"] = "accuracy"
     normalize: Literal["none", "lowercase", "words", "whisper", "whisper_english"] = "lowercase"
+    tokenize: Literal["auto", "words", "characters", "zh", "ja", "ko", "th", "lo", "km", "my"] = "auto"
     separator: str = Field(default=";", min_length=1)
     likelihood: Literal["sum", "mean"] = "sum"
 
@@ -113,6 +116,8 @@ class Template:
             found = f"a prompt came out with {len(pieces) - 1} {AUDIO} marks instead of {self.num_clips}"
             raise RowError("template error", f"template {self.task}: {found}")
         references = self.references(values)
+        if self.labels:
+            references = tuple(compose(answer) for answer in references)
         for answer in references:
             if self.labels and answer not in self.labels:
                 raise RowError("unknown label", f"'{answer}' is not one of the labels of {self.task}")
@@ -182,9 +187,9 @@ def read_labels(data: TemplateFile, path: Path) -> tuple[str, ...] | None:
         file = path.parent / data.labels_from
         if not file.is_file():
             raise UserError(f"{path}: labels_from: there is no file {file}")
-        labels = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        labels = tuple(line.strip() for line in compose(read_text_file(file)).split("\n") if line.strip())
     elif data.labels is not None:
-        labels = tuple(str(label) for label in data.labels)
+        labels = tuple(compose(str(label)) for label in data.labels)
     else:
         return None
     doubled = [label for label, count in Counter(labels).items() if count > 1]

@@ -41,7 +41,9 @@ def measure(answers: Sequence[str], references: References, scoring: Scoring, me
         lists = [[even_tags(text, scoring) for text in own] for own in references]
         return tag_precision([even_tags(a, scoring) for a in answers], lists, scoring.separator)
     truths = [[normalized(r, scoring.normalize) for r in own] for own in references]
-    return TEXT_METRICS[metric]([normalized(a, scoring.normalize) for a in answers], truths)
+    return TEXT_METRICS[metric](
+        [normalized(a, scoring.normalize) for a in answers], truths, tokenize=scoring.tokenize
+    )
 
 
 def even_tags(text: str, scoring: Scoring) -> str:

@@ -11,20 +11,26 @@ import numpy as np
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.intervals import Array, Summed, mean_of, ratio
+from uniaudio.evaluate.text_units import bleu_tokenizer, drop_meaningless_blanks, separate_units
 
 References = Sequence[Sequence[str]]
 LOWER_IS_BETTER = ("wer", "cer")
 EXTRA = {"cider": ("aac_metrics", "captions")}  # metrics that need a package of an optional extra
 
 
-def error_rate(answers: Sequence[str], references: References, unit: str) -> Summed:
+def error_rate(answers: Sequence[str], references: References, unit: str, tokenize: str = "words") -> Summed:
     """Return the word (``wer``) or character error rate (``cer``) against the first reference of each clip.
 
     ``(substitutions + deletions + insertions) / units of the references``, over all clips together.
+
+    Args:
+        tokenize: what counts as a word, see ``separate_units``.
     """
     process = jiwer.process_words if unit == "wer" else jiwer.process_characters
+    cut = separate_units if unit == "wer" else drop_meaningless_blanks
     rows = []
     for answer, (truth, *_) in zip(answers, references, strict=True):
+        answer, truth = cut(answer, tokenize), cut(truth, tokenize)
         if not truth:  # nothing was said: every unit of the answer is an insertion
             rows.append((len(answer.split()) if unit == "wer" else len(answer), 0))
             continue
@@ -34,15 +40,23 @@ def error_rate(answers: Sequence[str], references: References, unit: str) -> Sum
     return Summed(np.array(rows, np.float64), ratio)
 
 
-def bleu(answers: Sequence[str], references: References) -> Summed:
+def bleu(answers: Sequence[str], references: References, tokenize: str = "auto") -> Summed:
     """Return corpus BLEU between 0 and 1 against all references (Papineni et al. 2002), by sacrebleu.
 
-    Tokens are sacrebleu's ``13a``, smoothing its ``exp``: ``BLEU = brevity * exp(mean_n log p_n)`` with n-gram
-    precisions ``p_1 .. p_4`` over the whole set.
+    Tokens are sacrebleu's ``13a`` (of a language named in ``tokenize``: its own), smoothing its ``exp``:
+    ``BLEU = brevity * exp(mean_n log p_n)`` with n-gram precisions ``p_1 .. p_4`` over the whole set. With ``auto`` the
+    characters of scripts without blanks are tokens of their own.
+
+    Raises:
+        UserError: when the tokenizer of the language is not installed.
     """
     from sacrebleu.metrics.bleu import BLEU  # a moment to import, and few sets want it
 
-    scorer = BLEU(effective_order=True)  # of single sentences; the counts are the same
+    tokenizer = bleu_tokenizer(tokenize)
+    if tokenizer == "13a":
+        answers = [separate_units(answer, tokenize) for answer in answers]
+        references = [[separate_units(truth, tokenize) for truth in truths] for truths in references]
+    scorer = BLEU(effective_order=True, tokenize=tokenizer)  # of single sentences; the counts are the same
     rows = []
     for answer, truths in zip(answers, references, strict=True):
         told = scorer.sentence_score(answer, list(truths))
@@ -59,11 +73,11 @@ def bleu(answers: Sequence[str], references: References) -> Summed:
     return Summed(np.array(rows, np.float64), value)
 
 
-def meteor(answers: Sequence[str], references: References) -> Summed:
+def meteor(answers: Sequence[str], references: References, tokenize: str = "words") -> Summed:
     """Return the mean over clips of METEOR against the best reference (Banerjee and Lavie 2005), by nltk.
 
     Words match exactly or by their Porter stem; synonyms are left out, for they need WordNet's data. So it is
-    ``METEOR (exact, stem)``, and a little lower than with synonyms. English only.
+    ``METEOR (exact, stem)``, and a little lower than with synonyms. English only, so ``tokenize`` changes nothing.
     """
     from nltk.translate.meteor_score import meteor_score
 
@@ -82,11 +96,11 @@ class NoSynonyms:
         return []
 
 
-def cider(answers: Sequence[str], references: References) -> Summed:
+def cider(answers: Sequence[str], references: References, tokenize: str = "words") -> Summed:
     """Return the mean over clips of CIDEr-D (Vedantam et al. 2015), by aac-metrics.
 
     Rare n-grams count more: in how many clips of the set an n-gram occurs is taken from the references of all clips,
-    and stays so in resamples.
+    and stays so in resamples. For captions in English, so ``tokenize`` changes nothing.
 
     Raises:
         UserError: when the extra is missing, or there is one clip only, in which nothing is rare.
@@ -140,8 +154,8 @@ def mean_over_present(values: Array) -> Array:
         return np.where(there, values, 0.0).sum(1) / there.sum(1)
 
 
-def need(metric: str) -> None:
-    """Refuse a metric whose package is not installed.
+def need(metric: str, tokenize: str = "auto") -> None:
+    """Refuse a metric whose package, or whose tokenizer of a language, is not installed.
 
     Raises:
         UserError: naming the extra.
@@ -149,9 +163,11 @@ def need(metric: str) -> None:
     package, extra = EXTRA.get(metric, (None, ""))
     if package is not None and find_spec(package) is None:
         raise UserError(f"scoring.metric: {metric} needs the extra {extra}: pip install 'uniaudio[{extra}]'")
+    if metric == "bleu":
+        bleu_tokenizer(tokenize)
 
 
-TEXT_METRICS: dict[str, Callable[[Sequence[str], References], Summed]] = {
+TEXT_METRICS: dict[str, Callable[..., Summed]] = {
     "wer": partial(error_rate, unit="wer"),
     "cer": partial(error_rate, unit="cer"),
     "bleu": bleu,

@@ -93,14 +93,14 @@ def compare(
     asked: Mapping[str, EvalEntry],
 ) -> tuple[list[Summary], dict[str, list[Change]]]:
     """Compare each run's probes with its start, and its answers with another model's or the first run's."""
-    normalize = {name: entry.template.scoring.normalize for name, entry in asked.items()}
+    scorings = {name: entry.template.scoring for name, entry in asked.items()}
     base = next(iter([*others, *own]), None)
     summaries, changes = [], {}
     for run in runs:
         probed = probe_changes(table, roles, run.name)
         answered = []
         if base is not None and base != run.name and run.name in own:
-            answered = answer_changes({**own, **others}[base], own[run.name], normalize)
+            answered = answer_changes({**own, **others}[base], own[run.name], scorings)
         changes[run.name] = answered
         if probed or answered:
             start = [names[roles.starts[run.name]]] if probed else []

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
+from uniaudio.data.template import Scoring
 from uniaudio.evaluate.intervals import Summed, interval
 from uniaudio.evaluate.normalize import normalized
 from uniaudio.evaluate.text_metrics import LOWER_IS_BETTER, error_rate
@@ -82,19 +83,19 @@ def by_intervals(gain: float, first: tuple[float, float], second: tuple[float, f
 
 
 def compare_answers(
-    first: Mapping[str, Any], second: Mapping[str, Any], normalize: str = "lowercase"
+    first: Mapping[str, Any], second: Mapping[str, Any], scoring: Scoring = Scoring()
 ) -> Judged:
     """Compare the results of two models on an evaluation set by the strictest rule that its files allow.
 
     Args:
-        first: an entry of ``answers.json``; second: that of the other model. normalize: of the template's scoring.
+        first: an entry of ``answers.json``; second: that of the other model. scoring: of the set's template.
     """
     metric = str(second["metric"])
     one, two = ({item["id"]: item for item in entry.get("answers", ())} for entry in (first, second))
     if one and one.keys() == two.keys() and all(one[i]["reference"] == two[i]["reference"] for i in one):
         two = {name: two[name] for name in one}  # in the same order
         if metric in LOWER_IS_BETTER:
-            return by_bootstrap(*(errors_of(list(side.values()), metric, normalize) for side in (one, two)))
+            return by_bootstrap(*(errors_of(list(side.values()), metric, scoring) for side in (one, two)))
         if metric == "accuracy":
             return by_pairs(*([bool(item["right"]) for item in side.values()] for side in (one, two)))
     gain = float(second["score"]) - float(first["score"])
@@ -105,12 +106,12 @@ def compare_answers(
     return by_intervals(gain, intervals[0], intervals[1])
 
 
-def errors_of(items: Sequence[Mapping[str, Any]], metric: str, normalize: str) -> Summed:
+def errors_of(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring) -> Summed:
     """Return the error rate of stored answers as sums over questions."""
     answers, references = (
-        [normalized(str(item[key]), normalize) for item in items] for key in ("answer", "reference")
+        [normalized(str(item[key]), scoring.normalize) for item in items] for key in ("answer", "reference")
     )
-    return error_rate(answers, [[reference] for reference in references], metric)
+    return error_rate(answers, [[reference] for reference in references], metric, scoring.tokenize)
 
 
 def score_interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniaudio.data.template import Scoring
 from uniaudio.report.scores import PROBES, Roles, ScoreTable
 from uniaudio.report.significance import RULES, Judged, Verdict, by_spread, compare_answers
 
@@ -77,17 +78,17 @@ def probe_changes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
 def answer_changes(
     first: Mapping[str, Mapping[str, Any]],
     second: Mapping[str, Mapping[str, Any]],
-    normalize: Mapping[str, str],
+    scorings: Mapping[str, Scoring],
 ) -> list[Change]:
     """Compare the answers of a run with those of another model on every evaluation set that both were asked.
 
     Args:
-        normalize: what the template of each set evens out before comparing, where its recipe could be read.
+        scorings: how the template of each set compares answers, where its recipe could be read.
     """
     changes = []
     for name, entry in second.items():
         if name in first and first[name].get("metric") == entry["metric"]:
-            judged = compare_answers(first[name], entry, normalize.get(name, "lowercase"))
+            judged = compare_answers(first[name], entry, scorings.get(name, Scoring()))
             before, after = float(first[name]["score"]), float(entry["score"])
             changes.append(Change(name, f"{EVALUATED}, {entry['metric']}", before, after, judged))
     return changes

@@ -1,0 +1,47 @@
+"""Text files as editors on any system write them: with or without a byte order mark, with any line ends."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from pathlib import Path
+
+from uniaudio.errors import UserError, convert_to_user_error
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; lines end with ``\\n``.
+
+    Raises:
+        UserError: naming the file, and the line that is not in that encoding.
+    """
+    with convert_to_user_error(f"{path}: cannot be read"):
+        content = path.read_bytes()
+    mark, encoding = next(
+        ((mark, name) for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), (b"", "utf-8")
+    )
+    content = content[len(mark) :]
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        line = content[: problem.start].decode(encoding, "replace").count("\n") + 1
+        place = f"{path}: line {line}: byte {problem.start + len(mark)}"
+        raise UserError(f"{place} is not {encoding.upper()} text; save the file as UTF-8") from problem
+    if "\x00" in text:
+        line = text[: text.index("\x00")].count("\n") + 1
+        raise UserError(f"{path}: line {line}: holds a NUL character; save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def compose(text: str) -> str:
+    """Return a text with its accents composed (NFC): two ways to write one letter become equal."""
+    return unicodedata.normalize("NFC", text)
