@@ -28,3 +28,21 @@ def test_our_own_errors_and_signals_pass_unchanged(error):
     with pytest.raises(type(error)) as caught, convert_to_user_error("x"), convert_to_row_error("y", "z"):
         raise error
     assert caught.value is error
+
+
+def test_names_and_reasons_can_be_written_anywhere_and_are_of_bounded_length():
+    problem = RowError("missing file", "a\udc80b " + "x" * 100_000)
+    assert problem.detail.startswith("a\\udc80b xxx")
+    assert problem.detail.endswith("(100,004 characters)")
+    assert len(problem.detail.encode()) < 600
+
+
+def test_errors_of_rows_bear_the_key_of_the_row():
+    for error in (ValueError("odd"), RowError("empty audio")):
+        with (
+            pytest.raises(RowError) as caught,
+            convert_to_row_error("unreadable row", "outer", "no. 2"),
+            convert_to_row_error("unreadable row", "inner", "no. 1"),
+        ):
+            raise error
+        assert caught.value.key == "no. 1"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MAX_DETAIL = 500  # characters of a name or a reason that are shown and stored
+
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the thing and the fix.
@@ -20,17 +22,32 @@ class RowError(Exception):
 
     Args:
         reason: short, stable, countable ("missing file", "non-finite samples", "unknown label" ...).
-        detail: what a person needs to find and mend the row.
+        detail: what a person needs to find and mend the row; cut where it is very long.
+
+    Attributes:
+        key: of the row, where the source that raised it knows the key.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = printable(detail)
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+        self.key = ""
 
 
 class LostProcessError(Exception):
     """Another process of the run is gone. The command line prints the sentence without a traceback, exit code 1."""
+
+
+def printable(text: str) -> str:
+    """Return a text that every file and terminal takes: lone surrogates escaped, cut after ``MAX_DETAIL`` characters.
+
+    Names and messages come from data, and may be of any length and hold what cannot be encoded.
+    """
+    if len(text) > MAX_DETAIL:
+        text = f"{text[:MAX_DETAIL]} ... ({len(text):,} characters)"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def first_line(problem: BaseException) -> str:
@@ -62,18 +79,24 @@ def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def convert_to_row_error(reason: str, name: str) -> Iterator[None]:
+def convert_to_row_error(reason: str, name: str, key: str = "") -> Iterator[None]:
     """Turn whatever is raised while one row is read, decoded or rendered into a skipped row.
 
     Args:
         reason: as for ``RowError``. name: the row or clip, for the person who looks for it.
+        key: of the row, see ``RowError``; set on row errors that pass, too.
 
     Raises:
         RowError: in place of any exception that is not ours.
     """
     try:
         yield
-    except (UserError, RowError, LostProcessError):
+    except RowError as problem:
+        problem.key = problem.key or key
+        raise
+    except (UserError, LostProcessError):
         raise
     except Exception as problem:
-        raise RowError(reason, f"{name} ({first_line(problem)})") from problem
+        error = RowError(reason, f"{name} ({first_line(problem)})")
+        error.key = key
+        raise error from problem

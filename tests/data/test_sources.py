@@ -1,6 +1,7 @@
 """Manifests, folders and tables: all rows once, the rest from any place, and what is said about bad input."""
 
 import json
+import math
 import tarfile
 
 import numpy as np
@@ -12,7 +13,7 @@ from every_place import check_places
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.audio import decode
-from uniaudio.data.source import BrokenShardError, Place, Row, open_source
+from uniaudio.data.source import BrokenShardError, Place, Row, audio_ref, open_source, stated_seconds
 from uniaudio.data.sources.listed import unique
 from uniaudio.data.sources.places import expand_braces
 from uniaudio.errors import RowError, UserError
@@ -56,7 +57,7 @@ def test_only_the_clips_that_the_card_names_are_read(tmp_path):
     pair = open_source(card(tmp_path, {"parquet": "a.parquet"}, audio=["two", "one"]), "train")
     assert [decode(ref.source, 1, "x")[0] for ref in next(pair.rows()).audio] == [2, 1]
     wrong = open_source(card(tmp_path, {"parquet": "a.parquet"}, audio="three"), "train")
-    with pytest.raises(UserError, match="row a/0 has no audio column 'three'; columns: n"):
+    with pytest.raises(UserError, match=r"a\.parquet has no audio column 'three'; columns: one, two, n"):
         next(wrong.rows())
 
 
@@ -189,7 +190,7 @@ def test_manifests_name_files_beside_them_anywhere_in_tars_and_parts_of_files(tm
     assert (first.audio[0].known_seconds(), first.columns["n"]) == (2.5, 'Yes, "he" said.')
     assert second.audio[0].known_seconds() == pytest.approx(0.1)
     (folder / "manifest.tsv").write_text("audio\tn\nä.wav\t1\t2\n")
-    with pytest.raises(UserError, match=r"manifest\.tsv: line 2: has more fields than the header's 2"):
+    with pytest.raises(UserError, match=r"none of 1 rows .*line 2: has more fields than the header's 2"):
         open_source(card(tmp_path, {"csv": "Töne 1"}), "train")
 
 
@@ -288,16 +289,68 @@ def test_places_that_do_not_exist(tmp_path, load, message):
         open_source(card(tmp_path, load), "train")
 
 
-def test_broken_manifests_name_the_line(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"audio": "a.wav"}\n{"audio": \n')
-    with pytest.raises(UserError, match=r"rows\.jsonl: line 2: not JSON"):
+def test_broken_lines_of_a_manifest_are_rows_that_cannot_be_used(tmp_path):
+    (tmp_path / "a.wav").write_bytes(clip_bytes(1))
+    deep = '{"audio": "a.wav", "n": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    lines = ['{"audio": "a.wav", "n": 1}', '{"audio": ', "[1]", '{"n": 9' + "0" * 400 + "}", deep, '{"n": 5}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    good, *bad = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").rows()
+    assert numbers([good]) == [(1, 1)]
+    assert [(row.key, row.reason) for row in bad] == [
+        ("line 2", "broken metadata"),
+        ("line 3", "broken metadata"),
+        ("line 4", "broken metadata"),
+        ("line 5", "broken metadata"),
+        ("5", "missing column"),
+    ]
+    (tmp_path / "rows.csv").write_text("audio,n\na.wav,1\na.wav\na.wav,1,2\n" + f"a.wav,{'long ' * 50_000}\n")
+    good, fewer, more, long = open_source(card(tmp_path, {"csv": "rows.csv"}), "train").rows()
+    assert [(row.key, row.reason) for row in (fewer, more)] == [
+        ("line 3", "broken metadata"),
+        ("line 4", "broken metadata"),
+    ]
+    assert len(long.columns["n"]) == 250_000
+
+
+def test_manifests_of_which_no_row_can_be_read_are_mistakes(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"audio": \n')
+    with pytest.raises(UserError, match=r"none of 1 rows of \S+rows\.jsonl can be read .*line 1: not JSON"):
         open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train")
     (tmp_path / "rows.jsonl").write_text('{"path": "a.wav"}\n')
     with pytest.raises(UserError, match="no audio column 'audio'; columns: path"):
-        open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").row(0)
+        open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train")
     (tmp_path / "rows.jsonl").write_text("")
     with pytest.raises(UserError, match="keeps no rows"):
         open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train")
+
+
+def test_rows_of_which_a_condition_cannot_be_told_are_bad_rows_of_every_split(tmp_path):
+    (tmp_path / "a.wav").write_bytes(clip_bytes(1))
+    rows = [{"fold": 1}, {"fold": "none"}, {}, {"fold": 7}]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"audio": "a.wav", **row}) + "\n" for row in rows)
+    )
+    splits = {"train": {"keep": "fold < 5"}, "test": {"name": "train", "keep": "fold > 5"}}
+    content = card(tmp_path, {"jsonl": "rows.jsonl"}, splits=splits)
+    train, test = (list(open_source(content, split).rows()) for split in ("train", "test"))
+    assert [row.columns["fold"] for row in (train[0], test[-1])] == [1, 7]
+    for bad, first in ((train[1:], 2), (test[:-1], 1)):
+        names = ["a.wav", "a.wav#2", "a.wav#3"][first - 1 :]
+        assert [(row.key, row.reason) for row in bad] == [
+            (names[0], "broken metadata"),
+            (names[1], "missing column"),
+        ]
+
+
+@pytest.mark.parametrize("stated", ["0.5", -1, 0, True, None, [1], math.nan, math.inf, 10**400])
+def test_stated_lengths_that_are_no_positive_numbers_are_not_believed(stated):
+    assert stated_seconds(stated) is None
+
+
+@pytest.mark.parametrize("content", ["text", 5, [1, 2], {"a": 1}])
+def test_bytes_that_are_no_bytes_are_broken_metadata(tmp_path, content):
+    with pytest.raises(RowError, match="`bytes` holds"):
+        audio_ref({"bytes": content, "path": None}, {}, tmp_path, "row 1")
 
 
 def test_braces():

@@ -55,9 +55,9 @@ def iterate_examples(
     for index, row in islice(enumerate(islice(source.rows(), limit)), first, None, step):
         name = entry.dataset.name
         if isinstance(row, RowError):
-            yield Skip(name, f"row {index}", row.reason, row.detail)
+            yield Skip.of(name, f"row {index}", row)
             continue
         try:
             yield build_example(row, entry, max_seconds)
         except RowError as problem:
-            yield Skip(name, row.key, problem.reason, problem.detail)
+            yield Skip.of(name, row.key, problem)

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from uniaudio.data.order import number, permuted
 from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
 from uniaudio.data.sources.retry import read_patiently
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, printable
 
 BARREN = 4  # times as many empty epochs as there are streams, before a source counts as empty
 
@@ -28,6 +28,11 @@ class Skip:
     row: str
     reason: str
     detail: str
+
+    @classmethod
+    def of(cls, source: str, row: str, problem: RowError) -> Skip:
+        """Return what is listed of a row that could not be used."""
+        return cls(source, printable(problem.key or row), problem.reason, problem.detail)
 
 
 class IndexedCursor:
@@ -44,10 +49,7 @@ class IndexedCursor:
         """Return the number of a draw over all streams, and its row (or why there is none)."""
         k = j * self.streams + self.stream
         epoch, place = divmod(k, self.source.size)
-        try:
-            return k, self.source.row(permuted(place, self.source.size, number(self.seed, epoch)))
-        except RowError as problem:
-            return k, problem
+        return k, self.source.row_or_error(permuted(place, self.source.size, number(self.seed, epoch)))
 
 
 class Mark(NamedTuple):
@@ -192,7 +194,8 @@ class ShardCursor:
                         if len(rows) == self.size:
                             return Mark(mark.epoch, number_of_unit, *behind)
             except BrokenShardError as problem:
-                skips.append(Skip(self.name, self.source.shards[unit.shard], "broken shard", str(problem)))
+                broken = RowError("broken shard", str(problem))
+                skips.append(Skip.of(self.name, self.source.shards[unit.shard], broken))
             place = Place()
         return Mark(mark.epoch + 1)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 
 def environment() -> ImmutableSandboxedEnvironment:
@@ -97,13 +98,11 @@ class Condition:
         try:
             return bool(guarded(lambda: self.compiled(**fields), self.where))
         except RowError as problem:
-            shown = ", ".join(f"{name}={fields[name]!r}" for name in sorted(self.names))
+            shown = ", ".join(f"{name}={reprlib.repr(fields[name])}" for name in sorted(self.names))
             raise UserError(f"{problem.detail} (in a row with {shown})") from problem
 
 
 def guarded(action: Callable[[], Any], where: str) -> Any:
     """Run a rendering; whatever goes wrong inside it is the row's fault."""
-    try:
+    with convert_to_row_error("template error", where):
         return action()
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as problem:
-        raise RowError("template error", f"{where}: {problem}") from problem

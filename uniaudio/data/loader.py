@@ -140,7 +140,7 @@ class WorkerDataset(IterableDataset):
             try:
                 clips, masks = self.decode(row)
             except RowError as problem:
-                skips += [Skip(dataset, row.row.key, problem.reason, problem.detail)] * len(row.questions)
+                skips += [Skip.of(dataset, row.row.key, problem)] * len(row.questions)
                 continue
             asked, unusable = self.questions(row, clips)
             skips += unusable
@@ -178,7 +178,7 @@ class WorkerDataset(IterableDataset):
             try:
                 self.mixture.format.check_question(rendered.prompt, rendered.answer, audio_tokens)
             except RowError as problem:
-                skips.append(Skip(entry.dataset.name, planned.row.key, problem.reason, problem.detail))
+                skips.append(Skip.of(entry.dataset.name, planned.row.key, problem))
                 continue
             usable.append(
                 Example(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from uniaudio.data.audio import Encoded, FilePart, probe_seconds
 from uniaudio.data.card import DatasetCard
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
@@ -79,13 +80,15 @@ class IndexedSource(ABC):
             RowError: when it cannot be used.
         """
 
+    def row_or_error(self, index: int) -> Row | RowError:
+        """Return a row by its index, or why it cannot be used, whatever was raised."""
+        row = row_or_error(lambda: self.row(index), f"row {index}")
+        assert row is not None
+        return row
+
     def rows(self) -> Iterator[Row | RowError]:
         """Yield all rows in order; a row that cannot be used comes as its error."""
-        for index in range(self.size):
-            try:
-                yield self.row(index)
-            except RowError as problem:
-                yield problem
+        return map(self.row_or_error, range(self.size))
 
 
 class ShardedSource(ABC):
@@ -145,9 +148,10 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     Raises:
         RowError: when the column holds none of them.
     """
-    seconds = row.get("duration")
-    length = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
+    length = stated_seconds(row.get("duration"))
     if isinstance(value, Mapping) and value.get("bytes") is not None:
+        if not isinstance(value["bytes"], bytes | memoryview):
+            raise RowError("broken metadata", f"{name}: `bytes` holds {type(value['bytes']).__name__}")
         return AudioRef(value["bytes"], name, length)
     if isinstance(value, bytes | memoryview):
         return AudioRef(value, name, length)
@@ -157,13 +161,23 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     if isinstance(value, Mapping) and "offset" in value:
         try:
             part = FilePart(folder / path, int(value["offset"]), int(value["size"]))
-        except (KeyError, TypeError, ValueError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise RowError("broken metadata", f"{name}: offset and size must be whole numbers") from problem
-        return AudioRef(part, name, value.get("seconds", length))
+        return AudioRef(part, name, stated_seconds(value["seconds"]) if "seconds" in value else length)
     archive, inside, member = path.partition(IN_ARCHIVE)
     if inside:
         return AudioRef(archive_member(folder / archive, member), name, length)
     return AudioRef(folder / path, name, length)
+
+
+def stated_seconds(value: Any) -> float | None:
+    """Return a stated length in seconds, or None for what is no positive number: then the audio itself tells."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with contextlib.suppress(OverflowError):
+        seconds = float(value)
+        return seconds if 0 < seconds < math.inf else None
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -197,13 +211,50 @@ def audio_refs(
     """Return one reference per audio column of a row.
 
     Raises:
-        UserError: when a row has no such column: the card is wrong, not the row.
+        RowError: when the row has no such column, or the column holds no clip.
     """
     for name in names:
         if name not in columns:
-            raise UserError(f"row {key} has no audio column '{name}'; columns: {', '.join(columns)}")
+            raise RowError("missing column", no_audio_column(f"row {key}", name, columns))
     stated = columns if len(names) == 1 else {}  # `duration` speaks of one clip
     return tuple(audio_ref(columns[name], stated, folder, f"{key}.{name}") for name in names)
+
+
+def no_audio_column(what: str, name: str, columns: Iterable[Any]) -> str:
+    """Return the sentence that a row, or none of the rows, has an audio column that the card names."""
+    return f"{what} has no audio column '{name}'; columns: {', '.join(map(str, columns))}"
+
+
+def row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Row | RowError | None:
+    """Return what a source makes of one row, or why it cannot be used, whatever was raised.
+
+    Args:
+        key: of the row, for the errors that are returned.
+    """
+    try:
+        with convert_to_row_error("unreadable row", key, key):
+            row = make()
+            if isinstance(row, RowError):
+                raise row
+            return row
+    except RowError as problem:
+        return problem
+
+
+def keeps_row(card: DatasetCard, columns: Mapping[str, Any], split: str) -> bool:
+    """Return whether a row of the stored split belongs to a split of the card.
+
+    Raises:
+        RowError: when the values of this row are such that it cannot be told.
+        UserError: when the row lacks a column that the condition needs.
+    """
+    try:
+        return card.keeps(columns, split)
+    except UserError as problem:
+        keep = card.split(split).keep
+        if keep is None or not keep.names <= set(columns):
+            raise
+        raise RowError("broken metadata", str(problem)) from problem
 
 
 def open_source(card: DatasetCard, split: str) -> Source:

@@ -216,13 +216,13 @@ class LogicalStream:
         if isinstance(row, Row):
             self.say(f"{name}, row {row.key}")
         if isinstance(row, RowError):
-            skips += [Skip(name, f"draw {k}", row.reason, row.detail)] * asked
+            skips += [Skip.of(name, f"draw {k}", row)] * asked
             return []
         try:
             seconds = self.usable_seconds(row)
             clips = self.audio_tokens(seconds)
         except RowError as problem:
-            skips += [Skip(name, row.key, problem.reason, problem.detail)] * asked
+            skips += [Skip.of(name, row.key, problem)] * asked
             return []
         rng = row_rng(self.mixture.seed, entry.name, k)
         questions = []
@@ -232,7 +232,7 @@ class LogicalStream:
                 self.check_texts(rendered, sum(clips))
                 questions.append((template.task, rendered))
             except RowError as problem:
-                skips.append(Skip(name, row.key, problem.reason, problem.detail))
+                skips.append(Skip.of(name, row.key, problem))
         if not questions:
             return []
         cost = self.cost(sum(seconds), clips, [rendered for _, rendered in questions])

@@ -115,7 +115,7 @@ def usable_questions(
                 format.checked(text)
             usable.append(Question(place, example, references))
         except RowError as problem:
-            skips.append((place, Skip(entry.dataset.name, example.id, problem.reason, problem.detail)))
+            skips.append((place, Skip.of(entry.dataset.name, example.id, problem)))
     return usable, skips
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniaudio.data.audio import decode
-from uniaudio.data.sources.manifest import read_jsonl
+from uniaudio.data.sources.manifest import read_jsonl, whole_rows
 from uniaudio.errors import RowError, UserError
 
 LONGEST = 600.0  # seconds; probes take clips of any usual length
@@ -39,7 +39,7 @@ def load_labelled(name: str, folder: Path) -> LabelledSet:
         raise UserError(f"--data {name}={folder}: there is no {manifest}")
     clips: dict[str, list[NDArray[np.int16]]] = {"train": [], "test": []}
     labels: dict[str, list[str]] = {"train": [], "test": []}
-    for number, row in enumerate(read_jsonl(manifest), 1):
+    for number, row in enumerate(whole_rows(manifest, read_jsonl(manifest)), 1):
         for column in ("audio", "label", "split"):
             if column not in row:
                 raise UserError(

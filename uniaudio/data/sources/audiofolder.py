@@ -7,7 +7,7 @@ from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.listed import ListedSource
-from uniaudio.data.sources.manifest import read_jsonl, read_table
+from uniaudio.data.sources.manifest import read_jsonl, read_table, whole_rows
 from uniaudio.data.sources.places import folder_of_split
 from uniaudio.errors import UserError
 
@@ -24,13 +24,13 @@ def read_metadata(folder: Path) -> dict[str, list[dict[str, Any]]]:
         UserError: when a row has no such column.
     """
     if (folder / "metadata.jsonl").is_file():
-        rows = read_jsonl(folder / "metadata.jsonl")
+        file, rows = folder / "metadata.jsonl", read_jsonl(folder / "metadata.jsonl")
     elif (folder / "metadata.csv").is_file():
-        rows = read_table(folder / "metadata.csv")
+        file, rows = folder / "metadata.csv", read_table(folder / "metadata.csv")
     else:
         return {}
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in whole_rows(file, rows):
         if "file_name" not in row:
             raise UserError(f"{folder}: every row of the metadata file needs a `file_name`")
         found.setdefault(str(row["file_name"]), []).append(row)

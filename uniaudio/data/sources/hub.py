@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import BrokenShardError, Place, Row, ShardedSource, audio_refs
+from uniaudio.data.source import (
+    BrokenShardError,
+    Place,
+    Row,
+    ShardedSource,
+    audio_refs,
+    keeps_row,
+    no_audio_column,
+    row_or_error,
+)
 from uniaudio.data.sources.places import is_remote
 from uniaudio.data.sources.remote import judged, open_by_scheme, wait_for_hub
 from uniaudio.errors import RowError, UserError
@@ -41,6 +51,9 @@ class HubSource(ShardedSource):
             raise UserError(
                 f"{card.path}: load.hub: {load.location} cannot be opened ({reason})"
             ) from problem
+        for name in card.audio:
+            if stream.features and name not in stream.features:
+                raise UserError(f"{card.path}: {no_audio_column(load.location, name, stream.features)}")
         if stream.features:
             stream = stream.decode(False)  # takes away the step that decodes what comes from the Hub
         # without features nothing is encoded either: for audio, both want a library that we can do without
@@ -52,7 +65,8 @@ class HubSource(ShardedSource):
         wait_for_hub(self.card.load.timeout)
         try:
             for number, columns in enumerate(self.rows_of(shard, place.row), place.row):
-                yield self.row_of(f"{shard}/{number}", columns), Place(number + 1)
+                key = f"{shard}/{number}"
+                yield row_or_error(partial(self.row_of, key, columns), key), Place(number + 1)
         except (UserError, BrokenShardError):
             raise
         except Exception as problem:  # `datasets` lets those of several network libraries through
@@ -69,15 +83,12 @@ class HubSource(ShardedSource):
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
 
-    def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | RowError | None:
+    def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
         light = {name: value for name, value in columns.items() if name not in self.card.audio}
-        if not self.card.keeps(light, self.split):
+        if not keeps_row(self.card, light, self.split):
             return None
-        try:
-            fetched = {name: self.fetched(columns[name]) for name in self.card.audio if name in columns}
-            return Row(key, light, audio_refs({**light, **fetched}, self.card.audio, Path(), key))
-        except RowError as problem:
-            return problem
+        fetched = {name: self.fetched(columns[name]) for name in self.card.audio if name in columns}
+        return Row(key, light, audio_refs({**light, **fetched}, self.card.audio, Path(), key))
 
     def fetched(self, value: Any) -> Any:
         """Return an audio column with its bytes, where it names a file on the Hub or in an archive."""

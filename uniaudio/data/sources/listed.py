@@ -2,34 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import IndexedSource, Row, audio_refs
+from uniaudio.data.source import IndexedSource, Row, audio_refs, keeps_row, no_audio_column
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 
 class ListedSource(IndexedSource):
     """Rows as plain mappings, with audio paths relative to ``folder``.
 
     Args:
-        rows: (key, columns); a key that comes again gets ``#2``, ``#3`` and so on behind it.
+        rows: (key, columns or why there are none); a key that comes again gets ``#2``, ``#3`` and so on behind it.
     """
 
     def __init__(
-        self, card: DatasetCard, split: str, rows: Iterable[tuple[str, Mapping[str, Any]]], folder: Path
+        self,
+        card: DatasetCard,
+        split: str,
+        rows: Iterable[tuple[str, Mapping[str, Any] | RowError]],
+        folder: Path,
     ) -> None:
         self.card = card
         self.folder = folder
-        kept = [(key, columns) for key, columns in rows if card.keeps(columns, split)]
+        kept = list(kept_rows(card, split, rows))
         names = unique(key for key, _ in kept)
         self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
         self.size = len(self.listed)
+        for column in card.audio:
+            check_audio_column(card, column, [columns for _, columns in kept])
 
     def row(self, index: int) -> Row:
         key, columns = self.listed[index]
-        return Row(key, columns, audio_refs(columns, self.card.audio, self.folder, key))
+        with convert_to_row_error("unreadable row", key, key):
+            if isinstance(columns, RowError):  # a new one: an error that is raised again and again grows
+                raise RowError(columns.reason, columns.detail)
+            return Row(key, columns, audio_refs(columns, self.card.audio, self.folder, key))
+
+
+def kept_rows(
+    card: DatasetCard, split: str, rows: Iterable[tuple[str, Mapping[str, Any] | RowError]]
+) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
+    """Yield the rows that belong to a split, and as an error those of which it cannot be told.
+
+    Raises:
+        UserError: when it can be told of none: the condition is wrong, not the rows.
+    """
+    first: UserError | None = None
+    usable = False
+    for key, columns in rows:
+        if isinstance(columns, RowError):
+            yield key, columns
+            continue
+        try:
+            kept = keeps_row(card, columns, split)
+        except RowError as problem:
+            first = first or UserError(f"{card.path}: {key}: {problem.detail}")
+            yield key, problem
+            continue
+        except UserError as problem:
+            first = first or problem
+            yield key, RowError("missing column", str(problem))
+            continue
+        usable = True
+        if kept:
+            yield key, columns
+    if first is not None and not usable:
+        raise first
+
+
+def check_audio_column(card: DatasetCard, name: str, rows: Sequence[Mapping[str, Any] | RowError]) -> None:
+    """Refuse a card whose audio column none of the rows has, and rows of which none could be read.
+
+    Raises:
+        UserError: naming the columns that the first row has.
+    """
+    readable = (columns for columns in rows if not isinstance(columns, RowError))
+    first = next(readable, None)
+    if first is None:
+        bad = next((row for row in rows if isinstance(row, RowError)), None)
+        if bad is not None:
+            raise UserError(
+                f"{card.path}: none of {len(rows)} rows of {card.load.location} can be read ({bad})"
+            )
+    elif name not in first and not any(name in columns for columns in readable):
+        raise UserError(f"{card.path}: {no_audio_column('every row', name, first)}")
 
 
 def unique(keys: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import orjson  # a million lines in half a second, where `json` takes three
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.listed import ListedSource
 from uniaudio.data.sources.places import refuse_other_splits
-from uniaudio.errors import UserError
+from uniaudio.errors import RowError, UserError, convert_to_row_error
+
+csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
 
 # by suffix; tabs cannot stand in a field of a .tsv, so quotes are text there, as speech corpora write them
 FORMATS: dict[str, dict[str, Any]] = {
@@ -38,44 +40,66 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one object per non-empty line.
+def read_jsonl(path: Path) -> list[dict[str, Any] | RowError]:
+    """Read one object per non-empty line; a line that holds none comes as its error.
 
     Raises:
-        UserError: naming the file and the line.
+        UserError: when the file cannot be read.
     """
-    rows = []
+    rows: list[dict[str, Any] | RowError] = []
     for number, line in read_lines(path):
         try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as problem:
-            raise UserError(f"{path}: line {number}: not JSON ({problem})") from problem
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number}: must be one object")
-        rows.append(row)
+            with convert_to_row_error("broken metadata", f"line {number}: not JSON", f"line {number}"):
+                row = orjson.loads(line)
+                if not isinstance(row, dict):
+                    raise RowError("broken metadata", f"line {number}: must be one object")
+            rows.append(row)
+        except RowError as problem:
+            rows.append(problem)
     return rows
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
+def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     """Read a table whose first line names the columns; ``.tsv`` is cut at tabs and knows no quotes.
 
+    A line with another number of fields than the header comes as its error.
+
     Raises:
-        UserError: naming the file and the line.
+        UserError: naming the file, when it cannot be read.
     """
+    rows: list[dict[str, Any] | RowError] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, **FORMATS.get(path.suffix.lower(), FORMATS[".csv"]))
-            rows = []
             for row in reader:
                 if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}: line {reader.line_num}: has {'more' if None in row else 'fewer'} fields than "
-                        f"the header's {len(reader.fieldnames or ())}"
+                    fields = "more" if None in row else "fewer"
+                    line = f"line {reader.line_num}"
+                    error = RowError(
+                        "broken metadata",
+                        f"{line}: has {fields} fields than the header's {len(reader.fieldnames or ())}",
                     )
-                rows.append(row)
+                    error.key = line
+                    rows.append(error)
+                else:
+                    rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise UserError(f"{path}: cannot be read ({problem})") from problem
     return rows
+
+
+def whole_rows(path: Path, rows: Iterable[dict[str, Any] | RowError]) -> list[dict[str, Any]]:
+    """Return rows of a file of which none may be missing.
+
+    Raises:
+        UserError: for the first line that holds none.
+    """
+    whole = []
+    for row in rows:
+        if isinstance(row, RowError):
+            raise UserError(f"{path}: {row.detail}")
+        whole.append(row)
+    return whole
 
 
 def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> Path:
@@ -113,7 +137,8 @@ class CsvSource(ListedSource):
         path = manifest_file(card, split, (".csv", ".tsv"))
         rows = read_table(path)
         for row in rows:
-            row.update(stated_length(row))
+            if not isinstance(row, RowError):
+                row.update(stated_length(row))
         super().__init__(card, split, keyed(rows, card), path.parent)
 
 
@@ -125,10 +150,15 @@ def stated_length(row: Mapping[str, str]) -> dict[str, float]:
         return {}
 
 
-def keyed(rows: list[dict[str, Any]], card: DatasetCard) -> list[tuple[str, dict[str, Any]]]:
+def keyed(
+    rows: list[dict[str, Any] | RowError], card: DatasetCard
+) -> list[tuple[str, dict[str, Any] | RowError]]:
     """Name rows by their first clip, and by their number where that is no plain path."""
-    found = []
+    found: list[tuple[str, dict[str, Any] | RowError]] = []
     for number, row in enumerate(rows):
+        if isinstance(row, RowError):
+            found.append((row.key, row))
+            continue
         clip = row.get(card.audio[0])
         if isinstance(clip, dict) and "offset" in clip:
             clip = row.get("key")

@@ -11,7 +11,16 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import BrokenShardError, Place, Row, ShardedSource, audio_refs
+from uniaudio.data.source import (
+    BrokenShardError,
+    Place,
+    Row,
+    ShardedSource,
+    audio_refs,
+    keeps_row,
+    no_audio_column,
+    row_or_error,
+)
 from uniaudio.data.sources.places import files_of_split, is_remote, short_names
 from uniaudio.data.sources.remote import judged, open_in_jumps
 from uniaudio.errors import RowError, UserError
@@ -86,6 +95,11 @@ class ParquetSource(ShardedSource):
         self, what: Shard, file: pq.ParquetFile, group: int, start: int, wanted: range
     ) -> Iterator[Row | RowError | None]:
         """Yield the wanted rows of a row group, whose first row is row ``start`` of the file."""
+        for name in self.card.audio:
+            if name not in file.schema_arrow.names:
+                raise UserError(
+                    f"{self.card.path}: {no_audio_column(what.place, name, file.schema_arrow.names)}"
+                )
         light = [field.name for field in file.schema_arrow if not self.is_clip(field)]
         heavy = [name for name in self.card.audio if name in file.schema_arrow.names]
         columns = (
@@ -93,11 +107,18 @@ class ParquetSource(ShardedSource):
             if light
             else [{} for _ in range(wanted.stop)]
         )
-        kept = [i in wanted and self.card.keeps(row, self.split) for i, row in enumerate(columns)]
+        kept = [i in wanted and self.keeps(row) for i, row in enumerate(columns)]
         clips = self.clips(file, group, heavy if any(kept) else [])
         for i in wanted:
             key = f"{what.name}/{start + i}"
             yield self.row_of(key, columns[i], clips(i), Path(what.place).parent) if kept[i] else None
+
+    def keeps(self, columns: Mapping[str, Any]) -> bool:
+        """Return whether a row belongs to the split, or it cannot be told: ``row_of`` then says so."""
+        try:
+            return keeps_row(self.card, columns, self.split)
+        except RowError:
+            return True
 
     def is_clip(self, field: pyarrow.Field) -> bool:
         """Return whether a column holds clips; those that the card does not name are never read."""
@@ -122,11 +143,13 @@ class ParquetSource(ShardedSource):
 
     def row_of(
         self, key: str, columns: Mapping[str, Any], clips: Mapping[str, Any], folder: Path
-    ) -> Row | RowError:
-        try:
+    ) -> Row | RowError | None:
+        def make() -> Row | None:
+            if not keeps_row(self.card, columns, self.split):
+                return None
             return Row(key, columns, audio_refs({**columns, **clips}, self.card.audio, folder, key))
-        except RowError as problem:
-            return problem
+
+        return row_or_error(make, key)
 
 
 def plain(column: pyarrow.Array, i: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import AudioRef, Place, Row, ShardedSource
+from uniaudio.data.source import (
+    AudioRef,
+    Place,
+    Row,
+    ShardedSource,
+    keeps_row,
+    row_or_error,
+    stated_seconds,
+)
 from uniaudio.data.sources.audiofolder import CLIPS
 from uniaudio.data.sources.places import files_of_split, short_names
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
@@ -44,7 +53,9 @@ class WebDatasetSource(ShardedSource):
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         for number, sample in enumerate(self.samples(shard, place.offset), place.row + 1):
-            yield self.row_of(f"{self.names[shard]}/{sample.key}", sample), Place(number, sample.place)
+            name = f"{self.names[shard]}/{sample.key}"
+            row = row_or_error(functools.partial(self.row_of, name, sample), name)
+            yield row, Place(number, sample.place)
 
     def samples(self, shard: int, offset: int) -> Iterator[Sample]:
         """Yield the samples from an offset on.
@@ -81,7 +92,7 @@ class WebDatasetSource(ShardedSource):
             elif extension == "json":
                 try:
                     columns.update(json_object(member))
-                except ValueError as problem:
+                except (ValueError, RecursionError) as problem:
                     return RowError("broken metadata", f"{name}: {member.name} ({problem})")
             elif (text := text_of(member)) is not None:
                 columns["text" if extension == "txt" else extension] = text
@@ -90,13 +101,12 @@ class WebDatasetSource(ShardedSource):
         absent = sorted(keep.names - set(columns)) if keep is not None else []
         if absent:  # of one sample, as where its .json is missing: no reason to end a run
             return RowError("missing column", f"{name}: splits.{self.split}.keep needs '{absent[0]}'")
-        if not self.card.keeps(columns, self.split):
+        if not keeps_row(self.card, columns, self.split):
             return None
         if len(clips) != len(self.card.audio):
             found = "no audio" if not clips else f"{len(clips)} audio files"
             return RowError("missing audio" if not clips else "too many clips", f"{name}: {found}")
-        seconds = columns.get("duration") if len(clips) == 1 else None
-        length = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
+        length = stated_seconds(columns.get("duration")) if len(clips) == 1 else None
         return Row(name, columns, tuple(AudioRef(clip, name, length) for clip in clips if clip is not None))
 
 
