@@ -8,7 +8,7 @@ from typing import Any
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from uniaudio.errors import UserError
-from uniaudio.model.rebuild import STOCK
+from uniaudio.model.rebuild import STOCK, STOCK_EXTRACTORS, STOCK_MODELS
 from uniaudio.model.recorded import Recorded, Stock
 
 OWN = "uniaudio."
@@ -28,13 +28,12 @@ def describe(value: Any) -> Any:
         return {"part": place(type(value), OWN), "given": given}
     if isinstance(value, Stock):
         return {
-            "stock": place(value.kind, STOCK),
-            "config": place(type(value.config), STOCK),
+            "stock": listed(place(value.kind, STOCK), STOCK_MODELS),
             "values": {**value.config.to_dict(), "_name_or_path": ""},  # a path of this machine
             "attention": value.config._attn_implementation,
         }
     if isinstance(value, FeatureExtractionMixin):
-        return {"extractor": place(type(value), STOCK), "values": value.to_dict()}
+        return {"extractor": listed(place(type(value), STOCK), STOCK_EXTRACTORS), "values": value.to_dict()}
     if isinstance(value, Mapping):
         return {"mapping": [[name, describe(item)] for name, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -56,6 +55,20 @@ def place(kind: type, root: str) -> str:
             "uniaudio nor of transformers; export a run without it"
         )
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def listed(named: str, known: tuple[str, ...]) -> str:
+    """Return the written name of a class, when it can be read back.
+
+    Raises:
+        UserError: when no exported encoder may name it.
+    """
+    if named not in known:
+        raise UserError(
+            f"export: the encoder uses {named}, which exported encoders cannot be made of; known: "
+            f"{', '.join(one.partition(':')[2] for one in known)}"
+        )
+    return named
 
 
 def parts_of(described: Any) -> set[str]:

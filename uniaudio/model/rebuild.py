@@ -1,4 +1,8 @@
-"""From a description in plain values to the encoder it describes, without its weights."""
+"""From a description in plain values to the encoder it describes, without its weights.
+
+A description comes with a folder that somebody else may have written, so it chooses among classes that are listed
+here or by the caller, and nothing is imported because a file names it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,41 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-STOCK = "transformers."  # nothing else is imported by a name that stands in a file
+STOCK = "transformers."
+MODELS = "transformers.models"
+STOCK_MODELS = (  # each is built from its configuration alone, and neither fetches nor imports anything for it
+    f"{MODELS}.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer:ASTModel",
+    f"{MODELS}.audioflamingo3.modeling_audioflamingo3:AudioFlamingo3Encoder",
+    f"{MODELS}.clap.modeling_clap:ClapAudioModel",
+    f"{MODELS}.clap.modeling_clap:ClapAudioModelWithProjection",
+    f"{MODELS}.data2vec.modeling_data2vec_audio:Data2VecAudioModel",
+    f"{MODELS}.encodec.modeling_encodec:EncodecModel",
+    f"{MODELS}.hubert.modeling_hubert:HubertModel",
+    f"{MODELS}.mimi.modeling_mimi:MimiModel",
+    f"{MODELS}.parakeet.modeling_parakeet:ParakeetEncoder",
+    f"{MODELS}.qwen2_5_omni.modeling_qwen2_5_omni:Qwen2_5OmniAudioEncoder",
+    f"{MODELS}.qwen2_audio.modeling_qwen2_audio:Qwen2AudioEncoder",
+    f"{MODELS}.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeAudioEncoder",
+    f"{MODELS}.sew.modeling_sew:SEWModel",
+    f"{MODELS}.sew_d.modeling_sew_d:SEWDModel",
+    f"{MODELS}.unispeech.modeling_unispeech:UniSpeechModel",
+    f"{MODELS}.unispeech_sat.modeling_unispeech_sat:UniSpeechSatModel",
+    f"{MODELS}.wav2vec2.modeling_wav2vec2:Wav2Vec2Model",
+    f"{MODELS}.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertModel",
+    f"{MODELS}.wav2vec2_conformer.modeling_wav2vec2_conformer:Wav2Vec2ConformerModel",
+    f"{MODELS}.wavlm.modeling_wavlm:WavLMModel",
+    f"{MODELS}.whisper.modeling_whisper:WhisperEncoder",
+)
+STOCK_EXTRACTORS = (
+    f"{MODELS}.audio_spectrogram_transformer.feature_extraction_audio_spectrogram_transformer:ASTFeatureExtractor",
+    f"{MODELS}.clap.feature_extraction_clap:ClapFeatureExtractor",
+    f"{MODELS}.encodec.feature_extraction_encodec:EncodecFeatureExtractor",
+    f"{MODELS}.parakeet.feature_extraction_parakeet:ParakeetFeatureExtractor",
+    f"{MODELS}.seamless_m4t.feature_extraction_seamless_m4t:SeamlessM4TFeatureExtractor",
+    f"{MODELS}.wav2vec2.feature_extraction_wav2vec2:Wav2Vec2FeatureExtractor",
+    f"{MODELS}.whisper.feature_extraction_whisper:WhisperFeatureExtractor",
+)
+ATTENTION = ("eager", "sdpa", None)  # other names lead to packages and to kernels of the Hub
 
 
 def rebuild(described: Any, find: Callable[[str], type]) -> Any:
@@ -14,10 +52,10 @@ def rebuild(described: Any, find: Callable[[str], type]) -> Any:
 
     Args:
         described: plain values; a mapping with ``part``, ``stock``, ``extractor`` or ``mapping`` stands for an object.
-        find: the class of a ``part`` by its written name, ``module:Class``.
+        find: the class of a ``part`` by its written name, ``module:Class``; refuses names that are not on its list.
 
     Raises:
-        ValueError: when a stock class is not one of transformers.
+        ValueError: when a stock class or its attention is not listed here.
     """
     if isinstance(described, list):
         return [rebuild(item, find) for item in described]
@@ -27,21 +65,24 @@ def rebuild(described: Any, find: Callable[[str], type]) -> Any:
         given = {name: rebuild(value, find) for name, value in described["given"].items()}
         return find(described["part"])(**given)
     if "stock" in described:
-        config = stock_class(described["config"]).from_dict(described["values"])
+        kind = stock_class(described["stock"], STOCK_MODELS)
+        config = kind.config_class.from_dict(described["values"])
+        if described["attention"] not in ATTENTION:
+            raise ValueError(f"attention {described['attention']} is none of eager, sdpa")
         config._attn_implementation = described["attention"]
-        return stock_class(described["stock"])(config)
+        return kind(config)
     if "extractor" in described:
-        return stock_class(described["extractor"]).from_dict(described["values"])
+        return stock_class(described["extractor"], STOCK_EXTRACTORS).from_dict(described["values"])
     return {name: rebuild(value, find) for name, value in described["mapping"]}
 
 
-def stock_class(place: str) -> Any:
+def stock_class(place: str, listed: tuple[str, ...]) -> Any:
     """Return a class of transformers by ``module:Class``.
 
     Raises:
-        ValueError: when the module is not one of transformers.
+        ValueError: when it is not listed.
     """
+    if place not in listed:
+        raise ValueError(f"{place} is none of the classes of transformers that encoders are made of")
     module, _, name = place.partition(":")
-    if not module.startswith(STOCK):
-        raise ValueError(f"{place} is no class of transformers")
     return getattr(importlib.import_module(module), name)
