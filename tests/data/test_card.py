@@ -24,8 +24,9 @@ def write(folder, name="mine", **changes):
 def test_columns_are_rendered_over_the_rows_own(tmp_path):
     card = write(tmp_path)
     assert card.fields({"label": "low", "word": "old"}) == {"label": "low", "word": "LOW"}
-    with pytest.raises(RowError, match="missing column"):
-        card.fields({})
+    missing = card.fields({})["word"]
+    assert isinstance(missing, RowError)
+    assert (missing.reason, "columns.word needs 'label'" in missing.detail) == ("missing column", True)
 
 
 def test_splits_keep_their_rows(tmp_path):
@@ -133,7 +134,7 @@ def test_plain_comparisons_have_the_short_way_and_the_same_answer(source):
     rows = [
         {"fold": fold, "split": split, "null": None}
         for fold in (5, -1, 5.0, "5", None, True)
-        for split in ("train", "te st", "", 3)
+        for split in ("train", "te st", "")
     ]
     for row in rows:
         assert condition.holds(row) == bool(condition.compiled(**row)), row

@@ -14,7 +14,7 @@ from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
 from uniaudio.data.jinja import Condition, Text
-from uniaudio.errors import UserError
+from uniaudio.errors import RowError, UserError
 
 KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
 SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
@@ -102,7 +102,12 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """One dataset. ``audio`` names the columns with clips, two of them for pairs."""
+    """One dataset.
+
+    Args:
+        audio: the columns with clips, two of them for pairs.
+        used: the columns that templates take (None: all). No other is rendered or, where each is stored apart, read.
+    """
 
     name: str
     load: Load
@@ -112,6 +117,7 @@ class DatasetCard:
     columns: Mapping[str, Text]
     splits: Mapping[str, Split]
     path: Path
+    used: frozenset[str] | None = None
 
     def split(self, name: str) -> Split:
         """Return a split.
@@ -129,13 +135,23 @@ class DatasetCard:
     def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the row's own columns, overlaid with the card's rendered ones.
 
-        Raises:
-            RowError: when a rendered column needs a column that the row lacks.
+        A column that cannot be rendered holds the error: it concerns those who use it, and no one else.
         """
-        return {**row, **{name: text.render(row) for name, text in self.columns.items()}}
+        rendered: dict[str, Any] = {}
+        for name, text in self.columns.items():
+            if self.used is None or name in self.used:
+                try:
+                    rendered[name] = text.render(row)
+                except RowError as problem:
+                    rendered[name] = problem
+        return {**row, **rendered}
 
     def keeps(self, row: Mapping[str, Any], split: str) -> bool:
-        """Return whether a row of the stored split belongs to this split."""
+        """Return whether a row of the stored split belongs to this split.
+
+        Raises:
+            UserError: when the rows have no column that the condition uses, or it cannot be worked out for this row.
+        """
         keep = self.split(split).keep
         return keep is None or keep.holds(row)
 

@@ -5,18 +5,41 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from uniaudio.data.comparison import compare, compile_condition, compile_text, prepare_tests
+from uniaudio.data.field_values import Null, wrap_value, write_value
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    env = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, finalize=write_value
+    )
     del env.filters["random"]  # draws come from the example's own generator
+    for name in ("int", "float"):
+        env.filters[name] = partial(convert_number, env.filters[name])
+    env.tests["none"] = lambda value: value is None or isinstance(value, Null)
+    prepare_tests(env)
     return env
+
+
+def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **options: Any) -> Any:
+    """Apply Jinja's ``int`` or ``float`` without its default of 0: text that is no number is an error.
+
+    Raises:
+        ValueError: where no default is given and the value is no number.
+    """
+    if default or "default" in options:
+        return convert(value, *default, **options)
+    one, other = convert(value, 0, **options), convert(value, 1, **options)
+    if one != other:
+        raise ValueError(f"{str(value)[:100]!r} is no number")
+    return one
 
 
 ENVIRONMENT = environment()
@@ -41,7 +64,7 @@ class Text:
         self.where = where
         try:
             self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse(source)))
-            self.compiled = ENVIRONMENT.from_string(source)
+            self.compiled = compile_text(ENVIRONMENT, source)
             # most wordings are plain text and most answers one column: rendering them for every row through Jinja
             # would be most of the planner's work
             self.fixed = self.compiled.render() if not self.names else None
@@ -51,19 +74,28 @@ class Text:
             raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """Fill in the fields.
+        """Fill in the fields; a field that is an error says why the row does not have it.
 
         Raises:
-            RowError: when a field is missing or the text cannot be rendered.
+            RowError: when a field is missing or has no value, or the text cannot be rendered.
         """
         if self.fixed is not None:
             return self.fixed
         for name in sorted(self.names):
             if name not in fields:
-                raise RowError("missing column", f"{self.where} needs '{name}'")
-        if self.column is not None:
-            return str(fields[self.column])
-        return guarded(lambda: self.compiled.render(fields), self.where)
+                columns = ", ".join(sorted(map(str, fields)))
+                raise RowError("missing column", f"{self.where} needs '{name}'; columns: {columns}")
+            if isinstance(fields[name], RowError):
+                raise fields[name]
+        values = {name: wrap_value(fields[name], name) for name in self.names}
+        if self.column is not None and type(values[self.column]) is str:
+            return values[self.column]
+        try:
+            return guarded(lambda: self.compiled.render(values), self.where)
+        except RowError as problem:  # of a value, which does not know who writes it
+            if problem.detail.startswith(self.where):
+                raise
+            raise RowError(problem.reason, f"{self.where}: {problem.detail}") from problem
 
 
 class Condition:
@@ -73,9 +105,10 @@ class Condition:
         self.where = where
         try:
             self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse("{{" + source + "}}")))
-            self.compiled = ENVIRONMENT.compile_expression(source, undefined_to_none=False)
+            self.compiled = compile_condition(ENVIRONMENT, source)
             plain = COMPARISON.fullmatch(source.strip())
             self.comparison = plain if plain is not None and plain["column"] in self.names else None
+            self.known = literal_of(self.comparison) if self.comparison is not None else None
         except TemplateError as problem:
             raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
@@ -87,19 +120,29 @@ class Condition:
         """
         if self.comparison is not None and self.comparison["column"] in fields:
             # what most cards ask, of every row of a manifest: worked out here, it takes a tenth of the time
-            value = self.comparison["text"] or self.comparison["quoted"]
-            known: Any = int(self.comparison["number"]) if self.comparison["number"] else value or ""
-            return bool((fields[self.comparison["column"]] == known) == (self.comparison["sign"] == "=="))
+            value, known = fields[self.comparison["column"]], self.known
+            if type(value) is type(known):
+                return bool((value == known) == (self.comparison["sign"] == "=="))
         for name in sorted(self.names):
             if name not in fields:
                 raise UserError(
                     f"{self.where}: the rows have no column '{name}'; they have {', '.join(sorted(fields))}"
                 )
         try:
+            if self.comparison is not None:
+                sign = "eq" if self.comparison["sign"] == "==" else "ne"
+                return guarded(lambda: compare(value, sign, known), self.where)
             return bool(guarded(lambda: self.compiled(**fields), self.where))
         except RowError as problem:
             shown = ", ".join(f"{name}={reprlib.repr(fields[name])}" for name in sorted(self.names))
             raise UserError(f"{problem.detail} (in a row with {shown})") from problem
+
+
+def literal_of(comparison: re.Match[str]) -> str | int:
+    """Return the value that a plain comparison names."""
+    if comparison["number"]:
+        return int(comparison["number"])
+    return comparison["text"] or comparison["quoted"] or ""
 
 
 def guarded(action: Callable[[], Any], where: str) -> Any:

@@ -16,6 +16,7 @@ from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose, read_text_file
+from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
 from uniaudio.data.jinja import Text
 from uniaudio.errors import RowError, UserError
 
@@ -106,8 +107,14 @@ class Template:
         """
         values = {**fields, **({"labels": self.labels} if self.labels else {})}
         for name in self.inputs:
-            if values.get(name) is None:
-                raise RowError("missing column", f"template {self.task} needs '{name}'")
+            value = values.get(name)
+            if isinstance(value, RowError):
+                raise value
+            if has_no_value(value):
+                lacks = (
+                    "it has no value" if name in values else f"columns: {', '.join(sorted(map(str, fields)))}"
+                )
+                raise RowError("missing column", f"template {self.task} needs '{name}'; {lacks}")
             if MARK in str(values[name]):
                 raise RowError("template error", f"column '{name}' holds a reserved character (U+E000)")
         prompt = self.prompts[rng.randrange(len(self.prompts)) if rng else 0].render(values)
@@ -130,12 +137,15 @@ class Template:
             answers = [self.target.render(values)]
         else:
             listed = values[str(self.target_one_of)]
-            listed = [listed] if isinstance(listed, str) else listed
+            if isinstance(listed, str):
+                listed = parse_list(listed) if parse_list(listed) is not None else [listed]
+            elif isinstance(listed, ClassIndex):
+                listed = [listed]
             if not isinstance(listed, (list, tuple)) or not listed:
                 raise RowError(
                     "template error", f"'{self.target_one_of}' must be a list with something in it"
                 )
-            answers = [str(item) for item in listed]
+            answers = [write_value(item) for item in listed if not has_no_value(item)]
         stripped = tuple(answer.strip() for answer in answers if answer.strip())
         if not stripped:
             raise RowError("empty answer", f"template {self.task}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.data.audio import FilePart
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
 from uniaudio.data.source import AudioRef, Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.suite import TaskFile, split_names
@@ -102,10 +103,7 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
     members: dict[str, list[int]] = {}
     for split in splits:
         for row in usable_rows(card, (split,)):
-            try:
-                fields = card.fields(row.columns)
-            except RowError as problem:
-                raise UserError(f"{where}: {card.path}: {row.key}: {problem}") from problem
+            fields = card.fields(row.columns)
             place = f"{where}: {card.name}: {row.key}"
             part = split
             if isinstance(task.folds, str):
@@ -126,17 +124,27 @@ def column(fields: Mapping[str, Any], name: str, where: str) -> Any:
             f"{where}: has no column '{name}'{did_you_mean(name, list(fields))}; columns: "
             f"{', '.join(sorted(fields))}"
         )
+    if isinstance(fields[name], RowError):
+        raise UserError(f"{where}: {fields[name]}")
+    if has_no_value(fields[name]):
+        raise UserError(f"{where}: '{name}' has no value; leave the row out by the split's keep")
     return fields[name]
 
 
 def answer_of(task: TaskFile, value: Any, where: str) -> Any:
     """Understand the column with the answer; see ``TaskRows.answers``."""
+    if isinstance(value, str) and task.kind != "clip" and (listed := parse_list(value)) is not None:
+        value = listed
     if task.kind == "clip":
-        return str(value)
+        return text_of_class(value, task.answers, where)
     if task.kind == "frame":
         return events_of(value, task.frame.keys, where)
     if isinstance(value, Mapping):  # as X-ARES packs captions: numbered keys
         value = list(value.values())
+    if isinstance(value, list | tuple):
+        value = [
+            str(item) if isinstance(item, ClassIndex) else item for item in value if not has_no_value(item)
+        ]
     if isinstance(value, str):
         value = [value] if task.kind == "retrieval" else value.split(task.separator)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -145,6 +153,20 @@ def answer_of(task: TaskFile, value: Any, where: str) -> Any:
     if task.kind == "retrieval" and not found:
         raise UserError(f"{where}: '{task.answers}' holds no text")
     return found
+
+
+def text_of_class(value: Any, name: str, where: str) -> str:
+    """Return the class of a clip as text.
+
+    Raises:
+        UserError: for a list or a mapping.
+    """
+    if isinstance(value, bool):
+        return str(value)
+    try:
+        return str(write_value(wrap_value(value, name)))
+    except RowError as problem:
+        raise UserError(f"{where}: '{name}' must be one class ({problem.detail}), got {value!r}") from problem
 
 
 def events_of(value: Any, keys: tuple[str, str, str], where: str) -> tuple[Event, ...]:

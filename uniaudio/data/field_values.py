@@ -1,0 +1,158 @@
+"""Values of columns as text: what has no value, what is a list, and what names of classes are."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import orjson
+from jinja2 import Undefined
+
+from uniaudio.errors import RowError
+
+LONGEST_LIST = 100_000  # characters of a text that is tried as a list
+QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+# as numpy writes an array of texts: no commas
+ARRAY = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})*\s*\]")
+
+
+class ClassIndex(int):
+    """The number of a class whose name is known: it is written, and compared with text, by its name.
+
+    Everywhere else it is the number that is stored, so conditions and lists in cards work as before.
+    """
+
+    name: str
+
+    def __new__(cls, number: int, name: str) -> ClassIndex:
+        index = super().__new__(cls, number)
+        index.name = name
+        return index
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[type[ClassIndex], tuple[int, str]]:
+        return ClassIndex, (int(self), self.name)
+
+
+class Null(Undefined):
+    """A column without a value, inside a template: false, equal to none, replaced by ``default``, never text."""
+
+    def _fail_with_undefined_error(self, *args: Any, **options: Any) -> NoReturn:
+        raise RowError("missing column", f"'{self._undefined_name}' has no value")
+
+    __str__ = __iter__ = __len__ = __contains__ = __getitem__ = _fail_with_undefined_error
+    __int__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _fail_with_undefined_error
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:2] == "__":
+            raise AttributeError(name)
+        self._fail_with_undefined_error()
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or other == "" or isinstance(other, Null)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+
+class ListValue(list[Any]):
+    """A list inside a template: it can be joined, indexed and looped over, but has no text of its own."""
+
+    def __str__(self) -> str:
+        raise RowError(
+            "template error", "a list is no text: write {{ NAME | join(', ') }} or use target_one_of"
+        )
+
+    __repr__ = __str__
+
+
+class MappingValue(dict[Any, Any]):
+    """A mapping inside a template: its keys can be named, but it has no text of its own."""
+
+    def __str__(self) -> str:
+        raise RowError(
+            "template error", f"a mapping is no text: name one of its keys, {', '.join(map(str, self))}"
+        )
+
+    __repr__ = __str__
+
+
+def has_no_value(value: Any) -> bool:
+    """Return whether a column is null, or the number that pandas writes in its place."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def parse_list(text: str) -> list[Any] | dict[Any, Any] | None:
+    """Return the list that a text is the writing of: as JSON, Python or numpy write it; None for any other text.
+
+    A mapping as Python writes it is understood too; one as JSON is left as text, for answers may be JSON.
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > LONGEST_LIST:
+        return None
+    if ARRAY.fullmatch(text):  # before Python's reading, which would put neighbours together into one text
+        return [ast.literal_eval(item) for item in re.findall(QUOTED, text)]
+    try:
+        read = orjson.loads(text)
+        return read if isinstance(read, list) else None
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    return value if isinstance(value, list | dict) else None
+
+
+def wrap_value(value: Any, name: str) -> Any:
+    """Return a column's value as templates see it: nothing in it can become text by mistake.
+
+    Args:
+        name: of the column, for messages.
+    """
+    if type(value) is str:
+        listed = parse_list(value) if value[-1:] in ("]", "}") or value[-1:].isspace() else None
+        return value if listed is None else wrap_value(listed, name)
+    if has_no_value(value):
+        return Null(name=name)
+    if isinstance(value, Mapping):
+        return MappingValue({key: wrap_value(item, f"{name}.{key}") for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return ListValue(wrap_value(item, f"{name}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def write_value(value: Any) -> Any:
+    """Return what a template writes for a value.
+
+    Raises:
+        RowError: "missing column" for none; "template error" for a list, a mapping, true or false, or bytes.
+    """
+    if isinstance(value, str | Undefined):
+        return value
+    if has_no_value(value):
+        raise RowError("missing column", "a value that is written is null")
+    if isinstance(value, bool):
+        raise RowError(
+            "template error", f"{str(value).lower()} is no text: write {{{{ 'yes' if NAME else 'no' }}}}"
+        )
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # as it was before a table with a gap made it a float
+    if isinstance(value, list | tuple | set | frozenset):
+        return str(ListValue())
+    if isinstance(value, Mapping):
+        return str(MappingValue(value))
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise RowError("template error", "bytes are no text")
+    return str(value)
