@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import GuardConfig
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.forgetting import broken_guards
 from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import probe_models
@@ -42,19 +42,31 @@ def keep_reference(encoder: AudioEncoder, sets: list[LabelledSet], config: RunCo
     (run_dir / REFERENCE).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
+def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
+    """Return the scores of the guarded sets where the run began.
+
+    Raises:
+        UserError: when they are missing, cannot be read, or are of another probe.
+    """
+    path = run_dir / REFERENCE
+    if not path.is_file():
+        raise UserError(f"{path} is missing: guard a run from its start on")
+    with convert_to_user_error(f"{path} cannot be read", "leave `guard` out, or start a new run"):
+        reference = json.loads(path.read_text(encoding="utf-8"))
+        probe, scores = reference["probe"], dict(reference["scores"])
+    if probe != settings.probe:
+        raise UserError(f"guard.probe is {settings.probe}, but the run began with {probe}")
+    return scores
+
+
 def guard_complaints(
     encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig, run_dir: Path
 ) -> list[str]:
     """Return a sentence for each guarded set that lost more than the guard allows since the run began.
 
     Raises:
-        UserError: when the scores of the beginning are missing, or of another probe.
+        UserError: as ``read_reference``.
     """
-    try:
-        reference = json.loads((run_dir / REFERENCE).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"{run_dir / REFERENCE} is missing: guard a run from its start on") from problem
-    if reference["probe"] != settings.probe:
-        raise UserError(f"guard.probe is {settings.probe}, but the run began with {reference['probe']}")
-    known = {name: reference["scores"][name] for name in settings.sets if name in reference["scores"]}
+    reference = read_reference(settings, run_dir)
+    known = {name: reference[name] for name in settings.sets if name in reference}
     return broken_guards(known, guard_scores(encoder, sets, settings), settings.max_drop)

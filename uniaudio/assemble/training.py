@@ -11,7 +11,7 @@ from torch import nn
 
 from uniaudio.assemble.features import refuse_useless_caches
 from uniaudio.assemble.fitting import chooser
-from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference
+from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference, read_reference
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, validation_losses, without_answers
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
 from uniaudio.assemble.stage_data import StageData
@@ -28,7 +28,10 @@ from uniaudio.train.checkpoint import latest_checkpoint
 from uniaudio.train.engines.launch import building_device, make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.parts import TrainParts
+from uniaudio.train.position import Position, newest
+from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.structure import Structure
+from uniaudio.train.track import tell_of_finished_run
 
 
 def run_training(config: RunConfig, resume: str | None) -> int:
@@ -47,9 +50,18 @@ def run_training(config: RunConfig, resume: str | None) -> int:
             f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
         )
     continued = resume == "yes" or (resume == "auto" and begun)
+    checkpoint = newest(run_dir) if continued else None
+    if checkpoint is not None:
+        check_resume(config, checkpoint)
+        position = Position.from_state(checkpoint.state)
+        if is_finished(position, config):
+            tell_of_finished_run(run_dir, is_main(), position.step)
+            return 0
     recipes = stage_recipes(config)
     sketch_stages(config)
     sets = guarded_sets(config)
+    if config.guard is not None and continued:
+        read_reference(config.guard, run_dir)
     accelerator = make_accelerator(config)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
@@ -82,7 +94,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     )
     del model  # of the first stage alone: the loop is to free it when the next one begins
     with telling_of_lost_processes():
-        code = train(parts, config, accelerator, continued)
+        code = train(parts, config, accelerator, continued, checkpoint)
         part_ways()
     return code
 

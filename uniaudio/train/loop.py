@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,68 +35,94 @@ from uniaudio.train.parts import Steps, TrainParts
 from uniaudio.train.position import Position, newest
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.recomputing import Recomputing
+from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
 from uniaudio.train.skips import SkipLedger
 from uniaudio.train.stop import CONTINUE_LATER, StopSignal
-from uniaudio.train.track import Tracker
+from uniaudio.train.track import Tracker, tell_of_finished_run
 from uniaudio.train.watch import HangWatch
 from uniaudio.train.window import Window
 from uniaudio.train.writer import CheckpointWriter
 from uniaudio.types import Batch, LossSum
 
 
-def train(parts: TrainParts, config: RunConfig, accelerator: Accelerator, resume: bool) -> int:
+def train(
+    parts: TrainParts,
+    config: RunConfig,
+    accelerator: Accelerator,
+    resume: bool,
+    checkpoint: Checkpoint | None = None,
+) -> int:
     """Train through all stages and return the exit code: 0 when finished, 75 when stopped and safe to continue.
 
+    Nothing in the run folder changes before the model is in its engine and the data are those of the checkpoint.
+
     Args:
-        resume: continue from the newest whole checkpoint in ``output_dir``.
+        resume: continue from a checkpoint. checkpoint: which one; default the newest whole one in ``output_dir``.
 
     Raises:
         UserError: for a checkpoint that does not fit or cannot be written, too many rows or steps left out.
     """
     run_dir = Path(config.output_dir)
-    checkpoint = newest(run_dir) if resume else None
+    if resume:
+        checkpoint = checkpoint or newest(run_dir)
+        print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
     position = starting_position(config, checkpoint, parts.bases)
     main = accelerator.is_main_process
+    if checkpoint is not None and is_finished(position, config):
+        tell_of_finished_run(run_dir, main, position.step)
+        return 0
     if main and not resume:  # of an earlier run that never came to a checkpoint
         shutil.rmtree(run_dir / FISHER, ignore_errors=True)
     barrier()
-    tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
-    if main:
-        config.save(run_dir / "config.yaml")
-    ledger = SkipLedger(config.data.max_skipped_share)
-    if position.skips and main:  # on one rank: the ledgers are added up
-        ledger = SkipLedger(ledger.allowed, position.skips)
-    writer = CheckpointWriter(
-        run_dir, config, parts.bases, lambda step, facts: tracker.event("saved", step=step, **facts)
-    )
-    profile = StepProfile(config.train.profile and main, run_dir, tracker)
-    try:
-        with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch:
-            while True:
-                model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
-                recomputing = parts.recompute(position.stage, model.engine)
-                tell_of_stage(tracker, model, config, position, accelerator.num_processes, recomputing)
-                run = StageRun(
-                    parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer, profile
-                )
-                finished = run.go()
-                writer.wait()
-                model.close()
-                if not finished:
-                    tracker.event("stopped", step=position.step)
-                    return CONTINUE_LATER
-                if position.stage + 1 == len(config.stages) or at_the_cap(position, config):
-                    break
-                del model, run
-                gc.collect()
-                barrier()
-                checkpoint = newest(run_dir)
-                position = position.next_stage()
+    with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as closing:
+        model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
+        steps: Iterator[Steps] | None = open_steps(parts, model, position)
+        barrier()  # every rank has what it needs
+        tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
+        closing.callback(tracker.close)
+        if main:
+            config.save(run_dir / "config.yaml")
+        ledger = SkipLedger(config.data.max_skipped_share)
+        if position.skips and main:  # on one rank: the ledgers are added up
+            ledger = SkipLedger(ledger.allowed, position.skips)
+        writer = CheckpointWriter(
+            run_dir, config, parts.bases, lambda step, facts: tracker.event("saved", step=step, **facts)
+        )
+        closing.callback(writer.finish)
+        profile = StepProfile(config.train.profile and main, run_dir, tracker)
+        while True:
+            recomputing = parts.recompute(position.stage, model.engine)
+            tell_of_stage(tracker, model, config, position, accelerator.num_processes, recomputing)
+            run = StageRun(
+                parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer, profile
+            )
+            finished = run.go(steps)
+            writer.wait()
+            model.close()
+            if not finished:
+                tracker.event("stopped", step=position.step)
+                return CONTINUE_LATER
+            if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
+                break
+            del model, run
+            steps = None
+            gc.collect()
+            barrier()
+            checkpoint = newest(run_dir)
+            position = position.next_stage()
+            model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
         tracker.event("finished", step=position.step)
-    finally:
-        tracker.close()
-        writer.finish()
     return 0
+
+
+def open_steps(parts: TrainParts, model: StageModel, position: Position) -> Iterator[Steps]:
+    """Open the data of a stage where a position is.
+
+    Raises:
+        UserError: when they are not those of the checkpoint that the position is from.
+    """
+    balance = Balance.from_json(position.balance)
+    return parts.open_steps(position.stage, model.engine.plain, balance, position.stream)
 
 
 def starting_position(
@@ -106,20 +133,10 @@ def starting_position(
         return Position()
     check_bases(checkpoint, bases)
     position = Position.from_state(checkpoint.state)
-    if position.stage >= len(config.stages):
-        raise UserError(
-            f"{checkpoint.path} is of stage {position.stage}, but the config has {len(config.stages)}"
-        )
-    more = position.stage + 1 < len(config.stages) and not at_the_cap(position, config)
+    more = position.stage + 1 < len(config.stages) and not is_at_cap(position, config)
     if checkpoint.state.get(STAGE_END) and more:
         return position.next_stage()
     return position
-
-
-def at_the_cap(position: Position, config: RunConfig) -> bool:
-    """Return whether ``train.max_steps`` ends the run here; a resumed run may be beyond it already."""
-    most = config.train.max_steps
-    return most is not None and position.step >= most
 
 
 def tell_of_stage(
@@ -198,12 +215,16 @@ class StageRun:
         last = self.last_step
         return self.heard >= 1 or (last is not None and self.position.stage_step >= last)
 
-    def go(self) -> bool:
-        """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then)."""
+    def go(self, steps: Iterator[Steps] | None = None) -> bool:
+        """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
+
+        Args:
+            steps: the data where the position is, if they are open already.
+        """
         position, settings, engine = self.position, self.config.train, self.model.engine
         if self.over:
             return True
-        steps = self.open_steps()
+        steps = steps or self.open_steps()
         window = self.new_window()
         engine.plain.train()
         while not self.over:
@@ -271,10 +292,7 @@ class StageRun:
 
     def open_steps(self) -> Iterator[Steps]:
         """Open the data of the stage where the position is."""
-        balance = Balance.from_json(self.position.balance)
-        return self.parts.open_steps(
-            self.position.stage, self.model.engine.plain, balance, self.position.stream
-        )
+        return open_steps(self.parts, self.model, self.position)
 
     def agree(self, step: Steps, window: Window) -> tuple[float, float, float, bool]:
         """Return answer tokens, frames and seconds of all ranks and whether any was asked to stop.

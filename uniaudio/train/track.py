@@ -121,12 +121,30 @@ class Tracker:
             with (self.run_dir / "skipped.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write("".join(json.dumps({"step": step, **asdict(skip)}) + "\n" for skip in skips))
 
+    def end_with(self, event: str, step: int) -> None:
+        """Append the last row of a run and close."""
+        self.event(event, step=step)
+        self.close()
+
     def close(self) -> None:
         """Stop the bar and flush TensorBoard."""
         if self.bar is not None:
             self.bar.stop()
         if self.board is not None:
             self.board.close()
+
+
+def tell_of_finished_run(run_dir: Path, main: bool, step: int) -> None:
+    """Say that nothing is left to do; the row that says so is written if a kill came before it."""
+    if not main:
+        return
+    Console().print(
+        f"{run_dir}: already finished at step {step}", highlight=False, soft_wrap=True, markup=False
+    )
+    metrics = run_dir / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
+    if not any('"finished"' in line for line in lines):
+        Tracker(run_dir, main, step, step, tensorboard=False).end_with("finished", step)
 
 
 def keep_rows(path: Path, last_step: int) -> None:

@@ -1,0 +1,180 @@
+"""What may change when a run goes on: nothing is written before everything is checked, and what changed is named."""
+
+import json
+import shutil
+
+import pytest
+
+from uniaudio.assemble.training import run_training
+from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint import latest_checkpoint
+from uniaudio.train.position import Position
+from uniaudio.train.resume import Effect, compare_configs, is_finished
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
+def train(tone_run, *overrides, resume=None):
+    return run_training(load_run(tone_run, ["train.max_steps=4", "train.save_every=2", *overrides]), resume)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def events(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["event"] for row in rows if "event" in row]
+
+
+@pytest.fixture
+def begun_run(tone_run):
+    """A run that stopped at step 4 of 8."""
+    assert train(tone_run) == 0
+    return tone_run.parent / "out"
+
+
+REFUSED = {
+    "seed=1": "seed: 0 -> 1",
+    "encoders.whisper.train=frozen": "encoders.whisper.train: full -> frozen",
+    "stages.0.budget.audio_seconds=8": "stages.0.budget.audio_seconds: 6.0 -> 8.0",
+    "stages.0.steps=3": "stages.0.steps: 8 -> 3",
+    "stages.0.name=two": "stages.0.name: one -> two",
+    "data.pool=8": "data.pool: 16 -> 8",
+    "train.micro_batches=4": "train.micro_batches: 2 -> 4",
+    "decoder.train=lora": "decoder.train: frozen -> lora",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_refused_resume_names_what_changed_and_leaves_every_file_as_it_was(begun_run, tone_run, override):
+    before = contents(begun_run)
+    with pytest.raises(UserError) as refused:
+        train(tone_run, "train.max_steps=8", override, resume="yes")
+    assert REFUSED[override] in str(refused.value)
+    assert str(latest_checkpoint(begun_run)) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert contents(begun_run) == before
+
+
+def test_other_data_and_another_base_are_refused_before_anything_is_written(begun_run, tone_run):
+    manifest = tone_run.parent / "tones" / "manifest.jsonl"
+    whole = manifest.read_text()
+    before = contents(begun_run)
+    manifest.write_text("".join(whole.splitlines(keepends=True)[2:]))
+    with pytest.raises(UserError, match="the data differ"):
+        train(tone_run, "train.max_steps=8", resume="yes")
+    assert contents(begun_run) == before
+    manifest.write_text(whole)
+    config = tone_run.parent / "qwen" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    with pytest.raises(UserError, match="was trained with the decoder"):
+        train(tone_run, "train.max_steps=8", resume="yes")
+    assert contents(begun_run) == before
+
+
+def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone_run, capsys, monkeypatch):
+    before = contents(begun_run)
+    with monkeypatch.context() as patched:
+        patched.setattr("uniaudio.assemble.training.build_model", None)  # no model is loaded for it
+        assert train(tone_run, "data.workers=1", "train.log_every=3", resume="yes") == 0
+        assert train(tone_run, resume="auto") == 0
+    assert "already finished at step 4" in capsys.readouterr().out
+    assert contents(begun_run) == before
+    assert events(begun_run).count("finished") == 1
+    with pytest.raises(
+        UserError, match=r"finished run.*encoders.whisper.lr: 0.001 -> 0.01; raise stages.0.steps"
+    ):
+        train(tone_run, "encoders.whisper.lr=0.01", resume="yes")
+    assert contents(begun_run) == before
+    assert train(tone_run, "train.max_steps=6", "encoders.whisper.lr=0.01", resume="yes") == 0
+    assert (
+        "from step 5 on with another setting: encoders.whisper.lr: 0.001 -> 0.01" in capsys.readouterr().out
+    )
+    assert events(begun_run)[-1] == "finished"
+    assert events(begun_run).count("finished") == 1
+    assert latest_checkpoint(begun_run).name == "step-000006"
+    assert "lr: 0.01" in (begun_run / "config.yaml").read_text()
+
+
+def test_a_run_killed_before_it_said_that_it_is_finished_says_it_when_it_is_resumed(begun_run, tone_run):
+    metrics = begun_run / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.open() if '"finished"' not in line))
+    assert train(tone_run, resume="yes") == 0
+    assert events(begun_run)[-1] == "finished"
+    assert events(begun_run).count("finished") == 1
+
+
+def test_a_run_whose_files_were_moved_goes_on(begun_run, tone_run):
+    """Paths are compared by what they lead to."""
+    moved = tone_run.parent / "elsewhere"
+    moved.mkdir()
+    for name in ("whisper", "qwen", "tones", "out", "run.yaml"):
+        shutil.move(tone_run.parent / name, moved / name)
+    for file in list(tone_run.parent.glob("*.yaml")):
+        shutil.move(file, moved / file.name)
+    out = moved / "out"
+    assert train(moved / "run.yaml", f"output_dir={out}", "train.max_steps=6", resume="yes") == 0
+    assert latest_checkpoint(out).name == "step-000006"
+
+
+def changes(tone_run, position, before, now):
+    return {
+        change.key: change.effect
+        for change in compare_configs(load_run(tone_run, before), load_run(tone_run, now), position)
+    }
+
+
+def stage(name, **settings):
+    return {"name": name, "recipe": "tone_recipe", "steps": 4, "budget": {"audio_seconds": 6}} | settings
+
+
+def stages(*records):
+    return [f"stages={json.dumps(records)}"]
+
+
+def test_what_a_change_does_depends_on_where_the_run_is(tone_run):
+    two = stages(stage("a"), stage("b"))
+    later = stages(stage("a"), stage("b", steps=9, train={"^adapter": "frozen"}), stage("c"))
+    lower = stages(stage("a", lr={"^adapter": 1e-4}), stage("b"))
+    assert changes(tone_run, Position(stage=0, stage_step=2), two, later) == {}  # b and c have not begun
+    assert changes(tone_run, Position(stage=1, stage_step=2), two, later) == {
+        "stages.1.steps": Effect.FROM_HERE_ON,
+        "stages.1.train.^adapter": Effect.REFUSED,
+    }
+    assert changes(tone_run, Position(stage=0), two, lower) == {
+        "stages.0.lr.^adapter": Effect.FROM_HERE_ON,
+    }
+    assert changes(tone_run, Position(stage=1), two, lower) == {"stages.0.lr.^adapter": Effect.REFUSED}
+    ewc = {"weight": 1.0, "recipe": "tone_recipe"}
+    with_ewc = stages(stage("a", continual={"ewc": ewc}))
+    more = stages(stage("a", continual={"ewc": ewc | {"examples": 9}}))
+    assert changes(tone_run, Position(), stages(stage("a")), with_ewc) == {
+        "stages.0.continual.ewc": Effect.FROM_HERE_ON,
+    }
+    assert changes(tone_run, Position(), with_ewc, more) == {
+        "stages.0.continual.ewc.examples": Effect.REFUSED  # what was measured is kept
+    }
+
+
+def test_what_does_not_alter_the_run_is_no_change(tone_run):
+    free = [
+        "output_dir=x",
+        "data.workers=7",
+        "train.log_every=3",
+        "train.max_steps=99",
+        "evaluate.batch_seconds=9",
+        "encoders.whisper.recompute=true",
+    ]
+    assert changes(tone_run, Position(), [], free) == {}
+
+
+def test_a_run_is_finished_at_the_end_of_its_last_stage_or_at_its_cap(tone_run):
+    hours = load_run(tone_run, stages(stage("a"), stage("b", steps=None, hours=1)))
+    assert not is_finished(Position(step=4, stage_step=4), hours)
+    assert not is_finished(Position(step=9, stage=1, stage_step=5, stage_seconds=3599), hours)
+    assert is_finished(Position(step=9, stage=1, stage_step=5, stage_seconds=3600), hours)
+    capped = load_run(tone_run, ["train.max_steps=3"])
+    assert is_finished(Position(step=3, stage_step=3), capped)
+    assert not is_finished(Position(step=2, stage_step=2), capped)

@@ -1,0 +1,184 @@
+"""What may differ from the config of a checkpoint when its run goes on, and whether anything is left to do.
+
+This is the one place that says so; ``docs/distributed.md`` has the same lists for users.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from uniaudio.config.run import RunConfig, load_run
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint import Checkpoint
+from uniaudio.train.position import Position
+
+SHOWN = 60  # characters of a value in a sentence
+
+
+class Effect(IntEnum):
+    """What a changed setting does to a run that goes on."""
+
+    NONE = 0  # the same examples, the same weights
+    FROM_HERE_ON = 1  # other weights from here on: allowed, and printed
+    REFUSED = 2  # it does not fit what was trained, or would be passed over in silence
+
+
+# Paths and revisions of weights are not compared here: `check_bases` compares what they lead to. Nor are recipes,
+# whose data are compared by fingerprint.
+WITHOUT_EFFECT = (
+    r"output_dir",
+    r"data\.(workers|prefetch|patience|max_skipped_share|log_ids)",
+    r"train\.(max_steps|log_every|save_every|keep_last|keep_every|max_bad_steps|memory_gib|compile|hang_seconds|profile"
+    r"|evaluate_every|tensorboard|label_chunk)",
+    r"evaluate(\..*)?",
+    r"guard(\..*)?",  # compared with what the run stored of its beginning
+    r"encoders\.[^.]+\.(path|revision|cache|recompute|trust_remote_code)",
+    r"decoder\.(path|revision|recompute|trust_remote_code|attention|miniature\.extra_texts)",
+    r"stages\.\d+\.recipe",
+)
+WITH_EFFECT_FROM_HERE_ON = (
+    r"(encoders\.[^.]+|fusion|adapter|decoder)\.lr",
+    r"(encoders\.[^.]+|decoder)\.lora\.dropout",
+    r"decoder\.dtype",
+    r"train\.(clip|weight_decay|betas|max_loss_ratio|precision)",
+    r"stages\.\d+\.(steps|hours|warmup|schedule|final_lr_share|lr|layer_decay|balance)(\..*)?",
+    r"stages\.\d+\.continual\.(l2sp|ema|distill)(\..*)?",
+    r"stages\.\d+\.continual\.ewc(\.(weight|on))?",
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that is not as it was when a checkpoint was written."""
+
+    key: str
+    before: Any
+    now: Any
+    effect: Effect
+
+    def __str__(self) -> str:
+        return f"{self.key}: {show_value(self.before)} -> {show_value(self.now)}"
+
+
+def show_value(value: Any) -> str:
+    """Return a setting's value as YAML has it, cut to the length of a sentence."""
+    text = json.dumps(value, ensure_ascii=False).strip('"')
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[Change]:
+    """Compare a config with that of the checkpoint which it is to continue; nothing is written.
+
+    Returns:
+        The changes that give other weights from here on.
+
+    Raises:
+        UserError: for settings that cannot change any more, each from what to what.
+    """
+    saved = load_run(checkpoint.path / "config.yaml")
+    position = Position.from_state(checkpoint.state)
+    if position.stage >= len(config.stages):
+        raise UserError(
+            f"{checkpoint.path} is of stage {position.stage}, but the config has {len(config.stages)}"
+        )
+    changes = compare_configs(saved, config, position)
+    refused = [change for change in changes if change.effect is Effect.REFUSED]
+    if refused:
+        raise UserError(
+            f"{checkpoint.path} was trained with other settings: {'; '.join(map(str, refused))}; continue it with the "
+            "same ones, or start a new run in another output_dir (encoders.NAME.path may name this one)"
+        )
+    if changes and is_finished(position, config):
+        raise UserError(
+            f"{checkpoint.path} is the end of a finished run, in which these settings would change nothing: "
+            f"{'; '.join(map(str, changes))}; raise stages.{len(config.stages) - 1}.steps (or train.max_steps) to "
+            "go on, or leave them as they were"
+        )
+    return changes
+
+
+def compare_configs(saved: RunConfig, config: RunConfig, position: Position) -> list[Change]:
+    """Return what differs between two configs of a run whose checkpoint is at ``position`` and has an effect on it.
+
+    Stages that have not begun may be anything.
+    """
+    changes = [
+        Change(key, before, now, effect_of(key, before, now, position))
+        for key, before, now in differences(saved.resolved(), config.resolved())
+        if not is_of_later_stage(key, position.stage)
+    ]
+    return [change for change in changes if change.effect is not Effect.NONE]
+
+
+def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, value before, value now) of what differs; a record that came or went is one difference."""
+    if isinstance(before, list) and isinstance(now, list) and all(isinstance(v, dict) for v in before + now):
+        before, now = ({str(index): value for index, value in enumerate(values)} for values in (before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
+
+
+def is_of_later_stage(key: str, stage: int) -> bool:
+    """Return whether a key is of a stage after ``stage``."""
+    of_stage = re.match(r"stages\.(\d+)", key)
+    return of_stage is not None and int(of_stage[1]) > stage
+
+
+def effect_of(key: str, before: Any, now: Any, position: Position) -> Effect:
+    """Return what a changed setting does to a run whose checkpoint is at ``position``."""
+    if key == "train.micro_batches" and None in (before, now):
+        return Effect.NONE  # null is the number of processes, which the data's fingerprint holds
+    if key.endswith(".ewc.recipe") and before and now and Path(before).stem == Path(now).stem:
+        return Effect.NONE  # the folder was moved
+    if any(re.fullmatch(pattern, key) for pattern in WITHOUT_EFFECT):
+        return Effect.NONE
+    of_stage = re.match(r"stages\.(\d+)", key)
+    if of_stage is not None and int(of_stage[1]) < position.stage:
+        return Effect.REFUSED
+    if re.fullmatch(r"stages\.\d+\.steps", key) and now is not None and now < position.stage_step:
+        return Effect.REFUSED
+    if any(re.fullmatch(pattern, key) for pattern in WITH_EFFECT_FROM_HERE_ON):
+        return Effect.FROM_HERE_ON
+    return Effect.REFUSED
+
+
+def is_finished(position: Position, config: RunConfig) -> bool:
+    """Return whether a run whose newest checkpoint is at ``position`` has no step left to do."""
+    if is_at_cap(position, config):
+        return True
+    stage = config.stages[position.stage]
+    done = (
+        position.stage_step >= stage.steps
+        if stage.steps is not None
+        else position.stage_seconds / 3600 >= (stage.hours or 0)
+    )
+    return done and position.stage + 1 == len(config.stages)
+
+
+def is_at_cap(position: Position, config: RunConfig) -> bool:
+    """Return whether ``train.max_steps`` ends the run here; a resumed run may be beyond it already."""
+    most = config.train.max_steps
+    return most is not None and position.step >= most
+
+
+def print_changes(changes: Sequence[Change], step: int) -> None:
+    """Say which settings are others from a step on."""
+    for change in changes:
+        Console().print(
+            f"from step {step + 1} on with another setting: {change}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
