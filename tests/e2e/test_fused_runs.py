@@ -184,10 +184,11 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
     assert (type(encoder).__name__, encoder.dim) == ("Levels", 6)
     fused = [f"encoders.levels={own}", "fusion.kind=gate", f"output_dir={tone_run.parent / 'fused'}"]
     run_training(load_run(tone_run, fused), None)
+    wrong = "encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"
     with pytest.raises(UserError, match="does not take these settings"):
-        run_training(
-            load_run(tone_run, ["encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"]), "auto"
-        )
+        run_training(load_run(tone_run, [wrong, f"output_dir={tone_run.parent / 'wrong'}"]), None)
+    with pytest.raises(UserError, match="encoders.levels.settings.no: null -> 1"):
+        run_training(load_run(tone_run, [wrong]), "auto")
 
 
 @pytest.mark.parametrize(
