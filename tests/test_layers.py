@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "uniaudio"
-BASE = {"errors", "types", "ragged", "distributed", "config", "cache", "features"}
+BASE = {"errors", "outputs", "orphans", "types", "ragged", "distributed", "config", "cache", "features"}
 ALLOWED = {
     "errors": set(),
+    "outputs": {"errors"},
+    "orphans": set(),
     "ragged": set(),
     "distributed": {"errors"},
     "types": {"ragged"},

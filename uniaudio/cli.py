@@ -5,6 +5,7 @@ The heavy packages are imported inside the commands, so that ``uniaudio --help``
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,10 @@ def train(
     ] = False,
 ) -> None:
     """Train an encoder (under `accelerate launch`, or in one process)."""
+    from uniaudio.orphans import end_with_parent, is_launched
+
+    if is_launched():  # before the slow imports, in which a launcher may die
+        end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     from uniaudio.assemble.configs import open_run
     from uniaudio.assemble.training import run_training
 

@@ -187,7 +187,7 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
     wrong = "encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"
     with pytest.raises(UserError, match="does not take these settings"):
         run_training(load_run(tone_run, [wrong, f"output_dir={tone_run.parent / 'wrong'}"]), None)
-    with pytest.raises(UserError, match="encoders.levels.settings.no: null -> 1"):
+    with pytest.raises(UserError, match=r"encoders\.levels\.settings\.no: null -> 1"):
         run_training(load_run(tone_run, [wrong]), "auto")
 
 

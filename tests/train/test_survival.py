@@ -203,6 +203,52 @@ def test_a_process_that_hangs_is_told_by_the_stacks_of_the_others(long_run, tmp_
     )
 
 
+def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themselves(
+    long_run, tmp_path, whole_of_two
+):
+    folder, log = tmp_path / "orphaned", tmp_path / "log"
+    overrides = [f"output_dir={folder}", TWO, "train.save_every=2", "data.workers=1"]
+    process = start(long_run, *overrides, processes=2, log=log)
+    try:
+        until(lambda: latest_checkpoint(folder), process)
+        both = ranks(process.pid)
+        os.kill(both[0], signal.SIGSTOP)  # it stays in the midst of its run
+        error = run(long_run, *overrides, "--resume", "auto", processes=2, expect=1).stderr
+        sentences = [line for line in error.splitlines() if line.startswith("uniaudio:")]
+        assert len(sentences) == 2  # both ranks say it
+        assert all(f"is in use by another run, process {both[0]} on " in line for line in sentences)
+        os.kill(both[0], signal.SIGCONT)
+        everybody = [*both.values(), *(child for rank in both.values() for child in children(rank))]
+        assert len(everybody) >= 4  # two ranks, two data workers
+        process.kill()
+        process.wait()
+        struck = time.monotonic()
+        while any(is_alive(pid) for pid in everybody):
+            assert time.monotonic() - struck < 30, "they live on"
+            time.sleep(0.05)
+    finally:
+        for pid in ranks_alive(both):
+            os.kill(pid, signal.SIGKILL)
+        end(process)
+    assert "ends: the process that started it is gone" in log.read_text()
+    assert is_whole(latest_checkpoint(folder))
+    done = run(long_run, *overrides, "--resume", processes=2)
+    assert f"taken over from process {both[0]} on " in " ".join(done.stdout.split())
+    assert losses(folder) == whole_of_two
+
+
+def is_alive(pid):
+    """Return whether a process runs; one that ended and that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ranks_alive(by_rank):
+    return [pid for pid in by_rank.values() if is_alive(pid)]
+
+
 def test_a_full_disk_ends_a_run_with_one_sentence_and_leaves_the_earlier_checkpoint(tone_run, tmp_path):
     folder = tmp_path / "full"
     overrides = [f"output_dir={folder}", "train.save_every=1"]

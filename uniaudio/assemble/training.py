@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from uniaudio.assemble.features import refuse_useless_caches
@@ -30,6 +31,7 @@ from uniaudio.train.loop import train
 from uniaudio.train.parts import TrainParts
 from uniaudio.train.position import Position, newest
 from uniaudio.train.resume import check_resume, is_finished
+from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.structure import Structure
 from uniaudio.train.track import tell_of_finished_run
 
@@ -43,12 +45,43 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     Raises:
         UserError: for every mistake that can be seen before the first step, and for those of the data.
     """
+    refuse_begun_run(config, resume)
+    recipes = stage_recipes(config)
+    sketch_stages(config)
+    sets = guarded_sets(config)
+    accelerator = make_accelerator(config)
+    with telling_of_lost_processes():
+        with hold_run_folder(Path(config.output_dir)):
+            code = train_in_held_folder(config, resume, accelerator, recipes, sets)
+        part_ways()
+    return code
+
+
+def refuse_begun_run(config: RunConfig, resume: str | None) -> bool:
+    """Return whether there is a run in the output folder; refuse to start another one on top of it.
+
+    Raises:
+        UserError: when there is one and nobody said that it is to go on.
+    """
     run_dir = Path(config.output_dir)
     begun = latest_checkpoint(run_dir) is not None
     if resume is None and begun:
         raise UserError(
             f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
         )
+    return begun
+
+
+def train_in_held_folder(
+    config: RunConfig,
+    resume: str | None,
+    accelerator: Accelerator,
+    recipes: Sequence[Recipe],
+    sets: list[LabelledSet],
+) -> int:
+    """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
+    run_dir = Path(config.output_dir)
+    begun = refuse_begun_run(config, resume)  # again: a run may have ended since
     continued = resume == "yes" or (resume == "auto" and begun)
     checkpoint = newest(run_dir) if continued else None
     if checkpoint is not None:
@@ -57,12 +90,8 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         if is_finished(position, config):
             tell_of_finished_run(run_dir, is_main(), position.step)
             return 0
-    recipes = stage_recipes(config)
-    sketch_stages(config)
-    sets = guarded_sets(config)
-    if config.guard is not None and continued:
-        read_reference(config.guard, run_dir)
-    accelerator = make_accelerator(config)
+        if config.guard is not None:
+            read_reference(config.guard, run_dir)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
     device = building_device(accelerator)
@@ -93,10 +122,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         evaluate=judge.evaluate,
     )
     del model  # of the first stage alone: the loop is to free it when the next one begins
-    with telling_of_lost_processes():
-        code = train(parts, config, accelerator, continued, checkpoint)
-        part_ways()
-    return code
+    return train(parts, config, accelerator, continued, checkpoint)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from uniaudio.data.source import ShardedSource
 from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.features import FeatureStore, with_known_frames
+from uniaudio.orphans import end_with_parent
 from uniaudio.types import Batch, Example
 
 Clip = NDArray[np.int16]  # samples [S]
@@ -276,8 +277,13 @@ def make_loader(
 
 
 def leave_group(worker: int) -> None:
-    """Leave the run's process group: launchers signal all of it, and a run that is to save still needs its data."""
+    """Leave the run's process group: launchers signal all of it, and a run that is to save still needs its data.
+
+    So a worker has to see by itself when its run is gone; torch's own look comes only while nothing is being read.
+    """
     os.setpgid(0, 0)
+    if (run := multiprocessing.parent_process()) is not None:
+        end_with_parent("", run.pid)
 
 
 def steps_of(

@@ -1,0 +1,48 @@
+"""Processes that end themselves when the process that started them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+EVERY = 1.0  # seconds between two looks
+EXIT_CODE = 1
+
+
+def is_launched() -> bool:
+    """Return whether a launcher started this process (accelerate, torchrun), rather than a shell.
+
+    A shell may go: a run under ``nohup`` lives on. Without its launcher a rank has lost its peers.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several or "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def end_with_parent(what: str, parent: int | None = None) -> None:
+    """Watch the parent process in a thread, and end this process at once when it is another one.
+
+    The kernel's own signal at a parent's death (``PR_SET_PDEATHSIG``) goes by the thread that started a process, and
+    some launchers start ranks from a thread that ends; so the parent's id is looked at.
+
+    What is on disk stays as it is: whatever is being written is no checkpoint before it is whole.
+
+    Args:
+        what: this process, for the sentence on stderr ("process 1 of a launch"); empty: without one.
+        parent: its id; default: the parent now.
+    """
+    parent = parent or os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(EVERY)
+        with contextlib.suppress(OSError, ValueError):  # where stderr went is gone as well
+            if what:
+                print(
+                    f"uniaudio: {what} ends: the process that started it is gone", file=sys.stderr, flush=True
+                )
+        os._exit(EXIT_CODE)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

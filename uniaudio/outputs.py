@@ -1,0 +1,114 @@
+"""Where commands write: tried before anything slow starts; and the permissions of what they write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from uniaudio.errors import UserError, convert_to_user_error
+
+TRIAL = 4096  # bytes that must find room
+
+
+def check_output_folder(folder: Path, where: str) -> Path:
+    """Try whether files can be written to a folder, which may not exist yet; what is made for it is removed again.
+
+    Args:
+        where: the setting or option that names the folder ("output_dir", "--out").
+
+    Returns:
+        The folder with ``~`` expanded.
+
+    Raises:
+        UserError: for a folder that cannot be made or written: a file in its place, no permission, a disk that is
+            read-only or full, a name that is too long.
+    """
+    with convert_to_user_error(
+        f"{where}: {shorten(folder)} cannot be written", f"give {where} another folder"
+    ):
+        folder = folder.expanduser()
+        with made_for_a_moment(folder):
+            write_trial(folder / f".uniaudio-{uuid.uuid4().hex}")
+    return folder
+
+
+def check_output_file(file: Path, where: str) -> Path:
+    """Try whether a file can be written; it is not made, and one that exists stays as it is.
+
+    Args:
+        where: as for ``check_output_folder``.
+
+    Returns:
+        The path with ``~`` expanded.
+
+    Raises:
+        UserError: as ``check_output_folder``, and for a folder in the file's place.
+    """
+    with convert_to_user_error(f"{where}: {shorten(file)} cannot be written", f"give {where} another file"):
+        file = file.expanduser()
+        if file.is_dir():
+            raise UserError(f"{where}: {shorten(file)} is a folder; name a file")
+        with made_for_a_moment(file.parent):
+            if file.exists():
+                file.open("ab").close()
+                write_trial(file.with_name(f".uniaudio-{uuid.uuid4().hex}"))
+            else:
+                write_trial(file)
+    return file
+
+
+@contextmanager
+def made_for_a_moment(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it, and remove the ones that were not there, where nothing came into them."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):  # not made, or somebody else's files are in it
+                path.rmdir()
+
+
+def write_trial(file: Path) -> None:
+    """Write a few bytes to a new file on the disk and remove it."""
+    with file.open("xb") as stream:
+        try:
+            stream.write(bytes(TRIAL))
+            stream.flush()
+            os.fsync(stream.fileno())
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def shorten(path: Path) -> str:
+    """Return a path for a sentence: a name that is too long for the disk is too long for a sentence."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file, or a folder and all in it, the permissions that the user's umask gives to new ones.
+
+    Some libraries write through temporary files, which nobody but their user can read.
+    """
+    mask = read_umask()
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not each.is_symlink():
+            with contextlib.suppress(OSError):  # disks without permissions
+                each.chmod((0o777 if each.is_dir() else 0o666) & ~mask)
+
+
+def read_umask() -> int:
+    """Return the permission bits that new files lack."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0)  # the system tells it in no other way
+    os.umask(mask)
+    return mask
