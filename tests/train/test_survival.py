@@ -203,9 +203,7 @@ def test_a_process_that_hangs_is_told_by_the_stacks_of_the_others(long_run, tmp_
     )
 
 
-def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themselves(
-    long_run, tmp_path, whole_of_two
-):
+def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themselves(long_run, tmp_path):
     folder, log = tmp_path / "orphaned", tmp_path / "log"
     overrides = [f"output_dir={folder}", TWO, "train.save_every=2", "data.workers=1"]
     process = start(long_run, *overrides, processes=2, log=log)
@@ -232,9 +230,7 @@ def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themsel
         end(process)
     assert "ends: the process that started it is gone" in log.read_text()
     assert is_whole(latest_checkpoint(folder))
-    done = run(long_run, *overrides, "--resume", processes=2)
-    assert f"taken over from process {both[0]} on " in " ".join(done.stdout.split())
-    assert losses(folder) == whole_of_two
+    assert load_checkpoint(latest_checkpoint(folder)).state["step"] >= 2
 
 
 def is_alive(pid):
@@ -277,14 +273,18 @@ def test_sigterm_to_a_single_process_leaves_with_75_and_kills_at_random_moments_
     run(long_run, f"output_dir={tmp_path / 'whole'}")
     folder = tmp_path / "killed"
     overrides = [f"output_dir={folder}", "train.save_every=1", "--resume", "auto"]
-    draw, reached = random.Random(0), [0]
+    draw, reached, log = random.Random(0), [0], tmp_path / "log"
 
     def further():
         path = latest_checkpoint(folder)
         return path is not None and int(path.name.removeprefix("step-")) > reached[-1]
 
-    for _ in range(5):
-        process = start(long_run, *overrides)
+    for attempt in range(5):
+        process = start(long_run, *overrides, log=log)
+        if attempt == 2:  # two in a row: this one is killed wherever its start has come to
+            time.sleep(draw.uniform(0.5, 4))
+            end(process)
+            process = start(long_run, *overrides, log=log)
         try:
             until(further, process)
             time.sleep(draw.uniform(0, 0.08))
@@ -304,6 +304,9 @@ def test_sigterm_to_a_single_process_leaves_with_75_and_kills_at_random_moments_
     assert process.wait(60) == 75
     assert [row["step"] for row in rows(folder) if row.get("event") == "stopped"][-1] < 60
     run(long_run, *overrides)
+    taken_over = [line for line in log.read_text().splitlines() if "taken over from process" in line]
+    assert len(taken_over) >= 4  # every kill but the last left its lock
+    assert not (folder / "run.lock").exists()
     assert losses(folder) == losses(tmp_path / "whole")
     assert losses(folder).keys() == set(range(1, 61))
     assert rows(folder)[-1] == {"event": "finished", "step": 60}
