@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from rich.console import Console
@@ -12,16 +14,18 @@ from transformers import AutoTokenizer
 from uniaudio.config.files import find_file
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.data.cursor import first_rows
-from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.questions import render_question, row_seconds
+from uniaudio.data.recipe import Entry, Recipe, load_recipe
 from uniaudio.data.source import IndexedSource, Row, Source, open_source
+from uniaudio.data.template import Template
 from uniaudio.data.tokens import ChatFormat
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, printable
 from uniaudio.miniature.texts import recipe_texts
 from uniaudio.miniature.tokenizer import train_tokenizer
 
 DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
 SMALL_VOCABULARY = 512
+TRIES = 20  # rows of an entry that are tried for one example
 
 
 def preview(
@@ -30,27 +34,65 @@ def preview(
     """Print ``number`` training examples of a recipe (or of a run config's first stage).
 
     Raises:
-        UserError: when a label mask would be empty or full, or an example cannot be rendered.
+        UserError: when a label mask would be empty or full, or no row of an entry can be used.
     """
     console = console or Console()
     recipe, format = recipe_and_format(recipe_name, decoder, console)
     sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
     for n in range(number):
         index = random.Random(f"{seed}-entry-{n}").choices(range(len(sources)), recipe.train_shares())[0]
-        entry = recipe.train[index]
-        row = some_row(sources[index], n, seed)
-        rng = random.Random(f"{seed}-{n}")
-        for template in entry.templates:
-            fields = {**entry.dataset.fields(row.columns), **entry.constants}
-            try:
-                rendered = template.render(fields, rng)
-                seconds = [ref.known_seconds() for ref in row.audio]
-                prompt, answer = format.prompt(rendered.prompt), format.answer(rendered.answer)
-            except RowError as problem:
-                raise UserError(f"{entry.name}, row {row.key}: {problem}") from problem
+        show_row(console, f"{n + 1}. ", recipe.train[index], sources[index], (seed, n), format)
+
+
+def show_row(
+    console: Console, title: str, entry: Entry, source: Source, draw: tuple[int, int], format: ChatFormat
+) -> None:
+    """Print the questions about one row of an entry; rows that cannot be used are named and passed over.
+
+    Args:
+        draw: (seed, number) that decide which row it is.
+
+    Raises:
+        UserError: when none of ``TRIES`` rows can be used.
+    """
+    last = "there are none"
+    for row in islice(drawn_rows(source, *draw), TRIES):
+        try:
+            if not isinstance(row, Row):
+                raise row
+            rng = random.Random(f"{draw[0]}-{draw[1]}")
+            examples = [(t, tokenize_question(row, entry, t, rng, format)) for t in entry.templates]
+            seconds = row_seconds(row)
+        except RowError as problem:
+            key = row.key if isinstance(row, Row) else problem.key
+            last = f"{entry.name}, row {printable(key)}: {problem}"
+            console.print(f"skipped: {last}", style="yellow", markup=False, highlight=False)
+            continue
+        for template, (prompt, answer) in examples:
             asked = f"  {template.task}" if len(entry.templates) > 1 else ""
-            title = f"{n + 1}. {entry.name}{asked}  row {row.key}"
-            show(console, title, prompt, answer, seconds, format)
+            show(
+                console,
+                f"{title}{entry.name}{asked}  row {printable(row.key)}",
+                prompt,
+                answer,
+                seconds,
+                format,
+            )
+        return
+    raise UserError(f"{entry.name}: no row of those tried can be used ({last})")
+
+
+def tokenize_question(
+    row: Row, entry: Entry, template: Template, rng: random.Random, format: ChatFormat
+) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of a question around its clips, and those of its answer.
+
+    Raises:
+        RowError: when the row cannot be used.
+    """
+    rendered = render_question(row, entry.dataset, template, entry.constants, rng)
+    format.check_question(rendered.prompt, rendered.answer)
+    return format.prompt(rendered.prompt), format.answer(rendered.answer)
 
 
 def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
@@ -83,14 +125,13 @@ def open_recipe(name: str) -> tuple[Recipe, str | None]:
     return load_recipe(str(find_file("recipe", name))), DEFAULT_DECODER
 
 
-def some_row(source: Source, n: int, seed: int) -> Row:
-    """Return a row drawn at random from an indexed source, or one of the first rows of another."""
+def drawn_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:
+    """Yield rows drawn at random from an indexed source, or those of another from its n-th row on, then its first."""
     if isinstance(source, IndexedSource):
-        return source.row(random.Random(f"{seed}-row-{n}").randrange(source.size))
-    rows = first_rows(source.rows(), n + 1)
-    if not rows:
-        raise UserError("none of the first rows of a streamed dataset can be used; see `uniaudio check`")
-    return rows[-1]
+        rng = random.Random(f"{seed}-row-{n}")
+        while True:
+            yield source.row_or_error(rng.randrange(source.size))
+    yield from chain(islice(source.rows(), n, None), source.rows())
 
 
 def show(

@@ -1,5 +1,6 @@
 """Positions in sources: every row once per epoch over all streams, and the same rows again from any position."""
 
+import struct
 from collections import Counter
 
 import pytest
@@ -146,3 +147,16 @@ def test_a_stuck_read_names_the_shard():
     reader = ShardCursor(Stuck(5), "far", 0, 0, 1, 4, 0.2, Mark())
     with pytest.raises(UserError, match=r"dataset far: shard0 from row 0 on could not be read within 0\.2 s"):
         reader.take()
+
+
+def test_whatever_ends_the_reading_of_a_shard_leaves_the_others():
+    class Odd(Shards):
+        def read(self, shard, place):
+            yield from super().read(shard, place)
+            if shard == 1:
+                raise struct.error("odd header")
+
+    reader = cursor(Odd(2, 2, 2), 0, 1)
+    assert sorted(reader.take().key for _ in range(6)) == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1"]
+    [skip, *_] = reader.troubles()
+    assert (skip.row, skip.reason, skip.detail) == ("shard1", "broken shard", "shard1 (odd header)")

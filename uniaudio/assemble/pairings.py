@@ -9,6 +9,7 @@ from typing import Any
 from uniaudio.assemble.thin import Clip
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.cursor import first_rows
+from uniaudio.data.questions import render_question, row_seconds
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.source import Row, open_source
 from uniaudio.data.template import Template
@@ -71,8 +72,8 @@ def render_and_probe(
     row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
 ) -> tuple[float | None, int]:
     """Return (seconds of all clips, words of the answer) of one row."""
-    answer = template.render({**card.fields(row.columns), **constants}, None).answer
-    return sum(ref.known_seconds() for ref in row.audio), len(answer.split())
+    answer = render_question(row, card, template, constants).answer
+    return sum(row_seconds(row)), len(answer.split())
 
 
 def look_at(

@@ -6,12 +6,12 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from uniaudio.data.audio import decode
 from uniaudio.data.cursor import Skip
 from uniaudio.data.order import number
+from uniaudio.data.questions import decode_clips, render_question
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.source import Row, open_source
-from uniaudio.errors import RowError
+from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 
 
@@ -21,14 +21,12 @@ def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Examp
     Raises:
         RowError: when the row cannot be used.
     """
-    rendered = entry.template.render({**entry.dataset.fields(row.columns), **entry.constants}, None)
-    if len(row.audio) != entry.template.num_clips:
-        found = f"{len(row.audio)} clip(s) for {entry.template.num_clips} audio mark(s)"
-        raise RowError("template error", found)
-    clips = tuple(decode(ref.source, max_seconds, ref.name, ref.span) for ref in row.audio)
+    rendered = render_question(row, entry.dataset, entry.template, entry.constants)
+    clips = decode_clips(row, max_seconds)
     if entry.augmenter is not None:
-        rng = random.Random(number("condition", row.key))
-        clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
+        with convert_to_row_error("broken audio", row.key):
+            rng = random.Random(number("condition", row.key))
+            clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
     example = Example(
         id=f"{entry.dataset.name}/{entry.split}/{row.key}",
         task=entry.template.task,

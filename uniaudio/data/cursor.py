@@ -15,7 +15,7 @@ from weakref import WeakSet
 from uniaudio.data.order import number, permuted
 from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
 from uniaudio.data.sources.retry import read_patiently
-from uniaudio.errors import RowError, UserError, printable
+from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
 
 BARREN = 4  # times as many empty epochs as there are streams, before a source counts as empty
 
@@ -188,16 +188,27 @@ class ShardCursor:
         for number_of_unit in range(mark.unit, len(todo)):
             unit = todo[number_of_unit]
             try:
-                for row, behind in read_patiently(self.source, unit.shard, place, self.name):
+                for row, behind in self.read_shard(unit.shard, place):
                     if row is not None and (behind.row - 1) % unit.parts == unit.part:
                         rows.append(row)
                         if len(rows) == self.size:
                             return Mark(mark.epoch, number_of_unit, *behind)
-            except BrokenShardError as problem:
-                broken = RowError("broken shard", str(problem))
-                skips.append(Skip.of(self.name, self.source.shards[unit.shard], broken))
+            except RowError as problem:
+                skips.append(Skip.of(self.name, self.source.shards[unit.shard], problem))
             place = Place()
         return Mark(mark.epoch + 1)
+
+    def read_shard(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
+        """Yield the rows of a shard from a place on, see ``ShardedSource.read``.
+
+        Raises:
+            RowError: "broken shard", whatever ended the reading.
+        """
+        with convert_to_row_error("broken shard", self.source.shards[shard]):
+            try:
+                yield from read_patiently(self.source, shard, place, self.name)
+            except BrokenShardError as problem:
+                raise RowError("broken shard", str(problem)) from problem
 
 
 READERS: WeakSet[threading.Thread] = WeakSet()

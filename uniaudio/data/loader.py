@@ -12,14 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
-from uniaudio.data.audio import decode
 from uniaudio.data.batch import collate
 from uniaudio.data.cursor import Skip
 from uniaudio.data.order import number
+from uniaudio.data.questions import Clip, decode_clips
 from uniaudio.data.source import ShardedSource
 from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
 from uniaudio.errors import RowError, UserError, convert_to_row_error
@@ -27,7 +25,6 @@ from uniaudio.features import FeatureStore, with_known_frames
 from uniaudio.orphans import end_with_parent
 from uniaudio.types import Batch, Example
 
-Clip = NDArray[np.int16]  # samples [S]
 Mask = tuple[int, int, int, int]
 NAMED = 400  # bytes of a row's name that a worker leaves behind when it dies
 
@@ -159,12 +156,10 @@ class WorkerDataset(IterableDataset):
             RowError: when they cannot be used.
         """
         entry = self.mixture.recipe.train[planned.entry]
+        clips = decode_clips(planned.row, self.mixture.max_seconds)
+        if entry.augmenter is None:
+            return clips, ()
         with convert_to_row_error("broken audio", planned.row.key):
-            clips = tuple(
-                decode(ref.source, self.mixture.max_seconds, ref.name, ref.span) for ref in planned.row.audio
-            )
-            if entry.augmenter is None:
-                return clips, ()
             rng = random.Random(number("augment", self.mixture.seed, entry.name, planned.k))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
             return clips, entry.augmenter.masks(clips, rng)

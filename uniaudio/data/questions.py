@@ -1,4 +1,4 @@
-"""A row of a source to a rendered question and a length in seconds: whatever goes wrong is the row's fault."""
+"""A row of a source to a rendered question, a length and decoded clips: whatever goes wrong is the row's fault."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from uniaudio.data.audio import decode
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import Row
+from uniaudio.data.source import AudioRef, Row
 from uniaudio.data.template import Rendered, Template
 from uniaudio.errors import RowError, convert_to_row_error
+from uniaudio.types import SAMPLE_RATE
+
+Clip = NDArray[np.int16]  # samples [S] at 16 kHz
+TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
 
 def render_question(
@@ -46,3 +54,35 @@ def row_seconds(row: Row) -> list[float]:
     if not all(map(math.isfinite, lengths)):
         raise RowError("broken audio", f"{row.key}: a length of {lengths} s")
     return lengths
+
+
+def decode_clips(row: Row, max_seconds: float) -> tuple[Clip, ...]:
+    """Decode the clips of a row and compare their lengths with those that the row states.
+
+    Raises:
+        RowError: when a clip cannot be used, or has another length than stated: micro-batches are filled by it.
+    """
+    clips = []
+    for ref in row.audio:
+        with convert_to_row_error("broken audio", ref.name):
+            clips.append(decode(ref.source, max_seconds, ref.name, ref.span))
+        check_stated_length(ref, len(clips[-1]) / SAMPLE_RATE)
+    return tuple(clips)
+
+
+def check_stated_length(ref: AudioRef, seconds: float) -> None:
+    """Refuse a clip whose stated length is wrong by more than 0.1 s and by more than 2 %.
+
+    Args:
+        seconds: of the decoded clip.
+
+    Raises:
+        RowError: "stated duration is wrong".
+    """
+    if ref.span is not None or ref.seconds is None:
+        return
+    if abs(seconds - ref.seconds) > max(TOLERANCE, TOLERANCE_SHARE * ref.seconds):
+        raise RowError(
+            "stated duration is wrong",
+            f"{ref.name}: {ref.seconds:.2f} s stated, {seconds:.2f} s decoded; correct it in the row or leave it out",
+        )

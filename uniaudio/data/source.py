@@ -118,11 +118,12 @@ class ShardedSource(ABC):
         """Yield all rows in the order of the shards; a row that cannot be used comes as its error."""
         for shard in range(len(self.shards)):
             try:
-                for row, _ in self.read(shard, Place()):
-                    if row is not None:
-                        yield row
-            except BrokenShardError as problem:
-                yield RowError("broken shard", f"{self.shards[shard]} ({problem})")
+                with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
+                    for row, _ in self.read(shard, Place()):
+                        if row is not None:
+                            yield row
+            except RowError as problem:
+                yield problem
 
 
 Source = IndexedSource | ShardedSource

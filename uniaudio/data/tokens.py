@@ -161,14 +161,7 @@ class ChatFormat:
         Raises:
             RowError: "text too long", "special token in text", "broken text" (lone surrogates).
         """
-        if len(text) > self.max_text_tokens * MOST_CHARACTERS:
-            raise RowError(
-                "text too long",
-                f"{len(text):,} characters, data.max_text_tokens is {self.max_text_tokens}: {text[:SHOWN]!r}",
-            )
-        if not text.isascii():
-            with convert_to_row_error("broken text", repr(text[:SHOWN])):
-                text.encode()
+        check_text(text, self.max_text_tokens)
         if self.first_signs.isdisjoint(
             text
         ):  # tokenizers hold thousands of special tokens; most texts stop here
@@ -177,6 +170,22 @@ class ChatFormat:
             if special in text:
                 raise RowError("special token in text", f"{special!r} in {text[:SHOWN]!r}")
         return text
+
+
+def check_text(text: str, max_text_tokens: int = MAX_TEXT_TOKENS) -> None:
+    """Refuse a text that no tokenizer takes, or not in good time.
+
+    Raises:
+        RowError: "text too long", "broken text" (lone surrogates).
+    """
+    if len(text) > max_text_tokens * MOST_CHARACTERS:
+        raise RowError(
+            "text too long",
+            f"{len(text):,} characters, data.max_text_tokens is {max_text_tokens}: {text[:SHOWN]!r}",
+        )
+    if not text.isascii():
+        with convert_to_row_error("broken text", repr(text[:SHOWN])):
+            text.encode()
 
 
 def markup_texts(tokenizer: PreTrainedTokenizerBase, chat: str) -> list[str]:

@@ -16,7 +16,7 @@ from uniaudio.data.audio import FilePart
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
 from uniaudio.data.source import AudioRef, Row, open_source
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_user_error
 from uniaudio.evaluate.suite import TaskFile, split_names
 
 Indices = NDArray[np.int64]
@@ -250,11 +250,12 @@ def clip_digest(ref: AudioRef) -> bytes:
         UserError: when it cannot be read.
     """
     source = ref.source
-    try:
+    with convert_to_user_error(f"{ref.name}: cannot be read"):
+        path = source.path if isinstance(source, FilePart) else source
+        if isinstance(path, Path) and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{ref.name}: there is no file {path}")
         if isinstance(source, FilePart):
             content = source.read()
         else:
             content = source.read_bytes() if isinstance(source, Path) else bytes(source)
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{ref.name}: cannot be read ({problem})") from problem
     return hashlib.sha256(content + repr(ref.span).encode()).digest()

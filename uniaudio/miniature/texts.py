@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from uniaudio.data.questions import render_question
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.source import Row, open_source
+from uniaudio.data.tokens import check_text
 from uniaudio.errors import RowError
 
 
@@ -35,8 +37,11 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
             for number in range(renderings):
                 for template in entry.templates:
                     try:
-                        fields = {**entry.dataset.fields(row.columns), **entry.constants}
-                        rendered = template.render(fields, rng if number else None)
+                        rendered = render_question(
+                            row, entry.dataset, template, entry.constants, rng if number else None
+                        )
+                        for text in (*rendered.prompt, rendered.answer):
+                            check_text(text)
                     except RowError:
                         continue
                     found.setdefault(RecipeText(template.task, rendered.prompt, rendered.answer))

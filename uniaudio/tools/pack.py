@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import tarfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from uniaudio.config.files import portable_name
 from uniaudio.config.layers import read_layers
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.audio import decode
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.cursor import Skip
+from uniaudio.data.questions import decode_clips
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.source import Row, open_source
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
 from uniaudio.tools.opened import open_recipe
 from uniaudio.types import SAMPLE_RATE
 
@@ -121,12 +124,12 @@ def pack_split(
             progress.advance(task)
             if isinstance(packed, RowError):
                 lost += 1
-                fact = {"source": card.name, "split": split, "reason": packed.reason, "detail": packed.detail}
+                fact = {"split": split, **asdict(Skip.of(card.name, "", packed))}
                 skipped.write(json.dumps(fact, ensure_ascii=False) + "\n")
                 continue
             rows += 1
             seconds += sum(packed[column]["seconds"] for column in card.audio)
-            manifest.write(json.dumps(packed, ensure_ascii=False, default=str) + "\n")
+            manifest.write(manifest_line(packed))
     shards.close()
     if not rows:
         raise UserError(
@@ -158,20 +161,41 @@ def packed_rows(
 ) -> Iterator[dict[str, Any] | RowError]:
     """Decode and encode row by row; a row that cannot be used comes as its error."""
     for number, row in enumerate(rows):
+        if not isinstance(row, Row):
+            yield row
+            continue
         try:
-            if not isinstance(row, Row):
-                raise row
-            packed = {**row.columns, "key": row.key}
-            for column, ref in zip(card.audio, row.audio, strict=True):
-                samples = decode(ref.source, LONGEST, ref.name, ref.span)
-                buffer = io.BytesIO()
-                soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-                place = f"{number:09d}.{column}.flac"
-                packed[column] = shards.add(place, buffer.getvalue(), len(samples) / SAMPLE_RATE)
-            packed.pop("duration", None)
-            yield packed
+            with convert_to_row_error("broken metadata", row.key, row.key):
+                columns = {name: plain_value(value) for name, value in row.columns.items()}
+                packed = {**columns, "key": printable(row.key)}
+                packed.pop("duration", None)
+                manifest_line({name: value for name, value in packed.items() if name not in card.audio})
+                clips = decode_clips(row, LONGEST)
         except RowError as problem:
             yield problem
+            continue
+        for column, samples in zip(card.audio, clips, strict=True):
+            buffer = io.BytesIO()
+            soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            place = f"{number:09d}.{column}.flac"
+            packed[column] = shards.add(place, buffer.getvalue(), len(samples) / SAMPLE_RATE)
+        yield packed
+
+
+def plain_value(value: Any) -> Any:
+    """Return the value of a column, or None for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def manifest_line(packed: dict[str, Any]) -> str:
+    """Return a row as a line of a manifest.
+
+    Raises:
+        ValueError, RecursionError: when JSON cannot hold it.
+    """
+    line = json.dumps(packed, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    line.encode()
+    return line
 
 
 def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:

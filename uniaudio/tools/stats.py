@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.config.run import RunConfig
+from uniaudio.data.questions import render_question, row_seconds
 from uniaudio.data.recipe import Entry
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError
@@ -55,9 +56,11 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
         try:
             if not isinstance(row, Row):
                 raise row
-            fields = {**entry.dataset.fields(row.columns), **entry.constants}
-            answers = [template.render(fields, None).answer for template in entry.templates]
-            seconds = sum(ref.known_seconds() for ref in row.audio)
+            answers = [
+                render_question(row, entry.dataset, template, entry.constants).answer
+                for template in entry.templates
+            ]
+            seconds = sum(row_seconds(row))
         except RowError:
             stats.unusable += 1
             continue
