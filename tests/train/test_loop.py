@@ -38,6 +38,7 @@ class Step:
     micro: tuple[Batch, ...]
     state: Place
     skips: tuple = ()
+    notices: tuple = ()
     cost: float = 1.0
     drawn: dict = field(default_factory=dict)
 

@@ -35,3 +35,28 @@ def test_a_handful_of_rows_is_not_judged():
     assert ledger.complaint() == ""
     ledger.add({"tones": 1}, [])
     assert ledger.complaint().startswith("tones lost 1 of 10 rows")
+
+
+@dataclass
+class Notice:
+    source: str = "tones"
+    kind: str = "anti-phase channels"
+
+
+def test_notices_are_new_once_for_each_source_and_kind_and_counted_over_ranks_and_resumes():
+    ledger = SkipLedger(0.05)
+    first = Notice()
+    assert ledger.add({"tones": 3}, [], [first, Notice(), Notice(kind="clipped samples")]) == [
+        first,
+        Notice(kind="clipped samples"),
+    ]
+    assert ledger.add({"tones": 1}, [], [Notice()]) == []
+    other = SkipLedger(0.05)
+    other.add({"tones": 1}, [], [Notice()])
+    counts = [json.loads(json.dumps(part.counts())) for part in (ledger, other)]
+    together = SkipLedger(0.05, *counts)
+    assert together.counts()["notices"] == {"tones": {"anti-phase channels": 4, "clipped samples": 1}}
+    assert together.add({}, [], [Notice()]) == []
+    assert together.complaint() == ""
+    del counts[0]["notices"]  # a checkpoint of an earlier version
+    assert SkipLedger(0.05, counts[0]).notices == {}

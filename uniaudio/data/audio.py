@@ -151,12 +151,17 @@ def probe_seconds(source: Encoded, name: str = "") -> float:
 
 
 def decode(
-    source: Encoded, max_seconds: float, name: str, span: tuple[float, float] | None = None
+    source: Encoded,
+    max_seconds: float,
+    name: str,
+    span: tuple[float, float] | None = None,
+    notices: list[str] | None = None,
 ) -> NDArray[np.int16]:
     """Decode to ``[S]`` int16: the mean of the channels, resampled to 16 kHz (soxr, high quality).
 
     Args:
         name: how messages call the clip. span: (start, end) in seconds, to decode a part of a recording.
+        notices: gets what is odd about the clip, see ``ClipNotice``.
 
     Raises:
         RowError: "missing file", "broken audio", "empty audio", "non-finite samples", "clip too long", "span outside

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.schema import Strict, build
 from uniaudio.data.jinja import Condition, Text
+from uniaudio.data.segment import NEMO, Segment
 from uniaudio.errors import RowError, UserError
 
 KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
@@ -74,6 +75,27 @@ class SplitFile(Strict):
     rows: PositiveInt | None = None
 
 
+class SegmentFile(Strict):
+    """Columns with the times of a segment in seconds: where it begins (``start`` or ``offset``, which mean the same),
+    and either its ``end`` or its ``duration``.
+    """
+
+    start: str | None = None
+    offset: str | None = None
+    end: str | None = None
+    duration: str | None = None
+
+    @model_validator(mode="after")
+    def one_of_each(self) -> SegmentFile:
+        if (self.start is None) == (self.offset is None) or (self.end is None) == (self.duration is None):
+            raise ValueError("name one column as `start` (or `offset`) and one as `end` or `duration`")
+        return self
+
+    def segment(self) -> Segment:
+        """Return the columns by their meaning."""
+        return Segment(self.start or self.offset or "", self.end or self.duration or "", self.end is not None)
+
+
 class CardFile(Strict):
     """The keys of a dataset card."""
 
@@ -82,6 +104,7 @@ class CardFile(Strict):
     license: str
     hours: PositiveFloat | None = None
     audio: tuple[str, ...] = Field(("audio",), min_length=1)
+    segment: SegmentFile | Literal["none"] | None = None
     columns: dict[str, str] = Field(default_factory=dict)
     splits: dict[str, SplitFile] = Field(min_length=1)
 
@@ -89,6 +112,12 @@ class CardFile(Strict):
     @classmethod
     def one_clip(cls, audio: Any) -> Any:
         return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
+
+    @model_validator(mode="after")
+    def segment_of_one_clip(self) -> CardFile:
+        if isinstance(self.segment, SegmentFile) and len(self.audio) > 1:
+            raise ValueError("segment: the times of one clip, but `audio` names several")
+        return self
 
 
 @dataclass(frozen=True)
@@ -107,6 +136,8 @@ class DatasetCard:
     Args:
         audio: the columns with clips, two of them for pairs.
         used: the columns that templates take (None: all). No other is rendered or, where each is stored apart, read.
+        segment: the columns with times, where a clip is a part of its recording.
+        finds_segments: whether NeMo's pair of columns is taken for a segment without being named.
     """
 
     name: str
@@ -118,6 +149,14 @@ class DatasetCard:
     splits: Mapping[str, Split]
     path: Path
     used: frozenset[str] | None = None
+    segment: Segment | None = None
+    finds_segments: bool = True
+
+    @property
+    def time_columns(self) -> frozenset[str]:
+        """The columns that say where a clip is and how long: a source reads them whatever the templates take."""
+        named = (self.segment.start, self.segment.stop) if self.segment is not None else (NEMO.start,)
+        return frozenset({NEMO.stop, *named})
 
     def split(self, name: str) -> Split:
         """Return a split.
@@ -188,4 +227,6 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
             for name, split in data.splits.items()
         },
         path=path,
+        segment=data.segment.segment() if isinstance(data.segment, SegmentFile) else None,
+        finds_segments=data.segment is None and len(data.audio) == 1,
     )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from uniaudio.data.batch import collate
 from uniaudio.data.cursor import Skip
+from uniaudio.data.notices import ClipNotice
 from uniaudio.data.order import number
 from uniaudio.data.questions import Clip, decode_clips
 from uniaudio.data.source import ShardedSource
@@ -70,6 +71,7 @@ class MicroBatch:
     drawn: Mapping[str, int]
     cost: float
     state: StreamState
+    notices: tuple[ClipNotice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class StepBatch:
     Args:
         micro: its packed micro-batches, at least one, possibly empty ones.
         skips: questions left out on the way. drawn: questions tried, by dataset. cost: of the micro-batches, in
-        budgets. state: the position of this rank's streams behind the step.
+        budgets. state: the position of this rank's streams behind the step. notices: clips that were used, but are odd.
     """
 
     micro: tuple[Batch, ...]
@@ -94,6 +96,7 @@ class StepBatch:
     drawn: Mapping[str, int]
     cost: float
     state: PlanState
+    notices: tuple[ClipNotice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,16 @@ class WorkerDataset(IterableDataset):
         """Decode and pack; rows that fail now make the micro-batch smaller."""
         examples: list[Example] = []
         skips = list(planned.skips)
+        notices: list[ClipNotice] = []
         for row in planned.rows:
             dataset = self.mixture.recipe.train[row.entry].dataset.name
             self.say(f"{dataset}, row {row.row.key}")
             try:
-                clips, masks = self.decode(row)
+                clips, masks, kinds = self.decode(row)
             except RowError as problem:
                 skips += [Skip.of(dataset, row.row.key, problem)] * len(row.questions)
                 continue
+            notices += [ClipNotice(dataset, row.row.key, kind) for kind in kinds]
             asked, unusable = self.questions(row, clips)
             skips += unusable
             examples += [replace(example, shares_clips=i > 0, masks=masks) for i, example in enumerate(asked)]
@@ -147,22 +152,26 @@ class WorkerDataset(IterableDataset):
         batch = collate(examples, mixture.format, mixture.slots_for, self.tasks, mixture.shares_prefixes)
         if self.stores:
             batch = replace(batch, audio=with_known_frames(batch.audio, self.stores))
-        return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state)
+        return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state, tuple(notices))
 
-    def decode(self, planned: PlannedRow) -> tuple[tuple[Clip, ...], tuple[Mask, ...]]:
-        """Decode the clips of a row and change them as its entry says; return them with the masks of their frames.
+    def decode(self, planned: PlannedRow) -> tuple[tuple[Clip, ...], tuple[Mask, ...], list[str]]:
+        """Decode the clips of a row and change them as its entry says.
+
+        Returns:
+            The clips, the masks of their frames, and what is odd about the clips, see ``ClipNotice``.
 
         Raises:
             RowError: when they cannot be used.
         """
         entry = self.mixture.recipe.train[planned.entry]
-        clips = decode_clips(planned.row, self.mixture.max_seconds)
+        kinds: list[str] = []
+        clips = decode_clips(planned.row, self.mixture.max_seconds, kinds)
         if entry.augmenter is None:
-            return clips, ()
+            return clips, (), kinds
         with convert_to_row_error("broken audio", planned.row.key):
             rng = random.Random(number("augment", self.mixture.seed, entry.name, planned.k))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
-            return clips, entry.augmenter.masks(clips, rng)
+            return clips, entry.augmenter.masks(clips, rng), kinds
 
     def questions(self, planned: PlannedRow, clips: tuple[Clip, ...]) -> tuple[list[Example], list[Skip]]:
         """Return one example per question about decoded clips, and the questions that cannot be packed."""
@@ -310,6 +319,7 @@ def steps_of(
             drawn,
             sum(micro.cost for micro in taken),
             PlanState(step, dict(streams), mixture.fingerprint),
+            tuple(notice for micro in taken for notice in micro.notices),
         )
 
 

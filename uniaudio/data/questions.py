@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import decode
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import AudioRef, Row
 from uniaudio.data.template import Rendered, Template
@@ -56,8 +55,11 @@ def row_seconds(row: Row) -> list[float]:
     return lengths
 
 
-def decode_clips(row: Row, max_seconds: float) -> tuple[Clip, ...]:
+def decode_clips(row: Row, max_seconds: float, notices: list[str] | None = None) -> tuple[Clip, ...]:
     """Decode the clips of a row and compare their lengths with those that the row states.
+
+    Args:
+        notices: gets what is odd about the clips, one short text for each kind, see ``ClipNotice``.
 
     Raises:
         RowError: when a clip cannot be used, or has another length than stated: micro-batches are filled by it.
@@ -65,7 +67,7 @@ def decode_clips(row: Row, max_seconds: float) -> tuple[Clip, ...]:
     clips = []
     for ref in row.audio:
         with convert_to_row_error("broken audio", ref.name):
-            clips.append(decode(ref.source, max_seconds, ref.name, ref.span))
+            clips.append(ref.decode(max_seconds, notices))
         check_stated_length(ref, len(clips[-1]) / SAMPLE_RATE)
     return tuple(clips)
 

@@ -8,14 +8,18 @@ import math
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uniaudio.data.audio import Encoded, FilePart, probe_seconds
+import numpy as np
+from numpy.typing import NDArray
+
+from uniaudio.data.audio import Encoded, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.segment import read_span
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
@@ -45,6 +49,17 @@ class AudioRef:
         if self.span is not None:
             return self.span[1] - self.span[0]
         return self.seconds if self.seconds is not None else probe_seconds(self.source, self.name)
+
+    def decode(self, max_seconds: float, notices: list[str] | None = None) -> NDArray[np.int16]:
+        """Decode to ``[S]`` int16 at 16 kHz, as ``audio.decode`` says.
+
+        Args:
+            notices: gets what is odd about the clip, one short text for each kind.
+
+        Raises:
+            RowError: when it cannot be used.
+        """
+        return decode(self.source, max_seconds, self.name, self.span, notices)
 
 
 @dataclass(frozen=True)
@@ -206,19 +221,28 @@ def archive_member(archive: Path, member: str) -> FilePart:
     return members[member]
 
 
-def audio_refs(
-    columns: Mapping[str, Any], names: tuple[str, ...], folder: Path, key: str
-) -> tuple[AudioRef, ...]:
+def audio_refs(columns: Mapping[str, Any], card: DatasetCard, folder: Path, key: str) -> tuple[AudioRef, ...]:
     """Return one reference per audio column of a row.
 
     Raises:
-        RowError: when the row has no such column, or the column holds no clip.
+        RowError: when the row has no such column, the column holds no clip, or its segment is none.
     """
-    for name in names:
+    for name in card.audio:
         if name not in columns:
             raise RowError("missing column", no_audio_column(f"row {key}", name, columns))
-    stated = columns if len(names) == 1 else {}  # `duration` speaks of one clip
-    return tuple(audio_ref(columns[name], stated, folder, f"{key}.{name}") for name in names)
+    stated = columns if len(card.audio) == 1 else {}  # `duration` speaks of one clip
+    refs = (audio_ref(columns[name], stated, folder, f"{key}.{name}") for name in card.audio)
+    return tuple(with_segment(ref, card, columns) for ref in refs)
+
+
+def with_segment(ref: AudioRef, card: DatasetCard, columns: Mapping[str, Any]) -> AudioRef:
+    """Return a reference to the segment of the recording that a row names, where it names one.
+
+    Raises:
+        RowError: when its times cannot be used.
+    """
+    span = read_span(columns, card.segment, card.finds_segments, ref.name)
+    return ref if span is None else replace(ref, span=span)
 
 
 def no_audio_column(what: str, name: str, columns: Iterable[Any]) -> str:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uniaudio.cache import read_cached, write_cached
-from uniaudio.data.audio import decode
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.cache import cache_file
 from uniaudio.evaluate.embed import length_batches
@@ -101,7 +100,7 @@ def decoded(rows: TaskRows) -> Iterator[Clip]:
     for row in rows.rows():
         ref = row.audio[0]
         try:
-            yield decode(ref.source, LONGEST, ref.name, ref.span)
+            yield ref.decode(LONGEST)
         except RowError as problem:
             raise UserError(f"task {rows.name}: {rows.card.name}: {problem}") from problem
 

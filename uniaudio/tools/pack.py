@@ -204,6 +204,7 @@ def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:
     data |= {
         "load": {"jsonl": f"../{card.name}"},
         "audio": list(card.audio),
+        "segment": "none",  # clips are cut: columns with times of the recording mean nothing here
         "splits": {split: {"name": split} for split in splits},
     }
     (out / "datasets" / f"{card.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")

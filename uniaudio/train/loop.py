@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,9 @@ class StageRun:
             self.writer.wait()  # tells what happened, on all ranks
         if wish:  # the step is done again after the resume, and its skips are told then
             return total, frames_of_all, heard, True
-        self.ledger.add(step.drawn, step.skips)
+        for notice in self.ledger.add(step.drawn, step.skips, step.notices):
+            self.tracker.warn(notice.sentence)
+            self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
         self.tracker.skipped(self.position.step + 1, step.skips)
         window.add_costs(costs, len(step.micro))
         if skipped and (complaint := self.ledger_of_all().complaint()):
@@ -395,7 +397,7 @@ class StageRun:
             average.tensors if average is not None else {},
             self.position.step,
             state,
-            {"drawn": self.position.skips["drawn"]},
+            {name: self.position.skips[name] for name in ("drawn", "notices")},
         )
 
     @property

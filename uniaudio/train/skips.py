@@ -24,22 +24,33 @@ class SkipLedger:
         self.allowed = allowed
         self.drawn: Counter[str] = Counter()
         self.reasons: dict[str, Counter[str]] = {}
+        self.notices: dict[str, Counter[str]] = {}
         for part in counts:
             self.drawn.update(part["drawn"])
             for source, reasons in part["reasons"].items():
                 self.reasons.setdefault(source, Counter()).update(reasons)
+            for source, kinds in part.get("notices", {}).items():  # checkpoints of earlier versions hold none
+                self.notices.setdefault(source, Counter()).update(kinds)
 
-    def add(self, drawn: Mapping[str, int], skips: Sequence[Any]) -> None:
-        """Count the rows of one step."""
+    def add(self, drawn: Mapping[str, int], skips: Sequence[Any], notices: Sequence[Any] = ()) -> list[Any]:
+        """Count the rows of one step; return the notices whose kind is new for their source."""
         self.drawn.update(drawn)
         for skip in skips:
             self.reasons.setdefault(skip.source, Counter())[skip.reason] += 1
+        new = []
+        for notice in notices:
+            kinds = self.notices.setdefault(notice.source, Counter())
+            if notice.kind not in kinds:
+                new.append(notice)
+            kinds[notice.kind] += 1
+        return new
 
     def counts(self) -> dict[str, Any]:
-        """Return plain values: ``{"drawn": {source: rows}, "reasons": {source: {reason: rows}}}``."""
+        """Return plain values: rows ``drawn`` by source, left out by source and reason, odd by source and kind."""
         return {
             "drawn": dict(self.drawn),
             "reasons": {source: dict(reasons) for source, reasons in self.reasons.items()},
+            "notices": {source: dict(kinds) for source, kinds in self.notices.items()},
         }
 
     def complaint(self) -> str:

@@ -88,7 +88,7 @@ class HubSource(ShardedSource):
         if not keeps_row(self.card, light, self.split):
             return None
         fetched = {name: self.fetched(columns[name]) for name in self.card.audio if name in columns}
-        return Row(key, light, audio_refs({**light, **fetched}, self.card.audio, Path(), key))
+        return Row(key, light, audio_refs({**light, **fetched}, self.card, Path(), key))
 
     def fetched(self, value: Any) -> Any:
         """Return an audio column with its bytes, where it names a file on the Hub or in an archive."""

@@ -39,7 +39,7 @@ class ListedSource(IndexedSource):
         with convert_to_row_error("unreadable row", key, key):
             if isinstance(columns, RowError):  # a new one: an error that is raised again and again grows
                 raise RowError(columns.reason, columns.detail)
-            return Row(key, columns, audio_refs(columns, self.card.audio, self.folder, key))
+            return Row(key, columns, audio_refs(columns, self.card, self.folder, key))
 
 
 def kept_rows(

@@ -147,7 +147,7 @@ class ParquetSource(ShardedSource):
         def make() -> Row | None:
             if not keeps_row(self.card, columns, self.split):
                 return None
-            return Row(key, columns, audio_refs({**columns, **clips}, self.card.audio, folder, key))
+            return Row(key, columns, audio_refs({**columns, **clips}, self.card, folder, key))
 
         return row_or_error(make, key)
 

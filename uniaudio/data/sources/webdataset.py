@@ -19,6 +19,7 @@ from uniaudio.data.source import (
     keeps_row,
     row_or_error,
     stated_seconds,
+    with_segment,
 )
 from uniaudio.data.sources.audiofolder import CLIPS
 from uniaudio.data.sources.places import files_of_split, short_names
@@ -107,7 +108,8 @@ class WebDatasetSource(ShardedSource):
             found = "no audio" if not clips else f"{len(clips)} audio files"
             return RowError("missing audio" if not clips else "too many clips", f"{name}: {found}")
         length = stated_seconds(columns.get("duration")) if len(clips) == 1 else None
-        return Row(name, columns, tuple(AudioRef(clip, name, length) for clip in clips if clip is not None))
+        refs = (AudioRef(clip, name, length) for clip in clips if clip is not None)
+        return Row(name, columns, tuple(with_segment(ref, self.card, columns) for ref in refs))
 
 
 def extension_of(name: str) -> str:
