@@ -77,6 +77,7 @@ def test_easy_sets_are_solved_and_noise_is_not():
 def test_models_are_named_by_as_much_of_their_path_as_tells_them_apart():
     names = ["/a/b/whisper", "random:/a/b/whisper", "runs/one", "/x/runs/one"]
     assert short_names(names[:3]) == dict(zip(names, ["whisper", "random:whisper", "one"], strict=False))
+    assert short_names([]) == {}
     assert short_names(names[2:]) == {"runs/one": "runs/one", "/x/runs/one": "x/runs/one"}
 
 

@@ -58,3 +58,10 @@ def test_a_run_without_choices_is_told(tmp_path):
         read_choices(tmp_path, 0.25)
     with pytest.raises(UserError, match="chooses nothing"):
         read_choices(write(tmp_path / "run", [{"step": 1, "loss": 2.0}]), 0.25)
+
+
+def test_torn_and_odd_lines_hold_no_choices(tmp_path):
+    run = write(tmp_path / "run", [row(10, asr={"weak/a": 1.0})])
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('[1]\n\n{"step": 20, "choi')
+    assert read_choices(run, 1.0)["groups"] == {"weak": {"asr": {"a": 1.0}}}

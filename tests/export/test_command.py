@@ -72,11 +72,14 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
         assert torch.equal(again(samples, attention_mask=mask).last_hidden_state, frames)
 
 
-def test_entries_for_both_suites(run, tmp_path, capsys):
+def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys):
+    (run / "probes.json").unlink()
     for suite in ("xares", "xares-llm"):
         write(run, tmp_path / suite, "--to", suite)
         assert {"uniaudio_encoder.py", "encoder"} == {path.name for path in (tmp_path / suite).iterdir()}
         assert f"python -m {suite.replace('-', '_')}.run" in capsys.readouterr().out
+        card = (tmp_path / suite / "encoder" / "README.md").read_text()
+        assert "None are stored with the run." in card
 
 
 def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
@@ -97,6 +100,42 @@ def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
     assert all(re.fullmatch(r"(0\.\d{3} ± 0\.\d{3}(, |$)){3}", row["value"]) for row in rows)
     (tmp_path / "probes.json").write_text(json.dumps({"suite": "realdata"}))
     with pytest.raises(UserError, match="'suite' holds no probe scores"):
+        results_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{}, {"tones": {}}, {"tasks": {}, "scores": {}}])
+def test_a_run_folder_with_empty_results_or_none_has_none(tmp_path, content):
+    assert results_of(tmp_path) == []
+    (tmp_path / "probes.json").write_text(json.dumps(content))
+    (tmp_path / "answers.json").write_text("{}")
+    assert results_of(tmp_path) == []
+
+
+def test_answers_of_the_challenge_stand_on_the_card(tmp_path):
+    entries = {"tones:tone": {"metric": "accuracy", "score": 0.25}}
+    stored = {"protocol": "xares-llm", "overall": 0.25, "scores": {}, "not_scored": {}, "entries": entries}
+    (tmp_path / "answers.json").write_text(json.dumps(stored))
+    assert [(row["set"], row["measure"], row["value"]) for row in results_of(tmp_path)] == [
+        ("tones:tone", "accuracy", "0.250")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("probes.json", "{"),
+        ("probes.json", "[1]"),
+        ("probes.json", '{"scores": {"a": {"m": 3}}, "tasks": {"a": 3}}'),
+        ("probes.json", '{"scores": {"a": {}}, "tasks": {"a": {"weight": "x"}}}'),
+        ("answers.json", ""),
+        ("answers.json", "\x00"),
+        ("answers.json", '["a"]'),
+        ("answers.json", '{"a": {"metric": "wer", "score": "low"}}'),
+    ],
+)
+def test_results_of_another_form_are_named(tmp_path, file, text):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=str(tmp_path / file)):
         results_of(tmp_path)
 
 

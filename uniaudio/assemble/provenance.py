@@ -13,7 +13,9 @@ from uniaudio.assemble.models import stage_recipes
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.table import short_names
-from uniaudio.report.scores import read_scores
+from uniaudio.report.answers import checked_answers
+from uniaudio.report.record import read_json
+from uniaudio.report.scores import ScoreTable, read_scores
 
 PART = "encoder "  # what the names of the encoders' bases begin with
 HOUR = 3600
@@ -79,11 +81,13 @@ def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
 def results_of(run: Path) -> list[dict[str, str]]:
     """Return the rows of the results that a run folder holds.
 
+    A file that is not there holds none.
+
     Raises:
-        UserError: when a file in the place of the probes' results holds something else.
+        UserError: when a file in the place of the results cannot be read or holds something else.
     """
     file = run / "probes.json"
-    table = read_scores(stored(file), str(file), {})
+    table = read_scores(read_json(file), str(file), {}) if file.is_file() else ScoreTable()
     names = short_names(table.models)
     rows = []
     for task, models in table.scores.items():
@@ -91,11 +95,8 @@ def results_of(run: Path) -> list[dict[str, str]]:
             measure = f"{', '.join(probes)} probe ({table.tasks[task].metric})"
             values = (f"{score.mean:.3f} ± {score.std:.3f}" for score in probes.values())
             rows.append((task, names[model], measure, ", ".join(values)))
-    for name, result in stored(run / "answers.json").items():
+    file = run / "answers.json"
+    answers = checked_answers(read_json(file), str(file)) if file.is_file() else {}
+    for name, result in answers.items():
         rows.append((name, "answers", result["metric"], f"{result['score']:.3f}"))
     return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
-
-
-def stored(file: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, nothing where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

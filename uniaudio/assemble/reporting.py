@@ -82,7 +82,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     own_answers, other_answers, other_scores = read_results(runs, wanted.answers, wanted.against)
     every_recipe = [recipe for own in recipes.values() for recipe in own]
     table, roles = all_scores(runs, wanted.probes, other_scores, domains_of(every_recipe))
-    model_names = short_names(table.models) if table.models else {}
+    model_names = short_names(table.models)
     model_names |= {model: run for run, model in roles.runs.items()}
     summaries, changes = compare(runs, table, roles, model_names, own_answers, other_answers, asked)
     shelf = Shelf()

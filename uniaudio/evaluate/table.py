@@ -56,7 +56,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """Return the last parts of paths, as many as tell the names apart; what stands before a colon is kept."""
     parts = {name: name.rpartition(":")[2].rstrip("/").split("/") for name in names}
     before = {name: name.rpartition(":")[0] for name in names}
-    for count in range(1, max(map(len, parts.values())) + 1):
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
         short = {name: f"{before[name]}:{'/'.join(parts[name][-count:])}".removeprefix(":") for name in names}
         if len(set(short.values())) == len(names):
             return short

@@ -58,25 +58,41 @@ class WrongAnswers:
 
 
 def checked_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
-    """Return what ``uniaudio eval --out`` stored.
+    """Return what ``uniaudio eval --out`` stored: ``{set: result}``, also from under ``entries`` of a protocol's file.
 
     Raises:
         UserError: when it is something else.
     """
-    entries: dict[str, Any] = data if isinstance(data, dict) else {"": None}
+    entries = evaluation_entries(data)
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or "metric" not in entry or "score" not in entry:
+        if not is_result(entry):
             raise UserError(
                 f"{where}: '{name}' holds no metric and score; write it with `uniaudio eval --out`"
             )
     return entries
 
 
+def evaluation_entries(data: Any) -> dict[str, Any]:
+    """Return the mapping of a results file that holds a result for each evaluation set; of no mapping, one bad entry."""
+    if not isinstance(data, dict):
+        return {"": None}
+    entries = data.get("entries")
+    return entries if "protocol" in data and isinstance(entries, dict) else data
+
+
+def is_result(entry: Any) -> bool:
+    """Return whether an entry of a results file holds a metric and its score as a number."""
+    return (
+        isinstance(entry, dict)
+        and "metric" in entry
+        and isinstance(entry.get("score"), int | float)
+        and not isinstance(entry["score"], bool)
+    )
+
+
 def holds_answers(data: Any) -> bool:
     """Return whether a results file holds answers rather than probe scores."""
-    return isinstance(data, dict) and any(
-        isinstance(e, dict) and "metric" in e and "score" in e for e in data.values()
-    )
+    return any(is_result(entry) for entry in evaluation_entries(data).values())
 
 
 def answer_rows(

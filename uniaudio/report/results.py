@@ -118,7 +118,10 @@ def forgetting_of(runs: Sequence[RunRecord]) -> dict[str, ScoreMatrix]:
     found: dict[str, ScoreMatrix] = {}
     for run in runs:
         file = run.folder / "forgetting.json"
-        for name, data in (read_json(file) if file.is_file() else {}).items():
+        matrices = read_json(file) if file.is_file() else {}
+        if not isinstance(matrices, dict):
+            raise UserError(f"{file}: holds no score matrices; write it with `uniaudio forgetting`")
+        for name, data in matrices.items():
             try:
                 found[f"{run.name}: {name}" if len(runs) > 1 else name] = ScoreMatrix.from_json(data)
             except (ValueError, TypeError) as problem:

@@ -101,12 +101,12 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
     facts: Mapping[str, Any] = data["tasks"] if is_suite else {}
     tasks, scores = {}, {}
     for name, models in (data["scores"] if is_suite else data).items():
-        tasks[name] = read_task(name, facts.get(name, {}), domains)
         try:
+            tasks[name] = read_task(name, facts.get(name, {}), domains)
             scores[name] = {
                 model: {
-                    probe: Score(float(told["mean"]), float(told.get("std") or 0.0))
-                    for probe, told in probes.items()
+                    probe: Score(float(value["mean"]), float(value.get("std") or 0.0))
+                    for probe, value in probes.items()
                 }
                 for model, probes in models.items()
             }
