@@ -73,7 +73,7 @@ def checked_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def evaluation_entries(data: Any) -> dict[str, Any]:
-    """Return the mapping of a results file that holds a result for each evaluation set; of no mapping, one bad entry."""
+    """Return the mapping of a results file that holds a result for each evaluation set; of no mapping a bad one."""
     if not isinstance(data, dict):
         return {"": None}
     entries = data.get("entries")
