@@ -35,6 +35,8 @@ def test_names_and_reasons_can_be_written_anywhere_and_are_of_bounded_length():
     assert problem.detail.startswith("a\\udc80b xxx")
     assert problem.detail.endswith("(100,004 characters)")
     assert len(problem.detail.encode()) < 600
+    assert RowError("missing file", "a\x1b[31m\nb\u2028c\u200dü").detail == "a\\x1b[31m\\nb\\u2028c\u200dü"
+    assert str(UserError("a\udc80b")) == "a\\udc80b"
 
 
 def test_errors_of_rows_bear_the_key_of_the_row():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 MAX_DETAIL = 500  # characters of a name or a reason that are shown and stored
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of control signs, surrogates and line ends
 
 
 class UserError(Exception):
@@ -13,6 +15,11 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message.encode("utf-8", "backslashreplace").decode()
+        )  # a name of a file may hold anything
 
 
 class RowError(Exception):
@@ -41,13 +48,18 @@ class LostProcessError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return a text that every file and terminal takes: lone surrogates escaped, cut after ``MAX_DETAIL`` characters.
+    """Return a text that every file and terminal takes: control signs and lone surrogates escaped, and of bounded
+    length.
 
-    Names and messages come from data, and may be of any length and hold what cannot be encoded.
+    Names and messages come from data, and may be of any length and hold anything.
     """
     if len(text) > MAX_DETAIL:
         text = f"{text[:MAX_DETAIL]} ... ({len(text):,} characters)"
-    return text.encode("utf-8", "backslashreplace").decode()
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in UNPRINTABLE else c for c in text
+    )
 
 
 def first_line(problem: BaseException) -> str:

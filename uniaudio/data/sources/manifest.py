@@ -32,7 +32,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         UserError: when the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{path}: cannot be read ({problem})") from problem
     for number, line in enumerate(lines, 1):
@@ -69,7 +69,7 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     """
     rows: list[dict[str, Any] | RowError] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream, **FORMATS.get(path.suffix.lower(), FORMATS[".csv"]))
             for row in reader:
                 if None in row or None in row.values():

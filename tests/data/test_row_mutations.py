@@ -1,0 +1,144 @@
+"""No row of data ends a run: rows damaged at random give examples, skipped rows with their key, or one sentence."""
+
+import contextlib
+import json
+import random
+from dataclasses import asdict, replace
+
+import pytest
+from mutations import GOOD_CLIPS, json_text, mutated_line, write_clips
+from rich.console import Console
+
+from uniaudio.assemble.pairings import check_entry
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.asked import iterate_examples
+from uniaudio.data.cursor import Skip
+from uniaudio.data.loader import make_loader
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.source import open_source
+from uniaudio.data.stream import Mixture
+from uniaudio.data.tokens import ChatFormat
+from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.asking import AskSettings, usable_questions
+from uniaudio.miniature.texts import recipe_texts
+from uniaudio.preview import show_row
+from uniaudio.tools.pack import pack_split
+from uniaudio.tools.stats import look_at
+
+ROWS = 24  # of a manifest
+KEEPS = (None, "fold != 3", "fold < 5", "label == 'low' or fold > 1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A recipe over a manifest that every test writes anew."""
+    folder = tmp_path_factory.mktemp("mutated")
+    write_clips(folder)
+    template = {
+        "task": "tone",
+        "domain": "sound",
+        "inputs": ["label"],
+        "prompts": ["<audio>Which? {{ label }}"],
+    }
+    (folder / "tone.yaml").write_text(dump_yaml({**template, "target": "{{ label }}"}))
+    (folder / "one_of.yaml").write_text(
+        dump_yaml({**template, "task": "one_of", "prompts": ["<audio>Which?"], "target_one_of": "label"})
+    )
+    lines = [{"dataset": "rows", "template": ["tone", "one_of"]}]
+    evaluate = [{"dataset": "rows", "template": name, "split": "train"} for name in ("tone", "one_of")]
+    (folder / "all.yaml").write_text(dump_yaml({"recipe": "all", "train": lines, "evaluate": evaluate}))
+    return folder
+
+
+def good_row(rng):
+    return {
+        "audio": rng.choice(GOOD_CLIPS),
+        "label": rng.choice(("low", "high")),
+        "fold": 1,
+        "duration": 0.3,
+    }
+
+
+def write_rows(folder, seed):
+    """Write the card and a manifest of good and damaged rows; return how many rows are good."""
+    rng = random.Random(seed)
+    keep = rng.choice(KEEPS)
+    split = {"train": {} if keep is None else {"keep": keep}}
+    card = {"dataset": "rows", "load": {"jsonl": "rows.jsonl"}, "license": "CC0-1.0", "splits": split}
+    (folder / "rows.yaml").write_text(dump_yaml(card))
+    lines, good = [], 0
+    for _ in range(ROWS):
+        if rng.random() < 0.4:
+            lines.append(json_text({**good_row(rng), "fold": 2}).encode())
+            good += 1
+        else:
+            lines.append(mutated_line(good_row(rng), rng))
+    (folder / "rows.jsonl").write_bytes(b"\n".join(lines))
+    return good
+
+
+def check_skips(skips):
+    for skip in skips:
+        assert skip.source == "rows"
+        assert skip.row
+        assert skip.reason
+        json.dumps(asdict(skip), ensure_ascii=False).encode()
+        assert len(skip.row) + len(skip.detail) < 1200
+
+
+def train_once(recipe, format):
+    """Return the ids of all examples of the first pass over the rows, and what was skipped."""
+    sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
+    mixture = Mixture(
+        recipe, sources, format, lambda n: n // 1280 + 1, 0, 1e6, 0.1, 3.0, 1, 1, pool=sources[0].size
+    )
+    step = next(make_loader(mixture, recipe.tasks(), 0, 1, 0, 2))
+    assert step.drawn == {"rows": 2 * sources[0].size}
+    assert len(step.micro[0].ids) + len(step.skips) == 2 * sources[0].size
+    return step.micro[0].ids, step.skips
+
+
+def evaluate_once(recipe, format):
+    for entry in recipe.evaluate:
+        usable, skips = usable_questions(
+            entry,
+            format,
+            AskSettings(max_examples=1000, max_new_tokens=8, batch_seconds=60.0),
+            lambda n: n // 1280 + 1,
+        )
+        check_skips(skip for _, skip in skips)
+        items = list(iterate_examples(entry, None, 3.0))
+        check_skips(item for item in items if isinstance(item, Skip))
+        assert len(items) == len(usable) + len(skips)
+
+
+def try_tools(recipe, out):
+    (entry,) = recipe.train
+    stats = look_at(entry, 1000)
+    assert stats.unusable < stats.looked_at
+    recipe_texts(recipe, 100)
+    out.mkdir()
+    rows, lost, _ = pack_split(entry.dataset, entry.split, out, 1 << 20, Console(quiet=True))
+    manifest = out / "rows" / "train.jsonl"
+    assert len(manifest.read_text().split("\n")) == rows + 1
+    assert len((out / "skipped.jsonl").read_text().split("\n")) == lost + 1
+    load = entry.dataset.load.model_copy(update={"jsonl": str(manifest)})
+    packed = open_source(replace(entry.dataset, load=load), "train")
+    assert not any(isinstance(row, RowError) for row in packed.rows())
+    assert packed.size == rows
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_rows_are_skipped_with_their_key(folder, tmp_path, chat_tokenizer, seed):
+    good = write_rows(folder, seed)
+    format = ChatFormat(chat_tokenizer, None, 1000)
+    recipe = load_recipe(str(folder / "all.yaml"))
+    ids, skips = train_once(recipe, format)
+    check_skips(skips)
+    assert len(ids) >= 2 * good
+    evaluate_once(recipe, format)
+    try_tools(recipe, tmp_path / "packed")
+    with contextlib.suppress(UserError):  # as where a template needs a column that the first row lacks
+        check_entry(recipe.train[0])
+    source = open_source(recipe.train[0].dataset, "train")
+    show_row(Console(quiet=True), "1. ", recipe.train[0], source, (seed, 0), format)
