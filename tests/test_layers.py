@@ -31,7 +31,7 @@ ALLOWED = {
     "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
     "serve": BASE | {"data", "model", "evaluate", "assemble"},
-    "data_cli": {"tools"},
+    "data_cli": {"outputs", "tools"},
     "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo", "serve", "data_cli"},
 }
 

@@ -15,6 +15,7 @@ import typer
 from uniaudio import __version__
 from uniaudio.data_cli import data
 from uniaudio.errors import LostProcessError, UserError
+from uniaudio.outputs import check_file_option, check_folder_option
 
 app = typer.Typer(
     name="uniaudio",
@@ -142,7 +143,7 @@ def probe(
         str, typer.Option(help="masked (real frames alone), or xares (as X-ARES does it); of a suite.")
     ] = "masked",
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state; of a suite.")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
 ) -> None:
     """Train linear, MLP and kNN probes on frozen embeddings of one or more encoders."""
@@ -155,7 +156,7 @@ def probe(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     recipe: Annotated[str | None, typer.Argument(help="Recipe whose `evaluate` list is asked.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     max_examples: Annotated[int | None, typer.Option(help="Cap per entry.", min=1)] = None,
     protocol: Annotated[str, typer.Option(help="own, or xares-llm: the challenge's scores.")] = "own",
     labels: Annotated[bool, typer.Option(help="Score the labels of closed sets by likelihood too.")] = True,
@@ -188,7 +189,7 @@ def ask(
 def embed(
     model: Model,
     clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="NPZ file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="NPZ file to write.", callback=check_file_option)],
     frames: Annotated[bool, typer.Option(help="Also store the frames of every clip.")] = False,
 ) -> None:
     """Write one pooled embedding per clip (and, on request, its frames) to an NPZ file."""
@@ -200,7 +201,9 @@ def embed(
 @app.command()
 def export(
     checkpoint: Model,
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="New folder to write.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="DIR", help="New folder to write.", callback=check_folder_option)
+    ],
     to: Annotated[str, typer.Option(help="hf, xares, xares-llm or onnx.")] = "hf",
     push_to_hub: Annotated[
         str | None, typer.Option(help="OWNER/NAME to upload an hf folder to; a new one is private.")
@@ -216,7 +219,10 @@ def export(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, side by side.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="HTML file; default report.html in the first run.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="HTML file; default report.html in the first run.", callback=check_file_option
+        ),
     ] = None,
     probes: Annotated[
         list[Path] | None, typer.Option(help="Probe scores; repeatable. Default: RUN/probes.json.")
@@ -240,7 +246,10 @@ def report(
 @app.command()
 def routes(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; default RUN.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),
+    ] = None,
     last: Annotated[float, typer.Option(help="Share of the steps, from the end.", min=0.01, max=1)] = 0.25,
 ) -> None:
     """Show which encoder, expert or layer a fused encoder chose for which task: table, JSON and heat map."""
@@ -261,7 +270,10 @@ def forgetting(
     ] = None,
     answers: Annotated[bool, typer.Option(help="Also ask the evaluation sets of all stages.")] = True,
     max_examples: Annotated[int | None, typer.Option(help="Cap per evaluation set.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; default RUN.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
 ) -> None:
     """Measure after every stage what a run learned and forgot: table, JSON and heat map."""
@@ -273,7 +285,9 @@ def forgetting(
 @app.command()
 def soup(
     models: Annotated[list[str], typer.Argument(help="One run to weaken, or several to average.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="New run folder to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
+    ],
     start: Annotated[
         str | None,
         typer.Option(help="Run or checkpoint to interpolate from; default: the encoders' own weights."),
@@ -308,7 +322,9 @@ def numbers(text: str | None) -> list[float] | None:
 def add_task(
     run: Annotated[Path, typer.Argument(help="Run folder whose last stage is finished.")],
     recipe: Annotated[str, typer.Argument(help="Recipe of the new task: a path or a name.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="New run folder to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
+    ],
     steps: Annotated[int | None, typer.Option(help="Steps; default those of the last stage.", min=1)] = None,
     replay: Annotated[
         float, typer.Option(help="Share of draws that goes to old data.", min=0, max=0.99)
@@ -378,7 +394,9 @@ def serve(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write.", callback=check_folder_option)] = Path(
+        "runs/demo"
+    ),
     quick: Annotated[bool, typer.Option(help="A few steps only, to see that everything works.")] = False,
 ) -> None:
     """See the whole idea in five minutes on generated sounds and speech, without any download."""

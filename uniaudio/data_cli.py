@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from uniaudio.outputs import check_file_option, check_folder_option
+
 data = typer.Typer(help="Look at, pack and time the data of a recipe.", no_args_is_help=True)
 RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")]
 
@@ -16,8 +18,10 @@ def data_stats(
     recipe: RecipeName,
     steps: Annotated[int | None, typer.Option(help="Steps to count epochs for.", min=1)] = None,
     rows: Annotated[int, typer.Option(help="Rows of every source to look at.", min=1)] = 2000,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG file to draw the lengths into.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
+    ] = None,
 ) -> None:
     """Hours, lengths of clips and answers, shares and epochs of every source."""
     from uniaudio.tools.stats import show_stats
@@ -28,7 +32,7 @@ def data_stats(
 @data.command("pack")
 def data_pack(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option(help="New folder to write.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.", callback=check_folder_option)],
     shard_mib: Annotated[int, typer.Option(help="Size of a file, in MiB.", min=1)] = 512,
     rows: Annotated[
         int | None,

@@ -61,6 +61,25 @@ def check_output_file(file: Path, where: str) -> Path:
     return file
 
 
+def check_file_option(path: Path | None) -> Path | None:
+    """Check the file that an option of a command names; of several ranks the main one does it for all."""
+    if path is None:
+        return None
+    return check_output_file(path, "output") if is_main_rank() else path.expanduser()
+
+
+def check_folder_option(path: Path | None) -> Path | None:
+    """Check the folder that an option of a command names, as ``check_file_option``."""
+    if path is None:
+        return None
+    return check_output_folder(path, "output") if is_main_rank() else path.expanduser()
+
+
+def is_main_rank() -> bool:
+    """Return whether a launcher made this the main rank, before any exchange between ranks begins."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def made_for_a_moment(folder: Path) -> Iterator[None]:
     """Make a folder and those above it, and remove the ones that were not there, where nothing came into them."""

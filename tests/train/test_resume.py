@@ -1,7 +1,9 @@
 """What may change when a run goes on: nothing is written before everything is checked, and what changed is named."""
 
 import json
+import os
 import shutil
+import stat
 
 import pytest
 
@@ -96,6 +98,14 @@ def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone
     assert events(begun_run).count("finished") == 1
     assert latest_checkpoint(begun_run).name == "step-000006"
     assert "lr: 0.01" in (begun_run / "config.yaml").read_text()
+
+
+def test_everything_in_a_run_folder_has_the_users_permissions(begun_run):
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in begun_run.rglob("*"):
+        usual = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == usual & ~mask, path
 
 
 def test_a_run_killed_before_it_said_that_it_is_finished_says_it_when_it_is_resumed(begun_run, tone_run):

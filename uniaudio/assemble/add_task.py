@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint import COMPLETE, stage_ends
+from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder, refuse_held_folder
 
 KEPT = ("decoder", "fisher", "metrics.jsonl", "guard.json")  # of the old run, beside its checkpoints
 
@@ -43,8 +44,7 @@ def add_task(
     Raises:
         UserError: when the run is not finished, ``out`` holds anything, or the new stage does not fit.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give --out a new folder")
+    refuse_filled_folder(out)
     ends = stage_ends(run)
     if not ends:
         raise UserError(f"{run} has no finished stage to go on from; let `uniaudio train` finish one")
@@ -52,11 +52,21 @@ def add_task(
     if max(ends) + 1 != len(config.stages):
         unfinished = config.stages[max(ends) + 1].name
         raise UserError(f"{run}: stage {unfinished} is not finished; continue it with --resume first")
+    refuse_held_folder(run)  # what it trains on would be copied while it changes
     out = out.absolute()
     name = load_recipe(recipe).name
-    out.mkdir(parents=True, exist_ok=True)
-    stage = new_stage(config, name, write_recipe(recipe, out, replay, old, config), steps, overrides)
-    grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
+    with hold_run_folder(out):
+        refuse_filled_folder(out)
+        stage = new_stage(config, name, write_recipe(recipe, out, replay, old, config), steps, overrides)
+        grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
+        copy_run(run, ends, out)
+        grown.save(out / "config.yaml")
+        load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
+    return out / "config.yaml"
+
+
+def copy_run(run: Path, ends: Mapping[int, Path], out: Path) -> None:
+    """Copy the checkpoints at the ends of a run's stages, and what belongs beside them."""
     for path in ends.values():
         shutil.copytree(path, out / "checkpoints" / path.name, copy_function=link_or_copy)
     (out / "checkpoints" / "latest").write_text(ends[max(ends)].name + "\n")
@@ -65,9 +75,6 @@ def add_task(
             shutil.copytree(run / part, out / part)
         elif (run / part).is_file():
             shutil.copy2(run / part, out / part)
-    grown.save(out / "config.yaml")
-    load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
-    return out / "config.yaml"
 
 
 def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], config: RunConfig) -> str:

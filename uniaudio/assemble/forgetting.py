@@ -27,6 +27,7 @@ from uniaudio.evaluate.forgetting import (
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import Scores, probe_models
+from uniaudio.outputs import check_output_folder
 from uniaudio.train.checkpoint import stage_ends
 
 PROBES = ("linear", "mlp", "knn")
@@ -56,6 +57,7 @@ def measure_forgetting(
     ends = stage_ends(run)
     if not ends:
         raise UserError(f"{run} holds no checkpoint at the end of a stage; let a stage finish first")
+    out = check_output_folder(out or run, "output")
     config = load_run(str(ends[max(ends)] / "config.yaml"))
     recipes = stage_recipes(config)
     stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
@@ -71,7 +73,7 @@ def measure_forgetting(
         matrices |= answer_matrix(config, recipes, stages, max_examples, console)
     if not matrices:
         raise UserError("nothing to measure: give --data NAME=FOLDER, or a recipe with an `evaluate` list")
-    return show_matrices(matrices, out or run, console)
+    return show_matrices(matrices, out, console)
 
 
 def probe_rows(

@@ -29,6 +29,7 @@ from uniaudio.model.whisper_decoder import (
     WhisperTextDecoder,
     load_whisper_decoder,
 )
+from uniaudio.outputs import apply_umask
 from uniaudio.train.checkpoint import check_bases
 from uniaudio.train.structure import go_through_stages, put_tensors
 
@@ -64,6 +65,7 @@ def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train
         folder = miniature_decoder(small, recipes)
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(folder, kept)
+        apply_umask(kept)
     barrier()
     if not kept.is_dir():
         raise UserError(f"{kept} is missing: the run's miniature decoder belongs beside its checkpoints")

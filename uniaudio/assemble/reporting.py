@@ -23,6 +23,7 @@ from uniaudio.evaluate.forgetting import summarize
 from uniaudio.evaluate.routes import read_choices
 from uniaudio.evaluate.table import short_names
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.outputs import check_output_file
 from uniaudio.report.answers import (
     HEARD,
     WrongAnswers,
@@ -76,6 +77,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     """
     names = run_names(folders)
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    out = check_output_file(out or folders[0] / "report.html", "output")
     notes: list[str] = []
     recipes = {run.name: recipes_of(run, notes) for run in runs}
     asked = {entry.name: entry for own in recipes.values() for recipe in own for entry in recipe.evaluate}
@@ -127,7 +129,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         facts=wanted.facts,
         notes=notes,
     )
-    return write_page(page, out or folders[0] / "report.html")
+    return write_page(page, out)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

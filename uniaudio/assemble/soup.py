@@ -29,6 +29,7 @@ from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import probe_models
 from uniaudio.train.checkpoint import Checkpoint, Snapshot, is_whole, save_checkpoint
 from uniaudio.train.optim import component_of
+from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
 from uniaudio.train.structure import LORA, held_tensors, put_tensors
 
 GRID = tuple(i / 10 for i in range(11))
@@ -96,8 +97,7 @@ def make_soup(
         UserError: when the models do not fit together, or nothing can choose between several shares.
     """
     console = Console()
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give --out a new folder")
+    refuse_filled_folder(out)
     opened = [opened_or_told(spec) for spec in specs]
     last = opened[0]
     config = load_run(str(last.path / "config.yaml"))
@@ -223,6 +223,15 @@ def write_soup(
     out: Path, model: Checkpoint, config: RunConfig, mixed: Tensors, facts: Mapping[str, Any]
 ) -> Path:
     """Write a run folder with one checkpoint, from which probes, questions and exports go as from any run."""
+    with hold_run_folder(out):
+        refuse_filled_folder(out)
+        return write_held_soup(out, model, config, mixed, facts)
+
+
+def write_held_soup(
+    out: Path, model: Checkpoint, config: RunConfig, mixed: Tensors, facts: Mapping[str, Any]
+) -> Path:
+    """Write the folder of ``write_soup``, whose lock is held."""
     state = {**model.state, "soup": facts}
     saved = save_checkpoint(
         out,

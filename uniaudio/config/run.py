@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -214,6 +215,7 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConf
     if isinstance(data.get("adapter"), dict):
         data["adapter"].setdefault("kind", "stack")
     config = expand_paths(build(RunConfig, data, str(path)), path)
+    config = config.model_copy(update={"output_dir": os.path.expanduser(config.output_dir)})
     config._folder = path.parent
     return config
 

@@ -10,6 +10,7 @@ from typing import Any
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.miniature.whisper import save_miniature_whisper
+from uniaudio.train.run_lock import refuse_held_folder
 
 # Set of the corpus -> (shipped template that asks it, weight in the recipe).
 TASKS = {
@@ -27,8 +28,9 @@ def prepare_folder(out: Path) -> None:
     """Make an empty run folder; what an earlier demo left in it is removed.
 
     Raises:
-        UserError: when the folder holds files, but no demo.
+        UserError: when the folder holds files, but no demo, or another demo trains in it.
     """
+    refuse_held_folder(out)
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
         return

@@ -20,6 +20,7 @@ from uniaudio.export.source import flat_name, flattened
 from uniaudio.export.trial import noise
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.outputs import apply_umask
 from uniaudio.types import SAMPLE_RATE
 
 CONFIG, MODEL = "configuration_uniaudio", "modeling_uniaudio"
@@ -64,6 +65,7 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
         (folder / name).write_text(text, encoding="utf-8")
     if type(encoder) is WhisperAudioEncoder and isinstance(encoder.whisper, WhisperEncoder):
         write_stock_whisper(encoder, folder / STOCK)
+    apply_umask(folder)
     return sorted(folder.iterdir())
 
 

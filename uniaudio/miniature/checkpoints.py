@@ -34,6 +34,8 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from uniaudio.outputs import apply_umask
+
 WHISPER = {
     "d_model": 32,
     "encoder_layers": 2,
@@ -184,4 +186,5 @@ def save_miniature(kind: str, folder: Path, seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model = MINIATURES[kind]().eval()
     model.save_pretrained(folder)
+    apply_umask(folder)
     return model

@@ -23,6 +23,7 @@ from uniaudio.miniature.fit import Progress, fit, one_thread, reading_accuracy
 from uniaudio.miniature.lessons import LessonBook
 from uniaudio.miniature.texts import RecipeText, recipe_texts
 from uniaudio.miniature.tokenizer import train_tokenizer
+from uniaudio.outputs import apply_umask
 
 LESSONS_VERSION = 2  # part of the cache key: raise it when the training below changes
 
@@ -119,6 +120,7 @@ def save(
     lm.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     (unfinished / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    apply_umask(unfinished)
     if out_dir.exists():
         shutil.rmtree(out_dir)
     unfinished.rename(out_dir)

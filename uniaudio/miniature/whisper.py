@@ -8,6 +8,8 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from uniaudio.outputs import apply_umask
+
 
 def save_miniature_whisper(
     folder: Path, d_model: int = 64, layers: int = 2, heads: int = 2, mels: int = 80, seed: int = 0
@@ -43,4 +45,5 @@ def save_miniature_whisper(
         for convolution in (encoder.conv1, encoder.conv2):
             torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     encoder.save_pretrained(folder)
+    apply_umask(folder)
     return folder

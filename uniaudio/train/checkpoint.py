@@ -24,6 +24,7 @@ from torch import Tensor
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.outputs import apply_umask
 
 COMPLETE = "complete.json"  # names and sizes of the other files; written last
 UNFINISHED = ".unfinished-"
@@ -113,6 +114,7 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
     try:
         for name, tensors in shares.items():
             save_file(dict(tensors), aside / name)
+            apply_umask(aside / name)
             flush(aside / name)
             verify(aside / name, tensors)
         mark(aside, rank).write_text(WRITTEN)

@@ -343,8 +343,20 @@ def refuse_held_folder(run_dir: Path) -> None:
     """
     path = run_dir / LOCK
     holder = read_holder(path)
-    if holder is not None and not holder.is_gone() and age_of(path) <= STALE:
+    if holder is None or holder.is_gone():
+        return
+    if holder.machine == this_machine() or time.time() - path.stat().st_mtime <= STALE:
         raise UserError(describe_holder(run_dir, holder))
+
+
+def refuse_filled_folder(folder: Path) -> None:
+    """Refuse to write a new run into a folder that holds anything but its lock.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    if folder.is_dir() and any(not path.name.startswith((LOCK, UNLINKED)) for path in folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give --out a new folder")
 
 
 def describe_holder(run_dir: Path, holder: Holder) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from uniaudio.distributed import is_main, rank, sum_over_ranks, world_size
 from uniaudio.errors import UserError
+from uniaudio.outputs import apply_umask
 from uniaudio.train.structure import LORA
 from uniaudio.types import Batch
 
@@ -109,5 +110,6 @@ def kept_fisher(
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}")
         save_file({name: value.cpu() for name, value in fisher.items()}, aside)
+        apply_umask(aside)
         aside.replace(path)
     return fisher

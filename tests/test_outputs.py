@@ -1,0 +1,123 @@
+"""Where commands write is tried before anything slow, and what they write has the user's permissions."""
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from uniaudio import outputs
+from uniaudio.cli import main
+from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
+from uniaudio.outputs import apply_umask, check_output_file, check_output_folder
+from uniaudio.train.run_lock import hold_run_folder
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A disk that takes no new files; the tests may run as root, whom permissions do not stop."""
+
+    def refuse(file):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(outputs, "write_trial", refuse)
+
+
+def places(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    return {
+        "under a file": tmp_path / "file" / "run",
+        "a file": tmp_path / "file",
+        "too long a name": tmp_path / ("n" * 300),
+        "too long a name below": tmp_path / ("n" * 300) / "run",
+        "no name": tmp_path / "a\0b",
+        "somebody unknown": Path("~nobody-of-this-name/run"),
+    }
+
+
+KINDS = ("under a file", "a file", "too long a name", "too long a name below", "no name", "somebody unknown")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_that_cannot_be_written_is_one_sentence_and_nothing_changes(tmp_path, kind):
+    folder = places(tmp_path)[kind]
+    with pytest.raises(UserError) as refused:
+        check_output_folder(folder, "output_dir")
+    assert "output_dir" in str(refused.value)
+    assert "cannot be written" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(UserError, match="cannot be"), hold_run_folder(folder):
+        pass
+
+
+def test_a_file_is_tried_too_and_one_that_exists_stays(tmp_path, read_only):
+    with pytest.raises(UserError, match="Read-only file system"):
+        check_output_folder(tmp_path / "new", "--out")
+    with pytest.raises(UserError, match="Read-only file system"):
+        check_output_file(tmp_path / "new" / "scores.json", "--out")
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        check_output_file(tmp_path, "--out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_can_be_written_is_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "old.json").write_text("{}")
+    assert check_output_file(Path("~/old.json"), "--out") == tmp_path / "old.json"
+    assert check_output_file(tmp_path / "a" / "b" / "new.json", "--out") == tmp_path / "a" / "b" / "new.json"
+    assert check_output_folder(Path("~/runs/one"), "--out") == tmp_path / "runs" / "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["probe", "nothing", "--data", "a=b", "--out"],
+        ["eval", "nothing", "--out"],
+        ["embed", "nothing", "clip.wav", "-o"],
+        ["export", "nothing"],
+        ["report", "nothing", "-o"],
+        ["routes", "nothing", "-o"],
+        ["forgetting", "nothing", "-o"],
+        ["soup", "nothing", "-o"],
+        ["add-task", "nothing", "recipe", "-o"],
+        ["demo", "--out"],
+        ["data", "pack", "nothing", "--out"],
+        ["data", "stats", "nothing", "--out"],
+        ["data", "stats", "nothing", "--plot"],
+    ],
+    ids=lambda arguments: " ".join(a for a in arguments if a not in ("nothing", "a=b", "recipe")),
+)
+def test_every_command_tries_its_output_before_it_looks_for_a_model(tmp_path, capsys, arguments):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as left:
+        main([*arguments, str(tmp_path / "file" / "out")])
+    assert left.value.code == 2
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"uniaudio: output: {tmp_path}/file/out cannot be written")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tone_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_run(tone_run, ["output_dir=~/run"]).output_dir == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("mask", "of_file", "of_folder"), [(0o022, 0o644, 0o755), (0o007, 0o660, 0o770)])
+def test_weights_and_folders_get_the_users_permissions(tmp_path, mask, of_file, of_folder):
+    before = os.umask(mask)
+    try:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+        apply_umask(folder)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == of_file
+    assert stat.S_IMODE(folder.stat().st_mode) == of_folder
