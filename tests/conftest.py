@@ -42,6 +42,12 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def runs_made_here(tmp_path, monkeypatch):
+    """Let tests remember the runs that they make, and what these were allowed, in a place of their own."""
+    monkeypatch.setattr("uniaudio.config.trust.cache_root", lambda: tmp_path / "cache-of-runs")
+
+
 @pytest.fixture
 def fresh_accelerate():
     """Let accelerate forget its state after a test that trained in this process."""

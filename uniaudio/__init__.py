@@ -15,7 +15,12 @@ __version__ = "0.1.0"
 
 
 def load_encoder(
-    path_or_name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    path_or_name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    trust_remote_code: bool = False,
+    allow_code: bool = False,
 ) -> Embedder:
     """Load an encoder to use: a run, a checkpoint, an exported folder, or a known model by folder or Hub name.
 
@@ -24,9 +29,11 @@ def load_encoder(
     Args:
         path_or_name: as for ``uniaudio embed``; ``RUN:ema`` takes moving averages, ``random:PATH`` random weights.
         device: default CUDA where there is one, else the CPU. dtype: of the weights, default float32.
+        trust_remote_code: let Python code that comes with the model run.
+        allow_code: let a run import encoder classes that its config names as ``module:Class``.
 
     Raises:
-        UserError: when it is none of these.
+        UserError: when it is none of these, or needs code that was not allowed.
 
     Example:
         >>> import uniaudio
@@ -35,5 +42,6 @@ def load_encoder(
         (2, 768)
     """
     from uniaudio.assemble.embedder import load_embedder
+    from uniaudio.config.trust import Trust
 
-    return load_embedder(str(path_or_name), device, dtype)
+    return load_embedder(str(path_or_name), device, dtype, Trust(trust_remote_code, allow_code))

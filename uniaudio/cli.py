@@ -32,6 +32,12 @@ Overrides = Annotated[
     typer.Argument(help="Overrides such as train.max_steps=100; +mini takes the config's miniature twin."),
 ]
 Model = Annotated[str, typer.Argument(help="Run folder, checkpoint, Whisper folder or name, or random:PATH.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let Python code that comes with a model run.")
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import encoder classes that a config names as module:Class.")
+]
 
 
 def show_version(wanted: bool) -> None:
@@ -60,6 +66,8 @@ def train(
     tune_batch: Annotated[
         bool, typer.Option(help="Search the largest budget that fits first, and train every stage with it.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train an encoder (under `accelerate launch`, or in one process)."""
     from uniaudio.orphans import end_with_parent, is_launched
@@ -68,15 +76,16 @@ def train(
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     from uniaudio.assemble.configs import open_run
     from uniaudio.assemble.training import run_training
+    from uniaudio.config.trust import Trust
 
     if resume not in (None, "auto", "yes"):
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
-    overrides = overrides or []
+    overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
     if tune_batch:
         from uniaudio.tools.tune import tuned_overrides
 
-        overrides = tuned_overrides(config, overrides)
-    raise typer.Exit(run_training(open_run(config, overrides), resume))
+        overrides = tuned_overrides(config, overrides, trust)
+    raise typer.Exit(run_training(open_run(config, overrides, trust), resume))
 
 
 @app.command()
@@ -145,11 +154,15 @@ def probe(
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state; of a suite.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train linear, MLP and kNN probes on frozen embeddings of one or more encoders."""
     from uniaudio.assemble.probing import probe_models_on
+    from uniaudio.config.trust import Trust
 
-    probe_models_on(models, data or [], suite, protocol, out, seeds, layers)
+    trust = Trust(trust_remote_code, allow_code)
+    probe_models_on(models, data or [], suite, protocol, out, seeds, layers, trust)
 
 
 @app.command("eval")
@@ -163,11 +176,15 @@ def evaluate(
     batch_seconds: Annotated[
         float | None, typer.Option(help="Audio of a batch; default that of the config.", min=1)
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Let a trained model answer the recipe's evaluation sets and score the answers (or under `accelerate launch`)."""
     from uniaudio.assemble.judging import run_evaluation
+    from uniaudio.config.trust import Trust
 
-    run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds)
+    trust = Trust(trust_remote_code, allow_code)
+    run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds, trust)
 
 
 @app.command()
@@ -178,11 +195,14 @@ def ask(
         str, typer.Argument(help="The question; <audio> marks the clip's place (default: first).")
     ],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Ask a trained model one question about one clip."""
     from uniaudio.assemble.asking import ask as ask_model
+    from uniaudio.config.trust import Trust
 
-    typer.echo(ask_model(model, clip, text, max_new_tokens))
+    typer.echo(ask_model(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
 
 
 @app.command()
@@ -191,11 +211,14 @@ def embed(
     clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="NPZ file to write.", callback=check_file_option)],
     frames: Annotated[bool, typer.Option(help="Also store the frames of every clip.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write one pooled embedding per clip (and, on request, its frames) to an NPZ file."""
     from uniaudio.assemble.asking import embed_files
+    from uniaudio.config.trust import Trust
 
-    embed_files(model, clips, out, frames)
+    embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))
 
 
 @app.command()
@@ -208,11 +231,14 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(help="OWNER/NAME to upload an hf folder to; a new one is private.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write an encoder as a transformers model, as an entry for X-ARES or XARES-LLM, or as ONNX."""
     from uniaudio.assemble.exporting import export_checkpoint
+    from uniaudio.config.trust import Trust
 
-    export_checkpoint(checkpoint, out, to, push_to_hub)
+    export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code))
 
 
 @app.command()
@@ -275,11 +301,15 @@ def forgetting(
         typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure after every stage what a run learned and forgot: table, JSON and heat map."""
     from uniaudio.assemble.forgetting import measure_forgetting
+    from uniaudio.config.trust import Trust
 
-    measure_forgetting(run, data or [], out, learned or [], answers, max_examples, seeds)
+    trust = Trust(trust_remote_code, allow_code)
+    measure_forgetting(run, data or [], out, learned or [], answers, max_examples, seeds, trust)
 
 
 @app.command()
@@ -300,14 +330,18 @@ def soup(
         list[str] | None, typer.Option(help="NAME=FOLDER whose train split chooses alpha; repeatable.")
     ] = None,
     probe: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "knn",
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write the weights between a run and its start (WiSE-FT), or the mean of several runs (model soup)."""
     from uniaudio.assemble.soup import GRID, make_soup
+    from uniaudio.config.trust import Trust
 
     if probe not in ("linear", "mlp", "knn"):
         raise UserError(f"--probe {probe}: give linear, mlp or knn")
     alphas = GRID if alpha is None else (alpha,)
-    typer.echo(str(make_soup(models, out, start, numbers(weights), alphas, data or [], probe)))
+    trust = Trust(trust_remote_code, allow_code)
+    typer.echo(str(make_soup(models, out, start, numbers(weights), alphas, data or [], probe, trust)))
 
 
 def numbers(text: str | None) -> list[float] | None:
@@ -350,12 +384,14 @@ def check_encoder(
     kind: Annotated[
         str, typer.Option(help="auto, a model type, remote, or module:Class of your own.")
     ] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option(help="Let the repository run its own code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Try whether an encoder keeps its contract: frames, batches, hidden states, gradients, dtype."""
+    from uniaudio.config.trust import Trust
     from uniaudio.tools.check_encoder import check_encoder as check
 
-    check(model, kind, trust_remote_code)
+    check(model, kind, Trust(trust_remote_code, allow_code))
 
 
 @app.command("tune-batch")
@@ -366,11 +402,14 @@ def tune_batch(
         float | None, typer.Option(help="GiB to stay within; default nine tenths of the device's.")
     ] = None,
     most: Annotated[float, typer.Option(help="Largest budget to try, in seconds of audio.")] = 4000,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Search the largest budget of a micro-batch that fits the device."""
+    from uniaudio.config.trust import Trust
     from uniaudio.tools.tune import tune_batch as tune
 
-    tune(config, overrides or [], memory, most)
+    tune(config, overrides or [], memory, most, trust=Trust(trust_remote_code, allow_code))
 
 
 @app.command()
@@ -381,15 +420,19 @@ def serve(
     max_seconds: Annotated[float, typer.Option(help="Longest clip.", min=0.1)] = 60,
     max_mib: Annotated[float, typer.Option(help="Largest file, in MiB.", min=0.01)] = 20,
     timeout: Annotated[float, typer.Option(help="Seconds that one question may take.", min=1)] = 60,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Open a page on this machine where clips are recorded or dropped and the model is asked about them."""
     from uniaudio.serve.extra import require_server
 
     require_server()
+    from uniaudio.config.trust import Trust
     from uniaudio.serve.limits import Limits
     from uniaudio.serve.start import serve as open_page
 
-    open_page(checkpoint, host, port, Limits(max_seconds, max_mib, timeout))
+    limits = Limits(max_seconds, max_mib, timeout)
+    open_page(checkpoint, host, port, limits, Trust(trust_remote_code, allow_code))
 
 
 @app.command()

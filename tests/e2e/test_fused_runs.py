@@ -1,6 +1,7 @@
 """Fused and routed encoders through training, checkpoint, resume, probe and question, as plain ones."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.checks import check_run
 from uniaudio.config.run import load_run
+from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
@@ -179,16 +181,35 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
     (tone_run.parent / "my_levels.py").write_text(OWN)
     monkeypatch.chdir(tone_run.parent)
     own = "{kind: 'my_levels:Levels', settings: {width: 6}, lr: 1e-2}"
-    run_training(load_run(tone_run, [f"encoders={{levels: {own}}}"]), None)
+    alone = [f"encoders={{levels: {own}}}"]
+    with pytest.raises(
+        UserError, match=r"encoders.levels: needs code of its own \(kind: my_levels:Levels\); give --allow"
+    ):
+        run_training(load_run(tone_run, alone), None)
+    assert "my_levels" not in sys.modules
+    allowed = Trust(code=True)
+    run_training(load_run(tone_run, alone, allowed), None)
     encoder = load_encoder(str(tone_run.parent / "out"), torch.device("cpu"))
     assert (type(encoder).__name__, encoder.dim) == ("Levels", 6)
     fused = [f"encoders.levels={own}", "fusion.kind=gate", f"output_dir={tone_run.parent / 'fused'}"]
-    run_training(load_run(tone_run, fused), None)
+    run_training(load_run(tone_run, fused, allowed), None)
     wrong = "encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"
     with pytest.raises(UserError, match="does not take these settings"):
-        run_training(load_run(tone_run, [wrong, f"output_dir={tone_run.parent / 'wrong'}"]), None)
+        run_training(load_run(tone_run, [wrong, f"output_dir={tone_run.parent / 'wrong'}"], allowed), None)
     with pytest.raises(UserError, match=r"encoders\.levels\.settings\.no: null -> 1"):
-        run_training(load_run(tone_run, [wrong]), "auto")
+        run_training(load_run(tone_run, [wrong], allowed), "auto")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nowhere:Nothing", "cannot be imported"),
+        ("pathlib:Path", "is no subclass of uniaudio's AudioEncoder"),
+    ],
+)
+def test_an_encoder_class_that_is_none_is_told(tone_run, kind, message):
+    with pytest.raises(UserError, match=message):
+        run_training(load_run(tone_run, [f"encoders.whisper.kind={kind}"], Trust(code=True)), None)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +231,6 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
         (["encoders.whisper.kind=wisper"], "did you mean 'whisper'"),
         (["encoders.whisper.path=qwen"], "holds a qwen3 model, no audio encoder known here"),
         (["encoders.whisper.chunk_seconds=10"], "a whisper encoder has no such setting"),
-        (["encoders.whisper.kind=nowhere:Nothing"], "cannot be imported"),
-        (["encoders.whisper.kind=pathlib:Path"], "is no subclass of uniaudio's AudioEncoder"),
         (["encoders.whisper.settings={a: 1}"], "settings belong to an encoder class of your own"),
     ],
 )

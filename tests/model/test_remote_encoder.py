@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
 
 from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -81,7 +82,8 @@ def folder(tmp_path, fresh_model_code):
 
 
 def load(folder, **settings):
-    return load_audio_encoder(EncoderConfig(path=str(folder), **settings), "encoders.a")
+    allowed = Trust(remote_code=settings.get("trust_remote_code", False))
+    return load_audio_encoder(EncoderConfig(path=str(folder), **settings), "encoders.a", trust=allowed)
 
 
 def ran(folder):
@@ -89,9 +91,7 @@ def ran(folder):
 
 
 def test_code_of_a_repository_is_not_run_unless_allowed(folder):
-    with pytest.raises(
-        UserError, match="brings its own Python code; read it, and set trust_remote_code: true"
-    ):
+    with pytest.raises(UserError, match="brings its own Python code; read it, and give --trust-remote-code"):
         load(folder)
     assert not ran(folder)
 

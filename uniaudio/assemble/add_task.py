@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.files import portable_name
+from uniaudio.config.files import environment_for, portable_name
 from uniaudio.config.layers import apply_override, read_layers
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig, load_run, load_stored_run
 from uniaudio.config.schema import build
 from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.trust import remember_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint import COMPLETE, stage_ends
@@ -48,7 +49,7 @@ def add_task(
     ends = stage_ends(run)
     if not ends:
         raise UserError(f"{run} has no finished stage to go on from; let `uniaudio train` finish one")
-    config = load_run(str(ends[max(ends)] / "config.yaml"))
+    config = load_stored_run(ends[max(ends)] / "config.yaml", run)
     if max(ends) + 1 != len(config.stages):
         unfinished = config.stages[max(ends) + 1].name
         raise UserError(f"{run}: stage {unfinished} is not finished; continue it with --resume first")
@@ -57,10 +58,14 @@ def add_task(
     name = load_recipe(recipe).name
     with hold_run_folder(out):
         refuse_filled_folder(out)
-        stage = new_stage(config, name, write_recipe(recipe, out, replay, old, config), steps, overrides)
+        with environment_for(config.reads_environment):
+            written = write_recipe(recipe, out, replay, old, config)
+        stage = new_stage(config, name, written, steps, overrides)
         grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
         copy_run(run, ends, out)
         grown.save(out / "config.yaml")
+        if config.reads_environment:  # of a run made here; others stay somebody else's
+            remember_run(out, grown.trust_settings(), config.trust)
         load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
     return out / "config.yaml"
 

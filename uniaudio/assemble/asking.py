@@ -12,6 +12,7 @@ from rich.console import Console
 
 from uniaudio.assemble.embedder import load_embedder
 from uniaudio.assemble.models import LoadedModel, load_model
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.audio import decode
 from uniaudio.data.batch import collate_prompts
 from uniaudio.data.template import AUDIO
@@ -68,16 +69,16 @@ def answer_samples(
     return generate(loaded.model, batch.to(device), loaded.format, max_new_tokens)[0]
 
 
-def ask(spec: str, clip: Path, text: str, max_new_tokens: int) -> str:
+def ask(spec: str, clip: Path, text: str, max_new_tokens: int, trust: Trust = NO_TRUST) -> str:
     """Load a model and ask it one question about one clip."""
     read_clip(clip)  # a wrong path is told before a model is loaded
-    return answer_question(load_model(spec), clip, text, max_new_tokens)
+    return answer_question(load_model(spec, trust=trust), clip, text, max_new_tokens)
 
 
-def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool) -> None:
+def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust: Trust = NO_TRUST) -> None:
     """Write ``files``, ``embeddings [C, E]``, ``frame_rate`` and, on request, ``frames_0 ...`` to an NPZ file."""
     clips = [read_clip(file) for file in files]  # a wrong path is told before a model is loaded
-    embedder = load_embedder(spec)
+    embedder = load_embedder(spec, trust=trust)
     arrays: dict[str, Any] = {
         "files": np.array([str(file) for file in files]),
         "embeddings": embedder.embed(clips),

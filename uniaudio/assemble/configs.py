@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uniaudio.config.run import MINI, RunConfig, load_run
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.miniature.parts import ensure_parts
 
 
-def open_run(config: str, overrides: Sequence[str] = ()) -> RunConfig:
+def open_run(config: str, overrides: Sequence[str] = (), trust: Trust = NO_TRUST) -> RunConfig:
     """Read a run config; with ``+mini`` among the overrides its miniature twin, whose parts are made on first use.
 
     Raises:
@@ -16,4 +17,4 @@ def open_run(config: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if MINI in overrides:
         ensure_parts()
-    return load_run(config, overrides)
+    return load_run(config, overrides, trust)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from uniaudio.assemble.encoders import default_device, load_encoder
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.audio import QUANTA, decode
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embed import embed_clips, encode_clips
@@ -146,17 +147,23 @@ def samples_of(clip: Clip, rate: int, name: str) -> NDArray[Any]:
 
 
 def load_embedder(
-    spec: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    spec: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    trust: Trust = NO_TRUST,
 ) -> Embedder:
     """Load an encoder by run, checkpoint, exported folder, model folder or Hub name.
 
+    Args:
+        trust: code that the model may run.
+
     Raises:
-        UserError: when it is none of them, or the device is not there.
+        UserError: when it is none of them, needs code that was not allowed, or the device is not there.
     """
     try:
         place = default_device() if device is None else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as problem:
         raise UserError(f"device: {device} cannot be used ({str(problem).splitlines()[0]})") from problem
-    encoder = load_encoder(spec, place)
+    encoder = load_encoder(spec, place, trust)
     return Embedder(encoder if dtype is None else encoder.to(dtype))

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from uniaudio.config.encoders import EncoderConfig
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import REMOTE, family_of, is_local, load_audio_encoder, own_class
@@ -59,18 +60,18 @@ def is_run(spec: str) -> bool:
     return is_whole(folder) or (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
 
 
-def load_part(settings: EncoderConfig, where: str, seed: int) -> AudioEncoder:
+def load_part(settings: EncoderConfig, where: str, seed: int, trust: Trust) -> AudioEncoder:
     """Load one encoder and make it trainable, low-rank or frozen, as its settings say.
 
     Raises:
         UserError: naming the key ``where``.
     """
     if is_run(settings.path):
-        encoder = load_encoder(settings.path, torch.device("cpu"))
+        encoder = load_encoder(settings.path, torch.device("cpu"), trust)
         merge_lora(encoder)
         encoder.requires_grad_(True)
     else:
-        encoder = load_audio_encoder(settings, where, seed)
+        encoder = load_audio_encoder(settings, where, seed, trust)
     if settings.recompute is True and not encoder.can_recompute():
         raise UserError(f"{where}.recompute: {type(encoder).__name__} has no layers that can; leave it out")
     if settings.train == "frozen":
@@ -89,9 +90,13 @@ def build_encoder(config: RunConfig, prompt_dim: int | None = None) -> AudioEnco
 
     Args:
         prompt_dim: width of the decoder's token embeddings, for a router that reads the question.
+
+    Raises:
+        UserError: before anything is loaded, when an encoder needs code that was not allowed.
     """
+    config.require_trust(decoder=False)
     parts = {
-        name: load_part(settings, f"encoders.{name}", config.seed)
+        name: load_part(settings, f"encoders.{name}", config.seed, config.trust)
         for name, settings in config.encoders.items()
     }
     if config.fusion is None:
@@ -114,7 +119,8 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
     for name, settings in config.encoders.items():
         where = f"encoders.{name}"
         if ":" in settings.kind:
-            own_class(settings, where)
+            if config.trust.code:
+                own_class(settings, where, config.trust)
             return None
         if is_run(settings.path):
             return None
@@ -131,7 +137,8 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
 
 def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
     """Return the identities of the weights that the encoders start from, by ``encoder NAME``."""
-    return {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
+    found = {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
+    return {name: {**base, "path": config.as_written(base["path"])} for name, base in found.items()}
 
 
 def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
@@ -150,19 +157,24 @@ def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
     return {"path": settings.path, "sha256": digest.hexdigest()}
 
 
-def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
+def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST) -> AudioEncoder:
     """Load an encoder from a run or checkpoint folder, the folder or Hub name of a known model, or ``random:PATH``.
 
+    Args:
+        trust: code that the model may run.
+
     Raises:
-        UserError: when it is none of them.
+        UserError: when it is none of them, or needs code that was not allowed.
     """
     device = device or default_device()
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
         if is_run(spec):
             raise UserError(f"{spec} is a run folder without a whole checkpoint")
-        return load_audio_encoder(EncoderConfig(path=spec), spec).to(device).eval()
-    config = load_run(str(checkpoint.path / "config.yaml"))
+        model = EncoderConfig(path=spec, trust_remote_code=trust.remote_code)
+        return load_audio_encoder(model, spec, trust=trust).to(device).eval()
+    config = stored_config(checkpoint, trust)
+    config.require_trust(decoder=False)
     check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
     holder, structure = encoder_holder(
@@ -170,6 +182,11 @@ def load_encoder(spec: str, device: torch.device | None = None) -> AudioEncoder:
     )
     put_tensors(holder, structure, trained, checkpoint.path)
     return holder.encoder.to(device).eval()
+
+
+def stored_config(checkpoint: Checkpoint, trust: Trust = NO_TRUST) -> RunConfig:
+    """Read the config of a checkpoint, see ``load_stored_run``."""
+    return load_stored_run(checkpoint.path / "config.yaml", checkpoint.path.parent.parent, trust)
 
 
 class EncoderHolder(nn.Module):
@@ -194,5 +211,6 @@ def prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
         return None
     kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
     path = str(kept) if kept.is_dir() else config.decoder.path
-    decoder = AutoConfig.from_pretrained(path, revision=config.decoder.revision)
+    allowed = config.decoder.trust_remote_code and config.trust.remote_code
+    decoder = AutoConfig.from_pretrained(path, revision=config.decoder.revision, trust_remote_code=allowed)
     return int(decoder.get_text_config().hidden_size)

@@ -14,6 +14,7 @@ from rich.table import Table
 from uniaudio.assemble.encoders import checkpoint_folder, is_run, load_encoder
 from uniaudio.assemble.provenance import provenance
 from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
@@ -22,7 +23,9 @@ MIB = 2**20
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export_checkpoint(spec: str, out: Path, to: str, push_to_hub: str | None = None) -> None:
+def export_checkpoint(
+    spec: str, out: Path, to: str, push_to_hub: str | None = None, trust: Trust = NO_TRUST
+) -> None:
     """Write the encoder of a run, checkpoint or known model to a new folder, prove it, and print what was written.
 
     Args:
@@ -43,7 +46,7 @@ def export_checkpoint(spec: str, out: Path, to: str, push_to_hub: str | None = N
     console = Console()
     facts = provenance(spec)
     with console.status("loading the encoder"):
-        encoder = load_encoder(spec, torch.device("cpu"))
+        encoder = load_encoder(spec, torch.device("cpu"), trust)
         merge_lora(encoder)
     with console.status(f"writing {out}"):
         line = WRITERS[to](encoder, out, facts, push_to_hub or str(out))

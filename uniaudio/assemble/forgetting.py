@@ -14,7 +14,8 @@ from uniaudio.assemble.encoders import build_encoder, default_device, load_encod
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe
 from uniaudio.assemble.models import load_model, stage_recipes
 from uniaudio.assemble.soup import named_folder
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
@@ -42,6 +43,7 @@ def measure_forgetting(
     answers: bool = True,
     max_examples: int | None = None,
     seeds: int = 3,
+    trust: Trust = NO_TRUST,
 ) -> dict[str, Any]:
     """Measure a run after every stage; print tables, write ``forgetting.json`` and ``forgetting.png``.
 
@@ -58,7 +60,8 @@ def measure_forgetting(
     if not ends:
         raise UserError(f"{run} holds no checkpoint at the end of a stage; let a stage finish first")
     out = check_output_folder(out or run, "output")
-    config = load_run(str(ends[max(ends)] / "config.yaml"))
+    config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
+    config.require_trust(decoder=answers)
     recipes = stage_recipes(config)
     stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
     sets = [load_labelled(*named_folder(item)) for item in data]
@@ -86,7 +89,7 @@ def probe_rows(
         encoder = (
             build_encoder(config).to(default_device()).eval()
             if name == START
-            else load_encoder(str(stages[name]))
+            else load_encoder(str(stages[name]), trust=config.trust)
         )
         rows[name] = probe_models({name: encoder}, sets, seeds)
     return rows
@@ -142,7 +145,7 @@ def answer_matrix(
     rows: list[tuple[float | None, ...]] = [(None,) * len(asked)]
     for name, path in stages.items():
         console.print(f"asking {name}", style="dim")
-        loaded = load_model(str(path))
+        loaded = load_model(str(path), trust=config.trust)
         results = evaluate_recipe(loaded, union, ask_settings(loaded.config, max_examples))
         rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
     first: dict[tuple[str, str], int] = {}

@@ -12,6 +12,7 @@ from rich.console import Console
 from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
 from uniaudio.assemble.processes import asking_together
 from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
@@ -97,6 +98,7 @@ def run_evaluation(
     protocol: str = "own",
     labels: bool = True,
     batch_seconds: float | None = None,
+    trust: Trust = NO_TRUST,
 ) -> dict[str, Any]:
     """Ask a recipe's evaluation sets (default: those of the model's last stage); print tables and write JSON.
 
@@ -114,7 +116,7 @@ def run_evaluation(
         raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
     recipe = load_recipe(recipe_name) if recipe_name else None
     with asking_together() as device:
-        loaded = load_model(spec, device)
+        loaded = load_model(spec, device, trust)
         recipe = recipe or stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")

@@ -10,9 +10,17 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from uniaudio.assemble.encoders import build_encoder, default_device, encoder_bases, open_checkpoint
+from uniaudio.assemble.encoders import (
+    build_encoder,
+    default_device,
+    encoder_bases,
+    open_checkpoint,
+    stored_config,
+)
 from uniaudio.assemble.recompute import part_of, parts_set_to
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.files import environment_for
+from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import barrier, is_main
@@ -46,7 +54,8 @@ class LoadedModel:
 
 def stage_recipes(config: RunConfig) -> list[Recipe]:
     """Read the recipe of every stage."""
-    return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
+    with environment_for(config.reads_environment):
+        return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
 
 
 def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train: bool) -> str:
@@ -73,7 +82,12 @@ def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train
 
 
 def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedModel:
-    """Load the encoder and the decoder at ``path`` and put a new adapter between them."""
+    """Load the encoder and the decoder at ``path`` and put a new adapter between them.
+
+    Raises:
+        UserError: before anything is loaded, when a part needs code that was not allowed.
+    """
+    config.require_trust()
     settings = config.decoder
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -95,7 +109,8 @@ def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedMod
     model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
     for part in parts_set_to(config, True):
         part_of(model, config, part).recompute()
-    bases = {**encoder_bases(config), "decoder": decoder.identity}
+    identity = {**decoder.identity, "path": config.as_written(decoder.identity["path"])}
+    bases = {**encoder_bases(config), "decoder": identity}
     format = ChatFormat(tokenizer, START if whisper else None, config.data.max_text_tokens)
     return LoadedModel(model, format, config, bases)
 
@@ -117,16 +132,21 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
     )
 
 
-def load_model(spec: str, device: torch.device | None = None) -> LoadedModel:
+def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST) -> LoadedModel:
     """Load a trained model from a run folder or a checkpoint folder (``:ema`` behind it: its moving averages).
 
+    Args:
+        trust: code that the model may run.
+
     Raises:
-        UserError: when there is no whole checkpoint, or its encoder or decoder is not the one it was trained with.
+        UserError: when it needs code that was not allowed, there is no whole checkpoint, or its encoder or decoder is
+            not the one it was trained with.
     """
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
-    config = load_run(str(checkpoint.path / "config.yaml"))
+    config = stored_config(checkpoint, trust)
+    config.require_trust()
     path = decoder_path(config, [], checkpoint.path.parent.parent / "decoder", train=False)
     loaded = build_model(config, path, device or default_device())
     check_bases(checkpoint, loaded.bases)

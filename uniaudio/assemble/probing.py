@@ -10,6 +10,7 @@ from rich.console import Console
 
 from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.judging import write_json
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.evaluate.suite import load_suite
@@ -29,6 +30,7 @@ def probe_models_on(
     out: Path | None,
     seeds: int,
     layers: bool,
+    trust: Trust = NO_TRUST,
 ) -> None:
     """Probe models on labelled folders, or on a suite.
 
@@ -40,14 +42,16 @@ def probe_models_on(
     if protocol not in get_args(Protocol):
         raise UserError(f"--protocol {protocol}: give {' or '.join(get_args(Protocol))}")
     if suite is not None:
-        probe_suite(models, suite, cast(Protocol, protocol), out, seeds, layers)
+        probe_suite(models, suite, cast(Protocol, protocol), out, seeds, layers, trust)
         return
     if layers or protocol != "masked":
         raise UserError("--layers and --protocol xares work on a --suite; name the folders in one")
-    run_probes(models, data, out, seeds)
+    run_probes(models, data, out, seeds, trust)
 
 
-def run_probes(models: Sequence[str], data: Sequence[str], out: Path | None, seeds: int) -> Scores:
+def run_probes(
+    models: Sequence[str], data: Sequence[str], out: Path | None, seeds: int, trust: Trust = NO_TRUST
+) -> Scores:
     """Probe models on labelled folders given as ``NAME=FOLDER``; print a table and write JSON."""
     console = Console()
     sets = []
@@ -56,7 +60,7 @@ def run_probes(models: Sequence[str], data: Sequence[str], out: Path | None, see
         if not equals:
             raise UserError(f"--data {item}: write NAME=FOLDER")
         sets.append(load_labelled(name, Path(folder)))
-    encoders = {spec: load_encoder(spec) for spec in models}
+    encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     scores = probe_models(encoders, sets, seeds, lambda text: console.print(f"probing {text}", style="dim"))
     console.print(probe_table(scores))
     write_json(out, scores)
@@ -64,7 +68,13 @@ def run_probes(models: Sequence[str], data: Sequence[str], out: Path | None, see
 
 
 def probe_suite(
-    models: Sequence[str], suite_name: str, protocol: Protocol, out: Path | None, seeds: int, layers: bool
+    models: Sequence[str],
+    suite_name: str,
+    protocol: Protocol,
+    out: Path | None,
+    seeds: int,
+    layers: bool,
+    trust: Trust = NO_TRUST,
 ) -> dict[str, Any]:
     """Probe models on the tasks of a suite; print tables and write JSON.
 
@@ -75,7 +85,7 @@ def probe_suite(
         console.width = max(console.width, LOG_WIDTH)
     suite = load_suite(suite_name)
     tasks = read_tasks(suite)
-    encoders = {spec: load_encoder(spec) for spec in models}
+    encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     result = run_suite(suite, tasks, encoders, protocol, seeds, layers, console)
     for table in suite_tables(result):
         console.print(table)

@@ -10,7 +10,7 @@ from typing import Any
 from uniaudio import __version__
 from uniaudio.assemble.encoders import AVERAGED, checkpoint_folder
 from uniaudio.assemble.models import stage_recipes
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.table import short_names
 from uniaudio.report.answers import checked_answers
@@ -35,7 +35,7 @@ def provenance(spec: str) -> dict[str, Any]:
     folder = checkpoint_folder(spec)
     if folder is None:
         return facts
-    config = load_run(str(folder / "config.yaml"))
+    config = load_stored_run(folder / "config.yaml", folder.parent.parent)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
     run = folder.parent.parent

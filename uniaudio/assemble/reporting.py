@@ -15,7 +15,7 @@ from rich.progress import track
 
 from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.models import stage_recipes
-from uniaudio.config.run import load_run
+from uniaudio.config.run import load_stored_run
 from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embed import embed_clips
@@ -152,7 +152,7 @@ def recipes_of(run: RunRecord, notes: list[str]) -> list[Recipe]:
         notes.append(f"data of {run.name}: its folder holds no config.yaml")
         return []
     try:
-        return stage_recipes(load_run(str(run.folder / "config.yaml")))
+        return stage_recipes(load_stored_run(run.folder / "config.yaml", run.folder))
     except UserError as problem:
         notes.append(f"data of {run.name}: {problem}")
         return []

@@ -22,8 +22,10 @@ from uniaudio.assemble.encoders import (
     load_encoder,
     open_checkpoint,
     prompt_width,
+    stored_config,
 )
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust, remember_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import probe_models
@@ -84,6 +86,7 @@ def make_soup(
     alphas: Sequence[float] = GRID,
     data: Sequence[str] = (),
     probe: str = "knn",
+    trust: Trust = NO_TRUST,
 ) -> Path:
     """Write a checkpoint between one model and where it started, or the mean of several models.
 
@@ -100,7 +103,8 @@ def make_soup(
     refuse_filled_folder(out)
     opened = [opened_or_told(spec) for spec in specs]
     last = opened[0]
-    config = load_run(str(last.path / "config.yaml"))
+    config = stored_config(last, trust)
+    config.require_trust(decoder=False)
     if len(opened) > 1:
         if weights is not None and len(weights) != len(opened):
             raise UserError(f"{len(opened)} models need as many --weights, not {len(weights)}")
@@ -244,5 +248,7 @@ def write_held_soup(
         shutil.copytree(kept, out / "decoder")
     (out / "soup.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     assert is_whole(saved)
-    load_encoder(str(out), torch.device("cpu"))  # what was written can be read
+    if config.reads_environment:  # of a run made here; others stay somebody else's
+        remember_run(out, config.trust_settings(), config.trust)
+    load_encoder(str(out), torch.device("cpu"), config.trust)  # what was written can be read
     return saved

@@ -18,6 +18,7 @@ from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, sta
 from uniaudio.assemble.stage_data import StageData
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import remember_run
 from uniaudio.data.loader import joined_states
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
@@ -46,6 +47,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         UserError: for every mistake that can be seen before the first step, and for those of the data.
     """
     refuse_begun_run(config, resume)
+    config.require_trust()
     recipes = stage_recipes(config)
     sketch_stages(config)
     sets = guarded_sets(config)
@@ -105,6 +107,8 @@ def train_in_held_folder(
     def build() -> nn.Module:
         return (first.pop() if first else build_model(config, path, device)).model
 
+    if is_main():
+        remember_run(run_dir, config.trust_settings(), config.trust)
     data = StageData(config, recipes, format)
     judge = Judge(config, recipes, format, bases, sets)
     parts = TrainParts(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +30,8 @@ FIRST_KEY: dict[Kind, str] = {
     "suite": "suite",
 }
 PACKAGE = Path(__file__).resolve().parent.parent
+VARIABLE = re.compile(r"\$\{env:(\w*)\}")
+READS_ENVIRONMENT: ContextVar[bool] = ContextVar("reads_environment", default=True)
 
 
 def shipped_root() -> Path:
@@ -116,6 +121,16 @@ def miniature_root() -> Path:
     return cache_root() / "miniature" / "parts-1"
 
 
+@contextmanager
+def environment_for(allowed: bool) -> Iterator[None]:
+    """Resolve ``${env:NAME}`` inside only if allowed: what a run of somebody else's names is not read for it."""
+    token = READS_ENVIRONMENT.set(allowed)
+    try:
+        yield
+    finally:
+        READS_ENVIRONMENT.reset(token)
+
+
 def expand_path(text: str, near: Path, where: str) -> str:
     """Resolve a path of a card or config: ``${realdata}``, ``${miniature}``, ``${env:NAME}``, or relative to its file.
 
@@ -123,7 +138,7 @@ def expand_path(text: str, near: Path, where: str) -> str:
     the working directory. A path with braces or stars is one if its folder stands beside the file. URLs are left alone.
 
     Raises:
-        UserError: when the folder of real recordings or the environment variable is not there.
+        UserError: when the folder of real recordings or the environment variable is not there, or is not to be read.
     """
     prefix = "random:" if text.startswith("random:") else ""
     text = text.removeprefix(prefix)
@@ -145,6 +160,11 @@ def expand_path(text: str, near: Path, where: str) -> str:
                 f"{where}: ${{{variable}}} is none of ${{realdata}}, ${{miniature}}, ${{env:NAME}}"
             )
         name = variable.removeprefix("env:")
+        if not READS_ENVIRONMENT.get():
+            raise UserError(
+                f"{where}: {text} names an environment variable, which is not read for a run that was not made on "
+                "this machine; write the path itself into its config.yaml"
+            )
         if name not in os.environ:
             raise UserError(f"{where}: set the environment variable {name}, which stands in {text}")
         return f"{prefix}{os.environ[name]}{rest}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +12,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_valid
 
 from uniaudio.config.adapters import AdapterConfig, StackConfig
 from uniaudio.config.encoders import EncoderConfig, LoraConfig
-from uniaudio.config.files import expand_path, find_file, portable_name
+from uniaudio.config.files import VARIABLE, environment_for, expand_path, find_file, portable_name
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.layers import apply_override, read_layers
 from uniaudio.config.schema import Strict, build
 from uniaudio.config.stages import GuardConfig, Stage
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.config.trust import NO_TRUST, Trust, remembered_trust, require_code, require_remote_code
 
 MAX_TEXT_TOKENS = 4096  # of a question and its answer, where nothing else is set
 
@@ -145,6 +146,9 @@ class RunConfig(Strict):
     evaluate: EvaluateConfig = EvaluateConfig()
     guard: GuardConfig | None = None
     _folder: Path = PrivateAttr(Path())
+    _trust: Trust = PrivateAttr(NO_TRUST)
+    _reads_environment: bool = PrivateAttr(True)
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def parts_fit(self) -> RunConfig:
@@ -180,6 +184,49 @@ class RunConfig(Strict):
         return self._folder
 
     @property
+    def trust(self) -> Trust:
+        """What whoever opened this config allows; the config itself only states what it needs."""
+        return self._trust
+
+    @property
+    def reads_environment(self) -> bool:
+        """Whether ``${env:NAME}`` is resolved in the recipes and cards that this config names."""
+        return self._reads_environment
+
+    def require_trust(self, decoder: bool = True) -> None:
+        """Refuse, before anything is built, what was not allowed.
+
+        Args:
+            decoder: whether the decoder is to be loaded too.
+
+        Raises:
+            UserError: naming the part and the option that allows it.
+        """
+        for name, encoder in self.encoders.items():
+            if ":" in encoder.kind:
+                require_code(encoder.kind, f"encoders.{name}", self.trust)
+            elif encoder.trust_remote_code:
+                require_remote_code(encoder.path, f"encoders.{name}", self.trust)
+        if decoder and self.decoder.trust_remote_code:
+            require_remote_code(self.decoder.path, "decoder", self.trust)
+
+    def trust_settings(self) -> dict[str, Any]:
+        """Return the settings that decide what a run executes and reads, as plain values."""
+        told = self.resolved()
+        keys = ("kind", "path", "revision", "trust_remote_code", "settings", "miniature")
+        parts = {**told["encoders"], "": told["decoder"]}
+        chosen = {name: {key: part.get(key) for key in keys} for name, part in parts.items()}
+        recipes = [
+            [stage["recipe"], (stage["continual"]["ewc"] or {}).get("recipe")] for stage in told["stages"]
+        ]
+        sets = (told["guard"] or {}).get("sets")
+        return {"decoder": chosen.pop(""), "encoders": chosen, "recipes": recipes, "sets": sets}
+
+    def as_written(self, path: str) -> str:
+        """Return a path as the config has it where that is through an environment variable, else as it is."""
+        return self._written.get(path, path)
+
+    @property
     def total_steps(self) -> int | None:
         """Optimizer steps of all stages, capped by ``train.max_steps``; None where hours of audio end a stage."""
         steps = [stage.steps for stage in self.stages]
@@ -189,16 +236,32 @@ class RunConfig(Strict):
         return min(planned, self.train.max_steps or planned)
 
     def resolved(self) -> dict[str, Any]:
-        """Return plain values from which the same config can be read again."""
-        return self.model_dump(mode="json")
+        """Return plain values from which the same config can be read again.
+
+        What came from the environment stays the name of its variable: it may be secret, and files are shown around.
+        """
+        told: dict[str, Any] = self.model_dump(mode="json")
+        return replaced_texts(told, self._written) if self._written else told
 
     def save(self, path: Path) -> None:
         """Write the resolved config as YAML."""
         path.write_text(dump_yaml(self.resolved()), encoding="utf-8")
 
 
-def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def replaced_texts(value: Any, texts: Mapping[str, str]) -> Any:
+    """Return plain values with some texts replaced."""
+    if isinstance(value, dict):
+        return {key: replaced_texts(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replaced_texts(item, texts) for item in value]
+    return texts.get(value, value) if isinstance(value, str) else value
+
+
+def load_run(path_or_name: str | Path, overrides: Sequence[str] = (), trust: Trust = NO_TRUST) -> RunConfig:
     """Read a run config, its bases and the overrides ``key.sub=value``; ``+mini`` takes ``mini/NAME.yaml`` beside it.
+
+    Args:
+        trust: what the user allows; what was allowed to the run in its ``output_dir`` before is added.
 
     Raises:
         UserError: naming file and key.
@@ -217,14 +280,48 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConf
     config = expand_paths(build(RunConfig, data, str(path)), path)
     config = config.model_copy(update={"output_dir": os.path.expanduser(config.output_dir)})
     config._folder = path.parent
+    config._trust = trust | (remembered_trust(Path(config.output_dir), config.trust_settings()) or NO_TRUST)
     return config
 
 
-def expand_paths(config: RunConfig, path: Path) -> RunConfig:
-    """Resolve paths and recipes relative to the config file: a saved config means the same elsewhere."""
+def load_stored_run(file: Path, run: Path, trust: Trust = NO_TRUST) -> RunConfig:
+    """Read the ``config.yaml`` that a run or a checkpoint stored, which may be somebody else's.
+
+    ``${env:NAME}`` is resolved in it, and in the recipes and cards that it names, for runs made on this machine alone.
+
+    Args:
+        run: the run folder. trust: what the user allows; what was allowed to this very run before is added.
+
+    Raises:
+        UserError: naming file and key.
+    """
+    stored = build(RunConfig, load_yaml(file), str(file))
+    written = expand_paths(stored, file, environment=False)
+    known = remembered_trust(run, written.trust_settings())
+    with environment_for(known is not None):
+        config = expand_paths(stored, file)
+    config._folder = file.parent
+    config._trust = trust | (known or NO_TRUST)
+    config._reads_environment = known is not None
+    return config
+
+
+def expand_paths(config: RunConfig, path: Path, environment: bool = True) -> RunConfig:
+    """Resolve paths and recipes relative to the config file: a saved config means the same elsewhere.
+
+    Args:
+        environment: whether paths through environment variables are resolved too, rather than left as they are.
+    """
+    texts: dict[str, str] = {}
 
     def expanded(text: str, key: str) -> str:
-        return expand_path(text, path.parent, f"{path}: {key}")
+        if VARIABLE.search(text) is None:
+            return expand_path(text, path.parent, f"{path}: {key}")
+        if not environment:
+            return text
+        resolved = expand_path(text, path.parent, f"{path}: {key}")
+        texts[resolved] = text
+        return resolved
 
     encoders = {
         name: encoder.model_copy(update={"path": expanded(encoder.path, f"encoders.{name}.path")})
@@ -235,16 +332,18 @@ def expand_paths(config: RunConfig, path: Path) -> RunConfig:
     decoder = config.decoder.model_copy(update={"path": expanded(config.decoder.path, "decoder.path")})
     small = decoder.miniature
     if small is not None and small.extra_texts is not None:
-        texts = expanded(small.extra_texts, "decoder.miniature.extra_texts")
-        decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": texts})})
+        extra = expanded(small.extra_texts, "decoder.miniature.extra_texts")
+        decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": extra})})
     stages = tuple(with_portable_recipes(stage, path.parent) for stage in config.stages)
     guard = config.guard
     if guard is not None:
         sets = {name: expanded(folder, f"guard.sets.{name}") for name, folder in guard.sets.items()}
         guard = guard.model_copy(update={"sets": sets})
-    return config.model_copy(
+    changed = config.model_copy(
         update={"encoders": encoders, "decoder": decoder, "stages": stages, "guard": guard}
     )
+    changed._written = texts
+    return changed
 
 
 def with_portable_recipes(stage: Stage, near: Path) -> Stage:

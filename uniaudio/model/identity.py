@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from transformers import AutoConfig
+from huggingface_hub import hf_hub_download
 
 HASHED_WHOLE = (
     200 * 2**20
@@ -16,8 +16,8 @@ def base_identity(path: str, revision: str | None) -> dict[str, str]:
     """Return a content hash of a folder's config and tensors, or a Hub name with its commit."""
     folder = Path(path.removeprefix("random:"))
     if not folder.is_dir():
-        config = AutoConfig.from_pretrained(str(folder), revision=revision)
-        return {"path": path, "revision": getattr(config, "_commit_hash", None) or revision or "main"}
+        stored = hf_hub_download(str(folder), "config.json", revision=revision)  # under snapshots/COMMIT/
+        return {"path": path, "revision": Path(stored).parent.name}
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         if file.stat().st_size <= HASHED_WHOLE:

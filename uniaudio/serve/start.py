@@ -11,6 +11,7 @@ from rich.console import Console
 
 from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
 from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.serve.answering import Reply, reply
 from uniaudio.serve.app import Page, build_app
@@ -20,7 +21,7 @@ from uniaudio.serve.prompts import Offer, offers
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
-def serve(checkpoint: str, host: str, port: int, limits: Limits) -> None:
+def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = NO_TRUST) -> None:
     """Load a checkpoint and answer questions on a page until the process is stopped.
 
     Args:
@@ -38,7 +39,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits) -> None:
                 f"whoever reaches it can use the model[/]"
             )
         with console.status(f"loading {checkpoint}"):
-            loaded = load_model(checkpoint)
+            loaded = load_model(checkpoint, trust=trust)
         page = Page(checkpoint.rstrip("/"), facts(loaded), offered(loaded.config, console))
 
         def answer(data: bytes, question: str, offer: Offer | None) -> Reply:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from uniaudio.assemble.encoders import load_encoder
 from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -202,15 +203,15 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
         raise UserError(f"{name} does not keep the contract: {failed[0].name} ({failed[0].seen})")
 
 
-def check_encoder(spec: str, kind: str, trust_remote_code: bool) -> None:
+def check_encoder(spec: str, kind: str, trust: Trust = NO_TRUST) -> None:
     """Load an encoder by run folder, checkpoint, model folder or Hub name, or ``module:Class``, and print its table.
 
     Raises:
         UserError: when it cannot be loaded or a property does not hold.
     """
-    if kind == "auto" and not trust_remote_code:
-        encoder = load_encoder(spec)
+    if kind == "auto":
+        encoder = load_encoder(spec, trust=trust)
     else:
-        settings = EncoderConfig(kind=kind, path=spec, trust_remote_code=trust_remote_code)
-        encoder = load_audio_encoder(settings, spec)
+        settings = EncoderConfig(kind=kind, path=spec, trust_remote_code=trust.remote_code)
+        encoder = load_audio_encoder(settings, spec, trust=trust)
     show_findings(check_contract(encoder), spec)

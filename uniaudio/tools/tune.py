@@ -16,6 +16,7 @@ from rich.console import Console
 from uniaudio.assemble.models import build_model, stage_recipes
 from uniaudio.assemble.stage_data import StageData
 from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
 from uniaudio.miniature.text_lm import miniature_decoder
@@ -98,13 +99,14 @@ def peak_of_step(config: RunConfig) -> float:
     return (used + optimizer_bytes) / GIB
 
 
-def peak_in_child(name: str, overrides: list[str], budget: float) -> float | None:
+def peak_in_child(name: str, overrides: list[str], budget: float, trust: Trust = NO_TRUST) -> float | None:
     """Measure one budget in a process of its own: memory of an earlier one must not count. None: it did not fit."""
     setting = f"stages.0.budget.audio_seconds={budget}"
     command = [
         sys.executable,
         "-m",
         "uniaudio.tools.tune",
+        json.dumps([trust.remote_code, trust.code]),
         name,
         *overrides,
         setting,
@@ -127,7 +129,12 @@ def memory_of_device() -> float:
 
 
 def tune_batch(
-    name: str, overrides: list[str], memory: float | None, most: float, console: Console | None = None
+    name: str,
+    overrides: list[str],
+    memory: float | None,
+    most: float,
+    console: Console | None = None,
+    trust: Trust = NO_TRUST,
 ) -> float:
     """Print and return the largest ``stages.0.budget.audio_seconds`` that fits.
 
@@ -138,13 +145,14 @@ def tune_batch(
         UserError: as ``largest_budget``, and for a trial step that fails for another reason.
     """
     console = console or Console()
-    config = load_run(name, overrides)
+    config = load_run(name, overrides, trust)
+    config.require_trust()
     limit = memory if memory is not None else RESERVE * memory_of_device()
     first = config.data.max_seconds or min(30.0, config.stages[0].budget.audio_seconds)
 
     def peak(budget: float) -> float | None:
         with console.status(f"trying micro-batches of {budget:g} s"):
-            found = peak_in_child(name, overrides, budget)
+            found = peak_in_child(name, overrides, budget, trust)
         told = "did not fit" if found is None else f"{found:.2f} GiB"
         console.print(f"{budget:8.1f} s: {told}", highlight=False)
         return found
@@ -157,7 +165,7 @@ def tune_batch(
     return budget
 
 
-def tuned_overrides(name: str, overrides: list[str]) -> list[str]:
+def tuned_overrides(name: str, overrides: list[str], trust: Trust = NO_TRUST) -> list[str]:
     """Search the budget before a run and return the overrides with it, for every stage.
 
     Raises:
@@ -167,14 +175,15 @@ def tuned_overrides(name: str, overrides: list[str]) -> list[str]:
         raise UserError(
             "--tune-batch searches in one process; run `uniaudio tune-batch` first and set the budget that it prints"
         )
-    budget = int(tune_batch(name, overrides, None, 4000))
+    budget = int(tune_batch(name, overrides, None, 4000, trust=trust))
     stages = range(len(load_run(name, overrides).stages))
     return [*overrides, *(f"stages.{index}.budget.audio_seconds={budget}.0" for index in stages)]
 
 
 if __name__ == "__main__":
     try:
-        print(json.dumps({"peak_gib": peak_of_step(load_run(sys.argv[1], sys.argv[2:]))}))
+        allowed = Trust(*json.loads(sys.argv[1]))
+        print(json.dumps({"peak_gib": peak_of_step(load_run(sys.argv[2], sys.argv[3:], allowed))}))
     except UserError as mistake:
         print(mistake, file=sys.stderr)
         sys.exit(2)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,13 @@ from typing import Any
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.trust import (
+    NO_TRUST,
+    Trust,
+    look_into_working_folder,
+    require_code,
+    require_remote_code,
+)
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, read_model_config
@@ -66,17 +71,22 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def load_audio_encoder(config: EncoderConfig, where: str, seed: int = 0) -> AudioEncoder:
+def load_audio_encoder(
+    config: EncoderConfig, where: str, seed: int = 0, trust: Trust = NO_TRUST
+) -> AudioEncoder:
     """Load the encoder that a config names, in float32, trainable in all its parts.
 
     Args:
         where: the key of the config, named first in messages. seed: for random weights.
+        trust: what may run beside the code of this package and of transformers.
 
     Raises:
         UserError: for an architecture that is not known, settings that it does not take, or files that do not fit.
     """
     if ":" in config.kind:
-        return load_own_class(config, where)
+        return load_own_class(config, where, trust)
+    if config.trust_remote_code:
+        require_remote_code(config.path, where, trust)
     kind, family = family_of(config, where)
     settings = settings_of(config, family, kind, where)
     load = getattr(importlib.import_module(family.module), family.loader)
@@ -135,16 +145,15 @@ def settings_of(config: EncoderConfig, family: Family, kind: str, where: str) ->
     return {name: value for name, value in given.items() if name in family.settings}
 
 
-def own_class(config: EncoderConfig, where: str) -> type[AudioEncoder]:
+def own_class(config: EncoderConfig, where: str, trust: Trust) -> type[AudioEncoder]:
     """Return the user's own encoder class from a module that Python can import.
 
     Raises:
-        UserError: when there is no such module or class, or it is no ``AudioEncoder``.
+        UserError: when that was not allowed, there is no such module or class, or it is no ``AudioEncoder``.
     """
+    require_code(config.kind, where, trust)
     module, _, name = config.kind.partition(":")
-    here = os.getcwd()
-    if "" not in sys.path and here not in sys.path:  # an installed command does not look into it by itself
-        sys.path.append(here)
+    look_into_working_folder()
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:
@@ -154,13 +163,13 @@ def own_class(config: EncoderConfig, where: str) -> type[AudioEncoder]:
     return kind
 
 
-def load_own_class(config: EncoderConfig, where: str) -> AudioEncoder:
+def load_own_class(config: EncoderConfig, where: str, trust: Trust) -> AudioEncoder:
     """Make the user's own encoder: ``Class(path, **settings)``.
 
     Raises:
         UserError: when it cannot be imported or does not take the settings.
     """
-    kind = own_class(config, where)
+    kind = own_class(config, where, trust)
     try:
         return kind(config.path, **config.settings)
     except TypeError as problem:

@@ -168,7 +168,8 @@ def refuse_code(folder: Path, name: str) -> None:
     others = sorted({place.split("--")[0] for place in places if "--" in place} - {name})
     whose = f" (that of {', '.join(others)})" if others else ""
     raise UserError(
-        f"{name} brings its own Python code{whose}; read it, and set trust_remote_code: true to let it run"
+        f"{name} brings its own Python code{whose}; read it, and give --trust-remote-code to let it run "
+        "(a run config also states trust_remote_code: true for it)"
     )
 
 

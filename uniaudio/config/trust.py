@@ -1,0 +1,149 @@
+"""What whoever opens a model or a config allows it to do, and which runs were made on this machine.
+
+A folder never says by itself that it may be trusted: its config states what it needs, the command line grants it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from uniaudio.config.files import cache_root
+from uniaudio.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What may run, for one call.
+
+    Args:
+        remote_code: Python code that a model's repository or folder carries (``--trust-remote-code``).
+        code: encoder classes that a config names as ``module:Class`` (``--allow-code``).
+    """
+
+    remote_code: bool = False
+    code: bool = False
+
+    def __or__(self, other: Trust) -> Trust:
+        """Return what either of two allows."""
+        return Trust(self.remote_code or other.remote_code, self.code or other.code)
+
+
+NO_TRUST = Trust()
+
+
+def require_code(kind: str, where: str, trust: Trust) -> None:
+    """Refuse to import ``module:Class`` unless that was allowed.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not trust.code:
+        raise UserError(
+            f"{where}: needs code of its own (kind: {kind}); give --allow-code if you trust it "
+            "(allow_code=True in Python)"
+        )
+
+
+def require_remote_code(name: str, where: str, trust: Trust) -> None:
+    """Refuse to run code that comes with a model unless that was allowed.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not trust.remote_code:
+        raise UserError(
+            f"{where}: needs Python code that comes with {name} (trust_remote_code: true); read it, and give "
+            "--trust-remote-code to let it run (trust_remote_code=True in Python)"
+        )
+
+
+def look_into_working_folder() -> None:
+    """Let Python find the user's own modules in the working folder, where an installed command does not look."""
+    here = os.getcwd()
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)
+
+
+def remember_run(folder: Path, settings: Mapping[str, Any], trust: Trust) -> None:
+    """Remember in the user's cache that a run was made here, and what it was allowed.
+
+    Args:
+        folder: of the run. settings: ``RunConfig.trust_settings``; with others the run counts as somebody else's.
+    """
+    file = memory_of(folder, settings)
+    allowed = Trust(trust.remote_code and all_pinned(settings), trust.code)
+    with suppress(OSError):  # without a cache nothing is remembered, and the options are needed each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f".{file.name}-{os.getpid()}")
+        unfinished.write_text(json.dumps({"run": str(folder.resolve()), **asdict(allowed)}) + "\n", "utf-8")
+        unfinished.replace(file)
+
+
+def remembered_trust(folder: Path, settings: Mapping[str, Any]) -> Trust | None:
+    """Return what a run in this folder with these settings was allowed when it was made here; None: it was not."""
+    try:
+        stored = json.loads(memory_of(folder, settings).read_text("utf-8"))
+        return Trust(stored["remote_code"] is True, stored["code"] is True)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def memory_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the file for a run: its name is the hash of the folder, the settings and the code that these name."""
+    parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {})]
+    code = [code_fingerprint(part) for part in parts]
+    key = json.dumps([str(folder.resolve()), settings, code], sort_keys=True)
+    return cache_root() / "runs-made-here" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def code_fingerprint(part: Mapping[str, Any]) -> list[str]:
+    """Return places and hashes of the code that an encoder or decoder of a config names; nothing is imported."""
+    files: list[Path] = []
+    kind = str(part.get("kind", ""))
+    if ":" in kind:
+        look_into_working_folder()
+        files = module_files(kind.partition(":")[0])
+    elif part.get("trust_remote_code"):
+        folder = Path(str(part.get("path", "")).removeprefix("random:"))
+        files = sorted(folder.glob("*.py")) if folder.is_dir() else []
+    found = []
+    for file in files:
+        with suppress(OSError):
+            found.append(f"{file.resolve()} {hashlib.sha256(file.read_bytes()).hexdigest()}")
+    return found
+
+
+def module_files(name: str) -> list[Path]:
+    """Return the files that hold a module, by the place of its first package alone: that imports none of them."""
+    first, *rest = name.split(".")
+    try:
+        spec = find_spec(first)
+    except (ImportError, ValueError):
+        return []
+    if spec is None or spec.origin is None:
+        return []
+    inside = Path(spec.origin).parent.joinpath(*rest)
+    return (
+        [Path(spec.origin), inside.with_suffix(".py"), inside / "__init__.py"]
+        if rest
+        else [Path(spec.origin)]
+    )
+
+
+def all_pinned(settings: Mapping[str, Any]) -> bool:
+    """Return whether no part takes code from the Hub that may change: each has a revision or is a folder."""
+    parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {})]
+    return all(
+        part.get("revision") is not None or Path(str(part.get("path", "")).removeprefix("random:")).is_dir()
+        for part in parts
+        if part.get("trust_remote_code")
+    )
