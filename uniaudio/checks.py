@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.features import told_room
@@ -18,6 +18,7 @@ from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.model import flops
+from uniaudio.model.encoders.weights import stock_config
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
@@ -77,7 +78,7 @@ def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
     for told in told_room(sketch, config):
         console.print(told, highlight=False)
-    parts = [AutoConfig.from_pretrained(e.path.removeprefix("random:")) for e in config.encoders.values()]
+    parts = [stock_config(e.path.removeprefix("random:")) for e in config.encoders.values()]
     return parts if all(part.model_type == "whisper" for part in parts) else []
 
 

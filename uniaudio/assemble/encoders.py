@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig, load_stored_run
@@ -15,7 +14,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import REMOTE, family_of, is_local, load_audio_encoder, own_class
-from uniaudio.model.encoders.weights import RANDOM
+from uniaudio.model.encoders.weights import RANDOM, stock_config
 from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
@@ -212,5 +211,5 @@ def prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
     kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
     path = str(kept) if kept.is_dir() else config.decoder.path
     allowed = config.decoder.trust_remote_code and config.trust.remote_code
-    decoder = AutoConfig.from_pretrained(path, revision=config.decoder.revision, trust_remote_code=allowed)
+    decoder = stock_config(path, config.decoder.revision, allowed)
     return int(decoder.get_text_config().hidden_size)

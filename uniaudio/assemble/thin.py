@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, WhisperConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from uniaudio.assemble.encoders import sketch_encoder
@@ -28,6 +28,7 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.remote import RemoteAudioEncoder
+from uniaudio.model.encoders.weights import stock_config
 from uniaudio.model.fp8 import FP8, to_float8
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.train.structure import go_through_stages
@@ -198,7 +199,7 @@ def decoder_architecture(config: RunConfig) -> PretrainedConfig:
         small = config.decoder.miniature
         return qwen_config(small, small.vocabulary, 0, 0)
     try:
-        found = AutoConfig.from_pretrained(config.decoder.path, revision=config.decoder.revision)
+        found = stock_config(config.decoder.path, config.decoder.revision)
     except (OSError, ValueError) as problem:
         raise UserError(f"decoder.path: the config.json of {config.decoder.path} cannot be read") from problem
     return found if isinstance(found, WhisperConfig) else found.get_text_config()

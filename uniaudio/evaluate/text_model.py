@@ -30,7 +30,7 @@ class TextModel:
         if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
             raise UserError(f"text_model: there is no folder {path}")
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError) as problem:
             raise UserError(
                 f"text_model: {path} holds no tokenizer that can be read ({problem})"
@@ -50,9 +50,12 @@ class TextModel:
             UserError: when the weights cannot be read.
         """
         try:
-            model = AutoModel.from_pretrained(self.path).eval().float()
+            model = AutoModel.from_pretrained(
+                self.path, trust_remote_code=False, use_safetensors=True, attn_implementation=None
+            )
         except (OSError, ValueError) as problem:
             raise UserError(f"text_model: {self.path} cannot be loaded ({problem})") from problem
+        model = model.eval().float()
         ids = self.ids(texts)
         order = ids.lengths.argsort(stable=True)
         found: list[Tensor] = []

@@ -10,11 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.branches import Branches
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
+from uniaudio.model.encoders.weights import refuse_pickles
 from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora
@@ -291,6 +293,19 @@ def why_not_packed(lm: PreTrainedModel) -> str:
     return ""
 
 
+def refuse_adapter(path: str, revision: str | None) -> None:
+    """Refuse the folder or name of an adapter: it leads to a base model and to packages that somebody else chose.
+
+    Raises:
+        UserError: when there is an adapter.
+    """
+    if find_adapter_config_file(path, revision=revision) is not None:
+        raise UserError(
+            f"decoder.path: {path} holds an adapter (adapter_config.json); merge it into its base model, save that, "
+            "and name its folder"
+        )
+
+
 def load_decoder(
     path: str,
     revision: str | None = None,
@@ -308,8 +323,10 @@ def load_decoder(
         train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
 
     Raises:
-        UserError: when it cannot be found or is no causal language model.
+        UserError: when it cannot be found, is no causal language model, is an adapter, or holds pickles alone.
     """
+    refuse_pickles(path, "decoder.path")
+    refuse_adapter(path, revision)
     device = torch.device(device)
     if dtype == FP8:
         refuse_without_units()
@@ -318,7 +335,12 @@ def load_decoder(
     kind = DTYPES.get(dtype) or rough
     try:
         lm = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=kind, trust_remote_code=trust_remote_code
+            path,
+            revision=revision,
+            dtype=kind,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            attn_implementation=None,  # not what its config.json says: that may be a kernel on the Hub
         )
     except (OSError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]

@@ -14,7 +14,14 @@ from transformers.models.clap.modeling_clap import ClapAudioModel
 
 from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resampled
-from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, fill, read_tensors, with_random_weights
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    fill,
+    read_tensors,
+    with_own_attention,
+    with_random_weights,
+)
 from uniaudio.types import SAMPLE_RATE
 
 PREFIXES = ("audio_model.", "")  # where a full and a part checkpoint keep the tensors
@@ -81,7 +88,7 @@ def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudi
         UserError: when there is no such folder, or a tensor is missing or unknown.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    config = ClapAudioConfig.from_pretrained(folder)
+    config = with_own_attention(ClapAudioConfig.from_pretrained(folder))
     model = with_random_weights(lambda: ClapAudioModel(config), seed)
     if not path.startswith(RANDOM):
         fill(model, saved_tensors(folder, model), folder)

@@ -8,12 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, EncodecModel, MimiModel
+from transformers import EncodecModel, MimiModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resampled
-from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained, read_model_config
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    load_pretrained,
+    read_model_config,
+    stock_config,
+)
 from uniaudio.model.recorded import Recorded
 from uniaudio.types import SAMPLE_RATE
 
@@ -97,7 +103,7 @@ def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAu
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
     mimi = read_model_config(folder)["model_type"] == "mimi"
-    config = AutoConfig.from_pretrained(folder)
+    config = stock_config(folder)
     if config.audio_channels != 1:
         raise UserError(f"{folder} hears {config.audio_channels} channels, but clips are mono")
     kind = MimiModel if mimi else EncodecModel

@@ -21,6 +21,7 @@ from uniaudio.model.encoders.weights import (
     fill,
     read_model_config,
     read_tensors,
+    with_own_attention,
     with_random_weights,
 )
 from uniaudio.model.encoders.whisper import encoder_layer
@@ -188,6 +189,7 @@ def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudi
     own = {key: value for key, value in own.items() if key != "model_type"}
     config = (Qwen3OmniMoeAudioEncoderConfig if third else Qwen2_5OmniAudioEncoderConfig)(**own)
     kind: type[nn.Module] = Qwen3OmniMoeAudioEncoder if third else Qwen2_5OmniAudioEncoder
+    with_own_attention(config)
     tower = with_random_weights(lambda: kind(config), seed)
     if not path.startswith(RANDOM):
         fill(tower, read_tensors(folder, PREFIXES), folder)

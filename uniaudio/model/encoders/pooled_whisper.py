@@ -6,17 +6,20 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel
 
+from uniaudio.errors import UserError
 from uniaudio.model.encoders.weights import (
     RANDOM,
     checkpoint_folder,
     fill,
     read_model_config,
     read_tensors,
+    with_own_attention,
     with_random_weights,
 )
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
 PREFIXES = ("model.audio_tower.", "audio_tower.", "")  # where full and part checkpoints keep the tensors
+TOWERS = ("qwen2_audio_encoder", "audioflamingo3_encoder")
 PAIR = 2  # frames averaged before the last LayerNorm: 50 to 25 per second
 
 
@@ -35,7 +38,15 @@ def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -
 
 
 def tower_config(told: dict[str, Any]) -> Any:
-    """Return the tower's own configuration out of a full or a part one."""
+    """Return the tower's own configuration out of a full or a part one.
+
+    Raises:
+        UserError: when it names another architecture.
+    """
     own = told.get("audio_config", told)
     model_type = own.get("model_type") or f"{told['model_type']}_encoder"
-    return AutoConfig.for_model(**{**own, "model_type": model_type})
+    if model_type not in TOWERS:
+        raise UserError(
+            f"config.json names the audio tower {model_type}, which is none of {', '.join(TOWERS)}"
+        )
+    return with_own_attention(AutoConfig.for_model(**{**own, "model_type": model_type}))

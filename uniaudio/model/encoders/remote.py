@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
@@ -23,6 +23,7 @@ from uniaudio.model.encoders.weights import (
     checkpoint_folder,
     load_pretrained,
     read_model_config,
+    stock_config,
     with_random_weights,
 )
 from uniaudio.types import SAMPLE_RATE
@@ -194,7 +195,7 @@ def load_remote(
     trust = {"trust_remote_code": trust_remote_code}
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
-        config = AutoConfig.from_pretrained(folder, **trust)
+        config = stock_config(folder, trusted=trust_remote_code)
         config.output_hidden_states = True  # models that know no such setting leave it unread
         if hasattr(config, "layerdrop"):
             config.layerdrop = 0.0  # a skipped layer has no hidden state

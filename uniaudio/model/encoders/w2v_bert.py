@@ -11,7 +11,12 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2Ber
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
-from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    load_pretrained,
+    with_own_attention,
+)
 from uniaudio.types import SAMPLE_RATE
 
 HOP, WINDOW = 160, 400  # samples of the filter bank
@@ -74,7 +79,7 @@ def load_w2v_bert(
         UserError: when there is no such folder, a tensor is missing, or it has an adapter.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    config = Wav2Vec2BertConfig.from_pretrained(folder)
+    config = with_own_attention(Wav2Vec2BertConfig.from_pretrained(folder))
     if config.add_adapter:
         raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")
     config.apply_spec_augment = False

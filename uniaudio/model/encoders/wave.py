@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunks import as_float
-from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained, read_model_config
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    load_pretrained,
+    read_model_config,
+    stock_config,
+)
 from uniaudio.model.recompute import run_layer
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
@@ -316,7 +322,7 @@ def load_wave(
     kind = read_model_config(folder)["model_type"]
     if kind not in KINDS:
         raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")
-    config = AutoConfig.from_pretrained(folder)
+    config = stock_config(folder)
     check_parts(config, folder)
     config.apply_spec_augment = False
     config.layerdrop = 0.0

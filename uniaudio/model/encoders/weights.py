@@ -11,13 +11,16 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
 
 from uniaudio.errors import UserError
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
 FILES = ["*.json", "*.safetensors"]
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 Module = TypeVar("Module", bound=nn.Module)
+Config = TypeVar("Config", bound=PretrainedConfig)
 
 
 def checkpoint_folder(path: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
@@ -57,6 +60,45 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def stock_config(path: Path | str, revision: str | None = None, trusted: bool = False) -> PretrainedConfig:
+    """Return the configuration of a model of transformers, without what its file says of attention.
+
+    An implementation of attention that a file names may be a package or a kernel on the Hub, which would be fetched and
+    run; transformers chooses among its own instead.
+
+    Args:
+        trusted: whether code that comes with the model may run.
+
+    Raises:
+        OSError, ValueError: as transformers does, also where code would be needed that is not trusted.
+    """
+    config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
+    return with_own_attention(config)
+
+
+def with_own_attention(config: Config) -> Config:
+    """Let transformers choose the attention, in the configuration and those inside it."""
+    config._attn_implementation = None
+    return config
+
+
+def refuse_pickles(path: str, where: str) -> None:
+    """Refuse a folder whose weights are pickles alone: reading one can run code.
+
+    Raises:
+        UserError: naming the file and the way out.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickled:
+        raise UserError(
+            f"{where}: {path} holds its weights as {pickled[0]}, a pickle, which can run code when it is read; "
+            "convert it to safetensors first (SECURITY.md tells how)"
+        )
+
+
 def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
     """Read only the tensors under one prefix from the safetensors files of a folder, names without the prefix.
 
@@ -68,6 +110,7 @@ def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
+        refuse_pickles(str(folder), "weights")
         raise UserError(f"{folder} holds no .safetensors file; convert the checkpoint to safetensors first")
     places: dict[str, Path] = {}
     for file in files:
