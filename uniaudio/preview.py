@@ -102,7 +102,11 @@ def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple
     if chosen is not None:
         try:
             # without --decoder only what is on this machine: waiting for a network is no preview
-            return recipe, ChatFormat(AutoTokenizer.from_pretrained(chosen, local_files_only=decoder is None))
+            return recipe, ChatFormat(
+                AutoTokenizer.from_pretrained(
+                    chosen, local_files_only=decoder is None, trust_remote_code=False
+                )
+            )
         except (OSError, ValueError) as problem:
             if decoder is not None:
                 raise UserError(f"--decoder {decoder}: no tokenizer could be loaded ({problem})") from problem

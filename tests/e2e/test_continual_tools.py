@@ -240,7 +240,9 @@ def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path):
 
 
 def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch):
-    monkeypatch.setattr("uniaudio.tools.tune.peak_in_child", lambda name, overrides, budget: budget / 10)
+    monkeypatch.setattr(
+        "uniaudio.tools.tune.peak_in_child", lambda name, overrides, budget, trust: budget / 10
+    )
     monkeypatch.setattr("uniaudio.tools.tune.memory_of_device", lambda: 10.0)
     stage = "{name: %s, recipe: tone_recipe, steps: 3, budget: {audio_seconds: 6}}"
     overrides = tuned_overrides(str(tone_run), [f"stages=[{stage % 'a'}, {stage % 'b'}]"])

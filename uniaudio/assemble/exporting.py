@@ -14,6 +14,7 @@ from rich.table import Table
 from uniaudio.assemble.encoders import checkpoint_folder, is_run, load_encoder
 from uniaudio.assemble.provenance import provenance
 from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.run import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
@@ -44,6 +45,10 @@ def export_checkpoint(
 
         check_login(push_to_hub)
     console = Console()
+    if (checkpoint := checkpoint_folder(spec)) is not None:  # told before recipes are read
+        load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust).require_trust(
+            decoder=False
+        )
     facts = provenance(spec)
     with console.status("loading the encoder"):
         encoder = load_encoder(spec, torch.device("cpu"), trust)

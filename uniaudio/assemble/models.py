@@ -24,7 +24,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import barrier, is_main
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.miniature.text_lm import miniature_decoder
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.choose import make_adapter
@@ -89,13 +89,10 @@ def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedMod
     """
     config.require_trust()
     settings = config.decoder
-    try:
+    with convert_to_user_error(f"decoder.path: the tokenizer of {path} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"decoder.path: the tokenizer of {path} cannot be loaded ({reason})") from problem
     whisper = settings.kind == "whisper"
     decoder = open_decoder(config, path, device)
     encoder = build_encoder(config, decoder.dim)

@@ -12,7 +12,7 @@ from torch.profiler import record_function
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.branches import Branches
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
@@ -326,14 +326,14 @@ def load_decoder(
         UserError: when it cannot be found, is no causal language model, is an adapter, or holds pickles alone.
     """
     refuse_pickles(path, "decoder.path")
-    refuse_adapter(path, revision)
     device = torch.device(device)
     if dtype == FP8:
         refuse_without_units()
     # a model that engines will spread is put together on the CPU of a machine with GPUs
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
-    try:
+    with convert_to_user_error(f"decoder.path: {path} cannot be loaded as a causal language model"):
+        refuse_adapter(path, revision)
         lm = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -342,11 +342,6 @@ def load_decoder(
             use_safetensors=True,
             attn_implementation=None,  # not what its config.json says: that may be a kernel on the Hub
         )
-    except (OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(
-            f"decoder.path: {path} cannot be loaded as a causal language model ({reason})"
-        ) from problem
     decoder = TextDecoder(lm.to(device), attention, base_identity(path, revision))
     if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
         to_float8(lm.base_model)
