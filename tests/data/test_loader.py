@@ -321,3 +321,57 @@ def test_an_example_with_more_tokens_than_positions_is_skipped(mixture, chat_tok
     assert len(step.skips) == int((whole > whole.median()).sum()) > 0
     assert {skip.reason for skip in step.skips} == {"text too long"}
     assert step.micro[0].tokens.lengths.max() == whole.median()
+
+
+@pytest.mark.parametrize(("stated", "believed"), [(0.9, False), (0.05, False), (0.39, True), (0.21, True)])
+def test_a_clip_of_another_length_than_stated_is_skipped(mixture, stated, believed):
+    """The first tone is 0.3 s long."""
+    source = open_source(mixture().recipe.train[0].dataset, "train")
+    key, columns = source.listed[0]
+    source.listed[0] = (key, {**columns, "duration": stated})
+    mix = mixture(source, audio_seconds=60.0, max_seconds=60.0, pool=30, micro_batches=1, streams=1)
+    step = next(make_loader(mix, ("tone",), 0, 1, 0, 2))
+    assert [(skip.row, skip.reason) for skip in step.skips] == (
+        [] if believed else [(key, "stated duration is wrong")]
+    )
+    assert f"{stated:.2f} s stated, 0.30 s decoded" in "".join(skip.detail for skip in step.skips) or believed
+    assert len(step.micro[0].ids) == 29 + believed
+
+
+def test_the_budget_holds_by_what_was_decoded(mixture):
+    """Clips of 0.3 to 0.7 s that are all stated as 0.05 s: none of them is taken, none of the others is lost."""
+    source = open_source(mixture().recipe.train[0].dataset, "train")
+    for i in range(0, 30, 2):
+        key, columns = source.listed[i]
+        source.listed[i] = (key, {**columns, "duration": 0.05})
+    mix = mixture(source, audio_seconds=2.0, per_example=0.0, pool=30, micro_batches=1, streams=1)
+    steps = list(islice(make_loader(mix, ("tone",), 0, 1, 0, 2), 12))
+    assert all(step.micro[0].audio_seconds <= 2.0 for step in steps)
+    assert {skip.reason for step in steps for skip in step.skips} == {"stated duration is wrong"}
+    ids = {name.rpartition("/")[2] for step in steps for name in step.micro[0].ids}
+    assert ids == {source.listed[i][0].rpartition("/")[2] for i in range(1, 30, 2)}
+
+
+def test_evaluation_compares_lengths_too(recipe, tmp_path):
+    entry = recipe.evaluate[0]
+    whole = list(iterate_examples(entry, None, 30.0))
+    rows = [
+        {
+            "audio": str(ref.source),
+            "label": row.columns["label"],
+            "duration": 9.0 if i == 1 else ref.known_seconds(),
+        }
+        for i, row in enumerate(islice(open_source(entry.dataset, entry.split).rows(), 3))
+        for ref in row.audio
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load = entry.dataset.load.model_copy(
+        update={entry.dataset.load.kind: None, "jsonl": str(tmp_path / "rows.jsonl")}
+    )
+    split = replace(entry.dataset.splits[entry.split], keep=None)
+    card = replace(entry.dataset, load=load, splits={entry.split: split}, columns={}, audio=("audio",))
+    stated = list(iterate_examples(replace(entry, dataset=card), None, 30.0))
+    assert stated[1].reason == "stated duration is wrong"
+    assert [item[0].answer for item in (stated[0], stated[2])] == [
+        item[0].answer for item in (whole[0], whole[2])
+    ]

@@ -123,12 +123,13 @@ def try_tools(recipe, out):
     assert len(manifest.read_text().split("\n")) == rows + 1
     assert len((out / "skipped.jsonl").read_text().split("\n")) == lost + 1
     load = entry.dataset.load.model_copy(update={"jsonl": str(manifest)})
-    packed = open_source(replace(entry.dataset, load=load), "train")
+    # clips are cut when they are packed, as the card written for them says
+    packed = open_source(replace(entry.dataset, load=load, finds_segments=False), "train")
     assert not any(isinstance(row, RowError) for row in packed.rows())
     assert packed.size == rows
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_damaged_rows_are_skipped_with_their_key(folder, tmp_path, chat_tokenizer, seed):
     good = write_rows(folder, seed)
     format = ChatFormat(chat_tokenizer, None, 1000)

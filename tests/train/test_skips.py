@@ -5,13 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from uniaudio.data.cursor import Skip
 from uniaudio.train.skips import SkipLedger
-
-
-@dataclass
-class Skip:
-    source: str = "tones"
-    reason: str = "missing file"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8, 64])
@@ -21,7 +16,7 @@ def test_the_share_does_not_depend_on_the_number_of_ranks(ranks, lost, stops):
     ledgers = [SkipLedger(0.05) for _ in range(ranks)]
     for index in range(1000 - lost):
         ledgers[index % ranks].add({"tones": 1}, [])
-    ledgers[0].add({"tones": lost}, [Skip()] * lost)
+    ledgers[0].add({"tones": lost}, [Skip("tones", "0", "missing file", "")] * lost)
     together = SkipLedger(0.05, *(json.loads(json.dumps(ledger.counts())) for ledger in ledgers))
     assert together.drawn["tones"] == 1000
     assert bool(together.complaint()) is stops
@@ -31,7 +26,7 @@ def test_the_share_does_not_depend_on_the_number_of_ranks(ranks, lost, stops):
 
 def test_a_handful_of_rows_is_not_judged():
     ledger = SkipLedger(0.05)
-    ledger.add({"tones": 9}, [Skip()])
+    ledger.add({"tones": 9}, [Skip("tones", "0", "missing file", "")])
     assert ledger.complaint() == ""
     ledger.add({"tones": 1}, [])
     assert ledger.complaint().startswith("tones lost 1 of 10 rows")
@@ -60,3 +55,20 @@ def test_notices_are_new_once_for_each_source_and_kind_and_counted_over_ranks_an
     assert together.complaint() == ""
     del counts[0]["notices"]  # a checkpoint of an earlier version
     assert SkipLedger(0.05, counts[0]).notices == {}
+
+
+def test_the_first_skip_of_each_reason_is_told_once_for_every_source():
+    ledger = SkipLedger(0.05)
+    skips = [Skip("a", str(i), reason, "x") for i, reason in enumerate(["one", "two", "one"])]
+    skips.append(Skip("b", "9", "one", ""))
+    assert [(skip.source, skip.row) for skip in ledger.first_skips(skips)] == [
+        ("a", "0"),
+        ("a", "1"),
+        ("b", "9"),
+    ]
+    ledger.add({"a": 3}, skips)
+    assert ledger.first_skips([*skips, Skip("b", "10", "two", "")]) == [Skip("b", "10", "two", "")]
+    assert SkipLedger(0.05, ledger.counts()).first_skips(skips) == []
+    assert (
+        skips[0].sentence == "dataset a: row 0 is left out: one (x); further ones are listed in skipped.jsonl"
+    )

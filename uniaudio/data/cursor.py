@@ -34,6 +34,15 @@ class Skip:
         """Return what is listed of a row that could not be used."""
         return cls(source, printable(problem.key or row), problem.reason, problem.detail)
 
+    @property
+    def sentence(self) -> str:
+        """Say it of the first row of a source that is left out for this reason."""
+        detail = f" ({self.detail})" if self.detail else ""
+        return (
+            f"dataset {self.source}: row {self.row} is left out: {self.reason}{detail}; "
+            f"further ones are listed in skipped.jsonl"
+        )
+
 
 class IndexedCursor:
     """The rows of an indexed source that fall to one of ``streams`` logical streams.

@@ -175,7 +175,10 @@ class LogicalStream:
             marks = self.marks()
             rows, skips, draws = self.draw_pool(pool)
             if draws.total() and not rows:
-                reasons = sorted({f"{skip.source}: {skip.reason}" for skip in skips})
+                first = {(skip.source, skip.reason): skip for skip in reversed(skips)}
+                reasons = [
+                    f"{s.source}: {s.reason}, as row {s.row}, {s.detail}" for _, s in sorted(first.items())
+                ]
                 raise UserError(f"none of {draws.total()} rows in a row can be used ({'; '.join(reasons)})")
             batches = self.cut(rows, pool)
             if taken == 0:  # a continued pool has told of them before

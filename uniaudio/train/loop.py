@@ -316,6 +316,8 @@ class StageRun:
             self.writer.wait()  # tells what happened, on all ranks
         if wish:  # the step is done again after the resume, and its skips are told then
             return total, frames_of_all, heard, True
+        for skip in self.ledger.first_skips(step.skips):
+            self.tracker.warn(skip.sentence)
         for notice in self.ledger.add(step.drawn, step.skips, step.notices):
             self.tracker.warn(notice.sentence)
             self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))

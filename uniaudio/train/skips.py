@@ -32,6 +32,14 @@ class SkipLedger:
             for source, kinds in part.get("notices", {}).items():  # checkpoints of earlier versions hold none
                 self.notices.setdefault(source, Counter()).update(kinds)
 
+    def first_skips(self, skips: Sequence[Any]) -> list[Any]:
+        """Return of every source the first skip of each reason that was not counted before."""
+        first: dict[tuple[str, str], Any] = {}
+        for skip in skips:
+            if skip.reason not in self.reasons.get(skip.source, ()):
+                first.setdefault((skip.source, skip.reason), skip)
+        return list(first.values())
+
     def add(self, drawn: Mapping[str, int], skips: Sequence[Any], notices: Sequence[Any] = ()) -> list[Any]:
         """Count the rows of one step; return the notices whose kind is new for their source."""
         self.drawn.update(drawn)
