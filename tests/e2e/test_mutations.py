@@ -17,7 +17,7 @@ from conftest import tone
 
 from uniaudio.config.files import realdata_root
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.asked import iterate_examples
+from uniaudio.data.asked import iterate_examples, open_examples
 from uniaudio.data.audio import FilePart, decode
 from uniaudio.data.cursor import Skip
 from uniaudio.data.loader import make_loader
@@ -169,7 +169,7 @@ def read_everything(folder: Path, format: ChatFormat) -> bool:
     recipe = load_recipe(str(folder / "mix.yaml"))
     usable = False
     for entry in recipe.evaluate:
-        for item in iterate_examples(entry, 4, 3.0):
+        for item in iterate_examples(open_examples(entry, 4), 3.0):
             if isinstance(item, Skip):
                 assert item.reason
             else:
