@@ -108,9 +108,9 @@ def test_the_readme_in_its_order(after_readme):
     assert "wren" in (folder / "runs/birds/report.html").read_text()
     events = (folder / "runs/birds_and_frogs/metrics.jsonl").read_text().splitlines()
     assert json.loads(events[-1])["event"] == "finished"
-    assert {"birds", "frogs"} <= set(
-        json.loads((folder / "runs/birds_and_frogs/forgetting.json").read_text())["sets"]
-    )
+    forgetting = json.loads((folder / "runs/birds_and_frogs/forgetting.json").read_text())
+    assert forgetting["probe/knn"]["sets"] == ["birds", "frogs"]
+    assert forgetting["answers"]["sets"] == ["my_birds:bird_call", "my_frogs:frog_call"]
 
 
 def forget_accelerate():
