@@ -42,6 +42,11 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         pairings = [check_entry(entry) for entry in recipe.train]
         asked = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
         console.print(pairing_table(stage, recipe, pairings, asked))
+        for pairing in [*pairings, *asked]:
+            for note in pairing.notes:
+                console.print(
+                    f"{pairing.name}, split {pairing.split}: {note}", style="yellow", highlight=False
+                )
         check_budget(config, stage, pairings)
         console.print(cost_line(config, stage, encoders, recipe, pairings))
     console.print(

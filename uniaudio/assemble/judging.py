@@ -13,7 +13,6 @@ from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
 from uniaudio.assemble.processes import asking_together
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.data.asked import open_examples
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
@@ -28,10 +27,8 @@ PROTOCOLS = ("own", "xares-llm")
 
 def ask_settings(config: RunConfig, max_examples: int | None = None, **changes: Any) -> AskSettings:
     """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
-    stated = config.evaluate
-    settings = AskSettings(
-        stated.max_examples, stated.max_new_tokens, stated.batch_seconds, override=max_examples
-    )
+    told = config.evaluate
+    settings = AskSettings(max_examples or told.max_examples, told.max_new_tokens, told.batch_seconds)
     return replace(settings, **changes)
 
 
@@ -51,9 +48,8 @@ def evaluate_recipe(
     results = {}
     with bar.bar:
         for entry in recipe.evaluate:
-            examples = open_examples(entry, settings.limit(entry))
-            with bar.asking(entry.name, examples.size) as told:
-                results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, told)
+            with bar.asking(entry.name, settings.limit(entry)) as told:
+                results[entry.name] = evaluate_entry(loaded.model, loaded.format, entry, settings, told)
     return results
 
 
@@ -80,8 +76,7 @@ def validation_losses(
     settings = ask_settings(loaded.config, count, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
-            examples = open_examples(entry, settings.limit(entry))
-            loss, tokens = answer_loss(loaded.model, loaded.format, examples, settings)
+            loss, tokens = answer_loss(loaded.model, loaded.format, entry, settings)
             own = sums.setdefault(entry.template.task, [0.0, 0.0])
             own[0] += loss
             own[1] += tokens

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from uniaudio.assemble.thin import Clip
+from uniaudio.config.nearest import did_you_mean
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.cursor import first_rows
 from uniaudio.data.questions import render_question, row_seconds
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.source import Row, Source, describe_left_out, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
 
@@ -29,6 +30,7 @@ class Pairing:
     rows: int | None
     seconds: float | None  # mean clip length of the rows read
     answer_words: float
+    notes: tuple[str, ...] = ()
 
 
 def check_entry(entry: Entry) -> Pairing:
@@ -36,61 +38,95 @@ def check_entry(entry: Entry) -> Pairing:
     seen = [
         check_pairing(entry.name, entry.dataset, entry.split, t, entry.constants) for t in entry.templates
     ]
-    return replace(seen[0], answer_words=sum(pairing.answer_words for pairing in seen))
+    return replace(
+        seen[0],
+        answer_words=sum(pairing.answer_words for pairing in seen),
+        notes=tuple(dict.fromkeys(note for pairing in seen for note in pairing.notes)),
+    )
 
 
 def check_pairing(
     name: str, card: DatasetCard, split: str, template: Template, constants: Mapping[str, Any]
 ) -> Pairing:
-    """Render the first rows of a source with its template and read their audio headers."""
+    """Render the first rows of a source with its template and read their audio headers.
+
+    Raises:
+        UserError: with the reason of the first row, when none of them can be used; naming a column that none of them
+            has.
+    """
     source = open_source(card, split)
-    rows = first_rows(source.rows(), ROWS_READ)
-    if not rows:
-        raise UserError(f"dataset {card.name}, split {split}: no rows (is the split's `keep` right?)")
-    missing = set(template.inputs) - set(constants) - set(card.fields(rows[0].columns))
-    if missing:
-        columns = ", ".join(sorted(card.fields(rows[0].columns)))
-        raise UserError(
-            f"dataset {card.name}: template {template.task} needs {', '.join(sorted(missing))}, "
-            f"but the columns are {columns}; add it under `columns` of the card"
-        )
-    if len(rows[0].audio) != template.num_clips:
-        raise UserError(
-            f"dataset {card.name}: template {template.task} asks about {template.num_clips} clip(s), "
-            f"but a row has {len(rows[0].audio)}"
-        )
-    usable = [facts for row in rows if (facts := look_at(row, card, template, constants)) is not None]
+    read = list(islice(source.rows(), ROWS_READ))
+    rows = [row for row in read if isinstance(row, Row)]
+    where = f"dataset {card.name}, split {split}"
+    if not read:
+        raise UserError(f"{where}: no rows (is the split's `keep` right?)")
+    refuse_missing_columns(rows, card, template, constants)
+    usable, reasons = [], [str(row) for row in read if isinstance(row, RowError)]
+    for row in rows:
+        try:
+            usable.append(render_and_probe(row, card, template, constants))
+        except RowError as problem:
+            reasons.append(f"{row.key}: {problem}")
     if not usable:
-        reason = why(rows[0], card, template, constants)
-        raise UserError(f"dataset {card.name}: none of the first {len(rows)} rows can be used ({reason})")
+        raise UserError(f"{where}: none of the first {len(read)} rows can be used ({reasons[0]})")
     seconds = [s for s, _ in usable if s is not None]
-    mean_seconds = sum(seconds) / len(seconds) if seconds else None
-    return Pairing(name, split, source.size, mean_seconds, sum(words for _, words in usable) / len(usable))
+    answers = [answer for _, answer in usable]
+    return Pairing(
+        name,
+        split,
+        source.size,
+        sum(seconds) / len(seconds) if seconds else None,
+        sum(len(answer.split()) for answer in answers) / len(answers),
+        tuple(notes_of(source, template, answers)),
+    )
+
+
+def refuse_missing_columns(
+    rows: Sequence[Row], card: DatasetCard, template: Template, constants: Mapping[str, Any]
+) -> None:
+    """Refuse a template or card that uses a column which none of the first rows has.
+
+    Raises:
+        UserError: naming the column and those that there are.
+    """
+    if not rows:
+        return
+    stored = {str(name) for row in rows for name in row.columns}
+    listed = ", ".join(sorted(stored)) or "none"
+    for name in sorted(set(template.inputs) - set(constants)):
+        text = card.columns.get(name)
+        if text is None and name not in stored:
+            raise UserError(
+                f"dataset {card.name}: template {template.task} needs {name}{did_you_mean(name, stored)}, but the "
+                f"columns are {listed}; add it under `columns` of the card"
+            )
+        for used in sorted(text.names - stored) if text is not None else ():
+            raise UserError(
+                f"{card.path}: columns.{name}: uses '{used}'{did_you_mean(used, stored)}, but the columns of the rows "
+                f"are {listed}"
+            )
+
+
+def notes_of(source: Source, template: Template, answers: Sequence[str]) -> list[str]:
+    """Return what a person should know of a source that can be used."""
+    notes = []
+    if passed_over := describe_left_out(source):
+        notes.append(f"passed over: {passed_over}")
+    if template.labels is None and all(answer.strip().isdigit() for answer in answers):
+        shown = ", ".join(dict.fromkeys(answers[:5]))
+        notes.append(
+            f"all answers seen are whole numbers ({shown}); if they number classes, give their names under `columns` "
+            f"of the card"
+        )
+    return notes
 
 
 def render_and_probe(
     row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
-) -> tuple[float | None, int]:
-    """Return (seconds of all clips, words of the answer) of one row."""
+) -> tuple[float | None, str]:
+    """Return (seconds of all clips, the answer) of one row."""
     answer = render_question(row, card, template, constants).answer
-    return sum(row_seconds(row)), len(answer.split())
-
-
-def look_at(
-    row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
-) -> tuple[float | None, int] | None:
-    try:
-        return render_and_probe(row, card, template, constants)
-    except RowError:
-        return None
-
-
-def why(row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]) -> str:
-    try:
-        render_and_probe(row, card, template, constants)
-    except RowError as problem:
-        return str(problem)
-    return "unknown"
+    return sum(row_seconds(row)), answer
 
 
 def average_clip(recipe: Recipe) -> Clip:

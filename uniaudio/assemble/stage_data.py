@@ -13,7 +13,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.loader import PlanState, StepBatch, make_loader, sharing
 from uniaudio.data.order import number
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.source import open_source
+from uniaudio.data.source import describe_left_out, open_source
 from uniaudio.data.stream import Mixture
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import is_main, rank, world_size
@@ -88,8 +88,12 @@ class StageData:
             )
         data = self.config.data
         told = sharing(mixture, data.workers, world_size())
-        if told and is_main() and state is None:
-            Console().print(told, style="yellow", highlight=False)
+        notes = [told] if told else []
+        for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
+            if passed_over := describe_left_out(source):
+                notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
+        for note in notes if is_main() and state is None else ():
+            Console().print(note, style="yellow", highlight=False)
         return make_loader(
             mixture,
             self.tasks,

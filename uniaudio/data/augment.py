@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from uniaudio.config.schema import Strict
 from uniaudio.data.audio import QUANTA, decode
-from uniaudio.data.sources.audiofolder import SUFFIXES
+from uniaudio.data.sources.suffixes import SUFFIXES
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import PER_MILLE, SAMPLE_RATE
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +135,7 @@ class DatasetCard:
 
     Args:
         audio: the columns with clips, two of them for pairs.
+        audio_texts: those of them that are made of other columns.
         used: the columns that templates take (None: all). No other is rendered or, where each is stored apart, read.
         segment: the columns with times, where a clip is a part of its recording.
         finds_segments: whether NeMo's pair of columns is taken for a segment without being named.
@@ -149,6 +150,7 @@ class DatasetCard:
     splits: Mapping[str, Split]
     path: Path
     used: frozenset[str] | None = None
+    audio_texts: Mapping[str, Text] = field(default_factory=dict)
     segment: Segment | None = None
     finds_segments: bool = True
 
@@ -157,6 +159,25 @@ class DatasetCard:
         """The columns that say where a clip is and how long: a source reads them whatever the templates take."""
         named = (self.segment.start, self.segment.stop) if self.segment is not None else (NEMO.start,)
         return frozenset({NEMO.stop, *named})
+
+    def locate_clips(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Return the audio columns that the card makes of others, such as ``clips/{{ path }}``.
+
+        Raises:
+            RowError: when one cannot be made of this row.
+        """
+        return {name: text.render(row) for name, text in self.audio_texts.items()}
+
+    def stored_columns(self, split: str) -> frozenset[str] | None:
+        """Return the columns of the stored rows, without those of clips, that anything here uses; None for all."""
+        if self.used is None:
+            return None
+        keep = self.split(split).keep
+        texts = [self.columns[name] for name in self.used if name in self.columns] + list(
+            self.audio_texts.values()
+        )
+        names = {name for name in self.used if name not in self.columns} | self.time_columns
+        return frozenset(names.union(keep.names if keep is not None else (), *(text.names for text in texts)))
 
     def split(self, name: str) -> Split:
         """Return a split.
@@ -211,13 +232,15 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
     if data.load.kind != "hub" or places[0].startswith("${"):
         where = f"{path}: load.{data.load.kind}"
         places = tuple(expand_path(place, path.parent, where) for place in places)
+    columns = {name: Text(text, f"{path}: columns.{name}") for name, text in data.columns.items()}
+    audio = dict(audio_columns(data.audio, f"{path}: audio"))
     return DatasetCard(
         name=data.dataset,
         load=data.load.model_copy(update={data.load.kind: places if len(places) > 1 else places[0]}),
         license=data.license,
         hours=data.hours,
-        audio=data.audio,
-        columns={name: Text(text, f"{path}: columns.{name}") for name, text in data.columns.items()},
+        audio=tuple(audio),
+        columns=columns,
         splits={
             name: Split(
                 split.name,
@@ -229,4 +252,20 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         path=path,
         segment=data.segment.segment() if isinstance(data.segment, SegmentFile) else None,
         finds_segments=data.segment is None and len(data.audio) == 1,
+        audio_texts={
+            name: made for name, text in audio.items() if (made := text or columns.get(name)) is not None
+        },
     )
+
+
+def audio_columns(audio: Sequence[str], where: str) -> list[tuple[str, Text | None]]:
+    """Return the names of the audio columns and, where one is made of other columns, the text that makes it.
+
+    Raises:
+        UserError: when the syntax of a text is wrong.
+    """
+    places = [name if len(audio) > 1 else "" for name in (f"_{i}" for i in range(1, len(audio) + 1))]
+    return [
+        (f"audio{place}", Text(name, where)) if "{{" in name or "{%" in name else (name, None)
+        for name, place in zip(audio, places, strict=True)
+    ]

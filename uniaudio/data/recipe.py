@@ -266,7 +266,9 @@ def open_pair(
                 f"{where}: constants: template {asked} has no input '{name}'"
                 f"{did_you_mean(name, inputs)}; inputs: {', '.join(inputs)}"
             )
-    return card, templates
+        if line.constants[name] is None:
+            raise UserError(f"{where}: constants: '{name}' has no value; give it one or leave it out")
+    return replace(card, used=frozenset(inputs) - set(line.constants)), templates
 
 
 def weight_of(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:

@@ -7,9 +7,10 @@ import gc
 import math
 import tarfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from uniaudio.data.audio import Encoded, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.segment import read_span
-from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, printable
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
@@ -87,6 +88,11 @@ class IndexedSource(ABC):
 
     size: int
 
+    @cached_property
+    def left_out(self) -> Counter[str]:
+        """What lies in the place and is no row, counted by reason."""
+        return Counter()
+
     @abstractmethod
     def row(self, index: int) -> Row:
         """Return a row by its index.
@@ -117,6 +123,11 @@ class ShardedSource(ABC):
     shards: tuple[str, ...]
     size: int | None = None
 
+    @cached_property
+    def left_out(self) -> Counter[str]:
+        """What lies in the place and is no shard, counted by reason."""
+        return Counter()
+
     @abstractmethod
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         """Yield the rows of a shard from ``place`` on, each with the place behind it.
@@ -129,19 +140,16 @@ class ShardedSource(ABC):
             OSError: when it may be worth to try again.
         """
 
-    def shard_rows(self, shard: int) -> Iterator[Row | RowError | None]:
-        """Yield the rows of a shard: what the split does not keep as None, and what breaks as an error at its end."""
-        try:
-            with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
-                for row, _ in self.read(shard, Place()):
-                    yield row
-        except RowError as problem:
-            yield problem
-
     def rows(self) -> Iterator[Row | RowError]:
         """Yield all rows in the order of the shards; a row that cannot be used comes as its error."""
         for shard in range(len(self.shards)):
-            yield from (row for row in self.shard_rows(shard) if row is not None)
+            try:
+                with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
+                    for row, _ in self.read(shard, Place()):
+                        if row is not None:
+                            yield row
+            except RowError as problem:
+                yield problem
 
 
 Source = IndexedSource | ShardedSource
@@ -297,11 +305,22 @@ def open_source(card: DatasetCard, split: str) -> Source:
     )
     collects = gc.isenabled()
     gc.disable()  # millions of small objects are made and none is garbage: looking for it would double the time
+    where = f"{card.path}: load.{card.load.kind}: {printable(card.load.location)} cannot be opened"
     try:
-        source = kind(card, split)
+        with convert_to_user_error(where):
+            source = kind(card, split)
     finally:
         if collects:
             gc.enable()
     if source.size == 0:
-        raise UserError(f"{card.path}: split '{split}' keeps no rows of {card.load.location}")
+        passed_over = describe_left_out(source)
+        raise UserError(
+            f"{card.path}: split '{split}' keeps no rows of {card.load.location}"
+            f"{f'; passed over: {passed_over}' if passed_over else ''}"
+        )
     return source
+
+
+def describe_left_out(source: Source) -> str:
+    """Return what lies in a source's place and is no part of it, by reason and number; empty where there is nothing."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in sorted(source.left_out.items()) if count)

@@ -9,8 +9,8 @@ import json
 import math
 import random
 import tarfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from uniaudio.config.layers import read_layers
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.cursor import Skip
+from uniaudio.data.field_values import ClassIndex
+from uniaudio.data.jinja import Text
 from uniaudio.data.questions import decode_clips
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.source import Row, open_source
@@ -106,6 +108,7 @@ def pack_split(
     Returns:
         Its rows, the rows left out (listed in ``skipped.jsonl``), its seconds.
     """
+    card = replace(card, used=None)  # another recipe may use other columns
     source = open_source(card, split)
     folder = out / card.name
     folder.mkdir(exist_ok=True)
@@ -166,7 +169,9 @@ def packed_rows(
             continue
         try:
             with convert_to_row_error("broken metadata", row.key, row.key):
-                columns = {name: plain_value(value) for name, value in row.columns.items()}
+                columns = {
+                    name: plain_value(value) for name, value in name_classes(row.columns, card).items()
+                }
                 packed = {**columns, "key": printable(row.key)}
                 packed.pop("duration", None)
                 manifest_line({name: value for name, value in packed.items() if name not in card.audio})
@@ -180,6 +185,37 @@ def packed_rows(
             place = f"{number:09d}.{column}.flac"
             packed[column] = shards.add(place, buffer.getvalue(), len(samples) / SAMPLE_RATE)
         yield packed
+
+
+def name_classes(columns: Mapping[str, Any], card: DatasetCard) -> dict[str, Any]:
+    """Return the columns with the names of classes in place of their numbers.
+
+    A number stays where the card takes it as a number, as in ``{{ ['low', 'high'][label] }}``: a manifest has no
+    features that would say both.
+    """
+
+    def named(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(name, item) for item in value]
+        if isinstance(value, dict):
+            return {key: named(name, item) for key, item in value.items()}
+        return str(value) if isinstance(value, ClassIndex) else value
+
+    found = {name: named(name, value) for name, value in columns.items()}
+    for name in [name for name, value in columns.items() if isinstance(value, ClassIndex)]:
+        for text in card.columns.values():
+            if name in text.names and rendered(text, columns) != rendered(
+                text, {**columns, name: found[name]}
+            ):
+                found[name] = int(columns[name])
+    return found
+
+
+def rendered(text: Text, columns: Mapping[str, Any]) -> str | None:
+    try:
+        return text.render(columns)
+    except RowError:
+        return None
 
 
 def plain_value(value: Any) -> Any:
@@ -206,6 +242,7 @@ def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:
         "audio": list(card.audio),
         "segment": "none",  # clips are cut: columns with times of the recording mean nothing here
         "splits": {split: {"name": split} for split in splits},
+        "columns": {name: text for name, text in data.get("columns", {}).items() if name not in card.audio},
     }
     (out / "datasets" / f"{card.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
 

@@ -1,60 +1,65 @@
-"""Folders of clips: ``<folder>/<label>/<clip>``, with more columns from a metadata file where there is one."""
+"""Folders of clips: ``<folder>/<label>/<clip>``, with more columns from metadata files where there are some."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
+from uniaudio.data.sources.folders import walk_files
 from uniaudio.data.sources.listed import ListedSource
-from uniaudio.data.sources.manifest import read_jsonl, read_table, whole_rows
 from uniaudio.data.sources.places import folder_of_split
-from uniaudio.errors import UserError
-
-SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au"}
-CLIPS = SUFFIXES | {
-    ".m4a"
-}  # a clip too: that it cannot be decoded is told, where passing over it would hide it
-
-
-def read_metadata(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read ``metadata.jsonl`` or ``metadata.csv`` by their column ``file_name``; a file may have several rows.
-
-    Raises:
-        UserError: when a row has no such column.
-    """
-    if (folder / "metadata.jsonl").is_file():
-        file, rows = folder / "metadata.jsonl", read_jsonl(folder / "metadata.jsonl")
-    elif (folder / "metadata.csv").is_file():
-        file, rows = folder / "metadata.csv", read_table(folder / "metadata.csv")
-    else:
-        return {}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in whole_rows(file, rows):
-        if "file_name" not in row:
-            raise UserError(f"{folder}: every row of the metadata file needs a `file_name`")
-        found.setdefault(str(row["file_name"]), []).append(row)
-    return found
+from uniaudio.data.sources.suffixes import CLIPS
+from uniaudio.errors import RowError
 
 
 class AudioFolderSource(ListedSource):
-    """All clips below a folder; a sub-folder named like the stored split is the split.
+    """All clips below a folder; a sub-folder that names the stored split is the split.
 
-    Columns: ``file_name``, ``label`` (the clip's folder, where it lies in one) and those of the metadata file. A file
-    that only the metadata name is a row too, so that its lack is told.
+    Columns: ``file_name``, ``label`` (the clip's folder, where it lies in one) and those of the metadata files, which
+    may lie in any folder: the card's, the split's, and those below. Where metadata have a ``label`` of their own,
+    folders give none. A file that only the metadata name is a row too, so that its lack is told.
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        folder = folder_of_split(card, split)
-        metadata = read_metadata(folder)
-        files = {
-            file.relative_to(folder).as_posix()
-            for file in folder.rglob("*")
-            if file.suffix.lower() in CLIPS and not file.name.startswith(".")
-        }
-        rows = []
-        for name in sorted(files | set(metadata)):
-            label = {"label": Path(name).parent.name} if "/" in name else {}
-            for more in metadata.get(name, [{}]):
-                rows.append((name, {"file_name": name, **label, **more, **dict.fromkeys(card.audio, name)}))
+        folder = folder_of_split(card, split, self.left_out)
+        clips, metadata = set[str](), list[Path]()
+        for file in walk_files(folder, self.left_out):
+            if file.name in METADATA:
+                metadata.append(file)
+            elif file.suffix.lower() in CLIPS:
+                clips.add(file.relative_to(folder).as_posix())
+            else:
+                self.left_out[
+                    f"file with suffix {file.suffix.lower()}" if file.suffix else "file without suffix"
+                ] += 1
+        place = Path(card.load.location)
+        if folder.is_relative_to(place):
+            above = folder.parents[: len(folder.parts) - len(place.parts)]
+            metadata += [up / name for up in above for name in METADATA if (up / name).is_file()]
+        described, errors = read_metadata(card, folder, metadata, clips, self.left_out)
+        rows: list[tuple[str, dict[str, Any] | RowError]] = list(self.rows_of(card, clips, described))
+        rows += [(error.key, error) for error in errors]
         super().__init__(card, split, rows, folder)
+
+    def rows_of(
+        self, card: DatasetCard, clips: set[str], described: list[MetadataRow]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (name, columns) of the clips in the order of their names."""
+        by_name: dict[str, list[MetadataRow]] = {}
+        for row in described:
+            by_name.setdefault(row.name, []).append(row)
+        has_labels = any("label" in row.columns for row in described)
+        # metadata that name several clips in one row: no clip is a row of its own
+        in_rows = any(len(set(row.clips.values())) > 1 for row in described)
+        for name in sorted(by_name.keys() | clips):
+            label = {"label": Path(name).parent.name} if "/" in name and not has_labels else {}
+            for row in by_name.get(name, []):
+                yield name, {**label, **row.columns, "file_name": name, **row.clips}
+            if name not in by_name:
+                if described:
+                    self.left_out["clip without metadata" + (", not used" if in_rows else "")] += 1
+                if not in_rows:
+                    yield name, {"file_name": name, **label, **dict.fromkeys(card.audio, name)}

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uniaudio.data.card import DatasetCard
+from uniaudio.data.card import DatasetCard, Load
 from uniaudio.data.source import (
     BrokenShardError,
     Place,
@@ -18,9 +18,10 @@ from uniaudio.data.source import (
     no_audio_column,
     row_or_error,
 )
+from uniaudio.data.sources.class_names import name_columns, naming_of_columns
 from uniaudio.data.sources.places import is_remote
 from uniaudio.data.sources.remote import judged, open_by_scheme, wait_for_hub
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself reads ahead
 
@@ -29,8 +30,7 @@ class HubSource(ShardedSource):
     """A stream over ``datasets.load_dataset(..., streaming=True)``; its shards are ours.
 
     ``load.hub`` is a Hub name, or a local folder in the Hub's layout. Shuffling and mixing are never left to
-    ``datasets``: its buffers are lost when a run is continued. Columns are as stored: classes of Parquet files are
-    numbers.
+    ``datasets``: its buffers are lost when a run is continued. Classes that are stored as numbers have their names.
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
@@ -39,25 +39,22 @@ class HubSource(ShardedSource):
         self.card, self.split = card, split
         load, stored = card.load, card.split(split)
         wait_for_hub(load.timeout)
-        try:
+        with convert_to_user_error(f"{card.path}: load.hub: {load.location} cannot be opened", advice(load)):
             stream = datasets.load_dataset(
                 load.location, load.config, split=stored.name, revision=load.revision, streaming=True
             )
-        except (
-            OSError,
-            ValueError,
-        ) as problem:  # all errors of `datasets` and the Hub client are among these
-            reason = str(problem).strip().splitlines()[0]
-            raise UserError(
-                f"{card.path}: load.hub: {load.location} cannot be opened ({reason})"
-            ) from problem
-        for name in card.audio:
-            if stream.features and name not in stream.features:
-                raise UserError(f"{card.path}: {no_audio_column(load.location, name, stream.features)}")
-        if stream.features:
+        features = dict(stream.features.to_dict()) if stream.features else {}
+        self.namings = naming_of_columns(features)
+        for name in set(card.audio) - set(card.audio_texts) if features else ():
+            if name not in features:
+                raise UserError(f"{card.path}: {no_audio_column(load.location, name, features)}")
+        if features:
             stream = stream.decode(False)  # takes away the step that decodes what comes from the Hub
         # without features nothing is encoded either: for audio, both want a library that we can do without
         stream.info.features = None
+        used = card.stored_columns(split)
+        if used is not None and features and used - card.time_columns <= set(features):
+            stream = stream.select_columns([name for name in features if name in used or name in card.audio])
         self.data = stream
         self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
 
@@ -84,10 +81,12 @@ class HubSource(ShardedSource):
                 yield dict(zip(batch, values, strict=True))
 
     def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
-        light = {name: value for name, value in columns.items() if name not in self.card.audio}
+        stored = set(self.card.audio) - set(self.card.audio_texts)
+        light = name_columns({n: value for n, value in columns.items() if n not in stored}, self.namings)
         if not keeps_row(self.card, light, self.split):
             return None
-        fetched = {name: self.fetched(columns[name]) for name in self.card.audio if name in columns}
+        clips = {**columns, **self.card.locate_clips(light)}
+        fetched = {name: self.fetched(clips[name]) for name in self.card.audio if name in clips}
         return Row(key, light, audio_refs({**light, **fetched}, self.card, Path(), key))
 
     def fetched(self, value: Any) -> Any:
@@ -100,3 +99,13 @@ class HubSource(ShardedSource):
                 return file.readall()
         except BrokenShardError as problem:
             raise RowError("missing file", str(problem)) from problem
+
+
+def advice(load: Load) -> str:
+    """Return what to do where `datasets` does not open a dataset."""
+    if load.revision is None:
+        return (
+            "if its rows come from a loading script, which is not run, set `revision: refs/convert/parquet` to read "
+            "the Hub's own conversion"
+        )
+    return "look at its name, `config` and `revision`"

@@ -44,7 +44,7 @@ class KaldiSource(ListedSource):
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        folder = folder_of_split(card, split)
+        folder = folder_of_split(card, split, self.left_out)
         recordings = {}
         for number, key, path in read_pairs(folder / "wav.scp"):
             if path.endswith("|"):

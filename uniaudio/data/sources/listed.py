@@ -31,7 +31,7 @@ class ListedSource(IndexedSource):
         names = unique(key for key, _ in kept)
         self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
         self.size = len(self.listed)
-        for column in card.audio:
+        for column in set(card.audio) - set(card.audio_texts):
             check_audio_column(card, column, [columns for _, columns in kept])
 
     def row(self, index: int) -> Row:
@@ -39,7 +39,13 @@ class ListedSource(IndexedSource):
         with convert_to_row_error("unreadable row", key, key):
             if isinstance(columns, RowError):  # a new one: an error that is raised again and again grows
                 raise RowError(columns.reason, columns.detail)
-            return Row(key, columns, audio_refs(columns, self.card, self.folder, key))
+            columns = self.with_values(columns)
+            clips = {**columns, **self.card.locate_clips(columns)}
+            return Row(key, columns, audio_refs(clips, self.card, self.folder, key))
+
+    def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the columns of a row as templates are to see them."""
+        return columns
 
 
 def kept_rows(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import orjson  # a million lines in half a second, where `json` takes three
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.listed import ListedSource
-from uniaudio.data.sources.places import refuse_other_splits
+from uniaudio.data.sources.places import SPLIT, refuse_other_splits
+from uniaudio.data.sources.split_names import has_words, named_splits, other_words
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
 
+EMPTY_CELLS = {"", "nan", "NaN", "<NA>"}  # of a table: no value, as pandas writes it
 # by suffix; tabs cannot stand in a field of a .tsv, so quotes are text there, as speech corpora write them
 FORMATS: dict[str, dict[str, Any]] = {
     ".csv": {"delimiter": ",", "strict": True},
@@ -70,7 +72,7 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     rows: list[dict[str, Any] | RowError] = []
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            reader = csv.DictReader(stream, **FORMATS.get(path.suffix.lower(), FORMATS[".csv"]))
+            reader = csv.DictReader(stream, **format_of_table(path, stream))
             for row in reader:
                 if None in row or None in row.values():
                     fields = "more" if None in row else "fewer"
@@ -86,6 +88,18 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise UserError(f"{path}: cannot be read ({problem})") from problem
     return rows
+
+
+def format_of_table(path: Path, stream: TextIO) -> dict[str, Any]:
+    """Return how a table is cut: by its suffix; where its first line holds no comma, by what stands there instead."""
+    if path.suffix.lower() in FORMATS and path.suffix.lower() != ".csv":
+        return FORMATS[path.suffix.lower()]
+    header = stream.readline()
+    stream.seek(0)
+    delimiter = next((sign for sign in (",", "\t", ";", "|") if sign in header), ",")
+    if delimiter == "\t" and path.suffix.lower() != ".csv":
+        return FORMATS[".tsv"]
+    return {**FORMATS[".csv"], "delimiter": delimiter}
 
 
 def whole_rows(path: Path, rows: Iterable[dict[str, Any] | RowError]) -> list[dict[str, Any]]:
@@ -108,18 +122,45 @@ def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> P
     Raises:
         UserError: when there is no such file or split.
     """
-    path = Path(card.load.location)
+    name = card.split(split).name
+    path = Path(card.load.location.replace(SPLIT, name))
     if path.is_dir():
-        for name in (card.split(split).name, "manifest"):
-            for suffix in suffixes:
-                if (path / f"{name}{suffix}").is_file():
-                    return path / f"{name}{suffix}"
-        path = path / f"manifest{suffixes[0]}"
+        return manifest_in(card, split, path, suffixes)
     if not path.is_file():
         raise UserError(f"{card.path}: load.{card.load.kind}: there is no manifest {path}")
-    if path.stem != card.split(split).name:
+    if path.stem != name and SPLIT not in card.load.location:
         refuse_other_splits(card, split)
     return path
+
+
+def manifest_in(card: DatasetCard, split: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
+    """Return the manifest of a split in a folder: by the split's name, another word for it, or its name as a word.
+
+    Raises:
+        UserError: when there is none, or several name the split.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+    name = card.split(split).name
+    for word in (name, *other_words(name)):
+        exact = [file for file in files if file.stem == word]
+        if exact:
+            return min(exact, key=lambda file: suffixes.index(file.suffix.lower()))
+        named = [file for file in files if has_words(file.stem, word) and len(named_splits(file.stem)) < 2]
+        if len(named) > 1:
+            raise UserError(
+                f"{card.path}: splits.{split}: several manifests in {folder} name the split '{word}' "
+                f"({', '.join(file.name for file in named)}); name one of them under load.{card.load.kind}"
+            )
+        if named:
+            return named[0]
+    whole = [file for file in files if file.stem == "manifest"]
+    if not whole:
+        others = f"; there are {', '.join(file.name for file in files)}" if files else ""
+        raise UserError(
+            f"{card.path}: load.{card.load.kind}: there is no manifest {folder / f'manifest{suffixes[0]}'}{others}"
+        )
+    refuse_other_splits(card, split)
+    return min(whole, key=lambda file: suffixes.index(file.suffix.lower()))
 
 
 class JsonlSource(ListedSource):
@@ -141,6 +182,9 @@ class CsvSource(ListedSource):
                 row.update(stated_length(row))
         super().__init__(card, split, keyed(rows, card), path.parent)
 
+    def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: None if value in EMPTY_CELLS else value for name, value in columns.items()}
+
 
 def stated_length(row: Mapping[str, str]) -> dict[str, float]:
     """Return the one column of a table that is a number to us, so that it spares a look at the audio's header."""
@@ -159,8 +203,19 @@ def keyed(
         if isinstance(row, RowError):
             found.append((row.key, row))
             continue
-        clip = row.get(card.audio[0])
+        clip = clip_of(row, card)
         if isinstance(clip, dict) and "offset" in clip:
             clip = row.get("key")
         found.append((clip if isinstance(clip, str) else str(number), row))
     return found
+
+
+def clip_of(row: Mapping[str, Any], card: DatasetCard) -> Any:
+    """Return the first audio column of a row, as it stands or as the card makes it of others."""
+    text = card.audio_texts.get(card.audio[0])
+    if text is None:
+        return row.get(card.audio[0])
+    try:
+        return text.render(row)
+    except RowError:
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.source import (
     BrokenShardError,
     Place,
@@ -21,9 +22,10 @@ from uniaudio.data.source import (
     no_audio_column,
     row_or_error,
 )
+from uniaudio.data.sources.class_names import features_of_schema, name_columns, naming_of_columns
 from uniaudio.data.sources.places import files_of_split, is_remote, short_names
 from uniaudio.data.sources.remote import judged, open_in_jumps
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
 
@@ -52,7 +54,7 @@ class ParquetSource(ShardedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        places = files_of_split(card, split, ".parquet")
+        places = files_of_split(card, split, ".parquet", self.left_out)
         self.table: list[Shard] = []
         rows = 0
         for place, name in zip(places, short_names(places), strict=True):
@@ -95,15 +97,12 @@ class ParquetSource(ShardedSource):
         self, what: Shard, file: pq.ParquetFile, group: int, start: int, wanted: range
     ) -> Iterator[Row | RowError | None]:
         """Yield the wanted rows of a row group, whose first row is row ``start`` of the file."""
-        for name in self.card.audio:
-            if name not in file.schema_arrow.names:
-                raise UserError(
-                    f"{self.card.path}: {no_audio_column(what.place, name, file.schema_arrow.names)}"
-                )
-        light = [field.name for field in file.schema_arrow if not self.is_clip(field)]
-        heavy = [name for name in self.card.audio if name in file.schema_arrow.names]
+        schema = file.schema_arrow
+        self.check_columns(what, schema.names)
+        light, heavy = self.used_columns(schema)
+        namings = naming_of_columns(features_of_schema(schema.metadata))
         columns = (
-            file.read_row_group(group, columns=light).to_pylist()
+            [name_columns(row, namings) for row in file.read_row_group(group, columns=light).to_pylist()]
             if light
             else [{} for _ in range(wanted.stop)]
         )
@@ -113,6 +112,40 @@ class ParquetSource(ShardedSource):
             key = f"{what.name}/{start + i}"
             yield self.row_of(key, columns[i], clips(i), Path(what.place).parent) if kept[i] else None
 
+    def check_columns(self, what: Shard, names: Sequence[str]) -> None:
+        """Refuse a file without the columns that the card says where clips are and which rows to keep by.
+
+        Raises:
+            UserError: naming the columns there are.
+        """
+        for name in self.card.audio:
+            if name not in names and name not in self.card.audio_texts:
+                raise UserError(f"{self.card.path}: {no_audio_column(what.place, name, names)}")
+        keep = self.card.split(self.split).keep
+        if keep is not None and (absent := sorted(keep.names - set(names))):
+            raise UserError(
+                f"{keep.where}: the rows have no column '{absent[0]}'; they have {', '.join(sorted(names))}"
+            )
+
+    def used_columns(self, schema: pyarrow.Schema) -> tuple[list[str], list[str]]:
+        """Return the columns that are read: those without and those with clips.
+
+        Where one is missing all are read, so that the message about it can name them.
+        """
+        used = self.card.stored_columns(self.split)
+        if used is not None and not used - self.card.time_columns <= set(schema.names):
+            used = None
+        made_of = {name for text in self.card.audio_texts.values() for name in text.names}
+        light, heavy = [], []
+        for field in schema:
+            if field.name in self.card.audio and field.name not in self.card.audio_texts:
+                heavy.append(field.name)
+            elif self.is_clip(field):
+                heavy += [field.name] if field.name in made_of else []
+            elif used is None or field.name in used or is_time(field):
+                light.append(field.name)
+        return light, heavy
+
     def keeps(self, columns: Mapping[str, Any]) -> bool:
         """Return whether a row belongs to the split, or it cannot be told: ``row_of`` then says so."""
         try:
@@ -121,10 +154,8 @@ class ParquetSource(ShardedSource):
             return True
 
     def is_clip(self, field: pyarrow.Field) -> bool:
-        """Return whether a column holds clips; those that the card does not name are never read."""
-        return field.name in self.card.audio or (
-            pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
-        )
+        """Return whether a column holds clips as the Hub has them; those that the card does not name are never read."""
+        return pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
 
     def clips(self, file: pq.ParquetFile, group: int, heavy: list[str]) -> Callable[[int], Mapping[str, Any]]:
         """Return a function from the row of a group to its audio columns; it reads on as far as it must."""
@@ -147,9 +178,21 @@ class ParquetSource(ShardedSource):
         def make() -> Row | None:
             if not keeps_row(self.card, columns, self.split):
                 return None
-            return Row(key, columns, audio_refs({**columns, **clips}, self.card, folder, key))
+            stored = {**columns, **clips}
+            return Row(
+                key,
+                columns,
+                audio_refs({**stored, **self.card.locate_clips(stored)}, self.card, folder, key),
+            )
 
         return row_or_error(make, key)
+
+
+def is_time(field: pyarrow.Field) -> bool:
+    """Return whether a column may hold times of segments; that a card makes no use of them is told."""
+    return field.name in TIME_COLUMNS and (
+        pyarrow.types.is_integer(field.type) or pyarrow.types.is_floating(field.type)
+    )
 
 
 def plain(column: pyarrow.Array, i: int) -> Any:
@@ -173,3 +216,15 @@ def local_shards(place: str, name: str) -> tuple[list[Shard], int]:
         shards.append(Shard(place, name, range(group, group + 1), start))
         start += metadata.row_group(group).num_rows
     return shards or [Shard(place, name, range(0))], start
+
+
+def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """Return all rows of a file without clips, classes by their names.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    with convert_to_user_error(f"{path}: cannot be read"):
+        table = pq.read_table(path)
+        namings = naming_of_columns(features_of_schema(table.schema.metadata))
+        return [name_columns(row, namings) for row in table.to_pylist()]

@@ -21,8 +21,8 @@ from uniaudio.data.source import (
     stated_seconds,
     with_segment,
 )
-from uniaudio.data.sources.audiofolder import CLIPS
 from uniaudio.data.sources.places import files_of_split, short_names
+from uniaudio.data.sources.suffixes import CLIPS
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 
@@ -49,7 +49,7 @@ class WebDatasetSource(ShardedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        self.shards = tuple(files_of_split(card, split, ".tar"))
+        self.shards = tuple(files_of_split(card, split, ".tar", self.left_out))
         self.names = short_names(self.shards)
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:

@@ -1,0 +1,79 @@
+"""Names of classes that a Hub dataset stores as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from uniaudio.data.field_values import ClassIndex
+
+Naming = Callable[[Any], Any]
+
+
+def features_of_schema(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Return the features that `datasets` wrote into the metadata of a Parquet file; none for other files."""
+    try:
+        content = orjson.loads((metadata or {}).get(b"huggingface", b"{}"))
+        features = content["info"]["features"]
+        return features if isinstance(features, dict) else {}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return {}
+
+
+def naming_of_columns(features: Mapping[str, Any]) -> dict[str, Naming]:
+    """Return a function for each column with classes somewhere in it, from its stored value to one with names."""
+    found = {name: naming_of(feature) for name, feature in features.items()}
+    return {name: naming for name, naming in found.items() if naming is not None}
+
+
+def naming_of(feature: Any) -> Naming | None:
+    """Return what puts names to the classes in a feature, or None where there are none.
+
+    Args:
+        feature: as `datasets` writes it as JSON: ``{"names": [...], "_type": "ClassLabel"}``, or lists and mappings
+            of such.
+    """
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = {"feature": feature[0], "_type": "List"}
+    if not isinstance(feature, Mapping):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        names = feature.get("names")
+        return naming_of_class([str(name) for name in names]) if isinstance(names, list) else None
+    if "feature" in feature:
+        inner = naming_of(feature["feature"])
+        return None if inner is None else lambda value: name_items(value, inner)
+    inside = naming_of_columns({name: part for name, part in feature.items() if not name.startswith("_")})
+    return (lambda value: name_columns(value, inside)) if inside else None
+
+
+def naming_of_class(names: list[str]) -> Naming:
+    def name_class(value: Any) -> Any:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        # -1 is what `datasets` stores for rows whose class is not known
+        return ClassIndex(value, names[value]) if 0 <= value < len(names) else None
+
+    return name_class
+
+
+def name_items(value: Any, naming: Naming) -> Any:
+    """Name the classes in the items of a list; a mapping of lists is how `datasets` stores a list of mappings."""
+    if isinstance(value, list | tuple):
+        return [naming(item) for item in value]
+    if isinstance(value, Mapping):
+        columns = {name: items if isinstance(items, list) else [items] for name, items in value.items()}
+        named: dict[str, list[Any]] = {name: [] for name in columns}
+        for name, items in columns.items():
+            named[name] = [naming({name: item})[name] for item in items]
+        return named
+    return value
+
+
+def name_columns(row: Any, namings: Mapping[str, Naming]) -> Any:
+    """Return a row, or a mapping in one, with the names of its classes."""
+    if not isinstance(row, Mapping) or not namings:
+        return row
+    return {name: namings[name](value) if name in namings else value for name, value in row.items()}

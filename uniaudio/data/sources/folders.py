@@ -1,0 +1,52 @@
+"""Files below a folder: links are followed, each folder is read once, and what is passed over is counted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+HIDDEN = (".", "__MACOSX")  # how names begin that systems and tools add
+
+
+def walk_files(folder: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
+    """Yield the files below a folder in no particular order; those that links lead to come under the link's name.
+
+    A folder that was read under another name (a link to a folder above it, or a second link to the same one) is not
+    read again: links could lead in circles, and rows would come twice.
+
+    Args:
+        left_out: is counted what is passed over, by reason.
+    """
+    left_out = Counter() if left_out is None else left_out
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        # links come last, so that a folder is read under its own name wherever it lies below
+        current = folders.pop() if folders else links.pop()
+        try:
+            status = os.stat(current)
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            left_out["folder that cannot be opened"] += 1
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            left_out["link to a folder that is read already"] += 1
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith(HIDDEN):
+                left_out["hidden file or folder"] += 1
+            elif not is_folder(entry):
+                yield Path(entry.path)
+            else:
+                (links if entry.is_symlink() else folders).append(Path(entry.path))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or leads to one; a link that leads nowhere is a file that is missing."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
