@@ -22,6 +22,7 @@ from uniaudio.config.trust import remember_run
 from uniaudio.data.loader import joined_states
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.worker_faults import explain_worker_faults
 from uniaudio.distributed import is_main, part_ways, telling_of_lost_processes
 from uniaudio.errors import UserError
 from uniaudio.evaluate.labelled import LabelledSet
@@ -52,7 +53,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     sketch_stages(config)
     sets = guarded_sets(config)
     accelerator = make_accelerator(config)
-    with telling_of_lost_processes():
+    with telling_of_lost_processes(), explain_worker_faults():
         with hold_run_folder(Path(config.output_dir)):
             code = train_in_held_folder(config, resume, accelerator, recipes, sets)
         part_ways()

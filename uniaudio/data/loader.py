@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from uniaudio.data.batch import collate
 from uniaudio.data.cursor import Skip
@@ -21,6 +21,7 @@ from uniaudio.data.order import number
 from uniaudio.data.questions import Clip, decode_clips
 from uniaudio.data.source import ShardedSource
 from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
+from uniaudio.data.worker_faults import PLACES, explain_worker_faults, share_tensors
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.features import FeatureStore, with_known_frames
 from uniaudio.orphans import end_with_parent
@@ -106,7 +107,7 @@ class WorkerDataset(IterableDataset):
     Args:
         turns: the streams in the order of their turns; after the last one the first follows.
         stores: where frames of clips are looked up that encoders need not compute again.
-        at: where the worker leaves the name of the row it works on.
+        at: where the worker leaves the name of the row it works on. pid: where it leaves the id of its process.
     """
 
     mixture: Mixture
@@ -115,6 +116,7 @@ class WorkerDataset(IterableDataset):
     states: Mapping[int, StreamState]
     stores: tuple[FeatureStore, ...] = ()
     at: Any = field(default_factory=lambda: multiprocessing.get_context().Array("c", NAMED))
+    pid: Any = field(default_factory=lambda: multiprocessing.get_context().Value("q", 0))
 
     def __iter__(self) -> Iterator[MicroBatch | Failure]:
         gc.collect()
@@ -122,9 +124,15 @@ class WorkerDataset(IterableDataset):
         streams = {
             index: self.mixture.stream(index, self.states.get(index), self.say) for index in set(self.turns)
         }
+        self.pid.value = os.getpid()
+        in_worker = get_worker_info() is not None
         try:
             for index in itertools.cycle(self.turns):
-                yield self.build(next(streams[index]))
+                micro = self.build(next(streams[index]))
+                if in_worker:
+                    with explain_worker_faults(self):
+                        share_tensors(micro)
+                yield micro
         except UserError as mistake:
             yield Failure(str(mistake))
 
@@ -273,11 +281,22 @@ def make_loader(
         if workers
         else {}
     )
-    loaders = [
-        iter(DataLoader(dataset, batch_size=None, num_workers=min(workers, 1), **options))
-        for dataset in datasets
-    ]
+    loaders = [open_loader(dataset, workers, options) for dataset in datasets]
     return steps_of(mixture, state, turns, owner, loaders, datasets, rank, world)
+
+
+def open_loader(
+    dataset: WorkerDataset, workers: int, options: Mapping[str, Any]
+) -> Iterator[MicroBatch | Failure]:
+    """Start the worker of a dataset, or serve it here where there are none.
+
+    Raises:
+        UserError: when the system has no files, memory or processes left for it.
+    """
+    if workers:
+        PLACES.add(dataset)
+    with explain_worker_faults(dataset):
+        return iter(DataLoader(dataset, batch_size=None, num_workers=min(workers, 1), **options))
 
 
 def leave_group(worker: int) -> None:
@@ -325,16 +344,8 @@ def steps_of(
 
 def next_of(loader: Iterator[MicroBatch | Failure], dataset: WorkerDataset) -> MicroBatch:
     """Return a worker's next micro-batch; say what it was at when it cannot give one."""
-    try:
+    with explain_worker_faults(dataset):
         micro = next(loader)
-    except RuntimeError as problem:
-        told = str(problem)
-        if "exited unexpectedly" not in told and "timed out" not in told:
-            raise
-        fate = "did not answer in time" if "timed out" in told else "died"
-        raise UserError(
-            f"a data worker {fate}; it was at: {dataset.at.value.decode(errors='replace')}"
-        ) from None
     if isinstance(micro, Failure):
         raise UserError(micro.message)
     return micro

@@ -1,0 +1,100 @@
+"""What torch says about data workers becomes a sentence with the row or the setting; all else passes as it is."""
+
+import errno
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+import pytest
+import torch
+
+from uniaudio.data.worker_faults import PLACES, explain_worker_faults, share_tensors
+from uniaudio.errors import UserError
+from uniaudio.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Worker:
+    at: object = field(default_factory=lambda: get_context().Array("c", 40))
+    pid: object = field(default_factory=lambda: get_context().Value("q", 0))
+
+
+@pytest.fixture
+def workers():
+    both = [Worker(), Worker()]
+    for index, worker in enumerate(both):
+        worker.at.value = f"tones, row {index}".encode()
+        worker.pid.value = 7000 + index
+        PLACES.add(worker)
+    return both
+
+
+def sentence(problem, worker=None):
+    with pytest.raises(UserError) as told, explain_worker_faults(worker):
+        raise problem
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+KILLED = "DataLoader worker (pid {}) is killed by signal: {}. "
+
+
+def test_a_death_that_comes_up_anywhere_names_the_row_of_that_process(workers):
+    told = sentence(RuntimeError(KILLED.format(7001, "Killed")))
+    assert told.startswith("a data worker died; it was at: tones, row 1 (killed by the system")
+    assert "data.workers" in told
+    exited = "DataLoader worker (pid(s) 12, 7000) exited unexpectedly"
+    assert sentence(RuntimeError(exited)) == "a data worker died; it was at: tones, row 0"
+    lost = "DataLoader worker (pid 7001) exited unexpectedly with exit code 1. Details are lost"
+    assert sentence(RuntimeError(lost), workers[0]).endswith("tones, row 1")
+
+
+@pytest.mark.parametrize("problem", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_pipe_that_ends_is_the_death_of_the_worker_that_was_waited_for(workers, problem):
+    assert sentence(problem, workers[1]) == "a data worker died; it was at: tones, row 1"
+
+
+@pytest.mark.parametrize(
+    ("problem", "setting"),
+    [
+        (RuntimeError(KILLED.format(7000, "Bus error") + "It is possible that ..."), "--shm-size"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "--shm-size"),
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), "--shm-size"),
+        (OSError(errno.ENOSPC, "No space left on device"), "--shm-size"),
+        (RuntimeError("Too many open files. Communication with the workers"), "ulimit -n"),
+        (RuntimeError("received 0 items of ancillary data"), "ulimit -n"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+    ],
+)
+def test_what_does_not_suffice_is_told_with_its_setting(workers, problem, setting):
+    told = sentence(problem, workers[0])
+    assert setting in told
+    assert "data.workers" in told
+
+
+def test_other_problems_pass(workers):
+    alone = Worker()  # serves in this process
+    for problem, worker in (
+        (OSError(errno.ENOSPC, "No space left on device"), None),
+        (EOFError(), alone),
+        (RuntimeError("shape mismatch"), workers[0]),
+        (RuntimeError("Caught OSError in DataLoader worker process 0.\nread timed out"), workers[0]),
+    ):
+        with pytest.raises(type(problem)) as passed, explain_worker_faults(worker):
+            raise problem
+        assert passed.value is problem
+
+
+def test_a_worker_that_is_not_used_any_more_is_forgotten():
+    worker = Worker()
+    worker.pid.value = 7777
+    PLACES.add(worker)
+    assert PLACES.has(worker)
+    del worker
+    assert PLACES.row_of("7777") == ""
+
+
+def test_all_tensors_of_a_batch_are_shared():
+    ragged = Ragged(torch.arange(3), torch.tensor([1, 2]))
+    part, empty = torch.ones(4), torch.zeros(0)
+    share_tensors({"a": (ragged, [part, empty]), "b": "text"})
+    assert all(tensor.is_shared() for tensor in (ragged.values, ragged.lengths, part))

@@ -1,0 +1,137 @@
+"""What went wrong with data workers, in a sentence: one that died, shared memory or open files that do not suffice.
+
+torch raises from the signal of a child's end, so the death of a worker can come up anywhere in the main thread: while
+a micro-batch is waited for, or in the midst of a forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import weakref
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from uniaudio.errors import UserError
+
+DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
+# torch's own words for a pipe whose other end is gone, of which a death is the reason
+CUT = (EOFError, ConnectionError, BrokenPipeError)
+TOO_MANY_FILES = ("too many open files", "items of ancillary data")
+NO_SHARED_MEMORY = ("bus error", "shared memory", "no space left on device", "cannot allocate memory")
+
+ENLARGE_SHARED_MEMORY = (
+    "/dev/shm, through which data workers hand over their batches, is full: give it more room (docker run "
+    "--shm-size=8g, or an emptyDir of medium Memory there), or lower data.workers (0 needs none) or data.prefetch"
+)
+RAISE_FILE_LIMIT = (
+    "too many open files: the batches of data workers take some each; raise the limit (ulimit -n 65536), or lower "
+    "data.workers (0 needs none) or data.prefetch"
+)
+
+
+class WorkerPlaces:
+    """The data workers of this process, by which the row that each is at can be told."""
+
+    def __init__(self) -> None:
+        self.references: list[weakref.ref[Any]] = []
+
+    def add(self, worker: Any) -> None:
+        """Know a worker (with ``pid`` and ``at`` in shared memory) as long as it is referred to elsewhere."""
+        self.references = [each for each in self.references if each() is not None] + [weakref.ref(worker)]
+
+    def has(self, worker: Any) -> bool:
+        """Return whether a worker is known; one that serves in this process alone is not."""
+        return any(each() is worker for each in self.references)
+
+    def row_of(self, pids: str) -> str:
+        """Return the row that the first known of some processes was at, or an empty text."""
+        for pid in re.findall(r"\d+", pids):
+            for worker in [each() for each in self.references]:
+                if worker is not None and worker.pid.value == int(pid):
+                    return row_at(worker)
+        return ""
+
+
+PLACES = WorkerPlaces()
+
+
+def row_at(worker: Any) -> str:
+    """Return the name of the row that a worker is at."""
+    return str(worker.at.value.decode(errors="replace"))
+
+
+def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
+    """Return a sentence about a data worker, or None where a problem is about something else.
+
+    Args:
+        worker: the one that was waited for, if one was: then its pipe and its time are meant.
+    """
+    text = str(problem)
+    low = text.lower()
+    died = DIED.match(text)
+    if died is not None:
+        row = PLACES.row_of(died[1]) or (row_at(worker) if worker is not None else "")
+        if "bus error" in low:
+            return ENLARGE_SHARED_MEMORY
+        how = "killed" in died[2]
+        reason = (
+            " (killed by the system, most often for memory: lower data.workers or data.prefetch)"
+            if how
+            else ""
+        )
+        return f"a data worker died; it was at: {row or 'its start'}{reason}"
+    if (
+        worker is None or not PLACES.has(worker) or text.startswith("Caught ")
+    ):  # what was raised in the worker
+        return None
+    row = row_at(worker) or "its start"
+    if getattr(problem, "errno", None) == errno.EMFILE or any(sign in low for sign in TOO_MANY_FILES):
+        return RAISE_FILE_LIMIT
+    if isinstance(problem, CUT):
+        return f"a data worker died; it was at: {row}"
+    if "dataloader timed out" in low:
+        return f"a data worker did not answer in time; it was at: {row} (data.patience)"
+    if getattr(problem, "errno", None) == errno.ENOSPC or any(sign in low for sign in NO_SHARED_MEMORY):
+        return ENLARGE_SHARED_MEMORY
+    return None
+
+
+@contextlib.contextmanager
+def explain_worker_faults(worker: Any = None) -> Iterator[None]:
+    """Turn what torch raises about data workers into a sentence; all else passes.
+
+    Raises:
+        UserError: naming the row that a worker was at, or the setting to change.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as problem:
+        if sentence := describe_fault(problem, worker):
+            raise UserError(sentence) from None
+        raise
+
+
+def share_tensors(value: Any) -> None:
+    """Move the tensors in a nested value to shared memory.
+
+    Handing them over would do the same later, in a thread of the queue, where a failure only loses the batch.
+
+    Raises:
+        RuntimeError: of torch, where there is no room or no file to be had.
+    """
+    if isinstance(value, Tensor):
+        if value.untyped_storage().nbytes():
+            value.share_memory_()
+    elif is_dataclass(value):
+        for each in fields(value):
+            share_tensors(getattr(value, each.name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            share_tensors(item)
+    elif isinstance(value, dict):
+        share_tensors(list(value.values()))
