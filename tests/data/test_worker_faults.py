@@ -1,13 +1,14 @@
 """What torch says about data workers becomes a sentence with the row or the setting; all else passes as it is."""
 
 import errno
+import resource
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 import pytest
 import torch
 
-from uniaudio.data.worker_faults import PLACES, explain_worker_faults, share_tensors
+from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 
@@ -98,3 +99,18 @@ def test_all_tensors_of_a_batch_are_shared():
     part, empty = torch.ones(4), torch.zeros(0)
     share_tensors({"a": (ragged, [part, empty]), "b": "text"})
     assert all(tensor.is_shared() for tensor in (ragged.values, ragged.lengths, part))
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_goes_and_else_refused(monkeypatch):
+    limits = {"now": (40, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.update(now=pair))
+    ensure_open_files(8, 2)
+    assert limits["now"] == (4096, 4096)
+    limits["now"] = (60, 60)
+    with pytest.raises(
+        UserError, match="ulimit -n is 60, but 4 data workers with 8 micro-batches ready need about"
+    ):
+        ensure_open_files(4, 8)
+    limits["now"] = (256, 256)
+    ensure_open_files(8, 2)

@@ -21,7 +21,7 @@ from uniaudio.data.order import number
 from uniaudio.data.questions import Clip, decode_clips
 from uniaudio.data.source import ShardedSource
 from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
-from uniaudio.data.worker_faults import PLACES, explain_worker_faults, share_tensors
+from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.features import FeatureStore, with_known_frames
 from uniaudio.orphans import end_with_parent
@@ -281,6 +281,8 @@ def make_loader(
         if workers
         else {}
     )
+    if workers:
+        ensure_open_files(crew, prefetch)
     loaders = [open_loader(dataset, workers, options) for dataset in datasets]
     return steps_of(mixture, state, turns, owner, loaders, datasets, rank, world)
 

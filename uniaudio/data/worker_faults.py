@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import resource
 import weakref
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -32,6 +33,12 @@ RAISE_FILE_LIMIT = (
     "too many open files: the batches of data workers take some each; raise the limit (ulimit -n 65536), or lower "
     "data.workers (0 needs none) or data.prefetch"
 )
+
+
+MOST_FILES = (
+    65536  # more is not asked for: some systems walk through all possible files when a process starts
+)
+FILES_OF_PROCESS, FILES_OF_WORKER, FILES_OF_BATCH = 48, 8, 16
 
 
 class WorkerPlaces:
@@ -99,6 +106,31 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
     if getattr(problem, "errno", None) == errno.ENOSPC or any(sign in low for sign in NO_SHARED_MEMORY):
         return ENLARGE_SHARED_MEMORY
     return None
+
+
+def ensure_open_files(workers: int, prefetch: int) -> None:
+    """Raise this process's limit of open files as far as the system lets it, and refuse one that cannot suffice.
+
+    A clip that cannot be opened for want of files would count as a broken one.
+
+    Args:
+        workers: data workers of this process. prefetch: micro-batches that each keeps ready.
+
+    Raises:
+        UserError: naming the limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    needed = FILES_OF_PROCESS + FILES_OF_WORKER * workers + FILES_OF_BATCH * prefetch
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise UserError(
+            f"ulimit -n is {soft}, but {workers} data workers with {prefetch} micro-batches ready need about {needed} "
+            "open files; raise the limit (ulimit -n 65536), or lower data.workers (0 needs none) or data.prefetch"
+        )
 
 
 @contextlib.contextmanager
