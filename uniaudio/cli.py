@@ -170,7 +170,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     recipe: Annotated[str | None, typer.Argument(help="Recipe whose `evaluate` list is asked.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
-    max_examples: Annotated[int | None, typer.Option(help="Cap per entry.", min=1)] = None,
+    max_examples: Annotated[
+        int | None, typer.Option(help="Rows of each set, over the recipe's number; default: all.", min=1)
+    ] = None,
     protocol: Annotated[str, typer.Option(help="own, or xares-llm: the challenge's scores.")] = "own",
     labels: Annotated[bool, typer.Option(help="Score the labels of closed sets by likelihood too.")] = True,
     batch_seconds: Annotated[
@@ -194,7 +196,7 @@ def ask(
     text: Annotated[
         str, typer.Argument(help="The question; <audio> marks the clip's place (default: first).")
     ],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -295,7 +297,10 @@ def forgetting(
         list[str] | None, typer.Option(help="NAME=STAGE that first trains on a set of another name.")
     ] = None,
     answers: Annotated[bool, typer.Option(help="Also ask the evaluation sets of all stages.")] = True,
-    max_examples: Annotated[int | None, typer.Option(help="Cap per evaluation set.", min=1)] = None,
+    max_examples: Annotated[
+        int | None,
+        typer.Option(help="Rows of each evaluation set; default: the recipe's number, or all.", min=1),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),

@@ -14,7 +14,7 @@ import torch
 from made_up_sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.asked import iterate_examples
+from uniaudio.data.asked import iterate_examples, open_examples
 from uniaudio.data.loader import PlanState, joined_states, make_loader, sharing, turns_of_rank
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source
@@ -282,7 +282,7 @@ def test_a_condition_degrades_the_clips_of_an_evaluation_in_the_same_way_each_ti
     plain, noisy = load_recipe(str(folder / "loud.yaml")).evaluate
     assert (plain.name, noisy.name) == ("tones:tone", "tones:tone@noise_10db")
     clean, first, second = (
-        [example.clips[0].astype(int) for example, _ in iterate_examples(entry, 4, 30.0)]
+        [example.clips[0].astype(int) for example, _ in iterate_examples(open_examples(entry, 4), 30.0)]
         for entry in (plain, noisy, noisy)
     )
     for before, after, again in zip(clean, first, second, strict=True):

@@ -1,6 +1,7 @@
 """A whole evaluation: batches, orders and shares change nothing, and the figures are those of the answers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from same_figures import assert_same_figures
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.asked import open_examples
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.template import Scoring
 from uniaudio.data.tokens import ChatFormat
@@ -50,7 +52,7 @@ def asked(tone_run, whisper, chat_tokenizer):
     for parameter in model.adapter.parameters():
         parameter.data *= 20
     entry = load_recipe(str(tone_run.parent / "tone_recipe.yaml")).evaluate[0]
-    return model, ChatFormat(chat_tokenizer), entry
+    return model, ChatFormat(chat_tokenizer), open_examples(entry, None)
 
 
 def settings(**changes):
@@ -179,11 +181,12 @@ def test_everything_empty_after_normalising(asked, tone_run):
     with pytest.raises(
         UserError, match=r"all right answers are empty after normalising; set scoring\.normalize"
     ):
-        evaluate_entry(model, format, entry, settings())
+        evaluate_entry(model, format, open_examples(entry, None), settings())
 
 
-def test_the_table_shows_intervals_and_older_results_without():
-    result = {"metric": "wer", "score": 0.5, "right": 0.25, "loss": 1.0, "examples": 4, "skipped": [{}]}
+def test_the_table_shows_intervals_rows_and_cut_answers():
+    result = {"metric": "wer", "score": 0.5, "right": 0.25, "loss": 1.0, "examples": 4, "rows": 320}
+    result |= {"skipped": [{}], "cut": 2, "max_new_tokens": 64}
     new = {**result, "interval": [0.25, 0.75], "labels": {"accuracy": 0.75, "interval": [0.5, 1.0]}}
     console = Console(width=80)
     with console.capture() as capture:
@@ -192,7 +195,40 @@ def test_the_table_shows_intervals_and_older_results_without():
     assert "0.250–0.750" in text
     assert "0.500–1.000" in text
     assert text.count("–") == 2
-    assert "4 of 5" in text
+    assert "4 of 320 rows" in text
+    assert "1 skipped" in text
+    assert "2 of 4 answers had not ended after 64 tokens; raise evaluate.max_new_tokens" in " ".join(
+        text.split()
+    )
+
+
+def test_whose_number_of_rows_holds(asked):
+    entry = asked[2].entry
+    stated = replace(entry, max_examples=320)
+    for config, override, line, limit in (
+        (None, None, entry, None),
+        (200, None, entry, 200),
+        (200, None, stated, 320),
+        (None, None, stated, 320),
+        (200, 5, stated, 5),
+    ):
+        assert settings(max_examples=config, override=override).limit(line) == limit
+
+
+def test_answers_that_are_cut_are_counted(asked):
+    cut = evaluate_entry(*asked, settings(max_new_tokens=1))
+    assert cut["cut"] == cut["examples"] == 9
+    assert cut["rows"] == 10
+    assert all(len(item["answer"].split()) <= 1 for item in cut["answers"])
+
+
+def test_long_sets_are_read_in_parts(asked, monkeypatch):
+    expected = evaluate_entry(*asked, settings())
+    monkeypatch.setattr(asking, "CHUNK_SECONDS", 1.0)
+    counts = []
+    assert_same_figures(evaluate_entry(*asked, settings(), counts.append), expected)
+    assert sum(counts) == 10
+    assert answer_loss(*asked, settings()) == pytest.approx(answer_loss(*asked, settings(batch_seconds=1.0)))
 
 
 def test_scoring_keys_of_a_template_are_checked():

@@ -35,7 +35,7 @@ def read_clip(path: Path) -> Any:
 
 
 def answer_question(loaded: LoadedModel, clip: Path, text: str, max_new_tokens: int) -> str:
-    """Ask a loaded model one question about one clip."""
+    """Ask a loaded model one question about one clip; an answer that is cut says so."""
     pieces = marked_pieces(text)
     return answer_samples(loaded, read_clip(clip), pieces, max_new_tokens)
 
@@ -57,6 +57,8 @@ def answer_samples(
 ) -> str:
     """Answer a question, cut at the place of its clip, about int16 samples ``[S]`` at 16 kHz.
 
+    An answer that has not ended after ``max_new_tokens`` says so behind its text.
+
     Raises:
         UserError: when the question holds the text of a special token.
     """
@@ -66,7 +68,8 @@ def answer_samples(
     except RowError as problem:
         raise UserError(f"the question cannot be asked: {problem}") from problem
     device = next(loaded.model.parameters()).device
-    return generate(loaded.model, batch.to(device), loaded.format, max_new_tokens)[0]
+    said = generate(loaded.model, batch.to(device), loaded.format, max_new_tokens)[0]
+    return f"{said.text} … (cut after {max_new_tokens} tokens)" if said.is_cut else said.text
 
 
 def ask(spec: str, clip: Path, text: str, max_new_tokens: int, trust: Trust = NO_TRUST) -> str:

@@ -18,6 +18,7 @@ from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
+from uniaudio.evaluate.answers import cut_note, rows_cell
 from uniaudio.evaluate.forgetting import (
     START,
     ScoreMatrix,
@@ -148,6 +149,10 @@ def answer_matrix(
         loaded = load_model(str(path), trust=config.trust)
         results = evaluate_recipe(loaded, union, ask_settings(loaded.config, max_examples))
         rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
+        for entry, result in results.items():
+            if result["rows"] != result["examples"] or result["cut"]:
+                note = " ".join(f"{entry}: {rows_cell(result)}. {cut_note(entry, result)}".split())
+                console.print(note, style="dim", highlight=False)
     first: dict[tuple[str, str], int] = {}
     for index, recipe in enumerate(recipes[: len(stages)]):
         for line in recipe.train:

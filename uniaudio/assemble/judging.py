@@ -13,6 +13,7 @@ from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
 from uniaudio.assemble.processes import asking_together
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.asked import open_examples
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
@@ -27,8 +28,10 @@ PROTOCOLS = ("own", "xares-llm")
 
 def ask_settings(config: RunConfig, max_examples: int | None = None, **changes: Any) -> AskSettings:
     """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
-    told = config.evaluate
-    settings = AskSettings(max_examples or told.max_examples, told.max_new_tokens, told.batch_seconds)
+    stated = config.evaluate
+    settings = AskSettings(
+        stated.max_examples, stated.max_new_tokens, stated.batch_seconds, override=max_examples
+    )
     return replace(settings, **changes)
 
 
@@ -48,8 +51,9 @@ def evaluate_recipe(
     results = {}
     with bar.bar:
         for entry in recipe.evaluate:
-            with bar.asking(entry.name, settings.limit(entry)) as told:
-                results[entry.name] = evaluate_entry(loaded.model, loaded.format, entry, settings, told)
+            examples = open_examples(entry, settings.limit(entry))
+            with bar.asking(entry.name, examples.size) as told:
+                results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, told)
     return results
 
 
@@ -76,7 +80,8 @@ def validation_losses(
     settings = ask_settings(loaded.config, count, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
-            loss, tokens = answer_loss(loaded.model, loaded.format, entry, settings)
+            examples = open_examples(entry, settings.limit(entry))
+            loss, tokens = answer_loss(loaded.model, loaded.format, examples, settings)
             own = sums.setdefault(entry.template.task, [0.0, 0.0])
             own[0] += loss
             own[1] += tokens

@@ -203,20 +203,19 @@ def wrong_by_heading(
             heading = f"{run}: {name}" if len(answers) > 1 else name
             players: dict[str, list[Player]] = {}
             if shelf is not None and name in asked:
-                rows = int(entry.get("examples") or 0) + len(entry.get("skipped") or ())
                 ids = [str(item["id"]) for item in items[:heard]]
-                players = players_of(asked[name], ids, rows, shelf, notes)
+                players = players_of(asked[name], ids, shelf, notes)
             shown = [wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
             found[heading] = WrongAnswers(shown, len(wrong))
     return found
 
 
 def players_of(
-    entry: EvalEntry, ids: Sequence[str], rows: int, shelf: Shelf, notes: list[str]
+    entry: EvalEntry, ids: Sequence[str], shelf: Shelf, notes: list[str]
 ) -> dict[str, list[Player]]:
     """Return the clips of questions by id, or note why they cannot be found."""
     try:
-        examples = find_examples(entry, ids, rows)
+        examples = find_examples(entry, ids)
     except UserError as problem:
         notes.append(f"clips of {entry.name}: {problem}")
         return {}

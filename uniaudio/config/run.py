@@ -116,10 +116,14 @@ class TrainConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    """How evaluation sets are asked."""
+    """How evaluation sets are asked.
 
-    max_examples: PositiveInt = 200
-    max_new_tokens: PositiveInt = 64
+    ``max_examples`` caps the sets whose recipe states no number (None: all rows). ``max_new_tokens`` is the longest
+    answer: half a minute of fast speech has some 170 tokens in English.
+    """
+
+    max_examples: PositiveInt | None = None
+    max_new_tokens: PositiveInt = 256
     batch_seconds: PositiveFloat = 60
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.cursor import Skip
+from uniaudio.data.eval_sample import EvalSample, choose_sample, sample_rows
 from uniaudio.data.order import number
 from uniaudio.data.questions import decode_clips, render_question
 from uniaudio.data.recipe import EvalEntry
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.source import Row, Source, open_source
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 
@@ -38,19 +40,46 @@ def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Examp
     return example, rendered.references
 
 
-def iterate_examples(
-    entry: EvalEntry, limit: int | None, max_seconds: float, share: tuple[int, int] = (0, 1)
-) -> Iterator[tuple[Example, tuple[str, ...]] | Skip]:
-    """Yield the examples of an evaluation entry with all their right answers, in the order of the source.
+@dataclass(frozen=True)
+class EvalExamples:
+    """The examples of an evaluation entry: all of them, or a sample (see ``choose_sample``)."""
 
-    Rows that cannot be used come as ``Skip``; both count towards ``limit``.
+    entry: EvalEntry
+    source: Source
+    sample: EvalSample
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows the split has; None where only reading all of it would tell."""
+        return self.sample.rows
+
+    @property
+    def size(self) -> int | None:
+        """How many of them are evaluated."""
+        return self.sample.rows if self.sample.addresses is None else len(self.sample.addresses)
+
+
+def open_examples(entry: EvalEntry, limit: int | None) -> EvalExamples:
+    """Open the rows of an evaluation entry, at most ``limit`` of them.
+
+    Raises:
+        UserError: when the source cannot be opened.
+    """
+    source = open_source(entry.dataset, entry.split)
+    return EvalExamples(entry, source, choose_sample(entry, source, limit))
+
+
+def iterate_examples(
+    examples: EvalExamples, max_seconds: float, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Example, tuple[str, ...]] | Skip]:
+    """Yield examples with all their right answers, in the order of the source; rows that cannot be used as ``Skip``.
 
     Args:
         share: (i, n) takes every n-th row from row i on; the others are not decoded.
     """
-    source = open_source(entry.dataset, entry.split)
+    entry = examples.entry
     first, step = share
-    for index, row in islice(enumerate(islice(source.rows(), limit)), first, None, step):
+    for index, row in islice(enumerate(sample_rows(examples.source, examples.sample)), first, None, step):
         name = entry.dataset.name
         if isinstance(row, RowError):
             yield Skip.of(name, f"row {index}", row)

@@ -140,16 +140,19 @@ class ShardedSource(ABC):
             OSError: when it may be worth to try again.
         """
 
+    def shard_rows(self, shard: int) -> Iterator[Row | RowError | None]:
+        """Yield the rows of a shard: what the split does not keep as None, and what breaks as an error at its end."""
+        try:
+            with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
+                for row, _ in self.read(shard, Place()):
+                    yield row
+        except RowError as problem:
+            yield problem
+
     def rows(self) -> Iterator[Row | RowError]:
         """Yield all rows in the order of the shards; a row that cannot be used comes as its error."""
         for shard in range(len(self.shards)):
-            try:
-                with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
-                    for row, _ in self.read(shard, Place()):
-                        if row is not None:
-                            yield row
-            except RowError as problem:
-                yield problem
+            yield from (row for row in self.shard_rows(shard) if row is not None)
 
 
 Source = IndexedSource | ShardedSource

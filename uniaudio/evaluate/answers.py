@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.asked import EvalExamples
 from uniaudio.data.template import Scoring
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
@@ -23,7 +23,7 @@ from uniaudio.model.audio_lm import AudioLM
 def evaluate_entry(
     model: AudioLM,
     format: ChatFormat,
-    entry: EvalEntry,
+    examples: EvalExamples,
     settings: AskSettings,
     told: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
@@ -32,14 +32,17 @@ def evaluate_entry(
     Returns:
         ``task``, ``metric``, ``score`` with its ``interval`` of 95 %, ``metrics`` and ``intervals`` of it and its
         companions, ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first right answer),
-        ``examples``, ``skipped`` (rows with reasons), ``answers``; for a closed set ``labels``, see ``label_figures``.
+        ``examples``, ``rows`` (of the whole split, None where that is not known), ``skipped`` (rows with reasons),
+        ``cut`` (answers that had not ended after ``max_new_tokens``), ``max_new_tokens``, ``answers``; for a closed set
+        ``labels``, see ``label_figures``.
 
     Raises:
         UserError: when no row can be used, or nothing is left of the right answers after normalising.
     """
     model.eval()
-    whole = ask_entry(model, format, entry, settings, told)
-    scoring, answered = entry.template.scoring, whole.answered
+    whole = ask_entry(model, format, examples, settings, told)
+    entry, answered = examples.entry, whole.answered
+    scoring = entry.template.scoring
     answers, references = [a.answer for a in answered], [a.references for a in answered]
     found = measures(answers, references, scoring)
     metrics = {name: measure.score() for name, measure in found.items()}
@@ -61,6 +64,9 @@ def evaluate_entry(
         "right": sum(item["right"] for item in told_answers) / len(answered),
         "loss": whole.loss / whole.tokens,
         "examples": len(answered),
+        "rows": len(answered) + len(whole.skips) if examples.sample.addresses is None else examples.rows,
+        "cut": sum(item.is_cut for item in answered),
+        "max_new_tokens": settings.max_new_tokens,
         "skipped": [asdict(skip) for _, skip in whole.skips],
     }
     if settings.labels and entry.template.labels:
@@ -99,17 +105,14 @@ def closed_set(
 
 
 def answers_table(results: dict[str, dict[str, Any]]) -> Table:
-    """Lay out the figures of several evaluation sets; below a score stands its 95 % interval.
-
-    Results of before there were intervals and labels are shown too.
-    """
+    """Lay out the figures of several evaluation sets; below a score stands its 95 % interval."""
     table = Table(title="answers", title_justify="left")
     table.add_column("set", overflow="fold")
     table.add_column("metric", no_wrap=True)
     for column in ("score", "right", "by label", "loss", "rows"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
-        labels, asked, skipped = result.get("labels"), result["examples"], len(result["skipped"])
+        labels = result.get("labels")
         table.add_row(
             name,
             result["metric"],
@@ -117,9 +120,29 @@ def answers_table(results: dict[str, dict[str, Any]]) -> Table:
             f"{result['right']:.1%}",
             with_interval(labels["accuracy"], labels["interval"]) if labels else "",
             f"{result['loss']:.3f}",
-            f"{asked} of {asked + skipped}" if skipped else str(asked),
+            rows_cell(result),
         )
+    if notes := [note for name, result in results.items() if (note := cut_note(name, result))]:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def rows_cell(result: Mapping[str, Any]) -> str:
+    """Say how many rows were answered, of how many there are, and how many could not be used."""
+    answered, skipped, rows = result["examples"], len(result["skipped"]), result["rows"]
+    text = str(answered) if rows == answered else f"{answered} of {'?' if rows is None else rows}"
+    return f"{text} rows" + (f"\n{skipped} skipped" if skipped else "")
+
+
+def cut_note(name: str, result: Mapping[str, Any]) -> str:
+    """Say that answers were cut and what to do about it; nothing where none was."""
+    if not result["cut"]:
+        return ""
+    count = f"{result['cut']} of {result['examples']} answers"
+    return (
+        f"{name}: {count} had not ended after {result['max_new_tokens']} tokens; raise evaluate.max_new_tokens if they "
+        "should be longer"
+    )
 
 
 def with_interval(value: float, ends: Sequence[float] | None) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from uniaudio.data.asked import iterate_examples
+from uniaudio.data.asked import EvalExamples, iterate_examples
 from uniaudio.data.batch import collate, collate_prompts
 from uniaudio.data.cursor import Skip
 from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.template import Template
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import RowError, UserError
@@ -21,6 +22,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Example
 
 EXAMPLE_SECONDS = 1.0  # what the text of a question weighs in a batch, in seconds of audio
+CHUNK_SECONDS = 3600.0  # of decoded audio that a process holds at a time
 LABEL_TOKENS = 50  # tokens of labels that weigh as much as a second of audio
 
 
@@ -29,27 +31,29 @@ class AskSettings:
     """How evaluation sets are asked.
 
     Args:
-        max_examples: rows of each set, fewer where its recipe says so. max_new_tokens: of an answer.
+        max_examples: rows of each set whose recipe states no number; None asks all. override: rows of every set,
+            whatever its recipe states. max_new_tokens: of an answer.
         batch_seconds: audio of a batch; the answers do not depend on it. max_seconds: longer clips are left out.
         labels: score the labels of closed sets too.
         shared: every process holds the whole model, and they share the rows out.
     """
 
-    max_examples: int
+    max_examples: int | None
     max_new_tokens: int
     batch_seconds: float
     max_seconds: float = 600.0
     labels: bool = True
     shared: bool = False
+    override: int | None = None
 
     @property
     def share(self) -> tuple[int, int]:
         """Return which rows this process asks: (i, n) for every n-th from row i on."""
         return (rank(), world_size()) if self.shared else (0, 1)
 
-    def limit(self, entry: EvalEntry) -> int:
-        """Return how many rows of a set are asked."""
-        return min(entry.max_examples or self.max_examples, self.max_examples)
+    def limit(self, entry: EvalEntry) -> int | None:
+        """Return how many rows of a set are asked at most; None stands for all."""
+        return self.override or entry.max_examples or self.max_examples
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class Answered:
     """What a model said to one row, without the clips.
 
     Args:
-        log_likelihoods: of every label of a closed set, where they were scored.
+        log_likelihoods: of every label of a closed set, where they were scored. is_cut: the answer had not ended
+            when it was as long as allowed.
     """
 
     place: int
@@ -74,6 +79,7 @@ class Answered:
     references: tuple[str, ...]
     answer: str
     log_likelihoods: tuple[float, ...] | None = None
+    is_cut: bool = False
 
 
 @dataclass
@@ -91,18 +97,22 @@ class Answers:
     tokens: int = 0
 
 
-def usable_questions(
-    entry: EvalEntry, format: ChatFormat, settings: AskSettings, slots_for: Callable[[int], int]
-) -> tuple[list[Question], list[tuple[int, Skip]]]:
-    """Read this process's rows of an evaluation set: those that can be asked, and the others with reasons.
+def question_chunks(
+    examples: EvalExamples,
+    format: ChatFormat,
+    settings: AskSettings,
+    slots_for: Callable[[int], int],
+    skips: list[tuple[int, Skip]],
+) -> Iterator[list[Question]]:
+    """Read this process's rows of an evaluation set and yield those that can be asked, ``CHUNK_SECONDS`` at a time.
 
     Args:
-        slots_for: audio tokens of a clip of so many samples.
+        slots_for: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
     """
     first, step = settings.share
-    usable, skips = [], []
-    items = iterate_examples(entry, settings.limit(entry), settings.max_seconds, settings.share)
-    for number, item in enumerate(items):
+    chunk: list[Question] = []
+    seconds = 0.0
+    for number, item in enumerate(iterate_examples(examples, settings.max_seconds, settings.share)):
         place = first + number * step
         if isinstance(item, Skip):
             skips.append((place, item))
@@ -113,13 +123,19 @@ def usable_questions(
             format.check_question(example.prompt, example.answer, audio_tokens)
             for text in references:
                 format.checked(text)
-            usable.append(Question(place, example, references))
         except RowError as problem:
-            skips.append((place, Skip.of(entry.dataset.name, example.id, problem)))
-    return usable, skips
+            skips.append((place, Skip.of(examples.entry.dataset.name, example.id, problem)))
+            continue
+        chunk.append(Question(place, example, references))
+        seconds += sum(map(len, example.clips)) / SAMPLE_RATE
+        if seconds > CHUNK_SECONDS:
+            yield chunk
+            chunk, seconds = [], 0.0
+    if chunk:
+        yield chunk
 
 
-def gathered(own: Answers, entry: EvalEntry, settings: AskSettings) -> Answers:
+def gathered(own: Answers, examples: EvalExamples, settings: AskSettings) -> Answers:
     """Put the answers of all processes together, on all of them, in the order of the source.
 
     Raises:
@@ -134,6 +150,7 @@ def gathered(own: Answers, entry: EvalEntry, settings: AskSettings) -> Answers:
     )
     if not whole.tokens:
         why = whole.skips[0][1].reason if whole.skips else "the split is empty"
+        entry = examples.entry
         raise UserError(f"{entry.name}: no row of split '{entry.split}' can be used ({why})")
     return whole
 
@@ -163,7 +180,7 @@ def label_ids(names: Sequence[str], format: ChatFormat) -> Ragged:
 def ask_entry(
     model: AudioLM,
     format: ChatFormat,
-    entry: EvalEntry,
+    examples: EvalExamples,
     settings: AskSettings,
     told: Callable[[int], None] = lambda count: None,
 ) -> Answers:
@@ -179,51 +196,73 @@ def ask_entry(
     Raises:
         UserError: when no row can be used.
     """
-    device = next(model.parameters()).device
-    names = entry.template.labels if settings.labels else None
+    template = examples.entry.template
+    names = template.labels if settings.labels else None
     labels = label_ids(names, format) if names else None
     own = Answers()
-    usable, own.skips = usable_questions(entry, format, settings, model.slots_for)
-    told(len(own.skips))
-    for indices in batches_of(usable, settings.batch_seconds, 0 if labels is None else len(labels.values)):
-        questions = [usable[i] for i in indices]
-        examples, task = [question.example for question in questions], (entry.template.task,)
-        prompts = collate_prompts(examples, format, model.slots_for, task).to(device)
-        read = model.read_prompts(prompts)
-        answers = generate(model, prompts, format, settings.max_new_tokens, read)
-        scores: list[tuple[float, ...] | None] = [None] * len(questions)
-        if labels is not None and names is not None:
-            rows = model.label_log_likelihoods(prompts, labels, read).tolist()
-            scores = [tuple(row) for row in rows]
-            truth = [names.index(example.answer) for example in examples]
-            own.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
-            own.tokens += int(labels.lengths[truth].sum())
-        else:
-            loss = model(collate(examples, format, model.slots_for, task).to(device))
-            own.loss, own.tokens = own.loss + float(loss.total), own.tokens + loss.answer_tokens
-        own.answered += [
-            Answered(question.place, question.example.id, question.references, answer, score)
-            for question, answer, score in zip(questions, answers, scores, strict=True)
-        ]
-        told(len(questions))
-    return gathered(own, entry, settings)
+    skipped = 0
+    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips):
+        told(len(own.skips) - skipped)
+        skipped = len(own.skips)
+        for indices in batches_of(
+            usable, settings.batch_seconds, 0 if labels is None else len(labels.values)
+        ):
+            answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, own)
+            told(len(indices))
+    told(len(own.skips) - skipped)
+    return gathered(own, examples, settings)
+
+
+def answer_batch(
+    model: AudioLM,
+    format: ChatFormat,
+    questions: Sequence[Question],
+    template: Template,
+    labels: Ragged | None,
+    settings: AskSettings,
+    answers: Answers,
+) -> None:
+    """Answer some questions of a set and add what came of them to ``answers``.
+
+    Args:
+        labels: the token ids of every label, where they are scored.
+    """
+    device = next(model.parameters()).device
+    examples, task = [question.example for question in questions], (template.task,)
+    prompts = collate_prompts(examples, format, model.slots_for, task).to(device)
+    read = model.read_prompts(prompts)
+    generated = generate(model, prompts, format, settings.max_new_tokens, read)
+    scores: list[tuple[float, ...] | None] = [None] * len(questions)
+    if labels is not None and template.labels is not None:
+        rows = model.label_log_likelihoods(prompts, labels, read).tolist()
+        scores = [tuple(row) for row in rows]
+        truth = [template.labels.index(example.answer) for example in examples]
+        answers.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
+        answers.tokens += int(labels.lengths[truth].sum())
+    else:
+        loss = model(collate(examples, format, model.slots_for, task).to(device))
+        answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
+    answers.answered += [
+        Answered(question.place, question.example.id, question.references, said.text, score, said.is_cut)
+        for question, said, score in zip(questions, generated, scores, strict=True)
+    ]
 
 
 @torch.no_grad()
 def answer_loss(
-    model: AudioLM, format: ChatFormat, entry: EvalEntry, settings: AskSettings
+    model: AudioLM, format: ChatFormat, examples: EvalExamples, settings: AskSettings
 ) -> tuple[float, int]:
     """Return the summed loss of the true answers of an evaluation set, and their tokens.
 
     Every process must call it; with ``settings.shared`` each reads its share.
     """
     device = next(model.parameters()).device
+    task = (examples.entry.template.task,)
     own = Answers()
-    usable, own.skips = usable_questions(entry, format, settings, model.slots_for)
-    for indices in batches_of(usable, settings.batch_seconds):
-        examples = [usable[i].example for i in indices]
-        batch = collate(examples, format, model.slots_for, (entry.template.task,)).to(device)
-        loss = model(batch)
-        own.loss, own.tokens = own.loss + float(loss.total), own.tokens + loss.answer_tokens
-    whole = gathered(own, entry, settings)
+    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips):
+        for indices in batches_of(usable, settings.batch_seconds):
+            batch = collate([usable[i].example for i in indices], format, model.slots_for, task).to(device)
+            loss = model(batch)
+            own.loss, own.tokens = own.loss + float(loss.total), own.tokens + loss.answer_tokens
+    whole = gathered(own, examples, settings)
     return whole.loss, whole.tokens

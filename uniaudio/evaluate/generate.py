@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.types import Batch
+
+
+class Generated(NamedTuple):
+    """What a model said; ``is_cut``: it had not come to its end of turn when it was as long as allowed."""
+
+    text: str
+    is_cut: bool
 
 
 @torch.no_grad()
@@ -16,7 +25,7 @@ def generate(
     format: ChatFormat,
     max_new_tokens: int,
     read: ReadPrompts | None = None,
-) -> list[str]:
+) -> list[Generated]:
     """Answer the prompts of a batch (from ``collate_prompts``) greedily; each row stops at its end of turn.
 
     Args:
@@ -26,4 +35,4 @@ def generate(
     model.eval()
     rows = model.generate_ids(prompts, max_new_tokens, format.end_of_turn, format.pad, read)
     model.train(was_training)
-    return [format.answer_text(row) for row in rows]
+    return [Generated(format.answer_text(row), format.end_of_turn not in row) for row in rows]

@@ -42,10 +42,10 @@ class AskingBar:
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=still)
 
     @contextlib.contextmanager
-    def asking(self, name: str, rows: int) -> Iterator[Callable[[int], None]]:
-        """Give the function to be told how many rows were asked since, of at most ``rows``."""
+    def asking(self, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
+        """Give the function to be told how many rows were asked since, of ``rows`` (None: nobody knows)."""
         started, done = time.monotonic(), 0
-        task = self.bar.add_task(escape(name), total=-(-rows // self.share))
+        task = self.bar.add_task(escape(name), total=None if rows is None else -(-rows // self.share))
 
         def told(count: int) -> None:
             nonlocal done

@@ -20,8 +20,9 @@ class AnswerRow:
     """The figures of one model on one evaluation set; what its file does not hold is None.
 
     Args:
-        interval: 95 %, of the score. labels: figures of the scored labels: ``accuracy``, ``map``, ``ece``. change:
-            against the model that the answers are compared with.
+        interval: 95 %, of the score. clips: how many were answered, of ``rows`` in the set. cut: answers that had not
+            ended. labels: figures of the scored labels: ``accuracy``, ``map``, ``ece``. change: against the model that
+            the answers are compared with.
     """
 
     name: str
@@ -32,7 +33,9 @@ class AnswerRow:
     right: float | None
     loss: float | None
     clips: int | None
+    rows: int | None
     skipped: int
+    cut: int
     labels: Mapping[str, float]
     change: Change | None
 
@@ -124,7 +127,9 @@ def answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change |
         right=entry.get("right"),
         loss=entry.get("loss"),
         clips=entry.get("examples"),
+        rows=entry.get("rows"),
         skipped=len(entry.get("skipped") or ()),
+        cut=int(entry.get("cut") or 0),
         labels={key: float(labels[key]) for key in ("accuracy", "map", "ece") if labels.get(key) is not None},
         change=change,
     )

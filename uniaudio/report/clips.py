@@ -6,15 +6,15 @@ import base64
 import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from uniaudio.data.asked import build_example
+from uniaudio.data.asked import build_example, iterate_examples, open_examples
+from uniaudio.data.cursor import Skip
 from uniaudio.data.recipe import EvalEntry
-from uniaudio.data.source import IndexedSource, Row, open_source
+from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE, Example
 
@@ -63,11 +63,8 @@ def mp3(samples: NDArray[np.int16]) -> bytes:
     return stream.getvalue()
 
 
-def find_examples(entry: EvalEntry, ids: Collection[str], rows: int) -> dict[str, Example]:
+def find_examples(entry: EvalEntry, ids: Collection[str]) -> dict[str, Example]:
     """Decode the questions of an evaluation set that have these ids, ``DATASET/SPLIT/KEY``.
-
-    Args:
-        rows: how many rows of the split were asked; no others are looked at.
 
     Returns:
         Examples by id; rows that are gone or cannot be read now are missing.
@@ -78,7 +75,7 @@ def find_examples(entry: EvalEntry, ids: Collection[str], rows: int) -> dict[str
     keys = {name: key for name in ids if (key := key_of(name, entry)) is not None}
     wanted = {key: name for name, key in keys.items()}
     found: dict[str, Example] = {}
-    for row in islice(open_source(entry.dataset, entry.split).rows(), rows):
+    for row in open_source(entry.dataset, entry.split).rows():
         if isinstance(row, Row) and row.key in wanted:
             try:
                 found[wanted[row.key]], _ = build_example(row, entry, DECODED)
@@ -96,31 +93,14 @@ def key_of(name: str, entry: EvalEntry) -> str | None:
 
 
 def spread_examples(entry: EvalEntry, most: int, max_seconds: float) -> Iterator[tuple[Example, str]]:
-    """Yield up to so many questions with their right answer, from all over the split.
+    """Yield up to so many questions with their right answer, from all classes of the split.
 
-    Of a source that knows its rows they stand at equal distances, since a manifest is often sorted by label; of another
-    they are the first ones. Rows that cannot be used, or whose clip is longer, are passed over.
+    Rows that cannot be used, or whose clip is longer, are passed over.
 
     Raises:
         UserError: when the source cannot be opened.
     """
-    source = open_source(entry.dataset, entry.split)
-    if isinstance(source, IndexedSource):
-        count = min(most, source.size)
-        rows = (row_or_none(source, i * source.size // count) for i in range(count))
-    else:
-        rows = (row if isinstance(row, Row) else None for row in islice(source.rows(), most))
-    for row in rows:
-        if row is not None:
-            try:
-                example, references = build_example(row, entry, max_seconds)
-            except RowError:
-                continue
+    for item in iterate_examples(open_examples(entry, most), max_seconds):
+        if not isinstance(item, Skip):
+            example, references = item
             yield example, references[0]
-
-
-def row_or_none(source: IndexedSource, index: int) -> Row | None:
-    try:
-        return source.row(index)
-    except RowError:
-        return None

@@ -32,7 +32,7 @@ class Limits:
     max_seconds: float = 60.0
     max_mib: float = 20.0
     timeout: float = 60.0
-    max_new_tokens: int = 64
+    max_new_tokens: int = 256
     max_characters: int = 2000
     max_waiting: int = 8
 

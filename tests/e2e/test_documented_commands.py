@@ -1,0 +1,174 @@
+"""The README's commands run as they stand, one after the other, and so do those of every page that shows some."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from bird_folder import README, in_folder, make_bird_folder
+
+from uniaudio.cli import main
+
+DOCS = README.parent / "docs"
+PAGES = [
+    page for page in sorted(DOCS.glob("*.md")) if page.name != "tutorial-add-a-task.md"
+]  # has its own test
+BLOCK = re.compile(r"(?ms)^```(\w*)[^\n]*\n(.*?)^```$")
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "COLUMNS": "150",
+}
+# what a page shows and another test runs, or this machine cannot: each with its reason
+ELSEWHERE = {
+    "make ": "the Makefile is what runs these tests; `make demo` is tests/demo",
+    "pip install": "needs a registry",
+    "sbatch ": "needs a scheduler",
+    "accelerate launch": "tests/train/test_engines.py starts every file of configs/accelerate",
+    "python benchmarks/": "tests/benchmarks",
+    "UNIAUDIO_REALDATA=": "needs recordings",
+    "uniaudio demo": "tests/demo",
+    "uniaudio train papers/": "tests/e2e/test_papers.py",
+    "uniaudio train CONFIG train.compile=true": "tests/train/test_compiled_runs.py",
+    "uniaudio probe runs/birds openai/whisper-small --suite realdata": "needs recordings",
+    "uniaudio probe runs/birds --suite xares": "needs recordings",
+    "uniaudio export runs/birds exported --push-to-hub": "tests/export/test_hub.py",
+    "uniaudio serve": "test_the_page_opens",
+}
+
+
+def shown_commands(page):
+    """Every command line of a page's blocks, without its comment."""
+    for kind, block in BLOCK.findall(page.read_text()):
+        if kind not in ("", "bash"):
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if (
+                words
+                and re.match(r"[\w/]", words[0])
+                and re.match(r"(uniaudio|accelerate|make|python|pip|sbatch) |\w+=", line)
+            ):
+                yield re.sub(r"\s+#.*", "", line).strip()
+
+
+def commands_to_run(page):
+    return [line for line in shown_commands(page) if not line.startswith(tuple(ELSEWHERE))]
+
+
+@pytest.fixture(scope="module")
+def bird_folder(tmp_path_factory, chat_tokenizer):
+    folder = tmp_path_factory.mktemp("reader")
+    make_bird_folder(folder, chat_tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def after_readme(bird_folder):
+    """The reader's folder when all commands of the README were typed, in their order, with nothing between."""
+    environment = {**os.environ, **ENVIRONMENT, "UNIAUDIO_CACHE": str(bird_folder / "cache")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    printed = {}
+    for line in commands_to_run(README):
+        done = subprocess.run(
+            in_folder(line, bird_folder),
+            shell=True,
+            cwd=bird_folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr, line
+        printed[line] = done.stdout
+    return bird_folder, printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_readme_in_its_order(after_readme):
+    folder, printed = after_readme
+    commands = [line.split()[1] for line in printed]
+    assert commands[:8] == ["check", "preview", "train", "eval", "probe", "ask", "report", "export"]
+    assert commands[8:] == ["add-task", "train", "forgetting"]
+    assert "20 rows" in next(text for line, text in printed.items() if line.startswith("uniaudio eval"))
+    assert {"config.json", "README.md", "model.safetensors"} <= {
+        file.name for file in (folder / "birds_encoder").iterdir()
+    }
+    assert "wren" in (folder / "runs/birds/report.html").read_text()
+    events = (folder / "runs/birds_and_frogs/metrics.jsonl").read_text().splitlines()
+    assert json.loads(events[-1])["event"] == "finished"
+    forgetting = json.loads((folder / "runs/birds_and_frogs/forgetting.json").read_text())
+    assert forgetting["probe/knn"]["sets"] == ["birds", "frogs"]
+    assert forgetting["answers"]["sets"] == ["my_birds:bird_call", "my_frogs:frog_call"]
+
+
+def forget_accelerate():
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def clear_the_way(words, page):
+    """Name the page's own config, and remove what an earlier command wrote where this one writes."""
+    if "CONFIG" in words:
+        config = Path("configs", f"{page.stem}.yaml")
+        config.write_text(Path("configs/birds.yaml").read_text())
+        words[words.index("CONFIG")] = str(config)
+    written = [words[i + 1] for i, word in enumerate(words) if word in ("-o", "--out")]
+    if words[0] == "train" and "--resume" not in words:
+        written.append(f"runs/{Path(words[1]).stem}")
+    if words[0] == "export":
+        written.append(words[2])
+    for path in map(Path, written):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_every_page_of_the_documentation(page, after_readme, monkeypatch, tmp_path, capsys):
+    """On a copy of the folder that the README leaves."""
+    folder, _ = after_readme
+    lines = commands_to_run(page)
+    if not lines:
+        pytest.skip("shows no command that is tried here")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    for line in lines:
+        words = shlex.split(in_folder(line, folder))[1:]
+        clear_the_way(words, page)
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        forget_accelerate()
+        captured = capsys.readouterr()
+        assert (end.value.code or 0) == 0, f"$ {line}\n{captured.out}{captured.err}"
+
+
+@pytest.mark.slow
+def test_the_page_opens(after_readme):
+    """``uniaudio serve``, as docs/serve.md has it, on a free port."""
+    folder, _ = after_readme
+    command = [sys.executable, "-m", "uniaudio", "serve", "runs/birds", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            address = next(
+                m[0] for line in server.stdout if (m := re.search(r"http://127\.0\.0\.1:\d+", line))
+            )
+            with urllib.request.urlopen(address, timeout=30) as page:
+                assert "birds" in page.read().decode()
+        finally:
+            server.terminate()
