@@ -139,7 +139,9 @@ def write_value(value: Any) -> Any:
     Raises:
         RowError: "missing column" for none; "template error" for a list, a mapping, true or false, or bytes.
     """
-    if isinstance(value, str | Undefined):
+    if isinstance(value, Undefined):
+        str(value)  # raises
+    if isinstance(value, str):
         return value
     if has_no_value(value):
         raise RowError("missing column", "a value that is written is null")

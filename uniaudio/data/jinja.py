@@ -91,6 +91,8 @@ class Text:
         if self.column is not None and type(values[self.column]) is str:
             return values[self.column]
         try:
+            if self.column is not None:
+                return str(guarded(lambda: write_value(values[self.column]), self.where))
             return guarded(lambda: self.compiled.render(values), self.where)
         except RowError as problem:  # of a value, which does not know who writes it
             if problem.detail.startswith(self.where):
