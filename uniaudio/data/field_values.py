@@ -13,6 +13,7 @@ from jinja2 import Undefined
 
 from uniaudio.errors import RowError
 
+MAY_END_LIST = frozenset("]} \t\r\n")  # last characters of a text that is tried as a list
 LONGEST_LIST = 100_000  # characters of a text that is tried as a list
 QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 # as numpy writes an array of texts: no commas
@@ -122,7 +123,7 @@ def wrap_value(value: Any, name: str) -> Any:
         name: of the column, for messages.
     """
     if type(value) is str:
-        listed = parse_list(value) if value[-1:] in ("]", "}") or value[-1:].isspace() else None
+        listed = parse_list(value) if value[-1:] in MAY_END_LIST else None
         return value if listed is None else wrap_value(listed, name)
     if has_no_value(value):
         return Null(name=name)
