@@ -10,7 +10,9 @@ from transformers import PretrainedConfig
 
 from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.features import told_room
+from uniaudio.assemble.models import stage_recipes
 from uniaudio.assemble.pairings import QUESTION, TOKENS_PER_WORD, Pairing, check_entry, check_pairing
+from uniaudio.assemble.stage_checks import check_stage_rows
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.assemble.thin import decoder_architecture
 from uniaudio.config.run import RunConfig
@@ -37,6 +39,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     ):  # none for encoders of the Hub
         told = ", ".join(f"{component} {size:,}" for component, size in trained.items())
         console.print(f"stage {stage.name} trains of the encoder: {told}", highlight=False)
+    check_stage_rows(config, stage_recipes(config))
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
         pairings = [check_entry(entry) for entry in recipe.train]

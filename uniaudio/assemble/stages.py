@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
+from torch import nn
 
 from uniaudio.assemble.encoders import EncoderHolder, sketch_encoder
 from uniaudio.assemble.features import refuse_useless_caches
+from uniaudio.assemble.stage_checks import ParameterNames, check_stage_names
 from uniaudio.config.run import RunConfig
+from uniaudio.model.adapters.choose import make_adapter
+from uniaudio.model.whisper_decoder import LinearBridge
 from uniaudio.train.optim import component_of
-from uniaudio.train.structure import Structure, enter_stage, refuse_nothing
+from uniaudio.train.structure import Structure, enter_stage
+
+ANY_WIDTH = 8  # of a decoder; names do not depend on it
 
 
 def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
@@ -21,8 +25,8 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
         checkpoint.
 
     Raises:
-        UserError: for expressions of ``train`` that match nothing of the encoder, as far as they begin with it, and for
-            feature caches that no stage could use.
+        UserError: for expressions that match nothing of encoder or adapter, as far as they begin with one of them, see
+            ``check_stage_names``, and for feature caches that no stage could use.
     """
     encoder = sketch_encoder(config)
     if encoder is None:
@@ -32,11 +36,8 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
     with torch.device("meta"):
         structure = Structure.of(holder)
         refuse_useless_caches(config, structure.usual)
-        for index, stage in enumerate(config.stages):
-            for pattern in stage.train:
-                if pattern.startswith(("^encoder", "encoder")):
-                    matched = [name for name in structure.usual if re.search(pattern, name)]
-                    refuse_nothing(matched, structure.usual, f"stages.{stage.name}.train", pattern)
+        check_stage_names(config, ParameterNames.of(sketch_parts(config, holder), ("encoder", "adapter")))
+        for index in range(len(config.stages)):
             enter_stage(holder, structure, config, index, whole=False)
             sizes: dict[str, int] = {}
             for name, parameter in holder.named_parameters():
@@ -44,3 +45,14 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
                 sizes[component] = sizes.get(component, 0) + parameter.numel() * parameter.requires_grad
             trained.append(sizes)
     return trained
+
+
+def sketch_parts(config: RunConfig, holder: EncoderHolder) -> nn.Module:
+    """Return an encoder and its adapter under the names that they have in a whole model; the decoder is left out."""
+    parts = nn.Module()
+    parts.encoder = holder.encoder
+    if config.decoder.kind == "whisper":
+        parts.adapter = LinearBridge(holder.encoder.dim, ANY_WIDTH)
+    else:
+        parts.adapter = make_adapter(config.adapter, holder.encoder, ANY_WIDTH)
+    return parts

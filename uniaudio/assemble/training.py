@@ -15,6 +15,7 @@ from uniaudio.assemble.fitting import chooser
 from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference, read_reference
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, validation_losses, without_answers
 from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
+from uniaudio.assemble.stage_checks import ParameterNames, check_stage_names, check_stage_rows
 from uniaudio.assemble.stage_data import StageData
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.config.run import RunConfig
@@ -23,12 +24,13 @@ from uniaudio.data.loader import joined_states
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.data.worker_faults import explain_worker_faults
-from uniaudio.distributed import is_main, part_ways, telling_of_lost_processes
+from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_lost_processes
 from uniaudio.errors import UserError
 from uniaudio.evaluate.labelled import LabelledSet
 from uniaudio.model.audio_lm import as_audio_lm
 from uniaudio.train.checkpoint import latest_checkpoint
-from uniaudio.train.engines.launch import building_device, make_accelerator
+from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
+from uniaudio.train.entering import refuse_what_shards_cannot
 from uniaudio.train.loop import train
 from uniaudio.train.parts import TrainParts
 from uniaudio.train.position import Position, newest
@@ -95,6 +97,7 @@ def train_in_held_folder(
             return 0
         if config.guard is not None:
             read_reference(config.guard, run_dir)
+    check_later_stages(config, recipes, accelerator, Position() if checkpoint is None else position)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
     device = building_device(accelerator)
@@ -102,6 +105,7 @@ def train_in_held_folder(
     model, format, bases = first[0].model, first[0].format, first[0].bases
     # ``sketch_stages`` has done this where it had a sketch
     refuse_useless_caches(config, Structure.of(model).usual)
+    check_stage_names(config, ParameterNames.of(model))
     if sets and not continued and is_main():
         keep_reference(model.encoder, sets, config, run_dir)
 
@@ -128,6 +132,28 @@ def train_in_held_folder(
     )
     del model  # of the first stage alone: the loop is to free it when the next one begins
     return train(parts, config, accelerator, continued, checkpoint)
+
+
+def check_later_stages(
+    config: RunConfig, recipes: Sequence[Recipe], accelerator: Accelerator, position: Position
+) -> None:
+    """Refuse what would end the run only at the boundary of a stage, or at an evaluation.
+
+    The main process reads rows, and all are refused together.
+
+    Raises:
+        UserError: see ``check_stage_rows``; for means that the engine cannot do.
+    """
+    for stage in config.stages[position.stage :]:
+        refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
+    refusal = None
+    if is_main():
+        try:
+            check_stage_rows(config, recipes, position.stage)
+        except UserError as mistake:
+            refusal = str(mistake)
+    if sentence := gather_objects(refusal)[0]:
+        raise UserError(sentence)
 
 
 @dataclass(frozen=True)
