@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from uniaudio.assemble.encoders import (
     build_encoder,
@@ -19,11 +19,12 @@ from uniaudio.assemble.encoders import (
 )
 from uniaudio.assemble.recompute import part_of, parts_set_to
 from uniaudio.config.files import environment_for
-from uniaudio.config.run import RunConfig
+from uniaudio.config.run import DecoderConfig, RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.tokens import ChatFormat
-from uniaudio.distributed import barrier, is_main
+from uniaudio.distributed import barrier, gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.miniature.text_lm import miniature_decoder
 from uniaudio.model.adapters.base import Adapter
@@ -38,7 +39,7 @@ from uniaudio.model.whisper_decoder import (
     load_whisper_decoder,
 )
 from uniaudio.outputs import apply_umask
-from uniaudio.train.checkpoint import check_bases
+from uniaudio.train.checkpoint import Checkpoint, check_bases
 from uniaudio.train.structure import go_through_stages, put_tensors
 
 
@@ -81,20 +82,31 @@ def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train
     return str(kept)
 
 
-def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedModel:
-    """Load the encoder and the decoder at ``path`` and put a new adapter between them.
+def build_model(
+    config: RunConfig, path: str, device: torch.device, markup: ChatMarkup | None = None
+) -> LoadedModel:
+    """Load the encoder and the decoder at ``path`` and put a new adapter between them; every rank must.
+
+    Args:
+        markup: of the prompts that the model was trained with; None: what the chat template says today.
 
     Raises:
-        UserError: before anything is loaded, when a part needs code that was not allowed.
+        UserError: before anything is loaded, when a part needs code that was not allowed; when a part cannot be
+            loaded, or tokenizer and decoder do not belong together.
     """
     config.require_trust()
-    settings = config.decoder
-    with convert_to_user_error(f"decoder.path: the tokenizer of {path} cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
-    whisper = settings.kind == "whisper"
+    whisper = config.decoder.kind == "whisper"
+    tokenizer = load_tokenizer(config.decoder, path)
+    # ranks that read a template around midnight would disagree
+    markup = markup or gather_objects(read_chat_markup(tokenizer, START if whisper else None))[0]
     decoder = open_decoder(config, path, device)
+    format = ChatFormat(
+        tokenizer,
+        max_text_tokens=config.data.max_text_tokens,
+        max_positions=decoder.positions,
+        markup=markup,
+        vocabulary=decoder.vocabulary,
+    )
     encoder = build_encoder(config, decoder.dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the adapter's weights are a function of the seed
@@ -107,9 +119,27 @@ def build_model(config: RunConfig, path: str, device: torch.device) -> LoadedMod
     for part in parts_set_to(config, True):
         part_of(model, config, part).recompute()
     identity = {**decoder.identity, "path": config.as_written(decoder.identity["path"])}
-    bases = {**encoder_bases(config), "decoder": identity}
-    format = ChatFormat(tokenizer, START if whisper else None, config.data.max_text_tokens)
+    bases = {**encoder_bases(config), "decoder": {**identity, **markup.to_base()}}
     return LoadedModel(model, format, config, bases)
+
+
+def kept_markup(checkpoint: Checkpoint) -> ChatMarkup | None:
+    """Return what stood around the questions that a checkpoint was trained with; None where it does not say."""
+    return ChatMarkup.from_base(checkpoint.bases.get("decoder", {}))
+
+
+def load_tokenizer(settings: DecoderConfig, path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the decoder at ``path``.
+
+    Raises:
+        UserError: when there is none that can be read.
+    """
+    with convert_to_user_error(
+        f"decoder.path: the tokenizer of {path} cannot be loaded", "put the files of its tokenizer beside it"
+    ):
+        return AutoTokenizer.from_pretrained(
+            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
 
 
 def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDecoder | WhisperTextDecoder:
@@ -145,7 +175,7 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
     config = stored_config(checkpoint, trust)
     config.require_trust()
     path = decoder_path(config, [], checkpoint.path.parent.parent / "decoder", train=False)
-    loaded = build_model(config, path, device or default_device())
+    loaded = build_model(config, path, device or default_device(), kept_markup(checkpoint))
     check_bases(checkpoint, loaded.bases)
     structure = go_through_stages(loaded.model, config, checkpoint.state["stage"])
     put_tensors(loaded.model, structure, checkpoint.model, checkpoint.path)

@@ -14,7 +14,7 @@ from uniaudio.assemble.features import refuse_useless_caches
 from uniaudio.assemble.fitting import chooser
 from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference, read_reference
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, validation_losses, without_answers
-from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, stage_recipes
+from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, kept_markup, stage_recipes
 from uniaudio.assemble.stage_checks import ParameterNames, check_stage_names, check_stage_rows
 from uniaudio.assemble.stage_data import StageData
 from uniaudio.assemble.stages import sketch_stages
@@ -101,8 +101,10 @@ def train_in_held_folder(
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
     device = building_device(accelerator)
-    first: list[LoadedModel] = [build_model(config, path, device)]
+    markup = None if checkpoint is None else kept_markup(checkpoint)
+    first: list[LoadedModel] = [build_model(config, path, device, markup)]
     model, format, bases = first[0].model, first[0].format, first[0].bases
+    markup = format.markup  # the same in all stages
     # ``sketch_stages`` has done this where it had a sketch
     refuse_useless_caches(config, Structure.of(model).usual)
     check_stage_names(config, ParameterNames.of(model))
@@ -110,7 +112,7 @@ def train_in_held_folder(
         keep_reference(model.encoder, sets, config, run_dir)
 
     def build() -> nn.Module:
-        return (first.pop() if first else build_model(config, path, device)).model
+        return (first.pop() if first else build_model(config, path, device, markup)).model
 
     if is_main():
         remember_run(run_dir, config.trust_settings(), config.trust)

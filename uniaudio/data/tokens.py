@@ -9,12 +9,12 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from uniaudio.config.run import MAX_TEXT_TOKENS
+from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 REMEMBERED = 500_000  # ids that are kept, with their texts; some tens of megabytes
 MOST_CHARACTERS = 16  # of a token; a text with more of them for each token allowed is not even tokenized
 SHOWN = 60  # characters of a text in messages
-USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
 
 
 class TextIds(Protocol):
@@ -35,13 +35,16 @@ class ChatFormat:
         start: special token that stands in the place of ``bos`` where there is no chat template.
         max_text_tokens: most tokens of a question and its answer, markup included, clips not.
         max_positions: most tokens of an example with its clips, where the decoder has a limit.
+        markup: of the run that is gone on with or asked; None: that of the tokenizer, of today.
+        vocabulary: V, the number of tokens that the decoder has embeddings for, where it is known.
 
     Attributes:
         end_of_turn: the id that ends every answer. pad: an id that is not ``end_of_turn``.
         special_texts: texts that the tokenizer turns into markup; no text of data may hold one.
 
     Raises:
-        UserError: when the chat template does not keep the turns, or nothing can end an answer.
+        UserError: when the chat template raises or does not keep the turns, nothing can end an answer, or texts get
+            ids that the decoder has no embeddings for.
     """
 
     def __init__(
@@ -50,21 +53,17 @@ class ChatFormat:
         start: str | None = None,
         max_text_tokens: int = MAX_TEXT_TOKENS,
         max_positions: int | None = None,
+        markup: ChatMarkup | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         self.tokenizer, self.max_text_tokens, self.max_positions = tokenizer, max_text_tokens, max_positions
-        if tokenizer.chat_template:
-            self.prefix, self.suffix, self.end_of_turn = read_chat_template(tokenizer)
-        elif tokenizer.eos_token_id is not None:
-            self.prefix, self.suffix, self.end_of_turn = (
-                start or tokenizer.bos_token or "",
-                "\n",
-                tokenizer.eos_token_id,
-            )
-        else:
-            raise UserError("the decoder's tokenizer has neither a chat template nor an end-of-text token")
+        self.markup = markup or read_chat_markup(tokenizer, start)
+        self.prefix, self.suffix = self.markup.prefix, self.markup.suffix
+        self.end_of_turn = self.markup.end_of_turn
         stated = tokenizer.pad_token_id
-        # an id only for the empty places of generated rows; masks never come from it
-        self.pad = stated if stated not in (None, self.end_of_turn) else int(self.end_of_turn == 0)
+        if stated is None or stated == self.end_of_turn or (vocabulary is not None and stated >= vocabulary):
+            stated = int(self.end_of_turn == 0)
+        self.pad = stated  # an id only for the empty places of generated rows; masks never come from it
         self.known: dict[str, list[int]] = {}
         self.num_known = 0  # ids in ``known``
         self.special_texts = markup_texts(tokenizer, self.prefix + self.suffix)
@@ -75,6 +74,8 @@ class ChatFormat:
         self.num_markup = sum(
             id in self.markup_ids for text in (self.prefix, self.suffix) for id in self.encode(text)
         )
+        if vocabulary is not None:
+            self.check_vocabulary(vocabulary)
 
     def prompt(self, pieces: Sequence[str]) -> list[list[int]]:
         """Return the ids around the clips: clip ``i`` stands between list ``i`` and list ``i + 1``.
@@ -122,6 +123,30 @@ class ChatFormat:
                 f"{text_tokens} tokens of text and {audio_tokens} of audio, the decoder takes {self.max_positions}: "
                 f"{answer[:SHOWN]!r}",
             )
+
+    def check_vocabulary(self, vocabulary: int) -> None:
+        """Refuse a tokenizer that gives some text an id without an embedding.
+
+        Tables are often longer than the vocabulary, and a vocabulary may have entries that no text leads to, or special
+        tokens that no text of data may hold; neither does harm.
+
+        Args:
+            vocabulary: V, rows of the decoder's table.
+
+        Raises:
+            UserError: naming the token.
+        """
+        beyond = sorted((id, token) for token, id in self.tokenizer.get_vocab().items() if id >= vocabulary)
+        used = {self.end_of_turn, *self.encode(self.prefix), *self.encode(self.suffix)}
+        for id, token in beyond:
+            text = self.tokenizer.convert_tokens_to_string([token])
+            reached = text not in self.special_texts and id in self.encode(text)
+            if reached or id in used:
+                raise UserError(
+                    f"decoder.path: the tokenizer gives {text!r} the id {id}, but the decoder has embeddings for "
+                    f"{vocabulary} tokens; take the tokenizer that belongs to it, or enlarge its table "
+                    "(resize_token_embeddings) and save both"
+                )
 
     def refuse_markup(self, ids: Iterable[int], allowed: int, text: str) -> None:
         """Refuse a text of which more ids than ``allowed`` are markup, however it is written."""
@@ -221,29 +246,3 @@ def is_sign(character: str) -> bool:
 def prefix_of(pieces: Sequence[list[int]]) -> tuple[tuple[int, ...], ...]:
     """Return the ids of a prompt up to its last clip: questions about the same clips can share what is equal there."""
     return tuple(tuple(piece) for piece in pieces[:-1])
-
-
-def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, int]:
-    """Return what stands before the question, what stands between question and answer, and what ends the answer."""
-    question = {"role": "user", "content": USER}
-    options = {"tokenize": False, "enable_thinking": False}  # templates that do not think ignore the second
-    opened = tokenizer.apply_chat_template([question], add_generation_prompt=True, **options)
-    whole = tokenizer.apply_chat_template([question, {"role": "assistant", "content": ANSWER}], **options)
-    if opened.count(USER) != 1 or whole.count(ANSWER) != 1:
-        raise UserError(
-            "the decoder's chat template does not keep the text of the turns; use another decoder"
-        )
-    prefix, suffix = opened.split(USER)
-    closing = tokenizer(whole.split(ANSWER)[1], add_special_tokens=False)["input_ids"]
-    special = {
-        *tokenizer.all_special_ids,
-        *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special),
-    }
-    ends = [i for i in closing if i in special]
-    if ends:
-        return prefix, suffix, ends[0]
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the decoder's chat template ends an answer with no special token, and there is no eos"
-        )
-    return prefix, suffix, tokenizer.eos_token_id

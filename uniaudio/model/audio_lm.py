@@ -138,12 +138,28 @@ class AudioLM(nn.Module):
     ) -> list[list[int]]:
         """Continue the prompts of a batch greedily and return the new ids of every row.
 
-        The stock model decodes with its cache; after a row's end of turn come ``pad`` ids.
+        The stock model decodes with its cache; after a row's end of turn come ``pad`` ids. An answer ends where the
+        decoder's positions do. Rows go one by one where that would come earlier for the rows beside a longer one, and
+        in a decoder that does not see padding as such.
 
         Args:
             read: of the same prompts, where they were read before.
         """
-        padded, mask = left_padded((read or self.read_prompts(prompts)).text)
+        text = (read or self.read_prompts(prompts)).text
+        limit, longest = self.decoder.positions, int(text.lengths.max())
+        beyond = limit is not None and longest + max_new_tokens > limit
+        if not beyond and self.decoder.pads_exactly:
+            return self.continue_rows(text, max_new_tokens, end_of_turn, pad)
+        rows = []
+        for i, length in enumerate(text.lengths.tolist()):
+            room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
+            row = text.select([i])
+            rows += self.continue_rows(row, room, end_of_turn, pad) if room > 0 else [[]]
+        return rows
+
+    def continue_rows(self, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int) -> list[list[int]]:
+        """Continue the decoder's input rows ``[T, D]`` together, see ``generate_ids``."""
+        padded, mask = left_padded(text)
         new = self.decoder.generate(
             padded,
             mask,

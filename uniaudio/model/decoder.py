@@ -16,7 +16,8 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.branches import Branches
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
-from uniaudio.model.encoders.weights import refuse_pickles
+from uniaudio.model.decoder_limits import position_limit, refuse_unusable_class, refuse_without_generation
+from uniaudio.model.encoders.weights import refuse_pickles, stock_config
 from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora
@@ -40,8 +41,13 @@ class TextDecoder(nn.Module):
             when every layer is plain full attention.
         identity: what a checkpoint records of the weights (see ``base_identity``).
 
+    Attributes:
+        pads_exactly: whether rows can be generated together, padded on the left.
+        positions: the most tokens of a row, its audio included; None: any number.
+
     Raises:
-        UserError: when ``packed`` is asked of a decoder whose layers cannot do it.
+        UserError: when ``packed`` is asked of a decoder whose layers cannot do it, and for models that cannot answer or
+            whose losses would be wrong.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class TextDecoder(nn.Module):
             )
         self.packed = attention != "padded" and not obstacle
         self.plain_head = self.head_is_plain()
+        self.positions = position_limit(lm)
+        self.pads_exactly = self.can_pad_prompts()
 
     def train(self, mode: bool = True) -> TextDecoder:
         """Stay in eval mode unless something is trained: frozen means frozen, dropout included.
@@ -149,7 +157,7 @@ class TextDecoder(nn.Module):
         """Switch the implementation for the calls that follow; layers read it from the shared config."""
         self.lm.config._attn_implementation = name
 
-    def generate(self, embeds: Float[Tensor, "B L D"], mask: Int[Tensor, "B L"], **settings: Any) -> Tensor:
+    def generate(self, embeds: Float[Tensor, "B L D"], mask: Int[Tensor, "B L"], **settings: Any) -> Any:
         """Continue rows padded on the left with the stock model and its cache, in layers that are not compiled."""
         self.set_attention(self.stock_attention)
         with torch.compiler.set_stance("force_eager"):  # the cache grows with every token
@@ -190,6 +198,27 @@ class TextDecoder(nn.Module):
         except (AttributeError, TypeError, ValueError, RuntimeError):
             return False
         return close(packed, self.padded_hidden(rows))
+
+    @torch.no_grad()
+    def can_pad_prompts(self) -> bool:
+        """Generate from two short rows and from the shorter one alone, and return whether that gives the same.
+
+        Raises:
+            UserError: when it cannot generate from embeddings.
+        """
+        refuse_without_generation(type(self.lm))
+        table = self.lm.get_input_embeddings()
+        rows = table(torch.arange(10, device=self.lm.device).reshape(2, 5) % table.num_embeddings)
+        mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=self.lm.device)
+        rows = rows * mask[..., None]
+        settings = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
+        settings |= {"output_logits": True, "return_dict_in_generate": True}
+        with convert_to_user_error(
+            f"decoder.path: {type(self.lm).__name__} cannot generate from embeddings", "take another decoder"
+        ):
+            together = self.generate(rows, mask, **settings)
+            alone = self.generate(rows[1:, 2:], mask[1:, 2:], **settings)
+        return close(together.logits[0][1], alone.logits[0][0])
 
     @torch.no_grad()
     def head_is_plain(self) -> bool:
@@ -323,7 +352,8 @@ def load_decoder(
         train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
 
     Raises:
-        UserError: when it cannot be found, is no causal language model, is an adapter, or holds pickles alone.
+        UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
+            alone, or cannot generate from embeddings.
     """
     refuse_pickles(path, "decoder.path")
     device = torch.device(device)
@@ -334,13 +364,20 @@ def load_decoder(
     kind = DTYPES.get(dtype) or rough
     with convert_to_user_error(f"decoder.path: {path} cannot be loaded as a causal language model"):
         refuse_adapter(path, revision)
-        lm = AutoModelForCausalLM.from_pretrained(
+        refuse_unusable_class(stock_config(path, revision, trust_remote_code))
+        lm, loading = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
             dtype=kind,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             attn_implementation=None,  # not what its config.json says: that may be a kernel on the Hub
+            output_loading_info=True,
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
+            "it is of another kind of model, or was saved without its head"
         )
     decoder = TextDecoder(lm.to(device), attention, base_identity(path, revision))
     if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights

@@ -10,10 +10,13 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from uniaudio.errors import UserError
 
-QKV = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "qkv", "linear_q", "linear_k", "linear_v")
+SEPARATE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "linear_q", "linear_k", "linear_v")
+QKV = (*SEPARATE, "qkv", "qkv_proj", "query_key_value", "c_attn", "Wqkv")  # the latter make all three at once
+LINEAR = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear map with its weight the other way round
 
 
 def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -26,9 +29,14 @@ def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: when a target matches nothing, with the names there are.
     """
-    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    if targets == "all":
+    linear = [name for name, part in module.named_modules() if isinstance(part, LINEAR)]
+    if targets == "all" and linear:
         return linear
+    if targets in ("all", "qkv") and not linear:
+        raise UserError(
+            f"lora.targets: '{targets}' matches no linear map; {type(module).__name__} has none; set train to frozen "
+            "or full"
+        )
     if targets == "qkv":
         found = [name for name in linear if name.rsplit(".", 1)[-1] in QKV]
         missing = [] if found else ["qkv"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
@@ -89,13 +89,18 @@ class WhisperTextDecoder(nn.Module):
         """V, the number of tokens."""
         return int(self.decoder.embed_tokens.num_embeddings)
 
+    @property
+    def positions(self) -> int:
+        """The most tokens of a row."""
+        return int(self.decoder.config.max_target_positions)
+
     def hidden(self, text: Ragged, frames: Ragged, branches: Branches | None = None) -> Float[Tensor, "T D"]:
         """Run the layers over packed text rows ``[T, D]``, each hearing its own row of frames ``[A, D]``.
 
         Raises:
             UserError: when a row is longer than Whisper's positions.
         """
-        most, longest = self.decoder.config.max_target_positions, int(text.lengths.max()) if len(text) else 0
+        most, longest = self.positions, int(text.lengths.max()) if len(text) else 0
         if branches is not None:
             longest = max(branches.prefixes) + max(branches.lengths)
         if longest > most:
@@ -218,13 +223,20 @@ class CrossAttentionLM(AudioLM):
         pad: int,
         read: ReadPrompts | None = None,
     ) -> list[list[int]]:
-        """Continue the prompts greedily; every step reads the rows anew, for answers are short."""
+        """Continue the prompts greedily; every step reads the rows anew, for answers are short.
+
+        An answer ends where the decoder's positions do.
+        """
         heard = (read or self.read_prompts(prompts)).heard
         assert heard is not None
         rows = [row.tolist() for row in prompts.tokens.rows()]
         new: list[list[int]] = [[] for _ in rows]
         for _ in range(max_new_tokens):
-            going = [i for i, ids in enumerate(new) if end_of_turn not in ids]
+            going = [
+                i
+                for i, ids in enumerate(new)
+                if end_of_turn not in ids and len(rows[i]) + len(ids) <= self.decoder.positions
+            ]
             if not going:
                 break
             ids = [torch.tensor(rows[i] + new[i]) for i in going]
@@ -255,11 +267,13 @@ def load_whisper_decoder(
     kind = read_model_config(folder)["model_type"]
     if kind != "whisper":
         raise UserError(f"decoder.path: {path} holds a {kind} model, but decoder.kind is whisper")
-    config = WhisperConfig.from_pretrained(folder)
+    with convert_to_user_error(f"decoder.path: the config.json of {path} cannot be used"):
+        config = WhisperConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
-    decoder = with_random_weights(lambda: WhisperDecoder(config), None)
     try:
-        fill(decoder, read_tensors(folder, PREFIXES), folder)
+        with convert_to_user_error(f"the decoder in {path} cannot be loaded"):
+            decoder = with_random_weights(lambda: WhisperDecoder(config), None)
+            fill(decoder, read_tensors(folder, PREFIXES), folder)
     except UserError as problem:
         raise UserError(f"decoder.path: {problem}; decoder.kind whisper needs a full checkpoint") from problem
     device = torch.device(device)

@@ -1,0 +1,66 @@
+"""What a causal language model of ``transformers`` cannot do, by its config and class alone or by its modules."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+
+from uniaudio.errors import UserError
+
+MORE_ROWS = 8  # that a table of positions may have beyond them, as OPT's has two
+
+
+def refuse_unusable_class(config: PretrainedConfig) -> None:
+    """Refuse a decoder by its configuration, without its weights; classes of foreign code are not looked at.
+
+    Raises:
+        UserError: when it has an encoder of text, is no causal language model, or generates from ids alone.
+    """
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"decoder.path: {config.model_type} reads its prompt with an encoder of its own, and the decoder must be "
+            "a causal language model"
+            + ("; set decoder.kind: whisper" if config.model_type == "whisper" else "")
+        )
+    if getattr(config, "auto_map", None):
+        return
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"decoder.path: {config.model_type} is no causal language model that transformers knows; take another one"
+        )
+    refuse_without_generation(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def refuse_without_generation(kind: type[PreTrainedModel]) -> None:
+    """Refuse a class whose ``generate`` takes no embeddings: audio tokens have no ids.
+
+    Raises:
+        UserError: naming the class.
+    """
+    taken = inspect.signature(kind.prepare_inputs_for_generation).parameters
+    if "inputs_embeds" not in taken:
+        raise UserError(
+            f"decoder.path: {kind.__name__} cannot generate from embeddings, so it could be trained but never answer; "
+            "take another decoder"
+        )
+
+
+def position_limit(lm: PreTrainedModel) -> int | None:
+    """Return the number of positions of a model that looks them up in a table; None where they are computed.
+
+    The table may be trained (GPT-2, OPT) or made of sines (GPT-J); its rows may be some more than the positions.
+    """
+    config: Any = lm.config.get_text_config()
+    if config.model_type == "mpt":  # a bias of so many places
+        return int(config.max_seq_len)
+    stated = getattr(config, "max_position_embeddings", None)
+    if stated is None:
+        return None
+    tokens = lm.get_input_embeddings()
+    tables = [part.weight for part in lm.modules() if isinstance(part, nn.Embedding) and part is not tokens]
+    tables += [table for name, table in lm.named_buffers() if "pos" in name.rsplit(".", 1)[-1]]
+    lengths = [len(table) for table in tables if table.dim() == 2]
+    return int(stated) if any(0 <= length - stated <= MORE_ROWS for length in lengths) else None
