@@ -354,7 +354,7 @@ def test_the_budget_holds_by_what_was_decoded(mixture):
 
 def test_evaluation_compares_lengths_too(recipe, tmp_path):
     entry = recipe.evaluate[0]
-    whole = list(iterate_examples(entry, None, 30.0))
+    whole = list(iterate_examples(open_examples(entry, None), 30.0))
     rows = [
         {
             "audio": str(ref.source),
@@ -370,7 +370,7 @@ def test_evaluation_compares_lengths_too(recipe, tmp_path):
     )
     split = replace(entry.dataset.splits[entry.split], keep=None)
     card = replace(entry.dataset, load=load, splits={entry.split: split}, columns={}, audio=("audio",))
-    stated = list(iterate_examples(replace(entry, dataset=card), None, 30.0))
+    stated = list(iterate_examples(open_examples(replace(entry, dataset=card), None), 30.0))
     assert stated[1].reason == "stated duration is wrong"
     assert [item[0].answer for item in (stated[0], stated[2])] == [
         item[0].answer for item in (whole[0], whole[2])

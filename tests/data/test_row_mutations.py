@@ -11,15 +11,14 @@ from rich.console import Console
 
 from uniaudio.assemble.pairings import check_entry
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.asked import iterate_examples
-from uniaudio.data.cursor import Skip
+from uniaudio.data.asked import open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source
 from uniaudio.data.stream import Mixture
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.asking import AskSettings, usable_questions
+from uniaudio.evaluate.asking import AskSettings, question_chunks
 from uniaudio.miniature.texts import recipe_texts
 from uniaudio.preview import show_row
 from uniaudio.tools.pack import pack_split
@@ -99,17 +98,16 @@ def train_once(recipe, format):
 
 
 def evaluate_once(recipe, format):
+    """Go through both evaluation sets, whole and as a sample."""
     for entry in recipe.evaluate:
-        usable, skips = usable_questions(
-            entry,
-            format,
-            AskSettings(max_examples=1000, max_new_tokens=8, batch_seconds=60.0),
-            lambda n: n // 1280 + 1,
-        )
-        check_skips(skip for _, skip in skips)
-        items = list(iterate_examples(entry, None, 3.0))
-        check_skips(item for item in items if isinstance(item, Skip))
-        assert len(items) == len(usable) + len(skips)
+        for limit in (None, 5):
+            settings = AskSettings(max_examples=limit, max_new_tokens=8, batch_seconds=60.0)
+            examples = open_examples(entry, settings.limit(entry))
+            skips = []
+            chunks = question_chunks(examples, format, settings, lambda n: n // 1280 + 1, skips)
+            usable = sum(map(len, chunks))
+            check_skips(skip for _, skip in skips)
+            assert usable + len(skips) == examples.size
 
 
 def try_tools(recipe, out):
