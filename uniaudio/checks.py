@@ -33,6 +33,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         UserError: for the first thing that would not work.
     """
     console = console or Console()
+    check_decoder_folder(config, console)
     encoders = check_encoder(config, console)
     for stage, trained in zip(
         config.stages, sketch_stages(config), strict=False
@@ -54,6 +55,24 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         console.print(cost_line(config, stage, encoders, recipe, pairings))
     console.print(
         "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
+    )
+
+
+def check_decoder_folder(config: RunConfig, console: Console) -> None:
+    """Refuse a decoder that is written as a folder and is none; say of any other that is not here when it is looked at.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    path = config.decoder.path
+    if config.decoder.miniature is not None or Path(path).is_dir():
+        return
+    first = path.split("/")[0]
+    beside = any(folder is not None and (folder / first).is_dir() for folder in (config.folder, Path()))
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and beside):
+        raise UserError(f"decoder.path: there is no folder {path}")
+    console.print(
+        f"decoder {path}: no folder here, so it is looked at on the Hub when the run starts", highlight=False
     )
 
 
