@@ -21,6 +21,10 @@ BOOLEAN = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 INTEGER = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
 SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+LONGEST = 500_000  # characters of a file
+WRITTEN = 40_000  # values that a file writes down
+VALUES = 200_000  # of a file, those that aliases repeat included
+DEPTH = 100
 FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
 
 
@@ -36,20 +40,42 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+class BoundedLoader(yaml.SafeLoader):
+    """Stops at a number of values, for reading them takes time."""
+
+    values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Read one value."""
+        self.values += 1
+        if self.values > WRITTEN:
+            raise yaml.YAMLError(
+                f"holds more than {WRITTEN:,} values; long lists belong into files of their own"
+            )
+        return super().compose_node(parent, index)
+
+
 def parse(text: str, where: str) -> Any:
-    """Parse YAML text; ``where`` names it in errors."""
+    """Parse YAML text; ``where`` names it in errors.
+
+    Raises:
+        UserError: for text that is no YAML, is too long or nested too deeply, or whose aliases multiply it.
+    """
+    if len(text) > LONGEST:
+        raise UserError(
+            f"{where}: is longer than {LONGEST:,} characters; long lists belong into files of their own"
+        )
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=BoundedLoader)
+    except RecursionError as problem:
+        raise UserError(f"{where}: is nested too deeply") from problem
     except yaml.MarkedYAMLError as problem:
         line = problem.problem_mark.line + 1 if problem.problem_mark else 1
         hint = "; quote a value that begins with '{{', '@', '%' or '`'" if looks_unquoted(text, line) else ""
         raise UserError(f"{where}: line {line}: {problem.problem}{hint}") from problem
     except yaml.YAMLError as problem:
         raise UserError(f"{where}: {' '.join(str(problem).split())}") from problem
-    try:
-        return None if node is None else build(node, where)
-    except RecursionError as problem:
-        raise UserError(f"{where}: an alias (*) stands inside its own anchor (&)") from problem
+    return None if node is None else Builder(where).build(node)
 
 
 def looks_unquoted(text: str, line: int) -> bool:
@@ -57,26 +83,61 @@ def looks_unquoted(text: str, line: int) -> bool:
     return bool(lines) and re.search(r":\s*[{@%`]", lines[min(line, len(lines)) - 1]) is not None
 
 
-def build(node: yaml.Node, where: str) -> Any:
-    """Turn a YAML node into Python values."""
-    line = node.start_mark.line + 1
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise UserError(f"{where}: line {line}: quote a value that begins with '!' ({node.tag})")
-    if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style in ("'", '"', "|", ">") else plain_scalar(node.value)
-    if isinstance(node, yaml.SequenceNode):
-        return [build(item, where) for item in node.value]
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
+class Builder:
+    """Turns the nodes of one text into Python values, within bounds.
+
+    Args:
+        where: names the text in errors.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.values = 0
+        self.inside: list[int] = []  # the nodes that are being built
+
+    def build(self, node: yaml.Node) -> Any:
+        """Return the value of a node.
+
+        Raises:
+            UserError: naming the line.
+        """
+        line = node.start_mark.line + 1
+        if not node.tag.startswith("tag:yaml.org,2002:"):
+            raise UserError(f"{self.where}: line {line}: quote a value that begins with '!' ({node.tag})")
+        self.values += 1
+        if self.values > VALUES:
             raise UserError(
-                f"{where}: line {line}: a key must be text; quote a value that begins with '{{{{'"
+                f"{self.where}: line {line}: holds more than {VALUES:,} values, with those of aliases (*)"
             )
-        key = key_node.value
-        if key in result:
-            raise UserError(f"{where}: line {key_node.start_mark.line + 1}: '{key}' is written twice")
-        result[key] = build(value_node, where)
-    return result
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return node.value if node.style in ("'", '"', "|", ">") else plain_scalar(node.value)
+            except ValueError as problem:  # Python reads no number of thousands of digits
+                raise UserError(f"{self.where}: line {line}: a number with too many digits") from problem
+        if id(node) in self.inside:
+            raise UserError(f"{self.where}: an alias (*) stands inside its own anchor (&)")
+        if len(self.inside) == DEPTH:
+            raise UserError(f"{self.where}: line {line}: is nested too deeply")
+        self.inside.append(id(node))
+        built = self.build_inside(node)
+        self.inside.pop()
+        return built
+
+    def build_inside(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item) for item in node.value]
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(
+                    f"{self.where}: line {line}: a key must be text; quote a value that begins with '{{{{'"
+                )
+            key = key_node.value
+            if key in result:
+                raise UserError(f"{self.where}: line {line}: '{key}' is written twice")
+            result[key] = self.build(value_node)
+        return result
 
 
 def plain_scalar(text: str) -> Any:

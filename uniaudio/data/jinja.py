@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from uniaudio.data.comparison import compile_condition, compile_text, prepare_tests
 from uniaudio.data.field_values import MAY_END_LIST, Null, wrap_value, write_value
-from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvironment, is_bounded
+from uniaudio.errors import RowError, UserError, convert_to_row_error, first_line
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, finalize=write_value
-    )
+def environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
+    env = kind(undefined=StrictUndefined, keep_trailing_newline=True, finalize=write_value)
     del env.filters["random"]  # draws come from the example's own generator
     for name in ("int", "float"):
         env.filters[name] = partial(convert_number, env.filters[name])
     env.tests["none"] = lambda value: value is None or isinstance(value, Null)
     prepare_tests(env)
+    if isinstance(env, LimitedEnvironment):
+        env.limit_filters()
     return env
 
 
@@ -42,7 +43,10 @@ def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **opt
     return one
 
 
-ENVIRONMENT = environment()
+PLAIN = environment(PlainEnvironment)  # for templates that cannot multiply anything
+LIMITED = environment(LimitedEnvironment)
+LONGEST_SOURCE = 100_000  # characters of one text
+SHOWN = 200  # of them in a message
 COMPARISON = re.compile(
     r"""(?P<column>[^\W\d]\w*) *(?P<sign>[!=]=) *(?:'(?P<text>[^'\\]*)'|"(?P<quoted>[^"\\]*)"|(?P<number>-?\d+))"""
 )
@@ -63,16 +67,15 @@ class Text:
     def __init__(self, source: str, where: str) -> None:
         self.source = source
         self.where = where
-        try:
-            self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse(source)))
-            self.compiled = compile_text(ENVIRONMENT, source)
+        with reading(source, where):
+            tree = LIMITED.parse(source)
+            self.names = frozenset(meta.find_undeclared_variables(tree))
+            self.compiled = compile_text(PLAIN if is_bounded(tree) else LIMITED, source)
             # most wordings are plain text and most answers one column: rendering them for every row through Jinja
             # would be most of the planner's work
             self.fixed = self.compiled.render() if not self.names else None
             alone = ALONE.fullmatch(source)
             self.column = alone[1] if alone is not None and alone[1] in self.names else None
-        except TemplateError as problem:
-            raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Fill in the fields; a field that is an error says why the row does not have it.
@@ -110,17 +113,16 @@ class Condition:
 
     def __init__(self, source: str, where: str) -> None:
         self.where = where
-        try:
-            self.names = frozenset(meta.find_undeclared_variables(ENVIRONMENT.parse("{{" + source + "}}")))
-            self.compiled = compile_condition(ENVIRONMENT, source)
+        with reading(source, where):
+            tree = LIMITED.parse("{{" + source + "}}")
+            self.names = frozenset(meta.find_undeclared_variables(tree))
+            self.compiled = compile_condition(PLAIN if is_bounded(tree) else LIMITED, source)
             plain = COMPARISON.fullmatch(source.strip())
             self.comparison = plain if plain is not None and plain["column"] in self.names else None
             self.single = next(iter(self.names)) if len(self.names) == 1 else None
             # answers by the value of the only column: many, such as folds, have few values
             self.seen: dict[Any, bool] = {}
             self.known = literal_of(self.comparison) if self.comparison is not None else None
-        except TemplateError as problem:
-            raise UserError(f"{where}: {problem.message} in {source!r}") from problem
 
     def holds(self, fields: Mapping[str, Any]) -> bool:
         """Return whether the condition is true of the fields.
@@ -159,5 +161,35 @@ def literal_of(comparison: re.Match[str]) -> str | int:
 
 def guarded(action: Callable[[], Any], where: str) -> Any:
     """Run a rendering; whatever goes wrong inside it is the row's fault."""
+    BUDGET.begin()
     with convert_to_row_error("template error", where):
         return action()
+
+
+@contextmanager
+def reading(source: str, where: str) -> Iterator[None]:
+    """Turn whatever is wrong with a text into one sentence while it is parsed, compiled and, if constant, worked out.
+
+    Raises:
+        UserError: naming the place and the text.
+    """
+    shown = source if len(source) <= SHOWN else f"{source[:SHOWN]}..."
+    if len(source) > LONGEST_SOURCE:
+        raise UserError(f"{where}: is longer than {LONGEST_SOURCE:,} characters")
+    BUDGET.begin()
+    try:
+        yield
+    except RowError as problem:
+        raise UserError(f"{where}: {problem.detail} in {shown!r}") from problem
+    except TemplateError as problem:
+        raise UserError(f"{where}: {problem.message} in {shown!r}") from problem
+    except (RecursionError, MemoryError, SyntaxError) as problem:
+        raise UserError(f"{where}: is nested too deeply in {shown!r}") from problem
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as problem:  # of a constant text
+        raise UserError(f"{where}: {first_line(problem)} in {shown!r}") from problem

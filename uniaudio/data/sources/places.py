@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from uniaudio.data.sources.folders import HIDDEN, walk_files
 from uniaudio.data.sources.split_names import SAME, bears, choose_files, has_words, named_splits, other_words
 from uniaudio.errors import UserError
 
+MOST_PLACES = 1_000_000  # that one text with braces may name
+DIGITS = 20  # of the end of a range
 BRACES = re.compile(r"\{([^{}]*)\}")
 SPLIT = "{split}"  # in a place: the stored split's name
 ONLY_SPLIT = "train"  # the name of the split where the stored data know no splits; also a card's default
@@ -36,7 +39,11 @@ def expand_braces(text: str) -> list[str]:
     choices: list[list[str]] = []
     for inside in BRACES.findall(text):
         first, dots, last = inside.partition("..")
+        if dots and max(len(first), len(last)) > DIGITS:
+            raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
         if dots and first.isdigit() and last.isdigit() and int(first) <= int(last):
+            if int(last) - int(first) >= MOST_PLACES:
+                raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
             choices.append([str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)])
         elif "," in inside:
             choices.append(inside.split(","))
@@ -44,11 +51,18 @@ def expand_braces(text: str) -> list[str]:
             raise UserError(
                 f"{text}: {{{inside}}} is neither a range such as {{000..012}} nor a list {{a,b}}"
             )
+    if math.prod(map(len, choices)) > MOST_PLACES:
+        raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
     parts = BRACES.split(text)[::2]
     return [
         "".join(x for pair in zip(parts, (*chosen, ""), strict=True) for x in pair)
         for chosen in product(*choices)
     ]
+
+
+def shown(text: str) -> str:
+    """Return the beginning of a place for a message."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def expand_places(

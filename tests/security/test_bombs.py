@@ -1,0 +1,169 @@
+"""Files that would make a reader work for hours or fill its memory end with one sentence, soon."""
+
+import time
+
+import pytest
+
+from uniaudio.config.strict_yaml import parse
+from uniaudio.data.jinja import Condition, Text
+from uniaudio.data.sources.places import expand_braces
+from uniaudio.errors import RowError, UserError
+
+SECONDS = 5
+ROW = {"text": "text " * 10, "number": 10**9, "items": [1, 2, [3]]}
+DOUBLED = "{% set ns = namespace(x=START) %}{% for i in range(100) %}{% set ns.x = STEP %}{% endfor %}USE"
+TEXTS = [
+    "{{ 'x' * 10**9 }}",
+    "{{ text * number }}",
+    "{{ [1] * number }}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ 2 ** number }}",
+    "{{ 1e308 ** 1e308 }}",
+    "{% for i in range(10**9) %}x{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "{% for x in [[1] * 99] * 99 recursive %}{{ loop([[1] * 99] * 99) }}{% endfor %}",
+    "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
+    DOUBLED.replace("START", "'ab'").replace("STEP", "ns.x ~ ns.x").replace("USE", "{{ ns.x }}"),
+    DOUBLED.replace("START", "'ab'").replace("STEP", "ns.x + ns.x").replace("USE", "{{ ns.x }}"),
+    DOUBLED.replace("START", "[1]").replace("STEP", "[ns.x, ns.x]").replace("USE", "{{ ns.x | tojson }}"),
+    DOUBLED.replace("START", "(1,)").replace("STEP", "(ns.x, ns.x)").replace("USE", "{{ {ns.x: 1} }}"),
+    DOUBLED.replace("START", "[1]").replace("STEP", "dict(a=ns.x, b=ns.x)").replace("USE", "{{ ns.x ~ '' }}"),
+    "{{ 'x' | center(10**9) }}",
+    "{{ text | center(number) }}",
+    "{{ text.center(number) }}",
+    "{{ text.zfill(10**9) }}",
+    "{{ text.ljust(10**9) }}",
+    "{{ '\t'.expandtabs(10**9) }}",
+    "{{ text | indent(10**9) }}",
+    "{{ range(99) | batch(10**9, 'x') | list }}",
+    "{{ range(99) | slice(10**9) | list }}",
+    "{{ items | tojson(indent=10**9) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '%(a)1000000000s' % {'a': 1} }}",
+    "{{ '{:>1000000000}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, number) }}",
+    "{{ '{a:>1000000000}'.format_map({'a': 1}) }}",
+    "{{ (1).to_bytes(10**9, 'big') }}",
+    "{{ text | replace('', 'x' * 5000) | replace('x', 'y' * 5000) | replace('y', 'z' * 5000) }}",
+    "{{ text.replace('', 'x' * 5000).replace('x', 'y' * 5000).replace('y', 'z' * 5000) }}",
+    "{{ (['x' * 9999] * 99999) | join }}",
+    "{{ ','.join(['x' * 9999] * 99999) }}",
+    "{{ range(99999) | map('center', 999) | list }}",
+    "{{ range(99999) | map('string') | join(text) }}",
+    "{{ ('<!-- -->' * 99999) | striptags }}",
+    "{{ [[1] * 999] * 9999 | sum(start=[]) }}",
+    "{{ 'x'.translate({120: 'y' * 10000000}) }}",
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "{{ " + "-" * 20000 + "1 }}",
+    "{% for i in items %}" * 30 + "{% endfor %}" * 30,
+    "{{ " + "9" * 5000 + " }}",
+    "x" * 200_000,
+]
+
+
+@pytest.mark.parametrize("source", TEXTS, ids=range(len(TEXTS)))
+def test_a_template_that_multiplies_ends_with_a_sentence(source):
+    started = time.monotonic()
+    with pytest.raises((UserError, RowError)) as told:
+        Text(source, "t.yaml: target").render(ROW)
+    assert time.monotonic() - started < SECONDS
+    assert str(told.value).count("\n") == 0
+    assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["'x' * 10**9 == text", "text in ('x' * 10**9)", "2 ** number > 1", "text.center(number) == ''"],
+)
+def test_a_condition_that_multiplies_ends_with_a_sentence(source):
+    with pytest.raises(UserError):
+        Condition(source, "c.yaml: keep").holds(ROW)
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("{{ text | trim | upper }}", "TEXT"),
+        ("{{ 'text: ' ~ (text | trim) }}", "text: text"),
+        ("{{ '%.1f s' | format(seconds) }}", "2.5 s"),
+        ("{{ '{:>6}'.format(text | trim) }}", "  text"),
+        ("{% for item in items %}{{ loop.index }}: {{ item }}; {% endfor %}", "1: a; 2: b; "),
+        ("{% for a in items %}{% for b in items %}{{ a ~ b }} {% endfor %}{% endfor %}", "aa ab ba bb "),
+        ("{{ items | join('-') }}{{ ', '.join(items) }}", "a-ba, b"),
+        ("{{ items | map('upper') | join }}", "AB"),
+        ("{{ rows | join(', ', attribute='name') }}", "x, y"),
+        ("{% set n = items | length %}{{ n * 2 + 2 ** n }}", "8"),
+        ("{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice('a') }}", "aa"),
+        ("{{ '-' * 3 }}{{ 7 % 4 }}", "---3"),
+        ("{{ [3, 1, 2] | sort | first }}{{ 'b' in items }}", None),
+    ],
+)
+def test_what_templates_are_for_is_as_it_was(source, written):
+    row = {"text": " text ", "seconds": 2.49, "items": ["a", "b"], "rows": [{"name": "x"}, {"name": "y"}]}
+    text = Text(source, "t.yaml: target")
+    if written is None:
+        with pytest.raises(RowError, match="is no text"):
+            text.render(row)
+    else:
+        assert text.render(row) == written
+        assert text.render(row) == written  # a budget is of one rendering
+
+
+def test_a_row_that_is_too_long_for_a_loop_is_a_row_error():
+    text = Text("{% for item in items %}{{ item }}{{ text }}{% endfor %}", "t.yaml: target")
+    with pytest.raises(RowError, match="more than 1,000,000 characters"):
+        text.render({"items": ["a"] * 5000, "text": "b" * 5000})
+
+
+def laugh(level):
+    inside = ", ".join([f"*a{level - 1}"] * 9) if level else "x"
+    return f"a{level}: &a{level} [{inside}]\n"
+
+
+LAUGHS = "".join(map(laugh, range(12)))
+YAML = {
+    "aliases": LAUGHS,
+    "aliases of mappings": "".join(
+        f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" if i else "a0: &a0 {x: 1}\n"
+        for i in range(12)
+    ),
+    "flow nesting": "[" * 50_000,
+    "flow nesting, closed": "a: " + "[" * 300 + "]" * 300,
+    "block nesting": "".join(" " * i + "a:\n" for i in range(700)),
+    "dashes": "- " * 50_000 + "x",
+    "questions": "? " * 50_000 + "x",
+    "length": "a: " + "x" * 10_000_000,
+    "many values": "[" + "1," * 240_000 + "]",
+    "digits": "a: " + "9" * 5000,
+    "hexadecimal": "a: 0x" + "f" * 100_000,
+    "itself": "a: &a [*a]",
+    "itself in a mapping": "a: &a {b: {c: *a}}",
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_that_multiplies_ends_with_a_sentence(name):
+    started = time.monotonic()
+    if name == "hexadecimal":  # long, but a number
+        parse(YAML[name], "bomb.yaml")
+    else:
+        with pytest.raises(UserError, match=r"^bomb\.yaml: ") as told:
+            parse(YAML[name], "bomb.yaml")
+        assert "\n" not in str(told.value)
+    assert time.monotonic() - started < SECONDS
+
+
+def test_aliases_are_read_where_they_are_few():
+    assert parse("a: &a [1, 2]\nb: *a\nc: {d: *a}", "x") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    "text", ["{0..9999999999}", "{0..99}" * 9, "{a,b,c,d,e,f,g,h}" * 20, "{1.." + "9" * 5000 + "}"]
+)
+def test_braces_that_name_too_many_places_are_told(text):
+    with pytest.raises(UserError, match="names more than 1,000,000 places"):
+        expand_braces(text)
