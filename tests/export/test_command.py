@@ -11,6 +11,7 @@ from transformers import AutoModel
 from uniaudio import assemble
 from uniaudio.assemble.configs import open_run
 from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.fingerprint import fingerprint_checkpoint
 from uniaudio.assemble.provenance import provenance, results_of
 from uniaudio.assemble.training import run_training
 from uniaudio.cli import main
@@ -37,7 +38,9 @@ def run(tone_run, fresh_accelerate):
     config = open_run(str(tone_run), ["encoders.whisper.train=lora", "encoders.whisper.lora.rank=4"])
     run_training(config, None)
     out = tone_run.parent / "out"
-    probes = {"tones": {"runs/out": {"knn": {"mean": 0.875, "std": 0.0125}}}}
+    model = {"knn": {"mean": 0.875, "std": 0.0125}}
+    prints = {"runs/out": fingerprint_checkpoint(str(out)), "elsewhere/out": "ab" * 32}
+    probes = {"tones": {"runs/out": model, "elsewhere/out": model}, "fingerprints": prints}
     (out / "probes.json").write_text(json.dumps(probes))
     return out
 
@@ -59,6 +62,7 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
         "for 8 steps (one)",
         "| tones | tone | CC0-1.0 | not stated |",
         "| tones | out | knn probe (accuracy) | 0.875 ± 0.013 |",
+        "| tones | elsewhere/out (other weights, abababab) | knn probe (accuracy) | 0.875 ± 0.013 |",
         "frames of width 64 out, 50 per second",
         'subfolder="whisper_encoder"',
     ):
@@ -92,7 +96,7 @@ def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
     (tmp_path / "probes.json").write_text(
         json.dumps(suite_results(["tones", "words"], ["runs/out", "random:a/it"]))
     )
-    rows = results_of(tmp_path)
+    rows = results_of(tmp_path, str(tmp_path))
     assert [(row["set"], row["model"]) for row in rows] == [
         (task, model) for task in ("tones", "words") for model in ("out", "random:it")
     ]
@@ -100,22 +104,22 @@ def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
     assert all(re.fullmatch(r"(0\.\d{3} ± 0\.\d{3}(, |$)){3}", row["value"]) for row in rows)
     (tmp_path / "probes.json").write_text(json.dumps({"suite": "realdata"}))
     with pytest.raises(UserError, match="'suite' holds no probe scores"):
-        results_of(tmp_path)
+        results_of(tmp_path, str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [{}, {"tones": {}}, {"tasks": {}, "scores": {}}])
 def test_a_run_folder_with_empty_results_or_none_has_none(tmp_path, content):
-    assert results_of(tmp_path) == []
+    assert results_of(tmp_path, str(tmp_path)) == []
     (tmp_path / "probes.json").write_text(json.dumps(content))
     (tmp_path / "answers.json").write_text("{}")
-    assert results_of(tmp_path) == []
+    assert results_of(tmp_path, str(tmp_path)) == []
 
 
 def test_answers_of_the_challenge_stand_on_the_card(tmp_path):
     entries = {"tones:tone": {"metric": "accuracy", "score": 0.25}}
     stored = {"protocol": "xares-llm", "overall": 0.25, "scores": {}, "not_scored": {}, "entries": entries}
     (tmp_path / "answers.json").write_text(json.dumps(stored))
-    assert [(row["set"], row["measure"], row["value"]) for row in results_of(tmp_path)] == [
+    assert [(row["set"], row["measure"], row["value"]) for row in results_of(tmp_path, str(tmp_path))] == [
         ("tones:tone", "accuracy", "0.250")
     ]
 
@@ -136,7 +140,7 @@ def test_answers_of_the_challenge_stand_on_the_card(tmp_path):
 def test_results_of_another_form_are_named(tmp_path, file, text):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=str(tmp_path / file)):
-        results_of(tmp_path)
+        results_of(tmp_path, str(tmp_path))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):

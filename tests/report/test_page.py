@@ -16,6 +16,7 @@ from made_up_runs import (
     write_json,
     write_rows,
     write_run,
+    write_weights,
 )
 
 from uniaudio.assemble.reporting import Wanted, report_runs
@@ -219,9 +220,11 @@ def test_a_run_that_broke_off_before_its_first_row(tmp_path):
 def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
     """Both files say "before" and "after": the same start, two runs."""
     folders = []
+    prints = []
     for seed, name in enumerate(("a", "b")):
         folders.append(write_run(tmp_path / name, ["t"], steps=40))
-        scores = probe_scores(["s0", "s1"], ["before", "after"])
+        prints.append({"after": write_weights(folders[-1], name.encode())})
+        scores = {**probe_scores(["s0", "s1"], ["before", "after"]), "fingerprints": prints[-1]}
         scores["s0"]["after"]["linear"]["mean"] += 0.01 * seed
         write_json(folders[-1] / "probes.json", scores)
     page, _ = document(folders, tmp_path / "r.html")
@@ -229,16 +232,68 @@ def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
     start = heads.index("before")
     assert heads[start : start + 3] == ["before", "a", "b"]
     other = probe_scores(["s0", "s1"], ["before", "after"], seed=9)
-    write_json(folders[1] / "probes.json", other)
+    write_json(folders[1] / "probes.json", {**other, "fingerprints": prints[1]})
     page, _ = document(folders, tmp_path / "r.html")
     heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
     start = heads.index("before")
     assert heads[start : start + 4] == ["before", "before (b)", "a", "b"]
 
 
+def heads_of(text, title):
+    """What heads the rows and columns of one section."""
+    section = text[text.index(f">{title}</h2>") :]
+    return [head["text"] for head in Document(section[: section.find("<h2")]).all("th")]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed):
+    run, other = (write_run(tmp_path / name / "birds", ["t"], steps=40) for name in ("here", "there"))
+    write_weights(run, b"here")
+    scores = probe_scores(["s0", "s1"], [START, str(other)])
+    prints = {str(other): write_weights(other, b"there")} if signed else {}
+    write_json(run / "probes.json", {**scores, "fingerprints": prints} if signed else scores)
+    page, text = document([run], None)
+    mark = f"birds (other weights, {prints[str(other)][:8]})" if signed else "birds (weights not stated)"
+    heads = heads_of(text, "Probes of the frozen encoder")
+    assert mark in heads
+    assert "birds" not in heads
+    assert "nothing compares it with its start" in page.all("p")[0]["text"]
+    notes = [li["text"] for li in page.all("li")]
+    assert any("none of its models has the weights of a checkpoint of birds" in note for note in notes)
+    _, text = document([other], None, probes=[run / "probes.json"])
+    assert "birds" in heads_of(text, "Probes of the frozen encoder")  # there they belong
+
+
+def test_answers_of_another_run_stand_under_its_own_name(tmp_path):
+    run, other = (write_run(tmp_path / name, ["t"], steps=40) for name in ("here", "there"))
+    write_weights(run, b"here")
+    foreign = write_weights(other, b"there")
+    answers = answers_of({"tones:tone": ["low", "high"]})
+    answers["tones:tone"] |= {"model": "runs/there", "fingerprint": foreign}
+    write_json(run / "answers.json", answers)
+    page, text = document([run], None)
+    section = text[text.index(">Answers</h2>") :]
+    cells = [e["text"] for e in Document(section[: section.find("<h2")]).found if e["tag"] in ("th", "td")]
+    assert f"there (other weights, {foreign[:8]})" in cells
+    assert "here" not in cells
+    notes = [li["text"] for li in page.all("li")]
+    assert any("1 of 1 sets were answered by weights that no checkpoint of here" in note for note in notes)
+
+
+def test_a_forgetting_matrix_of_another_run_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run", ["t"], steps=40)
+    mine = write_weights(run, b"here")
+    matrix = forgetting_results()["probe/linear"]
+    for prints, is_shown in (({"speech": mine, "sounds": "0" * 64}, True), ({"speech": "0" * 64}, False)):
+        write_json(run / "forgetting.json", {"probe/linear": {**matrix, "fingerprints": prints}})
+        page, _ = document([run], None)
+        assert ("Forgetting" in [h["text"] for h in page.all("h2")]) is is_shown
+        assert any("was measured on another run" in li["text"] for li in page.all("li")) is not is_shown
+
+
 def test_another_models_results_stand_beside(tmp_path):
     run = write_run(tmp_path / "run", ["t"], steps=40)
-    write_json(run / "probes.json", probe_scores(["s0"], ["before", "after"]))
+    write_json(run / "probes.json", probe_scores(["s0"], ["before", str(run)]))
     labels = {"tones:tone": ["low", "high"]}
     write_json(run / "answers.json", answers_of(labels, right=0.95))
     probes = write_json(tmp_path / "dasheng.json", probe_scores(["s0", "s7"], ["dasheng"]))

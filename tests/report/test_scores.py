@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 from made_up_runs import probe_scores, suite_results
 
 from uniaudio.errors import UserError
-from uniaudio.report.scores import Score, ScoreTable, disagreeing, merged, read_scores, renamed, roles_of
+from uniaudio.report.scores import (
+    Score,
+    ScoreTable,
+    disagreeing,
+    merged,
+    models_of_run,
+    read_scores,
+    renamed,
+    roles_of,
+)
 
 
 def test_the_plain_form_takes_domains_from_the_recipes():
@@ -75,7 +84,9 @@ def test_a_run_is_found_by_its_folder_and_its_start_by_the_config(tmp_path):
         str(tmp_path / "run" / "checkpoints" / "step-8"),
         "other",
     ]
-    roles = roles_of(models, {"run": tmp_path / "run"}, {"run": [f"{tmp_path}/w"]})
+    members = models_of_run(table_of(models), tmp_path / "run", no_match)
+    assert members == [models[2]]
+    roles = roles_of(models, {"run": members}, {"run": [f"{tmp_path}/w"]})
     assert roles.runs == {"run": models[2]}
     assert roles.starts == {"run": models[1]}
     assert roles.others == [models[0], "other"]
@@ -85,14 +96,48 @@ def test_a_run_is_found_by_its_folder_and_its_start_by_the_config(tmp_path):
     assert roles.start_of(models[1]) is None
 
 
-def test_names_of_its_own_are_taken_in_order(tmp_path):
-    roles = roles_of(["before", "after", "random:x"], {"run": tmp_path}, {})
-    assert (roles.starts, roles.runs, roles.others) == ({"run": "before"}, {"run": "after"}, ["random:x"])
+def table_of(models, **fingerprints):
+    return ScoreTable({}, {"s": {model: {"knn": Score(0.5, 0.0)} for model in models}}, fingerprints)
+
+
+def no_match(folder, fingerprints):
+    return ()
+
+
+def test_a_fingerprint_tells_which_model_is_the_runs_whatever_it_is_called(tmp_path):
+    run = str(tmp_path / "run")
+
+    def match(folder, fingerprints):
+        assert folder == tmp_path / "run"
+        return {"f1"} & set(fingerprints)
+
+    table = table_of(["before", "after", run], before="f0", after="f1", **{run: "f2"})
+    members = models_of_run(table, tmp_path / "run", match)
+    assert members == ["after"]  # the model with the path of the run had other weights
+    roles = roles_of(table.models, {"run": members}, {})
+    assert (roles.starts, roles.runs, roles.others) == ({"run": "before"}, {"run": "after"}, [run])
+
+
+def test_a_run_without_a_model_of_its_own_has_no_part_in_the_table(tmp_path):
+    models = ["before", "after"]
+    assert models_of_run(table_of(models), tmp_path, no_match) == []
+    roles = roles_of(models, {"run": []}, {})
+    assert (roles.starts, roles.runs, roles.others) == ({}, {}, models)
+
+
+def test_fingerprints_are_read_from_both_forms_and_follow_a_model():
+    for form in (probe_scores, suite_results):
+        table = read_scores({**form(["s"], ["a", "b"]), "fingerprints": {"a": "f1"}}, "f.json", {})
+        assert (list(table.tasks), table.fingerprints) == (["s"], {"a": "f1"})
+        assert merged([table, renamed(table, {"a": "c"})]).fingerprints == {"a": "f1", "c": "f1"}
+    with pytest.raises(UserError, match=r"f\.json: 'fingerprints' holds no probe scores"):
+        read_scores({"fingerprints": {"a": 3}}, "f.json", {})
 
 
 def test_two_runs_have_a_start_each(tmp_path):
     models = ["w1", "w2", str(tmp_path / "a"), f"{tmp_path}/b:ema"]
-    roles = roles_of(models, {"a": tmp_path / "a", "b": tmp_path / "b"}, {"a": ["w1"], "b": ["w2"]})
+    members = {name: models_of_run(table_of(models), tmp_path / name, no_match) for name in ("a", "b")}
+    roles = roles_of(models, members, {"a": ["w1"], "b": ["w2"]})
     assert roles.starts == {"a": "w1", "b": "w2"}
     assert roles.runs == {"a": models[2], "b": models[3]}
     assert roles.start_of(models[3]) == "w2"

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from uniaudio.assemble.encoders import build_encoder, default_device, load_encoder
+from uniaudio.assemble.fingerprint import fingerprint_checkpoint
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe
 from uniaudio.assemble.models import load_model, stage_recipes
 from uniaudio.assemble.soup import named_folder
@@ -30,6 +31,7 @@ from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import Scores, probe_models
 from uniaudio.outputs import check_output_folder
+from uniaudio.report.scores import FINGERPRINTS
 from uniaudio.train.checkpoint import stage_ends
 
 PROBES = ("linear", "mlp", "knn")
@@ -77,7 +79,8 @@ def measure_forgetting(
         matrices |= answer_matrix(config, recipes, stages, max_examples, console)
     if not matrices:
         raise UserError("nothing to measure: give --data NAME=FOLDER, or a recipe with an `evaluate` list")
-    return show_matrices(matrices, out, console)
+    fingerprints = {name: fingerprint_checkpoint(str(path)) for name, path in stages.items()}
+    return show_matrices(matrices, fingerprints, out, console)
 
 
 def probe_rows(
@@ -168,14 +171,21 @@ def higher_is_better(result: Mapping[str, Any]) -> float:
     return max(0.0, 1 - value) if result["metric"] in ERRORS else value
 
 
-def show_matrices(matrices: Mapping[str, ScoreMatrix], out: Path, console: Console) -> dict[str, Any]:
-    """Print the tables and write JSON and heat maps."""
+def show_matrices(
+    matrices: Mapping[str, ScoreMatrix], fingerprints: Mapping[str, str], out: Path, console: Console
+) -> dict[str, Any]:
+    """Print the tables and write JSON, with the fingerprint of every stage's checkpoint, and heat maps."""
     summaries = {name: summarize(matrix) for name, matrix in matrices.items()}
     for name, matrix in matrices.items():
         console.print(matrix_table(name, matrix))
     console.print(summary_table(summaries))
     result = {
-        name: {**matrix.to_json(), "summary": asdict(summaries[name])} for name, matrix in matrices.items()
+        name: {
+            **matrix.to_json(),
+            "summary": asdict(summaries[name]),
+            FINGERPRINTS: dict(fingerprints),
+        }
+        for name, matrix in matrices.items()
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "forgetting.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

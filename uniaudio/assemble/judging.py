@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from uniaudio.assemble.fingerprint import sign_answers
 from uniaudio.assemble.models import LoadedModel, load_model, stage_recipes
 from uniaudio.assemble.processes import asking_together
 from uniaudio.config.run import RunConfig
@@ -130,6 +131,7 @@ def run_evaluation(
             settings = replace(settings, batch_seconds=batch_seconds)
         console = Console(quiet=not is_main())
         results = evaluate_recipe(loaded, recipe, settings, AskingBar(console, is_main(), world_size()))
+        results = sign_answers(results, spec)
         console.print(answers_table(results))
         told: dict[str, Any] = results
         if protocol == "xares-llm":

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 from rich.console import Console
 
 from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.fingerprint import fingerprint_models, with_fingerprints
 from uniaudio.assemble.judging import write_json
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
@@ -18,6 +19,7 @@ from uniaudio.evaluate.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.suite_table import suite_tables
 from uniaudio.evaluate.table import Scores, probe_models, probe_table
 from uniaudio.evaluate.task_embeddings import Protocol
+from uniaudio.report.scores import FINGERPRINTS
 
 LOG_WIDTH = 120  # columns
 
@@ -59,11 +61,13 @@ def run_probes(
         name, equals, folder = item.partition("=")
         if not equals:
             raise UserError(f"--data {item}: write NAME=FOLDER")
+        if name == FINGERPRINTS:
+            raise UserError(f"--data {item}: a set cannot be called {name}; give it another name")
         sets.append(load_labelled(name, Path(folder)))
     encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     scores = probe_models(encoders, sets, seeds, lambda text: console.print(f"probing {text}", style="dim"))
     console.print(probe_table(scores))
-    write_json(out, scores)
+    write_json(out, with_fingerprints(scores, fingerprint_models(encoders)))
     return scores
 
 
@@ -87,6 +91,7 @@ def probe_suite(
     tasks = read_tasks(suite)
     encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     result = run_suite(suite, tasks, encoders, protocol, seeds, layers, console)
+    result[FINGERPRINTS] = fingerprint_models(encoders)
     for table in suite_tables(result):
         console.print(table)
     write_json(out, result)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from uniaudio import __version__
 from uniaudio.assemble.encoders import AVERAGED, checkpoint_folder
+from uniaudio.assemble.fingerprint import match_checkpoints
 from uniaudio.assemble.models import stage_recipes
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.table import short_names
 from uniaudio.report.answers import checked_answers
 from uniaudio.report.record import read_json
-from uniaudio.report.scores import ScoreTable, read_scores
+from uniaudio.report.results import short_model
+from uniaudio.report.scores import ScoreTable, names_folder, read_scores, tell_apart
 
 PART = "encoder "  # what the names of the encoders' bases begin with
 HOUR = 3600
@@ -45,7 +47,7 @@ def provenance(spec: str) -> dict[str, Any]:
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
         "bases": [told_base(name, base) for name, base in bases.items() if name.startswith(PART)],
         "audio_hours": state["stage_seconds"] / HOUR,
-        "results": results_of(run),
+        "results": results_of(run, spec),
     }
     return facts | data_of(config, state["stage"] + 1)
 
@@ -78,25 +80,56 @@ def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
     return {"datasets": list(sets.values()), "domains": domains}
 
 
-def results_of(run: Path) -> list[dict[str, str]]:
-    """Return the rows of the results that a run folder holds.
+def results_of(run: Path, spec: str) -> list[dict[str, str]]:
+    """Return the rows of the results that a run folder holds, every one under the name of the model it was measured on.
 
-    A file that is not there holds none.
+    A file that is not there holds none. The name of the run stands for the exported weights alone: results of other
+    checkpoints of the run are named by their step, and those of other models keep their own name.
+
+    Args:
+        spec: the checkpoint that is exported, as the run folder or a checkpoint in it; ``:ema``: its averages.
 
     Raises:
         UserError: when a file in the place of the results cannot be read or holds something else.
     """
     file = run / "probes.json"
     table = read_scores(read_json(file), str(file), {}) if file.is_file() else ScoreTable()
-    names = short_names(table.models)
+    file = run / "answers.json"
+    answers = checked_answers(read_json(file), str(file)) if file.is_file() else {}
+    signed = {str(entry["fingerprint"]) for entry in answers.values() if entry.get("fingerprint")}
+    known = name_weights(run, spec, {*table.fingerprints.values(), *signed})
+    short = short_names(table.models)
     rows = []
     for task, models in table.scores.items():
         for model, probes in models.items():
+            name = name_measured(short[model], run, table.fingerprints.get(model), known)
+            if model not in table.fingerprints and names_folder(model, run):
+                name = run.resolve().name
             measure = f"{', '.join(probes)} probe ({table.tasks[task].metric})"
             values = (f"{score.mean:.3f} ± {score.std:.3f}" for score in probes.values())
-            rows.append((task, names[model], measure, ", ".join(values)))
-    file = run / "answers.json"
-    answers = checked_answers(read_json(file), str(file)) if file.is_file() else {}
-    for name, result in answers.items():
-        rows.append((name, "answers", result["metric"], f"{result['score']:.3f}"))
+            rows.append((task, name, measure, ", ".join(values)))
+    for task, entry in answers.items():
+        fingerprint = entry.get("fingerprint")
+        name = f"answers of {name_measured(short_model(entry), run, fingerprint, known)}"
+        name = tell_apart("answers", None) if fingerprint is None else name
+        rows.append((task, name, entry["metric"], f"{entry['score']:.3f}"))
     return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
+
+
+def name_weights(run: Path, spec: str, fingerprints: Collection[str]) -> dict[str, str]:
+    """Return the names of those fingerprints that checkpoints of a run have; the exported one has the run's name."""
+    name, averaged = run.resolve().name, AVERAGED if spec.endswith(AVERAGED) else ""
+    folder = checkpoint_folder(spec)
+    exported = "" if folder is None else f"{folder.name}{averaged}"
+    return {
+        fingerprint: f"{name}{averaged}" if checkpoint == exported else f"{name}, {checkpoint}"
+        for fingerprint, checkpoint in match_checkpoints(run, fingerprints).items()
+    }
+
+
+def name_measured(name: str, run: Path, fingerprint: str | None, known: Mapping[str, str]) -> str:
+    """Return what the card calls a model: a checkpoint of the run, else its own name, marked where it is the run's."""
+    if fingerprint is not None and fingerprint in known:
+        return known[fingerprint]
+    is_alike = name.removesuffix(AVERAGED).rpartition("/")[2] == run.resolve().name
+    return tell_apart(name, fingerprint) if is_alike else name

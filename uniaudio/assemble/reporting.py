@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.fingerprint import match_checkpoints
 from uniaudio.assemble.models import stage_recipes
 from uniaudio.config.run import load_stored_run
 from uniaudio.data.recipe import EvalEntry, Recipe
@@ -81,9 +82,13 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     notes: list[str] = []
     recipes = {run.name: recipes_of(run, notes) for run in runs}
     asked = {entry.name: entry for own in recipes.values() for recipe in own for entry in recipe.evaluate}
-    own_answers, other_answers, other_scores = read_results(runs, wanted.answers, wanted.against)
+    own_answers, other_answers, other_scores = read_results(
+        runs, wanted.answers, wanted.against, match_checkpoints, notes
+    )
     every_recipe = [recipe for own in recipes.values() for recipe in own]
-    table, roles = all_scores(runs, wanted.probes, other_scores, domains_of(every_recipe))
+    table, roles = all_scores(
+        runs, wanted.probes, other_scores, domains_of(every_recipe), match_checkpoints, notes
+    )
     model_names = short_names(table.models)
     model_names |= {model: run for run, model in roles.runs.items()}
     summaries, changes = compare(runs, table, roles, model_names, own_answers, other_answers, asked)
@@ -92,7 +97,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     maps, players = maps_of(runs, list(asked.values()), shelf if wanted.audio else None, wanted, notes)
     if shelf.left_out:
         notes.append(f"{shelf.left_out} clips: the page holds as much sound as it may")
-    matrices = forgetting_of(runs)
+    matrices = forgetting_of(runs, match_checkpoints, notes)
     page = Page(
         title=wanted.title or f"Report: {', '.join(names)}",
         runs=runs,

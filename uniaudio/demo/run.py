@@ -11,6 +11,7 @@ from rich.console import Console
 
 from uniaudio.assemble.asking import answer_question
 from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.fingerprint import fingerprint_checkpoint, sign_answers, with_fingerprints
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, write_json
 from uniaudio.assemble.models import LoadedModel, load_model
 from uniaudio.assemble.reporting import Wanted, report_runs
@@ -63,8 +64,8 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     asked = ask_three(loaded, recipe)
     for item in asked:
         console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
-    write_json(out / "probes.json", probes)
-    write_json(out / "answers.json", answers)
+    write_json(out / "probes.json", with_fingerprints(probes, {"after": fingerprint_checkpoint(str(out))}))
+    write_json(out / "answers.json", sign_answers(answers, str(out)))
     ended = time.monotonic()
     facts = {
         "encoder": "miniature Whisper, random weights before training",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +11,85 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import checked_answers, holds_answers
 from uniaudio.report.record import RunRecord, read_json
-from uniaudio.report.scores import Roles, ScoreTable, disagreeing, merged, read_scores, renamed, roles_of
+from uniaudio.report.scores import (
+    FINGERPRINTS,
+    Roles,
+    ScoreTable,
+    disagreeing,
+    merged,
+    models_of_run,
+    names_folder,
+    read_scores,
+    renamed,
+    roles_of,
+    tell_apart,
+)
 from uniaudio.report.verdict import Change, Summary, answer_changes, probe_changes, summarize
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
+Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has
 
 
 def read_results(
-    runs: Sequence[RunRecord], answers: Sequence[Path], against: Sequence[Path]
+    runs: Sequence[RunRecord],
+    answers: Sequence[Path],
+    against: Sequence[Path],
+    match: Match,
+    notes: list[str],
 ) -> tuple[Answers, Answers, list[tuple[Path, Any]]]:
-    """Read the answers of the runs, those of other models, and the files with scores of other models."""
+    """Read the answers of the runs, those of other models, and the files with scores of other models.
+
+    Answers in the place of a run's that another model gave stand with those of other models, under its own name.
+
+    Args:
+        match: returns those of some fingerprints that checkpoints of a run folder have. notes: gets what is odd.
+    """
     if len(answers) > len(runs):
         raise UserError(
             f"--answers is given {len(answers)} times for {len(runs)} run(s); "
             "give those of other models with --against"
         )
     files = [*answers, *(run.folder / "answers.json" for run in runs[len(answers) :])]
-    own = {
-        run.name: checked_answers(read_json(file), str(file))
-        for run, file in zip(runs, files, strict=True)
-        if file in answers or file.is_file()
-    }
+    of_runs: Answers = {}
     others: Answers = {}
+    for run, file in zip(runs, files, strict=True):
+        if file not in answers and not file.is_file():
+            continue
+        stored = checked_answers(read_json(file), str(file))
+        foreign = foreign_answers(stored, run.folder, match)
+        of_runs[run.name] = {name: entry for name, entry in stored.items() if name not in foreign}
+        for name, entry in foreign.items():
+            fingerprint = str(entry["fingerprint"])
+            model = tell_apart(short_model(entry), fingerprint)
+            others.setdefault(model, {})[name] = entry
+        if foreign:
+            notes.append(
+                f"{file}: {len(foreign)} of {len(stored)} sets were answered by weights that no checkpoint of "
+                f"{run.name} holds, so they stand under their own name"
+            )
     scores = []
     for file in against:
         data = read_json(file)
         if holds_answers(data):
             name = file.parent.name if file.stem == "answers" else file.stem
-            others[name if name not in own else str(file)] = checked_answers(data, str(file))
+            others[name if name not in of_runs else str(file)] = checked_answers(data, str(file))
         else:
             scores.append((file, data))
-    return own, others, scores
+    return {name: entries for name, entries in of_runs.items() if entries}, others, scores
+
+
+def foreign_answers(
+    entries: Mapping[str, dict[str, Any]], run: Path, match: Match
+) -> dict[str, dict[str, Any]]:
+    """Return the results whose fingerprint no checkpoint of a run has; results without one are taken for the run's."""
+    signed = {name: str(entry["fingerprint"]) for name, entry in entries.items() if entry.get("fingerprint")}
+    known = match(run, set(signed.values()))
+    return {name: entries[name] for name, fingerprint in signed.items() if fingerprint not in known}
+
+
+def short_model(entry: Mapping[str, Any]) -> str:
+    """Return the last part of the name of the model that answered a set."""
+    return str(entry.get("model") or "another model").rstrip("/").rpartition("/")[2]
 
 
 def all_scores(
@@ -49,38 +97,79 @@ def all_scores(
     files: Sequence[Path],
     others: Sequence[tuple[Path, Any]],
     domains: Mapping[str, str],
+    match: Match,
+    notes: list[str],
 ) -> tuple[ScoreTable, Roles]:
     """Put all probe scores into one table and tell its models apart.
 
-    A run's own ``probes.json`` may call its models as it likes ("before", "after"), so there the run's model gets the
-    name of its folder, and a name that another file gives to other scores is told apart by the run's.
+    A run's own ``probes.json`` may call its models as it likes ("before", "after"): which of them is the run's is told
+    by its fingerprint. There the run's model gets the name of its folder, and a name that another file gives to other
+    scores is told apart by the run's. A model that is called like a run and is not that run's is marked.
+
+    Args:
+        match: returns those of some fingerprints that checkpoints of a run folder have. notes: gets what is odd.
     """
-    folders = {run.name: run.folder for run in runs}
     starts = {run.name: [e.get("path", "") for e in run.config.get("encoders", {}).values()] for run in runs}
     table, roles = ScoreTable(), Roles()
     if files:
         table = merged([read_scores(read_json(file), str(file), domains) for file in files])
-        roles = roles_of(table.models, folders, starts)
+        table, members = own_models(table, runs, match)
+        roles = roles_of(table.models, members, starts)
+        notes += [
+            foreign_note(", ".join(map(str, files)), run)
+            for run in runs
+            if table.models and not members[run.name]
+        ]
     for run in runs:
         file = run.folder / "probes.json"
         if run.name in roles.runs or files or not file.is_file():
             continue
-        own = read_scores(read_json(file), str(file), domains)
-        found = roles_of(own.models, {run.name: run.folder}, starts)
+        own, members = own_models(read_scores(read_json(file), str(file), domains), [run], match)
+        if own.models and not members[run.name]:
+            notes.append(foreign_note(str(file), run))
+        found = roles_of(own.models, members, starts)
         new = {model: str(run.folder) for model in found.runs.values()}
         own = renamed(own, new)
         clashes = {model: f"{model} ({run.name})" for model in disagreeing(table, own)}
         table = merged([table, renamed(own, clashes)])
         began = {name: clashes.get(model, model) for name, model in found.starts.items()}
         rest = [clashes.get(model, model) for model in found.others]
-        trained = {name: new[model] for name, model in found.runs.items()}
+        trained = {name: clashes.get(new[model], new[model]) for name, model in found.runs.items()}
         roles = Roles({**roles.starts, **began}, {**roles.runs, **trained}, [*roles.others, *rest])
     for file, data in others:
-        beside = read_scores(data, str(file), domains)
+        beside, _ = own_models(read_scores(data, str(file), domains), runs, match)
         fresh = [model for model in beside.models if model not in table.models]
         table = merged([beside, table])
         roles = Roles(roles.starts, roles.runs, [*roles.others, *fresh])
     return table, roles
+
+
+def own_models(
+    table: ScoreTable, runs: Sequence[RunRecord], match: Match
+) -> tuple[ScoreTable, dict[str, list[str]]]:
+    """Return the models of a table that are each run's own, and the table with those marked that only look like it."""
+    members = {run.name: models_of_run(table, run.folder, match) for run in runs}
+    known = {model for own in members.values() for model in own}
+    marked = {
+        model: tell_apart(model, table.fingerprints.get(model))
+        for model in table.models
+        if model not in known and any(is_called_like(model, run) for run in runs)
+    }
+    return renamed(table, marked), members
+
+
+def is_called_like(model: str, run: RunRecord) -> bool:
+    """Return whether the page would show a model under the name of a run."""
+    name = model.removesuffix(":ema").rstrip("/").rpartition("/")[2]
+    return name in (run.name, run.folder.name) or names_folder(model, run.folder)
+
+
+def foreign_note(where: str, run: RunRecord) -> str:
+    """Say that results hold none of a run's own weights."""
+    return (
+        f"{where}: none of its models has the weights of a checkpoint of {run.name}, so nothing stands under "
+        "that name; probe the run again"
+    )
 
 
 def compare(
@@ -109,13 +198,15 @@ def compare(
     return summaries, changes
 
 
-def forgetting_of(runs: Sequence[RunRecord]) -> dict[str, ScoreMatrix]:
+def forgetting_of(runs: Sequence[RunRecord], match: Match, notes: list[str]) -> dict[str, ScoreMatrix]:
     """Read the score matrices that ``uniaudio forgetting`` stored in the run folders.
+
+    Those of another run, by the fingerprints of the stages they were measured on, are left out with a note.
 
     Raises:
         UserError: when a file holds something else.
     """
-    found: dict[str, ScoreMatrix] = {}
+    kept: dict[str, ScoreMatrix] = {}
     for run in runs:
         file = run.folder / "forgetting.json"
         matrices = read_json(file) if file.is_file() else {}
@@ -123,7 +214,12 @@ def forgetting_of(runs: Sequence[RunRecord]) -> dict[str, ScoreMatrix]:
             raise UserError(f"{file}: holds no score matrices; write it with `uniaudio forgetting`")
         for name, data in matrices.items():
             try:
-                found[f"{run.name}: {name}" if len(runs) > 1 else name] = ScoreMatrix.from_json(data)
+                matrix = ScoreMatrix.from_json(data)
             except (ValueError, TypeError) as problem:
                 raise UserError(f"{file}: '{name}' is no score matrix ({problem})") from problem
-    return found
+            stated = data.get(FINGERPRINTS) or {}
+            if stated and not match(run.folder, set(stated.values())):
+                notes.append(f"{file}: '{name}' was measured on another run than {run.name} and is left out")
+            else:
+                kept[f"{run.name}: {name}" if len(runs) > 1 else name] = matrix
+    return kept

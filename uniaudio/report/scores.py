@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes
 RANDOM = "random:"  # before a model of random weights
 ALL = "all sets"
 ELSEWHERE = "other"  # the domain of a set of which nobody says one
+FINGERPRINTS = "fingerprints"  # the key of a results file that holds those of the models
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,14 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """``scores[task][model][probe]``; the higher the better."""
+    """``scores[task][model][probe]``; the higher the better.
+
+    ``fingerprints`` tells by model which weights were measured; those of files that do not say so are missing.
+    """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -100,7 +105,11 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
     is_suite = isinstance(data.get("scores"), Mapping) and isinstance(data.get("tasks"), Mapping)
     facts: Mapping[str, Any] = data["tasks"] if is_suite else {}
     tasks, scores = {}, {}
+    stated = data.get(FINGERPRINTS)
+    signed = isinstance(stated, Mapping) and all(isinstance(text, str) for text in stated.values())
     for name, models in (data["scores"] if is_suite else data).items():
+        if signed and not is_suite and name == FINGERPRINTS:
+            continue
         try:
             tasks[name] = read_task(name, facts.get(name, {}), domains)
             scores[name] = {
@@ -115,7 +124,7 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
                 f"{where}: '{name}' holds no probe scores ({{model: {{probe: {{mean, std}}}}}}); write the file "
                 "with `uniaudio probe --out`"
             ) from problem
-    return ScoreTable(tasks, scores)
+    return ScoreTable(tasks, scores, dict(stated) if signed and stated else {})
 
 
 def read_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:
@@ -136,7 +145,8 @@ def renamed(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
         task: {names.get(model, model): probes for model, probes in models.items()}
         for task, models in table.scores.items()
     }
-    return ScoreTable(table.tasks, scores)
+    fingerprints = {names.get(model, model): text for model, text in table.fingerprints.items()}
+    return ScoreTable(table.tasks, scores, fingerprints)
 
 
 def disagreeing(table: ScoreTable, other: ScoreTable) -> list[str]:
@@ -156,12 +166,14 @@ def merged(tables: Sequence[ScoreTable]) -> ScoreTable:
     """Put tables together; where two have the same score, the later one holds."""
     tasks: dict[str, Task] = {}
     scores: dict[str, dict[str, dict[str, Score]]] = {}
+    fingerprints: dict[str, str] = {}
     for table in tables:
         tasks.update(table.tasks)
+        fingerprints.update(table.fingerprints)
         for task, models in table.scores.items():
             for model, probes in models.items():
                 scores.setdefault(task, {}).setdefault(model, {}).update(probes)
-    return ScoreTable(tasks, scores)
+    return ScoreTable(tasks, scores, fingerprints)
 
 
 @dataclass(frozen=True)
@@ -189,33 +201,55 @@ class Roles:
         return next(iter([*own, *self.starts.values()]), None)
 
 
-def roles_of(models: Sequence[str], runs: Mapping[str, Path], starts: Mapping[str, Sequence[str]]) -> Roles:
+def roles_of(
+    models: Sequence[str], runs: Mapping[str, Sequence[str]], starts: Mapping[str, Sequence[str]]
+) -> Roles:
     """Tell the models of a score table apart.
 
-    A run's own model is the one named by its folder (or by a checkpoint in it); where no model is, a single run takes
-    the last one that has no random weights. Its start is the model that its config names as an encoder; where none is,
-    the first one that is no run's.
+    The start of a run is the model that its config names as an encoder; where none is, the first one that is no run's.
+    A run without a model in the table has no start.
 
     Args:
-        models: in the order of the table. runs: folders by name. starts: paths of the encoders in each run's config.
+        models: in the order of the table. runs: the models that are each run's own, see ``models_of_run``; the last one
+            counts. starts: paths of the encoders in each run's config.
     """
-    own: dict[str, str] = {}
-    for name, folder in runs.items():
-        within = [model for model in models if names_folder(model, folder)]
-        if within:
-            own[name] = within[-1]
-    if not own and len(runs) == 1:
-        trained = [model for model in models[1:] if not model.startswith(RANDOM)]
-        if trained:
-            own = dict.fromkeys(runs, trained[-1])
-    free = [model for model in models if model not in own.values()]
+    trained = {name: members[-1] for name, members in runs.items() if members}
+    free = [model for model in models if model not in trained.values()]
     began: dict[str, str] = {}
-    for name in runs:
+    for name in trained:
         named = [model for model in free if model in starts.get(name, ())]
         if named or free:
             began[name] = [*named, *free][0]
-    taken = {*began.values(), *own.values()}
-    return Roles(began, own, [model for model in models if model not in taken])
+    taken = {*began.values(), *trained.values()}
+    return Roles(began, trained, [model for model in models if model not in taken])
+
+
+def models_of_run(
+    table: ScoreTable, folder: Path, match: Callable[[Path, Collection[str]], Collection[str]]
+) -> list[str]:
+    """Return the models of a table that are a run's own, in their order.
+
+    A model with a fingerprint is a run's when a checkpoint of the run has it; another one, when its name is the path of
+    the run folder or of a checkpoint in it.
+
+    Args:
+        match: returns those of some fingerprints that checkpoints of a run folder have.
+    """
+    known = match(folder, table.fingerprints.values())
+    return [
+        model
+        for model in table.models
+        if (
+            table.fingerprints[model] in known if model in table.fingerprints else names_folder(model, folder)
+        )
+    ]
+
+
+def tell_apart(name: str, fingerprint: str | None) -> str:
+    """Return a name for a model that is called like a run but is not, or not known to be, that run's."""
+    if fingerprint is None:
+        return f"{name} (weights not stated)"
+    return f"{name} (other weights, {fingerprint[:8]})"
 
 
 def names_folder(model: str, folder: Path) -> bool:
