@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from same_figures import assert_same_figures
 
+from uniaudio.assemble.fingerprint import fingerprint_checkpoint, match_checkpoints
 from uniaudio.assemble.judging import run_evaluation
+from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -71,9 +73,32 @@ def test_without_labels_and_what_is_refused(trained, tmp_path):
     result = run_evaluation(str(trained), None, tmp_path / "a.json", 4, labels=False)["tones:tone"]
     assert result["examples"] == 4
     assert "labels" not in result
+    assert (result["model"], result["fingerprint"]) == (str(trained), fingerprint_checkpoint(str(trained)))
     with pytest.raises(UserError, match="--protocol xares: give own or xares-llm"):
         run_evaluation(str(trained), None, None, None, protocol="xares")
     template = trained.parent / "tone.yaml"
     template.write_text(template.read_text() + "scoring: {metric: spider}\n")
     with pytest.raises(UserError, match=r"scoring\.metric"):
         run_evaluation(str(trained), None, None, None)
+
+
+def test_probes_state_which_weights_they_are_of(trained, tmp_path):
+    (trained.parent / "tones" / "34.wav").write_bytes((trained.parent / "tones" / "32.wav").read_bytes())
+    start = str(trained.parent / "whisper")
+    run_probes([start, str(trained)], [f"tones={trained.parent / 'tones'}"], tmp_path / "p.json", seeds=1)
+    fingerprints = json.loads((tmp_path / "p.json").read_text())["fingerprints"]
+    assert list(fingerprints) == [start, str(trained)]
+    moved = trained.rename(tmp_path / "elsewhere")
+    assert match_checkpoints(moved, fingerprints.values()) == {fingerprints[str(trained)]: "step-000002"}
+    weights = moved / "checkpoints" / "step-000002" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert match_checkpoints(moved, fingerprints.values()) == {}
+    with pytest.raises(UserError, match="holds no moving averages"):
+        fingerprint_checkpoint(f"{moved}:ema")
+
+
+def test_a_set_cannot_have_the_name_of_the_fingerprints(tmp_path):
+    with pytest.raises(UserError, match=r"--data fingerprints=.*: a set cannot be called fingerprints"):
+        run_probes(["model"], [f"fingerprints={tmp_path}"], None, seeds=1)

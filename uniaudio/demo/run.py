@@ -11,7 +11,12 @@ from rich.console import Console
 
 from uniaudio.assemble.asking import answer_question
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.fingerprint import fingerprint_checkpoint, sign_answers, with_fingerprints
+from uniaudio.assemble.fingerprint import (
+    fingerprint_checkpoint,
+    fingerprint_model,
+    sign_answers,
+    with_fingerprints,
+)
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, write_json
 from uniaudio.assemble.models import LoadedModel, load_model
 from uniaudio.assemble.reporting import Wanted, report_runs
@@ -64,7 +69,12 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     asked = ask_three(loaded, recipe)
     for item in asked:
         console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
-    write_json(out / "probes.json", with_fingerprints(probes, {"after": fingerprint_checkpoint(str(out))}))
+    start = str(out / "whisper")
+    fingerprints = {
+        "before": fingerprint_model(start, load_encoder(start)),
+        "after": fingerprint_checkpoint(str(out)),
+    }
+    write_json(out / "probes.json", with_fingerprints(probes, fingerprints))
     write_json(out / "answers.json", sign_answers(answers, str(out)))
     ended = time.monotonic()
     facts = {
