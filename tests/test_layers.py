@@ -6,11 +6,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "uniaudio"
-BASE = {"errors", "outputs", "orphans", "types", "ragged", "distributed", "config", "cache", "features"}
+BASE = {
+    "errors",
+    "outputs",
+    "orphans",
+    "records",
+    "types",
+    "ragged",
+    "distributed",
+    "config",
+    "cache",
+    "features",
+}
 ALLOWED = {
     "errors": set(),
     "outputs": {"errors"},
     "orphans": set(),
+    "records": set(),
     "ragged": set(),
     "distributed": {"errors"},
     "types": {"ragged"},

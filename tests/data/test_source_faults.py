@@ -138,9 +138,9 @@ def test_pauses_double_and_a_row_starts_them_anew(server, tars):
     assert slept == [1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 8.0]
     server.faults = [503] * 5
     slept = []
-    with pytest.raises(UserError, match="tried 5 times"):
-        list(read_patiently(tars, 0, Place(), "set", sleep=slept.append))
-    assert slept == [1.0, 2.0, 4.0, 8.0]
+    with pytest.raises(UserError, match=r"tried 5 times in 12 s .*raise data.max_outage"):
+        list(read_patiently(tars, 0, Place(), "set", 12.0, sleep=slept.append))
+    assert slept == [1.0, 2.0, 4.0, 5.0]
 
 
 def test_a_server_that_stays_away_ends_the_run_with_names(server, tars):
@@ -148,7 +148,7 @@ def test_a_server_that_stays_away_ends_the_run_with_names(server, tars):
     with pytest.raises(
         UserError, match=r"dataset set: http\S+set-0\.tar cannot be read from row 0 on, tried 3 times"
     ):
-        patiently(tars, tries=3)
+        patiently(tars, max_outage=3.0)
 
 
 @pytest.mark.parametrize("code", [404, 403, 410])

@@ -18,7 +18,8 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.trust import remember_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import COMPLETE, stage_ends
+from uniaudio.train.checkpoint import stage_ends
+from uniaudio.train.integrity import COMPLETE, find_damage
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder, refuse_held_folder
 
 KEPT = ("decoder", "fisher", "metrics.jsonl", "guard.json")  # of the old run, beside its checkpoints
@@ -54,6 +55,9 @@ def add_task(
         unfinished = config.stages[max(ends) + 1].name
         raise UserError(f"{run}: stage {unfinished} is not finished; continue it with --resume first")
     refuse_held_folder(run)  # what it trains on would be copied while it changes
+    for path in ends.values():
+        if damage := find_damage(path):
+            raise UserError(f"{path} is damaged ({damage}); copy it again, or train its stage again")
     out = out.absolute()
     name = load_recipe(recipe).name
     with hold_run_folder(out):

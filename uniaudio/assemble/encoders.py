@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from uniaudio.config.encoders import EncoderConfig
@@ -18,18 +19,12 @@ from uniaudio.model.encoders.weights import RANDOM, stock_config
 from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
-from uniaudio.train.checkpoint import (
-    EMA,
-    MODEL,
-    Checkpoint,
-    check_bases,
-    is_whole,
-    latest_checkpoint,
-    load_checkpoint,
-)
+from uniaudio.train.checkpoint import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
+from uniaudio.train.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.structure import Structure, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
+SAID: set[str] = set()  # what the console has been told of damaged checkpoints: one is opened many times
 PART = "encoder."  # what the names of its tensors begin with in a checkpoint
 READS_PROMPT = (
     "encoder.dependent.read_prompt.weight"  # of a router that reads the question: [E, width of the question]
@@ -42,21 +37,47 @@ def default_device() -> torch.device:
 
 
 def checkpoint_folder(spec: str) -> Path | None:
-    """Return the checkpoint that a run folder or checkpoint folder stands for."""
+    """Return the checkpoint that a run folder or checkpoint folder stands for.
+
+    Of a run folder it is the newest one whose weights match their checksums; where that is not the last one that was
+    written, the console says so once.
+
+    Raises:
+        UserError: when a checkpoint is named that is damaged, or none of a run can be used.
+    """
     path = Path(spec.removesuffix(AVERAGED))
-    return path if is_whole(path) else latest_checkpoint(path)
+    if (path / COMPLETE).exists() or (STEP.fullmatch(path.name) and path.is_dir()):
+        if damage := find_damage(path, checksums=False):
+            raise UserError(
+                f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again"
+            )
+        return path
+    chosen, complaint = choose_checkpoint(path, (MODEL, STATE, BASES, CONFIG, EMA))
+    if chosen is None and complaint:
+        raise UserError(f"{path} holds no checkpoint that can be used: {complaint}")
+    if complaint and complaint not in SAID:
+        SAID.add(complaint)
+        Console(stderr=True).print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    return chosen
 
 
 def open_checkpoint(spec: str) -> Checkpoint | None:
     """Read the checkpoint of a run folder or checkpoint folder; ``:ema`` behind it takes its moving averages."""
     folder = checkpoint_folder(spec)
-    return None if folder is None else load_checkpoint(folder, ema=spec.endswith(AVERAGED))
+    if folder is None:
+        return None
+    named = folder == Path(spec.removesuffix(AVERAGED))  # one that was chosen has been compared just now
+    return load_checkpoint(folder, ema=spec.endswith(AVERAGED), verify=named)
 
 
 def is_run(spec: str) -> bool:
     """Return whether a path is a run folder or a checkpoint rather than a model's own folder."""
     folder = Path(spec.removesuffix(AVERAGED))
-    return is_whole(folder) or (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
+    return (
+        (folder / COMPLETE).exists()
+        or (folder / "checkpoints").is_dir()
+        or (folder / "metrics.jsonl").is_file()
+    )
 
 
 def load_part(settings: EncoderConfig, where: str, seed: int, trust: Trust) -> AudioEncoder:

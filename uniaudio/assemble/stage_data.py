@@ -66,6 +66,7 @@ class StageData:
             pool=data.pool,
             window=data.window,
             patience=data.patience,
+            max_outage=data.max_outage,
             shares_prefixes=lm.shares_prefixes,
         )
 

@@ -28,9 +28,9 @@ from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_
 from uniaudio.errors import UserError
 from uniaudio.evaluate.labelled import LabelledSet
 from uniaudio.model.audio_lm import as_audio_lm
-from uniaudio.train.checkpoint import latest_checkpoint
+from uniaudio.train.checkpoint import has_checkpoints
 from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
-from uniaudio.train.entering import refuse_what_shards_cannot
+from uniaudio.train.entering import refuse_what_shards_cannot, remembers
 from uniaudio.train.loop import train
 from uniaudio.train.parts import TrainParts
 from uniaudio.train.position import Position, newest
@@ -69,7 +69,7 @@ def refuse_begun_run(config: RunConfig, resume: str | None) -> bool:
         UserError: when there is one and nobody said that it is to go on.
     """
     run_dir = Path(config.output_dir)
-    begun = latest_checkpoint(run_dir) is not None
+    begun = has_checkpoints(run_dir)
     if resume is None and begun:
         raise UserError(
             f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
@@ -88,7 +88,8 @@ def train_in_held_folder(
     run_dir = Path(config.output_dir)
     begun = refuse_begun_run(config, resume)  # again: a run may have ended since
     continued = resume == "yes" or (resume == "auto" and begun)
-    checkpoint = newest(run_dir) if continued else None
+    remembered = [index for index, stage in enumerate(config.stages) if remembers(stage)]
+    checkpoint = newest(run_dir, remembered) if continued else None
     if checkpoint is not None:
         check_resume(config, checkpoint)
         position = Position.from_state(checkpoint.state)

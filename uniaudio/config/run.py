@@ -66,7 +66,9 @@ class DataConfig(Strict):
 
     ``pool`` rows of a stream are sorted by length together; ``window`` rows of an archive or table are shuffled
     together; ``streams`` is rounded up to a multiple of ``train.micro_batches`` and bounds the useful number of workers
-    of all processes. ``patience``: seconds to wait for a read. ``max_seconds`` defaults to the budget of a micro-batch.
+    of all processes. ``patience``: seconds to wait for a read.
+    ``max_outage``: seconds that a network or server which cannot be reached is waited for, with growing pauses between
+    tries. ``max_seconds`` defaults to the budget of a micro-batch.
     ``max_text_tokens``: most tokens of a question and its answer, markup included, clips not; longer rows are skipped.
     """
 
@@ -76,6 +78,7 @@ class DataConfig(Strict):
     window: PositiveInt = 256
     streams: PositiveInt = 8
     patience: PositiveFloat = 300
+    max_outage: PositiveFloat = 600
     max_seconds: PositiveFloat | None = None
     max_text_tokens: PositiveInt = MAX_TEXT_TOKENS
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)

@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from uniaudio.data.order import number, permuted
 from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
-from uniaudio.data.sources.retry import read_patiently
+from uniaudio.data.sources.retry import MAX_OUTAGE, read_patiently
 from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
 
 BARREN = 4  # times as many empty epochs as there are streams, before a source counts as empty
@@ -42,6 +42,35 @@ class Skip:
             f"dataset {self.source}: row {self.row} is left out: {self.reason}{detail}; "
             f"further ones are listed in skipped.jsonl"
         )
+
+
+@dataclass(frozen=True)
+class BrokenShard(Skip):
+    """The rest of a shard that cannot be read.
+
+    Args:
+        rows: of the shard that are lost, estimated; 0 where nothing is known of them. share: of all rows of the source.
+    """
+
+    rows: int = 0
+    share: float = 0.0
+
+    @classmethod
+    def estimate(cls, source: str, shard: str, shards: int, read: int, problem: RowError) -> BrokenShard:
+        """Estimate what is lost.
+
+        Where the source has no estimate, the place of the damage is taken as one at random: on average as many rows lie
+        behind it as before it. Where nothing lies before it, the shard counts as one of all, as if all were alike.
+
+        Args:
+            shards: of the source. read: rows of the shard before the damage.
+        """
+        cause = problem.__cause__
+        lost, total = (cause.lost, cause.total) if isinstance(cause, BrokenShardError) else (None, None)
+        if lost is None:
+            lost = read
+        share = min(1.0, lost / (total or (read + lost) * shards)) if lost else 1 / shards
+        return cls(source, shard, problem.reason, problem.detail, lost, share)
 
 
 class IndexedCursor:
@@ -117,7 +146,8 @@ class ShardCursor:
 
     Args:
         name: of the dataset, for messages. size: rows of a window; the last one of an epoch may be shorter.
-        patience: seconds to wait for a window before the run stops.
+        patience: seconds to wait for a window before the run stops; pauses of an outage do not count.
+        max_outage: seconds that an outage of the network is waited out.
     """
 
     def __init__(
@@ -130,10 +160,12 @@ class ShardCursor:
         size: int,
         patience: float,
         mark: Mark,
+        max_outage: float = MAX_OUTAGE,
     ) -> None:
         self.source, self.name, self.seed = source, name, seed
         self.stream, self.streams, self.size, self.patience = stream, streams, size, patience
-        self.mark = mark
+        self.mark, self.max_outage = mark, max_outage
+        self.pause_ends = 0.0  # of an outage that is waited out, on the monotonic clock
         self.window: Window | None = None
         self.coming: Future[Window] | None = None
         self.told: list[Skip] = []
@@ -160,19 +192,26 @@ class ShardCursor:
         """Wait for the window at the mark (or after the last one), and start to read the one behind it."""
         start = last.after if last is not None else self.mark._replace(used=0)
         coming = self.coming or in_background(lambda: self.read_window(start))
-        try:
-            window = coming.result(timeout=self.patience)
-        except TimeoutError as problem:
-            raise UserError(
-                f"dataset {self.name}: {self.where(start)} could not be read within {self.patience:g} s; "
-                f"see whether it can be reached, or raise data.patience"
-            ) from problem
+        begun = time.monotonic()
+        while not coming.done():
+            left = max(begun, self.pause_ends) + self.patience - time.monotonic()
+            if left <= 0:
+                raise UserError(
+                    f"dataset {self.name}: {self.where(start)} could not be read within {self.patience:g} s; "
+                    f"see whether it can be reached, or raise data.patience"
+                )
+            wait([coming], timeout=left)
+        window = coming.result()
         if last is not None or self.mark.used == 0:  # a continued window has told of them before
             self.told += window.skips
         self.mark = window.start._replace(used=self.mark.used if last is None else 0)
         self.window = window
         self.coming = in_background(lambda: self.read_window(window.after))
         return window
+
+    def note_pause(self, seconds: float) -> None:
+        """Remember until when an outage is being waited out."""
+        self.pause_ends = time.monotonic() + seconds
 
     def where(self, mark: Mark) -> str:
         unit = units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)[mark.unit]
@@ -196,14 +235,19 @@ class ShardCursor:
         place = Place(mark.row, mark.offset)
         for number_of_unit in range(mark.unit, len(todo)):
             unit = todo[number_of_unit]
+            last = place
             try:
                 for row, behind in self.read_shard(unit.shard, place):
+                    last = behind
                     if row is not None and (behind.row - 1) % unit.parts == unit.part:
                         rows.append(row)
                         if len(rows) == self.size:
                             return Mark(mark.epoch, number_of_unit, *behind)
             except RowError as problem:
-                skips.append(Skip.of(self.name, self.source.shards[unit.shard], problem))
+                shards = self.source.shards
+                skips.append(
+                    BrokenShard.estimate(self.name, shards[unit.shard], len(shards), last.row, problem)
+                )
             place = Place()
         return Mark(mark.epoch + 1)
 
@@ -215,7 +259,9 @@ class ShardCursor:
         """
         with convert_to_row_error("broken shard", self.source.shards[shard]):
             try:
-                yield from read_patiently(self.source, shard, place, self.name)
+                yield from read_patiently(
+                    self.source, shard, place, self.name, self.max_outage, waited=self.note_pause
+                )
             except BrokenShardError as problem:
                 raise RowError("broken shard", str(problem)) from problem
 

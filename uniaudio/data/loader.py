@@ -37,22 +37,29 @@ class PlanState:
 
     Args:
         step: steps of the stage that are done. streams: of this rank, or of all. fingerprint: of the mixture.
+        sources: fingerprints of its sources, by entry.
     """
 
     step: int
     streams: Mapping[int, StreamState]
     fingerprint: str
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``state.json``."""
         streams = {str(index): state.to_json() for index, state in self.streams.items()}
-        return {"step": self.step, "streams": streams, "fingerprint": self.fingerprint}
+        return {
+            "step": self.step,
+            "streams": streams,
+            "fingerprint": self.fingerprint,
+            "sources": dict(self.sources),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlanState:
         """Read what ``to_json`` wrote."""
         streams = {int(index): StreamState.from_json(state) for index, state in data["streams"].items()}
-        return cls(data["step"], streams, data["fingerprint"])
+        return cls(data["step"], streams, data["fingerprint"], data["sources"])
 
 
 def joined_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -261,6 +268,15 @@ def make_loader(
             did not answer: the row it was at is named.
     """
     state = state or PlanState(0, {}, mixture.fingerprint)
+    if changed := [
+        name for name, now in mixture.source_fingerprints.items() if state.sources.get(name, now) != now
+    ]:
+        entry = next(entry for entry in mixture.recipe.train if entry.name == changed[0])
+        raise UserError(
+            f"dataset {entry.dataset.name}: {entry.dataset.load.location} is not what it was at the checkpoint (rows, "
+            "their order, a column that is used, or a shard changed): put it back as it was, or start a new run from "
+            "the checkpoint's weights"
+        )
     if state.fingerprint != mixture.fingerprint:
         raise UserError(
             "the data differ from those of the checkpoint (entries, weights, number of rows or shards, seed, "
@@ -277,7 +293,11 @@ def make_loader(
         for worker in range(crew)
     ]
     options: dict[str, Any] = (
-        {"prefetch_factor": prefetch, "timeout": mixture.patience, "worker_init_fn": leave_group}
+        {
+            "prefetch_factor": prefetch,
+            "timeout": mixture.patience + mixture.max_outage,
+            "worker_init_fn": leave_group,
+        }
         if workers
         else {}
     )
@@ -339,7 +359,7 @@ def steps_of(
             tuple(skip for micro in taken for skip in micro.skips),
             drawn,
             sum(micro.cost for micro in taken),
-            PlanState(step, dict(streams), mixture.fingerprint),
+            PlanState(step, dict(streams), mixture.fingerprint, mixture.source_fingerprints),
             tuple(notice for micro in taken for notice in micro.notices),
         )
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
+import json
 import math
 import tarfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -79,8 +81,24 @@ class Place(NamedTuple):
     offset: int = 0
 
 
+def digest_of(facts: Sequence[Any]) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.blake2b(json.dumps(facts, default=str).encode(), digest_size=16).hexdigest()
+
+
 class BrokenShardError(Exception):
-    """The rest of a shard cannot be read, now or later; the message says why."""
+    """The rest of a shard cannot be read, now or later; the message says why.
+
+    Args:
+        lost: rows of the shard that are not read, as far as the source can estimate them. total: rows of all shards.
+        is_cut: whether the file ends too early, so that what is lost is not even there.
+    """
+
+    def __init__(
+        self, message: str, lost: int | None = None, total: float | None = None, is_cut: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.lost, self.total, self.is_cut = lost, total, is_cut
 
 
 class IndexedSource(ABC):
@@ -100,6 +118,14 @@ class IndexedSource(ABC):
         Raises:
             RowError: when it cannot be used.
         """
+
+    def fingerprint(self, columns: Collection[str]) -> str:
+        """Return a text that is another one when the rows, their order or what they say are others.
+
+        Args:
+            columns: those that are used; others may change.
+        """
+        return str(self.size)
 
     def row_or_error(self, index: int) -> Row | RowError:
         """Return a row by its index, or why it cannot be used, whatever was raised."""
@@ -127,6 +153,14 @@ class ShardedSource(ABC):
     def left_out(self) -> Counter[str]:
         """What lies in the place and is no shard, counted by reason."""
         return Counter()
+
+    def fingerprint(self, columns: Collection[str]) -> str:
+        """Return a text that is another one when the shards are others, as far as is known unread.
+
+        Args:
+            columns: those that are used.
+        """
+        return digest_of([*self.shards])
 
     @abstractmethod
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:

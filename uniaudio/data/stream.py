@@ -20,7 +20,9 @@ from uniaudio.data.cursor import IndexedCursor, Mark, ShardCursor, Skip
 from uniaudio.data.order import drawn_before, number, phase_of, row_rng
 from uniaudio.data.questions import render_question, row_seconds
 from uniaudio.data.recipe import Entry, Recipe
+from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.source import IndexedSource, Row, Source
+from uniaudio.data.sources.retry import MAX_OUTAGE
 from uniaudio.data.template import Rendered
 from uniaudio.data.tokens import ChatFormat, prefix_of
 from uniaudio.errors import RowError, UserError
@@ -95,6 +97,7 @@ class Mixture:
         pool: examples that a stream sorts by length together. window: rows of a shard that are shuffled together.
         micro_batches: of one step, over all ranks. streams: logical streams, a multiple of ``micro_batches``.
         slots_for: audio tokens of a clip of so many samples.
+        patience: seconds to wait for a read. max_outage: seconds of pauses that are added in an outage of the network.
         shares_prefixes: whether questions about the same clips may share the beginning of their prompts.
     """
 
@@ -112,14 +115,23 @@ class Mixture:
     pool: int = 256
     window: int = 256
     patience: float = 300.0
+    max_outage: float = MAX_OUTAGE
     shares_prefixes: bool = False
+
+    @cached_property
+    def source_fingerprints(self) -> dict[str, str]:
+        """What tells whether the rows of each entry are still the same, by the entry's name."""
+        return {
+            entry.name: source.fingerprint(used_columns(entry))
+            for entry, source in zip(self.recipe.train, self.sources, strict=True)
+        }
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides about the order: a position means something under the same one only."""
         facts: tuple[Any, ...] = (
             [(entry.name, repr(entry.constants), entry.share) for entry in self.recipe.train],
-            [s.size if isinstance(s, IndexedSource) else s.shards for s in self.sources],
+            list(self.source_fingerprints.values()),
             (self.audio_seconds, self.per_example, self.tokens, self.max_seconds),
             (self.pool, self.window, self.micro_batches, self.streams),
         )
@@ -146,6 +158,21 @@ class Mixture:
         return LogicalStream(self, index, state or StreamState(), say).batches()
 
 
+def used_columns(entry: Entry) -> frozenset[str]:
+    """Return the columns of a source's rows that the card, its split and the templates of an entry may read."""
+    card = entry.dataset
+    keep = card.split(entry.split).keep
+    return frozenset[str]().union(
+        card.audio,
+        TIME_COLUMNS,
+        ("duration", "segment_start", "segment_end"),  # what sources themselves read
+        (card.segment.start, card.segment.stop) if card.segment is not None else (),
+        keep.names if keep is not None else (),
+        *(text.names for text in card.columns.values()),
+        *(template.inputs for template in entry.templates),
+    )
+
+
 class LogicalStream:
     """One stream of a mixture: pools of rows, sorted by length and cut into micro-batches."""
 
@@ -160,7 +187,15 @@ class LogicalStream:
             return IndexedCursor(source, seed, self.index, mixture.streams)
         name, mark = mixture.recipe.train[entry].dataset.name, self.state.marks.get(entry, Mark())
         return ShardCursor(
-            source, name, seed, self.index, mixture.streams, mixture.window, mixture.patience, mark
+            source,
+            name,
+            seed,
+            self.index,
+            mixture.streams,
+            mixture.window,
+            mixture.patience,
+            mark,
+            mixture.max_outage,
         )
 
     def marks(self) -> dict[int, Mark]:

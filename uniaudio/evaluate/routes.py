@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from uniaudio.errors import UserError
+from uniaudio.records import read_metrics
 
 NUMBERED = 24  # cells of a heat map that still have room for their numbers, columns
 
@@ -33,7 +34,7 @@ def read_choices(run: Path, last: float) -> dict[str, Any]:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise UserError(f"{run} holds no metrics.jsonl; give the output_dir of a run")
-    chosen = rows_with_choices(file)
+    chosen = [row for row in read_metrics(file)[0] if "choices" in row]
     if not chosen:
         raise UserError(f"{run}: the encoder of this run chooses nothing; gates, experts and MoWE do")
     end = chosen[-1]["step"]
@@ -50,19 +51,6 @@ def read_choices(run: Path, last: float) -> dict[str, Any]:
             else:
                 values.setdefault(task, {})[name] = mean
     return {"from_step": late[0]["step"], "to_step": end, "groups": groups, "values": values}
-
-
-def rows_with_choices(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of ``metrics.jsonl`` that hold choices; lines of it that a killed process left torn hold none."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "choices" in row and "step" in row:
-            rows.append(row)
-    return rows
 
 
 def routes_tables(routes: Mapping[str, Any]) -> list[Table]:

@@ -145,7 +145,11 @@ def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     charts = [chart("all tasks", "loss per answer token", together, steps, True)]
     for task in sorted(names) if len(names) > 1 else []:
         lines = [
-            Line(run.name, [(row["step"], row["tasks"][task]) for row in run.rows if task in row["tasks"]], i)
+            Line(
+                run.name,
+                [(row["step"], row["tasks"][task]) for row in run.rows if task in row.get("tasks", {})],
+                i,
+            )
             for i, run in enumerate(runs)
         ]
         charts.append(chart(task, "loss per answer token", lines, steps, True))

@@ -11,6 +11,7 @@ from typing import Any
 
 from uniaudio.config.strict_yaml import parse
 from uniaudio.errors import UserError
+from uniaudio.records import is_count, read_metrics, read_objects
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,21 @@ def read_run(folder: Path, name: str) -> RunRecord:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{folder} holds no metrics.jsonl; give the output_dir of a run")
-    told, torn = read_lines(metrics)
+    told, torn = read_metrics(metrics)
     config_file = folder / "config.yaml"
     text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
     config = parse(text, str(config_file)) if text else {}
-    skips, _ = read_lines(folder / "skipped.jsonl")
+    skips, _ = read_objects(folder / "skipped.jsonl")
     skipped: dict[str, Counter[str]] = {}
     for skip in skips:
-        skipped.setdefault(str(skip.get("source")), Counter())[str(skip.get("reason"))] += 1
+        skipped.setdefault(str(skip.get("source")), Counter())[str(skip.get("reason"))] += (
+            max(1, skip["rows"]) if is_count(skip.get("rows")) else 1
+        )
     newest = max((folder / "checkpoints").glob("step-*/bases.json"), default=None)
     return RunRecord(
         name=name,
         folder=folder,
-        rows=[row for row in told if "event" not in row and "step" in row],
+        rows=[row for row in told if "event" not in row],
         events=[row for row in told if "event" in row],
         torn=torn,
         config=config if isinstance(config, dict) else {},
@@ -86,23 +89,6 @@ def read_run(folder: Path, name: str) -> RunRecord:
         skipped=skipped,
         bases=read_json(newest) if newest is not None and newest.is_file() else {},
     )
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the JSON objects of a file, one a line, and how many lines are none; of no file, nothing."""
-    if not path.is_file():
-        return [], 0
-    found, torn = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            found.append(row)
-        else:
-            torn += 1
-    return found, torn
 
 
 def read_json(path: Path) -> Any:

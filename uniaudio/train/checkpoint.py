@@ -7,13 +7,12 @@ parameters.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uniaudio.config.run import RunConfig
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error, first_line
 from uniaudio.outputs import apply_umask
+from uniaudio.train.integrity import (
+    BASES,
+    COMPLETE,
+    CONFIG,
+    EMA,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    FileRecord,
+    find_damage,
+    write_listing,
+)
 
-COMPLETE = "complete.json"  # names and sizes of the other files; written last
 UNFINISHED = ".unfinished-"
-MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer"
 STAGE_END = "stage_done"  # in the state: the checkpoint is the last one of its stage
 REPLACED = "-replaced"  # of a folder that makes way for another one of the same step
-WRITTEN = "written"  # in a rank's mark; an empty mark is one that is only being written
-STEP = re.compile(r"step-\d+")  # what else somebody puts beside the checkpoints is left alone
+WRITTEN, PROBLEM = "written", "problem"  # keys of a rank's mark: the files it wrote, or why it could not
+STEP = re.compile(r"step-\d{6,15}")  # what else somebody puts beside the checkpoints is left alone
 WAIT = 0.05  # seconds between two looks at whether the other ranks have written their parts
 
 
@@ -111,16 +120,18 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
         shares[MODEL] = snapshot.model
         if snapshot.ema:
             shares[EMA] = snapshot.ema
+    records = {}
     try:
         for name, tensors in shares.items():
             save_file(dict(tensors), aside / name)
             apply_umask(aside / name)
             flush(aside / name)
             verify(aside / name, tensors)
-        mark(aside, rank).write_text(WRITTEN)
+            records[name] = FileRecord.of(aside / name).to_json()
+        mark(aside, rank).write_text(json.dumps({WRITTEN: records}))
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
         try:
-            mark(aside, rank).write_text(str(problem) or type(problem).__name__)
+            mark(aside, rank).write_text(json.dumps({PROBLEM: first_line(problem)}))
         except OSError:
             shutil.rmtree(aside, ignore_errors=True)  # the main rank sees that it is gone
         raise refusal(folder, problem) from problem
@@ -158,14 +169,13 @@ def finish_checkpoint(
     folder = step_folder(run_dir, snapshot.step)
     aside = unfinished(folder)
     try:
-        wait_for_parts(aside, world, patience)
+        records = wait_for_parts(aside, world, patience)
         state = json.dumps({"step": snapshot.step, **snapshot.state}, indent=2)
-        (aside / "state.json").write_text(state)
-        (aside / "bases.json").write_text(json.dumps(bases, indent=2))
-        config.save(aside / "config.yaml")
-        sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-        (aside / COMPLETE).write_text(json.dumps(sizes, indent=2))
-        for name in ("state.json", "bases.json", "config.yaml", COMPLETE):
+        (aside / STATE).write_text(state)
+        (aside / BASES).write_text(json.dumps(bases, indent=2))
+        config.save(aside / CONFIG)
+        write_listing(aside, records | {name: FileRecord.of(aside / name) for name in (STATE, BASES, CONFIG)})
+        for name in (STATE, BASES, CONFIG, COMPLETE):
             flush(aside / name)
         flush(aside)
         if folder.exists():  # moved, for removing it takes time in which there would be neither
@@ -181,32 +191,35 @@ def finish_checkpoint(
     return folder
 
 
-def wait_for_parts(aside: Path, world: int, patience: float) -> None:
-    """Wait until every rank has left its mark; remove the marks.
+def wait_for_parts(aside: Path, world: int, patience: float) -> dict[str, FileRecord]:
+    """Wait until every rank has left its mark; remove the marks and return the files that they list.
 
     Raises:
         OSError: with the reason of the rank that failed, or when one does not come to an end.
     """
     until = time.monotonic() + patience
+    records: dict[str, FileRecord] = {}
     for rank in range(world):
-        while not (told := told_by(mark(aside, rank))):
+        while not (content := read_mark(mark(aside, rank))):
             if not aside.exists():
                 raise OSError(f"the part of process {rank} could not be written")
             if time.monotonic() > until:
                 raise OSError(f"process {rank} did not write its part within {patience:g} s")
             time.sleep(WAIT)
-        if told != WRITTEN:
-            raise OSError(f"process {rank}: {told}")
+        if PROBLEM in content:
+            raise OSError(f"process {rank}: {content[PROBLEM]}")
+        records |= {name: FileRecord.from_json(entry) for name, entry in content[WRITTEN].items()}
     for rank in range(world):
         mark(aside, rank).unlink()
+    return records
 
 
-def told_by(mark: Path) -> str:
-    """Return what a rank's mark says so far; an empty text where there is none yet."""
+def read_mark(mark: Path) -> dict[str, Any]:
+    """Return what a rank's mark says; nothing where there is none yet, or half of it."""
     try:
-        return mark.read_text()
-    except FileNotFoundError:
-        return ""
+        return dict(json.loads(mark.read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def replaced(folder: Path) -> Path:
@@ -268,80 +281,131 @@ def prune(folder: Path, keep: int, step: int, every: int | None = None) -> None:
 def ends_stage(folder: Path) -> bool:
     """Return whether a checkpoint is the last one of its stage."""
     try:
-        return bool(json.loads((folder / "state.json").read_text()).get(STAGE_END))
+        state = json.loads((folder / STATE).read_text())
+        return isinstance(state, dict) and bool(state.get(STAGE_END))
     except (OSError, ValueError):
         return False
 
 
 def stage_ends(run_dir: Path) -> dict[int, Path]:
     """Return the checkpoint at the end of every finished stage, by the stage's index."""
-    found = {}
+    ends = {}
     for path in step_folders(run_dir / "checkpoints"):
-        if is_whole(path) and ends_stage(path):
-            found[int(json.loads((path / "state.json").read_text())["stage"])] = path
-    return found
+        if ends_stage(path) and not find_damage(path, (STATE,)):
+            ends[int(json.loads((path / STATE).read_text())["stage"])] = path
+    return ends
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether every file that belongs to a checkpoint is there in its full size."""
+    """Return whether every file that belongs to a checkpoint is there in its full size; contents are not read."""
+    return not find_damage(folder, checksums=False)
+
+
+def places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
+    """Return where checkpoints of a run are or should be, the one to take first; and what is wrong with ``latest``.
+
+    That is the one that ``latest`` names, then those before it, the newest first; those behind it, of a run that was
+    taken up again further back, come last.
+    """
+    folder = run_dir / "checkpoints"
+    places = set(step_folders(folder))
+    for moved in folder.glob(f"{UNFINISHED}step-*{REPLACED}"):
+        name = moved.name.removeprefix(UNFINISHED).removesuffix(REPLACED)
+        if STEP.fullmatch(name):
+            places.add(folder / name)
+    newest_first = sorted(places, key=step_of, reverse=True)
     try:
-        sizes = json.loads((folder / COMPLETE).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
+        named = (folder / "latest").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return newest_first, ""
+    except (OSError, UnicodeDecodeError) as problem:
+        return newest_first, f"{folder / 'latest'} cannot be read ({first_line(problem)})"
+    if not STEP.fullmatch(named):  # a path would lead out of this run
+        return newest_first, f"{folder / 'latest'} names no checkpoint"
+    last = step_of(folder / named)
+    problem_of_latest = (
+        "" if folder / named in places else f"{folder / named}, which `latest` names, is missing"
+    )
+    return sorted(newest_first, key=lambda place: step_of(place) > last), problem_of_latest
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest whole checkpoint of a run: the one that ``latest`` names, else the one with most steps.
 
-    One that was moved out of the way stands in for the one of its step that never came.
+    One that was moved out of the way stands in for the one of its step that never came. Contents are not read: see
+    ``choose_checkpoint``.
     """
-    folder = run_dir / "checkpoints"
-    places = set(step_folders(folder))
-    for moved in folder.glob(f"{UNFINISHED}step-*{REPLACED}"):
-        places.add(folder / moved.name.removeprefix(UNFINISHED).removesuffix(REPLACED))
-    newest_first = sorted(places, key=step_of, reverse=True)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        named = (folder / "latest").read_text().strip()
-        if STEP.fullmatch(named):  # a path would lead out of this run
-            newest_first.insert(0, folder / named)
-    found = (path for place in newest_first for path in (place, replaced(place)) if is_whole(path))
-    return next(found, None)
+    places, _ = places_by_preference(run_dir)
+    return next((path for place in places for path in (place, replaced(place)) if is_whole(path)), None)
 
 
-def load_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
+def has_checkpoints(run_dir: Path) -> bool:
+    """Return whether there are checkpoints in a run folder, be they damaged."""
+    return bool(places_by_preference(run_dir)[0])
+
+
+def choose_checkpoint(
+    run_dir: Path,
+    names: Collection[str] | None = None,
+    find_other_damage: Callable[[Path], str] = lambda folder: "",
+) -> tuple[Path | None, str]:
+    """Return the newest checkpoint of a run whose contents match their checksums, and what to say of newer ones.
+
+    Args:
+        names: files that will be read; None for all of them.
+        find_other_damage: returns why an undamaged checkpoint cannot be used either, or an empty text.
+    """
+    places, problem_of_latest = places_by_preference(run_dir)
+    complaints = [problem_of_latest] if problem_of_latest else []
+    for place in places:
+        for path in (place, replaced(place)):
+            if not path.exists():
+                continue
+            damage = find_damage(path, names) or find_other_damage(path)
+            if not damage:
+                used = f"; {path.name} is used" if complaints else ""
+                return path, "; ".join(complaints) + used
+            complaints.append(f"checkpoint {path} is damaged ({damage})")
+    return None, "; ".join(complaints)
+
+
+def load_checkpoint(path: Path, ema: bool = False, verify: bool = True) -> Checkpoint:
     """Read a checkpoint folder: plain tensors and JSON, nothing that could run code.
 
     Args:
         ema: take the moving averages in place of the trained tensors.
+        verify: compare what is read with its checksums; without, for a checkpoint that was compared just now.
 
     Raises:
-        UserError: when it is not a whole checkpoint, or holds no averages.
+        UserError: when it is not a whole checkpoint, is damaged, or holds no averages.
     """
-    if not is_whole(path):
-        raise UserError(f"{path} is not a whole checkpoint (a file is missing or cut short)")
-    model = load_file(path / MODEL)
-    if ema:
-        if not (path / EMA).is_file():
-            raise UserError(f"{path} holds no moving averages; set stages[].continual.ema to train with them")
-        model |= load_file(path / EMA)
-    return Checkpoint(
-        path=path,
-        model=model,
-        state=json.loads((path / "state.json").read_text()),
-        bases=json.loads((path / "bases.json").read_text()),
-    )
+    read = (MODEL, STATE, BASES, CONFIG, *((EMA,) if ema else ()))
+    if damage := find_damage(path, read, checksums=verify):
+        raise UserError(f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again")
+    if ema and not (path / EMA).is_file():
+        raise UserError(f"{path} holds no moving averages; set stages[].continual.ema to train with them")
+    with convert_to_user_error(f"checkpoint {path} cannot be read"):
+        model = load_file(path / MODEL)
+        if ema:
+            model |= load_file(path / EMA)
+        state, bases = (json.loads((path / name).read_text()) for name in (STATE, BASES))
+        return Checkpoint(path=path, model=model, state=dict(state), bases=dict(bases))
 
 
 class MomentFiles:
-    """The moments of AdamW in a checkpoint, read tensor by tensor."""
+    """The moments of AdamW in a checkpoint, read tensor by tensor.
+
+    Raises:
+        UserError: when a file of them cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.place = {}
-        for file in sorted(path.glob(f"{OPTIMIZER}-*.safetensors")):
-            with safe_open(file, "pt") as stored:
-                self.place.update(dict.fromkeys(stored.keys(), file))
+        with convert_to_user_error(f"checkpoint {path} cannot be read"):
+            for file in sorted(path.glob(f"{OPTIMIZER}-*.safetensors")):
+                with safe_open(file, "pt") as stored:
+                    self.place.update(dict.fromkeys(stored.keys(), file))
 
     def get(self, name: str, moment: str) -> Tensor:
         """Return one moment of one parameter, on the CPU.

@@ -14,13 +14,14 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
 from uniaudio.model.compiled import compile_layers
-from uniaudio.train.checkpoint import EMA, Checkpoint, MomentFiles, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint import Checkpoint, MomentFiles, load_checkpoint, stage_ends
 from uniaudio.train.continual.anchor import Anchor, anchored_parameters, copies, kept_fisher
 from uniaudio.train.continual.average import MovingAverage
 from uniaudio.train.continual.distill import Distiller
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_engine, precision_of, spreads_weights
 from uniaudio.train.features import FeatureWriter, keep_features
+from uniaudio.train.integrity import EMA
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.position import Position
 from uniaudio.train.structure import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
@@ -173,6 +174,6 @@ def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> N
 
 def load_average(average: MovingAverage, engine: Engine, path: Path) -> None:
     """Continue a moving average from a checkpoint."""
-    stored = load_checkpoint(path, ema=True).model
+    stored = load_checkpoint(path, ema=True, verify=False).model
     parameters: dict[str, Any] = dict(engine.plain.named_parameters())
     average.load({name: engine.spread(stored[name], parameters[name]) for name in average.tensors})

@@ -24,7 +24,7 @@ from uniaudio.errors import UserError
 from uniaudio.train.auxiliary import AuxiliaryLosses
 from uniaudio.train.balance import Balance
 from uniaudio.train.between import BetweenSteps
-from uniaudio.train.checkpoint import STAGE_END, Checkpoint, check_bases
+from uniaudio.train.checkpoint import STAGE_END, Checkpoint, check_bases, load_checkpoint, step_folder
 from uniaudio.train.continual.distill import frames_of
 from uniaudio.train.engines.launch import backward_scale
 from uniaudio.train.entering import FISHER, StageModel, open_stage
@@ -108,7 +108,7 @@ def train(
             steps = None
             gc.collect()
             barrier()
-            checkpoint = newest(run_dir)
+            checkpoint = load_checkpoint(step_folder(run_dir, position.step), verify=False)
             position = position.next_stage()
             model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
         tracker.event("finished", step=position.step)
@@ -190,6 +190,9 @@ class StageRun:
 
     def __post_init__(self) -> None:
         self.judge = StepJudge(self.config.train, self.position, self.tracker)
+        self.ledger_said = SkipLedger(
+            self.ledger.allowed, self.ledger.counts()
+        )  # broken shards the console knows
         self.between = BetweenSteps(
             self.parts, self.config, self.model.engine, self.tracker, self.position, self.watch
         )
@@ -323,8 +326,12 @@ class StageRun:
             self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
         self.tracker.skipped(self.position.step + 1, step.skips)
         window.add_costs(costs, len(step.micro))
-        if skipped and (complaint := self.ledger_of_all().complaint()):
-            raise UserError(complaint)
+        if skipped:
+            ledger = self.ledger_of_all()
+            for sentence in ledger.new_shards(self.ledger_said):
+                self.tracker.warn(sentence)
+            if complaint := ledger.complaint():
+                raise UserError(complaint)
         return total, frames_of_all, heard, False
 
     def ledger_of_all(self) -> SkipLedger:

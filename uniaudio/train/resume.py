@@ -35,7 +35,7 @@ class Effect(IntEnum):
 # whose data are compared by fingerprint.
 WITHOUT_EFFECT = (
     r"output_dir",
-    r"data\.(workers|prefetch|patience|max_skipped_share|log_ids)",
+    r"data\.(workers|prefetch|patience|max_outage|max_skipped_share|log_ids)",
     r"train\.(max_steps|log_every|save_every|keep_last|keep_every|max_bad_steps|memory_gib|compile|hang_seconds|profile"
     r"|evaluate_every|tensorboard|label_chunk)",
     r"evaluate(\..*)?",

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from uniaudio.data.cursor import BrokenShard
+
 FEWEST = 10  # rows drawn from a source before its share is judged
 
 
@@ -25,18 +27,44 @@ class SkipLedger:
         self.drawn: Counter[str] = Counter()
         self.reasons: dict[str, Counter[str]] = {}
         self.notices: dict[str, Counter[str]] = {}
+        self.shards: dict[
+            str, dict[str, tuple[int, float, str]]
+        ] = {}  # broken: rows, share of the source, why
         for part in counts:
             self.drawn.update(part["drawn"])
             for source, reasons in part["reasons"].items():
                 self.reasons.setdefault(source, Counter()).update(reasons)
+            for source, shards in part["shards"].items():
+                for shard, (rows, share, detail) in shards.items():
+                    self.add_shard(source, shard, rows, share, detail)
             for source, kinds in part.get("notices", {}).items():  # checkpoints of earlier versions hold none
                 self.notices.setdefault(source, Counter()).update(kinds)
+
+    def add_shard(self, source: str, shard: str, rows: int, share: float, detail: str) -> None:
+        """Count a broken shard; what is met again, by another stream or in another epoch, counts once."""
+        known = self.shards.setdefault(source, {})
+        if shard not in known or known[shard][1] < share:
+            known[shard] = (rows, share, detail)
+
+    def new_shards(self, known: SkipLedger) -> list[str]:
+        """Return a sentence for each broken shard that another ledger does not know, and let it know them."""
+        sentences = []
+        for source, shards in self.shards.items():
+            for shard, (rows, share, detail) in shards.items():
+                if shard in known.shards.get(source, {}):
+                    continue
+                lost = f"about {rows} of its rows" if rows else "all of its rows"
+                sentences.append(
+                    f"dataset {source}: shard {shard} is broken ({detail}): {lost} are lost, {share:.1%} of the dataset"
+                )
+                known.add_shard(source, shard, rows, share, detail)
+        return sentences
 
     def first_skips(self, skips: Sequence[Any]) -> list[Any]:
         """Return of every source the first skip of each reason that was not counted before."""
         first: dict[tuple[str, str], Any] = {}
         for skip in skips:
-            if skip.reason not in self.reasons.get(skip.source, ()):
+            if not isinstance(skip, BrokenShard) and skip.reason not in self.reasons.get(skip.source, ()):
                 first.setdefault((skip.source, skip.reason), skip)
         return list(first.values())
 
@@ -44,6 +72,9 @@ class SkipLedger:
         """Count the rows of one step; return the notices whose kind is new for their source."""
         self.drawn.update(drawn)
         for skip in skips:
+            if isinstance(skip, BrokenShard):
+                self.add_shard(skip.source, skip.row, skip.rows, skip.share, skip.detail)
+                continue
             self.reasons.setdefault(skip.source, Counter())[skip.reason] += 1
         new = []
         for notice in notices:
@@ -54,17 +85,32 @@ class SkipLedger:
         return new
 
     def counts(self) -> dict[str, Any]:
-        """Return plain values: rows ``drawn`` by source, left out by source and reason, odd by source and kind."""
+        """Return plain values: rows drawn by source, left out by source and reason, odd by source and kind, shards."""
         return {
             "drawn": dict(self.drawn),
             "reasons": {source: dict(reasons) for source, reasons in self.reasons.items()},
+            "shards": {
+                source: {shard: list(facts) for shard, facts in shards.items()}
+                for source, shards in self.shards.items()
+            },
             "notices": {source: dict(kinds) for source, kinds in self.notices.items()},
         }
 
     def complaint(self) -> str:
         """Return one sentence about the first source that lost too much, or an empty text."""
-        for source, reasons in sorted(self.reasons.items()):
+        for source in sorted({*self.reasons, *self.shards}):
+            reasons, shards = self.reasons.get(source, Counter[str]()), self.shards.get(source, {})
             lost, drawn = sum(reasons.values()), self.drawn[source]
+            lost_share = lost / drawn if drawn >= FEWEST else 0.0
+            shard_share = sum(share for _, share, _ in shards.values())
+            if shards and lost_share + shard_share > self.allowed:
+                unread = sum(rows for rows, _, _ in shards.values())
+                first, (_, _, detail) = next(iter(shards.items()))
+                return (
+                    f"{source} lost about {unread} rows, {min(shard_share, 1.0):.1%} of the dataset, in {len(shards)} "
+                    f"broken shard(s) (the first is {first}: {detail}) and {lost} of {drawn} other rows, more than "
+                    f"data.max_skipped_share={self.allowed:g} allows; skipped.jsonl names them"
+                )
             if drawn >= FEWEST and lost > self.allowed * drawn:
                 listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
                 return (

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from uniaudio.errors import UserError
+from uniaudio.records import is_count, parse_record
 
 
 class Tracker:
@@ -152,12 +153,11 @@ def keep_rows(path: Path, last_step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed run
-        if row.get("step", 0) <= last_step and row.get("event") != "finished":
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        row = parse_record(line)  # the last line of a killed run is none
+        if row is None or not is_count(row.get("step")) or row["step"] > last_step:
+            continue
+        if row.get("event") != "finished":
             kept.append(line + "\n")
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(kept), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from uniaudio.data.source import (
     Row,
     ShardedSource,
     audio_refs,
+    digest_of,
     keeps_row,
     no_audio_column,
     row_or_error,
@@ -57,6 +58,10 @@ class HubSource(ShardedSource):
             stream = stream.select_columns([name for name in features if name in used or name in card.audio])
         self.data = stream
         self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
+
+    def fingerprint(self, columns: Collection[str]) -> str:
+        facts = self.data.info
+        return digest_of([*self.shards, self.card.load.revision, facts.version, facts.dataset_size])
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         wait_for_hub(self.card.load.timeout)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import IndexedSource, Row, audio_refs, keeps_row, no_audio_column
 from uniaudio.errors import RowError, UserError, convert_to_row_error
+
+HASHED_ROWS = 10_000  # encoded at once
 
 
 class ListedSource(IndexedSource):
@@ -34,6 +39,18 @@ class ListedSource(IndexedSource):
         for column in set(card.audio) - set(card.audio_texts):
             check_audio_column(card, column, [columns for _, columns in kept])
 
+    def fingerprint(self, columns: Collection[str]) -> str:
+        """Hash the keys and the used columns of all rows, in order: under a second for a million rows."""
+        digest = hashlib.blake2b(digest_size=16)
+        for first in range(0, len(self.listed), HASHED_ROWS):
+            part = self.listed[first : first + HASHED_ROWS]
+            rows = [{"error": str(row)} if isinstance(row, RowError) else row for _, row in part]
+            there = set().union(*rows)
+            digest.update(encode_values([key for key, _ in part]))
+            for name in sorted(there & {*columns, "error"}):
+                digest.update(encode_values([name, *(row.get(name) for row in rows)]))
+        return digest.hexdigest()
+
     def row(self, index: int) -> Row:
         key, columns = self.listed[index]
         with convert_to_row_error("unreadable row", key, key):
@@ -46,6 +63,14 @@ class ListedSource(IndexedSource):
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the columns of a row as templates are to see them."""
         return columns
+
+
+def encode_values(values: list[Any]) -> bytes:
+    """Return plain values as bytes, the same ones for the same values."""
+    try:
+        return orjson.dumps(values, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError):  # half a character, or a number beyond 64 bits
+        return repr(values).encode("utf-8", "backslashreplace")
 
 
 def kept_rows(

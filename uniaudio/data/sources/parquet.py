@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from uniaudio.data.source import (
     Row,
     ShardedSource,
     audio_refs,
+    digest_of,
     keeps_row,
     no_audio_column,
     row_or_error,
 )
 from uniaudio.data.sources.class_names import features_of_schema, name_columns, naming_of_columns
-from uniaudio.data.sources.places import files_of_split, is_remote, short_names
+from uniaudio.data.sources.places import files_of_split, is_remote, short_names, size_of
 from uniaudio.data.sources.remote import judged, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 
@@ -36,6 +37,7 @@ class Shard:
 
     Args:
         name: of the file, for the keys of its rows. groups: None for all, known when the file is opened.
+        rows: their number, where it is known.
     """
 
     place: str
@@ -43,6 +45,7 @@ class Shard:
     groups: range | None = None
     start: int = 0
     damage: str = ""
+    rows: int | None = None
 
 
 class ParquetSource(ShardedSource):
@@ -70,14 +73,41 @@ class ParquetSource(ShardedSource):
             f"{s.place}:{s.groups.start}" if s.groups is not None else s.place for s in self.table
         )
 
+    def fingerprint(self, columns: Collection[str]) -> str:
+        return digest_of(
+            [self.shards, [(size_of(shard.place), shard.rows, shard.start) for shard in self.table]]
+        )
+
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         what = self.table[shard]
-        if what.damage:
-            raise BrokenShardError(f"{what.place}: {what.damage}")
+        last = place
         try:
-            yield from self.rows_of(what, place.row)
+            if what.damage:
+                raise BrokenShardError(f"{what.place}: {what.damage}")
+            for row, last in self.rows_of(what, place.row):
+                yield row, last
+        except BrokenShardError as problem:
+            self.add_estimate(problem, what, last)
+            raise
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
-            raise judged(problem, what.place) from problem
+            error = judged(problem, what.place)
+            if isinstance(error, BrokenShardError):
+                self.add_estimate(error, what, last)
+            raise error from problem
+
+    def add_estimate(self, problem: BrokenShardError, what: Shard, last: Place) -> None:
+        """State the rows that are lost with the rest of a shard, by the footer; of a file without one, by its size."""
+        sizes = {shard.place: size_of(shard.place) for shard in self.table}
+        rows = sum(shard.rows or 0 for shard in self.table)
+        read = sum(sizes[place] or 0 for place in {s.place for s in self.table if s.rows is not None})
+        mean = read / rows if rows else 0.0
+        unknown = [shard.place for shard in self.table if shard.rows is None]
+        if not mean or any(sizes[place] is None for place in unknown):
+            return
+        problem.lost = (
+            what.rows - last.row if what.rows is not None else round((sizes[what.place] or 0) / mean)
+        )
+        problem.total = rows + sum((sizes[place] or 0) / mean for place in unknown)
 
     def rows_of(self, what: Shard, skipped: int) -> Iterator[tuple[Row | RowError | None, Place]]:
         """Yield the rows of a shard but the first ``skipped``."""
@@ -213,8 +243,9 @@ def local_shards(place: str, name: str) -> tuple[list[Shard], int]:
         return [Shard(place, name, damage=str(problem).splitlines()[0])], 0
     shards, start = [], 0
     for group in range(metadata.num_row_groups):
-        shards.append(Shard(place, name, range(group, group + 1), start))
-        start += metadata.row_group(group).num_rows
+        rows = metadata.row_group(group).num_rows
+        shards.append(Shard(place, name, range(group, group + 1), start, rows=rows))
+        start += rows
     return shards or [Shard(place, name, range(0))], start
 
 

@@ -30,6 +30,14 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
+def size_of(place: str) -> int | None:
+    """Return the bytes of a local file; None for a URL, or where there is no file any more."""
+    try:
+        return None if is_remote(place) else Path(place).stat().st_size
+    except OSError:
+        return None
+
+
 def expand_braces(text: str) -> list[str]:
     """Return the texts of ``a-{000..012}.tar`` or ``{dev,test}.tar``; digits keep their width.
 

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from uniaudio.data.source import Place, Row, ShardedSource
-from uniaudio.errors import RowError, UserError
+from uniaudio.data.sources.http import UnavailableError
+from uniaudio.errors import RowError, UserError, first_line
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
+MAX_OUTAGE = 600.0  # seconds, where a run's `data.max_outage` does not say
+SAID_AFTER = 8.0  # seconds: shorter outages are nothing that a person needs to know
+
+
+def print_to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+@dataclass
+class OutageLog:
+    """Says on the console when a dataset cannot be reached and when it can again, once for all readers of a process."""
+
+    say: Callable[[str], None] = print_to_stderr
+    readers: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, name: str, reason: str, max_outage: float) -> None:
+        """Count a reader that waits."""
+        with self.lock:
+            self.readers[name] = self.readers.get(name, 0) + 1
+            if self.readers[name] == 1:
+                self.say(
+                    f"dataset {name}: cannot be read at the moment ({reason}); tried again for up to "
+                    f"{max_outage:g} s (data.max_outage)"
+                )
+
+    def end(self, name: str, over: bool) -> None:
+        """Count a reader that waits no longer."""
+        with self.lock:
+            self.readers[name] -= 1
+            if over and not self.readers[name]:
+                self.say(f"dataset {name}: can be read again")
+
+
+OUTAGES = OutageLog()
 
 
 def read_patiently(
@@ -14,33 +55,49 @@ def read_patiently(
     shard: int,
     place: Place,
     name: str,
-    tries: int = 5,
-    pause: float = 1.0,
+    max_outage: float = MAX_OUTAGE,
     sleep: Callable[[float], None] = time.sleep,
+    waited: Callable[[float], None] = lambda seconds: None,
+    log: OutageLog = OUTAGES,
 ) -> Iterator[tuple[Row | RowError | None, Place]]:
     """Yield what ``source.read`` yields; open the shard again where an ``OSError`` ended it.
 
-    Pauses double: 1, 2, 4, 8 s. A row that arrives starts the count anew. ``BrokenShardError`` passes through.
+    Pauses double from 1 s to a minute; a server that asks for a longer one (``Retry-After``) gets it. A row that
+    arrives starts the count anew. ``BrokenShardError`` passes through.
 
     Args:
-        name: of the dataset. tries: without any row, before the run stops.
+        name: of the dataset. max_outage: seconds of pauses without any row, before the run stops.
+        waited: is told the length of every pause before it, so that nobody takes it for a reader that hangs.
 
     Raises:
-        UserError: naming dataset, shard and row, after the last try.
+        UserError: naming dataset, shard and row, after ``max_outage`` seconds.
     """
-    failed = 0
-    while True:
-        try:
-            for row, behind in source.read(shard, place):
-                yield row, behind
-                place, failed = behind, 0
-            return
-        except OSError as problem:
-            failed += 1
-            if failed == tries:
-                reason = (str(problem) or type(problem).__name__).splitlines()[0]
-                raise UserError(
-                    f"dataset {name}: {source.shards[shard]} cannot be read from row {place.row} on, "
-                    f"tried {tries} times ({reason})"
-                ) from problem
-            sleep(pause * 2 ** (failed - 1))
+    tries, paused, said = 0, 0.0, False
+    try:
+        while True:
+            try:
+                for row, behind in source.read(shard, place):
+                    if said:
+                        log.end(name, over=True)
+                    place, tries, paused, said = behind, 0, 0.0, False
+                    yield row, behind
+                return
+            except OSError as problem:
+                reason = first_line(problem)
+                if paused >= max_outage:
+                    raise UserError(
+                        f"dataset {name}: {source.shards[shard]} cannot be read from row {place.row} on, tried "
+                        f"{tries + 1} times in {max_outage:g} s ({reason}); raise data.max_outage to wait longer"
+                    ) from problem
+                asked = problem.after if isinstance(problem, UnavailableError) else None
+                pause = max(min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE), asked or 0.0)
+                pause = min(pause, max_outage - paused)
+                tries, paused = tries + 1, paused + pause
+                if paused > SAID_AFTER and not said:
+                    said = True
+                    log.begin(name, reason, max_outage)
+                waited(pause)
+                sleep(pause)
+    finally:
+        if said:
+            log.end(name, over=False)

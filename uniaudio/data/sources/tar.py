@@ -10,8 +10,9 @@ from pathlib import Path
 
 from uniaudio.data.audio import Encoded, FilePart
 from uniaudio.data.source import BrokenShardError
+from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.places import is_remote
-from uniaudio.data.sources.remote import BLOCK, open_onwards
+from uniaudio.data.sources.remote import open_onwards
 
 RECORD = 512  # bytes: tars are made of them
 LONG_NAME = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -73,6 +74,7 @@ class TarReader:
         """Read the next header; None is the end, which an archive must state: one that stops without it is cut."""
         at, data = self.at, self.take(RECORD)
         if not data.strip(b"\0"):
+            self.check_end(at)
             return None
         try:
             info = tarfile.TarInfo.frombuf(data, "utf-8", ODD_NAMES)
@@ -81,6 +83,18 @@ class TarReader:
         if info.size < 0:
             raise BrokenShardError(f"{self.place}: damaged at byte {at} (a size of {info.size})")
         return info
+
+    def check_end(self, at: int) -> None:
+        """Refuse an end that is none: members behind it would be lost in silence.
+
+        Raises:
+            BrokenShardError: where more than zeros follows.
+        """
+        while rest := self.stream.read(BLOCK):
+            if rest.strip(b"\0"):
+                raise BrokenShardError(
+                    f"{self.place}: damaged at byte {at} (zeros, and more members behind them)"
+                )
 
     def content(self, name: str, size: int) -> Encoded | None:
         """Read what belongs to a header, or pass over it."""
@@ -109,7 +123,7 @@ class TarReader:
         data = self.stream.read(padded(size))
         self.at += len(data)
         if len(data) < padded(size):
-            raise BrokenShardError(f"{self.place}: cut at byte {self.at}")
+            raise BrokenShardError(f"{self.place}: cut at byte {self.at}", is_cut=True)
         return data[:size]
 
     def leave(self, size: int) -> None:
@@ -119,7 +133,7 @@ class TarReader:
             while self.at < behind:
                 self.take(min(BLOCK, behind - self.at))
         elif behind > self.size:
-            raise BrokenShardError(f"{self.place}: cut at byte {self.size}")
+            raise BrokenShardError(f"{self.place}: cut at byte {self.size}", is_cut=True)
         else:
             self.stream.seek(behind)
             self.at = behind

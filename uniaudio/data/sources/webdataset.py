@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,22 @@ from typing import Any
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import (
     AudioRef,
+    BrokenShardError,
     Place,
     Row,
     ShardedSource,
+    digest_of,
     keeps_row,
     row_or_error,
     stated_seconds,
     with_segment,
 )
-from uniaudio.data.sources.places import files_of_split, short_names
+from uniaudio.data.sources.places import files_of_split, short_names, size_of
 from uniaudio.data.sources.suffixes import CLIPS
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
-from uniaudio.errors import RowError
+from uniaudio.errors import RowError, UserError
 
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4")
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key and extension, as the format defines them
 
 
@@ -50,13 +53,49 @@ class WebDatasetSource(ShardedSource):
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
         self.shards = tuple(files_of_split(card, split, ".tar", self.left_out))
+        for place in self.shards:
+            if place.partition("?")[0].lower().endswith(COMPRESSED):
+                raise UserError(
+                    f"{card.path}: load.webdataset: {place} is compressed, so it cannot be read from the middle; "
+                    "unpack it to a .tar (as with gunzip), the audio in it is compressed already"
+                )
         self.names = short_names(self.shards)
 
+    def fingerprint(self, columns: Collection[str]) -> str:
+        return digest_of([self.shards, [size_of(place) for place in self.shards]])
+
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
-        for number, sample in enumerate(self.samples(shard, place.offset), place.row + 1):
-            name = f"{self.names[shard]}/{sample.key}"
-            row = row_or_error(functools.partial(self.row_of, name, sample), name)
-            yield row, Place(number, sample.place)
+        last = place
+        try:
+            for number, sample in enumerate(self.samples(shard, place.offset), place.row + 1):
+                name = f"{self.names[shard]}/{sample.key}"
+                row = row_or_error(functools.partial(self.row_of, name, sample), name)
+                last = Place(number, sample.place)
+                yield row, last
+        except BrokenShardError as problem:
+            self.add_estimate(problem, shard, last)
+            raise
+
+    def add_estimate(self, problem: BrokenShardError, shard: int, last: Place) -> None:
+        """Estimate the rows behind a damage: bytes left behind over the mean size of the rows before it.
+
+        A cut archive does not say how long it was. It is taken to have been as long as the longest one; where it is
+        the longest itself, as much is taken to lie behind the cut as before it.
+        """
+        sizes = [size_of(place) for place in self.shards]
+        known = [size for size in sizes if size is not None]
+        size = sizes[shard]
+        if not last.row or size is None or len(known) < len(sizes):
+            return
+        mean = last.offset / last.row
+        end = max(known) if problem.is_cut else size
+        left = end - last.offset
+        if problem.is_cut and end < size + mean:
+            problem.lost = last.row
+            problem.total = (last.row + problem.lost) * sum(known) / size  # and the others may be as this one
+        else:
+            problem.lost = max(1, round(left / mean))
+            problem.total = (sum(known) - size) / mean + last.row + problem.lost
 
     def samples(self, shard: int, offset: int) -> Iterator[Sample]:
         """Yield the samples from an offset on.

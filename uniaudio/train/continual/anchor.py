@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from uniaudio.distributed import is_main, rank, sum_over_ranks, world_size
+from uniaudio.distributed import gather_objects, is_main, rank, sum_over_ranks, world_size
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
+from uniaudio.train.integrity import FileRecord
 from uniaudio.train.structure import LORA
 from uniaudio.types import Batch
 
@@ -100,9 +104,12 @@ def kept_fisher(
 ) -> dict[str, Tensor]:
     """Return the Fisher information of a stage: measured once, and read again when the stage is resumed.
 
-    A file about other parameters, of a config that has been changed since, is measured anew.
+    A file about other parameters, of a config that has been changed since, is measured anew, and so is one that does
+    not match its checksum, on whatever rank.
     """
-    stored = load_file(path) if path.is_file() else {}
+    stored = read_fisher(path)
+    if len({json.dumps(sorted(each)) for each in gather_objects(list(stored))}) > 1:
+        stored = {}
     if all(name in stored and stored[name].shape == p.shape for name, p in parameters.items()):
         return {name: stored[name].to(p.device) for name, p in parameters.items()}
     fisher = diagonal_fisher(model, parameters, examples, count)
@@ -111,5 +118,30 @@ def kept_fisher(
         aside = path.with_name(f".{path.name}")
         save_file({name: value.cpu() for name, value in fisher.items()}, aside)
         apply_umask(aside)
+        checksum_file(path).write_text(FileRecord.of(aside).sha256 + "\n")
         aside.replace(path)
     return fisher
+
+
+def read_fisher(path: Path) -> dict[str, Tensor]:
+    """Read stored Fisher information; nothing where there is none, or what is there is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        if FileRecord.of(path).sha256 == checksum_file(path).read_text(encoding="utf-8").strip():
+            return load_file(path)
+    except (OSError, UnicodeDecodeError, SafetensorError):
+        pass
+    if is_main():
+        Console().print(
+            f"{path} does not match its checksum; it is measured again",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    return {}
+
+
+def checksum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")

@@ -1,0 +1,263 @@
+"""Servers that send something else than was asked for, and servers that ask for patience."""
+
+import email.utils
+import http.client
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from made_up_files import card, numbers, write_tar
+
+from uniaudio.data.source import BrokenShardError, Place, open_source
+from uniaudio.data.sources.http import (
+    VERSIONS,
+    FileVersion,
+    HttpFile,
+    HttpStream,
+    UnavailableError,
+    http_errors,
+    parse_retry_after,
+)
+from uniaudio.data.sources.retry import OutageLog, read_patiently
+from uniaudio.errors import UserError
+
+CONTENT = bytes(range(256)) * 8
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with what ``server.answer(first, last)`` returns: a code, headers and a body."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"])
+        total = len(self.server.content)
+        first, last = int(wanted[1]), min(int(wanted[2] or total - 1), total - 1)
+        self.server.requests.append(dict(self.headers))
+        code, headers, body = self.server.answer(first, last)
+        self.send_response(code)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            if value is not None:
+                self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+
+@pytest.fixture
+def server():
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving.content, serving.requests = CONTENT, []
+
+    def answer(first, last):
+        total = len(serving.content)
+        return 206, {"Content-Range": f"bytes {first}-{last}/{total}"}, serving.content[first : last + 1]
+
+    serving.answer = serving.proper = answer
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+    serving.url = f"http://127.0.0.1:{serving.server_port}/a"
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+    VERSIONS.clear()
+
+
+def odd(server, **headers):
+    """Let the server answer as it should but for some headers."""
+
+    def answer(first, last):
+        code, proper, body = server.proper(first, last)
+        return code, proper | {name.replace("_", "-"): value for name, value in headers.items()}, body
+
+    server.answer = answer
+
+
+def read_both(server):
+    """Read the file from byte 100 on in both ways, and return what either raised."""
+    raised = []
+    for read in (read_onwards, read_in_jumps):
+        VERSIONS.clear()
+        try:
+            assert read(server) == CONTENT[100:]
+        except (BrokenShardError, OSError) as problem:
+            raised.append(problem)
+    return raised
+
+
+def read_onwards(server):
+    with HttpStream(server.url, 100, 5.0) as stream:
+        return stream.readall()
+
+
+def read_in_jumps(server):
+    file = HttpFile(server.url, 5.0)
+    file.seek(100)
+    return file.read(len(CONTENT))
+
+
+def test_parts_are_read(server):
+    assert read_both(server) == []
+    assert all(headers["Accept-Encoding"] == "identity" for headers in server.requests)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Range": "bytes 0-1947/2048"},
+        {"Content_Range": "bytes 101-2047/2048"},
+        {"Content_Range": "bytes 100-2000/2048"},
+        {"Content_Range": "bytes 100-99999/100000"},
+        {"Content_Range": "bytes -5-2047/2048"},
+        {"Content_Range": "bytes 100-2047/" + "9" * 400},
+        {"Content_Range": "pages 1-2/3"},
+        {"Content_Range": ""},
+        {"Content_Range": None},
+        {"Content_Length": "-7"},
+        {"Content_Length": "many"},
+        {"Content_Length": "9" * 400},
+        {"Content_Length": "3"},
+        {"Content_Encoding": "gzip"},
+        {"Content_Encoding": "br, gzip"},
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_not_the_part_that_was_asked_for_is_refused(server, headers):
+    odd(server, **headers)
+    raised = read_both(server)
+    assert [type(problem) for problem in raised] == [BrokenShardError] * 2
+    assert all(server.url in str(problem) for problem in raised)
+
+
+def test_more_than_a_hundred_headers_and_a_long_one_are_refused(server):
+    for headers in ({f"X_{i}": "a" for i in range(200)}, {"X": "a" * 100_000}):
+        odd(server, **headers)
+        assert [type(problem) for problem in read_both(server)] == [BrokenShardError] * 2
+
+
+def test_redirects_without_end_are_refused(server):
+    server.answer = lambda first, last: (302, {"Location": server.url}, b"")
+    assert [type(problem) for problem in read_both(server)] == [BrokenShardError] * 2
+
+
+def test_a_body_that_ends_early_may_be_tried_again(server):
+    odd(server, Content_Length=None)
+    longer = server.answer
+    server.answer = lambda first, last: (*longer(first, last)[:2], CONTENT[first:last])
+    for read in (read_onwards, read_in_jumps):
+        with pytest.raises(ConnectionError):
+            read(server)
+
+
+@pytest.mark.parametrize("before", [{"ETag": '"1"'}, {"Last_Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {}])
+@pytest.mark.parametrize("read", [read_onwards, read_in_jumps])
+def test_a_file_that_changes_between_two_requests_is_refused(server, before, read):
+    odd(server, **before)
+    assert read(server) == CONTENT[100:]
+    server.content = CONTENT if before else CONTENT + b"more"
+    odd(server, **{name: value.replace("1", "2") for name, value in before.items()})
+    with pytest.raises(BrokenShardError, match="changed while it was being read"):
+        read(server)
+    assert ("If-Range" in server.requests[-1]) == ("ETag" in before)
+
+
+def test_an_end_that_is_none_is_refused(server):
+    server.answer = lambda first, last: (416, {"Content-Range": "bytes */2048"}, b"")
+    with pytest.raises(BrokenShardError, match="does not send byte 100 of 2048"):
+        read_onwards(server)
+    assert HttpStream(server.url, 2048, 5.0).readall() == b""
+
+
+def test_versions_are_compared_by_what_both_answers_say():
+    assert not FileVersion(5, '"a"').differs(FileVersion(None, 'W/"a"', "today"))
+    assert FileVersion(5).differs(FileVersion(6))
+    assert FileVersion(5, '"a"').differs(FileVersion(5, '"b"'))
+
+
+def test_retry_after_is_understood():
+    assert parse_retry_after("120") == 120
+    later = email.utils.formatdate(time.time() + 60, usegmt=True)
+    assert 50 < parse_retry_after(later) <= 60
+    assert parse_retry_after("Mon, 01 Jan 2024 00:00:00 GMT") == 0
+    assert [parse_retry_after(odd) for odd in (None, "", "-5", "soon", "9" * 400)] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (http.client.IncompleteRead(b""), ConnectionError),
+        (http.client.BadStatusLine("x"), ConnectionError),
+        (http.client.LineTooLong("header"), BrokenShardError),
+        (http.client.HTTPException("got more than 100 headers"), BrokenShardError),
+        (ValueError("chunk"), BrokenShardError),
+        (TimeoutError("slow"), TimeoutError),
+    ],
+)
+def test_what_the_library_raises_becomes_one_of_two_errors(raised, kind):
+    with pytest.raises(kind), http_errors("u"):
+        raise raised
+
+
+class Faulty:
+    """A source whose every reading fails as told, until the list is empty."""
+
+    shards = ("s",)
+
+    def __init__(self, faults):
+        self.faults = faults
+
+    def read(self, shard, place):
+        if self.faults:
+            raise self.faults.pop(0)
+        yield None, Place(place.row + 1)
+
+
+def outage(faults, max_outage=600.0):
+    slept, said, waited = [], [], []
+    log = OutageLog(said.append)
+    rows = read_patiently(Faulty(faults), 0, Place(), "set", max_outage, slept.append, waited.append, log)
+    return rows, slept, said, waited
+
+
+def test_a_server_that_asks_for_patience_gets_it_within_the_limit():
+    rows, slept, said, waited = outage([UnavailableError("503", 120.0), UnavailableError("503", 0.0)])
+    assert len(list(rows)) == 1
+    assert slept == waited == [120.0, 2.0]
+    assert said == [
+        "dataset set: cannot be read at the moment (503); tried again for up to 600 s (data.max_outage)",
+        "dataset set: can be read again",
+    ]
+    rows, slept, _, _ = outage([UnavailableError("503", 1e6)] * 2)
+    with pytest.raises(UserError, match="tried 2 times in 600 s"):
+        list(rows)
+    assert slept == [600.0]
+
+
+def test_an_outage_is_waited_out_for_ten_minutes_and_said_once():
+    rows, slept, said, _ = outage([ConnectionError("refused")] * 99)
+    with pytest.raises(UserError, match=r"in 600 s \(refused\); raise data.max_outage"):
+        list(rows)
+    assert sum(slept) == 600
+    assert max(slept) == 60
+    assert len(said) == 1
+
+
+def test_a_short_disturbance_is_not_said():
+    rows, slept, said, _ = outage([ConnectionError("refused")] * 3)
+    assert len(list(rows)) == 1
+    assert (slept, said) == ([1.0, 2.0, 4.0], [])
+
+
+def test_rows_of_a_tar_whose_server_sends_other_parts_are_a_broken_shard(server, tmp_path):
+    write_tar(tmp_path / "a.tar", range(6))
+    server.content = (tmp_path / "a.tar").read_bytes()
+    source = open_source(card(tmp_path, {"webdataset": server.url}), "train")
+    whole = list(source.read(0, Place()))
+    assert numbers(row for row, _ in whole) == [(i, i) for i in range(6)]
+    odd(server, Content_Range=f"bytes 0-{len(server.content) - 1}/{len(server.content)}")
+    with pytest.raises(BrokenShardError, match="instead of"):
+        list(source.read(0, whole[2][1]))

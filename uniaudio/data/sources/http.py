@@ -1,0 +1,273 @@
+"""Parts of files over http(s), with the answers compared with what was asked for.
+
+A part that belongs elsewhere in a file, or to another version of it, would become other rows without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import io
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from uniaudio.data.source import BrokenShardError
+
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that another try may change
+URL_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL, or is written as it is
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})")
+BLOCK = 1 << 20  # bytes fetched at once where a file is read in jumps
+
+
+class UnavailableError(ConnectionError):
+    """A server that asks for patience.
+
+    Args:
+        after: seconds that it asks to wait; None where it names none.
+    """
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """What tells one version of a file from another: its length in bytes and what the server says of it."""
+
+    total: int | None = None
+    etag: str | None = None
+    modified: str | None = None
+
+    def differs(self, other: FileVersion) -> bool:
+        """Return whether two answers speak of different files; what one of them does not say is not compared."""
+        if self.etag and other.etag and self.etag.removeprefix("W/") != other.etag.removeprefix("W/"):
+            return True
+        pairs = ((self.total, other.total), (self.modified, other.modified))
+        return any(a is not None and b is not None and a != b for a, b in pairs)
+
+
+VERSIONS: dict[str, FileVersion] = {}  # of the files that this process has begun to read, by URL
+
+
+@dataclass
+class Part:
+    """An answer that was found to be the part that was asked for.
+
+    Args:
+        first: where in the file it begins. length: its bytes, where known. total: bytes of the file, where known.
+    """
+
+    answer: Any
+    first: int
+    length: int | None
+    total: int | None
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header asks for, as a number or a date; None for anything else."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+@contextlib.contextmanager
+def http_errors(url: str) -> Iterator[None]:
+    """Turn what the library raises into the two errors of sources.
+
+    Raises:
+        BrokenShardError: for answers that are no proper HTTP. OSError: when another try may help.
+    """
+    try:
+        yield
+    except (BrokenShardError, OSError):
+        raise
+    except (http.client.IncompleteRead, http.client.BadStatusLine) as problem:
+        raise ConnectionError(f"{url}: {type(problem).__name__}") from problem
+    except (http.client.HTTPException, ValueError, OverflowError) as problem:
+        raise BrokenShardError(f"{url}: the server's answer cannot be read ({problem!r})") from problem
+
+
+def request_part(url: str, first: int, last: int | None, timeout: float) -> Part:
+    """Send a GET for a part of a file and check the answer's head.
+
+    Raises:
+        BrokenShardError: when the server refuses for good, sends another part or another version of the file, or
+            compresses it. OSError: when another try may help.
+    """
+    headers = {
+        "Range": f"bytes={first}-{'' if last is None else last}",
+        "User-Agent": "uniaudio",
+        "Accept-Encoding": "identity",
+    }
+    known = VERSIONS.get(url, FileVersion())
+    if known.etag and not known.etag.startswith("W/"):
+        headers["If-Range"] = known.etag
+    with http_errors(url):
+        try:
+            request = urllib.request.Request(quote(url, safe=URL_SIGNS), headers=headers)
+            answer = urllib.request.urlopen(request, timeout=timeout)
+        except urllib.error.HTTPError as problem:
+            with problem:
+                return refused_part(url, first, known, problem)
+        try:
+            return check_answer(url, first, last, answer)
+        except BaseException:
+            answer.close()
+            raise
+
+
+def refused_part(url: str, first: int, known: FileVersion, problem: urllib.error.HTTPError) -> Part:
+    """Return an empty part where nothing lies behind ``first``.
+
+    Raises:
+        BrokenShardError, UnavailableError: as ``request_part`` does.
+    """
+    if problem.code == 416:
+        named = UNSATISFIED.fullmatch(problem.headers.get("Content-Range", "").strip())
+        total = int(named[1]) if named else known.total
+        if known.differs(FileVersion(total)):
+            raise BrokenShardError(f"{url}: the file changed while it was being read")
+        if total is not None and first < total:
+            raise BrokenShardError(f"{url}: the server does not send byte {first} of {total}")
+        return Part(io.BytesIO(), first, 0, total)
+    text = f"{url}: {problem.code} {problem.reason}"
+    if problem.code in PASSING:
+        raise UnavailableError(text, parse_retry_after(problem.headers.get("Retry-After")))
+    raise BrokenShardError(text)
+
+
+def check_answer(url: str, first: int, last: int | None, answer: Any) -> Part:
+    """Compare the head of an answer with the request.
+
+    Raises:
+        BrokenShardError: when it is another part, another version of the file, or compressed.
+    """
+    headers = answer.headers
+    encoding = (headers.get("Content-Encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        raise BrokenShardError(
+            f"{url}: the server compresses the file ({encoding}), so its parts cannot be read"
+        )
+    stated = headers.get("Content-Length")
+    if stated is not None and not re.fullmatch(r"\d{1,18}", stated.strip()):
+        raise BrokenShardError(f"{url}: the server states a length of {stated[:40]!r} bytes")
+    length = int(stated) if stated is not None else None
+    if answer.status == 206:
+        named = CONTENT_RANGE.fullmatch((headers.get("Content-Range") or "").strip())
+        if named is None:
+            raise BrokenShardError(f"{url}: the server does not say which part of the file it sends")
+        begin, end = int(named[1]), int(named[2])
+        total = int(named[3]) if named[3] != "*" else None
+        wanted = [end if last is None else last, end if total is None else total - 1]
+        if begin != first or end != min(wanted) or (last is None and total is not None and end != total - 1):
+            asked = f"{first} to {'the end' if last is None else last}"
+            raise BrokenShardError(f"{url}: the server sends bytes {begin} to {end} instead of {asked}")
+        if length is not None and length != end - begin + 1:
+            raise BrokenShardError(f"{url}: the server states {length} bytes for a part of {end - begin + 1}")
+        length = end - begin + 1
+    elif answer.status == 200:
+        first, total = 0, length
+    else:
+        raise BrokenShardError(f"{url}: the server answers {answer.status} instead of a part of the file")
+    version = FileVersion(total, headers.get("ETag"), headers.get("Last-Modified"))
+    known = VERSIONS.setdefault(url, version)
+    if known.differs(version):
+        raise BrokenShardError(f"{url}: the file changed while it was being read")
+    return Part(answer, first, length, total)
+
+
+class HttpStream(io.RawIOBase):
+    """A file at an http(s) URL, read onwards from an offset.
+
+    A connection that ends early is an ``OSError``, never the end of the file. ``size``: bytes of the file, where the
+    server says.
+    """
+
+    def __init__(self, url: str, offset: int, timeout: float) -> None:
+        self.url = url
+        part = request_part(url, offset, None, timeout)
+        self.answer, self.left, self.size = part.answer, part.length, part.total
+        self.drop(offset - part.first)
+
+    def drop(self, count: int) -> None:
+        """Read on without use: simple servers send the whole file, whatever part is asked for."""
+        while count:
+            dropped = self.read(min(count, BLOCK))
+            if not dropped:
+                return
+            count -= len(dropped)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        with http_errors(self.url):
+            count = int(self.answer.readinto(buffer))
+        if self.left is not None:
+            self.left -= count
+            if not count and len(buffer) and self.left > 0:
+                raise ConnectionError(f"{self.url}: the connection ended {self.left} bytes early")
+        return count
+
+    def close(self) -> None:
+        self.answer.close()
+        super().close()
+
+
+class HttpFile(io.RawIOBase):
+    """A file at an http(s) URL, read in jumps.
+
+    Raises:
+        BrokenShardError: when the server does not serve parts of files, or another part than was asked for.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url, self.timeout, self.place = url, timeout, 0
+        part = request_part(url, 0, 0, timeout)
+        part.answer.close()
+        if getattr(part.answer, "status", 0) != 206 or part.total is None:
+            raise BrokenShardError(f"{url}: the server does not serve parts of files (HTTP range requests)")
+        self.size = part.total
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        self.place = max(0, base + offset)
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        wanted = min(len(buffer), self.size - self.place)
+        if wanted <= 0:
+            return 0
+        part = request_part(self.url, self.place, self.place + wanted - 1, self.timeout)
+        with part.answer, http_errors(self.url):
+            if part.first != self.place or part.length != wanted:
+                raise BrokenShardError(f"{self.url}: the server does not send the part that was asked for")
+            data = part.answer.read(wanted)
+        if len(data) != wanted:
+            raise ConnectionError(f"{self.url}: {len(data)} of {wanted} bytes came")
+        buffer[:wanted] = data
+        self.place += wanted
+        return wanted
