@@ -33,8 +33,8 @@ def read_objects(path: Path) -> tuple[list[dict[str, Any]], int]:
     """
     if not path.is_file():
         return [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = [parse_record(line) for line in lines if line.strip()]
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    rows = [parse_record(line) for line in lines] if lines != [""] else []
     return [row for row in rows if row is not None], rows.count(None)
 
 

@@ -26,9 +26,8 @@ from uniaudio.data.source import (
 from uniaudio.data.sources.places import files_of_split, short_names, size_of
 from uniaudio.data.sources.suffixes import CLIPS
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError
 
-COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4")
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key and extension, as the format defines them
 
 
@@ -53,12 +52,6 @@ class WebDatasetSource(ShardedSource):
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
         self.shards = tuple(files_of_split(card, split, ".tar", self.left_out))
-        for place in self.shards:
-            if place.partition("?")[0].lower().endswith(COMPRESSED):
-                raise UserError(
-                    f"{card.path}: load.webdataset: {place} is compressed, so it cannot be read from the middle; "
-                    "unpack it to a .tar (as with gunzip), the audio in it is compressed already"
-                )
         self.names = short_names(self.shards)
 
     def fingerprint(self, columns: Collection[str]) -> str:
