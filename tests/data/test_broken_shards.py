@@ -133,7 +133,7 @@ def test_a_compressed_tar_is_refused_in_one_sentence(tmp_path):
     write_tar(tmp_path / "a.tar", range(2))
     for name in ("a.tar.gz", "a.tgz"):
         (tmp_path / "a.tar").rename(tmp_path / name)
-        with pytest.raises(UserError, match="is compressed, so .*; unpack it"):
+        with pytest.raises(UserError, match=r"is compressed, so .*; unpack it"):
             open_source(card(tmp_path, {"webdataset": str(tmp_path / name)}), "train")
         (tmp_path / name).rename(tmp_path / "a.tar")
 
