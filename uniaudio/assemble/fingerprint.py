@@ -12,7 +12,8 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.report.scores import FINGERPRINTS
-from uniaudio.train.checkpoint import EMA, is_whole, step_folders
+from uniaudio.train.checkpoint import is_whole, step_folders
+from uniaudio.train.integrity import EMA
 
 
 def fingerprint_checkpoint(spec: str) -> str:
