@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
+from uniaudio.assemble.decoder_check import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.features import told_room
 from uniaudio.assemble.models import stage_recipes
@@ -40,6 +39,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     ):  # none for encoders of the Hub
         told = ", ".join(f"{component} {size:,}" for component, size in trained.items())
         console.print(f"stage {stage.name} trains of the encoder: {told}", highlight=False)
+    decoder = sketch_decoder(config)
+    if decoder is not None:
+        print_prompt(decoder, console)
     check_stage_rows(config, stage_recipes(config))
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
@@ -52,7 +54,10 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
                     f"{pairing.name}, split {pairing.split}: {note}", style="yellow", highlight=False
                 )
         check_budget(config, stage, pairings)
-        console.print(cost_line(config, stage, encoders, recipe, pairings))
+        if decoder is not None:
+            for note in check_questions(decoder, recipe, lambda seconds: audio_tokens(config, seconds)):
+                console.print(note, style="yellow", highlight=False, markup=False)
+        console.print(cost_line(config, stage, encoders, recipe, pairings, decoder))
     console.print(
         "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
     )
@@ -147,6 +152,7 @@ def cost_line(
     encoders: list[PretrainedConfig],
     recipe: Recipe,
     pairings: list[Pairing],
+    decoder: SketchedDecoder | None,
 ) -> str:
     """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""
     lengths = [p.seconds if p.seconds is not None else 10.0 for p in pairings]
@@ -171,18 +177,28 @@ def cost_line(
     for part, settings in zip(encoders, config.encoders.values(), strict=True):
         times = {"full": flops.TRAINED, "lora": flops.FROZEN_BELOW_GRADIENT, "frozen": 1}[settings.train]
         operations += times * examples * flops.whisper_forward_flops(part, seconds)
-    decoder = decoder_config(config)
-    if decoder is not None:
-        heard = seconds * rate if (rate := config.adapter.tokens_per_second) else TOKENS_PER_CLIP
-        tokens = heard + words * TOKENS_PER_WORD + QUESTION
-        forward = flops.decoder_forward_flops(decoder, tokens) + flops.head_forward_flops(
-            decoder, words * TOKENS_PER_WORD + 1
-        )
+    architecture = decoder_architecture(config) if config.decoder.miniature is not None else None
+    architecture = decoder.config if decoder is not None else architecture
+    if architecture is not None:
+        tokens = audio_tokens(config, seconds) + words * TOKENS_PER_WORD + QUESTION
+        parameters = None if decoder is None else decoder.layer_parameters
+        forward = flops.any_decoder_forward_flops(architecture, tokens, parameters)
+        forward += flops.head_forward_flops(architecture, words * TOKENS_PER_WORD + 1)
         operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
     return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
 
 
-def decoder_config(config: RunConfig) -> PretrainedConfig | None:
-    """Return the decoder's configuration where that needs no download."""
-    at_hand = config.decoder.miniature is not None or Path(config.decoder.path).is_dir()
-    return decoder_architecture(config) if at_hand else None
+def audio_tokens(config: RunConfig, seconds: float) -> float:
+    """Return the audio tokens of a clip of so many seconds, about."""
+    if config.decoder.kind == "whisper":
+        return 0.0
+    rate = config.adapter.tokens_per_second
+    return seconds * rate if rate else TOKENS_PER_CLIP
+
+
+def print_prompt(decoder: SketchedDecoder, console: Console) -> None:
+    """Show what stands around every question, where control characters are written out."""
+    format = decoder.format
+    prompt = f"{format.prefix}QUESTION{format.suffix}ANSWER{format.decode([format.end_of_turn])}"
+    limit = f"; at most {format.max_positions} tokens with audio" if format.max_positions else ""
+    console.print(f"prompt: {prompt!r}{limit}", highlight=False, markup=False, soft_wrap=True)

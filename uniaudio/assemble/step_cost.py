@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from uniaudio.assemble.recompute import DECODER
 from uniaudio.assemble.thin import Blueprint, Clip, equal_clips, stacks, thin_decoder, thin_model
 from uniaudio.config.run import RunConfig
+from uniaudio.errors import convert_to_user_error
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.counted import Counted, count
 from uniaudio.model.encoders.base import AudioEncoder
@@ -133,7 +134,11 @@ class StageCost:
             def make() -> AudioLM:
                 return thin_model(self.blueprint, self.config, self.stage, layers, self.dtype, recomputed)
 
-            with torch.random.fork_rng(devices=[]):
+            what = (
+                f"what a step costs cannot be counted for a {self.blueprint.decoder.model_type} decoder in "
+                f"{str(self.dtype).removeprefix('torch.')} on a CPU"
+            )
+            with torch.random.fork_rng(devices=[]), convert_to_user_error(what):
                 self.known[thick, recomputed] = counted(make, self.clip, self.dtype)
         return self.known[thick, recomputed]
 

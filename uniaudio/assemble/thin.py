@@ -6,6 +6,7 @@ What is kept and computed is linear in the layers of every stack and in the clip
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,15 +21,16 @@ from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.recompute import DECODER, part_of
 from uniaudio.config.run import RunConfig
 from uniaudio.data.batch import collate
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.miniature.text_lm import qwen_config
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.choose import make_adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
+from uniaudio.model.decoder_limits import build_on_meta, refuse_unusable_class
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.remote import RemoteAudioEncoder
-from uniaudio.model.encoders.weights import stock_config
+from uniaudio.model.encoders.weights import stock_config, with_own_attention
 from uniaudio.model.fp8 import FP8, to_float8
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.train.structure import go_through_stages
@@ -62,9 +64,14 @@ class Blueprint:
         """Read it off the configs of local checkpoints, without any weights.
 
         Raises:
-            UserError: when the encoder or decoder is not a local folder, so that its architecture is not known here.
+            UserError: when the encoder or decoder is not a local folder, so that its architecture is not known here;
+                when the decoder cannot be used, or its layers are of several kinds.
         """
-        return cls(meta_encoder(config), decoder_architecture(config))
+        architecture = decoder_architecture(config)
+        if not isinstance(architecture, WhisperConfig):
+            refuse_unusable_class(architecture)
+            refuse_unequal_layers(architecture)
+        return cls(meta_encoder(config), architecture)
 
     @classmethod
     def of(cls, model: AudioLM) -> Self:
@@ -211,6 +218,21 @@ def depth_of(architecture: Any) -> int:
     return int(architecture.decoder_layers if whisper else architecture.num_hidden_layers)
 
 
+def refuse_unequal_layers(architecture: PretrainedConfig) -> None:
+    """Refuse a decoder whose layers have different parameters: one and two of them say nothing about the others.
+
+    Raises:
+        UserError: naming the kind of model.
+    """
+    lists = [part for part in build_on_meta(architecture).modules() if isinstance(part, nn.ModuleList)]
+    layers = next((part for part in lists if len(part) == depth_of(architecture)), None)
+    if layers is not None and len({shape_of(layer) for layer in layers}) > 1:
+        raise UserError(
+            f"decoder: the layers of this {architecture.model_type} model are of several kinds, so their cost does not "
+            "follow from one and two of them; try the run itself on one GPU (uniaudio tune-batch)"
+        )
+
+
 def thin_decoder(
     blueprint: Blueprint, config: RunConfig, layers: int, dtype: torch.dtype
 ) -> TextDecoder | WhisperTextDecoder:
@@ -227,11 +249,16 @@ def thin_decoder(
         make_trainable(whisper, stock, settings.train, settings.lora, 0)
         return whisper
     architecture.num_hidden_layers = layers
-    if getattr(architecture, "layer_types", None):
-        architecture.layer_types = architecture.layer_types[:layers]
-    lm = AutoModelForCausalLM.from_config(
-        architecture, dtype=torch.float32 if settings.train == "full" else dtype, attn_implementation="sdpa"
-    )
+    for name in ("layer_types", "attention_layers"):
+        if getattr(architecture, name, None):
+            with contextlib.suppress(AttributeError):  # where it follows from the number of layers
+                setattr(architecture, name, getattr(architecture, name)[:layers])
+    with convert_to_user_error(
+        f"decoder: one layer of a {architecture.model_type} model cannot be built to count what it costs"
+    ):
+        lm = AutoModelForCausalLM.from_config(
+            with_own_attention(architecture), dtype=torch.float32 if settings.train == "full" else dtype
+        )
     decoder = TextDecoder(lm, settings.attention)
     if settings.dtype == FP8:
         to_float8(lm.base_model)

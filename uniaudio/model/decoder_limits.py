@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 
 MORE_ROWS = 8  # that a table of positions may have beyond them, as OPT's has two
 
@@ -64,3 +65,16 @@ def position_limit(lm: PreTrainedModel) -> int | None:
     tables += [table for name, table in lm.named_buffers() if "pos" in name.rsplit(".", 1)[-1]]
     lengths = [len(table) for table in tables if table.dim() == 2]
     return int(stated) if any(0 <= length - stated <= MORE_ROWS for length in lengths) else None
+
+
+def build_on_meta(architecture: PretrainedConfig) -> PreTrainedModel:
+    """Build a causal language model without weights.
+
+    Raises:
+        UserError: when transformers cannot build it from its configuration.
+    """
+    with (
+        convert_to_user_error("decoder.path: no model can be built from its config.json"),
+        torch.device("meta"),
+    ):
+        return AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)

@@ -35,3 +35,19 @@ def decoder_forward_flops(config: PretrainedConfig, tokens: float) -> float:
 def head_forward_flops(config: PretrainedConfig, labels: float) -> float:
     """Return the operations of the language-model head over ``labels`` labelled positions."""
     return 2 * config.hidden_size * config.vocab_size * labels
+
+
+def any_decoder_forward_flops(config: PretrainedConfig, tokens: float, layer_parameters: int | None) -> float:
+    """Return the operations of the layers of any decoder over one sequence of ``tokens``, about, without its head.
+
+    Args:
+        layer_parameters: of layers that are not Llama's; each number is multiplied and added once for a token, and
+            attention between tokens is left out. None for Whisper's decoder, whose attention to frames is left out.
+    """
+    if isinstance(config, WhisperConfig):
+        width = config.d_model
+        return config.decoder_layers * tokens * (12 * width**2 + 4 * width * config.decoder_ffn_dim)
+    known = ("num_attention_heads", "intermediate_size", "hidden_size", "num_hidden_layers")
+    if layer_parameters is None or all(isinstance(getattr(config, name, None), int) for name in known):
+        return decoder_forward_flops(config, tokens)
+    return 2 * layer_parameters * tokens
