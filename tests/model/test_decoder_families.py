@@ -38,10 +38,13 @@ FAMILIES = {
     "falcon": TEXT,
     "mamba": {**STATE, "state_size": 8},
     "rwkv": {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
-    **dict.fromkeys(("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "starcoder2", "cohere"), LLAMA),
-    **dict.fromkeys(("smollm3", "gpt_neox"), LLAMA),
-    **dict.fromkeys(("qwen3", "gemma", "glm4", "ernie4_5", "exaone4"), {**LLAMA, "head_dim": 16}),
-    **dict.fromkeys(("phi", "stablelm"), {**LLAMA, "num_key_value_heads": 2}),
+    **{
+        family: LLAMA
+        for family in ("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "starcoder2", "cohere")
+    },
+    **{family: LLAMA for family in ("smollm3", "gpt_neox")},
+    **{family: {**LLAMA, "head_dim": 16} for family in ("qwen3", "gemma", "glm4", "ernie4_5", "exaone4")},
+    **{family: {**LLAMA, "num_key_value_heads": 2} for family in ("phi", "stablelm")},
     "gemma2": {**LLAMA, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
     "mixtral": {**LLAMA, **EXPERTS},
     "gpt_oss": {**LLAMA, **EXPERTS, "head_dim": 16, "sliding_window": 16},
