@@ -38,11 +38,8 @@ FAMILIES = {
     "falcon": TEXT,
     "mamba": {**STATE, "state_size": 8},
     "rwkv": {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
-    **{
-        family: LLAMA
-        for family in ("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "starcoder2", "cohere")
-    },
-    **{family: LLAMA for family in ("smollm3", "gpt_neox")},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "starcoder2", "cohere"), LLAMA),
+    **{family: LLAMA for family in ("smollm3", "gpt_neox")},  # noqa: C420 (each gets its own)
     **{family: {**LLAMA, "head_dim": 16} for family in ("qwen3", "gemma", "glm4", "ernie4_5", "exaone4")},
     **{family: {**LLAMA, "num_key_value_heads": 2} for family in ("phi", "stablelm")},
     "gemma2": {**LLAMA, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
