@@ -86,7 +86,9 @@ def test_probes_state_which_weights_they_are_of(trained, tmp_path):
     (trained.parent / "tones" / "34.wav").write_bytes((trained.parent / "tones" / "32.wav").read_bytes())
     start = str(trained.parent / "whisper")
     run_probes([start, str(trained)], [f"tones={trained.parent / 'tones'}"], tmp_path / "p.json", seeds=1)
-    fingerprints = json.loads((tmp_path / "p.json").read_text())["fingerprints"]
+    scores = json.loads((tmp_path / "p.json").read_text())
+    assert list(scores) == ["tones"]
+    fingerprints = {model: probes["knn"]["fingerprint"] for model, probes in scores["tones"].items()}
     assert list(fingerprints) == [start, str(trained)]
     moved = trained.rename(tmp_path / "elsewhere")
     assert match_checkpoints(moved, fingerprints.values()) == {fingerprints[str(trained)]: "step-000002"}
@@ -97,8 +99,3 @@ def test_probes_state_which_weights_they_are_of(trained, tmp_path):
     assert match_checkpoints(moved, fingerprints.values()) == {}
     with pytest.raises(UserError, match="holds no moving averages"):
         fingerprint_checkpoint(f"{moved}:ema")
-
-
-def test_a_set_cannot_have_the_name_of_the_fingerprints(tmp_path):
-    with pytest.raises(UserError, match=r"--data fingerprints=.*: a set cannot be called fingerprints"):
-        run_probes(["model"], [f"fingerprints={tmp_path}"], None, seeds=1)

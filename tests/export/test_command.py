@@ -11,7 +11,7 @@ from transformers import AutoModel
 from uniaudio import assemble
 from uniaudio.assemble.configs import open_run
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.fingerprint import fingerprint_checkpoint
+from uniaudio.assemble.fingerprint import fingerprint_checkpoint, sign_scores
 from uniaudio.assemble.provenance import provenance, results_of
 from uniaudio.assemble.training import run_training
 from uniaudio.cli import main
@@ -40,7 +40,7 @@ def run(tone_run, fresh_accelerate):
     out = tone_run.parent / "out"
     model = {"knn": {"mean": 0.875, "std": 0.0125}}
     prints = {"runs/out": fingerprint_checkpoint(str(out)), "elsewhere/out": "ab" * 32}
-    probes = {"tones": {"runs/out": model, "elsewhere/out": model}, "fingerprints": prints}
+    probes = sign_scores({"tones": {"runs/out": model, "elsewhere/out": model}}, prints)
     (out / "probes.json").write_text(json.dumps(probes))
     return out
 

@@ -19,6 +19,7 @@ from made_up_runs import (
     write_weights,
 )
 
+from uniaudio.assemble.fingerprint import sign_scores
 from uniaudio.assemble.reporting import Wanted, report_runs
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
@@ -224,7 +225,7 @@ def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
     for seed, name in enumerate(("a", "b")):
         folders.append(write_run(tmp_path / name, ["t"], steps=40))
         prints.append({"after": write_weights(folders[-1], name.encode())})
-        scores = {**probe_scores(["s0", "s1"], ["before", "after"]), "fingerprints": prints[-1]}
+        scores = sign_scores(probe_scores(["s0", "s1"], ["before", "after"]), prints[-1])
         scores["s0"]["after"]["linear"]["mean"] += 0.01 * seed
         write_json(folders[-1] / "probes.json", scores)
     page, _ = document(folders, tmp_path / "r.html")
@@ -232,7 +233,7 @@ def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
     start = heads.index("before")
     assert heads[start : start + 3] == ["before", "a", "b"]
     other = probe_scores(["s0", "s1"], ["before", "after"], seed=9)
-    write_json(folders[1] / "probes.json", {**other, "fingerprints": prints[1]})
+    write_json(folders[1] / "probes.json", sign_scores(other, prints[1]))
     page, _ = document(folders, tmp_path / "r.html")
     heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
     start = heads.index("before")
@@ -251,7 +252,7 @@ def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed)
     write_weights(run, b"here")
     scores = probe_scores(["s0", "s1"], [START, str(other)])
     prints = {str(other): write_weights(other, b"there")} if signed else {}
-    write_json(run / "probes.json", {**scores, "fingerprints": prints} if signed else scores)
+    write_json(run / "probes.json", sign_scores(scores, prints))
     page, text = document([run], None)
     mark = f"birds (other weights, {prints[str(other)][:8]})" if signed else "birds (weights not stated)"
     heads = heads_of(text, "Probes of the frozen encoder")

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_runs import probe_scores, suite_results
 
+from uniaudio.assemble.fingerprint import sign_scores
 from uniaudio.errors import UserError
 from uniaudio.report.scores import (
     Score,
@@ -126,12 +127,11 @@ def test_a_run_without_a_model_of_its_own_has_no_part_in_the_table(tmp_path):
 
 
 def test_fingerprints_are_read_from_both_forms_and_follow_a_model():
-    for form in (probe_scores, suite_results):
-        table = read_scores({**form(["s"], ["a", "b"]), "fingerprints": {"a": "f1"}}, "f.json", {})
+    suite = {**suite_results(["s"], ["a", "b"]), "fingerprints": {"a": "f1"}}
+    for form in (suite, sign_scores(probe_scores(["s"], ["a", "b"]), {"a": "f1"})):
+        table = read_scores(form, "f.json", {})
         assert (list(table.tasks), table.fingerprints) == (["s"], {"a": "f1"})
         assert merged([table, renamed(table, {"a": "c"})]).fingerprints == {"a": "f1", "c": "f1"}
-    with pytest.raises(UserError, match=r"f\.json: 'fingerprints' holds no probe scores"):
-        read_scores({"fingerprints": {"a": 3}}, "f.json", {})
 
 
 def test_two_runs_have_a_start_each(tmp_path):

@@ -10,8 +10,9 @@ from uniaudio.assemble.encoders import AVERAGED, checkpoint_folder, encoder_iden
 from uniaudio.cache import model_digest
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
+from uniaudio.evaluate.table import Scores
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.report.scores import FINGERPRINTS
+from uniaudio.report.scores import FINGERPRINT
 from uniaudio.train.checkpoint import is_whole, step_folders
 from uniaudio.train.integrity import EMA
 
@@ -46,9 +47,21 @@ def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:
     return {spec: fingerprint_model(spec, encoder) for spec, encoder in encoders.items()}
 
 
-def with_fingerprints(scores: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Return probe scores by set as they are stored: with the fingerprint of every model beside the sets."""
-    return {**scores, FINGERPRINTS: dict(fingerprints)}
+def sign_scores(scores: Scores, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Return probe scores of labelled folders as they are stored: each with the fingerprint of its model.
+
+    It stands beside mean and spread, so that the file is still ``{set: {model: {probe: {"mean", "std", ...}}}}``.
+    """
+    return {
+        name: {
+            model: {
+                probe: {**score, FINGERPRINT: fingerprints[model]} if model in fingerprints else score
+                for probe, score in probes.items()
+            }
+            for model, probes in models.items()
+        }
+        for name, models in scores.items()
+    }
 
 
 def sign_answers(results: Mapping[str, dict[str, Any]], spec: str) -> dict[str, dict[str, Any]]:

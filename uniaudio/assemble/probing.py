@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 from rich.console import Console
 
 from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.fingerprint import fingerprint_models, with_fingerprints
+from uniaudio.assemble.fingerprint import fingerprint_models, sign_scores
 from uniaudio.assemble.judging import write_json
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
@@ -61,13 +61,11 @@ def run_probes(
         name, equals, folder = item.partition("=")
         if not equals:
             raise UserError(f"--data {item}: write NAME=FOLDER")
-        if name == FINGERPRINTS:
-            raise UserError(f"--data {item}: a set cannot be called {name}; give it another name")
         sets.append(load_labelled(name, Path(folder)))
     encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     scores = probe_models(encoders, sets, seeds, lambda text: console.print(f"probing {text}", style="dim"))
     console.print(probe_table(scores))
-    write_json(out, with_fingerprints(scores, fingerprint_models(encoders)))
+    write_json(out, sign_scores(scores, fingerprint_models(encoders)))
     return scores
 
 

@@ -15,7 +15,7 @@ from uniaudio.assemble.fingerprint import (
     fingerprint_checkpoint,
     fingerprint_model,
     sign_answers,
-    with_fingerprints,
+    sign_scores,
 )
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, write_json
 from uniaudio.assemble.models import LoadedModel, load_model
@@ -74,7 +74,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         "before": fingerprint_model(start, load_encoder(start)),
         "after": fingerprint_checkpoint(str(out)),
     }
-    write_json(out / "probes.json", with_fingerprints(probes, fingerprints))
+    write_json(out / "probes.json", sign_scores(probes, fingerprints))
     write_json(out / "answers.json", sign_answers(answers, str(out)))
     ended = time.monotonic()
     facts = {

@@ -13,7 +13,8 @@ PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes
 RANDOM = "random:"  # before a model of random weights
 ALL = "all sets"
 ELSEWHERE = "other"  # the domain of a set of which nobody says one
-FINGERPRINTS = "fingerprints"  # the key of a results file that holds those of the models
+FINGERPRINTS = "fingerprints"  # the key of a suite's results that holds those of the models
+FINGERPRINT = "fingerprint"  # beside mean and spread in results of labelled folders
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,9 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
     is_suite = isinstance(data.get("scores"), Mapping) and isinstance(data.get("tasks"), Mapping)
     facts: Mapping[str, Any] = data["tasks"] if is_suite else {}
     tasks, scores = {}, {}
-    stated = data.get(FINGERPRINTS)
-    signed = isinstance(stated, Mapping) and all(isinstance(text, str) for text in stated.values())
+    stated = data.get(FINGERPRINTS) if is_suite else None
+    fingerprints = {str(k): str(v) for k, v in stated.items()} if isinstance(stated, Mapping) else {}
     for name, models in (data["scores"] if is_suite else data).items():
-        if signed and not is_suite and name == FINGERPRINTS:
-            continue
         try:
             tasks[name] = read_task(name, facts.get(name, {}), domains)
             scores[name] = {
@@ -119,12 +118,16 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
                 }
                 for model, probes in models.items()
             }
+            for model, probes in models.items():
+                for value in probes.values():
+                    if FINGERPRINT in value:
+                        fingerprints[model] = str(value[FINGERPRINT])
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise UserError(
                 f"{where}: '{name}' holds no probe scores ({{model: {{probe: {{mean, std}}}}}}); write the file "
                 "with `uniaudio probe --out`"
             ) from problem
-    return ScoreTable(tasks, scores, dict(stated) if signed and stated else {})
+    return ScoreTable(tasks, scores, fingerprints)
 
 
 def read_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:
