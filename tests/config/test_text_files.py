@@ -26,6 +26,7 @@ def test_any_mark_and_any_line_end(tmp_path, encoding, end):
     for name, text in (("weather.yaml", TEMPLATE), ("labels.txt", "schön\n regnerisch \n\nkühl\u2028er\n")):
         (tmp_path / name).write_bytes(text.replace("\n", end).encode(encoding))
     assert load_template(str(tmp_path / "weather.yaml")).labels == ("schön", "regnerisch", "kühl\u2028er")
+    assert load_template("weather", near=tmp_path).task == "weather"  # by its name too
 
 
 def test_big_endian_marks_too(tmp_path):

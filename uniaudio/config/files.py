@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.text_files import read_text_file
 from uniaudio.errors import UserError
 
 Kind = Literal["template", "dataset", "recipe", "config", "suite"]
@@ -49,9 +50,12 @@ def search_folders(kind: Kind, near: Path | None) -> list[Path]:
 def is_of_kind(file: Path, kind: Kind) -> bool:
     """Return whether a file holds the key of its kind: files of several kinds may share a folder."""
     key = FIRST_KEY[kind]
-    return not key or any(
-        line.startswith(f"{key}:") for line in file.read_text("utf-8", "replace").splitlines()
-    )
+    if not key:
+        return True
+    try:
+        return any(line.startswith(f"{key}:") for line in read_text_file(file).split("\n"))
+    except UserError:
+        return True  # what is wrong with it is said when it is read
 
 
 def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.files import cache_root
 from uniaudio.config.run import MiniatureConfig
+from uniaudio.config.text_files import read_text_file
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
@@ -134,7 +135,7 @@ def read_extra_texts(settings: MiniatureConfig) -> list[str]:
     path = Path(settings.extra_texts)
     if not path.is_file():
         raise UserError(f"decoder.miniature.extra_texts: there is no file {path}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text_file(path).split("\n") if line.strip()]
 
 
 def miniature_decoder(

@@ -137,8 +137,10 @@ class WebDatasetSource(ShardedSource):
         if not keeps_row(self.card, columns, self.split):
             return None
         if len(clips) != len(self.card.audio):
-            found = "no audio" if not clips else f"{len(clips)} audio files"
-            return RowError("missing audio" if not clips else "too many clips", f"{name}: {found}")
+            if not clips:
+                return RowError("missing audio", f"{name}: no audio")
+            rename = "the name of a sample ends at its first dot, so rename those with dots in it"
+            return RowError("too many clips", f"{name}: {len(clips)} audio files; {rename}")
         length = stated_seconds(columns.get("duration")) if len(clips) == 1 else None
         refs = (AudioRef(clip, name, length) for clip in clips if clip is not None)
         return Row(name, columns, tuple(with_segment(ref, self.card, columns) for ref in refs))
