@@ -7,6 +7,7 @@ from pathlib import Path
 
 from uniaudio.assemble.fingerprint import fingerprint_checkpoint
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.train.integrity import FileRecord, write_listing
 
 DOMAINS = ("speech", "sound", "music")
 PROBES = ("linear", "mlp", "knn")
@@ -101,8 +102,11 @@ def write_weights(run: Path, content: bytes) -> str:
     """Give a run's checkpoint made-up weights, so that it is whole; return its fingerprint."""
     (folder,) = (run / "checkpoints").iterdir()
     (folder / "model.safetensors").write_bytes(content)
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != "complete.json"}
-    write_json(folder / "complete.json", sizes)
+    for name in ("bases.json", "config.yaml", "optimizer-0-of-1.safetensors"):
+        if not (folder / name).exists():
+            (folder / name).write_text("{}")
+    files = [file for file in folder.iterdir() if file.name != "complete.json"]
+    write_listing(folder, {file.name: FileRecord.of(file) for file in files})
     return fingerprint_checkpoint(str(run))
 
 

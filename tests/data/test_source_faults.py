@@ -330,5 +330,5 @@ def test_a_stream_of_the_hub_goes_on_where_it_ended(tmp_path):
 
 def test_nobody_there_is_tried_again(tmp_path):
     source = open_source(card(tmp_path, {"webdataset": "http://127.0.0.1:9/a.tar"}), "train")
-    with pytest.raises(UserError, match=r"tried 2 times .*refused"):
-        patiently(source, tries=2)
+    with pytest.raises(UserError, match=r"tried 2 times in 1 s .*refused"):
+        patiently(source, max_outage=1.0)

@@ -127,7 +127,9 @@ def test_check_compares_templates_with_the_columns(tone_run, mistake):
     template = tone_run.with_name("tone.yaml")
     template.write_text(template.read_text().replace("label", "lable").replace("lables", "labels"))
     error = mistake("check", tone_run)
-    assert "template tone needs lable, but the columns are audio, label, split" in error
+    assert (
+        "template tone needs lable (did you mean 'label'?), but the columns are audio, label, split" in error
+    )
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
+from uniaudio.train.integrity import FileRecord, read_listing, write_listing
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {
@@ -95,7 +96,10 @@ def test_probes_state_which_weights_they_are_of(trained, tmp_path):
     weights = moved / "checkpoints" / "step-000002" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content)
-    assert match_checkpoints(moved, fingerprints.values()) == {}
     with pytest.raises(UserError, match="holds no moving averages"):
         fingerprint_checkpoint(f"{moved}:ema")
+    weights.write_bytes(content)
+    write_listing(
+        weights.parent, {f: FileRecord.of(weights.parent / f) for f in read_listing(weights.parent)}
+    )
+    assert match_checkpoints(moved, fingerprints.values()) == {}  # another weight, and not a damaged one

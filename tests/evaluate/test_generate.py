@@ -48,14 +48,14 @@ def test_answers_in_a_batch_equal_answers_alone_and_a_plain_loop(model, chat_tok
         while len(ids) < 12 and format.end_of_turn not in ids:
             embeds = torch.cat([row, model.decoder.embed(torch.tensor(ids, dtype=torch.long))])
             ids.append(int(model.decoder.lm(inputs_embeds=embeds[None]).logits[0, -1].argmax()))
-        assert format.answer_text(ids) == text
+        assert text == (format.answer_text(ids), format.end_of_turn not in ids)
 
 
 def test_every_row_stops_at_its_end_of_turn(model, chat_tokenizer):
     format = ChatFormat(chat_tokenizer)
     first = model.eval().generate_ids(prompts(model, format, [3000, 9000]), 1, format.end_of_turn, format.pad)
     format.end_of_turn = first[0][0]  # what the first row says first
-    assert generate(model, prompts(model, format, [3000, 9000]), format, 6)[0] == ""
+    assert generate(model, prompts(model, format, [3000, 9000]), format, 6)[0] == ("", False)
 
 
 def test_embeddings_are_means_over_real_frames_in_order(whisper):

@@ -5,6 +5,7 @@ import torch
 
 from uniaudio.assemble.encoders import load_part
 from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.trust import NO_TRUST
 from uniaudio.errors import UserError
 from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -112,4 +113,4 @@ def test_an_encoder_that_cannot_is_refused(tmp_path):
     save_miniature("encodec", tmp_path)
     settings = EncoderConfig(path=str(tmp_path), recompute=True)
     with pytest.raises(UserError, match=r"encoders\.codec\.recompute: CodecAudioEncoder has no layers"):
-        load_part(settings, "encoders.codec", 0)
+        load_part(settings, "encoders.codec", 0, NO_TRUST)

@@ -28,7 +28,7 @@ from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_
 from uniaudio.errors import UserError
 from uniaudio.evaluate.labelled import LabelledSet
 from uniaudio.model.audio_lm import as_audio_lm
-from uniaudio.train.checkpoint import has_checkpoints
+from uniaudio.train.checkpoint import STAGE_END, has_checkpoints
 from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
 from uniaudio.train.entering import refuse_what_shards_cannot, remembers
 from uniaudio.train.loop import train
@@ -98,7 +98,8 @@ def train_in_held_folder(
             return 0
         if config.guard is not None:
             read_reference(config.guard, run_dir)
-    check_later_stages(config, recipes, accelerator, Position() if checkpoint is None else position)
+    stage = 0 if checkpoint is None else position.stage + bool(checkpoint.state.get(STAGE_END))
+    check_later_stages(config, recipes, accelerator, stage)
     kept = run_dir / "decoder"
     path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
     device = building_device(accelerator)
@@ -138,21 +139,24 @@ def train_in_held_folder(
 
 
 def check_later_stages(
-    config: RunConfig, recipes: Sequence[Recipe], accelerator: Accelerator, position: Position
+    config: RunConfig, recipes: Sequence[Recipe], accelerator: Accelerator, begun: int
 ) -> None:
     """Refuse what would end the run only at the boundary of a stage, or at an evaluation.
 
     The main process reads rows, and all are refused together.
 
+    Args:
+        begun: the index of the stage that begins or goes on; the data of stages that are over may be gone.
+
     Raises:
         UserError: see ``check_stage_rows``; for means that the engine cannot do.
     """
-    for stage in config.stages[position.stage :]:
+    for stage in config.stages[begun:]:
         refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
     refusal = None
     if is_main():
         try:
-            check_stage_rows(config, recipes, position.stage)
+            check_stage_rows(config, recipes, begun)
         except UserError as mistake:
             refusal = str(mistake)
     if sentence := gather_objects(refusal)[0]:

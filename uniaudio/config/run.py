@@ -15,12 +15,11 @@ from uniaudio.config.encoders import EncoderConfig, LoraConfig
 from uniaudio.config.files import VARIABLE, environment_for, expand_path, find_file, portable_name
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.layers import apply_override, read_layers
+from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.config.schema import Strict, build
 from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.config.trust import NO_TRUST, Trust, remembered_trust, require_code, require_remote_code
-
-MAX_TEXT_TOKENS = 4096  # of a question and its answer, where nothing else is set
 
 
 class MiniatureConfig(Strict):

@@ -292,10 +292,12 @@ def make_loader(
         WorkerDataset(mixture, tasks, tuple(t for t in turns if owner[t] == worker), states, stores)
         for worker in range(crew)
     ]
+    # pauses of an outage are no hang; only sources that are read shard by shard come over a network
+    outage = mixture.max_outage if any(isinstance(s, ShardedSource) for s in mixture.sources) else 0.0
     options: dict[str, Any] = (
         {
             "prefetch_factor": prefetch,
-            "timeout": mixture.patience + mixture.max_outage,
+            "timeout": mixture.patience + outage,
             "worker_init_fn": leave_group,
         }
         if workers

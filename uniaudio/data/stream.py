@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from uniaudio.config.run import MAX_TEXT_TOKENS
+from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.data.cursor import IndexedCursor, Mark, ShardCursor, Skip
 from uniaudio.data.order import drawn_before, number, phase_of, row_rng
 from uniaudio.data.questions import render_question, row_seconds

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from uniaudio.config.run import MAX_TEXT_TOKENS
+from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 

@@ -69,8 +69,16 @@ def encode_values(values: list[Any]) -> bytes:
     """Return plain values as bytes, the same ones for the same values."""
     try:
         return orjson.dumps(values, default=str, option=orjson.OPT_NON_STR_KEYS)
-    except (TypeError, ValueError):  # half a character, or a number beyond 64 bits
-        return repr(values).encode("utf-8", "backslashreplace")
+    except (TypeError, ValueError):  # half a character, a number beyond 64 bits, or nested too deep
+        return b"\n".join(map(encode_value, values))
+
+
+def encode_value(value: Any) -> bytes:
+    """Return one value as bytes; those of one that is nested too deep to be used say so alone."""
+    try:
+        return repr(value).encode("utf-8", "backslashreplace")
+    except RecursionError:
+        return b"nested too deep"
 
 
 def kept_rows(
