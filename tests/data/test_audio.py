@@ -98,6 +98,8 @@ def test_the_short_way_for_plain_waves_gives_what_the_library_gives(
 ):
     samples = np.random.default_rng(0).integers(-30000, 30000, (800, channels), dtype=np.int16)
     buffer = io.BytesIO()
+    if subtype == "FLOAT":  # whole numbers would be written as they are, beyond what floats allow
+        samples = samples.astype(np.float32) / 32768
     soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
     short = decode(buffer.getvalue(), 1.0, "clip")
     monkeypatch.setattr("uniaudio.data.audio.plain_wave", lambda data: None)
@@ -190,22 +192,21 @@ def header_says(frames=None, rate=None):
 @pytest.mark.skipif(not STATM.exists(), reason="needs Linux")
 @pytest.mark.parametrize("max_seconds", [30.0, 1e9])
 def test_a_header_that_overstates_the_frames_costs_no_memory(max_seconds):
-    """Of 2**36 frames, 128 GiB would be wanted; no statement at all is read as 2**63."""
+    """Of 2**36 frames, 128 GiB would be wanted."""
     limit = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used_memory() + (1 << 30), limit[1]))
     try:
-        with pytest.raises(RowError, match=r"clip too long|broken audio"):
+        with pytest.raises(
+            RowError,
+            match=r"truncated audio: clip: 68719476735 samples are stated, the last FLAC frame ends at 1600",
+        ):
             decode(header_says(frames=2**36 - 1), max_seconds, "clip")
         with pytest.raises(
-            RowError, match=r"broken audio: clip .the header states 9223372036854775807 frames"
+            RowError, match=r"truncated audio: clip: 16000 samples are stated, the last FLAC frame"
         ):
-            decode(header_says(frames=0), max_seconds, "clip")
-        with pytest.raises(RowError, match="broken audio"):
             decode(header_says(frames=16000), max_seconds, "clip")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
-    with pytest.raises(RowError, match="broken audio"):
-        probe_seconds(header_says(frames=0))
 
 
 def used_memory():

@@ -5,21 +5,37 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from uniaudio.errors import RowError
+from uniaudio.data.containers import flac, mpeg, ogg, riff
+from uniaudio.data.containers.others import HEADERLESS, check_notes
+from uniaudio.data.notices import ANTI_PHASE, CLIPPED
+from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 
 QUANTA = 32768.0  # of int16 in one
 PCM = 1  # WAV's number for plain samples
+FORMAT_SIZES = (16, 18, 40)  # bytes that describe the samples in a WAV file
+SMALL_FILE = 1 << 23  # bytes; a file up to this size is read at once
+HIGHEST_PEAK = 4.0  # full scale is 1: more than 12 dB above it, the samples are in another unit
+CLIPPED_SHARE = 0.01
+SILENT_SHARE = 0.02  # of the channels' power, divided by their number: a mean below it has cancelled them
+FAINT = 1e-8  # power of samples, full scale being 1, that is as good as silence
+SPAN_SLACK = (
+    0.1  # seconds by which a segment may end behind the recording: ends are rounded, decoders disagree
+)
+LOSSY_SLACK = 3  # frames of MPEG that a tag may count too many
 HIGHEST_RATE = 1_000_000  # Hz; a header that states more, or more frames than the next line, is damaged
 MOST_FRAMES = 1 << 40
 
@@ -59,6 +75,7 @@ class PartStream(io.RawIOBase):
 
     def __init__(self, part: FilePart) -> None:
         self.part, self.place = part, 0
+        self.problem: Exception | None = None  # what is raised inside of libsndfile would be printed and lost
 
     def seekable(self) -> bool:
         return True
@@ -75,10 +92,87 @@ class PartStream(io.RawIOBase):
         return self.place
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self.part.read(self.place, max(0, min(len(buffer), self.part.size - self.place)))
+        try:
+            data = self.part.read(self.place, max(0, min(len(buffer), self.part.size - self.place)))
+        except (OSError, ValueError) as problem:
+            self.problem = problem
+            return 0
         buffer[: len(data)] = data
         self.place += len(data)
         return len(data)
+
+
+@dataclass(frozen=True)
+class EncodedBytes:
+    """Encoded audio in memory, read like a file."""
+
+    data: bytes | memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        return bytes(self.data[first : first + count])
+
+
+class OpenFile:
+    """A file on disk, read at any place; libsndfile gets its own descriptor of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = FileIO(path)
+        self.size = os.fstat(self.file.fileno()).st_size
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        return os.pread(self.file.fileno(), count, first)
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """A part of a file, read like a file of its own."""
+
+    part: FilePart
+
+    @property
+    def size(self) -> int:
+        return self.part.size
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        return self.part.read(first, max(0, min(count, self.part.size - first)))
+
+
+Reader = EncodedBytes | OpenFile | PartReader
+
+
+class ClipFile(soundfile.SoundFile):
+    """An opened file that is read from its begin to its end and never sought without need.
+
+    ``soundfile`` seeks after each read to where it is anyway: some kinds cannot, and a file whose end comes too early
+    would raise an error that says nothing of it.
+
+    Attributes:
+        slack: frames that the header may state too many.
+    """
+
+    slack = 0
+
+    def seekable(self) -> bool:
+        return False
+
+    def go_to(self, frame: int) -> None:
+        """Go to a frame of a file that was just opened: by seeking where the kind of file can, else by reading."""
+        if super().seekable():
+            with suppress(soundfile.SoundFileError):
+                self.seek(frame)
+                return
+        while frame > 0:
+            count = len(self.read(min(frame, 1 << 16), dtype="int16"))
+            if not count:
+                return
+            frame -= count
 
 
 def plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] | None:
@@ -96,43 +190,157 @@ def plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] | None
         if place + size > len(data):
             return None
         if name == b"fmt ":
-            kind, channels, rate = struct.unpack_from("<HHI", data, place)
-            if (kind, channels, data[place + 14]) != (PCM, 1, 16):
+            if size not in FORMAT_SIZES or rate:
+                return None
+            kind, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", data, place)
+            if (kind, channels, block, bits) != (PCM, 1, 2, 16):
                 return None
         elif name == b"data":
-            return (np.frombuffer(data, "<i2", size // 2, place), rate) if rate and size else None
+            if not rate or size < 2 or len(data) - place - size > riff.LEFTOVER:
+                return None
+            return np.frombuffer(data, "<i2", size // 2, place), rate
         place += size + size % 2
     return None
 
 
-def opened(source: Encoded, name: str) -> soundfile.SoundFile:
-    """Open a file, a part of one or bytes with libsndfile (wav, flac, mp3, ogg, opus ...).
+def open_reader(source: Encoded, name: str) -> Reader:
+    """Open a file, a part of one or bytes for reading at any place.
 
     Raises:
-        RowError: "missing file", "broken audio", "empty audio".
+        RowError: "missing file", "empty audio".
     """
     path = source.path if isinstance(source, FilePart) else source
     if isinstance(path, Path) and not path.is_file():
         raise RowError("missing file", str(path))
+    if isinstance(source, FilePart):
+        reader: Reader = PartReader(source)
+        source.read(0, 0)  # whether the file has such a part
+    else:
+        reader = OpenFile(source) if isinstance(source, Path) else EncodedBytes(source)
+    if reader.size == 0:
+        raise RowError("empty audio", name)
+    return reader
+
+
+@contextmanager
+def open_streams(
+    source: Encoded, name: str, suffix: str = "", is_thorough: bool = False
+) -> Iterator[list[ClipFile]]:
+    """Open a file, a part of one or bytes with libsndfile (wav, flac, mp3, ogg, opus ...).
+
+    What the file is its content says; only files without a header are told by the suffix. Headers are compared with
+    what is there: what libsndfile would read in part without a word is refused here, or read whole.
+
+    Args:
+        suffix: of the file's name, with its dot. is_thorough: whether to look at all of a compressed file for damage,
+            for one that is decoded as a whole.
+
+    Yields:
+        One file; several where streams are chained, to be read one after another.
+
+    Raises:
+        RowError: "missing file", "broken audio", "empty audio", "truncated audio".
+    """
+    with convert_to_row_error("broken audio", name), ExitStack() as stack:
+        reader = open_reader(source, name)
+        streams = []
+        for data in parts_to_open(reader, name, is_thorough):
+            file = stack.enter_context(open_file(data, reader, name, suffix))
+            streams.append(file)
+        yield streams
+
+
+def parts_to_open(reader: Reader, name: str, is_thorough: bool) -> list[Reader]:
+    """Return what libsndfile is to open in place of the file: nearly always the file itself.
+
+    Raises:
+        RowError: "truncated audio", "broken audio", "empty audio".
+    """
+    head = reader.read(0, 12)
+    if head[:4] in riff.MARKS and head[8:] == b"WAVE":
+        samples = riff.check_wave(reader.read, reader.size, name)
+        if samples is not None and samples.stated == 0 < samples.present:  # a header that was never completed
+            return [EncodedBytes(riff.with_size(reader.read(0, reader.size), samples))]
+    elif head[:4] == flac.MARK:
+        ending = check_flac(reader, name)
+        if ending is not None:
+            return [EncodedBytes(flac.with_total(reader.read(0, reader.size), ending.end))]
+    elif head[:4] == ogg.MARK:
+        if is_thorough or reader.size <= SMALL_FILE or ogg.is_chained(reader.read, reader.size, name):
+            data = reader.read(0, reader.size)
+            links = ogg.find_links(data, name)
+            if len(links) > 1:
+                return [EncodedBytes(data[begin:end]) for begin, end in links]
+    elif head[:3] == b"ID3" or (head[:1] == b"\xff" and mpeg.frame_at(head, 0) is not None):
+        return [with_stated_length(reader, name, is_thorough)]
+    return [reader]
+
+
+def with_stated_length(reader: Reader, name: str, is_thorough: bool) -> Reader:
+    """Return an MPEG file that states its length, and begins with its first frame: with a tag where it has none.
+
+    Without one, libsndfile estimates the length from the first frame, and reads no further.
+
+    Raises:
+        RowError: "truncated audio", "broken audio".
+    """
+    survey = mpeg.survey(reader.read, reader.size, name, is_thorough)
+    if survey is None or (survey.is_stated and survey.start == 0):
+        return reader
+    data = reader.read(survey.start, survey.end - survey.start)
+    if survey.is_stated:
+        return EncodedBytes(data)
+    return EncodedBytes(mpeg.tag_frame(data, survey.samples // survey.frame_samples) + data)
+
+
+def open_file(data: Reader, reader: Reader, name: str, suffix: str) -> ClipFile:
+    """Open a file with libsndfile, by its content; where that says nothing, as MPEG behind junk or by the suffix.
+
+    Args:
+        data: what to open. reader: the whole file.
+
+    Raises:
+        RowError: "broken audio", "truncated audio".
+    """
     try:
-        if isinstance(source, Path):
-            size = source.stat().st_size
+        file = ClipFile(handle_for(data))
+    except soundfile.SoundFileError as problem:
+        survey = mpeg.survey(reader.read, reader.size, name, is_thorough=True)
+        if survey is not None:
+            file = ClipFile(handle_for(with_stated_length(reader, name, is_thorough=True)))
+        elif suffix.lower() in HEADERLESS and "not recognised" in str(problem):
+            subtype, rate = HEADERLESS[suffix.lower()]
+            file = ClipFile(handle_for(data), "r", rate, 1, subtype, "LITTLE", "RAW")
         else:
-            size = source.size if isinstance(source, FilePart) else len(source)
-        if size == 0:
-            raise RowError("empty audio", name)
-        if isinstance(source, FilePart):
-            source.read(0, 0)  # an error inside libsndfile's callbacks would be printed, not raised
-            file = soundfile.SoundFile(PartStream(source))
-        else:
-            file = soundfile.SoundFile(str(source) if isinstance(source, Path) else io.BytesIO(source))
-    except (soundfile.SoundFileError, OSError, ValueError) as problem:
-        raise broken(name, problem) from problem
+            raise broken(name, problem) from problem
     if file.samplerate > HIGHEST_RATE or file.frames > MOST_FRAMES:
-        raise RowError(
-            "broken audio", f"{name} (the header states {file.frames} frames at {file.samplerate} Hz)"
-        )
+        facts = f"{name} (the header states {file.frames} frames at {file.samplerate} Hz)"
+        file.close()
+        raise RowError("broken audio", facts)
+    if file.format == "MP3":
+        file.slack = LOSSY_SLACK * 1152
+    check_notes(file, reader.read, name)
     return file
+
+
+def handle_for(data: Reader) -> Any:
+    """Return what ``soundfile`` opens: never a path, for libsndfile would go by its suffix."""
+    if isinstance(data, OpenFile):
+        descriptor = os.dup(data.file.fileno())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
+    return PartStream(data.part) if isinstance(data, PartReader) else io.BytesIO(data.data)
+
+
+def opened(source: Encoded, name: str) -> soundfile.SoundFile:
+    """Open a file, a part of one or bytes with libsndfile, to look at its header.
+
+    Raises:
+        RowError: "missing file", "broken audio", "empty audio", "truncated audio".
+    """
+    with convert_to_row_error("broken audio", name):
+        reader = open_reader(source, name)
+        return open_file(parts_to_open(reader, name, False)[0], reader, name, "")
 
 
 def broken(name: str, problem: Exception) -> RowError:
@@ -140,14 +348,56 @@ def broken(name: str, problem: Exception) -> RowError:
     return RowError("broken audio", f"{name} ({getattr(problem, 'error_string', problem)})")
 
 
-def probe_seconds(source: Encoded, name: str = "") -> float:
-    """Return the length in seconds as the header states it.
+def probe_seconds(source: Encoded, name: str = "", suffix: str = "") -> float:
+    """Return the length in seconds as the header states it, or the frames where it states none.
 
     Raises:
-        RowError: "missing file", "broken audio", "empty audio".
+        RowError: "missing file", "broken audio", "empty audio", "truncated audio".
     """
-    with opened(source, name or str(source)[:200]) as file:
-        return file.frames / file.samplerate
+    name = name or str(source)[:200]
+    with convert_to_row_error("broken audio", name):
+        reader = open_reader(source, name)
+        seconds = seconds_of_header(reader, name)
+        if seconds is not None:
+            return seconds
+    with open_streams(source, name, suffix_of(source, suffix)) as streams:
+        return sum(file.frames / file.samplerate for file in streams)
+
+
+def seconds_of_header(reader: Reader, name: str) -> float | None:
+    """Return the length of a plain WAV or FLAC file, which takes no library to know; None for any other.
+
+    Raises:
+        RowError: "truncated audio", "empty audio".
+    """
+    head = reader.read(0, 12)
+    if head[:4] in riff.MARKS and head[8:] == b"WAVE":
+        samples = riff.check_wave(reader.read, reader.size, name)
+        if samples is not None and samples.frames and 0 < samples.rate <= HIGHEST_RATE:
+            return samples.frames / samples.rate
+    elif head[:4] == flac.MARK:
+        info = flac.read_stream_info(reader.read)
+        if info is not None and info.total and 0 < info.rate <= HIGHEST_RATE and info.total <= MOST_FRAMES:
+            ending = check_flac(reader, name)
+            return (ending.end if ending is not None else info.total) / info.rate
+    return None
+
+
+def check_flac(reader: Reader, name: str) -> flac.Ending | None:
+    """Return how a FLAC stream ends where its header is wrong and all of it can be read.
+
+    Raises:
+        RowError: "truncated audio".
+    """
+    ending = flac.find_wrong_total(reader.read, reader.size)
+    if ending is not None and (ending.end < ending.total or not ending.is_whole):
+        stated = f"{ending.total} samples are stated, " if ending.total else ""
+        raise RowError("truncated audio", f"{name}: {stated}the last FLAC frame ends at {ending.end}")
+    return ending
+
+
+def suffix_of(source: Encoded, suffix: str) -> str:
+    return suffix or (source.suffix if isinstance(source, Path) else "")
 
 
 def decode(
@@ -156,55 +406,167 @@ def decode(
     name: str,
     span: tuple[float, float] | None = None,
     notices: list[str] | None = None,
+    suffix: str = "",
 ) -> NDArray[np.int16]:
     """Decode to ``[S]`` int16: the mean of the channels, resampled to 16 kHz (soxr, high quality).
 
     Args:
         name: how messages call the clip. span: (start, end) in seconds, to decode a part of a recording.
         notices: gets what is odd about the clip, see ``ClipNotice``.
+        suffix: of the file's name, where ``source`` is no path; only files without a header need it.
 
     Raises:
-        RowError: "missing file", "broken audio", "empty audio", "non-finite samples", "clip too long", "span outside
-            of the recording".
+        RowError: "missing file", "broken audio", "truncated audio", "empty audio", "non-finite samples",
+            "samples out of range", "clip too long", "span outside of the recording".
     """
-    if isinstance(source, FilePart) and span is None and source.path.is_file():
-        try:
-            source = source.read()  # one read is quicker than libsndfile's many small ones
-        except (OSError, ValueError) as problem:
-            raise broken(name, problem) from problem
-    if isinstance(source, bytes | memoryview) and span is None:
-        wave = plain_wave(source)
-        if wave is not None and wave[1] == SAMPLE_RATE and len(wave[0]) <= max_seconds * SAMPLE_RATE * 1.001:
-            return wave[0]
-    with opened(source, name) as file:
-        rate, first, frames = file.samplerate, 0, file.frames
-        if span is not None:
-            first, end = (round(seconds * rate) for seconds in span)
-            frames = end - first
-            if not 0 <= first < end <= file.frames + rate // 100:  # ends are written with two digits
-                raise RowError(
-                    "span outside of the recording",
-                    f"{name}: {span[0]:g} to {span[1]:g} s of {file.frames / rate:.2f} s",
-                )
-        if frames > max_seconds * rate * 1.001:
-            raise RowError("clip too long", f"{name}: {frames / rate:.1f} s, allowed {max_seconds:g} s")
-        # already what is asked for: 16 bits of one channel at 16 kHz need no way through floats
-        ready = rate == SAMPLE_RATE and file.channels == 1 and file.subtype == "PCM_16"
-        try:
-            file.seek(first)
-            samples = file.read(frames, dtype="int16" if ready else "float32", always_2d=True)
-        except (soundfile.SoundFileError, OSError, MemoryError) as problem:
-            raise broken(name, problem) from problem
+    suffix = suffix_of(source, suffix)
+    if span is None:
+        source = read_at_once(source, name)
+        if isinstance(source, bytes | memoryview):
+            wave = plain_wave(source)
+            if (
+                wave is not None
+                and wave[1] == SAMPLE_RATE
+                and len(wave[0]) <= max_seconds * SAMPLE_RATE * 1.001
+            ):
+                return wave[0]
+    with open_streams(source, name, suffix, is_thorough=span is None) as streams:
+        if len(streams) == 1:
+            return decode_stream(streams[0], max_seconds, name, span, notices)
+        seconds = sum(file.frames / file.samplerate for file in streams)
+        limit = max_seconds if span is None else seconds
+        check_length(seconds, limit, name)
+        whole = np.concatenate([decode_stream(file, limit, name, None, notices) for file in streams])
+        return whole if span is None else cut_out(whole, span, max_seconds, name)
+
+
+def read_at_once(source: Encoded, name: str) -> Encoded:
+    """Return the bytes of a part of a file, or of a small file: one read is quicker than libsndfile's many.
+
+    Raises:
+        RowError: "broken audio" where the file has no such part.
+    """
+    if isinstance(source, FilePart) and source.path.is_file():
+        with convert_to_row_error("broken audio", name):
+            return source.read()
+    if isinstance(source, Path):
+        with suppress(OSError, ValueError), FileIO(source) as file:  # opened again, that is told
+            if os.fstat(file.fileno()).st_size <= SMALL_FILE:
+                return file.readall()
+    return source
+
+
+def check_length(seconds: float, max_seconds: float, name: str) -> None:
+    """Refuse a clip over the limit.
+
+    Raises:
+        RowError: "clip too long".
+    """
+    if seconds > max_seconds * 1.001:
+        raise RowError("clip too long", f"{name}: {seconds:.1f} s, allowed {max_seconds:g} s")
+
+
+def frames_of_span(span: tuple[float, float], rate: int, frames: int, name: str) -> tuple[int, int]:
+    """Return the first frame of a span and its number of frames, within those that there are.
+
+    Raises:
+        RowError: "span outside of the recording".
+    """
+    first, end = (round(seconds * rate) for seconds in span)
+    if not 0 <= first < min(end, frames) or end > frames + SPAN_SLACK * rate:
+        raise RowError(
+            "span outside of the recording", f"{name}: {span[0]:g} to {span[1]:g} s of {frames / rate:.2f} s"
+        )
+    return first, min(end, frames) - first
+
+
+def cut_out(
+    samples: NDArray[np.int16], span: tuple[float, float], max_seconds: float, name: str
+) -> NDArray[np.int16]:
+    """Return a span of samples at 16 kHz.
+
+    Raises:
+        RowError: "span outside of the recording", "clip too long".
+    """
+    first, count = frames_of_span(span, SAMPLE_RATE, len(samples), name)
+    check_length(count / SAMPLE_RATE, max_seconds, name)
+    return samples[first : first + count]
+
+
+def decode_stream(
+    file: ClipFile, max_seconds: float, name: str, span: tuple[float, float] | None, notices: list[str] | None
+) -> NDArray[np.int16]:
+    """Decode an opened file, see ``decode``."""
+    rate, first, frames = file.samplerate, 0, file.frames
+    if span is not None:
+        first, frames = frames_of_span(span, rate, file.frames, name)
+    check_length(frames / rate, max_seconds, name)
+    # already what is asked for: 16 bits of one channel at 16 kHz need no way through floats
+    ready = rate == SAMPLE_RATE and file.channels == 1 and file.subtype == "PCM_16"
+    try:
+        if first:
+            file.go_to(first)
+        samples = file.read(frames, dtype="int16" if ready else "float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, MemoryError) as problem:
+        raise broken(name, problem) from problem
+    if isinstance(file.name, PartStream) and file.name.problem is not None:
+        raise broken(name, file.name.problem)
+    if len(samples) + file.slack < frames:
+        raise RowError(
+            "truncated audio",
+            f"{name}: {frames / rate:.2f} s are stated, {len(samples) / rate:.2f} s can be decoded",
+        )
     if not len(samples):
         raise RowError("empty audio", name)
     if ready:
         return samples[:, 0]
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(mono).all():
-        raise RowError("non-finite samples", name)
+    mono = mix_channels(samples, notices)
+    check_range(mono, samples, file.subtype in ("FLOAT", "DOUBLE"), name, notices)
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     if not len(mono):
         raise RowError("empty audio", name)
     mono = np.multiply(mono, np.float32(QUANTA))
     return np.clip(np.rint(mono, out=mono), -32768, 32767, out=mono).astype(np.int16)
+
+
+def mix_channels(samples: NDArray[np.float32], notices: list[str] | None) -> NDArray[np.float32]:
+    """Return the mean of the channels of ``[S, C]``, or the loudest of them where they cancel each other."""
+    channels = samples.shape[1]
+    if channels == 1:
+        return samples[:, 0]
+    mono: NDArray[np.float32] = samples.mean(axis=1)
+    flat = samples.reshape(-1)
+    power = float(np.dot(flat, flat)) / len(flat)
+    if not FAINT < power < np.inf or float(np.dot(mono, mono)) / len(mono) >= SILENT_SHARE / channels * power:
+        return mono
+    if notices is not None:
+        notices.append(ANTI_PHASE)
+    loudest = int(np.argmax([np.dot(channel, channel) for channel in samples.T]))
+    return np.ascontiguousarray(samples[:, loudest])
+
+
+def check_range(
+    mono: NDArray[np.float32],
+    samples: NDArray[np.float32],
+    is_float: bool,
+    name: str,
+    notices: list[str] | None,
+) -> None:
+    """Refuse samples that are no numbers or in another unit than floats are; note those that are limited.
+
+    Raises:
+        RowError: "non-finite samples", "samples out of range".
+    """
+    if not np.isfinite(mono).all():
+        raise RowError("non-finite samples", name)
+    if not is_float:
+        return
+    peak = max(float(samples.max()), -float(samples.min()))
+    if peak > HIGHEST_PEAK:
+        raise RowError(
+            "samples out of range",
+            f"{name}: floats up to {peak:g}, full scale is 1; divide them by their full scale when they are written",
+        )
+    if notices is not None and peak > 1 and np.mean(np.abs(mono) > 1) > CLIPPED_SHARE:
+        notices.append(CLIPPED)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from uniaudio.data.audio import Encoded, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.samples import encode_samples
 from uniaudio.data.segment import read_span
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, printable
 
@@ -36,12 +37,14 @@ class AudioRef:
         source: a path, a part of a file, or encoded bytes. name: how messages call it.
         seconds: its length, where the row states it.
         span: (start, end) in seconds, where the clip is a part of a longer recording.
+        suffix: of the file's name, where ``source`` is no path.
     """
 
     source: Encoded
     name: str
     seconds: float | None = None
     span: tuple[float, float] | None = None
+    suffix: str = ""
 
     def known_seconds(self) -> float:
         """Return the length in seconds, from the row or from the audio header.
@@ -51,7 +54,9 @@ class AudioRef:
         """
         if self.span is not None:
             return self.span[1] - self.span[0]
-        return self.seconds if self.seconds is not None else probe_seconds(self.source, self.name)
+        return (
+            self.seconds if self.seconds is not None else probe_seconds(self.source, self.name, self.suffix)
+        )
 
     def decode(self, max_seconds: float, notices: list[str] | None = None) -> NDArray[np.int16]:
         """Decode to ``[S]`` int16 at 16 kHz, as ``audio.decode`` says.
@@ -62,7 +67,7 @@ class AudioRef:
         Raises:
             RowError: when it cannot be used.
         """
-        return decode(self.source, max_seconds, self.name, self.span, notices)
+        return decode(self.source, max_seconds, self.name, self.span, notices, self.suffix)
 
 
 @dataclass(frozen=True)
@@ -207,16 +212,22 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     """Understand an audio column.
 
     It may be a path, a member of an archive (``clips.tar::a/b.flac``), a part of a file (``{"path": ..., "offset": ...,
-    "size": ...}``), bytes, or the Hub's ``{"bytes": ..., "path": ...}``.
+    "size": ...}``), bytes, the Hub's ``{"bytes": ..., "path": ...}``, or samples as
+    ``{"array": ..., "sampling_rate": ...}``.
 
     Raises:
         RowError: when the column holds none of them.
     """
     length = stated_seconds(row.get("duration"))
+    if isinstance(value, Mapping) and value.get("array") is not None and value.get("bytes") is None:
+        return AudioRef(encode_samples(value["array"], value.get("sampling_rate"), name), name, length)
     if isinstance(value, Mapping) and value.get("bytes") is not None:
         if not isinstance(value["bytes"], bytes | memoryview):
             raise RowError("broken metadata", f"{name}: `bytes` holds {type(value['bytes']).__name__}")
-        return AudioRef(value["bytes"], name, length)
+        path = value.get("path")
+        return AudioRef(
+            value["bytes"], name, length, suffix=Path(path).suffix if isinstance(path, str) else ""
+        )
     if isinstance(value, bytes | memoryview):
         return AudioRef(value, name, length)
     path = value.get("path") if isinstance(value, Mapping) else value
@@ -227,10 +238,11 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
             part = FilePart(folder / path, int(value["offset"]), int(value["size"]))
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise RowError("broken metadata", f"{name}: offset and size must be whole numbers") from problem
-        return AudioRef(part, name, stated_seconds(value["seconds"]) if "seconds" in value else length)
+        seconds = stated_seconds(value["seconds"]) if "seconds" in value else length
+        return AudioRef(part, name, seconds, suffix=part.path.suffix)
     archive, inside, member = path.partition(IN_ARCHIVE)
     if inside:
-        return AudioRef(archive_member(folder / archive, member), name, length)
+        return AudioRef(archive_member(folder / archive, member), name, length, suffix=Path(member).suffix)
     return AudioRef(folder / path, name, length)
 
 

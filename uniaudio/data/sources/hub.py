@@ -96,12 +96,14 @@ class HubSource(ShardedSource):
 
     def fetched(self, value: Any) -> Any:
         """Return an audio column with its bytes, where it names a file on the Hub or in an archive."""
-        path = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
+        if isinstance(value, Mapping) and (value.get("bytes") is not None or value.get("array") is not None):
+            return value
+        path = value.get("path") if isinstance(value, Mapping) else value
         if not isinstance(path, str) or not is_remote(path):
             return value
         try:
             with open_by_scheme(path, self.card.load.timeout) as file:
-                return file.readall()
+                return {"bytes": file.readall(), "path": path}
         except BrokenShardError as problem:
             raise RowError("missing file", str(problem)) from problem
 

@@ -121,7 +121,7 @@ class WebDatasetSource(ShardedSource):
         for member in sample.members:
             extension = extension_of(member.name)
             if is_audio(member.name):
-                clips.append(member.content)
+                clips.append(member)
             elif extension == "json":
                 try:
                     columns.update(json_object(member))
@@ -142,7 +142,11 @@ class WebDatasetSource(ShardedSource):
             rename = "the name of a sample ends at its first dot, so rename those with dots in it"
             return RowError("too many clips", f"{name}: {len(clips)} audio files; {rename}")
         length = stated_seconds(columns.get("duration")) if len(clips) == 1 else None
-        refs = (AudioRef(clip, name, length) for clip in clips if clip is not None)
+        refs = (
+            AudioRef(clip.content, name, length, suffix=Path(clip.name).suffix)
+            for clip in clips
+            if clip.content is not None
+        )
         return Row(name, columns, tuple(with_segment(ref, self.card, columns) for ref in refs))
 
 
