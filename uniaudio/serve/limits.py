@@ -88,7 +88,7 @@ def said(problem: RowError) -> str:
         "truncated audio": "the file is cut off; give a whole one",
         "empty audio": "the clip is empty; record or drop one that can be heard",
         "non-finite samples": "the clip holds samples that are not numbers; export it again",
-        "samples out of range": "the clip holds floats far beyond full scale; export it as 16-bit or with floats up to 1",
+        "samples out of range": "the clip holds floats far beyond full scale; export it with 16 bits or floats up to 1",
     }
     return reasons.get(problem.reason, str(problem))
 
