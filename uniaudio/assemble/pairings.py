@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 from uniaudio.assemble.thin import Clip
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.questions import render_question, row_seconds
+from uniaudio.data.notices import ADVICE
+from uniaudio.data.questions import decode_clips, render_question, row_seconds
 from uniaudio.data.recipe import Entry, Recipe
+from uniaudio.data.segment import unused_time_columns
 from uniaudio.data.source import Row, Source, describe_left_out, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
@@ -19,6 +23,8 @@ from uniaudio.errors import RowError, UserError
 TOKENS_PER_WORD = 1.5
 QUESTION = 24  # tokens of an instruction in chat markup
 ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
+ROWS_DECODED = 5
+LONGEST_DECODED = 120.0  # seconds of a clip; longer ones are not decoded to be looked at
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def check_pairing(
         source.size,
         sum(seconds) / len(seconds) if seconds else None,
         sum(len(answer.split()) for answer in answers) / len(answers),
-        tuple(notes_of(source, template, answers)),
+        (*notes_of(source, template, answers), *notes_of_times(rows, card, template), *notes_of_clips(rows)),
     )
 
 
@@ -105,6 +111,33 @@ def refuse_missing_columns(
                 f"{card.path}: columns.{name}: uses '{used}'{did_you_mean(used, stored)}, but the columns of the rows "
                 f"are {listed}"
             )
+
+
+def notes_of_times(rows: Sequence[Row], card: DatasetCard, template: Template) -> list[str]:
+    """Return a line about columns that look like times of a segment, where nothing makes use of them."""
+    stored = {str(name) for row in rows for name in row.columns}
+    used = set(template.inputs).union(*(text.names for text in card.columns.values()))
+    columns = unused_time_columns(stored, card.segment, used) if card.finds_segments else []
+    if not columns:
+        return []
+    return [
+        f"clips are taken whole, although there are columns {', '.join(columns)}; name the times of segments under "
+        f"`segment` of the card, or write `segment: none` there"
+    ]
+
+
+def notes_of_clips(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each way in which some of the first clips are odd though usable."""
+    kinds: Counter[str] = Counter()
+    decoded = rows[:ROWS_DECODED]
+    for row in decoded:
+        of_row: list[str] = []
+        with suppress(RowError):
+            decode_clips(row, LONGEST_DECODED, of_row)
+        kinds.update(set(of_row))
+    return [
+        f"{kind} in {count} of the first {len(decoded)} rows: {ADVICE[kind]}" for kind, count in kinds.items()
+    ]
 
 
 def notes_of(source: Source, template: Template, answers: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uniaudio.data.containers.riff import Read
 
 MARK = b"fLaC"
+FRAME_MARKS = (b"\xff\xf8", b"\xff\xf9")
 INFO_END = 42  # bytes: the mark, and the first block of metadata with its header
 TOTAL = (1 << 36) - 1  # of the header's number of samples
 MAX_FRAME = 1 << 16  # bytes, where the header does not say
@@ -130,7 +131,8 @@ def find_wrong_total(read: Read, size: int) -> Ending | None:
     wanted = min(size, (info.max_frame or MAX_FRAME) + TAGS)
     data = read(size - wanted, wanted)
     last, place = None, len(data)
-    while (place := data.rfind(b"\xff", 0, place)) >= 0:
+    # of both kinds of frames, fixed and variable, the one that is nearer to the end
+    while (place := max(data.rfind(mark, 0, place + 1) for mark in FRAME_MARKS)) >= 0:
         samples = frame_samples(data, place, info)
         if samples is None:
             continue
