@@ -1,7 +1,9 @@
 """Clips that a library would read in part, or only from some places: told or read whole, from everywhere alike."""
 
 import io
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -408,3 +410,13 @@ def test_a_part_whose_file_shrinks_while_it_is_read_is_a_row_error(tmp_path, cap
     with pytest.raises(RowError, match=r"broken audio: clip"):
         decode(FilePart(tmp_path / "archive", 0, len(data)), 60.0, "clip", (30.0, 50.0))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_devices_and_pipes_are_no_clips(tmp_path):
+    """A device without an end was read until the memory was full."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.wav", tmp_path):
+        with pytest.raises(RowError, match="missing file"):
+            decode(path, 60.0, "clip")
+        with pytest.raises(RowError, match="missing file"):
+            probe_seconds(path)

@@ -449,10 +449,11 @@ def read_at_once(source: Encoded, name: str) -> Encoded:
     if isinstance(source, FilePart) and source.path.is_file():
         with convert_to_row_error("broken audio", name):
             return source.read()
-    if isinstance(source, Path):
+    if isinstance(source, Path) and source.is_file():  # a device has no end, and a pipe waits for a writer
         with suppress(OSError, ValueError), FileIO(source) as file:  # opened again, that is told
-            if os.fstat(file.fileno()).st_size <= SMALL_FILE:
-                return file.readall()
+            size = os.fstat(file.fileno()).st_size
+            if size <= SMALL_FILE:
+                return file.read(size)
     return source
 
 
