@@ -73,7 +73,7 @@ def wav(seconds):
 def test_a_trained_checkpoint_answers_on_its_page(checkpoint):
     question = "<audio>Which tone is it?"
     clip = checkpoint.parent / "tones" / "1.wav"
-    expected = ask(str(checkpoint), clip, question, 64)
+    expected = ask(str(checkpoint), clip, question, 256)
     with page_of(checkpoint, "--max-seconds", 2, "--max-mib", 0.1) as call:
         status, page = call("/")
         assert status == 200

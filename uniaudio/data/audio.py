@@ -147,6 +147,14 @@ class PartReader:
 Reader = EncodedBytes | OpenFile | PartReader
 
 
+class ByteStream(io.BytesIO):
+    """Bytes as a file: a damaged header may send libsndfile before their beginning, which is no error to print."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.getbuffer().nbytes}[whence]
+        return super().seek(max(0, base + offset))
+
+
 class ClipFile(soundfile.SoundFile):
     """An opened file that is read from its begin to its end and never sought without need.
 
@@ -329,7 +337,7 @@ def handle_for(data: Reader) -> Any:
         descriptor = os.dup(data.file.fileno())
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
-    return PartStream(data.part) if isinstance(data, PartReader) else io.BytesIO(data.data)
+    return PartStream(data.part) if isinstance(data, PartReader) else ByteStream(data.data)
 
 
 def opened(source: Encoded, name: str) -> soundfile.SoundFile:
