@@ -102,8 +102,8 @@ def test_a_clip_alone_equals_the_clip_in_a_batch(case, tmp_path):
     encoder = load(tmp_path)
     for samples, frames in zip(LENGTHS, encoder(pack(*LENGTHS)).frames.rows(), strict=True):
         alone = encoder(pack(samples)).frames.values
-        # convolutions round by the length of the buffer, so the tolerance is one of the largest value
-        assert (frames - alone).abs().max() < 2e-6 * alone.abs().max().clamp(min=1)
+        # convolutions round by the length of the buffer and by processor, so the tolerance is one of the largest value
+        assert (frames - alone).abs().max() < 5e-6 * alone.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("case", CASES)
