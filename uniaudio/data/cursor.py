@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -292,8 +291,3 @@ def in_background(work: Callable[[], Window]) -> Future[Window]:
     thread.start()
     READERS.add(thread)
     return future
-
-
-def first_rows(rows: Iterator[Row | RowError], count: int) -> list[Row]:
-    """Return the usable ones of the first ``count`` rows."""
-    return [row for row in islice(rows, count) if isinstance(row, Row)]
