@@ -1,8 +1,4 @@
-"""What a run config says of the adapter: one record for each kind.
-
-``hidden`` defaults to the decoder's width for ``stack`` and ``pool``, to the encoder's for ``conv``, ``qformer`` and
-``perceiver``, and to five times the encoder's for ``tokens``.
-"""
+"""What a run config says of the adapter: one record for each kind."""
 
 from __future__ import annotations
 
@@ -14,8 +10,18 @@ from uniaudio.config.schema import Strict
 
 
 class Adapter(Strict):
+    """The adapter (projector) between encoder and decoder: it maps the encoder's frames to audio tokens in
+    the decoder's embedding space.
+
+    Read by: train, check, plan, tune-batch, model commands.
+    """
+
     hidden: PositiveInt | None = None
+    """Width of its hidden layers. By default the decoder's width for `stack` and `pool`, the encoder's for
+    `conv`, `qformer` and `perceiver`, and five times the encoder's for `tokens`.
+    """
     lr: PositiveFloat = 1e-3
+    """Peak learning rate of the adapter. Read by: train."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -24,35 +30,51 @@ class Adapter(Strict):
 
 
 class StackConfig(Adapter):
-    """Neighbouring frames stacked to ``rate`` tokens per second, then an MLP."""
+    """Neighbouring frames are stacked to `rate` tokens per second, then pass through an MLP."""
 
     kind: Literal["stack"] = "stack"
+    """`stack`, which is also taken where no kind is given."""
     rate: PositiveFloat = 12.5
+    """Audio tokens per second of sound; must divide the encoder's frame rate. The default, 12.5, is one token
+    for four frames of Whisper.
+    """
 
 
 class PoolConfig(Adapter):
-    """The mean of neighbouring frames, then an MLP."""
+    """The mean of neighbouring frames, `rate` a second, then an MLP."""
 
     kind: Literal["pool"]
+    """`pool`."""
     rate: PositiveFloat = 12.5
+    """Audio tokens per second of sound; must divide the encoder's frame rate."""
 
 
 class ConvConfig(Adapter):
-    """Strided convolutions down to ``rate`` tokens per second."""
+    """Convolutions of stride 2 down to `rate` tokens per second."""
 
     kind: Literal["conv"]
+    """`conv`."""
     rate: PositiveFloat = 12.5
+    """Audio tokens per second of sound; the encoder's frame rate divided by a power of two."""
     kernel: PositiveInt = 5
+    """Kernel size of each convolution in frames, an odd number."""
 
 
 class QformerConfig(Adapter):
-    """``queries`` tokens for every window of ``window_seconds`` (window Q-Former of SALMONN)."""
+    """Window-level Q-Former (SALMONN): `queries` tokens for every window of `window_seconds`, by cross
+    attention to the frames of the window.
+    """
 
     kind: Literal["qformer"]
+    """`qformer`."""
     window_seconds: PositiveFloat = 0.33
+    """Length of a window in seconds, rounded to whole frames."""
     queries: PositiveInt = 1
+    """Audio tokens per window."""
     layers: PositiveInt = 2
+    """Transformer layers."""
     heads: PositiveInt = 8
+    """Attention heads of each layer; must divide `hidden`."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -61,20 +83,29 @@ class QformerConfig(Adapter):
 
 
 class PerceiverConfig(Adapter):
-    """``queries`` tokens for every clip, however long (perceiver resampler)."""
+    """Perceiver resampler: `queries` tokens for every clip, whatever its length."""
 
     kind: Literal["perceiver"]
+    """`perceiver`."""
     queries: PositiveInt = 100
+    """Audio tokens per clip."""
     layers: PositiveInt = 2
+    """Transformer layers."""
     heads: PositiveInt = 8
+    """Attention heads of each layer; must divide `hidden`."""
 
 
 class TokensConfig(Adapter):
-    """``tokens`` for every clip by stacking interpolated frames (MoWE: 100)."""
+    """A fixed number of tokens for every clip: frames are interpolated over the clip's duration, stacked and
+    passed through a SwiGLU MLP (MoWE-Audio).
+    """
 
     kind: Literal["tokens"]
+    """`tokens`."""
     tokens: PositiveInt = 100
+    """Audio tokens per clip."""
     stack: PositiveInt = 15
+    """Interpolated frames that are stacked into one token."""
 
 
 AdapterConfig = Annotated[

@@ -10,44 +10,79 @@ from uniaudio.config.schema import Strict
 
 
 class LoraConfig(Strict):
-    """Low-rank updates (Hu et al. 2022) of chosen linear maps; the defaults are those of dual-encoder fusion.
+    """Low-rank adaptation (LoRA, Hu et al. 2022) of linear layers, for parts that are trained with
+    `train: lora`.
 
-    ``targets``: ``qkv`` (the projections of attention), ``all`` (every linear map), or regular expressions that are
-    searched for in the names of the linear maps.
+    Read by: train, check, plan, tune-batch, model commands.
     """
 
     rank: PositiveInt = 16
+    """Rank of the update, `r`."""
     alpha: PositiveFloat = 32
+    """Scale of the update: it is multiplied by `alpha / rank`."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout probability at the input of the update, in training. Read by: train."""
     targets: Literal["qkv", "all"] | tuple[str, ...] = "qkv"
+    """Which linear layers get an update: `qkv` (the projections of attention), `all` (every linear layer), or
+    a list of regular expressions that are searched for in the layers' names.
+    """
 
 
 class EncoderConfig(Strict):
-    """One audio encoder.
+    """One audio encoder: where it comes from and how it is trained.
 
-    ``kind: auto`` goes by the ``model_type`` of the checkpoint's config.json; ``module:Class`` is the user's own
-    ``AudioEncoder``, made as ``Class(path, **settings)``. ``path``: a folder or Hub name, ``random:`` before it for
-    random weights, or a run folder, whose encoder is taken with its LoRA merged. ``pad_to`` (seconds) and
-    ``tail_frames`` are for Whisper, ``chunk_seconds`` for encoders without a reach of their own, ``frame_rate`` for
-    those of remote code. ``cache`` keeps the frames of every clip on disk while the encoder is frozen, so that each is
-    encoded once: as they are, or rounded to ``bfloat16``. ``recompute`` drops the activations inside its layers and
-    makes them again in the backward; ``auto``: in stages whose micro-batches would not fit the memory otherwise.
+    Read by: train, check, plan, tune-batch, model commands.
     """
 
     kind: str = "auto"
+    """The encoder's architecture. `auto` reads the `model_type` of the checkpoint's config.json; a model type
+    states it; `remote` loads a model with code of its own; `module:Class` is a subclass of `AudioEncoder`,
+    made as `Class(path, **settings)`.
+    """
     path: str = ""
+    """A folder, a Hub name, `random:` and either of them for random weights, or a run folder, whose encoder
+    is taken with its LoRA weights merged. May begin with `${env:NAME}`, `${realdata}` or `${miniature}`.
+    Required unless `kind` is `module:Class`.
+    """
     revision: str | None = None
+    """Branch, tag or commit of a model on the Hub. Default: its main branch."""
     train: Literal["full", "frozen", "lora"] = "full"
+    """`full` fine-tunes all weights, `lora` trains low-rank updates, `frozen` trains nothing. A stage's
+    `train` overrides it.
+    """
     lr: PositiveFloat = 2e-5
+    """Peak learning rate of this encoder; `stages[].lr` and `layer_decay` change it for single parameters.
+    Read by: train.
+    """
     lora: LoraConfig = LoraConfig()
+    """Rank, scale and layers of the low-rank updates, used with `train: lora`."""
     trust_remote_code: bool = False
+    """States that the model needs Python code of its own; the code runs only with the option
+    `--trust-remote-code`.
+    """
     pad_to: PositiveFloat | None = None
+    """Whisper only: seconds to which shorter clips are padded with silence, 30 for the stock behaviour.
+    Default: no padding.
+    """
     tail_frames: int = Field(default=0, ge=0)
+    """Whisper only: frames of silence after the end of each clip."""
     chunk_seconds: PositiveFloat | None = None
+    """Longest piece, in seconds, that attends to itself, for encoders without a fixed input length (the
+    wav2vec 2.0 family); longer clips are cut. Default: 30.
+    """
     cache: bool | Literal["bfloat16"] = False
+    """Keep the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once:
+    `true` as float32, `bfloat16` rounded to half the size. Read by: train, check.
+    """
     frame_rate: PositiveFloat | None = None
+    """Frames per second of an encoder with `kind: remote`. Default: measured on a clip."""
     recompute: Literal["auto"] | bool = "auto"
+    """Activation checkpointing (gradient checkpointing) inside the encoder's layers: less memory, one more
+    forward of them. `auto` uses it in stages whose micro-batches would not fit the memory otherwise. Read by:
+    train, plan.
+    """
     settings: dict[str, Any] = Field(default={})
+    """Keyword arguments for an encoder class of your own (`kind: module:Class`)."""
 
     @model_validator(mode="after")
     def path_or_class(self) -> EncoderConfig:

@@ -23,110 +23,187 @@ from uniaudio.config.trust import NO_TRUST, Trust, remembered_trust, require_cod
 
 
 class MiniatureConfig(Strict):
-    """A small Qwen3 that is trained on the texts of the recipe alone and then frozen."""
+    """A small Qwen3 that is trained from scratch on the texts of the recipe, then frozen; for runs without a
+    download.
+
+    Read by: train, check, plan.
+    """
 
     hidden: PositiveInt = 128
+    """Width of the model."""
     layers: PositiveInt = 4
+    """Transformer layers."""
     heads: PositiveInt = 4
+    """Attention heads."""
     kv_heads: PositiveInt = 2
+    """Key and value heads (grouped-query attention)."""
     intermediate: PositiveInt = 256
+    """Width of the feed-forward layers."""
     vocabulary: PositiveInt = 512
+    """Tokens of its byte-level BPE tokenizer, at least 256 and the special tokens."""
     steps: PositiveInt = 600
+    """Optimizer steps of its training."""
     batch: PositiveInt = 32
+    """Texts per step."""
     lr: PositiveFloat = 3e-3
+    """Peak learning rate."""
     seed: int = 0
+    """Seed of its weights and batches."""
     extra_texts: str | None = None
+    """Text file with more lines to train on. Default: the texts of the recipe alone."""
 
 
 class DecoderConfig(Strict):
-    """The language model, by folder or Hub name, or a miniature one; frozen unless ``train`` says otherwise.
+    """The language model that reads the audio tokens and is trained on the answers' next-token loss; frozen
+    by default.
 
-    ``kind: whisper`` takes Whisper's own decoder, which hears the frames by cross attention and needs no adapter.
-    ``recompute`` drops the activations inside its layers and makes them again in the backward: less memory, one more
-    forward of the decoder; ``auto``: as for an encoder. ``dtype: fp8`` rounds the linear maps inside the layers of a
-    frozen one to 8 bits, the rest is as with ``auto``.
+    Read by: train, check, plan, tune-batch, eval, ask, serve, forgetting.
     """
 
     kind: Literal["causal", "whisper"] = "causal"
+    """`causal` is a decoder-only language model; `whisper` is Whisper's own decoder, which reads the frames
+    by cross attention and needs no adapter.
+    """
     path: str = "Qwen/Qwen3-0.6B"
+    """A folder or Hub name of a transformers model; may begin with `${env:NAME}`. Read by: train, check,
+    plan, tune-batch, eval, ask, serve, forgetting, preview.
+    """
     train: Literal["frozen", "lora", "full"] = "frozen"
+    """`frozen`, `lora`, or `full` fine-tuning."""
     lr: PositiveFloat = 1e-4
+    """Peak learning rate where it is trained. Read by: train."""
     lora: LoraConfig = LoraConfig(rank=8, dropout=0.1, targets="all")
+    """Rank, scale and layers of the low-rank updates, used with `train: lora`."""
     revision: str | None = None
+    """Branch, tag or commit of a model on the Hub. Default: its main branch."""
     dtype: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
+    """Precision of a frozen decoder's weights. `auto` is bfloat16 where training runs in it, else float32;
+    `fp8` rounds the linear layers to 8 bits (experimental, NVIDIA Ada or newer).
+    """
     trust_remote_code: bool = False
+    """States that the model needs Python code of its own; the code runs only with the option
+    `--trust-remote-code`.
+    """
     attention: Literal["auto", "packed", "padded"] = "auto"
+    """`packed` puts examples side by side without padding, `padded` pads them to one length, `auto` packs
+    where the results equal the stock model's.
+    """
     recompute: Literal["auto"] | bool = "auto"
+    """Activation checkpointing (gradient checkpointing) inside its layers; `auto` as for an encoder. Read by:
+    train, plan.
+    """
     miniature: MiniatureConfig | None = None
+    """Train a small decoder on the recipe's texts in place of loading `path`. Default: load `path`."""
 
 
 class DataConfig(Strict):
-    """How rows become steps.
+    """Data loading: workers, sampling, sequence packing, and what happens to rows that cannot be used.
 
-    ``pool`` rows of a stream are sorted by length together; ``window`` rows of an archive or table are shuffled
-    together; ``streams`` is rounded up to a multiple of ``train.micro_batches`` and bounds the useful number of workers
-    of all processes. ``patience``: seconds to wait for a read.
-    ``max_outage``: seconds that a network or server which cannot be reached is waited for, with growing pauses between
-    tries. ``max_seconds`` defaults to the budget of a micro-batch.
-    ``max_text_tokens``: most tokens of a question and its answer, markup included, clips not; longer rows are skipped.
+    Read by: train.
     """
 
     workers: int = Field(default=2, ge=0)
+    """Data-loading processes of each training process; 0 loads in the training process."""
     prefetch: PositiveInt = 2
+    """Micro-batches that each worker keeps ready."""
     pool: PositiveInt = 256
+    """Rows of a stream that are sorted by length together (length bucketing); more means fuller batches and
+    less randomness.
+    """
     window: PositiveInt = 256
+    """Shuffle buffer: rows of a shard (archive, table or stream) that are shuffled together."""
     streams: PositiveInt = 8
+    """Independent streams of examples, rounded up to a multiple of `train.micro_batches`; bounds the useful
+    number of workers of all processes together.
+    """
     patience: PositiveFloat = 300
+    """Seconds to wait for a worker before the run ends with an error."""
     max_outage: PositiveFloat = 600
+    """Seconds that an unreachable network or server is retried, with growing pauses."""
     max_seconds: PositiveFloat | None = None
+    """Longest clip in seconds; longer ones are skipped. Default: the stage's `budget.audio_seconds`. Read by:
+    train, tune-batch.
+    """
     max_text_tokens: PositiveInt = MAX_TEXT_TOKENS
+    """Most tokens of a question with its answer, chat markup included and audio not; longer rows are skipped.
+    Read by: train, check, eval, forgetting.
+    """
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of a source's rows that may be skipped before the run ends with an error."""
     log_ids: bool = False
+    """Write the ids of the examples of each logged step to `metrics.jsonl`."""
 
 
 class TrainConfig(Strict):
-    """``micro_batches`` counts over all processes; it defaults to the number of processes.
+    """The optimizer (AdamW), the global batch, checkpoints and logging.
 
-    Of the checkpoints the ``keep_last`` newest are kept, those at steps that ``keep_every`` divides, and the last one
-    of every stage. A step whose gradient is not finite is left out, and so is one whose loss is more than
-    ``max_loss_ratio`` times the mean of the stage (or 1, if that is more); ``max_bad_steps`` of them in a row end the
-    run. ``memory_gib``: GiB that a process may use, for ``recompute: auto``; without it those of its GPU, and on a CPU
-    any number. ``compile``: let torch compile the layers of packed encoders and decoders, in the first steps.
-    ``hang_seconds``: after so long without a step every process prints its stacks. ``profile``: look at three steps
-    with torch's profiler, print the time by part and write a trace.
+    Read by: train.
     """
 
     max_steps: PositiveInt | None = None
+    """Most optimizer steps of the whole run, over all stages. Default: those of the stages."""
     micro_batches: PositiveInt | None = None
+    """Micro-batches of one optimizer step over all processes; divided by their number it is the gradient
+    accumulation of each. Default: the number of processes. Read by: train, check, plan, data stats.
+    """
     clip: PositiveFloat = 1.0
+    """Gradient clipping: largest norm of the gradient."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW, for matrices; biases and norms are not decayed."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Coefficients of AdamW's running means of the gradient and of its square."""
     precision: Literal["auto", "bf16", "no"] = "auto"
+    """`bf16` runs the forward under autocast, `no` in float32, `auto` takes bf16 on a GPU that has it.
+    Weights and moments are float32. Read by: train, plan, tune-batch.
+    """
     log_every: PositiveInt = 10
+    """Optimizer steps between two lines of metrics."""
     save_every: PositiveInt = 500
+    """Optimizer steps between two checkpoints."""
     keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept; those at the ends of stages are kept besides."""
     keep_every: PositiveInt | None = None
+    """Keep the checkpoints at multiples of this number of steps, too. Default: none."""
     max_loss_ratio: float = Field(default=10.0, gt=1)
+    """Loss spikes: a step whose loss is more than this factor times the stage's mean (or 1, if that is more)
+    is skipped.
+    """
     max_bad_steps: PositiveInt = 5
+    """Skipped steps in a row (loss spikes, gradients that are not finite) after which the run ends with an
+    error.
+    """
     memory_gib: PositiveFloat | None = None
+    """Memory that a process may use, in GiB, for `recompute: auto`. Default: that of its GPU; not bounded on
+    a CPU. Read by: train, plan.
+    """
     compile: bool = False
+    """Compile the layers of packed encoders and decoders with `torch.compile`."""
     hang_seconds: PositiveFloat = 1800
+    """Seconds without a step after which every process prints the stacks of its threads."""
     profile: bool = False
+    """Profile three steps with PyTorch's profiler, print the time by part and write a trace."""
     evaluate_every: PositiveInt | None = None
+    """Optimizer steps between two evaluations on the recipe's evaluation sets. Default: no evaluation in
+    training.
+    """
     tensorboard: bool = True
+    """Write TensorBoard event files beside `metrics.jsonl` (experiment tracking)."""
     label_chunk: PositiveInt = 2048
+    """Answer tokens whose logits are in memory at a time. Read by: train, plan."""
 
 
 class EvaluateConfig(Strict):
-    """How evaluation sets are asked.
+    """How evaluation sets are generated and scored.
 
-    ``max_examples`` caps the sets whose recipe states no number (None: all rows). ``max_new_tokens`` is the longest
-    answer: half a minute of fast speech has some 170 tokens in English.
+    Read by: train, eval, forgetting.
     """
 
     max_examples: PositiveInt | None = None
+    """Most rows of an evaluation set whose recipe states no number. Default: all rows."""
     max_new_tokens: PositiveInt = 256
+    """Longest generated answer in tokens; 256 hold half a minute of fast speech."""
     batch_seconds: PositiveFloat = 60
+    """Seconds of audio in a batch; results do not depend on it."""
 
 
 MINI = "+mini"  # among the overrides: the config's miniature twin
@@ -138,19 +215,36 @@ COMPONENTS = (
 
 
 class RunConfig(Strict):
-    """Everything about one run."""
+    """A run config: which model, trained how. Files inherit from another one by `base`.
+
+    Read by: train, check, plan, tune-batch, model commands.
+    """
 
     seed: int = 0
+    """Seed of the adapter's and the fusion's initial weights, the order of examples, dropout and
+    augmentation.
+    """
     output_dir: str
+    """Run folder. Default: `runs/` and the file's name."""
     encoders: dict[str, EncoderConfig] = Field(min_length=1)
+    """Audio encoders by a name of your choice, the first one being the base; more than one need a `fusion`.
+    """
     fusion: FusionConfig | None = None
+    """How several encoders become one. Default: none, for a single encoder."""
     adapter: AdapterConfig = StackConfig()
+    """The adapter (projector) between encoder and decoder; `kind` defaults to `stack`."""
     decoder: DecoderConfig = DecoderConfig()
+    """The language model."""
     data: DataConfig = DataConfig()
+    """Data loading."""
     train: TrainConfig = TrainConfig()
+    """Optimizer, global batch, checkpoints and logging."""
     stages: tuple[Stage, ...] = Field(min_length=1)
+    """The stages of training, in order."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Generation and scoring of evaluation sets."""
     guard: GuardConfig | None = None
+    """A regression check in training. Default: none."""
     _folder: Path = PrivateAttr(Path())
     _trust: Trust = PrivateAttr(NO_TRUST)
     _reads_environment: bool = PrivateAttr(True)

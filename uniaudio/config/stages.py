@@ -13,91 +13,155 @@ Mode = Literal["full", "lora", "frozen"]
 
 
 class Budget(Strict):
-    """What one micro-batch may hold: seconds of audio (an example costs ``per_example`` more), and decoder tokens."""
+    """The size of one micro-batch.
+
+    Read by: train, check, plan, tune-batch, data stats, data bench.
+    """
 
     audio_seconds: PositiveFloat
+    """Cost that a micro-batch may hold, in seconds of audio; the micro-batch has to fit one GPU."""
     per_example: float = Field(default=1.0, ge=0)
+    """Seconds that each example costs beside its audio, for its text."""
     tokens: PositiveInt | None = None
+    """Decoder tokens that a micro-batch may hold, audio tokens included. Default: not bounded. Read by:
+    train.
+    """
 
 
 class L2spConfig(Strict):
-    """``weight / 2`` times the squared distance of the parameters matching ``on`` to where the stage began."""
+    """L2-SP (Li et al. 2018): a penalty on the squared distance of the weights from where the stage began.
+
+    Read by: train.
+    """
 
     weight: PositiveFloat
+    """Factor: the loss grows by `weight / 2` times the squared distance."""
     on: str = r"^encoder\."
+    """Regular expression, searched for in the parameters' names: which of them are penalised. Default: the
+    encoder's.
+    """
 
 
 class EwcConfig(Strict):
-    """As ``l2sp``, every parameter weighed by its Fisher information on ``examples`` of an earlier ``recipe``.
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): as `l2sp`, with each parameter weighed by its
+    Fisher information on old data.
 
-    The recipe defaults to that of the stage before.
+    Read by: train.
     """
 
     weight: PositiveFloat
+    """Factor of the penalty, halved as in `l2sp`."""
     recipe: str | None = None
+    """Recipe of the old data. Default: that of the stage before; the first stage must name one."""
     examples: PositiveInt = 200
+    """Examples from which the Fisher information is estimated."""
     on: str = r"^encoder\."
+    """Regular expression, searched for in the parameters' names: which of them are penalised. Default: the
+    encoder's.
+    """
 
 
 class DistillConfig(Strict):
-    """``weight`` times the mean distance between the encoder's frames and those it gave when the stage began."""
+    """Feature distillation: a penalty on the distance between the encoder's frames and those it gave when the
+    stage began.
+
+    Read by: train.
+    """
 
     weight: PositiveFloat
+    """Factor of the mean distance."""
     distance: Literal["mse", "cosine"] = "mse"
+    """Distance of two frames: `mse`, the squared one summed over their width, or `cosine`, 1 minus their
+    cosine.
+    """
 
 
 class EmaConfig(Strict):
-    """A moving average of the trained tensors, kept beside them; ``RUN:ema`` names it."""
+    """An exponential moving average of the trained weights, kept beside them; `RUN:ema` loads it.
+
+    Read by: train.
+    """
 
     decay: float = Field(default=0.999, gt=0, lt=1)
+    """Decay per optimizer step."""
 
 
 class ContinualConfig(Strict):
-    """Means against forgetting within a stage. Replay belongs to the recipe, interpolation to ``uniaudio soup``."""
+    """Continual-learning methods of a stage, all off by default; they may be combined. Replay is set in the
+    recipe.
+
+    Read by: train.
+    """
 
     l2sp: L2spConfig | None = None
+    """L2-SP penalty. Default: off."""
     ewc: EwcConfig | None = None
+    """Elastic weight consolidation. Default: off."""
     distill: DistillConfig | None = None
+    """Feature distillation. Default: off."""
     ema: EmaConfig | None = None
+    """Moving average of the weights. Default: off."""
 
 
 class BalanceConfig(Strict):
-    """Moves the mixture every ``every`` steps towards tasks whose validation loss still falls.
+    """Adaptive sampling: datasets whose tasks still improve their validation loss are drawn more often.
 
-    A dataset's share is its share in the recipe times a factor within ``[1 / bound, bound]``. ``examples`` of each line
-    of the recipe's ``evaluate`` are asked. ``rate`` is the largest change of a factor's logarithm at a time.
+    Read by: train.
     """
 
     every: PositiveInt
+    """Optimizer steps between two changes of the mixture."""
     bound: float = Field(default=4.0, gt=1)
+    """A dataset's share stays within `1 / bound` and `bound` times its share in the recipe."""
     rate: PositiveFloat = 0.5
+    """Largest change of the logarithm of that factor at a time."""
     examples: PositiveInt = 64
+    """Most rows of each evaluation set whose loss is measured."""
 
 
 class Stage(Strict):
-    """A recipe, for so many optimizer steps or hours of audio.
+    """A stage of training: a recipe, a duration, what is trained and how. Every stage has an optimizer and a
+    schedule of its own; the checkpoint at its end is kept.
 
-    ``train`` says by regular expressions, searched for in the names of the parameters, what is trained in full, by
-    low-rank updates or not at all; the last that matches holds, and what none matches is as the components say.
-    ``lr`` sets rates likewise. ``layer_decay`` multiplies the rate once for every layer below the encoder's last.
-    ``merge_lora`` adds the low-rank updates of earlier stages to the encoder's weights first. The checkpoint at
-    the end of every stage is kept.
+    Read by: train, check, plan.
     """
 
     name: str
+    """Name of the stage in logs, checkpoints and `metrics.jsonl`; unique in the run."""
     recipe: str
+    """Recipe by name or path. Read by: train, check, plan, preview, eval, forgetting, data commands."""
     steps: PositiveInt | None = None
+    """Optimizer steps. Either `steps` or `hours` is required."""
     hours: PositiveFloat | None = None
+    """Hours of audio after which the stage ends, in place of `steps`."""
     warmup: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly from 0. Read by: train."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning-rate schedule after warm-up: `cosine` decays to `final_lr_share`, `constant` stays. Read by:
+    train.
+    """
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end of the cosine as a share of the peak. Read by: train."""
     budget: Budget
+    """The size of one micro-batch."""
     train: dict[str, Mode] = Field(default={})
+    """Regular expressions, searched for in the parameters' names, to `full`, `lora` or `frozen`; the last
+    that matches holds. Default: as encoders and decoder say.
+    """
     lr: dict[str, PositiveFloat] = Field(default={})
+    """Regular expressions to peak learning rates, as for `train`. Default: those of the components. Read by:
+    train.
+    """
     layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Layer-wise learning-rate decay: the factor for each layer below the encoder's last. 1 is off. Read by:
+    train.
+    """
     merge_lora: bool = False
+    """Add the low-rank updates of earlier stages to the encoder's weights when the stage begins."""
     continual: ContinualConfig = ContinualConfig()
+    """Continual-learning methods."""
     balance: BalanceConfig | None = None
+    """Adaptive sampling. Default: off, the recipe's mixture stays."""
 
     @field_validator("train", "lr")
     @classmethod
@@ -119,14 +183,19 @@ class Stage(Strict):
 
 
 class GuardConfig(Strict):
-    """Sets that must not get worse: probed every ``every`` steps against where the run began.
+    """A regression check in training: sets that are probed from time to time and compared with the start of
+    the run.
 
-    ``sets`` maps names to folders with a manifest.jsonl. More than ``max_drop`` points lost of a probe's accuracy is
-    told (``alarm``) or ends the run with its checkpoint saved (``stop``).
+    Read by: train.
     """
 
     sets: dict[str, str] = Field(min_length=1)
+    """Names to labelled folders, each with a manifest.jsonl. Read by: train, forgetting."""
     every: PositiveInt
+    """Optimizer steps between two checks; the end of each stage is checked, too."""
     probe: Literal["knn", "linear", "mlp"] = "knn"
+    """Probe that is trained on the encoder's embeddings."""
     max_drop: float = Field(default=1.0, ge=0)
+    """Accuracy that may be lost, in percentage points."""
     action: Literal["alarm", "stop"] = "alarm"
+    """`alarm` logs a warning, `stop` saves a checkpoint and ends the run (early stopping)."""

@@ -44,9 +44,13 @@ Range = Annotated[tuple[float, float], AfterValidator(rising)]
 
 
 class Transform(Strict):
-    """Something done to a clip with probability ``p``."""
+    """An augmentation of the waveform.
+
+    Read by: train.
+    """
 
     p: float = Field(default=1.0, gt=0, le=1)
+    """Probability with which a clip is changed."""
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         """Return the changed samples, float32 ``[S']`` in about -1 to 1."""
@@ -54,20 +58,24 @@ class Transform(Strict):
 
 
 class Gain(Transform):
-    """Louder or softer by ``db``."""
+    """A change of level."""
 
     db: Range
+    """Range of the change in decibels."""
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         return wave * np.float32(10 ** (rng.uniform(*self.db) / 20))
 
 
 class Noise(Transform):
-    """Noise at a signal-to-noise ratio of ``snr_db``: generated, or a random part of a file in ``files``."""
+    """Additive noise: generated, or a random part of a file."""
 
     snr_db: Range
+    """Range of the signal-to-noise ratio in decibels."""
     kind: Literal["white", "pink", "brown"] = "white"
+    """Spectrum of generated noise: `white` (flat), `pink` (1/f) or `brown` (1/f²)."""
     files: str | None = None
+    """Folder of recordings to take noise from. Default: noise is generated."""
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         snr = rng.uniform(*self.snr_db)
@@ -91,11 +99,14 @@ class Noise(Transform):
 
 
 class Reverb(Transform):
-    """A room: an impulse response out of ``files``, or decaying noise that falls by 60 dB in ``rt60`` seconds."""
+    """Reverberation: convolution with an impulse response, recorded or generated."""
 
     rt60: Range = (0.2, 0.8)
+    """Range of the reverberation time in seconds (decay by 60 dB) of a generated response."""
     direct: float = Field(default=1.0, gt=0)
+    """Amplitude of the direct sound of a generated response, whose tail has energy 1."""
     files: str | None = None
+    """Folder of impulse responses. Default: decaying noise is generated."""
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         from scipy import signal
@@ -118,9 +129,10 @@ class Reverb(Transform):
 
 
 class Speed(Transform):
-    """Faster or slower by ``factor``, the pitch with it."""
+    """A change of speed and pitch, by resampling."""
 
     factor: Range
+    """Range of the factor, within 0.5 and 2; above 1 is faster."""
 
     @model_validator(mode="after")
     def bounded(self) -> Speed:
@@ -134,9 +146,10 @@ class Speed(Transform):
 
 
 class Resample(Transform):
-    """Down to a lower ``rate`` and back, as an old recording has it."""
+    """Down to a lower sampling rate and back."""
 
     rate: Range
+    """Range of the lower sampling rate in Hz, within 1000 and 16000."""
 
     @model_validator(mode="after")
     def bounded(self) -> Resample:
@@ -151,10 +164,12 @@ class Resample(Transform):
 
 
 class Band(Transform):
-    """Only the frequencies between ``low_hz`` and ``high_hz`` (Butterworth of fourth order, no shift in time)."""
+    """A band-pass filter (Butterworth of fourth order, zero phase)."""
 
     low_hz: Range
+    """Range of the lower edge in Hz, at least 10."""
     high_hz: Range
+    """Range of the upper edge in Hz, below 8000."""
 
     @model_validator(mode="after")
     def bounded(self) -> Band:
@@ -171,10 +186,12 @@ class Band(Transform):
 
 
 class Codec(Transform):
-    """Through a lossy codec and back; ``quality`` is libsndfile's compression level, 0 (best) to 1 (smallest)."""
+    """Through a lossy codec and back."""
 
     kind: tuple[Literal["mp3", "ogg", "opus", "mulaw"], ...] = Field(min_length=1)
+    """Codec, or a list to draw from: `mp3`, `ogg` (Vorbis), `opus`, `mulaw` (telephone)."""
     quality: Range = (0.5, 0.9)
+    """Range of libsndfile's compression level, 0 (best) to 1 (smallest)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,9 +221,10 @@ class Codec(Transform):
 
 
 class Clip(Transform):
-    """Overdriven: cut off at a ``share`` of the highest peak."""
+    """Clipping of the waveform."""
 
     share: Range
+    """Range of the clipping level as a share of the highest peak."""
 
     @model_validator(mode="after")
     def bounded(self) -> Clip:
@@ -220,19 +238,21 @@ class Clip(Transform):
 
 
 class SpecAugment(Strict):
-    """Bands of time and frequency that the encoder does not see (Park et al. 2019, without time warping).
+    """SpecAugment (Park et al. 2019, without time warping) on the encoder's log-mel spectrogram.
 
-    Args:
-        time_masks, time_seconds: so many bands of up to so many seconds. freq_masks, freq_share: so many of up to such
-        a
-            share of the mel axis.
+    Read by: train.
     """
 
     p: float = Field(default=1.0, gt=0, le=1)
+    """Probability with which a clip is masked."""
     time_masks: int = Field(default=2, ge=0)
+    """Masks along the time axis."""
     time_seconds: float = Field(default=0.4, gt=0)
+    """Longest of them in seconds; together they take at most half of a clip."""
     freq_masks: int = Field(default=2, ge=0)
+    """Masks along the frequency axis."""
     freq_share: float = Field(default=0.2, gt=0, lt=1)
+    """Widest of them as a share of the mel axis."""
 
     def draw(self, samples: int, rng: random.Random) -> list[tuple[int, int, int]]:
         """Return (axis, begin, width) of the bands of a clip; those along time take at most half of it together."""
@@ -251,17 +271,29 @@ class SpecAugment(Strict):
 
 
 class AugmentStep(Strict):
-    """Exactly one transform."""
+    """One step of augmentation: exactly one transform.
+
+    Read by: train.
+    """
 
     gain: Gain | None = None
+    """Change the level."""
     noise: Noise | None = None
+    """Add noise."""
     reverb: Reverb | None = None
+    """Add reverberation."""
     speed: Speed | None = None
+    """Change speed and pitch."""
     resample: Resample | None = None
+    """Lower the sampling rate."""
     band: Band | None = None
+    """Filter a band."""
     codec: Codec | None = None
+    """Compress and decompress."""
     clip: Clip | None = None
+    """Clip the waveform."""
     spec_augment: SpecAugment | None = None
+    """Mask bands of the spectrogram."""
 
     @model_validator(mode="after")
     def one_transform(self) -> AugmentStep:

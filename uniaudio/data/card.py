@@ -22,18 +22,31 @@ SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
 
 
 class Load(Strict):
-    """Exactly one kind of source, with what it needs; ``timeout`` in seconds is for reading over a network."""
+    """Where the rows are: exactly one kind of source and its settings.
+
+    Read by: every command that opens data.
+    """
 
     hub: str | None = None
+    """A dataset on the Hugging Face Hub (`owner/name`) or a folder in its layout, streamed."""
     parquet: str | tuple[str, ...] | None = None
+    """Parquet files: a file, folder, pattern or URL, or a list of them."""
     webdataset: str | tuple[str, ...] | None = None
+    """WebDataset tars: a file, folder, pattern (`set_{0000..0127}.tar`) or URL, or a list of them."""
     audiofolder: str | None = None
+    """A folder of clips, with or without a metadata file."""
     jsonl: str | None = None
+    """A JSON Lines manifest, or a folder with one."""
     csv: str | None = None
+    """A CSV or TSV table, or a folder with one."""
     kaldi: str | None = None
+    """A Kaldi data directory with `wav.scp`."""
     config: str | None = None
+    """Configuration (subset) of a Hub dataset. Default: its only or default one."""
     revision: str | None = None
+    """Branch, tag or commit of a Hub dataset. Default: its main branch."""
     timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
+    """Seconds after which a connection that sends nothing is given up, for http(s) and the Hub."""
 
     @field_validator(*SEVERAL, mode="before")
     @classmethod
@@ -68,22 +81,34 @@ class Load(Strict):
 
 
 class SplitFile(Strict):
-    """The stored split ``name`` and the rows of it to keep; ``rows`` states how many, where nobody can count them."""
+    """A split: which stored split it is taken from and which rows of it.
+
+    Read by: every command that opens data.
+    """
 
     name: str = "train"
+    """Name of the stored split."""
     keep: str | None = None
+    """Jinja expression on the columns of a row that selects rows, such as `fold != 5`. Default: all rows."""
     rows: PositiveInt | None = None
+    """Number of rows, for sources that cannot count them; used by `mix: {by: rows}`. Default: counted."""
 
 
 class SegmentFile(Strict):
-    """Columns with the times of a segment in seconds: where it begins (``start`` or ``offset``, which mean the same),
-    and either its ``end`` or its ``duration``.
+    """Columns with the times of a segment in seconds, where clips are parts of longer recordings: a
+    beginning, and an end or a duration.
+
+    Read by: every command that opens data.
     """
 
     start: str | None = None
+    """Column with the beginning in seconds."""
     offset: str | None = None
+    """The same as `start`, by the name that NeMo manifests use."""
     end: str | None = None
+    """Column with the end in seconds."""
     duration: str | None = None
+    """Column with the duration in seconds, in place of `end`."""
 
     @model_validator(mode="after")
     def one_of_each(self) -> SegmentFile:
@@ -97,16 +122,33 @@ class SegmentFile(Strict):
 
 
 class CardFile(Strict):
-    """The keys of a dataset card."""
+    """A dataset card: where the rows are, under which licence, and what their columns mean.
+
+    Read by: every command that opens data.
+    """
 
     dataset: str
+    """Name of the dataset; equals the file name."""
     load: Load
+    """Where the rows are."""
     license: str
+    """Licence of the data, as a short name. Read by: data pack, probe."""
     hours: PositiveFloat | None = None
+    """Hours of audio, for `mix: {by: hours}`. Default: not known. Read by: train, check, preview, data
+    commands.
+    """
     audio: tuple[str, ...] = Field(("audio",), min_length=1)
+    """Column of the clip; a list of two columns for pairs; or a text that makes a path of other columns, such
+    as `clips/{{ path }}`.
+    """
     segment: SegmentFile | Literal["none"] | None = None
+    """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
+    `duration`, where a row has both.
+    """
     columns: dict[str, str] = Field(default_factory=dict)
+    """Columns that are made of others: names to Jinja texts. Default: the stored columns alone."""
     splits: dict[str, SplitFile] = Field(min_length=1)
+    """Splits by name."""
 
     @field_validator("audio", mode="before")
     @classmethod

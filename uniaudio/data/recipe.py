@@ -21,14 +21,23 @@ from uniaudio.errors import UserError
 
 
 class EntryFile(Strict):
-    """One line of `train`: weights are relative draws of rows; several templates ask about the same clip."""
+    """A training set of a recipe: a dataset's split asked through one or several templates.
+
+    Read by: train, check, plan, data commands.
+    """
 
     dataset: str
+    """Dataset card by name or path."""
     template: tuple[str, ...] = Field(min_length=1)
+    """Template by name or path, or a list: several questions about each clip, which is encoded once."""
     split: str = "train"
+    """Split of the card."""
     weight: PositiveFloat = 1.0
+    """Sampling weight, relative to those of the other lines."""
     constants: dict[str, Any] = Field(default_factory=dict)
+    """Values for inputs of the template that the dataset has no column for."""
     augment: tuple[AugmentStep, ...] = ()
+    """Augmentation of the clips, in order. Default: none. Read by: train."""
 
     @field_validator("template", mode="before")
     @classmethod
@@ -43,38 +52,70 @@ class EntryFile(Strict):
 
 
 class EvaluateFile(Strict):
-    """One line of `evaluate`; a condition is a named degradation of the clips."""
+    """An evaluation set of a recipe: a dataset's split asked through one template and scored.
+
+    Read by: eval, train, check, forgetting.
+    """
 
     dataset: str
+    """Dataset card by name or path."""
     template: str
+    """Template by name or path."""
     split: str = "test"
+    """Split of the card."""
     max_examples: PositiveInt | None = None
+    """Most rows to ask, a sample with the classes in their proportions. Default: `evaluate.max_examples` of
+    the run config.
+    """
     constants: dict[str, Any] = Field(default_factory=dict)
+    """Values for inputs of the template that the dataset has no column for."""
     condition: str | None = None
+    """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
 
 
 class ReplayFile(Strict):
-    """A share of all draws that goes to an older recipe."""
+    """Experience replay: a share of the draws goes to an older recipe.
+
+    Read by: train, check, plan, data commands.
+    """
 
     recipe: str
+    """The older recipe by name or path; its training sets keep their proportions."""
     share: float = Field(gt=0, lt=1)
+    """Share of all draws, above 0 and below 1."""
 
 
 class Mix(Strict):
-    """Weights as written, or times a power of each set's size: ``size ** (1 / temperature)``, in hours or rows."""
+    """How sampling weights are made: `weight ** (1 / temperature)` by examples, or
+    `weight * size ** (1 / temperature)`.
+
+    Read by: train, check, plan, data commands.
+    """
 
     by: Literal["examples", "hours", "rows"] = "examples"
+    """Size of a dataset: `hours` as its card states them, `rows` of the split, or `examples`, the written
+    weights alone.
+    """
     temperature: PositiveFloat = 1.0
+    """1 is in proportion; larger values even the datasets out."""
 
 
 class RecipeFile(Strict):
-    """The keys of a recipe file."""
+    """A recipe: the training mixture and the evaluation sets. Files inherit from another one by `base`.
+
+    Read by: train, check, plan, eval, forgetting, data commands.
+    """
 
     recipe: str
+    """Name of the recipe; equals the file name."""
     train: tuple[EntryFile, ...] = Field(min_length=1)
+    """Training sets."""
     replay: tuple[ReplayFile, ...] = ()
+    """Older recipes that get a share of the draws. Default: none."""
     evaluate: tuple[EvaluateFile, ...] = ()
+    """Evaluation sets. Default: none."""
     mix: Mix = Mix()
+    """How sampling weights are made."""
 
     @model_validator(mode="after")
     def shares_leave_room(self) -> RecipeFile:

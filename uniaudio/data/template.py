@@ -27,33 +27,55 @@ MARK = (
 
 
 class Scoring(Strict):
-    """How answers are scored: the metric, what is evened out before comparing, and what counts as a word.
+    """How answers are scored.
 
-    ``tokenize`` says where texts are cut into words: by script (``auto``), at blanks (``words``), everywhere
-    (``characters``), or as a language wants it. ``map`` takes an answer as a list of tags with ``separator`` between
-    them. ``likelihood`` is what labels of a closed set are compared by: the log-likelihood of all tokens of a label
-    (``sum``), or their ``mean``, which does not favour short labels.
+    Read by: eval, train, forgetting.
     """
 
     metric: Literal["accuracy", "wer", "cer", "bleu", "meteor", "cider", "map"] = "accuracy"
+    """Accuracy, word or character error rate, BLEU, METEOR, CIDEr-D, or mean average precision of tags."""
     normalize: Literal["none", "lowercase", "words", "whisper", "whisper_english"] = "lowercase"
+    """Text normalisation before comparison: `none`, `lowercase`, `words` (no punctuation), or Whisper's
+    normalisers.
+    """
     tokenize: Literal["auto", "words", "characters", "zh", "ja", "ko", "th", "lo", "km", "my"] = "auto"
+    """What counts as a word in WER and BLEU: `auto` goes by script, `words` cuts at blanks, `characters`
+    everywhere, a language takes its tokenizer.
+    """
     separator: str = Field(default=";", min_length=1)
+    """Text between the tags of an answer, for `map`."""
     likelihood: Literal["sum", "mean"] = "sum"
+    """How labels of a closed set are compared: by the `sum` of their tokens' log-likelihoods, or by the
+    `mean`, which does not favour short labels.
+    """
 
 
 class TemplateFile(Strict):
-    """The keys of a template file."""
+    """A template: what is asked, and what the answer is.
+
+    Read by: train, check, plan, eval, forgetting, data commands.
+    """
 
     task: str
+    """Name of the task; equals the file name."""
     domain: Literal["speech", "sound", "music"]
+    """Domain of the task, for averages and charts."""
     inputs: tuple[str, ...]
+    """Columns that prompts and target use, all of them and no other."""
     labels: tuple[str | int | float, ...] | None = None
+    """Closed set of answers, also available to the prompts as `labels`. Default: answers are open."""
     labels_from: str | None = None
+    """Text file with one label a line, relative to the template, in place of `labels`."""
     prompts: tuple[str, ...] = Field(min_length=1)
+    """Wordings of the question as Jinja texts with `<audio>` in place of each clip. Training draws one,
+    evaluation takes the first.
+    """
     target: str | None = None
+    """The answer as a Jinja text. Either `target` or `target_one_of` is required."""
     target_one_of: str | None = None
+    """Column with a list of right answers: training draws one, evaluation accepts all."""
     scoring: Scoring = Scoring()
+    """How answers are scored."""
 
     @field_validator("labels", mode="before")
     @classmethod

@@ -27,21 +27,24 @@ ALLOWED: dict[str, tuple[ProbeKind, ...]] = {
 
 
 class FrameFile(Strict):
-    """How events in time are scored.
+    """Scoring of a task with events in time (`kind: frame`).
 
-    Args:
-        metric: ``segment_f1`` over segments of ``resolution`` seconds, or ``onset_f1`` with a ``collar`` in seconds.
-        average: ``micro`` counts all classes together, ``macro`` is the mean over those that occur.
-        keys: the names of beginning, end and class in an event of the column.
-        positive_weight: weight of active frames in the loss of the probe.
+    Read by: probe.
     """
 
     metric: Literal["segment_f1", "onset_f1"] = "segment_f1"
+    """`segment_f1` over segments of `resolution` seconds, or `onset_f1` with a tolerance of `collar` seconds.
+    """
     average: Literal["micro", "macro"] = "micro"
+    """`micro` counts all classes together, `macro` is the mean over the classes that occur."""
     resolution: PositiveFloat = 1.0
+    """Length of a segment in seconds."""
     collar: PositiveFloat = 0.2
+    """Tolerance of an onset in seconds."""
     keys: tuple[str, str, str] = ("onset", "offset", "label")
+    """Names of onset, offset and class in an event of the column."""
     positive_weight: PositiveFloat = 1.0
+    """Weight of active frames in the probe's binary cross-entropy."""
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -50,37 +53,48 @@ class FrameFile(Strict):
 
 
 class TaskFile(Strict):
-    """One task of a suite.
+    """One task of a suite: a dataset card, its splits or folds, and the probes that are trained on its
+    embeddings.
 
-    Args:
-        column: where the answer of a row is: its class, its classes (a list, or a text cut at ``separator``), its
-            events, or its text or texts. Default ``label``, ``labels``, ``events``, ``text``.
-        train, valid, test: splits of the card. ``valid`` is used by the protocol of X-ARES alone.
-        folds: in place of splits a column whose values are the folds, over all rows of the card, or a list of the
-            card's splits that are the folds; the score is the mean over them.
-        weight: what the task counts in averages; default its number of test clips.
-        private: not part of the average over public tasks.
-        epochs, batch: of frame and retrieval probes, and of every probe under the protocol of X-ARES.
-        crop, encode: seconds of the pieces that X-ARES cuts clips into, and how many it pads to one length.
+    Read by: probe.
     """
 
     dataset: str
+    """Dataset card by name or path, with one clip a row."""
     kind: TaskKind = "clip"
+    """`clip` (one class), `multilabel` (several), `frame` (events in time) or `retrieval` (texts)."""
     domain: Domain
+    """Domain of the average that the task belongs to."""
     column: str | None = None
+    """Column with the answer. Default: `label`, `labels`, `events` or `text`, by kind."""
     separator: str = Field(";", min_length=1)
+    """Text between the classes of `multilabel`, where they are one text."""
     train: str = "train"
+    """Split that trains the probes."""
     valid: str | None = None
+    """Split that chooses the epoch under the protocol `xares`. Default: none, the test split does."""
     test: str = "test"
+    """Split that is scored."""
     folds: str | tuple[str, ...] | None = None
+    """Cross-validation in place of splits: a column whose values are the folds, or a list of splits that are.
+    The score is the mean over folds. Default: no folds.
+    """
     weight: PositiveFloat | None = None
+    """Weight in averages. Default: the number of test clips."""
     probes: tuple[ProbeKind, ...] | None = Field(None, min_length=1)
+    """Probes to train. Default: all three for `clip`, else `linear`."""
     private: bool = False
+    """Leave the task out of the average over public tasks."""
     frame: FrameFile = FrameFile()
+    """Scoring of events in time."""
     epochs: PositiveInt = 10
+    """Training epochs of frame and retrieval probes, and of every probe under the protocol `xares`."""
     batch: PositiveInt = 32
+    """Batch size of the same probes, in clips."""
     crop: PositiveFloat | None = None
+    """Seconds of the pieces that clips are cut into under the protocol `xares`. Default: clips stay whole."""
     encode: PositiveInt = 16
+    """Clips that are padded and encoded together under the protocol `xares`."""
 
     @field_validator("folds", "probes", mode="before")
     @classmethod
@@ -119,11 +133,17 @@ class TaskFile(Strict):
 
 
 class SuiteFile(Strict):
-    """The keys of a suite; a task that is null is left out, so that a suite can drop what its ``base`` has."""
+    """A probe suite: tasks over dataset cards. Files inherit from another one by `base`.
+
+    Read by: probe.
+    """
 
     suite: str
+    """Name of the suite; equals the file name."""
     text_model: str | None = None
+    """Folder or Hub name of the text model, for tasks of kind `retrieval`. Default: none."""
     tasks: dict[str, TaskFile | None] = Field(min_length=1)
+    """Tasks by name; null drops one that the `base` has."""
 
 
 @dataclass(frozen=True)
