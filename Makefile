@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check docs bench realdata clean
+.PHONY: demo test lint types check reference docs bench realdata clean
 
 demo: .stamp-run
 	$(BIN)/uniaudio demo
@@ -18,6 +18,10 @@ types: .stamp-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# the page of all config keys, from the docstrings of their records; a test compares it
+reference: .stamp-run
+	$(BIN)/python -c 'from uniaudio.commands.schema import show_reference; print(show_reference(), end="")' > docs/config-reference.md
 
 # the site of docs/, as CI builds it; `mkdocs serve` shows it while writing
 docs: .stamp-docs

@@ -43,8 +43,9 @@ ALLOWED = {
     "tools": BASE | {"data", "model", "miniature", "train", "assemble"},
     "demo": BASE | {"data", "model", "miniature", "train", "evaluate", "assemble"},
     "serve": BASE | {"data", "model", "evaluate", "assemble"},
+    "commands": BASE | {"data", "evaluate"},
     "data_cli": {"outputs", "tools"},
-    "cli": BASE | {"assemble", "checks", "plan", "preview", "tools", "demo", "serve", "data_cli"},
+    "cli": BASE | {"commands", "assemble", "checks", "plan", "preview", "tools", "demo", "serve", "data_cli"},
 }
 
 

@@ -441,6 +441,19 @@ def serve(
 
 
 @app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="run, recipe, card, template or suite.")],
+) -> None:
+    """Print the JSON schema (draft 2020-12) of a kind of YAML file, for editors that complete and check keys.
+
+    Example: uniaudio schema run > run.schema.json
+    """
+    from uniaudio.commands.schema import show_schema
+
+    typer.echo(show_schema(kind))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=check_folder_option)] = Path(
         "runs/demo"

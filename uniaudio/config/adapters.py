@@ -13,7 +13,7 @@ class Adapter(Strict):
     """The adapter (projector) between encoder and decoder: it maps the encoder's frames to audio tokens in
     the decoder's embedding space.
 
-    Read by: train, check, plan, tune-batch, model commands.
+    Read by: run commands.
     """
 
     hidden: PositiveInt | None = None

@@ -13,7 +13,7 @@ class LoraConfig(Strict):
     """Low-rank adaptation (LoRA, Hu et al. 2022) of linear layers, for parts that are trained with
     `train: lora`.
 
-    Read by: train, check, plan, tune-batch, model commands.
+    Read by: run commands.
     """
 
     rank: PositiveInt = 16
@@ -31,7 +31,7 @@ class LoraConfig(Strict):
 class EncoderConfig(Strict):
     """One audio encoder: where it comes from and how it is trained.
 
-    Read by: train, check, plan, tune-batch, model commands.
+    Read by: run commands.
     """
 
     kind: str = "auto"

@@ -12,7 +12,10 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class StftConfig(Strict):
-    """A branch that adds the log-magnitude spectrum to the fused frames (dual-encoder fusion, eq. 7-8)."""
+    """A branch that adds the log-magnitude spectrum to the fused frames (dual-encoder fusion, eq. 7-8).
+
+    Read by: run commands.
+    """
 
     n_fft: PositiveInt = 1024
     """Length of the FFT and of its window, in samples at 16 kHz."""
@@ -25,7 +28,7 @@ class StftConfig(Strict):
 class Fusion(Strict):
     """Keys of every fusion operator: how several encoders become one stream of frames.
 
-    Read by: train, check, plan, tune-batch, model commands.
+    Read by: run commands.
     """
 
     rate: PositiveFloat | None = None

@@ -217,7 +217,7 @@ COMPONENTS = (
 class RunConfig(Strict):
     """A run config: which model, trained how. Files inherit from another one by `base`.
 
-    Read by: train, check, plan, tune-batch, model commands.
+    Read by: run commands, recipe commands.
     """
 
     seed: int = 0

@@ -129,7 +129,7 @@ class Stage(Strict):
     name: str
     """Name of the stage in logs, checkpoints and `metrics.jsonl`; unique in the run."""
     recipe: str
-    """Recipe by name or path. Read by: train, check, plan, preview, eval, forgetting, data commands."""
+    """Recipe by name or path. Read by: recipe commands, eval, forgetting, report."""
     steps: PositiveInt | None = None
     """Optimizer steps. Either `steps` or `hours` is required."""
     hours: PositiveFloat | None = None

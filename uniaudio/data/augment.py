@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from uniaudio.config.schema import Strict
 from uniaudio.data.audio import QUANTA, decode
@@ -40,6 +40,7 @@ def rising(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+CodecName = Literal["mp3", "ogg", "opus", "mulaw"]
 Range = Annotated[tuple[float, float], AfterValidator(rising)]
 
 
@@ -188,18 +189,15 @@ class Band(Transform):
 class Codec(Transform):
     """Through a lossy codec and back."""
 
-    kind: tuple[Literal["mp3", "ogg", "opus", "mulaw"], ...] = Field(min_length=1)
+    kind: tuple[CodecName, ...] = Field(min_length=1)
     """Codec, or a list to draw from: `mp3`, `ogg` (Vorbis), `opus`, `mulaw` (telephone)."""
     quality: Range = (0.5, 0.9)
     """Range of libsndfile's compression level, 0 (best) to 1 (smallest)."""
 
-    @model_validator(mode="before")
+    @field_validator("kind", mode="before", json_schema_input_type=CodecName | tuple[CodecName, ...])
     @classmethod
-    def one_or_several(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("kind"), str | list):
-            kind = data["kind"]
-            return {**data, "kind": (kind,) if isinstance(kind, str) else tuple(kind)}
-        return data
+    def one_or_several(cls, kind: Any) -> Any:
+        return (kind,) if isinstance(kind, str) else tuple(kind) if isinstance(kind, list) else kind
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         kind, level = rng.choice(self.kind), rng.uniform(*self.quality)

@@ -24,7 +24,7 @@ SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
 class Load(Strict):
     """Where the rows are: exactly one kind of source and its settings.
 
-    Read by: every command that opens data.
+    Read by: data commands.
     """
 
     hub: str | None = None
@@ -83,7 +83,7 @@ class Load(Strict):
 class SplitFile(Strict):
     """A split: which stored split it is taken from and which rows of it.
 
-    Read by: every command that opens data.
+    Read by: data commands.
     """
 
     name: str = "train"
@@ -98,7 +98,7 @@ class SegmentFile(Strict):
     """Columns with the times of a segment in seconds, where clips are parts of longer recordings: a
     beginning, and an end or a duration.
 
-    Read by: every command that opens data.
+    Read by: data commands.
     """
 
     start: str | None = None
@@ -124,7 +124,7 @@ class SegmentFile(Strict):
 class CardFile(Strict):
     """A dataset card: where the rows are, under which licence, and what their columns mean.
 
-    Read by: every command that opens data.
+    Read by: data commands.
     """
 
     dataset: str
@@ -134,8 +134,7 @@ class CardFile(Strict):
     license: str
     """Licence of the data, as a short name. Read by: data pack, probe."""
     hours: PositiveFloat | None = None
-    """Hours of audio, for `mix: {by: hours}`. Default: not known. Read by: train, check, preview, data
-    commands.
+    """Hours of audio, for `mix: {by: hours}`. Default: not known. Read by: recipe commands.
     """
     audio: tuple[str, ...] = Field(("audio",), min_length=1)
     """Column of the clip; a list of two columns for pairs; or a text that makes a path of other columns, such
@@ -150,7 +149,7 @@ class CardFile(Strict):
     splits: dict[str, SplitFile] = Field(min_length=1)
     """Splits by name."""
 
-    @field_validator("audio", mode="before")
+    @field_validator("audio", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def one_clip(cls, audio: Any) -> Any:
         return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio

@@ -23,7 +23,7 @@ from uniaudio.errors import UserError
 class EntryFile(Strict):
     """A training set of a recipe: a dataset's split asked through one or several templates.
 
-    Read by: train, check, plan, data commands.
+    Read by: recipe commands.
     """
 
     dataset: str
@@ -39,7 +39,7 @@ class EntryFile(Strict):
     augment: tuple[AugmentStep, ...] = ()
     """Augmentation of the clips, in order. Default: none. Read by: train."""
 
-    @field_validator("template", mode="before")
+    @field_validator("template", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def one_question(cls, template: Any) -> Any:
         return (
@@ -54,7 +54,7 @@ class EntryFile(Strict):
 class EvaluateFile(Strict):
     """An evaluation set of a recipe: a dataset's split asked through one template and scored.
 
-    Read by: eval, train, check, forgetting.
+    Read by: eval, train, check, forgetting, report.
     """
 
     dataset: str
@@ -76,7 +76,7 @@ class EvaluateFile(Strict):
 class ReplayFile(Strict):
     """Experience replay: a share of the draws goes to an older recipe.
 
-    Read by: train, check, plan, data commands.
+    Read by: recipe commands.
     """
 
     recipe: str
@@ -89,7 +89,7 @@ class Mix(Strict):
     """How sampling weights are made: `weight ** (1 / temperature)` by examples, or
     `weight * size ** (1 / temperature)`.
 
-    Read by: train, check, plan, data commands.
+    Read by: recipe commands.
     """
 
     by: Literal["examples", "hours", "rows"] = "examples"
@@ -103,7 +103,7 @@ class Mix(Strict):
 class RecipeFile(Strict):
     """A recipe: the training mixture and the evaluation sets. Files inherit from another one by `base`.
 
-    Read by: train, check, plan, eval, forgetting, data commands.
+    Read by: recipe commands, eval, forgetting, report.
     """
 
     recipe: str

@@ -53,7 +53,7 @@ class Scoring(Strict):
 class TemplateFile(Strict):
     """A template: what is asked, and what the answer is.
 
-    Read by: train, check, plan, eval, forgetting, data commands.
+    Read by: recipe commands, eval, forgetting, report.
     """
 
     task: str
