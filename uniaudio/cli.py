@@ -17,6 +17,8 @@ from uniaudio.data_cli import data
 from uniaudio.errors import LostProcessError, UserError
 from uniaudio.outputs import check_file_option, check_folder_option
 
+TRAIN, EVALUATE, DATA, USE = "Train", "Evaluate", "Data", "Use"  # panels of `uniaudio --help`
+
 app = typer.Typer(
     name="uniaudio",
     help="Train universal audio encoders by asking them questions through a frozen language model.",
@@ -24,14 +26,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data, name="data")
+app.add_typer(data, name="data", rich_help_panel=DATA)
 
 Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides such as train.max_steps=100; +mini takes the config's miniature twin."),
+    typer.Argument(help="Overrides such as train.max_steps=100; +mini takes its miniature version."),
 ]
-Model = Annotated[str, typer.Argument(help="Run folder, checkpoint, Whisper folder or name, or random:PATH.")]
+Model = Annotated[
+    str, typer.Argument(help="Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let Python code that comes with a model run.")
 ]
@@ -50,13 +54,13 @@ def show_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True),
+        typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True),
     ] = False,
 ) -> None:
     """Shared options of all commands."""
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio train configs/birds.yaml train.max_steps=100")
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -69,7 +73,12 @@ def train(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Train an encoder (under `accelerate launch`, or in one process)."""
+    """Train an encoder, alone or under `accelerate launch`.
+
+    Reads: the config, its recipes, cards and templates, the data and the pretrained weights.
+    Writes: the run folder (output_dir) with config.yaml, metrics.jsonl, skipped.jsonl, tensorboard/ and checkpoints/.
+    Prints: loss, learning rate and throughput every train.log_every steps. Exit code 75: stopped early, use --resume.
+    """
     from uniaudio.orphans import end_with_parent, is_launched
 
     if is_launched():  # before the slow imports, in which a launcher may die
@@ -88,22 +97,29 @@ def train(
     raise typer.Exit(run_training(open_run(config, overrides, trust), resume))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio check configs/birds.yaml")
 def check(config: Config, overrides: Overrides = None) -> None:
-    """Validate a run config, its recipe, templates, data and sizes without loading a model."""
+    """Find mistakes in a run config and its data without a model.
+
+    Reads: the config, its recipes, cards and templates, the first rows of the data, config.json of local models.
+    Writes: nothing.
+    Prints: parameters, columns, warnings and the cost of a step; the first mistake ends it with exit code 2.
+    """
     from uniaudio.assemble.configs import open_run
     from uniaudio.checks import check_run
 
     check_run(open_run(config, overrides or []))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio plan configs/birds.yaml --gpus 8 --memory 80")
 def plan(
     config: Config,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(help="Number of GPUs.", min=1)] = 8,
     memory: Annotated[float, typer.Option(help="GiB of one GPU.", min=1)] = 80,
-    tflops: Annotated[float, typer.Option(help="TFLOP/s of one GPU in large products.", min=0.001)] = 794.5,
+    tflops: Annotated[
+        float, typer.Option(help="TFLOP/s of one GPU in large matrix products.", min=0.001)
+    ] = 794.5,
     efficiency: Annotated[
         float, typer.Option(help="Share of it reached in training.", min=0.01, max=1)
     ] = 0.4,
@@ -112,7 +128,12 @@ def plan(
     ] = None,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of its answer, with --seconds.", min=1)] = 8,
 ) -> None:
-    """Reckon memory by part under every engine, operations and hours, without weights and without a GPU."""
+    """Estimate GPU memory, FLOPs and training time without a GPU.
+
+    Reads: the config, config.json of its models and, without --seconds, the first rows of the data.
+    Writes: nothing.
+    Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
+    """
     from uniaudio.assemble.configs import open_run
     from uniaudio.assemble.pairings import QUESTION
     from uniaudio.assemble.thin import Clip
@@ -122,25 +143,14 @@ def plan(
     show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)
 
 
-@app.command()
-def preview(
-    recipe: Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")],
-    number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,
-    decoder: Annotated[
-        str | None, typer.Option(help="Folder or name of the decoder whose tokenizer counts the tokens.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
-) -> None:
-    """Print rendered examples with the supervised part coloured, token counts and clip seconds."""
-    from uniaudio.preview import preview as show
-
-    show(recipe, number, decoder, seed)
-
-
-@app.command()
+@app.command(
+    rich_help_panel=EVALUATE,
+    epilog="Example: uniaudio probe openai/whisper-small runs/birds --data birds=/data/birds --out probes.json",
+)
 def probe(
     models: Annotated[
-        list[str], typer.Argument(help="Run folders, checkpoints, Whisper folders, random:PATH.")
+        list[str],
+        typer.Argument(help="Run folders, checkpoints, folders or Hub names of encoders, random:PATH."),
     ],
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER with a manifest.jsonl; repeatable.")
@@ -157,7 +167,12 @@ def probe(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Train linear, MLP and kNN probes on frozen embeddings of one or more encoders."""
+    """Train probes on the frozen embeddings of encoders.
+
+    Reads: the encoders, and the clips of labelled folders (--data) or of a suite's dataset cards (--suite).
+    Writes: scores as JSON (--out); embeddings of suites are cached in $UNIAUDIO_CACHE.
+    Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
+    """
     from uniaudio.assemble.probing import probe_models_on
     from uniaudio.config.trust import Trust
 
@@ -165,10 +180,12 @@ def probe(
     probe_models_on(models, data or [], suite, protocol, out, seeds, layers, trust)
 
 
-@app.command("eval")
+@app.command("eval", rich_help_panel=EVALUATE, epilog="Example: uniaudio eval runs/birds --out answers.json")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
-    recipe: Annotated[str | None, typer.Argument(help="Recipe whose `evaluate` list is asked.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe with the evaluation sets; default: that of the last stage.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     max_examples: Annotated[
         int | None, typer.Option(help="Rows of each set, over the recipe's number; default: all.", min=1)
@@ -181,7 +198,12 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Let a trained model answer the recipe's evaluation sets and score the answers (or under `accelerate launch`)."""
+    """Generate and score answers on a recipe's evaluation sets.
+
+    Reads: the model's newest checkpoint, the recipe (default: that of its last stage), cards, templates and clips.
+    Writes: scores and answers as JSON (--out).
+    Prints: scores by evaluation set with 95 % confidence intervals. Runs under `accelerate launch`, too.
+    """
     from uniaudio.assemble.judging import run_evaluation
     from uniaudio.config.trust import Trust
 
@@ -189,7 +211,27 @@ def evaluate(
     run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds, trust)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA, epilog="Example: uniaudio preview data_recipes/birds.yaml -n 5")
+def preview(
+    recipe: Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")],
+    number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,
+    decoder: Annotated[
+        str | None, typer.Option(help="Folder or name of the decoder whose tokenizer counts the tokens.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of examples.")] = 0,
+) -> None:
+    """Show rendered examples of a recipe with token counts.
+
+    Reads: the recipe, its cards and templates, some rows and their clips, the decoder's tokenizer.
+    Writes: nothing.
+    Prints: prompts with the supervised answer in colour, tokens, clip seconds; skipped rows with the reason.
+    """
+    from uniaudio.preview import preview as show
+
+    show(recipe, number, decoder, seed)
+
+
+@app.command(rich_help_panel=USE, epilog='Example: uniaudio ask runs/birds clip.wav "Which bird is calling?"')
 def ask(
     model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     clip: Annotated[Path, typer.Argument(help="Audio file.")],
@@ -200,14 +242,21 @@ def ask(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Ask a trained model one question about one clip."""
+    """Ask a trained model one question about one clip.
+
+    Reads: the model's newest checkpoint and the audio file.
+    Writes: nothing.
+    Prints: the answer.
+    """
     from uniaudio.assemble.asking import ask as ask_model
     from uniaudio.config.trust import Trust
 
     typer.echo(ask_model(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
 
 
-@app.command()
+@app.command(
+    rich_help_panel=USE, epilog="Example: uniaudio embed runs/birds dog.flac rain.wav -o embeddings.npz"
+)
 def embed(
     model: Model,
     clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
@@ -216,14 +265,19 @@ def embed(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write one pooled embedding per clip (and, on request, its frames) to an NPZ file."""
+    """Write embeddings of clips to an NPZ file.
+
+    Reads: the encoder and the audio files.
+    Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
+    Prints: the file, the number of clips and the width of an embedding.
+    """
     from uniaudio.assemble.asking import embed_files
     from uniaudio.config.trust import Trust
 
     embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: uniaudio export runs/birds birds_encoder --to hf")
 def export(
     checkpoint: Model,
     out: Annotated[
@@ -236,14 +290,19 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write an encoder as a transformers model, as an entry for X-ARES or XARES-LLM, or as ONNX."""
+    """Export an encoder for transformers, X-ARES or ONNX.
+
+    Reads: the checkpoint, and probe scores beside it for the model card.
+    Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
+    Prints: the files, and a line of Python that loads the exported model.
+    """
     from uniaudio.assemble.exporting import export_checkpoint
     from uniaudio.config.trust import Trust
 
     export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code))
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE, epilog="Example: uniaudio report runs/birds -o report.html")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, side by side.")],
     out: Annotated[
@@ -264,29 +323,45 @@ def report(
     audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Put clips into the page.")] = True,
     embedding_map: Annotated[bool, typer.Option("--map/--no-map", help="Draw an embedding map.")] = True,
 ) -> None:
-    """Write one self-contained HTML page about one or several runs."""
+    """Write one self-contained HTML page about runs.
+
+    Reads: metrics.jsonl and config.yaml of the runs, probe scores, answers and some clips.
+    Writes: an HTML file.
+    Prints: the path of the page.
+    """
     from uniaudio.assemble.reporting import Wanted, report_runs
 
     wanted = Wanted(probes or (), answers or (), against or (), audio, embedding_map)
     typer.echo(str(report_runs(runs, out, wanted)))
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE, epilog="Example: uniaudio routes runs/mowe --last 0.25")
 def routes(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),
     ] = None,
-    last: Annotated[float, typer.Option(help="Share of the steps, from the end.", min=0.01, max=1)] = 0.25,
+    last: Annotated[
+        float,
+        typer.Option(help="Share of the steps that is counted, from the end of the run.", min=0.01, max=1),
+    ] = 0.25,
 ) -> None:
-    """Show which encoder, expert or layer a fused encoder chose for which task: table, JSON and heat map."""
+    """Show what a fused encoder chose for which task.
+
+    Reads: metrics.jsonl of the run.
+    Writes: the choices as JSON and as a heat map (PNG) into the run folder or --out.
+    Prints: the encoders, experts or layers chosen by task, and the paths of the files.
+    """
     from uniaudio.assemble.routes import show_routes
 
     show_routes(run, out, last)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=EVALUATE,
+    epilog="Example: uniaudio forgetting runs/birds_and_frogs --data birds=/data/birds",
+)
 def forgetting(
     run: Annotated[Path, typer.Argument(help="Run folder with finished stages.")],
     data: Annotated[
@@ -309,7 +384,12 @@ def forgetting(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure after every stage what a run learned and forgot: table, JSON and heat map."""
+    """Measure what each stage of a run learned and forgot.
+
+    Reads: the checkpoints at the ends of the stages, labelled folders, and the evaluation sets of all stages.
+    Writes: forgetting.json and forgetting.png into the run folder or --out.
+    Prints: the matrices of scores by stage and set, forgetting and transfer.
+    """
     from uniaudio.assemble.forgetting import measure_forgetting
     from uniaudio.config.trust import Trust
 
@@ -317,7 +397,10 @@ def forgetting(
     measure_forgetting(run, data or [], out, learned or [], answers, max_examples, seeds, trust)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: uniaudio soup runs/birds -o runs/birds_soup --data birds=/data/birds",
+)
 def soup(
     models: Annotated[list[str], typer.Argument(help="One run to weaken, or several to average.")],
     out: Annotated[
@@ -338,7 +421,12 @@ def soup(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write the weights between a run and its start (WiSE-FT), or the mean of several runs (model soup)."""
+    """Average the weights of runs, or of a run and its start.
+
+    Reads: the checkpoints and, with --data, labelled folders whose train splits choose the share.
+    Writes: a new run folder with one checkpoint and soup.json.
+    Prints: accuracy by share (WiSE-FT; several runs: model soup), and the path of the checkpoint.
+    """
     from uniaudio.assemble.soup import GRID, make_soup
     from uniaudio.config.trust import Trust
 
@@ -357,7 +445,11 @@ def numbers(text: str | None) -> list[float] | None:
         raise UserError(f"--weights {text}: give numbers with commas between them") from problem
 
 
-@app.command("add-task")
+@app.command(
+    "add-task",
+    rich_help_panel=TRAIN,
+    epilog="Example: uniaudio add-task runs/birds frogs -o runs/birds_and_frogs --replay 0.2",
+)
 def add_task(
     run: Annotated[Path, typer.Argument(help="Run folder whose last stage is finished.")],
     recipe: Annotated[str, typer.Argument(help="Recipe of the new task: a path or a name.")],
@@ -376,14 +468,21 @@ def add_task(
         list[str] | None, typer.Option("--set", help="key.sub=value of the new stage; repeatable.")
     ] = None,
 ) -> None:
-    """Prepare a run that goes on from a finished one with a new stage: its config, recipe and checkpoints."""
+    """Prepare a run that continues a finished one on a new task.
+
+    Reads: the finished run and the recipe of the new task.
+    Writes: a new run folder with config, recipe and the checkpoints at the ends of the stages.
+    Prints: the command that trains it.
+    """
     from uniaudio.assemble.add_task import add_task as prepare
 
     path = prepare(run, recipe, out, steps, replay, old or [], overrides or [])
     typer.echo(f"continue with: uniaudio train {path} --resume")
 
 
-@app.command("check-encoder")
+@app.command(
+    "check-encoder", rich_help_panel=EVALUATE, epilog="Example: uniaudio check-encoder openai/whisper-small"
+)
 def check_encoder(
     model: Model,
     kind: Annotated[
@@ -392,14 +491,21 @@ def check_encoder(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Try whether an encoder keeps its contract: frames, batches, hidden states, gradients, dtype."""
+    """Test an encoder against the contract of this package.
+
+    Reads: the encoder; the clips are noise and silence.
+    Writes: nothing.
+    Prints: frames, batches, hidden states, gradients and dtype, whether each holds; exit code 2 if one does not.
+    """
     from uniaudio.config.trust import Trust
     from uniaudio.tools.check_encoder import check_encoder as check
 
     check(model, kind, Trust(trust_remote_code, allow_code))
 
 
-@app.command("tune-batch")
+@app.command(
+    "tune-batch", rich_help_panel=TRAIN, epilog="Example: uniaudio tune-batch configs/birds.yaml --memory 70"
+)
 def tune_batch(
     config: Config,
     overrides: Overrides = None,
@@ -410,14 +516,19 @@ def tune_batch(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Search the largest budget of a micro-batch that fits the device."""
+    """Search the largest micro-batch that fits the device.
+
+    Reads: the config, its recipe and data, the pretrained weights.
+    Writes: nothing.
+    Prints: each budget.audio_seconds it tries with its peak memory, and the override to train with.
+    """
     from uniaudio.config.trust import Trust
     from uniaudio.tools.tune import tune_batch as tune
 
     tune(config, overrides or [], memory, most, trust=Trust(trust_remote_code, allow_code))
 
 
-@app.command()
+@app.command(rich_help_panel=USE, epilog="Example: uniaudio serve runs/birds --port 7860")
 def serve(
     checkpoint: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -428,7 +539,12 @@ def serve(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Open a page on this machine where clips are recorded or dropped and the model is asked about them."""
+    """Open a local web page to ask a model about clips.
+
+    Reads: the model's newest checkpoint; clips that visitors send are not kept.
+    Writes: nothing.
+    Prints: the address of the page.
+    """
     from uniaudio.serve.extra import require_server
 
     require_server()
@@ -440,27 +556,34 @@ def serve(
     open_page(checkpoint, host, port, limits, Trust(trust_remote_code, allow_code))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA, epilog="Example: uniaudio schema run")
 def schema(
     kind: Annotated[str, typer.Argument(help="run, recipe, card, template or suite.")],
 ) -> None:
-    """Print the JSON schema (draft 2020-12) of a kind of YAML file, for editors that complete and check keys.
+    """Print the JSON schema of a kind of YAML file, for editors.
 
-    Example: uniaudio schema run > run.schema.json
+    Reads: nothing.
+    Writes: nothing.
+    Prints: a JSON schema (draft 2020-12).
     """
     from uniaudio.commands.schema import show_schema
 
     typer.echo(show_schema(kind))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio demo --quick")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=check_folder_option)] = Path(
         "runs/demo"
     ),
     quick: Annotated[bool, typer.Option(help="A few steps only, to see that everything works.")] = False,
 ) -> None:
-    """See the whole idea in five minutes on generated sounds and speech, without any download."""
+    """Train, probe and report on generated audio in five minutes.
+
+    Reads: nothing; nothing is downloaded.
+    Writes: the corpus, a run folder and report.html below --out.
+    Prints: probe scores and answers before and after training, and the path of the report.
+    """
     from uniaudio.demo.run import run_demo
 
     run_demo(out, quick)

@@ -9,11 +9,11 @@ import typer
 
 from uniaudio.outputs import check_file_option, check_folder_option
 
-data = typer.Typer(help="Look at, pack and time the data of a recipe.", no_args_is_help=True)
+data = typer.Typer(help="Summarise, pack and time the data of a recipe.", no_args_is_help=True)
 RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")]
 
 
-@data.command("stats")
+@data.command("stats", epilog="Example: uniaudio data stats configs/birds.yaml --steps 20000")
 def data_stats(
     recipe: RecipeName,
     steps: Annotated[int | None, typer.Option(help="Steps to count epochs for.", min=1)] = None,
@@ -23,13 +23,18 @@ def data_stats(
         Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
     ] = None,
 ) -> None:
-    """Hours, lengths of clips and answers, shares and epochs of every source."""
+    """Summarise hours, lengths, shares and epochs by source.
+
+    Reads: the recipe, its cards and templates, and up to --rows rows of every source.
+    Writes: the figures as JSON (--out) and a histogram of lengths as PNG (--plot).
+    Prints: a table by source.
+    """
     from uniaudio.tools.stats import show_stats
 
     show_stats(recipe, steps, rows, out, plot)
 
 
-@data.command("pack")
+@data.command("pack", epilog="Example: uniaudio data pack birds --out packed")
 def data_pack(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="New folder to write.", callback=check_folder_option)],
@@ -39,19 +44,29 @@ def data_pack(
         typer.Option(help="Keep so many rows of every training split, a reservoir to replay.", min=1),
     ] = None,
 ) -> None:
-    """Write the recipe's clips as 16 kHz FLAC in large files with an index, for fast local training."""
+    """Convert clips to FLAC in large files with an index.
+
+    Reads: the recipe, its cards and templates, all rows and clips.
+    Writes: a new folder with 16 kHz FLAC, cards and a recipe over them, for fast local training.
+    Prints: rows and hours by split, and the recipe to train with.
+    """
     from uniaudio.tools.pack import pack_recipe
 
     pack_recipe(recipe, out, shard_mib, rows=rows)
 
 
-@data.command("bench")
+@data.command("bench", epilog="Example: uniaudio data bench birds --seconds 10")
 def data_bench(
     recipe: RecipeName,
     seconds: Annotated[float, typer.Option(help="Seconds to measure each number of workers.")] = 10,
     workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers to try; repeatable.")] = None,
 ) -> None:
-    """Seconds of audio per second that the recipe's data deliver, by number of workers."""
+    """Measure the throughput of data loading by workers.
+
+    Reads: the recipe, its cards and templates, and clips for --seconds with each number of workers.
+    Writes: nothing.
+    Prints: a table of seconds of audio per second.
+    """
     from uniaudio.tools.throughput import bench_recipe
 
     bench_recipe(recipe, seconds, workers)

@@ -1,0 +1,90 @@
+"""The help of every command: its panel, what it reads, writes and prints, and an example that parses."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from uniaudio.cli import app, with_resume_value
+
+ROOT = Path(__file__).parents[2]
+ROOT_COMMAND = typer.main.get_command(app)
+
+
+def leaf_commands(command, name=""):
+    """Every command by its full name."""
+    if not hasattr(command, "commands"):
+        return {name: command}
+    return {
+        full: leaf
+        for part, inner in command.commands.items()
+        for full, leaf in leaf_commands(inner, f"{name} {part}".strip()).items()
+    }
+
+
+COMMANDS = leaf_commands(ROOT_COMMAND)
+
+
+def parse_line(line):
+    """Parse a command line as the shell and typer do, without running it; return the command's name."""
+    program, *arguments = shlex.split(line, comments=True)
+    assert program == "uniaudio"
+    command, context, names = ROOT_COMMAND, typer.Context(ROOT_COMMAND), []
+    arguments = with_resume_value(arguments)
+    while hasattr(command, "commands"):
+        name, command, arguments = command.resolve_command(context, arguments)
+        names.append(name)
+    command.make_context(" ".join(names), arguments, parent=context)
+    return " ".join(names)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_a_command_reads_writes_and_prints(name):
+    first, *others = COMMANDS[name].help.split("\n\n")
+    assert len(first) <= 62, "one line of the list of commands"
+    assert re.fullmatch(r"Reads: .+\nWrites: .+\nPrints: .+", "\n\n".join(others).strip())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_parses(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # options that name what is written look at their folder
+    label, _, line = COMMANDS[name].epilog.partition(": ")
+    assert (label, parse_line(line)) == ("Example", name)
+
+
+def test_every_command_is_in_a_panel():
+    panels = {name: command.rich_help_panel for name, command in ROOT_COMMAND.commands.items()}
+    assert set(panels.values()) == {"Train", "Evaluate", "Data", "Use"}
+    assert list(dict.fromkeys(panels.values())) == ["Train", "Evaluate", "Data", "Use"]
+
+
+DOCUMENTED = sorted(
+    {
+        (page.name, line.strip())
+        for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for block in re.findall(r"```(?:bash|sh|text|console)?\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("uniaudio ")
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "line"), DOCUMENTED)
+def test_command_lines_of_the_documentation_parse(page, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse_line(line)
+
+
+def test_help_imports_no_heavy_package():
+    code = "import sys, uniaudio.cli; print([m for m in ('torch', 'numpy', 'pydantic', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_option_that_does_not_exist_is_no_example():
+    with pytest.raises(Exception, match="No such option"):
+        parse_line("uniaudio train birds --nope")
