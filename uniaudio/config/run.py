@@ -77,8 +77,8 @@ class DecoderConfig(Strict):
     revision: str | None = None
     """Branch, tag or commit of a model on the Hub. Default: its main branch."""
     dtype: Literal["auto", "bfloat16", "float32", "fp8"] = "auto"
-    """Precision of a frozen decoder's weights. `auto` is bfloat16 where training runs in it, else float32;
-    `fp8` rounds the linear layers to 8 bits (experimental, NVIDIA Ada or newer).
+    """Precision of a frozen decoder's weights. `auto` is bfloat16 on CUDA and float32 elsewhere; `fp8` rounds the
+    linear layers to 8 bits (experimental, NVIDIA Ada or newer).
     """
     trust_remote_code: bool = False
     """States that the model needs Python code of its own; the code runs only with the option
