@@ -42,6 +42,10 @@ class RowError(Exception):
         self.detail = detail
         self.key = ""
 
+    def copy(self) -> RowError:
+        """Return the same error, to be raised: one that is kept and raised again and again grows."""
+        return RowError(self.reason, self.detail)
+
 
 class LostProcessError(Exception):
     """Another process of the run is gone. The command line prints the sentence without a traceback, exit code 1."""

@@ -18,18 +18,16 @@ BYTE_ORDER_MARKS = (
 )
 
 
+NOT_TEXT = "\udcff"  # half a character, so that whatever uses the text refuses it
+
+
 def read_text_file(path: Path) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; lines end with ``\\n``.
 
     Raises:
         UserError: naming the file, and the line that is not in that encoding.
     """
-    with convert_to_user_error(f"{path}: cannot be read"):
-        content = path.read_bytes()
-    mark, encoding = next(
-        ((mark, name) for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), (b"", "utf-8")
-    )
-    content = content[len(mark) :]
+    mark, encoding, content = read_encoded(path)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as problem:
@@ -40,6 +38,42 @@ def read_text_file(path: Path) -> str:
         line = text[: text.index("\x00")].count("\n") + 1
         raise UserError(f"{path}: line {line}: holds a NUL character; save the file as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text_of_rows(path: Path) -> str:
+    """Return the text of a file with a row in each line, in the encodings of ``read_text_file``, with its line ends.
+
+    Bytes that are not in the encoding stand as lone surrogates, which make their row one that cannot be used. In UTF-8
+    they are the same bytes again in the name of a file.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    _, encoding, content = read_encoded(path)
+    return content.decode(encoding, "surrogateescape" if encoding == "utf-8" else "uniaudio_not_text")
+
+
+def read_encoded(path: Path) -> tuple[bytes, str, bytes]:
+    """Return the byte order mark of a file, the encoding it stands for, and what follows it.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    with convert_to_user_error(f"{path}: cannot be read"):
+        content = path.read_bytes()
+    mark, encoding = next(
+        ((mark, name) for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), (b"", "utf-8")
+    )
+    return mark, encoding, content[len(mark) :]
+
+
+def replace_undecodable(problem: UnicodeError) -> tuple[str, int]:
+    """Put ``NOT_TEXT`` in the place of bytes that are not in the encoding of a file."""
+    assert isinstance(problem, UnicodeDecodeError)
+    return NOT_TEXT, problem.end
+
+
+codecs.register_error("uniaudio_not_text", replace_undecodable)
 
 
 def compose(text: str) -> str:

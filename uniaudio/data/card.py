@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,8 +209,11 @@ class DatasetCard:
         """
         return {name: text.render(row) for name, text in self.audio_texts.items()}
 
-    def stored_columns(self, split: str) -> frozenset[str] | None:
-        """Return the columns of the stored rows, without those of clips, that anything here uses; None for all."""
+    def columns_to_read(self, split: str, there: Set[str]) -> frozenset[str] | None:
+        """Return the columns, without those of clips, that anything here uses; None for all that are there.
+
+        Where one of them is missing all are read, so that the message about it can name them.
+        """
         if self.used is None:
             return None
         keep = self.split(split).keep
@@ -218,7 +221,8 @@ class DatasetCard:
             self.audio_texts.values()
         )
         names = {name for name in self.used if name not in self.columns} | self.time_columns
-        return frozenset(names.union(keep.names if keep is not None else (), *(text.names for text in texts)))
+        used = names.union(keep.names if keep is not None else (), *(text.names for text in texts))
+        return frozenset(used) if used - self.time_columns <= there else None
 
     def split(self, name: str) -> Split:
         """Return a split.

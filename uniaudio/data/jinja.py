@@ -93,8 +93,8 @@ class Text:
             if name not in fields:
                 columns = ", ".join(sorted(map(str, fields)))
                 raise RowError("missing column", f"{self.where} needs '{name}'; columns: {columns}")
-            if isinstance(fields[name], RowError):
-                raise fields[name]
+            if isinstance(value := fields[name], RowError):
+                raise value.copy()
         values = {name: wrap_value(fields[name], name) for name in self.names}
         if self.column is not None and type(values[self.column]) is str:
             return values[self.column]
@@ -129,6 +129,7 @@ class Condition:
 
         Raises:
             UserError: when the rows have no such column or the condition cannot be worked out.
+            RowError: when a column holds the error why this row does not have it.
         """
         value = fields.get(self.single) if self.single is not None else None
         if self.comparison is not None and type(value) is type(self.known):
@@ -142,6 +143,8 @@ class Condition:
                 raise UserError(
                     f"{self.where}: the rows have no column '{name}'; they have {', '.join(sorted(fields))}"
                 )
+            if isinstance(value := fields[name], RowError):
+                raise value.copy()
         try:
             holds = bool(guarded(lambda: self.compiled(**fields), self.where))
         except RowError as problem:

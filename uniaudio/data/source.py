@@ -216,8 +216,10 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     ``{"array": ..., "sampling_rate": ...}``.
 
     Raises:
-        RowError: when the column holds none of them.
+        RowError: when the column holds none of them, or the error why it has no value.
     """
+    if isinstance(value, RowError):
+        raise value.copy()
     length = stated_seconds(row.get("duration"))
     if isinstance(value, Mapping) and value.get("array") is not None and value.get("bytes") is None:
         return AudioRef(encode_samples(value["array"], value.get("sampling_rate"), name), name, length)
@@ -279,6 +281,28 @@ def archive_member(archive: Path, member: str) -> FilePart:
     if member not in members:
         raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
     return members[member]
+
+
+def make_row(
+    card: DatasetCard,
+    key: str,
+    columns: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    folder: Path,
+    fetch: Callable[[Any], Any] = lambda clip: clip,
+) -> Row:
+    """Put a row together from its columns and the clips that the card finds in them.
+
+    Args:
+        columns: without clips. stored: those with clips, too. folder: that paths are relative to.
+        fetch: what a source makes of an audio column before it is understood.
+
+    Raises:
+        RowError: see ``audio_refs``.
+    """
+    clips = {**stored, **card.locate_clips(stored)}
+    clips |= {name: fetch(clips[name]) for name in card.audio if name in clips}
+    return Row(key, columns, audio_refs(clips, card, folder, key))
 
 
 def audio_refs(columns: Mapping[str, Any], card: DatasetCard, folder: Path, key: str) -> tuple[AudioRef, ...]:

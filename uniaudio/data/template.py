@@ -131,7 +131,7 @@ class Template:
         for name in self.inputs:
             value = values.get(name)
             if isinstance(value, RowError):
-                raise value
+                raise value.copy()
             if has_no_value(value):
                 lacks = (
                     "it has no value" if name in values else f"columns: {', '.join(sorted(map(str, fields)))}"

@@ -13,13 +13,14 @@ from uniaudio.data.source import (
     Place,
     Row,
     ShardedSource,
-    audio_refs,
     digest_of,
     keeps_row,
+    make_row,
     no_audio_column,
     row_or_error,
 )
 from uniaudio.data.sources.class_names import name_columns, naming_of_columns
+from uniaudio.data.sources.parquet import rows_of_table
 from uniaudio.data.sources.places import is_remote
 from uniaudio.data.sources.remote import judged, open_by_scheme, wait_for_hub
 from uniaudio.errors import RowError, UserError, convert_to_user_error
@@ -53,8 +54,8 @@ class HubSource(ShardedSource):
             stream = stream.decode(False)  # takes away the step that decodes what comes from the Hub
         # without features nothing is encoded either: for audio, both want a library that we can do without
         stream.info.features = None
-        used = card.stored_columns(split)
-        if used is not None and features and used - card.time_columns <= set(features):
+        used = card.columns_to_read(split, set(features))
+        if used is not None and features:
             stream = stream.select_columns([name for name in features if name in used or name in card.audio])
         self.data = stream
         self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
@@ -80,19 +81,22 @@ class HubSource(ShardedSource):
         Taken in batches, for row by row `datasets` would look at the torch worker that it runs in, and give the rows
         of a shard to one worker only. ``skip`` was measured to be as quick as going on from a state of `datasets`.
         """
-        part = self.data.shard(num_shards=len(self.shards), index=shard).skip(skipped)
-        for batch in part.iter(AT_ONCE):
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+        part = self.data.shard(num_shards=len(self.shards), index=shard)
+        try:
+            for batch in part.skip(skipped).iter(AT_ONCE):
+                for values in zip(*batch.values(), strict=True):
+                    skipped += 1
+                    yield dict(zip(batch, values, strict=True))
+        except UnicodeDecodeError:  # `datasets` reads all values of many rows at once, and one of them is no text
+            for table in part.skip(skipped).with_format("arrow").iter(AT_ONCE):
+                yield from rows_of_table(table, {})
 
     def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
         stored = set(self.card.audio) - set(self.card.audio_texts)
         light = name_columns({n: value for n, value in columns.items() if n not in stored}, self.namings)
         if not keeps_row(self.card, light, self.split):
             return None
-        clips = {**columns, **self.card.locate_clips(light)}
-        fetched = {name: self.fetched(clips[name]) for name in self.card.audio if name in clips}
-        return Row(key, light, audio_refs({**light, **fetched}, self.card, Path(), key))
+        return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetched)
 
     def fetched(self, value: Any) -> Any:
         """Return an audio column with its bytes, where it names a file on the Hub or in an archive."""

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import IndexedSource, Row, audio_refs, keeps_row, no_audio_column
+from uniaudio.data.source import IndexedSource, Row, keeps_row, make_row, no_audio_column
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 HASHED_ROWS = 10_000  # encoded at once
@@ -36,8 +36,7 @@ class ListedSource(IndexedSource):
         names = unique(key for key, _ in kept)
         self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
         self.size = len(self.listed)
-        for column in set(card.audio) - set(card.audio_texts):
-            check_audio_column(card, column, [columns for _, columns in kept])
+        check_audio_columns(card, [columns for _, columns in kept])
 
     def fingerprint(self, columns: Collection[str]) -> str:
         """Hash the keys and the used columns of all rows, in order: under a second for a million rows."""
@@ -54,11 +53,10 @@ class ListedSource(IndexedSource):
     def row(self, index: int) -> Row:
         key, columns = self.listed[index]
         with convert_to_row_error("unreadable row", key, key):
-            if isinstance(columns, RowError):  # a new one: an error that is raised again and again grows
-                raise RowError(columns.reason, columns.detail)
+            if isinstance(columns, RowError):
+                raise columns.copy()
             columns = self.with_values(columns)
-            clips = {**columns, **self.card.locate_clips(columns)}
-            return Row(key, columns, audio_refs(clips, self.card, self.folder, key))
+            return make_row(self.card, key, columns, columns, self.folder)
 
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the columns of a row as templates are to see them."""
@@ -112,22 +110,20 @@ def kept_rows(
         raise first
 
 
-def check_audio_column(card: DatasetCard, name: str, rows: Sequence[Mapping[str, Any] | RowError]) -> None:
-    """Refuse a card whose audio column none of the rows has, and rows of which none could be read.
+def check_audio_columns(card: DatasetCard, rows: Sequence[Mapping[str, Any] | RowError]) -> None:
+    """Refuse rows of which none could be read, and a card with an audio column that none of the rows has.
 
     Raises:
-        UserError: naming the columns that the first row has.
+        UserError: with the reason of the first row, or the columns that it has.
     """
-    readable = (columns for columns in rows if not isinstance(columns, RowError))
-    first = next(readable, None)
-    if first is None:
-        bad = next((row for row in rows if isinstance(row, RowError)), None)
-        if bad is not None:
-            raise UserError(
-                f"{card.path}: none of {len(rows)} rows of {card.load.location} can be read ({bad})"
-            )
-    elif name not in first and not any(name in columns for columns in readable):
-        raise UserError(f"{card.path}: {no_audio_column('every row', name, first)}")
+    readable = [columns for columns in rows if not isinstance(columns, RowError)]
+    if rows and not readable:
+        raise UserError(
+            f"{card.path}: none of {len(rows)} rows of {card.load.location} can be read ({rows[0]})"
+        )
+    for name in set(card.audio) - set(card.audio_texts) if readable else ():
+        if not any(name in columns for columns in readable):
+            raise UserError(f"{card.path}: {no_audio_column('every row', name, readable[0])}")
 
 
 def unique(keys: Iterable[str]) -> list[str]:

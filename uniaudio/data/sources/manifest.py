@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+import io
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import orjson  # a million lines in half a second, where `json` takes three
 
+from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.listed import ListedSource
 from uniaudio.data.sources.places import SPLIT, refuse_other_splits
 from uniaudio.data.sources.split_names import has_words, named_splits, other_words
-from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
 
@@ -33,10 +35,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: when the file cannot be read.
     """
-    try:
-        lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem})") from problem
+    lines = read_text_of_rows(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, line.strip()
@@ -64,56 +63,48 @@ def read_jsonl(path: Path) -> list[dict[str, Any] | RowError]:
 def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     """Read a table whose first line names the columns; ``.tsv`` is cut at tabs and knows no quotes.
 
-    A line with another number of fields than the header comes as its error.
+    A line with another number of fields than the header, or with a quote that is not closed, comes as its error. Where
+    such a quote swallows lines that follow, they are read as lines of their own.
 
     Raises:
-        UserError: naming the file, when it cannot be read.
+        UserError: naming the file, when it or its header cannot be read.
     """
+    lines = list(io.StringIO(read_text_of_rows(path), newline=""))  # the ends of lines inside of quotes stay
+    form = format_of_table(path, lines[0] if lines else "")
+    with convert_to_user_error(f"{path}: cannot be read"):
+        reader = csv.reader(lines, **form)
+        header = next(reader, [])
     rows: list[dict[str, Any] | RowError] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            reader = csv.DictReader(stream, **format_of_table(path, stream))
-            for row in reader:
-                if None in row or None in row.values():
-                    fields = "more" if None in row else "fewer"
-                    line = f"line {reader.line_num}"
-                    error = RowError(
-                        "broken metadata",
-                        f"{line}: has {fields} fields than the header's {len(reader.fieldnames or ())}",
-                    )
-                    error.key = line
-                    rows.append(error)
-                else:
-                    rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise UserError(f"{path}: cannot be read ({problem})") from problem
+    begin = reader.line_num
+    while begin < len(lines):
+        left = map(lines.__getitem__, range(begin, len(lines)))
+        reader, start, problem = csv.reader(left, **form), begin, ""
+        while not problem and begin < len(lines):
+            try:
+                fields = next(reader)
+            except csv.Error as error:
+                problem = str(error)
+            else:
+                if len(fields) not in (0, len(header)):
+                    more = "more" if len(fields) > len(header) else "fewer"
+                    problem = f"has {more} fields than the header's {len(header)}"
+                elif fields:
+                    rows.append(dict(zip(header, fields, strict=True)))
+            begin = start + reader.line_num if not problem else begin + 1
+        if problem:
+            rows.append(RowError("broken metadata", f"line {begin}: {problem}"))
+            rows[-1].key = f"line {begin}"
     return rows
 
 
-def format_of_table(path: Path, stream: TextIO) -> dict[str, Any]:
+def format_of_table(path: Path, header: str) -> dict[str, Any]:
     """Return how a table is cut: by its suffix; where its first line holds no comma, by what stands there instead."""
     if path.suffix.lower() in FORMATS and path.suffix.lower() != ".csv":
         return FORMATS[path.suffix.lower()]
-    header = stream.readline()
-    stream.seek(0)
     delimiter = next((sign for sign in (",", "\t", ";", "|") if sign in header), ",")
     if delimiter == "\t" and path.suffix.lower() != ".csv":
         return FORMATS[".tsv"]
     return {**FORMATS[".csv"], "delimiter": delimiter}
-
-
-def whole_rows(path: Path, rows: Iterable[dict[str, Any] | RowError]) -> list[dict[str, Any]]:
-    """Return rows of a file of which none may be missing.
-
-    Raises:
-        UserError: for the first line that holds none.
-    """
-    whole = []
-    for row in rows:
-        if isinstance(row, RowError):
-            raise UserError(f"{path}: {row.detail}")
-        whole.append(row)
-    return whole
 
 
 def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> Path:

@@ -17,16 +17,16 @@ from uniaudio.data.source import (
     Place,
     Row,
     ShardedSource,
-    audio_refs,
     digest_of,
     keeps_row,
+    make_row,
     no_audio_column,
     row_or_error,
 )
-from uniaudio.data.sources.class_names import features_of_schema, name_columns, naming_of_columns
+from uniaudio.data.sources.class_names import Naming, features_of_schema, name_columns, naming_of_columns
 from uniaudio.data.sources.places import files_of_split, is_remote, short_names, size_of
 from uniaudio.data.sources.remote import judged, open_in_jumps
-from uniaudio.errors import RowError, UserError, convert_to_user_error
+from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
 
@@ -132,7 +132,7 @@ class ParquetSource(ShardedSource):
         light, heavy = self.used_columns(schema)
         namings = naming_of_columns(features_of_schema(schema.metadata))
         columns = (
-            [name_columns(row, namings) for row in file.read_row_group(group, columns=light).to_pylist()]
+            rows_of_table(file.read_row_group(group, columns=light), namings)
             if light
             else [{} for _ in range(wanted.stop)]
         )
@@ -162,9 +162,7 @@ class ParquetSource(ShardedSource):
 
         Where one is missing all are read, so that the message about it can name them.
         """
-        used = self.card.stored_columns(self.split)
-        if used is not None and not used - self.card.time_columns <= set(schema.names):
-            used = None
+        used = self.card.columns_to_read(self.split, set(schema.names))
         made_of = {name for text in self.card.audio_texts.values() for name in text.names}
         light, heavy = [], []
         for field in schema:
@@ -187,33 +185,37 @@ class ParquetSource(ShardedSource):
         """Return whether a column holds clips as the Hub has them; those that the card does not name are never read."""
         return pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
 
-    def clips(self, file: pq.ParquetFile, group: int, heavy: list[str]) -> Callable[[int], Mapping[str, Any]]:
-        """Return a function from the row of a group to its audio columns; it reads on as far as it must."""
+    def clips(self, file: pq.ParquetFile, group: int, heavy: list[str]) -> Callable[[int], pyarrow.RecordBatch | None]:
+        """Return a function from the row of a group to its audio columns, as a batch of one row.
+
+        It reads on as far as it must; None where there are no such columns.
+        """
         if not heavy:
-            return lambda i: {}
+            return lambda i: None
         batches = file.iter_batches(AT_ONCE, row_groups=[group], columns=heavy)
         at_hand: list[Any] = [0, next(batches)]
 
-        def audio(i: int) -> Mapping[str, Any]:
+        def audio(i: int) -> pyarrow.RecordBatch:
             while i >= at_hand[0] + len(at_hand[1]):
                 at_hand[0] += len(at_hand[1])
                 at_hand[1] = next(batches)
-            return {name: plain(at_hand[1].column(name), i - at_hand[0]) for name in heavy}
+            return at_hand[1].slice(i - at_hand[0], 1)
 
         return audio
 
     def row_of(
-        self, key: str, columns: Mapping[str, Any], clips: Mapping[str, Any], folder: Path
+        self,
+        key: str,
+        columns: Mapping[str, Any],
+        clips: pyarrow.RecordBatch | None,
+        folder: Path,
     ) -> Row | RowError | None:
         def make() -> Row | None:
             if not keeps_row(self.card, columns, self.split):
                 return None
-            stored = {**columns, **clips}
-            return Row(
-                key,
-                columns,
-                audio_refs({**stored, **self.card.locate_clips(stored)}, self.card, folder, key),
-            )
+            names = clips.schema.names if clips is not None else ()
+            stored = {**columns, **{name: plain(clips.column(name), 0) for name in names}}
+            return make_row(self.card, key, columns, stored, folder)
 
         return row_or_error(make, key)
 
@@ -249,13 +251,31 @@ def local_shards(place: str, name: str) -> tuple[list[Shard], int]:
     return shards or [Shard(place, name, range(0))], start
 
 
+def rows_of_table(table: pyarrow.Table, namings: Mapping[str, Naming]) -> list[dict[str, Any]]:
+    """Return the rows of a table, classes by their names; a value that cannot be read is its error."""
+    try:
+        rows = table.to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException):  # such as text that is not UTF-8, in some row
+        columns = {name: [read_value(name, value) for value in table.column(name)] for name in table.column_names}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [name_columns(row, namings) for row in rows]
+
+
+def read_value(name: str, value: pyarrow.Scalar) -> Any:
+    """Return a stored value, or why it cannot be read."""
+    try:
+        with convert_to_row_error("broken metadata", f"column '{name}'"):
+            return value.as_py()
+    except RowError as problem:
+        return problem
+
+
 def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
-    """Return all rows of a file without clips, classes by their names.
+    """Return all rows of a file without clips, classes by their names; a value that cannot be read is its error.
 
     Raises:
-        UserError: when it cannot be read.
+        UserError: when the file cannot be read.
     """
     with convert_to_user_error(f"{path}: cannot be read"):
         table = pq.read_table(path)
-        namings = naming_of_columns(features_of_schema(table.schema.metadata))
-        return [name_columns(row, namings) for row in table.to_pylist()]
+        return rows_of_table(table, naming_of_columns(features_of_schema(table.schema.metadata)))
