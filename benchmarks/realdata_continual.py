@@ -29,7 +29,7 @@ from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.soup import make_soup
 from uniaudio.config.files import realdata_root
 from uniaudio.config.run import load_run
-from uniaudio.data.sources.manifest import read_jsonl, whole_rows
+from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.labelled import load_labelled
@@ -96,7 +96,7 @@ def speaker_set(root: Path, out: Path) -> Path:
     folder = out / "fsdd_speaker"
     folder.mkdir(parents=True, exist_ok=True)
     manifest = root / "fsdd_digits" / "manifest.jsonl"
-    rows = [row for row in whole_rows(manifest, read_jsonl(manifest)) if row["split"] == "train"]
+    rows = [row for row in read_jsonl(manifest) if isinstance(row, dict) and row["split"] == "train"]
     lines = []
     for index, row in enumerate(sorted(rows, key=lambda row: (row["speaker"], row["audio"]))):
         clip = str((root / "fsdd_digits" / row["audio"]).resolve())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniaudio.config.schema import build
-from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
+from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep, find_audio_files
 from uniaudio.errors import UserError
 
 RATE = 16000
@@ -202,3 +202,25 @@ def test_mistakes_name_the_key(step, message):
     with pytest.raises(UserError) as mistake:
         build(AugmentStep, step, "augment")
     assert message in str(mistake.value)
+
+
+def test_folders_of_noise_are_read_as_folders_of_clips(tmp_path):
+    for name in ("one/a.WAV", "far/b.wav", "one/._a.wav", "one/readme.txt", "one/LICENSE"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, voice(0.1), RATE, format="WAV")
+    (tmp_path / "one" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "one" / "c.wav").symlink_to(tmp_path / "far" / "b.wav")
+    step = AugmentStep.model_validate({"noise": {"snr_db": (5, 5), "files": str(tmp_path / "one")}})
+    files, _ = find_audio_files(str(tmp_path / "one"))
+    assert [str(file.relative_to(tmp_path / "one")) for file in files] == ["a.WAV", "c.wav", "link/b.wav"]
+    assert Augmenter((step,), "test").notes() == [
+        f"test: files: of {tmp_path / 'one'}, passed over: file with suffix .txt (1), file without suffix (1), "
+        f"hidden file or folder (1)"
+    ]
+    for file in files:
+        file.unlink()
+    find_audio_files.cache_clear()
+    with pytest.raises(
+        UserError, match=r"there is no audio in \S+one; passed over: file with suffix \.txt \(1\)"
+    ):
+        Augmenter((step,), "test")

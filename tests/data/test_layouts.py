@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
-from uniaudio.data.source import Row, describe_left_out, open_source
-from uniaudio.data.sources.folders import walk_files
+from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.folders import describe_left_out, walk_files
 from uniaudio.data.sources.places import files_of_split
 from uniaudio.data.sources.split_names import choose_files, has_words, named_splits
 from uniaudio.errors import UserError
@@ -109,7 +109,7 @@ def test_every_suffix_that_is_read_is_taken_and_others_are_counted(tmp_path):
     write_clips(tmp_path / "data", *names, "h.txt", "i.raw", "j", ".k.wav", ".git/l.wav")
     source = audiofolder(tmp_path)
     assert [row.key for row in source.rows()] == sorted(names)
-    assert describe_left_out(source) == (
+    assert describe_left_out(source.left_out) == (
         "file with suffix .raw (1), file with suffix .txt (1), file without suffix (1), hidden file or folder (2)"
     )
     for name in names:

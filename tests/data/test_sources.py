@@ -1,5 +1,6 @@
 """Manifests, folders and tables: all rows once, the rest from any place, and what is said about bad input."""
 
+import codecs
 import json
 import math
 import tarfile
@@ -252,23 +253,66 @@ def test_a_segment_that_ends_before_it_begins_is_a_bad_row(kaldi):
     assert (first.reason, second.key) == ("empty audio", "u2")
 
 
-@pytest.mark.parametrize(
+BAD_KALDI_LINES = pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("wav.scp", "rec1 sox long.flac -t wav - |\n", r"wav\.scp: line 1: rec1 is a command"),
         ("wav.scp", "rec1\n", r"wav\.scp: line 1: needs at least 2 words"),
         ("segments", "u1 rec2 0 1\n", r"segments: line 1: wav\.scp has no recording 'rec2'"),
-        ("wav.scp", "rec1 long.flac\n\nrec1 b.flac\n", r"wav\.scp: line 3: 'rec1' stands in a line before"),
         ("segments", "u1 rec1 a b\n", r"segments: line 1: times must be seconds"),
         ("segments", "u1 rec1 0 nan\n", r"segments: line 1: times must be seconds, got 0 nan"),
         ("segments", "u1 rec1 0 1 1\n", r"segments: line 1: names a channel"),
-        ("utt2spk", "u1 anna\nu2\n", r"utt2spk: line 2: needs at least 2 words, has 'u2'"),
+        ("segments", "u1 rec1 0\n", r"segments: line 1: needs at least 4 words"),
     ],
 )
-def test_kaldi_mistakes(kaldi, file, text, message):
+
+
+@BAD_KALDI_LINES
+def test_kaldi_folders_without_a_usable_line_are_mistakes(kaldi, file, text, message):
     (kaldi / "kaldi" / file).write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"none of \d rows .* can be read \(broken metadata: .*{message}"):
         open_source(card(kaldi, {"kaldi": "kaldi"}), "train")
+
+
+@BAD_KALDI_LINES
+def test_a_bad_line_of_a_kaldi_file_costs_its_utterances_alone(kaldi, file, text, message):
+    (kaldi / "kaldi" / "wav.scp").write_text("rec1 long.flac\nrec9 long.flac\n")
+    (kaldi / "kaldi" / "segments").write_text("u1 rec1 0.2 0.3\nu9 rec9 0.5 1.0\n")
+    good = {"wav.scp": "rec9 long.flac\n", "segments": "u9 rec9 0.5 1.0\n"}[file]
+    (kaldi / "kaldi" / file).write_text(text + good)
+    bad, row = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
+    assert (bad.key, bad.reason, row.key) == ("u1", "broken metadata", "u9")
+    with pytest.raises(RowError, match=message):
+        raise bad
+    (kaldi / "kaldi" / "segments").unlink()
+    if file == "wav.scp":
+        bad, row = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
+        assert (bad.key, bad.reason, row.key) == ("rec1", "broken metadata", "rec9")
+
+
+def test_a_name_that_comes_again_in_a_kaldi_file_is_a_bad_row(kaldi):
+    (kaldi / "kaldi" / "wav.scp").write_text("rec1 long.flac\nrec1 b.flac\n")
+    rows = list(open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows())
+    assert [row.key for row in rows] == ["rec1", "u1", "u2", "u3"]
+    assert "wav.scp: line 2: 'rec1' stands in a line before" in str(rows[0])
+    (kaldi / "kaldi" / "segments").unlink()
+    first, again = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
+    assert (first.columns["path"], again.key, again.reason) == ("long.flac", "rec1#2", "broken metadata")
+
+
+def test_a_bad_line_of_a_column_of_kaldi_concerns_those_who_use_the_column(kaldi):
+    (kaldi / "kaldi" / "utt2spk").write_text("u1 anna\nu2\nu3 carl\n")
+    (kaldi / "kaldi" / "text").write_text("u1 one\nu2 two\nu1 other\n")
+    data = card(kaldi, {"kaldi": "kaldi"}, columns={"who": "{{ speaker }}", "said": "{{ text }}"})
+    rows = list(open_source(data, "train").rows())
+    fields = [data.fields(row.columns) for row in rows]
+    assert [fields[0]["who"], fields[1]["said"], fields[2]["who"]] == ["anna", "two", "carl"]
+    assert "utt2spk: line 2: needs at least 2 words, has 'u2'" in str(fields[1]["who"])
+    assert "text: line 3: 'u1' stands in a line before" in str(fields[0]["said"])
+    kept = open_source(
+        card(kaldi, {"kaldi": "kaldi"}, splits={"train": {"keep": "speaker != 'carl'"}}), "train"
+    )
+    assert [(row.key, isinstance(row, RowError)) for row in kept.rows()] == [("u1", False), ("u2", True)]
 
 
 @pytest.mark.parametrize(
@@ -370,3 +414,93 @@ def test_members_before_the_damage_of_an_archive_are_found(tmp_path):
     assert numbers([first]) == [(1, 1)]
     assert "damaged before it" in str(second)
     assert third.reason == "broken metadata"
+
+
+def test_an_open_quote_costs_one_line_of_a_table(tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.wav").write_bytes(clip_bytes(1))
+    lines = [
+        "audio,text",
+        'a.wav,"two',
+        'lines"',
+        'b.wav,"open',
+        "c.wav,low",
+        'd.wav,"high, ""tone"""',
+        'a.wav,"x"y',
+    ]
+    (tmp_path / "rows.csv").write_text("\r\n".join(lines) + "\r\n")
+    rows = list(open_source(card(tmp_path, {"csv": "rows.csv"}), "train").rows())
+    assert [row.key for row in rows] == ["a.wav", "line 4", "c.wav", "d.wav", "line 7"]
+    texts = [row.columns["text"] for row in rows if isinstance(row, Row)]
+    assert texts == ["two\r\nlines", "low", 'high, "tone"']
+    (tmp_path / "rows.csv").write_text("audio,text\n" + 'a.wav,"open\n' + "b.wav,low\n" * 3)
+    rows = list(open_source(card(tmp_path, {"csv": "rows.csv"}), "train").rows())
+    assert [row.key for row in rows] == ["line 2", "b.wav", "b.wav#2", "b.wav#3"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "kaldi", "audiofolder"])
+def test_manifests_with_a_byte_order_mark(tmp_path, encoding, kind):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "ä.wav").write_bytes(clip_bytes(1))
+    files = {
+        "jsonl": {"manifest.jsonl": '{"audio": "ä.wav", "text": "größer"}\r\n'},
+        "csv": {"manifest.csv": "audio,text\r\nä.wav,größer\r\n"},
+        "kaldi": {"wav.scp": "u1 ä.wav\r\n", "text": "u1 größer\r\n"},
+        "audiofolder": {"metadata.csv": "file_name,text\r\nä.wav,größer\r\n"},
+    }[kind]
+    for name, text in files.items():
+        mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+        (folder / name).write_bytes(mark + text.encode(encoding))
+    [row] = open_source(card(tmp_path, {kind: "data"}), "train").rows()
+    assert row.columns["text"] == "größer"
+    assert row.audio[0].known_seconds() == pytest.approx(0.1)
+
+
+def test_bytes_that_are_no_utf_16_cost_their_row_alone(tmp_path):
+    (tmp_path / "a.wav").write_bytes(clip_bytes(1))
+    content = "audio\ttext\na.wav\tone\na.wav\tbad \ud800\na.wav\tthree".encode("utf-16", "surrogatepass")
+    (tmp_path / "rows.tsv").write_bytes(content + b"!")
+    data = card(tmp_path, {"csv": "rows.tsv"}, columns={"said": "{{ text }}"})
+    fields = [data.fields(row.columns)["said"] for row in open_source(data, "train").rows()]
+    assert fields[0] == "one"
+    assert [str(field).isascii() for field in fields] == [True, False, False]
+
+
+def bad_text(values):
+    """Return a column of text from bytes that need not be UTF-8."""
+    plain = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.StringArray.from_buffers(len(values), *plain.buffers()[1:])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_a_value_of_parquet_that_is_no_utf_8_costs_its_row_alone(tmp_path, kind):
+    (tmp_path / "data").mkdir()
+    clips = pyarrow.array([clip_bytes(n) for n in range(4)])
+    table = {
+        "audio": pyarrow.StructArray.from_arrays(
+            [clips, bad_text([b"0.wav", b"1.wav", b"2.wav", b"\xff"])], ["bytes", "path"]
+        ),
+        "text": bad_text([b"zero", b"\xff\xfe", b"two", b"three"]),
+        "n": [0, 1, 2, 3],
+    }
+    pq.write_table(pyarrow.table(table), tmp_path / "data" / "train.parquet")
+    data = card(tmp_path, {kind: str(tmp_path / "data")}, columns={"said": "{{ text }}"})
+    zero, one, two, three = open_source(data, "train").rows()
+    assert numbers([zero, one, two]) == [(0, 0), (1, 1), (2, 2)]
+    assert [data.fields(row.columns)["said"] for row in (zero, two)] == ["zero", "two"]
+    assert data.fields(one.columns)["said"].reason == "broken metadata"
+    assert isinstance(three, RowError)
+
+
+def test_a_bad_value_of_parquet_metadata_costs_its_row_alone(tmp_path):
+    (tmp_path / "data").mkdir()
+    for n in range(3):
+        (tmp_path / "data" / f"{n}.wav").write_bytes(clip_bytes(n))
+    names = [f"{n}.wav" for n in range(3)]
+    table = pyarrow.table({"file_name": names, "text": bad_text([b"zero", b"\xff", b"two"])})
+    pq.write_table(table, tmp_path / "data" / "metadata.parquet")
+    data = card(tmp_path, {"audiofolder": "data"}, columns={"said": "{{ text }}"})
+    fields = [data.fields(row.columns)["said"] for row in open_source(data, "train").rows()]
+    assert (fields[0], fields[1].reason, fields[2]) == ("zero", "broken metadata", "two")

@@ -45,6 +45,16 @@ def test_stats_of_part_of_a_source_are_estimates(tone_run, quiet):
         show_stats(recipe, 100, 10, None, None, quiet)
 
 
+def test_stats_say_what_is_odd_about_clips_and_what_is_passed_over(tone_run, tmp_path, quiet):
+    tone = np.sin(np.arange(4800) / 5)
+    soundfile.write(tmp_path / "tones" / "3.wav", np.stack([tone, -tone], 1) * 0.5, 16000)
+    [stats] = show_stats(str(tone_run.with_name("tone_recipe.yaml")), None, 2000, None, None, quiet)
+    [note] = stats.notes
+    assert note.startswith("anti-phase channels in 1 of the first 30 rows: their mean is silent")
+    quiet.file.flush()
+    assert f"{stats.name}: anti-phase channels" in (tmp_path / "told.txt").read_text()
+
+
 def test_a_packed_recipe_holds_the_same_rows(tone_run, tmp_path, quiet):
     clips = tmp_path / "tones"
     stereo = np.stack([np.full(4410, 1000), np.full(4410, 3000)], 1).astype(np.int16)

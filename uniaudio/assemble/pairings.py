@@ -16,14 +16,16 @@ from uniaudio.data.notices import ADVICE
 from uniaudio.data.questions import decode_clips, render_question, row_seconds
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.segment import unused_time_columns
-from uniaudio.data.source import Row, Source, describe_left_out, open_source
+from uniaudio.data.source import Row, Source, open_source
+from uniaudio.data.sources.folders import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
+from uniaudio.types import SAMPLE_RATE
 
 TOKENS_PER_WORD = 1.5
 QUESTION = 24  # tokens of an instruction in chat markup
 ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
-ROWS_DECODED = 5
+SECONDS_DECODED = 60.0  # of audio of every source, to see whether clips are odd
 LONGEST_DECODED = 120.0  # seconds of a clip; longer ones are not decoded to be looked at
 
 
@@ -44,10 +46,11 @@ def check_entry(entry: Entry) -> Pairing:
     seen = [
         check_pairing(entry.name, entry.dataset, entry.split, t, entry.constants) for t in entry.templates
     ]
+    augmenting = entry.augmenter.notes() if entry.augmenter is not None else []
     return replace(
         seen[0],
         answer_words=sum(pairing.answer_words for pairing in seen),
-        notes=tuple(dict.fromkeys(note for pairing in seen for note in pairing.notes)),
+        notes=tuple(dict.fromkeys([*(note for pairing in seen for note in pairing.notes), *augmenting])),
     )
 
 
@@ -83,7 +86,11 @@ def check_pairing(
         source.size,
         sum(seconds) / len(seconds) if seconds else None,
         sum(len(answer.split()) for answer in answers) / len(answers),
-        (*notes_of(source, template, answers), *notes_of_times(rows, card, template), *notes_of_clips(rows)),
+        (
+            *notes_of(source, template, answers),
+            *notes_of_times(rows, card, template),
+            *notes_of_clips(rows, SECONDS_DECODED),
+        ),
     )
 
 
@@ -126,24 +133,29 @@ def notes_of_times(rows: Sequence[Row], card: DatasetCard, template: Template) -
     ]
 
 
-def notes_of_clips(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each way in which some of the first clips are odd though usable."""
+def notes_of_clips(rows: Sequence[Row], seconds: float) -> list[str]:
+    """Return a line for each way in which some of the first clips are odd though usable.
+
+    Args:
+        seconds: of audio that are decoded at most to see it.
+    """
     kinds: Counter[str] = Counter()
-    decoded = rows[:ROWS_DECODED]
-    for row in decoded:
+    decoded = 0
+    for row in rows:
         of_row: list[str] = []
         with suppress(RowError):
-            decode_clips(row, LONGEST_DECODED, of_row)
+            seconds -= sum(map(len, decode_clips(row, LONGEST_DECODED, of_row))) / SAMPLE_RATE
         kinds.update(set(of_row))
-    return [
-        f"{kind} in {count} of the first {len(decoded)} rows: {ADVICE[kind]}" for kind, count in kinds.items()
-    ]
+        decoded += 1
+        if seconds <= 0:
+            break
+    return [f"{kind} in {count} of the first {decoded} rows: {ADVICE[kind]}" for kind, count in kinds.items()]
 
 
 def notes_of(source: Source, template: Template, answers: Sequence[str]) -> list[str]:
     """Return what a person should know of a source that can be used."""
     notes = []
-    if passed_over := describe_left_out(source):
+    if passed_over := describe_left_out(source.left_out):
         notes.append(f"passed over: {passed_over}")
     if template.labels is None and all(answer.strip().isdigit() for answer in answers):
         shown = ", ".join(dict.fromkeys(answers[:5]))

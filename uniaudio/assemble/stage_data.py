@@ -13,7 +13,8 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.loader import PlanState, StepBatch, make_loader, sharing
 from uniaudio.data.order import number
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.source import describe_left_out, open_source
+from uniaudio.data.source import open_source
+from uniaudio.data.sources.folders import describe_left_out
 from uniaudio.data.stream import Mixture
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import is_main, rank, world_size
@@ -91,8 +92,9 @@ class StageData:
         told = sharing(mixture, data.workers, world_size())
         notes = [told] if told else []
         for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
-            if passed_over := describe_left_out(source):
+            if passed_over := describe_left_out(source.left_out):
                 notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
+            notes += entry.augmenter.notes() if entry.augmenter is not None else []
         for note in notes if is_main() and state is None else ():
             Console().print(note, style="yellow", highlight=False)
         return make_loader(

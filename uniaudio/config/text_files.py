@@ -27,7 +27,7 @@ def read_text_file(path: Path) -> str:
     Raises:
         UserError: naming the file, and the line that is not in that encoding.
     """
-    mark, encoding, content = read_encoded(path)
+    mark, encoding, content = split_mark(read_bytes(path))
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as problem:
@@ -49,18 +49,32 @@ def read_text_of_rows(path: Path) -> str:
     Raises:
         UserError: when the file cannot be read.
     """
-    _, encoding, content = read_encoded(path)
+    _, encoding, content = split_mark(read_bytes(path))
     return content.decode(encoding, "surrogateescape" if encoding == "utf-8" else "uniaudio_not_text")
 
 
-def read_encoded(path: Path) -> tuple[bytes, str, bytes]:
-    """Return the byte order mark of a file, the encoding it stands for, and what follows it.
+def decode_text(content: bytes) -> str:
+    """Return the text of bytes in the encodings of ``read_text_file``.
 
     Raises:
-        UserError: when the file cannot be read.
+        UnicodeDecodeError: when they are in none of them.
+    """
+    _, encoding, content = split_mark(content)
+    return content.decode(encoding)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        UserError: when it cannot be read.
     """
     with convert_to_user_error(f"{path}: cannot be read"):
-        content = path.read_bytes()
+        return path.read_bytes()
+
+
+def split_mark(content: bytes) -> tuple[bytes, str, bytes]:
+    """Return the byte order mark at the beginning of bytes, the encoding it stands for, and what follows it."""
     mark, encoding = next(
         ((mark, name) for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), (b"", "utf-8")
     )

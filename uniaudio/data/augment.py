@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,6 +24,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from uniaudio.config.schema import Strict
 from uniaudio.data.audio import QUANTA, decode
+from uniaudio.data.sources.folders import describe_left_out, describe_suffix, walk_files
 from uniaudio.data.sources.suffixes import SUFFIXES
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import PER_MILLE, SAMPLE_RATE
@@ -320,10 +322,26 @@ class Augmenter:
     where: str
 
     def __post_init__(self) -> None:
-        for step in self.steps:
-            folder = getattr(step.transform, "files", None)
-            if folder is not None and not audio_files(folder):
-                raise UserError(f"{self.where}: files: there is no audio in {folder}")
+        for folder, described in self.folders.items():
+            if not find_audio_files(folder)[0]:
+                beside = f"; passed over: {described}" if described else ""
+                raise UserError(f"{self.where}: files: there is no audio in {folder}{beside}")
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Return the folders of noises and responses, and what is passed over in each."""
+        named = [getattr(step.transform, "files", None) for step in self.steps]
+        return {
+            folder: describe_left_out(find_audio_files(folder)[1]) for folder in named if folder is not None
+        }
+
+    def notes(self) -> list[str]:
+        """Return a line for each folder of noises or responses in which something is passed over."""
+        return [
+            f"{self.where}: files: of {folder}, passed over: {described}"
+            for folder, described in self.folders.items()
+            if described
+        ]
 
     @cached_property
     def transforms(self) -> tuple[Transform, ...]:
@@ -355,9 +373,19 @@ class Augmenter:
 
 
 @lru_cache(maxsize=64)
-def audio_files(folder: str) -> tuple[Path, ...]:
-    """Return the audio files below a folder, sorted: their order is part of what is drawn."""
-    return tuple(p for p in sorted(Path(folder).expanduser().rglob("*")) if p.suffix.lower() in SUFFIXES)
+def find_audio_files(folder: str) -> tuple[tuple[Path, ...], Counter[str]]:
+    """Return the audio files below a folder, sorted, for their order is part of what is drawn; and what is passed over.
+
+    Links are followed as in folders of clips.
+    """
+    left_out: Counter[str] = Counter()
+    files = []
+    for file in sorted(walk_files(Path(folder).expanduser(), left_out)):
+        if file.suffix.lower() in SUFFIXES:
+            files.append(file)
+        else:
+            left_out[describe_suffix(file)] += 1
+    return tuple(files), left_out
 
 
 @lru_cache(maxsize=128)
@@ -367,7 +395,7 @@ def decoded(path: Path) -> Wave:
 
 def some_file(folder: str, rng: random.Random) -> Wave:
     """Return the samples of a random file of a folder."""
-    wave = decoded(rng.choice(audio_files(folder)))
+    wave = decoded(rng.choice(find_audio_files(folder)[0]))
     if float(np.abs(wave).max()) == 0:
         raise RowError("broken augmentation", f"a file of {folder} is silent")
     return wave

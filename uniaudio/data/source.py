@@ -24,6 +24,7 @@ from uniaudio.data.audio import Encoded, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.segment import read_span
+from uniaudio.data.sources.folders import describe_left_out
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, printable
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
@@ -386,14 +387,9 @@ def open_source(card: DatasetCard, split: str) -> Source:
         if collects:
             gc.enable()
     if source.size == 0:
-        passed_over = describe_left_out(source)
+        passed_over = describe_left_out(source.left_out)
         raise UserError(
             f"{card.path}: split '{split}' keeps no rows of {card.load.location}"
             f"{f'; passed over: {passed_over}' if passed_over else ''}"
         )
     return source
-
-
-def describe_left_out(source: Source) -> str:
-    """Return what lies in a source's place and is no part of it, by reason and number; empty where there is nothing."""
-    return ", ".join(f"{reason} ({count:,})" for reason, count in sorted(source.left_out.items()) if count)

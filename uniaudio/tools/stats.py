@@ -15,15 +15,18 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
+from uniaudio.assemble.pairings import notes_of_clips
 from uniaudio.config.run import RunConfig
 from uniaudio.data.questions import render_question, row_seconds
 from uniaudio.data.recipe import Entry
 from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.folders import describe_left_out
 from uniaudio.errors import RowError, UserError
 from uniaudio.tools.opened import open_recipe
 
 ROWS = 2000  # of every source that are looked at, unless more are asked for
 BINS = 30
+ROWS_DECODED, SECONDS_DECODED = 100, 600.0  # of every source, to see whether clips are odd
 
 
 @dataclass
@@ -33,6 +36,7 @@ class EntryStats:
     Args:
         rows: of the source, None where nobody knows. looked_at, unusable: rows read here. hours: counted, or estimated
             from the rows read where ``estimated``. epochs: over the steps asked about.
+        notes: what is passed over, and what is odd about clips.
     """
 
     name: str
@@ -45,12 +49,14 @@ class EntryStats:
     epochs: float | None = None
     seconds: list[float] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def look_at(entry: Entry, limit: int) -> EntryStats:
     """Read the first rows of a source: lengths from rows or headers, answers as they would be learned."""
     source = open_source(entry.dataset, entry.split)
     stats = EntryStats(entry.name, entry.share, source.size)
+    usable: list[Row] = []
     for row in islice(source.rows(), limit):
         stats.looked_at += 1
         try:
@@ -66,6 +72,11 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
             continue
         stats.seconds.append(seconds)
         stats.answer_words += [len(answer.split()) for answer in answers]
+        if len(usable) < ROWS_DECODED:
+            usable.append(row)
+    if passed_over := describe_left_out(source.left_out):
+        stats.notes.append(f"passed over: {passed_over}")
+    stats.notes += notes_of_clips(usable, SECONDS_DECODED)
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total
     if total and stats.looked_at:
@@ -128,6 +139,9 @@ def show_stats(
             if entry_stats.rows:
                 entry_stats.epochs = entry_stats.share * examples / entry_stats.rows
     console.print(stats_table(recipe.name, stats, steps))
+    for entry_stats in stats:
+        for note in entry_stats.notes:
+            console.print(f"{entry_stats.name}: {note}", style="yellow", highlight=False, markup=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps([asdict(s) for s in stats], indent=1) + "\n", encoding="utf-8")

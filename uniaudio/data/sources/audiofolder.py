@@ -8,7 +8,7 @@ from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
-from uniaudio.data.sources.folders import walk_files
+from uniaudio.data.sources.folders import describe_suffix, walk_files
 from uniaudio.data.sources.listed import ListedSource
 from uniaudio.data.sources.places import folder_of_split
 from uniaudio.data.sources.suffixes import CLIPS
@@ -32,9 +32,7 @@ class AudioFolderSource(ListedSource):
             elif file.suffix.lower() in CLIPS:
                 clips.add(file.relative_to(folder).as_posix())
             else:
-                self.left_out[
-                    f"file with suffix {file.suffix.lower()}" if file.suffix else "file without suffix"
-                ] += 1
+                self.left_out[describe_suffix(file)] += 1
         place = Path(card.load.location)
         if folder.is_relative_to(place):
             above = folder.parents[: len(folder.parts) - len(place.parts)]

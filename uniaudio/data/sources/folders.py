@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 HIDDEN = (".", "__MACOSX")  # how names begin that systems and tools add
@@ -50,3 +50,13 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """Return what lies in a place and is not taken, by reason and number; empty where there is nothing."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in sorted(left_out.items()) if count)
+
+
+def describe_suffix(file: Path) -> str:
+    """Return the reason for which a file is passed over that is no clip by its name."""
+    return f"file with suffix {file.suffix.lower()}" if file.suffix else "file without suffix"

@@ -92,8 +92,9 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
                     rows.append(dict(zip(header, fields, strict=True)))
             begin = start + reader.line_num if not problem else begin + 1
         if problem:
-            rows.append(RowError("broken metadata", f"line {begin}: {problem}"))
-            rows[-1].key = f"line {begin}"
+            broken = RowError("broken metadata", f"line {begin}: {problem}")
+            broken.key = f"line {begin}"
+            rows.append(broken)
     return rows
 
 

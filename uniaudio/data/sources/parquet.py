@@ -185,7 +185,9 @@ class ParquetSource(ShardedSource):
         """Return whether a column holds clips as the Hub has them; those that the card does not name are never read."""
         return pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
 
-    def clips(self, file: pq.ParquetFile, group: int, heavy: list[str]) -> Callable[[int], pyarrow.RecordBatch | None]:
+    def clips(
+        self, file: pq.ParquetFile, group: int, heavy: list[str]
+    ) -> Callable[[int], pyarrow.RecordBatch | None]:
         """Return a function from the row of a group to its audio columns, as a batch of one row.
 
         It reads on as far as it must; None where there are no such columns.
@@ -213,8 +215,9 @@ class ParquetSource(ShardedSource):
         def make() -> Row | None:
             if not keeps_row(self.card, columns, self.split):
                 return None
-            names = clips.schema.names if clips is not None else ()
-            stored = {**columns, **{name: plain(clips.column(name), 0) for name in names}}
+            stored = dict(columns)
+            if clips is not None:
+                stored |= {name: plain(clips.column(name), 0) for name in clips.schema.names}
             return make_row(self.card, key, columns, stored, folder)
 
         return row_or_error(make, key)
@@ -256,7 +259,9 @@ def rows_of_table(table: pyarrow.Table, namings: Mapping[str, Naming]) -> list[d
     try:
         rows = table.to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):  # such as text that is not UTF-8, in some row
-        columns = {name: [read_value(name, value) for value in table.column(name)] for name in table.column_names}
+        columns = {
+            name: [read_value(name, value) for value in table.column(name)] for name in table.column_names
+        }
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [name_columns(row, namings) for row in rows]
 

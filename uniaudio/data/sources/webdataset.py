@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uniaudio.config.text_files import decode_text
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import (
     AudioRef,
@@ -161,7 +162,7 @@ def is_audio(name: str) -> bool:
 def text_of(member: Member) -> str | None:
     """Return a text member's content; None for anything else, such as a picture or an array."""
     try:
-        return member.content.decode("utf-8").strip() if isinstance(member.content, bytes) else None
+        return decode_text(member.content).strip() if isinstance(member.content, bytes) else None
     except UnicodeDecodeError:
         return None
 
