@@ -1,10 +1,14 @@
 """Files that would make a reader work for hours or fill its memory end with one sentence, soon."""
 
+import copy
 import time
 
 import pytest
 
+from uniaudio.cli import main
+
 from uniaudio.config.strict_yaml import parse
+from uniaudio.data.chat_markup import read_chat_markup
 from uniaudio.data.jinja import Condition, Text
 from uniaudio.data.sources.places import expand_braces
 from uniaudio.errors import RowError, UserError
@@ -82,6 +86,73 @@ def test_a_template_that_multiplies_ends_with_a_sentence(source):
 def test_a_condition_that_multiplies_ends_with_a_sentence(source):
     with pytest.raises(UserError):
         Condition(source, "c.yaml: keep").holds(ROW)
+
+
+TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+CHAT_TEMPLATES = {
+    "product": "{{ 'x' * 10**9 }}",
+    "loops": "{% for i in range(9999) %}{% for j in range(9999) %}{% continue %}{% endfor %}{% endfor %}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "bounded recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    "doubling": DOUBLED.replace("START", "[1]").replace("STEP", "dict(a=ns.x, b=ns.x)").replace("USE", ""),
+    "turns": "{% set ns = namespace(x=messages) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "generation": "{% for i in range(99999) %}{% generation %}{{ messages }}{% endgeneration %}{% endfor %}",
+    "time": "{{ strftime_now('%Y' * 400000) }}",
+    "wide time": "{{ strftime_now('%9999Y' * 9999) }}",
+    "separators": "{{ (range(9000) | list) | tojson(separators=('y' * 90000, ':')) }}",
+    "indentation": "{{ {'a': messages} | tojson(indent='y' * 90000) }}",
+    "keys": "{{ dict.fromkeys(range(99999), 'x' * 99999) }}",
+    "message": "{{ raise_exception('\x1b[31m' + 'x' * 900000) }}",
+    "lorem ipsum": "{{ lipsum(n=10000000) }}",
+    "nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "branches": "{% if a %}1" + "{% elif a %}1" * 7000 + "{% endif %}",
+    "length": "x" * 200_000,
+    "long prompt": "{{ '<a>' * 9000 }}",
+}
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_a_chat_template_that_multiplies_ends_with_a_sentence(chat_tokenizer, name):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATES[name] + TURNS
+    started = time.monotonic()
+    with pytest.raises(UserError, match="^the decoder's chat template cannot write") as told:
+        read_chat_markup(tokenizer)
+    assert time.monotonic() - started < SECONDS
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 1000
+
+
+@pytest.mark.parametrize("command", ["check", "preview", "train"])
+def test_commands_end_with_a_sentence_for_such_a_decoder(tone_run, capsys, command):
+    folder = tone_run.parent / "qwen"
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES["loops"])
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as left:
+        main([command, str(tone_run)])
+    assert time.monotonic() - started < SECONDS
+    assert left.value.code == 2
+    assert "takes more than 10,000 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"),
+    [
+        ("{{ bos_token ~ strftime_now('%%') ~ ({'a': 1} | tojson) }}", '<|im_start|>%{"a": 1}'),
+        ("{{ [1, {'b': 'ä'}] | tojson(indent=2) }}", '[\n  1,\n  {\n    "b": "ä"\n  }\n]'),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{% generation %}{{ messages | length }}{% endgeneration %}", "1"),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = 5 %}{% endfor %}{{ ns.n }}", "5"),
+    ],
+)
+def test_what_chat_templates_use_is_there(chat_tokenizer, template, prefix):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.chat_template = template + TURNS
+    turn = {"role": "user", "content": "Question"}
+    stock = tokenizer.apply_chat_template([turn], tokenize=False)
+    assert stock == f"{prefix}user: Question<|im_end|>"
+    assert read_chat_markup(tokenizer).prefix == f"{prefix}user: "
 
 
 @pytest.mark.parametrize(

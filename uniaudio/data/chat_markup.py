@@ -6,17 +6,24 @@ Templates may write today's date, so the same template read tomorrow is another 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Self
 
+from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from uniaudio.data.jinja import LONGEST_SOURCE
+from uniaudio.data.template_limits import BUDGET, LimitedEnvironment
 from uniaudio.errors import UserError, convert_to_user_error
 
 USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
 NO_THOUGHT = {"enable_thinking": False, "thinking": False}  # switches of templates; others ignore them
 PREFIX_KEY, SUFFIX_KEY, END_KEY = "prompt_prefix", "prompt_suffix", "end_of_turn"  # in ``bases.json``
+LONGEST_TURNS = 20_000  # characters of a conversation that holds nothing yet; tags are looked for in them
+MOST_FOR_A_SIGN = 256  # characters that Python lets strftime write for one of a format
 # a tag that opens something: <think>, [THINK], <|begin_of_thought|>, <seed:think>
 OPENING = re.compile(r"(?P<left>[<\[◁]\|?)(?P<name>[A-Za-z][\w:]*)(?P<right>\|?[>\]▷])")
 THOUGHT = re.compile(r"think|thought|reason|reflect|scratchpad", re.IGNORECASE)
@@ -95,18 +102,62 @@ def render_turns(
 ) -> str:
     """Return the text of a conversation, with every known switch of thinking off.
 
+    What ``apply_chat_template`` would return, within the limits of our own templates.
+
     Raises:
-        UserError: with what the template raised.
+        UserError: with what the template raised, or the limit it went over.
     """
     with convert_to_user_error(
         "the decoder's chat template cannot write a question of the user and its answer",
         "correct chat_template.jinja in a copy of the decoder's folder, or use another decoder",
     ):
-        return str(
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt, **NO_THOUGHT
-            )
+        template = compile_chat_template(tokenizer.get_chat_template())
+        BUDGET.begin()
+        text = template.render(
+            messages=turns,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **{**tokenizer.special_tokens_map, **NO_THOUGHT},
         )
+        if len(text) > LONGEST_TURNS:
+            raise ValueError(f"it writes {len(text):,} characters, and {LONGEST_TURNS:,} are allowed")
+        return text
+
+
+@lru_cache(maxsize=8)
+def compile_chat_template(source: str) -> Template:
+    """Compile a chat template with the tags, filters and functions of transformers, its renderings limited.
+
+    Raises:
+        ValueError: when it is too long. TemplateError and others: when it cannot be compiled.
+    """
+    if len(source) > LONGEST_SOURCE:
+        raise ValueError(f"it has {len(source):,} characters, and {LONGEST_SOURCE:,} are allowed")
+    stock = _compile_jinja_template("").environment
+    limited = LimitedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[type(extension) for extension in stock.extensions.values()],
+    )
+    limited.globals |= {
+        name: value
+        for name, value in stock.globals.items()
+        if name not in limited.globals and name != "lipsum"
+    }
+    for name in ("dict", "namespace"):  # those of transformers are stricter than Jinja's
+        limited.globals[name] = stock.globals[name]
+    limited.globals["strftime_now"] = partial(write_time, stock.globals["strftime_now"])
+    limited.filters["tojson"] = stock.filters["tojson"]
+    limited.limit_filters()
+    BUDGET.begin()  # constant expressions are worked out when they are compiled
+    return limited.from_string(source)
+
+
+def write_time(write: Callable[[str], str], format: str) -> str:
+    """Write the time in a format of bounded length: one field of it can be as wide as the C library allows."""
+    BUDGET.allow(MOST_FOR_A_SIGN * len(format))
+    return write(format)
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -24,6 +24,7 @@ STEPS = 10_000  # of loops, calls and filters in one rendering
 SIZE = 1_000_000  # characters and list items that one rendering makes
 SECONDS = 1.0
 WIDTH = 1_000  # of fields, lines and groups
+INDENT = 32  # characters of an indentation or a separator in JSON, written once for every level or item
 DIGITS = 10_000  # binary ones of a whole number
 SLOW_SIZE = 100_000  # characters for filters that read a text many times
 PADDING = (
@@ -37,7 +38,6 @@ PADDING = (
     "slice",
     "indent",
     "wordwrap",
-    "tojson",
 )
 SLOW = ("striptags", "urlize", "wordwrap", "xmlattr")
 WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z]*(?:\*|\d{4})")
@@ -172,6 +172,8 @@ def check_growth(name: str, value: Any, arguments: tuple[Any, ...], options: Map
     given = (*arguments, *options.values())
     if name in PADDING and any(isinstance(one, int) and abs(one) > WIDTH for one in given):
         raise TemplateLimitError(f"{name}: a width over {WIDTH:,}")
+    if name == "tojson" and any((one if isinstance(one, int) else size_of(one)) > INDENT for one in given):
+        raise TemplateLimitError(f"tojson: an indentation or separator over {INDENT} characters")
     if name in SLOW and size > SLOW_SIZE:
         raise TemplateLimitError(f"{name}: a text over {SLOW_SIZE:,} characters")
     if name == "replace" and len(arguments) > 1:
