@@ -6,7 +6,6 @@ import time
 import pytest
 
 from uniaudio.cli import main
-
 from uniaudio.config.strict_yaml import parse
 from uniaudio.data.chat_markup import read_chat_markup
 from uniaudio.data.jinja import Condition, Text
@@ -116,7 +115,7 @@ def test_a_chat_template_that_multiplies_ends_with_a_sentence(chat_tokenizer, na
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = CHAT_TEMPLATES[name] + TURNS
     started = time.monotonic()
-    with pytest.raises(UserError, match="^the decoder's chat template cannot write") as told:
+    with pytest.raises(UserError, match=r"^the decoder's chat template cannot write") as told:
         read_chat_markup(tokenizer)
     assert time.monotonic() - started < SECONDS
     assert str(told.value).isprintable()
