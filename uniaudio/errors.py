@@ -91,7 +91,9 @@ def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
     except (UserError, RowError, LostProcessError):
         raise
     except Exception as problem:
-        raise UserError(f"{what} ({printable(first_line(problem))})" + (f"; {fix}" if fix else "")) from problem
+        raise UserError(
+            f"{what} ({printable(first_line(problem))})" + (f"; {fix}" if fix else "")
+        ) from problem
 
 
 @contextmanager
