@@ -41,7 +41,17 @@ def task(count: int = 60, noise: float = 0.1, **frame) -> tuple[TaskRows, Embedd
     card = DatasetCard("d", Load(jsonl="d"), "CC0", None, ("audio",), {}, {}, Path("d.yaml"))
     parts = {"train": half[0], "test": half[1]}
     trials = (Trial(half[0], None, half[1]),)
-    rows = TaskRows("d", settings, card, ("train", "test"), tuple(answers), parts, trials, ("cat", "dog"))
+    rows = TaskRows(
+        "d",
+        settings,
+        card,
+        ("train", "test"),
+        np.arange(len(answers)),
+        tuple(answers),
+        parts,
+        trials,
+        ("cat", "dog"),
+    )
     lengths = torch.tensor([len(own) for own in frames])
     return rows, Embedded(torch.cat(frames), lengths, torch.arange(count))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import tiny_whisper, tone
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -157,7 +158,7 @@ def test_masked_embeddings_are_means_over_real_frames(tones, monkeypatch):
     """Clip by clip, through windows that cut the set in the middle."""
     monkeypatch.setattr(task_embeddings, "WINDOW_SECONDS", 5.0)
     rows = the_task(tones)
-    found = embed_task(encoder(), "m", rows, "d", "masked")[0]
+    found = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
     clips = [decode(row.audio[0].source, 60, "") for row in rows.rows()]
     assert len(clips) == 40
     for vector, clip in zip(found.values, clips, strict=True):
@@ -166,7 +167,7 @@ def test_masked_embeddings_are_means_over_real_frames(tones, monkeypatch):
 
 def test_xares_embeddings_pad_batches_of_their_part_in_order(tones):
     rows = the_task(tones, encode=4)
-    found = embed_task(encoder(), "m", rows, "d", "xares")[0]
+    found = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
     clips = [decode(row.audio[0].source, 60, "") for row in rows.rows()]
     assert len(rows.parts["train"]) == 30  # the last batch of the part holds two clips, none of the test part
     for part in rows.parts.values():
@@ -190,7 +191,7 @@ def test_crops_are_whole_and_short_clips_are_padded():
 
 def test_pieces_of_crops_keep_the_label_of_their_clip(tones):
     rows = the_task(tones, crop=0.2, encode=8)
-    found = embed_task(encoder(), "m", rows, "d", "xares")[0]
+    found = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
     counts = [len(decode(row.audio[0].source, 60, "")) // 3200 for row in rows.rows()]
     assert found.owner.tolist() == [row for row, count in enumerate(counts) for _ in range(count)]
     pieces = found.pieces_of(rows.parts["test"])
@@ -205,7 +206,7 @@ def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, mo
 
     def embed(model, **task):
         rows = the_task(tones, **task)
-        return embed_task(model, model_digest(model), rows, content_digest(rows.rows()), "masked")[0]
+        return embed_task(model, model_digest(model), rows, content_digest(rows.rows()), "masked")[1][0]
 
     first = embed(own)
     again = embed(encoder())
@@ -217,8 +218,6 @@ def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, mo
         next(own.parameters()).view(-1)[0] += 1
     embed(own)
     assert len(made) == 2
-    import soundfile
-
     soundfile.write(tones / "tones" / "3.wav", tone(0.4, 555, 3), 16000)
     changed = embed(encoder())
     assert len(made) == 3
@@ -227,10 +226,10 @@ def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, mo
 
 def test_a_damaged_cache_file_is_made_again(tones):
     rows = the_task(tones)
-    first = embed_task(encoder(), "m", rows, "d", "masked")[0]
+    first = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
     (file,) = (tones / "cache" / "embeddings" / "m").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert (embed_task(encoder(), "m", rows, "d", "masked")[0].values == first.values).all()
+    assert (embed_task(encoder(), "m", rows, "d", "masked")[1][0].values == first.values).all()
 
 
 def test_the_digest_of_a_model_knows_weights_and_settings_and_no_path(tones):
@@ -304,9 +303,85 @@ def test_a_test_label_that_was_never_trained_is_told(tones):
         the_task(tones)
 
 
-def test_a_clip_that_cannot_be_read_ends_the_probe(tones):
+def spoil(root: Path) -> None:
+    """Make the rows of the clips 3 to 8 unusable, each for another reason, and let clip 9 be clipped."""
+    rows = manifest_rows(root)
+    (root / "tones" / "3.wav").write_bytes(b"no audio")
+    (root / "tones" / "4.wav").unlink()
+    rows[5]["duration"] = 7.0
+    rows[6]["label"] = ["low", "high"]
+    del rows[7]["label"]
+    rows[8]["label"] = None
+    soundfile.write(root / "tones" / "9.wav", 2 * tone(0.4, 555, 3) / 16384, 16000, subtype="FLOAT")
+    write_manifest(root, rows)
+
+
+def test_rows_that_cannot_be_used_are_skipped_counted_and_told(tones, capsys):
+    spoil(tones)
+    name = write_suite(tones, {"tone": {"probes": ["knn"]}})
+    model = str(tones / "whisper")
+    result = probe_suite([model], name, "masked", None, 1, layers=False)
+    facts = result["tasks"]["tone"]
+    assert [(skip["row"], skip["reason"]) for skip in facts["skipped"]] == [
+        ("6.wav", "broken metadata"),
+        ("7.wav", "missing column"),
+        ("8.wav", "missing column"),
+        ("3.wav", "broken audio"),
+        ("4.wav", "missing file"),
+        ("5.wav", "stated duration is wrong"),
+    ]
+    assert facts["notices"] == {"clipped samples": 1}
+    assert (facts["train"], facts["test"]) == (24, 10)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tone: 6 rows skipped: 2 missing column, 1 broken metadata, 1 broken audio, 1 missing file" in said
+    assert "first skipped row: 6.wav: broken metadata ('label' must be one class" in said
+    assert "tone: clipped samples in 1 clip: more than one sample in a hundred" in said
+    again = probe_suite([model], name, "masked", None, 1, layers=False)  # from the cache
+    assert again == result
+
+
+def test_the_scores_are_those_of_the_rows_that_can_be_used(tones):
+    spoil(tones)
+    name = write_suite(tones, {"tone": {}})
+    model = str(tones / "whisper")
+    skipping = probe_suite([model], name, "masked", None, 1, layers=False)["scores"]
+    write_manifest(tones, [row for i, row in enumerate(manifest_rows(tones)) if not 3 <= i <= 8])
+    assert probe_suite([model], name, "masked", None, 1, layers=False)["scores"] == skipping
+
+
+@pytest.mark.parametrize("protocol", ["masked", "xares"])
+def test_a_clip_that_cannot_be_read_leaves_the_others_theirs(tones, protocol):
+    rows = the_task(tones, folds="fold", **({"crop": 0.2} if protocol == "xares" else {}))
+    _, (whole,) = embed_task(encoder(), "m", rows, "d", protocol)
     (tones / "tones" / "7.wav").write_bytes(b"no audio")
-    with pytest.raises(UserError, match=r"task tones: tones: .*7\.wav"):
+    left, (found,) = embed_task(encoder(), "m", rows, "other", protocol)
+    assert [(skip.row, skip.reason) for skip in left.skipped] == [("7.wav", "broken audio")]
+    assert left.answers == (*rows.answers[:7], *rows.answers[8:])
+    assert [row.key for row in left.rows()] == [f"{i}.wav" for i in range(40) if i != 7]
+    assert {part: left.numbers[own].tolist() for part, own in left.parts.items()} == {
+        part: [i for i in own.tolist() if i != 7] for part, own in rows.parts.items()
+    }
+    assert left.numbers[found.owner].tolist() == [i for i in whole.owner.tolist() if i != 7]
+    if protocol == "masked":
+        torch.testing.assert_close(found.values, whole.values[whole.owner != 7], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (range(40), r"task tones: no clip can be used; first skipped row: 0\.wav: broken audio \(.*0\.wav"),
+        (range(30, 40), r"no row of 'test' can be used; first skipped row: 30\.wav: broken audio"),
+        (
+            range(0, 40, 2),
+            r"no row of class '(low|high)' can be used; first skipped row: 0\.wav: broken audio",
+        ),
+        (range(0, 30, 2), r"the test label '(low|high)' does not occur in its training rows; first skipped"),
+    ],
+)
+def test_too_many_unusable_clips_end_the_probe(tones, broken, message):
+    for i in broken:
+        (tones / "tones" / f"{i}.wav").write_bytes(b"no audio")
+    with pytest.raises(UserError, match=message):
         embed_task(encoder(), "m", the_task(tones), "d", "masked")
 
 

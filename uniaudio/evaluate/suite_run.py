@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +17,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from uniaudio.cache import model_digest
+from uniaudio.data.notices import ADVICE
 from uniaudio.evaluate.average import Standing, average_scores
 from uniaudio.evaluate.suite import Suite
 from uniaudio.evaluate.task_embeddings import Protocol, embed_task
@@ -77,6 +80,8 @@ def run_suite(
     digests = {name: model_digest(encoder) for name, encoder in encoders.items()}
     data = {own.name: content_digest(own.rows()) for own in tasks}
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    standings: dict[str, Standing] = {}
     with SuiteProgress(console) as progress:
         clips = sum(len(own.answers) for own in tasks) * len(encoders)
         embedding, probing = (
@@ -94,27 +99,34 @@ def run_suite(
         for own in tasks:
             swept[own.name] = {}
             for model, encoder in encoders.items():
-                states = embed_task(encoder, digests[model], own, data[own.name], protocol, layers, advance)
+                usable, states = embed_task(
+                    encoder, digests[model], own, data[own.name], protocol, layers, advance
+                )
                 swept[own.name][model] = [
-                    score_task(own, state, encoder.frame_rate, protocol, seeds, reader) for state in states
+                    score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]
                 progress.update(probing, advance=1, rate=f"{own.name}")
+            facts[own.name] = task_facts(usable, states[0].notices, data[own.name])
+            standings[own.name] = Standing(usable.weight, own.task.domain, own.task.private)
     scores = {task: {model: found[-1] for model, found in models.items()} for task, models in swept.items()}
-    standings = {own.name: Standing(own.weight, own.task.domain, own.task.private) for own in tasks}
     result: dict[str, Any] = {
         "suite": suite.name,
         "protocol": protocol,
         "seeds": seeds,
         "models": list(encoders),
-        "tasks": {own.name: task_facts(own, data[own.name]) for own in tasks},
+        "tasks": facts,
         "scores": scores,
         "average": average_scores(scores, standings),
     }
     return {**result, "layers": swept} if layers else result
 
 
-def task_facts(rows: TaskRows, data_sha256: str) -> dict[str, Any]:
-    """Return what a reader of the scores must know of a task; numbers of clips are those of one fold on average."""
+def task_facts(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
+    """Return what a reader of the scores must know of a task; numbers of clips are those of one fold on average.
+
+    Args:
+        rows: those that were used. notices: as in ``Embedded``.
+    """
     folds = len(rows.trials)
     return {
         "kind": rows.task.kind,
@@ -125,6 +137,8 @@ def task_facts(rows: TaskRows, data_sha256: str) -> dict[str, Any]:
         "train": round(sum(len(trial.train) for trial in rows.trials) / folds),
         "test": round(sum(len(trial.test) for trial in rows.trials) / folds),
         "folds": folds if folds > 1 else None,
+        "skipped": [asdict(skip) for skip in rows.skipped],
+        "notices": {kind: n for kind, n in zip(ADVICE, notices.tolist(), strict=True) if n},
         "data_sha256": data_sha256,
         "license": rows.card.license,
     }

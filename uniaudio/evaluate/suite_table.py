@@ -7,7 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from uniaudio.data.cursor import Skip
+from uniaudio.data.notices import ADVICE
 from uniaudio.evaluate.table import short_names
+from uniaudio.evaluate.task_rows import describe_skipped, first_reason
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 
@@ -45,7 +48,22 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
             cells = [cell(models[model].get(p), first.get(p) if place else None) for p in PROBES]
             about = (task, facts["domain"], facts["metric"]) if place == 0 else ("", "", "")
             table.add_row(*about, labels[model], *cells)
+    notes = [note for task, facts in result["tasks"].items() for note in notes_of(task, facts)]
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def notes_of(task: str, facts: Mapping[str, Any]) -> list[str]:
+    """Say which rows of a task were left out, and which of its clips are odd."""
+    notes = []
+    skipped = [Skip(**skip) for skip in facts["skipped"]]
+    if skipped:
+        notes.append(f"{task}: {describe_skipped(skipped)}{first_reason(skipped)}")
+    for kind, count in facts["notices"].items():
+        clips = "1 clip" if count == 1 else f"{count} clips"
+        notes.append(f"{task}: {kind} in {clips}: {ADVICE[kind]}")
+    return notes
 
 
 def cell(found: Mapping[str, float] | None, first: Mapping[str, float] | None) -> str:

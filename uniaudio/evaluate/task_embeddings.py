@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,11 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uniaudio.cache import read_cached, write_cached
+from uniaudio.data.cursor import Skip
+from uniaudio.data.notices import ADVICE
+from uniaudio.data.questions import decode_clips
+from uniaudio.data.source import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.cache import cache_file
 from uniaudio.evaluate.embed import length_batches
 from uniaudio.evaluate.labelled import LONGEST
-from uniaudio.evaluate.task_rows import TaskRows
+from uniaudio.evaluate.task_rows import TaskRows, first_reason
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
@@ -36,12 +42,15 @@ class Embedded:
     Args:
         values: ``[V, E]`` float32, one vector for every piece of a clip; or ``[A_total, E]`` float16 frames.
         lengths: ``[V]`` int64 numbers of frames, all 1 where vectors are pooled.
-        owner: ``[V]`` int64: the row of the task that a piece belongs to; rows are pieces unless clips are cropped.
+        owner: ``[V]`` int64: the row of the task that a piece belongs to; rows are pieces unless clips are cropped. A
+            row whose clip cannot be used has none.
+        notices: ``[K]`` int64: the clips that are odd in each of the ways of ``ADVICE``.
     """
 
     values: Tensor
     lengths: Tensor
     owner: Tensor
+    notices: Tensor = field(default_factory=lambda: torch.zeros(len(ADVICE), dtype=torch.int64))
 
     def pieces_of(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the indices of the pieces of some rows, ``[P]`` int64, in the order of the pieces."""
@@ -58,28 +67,69 @@ def embed_task(
     protocol: Protocol,
     layers: bool = False,
     advance: Advance = lambda clips, seconds: None,
-) -> list[Embedded]:
-    """Return the embeddings of a task by an encoder, from the cache where they are in it.
+) -> tuple[TaskRows, list[Embedded]]:
+    """Return the embeddings of a task by an encoder, from the cache where they are in it, and the task without the
+    rows whose clips cannot be used.
 
     Args:
         model, data: digests of the encoder and of the clips.
         layers: of every hidden state, the last being the frames; else of the frames alone.
 
     Raises:
-        UserError: when a clip cannot be read.
+        UserError: when no clip, none of a part or none of a class can be used.
     """
     pooling = pooling_name(rows, protocol)
     count = len(encoder.layer_dims) if layers else 1
     files = [cache_file(model, data, pooling, layer if layers else None) for layer in range(count)]
-    cached = [read_cached(file) for file in files]
-    if all(tensors is not None for tensors in cached):
+    states = read_embedded(files)
+    if states is not None:
         advance(len(rows.answers), 0.0)
-        return [Embedded(**tensors) for tensors in cached if tensors is not None]
-    batches = masked_batches(rows) if protocol == "masked" else padded_batches(rows)
-    found = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
-    for file, embedded in zip(files, found, strict=True):
-        write_cached(file, vars(embedded))
-    return found
+    else:
+        clips = ClipReader(rows)
+        batches = masked_batches(clips) if protocol == "masked" else padded_batches(clips)
+        states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
+        notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
+        states = [replace(state, notices=notices) for state in states]
+        for file, embedded in zip(files, states, strict=True):
+            write_cached(file, vars(embedded))
+    return drop_unread(rows, states)
+
+
+def read_embedded(files: Sequence[Path]) -> list[Embedded] | None:
+    """Return what lies in the cache; None where anything is missing."""
+    names = {one.name for one in fields(Embedded)}
+    cached = [read_cached(file) for file in files]
+    if not all(tensors is not None and set(tensors) == names for tensors in cached):
+        return None
+    return [Embedded(**tensors) for tensors in cached if tensors is not None]
+
+
+def drop_unread(rows: TaskRows, states: Sequence[Embedded]) -> tuple[TaskRows, list[Embedded]]:
+    """Return a task without the rows that have no embedding, and the embeddings with the rows' new numbers.
+
+    Raises:
+        UserError: when too little is left, see ``TaskRows.drop``.
+    """
+    has_piece = torch.zeros(len(rows.answers), dtype=torch.bool)
+    has_piece[states[0].owner] = True
+    missing = set((~has_piece).nonzero()[:, 0].tolist())
+    if not missing:
+        return rows, list(states)
+    skips = {}
+    for number, row in enumerate(rows.rows()):
+        if number in missing:  # decoded again: why is not in the cache, for it names the file
+            skips[number] = why_unusable(row, rows)
+    index = has_piece.cumsum(0) - 1
+    return rows.drop(skips), [replace(state, owner=index[state.owner]) for state in states]
+
+
+def why_unusable(row: Row, rows: TaskRows) -> Skip:
+    """Return why the clip of a row has no embedding."""
+    try:
+        decode_clips(row, LONGEST)
+    except RowError as problem:
+        return Skip.of(rows.card.name, row.key, problem)
+    raise UserError(f"task {rows.name}: {row.key} changed while it was probed; start again")
 
 
 def pooling_name(rows: TaskRows, protocol: Protocol) -> str:
@@ -91,18 +141,37 @@ def pooling_name(rows: TaskRows, protocol: Protocol) -> str:
     return f"xares {kept}, batches of {rows.task.encode}, crop {rows.task.crop}, parts {parts}"
 
 
-def decoded(rows: TaskRows) -> Iterator[Clip]:
-    """Decode the clips of a task in order.
+class ClipReader:
+    """Decodes the clips of a task in order, and passes over those that cannot be used.
 
-    Raises:
-        UserError: when one cannot be read.
+    Attributes:
+        notices: the number of clips that are odd, by kind.
     """
-    for row in rows.rows():
-        ref = row.audio[0]
-        try:
-            yield ref.decode(LONGEST)
-        except RowError as problem:
-            raise UserError(f"task {rows.name}: {rows.card.name}: {problem}") from problem
+
+    def __init__(self, rows: TaskRows) -> None:
+        self.rows = rows
+        self.notices: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[int, Clip]]:
+        """Yield the usable clips with the number of their row.
+
+        Raises:
+            UserError: at the end, when there was none.
+        """
+        skipped = []
+        for number, row in enumerate(self.rows.rows()):
+            notices: list[str] = []
+            try:
+                (clip,) = decode_clips(row, LONGEST, notices)
+            except RowError as problem:
+                skipped.append(Skip.of(self.rows.card.name, row.key, problem))
+                continue
+            self.notices.update(set(notices))
+            yield number, clip
+        if len(skipped) == len(self.rows.answers):
+            raise UserError(
+                f"task {self.rows.name}: no clip can be used{first_reason([*self.rows.skipped, *skipped])}"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,36 +183,37 @@ class Batch:
     clips: int
 
 
-def masked_batches(rows: TaskRows) -> Iterator[Batch]:
+def masked_batches(clips: ClipReader) -> Iterator[Batch]:
     """Yield clips of similar length side by side, out of windows of the rows: no clip sees another."""
-    window: list[Clip] = []
-    first, seconds = 0, 0.0
+    window: list[tuple[int, Clip]] = []
+    seconds = 0.0
 
     def cut() -> Iterator[Batch]:
-        for batch in length_batches([len(clip) for clip in window], BATCH_SECONDS * SAMPLE_RATE):
-            yield Batch([first + i for i in batch], [window[i] for i in batch], len(batch))
+        for batch in length_batches([len(clip) for _, clip in window], BATCH_SECONDS * SAMPLE_RATE):
+            yield Batch([window[i][0] for i in batch], [window[i][1] for i in batch], len(batch))
 
-    for clip in decoded(rows):
-        window.append(clip)
+    for number, clip in clips:
+        window.append((number, clip))
         seconds += len(clip) / SAMPLE_RATE
         if seconds >= WINDOW_SECONDS:
             yield from cut()
-            first, seconds = first + len(window), 0.0
+            seconds = 0.0
             window.clear()
     yield from cut()
 
 
-def padded_batches(rows: TaskRows) -> Iterator[Batch]:
+def padded_batches(clips: ClipReader) -> Iterator[Batch]:
     """Yield pieces as X-ARES encodes them: every part apart, in order, so many at a time, padded to the longest.
 
     Clips are cut into whole crops where the task has a ``crop``; what is left over falls away, and a clip that is
     shorter than one is padded to it.
     """
+    rows = clips.rows
     part_of = np.empty(len(rows.answers), dtype=np.int64)
     for number, members in enumerate(rows.parts.values()):
         part_of[members] = number
     waiting: list[list[tuple[int, bool, Clip]]] = [[] for _ in rows.parts]  # (row, first of its clip, piece)
-    for row, clip in enumerate(decoded(rows)):
+    for row, clip in clips:
         pieces = waiting[part_of[row]]
         pieces += [(row, i == 0, piece) for i, piece in enumerate(crops(clip, rows.task.crop))]
         while len(pieces) >= rows.task.encode:
