@@ -13,7 +13,7 @@ from uniaudio.assemble.encoders import sketch_encoder
 from uniaudio.assemble.features import told_room
 from uniaudio.assemble.models import stage_recipes
 from uniaudio.assemble.pairings import QUESTION, TOKENS_PER_WORD, Pairing, check_entry, check_pairing
-from uniaudio.assemble.stage_checks import check_stage_rows
+from uniaudio.assemble.stage_checks import check_budget, check_stage_rows
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.assemble.thin import decoder_architecture
 from uniaudio.config.run import RunConfig
@@ -133,19 +133,6 @@ def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: lis
             "evaluated" if share is None else f"{share:.1%}",
         )
     return table
-
-
-def check_budget(config: RunConfig, stage: Stage, pairings: list[Pairing]) -> None:
-    """Refuse a budget that the average clip of a dataset does not fit into."""
-    for pairing in pairings:
-        if (
-            pairing.seconds is not None
-            and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds
-        ):
-            raise UserError(
-                f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
-                f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
-            )
 
 
 def cost_line(

@@ -30,6 +30,7 @@ from uniaudio.train.checkpoint import (
     Snapshot,
     begin_checkpoint,
     check_bases,
+    find_stage_ends,
     finish_checkpoint,
     is_whole,
     latest_checkpoint,
@@ -128,6 +129,45 @@ def test_only_the_last_ones_are_kept(save):
     for step in (1, 2, 3, 4):
         path = save(step)
     assert names(path.parent) == ["step-000003", "step-000004"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "without a listing"])
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(save, damage):
+    for step in (1, 2):
+        path = save(step)
+    weights = path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    if damage == "without a listing":
+        (path / "complete.json").unlink()
+    else:
+        weights.write_bytes(content if damage == "flipped" else content[:-1])
+    save(3)
+    assert names(path.parent) == ["step-000001", "step-000002", "step-000003"]  # two of them are whole
+    save(4)
+    assert names(path.parent) == ["step-000003", "step-000004"]
+
+
+def test_damaged_ends_of_stages_are_named(tone_run, tmp_path):
+    config = load_run(tone_run)
+    run = tmp_path / "run"
+    first, middle, second = (
+        save_checkpoint(run, snapshot(step, end=step != 2, stage=step // 3), config, BASES)
+        for step in (1, 2, 3)
+    )
+    assert find_stage_ends(run, None) == ({0: first, 1: second}, [])
+    with (middle / "ema.safetensors").open("r+b") as averages:  # no end of a stage, as its state says
+        averages.write(b"x")
+    with (second / "model.safetensors").open("r+b") as weights:
+        weights.write(b"x")
+    (first / "state.json").write_bytes(b"\0" * (first / "state.json").stat().st_size)
+    ends, complaints = find_stage_ends(run, None)
+    assert ends == {}
+    assert [sentence.split(" (")[0] for sentence in complaints] == [
+        f"checkpoint {path} is damaged" for path in (first, second)
+    ]
+    assert "state.json does not match its checksum) and passed over" in complaints[0]
+    assert stage_ends(run) == {1: second}  # its state can be read
 
 
 def test_every_so_many_steps_and_the_ends_of_stages_are_kept_too(tone_run, tmp_path):

@@ -1,12 +1,14 @@
 """Mistakes of later stages end a run before its first step, and `uniaudio check` names them."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from uniaudio.assemble import training
+from uniaudio.assemble import models, stage_data, training
+from uniaudio.assemble.models import load_model
 from uniaudio.assemble.training import check_later_stages, run_training
 from uniaudio.checks import check_run
 from uniaudio.config.run import load_run
@@ -76,6 +78,10 @@ MISTAKES = {
     ),
     "a column": ({"recipe": "no_column"}, "pitch"),
     "an evaluation": ({"recipe": "no_evaluation_rows"}, "nothing.yaml: split 'test' keeps no rows"),
+    "a budget": (
+        {"budget": {"audio_seconds": 1, "per_example": 0.9}},
+        "stages.two.budget.audio_seconds: 1 is less",
+    ),
     "a mixture without a loss": (
         {"recipe": "no_evaluation", "balance": {"every": 1}},
         "stages.two.balance goes by validation losses, but recipe no_evaluation has no `evaluate` list",
@@ -94,6 +100,16 @@ def test_it_is_told_before_any_model_is_loaded_and_by_check(recipes, kind, monke
         assert message in str(told.value)
         assert "\n" not in str(told.value)
     assert not (recipes.parent / "out").exists()
+
+
+def test_a_budget_below_the_average_clip_is_told_whatever_stage_it_is_of(recipes, monkeypatch):
+    monkeypatch.setattr(training, "build_model", None)
+    budget = {"budget": {"audio_seconds": 1, "per_example": 0.9}}
+    run = load_run(recipes, [f"stages={json.dumps([STAGE | budget])}"])
+    with pytest.raises(
+        UserError, match=r"stages\.one\.budget\.audio_seconds: 1 is less than the average clip of ton"
+    ):
+        run_training(run, None)
 
 
 def test_the_first_stage_has_no_recipe_before_it(recipes):
@@ -118,6 +134,32 @@ def test_what_only_the_whole_model_shows_is_told_before_the_first_step(recipes, 
         run_training(config(recipes, second), None)
     assert message in str(told.value)
     assert not (recipes.parent / "out").exists()
+
+
+def test_a_miniature_decoder_is_copied_into_the_run_folder_when_everything_is_checked(recipes, monkeypatch):
+    monkeypatch.setattr(models, "miniature_decoder", lambda settings, recipes: Path("qwen").absolute())
+    monkeypatch.chdir(recipes.parent)
+    out, miniature = recipes.parent / "out", "decoder={miniature: {}}"
+    with pytest.raises(UserError, match=r"stages\.two\.train: 'nothing' matches no parameter"):
+        run_training(config(recipes, {"train": {"nothing": "frozen"}}, miniature), None)
+    assert not out.exists()
+    monkeypatch.setattr(stage_data, "make_loader", refuse)  # the last that can be refused
+    with pytest.raises(UserError, match="no data"):
+        run_training(config(recipes, {}, miniature), None)
+    assert not (out / "decoder").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(models, "miniature_decoder", lambda settings, recipes_: recipes.parent / "qwen")
+    assert run_training(config(recipes, {}, miniature), None) == 0
+    assert sorted(p.name for p in (out / "decoder").iterdir()) == sorted(
+        p.name for p in (recipes.parent / "qwen").iterdir()
+    )
+    assert load_model(str(out)).bases["decoder"]["path"] == str(out / "decoder")
+    stored = json.loads((out / "checkpoints/step-000004/bases.json").read_text())
+    assert stored["decoder"]["path"] == str(out / "decoder")
+
+
+def refuse(*arguments):
+    raise UserError("no data")
 
 
 def test_means_that_the_engine_cannot_do_are_told_whatever_stage_they_are_of(recipes, monkeypatch):

@@ -18,8 +18,8 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.trust import remember_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import stage_ends
-from uniaudio.train.integrity import COMPLETE, find_damage
+from uniaudio.train.checkpoint import find_stage_ends
+from uniaudio.train.integrity import COMPLETE
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder, refuse_held_folder
 
 KEPT = ("decoder", "fisher", "metrics.jsonl", "guard.json")  # of the old run, beside its checkpoints
@@ -47,17 +47,17 @@ def add_task(
         UserError: when the run is not finished, ``out`` holds anything, or the new stage does not fit.
     """
     refuse_filled_folder(out)
-    ends = stage_ends(run)
+    ends, complaints = find_stage_ends(run, None)
+    damage = "".join(f"; {complaint}" for complaint in complaints)
     if not ends:
-        raise UserError(f"{run} has no finished stage to go on from; let `uniaudio train` finish one")
+        raise UserError(f"{run} has no finished stage to go on from{damage}; let `uniaudio train` finish one")
     config = load_stored_run(ends[max(ends)] / "config.yaml", run)
-    if max(ends) + 1 != len(config.stages):
-        unfinished = config.stages[max(ends) + 1].name
-        raise UserError(f"{run}: stage {unfinished} is not finished; continue it with --resume first")
+    if missing := [stage.name for index, stage in enumerate(config.stages) if index not in ends]:
+        raise UserError(
+            f"{run}: stage {missing[0]} is not finished, or the checkpoint at its end is damaged{damage}; continue the "
+            "run with --resume first, or copy the checkpoint again"
+        )
     refuse_held_folder(run)  # what it trains on would be copied while it changes
-    for path in ends.values():
-        if damage := find_damage(path):
-            raise UserError(f"{path} is damaged ({damage}); copy it again, or train its stage again")
     out = out.absolute()
     name = load_recipe(recipe).name
     with hold_run_folder(out):

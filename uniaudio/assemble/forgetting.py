@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from uniaudio.evaluate.labelled import LabelledSet, load_labelled
 from uniaudio.evaluate.table import Scores, probe_models
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.scores import FINGERPRINTS
-from uniaudio.train.checkpoint import stage_ends
+from uniaudio.train.checkpoint import find_stage_ends
+from uniaudio.train.integrity import BASES, CONFIG, MODEL, STATE
 
 PROBES = ("linear", "mlp", "knn")
 ERRORS = ("wer", "cer")  # metrics of which less is better; a matrix holds 1 minus them, at least 0
@@ -59,14 +60,17 @@ def measure_forgetting(
         UserError: when no stage of the run is finished, or there is nothing to measure.
     """
     console = Console()
-    ends = stage_ends(run)
+    ends, complaints = find_stage_ends(run, (MODEL, STATE, BASES, CONFIG))
     if not ends:
-        raise UserError(f"{run} holds no checkpoint at the end of a stage; let a stage finish first")
+        damage = "".join(f"; {complaint}" for complaint in complaints)
+        raise UserError(f"{run} holds no checkpoint at the end of a stage{damage}; let a stage finish first")
     out = check_output_folder(out or run, "output")
     config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
     config.require_trust(decoder=answers)
     recipes = stage_recipes(config)
     stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
+    for complaint in complaints:
+        console.print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
     sets = [load_labelled(*named_folder(item)) for item in data]
     if not data and config.guard is not None:
         sets = [load_labelled(name, Path(folder)) for name, folder in config.guard.sets.items()]
@@ -104,17 +108,30 @@ def first_trained(
 ) -> dict[str, int]:
     """Return for each dataset the row of the stage that first trains on it; ``learned`` adds and overrides."""
     names = list(stages)
-    found: dict[str, int] = {}
-    for stage, recipe in zip(config.stages, recipes, strict=True):
-        if stage.name in names:
-            for entry in recipe.train:
-                found.setdefault(entry.dataset.name, names.index(stage.name) + 1)
+    first: dict[str, int] = {}
+    for row, recipe in recipes_by_row(config, recipes, stages):
+        for entry in recipe.train:
+            first.setdefault(entry.dataset.name, row)
     for item in learned:
         name, _, stage_name = item.partition("=")
         if stage_name not in names:
             raise UserError(f"--learned {item}: write NAME=STAGE with a stage of {', '.join(names)}")
-        found[name] = names.index(stage_name) + 1
-    return found
+        first[name] = names.index(stage_name) + 1
+    return first
+
+
+def recipes_by_row(
+    config: RunConfig, recipes: Sequence[Recipe], stages: Mapping[str, Path]
+) -> Iterator[tuple[int, Recipe]]:
+    """Yield the recipes of all stages with the row of a matrix that is the first to be trained on it.
+
+    That of a stage that was passed over is the row of the first measured stage after it. Row 0 is the start.
+    """
+    row = 1
+    for stage, recipe in zip(config.stages, recipes, strict=True):
+        if row <= len(stages):
+            yield row, recipe
+        row += stage.name in stages
 
 
 def probe_matrices(
@@ -157,10 +174,10 @@ def answer_matrix(
                 note = " ".join(f"{entry}: {rows_cell(result)}. {cut_note(entry, result)}".split())
                 console.print(note, style="dim", highlight=False)
     first: dict[tuple[str, str], int] = {}
-    for index, recipe in enumerate(recipes[: len(stages)]):
+    for row, recipe in recipes_by_row(config, recipes, stages):
         for line in recipe.train:
             for template in line.templates:
-                first.setdefault((line.dataset.name, template.task), index + 1)
+                first.setdefault((line.dataset.name, template.task), row)
     learned = tuple(first.get((entry.dataset.name, entry.template.task)) for entry in asked.values())
     return {"answers": ScoreMatrix((START, *stages), tuple(asked), tuple(rows), learned)}
 

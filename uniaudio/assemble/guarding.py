@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import GuardConfig
@@ -34,29 +36,49 @@ def guard_scores(encoder: AudioEncoder, sets: list[LabelledSet], settings: Guard
     return {name: models["now"][settings.probe]["mean"] for name, models in scores.items()}
 
 
-def keep_reference(encoder: AudioEncoder, sets: list[LabelledSet], config: RunConfig, run_dir: Path) -> None:
-    """Measure the encoder that a run starts from and store its scores."""
-    assert config.guard is not None
-    run_dir.mkdir(parents=True, exist_ok=True)
-    scores = {"probe": config.guard.probe, "scores": guard_scores(encoder, sets, config.guard)}
-    (run_dir / REFERENCE).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+def measure_reference(
+    encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig
+) -> dict[str, Any]:
+    """Return what is stored of the encoder that a run starts from: the probe and the score of every guarded set."""
+    return {"probe": settings.probe, "scores": guard_scores(encoder, sets, settings)}
+
+
+def write_reference(reference: Mapping[str, Any], run_dir: Path) -> None:
+    """Store what ``measure_reference`` returned."""
+    (run_dir / REFERENCE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
 
 
 def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
     """Return the scores of the guarded sets where the run began.
 
     Raises:
-        UserError: when they are missing, cannot be read, or are of another probe.
+        UserError: when they are missing, cannot be read, are of another probe, or lack a guarded set.
     """
     path = run_dir / REFERENCE
     if not path.is_file():
         raise UserError(f"{path} is missing: guard a run from its start on")
-    with convert_to_user_error(f"{path} cannot be read", "leave `guard` out, or start a new run"):
+    fix = "copy it from where it is whole, leave `guard` out, or start a new run"
+    with convert_to_user_error(f"{path} cannot be read", fix):
         reference = json.loads(path.read_text(encoding="utf-8"))
-        probe, scores = reference["probe"], dict(reference["scores"])
+    match reference:
+        case {"probe": str(probe), "scores": dict(scores)} if all(map(is_score, scores.values())):
+            pass
+        case _:
+            raise UserError(
+                f"{path} does not hold the name of a probe and a score from 0 to 1 for each set; {fix}"
+            )
     if probe != settings.probe:
         raise UserError(f"guard.probe is {settings.probe}, but the run began with {probe}")
+    if missing := [name for name in settings.sets if name not in scores]:
+        raise UserError(
+            f"guard.sets.{missing[0]}: the run began without it, so {path} holds no score of it; leave it out"
+        )
     return scores
+
+
+def is_score(value: object) -> bool:
+    """Return whether a value is an accuracy, 0 to 1; a NaN is none."""
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def guard_complaints(
@@ -68,5 +90,5 @@ def guard_complaints(
         UserError: as ``read_reference``.
     """
     reference = read_reference(settings, run_dir)
-    known = {name: reference[name] for name in settings.sets if name in reference}
+    known = {name: reference[name] for name in settings.sets}
     return broken_guards(known, guard_scores(encoder, sets, settings), settings.max_drop)

@@ -24,7 +24,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.tokens import ChatFormat
-from uniaudio.distributed import barrier, gather_objects, is_main
+from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.miniature.text_lm import miniature_decoder
 from uniaudio.model.adapters.base import Adapter
@@ -59,27 +59,43 @@ def stage_recipes(config: RunConfig) -> list[Recipe]:
         return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
 
 
-def decoder_path(config: RunConfig, recipes: Sequence[Recipe], kept: Path, train: bool) -> str:
-    """Return folder or name of the decoder.
-
-    A miniature one is trained first, by the main process alone, and kept in the run folder: a checkpoint stays usable
-    wherever the folder goes.
+def decoder_path(config: RunConfig, kept: Path) -> str:
+    """Return folder or name of the decoder of a run that has begun.
 
     Args:
-        kept: where the run folder keeps its miniature decoder. train: whether a run begins, rather than is looked at.
+        kept: where the run folder keeps its miniature decoder, so that a checkpoint stays usable wherever it goes.
+
+    Raises:
+        UserError: when it is a miniature one and not there.
     """
-    small = config.decoder.miniature
-    if small is None:
+    if config.decoder.miniature is None:
         return config.decoder.path
-    if train and is_main():
-        folder = miniature_decoder(small, recipes)
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folder, kept)
-        apply_umask(kept)
-    barrier()
     if not kept.is_dir():
         raise UserError(f"{kept} is missing: the run's miniature decoder belongs beside its checkpoints")
     return str(kept)
+
+
+def train_miniature(config: RunConfig, recipes: Sequence[Recipe]) -> Path:
+    """Train the miniature decoder of a run that begins, in the main process alone, and return its folder in the cache.
+
+    Raises:
+        UserError: when it cannot be trained, or another machine does not see it.
+    """
+    assert config.decoder.miniature is not None
+    folder = gather_objects(miniature_decoder(config.decoder.miniature, recipes) if is_main() else None)[0]
+    assert folder is not None
+    if not all(gather_objects(folder.is_dir())):
+        raise UserError(
+            f"not every process sees {folder}; set UNIAUDIO_CACHE to a folder that all machines share"
+        )
+    return folder
+
+
+def keep_miniature(folder: Path, kept: Path) -> None:
+    """Copy a miniature decoder into a run folder, in place of one of a run that never came to a checkpoint."""
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(folder, kept)
+    apply_umask(kept)
 
 
 def build_model(
@@ -174,7 +190,7 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
     config = stored_config(checkpoint, trust)
     config.require_trust()
-    path = decoder_path(config, [], checkpoint.path.parent.parent / "decoder", train=False)
+    path = decoder_path(config, checkpoint.path.parent.parent / "decoder")
     loaded = build_model(config, path, device or default_device(), kept_markup(checkpoint))
     check_bases(checkpoint, loaded.bases)
     structure = go_through_stages(loaded.model, config, checkpoint.state["stage"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from uniaudio.assemble.pairings import check_entry, check_pairing
+from uniaudio.assemble.pairings import Pairing, check_entry, check_pairing
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode, Stage
 from uniaudio.data.recipe import Recipe, load_recipe
@@ -110,19 +111,18 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
     """Read the first rows of what is opened only later: data of later stages, of penalties, of evaluations.
 
     Args:
-        recipes: one per stage. begun: the index of the stage that begins or goes on; its own training rows come with
-            its first step.
+        recipes: one per stage. begun: the index of the stage that begins or goes on; of its own training rows only the
+            lengths are looked at, for they come with its first step.
 
     Raises:
-        UserError: as ``check_pairing``; for metrics whose extra is not installed, and an adaptive mixture that has
-            nothing to measure.
+        UserError: as ``check_pairing``; for budgets that are too small, metrics whose extra is not installed, and an
+            adaptive mixture that has nothing to measure.
     """
     for index, (stage, recipe) in enumerate(zip(config.stages, recipes, strict=True)):
         if index < begun:
             continue
-        if index > begun:
-            for entry in recipe.train:
-                check_entry(entry)
+        pairings = [check_entry(entry) for entry in recipe.train] if index > begun else read_pairings(recipe)
+        check_budget(config, stage, pairings)
         ewc = stage.continual.ewc
         if ewc is not None and ewc.recipe is not None:
             for entry in load_recipe(ewc.recipe, near=config.folder).train:
@@ -134,6 +134,31 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
     if config.train.evaluate_every is not None:
         for line in recipes[-1].evaluate:
             need(line.template.scoring.metric)
+
+
+def read_pairings(recipe: Recipe) -> list[Pairing]:
+    """Return what the first rows of a recipe's sources are like, without those that cannot be used.
+
+    Their rows come with the first step, which counts what is left out and may find others that can be used.
+    """
+    pairings = []
+    for entry in recipe.train:
+        with suppress(UserError):
+            pairings.append(check_entry(entry))
+    return pairings
+
+
+def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[Pairing]) -> None:
+    """Refuse a budget that the average clip of a dataset does not fit into."""
+    for pairing in pairings:
+        if (
+            pairing.seconds is not None
+            and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds
+        ):
+            raise UserError(
+                f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
+                f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
+            )
 
 
 def refuse_nothing_to_measure(stage: Stage, recipe: Recipe) -> None:

@@ -12,9 +12,23 @@ from torch import nn
 
 from uniaudio.assemble.features import refuse_useless_caches
 from uniaudio.assemble.fitting import chooser
-from uniaudio.assemble.guarding import guard_complaints, guarded_sets, keep_reference, read_reference
+from uniaudio.assemble.guarding import (
+    guard_complaints,
+    guarded_sets,
+    measure_reference,
+    read_reference,
+    write_reference,
+)
 from uniaudio.assemble.judging import ask_settings, evaluate_recipe, validation_losses, without_answers
-from uniaudio.assemble.models import LoadedModel, build_model, decoder_path, kept_markup, stage_recipes
+from uniaudio.assemble.models import (
+    LoadedModel,
+    build_model,
+    decoder_path,
+    keep_miniature,
+    kept_markup,
+    stage_recipes,
+    train_miniature,
+)
 from uniaudio.assemble.stage_checks import ParameterNames, check_stage_names, check_stage_rows
 from uniaudio.assemble.stage_data import StageData
 from uniaudio.assemble.stages import sketch_stages
@@ -101,23 +115,34 @@ def train_in_held_folder(
     stage = 0 if checkpoint is None else position.stage + bool(checkpoint.state.get(STAGE_END))
     check_later_stages(config, recipes, accelerator, stage)
     kept = run_dir / "decoder"
-    path = decoder_path(config, recipes, kept, train=not (continued and kept.is_dir()))
+    miniature = None  # one that is not in the run folder yet
+    if config.decoder.miniature is not None and not (continued and kept.is_dir()):
+        miniature = train_miniature(config, recipes)
+    path = str(miniature) if miniature is not None else decoder_path(config, kept)
     device = building_device(accelerator)
     markup = None if checkpoint is None else kept_markup(checkpoint)
     first: list[LoadedModel] = [build_model(config, path, device, markup)]
     model, format, bases = first[0].model, first[0].format, first[0].bases
+    if miniature is not None:
+        bases["decoder"]["path"] = str(kept)
     markup = format.markup  # the same in all stages
     # ``sketch_stages`` has done this where it had a sketch
     refuse_useless_caches(config, Structure.of(model).usual)
     check_stage_names(config, ParameterNames.of(model))
-    if sets and not continued and is_main():
-        keep_reference(model.encoder, sets, config, run_dir)
+    reference = None
+    if config.guard is not None and not continued and is_main():
+        reference = measure_reference(model.encoder, sets, config.guard)
+
+    def write_start() -> None:
+        if miniature is not None:
+            keep_miniature(miniature, kept)
+        if reference is not None:
+            write_reference(reference, run_dir)
+        remember_run(run_dir, config.trust_settings(), config.trust)
 
     def build() -> nn.Module:
         return (first.pop() if first else build_model(config, path, device, markup)).model
 
-    if is_main():
-        remember_run(run_dir, config.trust_settings(), config.trust)
     data = StageData(config, recipes, format)
     judge = Judge(config, recipes, format, bases, sets)
     parts = TrainParts(
@@ -126,6 +151,7 @@ def train_in_held_folder(
         join_states=joined_states,
         tasks=data.tasks,
         bases=bases,
+        write_start=write_start,
         has_auxiliary=bool(getattr(model.encoder, "auxiliary", ())),
         examples=data.examples,
         entry_tasks=data.entry_tasks,

@@ -266,14 +266,21 @@ def step_of(folder: Path) -> int:
 
 
 def prune(folder: Path, keep: int, step: int, every: int | None = None) -> None:
-    """Keep the last few checkpoints up to the one of ``step``, those of every so many steps and of the ends of stages.
+    """Keep the last few whole checkpoints up to the one of ``step``, those of every so many steps and of stage ends.
 
-    Later ones, of a run that was taken up again further back, do not count: they would push out the new one. What a
-    killed run left unfinished goes.
+    A damaged checkpoint counts as none of them, so that there are always ``keep`` to fall back on; it goes when they
+    are all newer. Later ones, of a run that was taken up again further back, do not count: they would push out the
+    new one. What a killed run left unfinished goes.
     """
-    for old in [path for path in step_folders(folder) if step_of(path) <= step][:-keep]:
-        if not (every and step_of(old) % every == 0) and not ends_stage(old):
-            shutil.rmtree(old)
+    old = [path for path in step_folders(folder) if step_of(path) <= step]
+    whole = 0
+    while whole < keep < whole + len(old):
+        path = old.pop()
+        # the one of this step was verified when it was written
+        whole += not find_damage(path, checksums=step_of(path) != step)
+    for path in old if whole == keep else ():
+        if not (every and step_of(path) % every == 0) and not ends_stage(path):
+            shutil.rmtree(path)
     for rest in folder.glob(f"{UNFINISHED}step-*"):
         shutil.rmtree(rest)
 
@@ -283,17 +290,35 @@ def ends_stage(folder: Path) -> bool:
     try:
         state = json.loads((folder / STATE).read_text())
         return isinstance(state, dict) and bool(state.get(STAGE_END))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
 def stage_ends(run_dir: Path) -> dict[int, Path]:
-    """Return the checkpoint at the end of every finished stage, by the stage's index."""
-    ends = {}
+    """Return the checkpoint at the end of every finished stage, by the stage's index; damaged ones are left out."""
+    return find_stage_ends(run_dir)[0]
+
+
+def find_stage_ends(
+    run_dir: Path, names: Collection[str] | None = (STATE,)
+) -> tuple[dict[int, Path], list[str]]:
+    """Return the checkpoint at the end of every finished stage by its index, and a sentence for each damaged one.
+
+    A checkpoint whose state or list of files is damaged may have been the end of a stage, so it is named too.
+
+    Args:
+        names: files whose content is compared, the state among them; None for all of them.
+    """
+    ends: dict[int, Path] = {}
+    complaints = []
     for path in step_folders(run_dir / "checkpoints"):
-        if ends_stage(path) and not find_damage(path, (STATE,)):
+        if not find_damage(path, (STATE,)) and not ends_stage(path):
+            continue
+        if damage := find_damage(path, names):
+            complaints.append(f"checkpoint {path} is damaged ({damage}) and passed over")
+        else:
             ends[int(json.loads((path / STATE).read_text())["stage"])] = path
-    return ends
+    return ends, complaints
 
 
 def is_whole(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.distributed import barrier, gather_objects, sum_over_ranks
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.train.auxiliary import AuxiliaryLosses
 from uniaudio.train.balance import Balance
 from uniaudio.train.between import BetweenSteps
@@ -81,7 +81,9 @@ def train(
         tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
         closing.callback(tracker.close)
         if main:
-            config.save(run_dir / "config.yaml")
+            with convert_to_user_error(f"output_dir: {run_dir} cannot be written", "set another output_dir"):
+                parts.write_start()
+                config.save(run_dir / "config.yaml")
         ledger = SkipLedger(config.data.max_skipped_share)
         if position.skips and main:  # on one rank: the ledgers are added up
             ledger = SkipLedger(ledger.allowed, position.skips)

@@ -40,6 +40,7 @@ class TrainParts:
         open_steps: (stage index, model, adaptive mixture, position in the data as JSON or None) to the endless steps.
         join_states: the positions of all ranks to the one that any number of ranks can continue from.
         tasks: the K task names. bases: identities of the starting weights.
+        write_start: writes what a run keeps of its beginning, in the main process, when everything is checked.
         has_auxiliary: the model may return auxiliary losses; the same on all ranks.
         examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
         entry_tasks: stage index to the tasks of each entry of its recipe.
@@ -55,6 +56,7 @@ class TrainParts:
     join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     tasks: tuple[str, ...]
     bases: Mapping[str, Mapping[str, str]]
+    write_start: Callable[[], None] = lambda: None
     has_auxiliary: bool = False
     examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
     entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
