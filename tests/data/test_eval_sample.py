@@ -7,7 +7,7 @@ import pytest
 from made_up_sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.eval_sample import CHOSEN, MOST_CANDIDATES, choose_sample, sample_rows
+from uniaudio.data.eval_sample import MOST_CANDIDATES, EvalSamples, choose_sample, sample_rows
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError
@@ -19,11 +19,6 @@ TEMPLATE = {
     "prompts": ["<audio>Which digit?"],
     "target": "{{ label }}",
 }
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    CHOSEN.clear()
 
 
 @pytest.fixture
@@ -100,6 +95,18 @@ def test_rare_classes_have_one_row_at_least(entry):
     assert labels_of(source, choose_sample(entry, source, 101)) == {"rare": 1, "0": 50, "1": 50}
 
 
+def test_a_set_is_looked_at_once_for_each_limit_by_the_same_owner(entry):
+    read = []
+    source, samples = LabelledRows(300, lambda i: read.append(i) or str(i % 3)), EvalSamples()
+    chosen = samples.choose(entry, source, 60)
+    assert samples.choose(entry, source, 60) is chosen
+    assert sorted(read) == list(range(300))
+    samples.choose(entry, source, 61)
+    assert len(read) == 600
+    assert EvalSamples().choose(entry, source, 60) == chosen
+    assert len(read) == 900
+
+
 def test_the_choice_is_of_the_rows_and_not_of_their_order(entry):
     class Reversed(LabelledRows):
         def row(self, index):
@@ -109,7 +116,6 @@ def test_the_choice_is_of_the_rows_and_not_of_their_order(entry):
     chosen = [
         {row.key for row in sample_rows(s, choose_sample(entry, s, n))} for s, n in ((one, 60), (one, 90))
     ]
-    CHOSEN.clear()
     assert {row.key for row in sample_rows(other, choose_sample(entry, other, 60))} == chosen[0]
     assert chosen[0] < chosen[1]  # a larger cap adds rows
 

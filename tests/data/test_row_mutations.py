@@ -6,7 +6,7 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
-from mutations import GOOD_CLIPS, json_text, mutated_line, write_clips
+from made_up_damage import GOOD_CLIPS, json_text, mutated_line, write_clips
 from rich.console import Console
 
 from uniaudio.assemble.pairings import check_entry
@@ -101,8 +101,8 @@ def evaluate_once(recipe, format):
     """Go through both evaluation sets, whole and as a sample."""
     for entry in recipe.evaluate:
         for limit in (None, 5):
-            settings = AskSettings(max_examples=limit, max_new_tokens=8, batch_seconds=60.0)
-            examples = open_examples(entry, settings.limit(entry))
+            settings = AskSettings(max_new_tokens=8, batch_seconds=60.0)
+            examples = open_examples(entry, limit)
             skips = []
             chunks = question_chunks(examples, format, settings, lambda n: n // 1280 + 1, skips)
             usable = sum(map(len, chunks))

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import tone
+from run_folders import latest_checkpoint
 
 from uniaudio.assemble.add_task import add_task
 from uniaudio.assemble.encoders import load_encoder
@@ -23,7 +24,7 @@ from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.labelled import load_labelled
 from uniaudio.tools.pack import pack_recipe, sampled
 from uniaudio.tools.tune import tuned_overrides
-from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint import load_checkpoint, stage_ends
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

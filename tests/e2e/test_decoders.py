@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from run_folders import latest_checkpoint
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from uniaudio.assemble.asking import ask
@@ -12,7 +13,7 @@ from uniaudio.assemble.models import load_model
 from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
 from uniaudio.evaluate.generate import generate
-from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import load_checkpoint
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_whisper, tone
+from run_folders import latest_checkpoint
 
 from uniaudio.assemble.asking import ask
 from uniaudio.assemble.encoders import load_encoder
@@ -18,7 +19,7 @@ from uniaudio.config.run import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import load_checkpoint
 
 MOWE = [
     "fusion.kind=mowe",

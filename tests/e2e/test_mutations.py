@@ -11,8 +11,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import soundfile
-from byte_mutations import mutate_bytes, mutate_text
 from conftest import tone
+from made_up_damage import mutate_bytes, mutate_text
 
 from uniaudio.config.files import realdata_root
 from uniaudio.config.strict_yaml import dump_yaml

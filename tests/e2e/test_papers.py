@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import latest_checkpoint
 
 from uniaudio.assemble.asking import ask
 from uniaudio.assemble.configs import open_run
@@ -12,7 +13,7 @@ from uniaudio.assemble.encoders import load_encoder
 from uniaudio.assemble.probing import run_probes
 from uniaudio.assemble.training import run_training
 from uniaudio.config.files import miniature_root
-from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "papers").glob("*.yaml"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from conftest import tone
+from run_folders import latest_checkpoint
 from safetensors.torch import load_file
 
 from uniaudio.assemble import guarding, training
@@ -16,7 +17,7 @@ from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.lora import lora_modules
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint import latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import load_checkpoint
 from uniaudio.train.stop import CONTINUE_LATER
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from rich.console import Console
 from same_figures import assert_same_figures
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from uniaudio.assemble.judging import row_limit
+from uniaudio.config.run import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.asked import open_examples
 from uniaudio.data.recipe import load_recipe
@@ -56,7 +59,7 @@ def asked(tone_run, whisper, chat_tokenizer):
 
 
 def settings(**changes):
-    return AskSettings(**{"max_examples": 200, "max_new_tokens": 8, "batch_seconds": 60.0, **changes})
+    return AskSettings(**{"max_new_tokens": 8, "batch_seconds": 60.0, **changes})
 
 
 def test_batches_change_nothing(asked):
@@ -212,7 +215,8 @@ def test_whose_number_of_rows_holds(asked):
         (None, None, stated, 320),
         (200, 5, stated, 5),
     ):
-        assert settings(max_examples=config, override=override).limit(line) == limit
+        run = SimpleNamespace(evaluate=EvaluateConfig(max_examples=config))
+        assert row_limit(run, line, override) == limit
 
 
 def test_answers_that_are_cut_are_counted(asked):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_folders import latest_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -33,7 +34,6 @@ from uniaudio.train.checkpoint import (
     find_stage_ends,
     finish_checkpoint,
     is_whole,
-    latest_checkpoint,
     load_checkpoint,
     mark,
     save_checkpoint,

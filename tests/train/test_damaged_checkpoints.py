@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from run_folders import latest_checkpoint
 
 from uniaudio.assemble.encoders import checkpoint_folder, open_checkpoint
 from uniaudio.assemble.training import run_training
@@ -17,7 +18,6 @@ from uniaudio.train.checkpoint import (
     choose_checkpoint,
     has_checkpoints,
     is_whole,
-    latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )

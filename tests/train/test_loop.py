@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from run_folders import latest_checkpoint
 from torch import nn
 
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint import MomentFiles, latest_checkpoint, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint import MomentFiles, load_checkpoint, stage_ends
 from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.judge import StepJudge
 from uniaudio.train.loop import train

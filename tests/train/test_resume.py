@@ -6,11 +6,11 @@ import shutil
 import stat
 
 import pytest
+from run_folders import latest_checkpoint
 
 from uniaudio.assemble.training import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import latest_checkpoint
 from uniaudio.train.position import Position
 from uniaudio.train.resume import Effect, compare_configs, is_finished
 

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from run_folders import latest_checkpoint
 
-from uniaudio.train.checkpoint import is_whole, latest_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint import is_whole, load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -167,7 +167,7 @@ def answer_matrix(
     for name, path in stages.items():
         console.print(f"asking {name}", style="dim")
         loaded = load_model(str(path), trust=config.trust)
-        results = evaluate_recipe(loaded, union, ask_settings(loaded.config, max_examples))
+        results = evaluate_recipe(loaded, union, ask_settings(loaded.config), max_examples)
         rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:

@@ -15,7 +15,8 @@ from uniaudio.assemble.processes import asking_together
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.asked import open_examples
-from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.eval_sample import EvalSamples
+from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
 from uniaudio.evaluate.answers import answers_table, evaluate_entry
@@ -27,21 +28,34 @@ from uniaudio.evaluate.text_metrics import need
 PROTOCOLS = ("own", "xares-llm")
 
 
-def ask_settings(config: RunConfig, max_examples: int | None = None, **changes: Any) -> AskSettings:
+def ask_settings(config: RunConfig, **changes: Any) -> AskSettings:
     """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
     stated = config.evaluate
-    settings = AskSettings(
-        stated.max_examples, stated.max_new_tokens, stated.batch_seconds, override=max_examples
-    )
-    return replace(settings, **changes)
+    return replace(AskSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
+
+
+def row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = None) -> int | None:
+    """Return how many rows of a set are evaluated at most; None stands for all.
+
+    The recipe's number holds against that of the config, and ``max_examples`` against both.
+    """
+    return max_examples or entry.max_examples or config.evaluate.max_examples
 
 
 def evaluate_recipe(
-    loaded: LoadedModel, recipe: Recipe, settings: AskSettings, bar: AskingBar | None = None
+    loaded: LoadedModel,
+    recipe: Recipe,
+    settings: AskSettings,
+    max_examples: int | None = None,
+    bar: AskingBar | None = None,
+    samples: EvalSamples | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Ask all evaluation sets of a recipe; results by ``dataset:template``.
 
     With ``settings.shared`` every process must call it, and all get the results.
+
+    Args:
+        max_examples: see ``row_limit``. samples: see ``open_examples``.
 
     Raises:
         UserError: before anything is asked, when a metric needs an extra that is not installed.
@@ -52,7 +66,7 @@ def evaluate_recipe(
     results = {}
     with bar.bar:
         for entry in recipe.evaluate:
-            examples = open_examples(entry, settings.limit(entry))
+            examples = open_examples(entry, row_limit(loaded.config, entry, max_examples), samples)
             with bar.asking(entry.name, examples.size) as told:
                 results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, told)
     return results
@@ -70,7 +84,11 @@ def without_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def validation_losses(
-    loaded: LoadedModel, recipe: Recipe, count: int, shared: bool = False
+    loaded: LoadedModel,
+    recipe: Recipe,
+    count: int,
+    shared: bool = False,
+    samples: EvalSamples | None = None,
 ) -> dict[str, float]:
     """Return the loss per answer token of each task over ``count`` examples of every evaluation set, without answers.
 
@@ -78,10 +96,10 @@ def validation_losses(
     must call it.
     """
     sums: dict[str, list[float]] = {}
-    settings = ask_settings(loaded.config, count, shared=shared)
+    settings = ask_settings(loaded.config, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
-            examples = open_examples(entry, settings.limit(entry))
+            examples = open_examples(entry, count, samples)
             loss, tokens = answer_loss(loaded.model, loaded.format, examples, settings)
             own = sums.setdefault(entry.template.task, [0.0, 0.0])
             own[0] += loss
@@ -126,11 +144,12 @@ def run_evaluation(
         recipe = recipe or stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")
-        settings = ask_settings(loaded.config, max_examples, shared=True, labels=labels)
+        settings = ask_settings(loaded.config, shared=True, labels=labels)
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
         console = Console(quiet=not is_main())
-        results = evaluate_recipe(loaded, recipe, settings, AskingBar(console, is_main(), world_size()))
+        bar = AskingBar(console, is_main(), world_size())
+        results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
         results = sign_answers(results, spec)
         console.print(answers_table(results))
         told: dict[str, Any] = results

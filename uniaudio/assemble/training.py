@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from uniaudio.assemble.stage_data import StageData
 from uniaudio.assemble.stages import sketch_stages
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
+from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.loader import joined_states
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.tokens import ChatFormat
@@ -202,18 +203,20 @@ class Judge:
     format: ChatFormat
     bases: dict[str, dict[str, str]]
     sets: list[LabelledSet]
+    samples: EvalSamples = field(default_factory=EvalSamples)
 
     def loaded(self, model: nn.Module) -> LoadedModel:
         return LoadedModel(as_audio_lm(model), self.format, self.config, self.bases)
 
     def validation(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
         """Return the loss per answer token of each task of a stage."""
-        return validation_losses(self.loaded(model), self.recipes[stage], count, shared)
+        return validation_losses(self.loaded(model), self.recipes[stage], count, shared, self.samples)
 
     def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
         """Return the scores of the evaluation sets of the last stage."""
         settings = ask_settings(self.config, shared=shared)
-        return without_answers(evaluate_recipe(self.loaded(model), self.recipes[-1], settings))
+        results = evaluate_recipe(self.loaded(model), self.recipes[-1], settings, samples=self.samples)
+        return without_answers(results)
 
     def guard(self, model: nn.Module) -> list[str]:
         """Return a sentence for each guarded set that lost more than the guard allows."""

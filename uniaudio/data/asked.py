@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.cursor import Skip
-from uniaudio.data.eval_sample import EvalSample, choose_sample, sample_rows
+from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_rows
 from uniaudio.data.order import number
 from uniaudio.data.questions import decode_clips, render_question
 from uniaudio.data.recipe import EvalEntry
@@ -59,14 +59,17 @@ class EvalExamples:
         return self.sample.rows if self.sample.addresses is None else len(self.sample.addresses)
 
 
-def open_examples(entry: EvalEntry, limit: int | None) -> EvalExamples:
+def open_examples(entry: EvalEntry, limit: int | None, samples: EvalSamples | None = None) -> EvalExamples:
     """Open the rows of an evaluation entry, at most ``limit`` of them.
+
+    Args:
+        samples: chooses which, and remembers the choice where the set is opened again.
 
     Raises:
         UserError: when the source cannot be opened.
     """
     source = open_source(entry.dataset, entry.split)
-    return EvalExamples(entry, source, choose_sample(entry, source, limit))
+    return EvalExamples(entry, source, (samples or EvalSamples()).choose(entry, source, limit))
 
 
 def iterate_examples(

@@ -33,7 +33,18 @@ class EvalSample:
     rows: int | None
 
 
-CHOSEN: dict[tuple[object, ...], EvalSample] = {}  # a run evaluates the same sets again and again
+class EvalSamples:
+    """Chooses the samples of evaluation sets and remembers them: a run evaluates the same sets again and again."""
+
+    def __init__(self) -> None:
+        self.samples: dict[tuple[object, ...], EvalSample] = {}
+
+    def choose(self, entry: EvalEntry, source: Source, limit: int | None) -> EvalSample:
+        """Choose as ``choose_sample`` does, once for each set and limit."""
+        key = (str(entry.dataset.path), entry.name, entry.split, limit, getattr(source, "shards", ()))
+        if key not in self.samples:
+            self.samples[key] = choose_sample(entry, source, limit)
+        return self.samples[key]
 
 
 def choose_sample(entry: EvalEntry, source: Source, limit: int | None) -> EvalSample:
@@ -49,14 +60,6 @@ def choose_sample(entry: EvalEntry, source: Source, limit: int | None) -> EvalSa
     """
     if limit is None or (source.size is not None and source.size <= limit):
         return EvalSample(None, source.size)
-    place = (str(entry.dataset.path), entry.name, entry.split, limit, getattr(source, "shards", ()))
-    if place not in CHOSEN:
-        CHOSEN[place] = sample_of(entry, source, limit)
-    return CHOSEN[place]
-
-
-def sample_of(entry: EvalEntry, source: Source, limit: int) -> EvalSample:
-    """Look at the rows of a set and choose, see ``choose_sample``."""
     groups: dict[str | None, list[tuple[int, Address]]] = defaultdict(list)
     looked_at = 0
     for address, row in candidates(entry, source, limit):

@@ -10,7 +10,6 @@ import torch
 from uniaudio.data.asked import EvalExamples, iterate_examples
 from uniaudio.data.batch import collate, collate_prompts
 from uniaudio.data.cursor import Skip
-from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.template import Template
 from uniaudio.data.tokens import ChatFormat
 from uniaudio.distributed import gather_objects, rank, world_size
@@ -31,29 +30,22 @@ class AskSettings:
     """How evaluation sets are asked.
 
     Args:
-        max_examples: rows of each set whose recipe states no number; None asks all. override: rows of every set,
-            whatever its recipe states. max_new_tokens: of an answer.
+        max_new_tokens: of an answer.
         batch_seconds: audio of a batch; the answers do not depend on it. max_seconds: longer clips are left out.
         labels: score the labels of closed sets too.
         shared: every process holds the whole model, and they share the rows out.
     """
 
-    max_examples: int | None
     max_new_tokens: int
     batch_seconds: float
     max_seconds: float = 600.0
     labels: bool = True
     shared: bool = False
-    override: int | None = None
 
     @property
     def share(self) -> tuple[int, int]:
         """Return which rows this process asks: (i, n) for every n-th from row i on."""
         return (rank(), world_size()) if self.shared else (0, 1)
-
-    def limit(self, entry: EvalEntry) -> int | None:
-        """Return how many rows of a set are asked at most; None stands for all."""
-        return self.override or entry.max_examples or self.max_examples
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from uniaudio.data.sources.folders import describe_left_out
 from uniaudio.errors import RowError, UserError
 from uniaudio.tools.opened import open_recipe
 
-ROWS = 2000  # of every source that are looked at, unless more are asked for
 BINS = 30
 ROWS_DECODED, SECONDS_DECODED = 100, 600.0  # of every source, to see whether clips are odd
 

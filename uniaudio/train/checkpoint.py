@@ -354,16 +354,6 @@ def places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
     return sorted(newest_first, key=lambda place: step_of(place) > last), problem_of_latest
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run: the one that ``latest`` names, else the one with most steps.
-
-    One that was moved out of the way stands in for the one of its step that never came. Contents are not read: see
-    ``choose_checkpoint``.
-    """
-    places, _ = places_by_preference(run_dir)
-    return next((path for place in places for path in (place, replaced(place)) if is_whole(path)), None)
-
-
 def has_checkpoints(run_dir: Path) -> bool:
     """Return whether there are checkpoints in a run folder, be they damaged."""
     return bool(places_by_preference(run_dir)[0])

@@ -1,14 +1,144 @@
-"""Random damage to rows, for tests of what no row of data may do: end a run."""
+"""Seeded damage: to the bytes of any file, to the words of those that people write, to the values of rows."""
 
 import json
 import os
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+
+SIZES = (0, 1, 44, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)  # what a damaged length field states
+WORDS = (
+    *(
+        "null",
+        "~",
+        "true",
+        "no",
+        "[]",
+        "{}",
+        "[[[",
+        "}}",
+        "{{",
+        "{%",
+        "%}",
+        "-1",
+        "0",
+        "1e999",
+        "9" * 400,
+        "NaN",
+        ".inf",
+    ),
+    *(
+        '"',
+        "'",
+        ":",
+        ",",
+        "- ",
+        "# ",
+        "&a",
+        "*a",
+        "<<: *a",
+        "!!python/object/apply:os.system [id]",
+        "!binary x",
+        "|",
+        ">",
+    ),
+    *(
+        "<audio>",
+        "<|im_end|>",
+        "<|im_start|>user",
+        "\ufeff",
+        "\x00",
+        "\\u0000",
+        "\\ud800",
+        "é",
+        "🎧",
+        "\t",
+        "\r",
+        "\n",
+        "x" * 300,
+    ),
+    *(
+        "{{ label }}",
+        "{{ missing }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{% for i in range(10**9) %}",
+        "[" * 200,
+    ),
+    *(
+        "../..",
+        "/",
+        ".",
+        "a/b",
+        "1.wav",
+        "1.wav::2",
+        "label",
+        "split",
+        "audio",
+        "duration",
+        "offset",
+        "train",
+        "test",
+        "fold != 5",
+    ),
+)
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Damage a file in one to five places, more often near its beginning, where its header is."""
+    content = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        if not content:
+            break
+        place = rng.randrange(len(content) if rng.random() < 0.5 else min(len(content), 80))
+        size = rng.choice((1, 4, 64, 1000))
+        match rng.randrange(8):
+            case 0:
+                content[place] ^= 1 << rng.randrange(8)
+            case 1:
+                content[place] = rng.randrange(256)
+            case 2:
+                content[place : place + 4] = rng.choice(SIZES).to_bytes(4, rng.choice(("little", "big")))
+            case 3:
+                del content[place:]
+            case 4:
+                del content[place : place + size]
+            case 5:
+                content[place : place + size] = bytes(len(content[place : place + size]))
+            case 6:
+                content[place:place] = content[place : place + size]
+            case 7:
+                content[place:place] = rng.randbytes(size)
+    return bytes(content)
+
+
+def mutate_text(text: str, rng: random.Random) -> bytes:
+    """Change one to three words, signs or lines of a text file, or the way it is encoded."""
+    parts = re.findall(r"\w+|\s+|[^\w\s]", text)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        place = rng.randrange(len(parts))
+        match rng.randrange(6):
+            case 0 | 1:
+                parts[place] = rng.choice(WORDS)
+            case 2:
+                parts.insert(place, rng.choice(WORDS))
+            case 3 if len(parts) > 1:
+                del parts[place]
+            case 4:
+                parts.insert(place, rng.choice(parts))
+            case 5:
+                other = rng.randrange(len(parts))
+                parts[place], parts[other] = parts[other], parts[place]
+    changed = "".join(parts)
+    encoding = rng.choice(("utf-8",) * 12 + ("utf-8-sig", "utf-16", "cp1252", "utf-32"))
+    content = changed.encode(encoding, "replace")
+    return mutate_bytes(content, rng) if rng.random() < 0.1 else content
+
 
 GOOD_CLIPS = ("low.wav", "high.flac")
 ODD_FILES = (
@@ -106,24 +236,19 @@ def mutate_columns(row: Mapping[str, Any], rng: random.Random) -> dict[str, Any]
     return changed
 
 
+ODD_BYTES = (
+    b"\xff",
+    b"\xc3",
+    b"\xed\xa0\x80",
+    b"}",
+    b"\\",
+    *(word.encode() for word in WORDS if "\n" not in word),
+)
+
+
 def mutate_line(line: bytes, rng: random.Random) -> bytes:
     """Return a line with some of its bytes cut off, changed, doubled, or put in between."""
-    at = rng.randrange(len(line) + 1)
-    odd = rng.choice(
-        (
-            b"\xff",
-            b"\xc3",
-            b"\0",
-            b"\xed\xa0\x80",
-            b"\xef\xbb\xbf",
-            b"}",
-            b'"',
-            b"\\",
-            b"\r",
-            b"\t",
-            b"[" * 500,
-        )
-    )
+    at, odd = rng.randrange(len(line) + 1), rng.choice(ODD_BYTES)
     return rng.choice(
         (line[:at], line[:at] + odd + line[at:], line[:at] + odd + line[at + 1 :], line[at:], line + line)
     )

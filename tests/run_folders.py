@@ -1,0 +1,11 @@
+"""Checkpoints of a run folder, for tests that look at what a run has written."""
+
+from pathlib import Path
+
+from uniaudio.train.checkpoint import is_whole, places_by_preference, replaced
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint whose files all have their size; the contents are not compared."""
+    places, _ = places_by_preference(run_dir)
+    return next((path for place in places for path in (place, replaced(place)) if is_whole(path)), None)
