@@ -3,20 +3,25 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from made_up_runs import suite_results
-from transformers import AutoModel
+from transformers import AutoModel, WhisperFeatureExtractor
 
 from uniaudio import assemble
 from uniaudio.assemble.configs import open_run
 from uniaudio.assemble.encoders import load_encoder
+from uniaudio.assemble.exporting import check_onnx
 from uniaudio.assemble.fingerprint import fingerprint_checkpoint, sign_scores
 from uniaudio.assemble.provenance import provenance, results_of
 from uniaudio.assemble.training import run_training
 from uniaudio.cli import main
+from uniaudio.config.fusion import SumConfig
 from uniaudio.errors import UserError
-from uniaudio.export.trial import noise
+from uniaudio.export.hf import noise
+from uniaudio.miniature.checkpoints import save_miniature
+from uniaudio.ragged import Ragged
 
 
 def refusal(capsys, *arguments) -> str:
@@ -84,6 +89,43 @@ def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys)
         assert f"python -m {suite.replace('-', '_')}.run" in capsys.readouterr().out
         card = (tmp_path / suite / "encoder" / "README.md").read_text()
         assert "None are stored with the run." in card
+
+
+def test_the_trained_weights_of_a_run_are_in_its_onnx_file(run, tone_run, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    write(run, tmp_path / "file", "--to", "onnx")
+    told = capsys.readouterr().out
+    assert f'InferenceSession("{tmp_path / "file" / "encoder.onnx"}")' in told
+    assert "padding='max_length'" in told
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path / "file")
+    clips = [clip.numpy() / 32768.0 for clip in noise((480_000, 16_000)).rows()]
+    inputs = extractor(clips, sampling_rate=16_000, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(tmp_path / "file" / "encoder.onnx"))
+    (frames,) = session.run(None, dict(inputs))
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["uniaudio"])
+    assert (metadata["dim"], metadata["frame_rate"], metadata["steps"]) == (64, 50.0, 8)
+    silent = Ragged.from_padded(noise((480_000, 16_000)).pad()[0], torch.tensor([480_000, 480_000]))
+    with torch.no_grad():
+        trained, base = (
+            load_encoder(str(path), torch.device("cpu"))(silent).frames.rows()
+            for path in (run, tone_run.parent / "whisper")
+        )
+    for row, expected, before in zip(frames, trained, base, strict=True):
+        np.testing.assert_allclose(row, expected.numpy(), atol=2e-5)
+        assert np.abs(row - before.numpy()).max() > 1e-3
+
+
+def test_what_onnx_cannot_hold_is_refused_before_weights_are_read(tone_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("uniaudio.assemble.exporting.load_encoder", None)
+    fused = open_run(str(tone_run)).model_copy(update={"fusion": SumConfig(kind="sum")})
+    with pytest.raises(UserError, match="a fused encoder cannot be exported"):
+        check_onnx("any", fused)
+    save_miniature("ast", tmp_path / "ast")
+    (tmp_path / "ast" / "model.safetensors").unlink()
+    assert "AstAudioEncoder cannot be exported" in refusal(
+        capsys, tmp_path / "ast", tmp_path / "file", "--to", "onnx"
+    )
+    assert not (tmp_path / "file").exists()
 
 
 def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):

@@ -20,8 +20,7 @@ from uniaudio.config.fusion import FusionConfig
 from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe
-from uniaudio.export.hf import refuse_taken, verify_hf, write_hf
-from uniaudio.export.trial import noise
+from uniaudio.export.hf import noise, refuse_taken, verify_hf, write_hf
 from uniaudio.miniature.checkpoints import MINIATURES, save_miniature
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder

@@ -1,154 +1,168 @@
-"""ONNX files against torch, and padded twins against the packed encoders."""
+"""ONNX files in onnxruntime against the encoder that they were written from."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import tiny_whisper
 from pydantic import TypeAdapter
+from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers.models.audioflamingo3.configuration_audioflamingo3 import AudioFlamingo3EncoderConfig
+from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlamingo3Encoder
 
+from uniaudio.assemble.encoders import sketch_model
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.errors import UserError
-from uniaudio.export.trial import padded_noise
-from uniaudio.export.twins import padded_twin
+from uniaudio.export.hf import noise
+from uniaudio.export.onnx_file import FUSED, compare, find_stock_module, write_onnx
 from uniaudio.miniature.checkpoints import save_miniature
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.chunks import as_float
 from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.choose import fuse
 from uniaudio.ragged import Ragged
 
-FUSED = {
-    "concat": {"kind": "concat", "start": "random", "rate": 20.0},
-    "sum": {"kind": "sum", "start": "random", "align": "linear"},
-    "mix": {"kind": "mix", "start": "random", "align": "linear", "rate": 30.0},
-    "gate": {"kind": "gate", "stft": {"mels": 16, "gamma": 0.5}},
-    "explicit": {"kind": "explicit"},
+onnxruntime = pytest.importorskip("onnxruntime")
+WAVE = {  # two convolutions and one layer: the exporter's time goes by their number
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16),
+    "conv_kernel": (20, 18),
+    "conv_stride": (20, 16),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
 }
-WAVES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
-TWINS = ("whisper", "whisper, 128 mels", "qwen2_audio", "audioflamingo3", *WAVES, *FUSED)
-REFUSED = ("qwen2_5_omni", "ast", "clap", "mimi", "w2v_bert")
+STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+FLAMINGO = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+def masked_wave():
+    return HubertModel(HubertConfig(**WAVE, **STABLE))
+
+
+def normed_wave():
+    return Wav2Vec2Model(Wav2Vec2Config(**WAVE))
+
+
+def flamingo():
+    return AudioFlamingo3Encoder(AudioFlamingo3EncoderConfig(**FLAMINGO, num_mel_bins=80))
+
+
+def load(model, folder):
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return load_audio_encoder(EncoderConfig(path=str(folder)), "test").eval()
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    """Encoders of a family, made once."""
-    folder, made = tmp_path_factory.mktemp("miniatures"), {}
+def exported(tmp_path_factory):
+    """Encoder, session and inputs of a stock model by the function that makes it, exported once."""
+    made = {}
 
-    def loaded(kind, **how):
-        key = (kind, *how.items())
-        if key not in made and kind in FUSED:
-            made[key] = fused(FUSED[kind], {name: single(name) for name in ("whisper", "wavlm")})
-        elif key not in made:
-            made[key] = single(kind, **how)
-        return made[key]
+    def export(make):
+        if make not in made:
+            folder = tmp_path_factory.mktemp(make.__name__)
+            torch.manual_seed(0)
+            encoder = load(make(), folder / "weights")
+            stock = write_onnx(encoder, folder / "onnx", {"name": "test"})
+            session = onnxruntime.InferenceSession(str(folder / "onnx" / "encoder.onnx"))
+            made[make] = SimpleNamespace(
+                encoder=encoder, stock=stock, session=session, folder=folder / "onnx"
+            )
+        return made[make]
 
-    def single(kind, **how):
-        save_miniature(kind, folder / kind)
-        return load_audio_encoder(EncoderConfig(path=str(folder / kind), **how), "test").eval()
+    return export
 
-    def fused(how, parts):
-        torch.manual_seed(0)
-        encoder = fuse(TypeAdapter(FusionConfig).validate_python(how), parts)
-        with torch.no_grad():
-            for parameter in encoder.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return encoder.eval()
 
-    return loaded
+def clips_of(*lengths):
+    return [as_float(clip) for clip in noise(lengths).rows()]
 
 
 @torch.no_grad()
-def assert_twin_is_equal(encoder, lengths):
-    samples, counts = padded_noise(lengths)
-    samples = samples + 0.3 * (
-        torch.arange(samples.shape[1])[None] >= counts[:, None]
-    )  # padding is not heard
-    frames, found = padded_twin(encoder)(samples, counts)
-    wanted = encoder(Ragged.from_padded(samples, counts)).frames
-    assert found.tolist() == wanted.lengths.tolist()
-    assert frames.shape[1] == encoder.num_frames(samples.shape[1])
-    for row, own in enumerate(wanted.rows()):
-        torch.testing.assert_close(frames[row, : len(own)], own, atol=2e-5, rtol=1e-4)
-        assert not frames[row, len(own) :].any()
+def assert_equal(exported, clips, **options):
+    """Compare the frames of each clip with those of the encoder; ``options`` go to the extractor."""
+    read = Wav2Vec2FeatureExtractor.from_pretrained(exported.folder)
+    inputs = read([clip.numpy() for clip in clips], sampling_rate=16_000, return_tensors="np", **options)
+    (frames,) = exported.session.run(None, dict(inputs))
+    expected = exported.encoder(Ragged.from_rows(clips)).frames.rows()
+    assert frames.shape[:2] == (len(clips), max(map(len, expected)))
+    for row, clip in zip(frames, expected, strict=True):
+        np.testing.assert_allclose(row[: len(clip)], clip.numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", TWINS)
-@settings(max_examples=5)
-@given(lengths=st.lists(st.integers(1, 20_000), min_size=1, max_size=3))
-def test_twins_give_the_encoders_frames_at_any_lengths(load, kind, lengths):
-    assert_twin_is_equal(load(kind), lengths)
+def test_waves_alone_and_padded_with_a_mask(exported):
+    file = exported(masked_wave)
+    assert [one.name for one in file.session.get_inputs()] == ["input_values", "attention_mask"]
+    assert [one.name for one in file.session.get_outputs()] == ["last_hidden_state"]
+    for lengths in ((9_000,), (360,), (16_001, 400, 30_000, 8_000)):
+        assert_equal(file, clips_of(*lengths), padding=True, return_attention_mask=True)
+    told = json.loads(file.session.get_modelmeta().custom_metadata_map["uniaudio"])
+    assert told == {"sampling_rate": 16_000, "dim": 32, "frame_rate": 50.0, "name": "test"}
 
 
-@pytest.mark.parametrize("kind", TWINS)
-def test_twins_at_the_longest_clip(load, kind):
-    """A clip that fills 30 s is mirrored at the end of its log-mel."""
-    longest = padded_twin(load(kind)).longest
-    assert_twin_is_equal(load(kind), (longest, longest - 1, 100))
+def test_waves_of_a_model_that_norms_over_time_have_no_mask(exported):
+    file = exported(normed_wave)
+    assert [one.name for one in file.session.get_inputs()] == ["input_values"]
+    for lengths in ((9_000,), (12_345,) * 3):
+        assert_equal(file, clips_of(*lengths), return_attention_mask=False)
 
 
-def test_a_twin_with_silence_up_to_a_length(load):
-    encoder = load("whisper", pad_to=2.0)
-    assert_twin_is_equal(encoder, (5_000, 100))
-    assert_twin_is_equal(encoder, (50_000, 100))
+@torch.no_grad()
+def test_log_mels_of_a_tower_with_a_mask(exported):
+    """At 30 s, and with the real length of a shorter clip as the stock module hears it."""
+    file = exported(flamingo)
+    assert [one.shape for one in file.session.get_inputs()] == [["batch", 80, 3000], ["batch", 3000]]
+    whole, short = clips_of(480_000, 50_000)
+    inputs = file.stock.prepare([whole, short])
+    assert inputs["attention_mask"].sum(1).tolist() == [3000, 313]
+    (frames,) = file.session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    np.testing.assert_allclose(
+        frames[0], file.encoder(Ragged.from_rows([whole])).frames.values.numpy(), atol=2e-5
+    )
+    stock = file.encoder.whisper(*inputs.values()).last_hidden_state
+    np.testing.assert_allclose(frames, stock.numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_families_without_a_twin_say_so(load, kind):
-    with pytest.raises(UserError, match="cannot be exported so, only Whisper"):
-        padded_twin(load(kind))
-
-
-def test_operators_and_settings_without_a_twin_say_so(load):
-    parts = {"whisper": load("whisper"), "wavlm": load("wavlm")}
-    for how, name in (
-        ({"kind": "wq", "heads": 2, "head_dim": 8}, "WqFusion"),
-        ({"kind": "mowe"}, "MoweEncoder"),
-    ):
-        encoder = fuse(TypeAdapter(FusionConfig).validate_python(how), parts)
-        with pytest.raises(UserError, match=f"{name} cannot be exported so"):
-            padded_twin(encoder)
-    with pytest.raises(UserError, match="tail_frames"):
-        padded_twin(load("whisper", tail_frames=5))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["whisper", "wavlm", "gate"])
-def test_the_file_runs_at_other_lengths_and_batches_than_it_was_made_with(load, tmp_path, kind):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    from uniaudio.export.onnx_file import write_onnx
-
-    encoder = load(kind)
-    path = write_onnx(encoder, tmp_path, {"name": "test"})
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    told = json.loads(session.get_modelmeta().custom_metadata_map["uniaudio"])
-    assert (told["dim"], told["frame_rate"]) == (encoder.dim, encoder.frame_rate)
-    assert told["longest_samples"] >= 480_000
-    assert told["name"] == "test"
-    for lengths in ((1, 2, 3, 4, 5, 6), (100_000,), (641, 640, 639)):
-        samples, counts = padded_noise(lengths)
-        frames, found = session.run(None, {"samples": samples.numpy(), "lengths": counts.numpy()})
-        with torch.no_grad():
-            wanted = encoder(Ragged.from_padded(samples, counts)).frames
-        assert found.tolist() == wanted.lengths.tolist()
-        for row, own in enumerate(wanted.rows()):
-            np.testing.assert_allclose(frames[row, : len(own)], own.numpy(), atol=1e-4)
-            assert not frames[row, len(own) :].any()
-
-
-@pytest.mark.slow
-def test_a_file_that_differs_from_the_encoder_is_not_given_away(load, tmp_path):
-    pytest.importorskip("onnxruntime")
-    from uniaudio.export.onnx_file import compare, write_onnx
-
-    encoder = load("whisper")
-    path = write_onnx(encoder, tmp_path, {})
+def test_a_file_that_differs_from_the_encoder_is_refused(exported):
+    file = exported(normed_wave)
+    path = file.folder / "encoder.onnx"
+    assert compare(file.encoder, file.stock, path) < 1e-5
+    bias = file.encoder.model.encoder.layers[0].feed_forward.output_dense.bias
     with torch.no_grad():
-        encoder.whisper.layers[1].fc2.bias[0] += 0.1
-    try:
+        bias[0] += 0.1
         with pytest.raises(RuntimeError, match="differs from torch"):
-            compare(encoder, padded_twin(encoder), path)
-    finally:
-        with torch.no_grad():
-            encoder.whisper.layers[1].fc2.bias[0] -= 0.1
+            compare(file.encoder, file.stock, path)
+        bias[0] -= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_audio", "wavlm", "data2vec-audio", "w2v_bert"])
+def test_the_other_families_agree_with_their_files(tmp_path, kind):
+    save_miniature(kind, tmp_path / "weights")
+    encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path / "weights")), "test")
+    stock = write_onnx(encoder, tmp_path / "onnx", {})
+    assert compare(encoder, stock, tmp_path / "onnx" / "encoder.onnx") < 1e-5
+    assert stock.masked == (kind == "w2v_bert")
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_omni", "ast", "clap", "mimi"])
+def test_families_whose_frames_are_not_the_modules_output_are_refused_without_their_weights(tmp_path, kind):
+    save_miniature(kind, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"AudioEncoder cannot be exported, because .*; use --to hf"):
+        find_stock_module(sketch_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("settings", [{"kind": "concat", "start": "random"}, {"kind": "mowe"}])
+def test_fused_encoders_are_refused(settings):
+    parts: dict[str, AudioEncoder] = {name: WhisperAudioEncoder(tiny_whisper()) for name in ("a", "b")}
+    encoder = fuse(TypeAdapter(FusionConfig).validate_python(settings), parts)
+    with pytest.raises(UserError, match="a fused encoder cannot be exported") as refusal:
+        find_stock_module(encoder)
+    assert str(refusal.value) == FUSED

@@ -7,8 +7,7 @@ import torch
 from conftest import tiny_whisper
 from torch import Tensor, nn
 
-from uniaudio.export.hf import write_hf
-from uniaudio.export.trial import noise
+from uniaudio.export.hf import noise, write_hf
 from uniaudio.export.xares import ENCODER, write_suite_file
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged

@@ -137,22 +137,46 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
     """
     sketched = {}
     for name, settings in config.encoders.items():
-        where = f"encoders.{name}"
-        if ":" in settings.kind:
-            if config.trust.code:
-                own_class(settings, where, config.trust)
+        without_weights = randomize_weights(settings, f"encoders.{name}", config.trust)
+        if without_weights is None:
             return None
-        if is_run(settings.path):
-            return None
-        if not is_local(settings.path):
-            if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
-                raise UserError(f"{where}.path: there is no folder {settings.path}")
-            return None
-        if family_of(settings, where)[1] is REMOTE:
-            return None
-        sketched[name] = settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
+        sketched[name] = without_weights
     with torch.device("meta"):
         return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
+
+
+def sketch_model(path: str) -> AudioEncoder | None:
+    """Build the encoder of a model without weights; None where ``sketch_encoder`` has none.
+
+    Raises:
+        UserError: when the folder holds no known encoder.
+    """
+    settings = randomize_weights(EncoderConfig(path=path), path, NO_TRUST) if is_local(path) else None
+    if settings is None:
+        return None
+    with torch.device("meta"):
+        return load_audio_encoder(settings, path)
+
+
+def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
+    """Return the settings with random weights; None when the encoder is not a plain local checkpoint.
+
+    Raises:
+        UserError: when there is no such folder or class, or the architecture is not known.
+    """
+    if ":" in settings.kind:
+        if trust.code:
+            own_class(settings, where, trust)
+        return None
+    if is_run(settings.path):
+        return None
+    if not is_local(settings.path):
+        if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
+            raise UserError(f"{where}.path: there is no folder {settings.path}")
+        return None
+    if family_of(settings, where)[1] is REMOTE:
+        return None
+    return settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
 
 
 def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:

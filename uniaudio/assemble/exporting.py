@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.assemble.encoders import checkpoint_folder, is_run, load_encoder
+from uniaudio.assemble.encoders import checkpoint_folder, is_run, load_encoder, sketch_encoder, sketch_model
 from uniaudio.assemble.provenance import provenance
 from uniaudio.config.nearest import did_you_mean
-from uniaudio.config.run import load_stored_run
+from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
@@ -45,10 +45,12 @@ def export_checkpoint(
 
         check_login(push_to_hub)
     console = Console()
-    if (checkpoint := checkpoint_folder(spec)) is not None:  # told before recipes are read
-        load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust).require_trust(
-            decoder=False
-        )
+    config = None
+    if (checkpoint := checkpoint_folder(spec)) is not None:
+        config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
+        config.require_trust(decoder=False)  # before recipes are read
+    if to == "onnx":
+        check_onnx(spec, config)
     facts = provenance(spec)
     with console.status("loading the encoder"):
         encoder = load_encoder(spec, torch.device("cpu"), trust)
@@ -56,7 +58,9 @@ def export_checkpoint(
     with console.status(f"writing {out}"):
         line = WRITERS[to](encoder, out, facts, push_to_hub or str(out))
     console.print(files_table(out))
-    console.print("the written model gives the encoder's frames; load it with:", style="dim")
+    console.print(
+        "the frames of the written model were compared with the encoder's; load it with:", style="dim"
+    )
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if push_to_hub is not None:
         from uniaudio.export.hub import push_folder
@@ -82,6 +86,24 @@ def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
             raise UserError(
                 f"--to onnx needs {', '.join(missing)}; install the extra: pip install 'uniaudio[onnx]'"
             )
+
+
+def check_onnx(spec: str, config: RunConfig | None) -> None:
+    """Refuse an encoder that ONNX cannot hold, before its weights are read where it can be built without them.
+
+    Args:
+        config: of the run, None for a model.
+
+    Raises:
+        UserError: naming the encoder and why.
+    """
+    from uniaudio.export.onnx_file import FUSED, find_stock_module
+
+    if config is not None and config.fusion is not None:
+        raise UserError(FUSED)
+    sketch = sketch_model(spec) if config is None else sketch_encoder(config)
+    if sketch is not None:
+        find_stock_module(sketch)
 
 
 def to_hf(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
@@ -112,10 +134,18 @@ def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str
 
 
 def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
-    """Write an ONNX file; return the line that loads it."""
-    from uniaudio.export.onnx_file import write_onnx
+    """Write an ONNX file and its feature extractor; return the lines that load both."""
+    from uniaudio.export.onnx_file import FILE, write_onnx
 
-    return f'onnxruntime.InferenceSession("{write_onnx(encoder, out, facts)}")'
+    stock = write_onnx(encoder, out, facts)
+    options = ", ".join(f"{name}={value!r}" for name, value in stock.options.items())
+    return (
+        ("# clips are padded to 30 s, as the stock module wants them\n" if stock.whole else "")
+        + f'session = onnxruntime.InferenceSession("{out / FILE}")\n'
+        f'extractor = AutoFeatureExtractor.from_pretrained("{out}")\n'
+        f'inputs = extractor(clips, {options}, return_tensors="np")\n'
+        "frames = session.run(None, dict(inputs))[0]"
+    )
 
 
 WRITERS: Mapping[str, Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ from uniaudio.errors import UserError
 from uniaudio.export.describe import describe, parts_of
 from uniaudio.export.hub_config import UniaudioConfig
 from uniaudio.export.source import flat_name, flattened
-from uniaudio.export.trial import noise
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
+from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
 CONFIG, MODEL = "configuration_uniaudio", "modeling_uniaudio"
 HEADER = f"# Written by uniaudio {__version__} from its own source. License: Apache-2.0.\n"
 STOCK = "whisper_encoder"  # subfolder with a plain Whisper encoder as the stock class reads it
-TRIAL = (16_000, 7_777, 23_456)  # samples on which what was written is compared with what was to be written
+TRIAL = (
+    16_000,
+    7_777,
+    23_456,
+)  # samples of the clips on which the written model is compared with the encoder
+NOISE = 3000  # standard deviation of those clips, of 32768
 
 
 def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any]) -> list[Path]:
@@ -100,6 +105,12 @@ def write_stock_whisper(encoder: WhisperAudioEncoder, folder: Path) -> None:
     """Write the encoder alone for ``transformers``' own ``WhisperEncoder``, with the extractor that it needs."""
     encoder.whisper.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins).save_pretrained(folder)
+
+
+def noise(lengths: Sequence[int]) -> Ragged:
+    """Return clips of int16 noise, a function of the lengths."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return Ragged.from_rows([(torch.randn(n, generator=generator) * NOISE).to(torch.int16) for n in lengths])
 
 
 @torch.no_grad()
