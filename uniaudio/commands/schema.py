@@ -40,8 +40,8 @@ All keys of the five kinds of YAML files: run config, recipe, dataset card, temp
 [The four kinds of files](formats.md) explains them with examples. This page is generated from the sources;
 `make reference` writes it anew.
 
-In a key, `NAME` stands for a name of your choice and `[]` for every item of a list. *Read by* names the commands that
-use a key; some stand for several:
+In a key, `NAME` stands for a name of your choice and `[]` for every item of a list. *Read by* names the commands whose
+result depends on a key; some names stand for several:
 
 {groups}
 

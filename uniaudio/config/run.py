@@ -26,7 +26,7 @@ class MiniatureConfig(Strict):
     """A small Qwen3 that is trained from scratch on the texts of the recipe, then frozen; for runs without a
     download.
 
-    Read by: train, check, plan.
+    Read by: train, check, plan, tune-batch.
     """
 
     hidden: PositiveInt = 128
@@ -42,15 +42,17 @@ class MiniatureConfig(Strict):
     vocabulary: PositiveInt = 512
     """Tokens of its byte-level BPE tokenizer, at least 256 and the special tokens."""
     steps: PositiveInt = 600
-    """Optimizer steps of its training."""
+    """Optimizer steps of its training. Read by: train, tune-batch."""
     batch: PositiveInt = 32
-    """Texts per step."""
+    """Texts per step. Read by: train, tune-batch."""
     lr: PositiveFloat = 3e-3
-    """Peak learning rate."""
+    """Peak learning rate. Read by: train, tune-batch."""
     seed: int = 0
-    """Seed of its weights and batches."""
+    """Seed of its weights and batches. Read by: train, tune-batch."""
     extra_texts: str | None = None
-    """Text file with more lines to train on. Default: the texts of the recipe alone."""
+    """Text file with more lines to train on. Default: the texts of the recipe alone. Read by: train,
+    tune-batch.
+    """
 
 
 class DecoderConfig(Strict):
@@ -126,7 +128,7 @@ class DataConfig(Strict):
     """
     max_text_tokens: PositiveInt = MAX_TEXT_TOKENS
     """Most tokens of a question with its answer, chat markup included and audio not; longer rows are skipped.
-    Read by: train, check, eval, forgetting.
+    Read by: train, check, eval, ask, forgetting.
     """
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a source's rows that may be skipped before the run ends with an error."""
@@ -184,7 +186,7 @@ class TrainConfig(Strict):
     """Profile three steps with PyTorch's profiler, print the time by part and write a trace."""
     evaluate_every: PositiveInt | None = None
     """Optimizer steps between two evaluations on the recipe's evaluation sets. Default: no evaluation in
-    training.
+    training. Read by: train, check.
     """
     tensorboard: bool = True
     """Write TensorBoard event files beside `metrics.jsonl` (experiment tracking)."""
@@ -217,7 +219,7 @@ COMPONENTS = (
 class RunConfig(Strict):
     """A run config: which model, trained how. Files inherit from another one by `base`.
 
-    Read by: run commands, recipe commands.
+    Read by: run commands.
     """
 
     seed: int = 0
@@ -225,7 +227,7 @@ class RunConfig(Strict):
     augmentation.
     """
     output_dir: str
-    """Run folder. Default: `runs/` and the file's name."""
+    """Run folder. Default: `runs/` and the file's name. Read by: train."""
     encoders: dict[str, EncoderConfig] = Field(min_length=1)
     """Audio encoders by a name of your choice, the first one being the base; more than one need a `fusion`.
     """

@@ -31,11 +31,11 @@ class Budget(Strict):
 class L2spConfig(Strict):
     """L2-SP (Li et al. 2018): a penalty on the squared distance of the weights from where the stage began.
 
-    Read by: train.
+    Read by: train, check.
     """
 
     weight: PositiveFloat
-    """Factor: the loss grows by `weight / 2` times the squared distance."""
+    """Factor: the loss grows by `weight / 2` times the squared distance. Read by: train."""
     on: str = r"^encoder\."
     """Regular expression, searched for in the parameters' names: which of them are penalised. Default: the
     encoder's.
@@ -46,11 +46,11 @@ class EwcConfig(Strict):
     """Elastic weight consolidation (Kirkpatrick et al. 2017): as `l2sp`, with each parameter weighed by its
     Fisher information on old data.
 
-    Read by: train.
+    Read by: train, check.
     """
 
     weight: PositiveFloat
-    """Factor of the penalty, halved as in `l2sp`."""
+    """Factor of the penalty, halved as in `l2sp`. Read by: train."""
     recipe: str | None = None
     """Recipe of the old data. Default: that of the stage before; the first stage must name one."""
     examples: PositiveInt = 200
@@ -90,7 +90,7 @@ class ContinualConfig(Strict):
     """Continual-learning methods of a stage, all off by default; they may be combined. Replay is set in the
     recipe.
 
-    Read by: train.
+    Read by: train, check.
     """
 
     l2sp: L2spConfig | None = None
@@ -106,7 +106,7 @@ class ContinualConfig(Strict):
 class BalanceConfig(Strict):
     """Adaptive sampling: datasets whose tasks still improve their validation loss are drawn more often.
 
-    Read by: train.
+    Read by: train, check.
     """
 
     every: PositiveInt
@@ -146,18 +146,20 @@ class Stage(Strict):
     """The size of one micro-batch."""
     train: dict[str, Mode] = Field(default={})
     """Regular expressions, searched for in the parameters' names, to `full`, `lora` or `frozen`; the last
-    that matches holds. Default: as encoders and decoder say.
+    that matches holds. Default: as encoders and decoder say. Read by: run commands.
     """
     lr: dict[str, PositiveFloat] = Field(default={})
     """Regular expressions to peak learning rates, as for `train`. Default: those of the components. Read by:
-    train.
+    train, check.
     """
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Layer-wise learning-rate decay: the factor for each layer below the encoder's last. 1 is off. Read by:
     train.
     """
     merge_lora: bool = False
-    """Add the low-rank updates of earlier stages to the encoder's weights when the stage begins."""
+    """Add the low-rank updates of earlier stages to the encoder's weights when the stage begins. Read by: run
+    commands.
+    """
     continual: ContinualConfig = ContinualConfig()
     """Continual-learning methods."""
     balance: BalanceConfig | None = None

@@ -132,7 +132,7 @@ class CardFile(Strict):
     load: Load
     """Where the rows are."""
     license: str
-    """Licence of the data, as a short name. Read by: data pack, probe, report."""
+    """Licence of the data, as a short name. Read by: data pack, probe, export, report."""
     hours: PositiveFloat | None = None
     """Hours of audio, for `mix: {by: hours}`. Default: not known. Read by: recipe commands.
     """

@@ -37,7 +37,7 @@ class EntryFile(Strict):
     constants: dict[str, Any] = Field(default_factory=dict)
     """Values for inputs of the template that the dataset has no column for."""
     augment: tuple[AugmentStep, ...] = ()
-    """Augmentation of the clips, in order. Default: none. Read by: train."""
+    """Augmentation of the clips, in order. Default: none. Read by: train, check."""
 
     @field_validator("template", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
