@@ -9,6 +9,25 @@ from contextlib import contextmanager
 MAX_DETAIL = 500  # characters of a name or a reason that are shown and stored
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of control signs, surrogates and line ends
 
+HIDDEN: dict[
+    str, str
+] = {}  # values of environment variables that configs and cards name, and what is shown instead
+LEAST_HIDDEN = 4  # characters of a value; shorter ones hold no secret and stand in many words
+
+
+def hide_value(value: str, shown: str) -> None:
+    """Show a text in the place of a value in all messages and lists from now on: a place may hold a key or a token."""
+    value = value.rstrip("/")
+    if len(value) >= LEAST_HIDDEN:
+        HIDDEN[value] = shown
+
+
+def mask_values(text: str) -> str:
+    """Return a text without the values that are hidden."""
+    for value, shown in HIDDEN.items():
+        text = text.replace(value, shown)
+    return text
+
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one sentence that names the thing and the fix.
@@ -18,7 +37,7 @@ class UserError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(
-            message.encode("utf-8", "backslashreplace").decode()
+            mask_values(message).encode("utf-8", "backslashreplace").decode()
         )  # a name of a file may hold anything
 
 
@@ -52,11 +71,12 @@ class LostProcessError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return a text that every file and terminal takes: control signs and lone surrogates escaped, and of bounded
-    length.
+    """Return a text that every file and terminal takes: control signs and lone surrogates escaped, values of
+    environment variables masked, and of bounded length.
 
     Names and messages come from data, and may be of any length and hold anything.
     """
+    text = mask_values(text)
     if len(text) > MAX_DETAIL:
         text = f"{text[:MAX_DETAIL]} ... ({len(text):,} characters)"
     if text.isprintable():

@@ -12,7 +12,7 @@ from typing import Literal
 
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.text_files import read_text_file
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, hide_value
 
 Kind = Literal["template", "dataset", "recipe", "config", "suite"]
 
@@ -171,6 +171,7 @@ def expand_path(text: str, near: Path, where: str) -> str:
             )
         if name not in os.environ:
             raise UserError(f"{where}: set the environment variable {name}, which stands in {text}")
+        hide_value(os.environ[name], f"${{{variable}}}")
         return f"{prefix}{os.environ[name]}{rest}"
     if "://" in text:
         return f"{prefix}{text}"

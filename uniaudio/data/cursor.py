@@ -69,7 +69,7 @@ class BrokenShard(Skip):
         if lost is None:
             lost = read
         share = min(1.0, lost / (total or (read + lost) * shards)) if lost else 1 / shards
-        return cls(source, shard, problem.reason, problem.detail, lost, share)
+        return cls(source, printable(shard), problem.reason, problem.detail, lost, share)
 
 
 class IndexedCursor:

@@ -7,18 +7,27 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
+from uniaudio.errors import convert_to_user_error
+
 HASHED_WHOLE = (
     200 * 2**20
 )  # bytes; of larger files the size and the first mebibyte (the safetensors header) count
 
 
 def base_identity(path: str, revision: str | None) -> dict[str, str]:
-    """Return a content hash of a folder's config and tensors, or a Hub name with its commit."""
-    folder = Path(path.removeprefix("random:"))
+    """Return a content hash of a folder's config and tensors, or a Hub name with its commit.
+
+    Raises:
+        UserError: when it is neither a folder with a model nor a model of the Hub, or cannot be read.
+    """
+    name = path.removeprefix("random:")
+    folder = Path(name)
     if not folder.is_dir():
-        stored = hf_hub_download(str(folder), "config.json", revision=revision)  # under snapshots/COMMIT/
+        with convert_to_user_error(f"{name} is neither a folder nor a model that could be fetched"):
+            stored = hf_hub_download(name, "config.json", revision=revision)  # under snapshots/COMMIT/
         return {"path": path, "revision": Path(stored).parent.name}
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    with convert_to_user_error(f"{folder}: its config.json cannot be read"):
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         if file.stat().st_size <= HASHED_WHOLE:
             digest.update(file.read_bytes())

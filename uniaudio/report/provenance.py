@@ -12,7 +12,7 @@ from typing import Any
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.sources.manifest import manifest_file
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, printable
 from uniaudio.report.record import RunRecord
 
 PACKAGES = ("uniaudio", "torch", "transformers", "accelerate", "soundfile", "scikit-learn")
@@ -51,7 +51,7 @@ def data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[Dat
                 name,
                 card.license,
                 ", ".join(used),
-                f"{card.load.kind}: {card.load.location}",
+                printable(f"{card.load.kind}: {card.load.location}"),
                 card_hash(card),
                 drawn.get(name),
                 skips_of(name, runs),
