@@ -10,11 +10,11 @@ import json
 import sys
 
 import torch
+from made_up_checkpoints import MINIATURES
 from plain_kernel import register
 from torch._dynamo.utils import counters
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from uniaudio.miniature.checkpoints import MINIATURES
 from uniaudio.model import attention
 from uniaudio.model.compiled import compile_layers
 from uniaudio.model.decoder import TextDecoder

@@ -10,10 +10,10 @@ import soundfile
 import soxr
 import torch
 from conftest import tiny_whisper, tone
+from made_up_checkpoints import save_miniature
 
 import uniaudio
 from uniaudio.errors import UserError
-from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 

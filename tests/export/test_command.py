@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from made_up_checkpoints import save_miniature
 from made_up_runs import suite_results
 from transformers import AutoModel, WhisperFeatureExtractor
 
@@ -20,7 +21,6 @@ from uniaudio.cli import main
 from uniaudio.config.fusion import SumConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import noise
-from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.ragged import Ragged
 
 

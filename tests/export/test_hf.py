@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_whisper
+from made_up_checkpoints import MINIATURES, save_miniature
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
@@ -21,7 +22,6 @@ from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe
 from uniaudio.export.hf import noise, refuse_taken, verify_hf, write_hf
-from uniaudio.miniature.checkpoints import MINIATURES, save_miniature
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_whisper
+from made_up_checkpoints import save_miniature
 from pydantic import TypeAdapter
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from transformers.models.audioflamingo3.configuration_audioflamingo3 import AudioFlamingo3EncoderConfig
@@ -18,7 +19,6 @@ from uniaudio.config.fusion import FusionConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import noise
 from uniaudio.export.onnx_file import FUSED, compare, find_stock_module, write_onnx
-from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunks import as_float
 from uniaudio.model.encoders.registry import load_audio_encoder

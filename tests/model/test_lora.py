@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from made_up_checkpoints import MINIATURES, save_miniature
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
-from uniaudio.miniature.checkpoints import MINIATURES, save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.lora import add_lora, lora_targets, merge_lora
 from uniaudio.ragged import Ragged

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from made_up_checkpoints import save_miniature
 
 from uniaudio.assemble.encoders import load_part
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.trust import NO_TRUST
 from uniaudio.errors import UserError
-from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.gate import GateFusion

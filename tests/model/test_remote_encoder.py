@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from made_up_checkpoints import save_miniature
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
-from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.remote import hidden_states_of, usual_rate
 from uniaudio.ragged import Ragged

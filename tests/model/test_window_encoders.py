@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soxr
 import torch
+from made_up_checkpoints import save_miniature
 from safetensors.torch import load_file, save_file
 from transformers import (
     ASTFeatureExtractor,
@@ -19,7 +20,6 @@ from transformers import (
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
-from uniaudio.miniature.checkpoints import save_miniature
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
 

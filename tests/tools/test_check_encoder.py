@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from made_up_checkpoints import MINIATURES, save_miniature
 from torch import nn
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
-from uniaudio.miniature.checkpoints import MINIATURES, save_miniature
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged

@@ -12,7 +12,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.config.files import miniature_root
-from uniaudio.miniature.checkpoints import save_miniature
+from uniaudio.miniature.checkpoints import MAKERS, save_checkpoint
 from uniaudio.miniature.whisper import save_miniature_whisper
 from uniaudio.types import SAMPLE_RATE
 
@@ -33,8 +33,8 @@ def ensure_parts() -> Path:
     save_miniature_whisper(aside / "whisper", d_model=64, layers=4)
     for number in range(3):
         save_miniature_whisper(aside / f"whisper_{number}", d_model=32, layers=2, seed=number + 1)
-    for kind in ("qwen2_audio", "audioflamingo3", "wavlm", "hubert", "clap", "ast"):
-        save_miniature(kind, aside / kind)
+    for kind, make in MAKERS.items():
+        save_checkpoint(make, aside / kind)
     try:
         aside.rename(root)
     except OSError:  # another process was faster
