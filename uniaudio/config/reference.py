@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from textwrap import fill
 from typing import Any
 
 from pydantic import BaseModel
@@ -49,7 +50,10 @@ def render_kind(kind: FileKind) -> Iterator[str]:
         yield f"### {headings[record]}\n"
         parents = [f"[{parent.__name__}](#{slug(headings[parent])})" for parent in lineage(record)[1:]]
         more = f" It also has the keys of {' and '.join(parents)}." if parents else ""
-        yield f"{document_record(record).text}{more}\n"
+        yield (
+            fill(f"{document_record(record).text}{more}", 120, break_on_hyphens=False, break_long_words=False)
+            + "\n"
+        )
         yield "| key | type | default | meaning | read by |"
         yield "|---|---|---|---|---|"
         member = next(each for each in reachable_records(kind.record) if record in lineage(each))
