@@ -181,7 +181,7 @@ class TrainConfig(Strict):
     compile: bool = False
     """Compile the layers of packed encoders and decoders with `torch.compile`."""
     hang_seconds: PositiveFloat = 1800
-    """Seconds without a step after which every process prints the stacks of its threads."""
+    """Seconds without a step after which every process writes the stacks of its threads to the run folder."""
     profile: bool = False
     """Profile three steps with PyTorch's profiler, print the time by part and write a trace."""
     evaluate_every: PositiveInt | None = None

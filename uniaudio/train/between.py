@@ -41,7 +41,7 @@ class BetweenSteps:
             with self.engine.autocast():
                 result = work(self.engine.plain)
             self.engine.plain.train()
-        self.watch.beat()
+        self.watch.rearm()
         return gather_objects(result)[0]
 
     def on_all(self, work: Callable[[nn.Module, bool], Any]) -> Any:
@@ -54,7 +54,7 @@ class BetweenSteps:
         with self.engine.autocast():
             result = work(self.engine.plain, self.engine.whole)
         self.engine.plain.train()
-        self.watch.beat()
+        self.watch.rearm()
         return gather_objects(result)[0]
 
     def evaluate(self) -> None:

@@ -274,7 +274,7 @@ class StageRun:
                 window.add(batch, loss, counted=applied)
             position.stream = step.state.to_json()
             self.tracker.advance()
-            self.watch.beat()
+            self.watch.rearm()
             self.profile.step_done(engine.plain)
             self.writer.tell()
             if self.config.data.log_ids:

@@ -1,4 +1,4 @@
-"""A watch on the loop: when no step comes to an end for long, every process tells where it stands."""
+"""Hang detection: when no step comes to an end for long, every process writes down where its threads are."""
 
 from __future__ import annotations
 
@@ -6,57 +6,58 @@ import contextlib
 import faulthandler
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import TextIO
 
 from uniaudio.distributed import rank
 
+STDERR = 2  # the file descriptor, whatever ``sys.stderr`` is at the time
+
 
 class HangWatch:
-    """Prints the stacks of all threads of this process after so long without a step, and again after as long.
+    """Writes the stacks of all threads of this process after so long without a step, and again after as long.
 
-    The stacks also go to ``stacks-rank0.txt`` in the run folder. Every rank watches itself: when one hangs, the others
-    wait for it, and their stacks together say who waits for whom.
+    They go to ``stacks-rank0.txt`` in the run folder, which is there only when something was written, and to standard
+    error where that file cannot be made. They are written by ``faulthandler``, without Python, so whatever hangs cannot
+    hold them up. Every rank watches itself: when one hangs, the others wait for it, and their stacks together say who
+    waits for whom.
     """
 
     def __init__(self, run_dir: Path, seconds: float) -> None:
-        self.run_dir, self.seconds = run_dir, seconds
-        self.beaten = time.monotonic()
-        self.over = threading.Event()
-
-    def beat(self) -> None:
-        """Note that a step came to an end."""
-        self.beaten = time.monotonic()
+        self.path, self.seconds = run_dir / f"stacks-rank{rank()}.txt", seconds
+        self.file: TextIO | None = None
+        self.notice = threading.Timer(seconds, self.print_notice)
 
     def __enter__(self) -> HangWatch:
-        threading.Thread(target=self.watch, daemon=True).start()
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a", encoding="utf-8")
+        self.rearm()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.over.set()
+    def rearm(self) -> None:
+        """Begin to wait anew, for a step came to an end."""
+        faulthandler.dump_traceback_later(self.seconds, repeat=True, file=self.file or STDERR)
+        self.notice.cancel()
+        self.notice = threading.Timer(self.seconds, self.print_notice)
+        self.notice.daemon = True
+        self.notice.start()
 
-    def watch(self) -> None:
-        while not self.over.wait(min(1.0, self.seconds / 4)):
-            if time.monotonic() - self.beaten > self.seconds:
-                self.tell()
-                self.beat()
-
-    def tell(self) -> None:
-        """Print the stacks now."""
+    def print_notice(self) -> None:
+        """Say on the console what is written and where."""
+        where = "here" if self.file is None else f"in {self.path}"
         print(
-            f"uniaudio: process {rank()}: no step came to an end in {self.seconds:g} s "
-            f"(train.hang_seconds); its stacks:",
+            f"uniaudio: process {rank()}: no step came to an end in {self.seconds:g} s (train.hang_seconds); its "
+            f"stacks are {where}",
             file=sys.stderr,
             flush=True,
         )
-        faulthandler.dump_traceback(file=2, all_threads=True)
-        with contextlib.suppress(OSError):  # a full disk must not end the watch
-            self.write()
 
-    def write(self) -> None:
-        """Add the stacks to this process's file in the run folder."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        with (self.run_dir / f"stacks-rank{rank()}.txt").open("a", encoding="utf-8") as stream:
-            stream.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
-            stream.flush()
-            faulthandler.dump_traceback(file=stream, all_threads=True)
+    def __exit__(self, *exception: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self.notice.cancel()
+        if self.file is not None:
+            self.file.close()
+            with contextlib.suppress(OSError):
+                if not self.path.stat().st_size:
+                    self.path.unlink()
