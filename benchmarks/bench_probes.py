@@ -21,8 +21,8 @@ from sizes import Sizes
 from sklearn.neighbors import NearestNeighbors
 from transformers import WhisperFeatureExtractor
 
-from uniaudio.evaluate.embed import embed_clips
-from uniaudio.evaluate.probes import KINDS, knn_predict, probe
+from uniaudio.evaluate.embedding import embed_clips
+from uniaudio.evaluate.probing.probes import KINDS, knn_predict, probe
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.types import SAMPLE_RATE
 

@@ -22,7 +22,7 @@ from bench_step import WrittenIds, new_adapter
 from measure import Benchmark, Run, Step, main, time_steps
 from setting import noise
 
-from uniaudio.data.batch import collate
+from uniaudio.data.collate import collate
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder

@@ -51,7 +51,7 @@ from transformers import (
 )
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.miniature.tokenizer import TURN_END, train_tokenizer
+from uniaudio.tiny.tokenizer import TURN_END, train_tokenizer
 from uniaudio.types import SAMPLE_RATE
 
 SIZES = Sizes()
@@ -159,7 +159,7 @@ def figures(run: Run) -> dict[str, float]:
 
 def ours(run: Run, facts: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, float]:
     """Train as ``uniaudio train`` does, and read the run's own records."""
-    from uniaudio.assemble.training import run_training
+    from uniaudio.commands.train import run_training
     from uniaudio.config.run import load_run
 
     out = run.scratch / "run"

@@ -23,19 +23,19 @@ from sizes import Sizes
 
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.batch import collate
+from uniaudio.data.collate import collate
 from uniaudio.data.loader import joined_states
 from uniaudio.distributed import is_main, part_ways, rank, world_size
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.train.checkpoint import begin_checkpoint, finish_checkpoint, write_share
+from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCopies, take_snapshot
+from uniaudio.train.checkpoint.store import begin_checkpoint, finish_checkpoint, write_share
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.parts import TrainParts
-from uniaudio.train.writer import CheckpointWriter, HostCopies, take_snapshot
 from uniaudio.types import Batch
 
 LENGTHS = (2.0, 4.0, 6.0, 8.0)  # seconds of the clips of a micro-batch

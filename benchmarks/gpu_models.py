@@ -16,8 +16,8 @@ from sizes import new_qwen3, new_whisper
 from torch import Tensor
 from torch.nn import functional as F
 
-from uniaudio.data.batch import collate
-from uniaudio.model import flops
+from uniaudio.data.collate import collate
+from uniaudio.estimate import flops
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM, as_audio_lm
 from uniaudio.model.decoder import TextDecoder

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from uniaudio.model.audio_lm import AudioLM, left_padded
-from uniaudio.model.compiled import compile_layers
+from uniaudio.model.compile import compile_layers
 from uniaudio.model.fp8 import to_float8
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged

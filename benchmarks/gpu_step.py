@@ -19,7 +19,7 @@ from gpu_models import (
 from gpu_timing import Setting, fastest, first_that_fits, free, peak_gib
 from sizes import qwen3_config, whisper_config
 
-from uniaudio.model import flops
+from uniaudio.estimate import flops
 from uniaudio.model.audio_lm import AudioLM, as_audio_lm
 from uniaudio.train.engines.base import Engine
 

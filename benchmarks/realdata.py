@@ -19,14 +19,14 @@ from typing import Any, get_args
 import torch
 import transformers
 
-from uniaudio.assemble.judging import run_evaluation
-from uniaudio.assemble.probing import probe_suite
-from uniaudio.assemble.reporting import Wanted, report_runs
-from uniaudio.assemble.training import run_training
-from uniaudio.config.files import realdata_root
+from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.probe import probe_suite
+from uniaudio.commands.report import Wanted, report_runs
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.search_paths import realdata_root
 from uniaudio.errors import UserError
-from uniaudio.evaluate.task_embeddings import Protocol
+from uniaudio.evaluate.probing.task_embeddings import Protocol
 
 FILES = {"masked": "probes.json", "xares": "probes_xares.json"}
 TOLD = ("metric", "score", "interval", "right", "loss", "examples")

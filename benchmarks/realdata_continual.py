@@ -25,15 +25,15 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.soup import make_soup
-from uniaudio.config.files import realdata_root
+from uniaudio.build.encoders import load_encoder
+from uniaudio.commands.soup import make_soup
 from uniaudio.config.run import load_run
+from uniaudio.config.search_paths import realdata_root
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize
 from uniaudio.evaluate.forgetting_figure import draw_matrices
-from uniaudio.evaluate.labelled import load_labelled
-from uniaudio.evaluate.table import probe_models
+from uniaudio.evaluate.probing.labelled_folder import load_labelled
+from uniaudio.evaluate.probing.table import probe_models
 
 CONFIG = "configs/realdata_continual.yaml"
 KINDS = ("linear", "mlp", "knn")

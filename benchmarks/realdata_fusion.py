@@ -20,13 +20,13 @@ from measure import machine
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.judging import run_evaluation
-from uniaudio.assemble.probing import run_probes
-from uniaudio.assemble.training import run_training
-from uniaudio.config.files import realdata_root
+from uniaudio.build.encoders import load_encoder
+from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.probe import run_probes
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
-from uniaudio.miniature.whisper import save_miniature_whisper
+from uniaudio.config.search_paths import realdata_root
+from uniaudio.tiny.whisper import save_miniature_whisper
 
 PROBED = ("esc10", "fsdd_digits")
 SECOND_STEPS = 600

@@ -16,10 +16,10 @@ from torch._dynamo.utils import counters
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.model import attention
-from uniaudio.model.compiled import compile_layers
+from uniaudio.model.compile import compile_layers
 from uniaudio.model.decoder import TextDecoder
-from uniaudio.model.encoders.omni import OmniAudioEncoder
-from uniaudio.model.encoders.wave import WaveAudioEncoder
+from uniaudio.model.encoders.qwen_omni import OmniAudioEncoder
+from uniaudio.model.encoders.wav2vec2 import WaveAudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fp8 import to_float8
 from uniaudio.model.lora import add_lora

@@ -7,8 +7,8 @@ from functools import partial
 from torch._dynamo.utils import counters
 
 from uniaudio.cli import main
-from uniaudio.model.compiled import compile_layers
-from uniaudio.train import entering
+from uniaudio.model.compile import compile_layers
+from uniaudio.train import stage_setup as entering
 from uniaudio.train.engines import launch
 
 if __name__ == "__main__":

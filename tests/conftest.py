@@ -21,7 +21,7 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.files import realdata_root
+from uniaudio.config.search_paths import realdata_root
 from uniaudio.config.strict_yaml import dump_yaml
 
 # a first call may import or compile, and other tests run beside it

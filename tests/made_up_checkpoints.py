@@ -25,7 +25,7 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.miniature.checkpoints import MAKERS, POSITIONS, WHISPER, save_checkpoint, wave
+from uniaudio.tiny.checkpoints import MAKERS, POSITIONS, WHISPER, save_checkpoint, wave
 
 
 def whisper() -> PreTrainedModel:

@@ -5,9 +5,9 @@ import math
 import random
 from pathlib import Path
 
-from uniaudio.assemble.fingerprint import fingerprint_checkpoint
+from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.train.integrity import FileRecord, write_listing
+from uniaudio.train.checkpoint.integrity import FileRecord, write_listing
 
 DOMAINS = ("speech", "sound", "music")
 PROBES = ("linear", "mlp", "knn")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from uniaudio.train.checkpoint import is_whole, places_by_preference, replaced
+from uniaudio.train.checkpoint.store import is_whole, places_by_preference, replaced
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

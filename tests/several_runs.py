@@ -9,8 +9,8 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
 
-from uniaudio.assemble import training
 from uniaudio.cli import main
+from uniaudio.commands import train as training
 
 if __name__ == "__main__":
     part_ways, training.part_ways = training.part_ways, lambda: None  # the next run exchanges on

@@ -8,8 +8,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from uniaudio.config.files import miniature_root
 from uniaudio.config.run import load_run
+from uniaudio.config.search_paths import miniature_root
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source

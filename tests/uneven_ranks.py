@@ -16,7 +16,7 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.train.auxiliary import AuxiliaryLosses
+from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.engines.launch import make_engine
 from uniaudio.types import Encoded
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from uniaudio.assemble.embedder import Embedder
+    from uniaudio.build.embedder import Embedder
 
 __version__ = "0.1.0"
 
@@ -41,7 +41,7 @@ def load_encoder(
         >>> encoder.embed(["dog.flac", "rain.wav"]).shape  # doctest: +SKIP
         (2, 768)
     """
-    from uniaudio.assemble.embedder import load_embedder
+    from uniaudio.build.embedder import load_embedder
     from uniaudio.config.trust import Trust
 
     return load_embedder(str(path_or_name), device, dtype, Trust(trust_remote_code, allow_code))

@@ -83,15 +83,15 @@ def train(
 
     if is_launched():  # before the slow imports, in which a launcher may die
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
-    from uniaudio.assemble.configs import open_run
-    from uniaudio.assemble.training import run_training
+    from uniaudio.build.run_config import open_run
+    from uniaudio.commands.train import run_training
     from uniaudio.config.trust import Trust
 
     if resume not in (None, "auto", "yes"):
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
     overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
     if tune_batch:
-        from uniaudio.tools.tune import tuned_overrides
+        from uniaudio.commands.tune_batch import tuned_overrides
 
         overrides = tuned_overrides(config, overrides, trust)
     raise typer.Exit(run_training(open_run(config, overrides, trust), resume))
@@ -105,8 +105,8 @@ def check(config: Config, overrides: Overrides = None) -> None:
     Writes: nothing.
     Prints: parameters, columns, warnings and the cost of a step; the first mistake ends it with exit code 2.
     """
-    from uniaudio.assemble.configs import open_run
-    from uniaudio.checks import check_run
+    from uniaudio.build.run_config import open_run
+    from uniaudio.commands.check import check_run
 
     check_run(open_run(config, overrides or []))
 
@@ -134,10 +134,10 @@ def plan(
     Writes: nothing.
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
-    from uniaudio.assemble.configs import open_run
-    from uniaudio.assemble.pairings import QUESTION
-    from uniaudio.assemble.thin import Clip
-    from uniaudio.plan import Machine, show_plan
+    from uniaudio.build.run_config import open_run
+    from uniaudio.checks.recipe import QUESTION
+    from uniaudio.commands.plan import Machine, show_plan
+    from uniaudio.estimate.thin import Clip
 
     clip = None if seconds is None else Clip(seconds, QUESTION, answer_tokens)
     show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)
@@ -173,7 +173,7 @@ def probe(
     Writes: scores as JSON (--out); embeddings of suites are cached in $UNIAUDIO_CACHE.
     Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
     """
-    from uniaudio.assemble.probing import probe_models_on
+    from uniaudio.commands.probe import probe_models_on
     from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
@@ -204,7 +204,7 @@ def evaluate(
     Writes: scores and answers as JSON (--out).
     Prints: scores by evaluation set with 95 % confidence intervals. Runs under `accelerate launch`, too.
     """
-    from uniaudio.assemble.judging import run_evaluation
+    from uniaudio.commands.evaluate import run_evaluation
     from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
@@ -226,7 +226,7 @@ def preview(
     Writes: nothing.
     Prints: prompts with the supervised answer in colour, tokens, clip seconds; skipped rows with the reason.
     """
-    from uniaudio.preview import preview as show
+    from uniaudio.commands.preview import preview as show
 
     show(recipe, number, decoder, seed)
 
@@ -248,7 +248,7 @@ def ask(
     Writes: nothing.
     Prints: the answer.
     """
-    from uniaudio.assemble.asking import ask as ask_model
+    from uniaudio.commands.ask import ask as ask_model
     from uniaudio.config.trust import Trust
 
     typer.echo(ask_model(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
@@ -271,7 +271,7 @@ def embed(
     Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
     Prints: the file, the number of clips and the width of an embedding.
     """
-    from uniaudio.assemble.asking import embed_files
+    from uniaudio.commands.ask import embed_files
     from uniaudio.config.trust import Trust
 
     embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))
@@ -296,7 +296,7 @@ def export(
     Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
     Prints: the files, and a line of Python that loads the exported model.
     """
-    from uniaudio.assemble.exporting import export_checkpoint
+    from uniaudio.commands.export import export_checkpoint
     from uniaudio.config.trust import Trust
 
     export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code))
@@ -329,7 +329,7 @@ def report(
     Writes: an HTML file.
     Prints: the path of the page.
     """
-    from uniaudio.assemble.reporting import Wanted, report_runs
+    from uniaudio.commands.report import Wanted, report_runs
 
     wanted = Wanted(probes or (), answers or (), against or (), audio, embedding_map)
     typer.echo(str(report_runs(runs, out, wanted)))
@@ -353,7 +353,7 @@ def routes(
     Writes: the choices as JSON and as a heat map (PNG) into the run folder or --out.
     Prints: the encoders, experts or layers chosen by task, and the paths of the files.
     """
-    from uniaudio.assemble.routes import show_routes
+    from uniaudio.commands.routes import show_routes
 
     show_routes(run, out, last)
 
@@ -390,7 +390,7 @@ def forgetting(
     Writes: forgetting.json and forgetting.png into the run folder or --out.
     Prints: the matrices of scores by stage and set, forgetting and transfer.
     """
-    from uniaudio.assemble.forgetting import measure_forgetting
+    from uniaudio.commands.forgetting import measure_forgetting
     from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
@@ -427,7 +427,7 @@ def soup(
     Writes: a new run folder with one checkpoint and soup.json.
     Prints: accuracy by share (WiSE-FT; several runs: model soup), and the path of the checkpoint.
     """
-    from uniaudio.assemble.soup import GRID, make_soup
+    from uniaudio.commands.soup import GRID, make_soup
     from uniaudio.config.trust import Trust
 
     if probe not in ("linear", "mlp", "knn"):
@@ -474,7 +474,7 @@ def add_task(
     Writes: a new run folder with config, recipe and the checkpoints at the ends of the stages.
     Prints: the command that trains it.
     """
-    from uniaudio.assemble.add_task import add_task as prepare
+    from uniaudio.commands.add_task import add_task as prepare
 
     path = prepare(run, recipe, out, steps, replay, old or [], overrides or [])
     typer.echo(f"continue with: uniaudio train {path} --resume")
@@ -497,8 +497,8 @@ def check_encoder(
     Writes: nothing.
     Prints: frames, batches, hidden states, gradients and dtype, whether each holds; exit code 2 if one does not.
     """
+    from uniaudio.commands.check_encoder import check_encoder as check
     from uniaudio.config.trust import Trust
-    from uniaudio.tools.check_encoder import check_encoder as check
 
     check(model, kind, Trust(trust_remote_code, allow_code))
 
@@ -522,8 +522,8 @@ def tune_batch(
     Writes: nothing.
     Prints: each budget.audio_seconds it tries with its peak memory, and the override to train with.
     """
+    from uniaudio.commands.tune_batch import tune_batch as tune
     from uniaudio.config.trust import Trust
-    from uniaudio.tools.tune import tune_batch as tune
 
     tune(config, overrides or [], memory, most, trust=Trust(trust_remote_code, allow_code))
 
@@ -548,9 +548,9 @@ def serve(
     from uniaudio.serve.extra import require_server
 
     require_server()
+    from uniaudio.commands.serve import serve as open_page
     from uniaudio.config.trust import Trust
     from uniaudio.serve.limits import Limits
-    from uniaudio.serve.start import serve as open_page
 
     limits = Limits(max_seconds, max_mib, timeout)
     open_page(checkpoint, host, port, limits, Trust(trust_remote_code, allow_code))
@@ -584,7 +584,7 @@ def demo(
     Writes: the corpus, a run folder and report.html below --out.
     Prints: probe scores and answers before and after training, and the path of the report.
     """
-    from uniaudio.demo.run import run_demo
+    from uniaudio.commands.demo import run_demo
 
     run_demo(out, quick)
 

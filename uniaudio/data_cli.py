@@ -29,7 +29,7 @@ def data_stats(
     Writes: the figures as JSON (--out) and a histogram of lengths as PNG (--plot).
     Prints: a table by source.
     """
-    from uniaudio.tools.stats import show_stats
+    from uniaudio.commands.data_stats import show_stats
 
     show_stats(recipe, steps, rows, out, plot)
 
@@ -50,7 +50,7 @@ def data_pack(
     Writes: a new folder with 16 kHz FLAC, cards and a recipe over them, for fast local training.
     Prints: rows and hours by split, and the recipe to train with.
     """
-    from uniaudio.tools.pack import pack_recipe
+    from uniaudio.commands.data_pack import pack_recipe
 
     pack_recipe(recipe, out, shard_mib, rows=rows)
 
@@ -67,6 +67,6 @@ def data_bench(
     Writes: nothing.
     Prints: a table of seconds of audio per second.
     """
-    from uniaudio.tools.throughput import bench_recipe
+    from uniaudio.commands.data_bench import bench_recipe
 
     bench_recipe(recipe, seconds, workers)

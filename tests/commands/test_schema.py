@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 import uniaudio.cli
 from uniaudio.commands.schema import COMMAND_GROUPS, KINDS, show_reference, show_schema
 from uniaudio.config.field_docs import declared_fields, document_fields, record_places
-from uniaudio.config.schema import Strict, build
+from uniaudio.config.records import Strict, build
 from uniaudio.config.strict_yaml import load_yaml, parse
 from uniaudio.errors import UserError
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from uniaudio.config.files import find_file, portable_name
-from uniaudio.config.layers import read_layers
+from uniaudio.config.overrides import read_layers
 from uniaudio.config.run import load_run
+from uniaudio.config.search_paths import find_file, portable_name
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 
@@ -110,7 +110,7 @@ def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_of_recordings_is_told(tone_run, monkeypatch):
-    monkeypatch.setattr("uniaudio.config.files.realdata_root", lambda: None)
+    monkeypatch.setattr("uniaudio.config.search_paths.realdata_root", lambda: None)
     with pytest.raises(
         UserError, match=r"encoders\.whisper\.path: no folder of real recordings; set UNIAUDIO_REALDATA"
     ):

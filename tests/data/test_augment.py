@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniaudio.config.schema import build
+from uniaudio.config.records import build
 from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep, find_audio_files
 from uniaudio.errors import UserError
 

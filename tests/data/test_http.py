@@ -20,7 +20,7 @@ from uniaudio.data.sources.http import (
     http_errors,
     parse_retry_after,
 )
-from uniaudio.data.sources.retry import OutageLog, read_patiently
+from uniaudio.data.sources.retries import OutageLog, read_patiently
 from uniaudio.errors import UserError
 
 CONTENT = bytes(range(256)) * 8

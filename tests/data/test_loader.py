@@ -14,12 +14,12 @@ import torch
 from made_up_sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.asked import iterate_examples, open_examples
+from uniaudio.data.batching import Mixture
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import PlanState, joined_states, make_loader, sharing, turns_of_rank
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source
-from uniaudio.data.stream import Mixture
-from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import UserError
 
 

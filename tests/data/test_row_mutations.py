@@ -9,20 +9,20 @@ import pytest
 from made_up_damage import GOOD_CLIPS, json_text, mutated_line, write_clips
 from rich.console import Console
 
-from uniaudio.assemble.pairings import check_entry
+from uniaudio.checks.recipe import check_entry
+from uniaudio.commands.data_pack import pack_split
+from uniaudio.commands.data_stats import look_at
+from uniaudio.commands.preview import show_row
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.asked import open_examples
+from uniaudio.data.batching import Mixture
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source
-from uniaudio.data.stream import Mixture
-from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.asking import AskSettings, question_chunks
-from uniaudio.miniature.texts import recipe_texts
-from uniaudio.preview import show_row
-from uniaudio.tools.pack import pack_split
-from uniaudio.tools.stats import look_at
+from uniaudio.evaluate.generation.predictions import AskSettings, question_chunks
+from uniaudio.tiny.recipe_texts import recipe_texts
 
 ROWS = 24  # of a manifest
 KEEPS = (None, "fold != 3", "fold < 5", "label == 'low' or fold > 1")

@@ -16,7 +16,7 @@ from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.source import BrokenShardError, Place, Row, open_source
 from uniaudio.data.sources.remote import judged
-from uniaudio.data.sources.retry import read_patiently
+from uniaudio.data.sources.retries import read_patiently
 from uniaudio.errors import UserError
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from uniaudio.assemble.asking import ask
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.ask import ask
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 

@@ -9,22 +9,22 @@ import torch
 from conftest import tone
 from run_folders import latest_checkpoint
 
-from uniaudio.assemble.add_task import add_task
-from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.forgetting import measure_forgetting
-from uniaudio.assemble.models import load_model
-from uniaudio.assemble.soup import averaged, held_out, interpolated, make_soup
-from uniaudio.assemble.training import run_training
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.model import load_model
 from uniaudio.cli import main
+from uniaudio.commands.add_task import add_task
+from uniaudio.commands.data_pack import pack_recipe, sampled
+from uniaudio.commands.forgetting import measure_forgetting
+from uniaudio.commands.soup import averaged, held_out, interpolated, make_soup
+from uniaudio.commands.train import run_training
+from uniaudio.commands.tune_batch import tuned_overrides
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.labelled import load_labelled
-from uniaudio.tools.pack import pack_recipe, sampled
-from uniaudio.tools.tune import tuned_overrides
-from uniaudio.train.checkpoint import load_checkpoint, stage_ends
+from uniaudio.evaluate.probing.labelled_folder import load_labelled
+from uniaudio.train.checkpoint.store import load_checkpoint, stage_ends
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -242,9 +242,9 @@ def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path):
 
 def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch):
     monkeypatch.setattr(
-        "uniaudio.tools.tune.peak_in_child", lambda name, overrides, budget, trust: budget / 10
+        "uniaudio.commands.tune_batch.peak_in_child", lambda name, overrides, budget, trust: budget / 10
     )
-    monkeypatch.setattr("uniaudio.tools.tune.memory_of_device", lambda: 10.0)
+    monkeypatch.setattr("uniaudio.commands.tune_batch.memory_of_device", lambda: 10.0)
     stage = "{name: %s, recipe: tone_recipe, steps: 3, budget: {audio_seconds: 6}}"
     overrides = tuned_overrides(str(tone_run), [f"stages=[{stage % 'a'}, {stage % 'b'}]"])
     config = load_run(tone_run, overrides)

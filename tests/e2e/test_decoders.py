@@ -7,13 +7,13 @@ import torch
 from run_folders import latest_checkpoint
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from uniaudio.assemble.asking import ask
-from uniaudio.assemble.judging import run_evaluation
-from uniaudio.assemble.models import load_model
-from uniaudio.assemble.training import run_training
+from uniaudio.build.model import load_model
+from uniaudio.commands.ask import ask
+from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
-from uniaudio.evaluate.generate import generate
-from uniaudio.train.checkpoint import load_checkpoint
+from uniaudio.evaluate.generation.greedy import generate
+from uniaudio.train.checkpoint.store import load_checkpoint
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_answers_of_whispers_decoder_in_a_batch_equal_answers_alone(tone_run, wh
     )
     loaded = load_model(str(tone_run.parent / "out"))
     from uniaudio.data.audio import decode
-    from uniaudio.data.batch import collate_prompts
+    from uniaudio.data.collate import collate_prompts
     from uniaudio.types import Example
 
     clips = [decode(tone_run.parent / "tones" / f"{i}.wav", 30, "clip") for i in (0, 7, 12)]

@@ -9,17 +9,17 @@ import torch
 from conftest import tiny_whisper, tone
 from run_folders import latest_checkpoint
 
-from uniaudio.assemble.asking import ask
-from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.models import load_model
-from uniaudio.assemble.probing import run_probes
-from uniaudio.assemble.training import run_training
-from uniaudio.checks import check_run
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.model import load_model
+from uniaudio.commands.ask import ask
+from uniaudio.commands.check import check_run
+from uniaudio.commands.probe import run_probes
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint import load_checkpoint
+from uniaudio.train.checkpoint.store import load_checkpoint
 
 MOWE = [
     "fusion.kind=mowe",

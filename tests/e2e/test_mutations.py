@@ -14,16 +14,16 @@ import soundfile
 from conftest import tone
 from made_up_damage import mutate_bytes, mutate_text
 
-from uniaudio.config.files import realdata_root
+from uniaudio.config.search_paths import realdata_root
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.asked import iterate_examples, open_examples
 from uniaudio.data.audio import FilePart, decode
-from uniaudio.data.cursor import Skip
+from uniaudio.data.batching import Mixture
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.sampler import Skip
 from uniaudio.data.source import open_source
-from uniaudio.data.stream import Mixture
-from uniaudio.data.tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
 
 LONGEST = 5.0  # seconds that one damaged file may take

@@ -7,13 +7,13 @@ import pytest
 import torch
 from run_folders import latest_checkpoint
 
-from uniaudio.assemble.asking import ask
-from uniaudio.assemble.configs import open_run
-from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.probing import run_probes
-from uniaudio.assemble.training import run_training
-from uniaudio.config.files import miniature_root
-from uniaudio.train.checkpoint import load_checkpoint
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.run_config import open_run
+from uniaudio.commands.ask import ask
+from uniaudio.commands.probe import run_probes
+from uniaudio.commands.train import run_training
+from uniaudio.config.search_paths import miniature_root
+from uniaudio.train.checkpoint.store import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "papers").glob("*.yaml"))

@@ -5,7 +5,7 @@ import json
 import pytest
 from made_up_files import several_questions
 
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder

@@ -10,15 +10,16 @@ from conftest import tone
 from run_folders import latest_checkpoint
 from safetensors.torch import load_file
 
-from uniaudio.assemble import guarding, training
-from uniaudio.assemble.encoders import load_encoder
-from uniaudio.assemble.models import load_model
+from uniaudio.build import guard as guarding
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.model import load_model
+from uniaudio.commands import train as training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.lora import lora_modules
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint import load_checkpoint
-from uniaudio.train.stop import CONTINUE_LATER
+from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.signals import CONTINUE_LATER
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from uniaudio.build.fusion import fuse
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.data.audio import decode
@@ -25,7 +26,6 @@ from uniaudio.export.hf import noise, refuse_taken, verify_hf, write_hf
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.fusion.choose import fuse
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.ragged import Ragged
 

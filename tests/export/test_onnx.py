@@ -13,17 +13,17 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Feat
 from transformers.models.audioflamingo3.configuration_audioflamingo3 import AudioFlamingo3EncoderConfig
 from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlamingo3Encoder
 
-from uniaudio.assemble.encoders import sketch_model
+from uniaudio.build.encoders import sketch_model
+from uniaudio.build.fusion import fuse
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import noise
 from uniaudio.export.onnx_file import FUSED, compare, find_stock_module, write_onnx
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunks import as_float
+from uniaudio.model.encoders.chunking import as_float
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.fusion.choose import fuse
 from uniaudio.ragged import Ragged
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.conv import ConvAdapter
+from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
-from uniaudio.model.adapters.query import QueryAdapter
+from uniaudio.model.adapters.qformer import QueryAdapter
 from uniaudio.model.adapters.stack import StackAdapter
-from uniaudio.model.adapters.tokens import TokensAdapter
 from uniaudio.ragged import Ragged
 
 E, D = 6, 10

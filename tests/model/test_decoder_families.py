@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from uniaudio.assemble.decoder_check import num_layer_parameters
+from uniaudio.checks.decoder import num_layer_parameters
 from uniaudio.errors import UserError
+from uniaudio.estimate.flops import any_decoder_forward_flops
 from uniaudio.model.audio_lm import left_padded
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
-from uniaudio.model.flops import any_decoder_forward_flops
 from uniaudio.ragged import Ragged
 
 IDS = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 2}

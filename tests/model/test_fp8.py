@@ -6,14 +6,14 @@ import torch
 from conftest import tiny_qwen
 from torch import nn
 
-from uniaudio.assemble.thin import Clip
+from uniaudio.commands.plan import plan_stage
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
+from uniaudio.estimate.thin import Clip
 from uniaudio.model import fp8
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.fp8 import Float8Linear, product, refuse_without_units, rounded, to_float8, unit_product
 from uniaudio.model.label_scores import label_log_likelihoods
-from uniaudio.plan import plan_stage
 from uniaudio.ragged import Ragged
 
 MAPS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -22,16 +22,17 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from uniaudio.data.batch import collate_prompts
-from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError
-from uniaudio.model import branches, label_scores
+from uniaudio.model import label_scores
+from uniaudio.model import tree_attention as branches
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.branches import Branches, grouped
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.tree_attention import Branches, grouped
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, load_whisper_decoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import Example

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
 
+from uniaudio.build.fusion import fuse
 from uniaudio.config.fusion import GateConfig
-from uniaudio.data.batch import collate
+from uniaudio.data.collate import collate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.fusion.choose import fuse
 from uniaudio.types import Example
 
 

@@ -14,13 +14,13 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from uniaudio.config.encoders import LoraConfig
-from uniaudio.data.batch import collate
+from uniaudio.data.collate import collate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, question_means
 from uniaudio.model.decoder import TextDecoder, make_trainable
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.prefixes import key_places, row_positions
+from uniaudio.model.shared_prefix import key_places, row_positions
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.types import Example, SharedPrefixes
 

@@ -21,7 +21,7 @@ from uniaudio.report.charts import (
     stage_starts,
     thinned,
 )
-from uniaudio.report.record import read_run
+from uniaudio.report.run_folder import read_run
 
 
 def test_a_path_goes_from_corner_to_corner():

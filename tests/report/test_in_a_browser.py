@@ -12,12 +12,12 @@ from made_up_runs import (
     write_run,
 )
 
-from uniaudio.assemble.reporting import Wanted, report_runs
+from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.report.answers import WrongAnswer, WrongAnswers
 from uniaudio.report.clips import Shelf
-from uniaudio.report.embedding import EmbeddingMap, Spot
+from uniaudio.report.embedding_map import EmbeddingMap, Spot
 from uniaudio.report.page import Page, write_page
-from uniaudio.report.record import cost_of, read_run
+from uniaudio.report.run_folder import cost_of, read_run
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 

@@ -9,9 +9,9 @@ import shutil
 import pytest
 import soundfile
 
-from uniaudio.assemble.judging import run_evaluation
-from uniaudio.assemble.reporting import Wanted, report_runs
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.report import Wanted, report_runs
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 
 

@@ -19,8 +19,8 @@ from made_up_runs import (
     write_weights,
 )
 
-from uniaudio.assemble.fingerprint import sign_scores
-from uniaudio.assemble.reporting import Wanted, report_runs
+from uniaudio.build.result_fingerprints import sign_scores
+from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 

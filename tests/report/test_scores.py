@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_runs import probe_scores, suite_results
 
-from uniaudio.assemble.fingerprint import sign_scores
+from uniaudio.build.result_fingerprints import sign_scores
 from uniaudio.errors import UserError
 from uniaudio.report.scores import (
     Score,

@@ -96,7 +96,7 @@ def test_stored_intervals_come_first_and_a_share_has_wilsons():
 
 
 def test_bootstrap_equals_a_loop_over_its_own_draws():
-    from uniaudio.evaluate.intervals import draws
+    from uniaudio.evaluate.metrics.intervals import draws
 
     truth = [f"one two three four {i}" for i in range(12)]
     first = [(t, t.replace("two", "x") if i % 3 else t) for i, t in enumerate(truth)]

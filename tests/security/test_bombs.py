@@ -9,7 +9,7 @@ from uniaudio.cli import main
 from uniaudio.config.strict_yaml import parse
 from uniaudio.data.chat_markup import read_chat_markup
 from uniaudio.data.jinja import Condition, Text
-from uniaudio.data.sources.places import expand_braces
+from uniaudio.data.sources.paths import expand_braces
 from uniaudio.errors import RowError, UserError
 
 SECONDS = 5

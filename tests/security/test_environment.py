@@ -6,10 +6,10 @@ import yaml
 
 from uniaudio import errors
 from uniaudio.cli import main
-from uniaudio.config.files import expand_path
 from uniaudio.config.run import load_run
+from uniaudio.config.search_paths import expand_path
 from uniaudio.errors import RowError, UserError, printable
-from uniaudio.train.checkpoint import Snapshot, save_checkpoint
+from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
 
 SECRET = "s3cret-t0ken"
 

@@ -9,7 +9,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders import exported
 from uniaudio.model.encoders.registry import FAMILIES, load_audio_encoder
-from uniaudio.model.recorded import Recorded
+from uniaudio.model.init_args import Recorded
 
 WHISPER = "transformers.models.whisper.modeling_whisper:WhisperEncoder"
 
@@ -28,7 +28,7 @@ def load(path):
     "place",
     [
         "uniaudio.model.decoder:load_decoder",
-        "uniaudio.model.encoders.remote:load_remote",
+        "uniaudio.model.encoders.hf_auto:load_remote",
         "uniaudio.model.encoders.weights:checkpoint_folder",
         "uniaudio.model.encoders.registry:importlib.import_module",
         "uniaudio.model.encoders.whisper:WhisperEncoder",
@@ -86,7 +86,7 @@ def test_every_part_of_the_package_is_listed_or_abstract():
     """A new encoder or operator that is not listed could be exported and not be read back."""
     for family in FAMILIES.values():
         importlib.import_module(family.module)
-    importlib.import_module("uniaudio.model.fusion.choose")
+    importlib.import_module("uniaudio.build.fusion")
     abstract = {"AudioEncoder", "ChunkedAudioEncoder", "FusionOperator", "CompositeEncoder"}
     listed = {exported.part_class(place) for place in exported.PARTS}
 

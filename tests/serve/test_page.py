@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.assemble.asking import ask
+from uniaudio.commands.ask import ask
 
 SOUND = {"Content-Type": "audio/wav"}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

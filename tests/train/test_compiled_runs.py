@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 
 ROOT = Path(__file__).parent.parent.parent

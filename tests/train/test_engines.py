@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from same_figures import assert_same_figures
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.batch import collate
-from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder

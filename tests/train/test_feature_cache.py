@@ -15,13 +15,13 @@ import torch
 from conftest import tiny_whisper, tone
 from safetensors.torch import load_file
 
-from uniaudio.assemble.encoders import build_encoder
-from uniaudio.assemble.training import run_training
+from uniaudio.build.encoders import build_encoder
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.train import features
-from uniaudio.train.features import FeatureWriter, feature_stores
+from uniaudio.train import feature_writer as features
+from uniaudio.train.feature_writer import FeatureWriter, feature_stores
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -8,12 +8,12 @@ import yaml
 from conftest import tiny_whisper
 
 from uniaudio import cli
-from uniaudio.assemble import training
-from uniaudio.assemble.encoders import build_encoder
+from uniaudio.build.encoders import build_encoder
+from uniaudio.commands import train as training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.train.entering import refuse_what_shards_cannot
-from uniaudio.train.features import feature_stores
+from uniaudio.train.feature_writer import feature_stores
+from uniaudio.train.stage_setup import refuse_what_shards_cannot
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -83,7 +83,7 @@ def test_operators_that_read_hidden_states_have_no_cache(tone_run, capsys, kind)
 
 def test_what_no_sketch_shows_is_refused_before_the_first_step(tone_run, monkeypatch):
     """Encoders of the Hub and of runs are looked at when they are loaded."""
-    monkeypatch.setattr("uniaudio.assemble.stages.sketch_encoder", lambda config: None)
+    monkeypatch.setattr("uniaudio.checks.meta_stages.sketch_encoder", lambda config: None)
     monkeypatch.setattr(training, "train", lambda *given: pytest.fail("it began"))
     with pytest.raises(UserError, match="but every stage trains it"):
         training.run_training(load_run(tone_run, ["encoders.whisper.cache=true"]), None)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from uniaudio.config.run import load_run
-from uniaudio.data.batch import collate
-from uniaudio.data.tokens import ChatFormat
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
@@ -16,7 +16,7 @@ from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.train.engines.launch import backward_scale
 from uniaudio.train.optim import build_optimizer, lr_share
-from uniaudio.train.structure import Structure, held_tensors, put_tensors
+from uniaudio.train.trainable import Structure, held_tensors, put_tensors
 from uniaudio.types import Example
 
 

@@ -15,12 +15,12 @@ from torch import nn
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint import MomentFiles, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint.store import MomentFiles, load_checkpoint, stage_ends
 from uniaudio.train.engines.launch import make_accelerator
-from uniaudio.train.judge import StepJudge
 from uniaudio.train.loop import train
+from uniaudio.train.loss_spikes import StepJudge
 from uniaudio.train.parts import TrainParts
-from uniaudio.train.position import Position
+from uniaudio.train.state import Position
 from uniaudio.types import Auxiliary, Batch, LossSum
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -422,7 +422,7 @@ def test_an_auxiliary_loss_is_a_function_of_the_mean_over_the_step_and_not_divid
     tone_run, monkeypatch
 ):
     rows = []
-    monkeypatch.setattr("uniaudio.train.track.Tracker.log", lambda self, row: rows.append(row))
+    monkeypatch.setattr("uniaudio.train.loggers.Tracker.log", lambda self, row: rows.append(row))
     for auxiliary in (False, True):
         model = Model(auxiliary=auxiliary)
         nn.init.zeros_(model.adapter.weight)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.assemble.models import build_model
+from uniaudio.build.model import build_model
 from uniaudio.config.run import load_run
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
@@ -25,7 +25,7 @@ from uniaudio.train.optim import (
     parameter_rates,
     set_learning_rate,
 )
-from uniaudio.train.structure import go_through_stages
+from uniaudio.train.trainable import go_through_stages
 
 STAGE = {"name": "one", "recipe": "tone_recipe", "steps": 8, "budget": {"audio_seconds": 6}}
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.train.profile import BACKWARD, MARK, mark_calls, parts_table, time_by_part
 

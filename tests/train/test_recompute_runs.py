@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from uniaudio.assemble.fitting import clip_of
-from uniaudio.assemble.recompute import DECODER
-from uniaudio.assemble.stage_plan import GIB, MARGIN, plan_stage
-from uniaudio.assemble.training import run_training
+from uniaudio.build.activation_checkpointing import DECODER
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import load_recipe
+from uniaudio.estimate.fitting import clip_of
+from uniaudio.estimate.stage_plan import GIB, MARGIN, plan_stage
 from uniaudio.train.recomputing import Recomputing
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -8,11 +8,11 @@ import stat
 import pytest
 from run_folders import latest_checkpoint
 
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.train.position import Position
 from uniaudio.train.resume import Effect, compare_configs, is_finished
+from uniaudio.train.state import Position
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -79,7 +79,7 @@ def test_other_data_and_another_base_are_refused_before_anything_is_written(begu
 def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone_run, capsys, monkeypatch):
     before = contents(begun_run)
     with monkeypatch.context() as patched:
-        patched.setattr("uniaudio.assemble.training.build_model", None)  # no model is loaded for it
+        patched.setattr("uniaudio.commands.train.build_model", None)  # no model is loaded for it
         assert train(tone_run, "data.workers=1", "train.log_every=3", resume="yes") == 0
         assert train(tone_run, resume="auto") == 0
     assert "already finished at step 4" in capsys.readouterr().out

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 from run_folders import latest_checkpoint
 
-from uniaudio.assemble.training import run_training
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
-from uniaudio.train.checkpoint import load_checkpoint
-from uniaudio.train.integrity import find_damage
+from uniaudio.train.checkpoint.integrity import find_damage
+from uniaudio.train.checkpoint.store import load_checkpoint
 
 STORED = Path(__file__).parents[1] / "stored_run"
 

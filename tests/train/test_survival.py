@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from run_folders import latest_checkpoint
 
-from uniaudio.train.checkpoint import is_whole, load_checkpoint
+from uniaudio.train.checkpoint.store import is_whole, load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,7 @@
 
 import time
 
-from uniaudio.train.watch import HangWatch
+from uniaudio.train.watchdog import HangWatch
 
 
 def until(condition):

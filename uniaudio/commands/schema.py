@@ -12,7 +12,7 @@ from uniaudio.data.card import CardFile
 from uniaudio.data.recipe import RecipeFile
 from uniaudio.data.template import TemplateFile
 from uniaudio.errors import UserError
-from uniaudio.evaluate.suite import SuiteFile
+from uniaudio.evaluate.probing.suite import SuiteFile
 
 KINDS = {
     kind.name: kind

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 
 
 class Adapter(Strict):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 
 
 class LoraConfig(Strict):

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, get_args, get_origin
 
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 
 READ_BY = "Read by: "
 

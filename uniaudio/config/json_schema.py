@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.config.field_docs import document_fields, document_record, reachable_records
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PARTIAL = (

@@ -20,7 +20,7 @@ from uniaudio.config.field_docs import (
     record_places,
 )
 from uniaudio.config.json_schema import FileKind, Schema, build_json_schema
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 
 BOUNDS = {"exclusiveMinimum": "> {}", "minimum": "≥ {}", "exclusiveMaximum": "< {}", "maximum": "≤ {}"}
 FEW = 3  # places of a record that are no longer written one by one

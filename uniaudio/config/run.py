@@ -12,11 +12,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_valid
 
 from uniaudio.config.adapters import AdapterConfig, StackConfig
 from uniaudio.config.encoders import EncoderConfig, LoraConfig
-from uniaudio.config.files import VARIABLE, environment_for, expand_path, find_file, portable_name
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
-from uniaudio.config.layers import apply_override, read_layers
 from uniaudio.config.limits import MAX_TEXT_TOKENS
-from uniaudio.config.schema import Strict, build
+from uniaudio.config.overrides import apply_override, read_layers
+from uniaudio.config.records import Strict, build
+from uniaudio.config.search_paths import VARIABLE, environment_for, expand_path, find_file, portable_name
 from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.config.trust import NO_TRUST, Trust, remembered_trust, require_code, require_remote_code

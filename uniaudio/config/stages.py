@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 
 Mode = Literal["full", "lora", "frozen"]
 

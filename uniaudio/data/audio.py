@@ -18,9 +18,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from uniaudio.data.clip_notices import ANTI_PHASE, CLIPPED
 from uniaudio.data.containers import flac, mpeg, ogg, riff
-from uniaudio.data.containers.others import HEADERLESS, check_notes
-from uniaudio.data.notices import ANTI_PHASE, CLIPPED
+from uniaudio.data.containers.libsndfile_log import HEADERLESS, check_notes
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 

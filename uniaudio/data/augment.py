@@ -22,10 +22,10 @@ import soxr
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from uniaudio.config.schema import Strict
+from uniaudio.config.records import Strict
 from uniaudio.data.audio import QUANTA, decode
-from uniaudio.data.sources.folders import describe_left_out, describe_suffix, walk_files
-from uniaudio.data.sources.suffixes import SUFFIXES
+from uniaudio.data.sources.audio_suffixes import SUFFIXES
+from uniaudio.data.sources.folder_walk import describe_left_out, describe_suffix, walk_files
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import PER_MILLE, SAMPLE_RATE
 

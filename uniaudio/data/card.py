@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.files import expand_path, find_file
-from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
-from uniaudio.config.schema import Strict, build
+from uniaudio.config.overrides import read_layers
+from uniaudio.config.records import Strict, build
+from uniaudio.config.search_paths import expand_path, find_file
 from uniaudio.data.jinja import Condition, Text
 from uniaudio.data.segment import NEMO, Segment
 from uniaudio.errors import RowError, UserError

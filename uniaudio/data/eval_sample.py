@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from uniaudio.data.order import number
-from uniaudio.data.questions import render_question
+from uniaudio.data.permutation import number
 from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.row_questions import render_question
 from uniaudio.data.source import IndexedSource, Row, Source
 from uniaudio.errors import RowError
 

@@ -14,16 +14,16 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from uniaudio.data.batch import collate
-from uniaudio.data.cursor import Skip
-from uniaudio.data.notices import ClipNotice
-from uniaudio.data.order import number
-from uniaudio.data.questions import Clip, decode_clips
+from uniaudio.data.batching import Mixture, PlannedBatch, PlannedRow, StreamState
+from uniaudio.data.clip_notices import ClipNotice
+from uniaudio.data.collate import collate
+from uniaudio.data.permutation import number
+from uniaudio.data.row_questions import Clip, decode_clips
+from uniaudio.data.sampler import Skip
 from uniaudio.data.source import ShardedSource
-from uniaudio.data.stream import Mixture, PlannedBatch, PlannedRow, StreamState
 from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import RowError, UserError, convert_to_row_error
-from uniaudio.features import FeatureStore, with_known_frames
+from uniaudio.feature_cache import FeatureStore, with_known_frames
 from uniaudio.orphans import end_with_parent
 from uniaudio.types import Batch, Example
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.files import find_file
-from uniaudio.config.layers import read_layers
 from uniaudio.config.nearest import did_you_mean
-from uniaudio.config.schema import Strict, build
+from uniaudio.config.overrides import read_layers
+from uniaudio.config.records import Strict, build
+from uniaudio.config.search_paths import find_file
 from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.source import open_source

@@ -24,7 +24,7 @@ from uniaudio.data.audio import Encoded, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.segment import read_span
-from uniaudio.data.sources.folders import describe_left_out
+from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, printable
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from uniaudio.config.files import find_file
 from uniaudio.config.nearest import did_you_mean
-from uniaudio.config.schema import Strict, build
+from uniaudio.config.records import Strict, build
+from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose, read_text_file
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value

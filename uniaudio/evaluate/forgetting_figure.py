@@ -12,7 +12,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from uniaudio.evaluate.figures import COLORS, STYLE
+from uniaudio.evaluate.figure_style import COLORS, STYLE
 from uniaudio.evaluate.forgetting import UNKNOWN, ScoreMatrix
 
 DARK = "#2b2f36"  # a PNG has its own white paper, so its words need not read on dark paper too

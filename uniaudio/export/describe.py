@@ -8,8 +8,8 @@ from typing import Any
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from uniaudio.errors import UserError
+from uniaudio.model.init_args import Recorded, Stock
 from uniaudio.model.rebuild import STOCK, STOCK_EXTRACTORS, STOCK_MODELS
-from uniaudio.model.recorded import Recorded, Stock
 
 OWN = "uniaudio."
 

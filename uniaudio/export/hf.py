@@ -16,7 +16,7 @@ from uniaudio import __version__
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe, parts_of
 from uniaudio.export.hub_config import UniaudioConfig
-from uniaudio.export.source import flat_name, flattened
+from uniaudio.export.source_code import flat_name, flattened
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
@@ -98,7 +98,7 @@ def code_of(parts: set[str]) -> dict[str, str]:
         "}",
         "",
     ]
-    return flattened(roots, {"uniaudio.export.parts": "\n".join(table)}, HEADER)
+    return flattened(roots, {"uniaudio.export.part_classes": "\n".join(table)}, HEADER)
 
 
 def write_stock_whisper(encoder: WhisperAudioEncoder, folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from uniaudio.export.hub_config import UniaudioConfig
-from uniaudio.export.parts import PARTS
+from uniaudio.export.part_classes import PARTS
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
 from uniaudio.ragged import Ragged

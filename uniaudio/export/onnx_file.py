@@ -22,9 +22,9 @@ from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlam
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.export.hf import noise
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunks import as_float
+from uniaudio.model.encoders.chunking import as_float
 from uniaudio.model.encoders.w2v_bert import W2vBertAudioEncoder
-from uniaudio.model.encoders.wave import WaveAudioEncoder
+from uniaudio.model.encoders.wav2vec2 import WaveAudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.mowe import MoweEncoder

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 from transformers import AttentionInterface
 
-from uniaudio.model.branches import Branches, branched_attention
+from uniaudio.model.tree_attention import Branches, branched_attention
 from uniaudio.ragged import Ragged
 
 PACKED = "uniaudio_packed"  # the name in transformers' AttentionInterface

@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
-from uniaudio.model.branches import Branches
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.decoder_limits import position_limit, refuse_unusable_class, refuse_without_generation
 from uniaudio.model.encoders.weights import refuse_pickles, stock_config
+from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
-from uniaudio.model.identity import base_identity
 from uniaudio.model.lora import add_lora
-from uniaudio.model.prefixes import key_places, row_positions
-from uniaudio.model.recompute import recompute_stock_layers
+from uniaudio.model.shared_prefix import key_places, row_positions
+from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import SharedPrefixes
 

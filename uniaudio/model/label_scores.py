@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from uniaudio.model.branches import Branches
+from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 
 LOGITS = 2**24  # logits that exist at the same time: 64 MiB in float32

@@ -12,10 +12,10 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
-from uniaudio.model.branches import Branches
 from uniaudio.model.decoder import DTYPES, label_losses, make_trainable
 from uniaudio.model.encoders.weights import (
     checkpoint_folder,
@@ -24,9 +24,9 @@ from uniaudio.model.encoders.weights import (
     read_tensors,
     with_random_weights,
 )
-from uniaudio.model.identity import base_identity
+from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.label_scores import label_log_likelihoods
-from uniaudio.model.recompute import run_layer
+from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded
 

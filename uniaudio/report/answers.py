@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.errors import UserError
+from uniaudio.report.changes import Change
 from uniaudio.report.clips import Player
 from uniaudio.report.significance import score_interval
-from uniaudio.report.verdict import Change
 
 WRONG_SHOWN = 12  # of each evaluation set
 HEARD = 4  # of them, of each set, with their clips

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from uniaudio.report.record import RunRecord
+from uniaudio.report.run_folder import RunRecord
 
 WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates
 MOST_POINTS = 120  # of a line; more steps are averaged in as many parts

@@ -11,9 +11,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from uniaudio.data.asked import build_example, iterate_examples, open_examples
-from uniaudio.data.cursor import Skip
+from uniaudio.data.eval_examples import build_example, iterate_examples, open_examples
 from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE, Example

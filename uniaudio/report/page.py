@@ -14,15 +14,15 @@ from markupsafe import Markup, escape
 
 from uniaudio.evaluate.forgetting import ForgettingSummary
 from uniaudio.report.answers import AnswerRow, WrongAnswers
+from uniaudio.report.changes import Summary, sign_of
 from uniaudio.report.charts import HEIGHT, WIDTH, domain_bars, loss_charts, metric_charts, stage_starts
 from uniaudio.report.clips import LONGEST, Player
-from uniaudio.report.embedding import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
-from uniaudio.report.heat import HeatTable, Reliability
-from uniaudio.report.provenance import DataFact
-from uniaudio.report.record import Cost, RunRecord
+from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
+from uniaudio.report.heat_tables import HeatTable, Reliability
+from uniaudio.report.run_folder import Cost, RunRecord
+from uniaudio.report.run_provenance import DataFact
 from uniaudio.report.scores import PROBES, Roles, ScoreTable
 from uniaudio.report.significance import by_spread
-from uniaudio.report.verdict import Summary, sign_of
 
 SCRIPT = "page.js"
 LISTED = 12  # of long lists before the rest is folded
@@ -86,7 +86,7 @@ def breakable(text: object) -> Markup:
 def environment() -> Environment:
     """Return the Jinja environment of the page: every value is escaped, and a name that is missing is an error."""
     made = Environment(
-        loader=PackageLoader("uniaudio.report", "parts"),
+        loader=PackageLoader("uniaudio.report", "html"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

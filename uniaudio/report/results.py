@@ -10,7 +10,8 @@ from uniaudio.data.recipe import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import checked_answers, holds_answers
-from uniaudio.report.record import RunRecord, read_json
+from uniaudio.report.changes import Change, Summary, answer_changes, probe_changes, summarize
+from uniaudio.report.run_folder import RunRecord, read_json
 from uniaudio.report.scores import (
     FINGERPRINTS,
     Roles,
@@ -24,7 +25,6 @@ from uniaudio.report.scores import (
     roles_of,
     tell_apart,
 )
-from uniaudio.report.verdict import Change, Summary, answer_changes, probe_changes, summarize
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
 Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from scipy.stats import binomtest
 
 from uniaudio.data.template import Scoring
-from uniaudio.evaluate.intervals import Summed, interval
-from uniaudio.evaluate.normalize import normalized
-from uniaudio.evaluate.text_metrics import LOWER_IS_BETTER, error_rate
+from uniaudio.evaluate.metrics.intervals import Summed, interval
+from uniaudio.evaluate.metrics.normalize import normalized
+from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
 
 Verdict = Literal["better", "worse", "unclear"]
 ERRORS = 2.0  # standard errors of a difference: about 95 %

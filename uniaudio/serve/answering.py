@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.assemble.asking import answer_samples, marked_pieces
-from uniaudio.assemble.models import LoadedModel
-from uniaudio.data.batch import collate_prompts
+from uniaudio.build.model import LoadedModel
+from uniaudio.commands.ask import answer_samples, marked_pieces
+from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.label_scores import probabilities
+from uniaudio.evaluate.metrics.classification import probabilities
 from uniaudio.ragged import Ragged
 from uniaudio.serve.limits import Limits, decode_upload, within
 from uniaudio.serve.picture import mel_picture

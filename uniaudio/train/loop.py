@@ -21,27 +21,27 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.distributed import barrier, gather_objects, sum_over_ranks
 from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.train.auxiliary import AuxiliaryLosses
-from uniaudio.train.balance import Balance
-from uniaudio.train.between import BetweenSteps
-from uniaudio.train.checkpoint import STAGE_END, Checkpoint, check_bases, load_checkpoint, step_folder
+from uniaudio.train.adaptive_mixture import Balance
+from uniaudio.train.auxiliary_losses import AuxiliaryLosses
+from uniaudio.train.callbacks import BetweenSteps
+from uniaudio.train.checkpoint.background_writer import CheckpointWriter
+from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, check_bases, load_checkpoint, step_folder
 from uniaudio.train.continual.distill import frames_of
 from uniaudio.train.engines.launch import backward_scale
-from uniaudio.train.entering import FISHER, StageModel, open_stage
-from uniaudio.train.judge import StepJudge
-from uniaudio.train.memory import telling_of_memory
+from uniaudio.train.loggers import Tracker, tell_of_finished_run
+from uniaudio.train.loss_spikes import StepJudge
+from uniaudio.train.metrics import Window
+from uniaudio.train.oom import telling_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
 from uniaudio.train.parts import Steps, TrainParts
-from uniaudio.train.position import Position, newest
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
-from uniaudio.train.skips import SkipLedger
-from uniaudio.train.stop import CONTINUE_LATER, StopSignal
-from uniaudio.train.track import Tracker, tell_of_finished_run
-from uniaudio.train.watch import HangWatch
-from uniaudio.train.window import Window
-from uniaudio.train.writer import CheckpointWriter
+from uniaudio.train.signals import CONTINUE_LATER, StopSignal
+from uniaudio.train.skipped_rows import SkipLedger
+from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
+from uniaudio.train.state import Position, newest
+from uniaudio.train.watchdog import HangWatch
 from uniaudio.types import Batch, LossSum
 
 

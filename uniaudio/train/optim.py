@@ -13,7 +13,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
 from uniaudio.model.lora import plain_name
-from uniaudio.train.structure import refuse_nothing
+from uniaudio.train.trainable import refuse_nothing
 
 LAYER = re.compile(r"\.(?:layers?|blocks|h)\.(\d+)\.")
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from uniaudio.train.balance import Balance
+from uniaudio.train.adaptive_mixture import Balance
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.types import Batch

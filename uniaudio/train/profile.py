@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from uniaudio.model.fusion.encoder import CompositeEncoder
 from uniaudio.model.mel import LogMel
-from uniaudio.train.track import Tracker
+from uniaudio.train.loggers import Tracker
 
 MARK = "uniaudio::"  # before the names of parts in a trace
 BACKWARD = "autograd::engine::evaluate_function: "

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import Checkpoint
-from uniaudio.train.position import Position
+from uniaudio.train.checkpoint.store import Checkpoint
+from uniaudio.train.state import Position
 
 SHOWN = 60  # characters of a value in a sentence
 

@@ -5,9 +5,9 @@ import torch
 from fusion_operators import make, streams
 from torch.nn import functional as F
 
-from uniaudio.model.fusion.stft import StftBranch
+from uniaudio.model.fusion.stft_residual import StftBranch
 from uniaudio.ragged import Ragged
-from uniaudio.train.auxiliary import AuxiliaryLosses
+from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 
 LENGTHS = [3, 1, 5, 2]
 

@@ -5,16 +5,16 @@ import torch
 from conftest import tiny_whisper
 from torch import nn
 
+from uniaudio.build.fusion import OPERATORS, fuse
 from uniaudio.config.fusion import FusionConfig, MoweConfig
-from uniaudio.config.schema import Strict, build
+from uniaudio.config.records import Strict, build
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.base import entropy
-from uniaudio.model.fusion.choose import OPERATORS, fuse
 from uniaudio.model.fusion.routers import smoothed
 from uniaudio.ragged import Ragged
-from uniaudio.train.auxiliary import AuxiliaryLosses
+from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.types import Encoded
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import tiny_whisper, tone
 
-from uniaudio.assemble.models import build_model
+from uniaudio.build.model import build_model
 from uniaudio.config.run import load_run
 from uniaudio.config.stages import DistillConfig
-from uniaudio.data.batch import collate
+from uniaudio.data.collate import collate
 from uniaudio.train.continual.distill import Distiller, frames_of
 from uniaudio.types import Example
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.sources.audio_suffixes import CLIPS
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
-from uniaudio.data.sources.folders import describe_suffix, walk_files
-from uniaudio.data.sources.listed import ListedSource
-from uniaudio.data.sources.places import folder_of_split
-from uniaudio.data.sources.suffixes import CLIPS
+from uniaudio.data.sources.folder_walk import describe_suffix, walk_files
+from uniaudio.data.sources.in_memory import ListedSource
+from uniaudio.data.sources.paths import folder_of_split
 from uniaudio.errors import RowError
 
 

@@ -21,7 +21,7 @@ from uniaudio.data.source import (
 )
 from uniaudio.data.sources.class_names import name_columns, naming_of_columns
 from uniaudio.data.sources.parquet import rows_of_table
-from uniaudio.data.sources.places import is_remote
+from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import judged, open_by_scheme, wait_for_hub
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 

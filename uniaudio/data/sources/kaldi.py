@@ -10,9 +10,9 @@ from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import Row
-from uniaudio.data.sources.listed import ListedSource
+from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.manifest import read_lines
-from uniaudio.data.sources.places import folder_of_split
+from uniaudio.data.sources.paths import folder_of_split
 from uniaudio.errors import RowError
 
 START, END = "segment_start", "segment_end"

@@ -12,8 +12,8 @@ import orjson  # a million lines in half a second, where `json` takes three
 
 from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.sources.listed import ListedSource
-from uniaudio.data.sources.places import SPLIT, refuse_other_splits
+from uniaudio.data.sources.in_memory import ListedSource
+from uniaudio.data.sources.paths import SPLIT, refuse_other_splits
 from uniaudio.data.sources.split_names import has_words, named_splits, other_words
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 

@@ -24,7 +24,7 @@ from uniaudio.data.source import (
     row_or_error,
 )
 from uniaudio.data.sources.class_names import Naming, features_of_schema, name_columns, naming_of_columns
-from uniaudio.data.sources.places import files_of_split, is_remote, short_names, size_of
+from uniaudio.data.sources.paths import files_of_split, is_remote, short_names, size_of
 from uniaudio.data.sources.remote import judged, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from uniaudio.data.source import BrokenShardError
 from uniaudio.data.sources.http import BLOCK, PASSING, HttpFile, HttpStream
-from uniaudio.data.sources.places import HTTP, is_remote
+from uniaudio.data.sources.paths import HTTP, is_remote
 
 # whose errors are those of a connection, where they are no OSErrors; imported by fsspec's file systems alone
 NETWORK = {"aiohttp", "botocore", "h2", "httpcore", "httpx", "httpx2", "requests", "urllib3"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from uniaudio.data.audio import Encoded, FilePart
 from uniaudio.data.source import BrokenShardError
 from uniaudio.data.sources.http import BLOCK
-from uniaudio.data.sources.places import is_remote
+from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import open_onwards
 
 RECORD = 512  # bytes: tars are made of them

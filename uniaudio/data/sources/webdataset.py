@@ -24,8 +24,8 @@ from uniaudio.data.source import (
     stated_seconds,
     with_segment,
 )
-from uniaudio.data.sources.places import files_of_split, short_names, size_of
-from uniaudio.data.sources.suffixes import CLIPS
+from uniaudio.data.sources.audio_suffixes import CLIPS
+from uniaudio.data.sources.paths import files_of_split, short_names, size_of
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from uniaudio.model.adapters.base import Adapter, frames_per_token
-from uniaudio.model.encoders.chunks import chunks_of
+from uniaudio.model.encoders.chunking import chunks_of
 from uniaudio.ragged import Ragged
 
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.activation_checkpointing import run_layer
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained
-from uniaudio.model.recompute import run_layer
 
 HOP = 160  # samples of a spectrogram frame
 SPECIAL = 2  # class and distillation token before the patches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from uniaudio.model.recorded import Recorded
+from uniaudio.model.init_args import Recorded
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import ClapAudioConfig, ClapFeatureExtractor
 from transformers.models.clap.modeling_clap import ClapAudioModel
 
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resampled
 from uniaudio.model.encoders.weights import (
     RANDOM,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import EncodecModel, MimiModel
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resampled
 from uniaudio.model.encoders.weights import (
     RANDOM,
@@ -20,7 +20,7 @@ from uniaudio.model.encoders.weights import (
     read_model_config,
     stock_config,
 )
-from uniaudio.model.recorded import Recorded
+from uniaudio.model.init_args import Recorded
 from uniaudio.types import SAMPLE_RATE
 
 CHUNK_SECONDS = 30.0

@@ -10,7 +10,7 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Ve
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRotaryPositionalEmbedding
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.chunked import ChunkedAudioEncoder
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
     checkpoint_folder,

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.errors import UserError
+from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunks import cut_into_chunks, keep_first
+from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first
 from uniaudio.model.encoders.weights import (
     RANDOM,
     checkpoint_folder,
@@ -24,7 +25,6 @@ from uniaudio.model.encoders.weights import (
     with_random_weights,
 )
 from uniaudio.model.mel import FRAME, REACH, LogMel
-from uniaudio.model.recompute import run_layer
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded

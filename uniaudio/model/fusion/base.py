@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.recorded import Recorded
+from uniaudio.model.init_args import Recorded
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
 

@@ -12,7 +12,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.align import align, frames_at
 from uniaudio.model.fusion.base import FusionOperator
-from uniaudio.model.fusion.stft import StftBranch
+from uniaudio.model.fusion.stft_residual import StftBranch
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 

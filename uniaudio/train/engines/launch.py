@@ -14,7 +14,7 @@ from torch import nn
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
-from uniaudio.model.compiled import refuse_without_compiler
+from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine

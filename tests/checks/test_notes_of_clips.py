@@ -1,0 +1,53 @@
+"""What `check` says of the first clips of a source, beside what cannot be used."""
+
+import json
+
+import numpy as np
+import soundfile
+import yaml
+
+from uniaudio.checks.recipe import check_pairing
+from uniaudio.data.card import load_card
+from uniaudio.data.template import load_template
+
+TONE = 0.3 * np.sin(np.arange(8000) / 10)
+
+
+def notes(folder, columns, wave, **settings):
+    for number in range(6):
+        soundfile.write(folder / f"{number}.wav", wave, 16000)
+    rows = [{"audio": f"{number}.wav", "label": "a", **columns} for number in range(6)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = {
+        "dataset": "d",
+        "load": {"jsonl": "m.jsonl"},
+        "license": "CC0",
+        "splits": {"train": {}},
+        **settings,
+    }
+    (folder / "d.yaml").write_text(yaml.safe_dump(card))
+    template = {
+        "task": "t",
+        "domain": "sound",
+        "inputs": ["label"],
+        "prompts": ["<audio>?"],
+        "target": "{{ label }}",
+    }
+    template["scoring"] = {"metric": "accuracy"}
+    (folder / "t.yaml").write_text(yaml.safe_dump(template))
+    card = load_card(str(folder / "d.yaml"))
+    return check_pairing("d:t", card, "train", load_template(str(folder / "t.yaml")), {}).notes
+
+
+def test_clips_whose_channels_cancel_are_noted(tmp_path):
+    (note,) = notes(tmp_path, {}, np.stack([TONE, -TONE], 1))
+    assert note.startswith("anti-phase channels in 5 of the first 5 rows: their mean is silent")
+    assert notes(tmp_path, {}, TONE) == ()
+
+
+def test_columns_with_times_that_nothing_uses_are_noted(tmp_path):
+    (note,) = notes(tmp_path, {"start": 0.1, "end": 0.2}, TONE)
+    assert note.startswith("clips are taken whole, although there are columns start, end; name the times")
+    assert notes(tmp_path, {"start": 0.1, "end": 0.2}, TONE, segment="none") == ()
+    assert notes(tmp_path, {"start": 0.1, "end": 0.2}, TONE, segment={"start": "start", "end": "end"}) == ()
+    assert notes(tmp_path, {"offset": 0.1, "duration": 0.2}, TONE) == ()

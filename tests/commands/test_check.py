@@ -1,0 +1,151 @@
+"""`uniaudio check` on data: the reason why rows cannot be used, missing columns by name, what is passed over."""
+
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+from made_up_files import add, clip_bytes, write_tar
+from rich.console import Console
+
+from uniaudio.checks.recipe import average_clip
+from uniaudio.commands.check import check_run
+from uniaudio.config.run import load_run
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.data.recipe import load_recipe
+from uniaudio.errors import UserError
+
+RUN = {
+    "output_dir": "out",
+    "encoders": {"whisper": {"path": "someone/whisper"}},
+    "decoder": {"path": "someone/decoder"},
+    "data": {"workers": 0},
+    "train": {"micro_batches": 1},
+    "stages": [{"name": "one", "recipe": "r", "steps": 1, "budget": {"audio_seconds": 6}}],
+}
+
+
+@pytest.fixture
+def setup(tmp_path):
+    """A run over ``data/manifest.jsonl`` whose models are names on the Hub, so that only the data are looked at."""
+    (tmp_path / "data").mkdir()
+    rows = []
+    for n, label in enumerate(("low", "mid", "high")):
+        (tmp_path / "data" / f"{n}.wav").write_bytes(clip_bytes(n))
+        rows.append({"audio": f"{n}.wav", "category": label})
+    write_rows(tmp_path, rows)
+    files = {
+        "run.yaml": RUN,
+        "r.yaml": {"recipe": "r", "train": [{"dataset": "d", "template": "t"}]},
+        "t.yaml": {"task": "t", "domain": "sound", "inputs": ["label"], "prompts": ["<audio>?"]},
+        "d.yaml": {"dataset": "d", "load": {"jsonl": "data"}, "license": "CC0-1.0", "splits": {"train": {}}},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(dump_yaml(content))
+    change(tmp_path, "t.yaml", target="{{ label }}")
+    change(tmp_path, "d.yaml", columns={"label": "{{ category }}"})
+    return tmp_path
+
+
+def write_rows(folder, rows):
+    (folder / "data" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def change(folder, name, **changes):
+    content = {**load_yaml(folder / name), **changes}
+    (folder / name).write_text(dump_yaml({key: value for key, value in content.items() if value is not None}))
+
+
+def check(folder):
+    screen = io.StringIO()
+    check_run(load_run(str(folder / "run.yaml"), []), Console(file=screen, width=200))
+    return screen.getvalue()
+
+
+def test_the_first_row_may_lack_a_column(setup):
+    write_rows(setup, [{"audio": "0.wav"}, {"audio": "1.wav", "category": "mid"}])
+    assert "ok" in check(setup)
+    assert average_clip(load_recipe(str(setup / "r.yaml"))).seconds == pytest.approx(0.1)
+
+
+def test_columns_that_are_not_there_are_named_with_those_that_are(setup):
+    change(setup, "d.yaml", columns={"label": "{{ categry }}"})
+    message = (
+        r"columns\.label: uses 'categry' \(did you mean 'category'\?\), but the columns of the rows are a"
+    )
+    with pytest.raises(UserError, match=message):
+        check(setup)
+    with pytest.raises(UserError, match=message):  # what `plan` reads
+        average_clip(load_recipe(str(setup / "r.yaml")))
+    change(setup, "d.yaml", columns={})
+    with pytest.raises(
+        UserError, match="template t needs label, but the columns are audio, category; add it under"
+    ):
+        check(setup)
+    pq.write_table(
+        pyarrow.table({"audio": [b"x"], "category": ["a"], "more": [1]}), setup / "data" / "d.parquet"
+    )
+    change(setup, "d.yaml", load={"parquet": "data"})
+    with pytest.raises(
+        UserError, match="template t needs label, but the columns are category, more; add it under"
+    ):
+        check(setup)
+
+
+def test_an_unused_column_of_a_card_may_be_wrong(setup):
+    change(setup, "d.yaml", columns={"label": "{{ category }}", "other": "{{ nowhere }}"})
+    assert "ok" in check(setup)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([{"audio": "gone.wav", "category": "a"}], r"gone\.wav: missing file: \S+gone\.wav"),
+        ([{"audio": 5, "category": "a"}], "no audio path or bytes"),
+        (
+            [{"audio": "0.wav", "category": None}],
+            r"0\.wav: missing column: .*columns\.label: 'category' has no value",
+        ),
+        ([{"audio": "0.wav", "category": ["a"]}], "template error: .*a list is no text"),
+    ],
+)
+def test_the_reason_of_the_first_row_is_told_where_none_can_be_used(setup, rows, reason):
+    write_rows(setup, rows)
+    with pytest.raises(
+        UserError, match=rf"dataset d, split train: none of the first 1 rows can be used \(.*{reason}"
+    ):
+        check(setup)
+
+
+def test_samples_of_archives_that_cannot_be_used_say_why(setup):
+    import tarfile
+
+    with tarfile.open(setup / "data" / "dots.tar", "w") as tar:
+        for n in range(2):
+            add(tar, f"utt.{n}.wav", clip_bytes(n))
+    change(setup, "d.yaml", load={"webdataset": "data/dots.tar"})
+    with pytest.raises(UserError, match=r"none of the first \d rows can be used \(.*dots/utt"):
+        check(setup)
+
+
+def test_what_is_passed_over_is_told(setup):
+    write_tar(setup / "data" / "set_train.tar", [1, 3])
+    write_tar(setup / "data" / "set_test.tar", [2])
+    change(setup, "d.yaml", load={"webdataset": "data"}, columns={"label": "{{ text }}"})
+    text = check(setup)
+    assert "d:t, split train: passed over: file of another split (1), no .tar file (4)" in text
+
+
+def test_answers_that_may_be_numbers_of_classes_are_told(setup):
+    write_rows(setup, [{"audio": f"{n}.wav", "category": n} for n in range(3)])
+    assert "all answers seen are whole numbers (0, 1, 2); if they number classes" in check(setup)
+    change(setup, "t.yaml", labels=[0, 1, 2])
+    assert "whole numbers" not in check(setup)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/decoder", "./decoder", "data/decoder", "a/b/c"])
+def test_a_decoder_folder_that_is_not_there_is_refused(setup, path):
+    change(setup, "run.yaml", decoder={"path": path})
+    with pytest.raises(UserError, match=r"decoder\.path: there is no folder"):
+        check(setup)

@@ -1,0 +1,119 @@
+"""The tools around a recipe: what it holds, packed copies, speed, and the budget that fits."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from rich.console import Console
+
+from uniaudio.commands.data_bench import bench_recipe
+from uniaudio.commands.data_pack import pack_recipe
+from uniaudio.commands.data_stats import show_stats
+from uniaudio.commands.tune_batch import largest_budget, tune_batch
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.audio import decode
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.source import open_source
+from uniaudio.errors import UserError
+
+
+@pytest.fixture
+def quiet(tmp_path):
+    return Console(file=(tmp_path / "told.txt").open("w"), width=200)
+
+
+def test_stats_count_what_is_there(tone_run, tmp_path, quiet):
+    out, plot = tmp_path / "stats.json", tmp_path / "lengths.png"
+    [stats] = show_stats(str(tone_run), None, 2000, out, plot, quiet)
+    assert (stats.rows, stats.looked_at, stats.unusable, stats.share) == (30, 30, 0, 1.0)
+    lengths = [0.3 + 0.05 * (i % 9) for i in range(30)]
+    assert sorted(stats.seconds) == pytest.approx(sorted(lengths))
+    assert stats.hours == pytest.approx(sum(lengths) / 3600)
+    # 8 steps of two micro-batches of 6 s; a row costs its seconds and one more
+    assert stats.epochs == pytest.approx(8 * 2 * 6 / (np.mean(lengths) + 1) / 30)
+    assert json.loads(out.read_text())[0]["answer_words"] == [1] * 30
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_stats_of_part_of_a_source_are_estimates(tone_run, quiet):
+    recipe = str(tone_run.with_name("tone_recipe.yaml"))
+    [stats] = show_stats(recipe, None, 10, None, None, quiet)
+    assert (stats.looked_at, stats.estimated) == (10, True)
+    assert stats.hours == pytest.approx(sum(stats.seconds) * 3 / 3600)
+    with pytest.raises(UserError, match="--steps needs a run config"):
+        show_stats(recipe, 100, 10, None, None, quiet)
+
+
+def test_stats_say_what_is_odd_about_clips_and_what_is_passed_over(tone_run, tmp_path, quiet):
+    tone = np.sin(np.arange(4800) / 5)
+    soundfile.write(tmp_path / "tones" / "3.wav", np.stack([tone, -tone], 1) * 0.5, 16000)
+    [stats] = show_stats(str(tone_run.with_name("tone_recipe.yaml")), None, 2000, None, None, quiet)
+    [note] = stats.notes
+    assert note.startswith("anti-phase channels in 1 of the first 30 rows: their mean is silent")
+    quiet.file.flush()
+    assert f"{stats.name}: anti-phase channels" in (tmp_path / "told.txt").read_text()
+
+
+def test_a_packed_recipe_holds_the_same_rows(tone_run, tmp_path, quiet):
+    clips = tmp_path / "tones"
+    stereo = np.stack([np.full(4410, 1000), np.full(4410, 3000)], 1).astype(np.int16)
+    soundfile.write(clips / "0.wav", stereo, 44100)
+    (clips / "1.wav").write_bytes(b"no audio")
+    content = {
+        "recipe": "tone_recipe",
+        "train": [{"dataset": "tones", "template": "tone", "augment": [{"gain": {"db": [-6, 6], "p": 0.5}}]}],
+        "evaluate": [{"dataset": "tones", "template": "tone", "condition": "noise_10db", "max_examples": 5}],
+    }
+    (tmp_path / "tone_recipe.yaml").write_text(dump_yaml(content))
+    plain = load_recipe(str(tmp_path / "tone_recipe.yaml"))
+    pack_recipe(str(tmp_path / "tone_recipe.yaml"), tmp_path / "packed", 1, quiet)
+    packed = load_recipe(str(tmp_path / "packed" / "tone_recipe.yaml"))
+    assert packed.train_shares() == plain.train_shares()
+    assert packed.train[0].augmenter.steps == plain.train[0].augmenter.steps
+    assert (packed.evaluate[0].condition, packed.evaluate[0].max_examples) == ("noise_10db", 5)
+    old, new = (open_source(recipe.train[0].dataset, "train") for recipe in (plain, packed))
+    assert new.size == old.size - 1 == 29
+    left_out = json.loads((tmp_path / "packed" / "skipped.jsonl").read_text().splitlines()[0])
+    assert left_out["reason"] == "broken audio"
+    by_key = {row.columns["key"]: row for row in new.rows()}
+    for index in range(old.size):
+        row = old.row(index)
+        if row.key == "1.wav":
+            continue
+        ref, twin = row.audio[0], by_key[row.key].audio[0]
+        samples = decode(ref.source, 10, "old")
+        assert np.array_equal(decode(twin.source, 10, "new"), samples)
+        assert twin.known_seconds() == pytest.approx(len(samples) / 16000)
+        assert by_key[row.key].columns["label"] == row.columns["label"]
+    assert len(list((tmp_path / "packed" / "tones").glob("*.tar"))) == 2  # one for each split
+    with pytest.raises(UserError, match="is not empty; give --out a new folder"):
+        pack_recipe(str(tmp_path / "tone_recipe.yaml"), tmp_path / "packed", 1, quiet)
+
+
+def test_bench_measures_every_number_of_workers(tone_run, quiet):
+    speeds = bench_recipe(str(tone_run), 0.2, [0, 1], quiet)
+    assert [speed.workers for speed in speeds] == [0, 1]
+    assert all(speed.audio_seconds_per_second > 1 and speed.longest_wait > 0 for speed in speeds)
+
+
+@pytest.mark.parametrize("limit", [1.5, 4.0, 7.3, 100.0])
+def test_the_search_ends_just_below_the_limit(limit):
+    def peak(budget):
+        return None if budget > 900 else 1.0 + budget / 100
+
+    budget, tried = largest_budget(peak, limit, first=10, most=2000)
+    true = min(900.0, (limit - 1) * 100)
+    assert true / 1.06 <= budget <= true
+    assert len(tried) < 20
+    with pytest.raises(UserError, match=r"not even a micro-batch of 10 s fits into 1\.0 GiB"):
+        largest_budget(peak, 1.0, first=10, most=2000)
+    assert largest_budget(lambda budget: 0.5, 1.0, first=10, most=70)[0] == 70
+
+
+@pytest.mark.slow
+def test_tune_batch_measures_real_steps(tone_run, quiet, tmp_path):
+    budget = tune_batch(str(tone_run), ["data.max_seconds=5"], 50.0, 10.0, quiet)
+    assert budget == 10.0
+    with pytest.raises(UserError, match="not even a micro-batch of 5 s fits"):
+        tune_batch(str(tone_run), ["data.max_seconds=5"], 0.01, 10.0, quiet)

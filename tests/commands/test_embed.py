@@ -1,0 +1,31 @@
+"""``uniaudio embed``: files that cannot be used are named and left out."""
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import tiny_whisper
+from made_up_files import clip_bytes
+
+from uniaudio.commands.ask import embed_files
+from uniaudio.errors import UserError
+
+
+def test_a_damaged_file_does_not_end_the_others(tmp_path, capsys):
+    tiny_whisper().save_pretrained(tmp_path / "whisper")
+    model, out = str(tmp_path / "whisper"), tmp_path / "e.npz"
+    files = [tmp_path / name for name in ("a.wav", "broken.wav", "gone.wav", "loud.wav")]
+    files[0].write_bytes(clip_bytes(1))
+    files[1].write_bytes(b"no audio")
+    soundfile.write(files[3], np.full(1600, 1.5, np.float32), 16000, subtype="FLOAT")
+    embed_files(model, files, out, frames=True)
+    arrays = np.load(out)
+    assert arrays["files"].tolist() == [str(files[0]), str(files[3])]
+    assert len(arrays["embeddings"]) == 2
+    np.testing.assert_allclose(arrays["frames_1"].mean(0), arrays["embeddings"][1], atol=1e-4)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "broken.wav is left out: broken audio" in said
+    assert "gone.wav is left out: missing file" in said
+    assert "loud.wav: clipped samples: more than one sample in a hundred" in said
+    assert "2 clip(s), 64 dimensions, 2 file(s) left out" in said
+    with pytest.raises(UserError, match=r"none of 2 file\(s\) can be used; the first: broken audio"):
+        embed_files("nothing", files[1:3], out, frames=False)

@@ -1,0 +1,105 @@
+"""``uniaudio eval`` as a user types it, alone and in two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from same_figures import assert_same_figures
+
+from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_checkpoints
+from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.probe import run_probes
+from uniaudio.commands.train import run_training
+from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.integrity import FileRecord, read_listing, write_listing
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@pytest.fixture
+def trained(tone_run, fresh_accelerate):
+    """A run of two steps, and one test clip that cannot be read."""
+    (tone_run.parent / "tones" / "34.wav").write_bytes(b"no sound")
+    assert run_training(load_run(tone_run, ["train.max_steps=2"]), None) == 0
+    return tone_run.parent / "out"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(trained, tmp_path):
+    whole = run_evaluation(str(trained), None, tmp_path / "one.json", None)
+    assert json.loads((tmp_path / "one.json").read_text()) == whole
+    result = whole["tones:tone"]
+    assert (result["examples"], len(result["skipped"])) == (9, 1)
+    launch = [Path(sys.prefix) / "bin" / "accelerate", "launch", "--num_processes", "2"]
+    launch += [
+        "--config_file",
+        ROOT / "configs" / "accelerate" / "ddp.yaml",
+        "--main_process_port",
+        free_port(),
+    ]
+    asked = ["eval", trained, "--out", tmp_path / "two.json", "--protocol", "xares-llm", "--batch-seconds", 2]
+    done = subprocess.run(
+        [str(part) for part in (*launch, "-m", "uniaudio", *asked)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "two.json").read_text())
+    assert_same_figures(told["entries"], whole)
+    assert told["overall"] == told["scores"]["tones:tone"]["score"] == result["score"]
+    assert done.stdout.count("tones:tone: 5 rows") == 1  # the main process alone tells, and asked its share
+    assert "xares-llm" in done.stdout
+
+
+def test_without_labels_and_what_is_refused(trained, tmp_path):
+    result = run_evaluation(str(trained), None, tmp_path / "a.json", 4, labels=False)["tones:tone"]
+    assert result["examples"] == 4
+    assert "labels" not in result
+    assert (result["model"], result["fingerprint"]) == (str(trained), fingerprint_checkpoint(str(trained)))
+    with pytest.raises(UserError, match="--protocol xares: give own or xares-llm"):
+        run_evaluation(str(trained), None, None, None, protocol="xares")
+    template = trained.parent / "tone.yaml"
+    template.write_text(template.read_text() + "scoring: {metric: spider}\n")
+    with pytest.raises(UserError, match=r"scoring\.metric"):
+        run_evaluation(str(trained), None, None, None)
+
+
+def test_probes_state_which_weights_they_are_of(trained, tmp_path):
+    (trained.parent / "tones" / "34.wav").write_bytes((trained.parent / "tones" / "32.wav").read_bytes())
+    start = str(trained.parent / "whisper")
+    run_probes([start, str(trained)], [f"tones={trained.parent / 'tones'}"], tmp_path / "p.json", seeds=1)
+    scores = json.loads((tmp_path / "p.json").read_text())
+    assert list(scores) == ["tones"]
+    fingerprints = {model: probes["knn"]["fingerprint"] for model, probes in scores["tones"].items()}
+    assert list(fingerprints) == [start, str(trained)]
+    moved = trained.rename(tmp_path / "elsewhere")
+    assert match_checkpoints(moved, fingerprints.values()) == {fingerprints[str(trained)]: "step-000002"}
+    weights = moved / "checkpoints" / "step-000002" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    with pytest.raises(UserError, match="holds no moving averages"):
+        fingerprint_checkpoint(f"{moved}:ema")
+    weights.write_bytes(content)
+    write_listing(
+        weights.parent, {f: FileRecord.of(weights.parent / f) for f in read_listing(weights.parent)}
+    )
+    assert match_checkpoints(moved, fingerprints.values()) == {}  # another weight, and not a damaged one

@@ -1,0 +1,203 @@
+"""``uniaudio export`` on a run that was really trained: what is written, said and refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from made_up_checkpoints import save_miniature
+from made_up_runs import suite_results
+from transformers import AutoModel, WhisperFeatureExtractor
+
+from uniaudio import assemble
+from uniaudio.build.encoder_provenance import provenance, results_of
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.result_fingerprints import fingerprint_checkpoint, sign_scores
+from uniaudio.build.run_config import open_run
+from uniaudio.cli import main
+from uniaudio.commands.export import check_onnx
+from uniaudio.commands.train import run_training
+from uniaudio.config.fusion import SumConfig
+from uniaudio.errors import UserError
+from uniaudio.export.hf import noise
+from uniaudio.ragged import Ragged
+
+
+def refusal(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(["export", *map(str, arguments)])
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+def write(*arguments) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["export", *map(str, arguments)])
+    assert left.value.code == 0
+
+
+@pytest.fixture
+def run(tone_run, fresh_accelerate):
+    """A finished run of the tones, its encoder trained with low-rank updates, with results beside it."""
+    config = open_run(str(tone_run), ["encoders.whisper.train=lora", "encoders.whisper.lora.rank=4"])
+    run_training(config, None)
+    out = tone_run.parent / "out"
+    model = {"knn": {"mean": 0.875, "std": 0.0125}}
+    prints = {"runs/out": fingerprint_checkpoint(str(out)), "elsewhere/out": "ab" * 32}
+    probes = sign_scores({"tones": {"runs/out": model, "elsewhere/out": model}}, prints)
+    (out / "probes.json").write_text(json.dumps(probes))
+    return out
+
+
+def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
+    write(run, tmp_path / "exported")
+    told = capsys.readouterr().out
+    assert "model.safetensors" in told
+    assert f'AutoModel.from_pretrained("{tmp_path / "exported"}", trust_remote_code=True)' in told
+    model = AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    samples, mask = noise((16_000, 5_000)).pad()
+    with torch.no_grad():
+        frames = model(samples, attention_mask=mask).last_hidden_state
+        wanted = load_encoder(str(run), torch.device("cpu"))(noise((16_000, 5_000))).frames.rows()[1]
+        torch.testing.assert_close(frames[1, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert card.startswith("---\n")
+    for line in (
+        "for 8 steps (one)",
+        "| tones | tone | CC0-1.0 | not stated |",
+        "| tones | out | knn probe (accuracy) | 0.875 ± 0.013 |",
+        "| tones | elsewhere/out (other weights, abababab) | knn probe (accuracy) | 0.875 ± 0.013 |",
+        "frames of width 64 out, 50 per second",
+        'subfolder="whisper_encoder"',
+    ):
+        assert line in card
+    assert re.search(r"- whisper: whisper \([0-9a-f]{12}\)", card)
+    assert str(run) not in card.replace(str(tmp_path / "exported"), "")
+    assert model.config.provenance["steps"] == 8
+    write(tmp_path / "exported", tmp_path / "again")  # an exported model is a model
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(again(samples, attention_mask=mask).last_hidden_state, frames)
+
+
+def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys):
+    (run / "probes.json").unlink()
+    for suite in ("xares", "xares-llm"):
+        write(run, tmp_path / suite, "--to", suite)
+        assert {"uniaudio_encoder.py", "encoder"} == {path.name for path in (tmp_path / suite).iterdir()}
+        assert f"python -m {suite.replace('-', '_')}.run" in capsys.readouterr().out
+        card = (tmp_path / suite / "encoder" / "README.md").read_text()
+        assert "None are stored with the run." in card
+
+
+def test_the_trained_weights_of_a_run_are_in_its_onnx_file(run, tone_run, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    write(run, tmp_path / "file", "--to", "onnx")
+    told = capsys.readouterr().out
+    assert f'InferenceSession("{tmp_path / "file" / "encoder.onnx"}")' in told
+    assert "padding='max_length'" in told
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path / "file")
+    clips = [clip.numpy() / 32768.0 for clip in noise((480_000, 16_000)).rows()]
+    inputs = extractor(clips, sampling_rate=16_000, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(tmp_path / "file" / "encoder.onnx"))
+    (frames,) = session.run(None, dict(inputs))
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["uniaudio"])
+    assert (metadata["dim"], metadata["frame_rate"], metadata["steps"]) == (64, 50.0, 8)
+    silent = Ragged.from_padded(noise((480_000, 16_000)).pad()[0], torch.tensor([480_000, 480_000]))
+    with torch.no_grad():
+        trained, base = (
+            load_encoder(str(path), torch.device("cpu"))(silent).frames.rows()
+            for path in (run, tone_run.parent / "whisper")
+        )
+    for row, expected, before in zip(frames, trained, base, strict=True):
+        np.testing.assert_allclose(row, expected.numpy(), atol=2e-5)
+        assert np.abs(row - before.numpy()).max() > 1e-3
+
+
+def test_what_onnx_cannot_hold_is_refused_before_weights_are_read(tone_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("uniaudio.commands.export.load_encoder", None)
+    fused = open_run(str(tone_run)).model_copy(update={"fusion": SumConfig(kind="sum")})
+    with pytest.raises(UserError, match="a fused encoder cannot be exported"):
+        check_onnx("any", fused)
+    save_miniature("ast", tmp_path / "ast")
+    (tmp_path / "ast" / "model.safetensors").unlink()
+    assert "AstAudioEncoder cannot be exported" in refusal(
+        capsys, tmp_path / "ast", tmp_path / "file", "--to", "onnx"
+    )
+    assert not (tmp_path / "file").exists()
+
+
+def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
+    assert provenance(f"{run}:ema")["name"] == "out:ema"
+    plain = provenance(str(tone_run.parent / "whisper"))
+    assert (plain["name"], plain["steps"], plain["datasets"]) == ("whisper", 0, [])
+
+
+def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
+    (tmp_path / "probes.json").write_text(
+        json.dumps(suite_results(["tones", "words"], ["runs/out", "random:a/it"]))
+    )
+    rows = results_of(tmp_path, str(tmp_path))
+    assert [(row["set"], row["model"]) for row in rows] == [
+        (task, model) for task in ("tones", "words") for model in ("out", "random:it")
+    ]
+    assert {row["measure"] for row in rows} == {"linear, mlp, knn probe (accuracy)"}
+    assert all(re.fullmatch(r"(0\.\d{3} ± 0\.\d{3}(, |$)){3}", row["value"]) for row in rows)
+    (tmp_path / "probes.json").write_text(json.dumps({"suite": "realdata"}))
+    with pytest.raises(UserError, match="'suite' holds no probe scores"):
+        results_of(tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [{}, {"tones": {}}, {"tasks": {}, "scores": {}}])
+def test_a_run_folder_with_empty_results_or_none_has_none(tmp_path, content):
+    assert results_of(tmp_path, str(tmp_path)) == []
+    (tmp_path / "probes.json").write_text(json.dumps(content))
+    (tmp_path / "answers.json").write_text("{}")
+    assert results_of(tmp_path, str(tmp_path)) == []
+
+
+def test_answers_of_the_challenge_stand_on_the_card(tmp_path):
+    entries = {"tones:tone": {"metric": "accuracy", "score": 0.25}}
+    stored = {"protocol": "xares-llm", "overall": 0.25, "scores": {}, "not_scored": {}, "entries": entries}
+    (tmp_path / "answers.json").write_text(json.dumps(stored))
+    assert [(row["set"], row["measure"], row["value"]) for row in results_of(tmp_path, str(tmp_path))] == [
+        ("tones:tone", "accuracy", "0.250")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("probes.json", "{"),
+        ("probes.json", "[1]"),
+        ("probes.json", '{"scores": {"a": {"m": 3}}, "tasks": {"a": 3}}'),
+        ("probes.json", '{"scores": {"a": {}}, "tasks": {"a": {"weight": "x"}}}'),
+        ("answers.json", ""),
+        ("answers.json", "\x00"),
+        ("answers.json", '["a"]'),
+        ("answers.json", '{"a": {"metric": "wer", "score": "low"}}'),
+    ],
+)
+def test_results_of_another_form_are_named(tmp_path, file, text):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=str(tmp_path / file)):
+        results_of(tmp_path, str(tmp_path))
+
+
+def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("nothing is to be loaded")
+
+    monkeypatch.setattr("uniaudio.commands.export.load_encoder", never)
+    assert "did you mean 'onnx'" in refusal(capsys, "any", tmp_path / "out", "--to", "onxn")
+    assert "goes with --to hf" in refusal(
+        capsys, "any", tmp_path / "out", "--to", "onnx", "--push-to-hub", "me/it"
+    )
+    assert "OWNER/NAME" in refusal(capsys, "any", tmp_path / "out", "--push-to-hub", "it")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert "without a whole checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")
+    assert "not empty" in refusal(capsys, "any", tmp_path / "run")
+    monkeypatch.setattr(assemble.exporting, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+    assert "needs no_such_package" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,253 @@
+"""What a plan says, against what a real model keeps, computes and allocates."""
+
+import json
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig, WhisperForConditionalGeneration
+
+from uniaudio.build.activation_checkpointing import parts_set_to
+from uniaudio.build.model import build_model
+from uniaudio.cli import main
+from uniaudio.commands.plan import Machine, show_plan
+from uniaudio.config.run import load_run
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.errors import UserError
+from uniaudio.estimate import flops
+from uniaudio.estimate.operation_counter import count
+from uniaudio.estimate.stage_plan import ENGINES, plan_stage
+from uniaudio.estimate.step_cost import StageCost
+from uniaudio.estimate.thin import Blueprint, Clip, equal_clips, thin_model
+from uniaudio.train.engines.base import Engine
+
+WHISPER = {"d_model": 128, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 512}
+QWEN = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 3000,
+    "tie_word_embeddings": True,
+}
+STAGE = {"name": "one", "recipe": "none", "steps": 10, "budget": {"audio_seconds": 40, "per_example": 1.0}}
+GATE = {
+    "encoders": {"a": {"path": "whisper"}, "b": {"path": "whisper", "train": "frozen"}},
+    "fusion": {"kind": "gate"},
+}
+ALL = {
+    "encoders": {"whisper": {"path": "whisper", "recompute": True}},
+    "decoder": {"path": "qwen", "recompute": True},
+}
+CLIP = Clip(4.0, 24, 10)
+
+
+@pytest.fixture
+def run(tmp_path, chat_tokenizer):
+    """Return a function that writes a run config over two small checkpoints, changed as its arguments say."""
+    torch.manual_seed(0)
+    decoder = {"decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 256}
+    WhisperForConditionalGeneration(WhisperConfig(**WHISPER, **decoder)).save_pretrained(tmp_path / "whisper")
+    Qwen3ForCausalLM(Qwen3Config(**QWEN)).save_pretrained(tmp_path / "qwen")
+    chat_tokenizer.save_pretrained(tmp_path / "qwen")
+
+    def write(**changes):
+        config = {
+            "output_dir": str(tmp_path / "out"),
+            "encoders": {"whisper": {"path": "whisper"}},
+            "decoder": {"path": "qwen"},
+            "train": {"precision": "no"},
+            "stages": [STAGE],
+            **changes,
+        }
+        (tmp_path / "run.yaml").write_text(dump_yaml(config))
+        return load_run(str(tmp_path / "run.yaml"))
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"encoders": {"whisper": {"path": "whisper", "train": "lora"}}},
+        {"encoders": {"whisper": {"path": "whisper", "train": "frozen"}}},
+        {"decoder": {"path": "qwen", "train": "lora"}},
+        {"decoder": {"path": "qwen", "recompute": True}},
+        {"encoders": {"whisper": {"path": "whisper", "recompute": True}}},
+        {"encoders": {"whisper": {"path": "whisper", "train": "lora", "recompute": True}}},
+        {"decoder": {"path": "whisper", "kind": "whisper"}},
+        {"decoder": {"path": "whisper", "kind": "whisper", "recompute": True}},
+        GATE,
+    ],
+    ids=[
+        "plain",
+        "lora",
+        "frozen encoder",
+        "decoder lora",
+        "decoder recomputes",
+        "encoder recomputes",
+        "lora recomputes",
+        "whisper decoder",
+        "whisper decoder recomputes",
+        "gate",
+    ],
+)
+def test_one_and_two_layers_tell_what_all_of_them_cost(run, changes, dtype):
+    config = run(**changes)
+    blueprint = Blueprint.sketched(config)
+    (part,) = parts_set_to(config, True) or [""]
+    model = thin_model(blueprint, config, 0, blueprint.depths(), dtype, part)
+    batch = equal_clips(model, CLIP, 3)
+
+    def forward():
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return model(batch).total
+
+    whole = count(model, forward)
+    cost = StageCost(blueprint, config, 0, CLIP, dtype)
+    found = (cost.whole + cost.again(part).change if part else cost.whole).of(3)
+    assert found.saved == pytest.approx(whole.saved, rel=1e-3)
+    assert found.flops == pytest.approx(whole.flops, rel=1e-3)
+    assert (found.trained, found.frozen) == (whole.trained, whole.frozen)
+
+
+def test_a_stage_that_trains_less_keeps_less(run):
+    frozen = {**STAGE, "name": "warm", "train": {"^encoder[.]": "frozen"}}
+    config = run(stages=[frozen, STAGE])
+    warm, joint = (plan_stage(config, i, CLIP, torch.float32) for i in (0, 1))
+    assert warm.batch.trained < joint.batch.trained
+    assert warm.batch.saved < joint.batch.saved / 2
+    assert warm.batch.trained + warm.batch.frozen / 4 == joint.batch.trained + joint.batch.frozen / 4
+
+
+def allocated_peak(work, tmp_path):
+    """Return the peak of what torch allocates on the CPU while ``work`` runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as looked:
+        work()
+    looked.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    return max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]")
+
+
+@pytest.mark.parametrize(
+    ("changes", "vocabulary"),
+    [
+        ({}, 3000),
+        ({}, 60_000),
+        ({"encoders": {"whisper": {"path": "whisper", "train": "lora"}}}, 3000),
+        ({"decoder": {"path": "qwen", "train": "full"}}, 3000),
+        (GATE, 3000),
+        ({"decoder": {"path": "qwen", "recompute": True}}, 3000),
+        ({"encoders": {"whisper": {"path": "whisper", "recompute": True}}}, 3000),
+        (ALL, 3000),
+        (GATE | {"decoder": {"path": "qwen", "train": "lora", "recompute": True}}, 3000),
+    ],
+    ids=[
+        "plain",
+        "large vocabulary",
+        "lora",
+        "decoder trained",
+        "gate",
+        "decoder recomputes",
+        "encoder recomputes",
+        "both recompute",
+        "decoder trained recomputes",
+    ],
+)
+def test_memory_is_within_a_tenth_of_what_a_step_allocates(run, tmp_path, changes, vocabulary):
+    config = run(**changes)
+    if vocabulary != QWEN["vocab_size"]:
+        Qwen3ForCausalLM(Qwen3Config(**{**QWEN, "vocab_size": vocabulary})).save_pretrained(tmp_path / "qwen")
+    plan = plan_stage(config, 0, CLIP, torch.float32)
+    assert plan.clips == 8
+
+    def two_steps():
+        model = build_model(config, config.decoder.path, torch.device("cpu")).model.train()
+        for parameter in model.parameters():
+            parameter.data = (
+                parameter.data.clone()
+            )  # they were mapped from their files, and nothing was allocated
+        trained = [p for p in model.parameters() if p.requires_grad]
+        engine = Engine(model, torch.optim.AdamW(trained), None)
+        batch = equal_clips(model, CLIP, 8)
+        for _ in range(2):
+            for _ in range(2):  # micro-batches: the gradients of the first are there in the second
+                engine.backward(engine.forward(batch).total)
+            engine.step(1.0)
+
+    predicted = sum(plan.memory("single", 1).values())
+    assert predicted == pytest.approx(allocated_peak(two_steps, tmp_path), rel=0.1)
+
+
+def test_engines_spread_what_they_should(run):
+    plan = plan_stage(run(), 0, CLIP, torch.float32)
+    p, b, n = plan.batch.trained, plan.batch.frozen, 4
+    parts = ("weights", "frozen", "gradients", "optimizer")
+    state = {engine: tuple(plan.memory(engine, n)[part] for part in parts) for engine in ENGINES}
+    assert state["single"] == state["ddp"] == (4 * p, b, 4 * p, 8 * p)
+    assert state["zero1"] == (4 * p, b, 4 * p, 12 * p / n)
+    assert state["zero2"] == (4 * p, b, 4 * p / n, 12 * p / n)
+    assert state["zero3"] == state["fsdp2"] == (4 * p / n, b / n, 4 * p / n, 8 * p / n)
+
+
+def test_the_largest_micro_batch_fills_the_memory(run):
+    config = run()
+    plan = plan_stage(config, 0, CLIP, torch.float32)
+    limit = 2 * sum(plan.memory("ddp", 2).values())
+    largest = plan.largest("ddp", 2, limit)
+    clips = largest / CLIP.seconds
+    fuller = sum(plan.memory("ddp", 2).values()) + (clips - plan.clips) * plan.per_clip.saved
+    assert fuller == pytest.approx(limit)
+    assert plan.largest("ddp", 2, 1.0) == 0
+
+
+def test_operations_are_those_of_the_formulas(run):
+    """The formulas leave out what the adapter does, and count a gradient of the mel spectrogram."""
+    config = run(decoder={"path": "qwen", "dtype": "float32"})
+    plan = plan_stage(config, 0, CLIP, torch.float32)
+    encoder = flops.TRAINED * flops.whisper_forward_flops(WhisperConfig(**WHISPER, num_mel_bins=80), 4.0)
+    qwen = Qwen3Config(**QWEN)
+    read = flops.decoder_forward_flops(qwen, 50 + 34) + flops.head_forward_flops(qwen, 10)
+    assert plan.per_clip.flops == pytest.approx(encoder + flops.FROZEN_BELOW_GRADIENT * read, rel=0.06)
+
+
+def test_hours_follow_from_operations(run):
+    config = run(train={"precision": "no", "micro_batches": 6})
+    plan = plan_stage(config, 0, CLIP, torch.float32)
+    assert plan.stage_hours == pytest.approx(10 * 6 * 8 * 4.0 / 3600)
+    assert plan.flops_per_second == plan.batch.flops / 32
+    assert plan_stage(run(), 0, CLIP, torch.float32, gpus=3).stage_hours == pytest.approx(
+        plan.stage_hours / 2
+    )
+
+
+def test_the_command_reads_the_data_and_prints_every_engine(tone_run, capsys):
+    main_exit(["plan", str(tone_run), "--gpus", "2"])
+    out = capsys.readouterr().out
+    for engine in ENGINES:
+        assert engine in out
+    assert "GPU-hours" in out
+    assert "chosen by auto" in out
+    assert "recomputing: whisper" in out
+    assert "stage one" in out
+
+
+def test_clips_of_a_given_length_need_no_data(run, capsys):
+    plans = show_plan(run(), Machine(gpus=2), CLIP)
+    assert plans[0].clip == CLIP
+
+
+def test_an_encoder_that_is_not_at_hand_is_told(run):
+    config = run(encoders={"whisper": {"path": "openai/whisper-small"}})
+    with pytest.raises(UserError, match="openai/whisper-small is not known without a local folder"):
+        plan_stage(config, 0, CLIP, torch.float32)
+
+
+def main_exit(arguments):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 0

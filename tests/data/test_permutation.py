@@ -1,0 +1,51 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniaudio.data.permutation import drawn_before, number, permuted, phase_of, row_rng
+
+
+@given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
+def test_a_permutation_is_one(size, seed):
+    assert sorted(permuted(i, size, seed) for i in range(size)) == list(range(size))
+
+
+def test_a_permutation_looks_random():
+    moved = [permuted(i, 10_000, 7) for i in range(10_000)]
+    correlation = sum((i - 4999.5) * (j - 4999.5) for i, j in enumerate(moved)) / (
+        10_000 * (10_000**2 - 1) / 12
+    )
+    assert abs(correlation) < 0.05
+    assert moved != [permuted(i, 10_000, 8) for i in range(10_000)]
+    with pytest.raises(ValueError, match="not in range"):
+        permuted(5, 5, 0)
+
+
+@given(
+    share=st.floats(1e-6, 1.0),
+    phase=st.integers(0, 2**40 - 1),
+    examples=st.integers(0, 10**9),
+    more=st.integers(0, 10**6),
+)
+def test_draws_follow_the_share_and_never_go_back(share, phase, examples, more):
+    before = drawn_before(share, phase, examples)
+    assert abs(before - share * examples) <= 1 + examples * 2**-40
+    assert 0 <= drawn_before(share, phase, examples + more) - before <= more + 1
+
+
+def test_entries_of_a_mixture_share_all_draws():
+    shares = [0.5, 0.3, 0.15, 0.05]
+    drawn = [drawn_before(share, phase_of(0, str(i), 0), 10_000) for i, share in enumerate(shares)]
+    assert drawn == pytest.approx([5000, 3000, 1500, 500], abs=1)
+
+
+def test_phases_and_generators_differ_by_all_their_parts():
+    phases = Counter(
+        phase_of(seed, entry, stream) for seed in (0, 1) for entry in "ab" for stream in range(4)
+    )
+    assert len(phases) == 16
+    assert max(phases) < 2**40
+    assert number("a", 1) == number("a", 1) != number("a", 2)
+    assert row_rng(0, "a", 1).random() == row_rng(0, "a", 1).random() != row_rng(0, "a", 2).random()

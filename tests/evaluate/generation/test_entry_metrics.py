@@ -1,0 +1,241 @@
+"""A whole evaluation: batches, orders and shares change nothing, and the figures are those of the answers."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from same_figures import assert_same_figures
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from uniaudio.commands.evaluate import row_limit
+from uniaudio.config.run import EvaluateConfig
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.eval_examples import open_examples
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.template import Scoring
+from uniaudio.errors import UserError
+from uniaudio.evaluate.generation import predictions as asking
+from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
+from uniaudio.evaluate.generation.predictions import AskSettings, answer_loss, label_ids
+from uniaudio.evaluate.metrics.classification import label_figures, probabilities, ranking
+from uniaudio.model.adapters.stack import StackAdapter
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+
+
+@pytest.fixture
+def asked(tone_run, whisper, chat_tokenizer):
+    """A model that knows nothing, its chat and an evaluation set of ten tones, one of which is broken.
+
+    With tied tables it would only repeat itself, and with small audio tokens it would not care for the clip.
+    """
+    (tone_run.parent / "tones" / "33.wav").write_bytes(b"no sound")
+    torch.manual_seed(3)
+    config = Qwen3Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=len(chat_tokenizer),
+        tie_word_embeddings=False,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    model = AudioLM(
+        WhisperAudioEncoder(whisper), StackAdapter(64, 50.0, 64), TextDecoder(Qwen3ForCausalLM(config))
+    ).eval()
+    for parameter in model.adapter.parameters():
+        parameter.data *= 20
+    entry = load_recipe(str(tone_run.parent / "tone_recipe.yaml")).evaluate[0]
+    return model, ChatFormat(chat_tokenizer), open_examples(entry, None)
+
+
+def settings(**changes):
+    return AskSettings(**{"max_new_tokens": 8, "batch_seconds": 60.0, **changes})
+
+
+def test_batches_change_nothing(asked):
+    expected = evaluate_entry(*asked, settings())
+    assert [item["id"] for item in expected["answers"]] == [
+        f"tones/test/{index}.wav" for index in range(30, 40) if index != 33
+    ]
+    assert expected["examples"] == 9
+    assert [row["row"] for row in expected["skipped"]] == ["33.wav"]
+    assert len({item["answer"] for item in expected["answers"]}) > 1
+    for seconds in (1.0, 4.0):
+        assert_same_figures(evaluate_entry(*asked, settings(batch_seconds=seconds)), expected)
+
+
+def test_shares_put_together_change_nothing(asked, monkeypatch):
+    expected = evaluate_entry(*asked, settings())
+    parts, told = [], []
+    monkeypatch.setattr(asking, "world_size", lambda: 3)
+    monkeypatch.setattr(asking, "gather_objects", lambda own: parts.append(own) or list(parts))
+    for index in range(3):
+        monkeypatch.setattr(asking, "rank", lambda index=index: index)
+        result = evaluate_entry(*asked, settings(shared=True), told.append)
+    assert [len(part.answered) for part in parts] == [3, 3, 3]
+    assert sum(told) == 10
+    assert_same_figures(result, expected)
+    parts.clear()
+    loss, tokens = 0.0, 0
+    for index in range(3):
+        monkeypatch.setattr(asking, "rank", lambda index=index: index)
+        loss, tokens = answer_loss(*asked, settings(shared=True))
+    assert loss / tokens == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_the_loss_of_a_closed_set_is_that_of_its_true_answers(asked):
+    loss, tokens = answer_loss(*asked, settings())
+    expected = pytest.approx(loss / tokens, abs=1e-5)
+    assert evaluate_entry(*asked, settings())["loss"] == expected
+    without = evaluate_entry(*asked, settings(labels=False))
+    assert without["loss"] == expected
+    assert "labels" not in without
+    assert without["answers"][0].keys() == {"id", "reference", "answer", "right"}
+
+
+def test_figures_of_the_labels_are_those_of_the_answers(asked):
+    result = evaluate_entry(*asked, settings())
+    labels, answers = result["labels"], result["answers"]
+    assert labels["names"] == ["low", "high"]
+    right = [item["label"] == item["reference"] for item in answers]
+    assert labels["accuracy"] == pytest.approx(np.mean(right))
+    assert np.sum(labels["confusion"]) == len(answers)
+    for i, row in enumerate(labels["confusion"]):
+        for j, count in enumerate(row):
+            pair = (labels["names"][i], labels["names"][j])
+            assert count == sum((item["reference"], item["label"]) == pair for item in answers)
+    assert all(0.5 <= item["confidence"] <= 1 for item in answers)
+    assert labels["interval"][0] <= labels["accuracy"] <= labels["interval"][1]
+    assert set(labels["intervals"]) == {"accuracy", "map", "ece"}
+    assert result["interval"] == result["intervals"]["accuracy"]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_probabilities_of_labels():
+    scores = np.log([[0.2, 0.2, 0.1], [0.01, 0.02, 0.3]])
+    found = probabilities(scores, [2, 4, 2], "sum")
+    np.testing.assert_allclose(found, [[0.4, 0.4, 0.2], [1 / 33, 2 / 33, 30 / 33]])
+    # divided by the tokens, the longer of two equal labels is likelier
+    mean = probabilities(scores, [2, 4, 2], "mean")
+    np.testing.assert_allclose(
+        mean[0], np.array([0.2**0.5, 0.2**0.25, 0.1**0.5]) / (0.2**0.5 + 0.2**0.25 + 0.1**0.5)
+    )
+
+
+def test_figures_by_hand_with_several_right_labels():
+    chances = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.2, 0.3, 0.5]])
+    truth = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], bool)
+    told = label_figures(["a", "b", "c"], chances, truth)
+    assert told["accuracy"] == 0.75
+    assert told["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
+    # a: first of the ranking; b: clip 1 first, clip 0 third, behind clip 3; c: the first two
+    assert told["map"] == pytest.approx((1 + (1 + 2 / 3) / 2 + 1) / 3)
+    assert told["ece"] == pytest.approx((0.3 + 0.4 + abs(1 - 2 * 0.5)) / 4)
+
+
+def test_clips_that_differ_by_rounding_rank_as_equals():
+    chances = np.array([[0.3, 0.7], [0.3 + 1e-7, 0.7 - 1e-7], [0.3 - 1e-7, 0.7 + 1e-7], [0.31, 0.69], [1, 0]])
+    ranks = ranking(chances)[:, 0]
+    assert len(set(ranks[:3])) == 1
+    assert ranks[2] < ranks[3] < ranks[4] < np.inf
+    # what is sure keeps its order
+    sure = ranking(np.array([[1 - 1e-9], [1 - 2e-9], [1e-9], [2e-9]]))[:, 0]
+    assert list(sure.argsort()) == [2, 3, 1, 0]
+
+
+def test_nothing_to_ask_is_told(asked, tone_run):
+    model, format, entry = asked
+    for index in range(30, 40):
+        (tone_run.parent / "tones" / f"{index}.wav").write_bytes(b"no sound")
+    with pytest.raises(UserError, match=r"tones:tone: no row of split 'test' can be used \(.*\)"):
+        evaluate_entry(model, format, entry, settings())
+
+
+def test_a_label_that_is_markup_is_refused(chat_tokenizer):
+    with pytest.raises(UserError, match=r"labels: special token in text .*write the label in another way"):
+        label_ids(["low", "<|im_end|>"], ChatFormat(chat_tokenizer))
+
+
+def test_everything_empty_after_normalising(asked, tone_run):
+    model, format, _ = asked
+    template = {
+        "task": "marks",
+        "domain": "sound",
+        "inputs": ["label"],
+        "prompts": ["<audio>Which?"],
+        "target": "{{ '!' if label else '?' }}",
+        "scoring": {"metric": "wer", "normalize": "words"},
+    }
+    (tone_run.parent / "marks.yaml").write_text(dump_yaml(template))
+    line = {"dataset": "tones", "template": "marks"}
+    recipe = {"recipe": "marked", "train": [line], "evaluate": [line]}
+    (tone_run.parent / "marked.yaml").write_text(dump_yaml(recipe))
+    entry = load_recipe(str(tone_run.parent / "marked.yaml")).evaluate[0]
+    with pytest.raises(
+        UserError, match=r"all right answers are empty after normalising; set scoring\.normalize"
+    ):
+        evaluate_entry(model, format, open_examples(entry, None), settings())
+
+
+def test_the_table_shows_intervals_rows_and_cut_answers():
+    result = {"metric": "wer", "score": 0.5, "right": 0.25, "loss": 1.0, "examples": 4, "rows": 320}
+    result |= {"skipped": [{}], "cut": 2, "max_new_tokens": 64}
+    new = {**result, "interval": [0.25, 0.75], "labels": {"accuracy": 0.75, "interval": [0.5, 1.0]}}
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(answers_table({"old": result, "esc50:environmental_sound": new}))
+    text = capture.get()
+    assert "0.250–0.750" in text
+    assert "0.500–1.000" in text
+    assert text.count("–") == 2
+    assert "4 of 320 rows" in text
+    assert "1 skipped" in text
+    assert "2 of 4 answers had not ended after 64 tokens; raise evaluate.max_new_tokens" in " ".join(
+        text.split()
+    )
+
+
+def test_whose_number_of_rows_holds(asked):
+    entry = asked[2].entry
+    stated = replace(entry, max_examples=320)
+    for config, override, line, limit in (
+        (None, None, entry, None),
+        (200, None, entry, 200),
+        (200, None, stated, 320),
+        (None, None, stated, 320),
+        (200, 5, stated, 5),
+    ):
+        run = SimpleNamespace(evaluate=EvaluateConfig(max_examples=config))
+        assert row_limit(run, line, override) == limit
+
+
+def test_answers_that_are_cut_are_counted(asked):
+    cut = evaluate_entry(*asked, settings(max_new_tokens=1))
+    assert cut["cut"] == cut["examples"] == 9
+    assert cut["rows"] == 10
+    assert all(len(item["answer"].split()) <= 1 for item in cut["answers"])
+
+
+def test_long_sets_are_read_in_parts(asked, monkeypatch):
+    expected = evaluate_entry(*asked, settings())
+    monkeypatch.setattr(asking, "CHUNK_SECONDS", 1.0)
+    counts = []
+    assert_same_figures(evaluate_entry(*asked, settings(), counts.append), expected)
+    assert sum(counts) == 10
+    assert answer_loss(*asked, settings()) == pytest.approx(answer_loss(*asked, settings(batch_seconds=1.0)))
+
+
+def test_scoring_keys_of_a_template_are_checked():
+    assert Scoring(metric="bleu", normalize="whisper", likelihood="mean").separator == ";"
+    with pytest.raises(ValueError, match="metric"):
+        Scoring(metric="fense")

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate_prompts
+from uniaudio.evaluate.embedding import embed_clips, encode_clips
+from uniaudio.evaluate.generation.greedy import generate
+from uniaudio.model.adapters.stack import StackAdapter
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.types import Example
+
+
+@pytest.fixture
+def model(whisper, qwen):
+    encoder = WhisperAudioEncoder(whisper)
+    torch.manual_seed(3)
+    return AudioLM(encoder, StackAdapter(64, 50.0, 64), TextDecoder(qwen))
+
+
+def prompts(model, format, lengths):
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(
+            f"{n}",
+            "t",
+            "d",
+            (rng.integers(-9000, 9000, n, dtype=np.int16),),
+            ("", "Which?" * (n % 3 + 1)),
+            "-",
+        )
+        for n in lengths
+    ]
+    return collate_prompts(examples, format, model.slots_for, ("t",))
+
+
+def test_answers_in_a_batch_equal_answers_alone_and_a_plain_loop(model, chat_tokenizer):
+    format = ChatFormat(chat_tokenizer)
+    lengths = [3000, 20_000, 999]
+    batch = prompts(model, format, lengths)
+    together = generate(model, batch, format, 12)
+    with torch.no_grad():
+        rows = model.eval().embed_batch(batch)[0].rows()
+    for row, text in zip(rows, together, strict=True):
+        ids: list[int] = []
+        while len(ids) < 12 and format.end_of_turn not in ids:
+            embeds = torch.cat([row, model.decoder.embed(torch.tensor(ids, dtype=torch.long))])
+            ids.append(int(model.decoder.lm(inputs_embeds=embeds[None]).logits[0, -1].argmax()))
+        assert text == (format.answer_text(ids), format.end_of_turn not in ids)
+
+
+def test_every_row_stops_at_its_end_of_turn(model, chat_tokenizer):
+    format = ChatFormat(chat_tokenizer)
+    first = model.eval().generate_ids(prompts(model, format, [3000, 9000]), 1, format.end_of_turn, format.pad)
+    format.end_of_turn = first[0][0]  # what the first row says first
+    assert generate(model, prompts(model, format, [3000, 9000]), format, 6)[0] == ("", False)
+
+
+def test_embeddings_are_means_over_real_frames_in_order(whisper):
+    encoder = WhisperAudioEncoder(whisper)
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(-9000, 9000, n, dtype=np.int16) for n in (9000, 500, 40_000)]
+    vectors = embed_clips(encoder, clips, batch_seconds=1.0)
+    frames = encode_clips(encoder, clips)
+    assert [len(f) for f in frames] == [encoder.num_frames(len(c)) for c in clips]
+    for vector, own in zip(vectors, frames, strict=True):
+        np.testing.assert_allclose(vector, own.mean(0), atol=1e-5)

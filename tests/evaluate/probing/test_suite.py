@@ -1,0 +1,443 @@
+"""Suites from their file to their scores, on generated tones and a tiny encoder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tiny_whisper, tone
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from uniaudio.build.encoders import load_encoder
+from uniaudio.commands import probe as probing
+from uniaudio.commands.probe import probe_models_on, probe_suite
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.audio import decode
+from uniaudio.errors import UserError
+from uniaudio.evaluate.embedding import embed_clips
+from uniaudio.evaluate.probing import task_embeddings
+from uniaudio.evaluate.probing.suite import load_suite
+from uniaudio.evaluate.probing.task_embeddings import crops, embed_task
+from uniaudio.evaluate.probing.task_rows import content_digest, read_task
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.ragged import Ragged
+from uniaudio.tensor_cache import model_digest
+
+
+@pytest.fixture
+def tones(tone_run: Path, monkeypatch) -> Path:
+    """The folder of ``tone_run`` with more columns in the manifest, a suite, and a cache and folder of its own."""
+    root = tone_run.parent
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(root / "cache"))
+    monkeypatch.chdir(root)
+    manifest = root / "tones" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["fold"] = number % 3
+        row["tags"] = [row["label"], "long" if number % 9 > 4 else "short"]
+        row["events"] = [{"onset": 0.0, "offset": 0.2 + 0.02 * (number % 5), "label": row["label"]}]
+        row["text"] = [f"a {row['label']} tone", f"it sounds {row['label']}"]
+    write_manifest(root, rows)
+    return root
+
+
+def write_manifest(root: Path, rows: list[dict]) -> None:
+    (root / "tones" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def manifest_rows(root: Path) -> list[dict]:
+    return [json.loads(line) for line in (root / "tones" / "manifest.jsonl").read_text().splitlines()]
+
+
+def write_suite(root: Path, tasks: dict, **keys) -> str:
+    tasks = {
+        name: task if task is None else {"dataset": "tones", "domain": "sound", **task}
+        for name, task in tasks.items()
+    }
+    (root / "own.yaml").write_text(dump_yaml({"suite": "own", **keys, "tasks": tasks}))
+    return "own.yaml"
+
+
+def tiny_bert(folder: Path) -> str:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "low", "high", "tone", "it", "sounds"]
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    return str(folder)
+
+
+def the_task(root: Path, **task):
+    suite = load_suite(write_suite(root, {"tones": task}))
+    return read_task("tones", *suite.tasks["tones"])
+
+
+def encoder(seed: int = 0) -> WhisperAudioEncoder:
+    return WhisperAudioEncoder(tiny_whisper(seed)).eval()
+
+
+def test_every_kind_of_task_from_file_to_scores(tones):
+    name = write_suite(
+        tones,
+        {
+            "tone": {},
+            "folds": {"folds": "fold", "weight": 5},
+            "tags": {"kind": "multilabel", "column": "tags", "domain": "music"},
+            "events": {"kind": "frame", "frame": {"resolution": 0.1}, "batch": 4, "epochs": 40},
+            "onsets": {"kind": "frame", "frame": {"metric": "onset_f1"}, "batch": 4},
+            "texts": {"kind": "retrieval", "domain": "speech", "batch": 32, "epochs": 3},
+        },
+        text_model=tiny_bert(tones / "bert"),
+    )
+    hearing = tiny_whisper()
+    with torch.no_grad():  # at random start the positions drown the sound
+        for convolution in (hearing.conv1, hearing.conv2):
+            convolution.weight *= 10
+    hearing.save_pretrained(tones / "hearing")
+    both = [str(tones / "hearing"), f"random:{tones / 'whisper'}"]
+    results = {
+        protocol: probe_suite(models, name, protocol, tones / f"{protocol}.json", 1, layers=False)
+        for protocol, models in (("masked", both), ("xares", both[:1]))
+    }
+    for protocol, result in results.items():
+        models = result["models"]
+        assert json.loads((tones / f"{protocol}.json").read_text()) == result
+        assert (result["suite"], result["protocol"], result["seeds"]) == ("own", protocol, 1)
+        assert models == both[: len(models)]
+        facts = result["tasks"]
+        assert {name: own["metric"] for name, own in facts.items()} == {
+            "tone": "accuracy",
+            "folds": "accuracy",
+            "tags": "mAP",
+            "events": "segment_f1",
+            "onsets": "onset_f1",
+            "texts": "recall@1",
+        }
+        assert (facts["tone"]["train"], facts["tone"]["test"], facts["tone"]["weight"]) == (30, 10, 10)
+        assert (facts["folds"]["folds"], facts["folds"]["weight"]) == (3, 5)
+        assert facts["tone"]["license"] == "CC0-1.0"
+        assert len({own["data_sha256"] for own in facts.values()}) == 1
+        for task, own in result["scores"].items():
+            probes = {"linear", "knn"} if protocol == "xares" else {"linear", "mlp", "knn"}
+            assert set(own[models[0]]) == (probes if task in ("tone", "folds") else {"linear"})
+            assert all(0 <= s["mean"] <= 1 for scores in own.values() for s in scores.values())
+        linear = result["average"][models[0]]["linear"]
+        weights = {name: own["weight"] for name, own in facts.items()}
+        means = {name: own[models[0]]["linear"]["mean"] for name, own in result["scores"].items()}
+        assert linear["all"] == pytest.approx(
+            sum(weights[task] * means[task] for task in means) / sum(weights.values())
+        )
+        assert linear["music"] == pytest.approx(means["tags"])
+    masked = results["masked"]["scores"]
+    assert masked["tone"][both[0]]["linear"]["mean"] == 1.0  # low and high tones are easily told apart
+    assert masked["folds"][both[0]]["knn"]["mean"] > 0.9
+    assert masked["events"][both[0]]["linear"]["mean"] > 0.6
+
+
+def test_layers_end_with_the_frames(tones):
+    name = write_suite(tones, {"tone": {"probes": ["knn"]}})
+    model = str(tones / "whisper")
+    result = probe_suite([model], name, "masked", None, 1, layers=True)
+    states = result["layers"]["tone"][model]
+    assert len(states) == len(encoder().layer_dims) > 1
+    assert states[-1] == result["scores"]["tone"][model]
+    alone = probe_suite([model], name, "masked", None, 1, layers=False)
+    assert alone["scores"]["tone"][model] == states[-1]
+
+
+def test_masked_embeddings_are_means_over_real_frames(tones, monkeypatch):
+    """Clip by clip, through windows that cut the set in the middle."""
+    monkeypatch.setattr(task_embeddings, "WINDOW_SECONDS", 5.0)
+    rows = the_task(tones)
+    found = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
+    clips = [decode(row.audio[0].source, 60, "") for row in rows.rows()]
+    assert len(clips) == 40
+    for vector, clip in zip(found.values, clips, strict=True):
+        np.testing.assert_allclose(vector.numpy(), embed_clips(encoder(), [clip])[0], atol=1e-4)
+
+
+def test_xares_embeddings_pad_batches_of_their_part_in_order(tones):
+    rows = the_task(tones, encode=4)
+    found = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
+    clips = [decode(row.audio[0].source, 60, "") for row in rows.rows()]
+    assert len(rows.parts["train"]) == 30  # the last batch of the part holds two clips, none of the test part
+    for part in rows.parts.values():
+        for start in range(0, len(part), 4):
+            members = part[start : start + 4]
+            longest = max(len(clips[i]) for i in members)
+            for i in members:
+                padded = np.pad(clips[i], (0, longest - len(clips[i])))
+                frames = encoder()(Ragged.from_rows([torch.from_numpy(padded)])).frames
+                torch.testing.assert_close(found.values[i], frames.values.mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_crops_are_whole_and_short_clips_are_padded():
+    clip = np.arange(1, 16001, dtype=np.int16)
+    assert [len(piece) for piece in crops(clip, 0.3)] == [4800] * 3
+    assert (np.concatenate(crops(clip, 0.3)) == clip[:14400]).all()
+    (padded,) = crops(clip, 1.5)
+    assert (len(padded), padded[16000:].any()) == (24000, False)
+    assert crops(clip, None)[0] is clip
+
+
+def test_pieces_of_crops_keep_the_label_of_their_clip(tones):
+    rows = the_task(tones, crop=0.2, encode=8)
+    found = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
+    counts = [len(decode(row.audio[0].source, 60, "")) // 3200 for row in rows.rows()]
+    assert found.owner.tolist() == [row for row, count in enumerate(counts) for _ in range(count)]
+    pieces = found.pieces_of(rows.parts["test"])
+    assert set(found.owner[pieces].tolist()) == set(rows.parts["test"].tolist())
+
+
+def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, monkeypatch):
+    made = []
+    real = task_embeddings.encode_batches
+    monkeypatch.setattr(task_embeddings, "encode_batches", lambda *a: made.append(1) or real(*a))
+    own = encoder()
+
+    def embed(model, **task):
+        rows = the_task(tones, **task)
+        return embed_task(model, model_digest(model), rows, content_digest(rows.rows()), "masked")[1][0]
+
+    first = embed(own)
+    again = embed(encoder())
+    assert len(made) == 1
+    assert (first.values == again.values).all()
+    embed(own, column="fold")  # another question about the same clips
+    assert len(made) == 1
+    with torch.no_grad():
+        next(own.parameters()).view(-1)[0] += 1
+    embed(own)
+    assert len(made) == 2
+    soundfile.write(tones / "tones" / "3.wav", tone(0.4, 555, 3), 16000)
+    changed = embed(encoder())
+    assert len(made) == 3
+    assert (changed.values != first.values).any(1).nonzero().flatten().tolist() == [3]
+
+
+def test_a_damaged_cache_file_is_made_again(tones):
+    rows = the_task(tones)
+    first = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
+    (file,) = (tones / "cache" / "embeddings" / "m").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert (embed_task(encoder(), "m", rows, "d", "masked")[1][0].values == first.values).all()
+
+
+def test_the_digest_of_a_model_knows_weights_and_settings_and_no_path(tones):
+    assert model_digest(encoder()) == model_digest(encoder())
+    assert model_digest(encoder()) != model_digest(encoder(seed=1))
+    other = encoder()
+    other.pad_to = 123.0
+    assert model_digest(other) != model_digest(encoder())
+    shutil.copytree(tones / "whisper", tones / "copy")
+    here, copy = (load_encoder(str(tones / name)) for name in ("whisper", "copy"))
+    assert model_digest(here) == model_digest(copy)
+
+
+def test_a_suite_inherits_and_drops_tasks(tones):
+    write_suite(tones, {"tone": {}, "tags": {"kind": "multilabel", "column": "tags"}})
+    (tones / "heir.yaml").write_text(
+        dump_yaml({"suite": "heir", "base": "own.yaml", "tasks": {"tags": None, "tone": {"weight": 7}}})
+    )
+    suite = load_suite("heir.yaml")
+    assert list(suite.tasks) == ["tone"]
+    assert suite.tasks["tone"][0].weight == 7
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"kind": "clips"}, "did you mean 'clip'"),
+        ({"colum": "label"}, "did you mean 'column'"),
+        ({"test": "tset"}, "no split 'tset'"),
+        ({"dataset": "tonse"}, "did you mean 'tones'"),
+        ({"kind": "multilabel", "probes": ["knn"]}, "knn does not work for kind multilabel"),
+        ({"kind": "retrieval"}, "name a text_model"),
+        ({"folds": ["train"]}, "at least two"),
+    ],
+)
+def test_mistakes_in_a_suite_are_told(tones, task, message):
+    with pytest.raises(UserError, match=message):
+        load_suite(write_suite(tones, {"tone": task}))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"column": "lable"}, "no column 'lable'.*did you mean 'label'"),
+        ({"folds": "flod"}, "no column 'flod'"),
+        ({"folds": "split"}, None),
+        ({"folds": "label"}, "does not occur in its training rows"),
+        ({"kind": "multilabel", "column": "fold"}, "must be a text or a list"),
+        ({"kind": "frame", "column": "tags"}, "events must be a list"),
+    ],
+)
+def test_rows_are_checked_before_a_model_is_loaded(tones, monkeypatch, task, message):
+    class Loaded(Exception):
+        pass
+
+    def load(spec, trust):
+        raise Loaded
+
+    monkeypatch.setattr(probing, "load_encoder", load)
+    for clip in (tones / "tones").glob("*.wav"):
+        clip.write_bytes(b"no audio")  # nothing is decoded either
+    with pytest.raises(Loaded if message is None else UserError, match=message):
+        probe_suite(["whisper"], write_suite(tones, {"tone": task}), "masked", None, 1, layers=False)
+
+
+def test_a_test_label_that_was_never_trained_is_told(tones):
+    rows = manifest_rows(tones)
+    rows[-1]["label"] = "middle"
+    write_manifest(tones, rows)
+    with pytest.raises(UserError, match="'middle' does not occur in its training rows"):
+        the_task(tones)
+
+
+def spoil(root: Path) -> None:
+    """Make the rows of the clips 3 to 8 unusable, each for another reason, and let clip 9 be clipped."""
+    rows = manifest_rows(root)
+    (root / "tones" / "3.wav").write_bytes(b"no audio")
+    (root / "tones" / "4.wav").unlink()
+    rows[5]["duration"] = 7.0
+    rows[6]["label"] = ["low", "high"]
+    del rows[7]["label"]
+    rows[8]["label"] = None
+    soundfile.write(root / "tones" / "9.wav", 2 * tone(0.4, 555, 3) / 16384, 16000, subtype="FLOAT")
+    write_manifest(root, rows)
+
+
+def test_rows_that_cannot_be_used_are_skipped_counted_and_told(tones, capsys):
+    spoil(tones)
+    name = write_suite(tones, {"tone": {"probes": ["knn"]}})
+    model = str(tones / "whisper")
+    result = probe_suite([model], name, "masked", None, 1, layers=False)
+    facts = result["tasks"]["tone"]
+    assert [(skip["row"], skip["reason"]) for skip in facts["skipped"]] == [
+        ("6.wav", "broken metadata"),
+        ("7.wav", "missing column"),
+        ("8.wav", "missing column"),
+        ("3.wav", "broken audio"),
+        ("4.wav", "missing file"),
+        ("5.wav", "stated duration is wrong"),
+    ]
+    assert facts["notices"] == {"clipped samples": 1}
+    assert (facts["train"], facts["test"]) == (24, 10)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tone: 6 rows skipped: 2 missing column, 1 broken metadata, 1 broken audio, 1 missing file" in said
+    assert "first skipped row: 6.wav: broken metadata ('label' must be one class" in said
+    assert "tone: clipped samples in 1 clip: more than one sample in a hundred" in said
+    again = probe_suite([model], name, "masked", None, 1, layers=False)  # from the cache
+    assert again == result
+
+
+def test_the_scores_are_those_of_the_rows_that_can_be_used(tones):
+    spoil(tones)
+    name = write_suite(tones, {"tone": {}})
+    model = str(tones / "whisper")
+    skipping = probe_suite([model], name, "masked", None, 1, layers=False)["scores"]
+    write_manifest(tones, [row for i, row in enumerate(manifest_rows(tones)) if not 3 <= i <= 8])
+    assert probe_suite([model], name, "masked", None, 1, layers=False)["scores"] == skipping
+
+
+@pytest.mark.parametrize("protocol", ["masked", "xares"])
+def test_a_clip_that_cannot_be_read_leaves_the_others_theirs(tones, protocol):
+    rows = the_task(tones, folds="fold", **({"crop": 0.2} if protocol == "xares" else {}))
+    _, (whole,) = embed_task(encoder(), "m", rows, "d", protocol)
+    (tones / "tones" / "7.wav").write_bytes(b"no audio")
+    left, (found,) = embed_task(encoder(), "m", rows, "other", protocol)
+    assert [(skip.row, skip.reason) for skip in left.skipped] == [("7.wav", "broken audio")]
+    assert left.answers == (*rows.answers[:7], *rows.answers[8:])
+    assert [row.key for row in left.rows()] == [f"{i}.wav" for i in range(40) if i != 7]
+    assert {part: left.numbers[own].tolist() for part, own in left.parts.items()} == {
+        part: [i for i in own.tolist() if i != 7] for part, own in rows.parts.items()
+    }
+    assert left.numbers[found.owner].tolist() == [i for i in whole.owner.tolist() if i != 7]
+    if protocol == "masked":
+        torch.testing.assert_close(found.values, whole.values[whole.owner != 7], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (range(40), r"task tones: no clip can be used; first skipped row: 0\.wav: broken audio \(.*0\.wav"),
+        (range(30, 40), r"no row of 'test' can be used; first skipped row: 30\.wav: broken audio"),
+        (
+            range(0, 40, 2),
+            r"no row of class '(low|high)' can be used; first skipped row: 0\.wav: broken audio",
+        ),
+        (range(0, 30, 2), r"the test label '(low|high)' does not occur in its training rows; first skipped"),
+    ],
+)
+def test_too_many_unusable_clips_end_the_probe(tones, broken, message):
+    for i in broken:
+        (tones / "tones" / f"{i}.wav").write_bytes(b"no audio")
+    with pytest.raises(UserError, match=message):
+        embed_task(encoder(), "m", the_task(tones), "d", "masked")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], None, "masked", False), "either --data"),
+        ((["a=b"], "realdata", "masked", False), "either --data"),
+        (([], "realdata", "xarse", False), "masked or xares"),
+        ((["a=b"], None, "xares", False), "work on a --suite"),
+        ((["a=b"], None, "masked", True), "work on a --suite"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(arguments, message):
+    data, suite, protocol, layers = arguments
+    with pytest.raises(UserError, match=message):
+        probe_models_on(["model"], data, suite, protocol, None, 3, layers)
+
+
+def test_a_copy_of_the_data_shares_the_cache(tones, monkeypatch):
+    rows = the_task(tones)
+    digest = content_digest(rows.rows())
+    shutil.copytree(tones / "tones", tones / "copy")
+    shutil.rmtree(tones / "tones")
+    (tones / "copy").rename(tones / "tones")
+    assert content_digest(the_task(tones).rows()) == digest
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_suites_fit_their_cards(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIAUDIO_DATA", str(tmp_path))
+    monkeypatch.setenv("UNIAUDIO_REALDATA", str(tmp_path))
+    suite = load_suite(path.stem)
+    assert {task.domain for task, _ in suite.tasks.values()} >= {"speech", "sound"}
+
+
+def test_the_suite_of_xares_has_its_published_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIAUDIO_DATA", str(tmp_path))
+    weights = {name: task.weight for name, (task, _) in load_suite("xares").tasks.items()}
+    assert len(weights) == 21
+    assert sum(weights.values()) == 28752
+    assert len(load_suite("uniwhisper").tasks) == 20
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_the_suite_of_real_recordings_finds_its_rows(realdata, monkeypatch):
+    monkeypatch.setenv("UNIAUDIO_REALDATA", str(realdata))
+    sizes = {
+        name: [len(trial.test) for trial in read_task(name, *pair).trials]
+        for name, pair in load_suite("realdata").tasks.items()
+    }
+    assert sizes["esc10_folds"] == [80] * 5
+    assert sizes["esc10"] == [80]
+    assert sizes["fsdd_digits"] == [160]
+    assert sizes["fsdd_speaker"] == [120]

@@ -1,0 +1,203 @@
+"""Models whose code lives in their folder, like Dasheng: only when the user says so."""
+
+import json
+
+import pytest
+import torch
+from made_up_checkpoints import save_miniature
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2FeatureExtractor
+
+from uniaudio.commands.check_encoder import check_contract
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.trust import Trust
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.hf_auto import hidden_states_of, usual_rate
+from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.ragged import Ragged
+
+MODEL = """
+import pathlib
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import ModelOutput
+
+pathlib.Path(__file__).with_name("was_run").touch()
+
+
+class LittleConfig(PretrainedConfig):
+    model_type = "little"
+
+    def __init__(self, width=12, hop=640, **rest):
+        super().__init__(**rest)
+        self.width, self.hop = width, hop
+
+
+class LittleExtractor(FeatureExtractionMixin):
+    sampling_rate = 16000
+
+    def __init__(self, hop=640, **rest):
+        super().__init__(**rest)
+        self.hop = hop
+
+    def __call__(self, audio, sampling_rate, return_tensors):
+        assert sampling_rate == 16000
+        wave = torch.as_tensor(audio)
+        frames = wave[: len(wave) // self.hop * self.hop].view(-1, self.hop)
+        levels = torch.stack([frames.abs().mean(1), frames.std(1), frames.amax(1)], 1)
+        return BatchFeature({"input_values": levels[None]})
+
+
+class LittleModel(PreTrainedModel):
+    config_class = LittleConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.line = torch.nn.Linear(3, config.width)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def forward(self, input_values):
+        return ModelOutput(hidden_states=self.line(input_values))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, fresh_model_code):
+    """A folder as a repository with code of its own has it."""
+    folder = tmp_path / "little"
+    folder.mkdir()
+    (folder / "modeling_little.py").write_text(MODEL)
+    auto = {"AutoConfig": "modeling_little.LittleConfig", "AutoModel": "modeling_little.LittleModel"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "little", "width": 12, "auto_map": auto}))
+    extractor = {"auto_map": {"AutoFeatureExtractor": "modeling_little.LittleExtractor"}, "hop": 640}
+    (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
+    torch.manual_seed(0)
+    weights = {"line.weight": torch.randn(12, 3), "line.bias": torch.randn(12)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def load(folder, **settings):
+    allowed = Trust(remote_code=settings.get("trust_remote_code", False))
+    return load_audio_encoder(EncoderConfig(path=str(folder), **settings), "encoders.a", trust=allowed)
+
+
+def ran(folder):
+    return list(folder.parent.rglob("was_run"))
+
+
+def test_code_of_a_repository_is_not_run_unless_allowed(folder):
+    with pytest.raises(UserError, match="brings its own Python code; read it, and give --trust-remote-code"):
+        load(folder)
+    assert not ran(folder)
+
+
+def test_it_keeps_the_contract_once_allowed(folder):
+    encoder = load(folder, trust_remote_code=True)
+    assert ran(folder)
+    assert (encoder.dim, encoder.frame_rate, encoder.layer_dims) == (12, 25.0, (12,))
+    assert [(f.name, f.seen) for f in check_contract(encoder) if not f.holds] == []
+    tensors = encoder.model.state_dict()
+    wave = torch.rand(3_300)
+    frames = encoder(Ragged.from_rows([wave])).frames.values
+    assert len(frames) == 6  # five whole frames, and the last one again for the rest
+    levels = torch.stack([wave[640:1280].abs().mean(), wave[640:1280].std(), wave[640:1280].amax()])
+    torch.testing.assert_close(frames[1], tensors["line.weight"] @ levels + tensors["line.bias"])
+    torch.testing.assert_close(frames[5], frames[4])
+
+
+def test_a_rate_that_does_not_fit_is_told(folder):
+    with pytest.raises(UserError, match=r"gave 25 frames for 1\.00 s, but at 50 per second there must be 50"):
+        load(folder, trust_remote_code=True, frame_rate=50.0)(Ragged.from_rows([torch.rand(16_000)]))
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**config, "hop": 500}))
+    with pytest.raises(UserError, match="set frame_rate"):
+        load(folder, trust_remote_code=True)
+    assert load(folder, trust_remote_code=True, frame_rate=32.0).frame_rate == 32
+
+
+def test_settings_of_another_family_are_refused(folder):
+    with pytest.raises(UserError, match=r"encoders\.a\.pad_to: a little encoder has no such setting"):
+        load(folder, trust_remote_code=True, pad_to=10)
+
+
+def test_whose_code_it_is_is_told(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["auto_map"] = {name: f"someone/else--{place}" for name, place in config["auto_map"].items()}
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"brings its own Python code \(that of someone/else\); read it"):
+        load(folder)
+    del config["auto_map"]
+    file.write_text(json.dumps({**config, "model_type": "wav2vec2"}))
+    with pytest.raises(UserError, match="brings its own Python code; read it"):
+        load(folder, kind="remote")  # the extractor's alone
+    assert not ran(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["line.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"missing: \['line\.bias'\]"):
+        load(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_model_with_hidden_states_gives_them(mask, tmp_path):
+    """A model of transformers itself; its hidden states are those of the stock model on the clip alone."""
+    stock = save_miniature("wav2vec2", tmp_path)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=mask)
+    extractor.save_pretrained(tmp_path)
+    encoder = load(tmp_path, kind="remote").eval()
+    assert (encoder.frame_rate, encoder.layer_dims) == (50, (32, 32, 32))
+    samples = torch.randn(16_000)
+    with torch.no_grad():
+        wanted = stock(samples[None], output_hidden_states=True).hidden_states
+        layers = encoder(Ragged.from_rows([torch.randn(4_000), samples]), layers=True).layers
+    for ours, theirs in zip(layers, wanted, strict=True):
+        assert theirs.shape[1] == 49  # one less than stated, so the last stands twice
+        torch.testing.assert_close(ours.rows()[1], torch.cat([theirs[0], theirs[0, -1:]]), atol=2e-6, rtol=0)
+    torch.manual_seed(0)
+    encoder.train()  # without skipped layers, whose hidden states would be missing
+    for _ in range(20):
+        assert len(encoder(Ragged.from_rows([samples]), layers=True).layers) == 3
+
+
+def test_frames_are_found_in_what_a_model_gives():
+    frames, other, short = torch.randn(1, 7, 4), torch.randn(1, 7, 4), torch.randn(1, 3, 4)
+    pooled, logits = torch.randn(1, 4), torch.randn(1, 7, 9)
+    for output in (
+        frames,
+        (frames, pooled),
+        [pooled, frames],
+        {"logits": logits, "embeddings": frames},
+        {"logits": logits, "hidden_states": frames},
+        {"hidden_states": other, "last_hidden_state": frames},
+    ):
+        (found,) = hidden_states_of(output, "Model")
+        assert torch.equal(found, frames[0])
+    states = hidden_states_of({"hidden_states": (short, pooled, other, frames), "logits": logits}, "Model")
+    assert [len(state) for state in states] == [3, 7, 7]
+    assert torch.equal(states[-1], frames[0])
+    with pytest.raises(UserError, match="Model gives no frames"):
+        hidden_states_of({"logits": logits, "pooler_output": pooled, "hidden_states": ()}, "Model")
+
+
+def test_rates_are_those_that_models_have():
+    assert [usual_rate(rate, "Model") for rate in (12.75, 25.0, 40.25, 49.75, 74.75, 100.25)] == [
+        12.5,
+        25,
+        40,
+        50,
+        75,
+        100,
+    ]
+    with pytest.raises(
+        UserError, match=r"Model gives 33 frames per second; if that is right, set frame_rate"
+    ):
+        usual_rate(33.0, "Model")

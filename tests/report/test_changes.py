@@ -1,0 +1,94 @@
+"""The sentence and the lists: every case."""
+
+from made_up_runs import probe_scores
+
+from uniaudio.report.changes import (
+    Change,
+    TaskChange,
+    answer_changes,
+    probe_changes,
+    summarize,
+    without_scores,
+)
+from uniaudio.report.scores import Roles, read_scores
+from uniaudio.report.significance import Judged
+
+
+def change(task, delta, verdict, what="linear probe"):
+    return Change(task, what, 0.5, 0.5 + delta, Judged(verdict, "spread", "margin"))
+
+
+def test_measures_of_a_set_are_put_together():
+    cases = {
+        ("better", "unclear"): "better",
+        ("worse", "worse"): "worse",
+        ("better", "worse"): "mixed",
+        ("unclear", "unclear"): "unclear",
+    }
+    for verdicts, expected in cases.items():
+        assert TaskChange("t", tuple(change("t", 0.1, v) for v in verdicts)).verdict == expected
+
+
+def test_the_sentence_names_few_and_counts_many():
+    few = summarize("run", "start", [change("esc10", 0.033, "better"), change("asr", -0.1, "worse")])
+    assert few.sentence == (
+        "Of 2 sets compared with start, run improved on esc10 (linear probe +0.033) and lost on asr "
+        "(linear probe -0.100)."
+    )
+    many = summarize("run", "start", [change(f"s{i}", 0.01 * i, "better") for i in range(1, 9)])
+    assert (
+        many.sentence
+        == "Of 8 sets compared with start, run improved on 8 (most on s8, linear probe +0.080) and lost on none."
+    )
+    mixed = [
+        change("a", 0.1, "better"),
+        change("a", -0.2, "worse", "kNN probe"),
+        change("b", 0.001, "unclear"),
+    ]
+    assert summarize("run", "start", mixed).sentence == (
+        "Of 2 sets compared with start, run improved on none and lost on none; measures disagree on a "
+        "(kNN probe -0.200); 1 moved within chance."
+    )
+    none = summarize("run", "start", [change("a", 0.001, "unclear")])
+    assert none.sentence == "Against start, run moved nothing beyond chance on one set compared."
+
+
+def test_lists_are_sorted_by_the_largest_change():
+    summary = summarize("run", "start", [change("small", 0.1, "better"), change("large", 0.3, "better")])
+    assert [task.task for task in summary.tasks["better"]] == ["large", "small"]
+    assert summary.comparisons == 2
+    assert len(summary.rules) == 1
+
+
+def test_probes_are_compared_with_the_runs_own_start():
+    table = read_scores(probe_scores([f"s{i}" for i in range(6)], ["start", "own", "third"]), "f", {})
+    roles = Roles({"run": "start", "other": "third"}, {"run": "own"}, ())
+    found = probe_changes(table, roles, "run")
+    assert len(found) == 18
+    verdicts = {c.task: c.judged.verdict for c in found}
+    assert verdicts == {
+        "s0": "better",
+        "s1": "unclear",
+        "s2": "better",
+        "s3": "unclear",
+        "s4": "better",
+        "s5": "worse",
+    }
+    assert probe_changes(table, roles, "other") == []
+
+
+def test_answers_are_compared_where_sets_and_metrics_are_the_same():
+    first = {"a": {"metric": "wer", "score": 0.5}, "b": {"metric": "accuracy", "score": 0.5}}
+    second = {
+        "a": {"metric": "cer", "score": 0.1},
+        "b": {"metric": "accuracy", "score": 0.9},
+        "c": {"metric": "wer"},
+    }
+    (found,) = answer_changes(first, second, {})
+    assert (found.task, found.what, found.delta) == ("b", "answers, accuracy", 0.4)
+
+
+def test_without_scores_only_the_loss_is_told():
+    rows = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.5}]
+    assert "from 4.000 to 1.500 over 3 steps, but nothing compares it" in without_scores("run", rows)
+    assert "run has no loss yet" in without_scores("run", [])

@@ -1,0 +1,72 @@
+"""Heat maps: every cell by hand."""
+
+from made_up_runs import forgetting_results
+
+from uniaudio.evaluate.forgetting import ScoreMatrix
+from uniaudio.report.heat_tables import confusion_table, forgetting_table, reliability, routes_tables
+
+
+def told(pairs):
+    return [{"reference": r, "answer": a} for r, a in pairs]
+
+
+def test_confusion_counts_every_pair_and_puts_other_answers_together():
+    table = confusion_table("set", told([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")]))
+    assert table.columns == ["a", "b", "(other)"]
+    cells = {(row, c): cell for row, own in table.rows for c, cell in zip(table.columns, own, strict=True)}
+    assert {key: cell.text for key, cell in cells.items()} == {
+        ("a", "a"): "1",
+        ("a", "b"): "1",
+        ("a", "(other)"): "2",
+        ("b", "a"): "",
+        ("b", "b"): "1",
+        ("b", "(other)"): "",
+    }
+    assert (cells["a", "(other)"].shade, cells["b", "b"].shade) == (0.5, 1.0)
+    assert [key for key, cell in cells.items() if cell.framed] == [("a", "a"), ("b", "b")]
+
+
+def test_open_answers_and_one_answer_have_no_confusion_matrix():
+    assert confusion_table("set", told([(str(i), "x") for i in range(25)])) is None
+    assert confusion_table("set", told([("a", "x")] * 3)) is None
+    assert confusion_table("set", []) is None
+    assert confusion_table("set", told([("a", "a"), ("b", "a")])).columns == ["a", "b"]
+
+
+def test_routes_are_shaded_against_the_largest_share():
+    routes = {
+        "from_step": 3,
+        "to_step": 9,
+        "groups": {"gate": {"asr": {"w": 0.5, "d": 0.25}, "tag": {"w": 0.1}}},
+        "values": {},
+    }
+    (table,) = routes_tables(routes)
+    assert table.columns == ["w", "d"]
+    assert [(name, [(c.text, c.shade) for c in cells]) for name, cells in table.rows] == [
+        ("asr", [("0.50", 1.0), ("0.25", 0.5)]),
+        ("tag", [("0.10", 0.2), ("0.00", 0.0)]),
+    ]
+
+
+def test_forgetting_says_gain_and_loss_in_words_and_frames_what_was_learned():
+    matrix = ScoreMatrix.from_json(forgetting_results()["probe/linear"])
+    table = forgetting_table("linear", matrix)
+    rows = dict(table.rows)
+    assert [c.text for c in rows["speech"]] == ["0.900 (+40.0)", "0.750 (-5.0)", "0.900 (+0.0)"]
+    assert [c.text for c in rows["sounds"]] == ["0.850 (+35.0)", "0.880 (+8.0)", "–"]
+    assert [(c.kind, round(c.shade, 2)) for c in rows["speech"][:2]] == [("gain", 1.0), ("loss", 0.5)]
+    assert [(stage, i) for stage, cells in table.rows for i, c in enumerate(cells) if c.framed] == [
+        ("speech", 0),
+        ("sounds", 1),
+    ]
+
+
+def test_reliability_takes_the_stored_bins_without_the_empty_ones():
+    bins = [
+        {"low": 0.0, "high": 0.5, "count": 0, "confidence": 0.0, "accuracy": 0.0},
+        {"low": 0.5, "high": 1.0, "count": 4, "confidence": 0.8, "accuracy": 0.5},
+    ]
+    found = reliability("set", {"labels": {"ece": 0.3, "bins": bins}})
+    assert (len(found.bins), found.ece, found.count) == (1, 0.3, 4)
+    assert reliability("set", {"labels": {"ece": 0.3, "bins": bins[:1]}}) is None
+    assert reliability("set", {}) is None

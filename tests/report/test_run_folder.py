@@ -1,0 +1,104 @@
+"""Run folders: half a last line, ends of every kind, and costs by hand."""
+
+import json
+
+import pytest
+from made_up_runs import training_rows, write_rows, write_run
+
+from uniaudio.errors import UserError
+from uniaudio.report.run_folder import cost_of, ending, read_run
+
+
+def record(tmp_path, events=(), torn="", rows=20, steps=40):
+    """A run of one stage with these events at its end."""
+    folder = write_run(tmp_path / "run", ["a"], steps=steps, every=2, finished=False)
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    write_rows(folder / "metrics.jsonl", [*told, *events], torn)
+    return read_run(folder, "run")
+
+
+def test_half_a_last_line_is_counted_and_the_rest_is_read(tmp_path):
+    run = record(tmp_path, torn='{"step": 42, "lo')
+    assert run.torn == 1
+    assert run.last_step == 40
+    assert len(run.rows) == 20
+    assert "after step 40 of 40, and the last line of metrics.jsonl is torn" in ending(run)
+
+
+def test_a_line_that_is_no_object_is_no_row(tmp_path):
+    run = record(tmp_path, torn='[1]\n"text"\n\n')
+    assert run.torn == 3
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([{"event": "finished", "step": 40}], ""),
+        (
+            [{"event": "stopped", "step": 40}],
+            "it was asked to stop after step 40 of 40; --resume continues it",
+        ),
+        (
+            [{"event": "guard", "step": 40, "broken": ["esc10 fell"]}, {"event": "stopped", "step": 40}],
+            "its guard ended it (esc10 fell) after step 40",
+        ),
+        (
+            [{"event": "guard", "step": 10, "broken": ["esc10 fell"]}, {"event": "stopped", "step": 40}],
+            "asked to stop",
+        ),
+        (
+            [{"event": "left_out", "step": s, "reason": "nan"} for s in (39, 40)],
+            "Its last 2 steps were left out",
+        ),
+        ([], "was killed or broke off"),
+    ],
+)
+def test_how_a_run_ended(tmp_path, events, words):
+    told = ending(record(tmp_path, events))
+    assert words in told if words else told == ""
+
+
+def test_costs_by_hand(tmp_path):
+    run = record(tmp_path, [{"event": "left_out", "step": 3}, {"event": "finished", "step": 40}])
+    cost = cost_of(run)
+    # 36 s of audio in each of 40 steps, heard at 50 s of audio a second by two processes
+    assert cost.audio_hours == pytest.approx(40 * 36 / 3600)
+    assert cost.wall_hours == pytest.approx(40 * 36 / 50 / 3600)
+    assert cost.process_hours == pytest.approx(2 * 40 * 36 / 50 / 3600)
+    assert cost.audio_rate == pytest.approx(50)
+    assert cost.data_wait == pytest.approx(0.02)
+    assert (cost.rows_drawn, cost.rows_skipped, cost.steps_left_out) == (1600, 1, 1)
+
+
+def test_the_rate_of_rows_of_different_speed_is_that_of_the_whole(tmp_path):
+    folder = write_run(tmp_path / "run", ["a"], steps=40, every=20)
+    rows = training_rows(["a"], 40, 20, 0)
+    for row, rate in zip([row for row in rows if "tasks" in row], (10.0, 90.0), strict=True):
+        row["seconds"] = row["audio_seconds"] / rate
+    write_rows(folder / "metrics.jsonl", rows)
+    cost = cost_of(read_run(folder, "run"))
+    assert cost.wall_hours == pytest.approx((720 / 10 + 720 / 90) / 3600)
+    assert cost.audio_rate == pytest.approx(1440 / (720 / 10 + 720 / 90))
+
+
+def test_without_rows_hours_are_not_known(tmp_path):
+    folder = write_run(tmp_path / "run", ["a"], steps=40, every=2)
+    write_rows(folder / "metrics.jsonl", [{"event": "stage", "step": 0, "stage": "one"}])
+    cost = cost_of(read_run(folder, "run"))
+    assert (cost.audio_hours, cost.wall_hours, cost.process_hours, cost.audio_rate) == (None,) * 4
+    assert cost.steps == 0
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
+        read_run(tmp_path, "run")
+
+
+def test_planned_steps_are_capped_and_unknown_with_hours(tmp_path):
+    run = record(tmp_path)
+    assert run.planned_steps == 40
+    capped = read_run(run.folder, "run")
+    object.__setattr__(capped, "config", {**run.config, "train": {"max_steps": 7}})
+    assert capped.planned_steps == 7
+    object.__setattr__(capped, "config", {"stages": [{"name": "one", "hours": 3.0, "steps": None}]})
+    assert capped.planned_steps is None

@@ -1,0 +1,45 @@
+"""Text cues: stretched, interrupted, and always readable."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniaudio.tiny.synthetic_clips import LONGEST_CUE, NOISE, empty_cue, stretched_cue
+
+BLANK = 0
+answers = st.lists(st.integers(1, 9), min_size=1, max_size=40)
+
+
+def read_off(cue):
+    """Collapse repeats and drop fillers, as in CTC."""
+    said, previous = [], None
+    for token in cue:
+        if token != previous and token not in (BLANK, NOISE):
+            said.append(token)
+        previous = token if token not in (BLANK, NOISE) else None
+    return said
+
+
+@given(answer=answers, seed=st.integers(0, 10_000))
+def test_the_answer_can_always_be_read_off(answer, seed):
+    assert read_off(stretched_cue(answer, BLANK, random.Random(seed))) == answer
+
+
+@given(answer=answers, seed=st.integers(0, 10_000))
+def test_cues_stay_short(answer, seed):
+    assert len(stretched_cue(answer, BLANK, random.Random(seed))) <= 2 * LONGEST_CUE + 3 * len(answer)
+
+
+def test_cues_vary_and_are_stretched():
+    rng = random.Random(0)
+    lengths = [len(stretched_cue([4, 5, 6], BLANK, rng)) for _ in range(200)]
+    assert min(lengths) < 8
+    assert max(lengths) > 40
+
+
+def test_an_empty_cue_says_nothing():
+    rng = random.Random(0)
+    cues = [empty_cue(BLANK, rng) for _ in range(100)]
+    assert {token for cue in cues for token in cue} == {BLANK, NOISE}
+    assert all(1 <= len(cue) <= LONGEST_CUE for cue in cues)

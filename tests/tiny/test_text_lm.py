@@ -1,0 +1,190 @@
+"""The miniature language model: what it is taught, how it is stored, and that it learns to read a cue."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from uniaudio.config.run import MiniatureConfig
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.recipe import load_recipe
+from uniaudio.errors import UserError
+from uniaudio.tiny.curriculum import LessonBook
+from uniaudio.tiny.pretrain import answer_losses, cue_embeddings
+from uniaudio.tiny.recipe_texts import RecipeText, recipe_texts
+from uniaudio.tiny.synthetic_clips import NOISE
+from uniaudio.tiny.text_lm import build_text_lm, miniature_decoder, train_text_lm
+from uniaudio.tiny.tokenizer import train_tokenizer
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEXTS = [
+    *(RecipeText("digit", ("", "Which digit?"), digit) for digit in DIGITS),
+    *(RecipeText("digit", ("Name it.\n", ""), digit) for digit in DIGITS),
+    RecipeText("pair", ("", "and", "the same?"), "yes"),
+    RecipeText("pair", ("", "and", "the same?"), "no"),
+    RecipeText("asr", ("", "Write it down."), "a long sentence of more than eight words is taken apart"),
+]
+TINY = MiniatureConfig(
+    hidden=32, layers=2, heads=2, kv_heads=1, intermediate=64, vocabulary=300, steps=4, batch=8
+)
+
+
+@pytest.fixture(scope="module")
+def format():
+    words = [word for text in TEXTS for word in (*text.pieces, text.answer)]
+    return ChatFormat(train_tokenizer(words, 340))
+
+
+@pytest.fixture(scope="module")
+def book(format):
+    return LessonBook(TEXTS, ["an extra line"], format)
+
+
+def test_a_lesson_is_the_prompt_of_training_with_a_cue_for_the_audio(format, book):
+    text = TEXTS[0]
+    lesson = book.cued(text.pieces, text.answer, random.Random(0))
+    before, after = format.prompt(text.pieces)
+    ids = lesson.ids.tolist()
+    assert ids[: len(before)] == before
+    assert ids[-lesson.answer :] == format.answer("zero")
+    assert ids[-lesson.answer - len(after) : -lesson.answer] == after
+    cue = ids[len(before) : len(ids) - lesson.answer - len(after)]
+    assert set(cue) - {NOISE, format.pad} <= set(format.answer("zero")) | set(format.answer(" zero"))
+    assert lesson.cue.nonzero().flatten().tolist() == list(range(len(before), len(before) + len(cue)))
+
+
+def test_of_two_clips_one_speaks(format, book):
+    text = TEXTS[20]
+    for seed in range(20):
+        lesson = book.cued(text.pieces, text.answer, random.Random(seed))
+        first, between, last = format.prompt(text.pieces)
+        inner = lesson.ids.tolist()[len(first) : -lesson.answer - len(last)]
+        at = next(i for i in range(len(inner)) if inner[i : i + len(between)] == between)
+        quiet = {NOISE, format.pad}
+        speaks = [not set(clip) <= quiet for clip in (inner[:at], inner[at + len(between) :])]
+        assert sorted(speaks) == [False, True]
+
+
+def test_the_strings_of_the_final_check_are_never_taught(book):
+    rng = random.Random(1)
+    assert book.kept_words
+    assert not book.kept_words & {text.answer for text in TEXTS}
+    assert not book.kept_words & {book.unknown_words(rng) for _ in range(3000)}
+
+
+def test_batches_start_plain_and_hold_lessons_of_similar_length(book):
+    batches = list(book.batches(random.Random(0), 8, 100))
+    assert len(batches) == 100
+    assert all(len(batch) == 8 for batch in batches)
+    assert all(lesson.cue.sum() == 0 for batch in batches[:16] for lesson in batch)
+    assert any(lesson.cue.sum() > 0 for batch in batches[60:] for lesson in batch)
+    used = sum(len(lesson.ids) for batch in batches for lesson in batch)
+    padded = sum(8 * max(len(lesson.ids) for lesson in batch) for batch in batches)
+    assert used > 0.75 * padded
+
+
+def test_losses_do_not_depend_on_the_padding(format, book):
+    torch.manual_seed(0)
+    lm = build_text_lm(TINY, len(format.tokenizer), format.end_of_turn, format.pad).eval()
+    lessons = [
+        book.lesson(TEXTS[i].pieces, format.answer(TEXTS[i].answer), [9, 8], random.Random(i), True)
+        for i in (0, 22)
+    ]
+    generator = torch.Generator()
+    together, _ = answer_losses(lm, lessons, cue_embeddings(lm, lessons, generator))
+    alone = [answer_losses(lm, [one], cue_embeddings(lm, [one], generator))[0] for one in lessons]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_noise_falls_on_cues_only(format, book):
+    lm = build_text_lm(TINY, len(format.tokenizer), format.end_of_turn, format.pad)
+    lessons = [book.cued(text.pieces, text.answer, random.Random(3)) for text in TEXTS[:4]]
+    one, two = (cue_embeddings(lm, lessons, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    moved = (one != two).any(-1)
+    for row, lesson in enumerate(lessons):
+        assert torch.equal(moved[row, : len(lesson.ids)], lesson.cue.bool())
+
+
+def test_it_is_stored_like_any_model_and_the_seed_decides(tmp_path):
+    first = train_text_lm(TEXTS, TINY, tmp_path / "a")
+    second = train_text_lm(TEXTS, TINY, tmp_path / "b")
+    tokenizer = AutoTokenizer.from_pretrained(first)
+    lm = AutoModelForCausalLM.from_pretrained(first)
+    assert lm.config.model_type == "qwen3"
+    assert lm.config.vocab_size == len(tokenizer)
+    assert ChatFormat(tokenizer).end_of_turn == lm.config.eos_token_id
+    facts = json.loads((first / "training.json").read_text())
+    assert {"accuracy_known", "accuracy_unseen", "accuracy_no_cue"} <= set(facts)
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_mistakes_in_the_sizes_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"hidden \(30\)"):
+        train_text_lm(TEXTS, TINY.model_copy(update={"hidden": 30, "heads": 4}), tmp_path / "a")
+    with pytest.raises(UserError, match="no row of the recipe"):
+        train_text_lm([], TINY, tmp_path / "a")
+    with pytest.raises(UserError, match="there is no file"):
+        train_text_lm(TEXTS, TINY.model_copy(update={"extra_texts": "nowhere.txt"}), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def write_recipe(folder: Path, answers: list[str]) -> Path:
+    """A recipe over a manifest whose audio files do not exist."""
+    rows = [{"audio": f"{i}.wav", "label": answer, "split": "train"} for i, answer in enumerate(answers)]
+    rows.append({"audio": "t.wav", "label": "hidden", "split": "test"})
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "rows.yaml").write_text(
+        f"dataset: rows\nload: {{jsonl: {folder}}}\nlicense: CC0\n"
+        "splits: {train: {keep: \"split == 'train'\"}, test: {keep: \"split == 'test'\"}}\n"
+    )
+    (folder / "name_it.yaml").write_text(
+        "task: name_it\ndomain: sound\ninputs: [label]\nlabels: [dog, cat]\n"
+        'prompts: ["<audio>What is it?", "Name it.<audio>"]\ntarget: "{{ label }}"\n'
+    )
+    recipe = folder / "tiny.yaml"
+    recipe.write_text("recipe: tiny\ntrain:\n  - {dataset: rows, template: name_it}\n")
+    return recipe
+
+
+def test_texts_come_from_the_training_rows_without_audio(tmp_path):
+    texts = recipe_texts(load_recipe(str(write_recipe(tmp_path, ["dog", "cat", "bird"] * 8))))
+    assert {text.answer for text in texts} == {"dog", "cat"}  # "bird" is no label, "hidden" is a test row
+    assert {text.pieces for text in texts} == {("", "What is it?"), ("Name it.", "")}
+    assert len(texts) == len(set(texts)) == 4
+
+
+def test_the_decoder_is_trained_once_for_the_same_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(str(write_recipe(tmp_path, ["dog", "cat"] * 4)))
+    said: list[str] = []
+    first = miniature_decoder(TINY, [recipe], said.append)
+    assert said
+    said.clear()
+    assert miniature_decoder(TINY, [recipe], said.append) == first
+    assert not said
+    changed = load_recipe(str(write_recipe(tmp_path, ["dog"] * 4)))
+    assert miniature_decoder(TINY, [changed], None) != first
+    assert miniature_decoder(TINY.model_copy(update={"seed": 1}), [recipe], None) != first
+
+
+@pytest.mark.slow
+def test_it_learns_to_read_a_cue_it_has_never_seen(tmp_path):
+    settings = TINY.model_copy(
+        update={
+            "hidden": 64,
+            "layers": 3,
+            "heads": 4,
+            "kv_heads": 2,
+            "intermediate": 128,
+            "steps": 400,
+            "batch": 32,
+        }
+    )
+    facts = json.loads((train_text_lm(TEXTS, settings, tmp_path / "lm") / "training.json").read_text())
+    assert facts["accuracy_known"] > 0.9
+    assert facts["accuracy_unseen"] > 0.6
+    assert facts["accuracy_no_cue"] < facts["accuracy_known"] - 0.2

@@ -1,0 +1,135 @@
+"""Where the encoder of a checkpoint is from: bases, data, steps and what was measured, in plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from uniaudio import __version__
+from uniaudio.build.encoders import AVERAGED, checkpoint_folder
+from uniaudio.build.result_fingerprints import match_checkpoints
+from uniaudio.build.model import stage_recipes
+from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.table import short_names
+from uniaudio.report.answers import checked_answers
+from uniaudio.report.run_folder import read_json
+from uniaudio.report.results import short_model
+from uniaudio.report.scores import ScoreTable, names_folder, read_scores, tell_apart
+
+PART = "encoder "  # what the names of the encoders' bases begin with
+HOUR = 3600
+
+
+def provenance(spec: str) -> dict[str, Any]:
+    """Return the facts that a model card states; of a model that is no run, its name alone.
+
+    Data sets come from the recipes of the stages that were begun, results from ``probes.json`` and ``answers.json`` in
+    the run folder. Paths are cut to their last part: a card tells nothing of the machine.
+
+    Raises:
+        UserError: when a recipe of the run cannot be read any more, for its data and their licences belong on the card.
+    """
+    nothing = {"steps": 0, "stages": [], "datasets": [], "domains": [], "audio_hours": None, "results": []}
+    facts: dict[str, Any] = {"name": Path(spec).name, "uniaudio": __version__, "bases": [spec], **nothing}
+    folder = checkpoint_folder(spec)
+    if folder is None:
+        return facts
+    config = load_stored_run(folder / "config.yaml", folder.parent.parent)
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
+    run = folder.parent.parent
+    facts |= {
+        "name": run.resolve().name + (AVERAGED if spec.endswith(AVERAGED) else ""),
+        "steps": state["step"],
+        "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
+        "bases": [told_base(name, base) for name, base in bases.items() if name.startswith(PART)],
+        "audio_hours": state["stage_seconds"] / HOUR,
+        "results": results_of(run, spec),
+    }
+    return facts | data_of(config, state["stage"] + 1)
+
+
+def told_base(name: str, base: Mapping[str, str]) -> str:
+    """Return a base as a line: a Hub name in full, a folder by its last part, and the beginning of its hash."""
+    path = base.get("path", "unknown")
+    path = Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path
+    digest = base.get("sha256") or base.get("revision") or ""
+    return f"{name.removeprefix(PART)}: {path}" + (f" ({digest[:12]})" if digest else "")
+
+
+def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
+    """Return the data sets of the first stages and the domains of their tasks."""
+    try:
+        recipes = stage_recipes(config)[:stages]
+    except UserError as problem:
+        raise UserError(f"the data of the run belong on its model card, but {problem}") from problem
+    sets: dict[str, dict[str, Any]] = {}
+    domains: list[str] = []
+    for recipe in recipes:
+        for entry in recipe.train:
+            card = entry.dataset
+            own = sets.setdefault(
+                card.name, {"name": card.name, "tasks": [], "license": card.license, "hours": card.hours}
+            )
+            for template in entry.templates:
+                own["tasks"] = list(dict.fromkeys([*own["tasks"], template.task]))
+                domains = list(dict.fromkeys([*domains, template.domain]))
+    return {"datasets": list(sets.values()), "domains": domains}
+
+
+def results_of(run: Path, spec: str) -> list[dict[str, str]]:
+    """Return the rows of the results that a run folder holds, every one under the name of the model it was measured on.
+
+    A file that is not there holds none. The name of the run stands for the exported weights alone: results of other
+    checkpoints of the run are named by their step, and those of other models keep their own name.
+
+    Args:
+        spec: the checkpoint that is exported, as the run folder or a checkpoint in it; ``:ema``: its averages.
+
+    Raises:
+        UserError: when a file in the place of the results cannot be read or holds something else.
+    """
+    file = run / "probes.json"
+    table = read_scores(read_json(file), str(file), {}) if file.is_file() else ScoreTable()
+    file = run / "answers.json"
+    answers = checked_answers(read_json(file), str(file)) if file.is_file() else {}
+    signed = {str(entry["fingerprint"]) for entry in answers.values() if entry.get("fingerprint")}
+    known = name_weights(run, spec, {*table.fingerprints.values(), *signed})
+    short = short_names(table.models)
+    rows = []
+    for task, models in table.scores.items():
+        for model, probes in models.items():
+            name = name_measured(short[model], run, table.fingerprints.get(model), known)
+            if model not in table.fingerprints and names_folder(model, run):
+                name = run.resolve().name
+            measure = f"{', '.join(probes)} probe ({table.tasks[task].metric})"
+            values = (f"{score.mean:.3f} ± {score.std:.3f}" for score in probes.values())
+            rows.append((task, name, measure, ", ".join(values)))
+    for task, entry in answers.items():
+        fingerprint = entry.get("fingerprint")
+        name = f"answers of {name_measured(short_model(entry), run, fingerprint, known)}"
+        name = tell_apart("answers", None) if fingerprint is None else name
+        rows.append((task, name, entry["metric"], f"{entry['score']:.3f}"))
+    return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
+
+
+def name_weights(run: Path, spec: str, fingerprints: Collection[str]) -> dict[str, str]:
+    """Return the names of those fingerprints that checkpoints of a run have; the exported one has the run's name."""
+    name, averaged = run.resolve().name, AVERAGED if spec.endswith(AVERAGED) else ""
+    folder = checkpoint_folder(spec)
+    exported = "" if folder is None else f"{folder.name}{averaged}"
+    return {
+        fingerprint: f"{name}{averaged}" if checkpoint == exported else f"{name}, {checkpoint}"
+        for fingerprint, checkpoint in match_checkpoints(run, fingerprints).items()
+    }
+
+
+def name_measured(name: str, run: Path, fingerprint: str | None, known: Mapping[str, str]) -> str:
+    """Return what the card calls a model: a checkpoint of the run, else its own name, marked where it is the run's."""
+    if fingerprint is not None and fingerprint in known:
+        return known[fingerprint]
+    is_alike = name.removesuffix(AVERAGED).rpartition("/")[2] == run.resolve().name
+    return tell_apart(name, fingerprint) if is_alike else name

@@ -1,0 +1,260 @@
+"""From a run config or a checkpoint to one audio encoder, alone or fused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.registry import REMOTE, family_of, is_local, load_audio_encoder, own_class
+from uniaudio.model.encoders.weights import RANDOM, stock_config
+from uniaudio.build.fusion import fuse
+from uniaudio.model.fingerprint import base_identity
+from uniaudio.model.lora import add_lora, merge_lora
+from uniaudio.train.checkpoint.store import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
+from uniaudio.train.trainable import Structure, go_through_stages, put_tensors
+
+AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
+SAID: set[str] = set()  # what the console has been told of damaged checkpoints: one is opened many times
+PART = "encoder."  # what the names of its tensors begin with in a checkpoint
+READS_PROMPT = (
+    "encoder.dependent.read_prompt.weight"  # of a router that reads the question: [E, width of the question]
+)
+
+
+def default_device() -> torch.device:
+    """Return CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def checkpoint_folder(spec: str) -> Path | None:
+    """Return the checkpoint that a run folder or checkpoint folder stands for.
+
+    Of a run folder it is the newest one whose weights match their checksums; where that is not the last one that was
+    written, the console says so once.
+
+    Raises:
+        UserError: when a checkpoint is named that is damaged, or none of a run can be used.
+    """
+    path = Path(spec.removesuffix(AVERAGED))
+    if (path / COMPLETE).exists() or (STEP.fullmatch(path.name) and path.is_dir()):
+        if damage := find_damage(path, checksums=False):
+            raise UserError(
+                f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again"
+            )
+        return path
+    chosen, complaint = choose_checkpoint(path, (MODEL, STATE, BASES, CONFIG, EMA))
+    if chosen is None and complaint:
+        raise UserError(f"{path} holds no checkpoint that can be used: {complaint}")
+    if complaint and complaint not in SAID:
+        SAID.add(complaint)
+        Console(stderr=True).print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    return chosen
+
+
+def open_checkpoint(spec: str) -> Checkpoint | None:
+    """Read the checkpoint of a run folder or checkpoint folder; ``:ema`` behind it takes its moving averages."""
+    folder = checkpoint_folder(spec)
+    if folder is None:
+        return None
+    named = folder == Path(spec.removesuffix(AVERAGED))  # one that was chosen has been compared just now
+    return load_checkpoint(folder, ema=spec.endswith(AVERAGED), verify=named)
+
+
+def is_run(spec: str) -> bool:
+    """Return whether a path is a run folder or a checkpoint rather than a model's own folder."""
+    folder = Path(spec.removesuffix(AVERAGED))
+    return (
+        (folder / COMPLETE).exists()
+        or (folder / "checkpoints").is_dir()
+        or (folder / "metrics.jsonl").is_file()
+    )
+
+
+def load_part(settings: EncoderConfig, where: str, seed: int, trust: Trust) -> AudioEncoder:
+    """Load one encoder and make it trainable, low-rank or frozen, as its settings say.
+
+    Raises:
+        UserError: naming the key ``where``.
+    """
+    if is_run(settings.path):
+        encoder = load_encoder(settings.path, torch.device("cpu"), trust)
+        merge_lora(encoder)
+        encoder.requires_grad_(True)
+    else:
+        encoder = load_audio_encoder(settings, where, seed, trust)
+    if settings.recompute is True and not encoder.can_recompute():
+        raise UserError(f"{where}.recompute: {type(encoder).__name__} has no layers that can; leave it out")
+    if settings.train == "frozen":
+        encoder.requires_grad_(False)
+    elif settings.train == "lora":
+        lora = settings.lora
+        try:
+            add_lora(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, seed)
+        except UserError as problem:
+            raise UserError(f"{where}.{problem}") from problem
+    return encoder
+
+
+def build_encoder(config: RunConfig, prompt_dim: int | None = None) -> AudioEncoder:
+    """Load the config's encoders and fuse them; new weights are a function of the seed.
+
+    Args:
+        prompt_dim: width of the decoder's token embeddings, for a router that reads the question.
+
+    Raises:
+        UserError: before anything is loaded, when an encoder needs code that was not allowed.
+    """
+    config.require_trust(decoder=False)
+    parts = {
+        name: load_part(settings, f"encoders.{name}", config.seed, config.trust)
+        for name, settings in config.encoders.items()
+    }
+    if config.fusion is None:
+        return next(iter(parts.values()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return fuse(config.fusion, parts, prompt_dim)
+
+
+def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
+    """Build the config's encoder without weights, so that what does not fit is told before any are read.
+
+    Returns:
+        None when an encoder is not a plain local checkpoint: a Hub name, a run, or code of somebody's own.
+
+    Raises:
+        UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates.
+    """
+    sketched = {}
+    for name, settings in config.encoders.items():
+        without_weights = randomize_weights(settings, f"encoders.{name}", config.trust)
+        if without_weights is None:
+            return None
+        sketched[name] = without_weights
+    with torch.device("meta"):
+        return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
+
+
+def sketch_model(path: str) -> AudioEncoder | None:
+    """Build the encoder of a model without weights; None where ``sketch_encoder`` has none.
+
+    Raises:
+        UserError: when the folder holds no known encoder.
+    """
+    settings = randomize_weights(EncoderConfig(path=path), path, NO_TRUST) if is_local(path) else None
+    if settings is None:
+        return None
+    with torch.device("meta"):
+        return load_audio_encoder(settings, path)
+
+
+def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
+    """Return the settings with random weights; None when the encoder is not a plain local checkpoint.
+
+    Raises:
+        UserError: when there is no such folder or class, or the architecture is not known.
+    """
+    if ":" in settings.kind:
+        if trust.code:
+            own_class(settings, where, trust)
+        return None
+    if is_run(settings.path):
+        return None
+    if not is_local(settings.path):
+        if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
+            raise UserError(f"{where}.path: there is no folder {settings.path}")
+        return None
+    if family_of(settings, where)[1] is REMOTE:
+        return None
+    return settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
+
+
+def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Return the identities of the weights that the encoders start from, by ``encoder NAME``."""
+    found = {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
+    return {name: {**base, "path": config.as_written(base["path"])} for name, base in found.items()}
+
+
+def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
+    """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases."""
+    if ":" in settings.kind:  # what a class of the user's own reads is its own affair
+        return {"path": f"{settings.kind} {settings.path}".strip()}
+    if not is_run(settings.path):
+        return base_identity(settings.path, settings.revision)
+    folder = checkpoint_folder(settings.path)
+    if folder is None:
+        raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
+    digest = hashlib.sha256()
+    averages = (EMA,) if settings.path.endswith(AVERAGED) else ()
+    for name in (MODEL, *averages, "bases.json"):
+        digest.update((folder / name).read_bytes())
+    return {"path": settings.path, "sha256": digest.hexdigest()}
+
+
+def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST) -> AudioEncoder:
+    """Load an encoder from a run or checkpoint folder, the folder or Hub name of a known model, or ``random:PATH``.
+
+    Args:
+        trust: code that the model may run.
+
+    Raises:
+        UserError: when it is none of them, or needs code that was not allowed.
+    """
+    device = device or default_device()
+    checkpoint = open_checkpoint(spec)
+    if checkpoint is None:
+        if is_run(spec):
+            raise UserError(f"{spec} is a run folder without a whole checkpoint")
+        model = EncoderConfig(path=spec, trust_remote_code=trust.remote_code)
+        return load_audio_encoder(model, spec, trust=trust).to(device).eval()
+    config = stored_config(checkpoint, trust)
+    config.require_trust(decoder=False)
+    check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
+    trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
+    holder, structure = encoder_holder(
+        build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
+    )
+    put_tensors(holder, structure, trained, checkpoint.path)
+    return holder.encoder.to(device).eval()
+
+
+def stored_config(checkpoint: Checkpoint, trust: Trust = NO_TRUST) -> RunConfig:
+    """Read the config of a checkpoint, see ``load_stored_run``."""
+    return load_stored_run(checkpoint.path / "config.yaml", checkpoint.path.parent.parent, trust)
+
+
+class EncoderHolder(nn.Module):
+    """An encoder under the name that it has in a whole model."""
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
+def encoder_holder(encoder: AudioEncoder, config: RunConfig, stage: int) -> tuple[EncoderHolder, Structure]:
+    """Bring a freshly built encoder to a stage, without the rest of its model."""
+    holder = EncoderHolder(encoder)
+    return holder, go_through_stages(holder, config, stage, whole=False)
+
+
+def prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
+    """Return the width of the questions that the router of a checkpoint reads, if it reads any."""
+    if READS_PROMPT in checkpoint.model:
+        return checkpoint.model[READS_PROMPT].shape[1]
+    if getattr(config.fusion, "routers", None) is None:
+        return None
+    kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
+    path = str(kept) if kept.is_dir() else config.decoder.path
+    allowed = config.decoder.trust_remote_code and config.trust.remote_code
+    decoder = stock_config(path, config.decoder.revision, allowed)
+    return int(decoder.get_text_config().hidden_size)

@@ -1,0 +1,94 @@
+"""Guarded sets: probed where a run begins and again while it goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import GuardConfig
+from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.evaluate.forgetting import broken_guards
+from uniaudio.evaluate.probing.labelled_folder import LabelledSet, load_labelled
+from uniaudio.evaluate.probing.table import probe_models
+from uniaudio.model.encoders.base import AudioEncoder
+
+REFERENCE = "guard.json"  # in the run folder: the scores where the run began
+SEEDS = 3
+
+
+def guarded_sets(config: RunConfig) -> list[LabelledSet]:
+    """Read the guarded sets of a run.
+
+    Raises:
+        UserError: when one is no labelled folder.
+    """
+    if config.guard is None:
+        return []
+    return [load_labelled(name, Path(folder)) for name, folder in config.guard.sets.items()]
+
+
+def guard_scores(encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig) -> dict[str, float]:
+    """Return the accuracy of the guard's probe on every guarded set."""
+    scores = probe_models({"now": encoder}, sets, SEEDS, kinds=(settings.probe,))
+    return {name: models["now"][settings.probe]["mean"] for name, models in scores.items()}
+
+
+def measure_reference(
+    encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig
+) -> dict[str, Any]:
+    """Return what is stored of the encoder that a run starts from: the probe and the score of every guarded set."""
+    return {"probe": settings.probe, "scores": guard_scores(encoder, sets, settings)}
+
+
+def write_reference(reference: Mapping[str, Any], run_dir: Path) -> None:
+    """Store what ``measure_reference`` returned."""
+    (run_dir / REFERENCE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
+
+
+def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
+    """Return the scores of the guarded sets where the run began.
+
+    Raises:
+        UserError: when they are missing, cannot be read, are of another probe, or lack a guarded set.
+    """
+    path = run_dir / REFERENCE
+    if not path.is_file():
+        raise UserError(f"{path} is missing: guard a run from its start on")
+    fix = "copy it from where it is whole, leave `guard` out, or start a new run"
+    with convert_to_user_error(f"{path} cannot be read", fix):
+        reference = json.loads(path.read_text(encoding="utf-8"))
+    match reference:
+        case {"probe": str(probe), "scores": dict(scores)} if all(map(is_score, scores.values())):
+            pass
+        case _:
+            raise UserError(
+                f"{path} does not hold the name of a probe and a score from 0 to 1 for each set; {fix}"
+            )
+    if probe != settings.probe:
+        raise UserError(f"guard.probe is {settings.probe}, but the run began with {probe}")
+    if missing := [name for name in settings.sets if name not in scores]:
+        raise UserError(
+            f"guard.sets.{missing[0]}: the run began without it, so {path} holds no score of it; leave it out"
+        )
+    return scores
+
+
+def is_score(value: object) -> bool:
+    """Return whether a value is an accuracy, 0 to 1; a NaN is none."""
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def guard_complaints(
+    encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig, run_dir: Path
+) -> list[str]:
+    """Return a sentence for each guarded set that lost more than the guard allows since the run began.
+
+    Raises:
+        UserError: as ``read_reference``.
+    """
+    reference = read_reference(settings, run_dir)
+    known = {name: reference[name] for name in settings.sets}
+    return broken_guards(known, guard_scores(encoder, sets, settings), settings.max_drop)

@@ -1,0 +1,199 @@
+"""From a run config or a checkpoint to encoder, adapter and decoder together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from uniaudio.build.encoders import (
+    build_encoder,
+    default_device,
+    encoder_bases,
+    open_checkpoint,
+    stored_config,
+)
+from uniaudio.build.activation_checkpointing import part_of, parts_set_to
+from uniaudio.config.search_paths import environment_for
+from uniaudio.config.run import DecoderConfig, RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.distributed import gather_objects, is_main
+from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.tiny.text_lm import miniature_decoder
+from uniaudio.model.adapters.base import Adapter
+from uniaudio.build.adapter import make_adapter
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.whisper_decoder import (
+    START,
+    CrossAttentionLM,
+    LinearBridge,
+    WhisperTextDecoder,
+    load_whisper_decoder,
+)
+from uniaudio.outputs import apply_umask
+from uniaudio.train.checkpoint.store import Checkpoint, check_bases
+from uniaudio.train.trainable import go_through_stages, put_tensors
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what is needed to talk to it."""
+
+    model: AudioLM
+    format: ChatFormat
+    config: RunConfig
+    bases: dict[str, dict[str, str]]
+
+
+def stage_recipes(config: RunConfig) -> list[Recipe]:
+    """Read the recipe of every stage."""
+    with environment_for(config.reads_environment):
+        return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
+
+
+def decoder_path(config: RunConfig, kept: Path) -> str:
+    """Return folder or name of the decoder of a run that has begun.
+
+    Args:
+        kept: where the run folder keeps its miniature decoder, so that a checkpoint stays usable wherever it goes.
+
+    Raises:
+        UserError: when it is a miniature one and not there.
+    """
+    if config.decoder.miniature is None:
+        return config.decoder.path
+    if not kept.is_dir():
+        raise UserError(f"{kept} is missing: the run's miniature decoder belongs beside its checkpoints")
+    return str(kept)
+
+
+def train_miniature(config: RunConfig, recipes: Sequence[Recipe]) -> Path:
+    """Train the miniature decoder of a run that begins, in the main process alone, and return its folder in the cache.
+
+    Raises:
+        UserError: when it cannot be trained, or another machine does not see it.
+    """
+    assert config.decoder.miniature is not None
+    folder = gather_objects(miniature_decoder(config.decoder.miniature, recipes) if is_main() else None)[0]
+    assert folder is not None
+    if not all(gather_objects(folder.is_dir())):
+        raise UserError(
+            f"not every process sees {folder}; set UNIAUDIO_CACHE to a folder that all machines share"
+        )
+    return folder
+
+
+def keep_miniature(folder: Path, kept: Path) -> None:
+    """Copy a miniature decoder into a run folder, in place of one of a run that never came to a checkpoint."""
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(folder, kept)
+    apply_umask(kept)
+
+
+def build_model(
+    config: RunConfig, path: str, device: torch.device, markup: ChatMarkup | None = None
+) -> LoadedModel:
+    """Load the encoder and the decoder at ``path`` and put a new adapter between them; every rank must.
+
+    Args:
+        markup: of the prompts that the model was trained with; None: what the chat template says today.
+
+    Raises:
+        UserError: before anything is loaded, when a part needs code that was not allowed; when a part cannot be
+            loaded, or tokenizer and decoder do not belong together.
+    """
+    config.require_trust()
+    whisper = config.decoder.kind == "whisper"
+    tokenizer = load_tokenizer(config.decoder, path)
+    # ranks that read a template around midnight would disagree
+    markup = markup or gather_objects(read_chat_markup(tokenizer, START if whisper else None))[0]
+    decoder = open_decoder(config, path, device)
+    format = ChatFormat(
+        tokenizer,
+        max_text_tokens=config.data.max_text_tokens,
+        max_positions=decoder.positions,
+        markup=markup,
+        vocabulary=decoder.vocabulary,
+    )
+    encoder = build_encoder(config, decoder.dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the adapter's weights are a function of the seed
+        if whisper:
+            adapter: Adapter = LinearBridge(encoder.dim, decoder.dim)
+        else:
+            adapter = make_adapter(config.adapter, encoder, decoder.dim)
+    kind = CrossAttentionLM if whisper else AudioLM
+    model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
+    for part in parts_set_to(config, True):
+        part_of(model, config, part).recompute()
+    identity = {**decoder.identity, "path": config.as_written(decoder.identity["path"])}
+    bases = {**encoder_bases(config), "decoder": {**identity, **markup.to_base()}}
+    return LoadedModel(model, format, config, bases)
+
+
+def kept_markup(checkpoint: Checkpoint) -> ChatMarkup | None:
+    """Return what stood around the questions that a checkpoint was trained with; None where it does not say."""
+    return ChatMarkup.from_base(checkpoint.bases.get("decoder", {}))
+
+
+def load_tokenizer(settings: DecoderConfig, path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the decoder at ``path``.
+
+    Raises:
+        UserError: when there is none that can be read.
+    """
+    with convert_to_user_error(
+        f"decoder.path: the tokenizer of {path} cannot be loaded", "put the files of its tokenizer beside it"
+    ):
+        return AutoTokenizer.from_pretrained(
+            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+
+
+def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDecoder | WhisperTextDecoder:
+    """Load the decoder at ``path``, of the kind and trained as the config says."""
+    settings = config.decoder
+    training = (settings.train, settings.lora, config.seed)
+    if settings.kind == "whisper":
+        return load_whisper_decoder(path, settings.revision, settings.dtype, device, *training)
+    return load_decoder(
+        path,
+        settings.revision,
+        settings.dtype,
+        settings.trust_remote_code,
+        settings.attention,
+        device,
+        *training,
+    )
+
+
+def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST) -> LoadedModel:
+    """Load a trained model from a run folder or a checkpoint folder (``:ema`` behind it: its moving averages).
+
+    Args:
+        trust: code that the model may run.
+
+    Raises:
+        UserError: when it needs code that was not allowed, there is no whole checkpoint, or its encoder or decoder is
+            not the one it was trained with.
+    """
+    checkpoint = open_checkpoint(spec)
+    if checkpoint is None:
+        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+    config = stored_config(checkpoint, trust)
+    config.require_trust()
+    path = decoder_path(config, checkpoint.path.parent.parent / "decoder")
+    loaded = build_model(config, path, device or default_device(), kept_markup(checkpoint))
+    check_bases(checkpoint, loaded.bases)
+    structure = go_through_stages(loaded.model, config, checkpoint.state["stage"])
+    put_tensors(loaded.model, structure, checkpoint.model, checkpoint.path)
+    loaded.model.eval()
+    return loaded

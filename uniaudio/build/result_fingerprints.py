@@ -1,0 +1,89 @@
+"""Which weights a result was measured on: fingerprints that are stored with results and compared with a run's own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from uniaudio.build.encoders import AVERAGED, checkpoint_folder, encoder_identity
+from uniaudio.tensor_cache import model_digest
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.table import Scores
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.report.scores import FINGERPRINT
+from uniaudio.train.checkpoint.store import is_whole, step_folders
+from uniaudio.train.checkpoint.integrity import EMA
+
+
+def fingerprint_checkpoint(spec: str) -> str:
+    """Return the SHA-256 of a checkpoint's trained tensors and of what they stand on, as hexadecimal text.
+
+    It depends on the files alone, so a run that was moved or copied keeps it.
+
+    Args:
+        spec: a run or checkpoint folder; ``:ema`` behind it takes its moving averages.
+
+    Raises:
+        UserError: when there is no whole checkpoint, or it holds no averages.
+    """
+    folder = checkpoint_folder(spec)
+    if folder is None:
+        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+    if spec.endswith(AVERAGED) and not (folder / EMA).is_file():
+        raise UserError(f"{folder} holds no moving averages; leave {AVERAGED} out")
+    path = f"{folder}{AVERAGED}" if spec.endswith(AVERAGED) else str(folder)
+    return encoder_identity(EncoderConfig(path=path))["sha256"]
+
+
+def fingerprint_model(spec: str, encoder: AudioEncoder) -> str:
+    """Return the fingerprint of a run's checkpoint; of another model, a SHA-256 of the loaded encoder's content."""
+    return model_digest(encoder) if checkpoint_folder(spec) is None else fingerprint_checkpoint(spec)
+
+
+def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:
+    """Return the fingerprint of every model by its name, as results of probes hold them."""
+    return {spec: fingerprint_model(spec, encoder) for spec, encoder in encoders.items()}
+
+
+def sign_scores(scores: Scores, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Return probe scores of labelled folders as they are stored: each with the fingerprint of its model.
+
+    It stands beside mean and spread, so that the file is still ``{set: {model: {probe: {"mean", "std", ...}}}}``.
+    """
+    return {
+        name: {
+            model: {
+                probe: {**score, FINGERPRINT: fingerprints[model]} if model in fingerprints else score
+                for probe, score in probes.items()
+            }
+            for model, probes in models.items()
+        }
+        for name, models in scores.items()
+    }
+
+
+def sign_answers(results: Mapping[str, dict[str, Any]], spec: str) -> dict[str, dict[str, Any]]:
+    """Return results of evaluation sets with the name and the fingerprint of the model that gave the answers."""
+    fingerprint = fingerprint_checkpoint(spec)
+    return {name: {**result, "model": spec, "fingerprint": fingerprint} for name, result in results.items()}
+
+
+def match_checkpoints(run: Path, fingerprints: Collection[str]) -> dict[str, str]:
+    """Return which checkpoint of a run has which of some fingerprints: ``{fingerprint: "step-000123"}``.
+
+    The newest are compared first, and no more of them than are needed; ``:ema`` behind a name stands for its averages.
+    """
+    missing = set(fingerprints)
+    matches: dict[str, str] = {}
+    for folder in reversed(step_folders(run / "checkpoints")):
+        if not missing:
+            break
+        if is_whole(folder):
+            for ending in ("", AVERAGED) if (folder / EMA).is_file() else ("",):
+                fingerprint = fingerprint_checkpoint(f"{folder}{ending}")
+                if fingerprint in missing:
+                    matches[fingerprint] = f"{folder.name}{ending}"
+                    missing.remove(fingerprint)
+    return matches

@@ -1,0 +1,127 @@
+"""The data of a run's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from uniaudio.config.run import RunConfig
+from uniaudio.data.loader import PlanState, StepBatch, make_loader, sharing
+from uniaudio.data.permutation import number
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.source import open_source
+from uniaudio.data.sources.folder_walk import describe_left_out
+from uniaudio.data.batching import Mixture
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.distributed import is_main, rank, world_size
+from uniaudio.errors import UserError
+from uniaudio.model.audio_lm import as_audio_lm
+from uniaudio.model.cached_encoder import recalled_stores
+from uniaudio.train.adaptive_mixture import Balance, shares
+from uniaudio.types import Batch
+
+
+@dataclass(frozen=True)
+class StageData:
+    """Opens the data of the stages for a model, as the loop asks for it.
+
+    Args:
+        recipes: one per stage. format: of the conversations, with the decoder's tokenizer.
+    """
+
+    config: RunConfig
+    recipes: Sequence[Recipe]
+    format: ChatFormat
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of all tasks that are trained, sorted."""
+        return tuple(sorted({task for recipe in self.recipes for task in recipe.tasks()}))
+
+    def entry_tasks(self, stage: int) -> dict[str, list[str]]:
+        """Return the tasks of each entry of a stage's recipe."""
+        return {entry.name: [t.task for t in entry.templates] for entry in self.recipes[stage].train}
+
+    def mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
+        """Open the sources of a recipe (default: the stage's own) and mix them as the stage is told to."""
+        recipe = recipe or self.recipes[stage]
+        lm = as_audio_lm(model)
+        budget, data = self.config.stages[stage].budget, self.config.data
+        micro_batches = self.config.train.micro_batches or world_size()
+        return Mixture(
+            recipe=recipe,
+            sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
+            format=self.format,
+            slots_for=lm.slots_for,
+            seed=self.config.seed + stage,
+            audio_seconds=budget.audio_seconds,
+            per_example=budget.per_example,
+            tokens=budget.tokens,
+            max_seconds=data.max_seconds or budget.audio_seconds,
+            micro_batches=micro_batches,
+            streams=-(-data.streams // micro_batches) * micro_batches,
+            pool=data.pool,
+            window=data.window,
+            patience=data.patience,
+            max_outage=data.max_outage,
+            shares_prefixes=lm.shares_prefixes,
+        )
+
+    def steps(
+        self, stage: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None
+    ) -> Iterator[StepBatch]:
+        """Open the endless steps of a stage for this rank, from a saved position on.
+
+        Every round of an adaptive mixture has its own shares and its own order.
+        """
+        mixture = self.mixture(stage, model)
+        if balance.round:
+            train = mixture.recipe.train
+            moved = shares({entry.name: entry.share for entry in train}, balance.factors)
+            entries = tuple(replace(entry, share=moved[entry.name]) for entry in train)
+            mixture = replace(
+                mixture,
+                recipe=replace(mixture.recipe, train=entries),
+                seed=number(mixture.seed, "round", balance.round),
+            )
+        data = self.config.data
+        told = sharing(mixture, data.workers, world_size())
+        notes = [told] if told else []
+        for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
+            if passed_over := describe_left_out(source.left_out):
+                notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
+            notes += entry.augmenter.notes() if entry.augmenter is not None else []
+        for note in notes if is_main() and state is None else ():
+            Console().print(note, style="yellow", highlight=False)
+        return make_loader(
+            mixture,
+            self.tasks,
+            rank(),
+            world_size(),
+            data.workers,
+            data.prefetch,
+            PlanState.from_json(state) if state else None,
+            recalled_stores(model),
+        )
+
+    def examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
+        """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
+
+        Raises:
+            UserError: when there is no stage before and none is named.
+        """
+        if name is None and stage == 0:
+            raise UserError(
+                f"stages.{self.config.stages[stage].name}.continual.ewc.recipe: the first stage has none before it; "
+                "name the old recipe"
+            )
+        recipe = load_recipe(name, near=self.config.folder) if name is not None else self.recipes[stage - 1]
+        # every row is above this budget
+        alone = replace(self.mixture(stage, model, recipe), audio_seconds=1e-6, tokens=None, micro_batches=1)
+        known = tuple(sorted({*self.tasks, *recipe.tasks()}))
+        for step in make_loader(alone, known, 0, 1, 0, 2):
+            yield from step.micro

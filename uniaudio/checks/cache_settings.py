@@ -1,0 +1,72 @@
+"""Whether frames of frozen encoders are worth keeping, and how much room they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from uniaudio.build.model import stage_recipes
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Mode
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.train.feature_writer import cached_parts, wants_cache
+from uniaudio.train.trainable import modes_of
+
+HOUR = 3600  # seconds
+
+
+def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
+    """Refuse a cache that no stage could use, and augmentation in a stage that uses one.
+
+    An encoder's frames are kept in the stages that train no parameter of it, whatever stages before did: their name is
+    the hash of the weights as they are then.
+
+    Args:
+        usual: how the components train every parameter, see ``Structure``.
+
+    Raises:
+        UserError: naming encoder and stage.
+    """
+    if not wants_cache(config):
+        return
+    recipes = stage_recipes(config)
+    for name, settings in config.encoders.items():
+        if not settings.cache:
+            continue
+        stages = frozen_stages(config, usual, name)
+        if not stages:
+            raise UserError(
+                f"encoders.{name}.cache keeps the frames of a frozen encoder, but every stage trains it; "
+                "set train: frozen, or leave `cache` out"
+            )
+        for index in stages:
+            changed = [entry.name for entry in recipes[index].train if entry.augmenter is not None]
+            if changed:
+                raise UserError(
+                    f"encoders.{name}.cache: stage {config.stages[index].name} augments the clips of {changed[0]} "
+                    f"(recipe {recipes[index].name}), so the same frames never come again; leave `augment` or `cache` "
+                    "out"
+                )
+
+
+def frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) -> list[int]:
+    """Return the stages that train nothing of an encoder."""
+    prefix = "encoder." if config.fusion is None else f"encoder.encoders.{name}."
+    modes = [modes_of(usual, stage, whole=False) for stage in config.stages]
+    return [
+        index
+        for index, own in enumerate(modes)
+        if all(mode == "frozen" for plain, mode in own.items() if plain.startswith(prefix))
+    ]
+
+
+def told_room(encoder: AudioEncoder, config: RunConfig) -> list[str]:
+    """Return a sentence on the disk that the frames of each encoder take."""
+    told = []
+    for name, part in cached_parts(encoder, config).items():
+        dtype = torch.bfloat16 if config.encoders[name].cache == "bfloat16" else torch.float32
+        size = part.dim * part.frame_rate * dtype.itemsize * HOUR
+        told.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk for each hour of different audio")
+    return told

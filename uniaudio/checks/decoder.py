@@ -1,0 +1,121 @@
+"""A local decoder against the rows of a run, without its weights: its class, vocabulary, prompts and positions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
+
+from uniaudio.build.model import load_tokenizer
+from uniaudio.config.run import RunConfig
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.recipe import EvalEntry, Recipe
+from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.source import Row, open_source
+from uniaudio.errors import RowError, UserError
+from uniaudio.estimate.thin import decoder_architecture
+from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
+from uniaudio.model.whisper_decoder import START
+
+ROWS_READ = 20  # of every source
+
+
+@dataclass(frozen=True)
+class SketchedDecoder:
+    """A decoder as its folder describes it.
+
+    Args:
+        layer_parameters: numbers in its layers, embeddings and head left out; None for Whisper's own decoder.
+    """
+
+    config: PretrainedConfig
+    format: ChatFormat
+    layer_parameters: int | None = None
+
+
+def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
+    """Read configuration and tokenizer of a local decoder and try what can be tried without weights.
+
+    Returns:
+        None for a miniature decoder and for one of the Hub, which are looked at when the run starts.
+
+    Raises:
+        UserError: when training with it would end for what is known here.
+    """
+    settings = config.decoder
+    if settings.miniature is not None:
+        return None
+    if not Path(settings.path).is_dir():
+        return None  # what is no folder was looked at before
+    architecture = decoder_architecture(config)
+    whisper = settings.kind == "whisper"
+    if whisper != isinstance(architecture, WhisperConfig):
+        raise UserError(
+            f"decoder.path: {settings.path} holds a {architecture.model_type} model, but decoder.kind is "
+            f"{settings.kind}"
+        )
+    parameters = None
+    if whisper:
+        limit: int | None = int(architecture.max_target_positions)
+    else:
+        refuse_unusable_class(architecture)
+        lm = build_on_meta(architecture)
+        limit, parameters = position_limit(lm), num_layer_parameters(lm)
+    format = ChatFormat(
+        load_tokenizer(settings, settings.path),
+        START if whisper else None,
+        config.data.max_text_tokens,
+        limit,
+        vocabulary=int(architecture.vocab_size),
+    )
+    return SketchedDecoder(architecture, format, parameters)
+
+
+def num_layer_parameters(lm: PreTrainedModel) -> int:
+    """Return the parameters of a model without its token embeddings and head."""
+    outside = {id(lm.get_input_embeddings().weight)}
+    if (head := lm.get_output_embeddings()) is not None:
+        outside.add(id(head.weight))
+    return sum(parameter.numel() for parameter in lm.parameters() if id(parameter) not in outside)
+
+
+def check_questions(
+    sketch: SketchedDecoder, recipe: Recipe, tokens_of: Callable[[float], float]
+) -> list[str]:
+    """Make the ids of the first rows of every entry, and return a sentence for each entry that loses some of them.
+
+    Args:
+        tokens_of: audio tokens of a clip of so many seconds, about.
+
+    Raises:
+        UserError: when an entry loses all of them.
+    """
+    notes = []
+    entries: Sequence = (*recipe.train, *recipe.evaluate)
+    for entry in entries:
+        templates = (entry.template,) if isinstance(entry, EvalEntry) else entry.templates
+        problems: Counter[str] = Counter()
+        first, tried = "", 0
+        rows = [
+            r for r in islice(open_source(entry.dataset, entry.split).rows(), ROWS_READ) if isinstance(r, Row)
+        ]
+        for row in rows:
+            for template in templates:
+                tried += 1
+                try:
+                    rendered = render_question(row, entry.dataset, template, entry.constants, None)
+                    audio = round(sum(map(tokens_of, row_seconds(row))))
+                    sketch.format.check_question(rendered.prompt, rendered.answer, audio)
+                except RowError as problem:
+                    first = first or f"{row.key}: {problem}"
+                    problems[problem.reason] += 1
+        if tried and problems.total() == tried:
+            raise UserError(f"{entry.name}: the decoder can use none of the first {len(rows)} rows ({first})")
+        if problems:
+            counts = ", ".join(f"{count} {reason}" for reason, count in problems.items())
+            notes.append(f"{entry.name}: of the first {tried} questions are skipped: {counts} ({first})")
+    return notes

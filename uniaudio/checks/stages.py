@@ -1,0 +1,170 @@
+"""What later stages would be refused for, found before the first step: names, means against forgetting, rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from uniaudio.checks.recipe import Pairing, check_entry, check_pairing
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Mode, Stage
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.errors import UserError
+from uniaudio.evaluate.metrics.text_metrics import need
+from uniaudio.model.lora import plain_name
+from uniaudio.train.trainable import Structure, modes_of, refuse_nothing
+
+
+@dataclass(frozen=True)
+class ParameterNames:
+    """The names of a model's parameters, or of some of its parts.
+
+    Args:
+        usual: plain name of every parameter to how the components train it. linear: the weights of linear maps.
+        parts: the parts that the names are of, when they are not of a whole model ("encoder", "adapter"): expressions
+            that may be about another part are not checked then.
+    """
+
+    usual: Mapping[str, Mode]
+    linear: Collection[str]
+    parts: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def of(cls, model: nn.Module, parts: tuple[str, ...] = ()) -> ParameterNames:
+        """Read the names off a model as it was built."""
+        linear = {
+            plain_name(f"{name}.weight")
+            for name, part in model.named_modules()
+            if isinstance(part, nn.Linear)
+        }
+        return cls(Structure.of(model).usual, linear, parts)
+
+    def covers(self, pattern: str) -> bool:
+        """Return whether all that an expression can match is known."""
+        return not self.parts or pattern.lstrip("^").startswith(self.parts)
+
+
+def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
+    """Refuse expressions of any stage that match nothing they could be about, and stages that train nothing.
+
+    Raises:
+        UserError: naming stage and expression.
+    """
+    for index, stage in enumerate(config.stages):
+        where = f"stages.{stage.name}"
+        for pattern, mode in stage.train.items():
+            if names.covers(pattern):
+                matched = [name for name in names.usual if re.search(pattern, name)]
+                refuse_nothing(matched, names.usual, f"{where}.train", pattern)
+                if mode == "lora" and not any(name in names.linear for name in matched):
+                    raise UserError(
+                        f"{where}.train: '{pattern}' is to get low-rank updates, but matches no linear map"
+                    )
+        modes = modes_of(names.usual, stage, whole=False)
+        full = [name for name, mode in modes.items() if mode == "full"]
+        trained = full + [
+            factor
+            for name, mode in modes.items()
+            if mode == "lora" and name in names.linear
+            for factor in low_rank_factors(name)
+        ]
+        if not trained and not names.parts:
+            raise UserError(
+                f"stage {stage.name}: nothing is trained; set `train: full` or `lora` for an encoder or in the stage"
+            )
+        for pattern in stage.lr:
+            if names.covers(pattern):
+                matched = [name for name in trained if re.search(pattern, name)]
+                refuse_nothing(matched, trained, f"{where}.lr", pattern)
+        check_anchors(stage, index, full, names)
+
+
+def low_rank_factors(weight: str) -> tuple[str, str]:
+    """Return the names of the factors of a low-rank update beside a linear map's weight."""
+    layer = weight.removesuffix(".weight")
+    return (f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight")
+
+
+def check_anchors(stage: Stage, index: int, full: Sequence[str], names: ParameterNames) -> None:
+    """Refuse penalties of a stage that would hold nothing, or have nothing to measure on.
+
+    Args:
+        full: the names of what the stage trains in full.
+    """
+    where = f"stages.{stage.name}.continual"
+    l2sp, ewc = stage.continual.l2sp, stage.continual.ewc
+    patterns = {name: way.on for name, way in (("l2sp", l2sp), ("ewc", ewc)) if way is not None}
+    for name, pattern in patterns.items():
+        if names.covers(pattern) and not any(re.search(pattern, each) for each in full):
+            raise UserError(
+                f"{where}.{name}.on: '{pattern}' matches no parameter that the stage trains in full"
+            )
+    if ewc is not None and ewc.recipe is None and index == 0:
+        raise UserError(f"{where}.ewc.recipe: the first stage has none before it; name the old recipe")
+
+
+def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 0) -> None:
+    """Read the first rows of what is opened only later: data of later stages, of penalties, of evaluations.
+
+    Args:
+        recipes: one per stage. begun: the index of the stage that begins or goes on; of its own training rows only the
+            lengths are looked at, for they come with its first step.
+
+    Raises:
+        UserError: as ``check_pairing``; for budgets that are too small, metrics whose extra is not installed, and an
+            adaptive mixture that has nothing to measure.
+    """
+    for index, (stage, recipe) in enumerate(zip(config.stages, recipes, strict=True)):
+        if index < begun:
+            continue
+        pairings = [check_entry(entry) for entry in recipe.train] if index > begun else read_pairings(recipe)
+        check_budget(config, stage, pairings)
+        ewc = stage.continual.ewc
+        if ewc is not None and ewc.recipe is not None:
+            for entry in load_recipe(ewc.recipe, near=config.folder).train:
+                check_entry(entry)
+        if stage.balance is not None:
+            refuse_nothing_to_measure(stage, recipe)
+        for line in recipe.evaluate:
+            check_pairing(line.name, line.dataset, line.split, line.template, line.constants)
+    if config.train.evaluate_every is not None:
+        for line in recipes[-1].evaluate:
+            need(line.template.scoring.metric)
+
+
+def read_pairings(recipe: Recipe) -> list[Pairing]:
+    """Return what the first rows of a recipe's sources are like, without those that cannot be used.
+
+    Their rows come with the first step, which counts what is left out and may find others that can be used.
+    """
+    pairings = []
+    for entry in recipe.train:
+        with suppress(UserError):
+            pairings.append(check_entry(entry))
+    return pairings
+
+
+def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[Pairing]) -> None:
+    """Refuse a budget that the average clip of a dataset does not fit into."""
+    for pairing in pairings:
+        if (
+            pairing.seconds is not None
+            and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds
+        ):
+            raise UserError(
+                f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
+                f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
+            )
+
+
+def refuse_nothing_to_measure(stage: Stage, recipe: Recipe) -> None:
+    """Refuse an adaptive mixture whose recipe has no set that a validation loss could be taken of."""
+    if all(entry.condition is not None for entry in recipe.evaluate):
+        raise UserError(
+            f"stages.{stage.name}.balance goes by validation losses, but recipe {recipe.name} has no `evaluate` list "
+            "without a condition; add one, or leave `balance` out"
+        )

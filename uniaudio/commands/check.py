@@ -1,0 +1,193 @@
+"""``uniaudio check``: everything that can be wrong with a run, found before any model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from transformers import PretrainedConfig
+
+from uniaudio.build.encoders import sketch_encoder
+from uniaudio.build.model import stage_recipes
+from uniaudio.checks.cache_settings import told_room
+from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
+from uniaudio.checks.meta_stages import sketch_stages
+from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, Pairing, check_entry, check_pairing
+from uniaudio.checks.stages import check_budget, check_stage_rows
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.errors import UserError
+from uniaudio.estimate import flops
+from uniaudio.estimate.thin import decoder_architecture
+from uniaudio.model.encoders.weights import stock_config
+from uniaudio.train.optim import component_of
+
+TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
+
+
+def check_run(config: RunConfig, console: Console | None = None) -> None:
+    """Check recipes against templates, columns, audio and sizes, and print the modelled cost of a step.
+
+    Raises:
+        UserError: for the first thing that would not work.
+    """
+    console = console or Console()
+    check_decoder_folder(config, console)
+    encoders = check_encoder(config, console)
+    for stage, trained in zip(
+        config.stages, sketch_stages(config), strict=False
+    ):  # none for encoders of the Hub
+        told = ", ".join(f"{component} {size:,}" for component, size in trained.items())
+        console.print(f"stage {stage.name} trains of the encoder: {told}", highlight=False)
+    decoder = sketch_decoder(config)
+    if decoder is not None:
+        print_prompt(decoder, console)
+    check_stage_rows(config, stage_recipes(config))
+    for stage in config.stages:
+        recipe = load_recipe(stage.recipe, near=config.folder)
+        pairings = [check_entry(entry) for entry in recipe.train]
+        asked = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
+        console.print(pairing_table(stage, recipe, pairings, asked))
+        for pairing in [*pairings, *asked]:
+            for note in pairing.notes:
+                console.print(
+                    f"{pairing.name}, split {pairing.split}: {note}", style="yellow", highlight=False
+                )
+        check_budget(config, stage, pairings)
+        if decoder is not None:
+            for note in check_questions(decoder, recipe, lambda seconds: audio_tokens(config, seconds)):
+                console.print(note, style="yellow", highlight=False, markup=False)
+        console.print(cost_line(config, stage, encoders, recipe, pairings, decoder))
+    console.print(
+        "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
+    )
+
+
+def check_decoder_folder(config: RunConfig, console: Console) -> None:
+    """Refuse a decoder that is written as a folder and is none; say of any other that is not here when it is looked at.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    path = config.decoder.path
+    if config.decoder.miniature is not None or Path(path).is_dir():
+        return
+    first = path.split("/")[0]
+    beside = any(folder is not None and (folder / first).is_dir() for folder in (config.folder, Path()))
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and beside):
+        raise UserError(f"decoder.path: there is no folder {path}")
+    console.print(
+        f"decoder {path}: no folder here, so it is looked at on the Hub when the run starts", highlight=False
+    )
+
+
+def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]:
+    """Build the encoder without weights where all its parts are local folders, and tell its size by component.
+
+    Returns:
+        The parts' configurations if all of them are Whispers, whose operations are known, else nothing.
+    """
+    sketch = sketch_encoder(config)
+    if sketch is None:
+        names = ", ".join(
+            f"{name} ({settings.path or settings.kind})" for name, settings in config.encoders.items()
+        )
+        console.print(
+            f"encoders {names}: not all are local checkpoints, so they are looked at when the run starts"
+        )
+        return []
+    table = Table(title="encoder", title_justify="left")
+    for column in ("component", "parameters", "trained"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    sizes: dict[str, list[int]] = {}
+    for name, parameter in sketch.named_parameters():
+        size = sizes.setdefault(component_of(f"encoder.{name}", config), [0, 0])
+        size[0] += parameter.numel()
+        size[1] += parameter.numel() * parameter.requires_grad
+    for component, (all_of_it, trained) in sizes.items():
+        table.add_row(component, f"{all_of_it:,}", f"{trained:,}")
+    console.print(table)
+    console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
+    for told in told_room(sketch, config):
+        console.print(told, highlight=False)
+    parts = [stock_config(e.path.removeprefix("random:")) for e in config.encoders.values()]
+    return parts if all(part.model_type == "whisper" for part in parts) else []
+
+
+def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: list[Pairing]) -> Table:
+    """Lay out what a stage draws and what it is evaluated on."""
+    table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
+    for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
+        left = column in ("dataset:template", "split")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    shares: list[float | None] = [*recipe.train_shares(), *[None] * len(asked)]
+    for pairing, share in zip([*train, *asked], shares, strict=True):
+        table.add_row(
+            pairing.name,
+            pairing.split,
+            "stream" if pairing.rows is None else str(pairing.rows),
+            "?" if pairing.seconds is None else f"{pairing.seconds:.1f}",
+            f"{pairing.answer_words:.1f}",
+            "evaluated" if share is None else f"{share:.1%}",
+        )
+    return table
+
+
+def cost_line(
+    config: RunConfig,
+    stage: Stage,
+    encoders: list[PretrainedConfig],
+    recipe: Recipe,
+    pairings: list[Pairing],
+    decoder: SketchedDecoder | None,
+) -> str:
+    """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""
+    lengths = [p.seconds if p.seconds is not None else 10.0 for p in pairings]
+    shares = recipe.train_shares()
+    seconds = sum(share * length for share, length in zip(shares, lengths, strict=True))
+    words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))
+    micro_batches = config.train.micro_batches or 1
+    examples = micro_batches * stage.budget.audio_seconds / (seconds + stage.budget.per_example)
+    hours = examples * seconds / 3600
+    length = (
+        f"{stage.steps} steps are {stage.steps * hours:.1f} h of audio"
+        if stage.steps is not None
+        else f"{stage.hours:g} h of audio are about {(stage.hours or 0) / hours:.0f} steps"
+    )
+    text = (
+        f"one step: about {examples:.0f} examples, {examples * seconds:.0f} s of audio in {micro_batches} "
+        f"micro-batch(es); {length}"
+    )
+    if not encoders:
+        return text
+    operations = 0.0
+    for part, settings in zip(encoders, config.encoders.values(), strict=True):
+        times = {"full": flops.TRAINED, "lora": flops.FROZEN_BELOW_GRADIENT, "frozen": 1}[settings.train]
+        operations += times * examples * flops.whisper_forward_flops(part, seconds)
+    architecture = decoder_architecture(config) if config.decoder.miniature is not None else None
+    architecture = decoder.config if decoder is not None else architecture
+    if architecture is not None:
+        tokens = audio_tokens(config, seconds) + words * TOKENS_PER_WORD + QUESTION
+        parameters = None if decoder is None else decoder.layer_parameters
+        forward = flops.any_decoder_forward_flops(architecture, tokens, parameters)
+        forward += flops.head_forward_flops(architecture, words * TOKENS_PER_WORD + 1)
+        operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
+    return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
+
+
+def audio_tokens(config: RunConfig, seconds: float) -> float:
+    """Return the audio tokens of a clip of so many seconds, about."""
+    if config.decoder.kind == "whisper":
+        return 0.0
+    rate = config.adapter.tokens_per_second
+    return seconds * rate if rate else TOKENS_PER_CLIP
+
+
+def print_prompt(decoder: SketchedDecoder, console: Console) -> None:
+    """Show what stands around every question, where control characters are written out."""
+    format = decoder.format
+    prompt = f"{format.prefix}QUESTION{format.suffix}ANSWER{format.decode([format.end_of_turn])}"
+    limit = f"; at most {format.max_positions} tokens with audio" if format.max_positions else ""
+    console.print(f"prompt: {prompt!r}{limit}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""``uniaudio data bench``: how fast a recipe's batches come, without any model."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio.build.recipe import open_recipe
+from uniaudio.data.batching import Mixture
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.loader import make_loader
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.source import open_source
+from uniaudio.tiny.recipe_texts import recipe_texts
+from uniaudio.tiny.tokenizer import train_tokenizer
+
+BUDGET = 120.0  # seconds of a micro-batch, where there is no run config
+TOKENS_PER_SECOND = 12.5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a number of workers delivered."""
+
+    workers: int
+    audio_seconds_per_second: float
+    questions_per_second: float
+    longest_wait: float
+    first_batch: float
+    memory_mib: float
+
+
+def measure(mixture: Mixture, tasks: tuple[str, ...], workers: int, seconds: float) -> Speed:
+    """Take batches for so many seconds; the time to the first one is told apart."""
+    started = time.perf_counter()
+    steps = make_loader(mixture, tasks, 0, 1, workers, 2)
+    next(steps)
+    begin = last = time.perf_counter()
+    audio, questions, longest = 0.0, 0, 0.0
+    for step in steps:
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+        audio += sum(batch.audio_seconds for batch in step.micro)
+        questions += sum(len(batch.ids) for batch in step.micro)
+        if now - begin > seconds:
+            break
+    used = last - begin
+    memory = sum(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return Speed(workers, audio / used, questions / used, longest, begin - started, memory / 2**10)
+
+
+def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
+    """Mix a recipe for a model that takes 12.5 tokens a second, with a tokenizer of the recipe's own texts."""
+    texts = recipe_texts(recipe, limit=200)
+    words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
+    return Mixture(
+        recipe=recipe,
+        sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
+        format=ChatFormat(train_tokenizer(words, 512)),
+        slots_for=lambda samples: max(1, round(samples / 16000 * TOKENS_PER_SECOND)),
+        seed=0,
+        audio_seconds=budget,
+        per_example=0.5,
+        max_seconds=budget,
+        micro_batches=1,
+        streams=streams,
+    )
+
+
+def bench_recipe(
+    name: str, seconds: float, workers: list[int] | None, console: Console | None = None
+) -> list[Speed]:
+    """Print how many seconds of audio per second each number of workers delivers."""
+    console = console or Console()
+    recipe, config = open_recipe(name)
+    budget = config.stages[0].budget.audio_seconds if config is not None else BUDGET
+    tried = workers or sorted({0, 1, max(1, (os.cpu_count() or 1) // 2), os.cpu_count() or 1})
+    mixture = bench_mixture(recipe, budget, max(8, *tried))
+    speeds = []
+    for count in tried:
+        with console.status(f"{count} workers, {seconds:g} s"):
+            speeds.append(measure(mixture, recipe.tasks(), count, seconds))
+    table = Table(title=f"recipe {recipe.name}, micro-batches of {budget:g} s", title_justify="left")
+    for column in ("workers", "audio-s/s", "questions/s", "longest wait s", "first batch s", "memory MiB"):
+        table.add_column(column, justify="right")
+    for speed in speeds:
+        facts: dict[str, Any] = asdict(speed)
+        digits = ("", ",.0f", ",.0f", ".3f", ".2f", ",.0f")
+        table.add_row(*(format(value, spec) for value, spec in zip(facts.values(), digits, strict=True)))
+    console.print(table)
+    return speeds

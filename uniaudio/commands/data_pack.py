@@ -1,0 +1,277 @@
+"""``uniaudio data pack``: a recipe's rows as 16 kHz FLAC in a few large files with an index, quick to read in any
+order.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from uniaudio.build.recipe import open_recipe
+from uniaudio.config.overrides import read_layers
+from uniaudio.config.search_paths import portable_name
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.field_values import ClassIndex
+from uniaudio.data.jinja import Text
+from uniaudio.data.recipe import Entry, EvalEntry, Recipe
+from uniaudio.data.row_questions import decode_clips
+from uniaudio.data.sampler import Skip
+from uniaudio.data.source import Row, open_source
+from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
+from uniaudio.types import SAMPLE_RATE
+
+LONGEST = 3600.0  # seconds of a clip
+
+
+class Shards:
+    """Tars of FLAC clips, a new one begun when the last is large enough; says where each clip lies."""
+
+    def __init__(self, folder: Path, split: str, most_bytes: int) -> None:
+        self.folder, self.split, self.most_bytes = folder, split, most_bytes
+        self.number = -1
+        self.tar: tarfile.TarFile | None = None
+
+    def add(self, name: str, content: bytes, seconds: float) -> dict[str, Any]:
+        """Write a clip and return where it lies: path, offset, size and its length in seconds."""
+        if self.tar is None or self.tar.offset > self.most_bytes:
+            self.close()
+            self.number += 1
+            self.tar = tarfile.open(  # noqa: SIM115 - it stays open until the next one is begun
+                self.folder / f"{self.split}-{self.number:05d}.tar", "w", format=tarfile.PAX_FORMAT
+            )
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        self.tar.addfile(info, io.BytesIO(content))
+        offset = self.tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        place = f"{self.split}-{self.number:05d}.tar"
+        return {"path": place, "offset": offset, "size": len(content), "seconds": seconds}
+
+    def close(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+
+
+def pack_recipe(
+    name: str, out: Path, shard_mib: int, console: Console | None = None, rows: int | None = None
+) -> None:
+    """Write every split that a recipe names, cards for them, and the recipe over those cards.
+
+    Args:
+        rows: keep so many of every split that is trained on, drawn evenly: a reservoir to replay later.
+
+    Raises:
+        UserError: when ``out`` holds anything, or nothing of a split could be used.
+    """
+    console = console or Console()
+    recipe, _ = open_recipe(name)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give --out a new folder")
+    (out / "datasets").mkdir(parents=True)
+    wanted: dict[str, tuple[DatasetCard, list[str]]] = {}
+    entries: list[Entry | EvalEntry] = [*recipe.train, *recipe.evaluate]
+    for entry in entries:
+        card, splits = wanted.setdefault(entry.dataset.name, (entry.dataset, []))
+        if entry.split not in splits:
+            splits.append(entry.split)
+    for card, splits in wanted.values():
+        for split in splits:
+            trained = any((e.dataset.name, e.split) == (card.name, split) for e in recipe.train)
+            kept, lost, seconds = pack_split(
+                card, split, out, shard_mib << 20, console, rows if trained else None
+            )
+            console.print(
+                f"{card.name}, {split}: {kept:,} rows, {seconds / 3600:.2f} h, {lost} left out",
+                highlight=False,
+            )
+        write_card(card, splits, out)
+    write_recipe(recipe, out)
+    console.print(f"train with recipe: {out / f'{recipe.name}.yaml'}", highlight=False)
+
+
+def pack_split(
+    card: DatasetCard, split: str, out: Path, most_bytes: int, console: Console, most_rows: int | None = None
+) -> tuple[int, int, float]:
+    """Write one split, or ``most_rows`` of it.
+
+    Returns:
+        Its rows, the rows left out (listed in ``skipped.jsonl``), its seconds.
+    """
+    card = replace(card, used=None)  # another recipe may use other columns
+    source = open_source(card, split)
+    folder = out / card.name
+    folder.mkdir(exist_ok=True)
+    shards = Shards(folder, split, most_bytes)
+    rows, lost, seconds = 0, 0, 0.0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        (folder / f"{split}.jsonl").open("w", encoding="utf-8") as manifest,
+        (out / "skipped.jsonl").open("a", encoding="utf-8") as skipped,
+    ):
+        chosen = source.rows() if most_rows is None else sampled(source.rows(), most_rows)
+        total = source.size if most_rows is None else min(most_rows, source.size or most_rows)
+        task = progress.add_task(f"{card.name}, {split}", total=total)
+        for packed in packed_rows(chosen, card, shards):
+            progress.advance(task)
+            if isinstance(packed, RowError):
+                lost += 1
+                fact = {"split": split, **asdict(Skip.of(card.name, "", packed))}
+                skipped.write(json.dumps(fact, ensure_ascii=False) + "\n")
+                continue
+            rows += 1
+            seconds += sum(packed[column]["seconds"] for column in card.audio)
+            manifest.write(manifest_line(packed))
+    shards.close()
+    if not rows:
+        raise UserError(
+            f"dataset {card.name}, split {split}: no row could be used; {out / 'skipped.jsonl'} says why"
+        )
+    return rows, lost, seconds
+
+
+def sampled(rows: Iterator[Row | RowError], count: int) -> Iterator[Row | RowError]:
+    """Yield ``count`` rows in their order, each set of rows equally likely (Vitter 1985, algorithm R); the same ones
+    every time. Rows that cannot be used do not count.
+    """
+    rng = random.Random(0)
+    kept: list[tuple[int, Row]] = []
+    seen = 0
+    for number, row in enumerate(rows):
+        if not isinstance(row, Row):
+            continue
+        seen += 1
+        if len(kept) < count:
+            kept.append((number, row))
+        elif (place := rng.randrange(seen)) < count:
+            kept[place] = (number, row)
+    yield from (row for _, row in sorted(kept, key=lambda item: item[0]))
+
+
+def packed_rows(
+    rows: Iterator[Row | RowError], card: DatasetCard, shards: Shards
+) -> Iterator[dict[str, Any] | RowError]:
+    """Decode and encode row by row; a row that cannot be used comes as its error."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, Row):
+            yield row
+            continue
+        try:
+            with convert_to_row_error("broken metadata", row.key, row.key):
+                columns = {
+                    name: plain_value(value) for name, value in name_classes(row.columns, card).items()
+                }
+                packed = {**columns, "key": printable(row.key)}
+                packed.pop("duration", None)
+                manifest_line({name: value for name, value in packed.items() if name not in card.audio})
+                clips = decode_clips(row, LONGEST)
+        except RowError as problem:
+            yield problem
+            continue
+        for column, samples in zip(card.audio, clips, strict=True):
+            buffer = io.BytesIO()
+            soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            place = f"{number:09d}.{column}.flac"
+            packed[column] = shards.add(place, buffer.getvalue(), len(samples) / SAMPLE_RATE)
+        yield packed
+
+
+def name_classes(columns: Mapping[str, Any], card: DatasetCard) -> dict[str, Any]:
+    """Return the columns with the names of classes in place of their numbers.
+
+    A number stays where the card takes it as a number, as in ``{{ ['low', 'high'][label] }}``: a manifest has no
+    features that would say both.
+    """
+
+    def named(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(name, item) for item in value]
+        if isinstance(value, dict):
+            return {key: named(name, item) for key, item in value.items()}
+        return str(value) if isinstance(value, ClassIndex) else value
+
+    found = {name: named(name, value) for name, value in columns.items()}
+    for name in [name for name, value in columns.items() if isinstance(value, ClassIndex)]:
+        for text in card.columns.values():
+            if name in text.names and rendered(text, columns) != rendered(
+                text, {**columns, name: found[name]}
+            ):
+                found[name] = int(columns[name])
+    return found
+
+
+def rendered(text: Text, columns: Mapping[str, Any]) -> str | None:
+    try:
+        return text.render(columns)
+    except RowError:
+        return None
+
+
+def plain_value(value: Any) -> Any:
+    """Return the value of a column, or None for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def manifest_line(packed: dict[str, Any]) -> str:
+    """Return a row as a line of a manifest.
+
+    Raises:
+        ValueError, RecursionError: when JSON cannot hold it.
+    """
+    line = json.dumps(packed, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    line.encode()
+    return line
+
+
+def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:
+    """Write the card of a packed set: what the old one says, but for where the rows are."""
+    data = read_layers(card.path, "dataset")
+    data |= {
+        "load": {"jsonl": f"../{card.name}"},
+        "audio": list(card.audio),
+        "segment": "none",  # clips are cut: columns with times of the recording mean nothing here
+        "splits": {split: {"name": split} for split in splits},
+        "columns": {name: text for name, text in data.get("columns", {}).items() if name not in card.audio},
+    }
+    (out / "datasets" / f"{card.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
+
+
+def write_recipe(recipe: Recipe, out: Path) -> None:
+    """Write the recipe with its shares as weights; replays stand in it as lines of their own."""
+
+    def templates(entry: Entry | EvalEntry) -> Any:
+        chosen = entry.templates if isinstance(entry, Entry) else (entry.template,)
+        named = [portable_name("template", t.task, recipe.path.parent) for t in chosen]
+        return named if isinstance(entry, Entry) else named[0]
+
+    def line(entry: Entry | EvalEntry) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "dataset": entry.dataset.name,
+            "template": templates(entry),
+            "split": entry.split,
+        }
+        if isinstance(entry, Entry):
+            facts["weight"] = entry.share
+            steps = entry.augmenter.steps if entry.augmenter is not None else ()
+            facts["augment"] = [step.model_dump(mode="json", exclude_none=True) for step in steps]
+        else:
+            facts |= {"max_examples": entry.max_examples, "condition": entry.condition}
+        return facts | {"constants": dict(entry.constants)}
+
+    data = {
+        "recipe": recipe.name,
+        "train": [line(entry) for entry in recipe.train],
+        "evaluate": [line(entry) for entry in recipe.evaluate],
+    }
+    (out / f"{recipe.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")

@@ -1,0 +1,191 @@
+"""``uniaudio data stats``: what a recipe holds, and how much of it a run will see."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio.build.recipe import open_recipe
+from uniaudio.checks.recipe import notes_of_clips
+from uniaudio.config.run import RunConfig
+from uniaudio.data.recipe import Entry
+from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.folder_walk import describe_left_out
+from uniaudio.errors import RowError, UserError
+
+BINS = 30
+ROWS_DECODED, SECONDS_DECODED = 100, 600.0  # of every source, to see whether clips are odd
+
+
+@dataclass
+class EntryStats:
+    """What was seen of one line of a recipe.
+
+    Args:
+        rows: of the source, None where nobody knows. looked_at, unusable: rows read here. hours: counted, or estimated
+            from the rows read where ``estimated``. epochs: over the steps asked about.
+        notes: what is passed over, and what is odd about clips.
+    """
+
+    name: str
+    share: float
+    rows: int | None
+    looked_at: int = 0
+    unusable: int = 0
+    hours: float | None = None
+    estimated: bool = False
+    epochs: float | None = None
+    seconds: list[float] = field(default_factory=list)
+    answer_words: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at(entry: Entry, limit: int) -> EntryStats:
+    """Read the first rows of a source: lengths from rows or headers, answers as they would be learned."""
+    source = open_source(entry.dataset, entry.split)
+    stats = EntryStats(entry.name, entry.share, source.size)
+    usable: list[Row] = []
+    for row in islice(source.rows(), limit):
+        stats.looked_at += 1
+        try:
+            if not isinstance(row, Row):
+                raise row
+            answers = [
+                render_question(row, entry.dataset, template, entry.constants).answer
+                for template in entry.templates
+            ]
+            seconds = sum(row_seconds(row))
+        except RowError:
+            stats.unusable += 1
+            continue
+        stats.seconds.append(seconds)
+        stats.answer_words += [len(answer.split()) for answer in answers]
+        if len(usable) < ROWS_DECODED:
+            usable.append(row)
+    if passed_over := describe_left_out(source.left_out):
+        stats.notes.append(f"passed over: {passed_over}")
+    stats.notes += notes_of_clips(usable, SECONDS_DECODED)
+    total = stats.looked_at if stats.looked_at < limit else stats.rows
+    stats.rows = stats.rows if stats.rows is not None else total
+    if total and stats.looked_at:
+        stats.hours = sum(stats.seconds) / 3600 * total / stats.looked_at
+        stats.estimated = total > stats.looked_at
+    elif stats.looked_at:
+        stats.hours, stats.estimated = entry.dataset.hours, True
+    return stats
+
+
+def examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
+    """Return the rows that one optimizer step takes on average, from the budget and the mean lengths."""
+    budget = config.stages[0].budget
+    return (
+        (config.train.micro_batches or 1) * budget.audio_seconds / (mean_seconds(stats) + budget.per_example)
+    )
+
+
+def mean_seconds(stats: list[EntryStats]) -> float:
+    """Return the mean length of the clips as they are drawn."""
+    return sum(s.share * (float(np.mean(s.seconds)) if s.seconds else 10.0) for s in stats)
+
+
+def steps_of_stage(stats: list[EntryStats], config: RunConfig) -> int:
+    """Return the steps of the first stage, estimated where hours of audio end it."""
+    stage = config.stages[0]
+    if stage.steps is not None:
+        return stage.steps
+    return round(3600 * (stage.hours or 0) / (examples_per_step(stats, config) * mean_seconds(stats)))
+
+
+def show_stats(
+    name: str,
+    steps: int | None,
+    limit: int,
+    out: Path | None,
+    plot: Path | None,
+    console: Console | None = None,
+) -> list[EntryStats]:
+    """Print the table, and write JSON and a figure where paths are given.
+
+    Args:
+        name: recipe or run config. steps: optimizer steps that epochs are counted for (default: those of the stage).
+
+    Raises:
+        UserError: for steps without a run config, which alone knows how large a step is.
+    """
+    console = console or Console()
+    recipe, config = open_recipe(name)
+    if steps is not None and config is None:
+        raise UserError(f"--steps needs a run config, which says how large a step is; {name} is a recipe")
+    stats = []
+    for entry in recipe.train:
+        with console.status(f"reading {entry.name}"):
+            stats.append(look_at(entry, limit))
+    if config is not None:
+        steps = steps or steps_of_stage(stats, config)
+        examples = steps * examples_per_step(stats, config)
+        for entry_stats in stats:
+            if entry_stats.rows:
+                entry_stats.epochs = entry_stats.share * examples / entry_stats.rows
+    console.print(stats_table(recipe.name, stats, steps))
+    for entry_stats in stats:
+        for note in entry_stats.notes:
+            console.print(f"{entry_stats.name}: {note}", style="yellow", highlight=False, markup=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps([asdict(s) for s in stats], indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        draw_lengths(stats).savefig(plot, dpi=120)
+        console.print(f"figure: {plot}", highlight=False)
+    return stats
+
+
+def stats_table(name: str, stats: list[EntryStats], steps: int | None) -> Table:
+    """Lay out one row per line of the recipe."""
+    table = Table(title=f"recipe {name}{f', {steps} steps' if steps else ''}", title_justify="left")
+    table.add_column("dataset:template", overflow="fold")
+    unusable = any(s.unusable for s in stats)
+    columns = ["rows", "hours", "s min, mid, max", "words", "share"]
+    for column in [*columns, *(["epochs"] if steps else []), *(["unusable"] if unusable else [])]:
+        table.add_column(column, justify="right")
+    for s in stats:
+        lengths = np.percentile(s.seconds, [0, 50, 100]) if s.seconds else [float("nan")] * 3
+        hours = "?" if s.hours is None else f"{'~' if s.estimated else ''}{s.hours:.2f}"
+        words = f"{np.mean(s.answer_words):.1f}" if s.answer_words else "?"
+        cells = [s.name, "?" if s.rows is None else f"{s.rows:,}", hours]
+        cells += [" ".join(f"{x:.1f}" for x in lengths), words, f"{s.share:.1%}"]
+        if steps:
+            cells.append("?" if s.epochs is None else f"{s.epochs:.1f}")
+        if unusable:
+            cells.append(f"{s.unusable} of {s.looked_at}")
+        table.add_row(*cells)
+    return table
+
+
+def draw_lengths(stats: list[EntryStats]) -> Figure:
+    """Draw for every source how long its clips and its answers are."""
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(9, 1.2 + 1.5 * len(stats)), layout="constrained")
+        rows: Any = figure.subplots(len(stats), 2, squeeze=False, sharex="col")
+        for s, (lengths, words) in zip(stats, rows, strict=True):
+            lengths.hist(s.seconds, bins=BINS, color="#4c78a8")
+            most = max([*s.answer_words, 1])
+            words.hist(s.answer_words, bins=range(1, most + 2), color="#f58518", align="left")
+            words.xaxis.set_major_locator(MaxNLocator(integer=True))
+            lengths.set_xlim(left=0)
+            lengths.set_title(s.name, loc="left", fontsize=9)
+            lengths.set_ylabel("rows")
+        rows[-1][0].set_xlabel("seconds of a row's clips")
+        rows[-1][1].set_xlabel("words of an answer")
+        return figure

@@ -1,0 +1,115 @@
+"""The demo: generated sounds, miniature models, and the same code as a real run from end to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.model import LoadedModel, load_model
+from uniaudio.build.result_fingerprints import (
+    fingerprint_checkpoint,
+    fingerprint_model,
+    sign_answers,
+    sign_scores,
+)
+from uniaudio.commands.ask import answer_question
+from uniaudio.commands.evaluate import ask_settings, evaluate_recipe, write_json
+from uniaudio.commands.report import Wanted, report_runs
+from uniaudio.commands.train import run_training
+from uniaudio.config.run import load_run
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.source import IndexedSource, open_source
+from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
+from uniaudio.demo.project_files import prepare_folder, write_files
+from uniaudio.errors import UserError
+from uniaudio.evaluate.generation.entry_metrics import answers_table
+from uniaudio.evaluate.probing.labelled_folder import load_labelled
+from uniaudio.evaluate.probing.table import Scores, probe_models, probe_table
+from uniaudio.tiny.pretrain import one_thread
+
+PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip
+
+
+def run_demo(out: Path, quick: bool = False) -> Path:
+    """Build everything, train, probe before and after, ask three questions and write ``report.html``.
+
+    Args:
+        out: the run folder. An earlier demo in it is replaced; a folder with anything else in it is refused.
+        quick: a few clips and steps only, to see that every part works.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: when ``out`` holds something else, or training was stopped.
+    """
+    console = Console()
+    started = time.monotonic()
+    prepare_folder(out)
+    corpus = build_corpus(out / "corpus", sizes=QUICK if quick else Sizes())
+    if "digits" not in corpus:
+        console.print("espeak-ng is not installed, so nothing is spoken: pip install espeakng-loader")
+    console.print(f"generated {', '.join(corpus)} in {out / 'corpus'}")
+    config = load_run(write_files(out, corpus, quick))
+    with one_thread():
+        if run_training(config, None):
+            raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
+        trained = time.monotonic()
+        probes = probe_before_and_after(out, corpus, 1 if quick else 3)
+    console.print(probe_table(probes))
+    loaded = load_model(str(out))
+    recipe = load_recipe(config.stages[0].recipe)
+    answers = evaluate_recipe(loaded, recipe, ask_settings(loaded.config))
+    console.print(answers_table(answers))
+    asked = ask_three(loaded, recipe)
+    for item in asked:
+        console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
+    start = str(out / "whisper")
+    fingerprints = {
+        "before": fingerprint_model(start, load_encoder(start)),
+        "after": fingerprint_checkpoint(str(out)),
+    }
+    write_json(out / "probes.json", sign_scores(probes, fingerprints))
+    write_json(out / "answers.json", sign_answers(answers, str(out)))
+    ended = time.monotonic()
+    facts = {
+        "encoder": "miniature Whisper, random weights before training",
+        "minutes in all": round((ended - started) / 60, 1),
+        "minutes of generating and training": round((trained - started) / 60, 1),
+    }
+    report = report_runs([out], None, Wanted(title="uniaudio demo", questions=asked, facts=facts))
+    console.print(f"report: {report}")
+    return report
+
+
+def probe_before_and_after(out: Path, corpus: Mapping[str, Path], seeds: int) -> Scores:
+    """Probe the untrained and the trained encoder on the labelled sets."""
+    encoders = {"before": load_encoder(str(out / "whisper")), "after": load_encoder(str(out))}
+    sets = [load_labelled(name, corpus[name]) for name in PROBED if name in corpus]
+    return probe_models(encoders, sets, seeds)
+
+
+def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """Ask the first wording of three tasks about a test clip from the middle of each set."""
+    asked = []
+    for entry in recipe.evaluate[-3:]:
+        source = open_source(entry.dataset, entry.split)
+        assert isinstance(source, IndexedSource)  # a manifest on disk
+        row = source.row(source.size // 2)
+        rendered = entry.template.render(entry.dataset.fields(row.columns), None)
+        question = "<audio>".join(rendered.prompt)
+        clip = Path(str(row.audio[0].source))
+        asked.append(
+            {
+                "clip": clip.name,
+                "question": question,
+                "answer": answer_question(loaded, clip, question, 16),
+                "reference": rendered.answer,
+            }
+        )
+    return asked

@@ -1,0 +1,161 @@
+"""Answers of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from uniaudio.build.model import LoadedModel, load_model, stage_recipes
+from uniaudio.build.result_fingerprints import sign_answers
+from uniaudio.build.shared_evaluation import asking_together
+from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.eval_examples import open_examples
+from uniaudio.data.eval_sample import EvalSamples
+from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
+from uniaudio.distributed import is_main, world_size
+from uniaudio.errors import UserError
+from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
+from uniaudio.evaluate.generation.predictions import AskSettings, answer_loss
+from uniaudio.evaluate.generation.progress import AskingBar
+from uniaudio.evaluate.metrics.challenge import challenge_scores, challenge_table
+from uniaudio.evaluate.metrics.text_metrics import need
+
+PROTOCOLS = ("own", "xares-llm")
+
+
+def ask_settings(config: RunConfig, **changes: Any) -> AskSettings:
+    """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
+    stated = config.evaluate
+    return replace(AskSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
+
+
+def row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = None) -> int | None:
+    """Return how many rows of a set are evaluated at most; None stands for all.
+
+    The recipe's number holds against that of the config, and ``max_examples`` against both.
+    """
+    return max_examples or entry.max_examples or config.evaluate.max_examples
+
+
+def evaluate_recipe(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    settings: AskSettings,
+    max_examples: int | None = None,
+    bar: AskingBar | None = None,
+    samples: EvalSamples | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Ask all evaluation sets of a recipe; results by ``dataset:template``.
+
+    With ``settings.shared`` every process must call it, and all get the results.
+
+    Args:
+        max_examples: see ``row_limit``. samples: see ``open_examples``.
+
+    Raises:
+        UserError: before anything is asked, when a metric needs an extra that is not installed.
+    """
+    for entry in recipe.evaluate:
+        need(entry.template.scoring.metric, entry.template.scoring.tokenize)
+    bar = bar or AskingBar(Console(), shown=False)
+    results = {}
+    with bar.bar:
+        for entry in recipe.evaluate:
+            examples = open_examples(entry, row_limit(loaded.config, entry, max_examples), samples)
+            with bar.asking(entry.name, examples.size) as told:
+                results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, told)
+    return results
+
+
+def without_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the figures alone, as they are written while training goes on."""
+    told = {name: {k: v for k, v in result.items() if k != "answers"} for name, result in results.items()}
+    for result in told.values():
+        if "labels" in result:
+            result["labels"] = {
+                k: v for k, v in result["labels"].items() if k not in ("names", "confusion", "bins")
+            }
+    return told
+
+
+def validation_losses(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    count: int,
+    shared: bool = False,
+    samples: EvalSamples | None = None,
+) -> dict[str, float]:
+    """Return the loss per answer token of each task over ``count`` examples of every evaluation set, without answers.
+
+    Sets under a condition are left out: they measure robustness, not what is learned. With ``shared`` every process
+    must call it.
+    """
+    sums: dict[str, list[float]] = {}
+    settings = ask_settings(loaded.config, shared=shared)
+    for entry in recipe.evaluate:
+        if entry.condition is None:
+            examples = open_examples(entry, count, samples)
+            loss, tokens = answer_loss(loaded.model, loaded.format, examples, settings)
+            own = sums.setdefault(entry.template.task, [0.0, 0.0])
+            own[0] += loss
+            own[1] += tokens
+    return {task: loss / tokens for task, (loss, tokens) in sums.items() if tokens}
+
+
+def write_json(path: Path | None, data: Any) -> None:
+    """Write results where a path was given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def run_evaluation(
+    spec: str,
+    recipe_name: str | None,
+    out: Path | None,
+    max_examples: int | None,
+    protocol: str = "own",
+    labels: bool = True,
+    batch_seconds: float | None = None,
+    trust: Trust = NO_TRUST,
+) -> dict[str, Any]:
+    """Ask a recipe's evaluation sets (default: those of the model's last stage); print tables and write JSON.
+
+    Processes that were launched together share the rows out; the main one prints and writes.
+
+    Args:
+        protocol: ``own``: the results by name. ``xares-llm``: see ``evaluate/metrics/challenge.py``; the results are written
+            under ``entries``.
+        labels: score the labels of closed sets too. batch_seconds: audio of a batch, default that of the config.
+
+    Raises:
+        UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
+    recipe = load_recipe(recipe_name) if recipe_name else None
+    with asking_together() as device:
+        loaded = load_model(spec, device, trust)
+        recipe = recipe or stage_recipes(loaded.config)[-1]
+        if not recipe.evaluate:
+            raise UserError(f"recipe {recipe.name} has no `evaluate` list")
+        settings = ask_settings(loaded.config, shared=True, labels=labels)
+        if batch_seconds is not None:
+            settings = replace(settings, batch_seconds=batch_seconds)
+        console = Console(quiet=not is_main())
+        bar = AskingBar(console, is_main(), world_size())
+        results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
+        results = sign_answers(results, spec)
+        console.print(answers_table(results))
+        told: dict[str, Any] = results
+        if protocol == "xares-llm":
+            told = challenge_scores(results)
+            console.print(challenge_table(told))
+            told["entries"] = results
+        write_json(out if is_main() else None, told)
+    return told

@@ -1,0 +1,171 @@
+"""``uniaudio export``: a checkpoint's encoder for transformers, for two benchmark suites, or as ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio.build.encoder_provenance import provenance
+from uniaudio.build.encoders import checkpoint_folder, is_run, load_encoder, sketch_encoder, sketch_model
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.lora import merge_lora
+
+MIB = 2**20
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_checkpoint(
+    spec: str, out: Path, to: str, push_to_hub: str | None = None, trust: Trust = NO_TRUST
+) -> None:
+    """Write the encoder of a run, checkpoint or known model to a new folder, prove it, and print what was written.
+
+    Args:
+        to: ``hf``, ``xares``, ``xares-llm`` or ``onnx``. push_to_hub: ``OWNER/NAME`` to upload an ``hf`` folder to.
+
+    Raises:
+        UserError: before anything is loaded: an unknown target, a folder that is not empty, a missing package, no
+            login; and when the encoder cannot be exported so.
+    """
+    from uniaudio.export.hf import refuse_taken
+
+    check_request(spec, to, push_to_hub)
+    refuse_taken(out)
+    if push_to_hub is not None:
+        from uniaudio.export.hub_upload import check_login
+
+        check_login(push_to_hub)
+    console = Console()
+    config = None
+    if (checkpoint := checkpoint_folder(spec)) is not None:
+        config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
+        config.require_trust(decoder=False)  # before recipes are read
+    if to == "onnx":
+        check_onnx(spec, config)
+    facts = provenance(spec)
+    with console.status("loading the encoder"):
+        encoder = load_encoder(spec, torch.device("cpu"), trust)
+        merge_lora(encoder)
+    with console.status(f"writing {out}"):
+        line = WRITERS[to](encoder, out, facts, push_to_hub or str(out))
+    console.print(files_table(out))
+    console.print(
+        "the frames of the written model were compared with the encoder's; load it with:", style="dim"
+    )
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if push_to_hub is not None:
+        from uniaudio.export.hub_upload import push_folder
+
+        console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
+
+
+def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if to not in WRITERS:
+        raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{did_you_mean(to, list(WRITERS))}")
+    if push_to_hub is not None and to != "hf":
+        raise UserError(f"--push-to-hub goes with --to hf, not with --to {to}")
+    if is_run(spec) and checkpoint_folder(spec) is None:
+        raise UserError(f"{spec} is a run folder without a whole checkpoint")
+    if to == "onnx":
+        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"--to onnx needs {', '.join(missing)}; install the extra: pip install 'uniaudio[onnx]'"
+            )
+
+
+def check_onnx(spec: str, config: RunConfig | None) -> None:
+    """Refuse an encoder that ONNX cannot hold, before its weights are read where it can be built without them.
+
+    Args:
+        config: of the run, None for a model.
+
+    Raises:
+        UserError: naming the encoder and why.
+    """
+    from uniaudio.export.onnx_file import FUSED, find_stock_module
+
+    if config is not None and config.fusion is not None:
+        raise UserError(FUSED)
+    sketch = sketch_model(spec) if config is None else sketch_encoder(config)
+    if sketch is not None:
+        find_stock_module(sketch)
+
+
+def to_hf(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+    """Write a folder for transformers with its card; return the line that loads it."""
+    from uniaudio.export.hf import verify_hf, write_hf
+    from uniaudio.export.model_card import write_card
+
+    write_hf(encoder, out, facts)
+    write_card(out, encoder, facts, place)
+    verify_hf(encoder, out)
+    return f'AutoModel.from_pretrained("{place}", trust_remote_code=True)'
+
+
+def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]:
+    """Return the writer of a benchmark suite."""
+
+    def write(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+        from uniaudio.export.hf import verify_hf, write_hf
+        from uniaudio.export.model_card import write_card
+        from uniaudio.export.xares import ENCODER, write_suite_file
+
+        write_hf(encoder, out / ENCODER, facts)
+        write_card(out / ENCODER, encoder, facts, str(out / ENCODER))
+        verify_hf(encoder, out / ENCODER)
+        return f"python -m {suite.replace('-', '_')}.run {write_suite_file(out, suite)}"
+
+    return write
+
+
+def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+    """Write an ONNX file and its feature extractor; return the lines that load both."""
+    from uniaudio.export.onnx_file import FILE, write_onnx
+
+    stock = write_onnx(encoder, out, facts)
+    options = ", ".join(f"{name}={value!r}" for name, value in stock.options.items())
+    return (
+        ("# clips are padded to 30 s, as the stock module wants them\n" if stock.whole else "")
+        + f'session = onnxruntime.InferenceSession("{out / FILE}")\n'
+        f'extractor = AutoFeatureExtractor.from_pretrained("{out}")\n'
+        f'inputs = extractor(clips, {options}, return_tensors="np")\n'
+        "frames = session.run(None, dict(inputs))[0]"
+    )
+
+
+WRITERS: Mapping[str, Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]] = {
+    "hf": to_hf,
+    "xares": to_suite("xares"),
+    "xares-llm": to_suite("xares-llm"),
+    "onnx": to_onnx,
+}
+
+
+def files_table(folder: Path) -> Table:
+    """Lay out the files of a folder with their sizes, those of Python as one row."""
+    table = Table(title=str(folder), title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("MiB", justify="right")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    code = [path for path in files if path.suffix == ".py"]
+    for path in files:
+        if path not in code:
+            table.add_row(str(path.relative_to(folder)), f"{path.stat().st_size / MIB:.2f}")
+    if code:
+        table.add_row(f"{len(code)} Python files", f"{sum(path.stat().st_size for path in code) / MIB:.2f}")
+    return table

@@ -1,0 +1,212 @@
+"""The forgetting matrix of a run: every set probed and every question asked after every stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from uniaudio.build.encoders import build_encoder, default_device, load_encoder
+from uniaudio.build.model import load_model, stage_recipes
+from uniaudio.build.result_fingerprints import fingerprint_checkpoint
+from uniaudio.commands.evaluate import ask_settings, evaluate_recipe
+from uniaudio.commands.soup import named_folder
+from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.recipe import EvalEntry, Recipe
+from uniaudio.errors import UserError
+from uniaudio.evaluate.forgetting import (
+    START,
+    ScoreMatrix,
+    matrix_table,
+    summarize,
+    summary_table,
+)
+from uniaudio.evaluate.forgetting_figure import draw_matrices
+from uniaudio.evaluate.generation.entry_metrics import cut_note, rows_cell
+from uniaudio.evaluate.probing.labelled_folder import LabelledSet, load_labelled
+from uniaudio.evaluate.probing.table import Scores, probe_models
+from uniaudio.outputs import check_output_folder
+from uniaudio.report.scores import FINGERPRINTS
+from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
+from uniaudio.train.checkpoint.store import find_stage_ends
+
+PROBES = ("linear", "mlp", "knn")
+ERRORS = ("wer", "cer")  # metrics of which less is better; a matrix holds 1 minus them, at least 0
+
+
+def measure_forgetting(
+    run: Path,
+    data: Sequence[str],
+    out: Path | None,
+    learned: Sequence[str] = (),
+    answers: bool = True,
+    max_examples: int | None = None,
+    seeds: int = 3,
+    trust: Trust = NO_TRUST,
+) -> dict[str, Any]:
+    """Measure a run after every stage; print tables, write ``forgetting.json`` and ``forgetting.png``.
+
+    Args:
+        data: labelled folders to probe, as ``NAME=FOLDER``; default: the guarded sets of the run's config.
+        learned: ``NAME=STAGE`` where a set's name is not that of a dataset in the recipes.
+        answers: also ask the evaluation sets of all stages' recipes.
+
+    Raises:
+        UserError: when no stage of the run is finished, or there is nothing to measure.
+    """
+    console = Console()
+    ends, complaints = find_stage_ends(run, (MODEL, STATE, BASES, CONFIG))
+    if not ends:
+        damage = "".join(f"; {complaint}" for complaint in complaints)
+        raise UserError(f"{run} holds no checkpoint at the end of a stage{damage}; let a stage finish first")
+    out = check_output_folder(out or run, "output")
+    config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
+    config.require_trust(decoder=answers)
+    recipes = stage_recipes(config)
+    stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
+    for complaint in complaints:
+        console.print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    sets = [load_labelled(*named_folder(item)) for item in data]
+    if not data and config.guard is not None:
+        sets = [load_labelled(name, Path(folder)) for name, folder in config.guard.sets.items()]
+    matrices: dict[str, ScoreMatrix] = {}
+    if sets:
+        rows = probe_rows(config, stages, sets, seeds, console)
+        first = first_trained(config, recipes, stages, learned)
+        matrices |= probe_matrices(rows, [s.name for s in sets], first)
+    if answers:
+        matrices |= answer_matrix(config, recipes, stages, max_examples, console)
+    if not matrices:
+        raise UserError("nothing to measure: give --data NAME=FOLDER, or a recipe with an `evaluate` list")
+    fingerprints = {name: fingerprint_checkpoint(str(path)) for name, path in stages.items()}
+    return show_matrices(matrices, fingerprints, out, console)
+
+
+def probe_rows(
+    config: RunConfig, stages: Mapping[str, Path], sets: Sequence[LabelledSet], seeds: int, console: Console
+) -> dict[str, Scores]:
+    """Return the probes of the starting encoder and of every stage's."""
+    rows = {}
+    for name in (START, *stages):
+        console.print(f"probing {name}", style="dim")
+        encoder = (
+            build_encoder(config).to(default_device()).eval()
+            if name == START
+            else load_encoder(str(stages[name]), trust=config.trust)
+        )
+        rows[name] = probe_models({name: encoder}, sets, seeds)
+    return rows
+
+
+def first_trained(
+    config: RunConfig, recipes: Sequence[Recipe], stages: Mapping[str, Path], learned: Sequence[str]
+) -> dict[str, int]:
+    """Return for each dataset the row of the stage that first trains on it; ``learned`` adds and overrides."""
+    names = list(stages)
+    first: dict[str, int] = {}
+    for row, recipe in recipes_by_row(config, recipes, stages):
+        for entry in recipe.train:
+            first.setdefault(entry.dataset.name, row)
+    for item in learned:
+        name, _, stage_name = item.partition("=")
+        if stage_name not in names:
+            raise UserError(f"--learned {item}: write NAME=STAGE with a stage of {', '.join(names)}")
+        first[name] = names.index(stage_name) + 1
+    return first
+
+
+def recipes_by_row(
+    config: RunConfig, recipes: Sequence[Recipe], stages: Mapping[str, Path]
+) -> Iterator[tuple[int, Recipe]]:
+    """Yield the recipes of all stages with the row of a matrix that is the first to be trained on it.
+
+    That of a stage that was passed over is the row of the first measured stage after it. Row 0 is the start.
+    """
+    row = 1
+    for stage, recipe in zip(config.stages, recipes, strict=True):
+        if row <= len(stages):
+            yield row, recipe
+        row += stage.name in stages
+
+
+def probe_matrices(
+    rows: Mapping[str, Scores], sets: Sequence[str], first: Mapping[str, int]
+) -> dict[str, ScoreMatrix]:
+    """Return one matrix for each kind of probe."""
+    return {
+        f"probe/{kind}": ScoreMatrix(
+            tuple(rows),
+            tuple(sets),
+            tuple(tuple(scores[s][name][kind]["mean"] for s in sets) for name, scores in rows.items()),
+            tuple(first.get(s) for s in sets),
+        )
+        for kind in PROBES
+    }
+
+
+def answer_matrix(
+    config: RunConfig,
+    recipes: Sequence[Recipe],
+    stages: Mapping[str, Path],
+    max_examples: int | None,
+    console: Console,
+) -> dict[str, ScoreMatrix]:
+    """Return the scores of the answers after every stage; the starting model has no adapter, so it answers nothing."""
+    asked: dict[str, EvalEntry] = {}
+    for recipe in recipes:
+        asked.update({entry.name: entry for entry in recipe.evaluate})
+    if not asked:
+        return {}
+    union = Recipe("all", (), tuple(asked.values()), recipes[-1].path)
+    rows: list[tuple[float | None, ...]] = [(None,) * len(asked)]
+    for name, path in stages.items():
+        console.print(f"asking {name}", style="dim")
+        loaded = load_model(str(path), trust=config.trust)
+        results = evaluate_recipe(loaded, union, ask_settings(loaded.config), max_examples)
+        rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
+        for entry, result in results.items():
+            if result["rows"] != result["examples"] or result["cut"]:
+                note = " ".join(f"{entry}: {rows_cell(result)}. {cut_note(entry, result)}".split())
+                console.print(note, style="dim", highlight=False)
+    first: dict[tuple[str, str], int] = {}
+    for row, recipe in recipes_by_row(config, recipes, stages):
+        for line in recipe.train:
+            for template in line.templates:
+                first.setdefault((line.dataset.name, template.task), row)
+    learned = tuple(first.get((entry.dataset.name, entry.template.task)) for entry in asked.values())
+    return {"answers": ScoreMatrix((START, *stages), tuple(asked), tuple(rows), learned)}
+
+
+def higher_is_better(result: Mapping[str, Any]) -> float:
+    """Return a score of which more is better: an error rate becomes 1 minus itself, at least 0."""
+    value = float(result["score"])
+    return max(0.0, 1 - value) if result["metric"] in ERRORS else value
+
+
+def show_matrices(
+    matrices: Mapping[str, ScoreMatrix], fingerprints: Mapping[str, str], out: Path, console: Console
+) -> dict[str, Any]:
+    """Print the tables and write JSON, with the fingerprint of every stage's checkpoint, and heat maps."""
+    summaries = {name: summarize(matrix) for name, matrix in matrices.items()}
+    for name, matrix in matrices.items():
+        console.print(matrix_table(name, matrix))
+    console.print(summary_table(summaries))
+    result = {
+        name: {
+            **matrix.to_json(),
+            "summary": asdict(summaries[name]),
+            FINGERPRINTS: dict(fingerprints),
+        }
+        for name, matrix in matrices.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "forgetting.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draw_matrices(matrices, out / "forgetting.png")
+    for file in ("forgetting.json", "forgetting.png"):
+        console.print(str(out / file), highlight=False, soft_wrap=True)
+    return result

@@ -1,0 +1,141 @@
+"""``uniaudio plan``: memory by part under every engine, operations and hours, before a GPU is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio.build.activation_checkpointing import parts_set_to
+from uniaudio.checks.recipe import average_clip
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
+from uniaudio.data.recipe import load_recipe
+from uniaudio.estimate.stage_plan import ENGINES, GIB, MARGIN, PARTS, StagePlan, plan_stage
+from uniaudio.estimate.thin import Blueprint, Clip, precision_on_gpu
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs of one kind: their number, GiB of each, TFLOP/s in a large product, and the share of it in training."""
+
+    gpus: int = 8
+    memory_gib: float = 80.0
+    tflops: float = 794.5
+    efficiency: float = 0.4
+
+    @property
+    def flops(self) -> float:
+        """Operations a second of one GPU in training."""
+        return self.tflops * 1e12 * self.efficiency
+
+
+def show_plan(
+    config: RunConfig, machine: Machine, clip: Clip | None, console: Console | None = None
+) -> list[StagePlan]:
+    """Print the plan of every stage.
+
+    Args:
+        clip: the average example; None takes it from the first rows of the recipe's sources.
+
+    Raises:
+        UserError: as ``plan_stage`` and ``average_clip``.
+    """
+    console = console or Console()
+    dtype = precision_on_gpu(config)
+    blueprint = Blueprint.sketched(config)
+    auto = parts_set_to(config, "auto")
+    usable = MARGIN * GIB * (config.train.memory_gib or machine.memory_gib)
+    plans = []
+    for index, stage in enumerate(config.stages):
+        recipe = load_recipe(stage.recipe, near=config.folder) if clip is None else None
+        average = average_clip(recipe) if recipe is not None else clip
+        assert average is not None
+        plan = plan_stage(config, index, average, dtype, machine.gpus, recipe, blueprint)
+        plans.append(plan)
+        console.print(memory_table(plan, stage, machine))
+        if told := recompute_line(plan, auto):
+            console.print(recompute_table(plan, machine, auto, usable))
+            console.print(told, highlight=False)
+        for line in speed_lines(plan, machine):
+            console.print(line, highlight=False)
+    console.print(
+        f"reckoned at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in {str(dtype).removeprefix('torch.')}; "
+        f"buffers of engines, the working memory of single operations and fragments come on top: leave a tenth free",
+        style="dim",
+        highlight=False,
+    )
+    return plans
+
+
+def memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
+    """Lay out GiB by part and engine; what does not fit is red and has a largest micro-batch below the budget."""
+    title = (
+        f"stage {plan.name}: GiB on one of {machine.gpus} GPUs, micro-batches of {stage.budget.audio_seconds:g} s "
+        f"({plan.clips:.1f} clips of {plan.clip.seconds:.1f} s)"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("engine", *PARTS, "total", "largest, s"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    limit = machine.memory_gib * GIB
+    for engine in ENGINES:
+        parts = plan.memory(engine, machine.gpus)
+        total = sum(parts.values())
+        numbers = (f"{value / GIB:.2f}" for value in (*parts.values(), total))
+        largest = plan.largest(engine, machine.gpus, limit)
+        told = f"{largest:.0f}" if largest < float("inf") else "any"
+        table.add_row(engine, *numbers, told, style="" if total <= limit else "red")
+    return table
+
+
+def recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str], usable: float) -> Table:
+    """Lay out the GiB of every engine without recomputing and with all that may, and what is chosen.
+
+    Args:
+        auto: parts that recompute if need be, so that ``usable`` bytes suffice.
+    """
+    title = f"recomputing, so that {usable / GIB:.1f} GiB ({MARGIN:.0%} of the memory) suffice"
+    table = Table(title=title, title_justify="left")
+    for column in ("engine", "as it is", "with all", "chosen by auto", "GiB", "more operations"):
+        table.add_column(column, justify="left" if column in ("engine", "chosen by auto") else "right")
+    least = plan.recomputing(auto)
+    for engine in ENGINES:
+        chosen = plan.cheapest(engine, machine.gpus, usable, auto)
+        names = [name for name in chosen.recomputed if name not in plan.recomputed]
+        sizes = [f"{p.total(engine, machine.gpus) / GIB:.2f}" for p in (plan, least, chosen)]
+        fits = chosen.total(engine, machine.gpus) <= usable
+        more = f"{chosen.batch.flops / plan.batch.flops - 1:.1%}"
+        told = ", ".join(names) or "nothing"
+        table.add_row(engine, *sizes[:2], told, sizes[2], more, style="" if fits else "red")
+    return table
+
+
+def recompute_line(plan: StagePlan, auto: Sequence[str]) -> str:
+    """Say what each part saves and costs when it recomputes; an empty text where none can."""
+    told = []
+    for name in auto:
+        with_it = plan.recomputing([name])
+        if with_it.recomputed != plan.recomputed:
+            saved = plan.total("single", 1) - with_it.total("single", 1)
+            more = with_it.batch.flops / plan.batch.flops - 1
+            told.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
+    return f"recomputing: {'; '.join(told)}" if told else ""
+
+
+def speed_lines(plan: StagePlan, machine: Machine) -> Sequence[str]:
+    """Say operations, throughput and hours."""
+    speed = machine.flops / plan.flops_per_second
+    hours = plan.stage_hours / speed
+    lines = [
+        f"{plan.batch.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP for a second of "
+        f"audio, {speed:,.0f} hours of audio an hour and GPU",
+        f"the stage hears {plan.stage_hours:,.1f} h: {hours:,.2f} GPU-hours, {hours / machine.gpus:,.2f} hours on "
+        f"{machine.gpus} GPUs",
+    ]
+    if plan.pass_hours is not None:
+        lines.append(
+            f"all sets of the recipe once: {plan.pass_hours:,.1f} h, {plan.pass_hours / speed:,.2f} GPU-hours"
+        )
+    return lines

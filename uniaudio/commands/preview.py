@@ -1,0 +1,165 @@
+"""``uniaudio preview``: rendered examples as the model will see them, the supervised part coloured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+from transformers import AutoTokenizer
+
+from uniaudio.config.run import load_run
+from uniaudio.config.search_paths import find_file
+from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.recipe import Entry, Recipe, load_recipe
+from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.source import IndexedSource, Row, Source, open_source
+from uniaudio.data.template import Template
+from uniaudio.errors import RowError, UserError, printable
+from uniaudio.tiny.recipe_texts import recipe_texts
+from uniaudio.tiny.tokenizer import train_tokenizer
+
+DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
+SMALL_VOCABULARY = 512
+TRIES = 20  # rows of an entry that are tried for one example
+
+
+def preview(
+    recipe_name: str, number: int, decoder: str | None, seed: int, console: Console | None = None
+) -> None:
+    """Print ``number`` training examples of a recipe (or of a run config's first stage).
+
+    Raises:
+        UserError: when a label mask would be empty or full, or no row of an entry can be used.
+    """
+    console = console or Console()
+    recipe, format = recipe_and_format(recipe_name, decoder, console)
+    sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
+    for n in range(number):
+        index = random.Random(f"{seed}-entry-{n}").choices(range(len(sources)), recipe.train_shares())[0]
+        show_row(console, f"{n + 1}. ", recipe.train[index], sources[index], (seed, n), format)
+
+
+def show_row(
+    console: Console, title: str, entry: Entry, source: Source, draw: tuple[int, int], format: ChatFormat
+) -> None:
+    """Print the questions about one row of an entry; rows that cannot be used are named and passed over.
+
+    Args:
+        draw: (seed, number) that decide which row it is.
+
+    Raises:
+        UserError: when none of ``TRIES`` rows can be used.
+    """
+    last = "there are none"
+    for row in islice(drawn_rows(source, *draw), TRIES):
+        try:
+            if not isinstance(row, Row):
+                raise row
+            rng = random.Random(f"{draw[0]}-{draw[1]}")
+            examples = [(t, tokenize_question(row, entry, t, rng, format)) for t in entry.templates]
+            seconds = row_seconds(row)
+        except RowError as problem:
+            key = row.key if isinstance(row, Row) else problem.key
+            last = f"{entry.name}, row {printable(key)}: {problem}"
+            console.print(f"skipped: {last}", style="yellow", markup=False, highlight=False)
+            continue
+        for template, (prompt, answer) in examples:
+            asked = f"  {template.task}" if len(entry.templates) > 1 else ""
+            show(
+                console,
+                f"{title}{entry.name}{asked}  row {printable(row.key)}",
+                prompt,
+                answer,
+                seconds,
+                format,
+            )
+        return
+    raise UserError(f"{entry.name}: no row of those tried can be used ({last})")
+
+
+def tokenize_question(
+    row: Row, entry: Entry, template: Template, rng: random.Random, format: ChatFormat
+) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of a question around its clips, and those of its answer.
+
+    Raises:
+        RowError: when the row cannot be used.
+    """
+    rendered = render_question(row, entry.dataset, template, entry.constants, rng)
+    format.check_question(rendered.prompt, rendered.answer)
+    return format.prompt(rendered.prompt), format.answer(rendered.answer)
+
+
+def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
+    """Accept a recipe or a run config; take the tokenizer that was asked for, or one trained on the recipe's texts."""
+    recipe, chosen = open_recipe(name)
+    chosen = decoder or chosen
+    if chosen is not None:
+        try:
+            # without --decoder only what is on this machine: waiting for a network is no preview
+            return recipe, ChatFormat(
+                AutoTokenizer.from_pretrained(
+                    chosen, local_files_only=decoder is None, trust_remote_code=False
+                )
+            )
+        except (OSError, ValueError) as problem:
+            if decoder is not None:
+                raise UserError(f"--decoder {decoder}: no tokenizer could be loaded ({problem})") from problem
+    texts = recipe_texts(recipe, limit=200)
+    words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
+    console.print(
+        f"[yellow]token counts are those of a small tokenizer trained on this recipe's texts"
+        f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder[/yellow]"
+    )
+    return recipe, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
+
+
+def open_recipe(name: str) -> tuple[Recipe, str | None]:
+    """Return the recipe and the decoder its tokenizer comes from (None: a miniature one)."""
+    path = Path(name)
+    if path.is_file() and "stages" in load_yaml(path):
+        config = load_run(name, [])
+        recipe = load_recipe(config.stages[0].recipe, near=config.folder)
+        return recipe, None if config.decoder.miniature else config.decoder.path
+    return load_recipe(str(find_file("recipe", name))), DEFAULT_DECODER
+
+
+def drawn_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:
+    """Yield rows drawn at random from an indexed source, or those of another from its n-th row on, then its first."""
+    if isinstance(source, IndexedSource):
+        rng = random.Random(f"{seed}-row-{n}")
+        while True:
+            yield source.row_or_error(rng.randrange(source.size))
+    yield from chain(islice(source.rows(), n, None), source.rows())
+
+
+def show(
+    console: Console,
+    title: str,
+    prompt: list[list[int]],
+    answer: list[int],
+    seconds: list[float],
+    format: ChatFormat,
+) -> None:
+    """Print one example; refuse a label mask that is empty or full."""
+    prompt_tokens = sum(len(piece) for piece in prompt)
+    if len(answer) < 2 or prompt_tokens == 0:
+        raise UserError(f"{title}: the label mask is {'full' if prompt_tokens == 0 else 'empty'}")
+    text = Text()
+    for index, piece in enumerate(prompt):
+        if index:
+            text.append(f"<audio {seconds[index - 1]:.2f} s>", style="bold cyan")
+        text.append(format.decode(piece), style="dim")
+    text.append(format.decode(answer), style="bold green")
+    console.print(Text(title, style="bold"))
+    console.print(text)
+    console.print(
+        f"{sum(seconds):.2f} s of audio, {prompt_tokens} prompt tokens, "
+        f"{len(answer)} supervised tokens (green)\n",
+        style="italic",
+    )

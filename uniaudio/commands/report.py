@@ -1,0 +1,291 @@
+"""The page about one or several runs: what their folders hold, other results beside it, clips and embeddings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.model import stage_recipes
+from uniaudio.build.result_fingerprints import match_checkpoints
+from uniaudio.config.run import load_stored_run
+from uniaudio.data.recipe import EvalEntry, Recipe
+from uniaudio.errors import UserError
+from uniaudio.evaluate.embedding import embed_clips
+from uniaudio.evaluate.forgetting import summarize
+from uniaudio.evaluate.probing.table import short_names
+from uniaudio.evaluate.routing import read_choices
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.outputs import check_output_file
+from uniaudio.report.answers import (
+    HEARD,
+    WrongAnswers,
+    answer_rows,
+    chosen,
+    wrong_answer,
+)
+from uniaudio.report.changes import without_scores
+from uniaudio.report.clips import Player, Shelf, find_examples
+from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, clips_to_map, embedding_maps
+from uniaudio.report.heat_tables import confusion_table, forgetting_table, reliability, routes_tables
+from uniaudio.report.page import Page, write_page
+from uniaudio.report.results import Answers, all_scores, compare, forgetting_of, read_results
+from uniaudio.report.run_folder import RunRecord, cost_of, ending, read_run
+from uniaudio.report.run_provenance import base_facts, config_differences, data_facts, versions
+
+T = TypeVar("T")
+CHUNK = 32  # clips embedded between two looks at the clock
+LAST = 0.25  # share of the steps over which choices are averaged
+MAP_PLAYERS = 8  # of each set
+CLIPS_HEARD = 120  # wrong answers with their clips, of all sets together
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What goes on the page beside what the run folders hold.
+
+    Args:
+        probes: files with probe scores; default ``probes.json`` of each run. answers: of each run, in their order;
+            default ``answers.json``. against: results of other models, probe scores or answers.
+        questions: each with ``clip``, ``question``, ``answer`` and ``reference``. facts: to stand among the costs.
+    """
+
+    probes: Sequence[Path] = ()
+    answers: Sequence[Path] = ()
+    against: Sequence[Path] = ()
+    audio: bool = True
+    embedding_map: bool = True
+    title: str = ""
+    questions: Sequence[Mapping[str, str]] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Path:
+    """Write one page about runs and return its path, by default ``report.html`` in the first of them.
+
+    What cannot be shown (a checkpoint or clips that are gone) is named on the page and does not end the report.
+
+    Raises:
+        UserError: when a folder holds no run, or a results file cannot be read or holds something else.
+    """
+    names = run_names(folders)
+    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    out = check_output_file(out or folders[0] / "report.html", "output")
+    notes: list[str] = []
+    recipes = {run.name: recipes_of(run, notes) for run in runs}
+    asked = {entry.name: entry for own in recipes.values() for recipe in own for entry in recipe.evaluate}
+    own_answers, other_answers, other_scores = read_results(
+        runs, wanted.answers, wanted.against, match_checkpoints, notes
+    )
+    every_recipe = [recipe for own in recipes.values() for recipe in own]
+    table, roles = all_scores(
+        runs, wanted.probes, other_scores, domains_of(every_recipe), match_checkpoints, notes
+    )
+    model_names = short_names(table.models)
+    model_names |= {model: run for run, model in roles.runs.items()}
+    summaries, changes = compare(runs, table, roles, model_names, own_answers, other_answers, asked)
+    shelf = Shelf()
+    wrong = wrong_by_heading(own_answers, asked, shelf if wanted.audio else None, notes)
+    maps, players = maps_of(runs, list(asked.values()), shelf if wanted.audio else None, wanted, notes)
+    if shelf.left_out:
+        notes.append(f"{shelf.left_out} clips: the page holds as much sound as it may")
+    matrices = forgetting_of(runs, match_checkpoints, notes)
+    page = Page(
+        title=wanted.title or f"Report: {', '.join(names)}",
+        runs=runs,
+        summaries=summaries,
+        plain=[
+            without_scores(run.name, run.rows) for run in runs if run.name not in {s.run for s in summaries}
+        ],
+        endings=[sentence for run in runs if (sentence := ending(run))],
+        table=table,
+        roles=roles,
+        names=model_names,
+        answers=answer_rows({**own_answers, **other_answers}, changes),
+        confusions=of_every_set(
+            own_answers, lambda name, entry: confusion_table(name, entry.get("answers") or ())
+        ),
+        reliabilities=of_every_set(own_answers, reliability),
+        wrong=wrong,
+        questions=wanted.questions,
+        forgetting=[forgetting_table(name, matrix) for name, matrix in matrices.items()],
+        forgotten={name: summarize(matrix) for name, matrix in matrices.items()},
+        maps=maps,
+        map_players=players,
+        routes=[
+            table
+            for run in runs
+            if has_choices(run)
+            for table in routes_tables(read_choices(run.folder, LAST))
+        ],
+        costs={run.name: cost_of(run) for run in runs},
+        data=data_facts(every_recipe, runs),
+        bases=base_facts(runs),
+        differences=config_differences(runs) if len(runs) > 1 else (),
+        versions=versions(),
+        facts=wanted.facts,
+        notes=notes,
+    )
+    return write_page(page, out)
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Return short names of the runs, as much of their paths as tells them apart.
+
+    Raises:
+        UserError: when a folder is given twice.
+    """
+    paths = [str(folder.resolve()) for folder in folders]
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is given twice; name every run once")
+    short = short_names(paths)
+    return [short[path] for path in paths]
+
+
+def recipes_of(run: RunRecord, notes: list[str]) -> list[Recipe]:
+    """Read the recipes of a run's stages, or note why they cannot be."""
+    if not run.config:
+        notes.append(f"data of {run.name}: its folder holds no config.yaml")
+        return []
+    try:
+        return stage_recipes(load_stored_run(run.folder / "config.yaml", run.folder))
+    except UserError as problem:
+        notes.append(f"data of {run.name}: {problem}")
+        return []
+
+
+def domains_of(recipes: Sequence[Recipe]) -> dict[str, str]:
+    """Return the domain of every dataset, from a template that asks about it."""
+    found: dict[str, str] = {}
+    for recipe in recipes:
+        for line in recipe.train:
+            found.setdefault(line.dataset.name, line.templates[0].domain)
+        for asked in recipe.evaluate:
+            found.setdefault(asked.dataset.name, asked.template.domain)
+    return found
+
+
+def answers_by_name(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the results of every run on every set, under a heading each."""
+    return [
+        (f"{run}: {name}" if len(answers) > 1 else name, entry)
+        for run, own in answers.items()
+        for name, entry in own.items()
+    ]
+
+
+def of_every_set(answers: Answers, make: Callable[[str, Mapping[str, Any]], T | None]) -> list[T]:
+    """Return what can be made of the results of every run on every set."""
+    return [made for name, entry in answers_by_name(answers) if (made := make(name, entry)) is not None]
+
+
+def wrong_by_heading(
+    answers: Answers, asked: Mapping[str, EvalEntry], shelf: Shelf | None, notes: list[str]
+) -> dict[str, WrongAnswers]:
+    """Choose wrong answers of every set, the first few of them with their clips where the data are there.
+
+    Args:
+        shelf: None leaves out all clips.
+    """
+    found: dict[str, WrongAnswers] = {}
+    sets = sum(len(own) for own in answers.values())
+    heard = min(HEARD, max(1, CLIPS_HEARD // max(sets, 1)))
+    for run, own in answers.items():
+        for name, entry in own.items():
+            wrong = [item for item in entry.get("answers") or () if not item.get("right")]
+            items = chosen(wrong)
+            if not items:
+                continue
+            heading = f"{run}: {name}" if len(answers) > 1 else name
+            players: dict[str, list[Player]] = {}
+            if shelf is not None and name in asked:
+                ids = [str(item["id"]) for item in items[:heard]]
+                players = players_of(asked[name], ids, shelf, notes)
+            shown = [wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
+            found[heading] = WrongAnswers(shown, len(wrong))
+    return found
+
+
+def players_of(
+    entry: EvalEntry, ids: Sequence[str], shelf: Shelf, notes: list[str]
+) -> dict[str, list[Player]]:
+    """Return the clips of questions by id, or note why they cannot be found."""
+    try:
+        examples = find_examples(entry, ids)
+    except UserError as problem:
+        notes.append(f"clips of {entry.name}: {problem}")
+        return {}
+    if len(examples) < len(set(ids)):
+        notes.append(
+            f"{len(set(ids)) - len(examples)} clips of {entry.name}: their rows are gone or cannot be read"
+        )
+    made = {
+        name: [shelf.player(name, clip) for clip in examples[name].clips] for name in ids if name in examples
+    }
+    return {name: [player for player in players if player is not None] for name, players in made.items()}
+
+
+def maps_of(
+    runs: Sequence[RunRecord],
+    asked: Sequence[EvalEntry],
+    shelf: Shelf | None,
+    wanted: Wanted,
+    notes: list[str],
+) -> tuple[list[EmbeddingMap], dict[str, list[Player]]]:
+    """Embed test clips of a few sets with the encoder of every run, and lay them out in two dimensions."""
+    if not wanted.embedding_map or not asked:
+        return [], {}
+    encoders: dict[str, AudioEncoder] = {}
+    try:
+        clips = clips_to_map(asked)
+    except UserError as problem:
+        notes.append(f"embedding map: {problem}")
+        return [], {}
+    for run in runs if clips else []:
+        try:
+            encoders[run.name] = load_encoder(str(run.folder))
+        except UserError as problem:
+            notes.append(f"embedding map of {run.name}: {problem}")
+    console = Console(stderr=True)
+    maps = []
+    for one in clips:
+        for name, encoder in encoders.items():
+            maps += embedding_maps(name, one, embedded(encoder, one, f"{one.name}, {name}", console))
+    heard = {one.name: label_players(one, shelf) for one in clips} if maps and shelf is not None else {}
+    return maps, heard
+
+
+def embedded(encoder: AudioEncoder, clips: LabelledClips, what: str, console: Console) -> NDArray[np.float32]:
+    """Return ``[C, E]``, a bar telling how far it is."""
+    started = time.monotonic()
+    starts = range(0, len(clips.samples), CHUNK)
+    vectors = [
+        embed_clips(encoder, clips.samples[i : i + CHUNK])
+        for i in track(starts, f"embedding {what}", console=console, transient=True)
+    ]
+    rate = len(clips.samples) / max(time.monotonic() - started, 1e-9)
+    console.print(
+        f"embedded {len(clips.samples)} clips of {what}, {rate:.0f} a second", style="dim", highlight=False
+    )
+    return np.concatenate(vectors)
+
+
+def label_players(clips: LabelledClips, shelf: Shelf) -> list[Player]:
+    """Return one clip of each of the first few labels."""
+    labels = sorted(set(clips.labels))[:MAP_PLAYERS]
+    made = [shelf.player(label, clips.samples[clips.labels.index(label)]) for label in labels]
+    return [player for player in made if player is not None]
+
+
+def has_choices(run: RunRecord) -> bool:
+    """Return whether the encoder of a run chooses between parts."""
+    return any("choices" in row for row in run.rows)

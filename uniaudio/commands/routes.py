@@ -1,0 +1,21 @@
+"""Routes of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from uniaudio.evaluate.routing import read_choices, routes_tables, write_routes
+from uniaudio.outputs import check_output_folder
+
+
+def show_routes(run: Path, out: Path | None, last: float) -> None:
+    """Print what the encoder of a run chose by task, and write it as JSON and as a heat map."""
+    out = check_output_folder(out or run, "output")
+    routes = read_choices(run, last)
+    console = Console()
+    for table in routes_tables(routes):
+        console.print(table)
+    for file in write_routes(routes, out):
+        console.print(str(file), highlight=False, soft_wrap=True)

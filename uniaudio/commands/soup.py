@@ -1,0 +1,254 @@
+"""Weights between two models, or the mean of several: WiSE-FT and model soups."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from uniaudio.build.encoders import (
+    PART,
+    build_encoder,
+    encoder_holder,
+    load_encoder,
+    open_checkpoint,
+    prompt_width,
+    stored_config,
+)
+from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust, remember_run
+from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.labelled_folder import LabelledSet, load_labelled
+from uniaudio.evaluate.probing.table import probe_models
+from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_whole, save_checkpoint
+from uniaudio.train.optim import component_of
+from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
+from uniaudio.train.trainable import LORA, held_tensors, put_tensors
+
+GRID = tuple(i / 10 for i in range(11))
+HELD_OUT = 4  # every fourth clip of a train split chooses the share; the test split never does
+SEEDS = 3
+
+Tensors = dict[str, Tensor]
+
+
+def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Tensors:
+    """Return ``(1 - alpha) * start + alpha * end`` (WiSE-FT, Wortsman et al. 2022, eq. 1), tensor by tensor.
+
+    What ``start`` lacks is taken from ``end``. Of a low-rank update only the factor ``B`` is scaled, so that the update
+    itself is, as it was 0 at the start.
+    """
+    mixed = {}
+    for name, value in end.items():
+        if name not in start or f"{LORA}A" in name:
+            mixed[name] = value
+        else:
+            mixed[name] = torch.lerp(start[name].float(), value.float(), alpha).to(value.dtype)
+    return mixed
+
+
+def averaged(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
+    """Return the weighted mean of models with the same tensors (model soups, Wortsman et al. 2022, section 2).
+
+    Raises:
+        UserError: when their tensors differ, or are low-rank factors, whose mean means nothing.
+    """
+    first = models[0]
+    for other in models[1:]:
+        if set(other) != set(first) or any(other[name].shape != first[name].shape for name in first):
+            raise UserError("the models to average hold different tensors; take runs of one config")
+    if any(LORA in name for name in first):
+        raise UserError("low-rank factors cannot be averaged; merge them first (stages[].merge_lora)")
+    total = sum(weights)
+    return {
+        name: sum(
+            (model[name].float() * (w / total) for model, w in zip(models, weights, strict=True)),
+            torch.zeros(first[name].shape),
+        ).to(first[name].dtype)
+        for name in first
+    }
+
+
+def make_soup(
+    specs: Sequence[str],
+    out: Path,
+    start: str | None = None,
+    weights: Sequence[float] | None = None,
+    alphas: Sequence[float] = GRID,
+    data: Sequence[str] = (),
+    probe: str = "knn",
+    trust: Trust = NO_TRUST,
+) -> Path:
+    """Write a checkpoint between one model and where it started, or the mean of several models.
+
+    Args:
+        specs: runs or checkpoints; one is interpolated, several are averaged.
+        start: run or checkpoint to interpolate from; None: the weights that the config's encoders name.
+        alphas: shares of the model to try; more than one needs ``data``.
+        data: labelled folders as ``NAME=FOLDER``; a part of their train splits, held out, chooses the share.
+
+    Raises:
+        UserError: when the models do not fit together, or nothing can choose between several shares.
+    """
+    console = Console()
+    refuse_filled_folder(out)
+    opened = [opened_or_told(spec) for spec in specs]
+    last = opened[0]
+    config = stored_config(last, trust)
+    config.require_trust(decoder=False)
+    if len(opened) > 1:
+        if weights is not None and len(weights) != len(opened):
+            raise UserError(f"{len(opened)} models need as many --weights, not {len(weights)}")
+        mixed = averaged([model.model for model in opened], weights or [1.0] * len(opened))
+        facts: dict[str, Any] = {"averaged": list(specs), "weights": list(weights or [1.0] * len(opened))}
+    else:
+        if len(alphas) > 1 and not data:
+            raise UserError(
+                "several shares need --data NAME=FOLDER to choose between them, or give one --alpha"
+            )
+        origin = starting_tensors(config, last, start)
+        chosen = alphas[0]
+        facts = {"from": start or "the weights that the config names", "to": specs[0]}
+        if len(alphas) > 1:
+            sets = [held_out(load_labelled(*named_folder(item))) for item in data]
+            scores = score_shares(
+                lambda a: encoder_with(config, last, interpolated(origin, last.model, a)), alphas, sets, probe
+            )
+            chosen = max(scores, key=lambda a: (scores[a]["mean"], a))
+            console.print(shares_table(scores, chosen, probe))
+            facts |= {"probe": probe, "scores": {str(alpha): found for alpha, found in scores.items()}}
+        facts["alpha"] = chosen
+        mixed = interpolated(origin, last.model, chosen)
+    return write_soup(out, last, config, mixed, facts)
+
+
+def opened_or_told(spec: str) -> Checkpoint:
+    checkpoint = open_checkpoint(spec)
+    if checkpoint is None:
+        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+    return checkpoint
+
+
+def named_folder(item: str) -> tuple[str, Path]:
+    name, equals, folder = item.partition("=")
+    if not equals:
+        raise UserError(f"--data {item}: write NAME=FOLDER")
+    return name, Path(folder)
+
+
+def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> Tensors:
+    """Return the tensors to interpolate from: another checkpoint's, or those of the encoders that the config names.
+
+    Fusion, adapter and decoder have no pretrained start, so without a checkpoint they stay as trained.
+
+    Raises:
+        UserError: when the other checkpoint shares no tensor with this one.
+    """
+    if start is not None:
+        found = {name: t for name, t in opened_or_told(start).model.items() if name in end.model}
+        if not found or any(found[name].shape != end.model[name].shape for name in found):
+            raise UserError(f"{start} and {end.path} do not hold the same tensors")
+        return found
+    holder, structure = encoder_holder(
+        build_encoder(config, prompt_width(config, end)), config, end.state["stage"]
+    )
+    return {
+        name: t.detach().clone()
+        for name, t in held_tensors(holder, structure).items()
+        if component_of(name, config) in config.encoders
+    }
+
+
+def encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) -> Any:
+    """Return the encoder of a checkpoint with other tensors in it."""
+    own = {name: t for name, t in tensors.items() if name.startswith(PART)}
+    holder, structure = encoder_holder(
+        build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
+    )
+    put_tensors(holder, structure, own, checkpoint.path)
+    return holder.encoder.eval()
+
+
+def held_out(labelled: LabelledSet) -> LabelledSet:
+    """Return a set whose test clips are every fourth train clip of each class: the true test split chooses nothing."""
+    test = np.zeros(len(labelled.train_labels), dtype=bool)
+    for label in np.unique(labelled.train_labels):
+        test[np.flatnonzero(labelled.train_labels == label)[HELD_OUT - 1 :: HELD_OUT]] = True
+    if not test.any():
+        raise UserError(
+            f"--data {labelled.name}: its classes have fewer than {HELD_OUT} train clips to hold out from"
+        )
+    clips = labelled.train_clips
+    return replace(
+        labelled,
+        train_clips=[clip for clip, out in zip(clips, test, strict=True) if not out],
+        train_labels=labelled.train_labels[~test],
+        test_clips=[clip for clip, out in zip(clips, test, strict=True) if out],
+        test_labels=labelled.train_labels[test],
+    )
+
+
+def score_shares(
+    encoder_at: Callable[[float], Any], alphas: Sequence[float], sets: Sequence[LabelledSet], probe: str
+) -> dict[float, dict[str, float]]:
+    """Return for each share the accuracy on the held-out clips of every set, and their mean."""
+    scores: dict[float, dict[str, float]] = {}
+    for alpha in alphas:
+        found = probe_models({"soup": encoder_at(alpha)}, sets, SEEDS, kinds=(probe,))
+        by_set = {name: models["soup"][probe]["mean"] for name, models in found.items()}
+        scores[alpha] = {**by_set, "mean": sum(by_set.values()) / len(by_set)}
+    return scores
+
+
+def shares_table(scores: Mapping[float, Mapping[str, float]], chosen: float, probe: str) -> Table:
+    """Lay out the accuracies by share."""
+    table = Table(
+        title=f"{probe} on held-out train clips, by share of the trained weights", title_justify="left"
+    )
+    table.add_column("alpha", justify="right")
+    for name in next(iter(scores.values())):
+        table.add_column(name, justify="right", overflow="fold")
+    for alpha, found in scores.items():
+        style = "bold green" if alpha == chosen else ""
+        table.add_row(f"{alpha:g}", *(f"{value:.3f}" for value in found.values()), style=style)
+    return table
+
+
+def write_soup(
+    out: Path, model: Checkpoint, config: RunConfig, mixed: Tensors, facts: Mapping[str, Any]
+) -> Path:
+    """Write a run folder with one checkpoint, from which probes, questions and exports go as from any run."""
+    with hold_run_folder(out):
+        refuse_filled_folder(out)
+        return write_held_soup(out, model, config, mixed, facts)
+
+
+def write_held_soup(
+    out: Path, model: Checkpoint, config: RunConfig, mixed: Tensors, facts: Mapping[str, Any]
+) -> Path:
+    """Write the folder of ``write_soup``, whose lock is held."""
+    state = {**model.state, "soup": facts}
+    saved = save_checkpoint(
+        out,
+        Snapshot(model.state["step"], state, model={name: t.contiguous() for name, t in mixed.items()}),
+        config.model_copy(update={"output_dir": str(out)}),
+        model.bases,
+    )
+    kept = model.path.parent.parent / "decoder"
+    if kept.is_dir():
+        shutil.copytree(kept, out / "decoder")
+    (out / "soup.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    assert is_whole(saved)
+    if config.reads_environment:  # of a run made here; others stay somebody else's
+        remember_run(out, config.trust_settings(), config.trust)
+    load_encoder(str(out), torch.device("cpu"), config.trust)  # what was written can be read
+    return saved

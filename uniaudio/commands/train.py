@@ -1,0 +1,225 @@
+"""From a run config to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from uniaudio.build.guard import (
+    guard_complaints,
+    guarded_sets,
+    measure_reference,
+    read_reference,
+    write_reference,
+)
+from uniaudio.build.model import (
+    LoadedModel,
+    build_model,
+    decoder_path,
+    keep_miniature,
+    kept_markup,
+    stage_recipes,
+    train_miniature,
+)
+from uniaudio.build.stage_data import StageData
+from uniaudio.checks.cache_settings import refuse_useless_caches
+from uniaudio.checks.meta_stages import sketch_stages
+from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows
+from uniaudio.commands.evaluate import ask_settings, evaluate_recipe, validation_losses, without_answers
+from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import remember_run
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.eval_sample import EvalSamples
+from uniaudio.data.loader import joined_states
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.worker_faults import explain_worker_faults
+from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_lost_processes
+from uniaudio.errors import UserError
+from uniaudio.estimate.fitting import chooser
+from uniaudio.evaluate.probing.labelled_folder import LabelledSet
+from uniaudio.model.audio_lm import as_audio_lm
+from uniaudio.train.checkpoint.store import STAGE_END, has_checkpoints
+from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
+from uniaudio.train.loggers import tell_of_finished_run
+from uniaudio.train.loop import train
+from uniaudio.train.parts import TrainParts
+from uniaudio.train.resume import check_resume, is_finished
+from uniaudio.train.run_lock import hold_run_folder
+from uniaudio.train.stage_setup import refuse_what_shards_cannot, remembers
+from uniaudio.train.state import Position, newest
+from uniaudio.train.trainable import Structure
+
+
+def run_training(config: RunConfig, resume: str | None) -> int:
+    """Train as the config says and return the exit code.
+
+    Args:
+        resume: None starts (and refuses a folder with a run in it), "yes" continues, "auto" does what fits.
+
+    Raises:
+        UserError: for every mistake that can be seen before the first step, and for those of the data.
+    """
+    refuse_begun_run(config, resume)
+    config.require_trust()
+    recipes = stage_recipes(config)
+    sketch_stages(config)
+    sets = guarded_sets(config)
+    accelerator = make_accelerator(config)
+    with telling_of_lost_processes(), explain_worker_faults():
+        with hold_run_folder(Path(config.output_dir)):
+            code = train_in_held_folder(config, resume, accelerator, recipes, sets)
+        part_ways()
+    return code
+
+
+def refuse_begun_run(config: RunConfig, resume: str | None) -> bool:
+    """Return whether there is a run in the output folder; refuse to start another one on top of it.
+
+    Raises:
+        UserError: when there is one and nobody said that it is to go on.
+    """
+    run_dir = Path(config.output_dir)
+    begun = has_checkpoints(run_dir)
+    if resume is None and begun:
+        raise UserError(
+            f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
+        )
+    return begun
+
+
+def train_in_held_folder(
+    config: RunConfig,
+    resume: str | None,
+    accelerator: Accelerator,
+    recipes: Sequence[Recipe],
+    sets: list[LabelledSet],
+) -> int:
+    """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
+    run_dir = Path(config.output_dir)
+    begun = refuse_begun_run(config, resume)  # again: a run may have ended since
+    continued = resume == "yes" or (resume == "auto" and begun)
+    remembered = [index for index, stage in enumerate(config.stages) if remembers(stage)]
+    checkpoint = newest(run_dir, remembered) if continued else None
+    if checkpoint is not None:
+        check_resume(config, checkpoint)
+        position = Position.from_state(checkpoint.state)
+        if is_finished(position, config):
+            tell_of_finished_run(run_dir, is_main(), position.step)
+            return 0
+        if config.guard is not None:
+            read_reference(config.guard, run_dir)
+    stage = 0 if checkpoint is None else position.stage + bool(checkpoint.state.get(STAGE_END))
+    check_later_stages(config, recipes, accelerator, stage)
+    kept = run_dir / "decoder"
+    miniature = None  # one that is not in the run folder yet
+    if config.decoder.miniature is not None and not (continued and kept.is_dir()):
+        miniature = train_miniature(config, recipes)
+    path = str(miniature) if miniature is not None else decoder_path(config, kept)
+    device = building_device(accelerator)
+    markup = None if checkpoint is None else kept_markup(checkpoint)
+    first: list[LoadedModel] = [build_model(config, path, device, markup)]
+    model, format, bases = first[0].model, first[0].format, first[0].bases
+    if miniature is not None:
+        bases["decoder"]["path"] = str(kept)
+    markup = format.markup  # the same in all stages
+    # ``sketch_stages`` has done this where it had a sketch
+    refuse_useless_caches(config, Structure.of(model).usual)
+    check_stage_names(config, ParameterNames.of(model))
+    reference = None
+    if config.guard is not None and not continued and is_main():
+        reference = measure_reference(model.encoder, sets, config.guard)
+
+    def write_start() -> None:
+        if miniature is not None:
+            keep_miniature(miniature, kept)
+        if reference is not None:
+            write_reference(reference, run_dir)
+        remember_run(run_dir, config.trust_settings(), config.trust)
+
+    def build() -> nn.Module:
+        return (first.pop() if first else build_model(config, path, device, markup)).model
+
+    data = StageData(config, recipes, format)
+    judge = Judge(config, recipes, format, bases, sets)
+    parts = TrainParts(
+        build=build,
+        open_steps=data.steps,
+        join_states=joined_states,
+        tasks=data.tasks,
+        bases=bases,
+        write_start=write_start,
+        has_auxiliary=bool(getattr(model.encoder, "auxiliary", ())),
+        examples=data.examples,
+        entry_tasks=data.entry_tasks,
+        validation=judge.validation,
+        recompute=chooser(config, recipes, model, accelerator.device),
+        guard=judge.guard if sets else None,
+        evaluate=judge.evaluate,
+    )
+    del model  # of the first stage alone: the loop is to free it when the next one begins
+    return train(parts, config, accelerator, continued, checkpoint)
+
+
+def check_later_stages(
+    config: RunConfig, recipes: Sequence[Recipe], accelerator: Accelerator, begun: int
+) -> None:
+    """Refuse what would end the run only at the boundary of a stage, or at an evaluation.
+
+    The main process reads rows, and all are refused together.
+
+    Args:
+        begun: the index of the stage that begins or goes on; the data of stages that are over may be gone.
+
+    Raises:
+        UserError: see ``check_stage_rows``; for means that the engine cannot do.
+    """
+    for stage in config.stages[begun:]:
+        refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
+    refusal = None
+    if is_main():
+        try:
+            check_stage_rows(config, recipes, begun)
+        except UserError as mistake:
+            refusal = str(mistake)
+    if sentence := gather_objects(refusal)[0]:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges the model while it trains: its losses, its answers, and what it must not forget.
+
+    Args:
+        recipes: one per stage. sets: the guarded ones.
+    """
+
+    config: RunConfig
+    recipes: Sequence[Recipe]
+    format: ChatFormat
+    bases: dict[str, dict[str, str]]
+    sets: list[LabelledSet]
+    samples: EvalSamples = field(default_factory=EvalSamples)
+
+    def loaded(self, model: nn.Module) -> LoadedModel:
+        return LoadedModel(as_audio_lm(model), self.format, self.config, self.bases)
+
+    def validation(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
+        """Return the loss per answer token of each task of a stage."""
+        return validation_losses(self.loaded(model), self.recipes[stage], count, shared, self.samples)
+
+    def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
+        """Return the scores of the evaluation sets of the last stage."""
+        settings = ask_settings(self.config, shared=shared)
+        results = evaluate_recipe(self.loaded(model), self.recipes[-1], settings, samples=self.samples)
+        return without_answers(results)
+
+    def guard(self, model: nn.Module) -> list[str]:
+        """Return a sentence for each guarded set that lost more than the guard allows."""
+        assert self.config.guard is not None
+        encoder = as_audio_lm(model).encoder
+        return guard_complaints(encoder, self.sets, self.config.guard, Path(self.config.output_dir))

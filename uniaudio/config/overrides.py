@@ -1,0 +1,81 @@
+"""Layers of a YAML file: the file that its ``base`` names, its own keys, overrides of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.search_paths import Kind, find_file
+from uniaudio.config.strict_yaml import load_yaml, parse_scalar
+from uniaudio.errors import UserError
+
+
+def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file over its base, that one over its own base, and so on.
+
+    Mappings are merged, everything else (lists too, and mappings of another ``kind``) is replaced.
+
+    Raises:
+        UserError: when a base does not exist or the bases go round in a circle.
+    """
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `base` goes round in a circle")
+    data = load_yaml(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: must be the name or path of one file, got {base!r}")
+    parent = find_file(kind, base, path.parent)
+    return merged(read_layers(parent, kind, (*seen, path.resolve())), data)
+
+
+def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``own`` laid over it.
+
+    A mapping that names another ``kind`` replaces the base's: the settings of one kind mean nothing to another.
+    """
+    if "kind" in own and own["kind"] != base.get("kind", own["kind"]):
+        return dict(own)
+    result = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def apply_override(data: dict[str, Any], override: str, known_first: Sequence[str]) -> None:
+    """Set ``stages.0.steps=10`` in place; the schema checks the result.
+
+    Args:
+        known_first: the keys that may stand first.
+
+    Raises:
+        UserError: when it is not ``key=value``, or leads through something that has no parts.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': write key.sub=value")
+    parts = key.split(".")
+    if parts[0] not in known_first:
+        raise UserError(f"override '{override}': unknown key{did_you_mean(parts[0], known_first)}")
+    place: Any = data
+    for depth, part in enumerate(parts[:-1], 1):
+        index = position(place, part, override)
+        if isinstance(place, dict) and place.get(index) is None:
+            place[index] = {}  # a part that was left to its defaults
+        place = place[index]
+        if not isinstance(place, (dict, list)):
+            raise UserError(f"override '{override}': {'.'.join(parts[:depth])} is a value, it has no parts")
+    place[position(place, parts[-1], override)] = parse_scalar(text)
+
+
+def position(place: dict[str, Any] | list[Any], part: str, override: str) -> Any:
+    """Return what ``part`` names in a mapping (itself) or in a list (a number)."""
+    if isinstance(place, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(place):
+        raise UserError(f"override '{override}': {part} is not one of the positions 0 to {len(place) - 1}")
+    return int(part)

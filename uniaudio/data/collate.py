@@ -1,0 +1,148 @@
+"""Examples to one packed batch: ids, places of the audio tokens, places of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uniaudio.data.chat_format import TextIds, prefix_of
+from uniaudio.ragged import Ragged
+from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
+
+
+def collate(
+    examples: Sequence[Example],
+    format: TextIds,
+    slots_for: Callable[[int], int],
+    tasks: tuple[str, ...],
+    share: bool = False,
+) -> Batch:
+    """Pack examples with their answers as labels.
+
+    An example becomes ``[prompt ids, audio places, prompt ids, answer ids]``. The labels are the answer ids; the
+    position that predicts a label is the one before it::
+
+        tokens     <user> ? [a] [a] <assistant> dog  <end>
+        predicts                        dog    <end>
+
+    Args:
+        slots_for: audio tokens of a clip of so many samples.
+        share: let questions about the same clips share one beginning, the clips included, where their prompts have
+            the same ids up to there (see ``SharedPrefixes``).
+
+    Raises:
+        RowError: when a text of an example cannot be used.
+    """
+    answers = [format.answer(example.answer) for example in examples]
+    assert all(len(answer) > 1 for answer in answers)  # it is never empty and ends with end-of-turn
+    return pack(examples, answers, format, slots_for, tasks, share)
+
+
+def collate_prompts(
+    examples: Sequence[Example], format: TextIds, slots_for: Callable[[int], int], tasks: tuple[str, ...]
+) -> Batch:
+    """Pack the same prompts without answers, to generate from. There are no labels, and every row is whole."""
+    return pack(examples, [[] for _ in examples], format, slots_for, tasks, share=False)
+
+
+def pack(
+    examples: Sequence[Example],
+    answers: Sequence[list[int]],
+    format: TextIds,
+    slots_for: Callable[[int], int],
+    tasks: tuple[str, ...],
+    share: bool,
+) -> Batch:
+    clips, asked = different_clips(examples)
+    slots = [slots_for(len(clip)) for clip in clips]
+    first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
+    prompts = [format.prompt(example.prompt) for example in examples]
+    leaders = leading_rows(examples, prompts) if share else list(range(len(examples)))
+    shared: list[int] = []
+    tokens: list[int] = []
+    lengths: list[int] = []
+    audio_positions: list[int] = []
+    audio_index: list[int] = []
+    label_positions: list[int] = []
+    prompt_lengths: list[int] = []
+    for row, (pieces, own, answer) in enumerate(zip(prompts, asked, answers, strict=True)):
+        start = len(tokens)
+        if leaders[row] == row:
+            shared.append(0)
+            tokens += pieces[0]
+            for clip, piece in zip(own, pieces[1:], strict=True):
+                audio_positions += range(len(tokens), len(tokens) + slots[clip])
+                audio_index += range(first[clip], first[clip + 1])
+                tokens += [0] * slots[clip] + piece
+        else:
+            shared.append(sum(len(piece) for piece in pieces[:-1]) + sum(slots[clip] for clip in own))
+            tokens += pieces[-1]
+        prompt_lengths.append(len(tokens) - start)
+        assert prompt_lengths[-1]  # something predicts the first token of the answer
+        label_positions += range(len(tokens) - 1, len(tokens) - 1 + len(answer))
+        tokens += answer
+        lengths.append(len(tokens) - start)
+    samples = np.concatenate(clips) if clips else np.zeros(0, np.int16)
+    task = integers([tasks.index(example.task) for example in examples])
+    return Batch(
+        audio=Ragged(torch.from_numpy(samples), integers([len(clip) for clip in clips])),
+        tokens=Ragged(integers(tokens), integers(lengths)),
+        audio_positions=integers(audio_positions),
+        audio_index=integers(audio_index),
+        label_positions=integers(label_positions),
+        labels=integers([token for answer in answers for token in answer]),
+        label_task=task.repeat_interleave(integers([len(answer) for answer in answers])),
+        masks=masks_of(examples, asked),
+        example_clips=Ragged(
+            integers([clip for own in asked for clip in own]), integers([len(own) for own in asked])
+        ),
+        example_task=task,
+        prompt_lengths=integers(prompt_lengths),
+        tasks=tasks,
+        ids=tuple(example.id for example in examples),
+        audio_tokens=first[-1],
+        audio_seconds=len(samples) / SAMPLE_RATE,
+        prefixes=SharedPrefixes(integers(leaders), integers(shared)) if any(shared) else None,
+    )
+
+
+def different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.int16]], list[range]]:
+    """Return the C different clips, and for every example which of them it asks about."""
+    clips: list[NDArray[np.int16]] = []
+    asked = []
+    for example in examples:
+        if not example.shares_clips:
+            clips += example.clips
+        asked.append(range(len(clips) - len(example.clips), len(clips)))
+    return clips, asked
+
+
+def leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]) -> list[int]:
+    """Return for every example the first one about the same clips whose prompt begins alike, or itself."""
+    leaders = []
+    known: dict[tuple[tuple[int, ...], ...], int] = {}
+    for row, (example, pieces) in enumerate(zip(examples, prompts, strict=True)):
+        if not example.shares_clips:
+            known = {}
+        # a row without a token of its own before the answer would have nowhere to predict the first one
+        leaders.append(known.setdefault(prefix_of(pieces), row) if pieces[-1] else row)
+    return leaders
+
+
+def masks_of(examples: Sequence[Example], asked: Sequence[range]) -> torch.Tensor:
+    """Return ``[R, 4]`` int64: the masks of the different clips by their number in the batch."""
+    rows = [
+        (own[clip], *band)
+        for example, own in zip(examples, asked, strict=True)
+        if not example.shares_clips
+        for clip, *band in example.masks
+    ]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+
+
+def integers(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)

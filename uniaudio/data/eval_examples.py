@@ -1,0 +1,93 @@
+"""Examples to be asked in evaluation: in the order of the source, with the first wording."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_rows
+from uniaudio.data.permutation import number
+from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.row_questions import decode_clips, render_question
+from uniaudio.data.sampler import Skip
+from uniaudio.data.source import Row, Source, open_source
+from uniaudio.errors import RowError, convert_to_row_error
+from uniaudio.types import Example
+
+
+def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Example, tuple[str, ...]]:
+    """Decode and render one row with the first wording; return it with all its right answers.
+
+    Raises:
+        RowError: when the row cannot be used.
+    """
+    rendered = render_question(row, entry.dataset, entry.template, entry.constants)
+    clips = decode_clips(row, max_seconds)
+    if entry.augmenter is not None:
+        with convert_to_row_error("broken audio", row.key):
+            rng = random.Random(number("condition", row.key))
+            clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
+    example = Example(
+        id=f"{entry.dataset.name}/{entry.split}/{row.key}",
+        task=entry.template.task,
+        dataset=entry.dataset.name,
+        clips=clips,
+        prompt=rendered.prompt,
+        answer=rendered.answer,
+    )
+    return example, rendered.references
+
+
+@dataclass(frozen=True)
+class EvalExamples:
+    """The examples of an evaluation entry: all of them, or a sample (see ``choose_sample``)."""
+
+    entry: EvalEntry
+    source: Source
+    sample: EvalSample
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows the split has; None where only reading all of it would tell."""
+        return self.sample.rows
+
+    @property
+    def size(self) -> int | None:
+        """How many of them are evaluated."""
+        return self.sample.rows if self.sample.addresses is None else len(self.sample.addresses)
+
+
+def open_examples(entry: EvalEntry, limit: int | None, samples: EvalSamples | None = None) -> EvalExamples:
+    """Open the rows of an evaluation entry, at most ``limit`` of them.
+
+    Args:
+        samples: chooses which, and remembers the choice where the set is opened again.
+
+    Raises:
+        UserError: when the source cannot be opened.
+    """
+    source = open_source(entry.dataset, entry.split)
+    return EvalExamples(entry, source, (samples or EvalSamples()).choose(entry, source, limit))
+
+
+def iterate_examples(
+    examples: EvalExamples, max_seconds: float, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Example, tuple[str, ...]] | Skip]:
+    """Yield examples with all their right answers, in the order of the source; rows that cannot be used as ``Skip``.
+
+    Args:
+        share: (i, n) takes every n-th row from row i on; the others are not decoded.
+    """
+    entry = examples.entry
+    first, step = share
+    for index, row in islice(enumerate(sample_rows(examples.source, examples.sample)), first, None, step):
+        name = entry.dataset.name
+        if isinstance(row, RowError):
+            yield Skip.of(name, f"row {index}", row)
+            continue
+        try:
+            yield build_example(row, entry, max_seconds)
+        except RowError as problem:
+            yield Skip.of(name, row.key, problem)

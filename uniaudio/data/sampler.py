@@ -1,0 +1,293 @@
+"""Where a logical stream is in a source: the next rows, epoch after epoch, from a position of a few integers."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakSet
+
+from uniaudio.data.permutation import number, permuted
+from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
+from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
+from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
+
+BARREN = 4  # times as many empty epochs as there are streams, before a source counts as empty
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that was left out, and why."""
+
+    source: str
+    row: str
+    reason: str
+    detail: str
+
+    @classmethod
+    def of(cls, source: str, row: str, problem: RowError) -> Skip:
+        """Return what is listed of a row that could not be used."""
+        return cls(source, printable(problem.key or row), problem.reason, problem.detail)
+
+    @property
+    def sentence(self) -> str:
+        """Say it of the first row of a source that is left out for this reason."""
+        detail = f" ({self.detail})" if self.detail else ""
+        return (
+            f"dataset {self.source}: row {self.row} is left out: {self.reason}{detail}; "
+            f"further ones are listed in skipped.jsonl"
+        )
+
+
+@dataclass(frozen=True)
+class BrokenShard(Skip):
+    """The rest of a shard that cannot be read.
+
+    Args:
+        rows: of the shard that are lost, estimated; 0 where nothing is known of them. share: of all rows of the source.
+    """
+
+    rows: int = 0
+    share: float = 0.0
+
+    @classmethod
+    def estimate(cls, source: str, shard: str, shards: int, read: int, problem: RowError) -> BrokenShard:
+        """Estimate what is lost.
+
+        Where the source has no estimate, the place of the damage is taken as one at random: on average as many rows lie
+        behind it as before it. Where nothing lies before it, the shard counts as one of all, as if all were alike.
+
+        Args:
+            shards: of the source. read: rows of the shard before the damage.
+        """
+        cause = problem.__cause__
+        lost, total = (cause.lost, cause.total) if isinstance(cause, BrokenShardError) else (None, None)
+        if lost is None:
+            lost = read
+        share = min(1.0, lost / (total or (read + lost) * shards)) if lost else 1 / shards
+        return cls(source, printable(shard), problem.reason, problem.detail, lost, share)
+
+
+class IndexedCursor:
+    """The rows of an indexed source that fall to one of ``streams`` logical streams.
+
+    The stream's j-th draw is draw ``j * streams + stream`` of the source: streams draw equally often, so together they
+    go through one permutation of all rows after the other, and each row comes once in each epoch.
+    """
+
+    def __init__(self, source: IndexedSource, seed: int, stream: int, streams: int) -> None:
+        self.source, self.seed, self.stream, self.streams = source, seed, stream, streams
+
+    def take(self, j: int) -> tuple[int, Row | RowError]:
+        """Return the number of a draw over all streams, and its row (or why there is none)."""
+        k = j * self.streams + self.stream
+        epoch, place = divmod(k, self.source.size)
+        return k, self.source.row_or_error(permuted(place, self.source.size, number(self.seed, epoch)))
+
+
+class Mark(NamedTuple):
+    """A position in the rows of a sharded source that fall to one stream.
+
+    Args:
+        epoch: how often the stream went through its part. unit: of the epoch's units, see ``units``.
+        row, offset: the place in the unit's shard.
+        used: rows taken from the window that begins there.
+    """
+
+    epoch: int = 0
+    unit: int = 0
+    row: int = 0
+    offset: int = 0
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one stream reads of one shard: every ``parts``-th row from row ``part`` on."""
+
+    shard: int
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are shuffled together, shards that broke on the way; where it and the next window begin."""
+
+    start: Mark
+    rows: list[Row | RowError]
+    skips: list[Skip]
+    after: Mark
+
+
+def units(shards: int, epoch: int, stream: int, streams: int, seed: int) -> list[Unit]:
+    """Return what a stream reads in an epoch.
+
+    Over all streams each row is read once in each epoch. Shards are dealt out anew in each epoch; where there are fewer
+    shards than streams, several streams share a shard and take its rows in turns.
+    """
+    own = (stream + epoch) % streams
+    if shards >= streams:
+        dealt = number(seed, "shards", epoch)
+        return [Unit(permuted(place, shards, dealt)) for place in range(own, shards, streams)]
+    shard = own % shards
+    return [Unit(shard, own // shards, len(range(shard, streams, shards)))]
+
+
+class ShardCursor:
+    """The rows of a sharded source that fall to one stream: read in order, shuffled within windows.
+
+    The next window is read in the background while the rows of one are used.
+
+    Args:
+        name: of the dataset, for messages. size: rows of a window; the last one of an epoch may be shorter.
+        patience: seconds to wait for a window before the run stops; pauses of an outage do not count.
+        max_outage: seconds that an outage of the network is waited out.
+    """
+
+    def __init__(
+        self,
+        source: ShardedSource,
+        name: str,
+        seed: int,
+        stream: int,
+        streams: int,
+        size: int,
+        patience: float,
+        mark: Mark,
+        max_outage: float = MAX_OUTAGE,
+    ) -> None:
+        self.source, self.name, self.seed = source, name, seed
+        self.stream, self.streams, self.size, self.patience = stream, streams, size, patience
+        self.mark, self.max_outage = mark, max_outage
+        self.pause_ends = 0.0  # of an outage that is waited out, on the monotonic clock
+        self.window: Window | None = None
+        self.coming: Future[Window] | None = None
+        self.told: list[Skip] = []
+
+    def take(self) -> Row | RowError:
+        """Return the next row, or why it cannot be used.
+
+        Raises:
+            UserError: when the source has no rows, or reading takes too long.
+        """
+        window = self.window
+        while window is None or self.mark.used == len(window.rows):
+            window = self.next_window(window)
+        place = permuted(self.mark.used, len(window.rows), number(self.seed, *self.mark[:4]))
+        self.mark = self.mark._replace(used=self.mark.used + 1)
+        return window.rows[place]
+
+    def troubles(self) -> list[Skip]:
+        """Return the shards that broke since the last call."""
+        told, self.told = self.told, []
+        return told
+
+    def next_window(self, last: Window | None) -> Window:
+        """Wait for the window at the mark (or after the last one), and start to read the one behind it."""
+        start = last.after if last is not None else self.mark._replace(used=0)
+        coming = self.coming or in_background(lambda: self.read_window(start))
+        begun = time.monotonic()
+        while not coming.done():
+            left = max(begun, self.pause_ends) + self.patience - time.monotonic()
+            if left <= 0:
+                raise UserError(
+                    f"dataset {self.name}: {self.where(start)} could not be read within {self.patience:g} s; "
+                    f"see whether it can be reached, or raise data.patience"
+                )
+            wait([coming], timeout=left)
+        window = coming.result()
+        if last is not None or self.mark.used == 0:  # a continued window has told of them before
+            self.told += window.skips
+        self.mark = window.start._replace(used=self.mark.used if last is None else 0)
+        self.window = window
+        self.coming = in_background(lambda: self.read_window(window.after))
+        return window
+
+    def note_pause(self, seconds: float) -> None:
+        """Remember until when an outage is being waited out."""
+        self.pause_ends = time.monotonic() + seconds
+
+    def where(self, mark: Mark) -> str:
+        unit = units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)[mark.unit]
+        return f"{self.source.shards[unit.shard]} from row {mark.row} on"
+
+    def read_window(self, start: Mark) -> Window:
+        """Read the rows of a window; epochs without any row are passed over."""
+        rows: list[Row | RowError] = []
+        skips: list[Skip] = []
+        mark = start
+        for _ in range(BARREN * self.streams):
+            begin, mark = mark, self.read_epoch(mark, rows, skips)
+            if rows:
+                return Window(begin, rows, skips, mark)
+        broken = f"; {skips[0].row}: {skips[0].detail}" if skips else " (is the split's `keep` right?)"
+        raise UserError(f"dataset {self.name} has no rows{broken}")
+
+    def read_epoch(self, mark: Mark, rows: list[Row | RowError], skips: list[Skip]) -> Mark:
+        """Add rows up to the size of a window or the end of the epoch; return the mark behind them."""
+        todo = units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)
+        place = Place(mark.row, mark.offset)
+        for number_of_unit in range(mark.unit, len(todo)):
+            unit = todo[number_of_unit]
+            last = place
+            try:
+                for row, behind in self.read_shard(unit.shard, place):
+                    last = behind
+                    if row is not None and (behind.row - 1) % unit.parts == unit.part:
+                        rows.append(row)
+                        if len(rows) == self.size:
+                            return Mark(mark.epoch, number_of_unit, *behind)
+            except RowError as problem:
+                shards = self.source.shards
+                skips.append(
+                    BrokenShard.estimate(self.name, shards[unit.shard], len(shards), last.row, problem)
+                )
+            place = Place()
+        return Mark(mark.epoch + 1)
+
+    def read_shard(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
+        """Yield the rows of a shard from a place on, see ``ShardedSource.read``.
+
+        Raises:
+            RowError: "broken shard", whatever ended the reading.
+        """
+        with convert_to_row_error("broken shard", self.source.shards[shard]):
+            try:
+                yield from read_patiently(
+                    self.source, shard, place, self.name, self.max_outage, waited=self.note_pause
+                )
+            except BrokenShardError as problem:
+                raise RowError("broken shard", str(problem)) from problem
+
+
+READERS: WeakSet[threading.Thread] = WeakSet()
+LAST_WORDS = 5.0  # seconds that a process waits at its end for reads that are under way
+
+
+@atexit.register
+def end_reading() -> None:
+    """Let reads end before the interpreter does: one that is then inside a library would abort the process."""
+    until = time.monotonic() + LAST_WORDS
+    for thread in list(READERS):
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def in_background(work: Callable[[], Window]) -> Future[Window]:
+    """Run in a thread that does not keep the process from ending for ever, as those of an executor would."""
+    future: Future[Window] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as problem:  # whatever it is, it belongs to whoever waits
+            future.set_exception(problem)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    READERS.add(thread)
+    return future

@@ -1,0 +1,291 @@
+"""Where files are: places written with braces, globs and folders, and which of them belong to a split."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from glob import glob
+from itertools import product
+from pathlib import Path
+
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.sources.folder_walk import HIDDEN, walk_files
+from uniaudio.data.sources.split_names import SAME, bears, choose_files, has_words, named_splits, other_words
+from uniaudio.errors import UserError
+
+MOST_PLACES = 1_000_000  # that one text with braces may name
+DIGITS = 20  # of the end of a range
+BRACES = re.compile(r"\{([^{}]*)\}")
+SPLIT = "{split}"  # in a place: the stored split's name
+ONLY_SPLIT = "train"  # the name of the split where the stored data know no splits; also a card's default
+HTTP = ("http://", "https://")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
+PACKED = "compressed archive"
+USUAL = tuple(word for group in SAME for word in group)  # names of folders that hold splits
+
+
+def is_remote(place: str) -> bool:
+    return "://" in place
+
+
+def size_of(place: str) -> int | None:
+    """Return the bytes of a local file; None for a URL, or where there is no file any more."""
+    try:
+        return None if is_remote(place) else Path(place).stat().st_size
+    except OSError:
+        return None
+
+
+def expand_braces(text: str) -> list[str]:
+    """Return the texts of ``a-{000..012}.tar`` or ``{dev,test}.tar``; digits keep their width.
+
+    Raises:
+        UserError: for braces that hold neither a range nor a list.
+    """
+    choices: list[list[str]] = []
+    for inside in BRACES.findall(text):
+        first, dots, last = inside.partition("..")
+        if dots and max(len(first), len(last)) > DIGITS:
+            raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
+        if dots and first.isdigit() and last.isdigit() and int(first) <= int(last):
+            if int(last) - int(first) >= MOST_PLACES:
+                raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
+            choices.append([str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)])
+        elif "," in inside:
+            choices.append(inside.split(","))
+        else:
+            raise UserError(
+                f"{text}: {{{inside}}} is neither a range such as {{000..012}} nor a list {{a,b}}"
+            )
+    if math.prod(map(len, choices)) > MOST_PLACES:
+        raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
+    parts = BRACES.split(text)[::2]
+    return [
+        "".join(x for pair in zip(parts, (*chosen, ""), strict=True) for x in pair)
+        for chosen in product(*choices)
+    ]
+
+
+def shown(text: str) -> str:
+    """Return the beginning of a place for a message."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def expand_places(
+    places: Sequence[str], suffix: str, where: str, left_out: Counter[str] | None = None
+) -> list[str]:
+    """Return files and URLs in a stable order: braces and globs expanded, folders searched for ``suffix``.
+
+    Args:
+        left_out: is counted what folders and globs hold besides, by reason.
+
+    Raises:
+        UserError: for a local place that does not exist or holds no such file, for a compressed archive, and for a URL
+            that cannot be read.
+    """
+    left_out = Counter() if left_out is None else left_out
+    found: list[str] = []
+    for place in (place for text in places for place in expand_braces(text)):
+        if is_remote(place):
+            check_url(place, where)
+            found.append(place)
+            continue
+        matched = [place] if Path(place).exists() else sorted(glob(place, recursive=True))
+        files = [file for path in matched for file in files_at(path, suffix, left_out)]
+        typed = [file for file in files if file.lower().endswith(suffix)]
+        if typed and len(matched) > 1:  # a README beside the shards that a pattern finds
+            left_out[f"no {suffix} file"] += len(files) - len(typed)
+            files = typed
+        if not files:
+            packed = f"; {left_out[PACKED]} are compressed, unpack them first" if left_out[PACKED] else ""
+            raise UserError(f"{where}: there is no {suffix.removeprefix('.')} file at {place}{packed}")
+        for file in files:
+            if file.lower().endswith(COMPRESSED):
+                raise UserError(
+                    f"{where}: {file} is compressed, so that no row could be read alone; unpack it (gunzip, "
+                    f"unzstd, xz -d) and name the {suffix} file"
+                )
+        found += files
+    return list(dict.fromkeys(found))  # two patterns may find the same file; its rows come once
+
+
+def files_at(place: str, suffix: str, left_out: Counter[str]) -> list[str]:
+    """Return a file, or the files with a suffix in a folder, in order."""
+    if not Path(place).is_dir():
+        return [place]
+    found = []
+    for file in sorted(walk_files(Path(place), left_out)):
+        if file.name.lower().endswith(suffix):
+            found.append(str(file))
+        else:
+            left_out[PACKED if file.name.lower().endswith(COMPRESSED) else f"no {suffix} file"] += 1
+    return found
+
+
+def check_url(url: str, where: str) -> None:
+    """Refuse, before anything is read, a URL of which nothing could be read later.
+
+    Raises:
+        UserError: for a pattern, and for a scheme that nothing installed can read.
+    """
+    if "*" in url:
+        raise UserError(
+            f"{where}: {url}: files of a URL cannot be looked up; write {{0000..0012}} instead of *"
+        )
+    if url.startswith(HTTP):
+        return
+    import fsspec  # only for its schemes
+
+    try:
+        fsspec.get_filesystem_class(url.partition("://")[0])
+    except (ImportError, ValueError) as problem:
+        raise UserError(f"{where}: {url} cannot be read ({problem})") from problem
+
+
+def files_of_split(
+    card: DatasetCard, split: str, suffix: str, left_out: Counter[str] | None = None
+) -> list[str]:
+    """Return the files and URLs of a split, in a stable order.
+
+    ``{split}`` in a place stands for the stored split's name. Without it, files that name the stored split, or that lie
+    in a folder that does, are the split (see ``choose_files``). Where no file names any split, all of them are the
+    split ``train``.
+
+    Args:
+        left_out: is counted what is passed over, by reason.
+
+    Raises:
+        UserError: for a place that does not exist or cannot be read, for a split that no file names, and for files of
+            which it cannot be told.
+    """
+    left_out = Counter() if left_out is None else left_out
+    name, where = card.split(split).name, f"{card.path}: load.{card.load.kind}"
+    places = [place.replace(SPLIT, name) for place in card.load.places]
+    found = expand_places(places, suffix, where, left_out)
+    if any(SPLIT in place for place in card.load.places):
+        return found
+    paths = below_common(found)
+    chosen = choose_files(paths, name, {stored.name for stored in card.splits.values()})
+    if chosen is None:
+        refuse_other_splits(card, split)
+        refuse_files_of_splits(card, split, found, paths)
+        return found
+    own = []
+    for place, parts, is_own in zip(found, paths, chosen, strict=True):
+        names = named_splits(parts[-1].partition("?")[0])
+        if not is_own:
+            left_out[
+                "file of another split" if any(map(named_splits, parts)) else "file that names no split"
+            ] += 1
+        elif len(names) > 1 and not bears(parts, name):
+            raise UserError(
+                f"{where}: {place} names several splits ({', '.join(sorted(names))}); write {SPLIT} in the place, or "
+                f"give each split a card that names its files"
+            )
+        else:
+            own.append(place)
+    return own
+
+
+def refuse_files_of_splits(
+    card: DatasetCard, split: str, found: Sequence[str], paths: Sequence[Sequence[str]]
+) -> None:
+    """Refuse files that name other splits than the one that is read, unless the card itself names such files alone.
+
+    Raises:
+        UserError: naming one of them.
+    """
+    written = [named_splits(Path(place).name) for place in card.load.places if not Path(place).is_dir()]
+    meant = set[str]().union(*written)
+    for place, parts in zip(found, paths, strict=True):
+        names = set[str]().union(*map(named_splits, parts))
+        if names and (names != meant or len(meant) > 1):
+            raise UserError(
+                f"{card.path}: splits.{split}: {place} names another split ({', '.join(sorted(names))}) and no file "
+                f"names '{card.split(split).name}'; name the files of this split under load.{card.load.kind}, or set "
+                f"splits.{split}.name"
+            )
+
+
+def refuse_other_splits(card: DatasetCard, split: str) -> None:
+    """Refuse a stored split that is not there, for all rows would quietly be in every split.
+
+    Raises:
+        UserError: unless the split is the one that data without splits have.
+    """
+    name = card.split(split).name
+    if name != ONLY_SPLIT:
+        raise UserError(
+            f"{card.path}: splits.{split}: {card.load.location} has no split '{name}'; leave out `name` to take "
+            f"all that is there (with `keep` for a part of it)"
+        )
+
+
+def folder_of_split(card: DatasetCard, split: str, left_out: Counter[str] | None = None) -> Path:
+    """Return the card's folder, or its sub-folder that names the stored split.
+
+    Args:
+        left_out: is counted what lies beside the split's folder.
+
+    Raises:
+        UserError: when there is no such folder or split, and when several folders name it.
+    """
+    name, left_out = card.split(split).name, Counter() if left_out is None else left_out
+    folder = Path(card.load.location.replace(SPLIT, name))
+    if not folder.is_dir():
+        raise UserError(f"{card.path}: load.{card.load.kind}: there is no folder {folder}")
+    if SPLIT in card.load.location:
+        return folder
+    beside = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
+    )
+    named = [name] if (folder / name).is_dir() else folders_of_split(beside, name)
+    if len(named) > 1:
+        raise UserError(
+            f"{card.path}: splits.{split}: several folders of {folder} name the split '{name}' ({', '.join(named)}); "
+            f"set `name` to one of them, or write {SPLIT} in the place"
+        )
+    if named:
+        others = [other for other in beside if other != named[0]]
+        left_out[f"folder beside {named[0]}/"] += len(others)
+        return folder / named[0]
+    refuse_other_splits(card, split)
+    if others := [other for other in beside if other.lower() in USUAL and named_splits(other) != {name}]:
+        raise UserError(
+            f"{card.path}: splits.{split}: {folder} has folders of other splits ({', '.join(others)}) and none that "
+            f"names '{name}'; name a folder of this split alone, or set splits.{split}.name"
+        )
+    return folder
+
+
+def folders_of_split(names: Sequence[str], split: str) -> list[str]:
+    """Return the folders that name a split, where folders name splits at all: classes may be called train, too."""
+    if split == ONLY_SPLIT and not any(named_splits(name) - {ONLY_SPLIT} for name in names):
+        return []
+    for word in (split, *other_words(split)):
+        if exact := [name for name in names if name.lower() == word.lower()]:
+            return exact
+        if found := [name for name in names if has_words(name, word)]:
+            return found
+    return []
+
+
+def below_common(places: Sequence[str]) -> list[list[str]]:
+    """Return the parts of each path below the folders that all have in common."""
+    parts = [place.split("/") for place in places]
+    common = 0
+    for level in zip(*(path[:-1] for path in parts), strict=False):  # as deep as the least deep of them
+        if len(set(level)) > 1:
+            break
+        common += 1
+    return [path[common:] for path in parts]
+
+
+def short_names(places: Sequence[str]) -> list[str]:
+    """Return the names of files without suffix; those of all with their folders where some are alike."""
+    stems = [Path(place).stem for place in places]
+    if len(set(stems)) == len(stems):
+        return stems
+    return ["/".join((*path[:-1], Path(path[-1]).stem)) for path in below_common(places)]

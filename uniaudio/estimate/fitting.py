@@ -1,0 +1,80 @@
+"""At the start of a stage: what has to recompute so that its micro-batches fit the memory of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from uniaudio.build.activation_checkpointing import part_of, parts_set_to
+from uniaudio.checks.recipe import QUESTION, average_clip
+from uniaudio.config.run import RunConfig
+from uniaudio.data.recipe import Recipe
+from uniaudio.distributed import gather_objects, is_main, world_size
+from uniaudio.errors import UserError
+from uniaudio.estimate.stage_plan import GIB, MARGIN, plan_stage
+from uniaudio.estimate.thin import Blueprint, Clip, precision_on_gpu
+from uniaudio.model.audio_lm import AudioLM, as_audio_lm
+from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.launch import precision_of
+from uniaudio.train.recomputing import Recomputing
+
+SUPPOSED = Clip(10.0, QUESTION, 8)  # where the length of clips is not known
+
+
+def usable_bytes(config: RunConfig, device: torch.device) -> float | None:
+    """Return the bytes that the model, its optimizer and activations may take in a process; None: any number.
+
+    They are nine tenths of ``train.memory_gib``, or of the GPU's memory, the smallest of all ranks'.
+    """
+    own = None if config.train.memory_gib is None else config.train.memory_gib * GIB
+    if own is None and device.type == "cuda":
+        own = float(torch.cuda.get_device_properties(device).total_memory)
+    stated = [size for size in gather_objects(own) if size is not None]
+    return MARGIN * min(stated) if stated else None
+
+
+def chooser(
+    config: RunConfig, recipes: Sequence[Recipe], built: AudioLM, device: torch.device
+) -> Callable[[int, Engine], Recomputing]:
+    """Return a function of stage index and engine that lets parts of the engine's model recompute, and says which.
+
+    The main process reckons, the others do the same. Where nothing is set to ``auto`` or memory has no bounds nothing
+    is reckoned.
+
+    Args:
+        built: the model as it is before the first stage. device: of the engine.
+    """
+    auto, always = parts_set_to(config, "auto"), tuple(parts_set_to(config, True))
+    limit = usable_bytes(config, device) if auto else None
+    blueprint = Blueprint.of(built) if limit is not None and is_main() else None
+    dtype = precision_on_gpu(config) if device.type == "cuda" else precision_of(config) or torch.float32
+
+    def reckon(index: int, engine: str) -> Recomputing:
+        if limit is None or blueprint is None:
+            return Recomputing(always)
+        try:
+            clip = clip_of(recipes[index])
+            plain = plan_stage(config, index, clip, dtype, world_size(), blueprint=blueprint)
+        except UserError as problem:
+            return Recomputing(always, obstacle=str(problem))
+        best = plain.cheapest(engine, world_size(), limit, auto)
+        needed, without = (plan.total(engine, world_size()) for plan in (best, plain))
+        return Recomputing(best.recomputed, needed, without, limit, best.batch.flops / plain.batch.flops - 1)
+
+    def choose(index: int, engine: Engine) -> Recomputing:
+        found: Recomputing = gather_objects(reckon(index, engine.name))[0]
+        for name in found.parts:
+            if name not in always:
+                part_of(as_audio_lm(engine.plain), config, name).recompute()
+        return found
+
+    return choose
+
+
+def clip_of(recipe: Recipe) -> Clip:
+    """Return the average example by the first rows of a recipe's sources, or a usual one where they do not tell."""
+    try:
+        return average_clip(recipe)
+    except UserError:
+        return SUPPOSED

@@ -1,0 +1,150 @@
+"""The figures of an evaluation set from what a model answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.eval_examples import EvalExamples
+from uniaudio.data.template import Scoring
+from uniaudio.errors import UserError
+from uniaudio.evaluate.generation.predictions import Answered, AskSettings, ask_entry, label_ids
+from uniaudio.evaluate.metrics.classification import label_figures, probabilities
+from uniaudio.evaluate.metrics.intervals import interval
+from uniaudio.evaluate.metrics.scoring import is_right, measures
+from uniaudio.model.audio_lm import AudioLM
+
+
+def evaluate_entry(
+    model: AudioLM,
+    format: ChatFormat,
+    examples: EvalExamples,
+    settings: AskSettings,
+    told: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Ask one evaluation set and return its figures and every answer; every process must call it.
+
+    Returns:
+        ``task``, ``metric``, ``score`` with its ``interval`` of 95 %, ``metrics`` and ``intervals`` of it and its
+        companions, ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first right answer),
+        ``examples``, ``rows`` (of the whole split, None where that is not known), ``skipped`` (rows with reasons),
+        ``cut`` (answers that had not ended after ``max_new_tokens``), ``max_new_tokens``, ``answers``; for a closed set
+        ``labels``, see ``label_figures``.
+
+    Raises:
+        UserError: when no row can be used, or nothing is left of the right answers after normalising.
+    """
+    model.eval()
+    whole = ask_entry(model, format, examples, settings, told)
+    entry, answered = examples.entry, whole.answered
+    scoring = entry.template.scoring
+    answers, references = [a.answer for a in answered], [a.references for a in answered]
+    found = measures(answers, references, scoring)
+    metrics = {name: measure.score() for name, measure in found.items()}
+    empty = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if empty:
+        raise UserError(
+            f"{entry.name}: {empty[0]} has nothing to compare: all right answers are empty after normalising; "
+            f"set scoring.normalize of template {entry.template.task} to another than {scoring.normalize}"
+        )
+    intervals = {name: interval(len(answered), measure.resampled) for name, measure in found.items()}
+    told_answers = [told_of(item, scoring) for item in answered]
+    result = {
+        "task": entry.template.task,
+        "metric": scoring.metric,
+        "score": metrics[scoring.metric],
+        "interval": intervals[scoring.metric],
+        "metrics": metrics,
+        "intervals": intervals,
+        "right": sum(item["right"] for item in told_answers) / len(answered),
+        "loss": whole.loss / whole.tokens,
+        "examples": len(answered),
+        "rows": len(answered) + len(whole.skips) if examples.sample.addresses is None else examples.rows,
+        "cut": sum(item.is_cut for item in answered),
+        "max_new_tokens": settings.max_new_tokens,
+        "skipped": [asdict(skip) for _, skip in whole.skips],
+    }
+    if settings.labels and entry.template.labels:
+        result["labels"] = closed_set(entry.template.labels, answered, format, scoring, told_answers)
+    return {**result, "answers": told_answers}
+
+
+def told_of(item: Answered, scoring: Scoring) -> dict[str, Any]:
+    """Return what is written of one answer."""
+    return {
+        "id": item.id,
+        "reference": item.references[0],
+        "answer": item.answer,
+        "right": is_right(item.answer, item.references, scoring),
+    }
+
+
+def closed_set(
+    names: Sequence[str],
+    answered: Sequence[Answered],
+    format: ChatFormat,
+    scoring: Scoring,
+    told_answers: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return the figures of the labels, and add to each answer the likeliest ``label`` and its probability,
+    ``confidence``.
+    """
+    tokens = label_ids(names, format).lengths.tolist()
+    scores = np.array([item.log_likelihoods for item in answered], np.float64)
+    chances = probabilities(scores, tokens, scoring.likelihood)
+    truth = np.array([[name in item.references for name in names] for item in answered])
+    for told, row in zip(told_answers, chances, strict=True):
+        best = int(row.argmax())
+        told |= {"label": names[best], "confidence": float(row[best])}
+    return label_figures(names, chances, truth)
+
+
+def answers_table(results: dict[str, dict[str, Any]]) -> Table:
+    """Lay out the figures of several evaluation sets; below a score stands its 95 % interval."""
+    table = Table(title="answers", title_justify="left")
+    table.add_column("set", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    for column in ("score", "right", "by label", "loss", "rows"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, result in results.items():
+        labels = result.get("labels")
+        table.add_row(
+            name,
+            result["metric"],
+            with_interval(result["score"], result.get("interval")),
+            f"{result['right']:.1%}",
+            with_interval(labels["accuracy"], labels["interval"]) if labels else "",
+            f"{result['loss']:.3f}",
+            rows_cell(result),
+        )
+    if notes := [note for name, result in results.items() if (note := cut_note(name, result))]:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
+    return table
+
+
+def rows_cell(result: Mapping[str, Any]) -> str:
+    """Say how many rows were answered, of how many there are, and how many could not be used."""
+    answered, skipped, rows = result["examples"], len(result["skipped"]), result["rows"]
+    text = str(answered) if rows == answered else f"{answered} of {'?' if rows is None else rows}"
+    return f"{text} rows" + (f"\n{skipped} skipped" if skipped else "")
+
+
+def cut_note(name: str, result: Mapping[str, Any]) -> str:
+    """Say that answers were cut and what to do about it; nothing where none was."""
+    if not result["cut"]:
+        return ""
+    count = f"{result['cut']} of {result['examples']} answers"
+    return (
+        f"{name}: {count} had not ended after {result['max_new_tokens']} tokens; raise evaluate.max_new_tokens if they "
+        "should be longer"
+    )
+
+
+def with_interval(value: float, ends: Sequence[float] | None) -> str:
+    """Return a score, and its interval in a line below."""
+    return f"{value:.3f}" + (f"\n{ends[0]:.3f}–{ends[1]:.3f}" if ends else "")

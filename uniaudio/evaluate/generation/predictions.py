@@ -1,0 +1,260 @@
+"""Ask a model the rows of an evaluation set; processes share the rows out and put the answers together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate, collate_prompts
+from uniaudio.data.eval_examples import EvalExamples, iterate_examples
+from uniaudio.data.sampler import Skip
+from uniaudio.data.template import Template
+from uniaudio.distributed import gather_objects, rank, world_size
+from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.embedding import length_batches
+from uniaudio.evaluate.generation.greedy import generate
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.ragged import Ragged
+from uniaudio.types import SAMPLE_RATE, Example
+
+EXAMPLE_SECONDS = 1.0  # what the text of a question weighs in a batch, in seconds of audio
+CHUNK_SECONDS = 3600.0  # of decoded audio that a process holds at a time
+LABEL_TOKENS = 50  # tokens of labels that weigh as much as a second of audio
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """How evaluation sets are asked.
+
+    Args:
+        max_new_tokens: of an answer.
+        batch_seconds: audio of a batch; the answers do not depend on it. max_seconds: longer clips are left out.
+        labels: score the labels of closed sets too.
+        shared: every process holds the whole model, and they share the rows out.
+    """
+
+    max_new_tokens: int
+    batch_seconds: float
+    max_seconds: float = 600.0
+    labels: bool = True
+    shared: bool = False
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Return which rows this process asks: (i, n) for every n-th from row i on."""
+        return (rank(), world_size()) if self.shared else (0, 1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row that can be asked: its place in the source and all its right answers."""
+
+    place: int
+    example: Example
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said to one row, without the clips.
+
+    Args:
+        log_likelihoods: of every label of a closed set, where they were scored. is_cut: the answer had not ended
+            when it was as long as allowed.
+    """
+
+    place: int
+    id: str
+    references: tuple[str, ...]
+    answer: str
+    log_likelihoods: tuple[float, ...] | None = None
+    is_cut: bool = False
+
+
+@dataclass
+class Answers:
+    """The answers of one process, or of all together, in the order of the source.
+
+    Args:
+        skips: (place, reason) of rows that could not be used.
+        loss: summed over the tokens of the first right answers. tokens: their number.
+    """
+
+    answered: list[Answered] = field(default_factory=list)
+    skips: list[tuple[int, Skip]] = field(default_factory=list)
+    loss: float = 0.0
+    tokens: int = 0
+
+
+def question_chunks(
+    examples: EvalExamples,
+    format: ChatFormat,
+    settings: AskSettings,
+    slots_for: Callable[[int], int],
+    skips: list[tuple[int, Skip]],
+) -> Iterator[list[Question]]:
+    """Read this process's rows of an evaluation set and yield those that can be asked, ``CHUNK_SECONDS`` at a time.
+
+    Args:
+        slots_for: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
+    """
+    first, step = settings.share
+    chunk: list[Question] = []
+    seconds = 0.0
+    for number, item in enumerate(iterate_examples(examples, settings.max_seconds, settings.share)):
+        place = first + number * step
+        if isinstance(item, Skip):
+            skips.append((place, item))
+            continue
+        example, references = item
+        try:
+            audio_tokens = sum(slots_for(len(clip)) for clip in example.clips)
+            format.check_question(example.prompt, example.answer, audio_tokens)
+            for text in references:
+                format.checked(text)
+        except RowError as problem:
+            skips.append((place, Skip.of(examples.entry.dataset.name, example.id, problem)))
+            continue
+        chunk.append(Question(place, example, references))
+        seconds += sum(map(len, example.clips)) / SAMPLE_RATE
+        if seconds > CHUNK_SECONDS:
+            yield chunk
+            chunk, seconds = [], 0.0
+    if chunk:
+        yield chunk
+
+
+def gathered(own: Answers, examples: EvalExamples, settings: AskSettings) -> Answers:
+    """Put the answers of all processes together, on all of them, in the order of the source.
+
+    Raises:
+        UserError: on all processes, when no row could be used.
+    """
+    parts = gather_objects(own) if settings.shared else [own]
+    whole = Answers(
+        sorted((item for part in parts for item in part.answered), key=lambda item: item.place),
+        sorted((item for part in parts for item in part.skips), key=lambda item: item[0]),
+        sum(part.loss for part in parts),
+        sum(part.tokens for part in parts),
+    )
+    if not whole.tokens:
+        why = whole.skips[0][1].reason if whole.skips else "the split is empty"
+        entry = examples.entry
+        raise UserError(f"{entry.name}: no row of split '{entry.split}' can be used ({why})")
+    return whole
+
+
+def batches_of(usable: Sequence[Question], batch_seconds: float, label_tokens: int = 0) -> list[list[int]]:
+    """Return the indices of questions in batches of similar length."""
+    text = EXAMPLE_SECONDS + label_tokens / LABEL_TOKENS
+    seconds = [sum(map(len, question.example.clips)) / SAMPLE_RATE + text for question in usable]
+    return length_batches(seconds, batch_seconds)
+
+
+def label_ids(names: Sequence[str], format: ChatFormat) -> Ragged:
+    """Return the token ids of every label with its end of turn.
+
+    Raises:
+        UserError: when a label holds markup of the decoder's chat.
+    """
+    try:
+        return Ragged.from_rows([torch.tensor(format.answer(name)) for name in names])
+    except RowError as problem:
+        raise UserError(
+            f"labels: {problem.reason} ({problem.detail}); write the label in another way"
+        ) from problem
+
+
+@torch.no_grad()
+def ask_entry(
+    model: AudioLM,
+    format: ChatFormat,
+    examples: EvalExamples,
+    settings: AskSettings,
+    told: Callable[[int], None] = lambda count: None,
+) -> Answers:
+    """Let a model in eval mode answer an evaluation set: greedily, and by the likelihood of every label of a closed
+    set.
+
+    Every process must call it; with ``settings.shared`` each asks its share. The loss of a closed set comes with the
+    scores of its labels; else it is one more forward.
+
+    Args:
+        told: called with the number of rows that were answered since.
+
+    Raises:
+        UserError: when no row can be used.
+    """
+    template = examples.entry.template
+    names = template.labels if settings.labels else None
+    labels = label_ids(names, format) if names else None
+    own = Answers()
+    skipped = 0
+    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips):
+        told(len(own.skips) - skipped)
+        skipped = len(own.skips)
+        for indices in batches_of(
+            usable, settings.batch_seconds, 0 if labels is None else len(labels.values)
+        ):
+            answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, own)
+            told(len(indices))
+    told(len(own.skips) - skipped)
+    return gathered(own, examples, settings)
+
+
+def answer_batch(
+    model: AudioLM,
+    format: ChatFormat,
+    questions: Sequence[Question],
+    template: Template,
+    labels: Ragged | None,
+    settings: AskSettings,
+    answers: Answers,
+) -> None:
+    """Answer some questions of a set and add what came of them to ``answers``.
+
+    Args:
+        labels: the token ids of every label, where they are scored.
+    """
+    device = next(model.parameters()).device
+    examples, task = [question.example for question in questions], (template.task,)
+    prompts = collate_prompts(examples, format, model.slots_for, task).to(device)
+    read = model.read_prompts(prompts)
+    generated = generate(model, prompts, format, settings.max_new_tokens, read)
+    scores: list[tuple[float, ...] | None] = [None] * len(questions)
+    if labels is not None and template.labels is not None:
+        rows = model.label_log_likelihoods(prompts, labels, read).tolist()
+        scores = [tuple(row) for row in rows]
+        truth = [template.labels.index(example.answer) for example in examples]
+        answers.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
+        answers.tokens += int(labels.lengths[truth].sum())
+    else:
+        loss = model(collate(examples, format, model.slots_for, task).to(device))
+        answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
+    answers.answered += [
+        Answered(question.place, question.example.id, question.references, said.text, score, said.is_cut)
+        for question, said, score in zip(questions, generated, scores, strict=True)
+    ]
+
+
+@torch.no_grad()
+def answer_loss(
+    model: AudioLM, format: ChatFormat, examples: EvalExamples, settings: AskSettings
+) -> tuple[float, int]:
+    """Return the summed loss of the true answers of an evaluation set, and their tokens.
+
+    Every process must call it; with ``settings.shared`` each reads its share.
+    """
+    device = next(model.parameters()).device
+    task = (examples.entry.template.task,)
+    own = Answers()
+    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips):
+        for indices in batches_of(usable, settings.batch_seconds):
+            batch = collate([usable[i].example for i in indices], format, model.slots_for, task).to(device)
+            loss = model(batch)
+            own.loss, own.tokens = own.loss + float(loss.total), own.tokens + loss.answer_tokens
+    whole = gathered(own, examples, settings)
+    return whole.loss, whole.tokens

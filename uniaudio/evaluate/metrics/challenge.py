@@ -1,0 +1,112 @@
+"""The scores of XARES-LLM, the suite of the Audio Encoder Capability Challenge 2026, from answers that were given.
+
+Texts are compared as the public code of the suite does it: NFKC, lower case, hyphens as blanks, no ASCII punctuation,
+white space as one blank; against the first right answer. All scores lie between 0 and 1, more is better, and the
+overall score is their plain mean.
+
+=========  ===================================================================================
+metric     score
+=========  ===================================================================================
+accuracy   Accuracy: share of answers that equal the right one as a whole
+wer, cer   iWER, iCER: ``max(0, 1 - error rate)`` over all clips together
+map        mAP of lists with ``;`` between the tags: each tag is there or not, so this ranks nothing
+others     not scored: FENSE and DATE need models that are fetched from the network
+=========  ===================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from uniaudio.evaluate.metrics.intervals import Array, Summed, interval, mean_of
+from uniaudio.evaluate.metrics.normalize import challenge_text
+from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
+
+SEPARATOR = ";"
+NAMES = {"accuracy": "Accuracy", "wer": "iWER", "cer": "iCER", "map": "mAP"}
+NOT_SCORED = "FENSE and DATE need models that are fetched from the network"
+
+
+@dataclass(frozen=True)
+class ChallengeScore:
+    """The score of one set, with its interval of 95 %."""
+
+    metric: str
+    score: float
+    interval: tuple[float, float]
+
+
+def challenge_score(metric: str, answers: Sequence[str], references: Sequence[str]) -> ChallengeScore | None:
+    """Return the score of a set, or None where the suite has another metric than can be had here.
+
+    Args:
+        metric: of the template. references: the first right answer of each clip.
+    """
+    if metric not in NAMES:
+        return None
+    measure = challenge_measure(metric, answers, references)
+    low, high = interval(measure.clips, measure.resampled)
+    return ChallengeScore(NAMES[metric], measure.score(), (low, high))
+
+
+def challenge_measure(metric: str, answers: Sequence[str], references: Sequence[str]) -> Summed:
+    """Return the score as a function of sums over clips."""
+    if metric == "map":  # the marks between the tags are punctuation, so the tags are taken apart first
+        told, true = ([even_list(text) for text in texts] for texts in (answers, references))
+        return tag_precision(told, [[text] for text in true], SEPARATOR)
+    told, true = ([challenge_text(text) for text in texts] for texts in (answers, references))
+    if metric == "accuracy":
+        return mean_of(np.array([a == b for a, b in zip(told, true, strict=True)], np.float64))
+    rate = error_rate(told, [[text] for text in true], metric)
+
+    def inverted(sums: Array) -> Array:
+        return np.maximum(0.0, 1.0 - rate.value(sums))
+
+    return Summed(rate.rows, inverted)
+
+
+def even_list(text: str) -> str:
+    """Even out every tag of a list."""
+    return SEPARATOR.join(challenge_text(tag) for tag in text.split(SEPARATOR))
+
+
+def challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the protocol's figures of results of ``evaluate_entry`` by name.
+
+    Returns:
+        ``protocol``, ``overall`` (None when nothing could be scored), ``scores``: name to ``metric``, ``score``,
+        ``interval``; ``not_scored``: name to the reason.
+    """
+    scores: dict[str, dict[str, Any]] = {}
+    missing = {}
+    for name, result in results.items():
+        answers = [item["answer"] for item in result["answers"]]
+        references = [item["reference"] for item in result["answers"]]
+        found = challenge_score(result["metric"], answers, references)
+        if found is None:
+            missing[name] = f"{result['metric']}: {NOT_SCORED}"
+        else:
+            scores[name] = {"metric": found.metric, "score": found.score, "interval": list(found.interval)}
+    values = [item["score"] for item in scores.values()]
+    overall = sum(values) / len(values) if values else None
+    return {"protocol": "xares-llm", "overall": overall, "scores": scores, "not_scored": missing}
+
+
+def challenge_table(told: Mapping[str, Any]) -> Table:
+    """Lay out what ``challenge_scores`` returned."""
+    table = Table(title="xares-llm", title_justify="left")
+    for column in ("set", "metric", "score", "95 %"):
+        table.add_column(column, justify="left" if column in ("set", "metric") else "right", overflow="fold")
+    for name, item in told["scores"].items():
+        low, high = item["interval"]
+        table.add_row(name, item["metric"], f"{item['score']:.3f}", f"[{low:.3f}, {high:.3f}]")
+    for name, reason in told["not_scored"].items():
+        table.add_row(name, reason, "-", "")
+    if told["overall"] is not None:
+        table.add_row("overall", "mean", f"{told['overall']:.3f}", "", style="bold")
+    return table

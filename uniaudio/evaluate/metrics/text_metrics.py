@@ -1,0 +1,176 @@
+"""Scores of generated texts as functions of sums over clips, so that intervals cost one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+
+import jiwer
+import numpy as np
+
+from uniaudio.errors import UserError
+from uniaudio.evaluate.metrics.intervals import Array, Summed, mean_of, ratio
+from uniaudio.evaluate.metrics.text_units import bleu_tokenizer, drop_meaningless_blanks, separate_units
+
+References = Sequence[Sequence[str]]
+LOWER_IS_BETTER = ("wer", "cer")
+EXTRA = {"cider": ("aac_metrics", "captions")}  # metrics that need a package of an optional extra
+
+
+def error_rate(answers: Sequence[str], references: References, unit: str, tokenize: str = "words") -> Summed:
+    """Return the word (``wer``) or character error rate (``cer``) against the first reference of each clip.
+
+    ``(substitutions + deletions + insertions) / units of the references``, over all clips together.
+
+    Args:
+        tokenize: what counts as a word, see ``separate_units``.
+    """
+    process = jiwer.process_words if unit == "wer" else jiwer.process_characters
+    cut = separate_units if unit == "wer" else drop_meaningless_blanks
+    rows = []
+    for answer, (truth, *_) in zip(answers, references, strict=True):
+        answer, truth = cut(answer, tokenize), cut(truth, tokenize)
+        if not truth:  # nothing was said: every unit of the answer is an insertion
+            rows.append((len(answer.split()) if unit == "wer" else len(answer), 0))
+            continue
+        told = process(truth, answer)
+        errors = told.substitutions + told.deletions + told.insertions
+        rows.append((errors, told.substitutions + told.deletions + told.hits))
+    return Summed(np.array(rows, np.float64), ratio)
+
+
+def bleu(answers: Sequence[str], references: References, tokenize: str = "auto") -> Summed:
+    """Return corpus BLEU between 0 and 1 against all references (Papineni et al. 2002), by sacrebleu.
+
+    Tokens are sacrebleu's ``13a`` (of a language named in ``tokenize``: its own), smoothing its ``exp``:
+    ``BLEU = brevity * exp(mean_n log p_n)`` with n-gram precisions ``p_1 .. p_4`` over the whole set. With ``auto`` the
+    characters of scripts without blanks are tokens of their own.
+
+    Raises:
+        UserError: when the tokenizer of the language is not installed.
+    """
+    from sacrebleu.metrics.bleu import BLEU  # a moment to import, and few sets want it
+
+    tokenizer = bleu_tokenizer(tokenize)
+    if tokenizer == "13a":
+        answers = [separate_units(answer, tokenize) for answer in answers]
+        references = [[separate_units(truth, tokenize) for truth in truths] for truths in references]
+    scorer = BLEU(effective_order=True, tokenize=tokenizer)  # of single sentences; the counts are the same
+    rows = []
+    for answer, truths in zip(answers, references, strict=True):
+        told = scorer.sentence_score(answer, list(truths))
+        rows.append([*told.counts, *told.totals, told.sys_len, told.ref_len])
+
+    def value(sums: Array) -> Array:
+        return np.array([of_counts([round(x) for x in row]) for row in sums])
+
+    def of_counts(row: list[int]) -> float:
+        counts, totals, (written, wanted) = row[:4], row[4:8], row[8:]
+        score = BLEU.compute_bleu(counts, totals, written, wanted, smooth_method="exp").score
+        return float(score) / 100
+
+    return Summed(np.array(rows, np.float64), value)
+
+
+def meteor(answers: Sequence[str], references: References, tokenize: str = "words") -> Summed:
+    """Return the mean over clips of METEOR against the best reference (Banerjee and Lavie 2005), by nltk.
+
+    Words match exactly or by their Porter stem; synonyms are left out, for they need WordNet's data. So it is
+    ``METEOR (exact, stem)``, and a little lower than with synonyms. English only, so ``tokenize`` changes nothing.
+    """
+    from nltk.translate.meteor_score import meteor_score
+
+    scores = [
+        meteor_score([truth.split() for truth in truths], answer.split(), wordnet=NoSynonyms())
+        for answer, truths in zip(answers, references, strict=True)
+    ]
+    return mean_of(np.array(scores, np.float64))
+
+
+class NoSynonyms:
+    """Stands in the place of WordNet and knows no synonyms."""
+
+    def synsets(self, word: str) -> list[object]:
+        """Return none."""
+        return []
+
+
+def cider(answers: Sequence[str], references: References, tokenize: str = "words") -> Summed:
+    """Return the mean over clips of CIDEr-D (Vedantam et al. 2015), by aac-metrics.
+
+    Rare n-grams count more: in how many clips of the set an n-gram occurs is taken from the references of all clips,
+    and stays so in resamples. For captions in English, so ``tokenize`` changes nothing.
+
+    Raises:
+        UserError: when the extra is missing, or there is one clip only, in which nothing is rare.
+    """
+    need("cider")
+    if len(answers) < 2:
+        raise UserError(
+            "scoring.metric: cider needs two clips or more, for it weighs n-grams by their rarity"
+        )
+    from aac_metrics.functional.cider_d import cider_d
+
+    told = cider_d(list(answers), [list(truths) for truths in references])
+    assert isinstance(told, tuple)  # with the scores of all clips
+    return mean_of(told[1]["cider_d"].double().numpy())
+
+
+def tag_precision(answers: Sequence[str], references: References, separator: str) -> Summed:
+    """Return the mean average precision of answers that are lists of tags, over the tags of the references.
+
+    A tag is in an answer or not, so its score is 0 or 1 and two operating points are left of the curve: what was named,
+    and everything. With ``t`` clips named rightly, ``m`` named, ``p`` true and ``n`` in all,
+    ``AP = t/p * t/m + (1 - t/p) * p/n``. This ranks nothing; for a ranking give the template ``labels``.
+    """
+    truths, named = (
+        [{tag for tag in (part.strip() for part in text.split(separator)) if tag} for text in texts]
+        for texts in ([own[0] for own in references], answers)
+    )
+    tags = sorted(set().union(*truths))
+    rows = np.array(
+        [
+            [*(t in x and t in y for t in tags), *(t in y for t in tags), *(t in x for t in tags), True]
+            for x, y in zip(truths, named, strict=True)
+        ],
+        np.float64,
+    )
+
+    def value(sums: Array) -> Array:
+        both, told, true = (sums[:, i * len(tags) : (i + 1) * len(tags)] for i in range(3))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall, precision = both / true, np.where(told > 0, both / told, 0.0)
+            each = recall * precision + (1 - recall) * true / sums[:, -1:]
+        return mean_over_present(each)
+
+    return Summed(rows, value)
+
+
+def mean_over_present(values: Array) -> Array:
+    """Return the mean of every row over the entries that are numbers; not a number where there are none."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0.0).sum(1) / there.sum(1)
+
+
+def need(metric: str, tokenize: str = "auto") -> None:
+    """Refuse a metric whose package, or whose tokenizer of a language, is not installed.
+
+    Raises:
+        UserError: naming the extra.
+    """
+    package, extra = EXTRA.get(metric, (None, ""))
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"scoring.metric: {metric} needs the extra {extra}: pip install 'uniaudio[{extra}]'")
+    if metric == "bleu":
+        bleu_tokenizer(tokenize)
+
+
+TEXT_METRICS: dict[str, Callable[..., Summed]] = {
+    "wer": partial(error_rate, unit="wer"),
+    "cer": partial(error_rate, unit="cer"),
+    "bleu": bleu,
+    "meteor": meteor,
+    "cider": cider,
+}

@@ -1,0 +1,247 @@
+"""Shallow probes on frozen embeddings: linear, MLP and k nearest neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uniaudio.evaluate.metrics.average_precision import mean_average_precision
+
+KINDS = ("linear", "mlp", "knn")
+NEIGHBOURS = 10
+TEMPERATURE = 0.07  # of the softmax over neighbours' similarities, as X-ARES has it (arXiv 2505.16369)
+RESAMPLES = 200  # bootstrap draws of the test set, for the spread of the probe that has no seed
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Adam with a cosine schedule; the same for every set and model, so nothing is tuned on the test split.
+
+    Args:
+        epochs, batch: of small sets. least_epochs, steps: a probe takes about ``steps`` optimizer steps at most. A set
+            that needs more first gets fewer epochs, down to ``least_epochs``, then larger batches.
+        hidden: width of the MLP.
+    """
+
+    epochs: int = 60
+    batch: int = 32
+    lr: float = 1e-3
+    hidden: int = 256
+    least_epochs: int = 10
+    steps: int = 800
+
+    def plan(self, count: int) -> tuple[int, int]:
+        """Return the epochs and the batch for ``count`` training clips."""
+        batch = max(self.batch, math.ceil(count * min(self.least_epochs, self.epochs) / self.steps))
+        epochs = max(self.least_epochs, self.steps // math.ceil(count / batch))
+        return min(self.epochs, epochs), batch
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Embeddings ``[N, E]`` and targets of the clips that train and that test a probe.
+
+    Targets are class indices ``[N]`` int64, or ``[N, K]`` float where a clip may be of several classes.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    def standardised(self) -> Fold:
+        """Return the fold with the mean and one overall scale of its training embeddings taken out."""
+        middle = self.train_x.mean(0)
+        scale = (self.train_x - middle).std().clamp(min=1e-6)
+        return Fold(
+            (self.train_x - middle) / scale, self.train_y, (self.test_x - middle) / scale, self.test_y
+        )
+
+
+class SeedwiseLinear(nn.Module):
+    """S independent linear layers side by side: ``[S, N, I]`` to ``[S, N, O]``."""
+
+    def __init__(self, seeds: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(seeds, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(seeds, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class SeedwiseNorm(nn.Module):
+    """S independent layer norms: normalised over the last axis, scaled per seed."""
+
+    def __init__(self, seeds: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(seeds, 1, width))
+        self.bias = nn.Parameter(torch.zeros(seeds, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+
+
+def build_probe(kind: str, seeds: int, width: int, classes: int, settings: ProbeSettings) -> nn.Sequential:
+    """Return LayerNorm + Linear ("linear") or LayerNorm + Linear + GELU + Linear ("mlp"), for all seeds at once."""
+    if kind == "linear":
+        return nn.Sequential(SeedwiseNorm(seeds, width), SeedwiseLinear(seeds, width, classes))
+    return nn.Sequential(
+        SeedwiseNorm(seeds, width),
+        SeedwiseLinear(seeds, width, settings.hidden),
+        nn.GELU(),
+        SeedwiseLinear(seeds, settings.hidden, classes),
+    )
+
+
+def train_probe(
+    kind: str, x: Tensor, y: Tensor, classes: int, seeds: int, settings: ProbeSettings = ProbeSettings()
+) -> nn.Sequential:
+    """Train S probes together on embeddings ``[N, E]``, each with its own weights and its own order of examples.
+
+    With F folds of equal size, ``x [F, N, E]`` and ``y [F, N, ...]``, the F * S probes are trained together; those of a
+    fold follow one another. Classes are learned by cross-entropy, several of them in a clip (float targets) by the
+    binary one, mean over the classes.
+    """
+    folds, fold_y = (x, y) if x.dim() == 3 else (x[None], y[None])
+    members, count = len(folds) * seeds, folds.shape[1]
+    fold_of = torch.arange(len(folds)).repeat_interleave(seeds)[:, None]
+    epochs, batch = settings.plan(count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        probe = build_probe(kind, members, x.shape[-1], classes, settings)
+        optimizer = torch.optim.Adam(probe.parameters(), settings.lr, fused=True)
+        batches = math.ceil(count / batch)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+        for _ in range(epochs):
+            order = torch.stack([torch.randperm(count) for _ in range(members)])
+            for rows in order.split(batch, dim=1):
+                # the mean within a probe, summed over probes: every one sees the gradient it would see alone
+                loss = summed_loss(probe(folds[fold_of, rows]), fold_y[fold_of, rows]) / rows.shape[1]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return probe.eval()
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of logits ``[M, N, K]``, summed over probes and clips: scalar."""
+    if targets.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[-1]
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
+    """Vote among the 10 nearest by cosine, weighted by softmax(similarity / 0.07); return class indices ``[M]``."""
+    return vote(F.normalize(train_x, dim=1), train_y, F.normalize(test_x, dim=1), classes, block)
+
+
+def vote(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
+    """Let the 10 training vectors of the largest dot product vote, by softmax(product / 0.07): class indices ``[M]``.
+
+    Args:
+        train_x, test_x: ``[N, E]`` and ``[M, E]``, normalised as the caller likes. block: rows of a product at a time.
+    """
+    guesses = []
+    for rows in test_x.split(block):
+        similarity, nearest = (rows @ train_x.T).topk(min(NEIGHBOURS, len(train_x)), dim=1)
+        weights = (similarity / TEMPERATURE).softmax(1)
+        votes = weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights)
+        guesses.append(votes.argmax(1))
+    return torch.cat(guesses)
+
+
+def probe(
+    train_x: NDArray[np.float32],
+    train_y: NDArray[np.int64],
+    test_x: NDArray[np.float32],
+    test_y: NDArray[np.int64],
+    seeds: int = 3,
+    settings: ProbeSettings = ProbeSettings(),
+    kinds: Sequence[str] = KINDS,
+) -> dict[str, dict[str, float]]:
+    """Return the test accuracy of each probe of one split; see ``probe_folds``."""
+    fold = Fold(*(torch.from_numpy(array) for array in (train_x, train_y, test_x, test_y)))
+    classes = int(max(train_y.max(), test_y.max())) + 1
+    return probe_folds([fold], classes, seeds, settings, kinds)
+
+
+def probe_folds(
+    folds: Sequence[Fold],
+    classes: int,
+    seeds: int = 3,
+    settings: ProbeSettings = ProbeSettings(),
+    kinds: Sequence[str] = KINDS,
+) -> dict[str, dict[str, float]]:
+    """Return the score of each probe, the mean over folds: ``{"linear": {"mean", "std"}, "mlp": ..., "knn": ...}``.
+
+    The score is accuracy, or mAP where clips may be of several classes. ``std`` is over seeds. kNN has no seed; its
+    ``std`` is that of the mean over 200 bootstrap draws of the test clips. Inputs of the trained probes are
+    standardised with the mean and one overall scale of the training embeddings, so that the scale of an encoder plays
+    no part.
+    """
+    results = {}
+    for kind in (kind for kind in kinds if kind != "knn"):
+        by_seed = trained_scores(kind, folds, classes, seeds, settings).mean(0)
+        results[kind] = {"mean": by_seed.mean().item(), "std": by_seed.std(correction=0).item()}
+    if "knn" not in kinds:
+        return results
+    found, draws = [], []
+    for fold in folds:
+        guess = knn_predict(fold.train_x, fold.train_y, fold.test_x, classes)
+        right = (guess == fold.test_y).double().numpy()
+        chosen = np.random.default_rng(0).integers(0, len(right), (RESAMPLES, len(right)))
+        found.append(right.mean())
+        draws.append(right[chosen].mean(1))
+    results["knn"] = {"mean": float(np.mean(found)), "std": float(np.mean(draws, axis=0).std())}
+    return results
+
+
+def trained_scores(
+    kind: str, folds: Sequence[Fold], classes: int, seeds: int, settings: ProbeSettings
+) -> Tensor:
+    """Train the probes of all folds and return their scores ``[F, S]`` float64; folds of equal size train together."""
+    scores = torch.zeros(len(folds), seeds, dtype=torch.float64)
+    for size in sorted({len(fold.train_x) for fold in folds}):
+        members = [number for number, fold in enumerate(folds) if len(fold.train_x) == size]
+        chosen = [folds[number].standardised() for number in members]
+        trained = train_probe(
+            kind,
+            torch.stack([fold.train_x for fold in chosen]),
+            torch.stack([fold.train_y for fold in chosen]),
+            classes,
+            seeds,
+            settings,
+        )
+        for place, (number, fold) in enumerate(zip(members, chosen, strict=True)):
+            own = slice(place * seeds, (place + 1) * seeds)
+            with torch.no_grad():
+                logits = member_logits(trained, own, fold.test_x)
+            scores[number] = score(logits, fold.test_y)
+    return scores
+
+
+def member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Tensor:
+    """Apply some of the probes that were trained together to embeddings ``[N, E]``: ``[S, N, K]``."""
+    hidden = x.expand(members.stop - members.start, -1, -1)
+    for layer in probe:
+        own = {name: tensor[members] for name, tensor in layer.named_parameters()}
+        hidden = torch.func.functional_call(layer, own, (hidden,))
+    return hidden
+
+
+def score(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return accuracy or mAP of logits ``[S, N, K]``, one float64 for each seed."""
+    if not truth.is_floating_point():
+        return (logits.argmax(-1) == truth).double().mean(1)
+    precisions = [mean_average_precision(own.numpy(), truth.numpy()) for own in logits]
+    return torch.tensor(precisions, dtype=torch.float64)

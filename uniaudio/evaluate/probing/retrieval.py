@@ -1,0 +1,175 @@
+"""Retrieval probes: which of all texts belongs to a clip, and which of all clips to a text."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from uniaudio.evaluate.probing.sgd_probe import score_over_seeds, train_plain
+from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
+from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.text_model import TextModel
+from uniaudio.ragged import Ragged
+
+TEMPERATURE = 0.07  # at the start; learned
+WIDTH = 256  # of the space in which ours compares
+XARES_WIDTH = 1024  # of everything in X-ARES's
+
+
+class Pairing(nn.Module):
+    """Two towers into one space and a learned scale; texts are given by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
+
+    @abstractmethod
+    def audio(self, x: Tensor) -> Tensor:
+        """Embeddings ``[N, E]`` to ``[N, W]``."""
+
+    @abstractmethod
+    def text(self, numbers: Tensor) -> Tensor:
+        """Numbers of texts ``[N]`` to ``[N, W]``."""
+
+    def loss(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """Return the mean of the two cross-entropies, clips over texts and texts over clips; pairs lie side by side."""
+        return pair_loss(self.audio(x), self.text(numbers), self.scale)
+
+
+def pair_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric contrastive loss of N pairs ``[N, W]``: ``CE(e^scale a t^T)`` along both axes, halved."""
+    similarity = scale.exp() * audio @ text.T
+    pairs = torch.arange(len(audio))
+    return (F.cross_entropy(similarity, pairs) + F.cross_entropy(similarity.T, pairs)) / 2
+
+
+class LinearPairing(Pairing):
+    """Ours: LayerNorm and Linear on either side, unit length; texts are vectors of a frozen text model ``[T, D]``."""
+
+    def __init__(self, width: int, vectors: Tensor) -> None:
+        super().__init__()
+        self.vectors = vectors
+        self.audio_side = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, WIDTH))
+        self.text_side = nn.Sequential(nn.LayerNorm(vectors.shape[1]), nn.Linear(vectors.shape[1], WIDTH))
+
+    def audio(self, x: Tensor) -> Tensor:
+        return F.normalize(self.audio_side(x), dim=-1)
+
+    def text(self, numbers: Tensor) -> Tensor:
+        return F.normalize(self.text_side(self.vectors[numbers]), dim=-1)
+
+
+class XaresPairing(Pairing):
+    """X-ARES's: MLPs on either side, texts as token vectors learned from nothing, not normalised in training.
+
+    Its text model lends the tokenizer alone. Tokens go through the MLP one by one, and their mean is the text. Two
+    small terms, ``mean|z| / |Z|`` with the norm over the whole batch, are added to the loss.
+    """
+
+    def __init__(self, width: int, tokens: Ragged, vocabulary: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.audio_side = nn.Sequential(nn.LayerNorm(width), *two_layers(width))
+        self.table = nn.Embedding(vocabulary, XARES_WIDTH)
+        self.text_side = two_layers(XARES_WIDTH)
+
+    def audio(self, x: Tensor) -> Tensor:
+        return self.audio_side(x)
+
+    def text(self, numbers: Tensor) -> Tensor:
+        tokens = self.tokens.select(numbers)
+        return tokens.with_values(self.text_side(self.table(tokens.values))).mean()
+
+    def loss(self, x: Tensor, numbers: Tensor) -> Tensor:
+        audio, text = self.audio(x), self.text(numbers)
+        small = sum(
+            (side.abs().mean() / side.square().sum().sqrt() for side in (audio, text)), audio.new_zeros(())
+        )
+        return pair_loss(audio, text, self.scale) + small
+
+
+def two_layers(width: int) -> nn.Sequential:
+    """Linear, GELU, Linear to X-ARES's width."""
+    return nn.Sequential(nn.Linear(width, XARES_WIDTH), nn.GELU(), nn.Linear(XARES_WIDTH, XARES_WIDTH))
+
+
+def recall_at(audio: Tensor, text: Tensor, owner: Tensor, k: int) -> float:
+    """Return the mean of two shares: clips with a text of theirs among the k most similar, texts with their clip there.
+
+    Args:
+        audio: ``[C, W]``. text: ``[T, W]``. owner: ``[T]`` int64, the clip of each text; every clip has one.
+    """
+    similarity = F.normalize(audio, dim=1) @ F.normalize(text, dim=1).T  # [C, T]
+    own = owner == torch.arange(len(audio))[:, None]
+    best = similarity.masked_fill(~own, -torch.inf).amax(1)  # the best of a clip's own texts
+    clips = ((similarity > best[:, None]).sum(1) < k).double().mean()
+    right = similarity[owner, torch.arange(len(text))]
+    texts = ((similarity > right).sum(0) < k).double().mean()
+    return float((clips + texts) / 2)
+
+
+class RetrievalTask:
+    """The pairs of one task: texts one after another, each with the clip it belongs to."""
+
+    def __init__(self, rows: TaskRows, embedded: Embedded, reader: TextModel, protocol: Protocol) -> None:
+        self.rows, self.x, self.protocol = rows, embedded.values, protocol
+        self.piece_row = embedded.owner
+        self.texts = [text for texts in rows.answers for text in texts]
+        self.clip_of = torch.repeat_interleave(torch.tensor([len(texts) for texts in rows.answers]))
+        self.vocabulary = len(reader.tokenizer)
+        self.read = reader.ids(self.texts) if protocol == "xares" else reader.vectors(self.texts)
+
+    def pairing(self) -> Pairing:
+        """Return an untrained probe; its weights come from torch's own generator."""
+        width = self.x.shape[1]
+        if isinstance(self.read, Ragged):
+            return XaresPairing(width, self.read, self.vocabulary)
+        return LinearPairing(width, self.read)
+
+    def pairs(self, rows: Indices) -> tuple[Tensor, Tensor]:
+        """Return the pieces ``[P]`` and texts ``[P]`` of some rows, every text with every piece of its clip."""
+        wanted = np.isin(self.clip_of.numpy(), rows)
+        texts = torch.from_numpy(np.flatnonzero(wanted))
+        first = torch.searchsorted(self.piece_row, self.clip_of[texts])
+        counts = torch.searchsorted(self.piece_row, self.clip_of[texts], right=True) - first
+        repeated = torch.repeat_interleave(counts)
+        within = torch.arange(len(repeated)) - (counts.cumsum(0) - counts)[repeated]
+        return first[repeated] + within, texts[repeated]
+
+    @torch.no_grad()
+    def recall(self, probe: Pairing, rows: Indices, k: int = 1) -> float:
+        """Return recall@k among some rows; a clip of several pieces is its first."""
+        first = torch.searchsorted(self.piece_row, torch.from_numpy(np.sort(rows)))
+        numbers = torch.from_numpy(np.flatnonzero(np.isin(self.clip_of.numpy(), rows)))
+        owner = torch.searchsorted(self.piece_row[first], self.clip_of[numbers])
+        return recall_at(probe.audio(self.x[first]), probe.text(numbers), owner, k)
+
+
+def score_retrieval(
+    rows: TaskRows, embedded: Embedded, reader: TextModel, protocol: Protocol, seeds: int
+) -> dict[str, dict[str, float]]:
+    """Train the pairing and return recall@1, the mean over folds: ``{"linear": {"mean", "std"}}``, std over seeds."""
+    data = RetrievalTask(rows, embedded, reader, protocol)
+    return score_over_seeds(lambda number: score_trial(data, number), len(rows.trials), seeds)
+
+
+def score_trial(data: RetrievalTask, number: int) -> float:
+    """Train and test the probe of one trial; random numbers come from torch's own generator."""
+    trial, task = data.rows.trials[number], data.rows.task
+    probe = data.pairing()
+    pieces, texts = data.pairs(trial.train)
+    chooses = trial.test if trial.valid is None else trial.valid
+    train_plain(
+        probe,
+        len(pieces),
+        task.epochs,
+        task.batch,
+        lambda pairs: probe.loss(data.x[pieces[pairs]], texts[pairs]),
+        (lambda: data.recall(probe, chooses)) if data.protocol == "xares" else None,
+    )
+    return data.recall(probe, trial.test)

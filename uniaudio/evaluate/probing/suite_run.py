@@ -1,0 +1,144 @@
+"""A suite on several models: scores of all tasks, averages, and what was measured on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from uniaudio.data.clip_notices import ADVICE
+from uniaudio.evaluate.probing.suite import Suite
+from uniaudio.evaluate.probing.task_embeddings import Protocol, embed_task
+from uniaudio.evaluate.probing.task_rows import TaskRows, content_digest, read_task
+from uniaudio.evaluate.probing.task_scores import ProbeScores, score_task
+from uniaudio.evaluate.probing.text_model import TextModel
+from uniaudio.evaluate.probing.weighted_average import Standing, average_scores
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.tensor_cache import model_digest
+
+
+class SuiteProgress(Progress):
+    """Clips that are embedded, with seconds of audio per second, and probes that are trained, with the time left."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def begin(self, text: str, total: int) -> TaskID:
+        return self.add_task(text, total=total, rate="")
+
+
+def read_tasks(suite: Suite) -> list[TaskRows]:
+    """Read and check the rows of all tasks, before any audio or model is.
+
+    Raises:
+        UserError: for the first task that does not fit its data.
+    """
+    return [read_task(name, task, card) for name, (task, card) in suite.tasks.items()]
+
+
+def run_suite(
+    suite: Suite,
+    tasks: Sequence[TaskRows],
+    encoders: Mapping[str, AudioEncoder],
+    protocol: Protocol,
+    seeds: int,
+    layers: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Embed and probe every task with every model.
+
+    Args:
+        layers: also probe every hidden state; the scores are then those of the last, which is the frames.
+
+    Returns:
+        What ``uniaudio probe --suite`` writes, see docs/evaluation-probes.md.
+    """
+    retrieves = any(own.task.kind == "retrieval" for own in tasks)
+    reader = TextModel(suite.text_model) if suite.text_model is not None and retrieves else None
+    digests = {name: model_digest(encoder) for name, encoder in encoders.items()}
+    data = {own.name: content_digest(own.rows()) for own in tasks}
+    swept: dict[str, dict[str, list[ProbeScores]]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    standings: dict[str, Standing] = {}
+    with SuiteProgress(console) as progress:
+        clips = sum(len(own.answers) for own in tasks) * len(encoders)
+        embedding, probing = (
+            progress.begin("embedding", clips),
+            progress.begin("probing", len(tasks) * len(encoders)),
+        )
+        started, heard = time.monotonic(), 0.0
+
+        def advance(count: int, seconds: float) -> None:
+            nonlocal heard
+            heard += seconds
+            rate = heard / max(time.monotonic() - started, 1e-9)
+            progress.update(embedding, advance=count, rate=f"{rate:.0f} s of audio/s" if heard else "cached")
+
+        for own in tasks:
+            swept[own.name] = {}
+            for model, encoder in encoders.items():
+                usable, states = embed_task(
+                    encoder, digests[model], own, data[own.name], protocol, layers, advance
+                )
+                swept[own.name][model] = [
+                    score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
+                ]
+                progress.update(probing, advance=1, rate=f"{own.name}")
+            facts[own.name] = task_facts(usable, states[0].notices, data[own.name])
+            standings[own.name] = Standing(usable.weight, own.task.domain, own.task.private)
+    scores = {task: {model: found[-1] for model, found in models.items()} for task, models in swept.items()}
+    result: dict[str, Any] = {
+        "suite": suite.name,
+        "protocol": protocol,
+        "seeds": seeds,
+        "models": list(encoders),
+        "tasks": facts,
+        "scores": scores,
+        "average": average_scores(scores, standings),
+    }
+    return {**result, "layers": swept} if layers else result
+
+
+def task_facts(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
+    """Return what a reader of the scores must know of a task; numbers of clips are those of one fold on average.
+
+    Args:
+        rows: those that were used. notices: as in ``Embedded``.
+    """
+    folds = len(rows.trials)
+    return {
+        "kind": rows.task.kind,
+        "domain": rows.task.domain,
+        "metric": rows.task.metric,
+        "weight": rows.weight,
+        "classes": len(rows.classes),
+        "train": round(sum(len(trial.train) for trial in rows.trials) / folds),
+        "test": round(sum(len(trial.test) for trial in rows.trials) / folds),
+        "folds": folds if folds > 1 else None,
+        "skipped": [asdict(skip) for skip in rows.skipped],
+        "notices": {kind: n for kind, n in zip(ADVICE, notices.tolist(), strict=True) if n},
+        "data_sha256": data_sha256,
+        "license": rows.card.license,
+    }

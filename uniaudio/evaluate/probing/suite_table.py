@@ -1,0 +1,105 @@
+"""The result of a suite as tables: scores by task, averages by domain, and what each layer gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.sampler import Skip
+from uniaudio.evaluate.probing.table import short_names
+from uniaudio.evaluate.probing.task_rows import describe_skipped, first_reason
+
+PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
+
+
+def suite_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Lay out what ``run_suite`` returned; differences are to the first model."""
+    labels = short_names(sorted(result["models"]))
+    tables = [score_table(result, labels), average_table(result, labels)]
+    return [*tables, *layer_tables(result, labels)] if "layers" in result else tables
+
+
+def titled(title: str, *columns: str, numbers: int) -> Table:
+    """Return a table whose last columns hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place >= len(columns) - numbers else "left")
+    return table
+
+
+def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
+    """Return mean ± spread of every task, model and probe."""
+    table = titled(
+        f"{result['suite']}, protocol {result['protocol']}, {result['seeds']} seeds",
+        "task",
+        "domain",
+        "metric",
+        "model",
+        *PROBES.values(),
+        numbers=3,
+    )
+    for task, models in result["scores"].items():
+        facts = result["tasks"][task]
+        first = models[result["models"][0]]
+        for place, model in enumerate(result["models"]):
+            cells = [cell(models[model].get(p), first.get(p) if place else None) for p in PROBES]
+            about = (task, facts["domain"], facts["metric"]) if place == 0 else ("", "", "")
+            table.add_row(*about, labels[model], *cells)
+    notes = [note for task, facts in result["tasks"].items() for note in notes_of(task, facts)]
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
+    return table
+
+
+def notes_of(task: str, facts: Mapping[str, Any]) -> list[str]:
+    """Say which rows of a task were left out, and which of its clips are odd."""
+    notes = []
+    skipped = [Skip(**skip) for skip in facts["skipped"]]
+    if skipped:
+        notes.append(f"{task}: {describe_skipped(skipped)}{first_reason(skipped)}")
+    for kind, count in facts["notices"].items():
+        clips = "1 clip" if count == 1 else f"{count} clips"
+        notes.append(f"{task}: {kind} in {clips}: {ADVICE[kind]}")
+    return notes
+
+
+def cell(found: Mapping[str, float] | None, first: Mapping[str, float] | None) -> str:
+    """Return "mean ± std", with the difference to the first model where one is given."""
+    if found is None:
+        return ""
+    text = f"{found['mean']:.3f} ± {found['std']:.3f}"
+    return text if first is None else f"{text} ({found['mean'] - first['mean']:+.3f})"
+
+
+def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
+    """Return the weighted averages of every model and probe: all tasks, and each domain."""
+    parts = list(
+        dict.fromkeys(
+            part for probes in result["average"].values() for own in probes.values() for part in own
+        )
+    )
+    table = titled("averages weighted by test clips", "model", "probe", *parts, numbers=len(parts))
+    for model, probes in result["average"].items():
+        for place, (probe, own) in enumerate(probes.items()):
+            cells = [f"{own[part]:.3f}" if part in own else "" for part in parts]
+            table.add_row(labels[model] if place == 0 else "", PROBES[probe], *cells)
+    return table
+
+
+def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[Table]:
+    """Return for each task the scores of every hidden state, from the first to the frames."""
+    tables = []
+    for task, models in result["layers"].items():
+        probes = [probe for probe in PROBES if probe in next(iter(models.values()))[0]]
+        table = titled(
+            f"{task} by layer", "model", "layer", *(PROBES[p] for p in probes), numbers=1 + len(probes)
+        )
+        for model, states in models.items():
+            for number, state in enumerate(states):
+                cells = [cell(state[probe], None) for probe in probes]
+                table.add_row(labels[model] if number == 0 else "", str(number), *cells)
+        tables.append(table)
+    return tables

@@ -1,0 +1,274 @@
+"""Embeddings of all clips of a task, made once: over real frames alone, or over padded batches as X-ARES has it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.row_questions import decode_clips
+from uniaudio.data.sampler import Skip
+from uniaudio.data.source import Row
+from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.embedding import length_batches
+from uniaudio.evaluate.probing.embedding_cache import cache_file
+from uniaudio.evaluate.probing.labelled_folder import LONGEST
+from uniaudio.evaluate.probing.task_rows import TaskRows, first_reason
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.ragged import Ragged
+from uniaudio.tensor_cache import read_cached, write_cached
+from uniaudio.types import SAMPLE_RATE
+
+Protocol = Literal["masked", "xares"]
+Clip = NDArray[np.int16]
+Advance = Callable[[int, float], None]  # clips done and their seconds of audio
+BATCH_SECONDS = 60.0  # encoded at a time
+WINDOW_SECONDS = 1800.0  # decoded at a time and sorted by length
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What one layer of a model says of the clips of a task.
+
+    Args:
+        values: ``[V, E]`` float32, one vector for every piece of a clip; or ``[A_total, E]`` float16 frames.
+        lengths: ``[V]`` int64 numbers of frames, all 1 where vectors are pooled.
+        owner: ``[V]`` int64: the row of the task that a piece belongs to; rows are pieces unless clips are cropped. A
+            row whose clip cannot be used has none.
+        notices: ``[K]`` int64: the clips that are odd in each of the ways of ``ADVICE``.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    owner: Tensor
+    notices: Tensor = field(default_factory=lambda: torch.zeros(len(ADVICE), dtype=torch.int64))
+
+    def pieces_of(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return the indices of the pieces of some rows, ``[P]`` int64, in the order of the pieces."""
+        wanted = torch.zeros(int(self.owner.max()) + 1, dtype=torch.bool)
+        wanted[torch.from_numpy(rows)] = True
+        return wanted[self.owner].nonzero()[:, 0]
+
+
+def embed_task(
+    encoder: AudioEncoder,
+    model: str,
+    rows: TaskRows,
+    data: str,
+    protocol: Protocol,
+    layers: bool = False,
+    advance: Advance = lambda clips, seconds: None,
+) -> tuple[TaskRows, list[Embedded]]:
+    """Return the embeddings of a task by an encoder, from the cache where they are in it, and the task without the
+    rows whose clips cannot be used.
+
+    Args:
+        model, data: digests of the encoder and of the clips.
+        layers: of every hidden state, the last being the frames; else of the frames alone.
+
+    Raises:
+        UserError: when no clip, none of a part or none of a class can be used.
+    """
+    pooling = pooling_name(rows, protocol)
+    count = len(encoder.layer_dims) if layers else 1
+    files = [cache_file(model, data, pooling, layer if layers else None) for layer in range(count)]
+    states = read_embedded(files)
+    if states is not None:
+        advance(len(rows.answers), 0.0)
+    else:
+        clips = ClipReader(rows)
+        batches = masked_batches(clips) if protocol == "masked" else padded_batches(clips)
+        states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
+        notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
+        states = [replace(state, notices=notices) for state in states]
+        for file, embedded in zip(files, states, strict=True):
+            write_cached(file, vars(embedded))
+    return drop_unread(rows, states)
+
+
+def read_embedded(files: Sequence[Path]) -> list[Embedded] | None:
+    """Return what lies in the cache; None where anything is missing."""
+    names = {one.name for one in fields(Embedded)}
+    cached = [read_cached(file) for file in files]
+    if not all(tensors is not None and set(tensors) == names for tensors in cached):
+        return None
+    return [Embedded(**tensors) for tensors in cached if tensors is not None]
+
+
+def drop_unread(rows: TaskRows, states: Sequence[Embedded]) -> tuple[TaskRows, list[Embedded]]:
+    """Return a task without the rows that have no embedding, and the embeddings with the rows' new numbers.
+
+    Raises:
+        UserError: when too little is left, see ``TaskRows.drop``.
+    """
+    has_piece = torch.zeros(len(rows.answers), dtype=torch.bool)
+    has_piece[states[0].owner] = True
+    missing = set((~has_piece).nonzero()[:, 0].tolist())
+    if not missing:
+        return rows, list(states)
+    skips = {}
+    for number, row in enumerate(rows.rows()):
+        if number in missing:  # decoded again: why is not in the cache, for it names the file
+            skips[number] = why_unusable(row, rows)
+    index = has_piece.cumsum(0) - 1
+    return rows.drop(skips), [replace(state, owner=index[state.owner]) for state in states]
+
+
+def why_unusable(row: Row, rows: TaskRows) -> Skip:
+    """Return why the clip of a row has no embedding."""
+    try:
+        decode_clips(row, LONGEST)
+    except RowError as problem:
+        return Skip.of(rows.card.name, row.key, problem)
+    raise UserError(f"task {rows.name}: {row.key} changed while it was probed; start again")
+
+
+def pooling_name(rows: TaskRows, protocol: Protocol) -> str:
+    """Return what decides the embeddings besides model and clips."""
+    kept = "frames" if rows.task.kind == "frame" else "mean"
+    if protocol == "masked":
+        return f"masked {kept}"
+    parts = hashlib.sha256(b"|".join(part.tobytes() for part in rows.parts.values())).hexdigest()
+    return f"xares {kept}, batches of {rows.task.encode}, crop {rows.task.crop}, parts {parts}"
+
+
+class ClipReader:
+    """Decodes the clips of a task in order, and passes over those that cannot be used.
+
+    Attributes:
+        notices: the number of clips that are odd, by kind.
+    """
+
+    def __init__(self, rows: TaskRows) -> None:
+        self.rows = rows
+        self.notices: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[int, Clip]]:
+        """Yield the usable clips with the number of their row.
+
+        Raises:
+            UserError: at the end, when there was none.
+        """
+        skipped = []
+        for number, row in enumerate(self.rows.rows()):
+            notices: list[str] = []
+            try:
+                (clip,) = decode_clips(row, LONGEST, notices)
+            except RowError as problem:
+                skipped.append(Skip.of(self.rows.card.name, row.key, problem))
+                continue
+            self.notices.update(set(notices))
+            yield number, clip
+        if len(skipped) == len(self.rows.answers):
+            raise UserError(
+                f"task {self.rows.name}: no clip can be used{first_reason([*self.rows.skipped, *skipped])}"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pieces of clips that are encoded together, the row of each, and how many clips begin among them."""
+
+    rows: list[int]
+    pieces: list[Clip]
+    clips: int
+
+
+def masked_batches(clips: ClipReader) -> Iterator[Batch]:
+    """Yield clips of similar length side by side, out of windows of the rows: no clip sees another."""
+    window: list[tuple[int, Clip]] = []
+    seconds = 0.0
+
+    def cut() -> Iterator[Batch]:
+        for batch in length_batches([len(clip) for _, clip in window], BATCH_SECONDS * SAMPLE_RATE):
+            yield Batch([window[i][0] for i in batch], [window[i][1] for i in batch], len(batch))
+
+    for number, clip in clips:
+        window.append((number, clip))
+        seconds += len(clip) / SAMPLE_RATE
+        if seconds >= WINDOW_SECONDS:
+            yield from cut()
+            seconds = 0.0
+            window.clear()
+    yield from cut()
+
+
+def padded_batches(clips: ClipReader) -> Iterator[Batch]:
+    """Yield pieces as X-ARES encodes them: every part apart, in order, so many at a time, padded to the longest.
+
+    Clips are cut into whole crops where the task has a ``crop``; what is left over falls away, and a clip that is
+    shorter than one is padded to it.
+    """
+    rows = clips.rows
+    part_of = np.empty(len(rows.answers), dtype=np.int64)
+    for number, members in enumerate(rows.parts.values()):
+        part_of[members] = number
+    waiting: list[list[tuple[int, bool, Clip]]] = [[] for _ in rows.parts]  # (row, first of its clip, piece)
+    for row, clip in clips:
+        pieces = waiting[part_of[row]]
+        pieces += [(row, i == 0, piece) for i, piece in enumerate(crops(clip, rows.task.crop))]
+        while len(pieces) >= rows.task.encode:
+            yield padded(pieces[: rows.task.encode])
+            del pieces[: rows.task.encode]
+    for pieces in waiting:
+        if pieces:
+            yield padded(pieces)
+
+
+def padded(pieces: Sequence[tuple[int, bool, Clip]]) -> Batch:
+    """Pad pieces with silence to the longest of them: to the encoder, the silence is sound like any other."""
+    longest = max(len(piece) for _, _, piece in pieces)
+    clips = [np.pad(piece, (0, longest - len(piece))) for _, _, piece in pieces]
+    return Batch([row for row, _, _ in pieces], clips, sum(first for _, first, _ in pieces))
+
+
+def crops(clip: Clip, seconds: float | None) -> list[Clip]:
+    """Cut a clip into whole pieces of so many seconds; a shorter clip is padded with silence to one."""
+    if seconds is None:
+        return [clip]
+    size = round(seconds * SAMPLE_RATE)
+    if len(clip) < size:
+        return [np.pad(clip, (0, size - len(clip)))]
+    return [clip[start : start + size] for start in range(0, len(clip) - size + 1, size)]
+
+
+@torch.no_grad()
+def encode_batches(
+    encoder: AudioEncoder, batches: Iterator[Batch], layers: bool, frames: bool, advance: Advance
+) -> list[Embedded]:
+    """Encode batches and put the pieces in the order of the rows; mean over the frames given unless ``frames``."""
+    was_training = encoder.training
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    owners: list[int] = []
+    counts: list[Tensor] = []
+    pieces: list[list[Tensor]] = []  # by layer, in the order of the batches
+    for batch in batches:
+        audio = Ragged.from_rows([torch.from_numpy(piece) for piece in batch.pieces])
+        encoded = encoder(audio.to(device), layers=layers)
+        states = encoded.layers if layers else (encoded.frames,)
+        pieces = pieces or [[] for _ in states]
+        for kept, state in zip(pieces, states, strict=True):
+            values = state.with_values(state.values.float())
+            kept.extend(row.half().cpu() for row in values.rows()) if frames else kept.extend(
+                values.mean().cpu()
+            )
+        owners += batch.rows
+        counts.append(encoded.frames.lengths if frames else torch.ones(len(batch.rows), dtype=torch.int64))
+        advance(batch.clips, sum(map(len, batch.pieces)) / SAMPLE_RATE)
+    encoder.train(was_training)
+    owner, lengths = torch.tensor(owners), torch.cat(counts)
+    order = owner.argsort(stable=True)
+    join = torch.cat if frames else torch.stack
+    return [
+        Embedded(join([kept[i] for i in order.tolist()]), lengths[order], owner[order]) for kept in pieces
+    ]

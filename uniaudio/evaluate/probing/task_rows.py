@@ -1,0 +1,371 @@
+"""The rows of a task: what is to be found in every clip, and which clips train, choose and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uniaudio.config.nearest import did_you_mean
+from uniaudio.data.audio import FilePart
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
+from uniaudio.data.sampler import Skip
+from uniaudio.data.source import AudioRef, Row, open_source
+from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.evaluate.probing.suite import TaskFile, split_names
+
+Indices = NDArray[np.int64]
+
+
+class Event(NamedTuple):
+    """A sound of a class from ``onset`` to ``offset``, in seconds."""
+
+    onset: float
+    offset: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Rows that train, choose (None where nothing does) and test a probe; with folds there is one trial for each."""
+
+    train: Indices
+    valid: Indices | None
+    test: Indices
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The clips of one task that can be used, and what is to be found in them.
+
+    Args:
+        splits: the card's splits, one after another the order of the rows.
+        numbers: ``[N]`` int64: of every row its place among all rows of the splits, which the unusable ones are, too.
+        answers: of every row its class (text), its classes, its events or its texts.
+        parts: rows by split or fold; X-ARES encodes each apart.
+        classes: sorted; empty for retrieval.
+        skipped: the rows that cannot be used, and why.
+    """
+
+    name: str
+    task: TaskFile
+    card: DatasetCard
+    splits: tuple[str, ...]
+    numbers: Indices
+    answers: tuple[Any, ...]
+    parts: Mapping[str, Indices]
+    trials: tuple[Trial, ...]
+    classes: tuple[str, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    @property
+    def weight(self) -> float:
+        """What the task counts in averages: as the suite says, else its number of test clips, of one fold on average.
+
+        So X-ARES has it: 400 for the 2000 clips and five folds of ESC-50.
+        """
+        return self.task.weight or sum(len(trial.test) for trial in self.trials) / len(self.trials)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows again, with their audio, in the order of ``answers``."""
+        kept = set(self.numbers.tolist())
+        for number, (_, row) in enumerate(split_rows(self.card, self.splits)):
+            if number in kept:
+                if isinstance(row, RowError):  # the data has changed since it was read
+                    raise UserError(f"task {self.name}: {row}; its data changed while it was probed")
+                yield row
+
+    def class_index(self) -> dict[str, int]:
+        return {label: number for number, label in enumerate(self.classes)}
+
+    def drop(self, skips: Mapping[int, Skip]) -> TaskRows:
+        """Return the task without some rows, by their index among ``answers``.
+
+        Raises:
+            UserError: when a split, a fold or a class has no row left.
+        """
+        if not skips:
+            return self
+        kept = np.array([i for i in range(len(self.answers)) if i not in skips], dtype=np.int64)
+        index = np.full(len(self.answers), -1, dtype=np.int64)
+        index[kept] = np.arange(len(kept))
+        where = f"task {self.name}"
+        skipped = (*self.skipped, *skips.values())
+        if not len(kept):
+            raise UserError(f"{where}: no row can be used{first_reason(skipped)}")
+        parts = {part: index[rows][index[rows] >= 0] for part, rows in self.parts.items()}
+        empty = [part for part, rows in parts.items() if not len(rows)]
+        if empty:
+            raise UserError(f"{where}: no row of '{empty[0]}' can be used{first_reason(skipped)}")
+        answers = tuple(self.answers[i] for i in kept)
+        classes = classes_of(self.task, answers)
+        gone = sorted(set(self.classes) - set(classes))
+        if gone:
+            raise UserError(f"{where}: no row of class '{gone[0]}' can be used{first_reason(skipped)}")
+        rows = replace(
+            self,
+            numbers=self.numbers[kept],
+            answers=answers,
+            parts=parts,
+            trials=trials_of(self.task, parts, where, skipped),
+            classes=classes,
+            skipped=skipped,
+        )
+        check_labels(rows, where)
+        return rows
+
+
+def first_reason(skipped: Sequence[Skip]) -> str:
+    """Say why the first row that was left out cannot be used; nothing where none was."""
+    if not skipped:
+        return ""
+    detail = f" ({skipped[0].detail})" if skipped[0].detail else ""
+    return f"; first skipped row: {skipped[0].row}: {skipped[0].reason}{detail}"
+
+
+def describe_skipped(skipped: Sequence[Skip]) -> str:
+    """Count rows that were left out by reason: "3 rows skipped: 2 broken audio, 1 missing file"."""
+    reasons = Counter(skip.reason for skip in skipped).most_common()
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    return f"{len(skipped)} {'row' if len(skipped) == 1 else 'rows'} skipped: {listed}"
+
+
+def split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tuple[str, Row | RowError]]:
+    """Yield all rows of some splits with the name of the split; a row that cannot be used comes as its error."""
+    for split in splits:
+        for row in open_source(card, split).rows():
+            yield split, row
+
+
+def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
+    """Read the columns of a task's rows and check them; no clip is decoded.
+
+    Raises:
+        UserError: when no row, or none of a part, can be used, or a test label was never seen in training.
+    """
+    where = f"task {name}"
+    splits = split_names(task, card)
+    numbers: list[int] = []
+    answers: list[Any] = []
+    members: dict[str, list[int]] = {}
+    skipped: list[Skip] = []
+    for number, (split, row) in enumerate(split_rows(card, splits)):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            part, answer = read_answer(task, card, split, row)
+        except RowError as problem:
+            key = row.key if isinstance(row, Row) else f"row {number}"
+            skipped.append(Skip.of(card.name, key, problem))
+            continue
+        members.setdefault(part, []).append(len(answers))
+        numbers.append(number)
+        answers.append(answer)
+    if not answers:
+        raise UserError(f"{where}: no row can be used{first_reason(skipped)}")
+    parts = {part: np.array(rows, dtype=np.int64) for part, rows in sorted(members.items())}
+    rows = TaskRows(
+        name,
+        task,
+        card,
+        splits,
+        np.array(numbers, dtype=np.int64),
+        tuple(answers),
+        parts,
+        trials_of(task, parts, where, skipped),
+        classes_of(task, answers),
+        tuple(skipped),
+    )
+    check_labels(rows, where)
+    return rows
+
+
+def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tuple[str, Any]:
+    """Return the part that a row belongs to and what is to be found in it; see ``TaskRows``.
+
+    Raises:
+        RowError: when a column is missing or holds something else.
+    """
+    with convert_to_row_error("broken metadata", row.key):
+        fields = card.fields(row.columns)
+        part = split
+        if isinstance(task.folds, str):
+            part = str(read_column(fields, task.folds))
+        return part, answer_of(task, read_column(fields, task.answers))
+
+
+def read_column(fields: Mapping[str, Any], name: str) -> Any:
+    """Return a column of a row.
+
+    Raises:
+        RowError: when the row lacks it, saying which columns there are, or it has no value.
+    """
+    if name not in fields:
+        raise RowError(
+            "missing column",
+            f"no column '{name}'{did_you_mean(name, list(fields))}; columns: {', '.join(sorted(fields))}",
+        )
+    if isinstance(fields[name], RowError):
+        raise fields[name]
+    if has_no_value(fields[name]):
+        raise RowError("missing column", f"'{name}' has no value")
+    return fields[name]
+
+
+def answer_of(task: TaskFile, value: Any) -> Any:
+    """Understand the column with the answer; see ``TaskRows.answers``.
+
+    Raises:
+        RowError: when it holds something else.
+    """
+    if isinstance(value, str) and task.kind != "clip" and (listed := parse_list(value)) is not None:
+        value = listed
+    if task.kind == "clip":
+        return text_of_class(value, task.answers)
+    if task.kind == "frame":
+        return events_of(value, task.frame.keys)
+    if isinstance(value, Mapping):  # as X-ARES packs captions: numbered keys
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        value = [
+            str(item) if isinstance(item, ClassIndex) else item for item in value if not has_no_value(item)
+        ]
+    if isinstance(value, str):
+        value = [value] if task.kind == "retrieval" else value.split(task.separator)
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise RowError(
+            "broken metadata", f"'{task.answers}' must be a text or a list of texts, got {value!r}"
+        )
+    texts = tuple(item.strip() for item in value if item.strip())
+    if task.kind == "retrieval" and not texts:
+        raise RowError("missing column", f"'{task.answers}' holds no text")
+    return texts
+
+
+def text_of_class(value: Any, name: str) -> str:
+    """Return the class of a clip as text.
+
+    Raises:
+        RowError: for a list or a mapping.
+    """
+    if isinstance(value, bool):
+        return str(value)
+    try:
+        return str(write_value(wrap_value(value, name)))
+    except RowError as problem:
+        raise RowError(
+            "broken metadata", f"'{name}' must be one class ({problem.detail}), got {value!r}"
+        ) from problem
+
+
+def events_of(value: Any, keys: tuple[str, str, str]) -> tuple[Event, ...]:
+    """Read a list of mappings with beginning, end and class.
+
+    Raises:
+        RowError: when it is none, or an event ends before it begins.
+    """
+    onset, offset, label = keys
+    try:
+        events = tuple(Event(float(item[onset]), float(item[offset]), str(item[label])) for item in value)
+    except (TypeError, KeyError, ValueError) as problem:
+        raise RowError(
+            "broken metadata", f"events must be a list of {{{', '.join(keys)}}} ({problem})"
+        ) from problem
+    for event in events:
+        if not 0 <= event.onset < event.offset < float("inf"):
+            raise RowError("broken metadata", f"an event from {event.onset:g} to {event.offset:g} s is none")
+    return events
+
+
+def trials_of(
+    task: TaskFile, parts: Mapping[str, Indices], where: str, skipped: Sequence[Skip]
+) -> tuple[Trial, ...]:
+    """Return the trial of the official splits, or one for each fold.
+
+    Raises:
+        UserError: when a part has no rows or there is one fold only.
+    """
+    if task.folds is None:
+        for split in (task.train, task.valid, task.test):
+            if split is not None and split not in parts:
+                raise UserError(f"{where}: split '{split}' holds no usable rows{first_reason(skipped)}")
+        valid = None if task.valid is None else parts[task.valid]
+        return (Trial(parts[task.train], valid, parts[task.test]),)
+    if len(parts) < 2:
+        raise UserError(f"{where}: folds: found one fold only, {', '.join(parts)}{first_reason(skipped)}")
+    return tuple(
+        Trial(np.sort(np.concatenate([rows for other, rows in parts.items() if other != fold])), None, rows)
+        for fold, rows in parts.items()
+    )
+
+
+def classes_of(task: TaskFile, answers: Sequence[Any]) -> tuple[str, ...]:
+    """Return the sorted classes of all rows; none for retrieval."""
+    if task.kind == "retrieval":
+        return ()
+    if task.kind == "clip":
+        return tuple(sorted(set(answers)))
+    if task.kind == "frame":
+        return tuple(sorted({event.label for events in answers for event in events}))
+    return tuple(sorted({label for labels in answers for label in labels}))
+
+
+def check_labels(rows: TaskRows, where: str) -> None:
+    """Check that there is something to learn.
+
+    Raises:
+        UserError: when there are no two classes of clips, no class at all, or a test label that no training row has.
+    """
+    if rows.task.kind == "retrieval":
+        return
+    if len(rows.classes) < (2 if rows.task.kind == "clip" else 1):
+        raise UserError(
+            f"{where}: '{rows.task.answers}' names {len(rows.classes)} classes, too few to probe"
+            f"{first_reason(rows.skipped)}"
+        )
+    if rows.task.kind == "clip":
+        for trial in rows.trials:
+            seen = {rows.answers[i] for i in trial.train}
+            unseen = sorted({rows.answers[i] for i in trial.test} - seen)
+            if unseen:
+                raise UserError(
+                    f"{where}: the test label '{unseen[0]}' does not occur in its training rows"
+                    f"{first_reason(rows.skipped)}"
+                )
+
+
+def content_digest(rows: Iterator[Row]) -> str:
+    """Return a SHA-256 over the encoded bytes of all clips, in order, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for row in rows:
+        try:
+            digest.update(clip_digest(row.audio[0]))
+        except RowError:  # it is skipped with its reason when it is decoded
+            digest.update(b"unreadable")
+    return digest.hexdigest()
+
+
+def clip_digest(ref: AudioRef) -> bytes:
+    """Return the SHA-256 of a clip's encoded bytes, the span that is taken of them and the length that its row states.
+
+    Raises:
+        RowError: when it cannot be read.
+    """
+    source = ref.source
+    with convert_to_row_error("broken audio", ref.name):
+        path = source.path if isinstance(source, FilePart) else source
+        if isinstance(path, Path) and not path.is_file():  # reading a pipe would wait for ever
+            raise RowError("missing file", str(path))
+        if isinstance(source, FilePart):
+            content = source.read()
+        else:
+            content = source.read_bytes() if isinstance(source, Path) else bytes(source)
+    stated = "" if ref.span is not None or ref.seconds is None else f"{ref.seconds} s"
+    return hashlib.sha256(content + f"{ref.span!r}{stated}".encode()).digest()

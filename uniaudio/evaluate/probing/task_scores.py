@@ -1,0 +1,66 @@
+"""From the embeddings of a task to its scores, by kind of task and by protocol."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uniaudio.evaluate.probing.frame_probe import score_frames
+from uniaudio.evaluate.probing.probes import Fold, probe_folds
+from uniaudio.evaluate.probing.retrieval import score_retrieval
+from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
+from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.text_model import TextModel
+from uniaudio.evaluate.probing.xares import XaresFold, xares_scores
+
+ProbeScores = dict[str, dict[str, float]]  # probe -> mean and std
+
+
+def score_task(
+    rows: TaskRows,
+    embedded: Embedded,
+    rate: float,
+    protocol: Protocol,
+    seeds: int,
+    reader: TextModel | None = None,
+) -> ProbeScores:
+    """Probe one layer of one model on one task: ``{probe: {"mean", "std"}}``, all scores in [0, 1].
+
+    Args:
+        rate: frames per second of the encoder, for events. reader: for retrieval.
+    """
+    if rows.task.kind == "frame":
+        return score_frames(rows, embedded, rate, protocol, seeds)
+    if rows.task.kind == "retrieval":
+        assert reader is not None, "a suite with retrieval tasks names a text model"
+        return score_retrieval(rows, embedded, reader, protocol, seeds)
+    targets = class_targets(rows)
+    if protocol == "masked":
+        folds = [fold_of(embedded, targets, trial.train, trial.test) for trial in rows.trials]
+        return probe_folds(folds, len(rows.classes), seeds, kinds=rows.task.kinds)
+    chosen = []
+    for trial in rows.trials:
+        fold = fold_of(embedded, targets, trial.train, trial.test)
+        valid = embedded.pieces_of(trial.test if trial.valid is None else trial.valid)
+        chosen.append(XaresFold(fold, embedded.values[valid], targets[embedded.owner[valid]]))
+    return xares_scores(chosen, len(rows.classes), seeds, rows.task.epochs, rows.task.batch, rows.task.kinds)
+
+
+def class_targets(rows: TaskRows) -> Tensor:
+    """Return the class index of every row ``[N]`` int64, or its classes ``[N, K]`` float32 of 0 and 1."""
+    index = rows.class_index()
+    if rows.task.kind == "clip":
+        return torch.tensor([index[label] for label in rows.answers])
+    targets = torch.zeros(len(rows.answers), len(index))
+    for row, labels in enumerate(rows.answers):
+        targets[row, [index[label] for label in labels]] = 1.0
+    return targets
+
+
+def fold_of(embedded: Embedded, targets: Tensor, train: Indices, test: Indices) -> Fold:
+    """Return the pieces of the rows that train and test, each with the target of its row."""
+    parts = [embedded.pieces_of(rows) for rows in (train, test)]
+    (train_x, train_y), (test_x, test_y) = (
+        (embedded.values[pieces], targets[embedded.owner[pieces]]) for pieces in parts
+    )
+    return Fold(train_x, train_y, test_x, test_y)

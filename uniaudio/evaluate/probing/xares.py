@@ -1,0 +1,110 @@
+"""Probes of clips by the protocol of X-ARES (arXiv 2505.16369), its quirks included, for numbers beside published ones.
+
+Its linear probe (called MLP there) is a LayerNorm and one Linear; see ``plain_probe`` for the training. Its kNN divides
+the training embeddings by the norm of every *feature* over the training set, where the cosine would need the norm of
+every vector; test vectors are divided by their own norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from uniaudio.evaluate.metrics.average_precision import mean_average_precision
+from uniaudio.evaluate.probing.probes import RESAMPLES, Fold, vote
+from uniaudio.evaluate.probing.sgd_probe import SEED, linear_probe, train_plain
+
+
+@dataclass(frozen=True)
+class XaresFold:
+    """A fold with the clips that choose the epoch: embeddings ``[N, E]``, targets as in ``Fold``.
+
+    Where a set has none, and with folds, X-ARES chooses on the test clips.
+    """
+
+    fold: Fold
+    valid_x: Tensor
+    valid_y: Tensor
+
+
+def xares_scores(
+    folds: Sequence[XaresFold], classes: int, seeds: int, epochs: int, batch: int, kinds: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return accuracy or mAP: the mean over folds, with mean and spread over the seeds 42, 43 ... for "linear".
+
+    The probe "mlp" is none of this protocol and left out. kNN has no seed; its ``std`` is that of the mean over 200
+    bootstrap draws of the test clips.
+    """
+    results = {}
+    if "linear" in kinds:
+        by_seed = np.array([linear_score(folds, classes, SEED + s, epochs, batch) for s in range(seeds)])
+        results["linear"] = {"mean": float(by_seed.mean()), "std": float(by_seed.std())}
+    if "knn" in kinds:
+        right = [
+            (xares_knn(own.fold.train_x, own.fold.train_y, own.fold.test_x, classes) == own.fold.test_y)
+            .double()
+            .numpy()
+            for own in folds
+        ]
+        draws = [
+            own[np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))].mean(1)
+            for own in right
+        ]
+        results["knn"] = {
+            "mean": float(np.mean([own.mean() for own in right])),
+            "std": float(np.mean(draws, axis=0).std()),
+        }
+    return results
+
+
+def linear_score(folds: Sequence[XaresFold], classes: int, seed: int, epochs: int, batch: int) -> float:
+    """Train and test one linear probe for each fold; return the mean of their scores.
+
+    The weights of all folds come from one generator, in their order; so does the order of the examples.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return float(np.mean([fold_score(own, classes, epochs, batch) for own in folds]))
+
+
+def fold_score(own: XaresFold, classes: int, epochs: int, batch: int) -> float:
+    """Train and test the probe of one fold; random numbers come from torch's own generator."""
+    fold = own.fold
+    probe = linear_probe(fold.train_x.shape[1], classes)
+    train_plain(
+        probe,
+        len(fold.train_x),
+        epochs,
+        batch,
+        lambda rows: class_loss(probe(fold.train_x[rows]), fold.train_y[rows]),
+        lambda: class_score(probe(own.valid_x), own.valid_y),
+    )
+    with torch.no_grad():
+        return class_score(probe(fold.test_x), fold.test_y)
+
+
+def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of class indices, or the binary one of float targets ``[N, K]``; the mean."""
+    if targets.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.cross_entropy(logits, targets)
+
+
+def class_score(logits: Tensor, targets: Tensor) -> float:
+    """Accuracy, or for float targets the mAP in which classes without positives count as 0."""
+    if targets.is_floating_point():
+        return mean_average_precision(logits.numpy(), targets.numpy(), absent=True)
+    return (logits.argmax(1) == targets).double().mean().item()
+
+
+def xares_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
+    """Vote among 10 neighbours, weighted by softmax(similarity / 0.07); return class indices ``[M]``.
+
+    ``train_x [N, E]`` is divided by the norm of each of its E columns, ``test_x [M, E]`` by that of each row.
+    """
+    return vote(F.normalize(train_x, dim=0), train_y, F.normalize(test_x, dim=1), classes)

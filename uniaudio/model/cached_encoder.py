@@ -1,0 +1,78 @@
+"""A frozen encoder that runs on the clips it does not know yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniaudio.feature_cache import Clips, FeatureStore
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.ragged import Ragged
+from uniaudio.types import Encoded
+
+Tell = Callable[[FeatureStore, Sequence[str], Ragged], None]
+
+
+class Recall:
+    """Takes the place of an encoder's ``forward``: known frames come with the clips, the others are computed.
+
+    Where all are known, nothing of the encoder runs. Statistics (``Encoded.stats``) are not kept. Hidden states and
+    masked spectrograms are not either: who asks for them gets them from the encoder, as does who brings plain samples.
+
+    Args:
+        encoder: frozen, in eval mode. store: of its frames. tell: called with keys and frames of clips that were not
+            known, in the order of the clips.
+    """
+
+    def __init__(self, encoder: AudioEncoder, store: FeatureStore, tell: Tell) -> None:
+        self.compute: Callable[..., Encoded] = encoder.forward
+        self.store, self.tell = store, tell
+
+    def __call__(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
+        """Encode C clips to frames ``[A, E]``, see ``AudioEncoder.forward``."""
+        known = audio.known.get(self.store.name) if isinstance(audio, Clips) else None
+        if known is None or layers or (masks is not None and len(masks)):
+            return self.compute(audio, layers=layers, masks=masks)
+        assert isinstance(audio, Clips)
+        missing = (known.lengths == 0).nonzero()[:, 0]
+        if not len(missing):
+            return Encoded(self.as_read(known))
+        asked = audio if len(missing) == len(audio) else audio.select(missing)
+        frames = self.compute(asked).frames
+        self.tell(self.store, asked.keys, frames)
+        frames = self.as_read(frames)
+        return Encoded(frames if asked is audio else joined(self.as_read(known), frames, missing))
+
+    def as_read(self, frames: Ragged) -> Ragged:
+        """Return frames as they are when they come from the disk, so that every epoch trains on the same."""
+        if self.store.dtype is None:
+            return frames
+        return frames.with_values(frames.values.to(self.store.dtype).float())
+
+
+def joined(known: Ragged, computed: Ragged, missing: Tensor) -> Ragged:
+    """Return the frames of all clips in order.
+
+    Args:
+        known: a row for every clip, empty for those that are ``missing``. computed: a row for each of those.
+    """
+    there = (known.lengths > 0).nonzero()[:, 0]
+    both = Ragged(
+        torch.cat([known.values, computed.values]), torch.cat([known.lengths[there], computed.lengths])
+    )
+    return both.select(torch.cat([there, missing]).argsort())
+
+
+def recall_frames(encoder: AudioEncoder, store: FeatureStore, tell: Tell) -> None:
+    """Let an encoder look at what its clips bring along."""
+    part: Any = encoder
+    part.forward = Recall(encoder, store, tell)
+
+
+def recalled_stores(model: torch.nn.Module) -> tuple[FeatureStore, ...]:
+    """Return the stores of the encoders in a model that recall their frames, each once."""
+    ways = [vars(part).get("forward") for part in model.modules()]
+    return tuple(dict.fromkeys(way.store for way in ways if isinstance(way, Recall)))

@@ -1,0 +1,84 @@
+"""Encoders with spectrograms of their own: chunks of clips through the stock feature extractor and model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from uniaudio.model.activation_checkpointing import recompute_stock_layers
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.chunking import as_float, chunks_of, cut_into_chunks
+from uniaudio.ragged import Ragged
+from uniaudio.types import SAMPLE_RATE, Encoded
+
+
+class ChunkedAudioEncoder(AudioEncoder):
+    """Cuts clips into chunks, has a subclass encode them, and puts the frames together again.
+
+    Features are computed on the CPU by the checkpoint's own extractor, so they are the stock ones.
+
+    Args:
+        model: the stock module. chunk: samples of the longest chunk. least: samples below which silence is added.
+    """
+
+    def __init__(self, model: nn.Module, chunk: int, least: int = 1) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.chunk, self.least = chunk, least
+        self.reach = chunk / SAMPLE_RATE
+
+    def can_recompute(self) -> bool:
+        """Return whether the stock module has a switch for it."""
+        return isinstance(self.model, PreTrainedModel) and self.model.supports_gradient_checkpointing
+
+    def recompute(self) -> None:
+        super().recompute()
+        recompute_stock_layers(self.model)
+
+    def frames_of(self, samples: int) -> int:
+        """Return the frames of one chunk."""
+        raise NotImplementedError
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        """Return for each hidden state the frames ``[frames_of(n), E]`` of every chunk, or more of them."""
+        raise NotImplementedError
+
+    def num_frames(self, samples: int) -> int:
+        """Return the frames of all chunks of a clip."""
+        return sum(self.frames_of(chunk) for chunk in chunks_of(samples, self.chunk))
+
+    def train(self, mode: bool = True) -> ChunkedAudioEncoder:
+        """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
+        """Encode C clips of int16 or float samples to frames ``[A, E]``."""
+        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        if not len(audio):
+            weight = next(self.parameters())
+            return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
+        chunks = cut_into_chunks(audio, self.chunk)
+        samples = as_float(chunks.values).cpu().numpy()
+        waves = [
+            np.pad(samples[begin : begin + length], (0, max(0, self.least - length)))
+            for begin, length in zip(chunks.offsets.tolist(), chunks.lengths.tolist(), strict=False)
+        ]
+        kept = [self.frames_of(n) for n in chunks.lengths.tolist()]
+        states = [
+            Ragged(torch.cat([rows[:count] for rows, count in zip(state, kept, strict=True)]), counts)
+            for state in self.encode_chunks(waves)
+        ]
+        return Encoded(states[-1], tuple(states) if layers else None)
+
+    def on_device(self, features: Tensor) -> Tensor:
+        """Bring features to the device and dtype of the weights."""
+        return features.to(next(self.model.parameters()))

@@ -1,0 +1,209 @@
+"""Any other model with an extractor of its own, and models whose code lives in their repository, such as Dasheng."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoFeatureExtractor, AutoModel
+
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resampled
+from uniaudio.model.encoders.weights import (
+    FILES,
+    RANDOM,
+    checkpoint_folder,
+    load_pretrained,
+    read_model_config,
+    stock_config,
+    with_random_weights,
+)
+from uniaudio.types import SAMPLE_RATE
+
+RATES = (10.0, 12.5, 20.0, 25.0, 40.0, 50.0, 62.5, 75.0, 80.0, 100.0)  # frames per second that models have
+NEAR = 0.04  # relative distance to one of them
+TRIAL_SECONDS = 4
+SLACK = 2  # frames by which a model's count may differ from the rate's
+CHUNK_SECONDS = 10.0
+LEAST = 1600  # samples
+
+
+class RemoteAudioEncoder(ChunkedAudioEncoder):
+    """One chunk of 10 s at a time through the checkpoint's own extractor and model.
+
+    Frames are ``last_hidden_state``, or ``hidden_states`` where that is one tensor (Dasheng), or the first other
+    tensor of clips, frames and features that is no logits. Hidden states are those with the frames' rate, where the
+    model gives them. A chunk gives ``ceil(samples * rate / 16000)`` frames: the last one is repeated, or frames at the
+    end are dropped, where the model's own count differs by up to two.
+
+    Args:
+        frame_rate: frames per second; None measures it once on silence.
+
+    Raises:
+        UserError: when no frames are found, or their rate is no usual one.
+    """
+
+    def __init__(self, model: nn.Module, extractor: Any, frame_rate: float | None = None) -> None:
+        super().__init__(model, round(CHUNK_SECONDS * SAMPLE_RATE), LEAST)
+        self.extractor = extractor
+        self.frame_rate = frame_rate or 0.0
+        with torch.no_grad():
+            *before, frames = self.run_model(np.zeros(TRIAL_SECONDS * SAMPLE_RATE, np.float32))
+        # fixed here: in a very short chunk states of another rate have as many frames by chance
+        self.used = [i for i, state in enumerate(before) if len(state) == len(frames)]
+        self.layer_dims = (*(before[i].shape[-1] for i in self.used), frames.shape[-1])
+        self.dim = frames.shape[-1]
+        if frame_rate is None:
+            self.frame_rate = usual_rate(len(frames) / TRIAL_SECONDS, type(model).__name__)
+
+    def frames_of(self, samples: int) -> int:
+        """Return ``ceil(samples * rate / 16000)``, at least one."""
+        return max(1, math.ceil(samples * self.frame_rate / SAMPLE_RATE))
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        by_chunk = []
+        for wave in waves:
+            *before, frames = self.run_model(wave)
+            by_chunk.append(self.counted([*(before[i] for i in self.used), frames], len(wave)))
+        return [list(states) for states in zip(*by_chunk, strict=True)]
+
+    def run_model(self, wave: NDArray[np.float32]) -> list[Tensor]:
+        """Return every hidden state ``[T, E]`` of one chunk, the frames last."""
+        rate = getattr(self.extractor, "sampling_rate", SAMPLE_RATE)
+        features = self.extractor(resampled(wave, rate), sampling_rate=rate, return_tensors="pt")
+        device = next(self.model.parameters()).device
+        given = {
+            name: self.on_device(value) if value.is_floating_point() else value.to(device)
+            for name, value in features.items()
+            if isinstance(value, Tensor)
+        }
+        return hidden_states_of(self.model(**given), type(self.model).__name__)
+
+    def counted(self, states: list[Tensor], samples: int) -> list[Tensor]:
+        """Bring the frames of a chunk to their stated number.
+
+        Raises:
+            UserError: when the model has many more or fewer, or none.
+        """
+        wanted, own = self.frames_of(samples), len(states[-1])
+        if abs(wanted - own) > SLACK or not own:
+            raise UserError(
+                f"{type(self.model).__name__} gave {own} frames for {samples / SAMPLE_RATE:.2f} s, but at "
+                f"{self.frame_rate:g} per second there must be {wanted}; set frame_rate"
+            )
+        if own >= wanted:
+            return [state[:wanted] for state in states]
+        return [torch.cat([state, state[-1:].expand(wanted - own, -1)]) for state in states]
+
+
+def hidden_states_of(output: Any, name: str) -> list[Tensor]:
+    """Return the hidden states ``[T, E]`` in a model's output for one clip, the frames last.
+
+    Raises:
+        UserError: when none of its tensors has clips, frames and features.
+    """
+    if isinstance(output, Mapping):
+        named = dict(output)
+    else:
+        named = dict(enumerate(output)) if isinstance(output, tuple | list) else {0: output}
+    states = named.pop("hidden_states", None)
+    states = list(states) if isinstance(states, tuple | list) else [states]
+    others = [value for key, value in named.items() if "logits" not in str(key)]
+    frames = next(filter(is_frames, [named.get("last_hidden_state"), *states[-1:], *others]), None)
+    if frames is None:
+        raise UserError(
+            f"{name} gives no frames: neither last_hidden_state nor hidden_states "
+            "is a tensor of clips, frames and features"
+        )
+    return [state[0] for state in (*filter(is_frames, states[:-1]), frames)]
+
+
+def is_frames(value: Any) -> bool:
+    """Return whether this is a tensor of clips, frames and features."""
+    return isinstance(value, Tensor) and value.dim() == 3
+
+
+def usual_rate(measured: float, name: str) -> float:
+    """Return the usual frame rate next to a measured one.
+
+    Raises:
+        UserError: when none is near.
+    """
+    nearest = min(RATES, key=lambda rate: abs(rate - measured))
+    if abs(nearest - measured) > NEAR * measured:
+        raise UserError(
+            f"{name} gives {measured:g} frames per second; if that is right, set frame_rate to it"
+        )
+    return nearest
+
+
+def code_places(folder: Path) -> list[str]:
+    """Return the places of Python code that the configs of a folder name; ``repository--`` before another's."""
+    places = []
+    for name in ("config.json", "preprocessor_config.json"):
+        try:
+            told = json.loads((folder / name).read_text()).get("auto_map") or {}
+        except (OSError, ValueError):  # missing or broken files are told of where they are needed
+            continue
+        places += [str(place) for place in told.values()]
+    return places
+
+
+def refuse_code(folder: Path, name: str) -> None:
+    """Look for code before any of it could run.
+
+    Raises:
+        UserError: when the checkpoint wants to run code, naming whose.
+    """
+    places = code_places(folder)
+    if not places:
+        return
+    others = sorted({place.split("--")[0] for place in places if "--" in place} - {name})
+    whose = f" (that of {', '.join(others)})" if others else ""
+    raise UserError(
+        f"{name} brings its own Python code{whose}; read it, and give --trust-remote-code to let it run "
+        "(a run config also states trust_remote_code: true for it)"
+    )
+
+
+def load_remote(
+    path: str,
+    revision: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    frame_rate: float | None = None,
+) -> RemoteAudioEncoder:
+    """Load any model with ``AutoModel`` and ``AutoFeatureExtractor``, in float32.
+
+    Raises:
+        UserError: when it wants to run code of its own and that was not allowed, it cannot be loaded, or a tensor
+            is missing.
+    """
+    name = path.removeprefix(RANDOM)
+    folder = checkpoint_folder(name, revision, [*FILES, "*.py"] if trust_remote_code else FILES)
+    read_model_config(folder)
+    if not trust_remote_code:
+        refuse_code(folder, name)
+    trust = {"trust_remote_code": trust_remote_code}
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
+        config = stock_config(folder, trusted=trust_remote_code)
+        config.output_hidden_states = True  # models that know no such setting leave it unread
+        if hasattr(config, "layerdrop"):
+            config.layerdrop = 0.0  # a skipped layer has no hidden state
+        if path.startswith(RANDOM):
+            model = with_random_weights(lambda: AutoModel.from_config(config, **trust), seed)
+        else:
+            model = load_pretrained(AutoModel, folder, None, config, **trust)
+    except (OSError, ValueError, ImportError, AttributeError) as problem:
+        reason = (str(problem).strip() or repr(problem)).splitlines()[0]
+        raise UserError(f"{name} cannot be loaded with its feature extractor ({reason})") from problem
+    return RemoteAudioEncoder(model.float().eval(), extractor, frame_rate)

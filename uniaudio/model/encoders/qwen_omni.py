@@ -1,0 +1,196 @@
+"""Audio towers of Qwen2.5-Omni and Qwen3-Omni: windows of a second or two, attention within blocks of windows."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from uniaudio.errors import UserError
+from uniaudio.model.activation_checkpointing import run_layer
+from uniaudio.model.attention import Segments
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.chunking import chunks_of, cut_into_chunks, keep_first
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    fill,
+    read_model_config,
+    read_tensors,
+    with_own_attention,
+    with_random_weights,
+)
+from uniaudio.model.encoders.whisper import encoder_layer
+from uniaudio.model.mel import HOP, REACH, LogMel, encoder_frames
+from uniaudio.model.spec_augment import mask_mel
+from uniaudio.ragged import Ragged
+from uniaudio.types import SAMPLE_RATE, Encoded
+
+PREFIXES = ("thinker.model.audio_tower.", "thinker.audio_tower.", "model.audio_tower.", "audio_tower.", "")
+OUTPUT_MAPS = (
+    "proj",
+    "proj1",
+    "proj2",
+    "act",
+    "audio_bos_eos_token",
+)  # into the width of the model's own decoder
+STRIDE_3 = 8  # mel frames of one frame of Qwen3-Omni: three convolutions of stride 2
+
+
+class OmniAudioEncoder(AudioEncoder):
+    """The audio tower up to its last LayerNorm; the maps into the width of its own language model are left out.
+
+    The log-mel of a clip is cut into windows of ``2 n_window`` frames that the convolutions see alone, and frames
+    attend within blocks: one window of 2 s in Qwen2.5-Omni (25 frames per second), eight of 1 s in Qwen3-Omni (13).
+    Clips are cut at the last end of a block before 30 s, where Whisper's log-mel is normalised anew.
+    The last window of a clip is filled up with zeros. The stock Qwen3-Omni fills up to the longest window of the batch,
+    so there a clip shorter than one window depends on the batch it is in; here it is as in a batch with longer ones.
+
+    Args:
+        tower: the stock module; its parameters are trained in place.
+    """
+
+    takes_masks = True
+
+    def __init__(self, tower: Qwen2_5OmniAudioEncoder | Qwen3OmniMoeAudioEncoder) -> None:
+        super().__init__()
+        self.third = isinstance(tower, Qwen3OmniMoeAudioEncoder)
+        for name in OUTPUT_MAPS:
+            if hasattr(tower, name):
+                delattr(tower, name)
+        self.tower = tower
+        config = tower.config
+        self.mel = LogMel(config.num_mel_bins)
+        self.dim = config.d_model
+        self.layer_dims = (self.dim,) * (config.encoder_layers + 1)
+        self.window = 2 * config.n_window  # mel frames
+        if self.window % 4:
+            raise UserError(
+                f"windows of {self.window} mel frames cannot be halved twice; n_window must be even"
+            )
+        windows = max(1, config.n_window_infer // self.window) if self.third else 1
+        self.block = self.window * windows
+        self.per_window = after_convolutions(self.window) if self.third else self.window // 4
+        self.frame_rate = self.per_window * SAMPLE_RATE / HOP / self.window
+        self.reach = self.block * HOP / SAMPLE_RATE
+        self.chunk = REACH // (self.block * HOP) * self.block * HOP  # samples
+        self.layer = encoder_layer
+
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
+
+    def num_frames(self, samples: int) -> int:
+        """Return the frames of all windows: ``ceil(samples / 640)``, or 13 a second and one for each begun 80 ms."""
+        return sum(self.frames_of(self.mel_frames(chunk)) for chunk in chunks_of(samples, self.chunk))
+
+    def mel_frames(self, samples: int) -> int:
+        """Return the mel frames of a chunk: an even number, and one of whole pairs of pairs before the pooling."""
+        frames = 2 * encoder_frames(samples)
+        return frames if self.third else -(-frames // 4) * 4
+
+    def frames_of(self, mel_frames: int) -> int:
+        """Return the encoder frames of a chunk."""
+        whole, rest = divmod(mel_frames, self.window)
+        last = after_convolutions(rest) if self.third else rest // 4
+        return whole * self.per_window + last
+
+    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
+        """Encode C clips of int16 or float samples to frames ``[A, E]``."""
+        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        if not len(audio):
+            return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), counts))
+        mel = self.mel(cut_into_chunks(audio, self.chunk))
+        if masks is not None and len(masks):
+            mel = mask_mel(mel, [len(chunks_of(n, self.chunk)) for n in audio.lengths.tolist()], masks)
+        stem = self.convolve(mel)
+        segments = Segments.of(self.blocks(mel.lengths), stem.device)
+        hidden = stem.values
+        states = []
+        for layer in self.tower.layers:
+            if layers:
+                states.append(self.pooled(hidden))
+            hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
+        states.append(self.tower.ln_post(self.pooled(hidden)))
+        found = tuple(Ragged(state, counts) for state in states)
+        return Encoded(found[-1], found if layers else None)
+
+    def pooled(self, hidden: Float[Tensor, "T E"]) -> Float[Tensor, "A E"]:
+        """Average neighbours in Qwen2.5-Omni; every chunk has an even number."""
+        return hidden if self.third else hidden.unflatten(0, (-1, 2)).mean(1)
+
+    def blocks(self, mel_lengths: Tensor) -> list[int]:
+        """Return the positions of every attention block, before the pooling."""
+        pool = 1 if self.third else 2
+        return [
+            pool * self.frames_of(part)
+            for n in mel_lengths.tolist()
+            for part in chunks_of(self.rounded(n), self.block)
+        ]
+
+    def rounded(self, mel_frames: int) -> int:
+        return mel_frames if self.third else -(-mel_frames // 4) * 4
+
+    def convolve(self, mel: Ragged) -> Ragged:
+        """Cut mel frames ``[F, M]`` into windows, convolve each alone and add positions: ``[T, E]``."""
+        wanted = torch.tensor([self.rounded(n) for n in mel.lengths.tolist()], dtype=torch.int64)
+        lengths = [part for n in wanted.tolist() for part in chunks_of(n, self.window)]
+        real = [part for n in mel.lengths.tolist() for part in chunks_of(n, self.window)]
+        windows = mel.with_lengths(torch.tensor(real, dtype=torch.int64))
+        padded = mel.values.new_zeros(len(real), self.window, mel.values.shape[1])
+        place = torch.arange(len(mel.values)) + torch.repeat_interleave(
+            torch.arange(len(real)) * self.window - windows.offsets[:-1], windows.lengths
+        )
+        padded.flatten(0, 1)[place.to(mel.device, non_blocking=True)] = mel.values
+        embedded = self.three_convolutions(padded) if self.third else self.two_convolutions(padded, lengths)
+        positions = self.tower.positional_embedding.positional_embedding[: embedded.shape[1]]
+        embedded = embedded + positions.to(embedded.dtype)
+        counts = [after_convolutions(n) if self.third else n // 2 for n in lengths]
+        full = Ragged(embedded.flatten(0, 1), torch.full((len(lengths),), embedded.shape[1]))
+        return keep_first(full, torch.tensor(counts, dtype=torch.int64))
+
+    def two_convolutions(self, padded: Float[Tensor, "W F M"], lengths: list[int]) -> Float[Tensor, "W T E"]:
+        """Apply Qwen2.5-Omni's stem; what the first convolution says of the filling is not heard by the second."""
+        inside = torch.arange(padded.shape[1])[None] < torch.tensor(lengths)[:, None]
+        inside = inside[:, None].to(padded.device, non_blocking=True)
+        hidden = padded.transpose(1, 2).to(self.tower.conv1.weight.dtype)
+        hidden = F.gelu(self.tower.conv1(hidden)) * inside
+        return F.gelu(self.tower.conv2(hidden)).transpose(1, 2)
+
+    def three_convolutions(self, padded: Float[Tensor, "W F M"]) -> Float[Tensor, "W T E"]:
+        """Apply Qwen3-Omni's stem over time and frequency."""
+        hidden = padded.transpose(1, 2)[:, None].to(self.tower.conv2d1.weight.dtype)
+        for convolution in (self.tower.conv2d1, self.tower.conv2d2, self.tower.conv2d3):
+            hidden = F.gelu(convolution(hidden))
+        return self.tower.conv_out(hidden.permute(0, 3, 1, 2).flatten(2))
+
+
+def after_convolutions(mel_frames: int) -> int:
+    """Return the frames that three convolutions of stride 2 leave: ``ceil(F / 8)``."""
+    return -(-mel_frames // STRIDE_3)
+
+
+def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudioEncoder:
+    """Load the audio tower in float32 from a full, thinker or tower checkpoint; nothing else of it is read.
+
+    Raises:
+        UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    told = read_model_config(folder)
+    third = told["model_type"].startswith("qwen3")
+    own = told.get("thinker_config", told)
+    own = own.get("audio_config", own)
+    own = {key: value for key, value in own.items() if key != "model_type"}
+    config = (Qwen3OmniMoeAudioEncoderConfig if third else Qwen2_5OmniAudioEncoderConfig)(**own)
+    kind: type[nn.Module] = Qwen3OmniMoeAudioEncoder if third else Qwen2_5OmniAudioEncoder
+    with_own_attention(config)
+    tower = with_random_weights(lambda: kind(config), seed)
+    if not path.startswith(RANDOM):
+        fill(tower, read_tensors(folder, PREFIXES), folder)
+    return OmniAudioEncoder(tower.float())

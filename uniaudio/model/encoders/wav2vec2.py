@@ -1,0 +1,332 @@
+"""Transformers that hear the waveform itself (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, UniSpeech), packed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, PretrainedConfig
+
+from uniaudio.errors import UserError
+from uniaudio.model.activation_checkpointing import run_layer
+from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.chunking import as_float
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    load_pretrained,
+    read_model_config,
+    stock_config,
+)
+from uniaudio.ragged import Ragged
+from uniaudio.types import SAMPLE_RATE, Encoded
+
+KINDS = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
+VARIANCE_FLOOR = 1e-7  # of the stock feature extractor
+CHUNK_SECONDS = 30.0  # attention is quadratic; the family knows no reach of its own
+
+
+class WaveAudioEncoder(AudioEncoder):
+    """The stock modules of the wav2vec 2.0 family (Baevski et al. 2020) over clips side by side, without padding.
+
+    A clip's frames equal those of the stock model on the clip alone. In the convolutions clips lie one after the other
+    on whole strides, where no frame of a clip reaches beyond it; statistics over time (the group norm of the base
+    models) and attention are taken per clip. Clips longer than ``chunk_seconds`` are cut; chunks overlap by what the
+    convolutions reach beyond a stride, so the number of frames is that of the uncut clip.
+
+    Args:
+        model: the stock module; its parameters are trained in place.
+        normalize: bring every clip to mean 0 and variance 1, as the checkpoint's feature extractor does.
+        chunk_seconds: longest stretch of sound that attends to itself, rounded to whole frames.
+
+    Raises:
+        UserError: when ``chunk_seconds`` is not above 0.
+    """
+
+    def __init__(self, model: Any, normalize: bool = False, chunk_seconds: float = CHUNK_SECONDS) -> None:
+        super().__init__()
+        if not chunk_seconds > 0:
+            raise UserError(f"chunk_seconds: {chunk_seconds:g} is not above 0")
+        config = model.config
+        self.model = model
+        self.normalize = normalize
+        self.dim = config.hidden_size
+        self.layer_dims = (self.dim,) * (config.num_hidden_layers + 1)
+        self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
+        self.stride, self.field = 1, 1  # samples from frame to frame, and of one frame
+        for kernel, stride in zip(self.kernels[::-1], self.strides[::-1], strict=True):
+            self.field = (self.field - 1) * stride + kernel
+            self.stride *= stride
+        self.frame_rate = SAMPLE_RATE / self.stride
+        self.per_chunk = max(1, round(chunk_seconds * self.frame_rate))
+        self.reach = self.per_chunk / self.frame_rate
+        self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
+        self.layer = wave_layer
+        unused = getattr(model, "masked_spec_embed", None)
+        if unused is not None:  # stands for masked frames in pre-training, which is not done here
+            unused.requires_grad_(False)
+
+    def can_recompute(self) -> bool:
+        """Return True: it calls its layers one by one."""
+        return True
+
+    def num_frames(self, samples: int) -> int:
+        """Return ``floor((samples - 400) / 320) + 1`` (for the usual convolutions), at least one."""
+        return max(1, (samples - self.field) // self.stride + 1)
+
+    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
+        """Encode C clips of int16 or float samples to frames ``[A, E]``; there is no spectrogram to mask."""
+        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        weight = self.model.feature_projection.projection.weight
+        if not len(audio):
+            return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
+        waves = audio.with_values(as_float(audio.values))
+        if self.normalize:
+            waves = normalized(waves)
+        features = self.convolve(self.cut(waves))
+        projected = self.model.feature_projection(features.values[None])
+        hidden = (projected[0] if isinstance(projected, tuple) else projected)[0]
+        states = self.transform(features.with_values(hidden), layers)
+        found = tuple(Ragged(state, counts) for state in states)
+        return Encoded(found[-1], found if layers else None)
+
+    def cut(self, waves: Ragged) -> Ragged:
+        """Cut clips into overlapping chunks of ``per_chunk`` frames; what is too short for one frame gets silence."""
+        step = self.per_chunk * self.stride
+        begins, lengths, wanted = [], [], []
+        for offset, samples in zip(waves.offsets.tolist(), waves.lengths.tolist(), strict=False):
+            frames = self.num_frames(samples)
+            for first in range(0, frames, self.per_chunk):
+                begin = first // self.per_chunk * step
+                last = first + self.per_chunk >= frames
+                length = samples - begin if last else step + self.field - self.stride
+                begins.append(offset + begin)
+                lengths.append(length)
+                wanted.append(max(length, self.field))
+        sizes, real = torch.tensor(wanted), torch.tensor(lengths)
+        index = torch.arange(int(real.sum())) + torch.repeat_interleave(
+            torch.tensor(begins) - (real.cumsum(0) - real), real
+        )
+        place = torch.arange(int(real.sum())) + torch.repeat_interleave(
+            (sizes.cumsum(0) - sizes) - (real.cumsum(0) - real), real
+        )
+        index, place = (x.to(waves.device, non_blocking=True) for x in (index, place))
+        values = waves.values.new_zeros(int(sizes.sum())).index_copy(0, place, waves.values[index])
+        return Ragged(values, sizes)
+
+    def convolve(self, waves: Ragged) -> Ragged:
+        """Run the convolutions over all chunks in one buffer and pick every chunk's own frames ``[A, conv]``."""
+        sizes = -(-waves.lengths // self.stride) * self.stride
+        starts = sizes.cumsum(0) - sizes
+        place = torch.arange(len(waves.values)) + torch.repeat_interleave(
+            starts - waves.offsets[:-1], waves.lengths
+        )
+        layers = self.model.feature_extractor.conv_layers
+        total = max(int(sizes.sum()), self.field)
+        buffer = waves.values.new_zeros(total).index_copy(
+            0, place.to(waves.device, non_blocking=True), waves.values
+        )
+        hidden = buffer[None, None].to(layers[0].conv.weight.dtype)
+        lengths = waves.lengths
+        for layer, kernel, stride in zip(layers, self.kernels, self.strides, strict=True):
+            starts = torch.div(starts, stride, rounding_mode="floor")
+            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                hidden = layer.conv(hidden)
+                hidden = layer.activation(normed_over_time(hidden, layer.layer_norm, starts, lengths))
+            else:
+                hidden = layer(hidden)
+        rows = rows_of(starts, lengths).to(hidden.device, non_blocking=True)
+        return Ragged(hidden[0].t()[rows], lengths)
+
+    def transform(self, frames: Ragged, layers: bool) -> list[Tensor]:
+        """Run the transformer over projected frames ``[A, E]``; the last state is its output."""
+        encoder = self.model.encoder
+        hidden = frames.values + self.positions(frames)
+        if not self.pre_norm:
+            hidden = encoder.layer_norm(hidden)
+        hidden = encoder.dropout(hidden)
+        segments = Segments.of(frames.lengths, frames.device)
+        first = encoder.layers[0].attention
+        bias = RelativeBias(first, segments.lengths) if hasattr(first, "rel_attn_embed") else None
+        states = []
+        for layer in encoder.layers:
+            if layers:
+                states.append(hidden)
+            hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments, bias, self.pre_norm)
+        return [*states, encoder.layer_norm(hidden) if self.pre_norm else hidden]
+
+    def positions(self, frames: Ragged) -> Float[Tensor, "A E"]:
+        """Apply the positional convolutions with silence between chunks, as it is at the ends of one alone."""
+        embed = self.model.encoder.pos_conv_embed
+        stack = list(embed.layers) if hasattr(embed, "layers") else None
+        kernel = (stack[0] if stack else embed).conv.kernel_size[0]
+        sizes = frames.lengths + kernel // 2
+        starts = sizes.cumsum(0) - sizes
+        rows = rows_of(starts, frames.lengths).to(frames.device, non_blocking=True)
+        buffer = frames.values.new_zeros(int(sizes.sum()), self.dim).index_copy(0, rows, frames.values)
+        if stack is None:
+            return embed(buffer[None])[0][rows]
+        real = buffer.new_zeros(len(buffer), 1).index_fill(0, rows, 1.0)
+        for layer in stack:  # their biases would fill the silence, so it is made anew
+            buffer = layer(buffer.t()[None])[0].t() * real
+        return buffer[rows]
+
+
+class RelativeBias:
+    """WavLM's position bias by the number of frames, computed once in a forward, before the layers.
+
+    Args:
+        first: attention of the first layer, which computes it. lengths: the numbers of frames there are.
+    """
+
+    def __init__(self, first: Any, lengths: Iterable[int]) -> None:
+        self.known: dict[int, Tensor] = {
+            frames: first.compute_bias(frames, frames) for frames in sorted(set(lengths))
+        }
+
+    def of(self, frames: int) -> Float[Tensor, "H L L"]:
+        """Return the bias between all pairs of ``frames`` positions."""
+        return self.known[frames]
+
+
+def wave_layer(
+    layer: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None, pre_norm: bool
+) -> Float[Tensor, "A E"]:
+    """Apply one stock layer to packed frames, norms before or after its halves."""
+    attended = self_attention(
+        layer.attention, layer.layer_norm(hidden) if pre_norm else hidden, segments, bias
+    )
+    hidden = hidden + layer.dropout(attended)
+    if pre_norm:
+        hidden = hidden + layer.feed_forward(layer.final_layer_norm(hidden))
+        adapter = getattr(layer, "adapter_layer", None)
+        return hidden if adapter is None else hidden + adapter(hidden)
+    hidden = layer.layer_norm(hidden)
+    return layer.final_layer_norm(hidden + layer.feed_forward(hidden))
+
+
+def self_attention(
+    attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None
+) -> Float[Tensor, "A E"]:
+    """Apply the stock projections around packed attention, with WavLM's gated position bias where there is one."""
+    heads = (len(hidden), attention.num_heads, attention.head_dim)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (projection(hidden).view(heads) for projection in projections)
+    dropout = attention.dropout if attention.training else 0.0
+    if bias is None:
+        mixed = packed_attention(query, key, value, segments, causal=False, dropout=dropout)
+    else:
+        mixed = biased_attention(
+            query, key, value, bias_gate(attention, hidden.view(heads)), segments, bias, dropout
+        )
+    return attention.out_proj(mixed.reshape(len(hidden), -1))
+
+
+@torch.compiler.disable(reason="it loops over segments, whose number and lengths change with every batch")
+def biased_attention(
+    query: Float[Tensor, "A H d"],
+    key: Float[Tensor, "A H d"],
+    value: Float[Tensor, "A H d"],
+    gate: Float[Tensor, "A H"],
+    segments: Segments,
+    bias: RelativeBias,
+    dropout: float,
+) -> Float[Tensor, "A H d"]:
+    """Attend within every segment under the position bias, as much as every frame and head listens to it."""
+    parts = []
+    for q, k, v, g in zip(*(x.split(segments.lengths) for x in (query, key, value, gate)), strict=True):
+        gated = (g.t()[..., None] * bias.of(len(q))).to(q.dtype)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=gated[None], dropout_p=dropout)
+        parts.append(mixed[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def bias_gate(attention: Any, hidden: Float[Tensor, "A H d"]) -> Float[Tensor, "A H"]:
+    """Return how much every frame and head listens to positions (WavLM, Chen et al. 2022, section 3.1)."""
+    halves = attention.gru_rel_pos_linear(hidden).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+    update, reset = halves.unbind(-1)
+    return update * (reset * attention.gru_rel_pos_const.view(1, -1) - 1.0) + 2.0
+
+
+def rows_of(starts: Tensor, lengths: Tensor) -> Tensor:
+    """Return the indices of rows that begin at ``starts`` and have ``lengths``, one row after the other."""
+    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(
+        starts - (lengths.cumsum(0) - lengths), lengths
+    )
+
+
+def normed_over_time(
+    hidden: Float[Tensor, "1 C T"], norm: nn.GroupNorm, starts: Tensor, lengths: Tensor
+) -> Float[Tensor, "1 C T"]:
+    """Apply a group norm to every chunk's own frames, in float32; frames of no chunk stay as they are.
+
+    One call per chunk: sums over all chunks at once (``index_add``) lose three digits over 30 s in float32.
+    """
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    weight, bias = norm.weight.to(exact), norm.bias.to(exact)
+    ends = [*starts[1:].tolist(), hidden.shape[2]]
+    pieces = []
+    for start, length, end in zip(starts.tolist(), lengths.tolist(), ends, strict=True):
+        own = hidden[..., start : start + length].to(exact)
+        pieces.append(F.group_norm(own, norm.num_groups, weight, bias, norm.eps).to(hidden.dtype))
+        pieces.append(hidden[..., start + length : end])
+    return torch.cat(pieces, 2)
+
+
+def normalized(waves: Ragged) -> Ragged:
+    """Bring every clip to mean 0 and variance 1."""
+    rows = [F.layer_norm(row, row.shape, eps=VARIANCE_FLOOR) for row in waves.rows()]
+    return waves.with_values(torch.cat(rows))
+
+
+def check_parts(config: PretrainedConfig, folder: Path) -> None:
+    """Refuse the options that are not built here.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for option in ("add_adapter", "conv_pos_batch_norm"):
+        if getattr(config, option, False):
+            raise UserError(f"{folder}: {option} is set in its config.json, which is not supported")
+
+
+def does_normalize(folder: Path) -> bool:
+    """Return what the checkpoint's feature extractor says, False where there is none."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return False
+    return bool(json.loads(file.read_text()).get("do_normalize"))
+
+
+def load_wave(
+    path: str, revision: str | None = None, seed: int = 0, chunk_seconds: float = CHUNK_SECONDS
+) -> WaveAudioEncoder:
+    """Load a model of the family in float32 by folder or Hub name; heads for recognition and the like are left out.
+
+    ``random:PATH`` gives the architecture of PATH with weights drawn from ``seed``.
+
+    Raises:
+        UserError: when there is no such folder, it holds another family, a tensor is missing, or it has parts that are
+            not built here.
+    """
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    kind = read_model_config(folder)["model_type"]
+    if kind not in KINDS:
+        raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")
+    config = stock_config(folder)
+    check_parts(config, folder)
+    config.apply_spec_augment = False
+    config.layerdrop = 0.0
+    config._attn_implementation = "eager"  # the stock attention is never called
+    stock = AutoModel._model_mapping[type(config)]
+    model = load_pretrained(stock, folder, seed if path.startswith(RANDOM) else None, config)
+    return WaveAudioEncoder(model, does_normalize(folder), chunk_seconds)

@@ -1,0 +1,136 @@
+"""Where a run comes from: its data with licences and hashes, its weights, what its config shares with others."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.sources.manifest import manifest_file
+from uniaudio.errors import UserError, printable
+from uniaudio.report.run_folder import RunRecord
+
+PACKAGES = ("uniaudio", "torch", "transformers", "accelerate", "soundfile", "scikit-learn")
+SUFFIXES = {"jsonl": (".jsonl",), "csv": (".csv", ".tsv")}  # kinds of cards whose rows stand in a manifest
+SHORT = 12  # digits of a hash
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class DataFact:
+    """One dataset of the runs: ``drawn`` and ``skipped`` rows of all of them together."""
+
+    name: str
+    license: str
+    used: str
+    place: str
+    hash: str
+    drawn: int | None
+    skipped: str
+
+
+def data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[DataFact]:
+    """Tell of every dataset that the recipes train on or ask."""
+    trained = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.train}
+    asked = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.evaluate}
+    drawn: dict[str, int] = {}
+    for run in runs:
+        saved = [event["drawn"] for event in run.events if event["event"] == "saved" and "drawn" in event]
+        for name, rows in (saved[-1] if saved else {}).items():
+            drawn[name] = drawn.get(name, 0) + rows
+    facts = []
+    for name, card in {**trained, **asked}.items():
+        used = [word for word, cards in (("trained on", trained), ("asked", asked)) if name in cards]
+        facts.append(
+            DataFact(
+                name,
+                card.license,
+                ", ".join(used),
+                printable(f"{card.load.kind}: {card.load.location}"),
+                card_hash(card),
+                drawn.get(name),
+                skips_of(name, runs),
+            )
+        )
+    return facts
+
+
+def skips_of(source: str, runs: Sequence[RunRecord]) -> str:
+    """Say how many rows of a source were skipped, by reason."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        for reason, rows in run.skipped.get(source, {}).items():
+            counts[reason] = counts.get(reason, 0) + rows
+    return ", ".join(f"{rows} {reason}" for reason, rows in counts.items()) or "0"
+
+
+def card_hash(card: DatasetCard) -> str:
+    """Return what fixes the rows: the commit of a Hub dataset, the hash of a manifest, else that of the card."""
+    if card.load.kind == "hub":
+        return f"commit {card.load.revision[:SHORT]}" if card.load.revision else "no commit stated"
+    if card.load.kind in SUFFIXES:
+        try:
+            file = manifest_file(card, next(iter(card.splits)), SUFFIXES[card.load.kind])
+            return f"manifest {sha256(file.read_bytes())}"
+        except (UserError, OSError):
+            return "no manifest found"
+    return f"card {sha256(card.path.read_bytes())}"
+
+
+def sha256(content: bytes) -> str:
+    """Return the first digits of a hash."""
+    return hashlib.sha256(content).hexdigest()[:SHORT]
+
+
+def base_facts(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
+    """Return run, part, path and hash (or commit) of every set of weights that a run started from."""
+    return [
+        (
+            run.name,
+            part,
+            told.get("path", ABSENT),
+            str(told.get("sha256") or told.get("revision") or ABSENT)[:SHORT],
+        )
+        for run in runs
+        for part, told in run.bases.items()
+    ]
+
+
+def flat(config: Any, before: str = "") -> dict[str, str]:
+    """Return the values of a config by their dotted keys; lists are gone through by number."""
+    if isinstance(config, Mapping):
+        items = [(str(key), value) for key, value in config.items()]
+    elif isinstance(config, list):
+        items = [(str(number), value) for number, value in enumerate(config)]
+    else:
+        return {before: str(config)}
+    if not items:
+        return {before: str(config)} if before else {}
+    found: dict[str, str] = {}
+    for key, value in items:
+        found |= flat(value, f"{before}.{key}" if before else key)
+    return found
+
+
+def config_differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """Return the keys of which the runs have different values, with the value of each run."""
+    values = [flat(run.config) for run in runs]
+    keys = dict.fromkeys(key for own in values for key in own)
+    rows = [(key, [own.get(key, ABSENT) for own in values]) for key in keys]
+    return [(key, told) for key, told in rows if len(set(told)) > 1]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages with which the page is written."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            continue
+    return found

@@ -1,0 +1,171 @@
+"""What a miniature language model is taught: questions of a recipe whose audio is replaced by a text cue."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.tiny.recipe_texts import RecipeText
+from uniaudio.tiny.synthetic_clips import empty_cue, fillers, stretched_cue
+
+LONGEST_ANSWER = 160  # tokens; of a longer answer only the end is taught
+POOL = 8  # batches drawn and sorted by length together
+LONG = 8  # words; an answer with more is a sentence and not a label
+HELD_OUT = 128  # lessons of each kind that are kept for the final check
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training sequence.
+
+    Args:
+        ids: ``[T]`` int64 token ids, ``cues.NOISE`` where an embedding is drawn at random.
+        cue: ``[T]`` float32, 1 at the positions that stand for audio.
+        answer: how many of the last ids are the answer (its end-of-turn included).
+    """
+
+    ids: Tensor
+    cue: Tensor
+    answer: int
+
+
+class LessonBook:
+    """Draws lessons without end.
+
+    Half of them are questions and answers of the recipe, most with a cue of the answer and some with an empty
+    one. Of long answers only parts are said, or the model would know them by heart and need no audio to
+    complete them. The other half ask the same questions, but cue and answer are strings that the recipe does
+    not hold: its words in another order, spans of the extra texts, or tokens drawn blindly. So the model
+    learns to read the cue, whatever it says, instead of the few answers by heart.
+    """
+
+    def __init__(
+        self, texts: Sequence[RecipeText], extra: Sequence[str], format: ChatFormat, seed: int = 0
+    ) -> None:
+        self.format = format
+        self.by_task: dict[str, list[RecipeText]] = {}
+        for text in texts:
+            self.by_task.setdefault(text.task, []).append(text)
+        self.tasks = sorted(self.by_task)
+        sentences = [*(text.answer for text in texts), *extra]
+        self.sentences = [sentence.split() for sentence in dict.fromkeys(sentences)]
+        self.answers = {text.answer for text in texts}
+        self.words = sorted({word for sentence in self.sentences for word in sentence})
+        self.answer_words = sorted({word for text in texts for word in text.answer.split()})
+        self.pieces = sorted(set(format.answer(" ".join(self.words))[:-1]))
+        rng = random.Random(f"held out {seed}")
+        self.kept_words = {self.shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
+
+    def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[Lesson]]:
+        """``steps`` batches of ``size`` lessons of similar length, so that little is padded.
+
+        The first fifth of the steps are short strings of blindly drawn tokens, their cue the string itself;
+        over the second fifth they give way to the real mixture. Copying forms in 200 steps on those, and not
+        in 1000 without.
+        """
+        pool: list[list[Lesson]] = []
+        for step in range(steps):
+            if not pool:
+                easy = min(1.0, 2 - 5 * step / steps)
+                drawn = [self.draw(rng, easy) for _ in range(POOL * size)]
+                drawn.sort(key=lambda lesson: len(lesson.ids))
+                pool = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+                rng.shuffle(pool)
+            yield pool.pop()
+
+    def draw(self, rng: random.Random, easy: float = 0.0) -> Lesson:
+        """One lesson: with probability ``easy`` a plain copy, else one of the mixture described above."""
+        text = self.question(rng)
+        if rng.random() < easy:
+            tokens = self.blind_tokens(rng, 8)
+            return self.lesson(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng, plain=True)
+        kind = rng.random()
+        long = len(text.answer.split()) > LONG
+        if kind < 0.15 and not long:
+            return self.lesson(text.pieces, self.answer_ids(text.answer), None, rng)
+        if kind < 0.5:
+            answer = self.span(rng, text.answer.split()) if long and rng.random() < 0.8 else text.answer
+            return self.cued(text.pieces, answer, rng)
+        if kind < 0.8:
+            return self.cued(text.pieces, self.unknown_words(rng), rng)
+        tokens = self.blind_tokens(rng, rng.choice((4, 16)))
+        return self.lesson(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng)
+
+    def held_out(self, kind: Literal["known", "unseen", "empty"]) -> list[Lesson]:
+        """The lessons of the final check; the strings of ``unseen`` were never drawn in training."""
+        rng = random.Random(f"check {kind}")
+        if kind == "unseen":
+            return [self.cued(self.question(rng).pieces, words, rng) for words in sorted(self.kept_words)]
+        texts = [self.question(rng) for _ in range(HELD_OUT)]
+        if kind == "known":
+            return [self.cued(text.pieces, text.answer, rng) for text in texts]
+        return [self.lesson(text.pieces, self.answer_ids(text.answer), None, rng) for text in texts]
+
+    def question(self, rng: random.Random) -> RecipeText:
+        """A text of the recipe, all tasks equally often."""
+        return rng.choice(self.by_task[rng.choice(self.tasks)])
+
+    def shuffled_words(self, rng: random.Random) -> str:
+        """1 to 8 words of the answers in any order."""
+        return " ".join(rng.choice(self.answer_words) for _ in range(rng.randint(1, 8)))
+
+    def unknown_words(self, rng: random.Random) -> str:
+        """Shuffled words or a span of a sentence, but none of the strings kept for the final check."""
+        while True:
+            shuffled = rng.random() < 0.6
+            words = self.shuffled_words(rng) if shuffled else self.span(rng, rng.choice(self.sentences))
+            if words not in self.kept_words:
+                return words
+
+    def blind_tokens(self, rng: random.Random, most: int) -> list[int]:
+        """1 to ``most`` ordinary token ids drawn blindly."""
+        return [rng.choice(self.pieces) for _ in range(rng.randint(1, most))]
+
+    def span(self, rng: random.Random, sentence: Sequence[str]) -> str:
+        """A run of 1 to 24 words of a sentence."""
+        start = rng.randrange(len(sentence))
+        return " ".join(sentence[start : start + rng.randint(1, 24)])
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids with end-of-turn; an overlong answer loses its beginning."""
+        return self.format.answer(answer)[-LONGEST_ANSWER:]
+
+    def cued(self, pieces: Sequence[str], answer: str, rng: random.Random) -> Lesson:
+        """A lesson whose cue says the answer, half the time as if in the middle of speech (after a space)."""
+        ids = self.answer_ids(answer)
+        said = ids[:-1]
+        if rng.random() < 0.5:
+            said = self.answer_ids(" " + answer)[:-1]
+        return self.lesson(pieces, ids, said, rng)
+
+    def lesson(
+        self,
+        pieces: Sequence[str],
+        answer: list[int],
+        said: list[int] | None,
+        rng: random.Random,
+        plain: bool = False,
+    ) -> Lesson:
+        """Put chat markup, cues and answer together; of several clips one says something."""
+        blank = self.format.pad
+        prompt = self.format.prompt(pieces)
+        speaking = rng.randrange(len(prompt) - 1) if said else -1
+        ids, cue = list(prompt[0]), [0.0] * len(prompt[0])
+        for index, piece in enumerate(prompt[1:]):
+            if said and index == speaking:
+                audio = said if plain else stretched_cue(said, blank, rng)
+            elif said:
+                audio = fillers(rng.randint(1, 8), blank, rng)
+            else:
+                audio = empty_cue(blank, rng)
+            ids += [*audio, *piece]
+            cue += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
+        ids += answer
+        cue += [0.0] * len(answer)
+        return Lesson(torch.tensor(ids), torch.tensor(cue), len(answer))

@@ -1,0 +1,53 @@
+"""The texts of a recipe: what its templates say about its rows, read without touching any audio."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from uniaudio.data.chat_format import check_text
+from uniaudio.data.recipe import Entry, Recipe
+from uniaudio.data.row_questions import render_question
+from uniaudio.data.source import Row, open_source
+from uniaudio.errors import RowError
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """One rendered question: the pieces around the audio marks, and the answer."""
+
+    task: str
+    pieces: tuple[str, ...]
+    answer: str
+
+
+def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list[RecipeText]:
+    """Render the rows of all train entries, up to ``limit`` rows each, several times for the several prompts.
+
+    Only columns are read, no audio is decoded. The first rendering is the one of evaluation, the others draw
+    prompts as training does. Rows that cannot be rendered are left out here; training counts and lists them.
+    Equal texts are given once, in a stable order.
+    """
+    found: dict[RecipeText, None] = {}
+    for entry in recipe.train:
+        rng = random.Random(entry.name)
+        for row in islice(entry_rows(entry), limit):
+            for number in range(renderings):
+                for template in entry.templates:
+                    try:
+                        rendered = render_question(
+                            row, entry.dataset, template, entry.constants, rng if number else None
+                        )
+                        for text in (*rendered.prompt, rendered.answer):
+                            check_text(text)
+                    except RowError:
+                        continue
+                    found.setdefault(RecipeText(template.task, rendered.prompt, rendered.answer))
+    return list(found)
+
+
+def entry_rows(entry: Entry) -> Iterator[Row]:
+    """The usable rows of an entry in the order of its source."""
+    return (row for row in open_source(entry.dataset, entry.split).rows() if isinstance(row, Row))

@@ -1,0 +1,162 @@
+"""A small Qwen3 trained on text alone, so that a machine without a hub has a decoder to freeze."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from uniaudio.config.run import MiniatureConfig
+from uniaudio.config.search_paths import cache_root
+from uniaudio.config.text_files import read_text_file
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.recipe import Recipe
+from uniaudio.errors import UserError
+from uniaudio.outputs import apply_umask
+from uniaudio.tiny.curriculum import LessonBook
+from uniaudio.tiny.pretrain import Progress, fit, one_thread, reading_accuracy
+from uniaudio.tiny.recipe_texts import RecipeText, recipe_texts
+from uniaudio.tiny.tokenizer import train_tokenizer
+
+LESSONS_VERSION = 2  # part of the cache key: raise it when the training below changes
+
+POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
+
+
+def qwen_config(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3Config:
+    """Return the architecture of a miniature decoder."""
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.hidden // settings.heads,
+        max_position_embeddings=POSITION_LIMIT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+
+
+def build_text_lm(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of the given sizes with random weights and tied embeddings (about 0.6 M parameters by default).
+
+    Raises:
+        UserError: when the width does not divide into the heads, or the heads into the key-value heads.
+    """
+    if settings.hidden % (2 * settings.heads) or settings.heads % settings.kv_heads:
+        raise UserError(
+            f"decoder.miniature: hidden ({settings.hidden}) must be an even multiple of heads "
+            f"({settings.heads}), and heads a multiple of kv_heads ({settings.kv_heads})"
+        )
+    lm = Qwen3ForCausalLM(qwen_config(settings, vocabulary, end, pad))
+    # Five times the usual size: at 0.02 copying forms later (tied embeddings give too small logits at first).
+    torch.nn.init.normal_(lm.get_input_embeddings().weight, std=0.1)
+    return lm
+
+
+def train_text_lm(
+    texts: Sequence[RecipeText], settings: MiniatureConfig, out_dir: Path, progress: Progress | None = None
+) -> Path:
+    """Train tokenizer and language model on texts alone and save both like any model of ``transformers``.
+
+    ``training.json`` in the folder holds the token accuracy with a cue, for the answers of the recipe
+    (``accuracy_known``) and for word strings it was never trained on (``accuracy_unseen``), and without one
+    (``accuracy_no_cue``, what the question alone gives away).
+
+    Returns:
+        ``out_dir``, which appears only when everything is in it.
+
+    Raises:
+        UserError: when there are no texts, the sizes do not fit, or ``extra_texts`` does not exist.
+    """
+    if not texts:
+        raise UserError(
+            "a miniature decoder needs texts, but no row of the recipe's train entries could be read"
+        )
+    extra = read_extra_texts(settings)
+    tokenizer = train_tokenizer(
+        [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts), *extra],
+        settings.vocabulary,
+    )
+    format = ChatFormat(tokenizer)
+    book = LessonBook(texts, extra, format, seed=settings.seed)
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(settings.seed)
+        lm = build_text_lm(settings, len(tokenizer), format.end_of_turn, format.pad)
+        started = time.monotonic()
+        fit(lm, book, settings, progress)
+        facts = {
+            "texts": len(texts),
+            "seconds": round(time.monotonic() - started, 1),
+            "accuracy_known": reading_accuracy(lm, book.held_out("known")),
+            "accuracy_unseen": reading_accuracy(lm, book.held_out("unseen")),
+            "accuracy_no_cue": reading_accuracy(lm, book.held_out("empty")),
+        }
+    if progress:
+        progress(
+            f"text model: answer tokens right with a cue {facts['accuracy_known']:.3f}, "
+            f"on unseen strings {facts['accuracy_unseen']:.3f}, without a cue {facts['accuracy_no_cue']:.3f}"
+        )
+    return save(lm, tokenizer, facts, out_dir)
+
+
+def save(
+    lm: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], out_dir: Path
+) -> Path:
+    """Write model, tokenizer and ``training.json`` under a temporary name and rename."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    lm.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    (unfinished / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    apply_umask(unfinished)
+    if out_dir.exists():
+        shutil.rmtree(out_dir)
+    unfinished.rename(out_dir)
+    return out_dir
+
+
+def read_extra_texts(settings: MiniatureConfig) -> list[str]:
+    """The non-empty lines of ``extra_texts``, or nothing."""
+    if settings.extra_texts is None:
+        return []
+    path = Path(settings.extra_texts)
+    if not path.is_file():
+        raise UserError(f"decoder.miniature.extra_texts: there is no file {path}")
+    return [line.strip() for line in read_text_file(path).split("\n") if line.strip()]
+
+
+def miniature_decoder(
+    settings: MiniatureConfig, recipes: Sequence[Recipe], progress: Progress | None = print
+) -> Path:
+    """The folder of the decoder for these settings and recipes; trained on the first call, found on the next.
+
+    The folder's name is a hash of settings and texts, so a changed recipe never meets an old decoder. Call it
+    on one process first: the others then only find it.
+    """
+    texts = list(dict.fromkeys(text for recipe in recipes for text in recipe_texts(recipe)))
+    content = json.dumps(
+        [
+            LESSONS_VERSION,
+            transformers.__version__,
+            settings.model_dump(mode="json"),
+            read_extra_texts(settings),
+            [[text.task, text.pieces, text.answer] for text in texts],
+        ]
+    )
+    folder = cache_root() / "miniature" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    if (folder / "training.json").is_file():
+        return folder
+    return train_text_lm(texts, settings, folder, progress)

@@ -1,0 +1,88 @@
+"""What happens between steps: evaluation, guarded sets, and the move of an adaptive mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import BalanceConfig
+from uniaudio.distributed import gather_objects, is_main
+from uniaudio.train.adaptive_mixture import Balance, moved
+from uniaudio.train.engines.base import Engine
+from uniaudio.train.loggers import Tracker
+from uniaudio.train.parts import TrainParts
+from uniaudio.train.state import Position
+from uniaudio.train.watchdog import HangWatch
+
+
+@dataclass
+class BetweenSteps:
+    """Asks the model of a stage; every rank must make the same calls at the same points."""
+
+    parts: TrainParts
+    config: RunConfig
+    engine: Engine
+    tracker: Tracker
+    position: Position
+    watch: HangWatch
+
+    def on_plain(self, work: Callable[[nn.Module], Any]) -> Any:
+        """Call with the model in eval mode: on the main process, or on all where no rank has it whole.
+
+        The others wait. Returns the result of the main process on all ranks.
+        """
+        result = None
+        if not self.engine.whole or is_main():
+            self.engine.plain.eval()
+            with self.engine.autocast():
+                result = work(self.engine.plain)
+            self.engine.plain.train()
+        self.watch.rearm()
+        return gather_objects(result)[0]
+
+    def on_all(self, work: Callable[[nn.Module, bool], Any]) -> Any:
+        """Call with the model in eval mode on every rank, and with whether they may share the work out.
+
+        They may where each has the model whole; elsewhere all must run the same batches, for weights are put together
+        by all. Returns the result of the main process on all ranks.
+        """
+        self.engine.plain.eval()
+        with self.engine.autocast():
+            result = work(self.engine.plain, self.engine.whole)
+        self.engine.plain.train()
+        self.watch.rearm()
+        return gather_objects(result)[0]
+
+    def evaluate(self) -> None:
+        """Let the model answer the evaluation sets."""
+        if self.parts.evaluate is not None:
+            results = self.on_all(self.parts.evaluate)
+            self.tracker.event("evaluation", step=self.position.step, results=results)
+
+    def guarded(self, over: bool) -> bool:
+        """Probe the guarded sets when it is time or the stage is ``over``; return whether the run must stop."""
+        guard = self.config.guard
+        if guard is None or self.parts.guard is None or (self.position.step % guard.every and not over):
+            return False
+        broken = self.on_plain(self.parts.guard)
+        for sentence in broken:
+            self.tracker.warn(f"guard: {sentence}")
+        self.tracker.event("guard", step=self.position.step, broken=broken)
+        return bool(broken) and guard.action == "stop"
+
+    def move_mixture(self, settings: BalanceConfig) -> None:
+        """Measure the validation losses and move the mixture; the next round draws in its own order."""
+        index = self.position.stage
+        losses = self.on_all(
+            lambda model, shared: self.parts.validation(index, model, settings.examples, shared)
+        )
+        balance = moved(
+            Balance.from_json(self.position.balance), losses, self.parts.entry_tasks(index), settings
+        )
+        self.position.balance = balance.to_json()
+        self.position.stream = None
+        self.tracker.event("balance", step=self.position.step, **balance.to_json())

@@ -1,0 +1,207 @@
+"""Checkpoints in the background: a thread copies the tensors before the next update, and writes the copies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniaudio.config.run import RunConfig
+from uniaudio.distributed import gather_objects, rank, world_size
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.store import (
+    Snapshot,
+    begin_checkpoint,
+    finish_checkpoint,
+    refusal,
+    shared_out,
+    step_folder,
+    write_share,
+)
+from uniaudio.train.engines.base import Engine
+
+LAST_WORDS = 60.0  # seconds
+
+
+class HostCopies:
+    """Copies of tensors in the CPU's memory, in places that are kept from one checkpoint to the next.
+
+    Fresh memory is handed out page by page while it is first written, which takes longer than the copy itself.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[str, Tensor] = {}
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """Copy a tensor to its place, so that later updates leave the copy alone; the copy before is overwritten."""
+        place = self.places.get(name)
+        if place is None or place.shape != tensor.shape or place.dtype != tensor.dtype:
+            place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self.places[name] = place
+        return place.copy_(tensor.detach())
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time; every rank has one and they meet through the folder alone.
+
+    Args:
+        told: called in the main rank, by the loop, when a checkpoint is whole: (step, facts).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        bases: Mapping[str, Mapping[str, str]],
+        told: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None,
+    ) -> None:
+        self.run_dir, self.config, self.bases, self.told = run_dir, config, bases, told
+        self.thread: threading.Thread | None = None
+        self.problem: UserError | None = None
+        self.copies = HostCopies()
+        self.copied = threading.Event()
+        self.copied.set()
+        self.done: list[tuple[int, Mapping[str, Any]]] = []
+
+    def save(
+        self,
+        engine: Engine,
+        carried: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor],
+        step: int,
+        state: Mapping[str, Any],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Begin to copy and write what belongs to a checkpoint. Every rank must call it at the same point.
+
+        What is copied does not change before the next update, so the thread copies while the next forward and backward
+        run; call ``before_update`` behind them. Engines that have to put tensors together copy at once.
+
+        Args:
+            carried: tensors that earlier stages changed and this one does not train. facts: for ``told``.
+
+        Raises:
+            UserError: on all ranks, when the folder cannot be made or the checkpoint before could not be written.
+        """
+        self.wait()
+        problem = None
+        if rank() == 0:
+            try:
+                begin_checkpoint(self.run_dir, step)
+            except UserError as refused:
+                problem = str(refused)
+        if told := next((text for text in gather_objects(problem) if text), None):
+            raise UserError(told)
+        take = partial(take_snapshot, engine, carried, ema, step, state, self.copies)
+        if engine.gathers:
+            snapshot = take()
+            work = partial(self.write, snapshot, facts)
+        else:
+            self.copied.clear()
+            work = partial(self.copy_and_write, take, step, facts)
+        self.thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def before_update(self) -> None:
+        """Wait until all that the next update changes is copied."""
+        self.copied.wait()
+
+    def copy_and_write(self, take: Callable[[], Snapshot], step: int, facts: Mapping[str, Any]) -> None:
+        """Copy, let the loop update, and write; runs in the thread."""
+        try:
+            snapshot = take()
+        except Exception as problem:  # as in ``write``
+            self.problem = self.as_told(problem, step)
+            return
+        finally:
+            self.copied.set()
+        self.write(snapshot, facts)
+
+    def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
+        """Write this rank's part, and on the main rank the rest; runs in the thread.
+
+        Whatever happens here is kept for ``wait``: an exception that only ends the thread would be heard by nobody.
+        """
+        try:
+            write_share(self.run_dir, snapshot, rank(), world_size())
+        except Exception as problem:
+            self.problem = self.as_told(problem, snapshot.step)
+        if rank() == 0:  # also after a failure of its own: the folder has to go
+            try:
+                finish_checkpoint(self.run_dir, snapshot, world_size(), self.config, self.bases)
+                self.done.append((snapshot.step, facts))
+            except Exception as problem:
+                self.problem = self.problem or self.as_told(problem, snapshot.step)
+
+    def as_told(self, problem: Exception, step: int) -> UserError:
+        if isinstance(problem, UserError):
+            return problem
+        return refusal(step_folder(self.run_dir, step), repr(problem))
+
+    @property
+    def failed(self) -> bool:
+        return self.problem is not None
+
+    def tell(self) -> None:
+        """Report the checkpoints that have become whole since the last call."""
+        while self.done:
+            self.told(*self.done.pop(0))
+
+    def finish(self) -> None:
+        """Let the checkpoint under way come to its end when the run ends with an error: it may be the last one.
+
+        Not for ever: the part of a process that is gone never comes.
+        """
+        if self.thread is not None:
+            self.thread.join(LAST_WORDS)
+
+    def wait(self) -> None:
+        """Wait for the checkpoint under way. Every rank must call it at the same point.
+
+        Raises:
+            UserError: on all ranks, when a rank could not write its part.
+        """
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.tell()
+        if told := next((text for text in gather_objects(str(self.problem or "")) if text), None):
+            raise UserError(told)
+
+
+def take_snapshot(
+    engine: Engine,
+    carried: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
+    step: int,
+    state: Mapping[str, Any],
+    copies: HostCopies,
+) -> Snapshot:
+    """Copy to the CPU's memory what this rank has to write; the parameters are put together one at a time.
+
+    Args:
+        copies: where to; nothing may read the snapshot before this one any more.
+    """
+    own = set(shared_out(engine.sizes, world_size())[rank()])
+    main = rank() == 0
+    model, moments = {}, {}
+    for whole in engine.trained():
+        if main:
+            model[whole.name] = copies.copy(whole.name, whole.weight)
+        if whole.name in own:
+            for kind, tensor in whole.moments.items():
+                name = f"{whole.name}|{kind}"
+                moments[name] = copies.copy(name, tensor)
+    if main:
+        model |= carried
+    averages = {}
+    for name, tensor in ema.items():
+        average = engine.full(tensor)  # on every rank: putting it together takes them all
+        if main:
+            averages[name] = copies.copy(f"{name}|ema", average)
+    return Snapshot(step, state, moments, model, averages)

@@ -1,0 +1,142 @@
+"""Frozen encoders of a stage that keep their frames on disk, and the thread that writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import shutil
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from uniaudio.config.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.feature_cache import FeatureStore
+from uniaudio.model.cached_encoder import recall_frames
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.ragged import Ragged
+from uniaudio.tensor_cache import model_digest
+from uniaudio.train.trainable import named_encoders
+
+GIB = 2**30
+LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
+AHEAD = 4  # frames of so many micro-batches may wait to be written
+
+
+class FeatureWriter:
+    """Writes frames in a thread, and gives up for the rest of its life when the disk will not take them."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.Queue[tuple[FeatureStore, Sequence[str], Ragged] | None] = queue.Queue(AHEAD)
+        self.thread: threading.Thread | None = None
+        self.problem: str | None = None
+        self.told = False
+
+    def put(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
+        """Hand over the frames of clips; waits only where the disk is slower than the encoder.
+
+        The thread copies them to the CPU, behind what the device has to do before: nothing waits here.
+        """
+        if self.problem is not None:
+            return
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.work, name="features", daemon=True)
+            self.thread.start()
+        self.waiting.put((store, keys, frames.with_values(frames.values.detach())))
+
+    def work(self) -> None:
+        """Write until ``close``; runs in the thread, which goes on taking when it writes no more."""
+        while (given := self.waiting.get()) is not None:
+            if self.problem is None:
+                try:
+                    self.write(*given)
+                # one that only ends the thread would be heard by nobody
+                except Exception as problem:
+                    self.problem = f"frames could not be written to {given[0].folder} ({problem!r})"
+
+    def write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
+        """Write a file for each clip where there is room on the disk."""
+        store.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(store.folder).free
+        if free < LEAST_FREE:
+            self.problem = f"{store.folder} has {free / GIB:.1f} GiB left, less than {LEAST_FREE / GIB:.0f}"
+            return
+        rows = frames.to("cpu").rows()
+        for key, row in zip(keys, rows, strict=True):
+            store.write(key, row)
+
+    def complaint(self) -> str | None:
+        """Return, once, why frames are not kept any more."""
+        if self.problem is None or self.told:
+            return None
+        self.told = True
+        return f"the feature cache takes no more frames: {self.problem}; what is not in it is computed in every epoch"
+
+    def close(self) -> None:
+        """Write what is waiting and end the thread."""
+        if self.thread is not None:
+            self.waiting.put(None)
+            self.thread.join()
+            self.thread = None
+
+
+def cached_parts(encoder: AudioEncoder, config: RunConfig) -> dict[str, AudioEncoder]:
+    """Return the encoders whose frames the config wants kept, by name."""
+    parts = named_encoders(config, encoder)
+    return {name: parts[name] for name, settings in config.encoders.items() if settings.cache}
+
+
+def feature_stores(
+    encoder: AudioEncoder, config: RunConfig, precision: torch.dtype | None, device: torch.device
+) -> dict[str, FeatureStore]:
+    """Return where the frames of the encoders lie that the stage does not train, by name; whole weights are needed.
+
+    Precision and kind of device are part of the name, for they change the last digits, and so is the revision: foreign
+    code may change with it.
+
+    Raises:
+        UserError: for an encoder that hears a clip differently from question to question.
+    """
+    found = {}
+    for name, part in cached_parts(encoder, config).items():
+        if getattr(part, "takes_prompts", False):
+            raise UserError(
+                f"encoders.{name}.cache: this encoder reads the question, so a clip has no frames of its own; "
+                "leave `cache` out"
+            )
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            continue
+        settings = config.encoders[name]
+        dtype = torch.bfloat16 if settings.cache == "bfloat16" else None
+        content = f"{model_digest(part)}\n{settings.revision}\n{precision}\n{device.type}\n{dtype}"
+        found[name] = FeatureStore(hashlib.sha256(content.encode()).hexdigest()[:32], dtype)
+    return found
+
+
+def keep_features(
+    models: Sequence[Any], config: RunConfig, precision: torch.dtype | None, device: torch.device
+) -> FeatureWriter | None:
+    """Let the frozen encoders of a stage recall their frames.
+
+    Args:
+        models: with an ``encoder``; the first one trains, others are copies of it as the stage began.
+
+    Returns:
+        What writes new frames, None where no encoder keeps any.
+    """
+    stores = feature_stores(models[0].encoder, config, precision, device) if wants_cache(config) else {}
+    if not stores:
+        return None
+    writer = FeatureWriter()
+    for model in models:
+        parts = cached_parts(model.encoder, config)
+        for name, store in stores.items():
+            recall_frames(parts[name], store, writer.put)
+    return writer
+
+
+def wants_cache(config: RunConfig) -> bool:
+    """Return whether the frames of any encoder are to be kept."""
+    return any(settings.cache for settings in config.encoders.values())

@@ -1,0 +1,175 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard, skipped.jsonl, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from uniaudio.errors import UserError
+from uniaudio.run_records import is_count, parse_record
+
+
+class Tracker:
+    """Records of one run on the main process; on the others every call does nothing.
+
+    Args:
+        start_step: steps that are done already; rows after them (of a run that was killed later) are dropped.
+        total_steps: what the progress bar counts to; None: nobody knows yet.
+    """
+
+    def __init__(
+        self, run_dir: Path, main: bool, start_step: int, total_steps: int | None, tensorboard: bool
+    ) -> None:
+        self.run_dir = run_dir
+        self.main = main
+        self.console = Console()
+        self.board: Any = None
+        self.bar: Progress | None = None
+        if not main:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.metrics = run_dir / "metrics.jsonl"
+        for records in (self.metrics, run_dir / "skipped.jsonl"):
+            keep_rows(records, start_step)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only when asked for
+
+            self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=total_steps, completed=start_step)
+        self.total_steps = total_steps
+
+    def advance(self) -> None:
+        """Count one step."""
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row of training figures; it needs ``step`` and ``loss``."""
+        if not self.main:
+            return
+        self.write(row)
+        loss = "left out" if row["loss"] is None else f"loss {row['loss']:.4f}"
+        text = (
+            f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}  {loss}  "
+            f"{row.get('audio_seconds_per_second', 0):.0f} audio-s/s  wait {row.get('data_wait_share', 0):.0%}"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, description=text)
+        if not self.console.is_terminal:
+            self.console.print(f"{text}  eta {self.eta()}", highlight=False)
+        if self.board is not None:
+            for name, value in flat(row):
+                self.board.add_scalar(name, value, row["step"])
+
+    def eta(self) -> str:
+        """Return the remaining time as h:mm:ss, or a question mark before anything was measured."""
+        remaining = self.bar.tasks[0].time_remaining if self.bar is not None else None
+        if remaining is None:
+            return "?"
+        minutes, seconds = divmod(round(remaining), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+    def say(self, sentence: str, style: str = "") -> None:
+        """Print what a person should know now."""
+        if self.main:
+            self.console.print(sentence, style=style, highlight=False, soft_wrap=True, markup=False)
+
+    def warn(self, sentence: str) -> None:
+        """Print what went wrong and was got over."""
+        self.say(sentence, "yellow")
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Append a row that is no training row: ``{"event": name, ...}``."""
+        if self.main:
+            self.write({"event": name, **facts})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        try:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as problem:
+            raise UserError(
+                f"{self.metrics} could not be written ({problem}); checkpoints are intact"
+            ) from problem
+
+    def skipped(self, step: int, skips: Sequence[Any]) -> None:
+        """Append the rows left out in a step to ``skipped.jsonl``; every rank tells of its own, one line each."""
+        if skips:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            with (self.run_dir / "skipped.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps({"step": step, **asdict(skip)}) + "\n" for skip in skips))
+
+    def end_with(self, event: str, step: int) -> None:
+        """Append the last row of a run and close."""
+        self.event(event, step=step)
+        self.close()
+
+    def close(self) -> None:
+        """Stop the bar and flush TensorBoard."""
+        if self.bar is not None:
+            self.bar.stop()
+        if self.board is not None:
+            self.board.close()
+
+
+def tell_of_finished_run(run_dir: Path, main: bool, step: int) -> None:
+    """Say that nothing is left to do; the row that says so is written if a kill came before it."""
+    if not main:
+        return
+    Console().print(
+        f"{run_dir}: already finished at step {step}", highlight=False, soft_wrap=True, markup=False
+    )
+    metrics = run_dir / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
+    if not any('"finished"' in line for line in lines):
+        Tracker(run_dir, main, step, step, tensorboard=False).end_with("finished", step)
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Keep the rows up to a step, so that a continued run does not tell of the same steps twice."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        row = parse_record(line)  # the last line of a killed run is none
+        if row is None or not is_count(row.get("step")) or row["step"] > last_step:
+            continue
+        if row.get("event") != "finished":
+            kept.append(line + "\n")
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def flat(row: Mapping[str, Any], prefix: str = "train") -> list[tuple[str, float]]:
+    """Return the numbers of a row with their paths as names."""
+    found: list[tuple[str, float]] = []
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and key != "step":
+            found.append((f"{prefix}/{key}", float(value)))
+    return found

@@ -1,0 +1,91 @@
+"""Which steps are left out: those whose gradient is not finite, and those whose loss explodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from uniaudio.config.run import TrainConfig
+from uniaudio.distributed import gather_objects, sum_over_ranks
+from uniaudio.errors import UserError
+from uniaudio.train.loggers import Tracker
+from uniaudio.train.state import Position
+
+SETTLED = 20  # updates of a stage before a loss can be called exploding
+MEMORY = 0.05  # weight of a new loss in the stage's mean
+NAMED = 20  # examples in a message
+
+
+class StepJudge:
+    """Judges the steps of a stage and counts them in its position."""
+
+    def __init__(self, settings: TrainConfig, position: Position, tracker: Tracker) -> None:
+        self.settings, self.position, self.tracker = settings, position, tracker
+        self.loss: Tensor | None = None
+
+    @property
+    def usual_loss(self) -> float:
+        """The stage's mean loss per answer token, at least 1: below that no loss is an explosion."""
+        return max(self.position.loss_mean, 1.0)
+
+    @property
+    def highest_loss(self) -> float:
+        """The loss above which a step is left out; there is none before the stage has settled."""
+        settled = self.position.updates >= SETTLED
+        return self.settings.max_loss_ratio * self.usual_loss if settled else float("inf")
+
+    def verdict(self, losses: Sequence[Tensor], tokens: float) -> Tensor:
+        """Return 1, or NaN where the step's loss explodes: a gradient that is not finite is never applied.
+
+        Every engine leaves such a step out on all ranks, so this one way does for all of them and waits for no device.
+        Every rank must call it at the same point.
+
+        Args:
+            losses: sums of this rank's micro-batches. tokens: answer tokens of all ranks.
+        """
+        self.loss = sum_over_ranks(torch.stack(list(losses)).sum().double()) / max(tokens, 1.0)
+        one = torch.ones((), device=self.loss.device)
+        return torch.where(self.loss > self.highest_loss, one * float("nan"), one)
+
+    def account(self, norm: float, ids: Sequence[str]) -> bool:
+        """Count a step and return whether it was applied; tell of one that was left out.
+
+        Args:
+            norm: of the gradients. ids: of this rank's examples.
+
+        Raises:
+            UserError: on all ranks, after too many in a row.
+        """
+        assert self.loss is not None
+        position, loss = self.position, float(self.loss)
+        highest, usual = self.highest_loss, self.usual_loss
+        position.step += 1
+        position.stage_step += 1
+        if math.isfinite(norm):
+            position.updates += 1
+            position.loss_mean += max(MEMORY, 1 / position.updates) * (loss - position.loss_mean)
+            position.bad = 0
+            return True
+        position.bad += 1
+        everyone = [i for own in gather_objects(list(ids)) for i in own]
+        reason = "its loss or gradient is not finite"
+        if highest < loss < float("inf"):
+            reason = (
+                f"its loss is {loss:.3g}, more than train.max_loss_ratio={self.settings.max_loss_ratio:g} times the "
+                f"usual {usual:.3g}"
+            )
+        more = f" and {len(everyone) - NAMED} more" if len(everyone) > NAMED else ""
+        told = (
+            f"step {position.step} was left out: {reason}; its examples: {', '.join(everyone[:NAMED])}{more}"
+        )
+        self.tracker.warn(told)
+        self.tracker.event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=everyone)
+        most = self.settings.max_bad_steps
+        if position.bad >= most:
+            raise UserError(
+                f"{position.bad} steps in a row were left out (train.max_bad_steps={most}); the last: {told}"
+            )
+        return False

@@ -1,0 +1,134 @@
+"""What happened since the last row of metrics, added up over micro-batches, steps and ranks."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniaudio.distributed import gather_objects, sum_over_ranks, world_size
+from uniaudio.feature_cache import Clips
+from uniaudio.types import Batch, LossSum
+
+
+@dataclass
+class Window:
+    """Sums of one rank.
+
+    Args:
+        per_task: ``[K, 3]`` as in ``LossSum``, on the device: adding to it waits for nothing.
+        token_rate: audio tokens per second of sound; more than that is padding. None where clips have a fixed number.
+        waited: seconds the loop stood still for want of data. ids: of the examples, one list per step.
+        fill: shares of the budget that the micro-batches used, of all ranks. spread: cost of the busiest rank over
+            that of the mean one, by step.
+        known, looked_up: frames of clips that frozen encoders did not have to compute, of so many looked up.
+        choices: as in ``LossSum``, on the device. auxiliary: values of the auxiliary losses, by step.
+    """
+
+    per_task: Tensor
+    token_rate: float | None
+    audio_seconds: float = 0.0
+    audio_tokens: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    ids: list[list[str]] = field(default_factory=list)
+    fill: list[float] = field(default_factory=list)
+    spread: list[float] = field(default_factory=list)
+    known: int = 0
+    looked_up: int = 0
+    choices: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: dict[str, list[float]] = field(default_factory=dict)
+
+    def add_costs(self, costs: Sequence[float], micro_batches: int) -> None:
+        """Count the modelled costs of one step: one for each rank, of so many micro-batches each, in budgets."""
+        mean = sum(costs) / len(costs)
+        self.fill.append(mean / micro_batches)
+        self.spread.append(max(costs) / mean if mean else 1.0)
+
+    def add(self, batch: Batch, loss: LossSum, counted: bool = True) -> None:
+        """Count one micro-batch; its losses and choices only where its step was not left out."""
+        self.audio_seconds += batch.audio_seconds
+        self.audio_tokens += batch.audio_tokens
+        if isinstance(batch.audio, Clips):
+            known, looked_up = batch.audio.looked_up
+            self.known += known
+            self.looked_up += looked_up
+        if not counted:
+            return
+        self.per_task += loss.per_task
+        for name, sums in loss.choices.items():
+            self.choices[name] = self.choices.get(name, 0) + sums
+
+    def add_auxiliary(self, values: Mapping[str, float]) -> None:
+        """Note the auxiliary losses of one step, the same on every rank."""
+        for name, value in values.items():
+            self.auxiliary.setdefault(name, []).append(value)
+
+    def padding(self, audio_seconds: float, audio_tokens: float) -> float:
+        """Return the share of audio tokens that stand for no sound, 0 where the adapter has no rate."""
+        if self.token_rate is None or not audio_tokens:
+            return 0.0
+        return 1 - audio_seconds * self.token_rate / audio_tokens
+
+    def choices_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return for each task the mean of what the encoder chose over the clips of all ranks."""
+        found: dict[str, dict[str, float]] = {}
+        everyone = gather_objects({name: sums.tolist() for name, sums in self.choices.items()})
+        for name in dict.fromkeys(name for own in everyone for name in own):
+            for index, task in enumerate(tasks):
+                total, clips = (sum(own[name][index][i] for own in everyone if name in own) for i in (0, 1))
+                if clips:
+                    found.setdefault(task, {})[name] = total / clips
+        return found
+
+    def row(self, tasks: Sequence[str], with_ids: bool) -> dict[str, Any]:
+        """Return the figures of all ranks together; every rank must call it at the same point.
+
+        Losses and accuracies are means over answer tokens; tasks that did not occur are left out, and so are steps that
+        were left out. The loss is None when there is no other step.
+        """
+        seconds = time.monotonic() - self.started
+        device = self.per_task.device
+        per_task = sum_over_ranks(self.per_task.double()).tolist()
+        counts = [self.audio_seconds, self.waited, self.audio_tokens, self.known, self.looked_up]
+        own = torch.tensor(counts, dtype=torch.float64, device=device)
+        audio_seconds, waited, audio_tokens, known, looked_up = sum_over_ranks(own).tolist()
+        tokens = sum(counted for _, counted, _ in per_task)
+        seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
+        row: dict[str, Any] = {
+            "loss": sum(loss for loss, _, _ in per_task) / tokens if tokens else None,
+            "tasks": {task: loss / counted for task, (loss, counted, _) in seen},
+            "accuracy": {task: right / counted for task, (_, counted, right) in seen},
+            "answer_tokens": int(tokens),
+            "seconds": seconds,
+            "audio_seconds": audio_seconds,
+            "audio_seconds_per_second": audio_seconds / seconds,
+            "data_wait_share": waited / world_size() / seconds,
+            "padding_share": self.padding(audio_seconds, audio_tokens),
+            "budget_fill": sum(self.fill) / max(len(self.fill), 1),
+            "cost_spread": sum(self.spread) / max(len(self.spread), 1),
+            "memory_gib": memory_gib(device),
+        }
+        if looked_up:
+            row["feature_cache_hits"] = known / looked_up
+        if self.auxiliary:
+            row["auxiliary"] = {name: sum(v) / len(v) for name, v in self.auxiliary.items()}
+        if choices := self.choices_by_task(tasks):
+            row["choices"] = choices
+        if with_ids:
+            steps = zip(*gather_objects(self.ids), strict=True)
+            row["ids"] = [list(itertools.chain(*ranks)) for ranks in steps]
+        return row
+
+
+def memory_gib(device: torch.device) -> float:
+    """Return the peak memory so far: of the device on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

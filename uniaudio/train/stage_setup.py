@@ -1,0 +1,179 @@
+"""The beginning of a stage, fresh or resumed: model, engine, and what the stage remembers of its start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
+from uniaudio.errors import UserError
+from uniaudio.model.compile import compile_layers
+from uniaudio.train.checkpoint.integrity import EMA
+from uniaudio.train.checkpoint.store import Checkpoint, MomentFiles, load_checkpoint, stage_ends
+from uniaudio.train.continual.distill import Distiller
+from uniaudio.train.continual.ema import MovingAverage
+from uniaudio.train.continual.l2_sp_ewc import Anchor, anchored_parameters, copies, kept_fisher
+from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.launch import make_engine, precision_of, spreads_weights
+from uniaudio.train.feature_writer import FeatureWriter, keep_features
+from uniaudio.train.optim import build_optimizer
+from uniaudio.train.state import Position
+from uniaudio.train.trainable import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
+from uniaudio.types import Batch
+
+FISHER = "fisher"  # folder of a run: what `ewc` measured
+
+
+@dataclass
+class StageModel:
+    """The model of a stage in its engine, with the means against forgetting.
+
+    Args:
+        carried: tensors that earlier stages changed and this one does not train, on the CPU.
+        features: writes the frames of frozen encoders that the config wants kept.
+    """
+
+    engine: Engine
+    carried: Mapping[str, Tensor]
+    anchors: Mapping[str, Anchor] = field(default_factory=dict)
+    distiller: Distiller | None = None
+    average: MovingAverage | None = None
+    features: FeatureWriter | None = None
+
+    def close(self) -> None:
+        if self.features is not None:
+            self.features.close()
+        self.engine.close()
+
+
+def open_stage(
+    build: Callable[[], nn.Module],
+    examples: Callable[[int, nn.Module, str | None], Iterator[Batch]],
+    config: RunConfig,
+    accelerator: Accelerator,
+    position: Position,
+    checkpoint: Checkpoint | None,
+) -> StageModel:
+    """Bring a freshly built model to where ``position`` is and put it into the engine that was launched.
+
+    Every stage begins like a resumed one: from the stage before, as its checkpoint has it. Structure and tensors come
+    first, then what the stage remembers of its start, then, within a stage, the tensors of the checkpoint.
+
+    Args:
+        examples: see ``TrainParts``. checkpoint: what to continue from, of this stage or the end of the one before.
+
+    Raises:
+        UserError: for expressions that match nothing, tensors that do not fit, and means that the engine cannot do.
+    """
+    run_dir, index = Path(config.output_dir), position.stage
+    stage = config.stages[index]
+    refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
+    within = checkpoint is not None and checkpoint.state["stage"] == index
+    model = build()
+    if index == 0:
+        structure = Structure.of(model)
+    else:
+        structure = go_through_stages(model, config, index - 1)
+        before = checkpoint if not within else end_of_stage(run_dir, index - 1, needed=remembers(stage))
+        if before is not None:
+            put_tensors(model, structure, before.model, before.path)
+    enter_stage(model, structure, config, index)
+    held = held_tensors(model, structure)
+    anchors = make_anchors(model, stage, run_dir, lambda recipe: examples(index, model, recipe))
+    distill = stage.continual.distill
+    distiller = Distiller(model, distill, accelerator.device) if distill is not None else None
+    if within and checkpoint is not None:
+        put_tensors(model, structure, checkpoint.model, checkpoint.path)
+    listening = [model] if distiller is None else [model, distiller.model]
+    features = keep_features(listening, config, precision_of(config), accelerator.device)
+    carried = {name: t.detach().cpu().clone() for name, t in held.items() if not t.requires_grad}
+    if config.train.compile:  # before weights are spread, and after what copies modules or puts others in
+        compile_layers(model)
+    engine = make_engine(
+        accelerator, model, build_optimizer(model, config, stage, accelerator.device), config
+    )
+    average = MovingAverage(model, stage.continual.ema.decay) if stage.continual.ema is not None else None
+    if within and checkpoint is not None:
+        if position.updates:
+            engine.load_moments(MomentFiles(checkpoint.path), position.updates)
+        if average is not None and (checkpoint.path / EMA).is_file():
+            load_average(average, engine, checkpoint.path)
+    return StageModel(engine, carried, anchors, distiller, average, features)
+
+
+def remembers(stage: Stage) -> bool:
+    """Return whether a stage needs the weights that it began with."""
+    ways = stage.continual
+    return any(way is not None for way in (ways.l2sp, ways.ewc, ways.distill))
+
+
+def end_of_stage(run_dir: Path, index: int, needed: bool) -> Checkpoint | None:
+    """Read the checkpoint at the end of a stage, if it is needed.
+
+    Raises:
+        UserError: when it is needed and gone.
+    """
+    if not needed:
+        return None
+    path = stage_ends(run_dir).get(index)
+    if path is None:
+        raise UserError(
+            f"{run_dir}: the checkpoint at the end of stage {index} is gone, but `continual` measures from there"
+        )
+    return load_checkpoint(path)
+
+
+def make_anchors(
+    model: nn.Module, stage: Stage, run_dir: Path, examples: Callable[[str | None], Iterator[Batch]]
+) -> dict[str, Anchor]:
+    """Return the penalties of a stage, held to the parameters as they are now."""
+    found = {}
+    where = f"stages.{stage.name}.continual"
+    l2sp, ewc = stage.continual.l2sp, stage.continual.ewc
+    if l2sp is not None:
+        found["l2sp"] = Anchor(copies(anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight)
+    if ewc is not None:
+        parameters = anchored_parameters(model, ewc.on, f"{where}.ewc")
+        path = run_dir / FISHER / f"{stage.name}.safetensors"
+        fisher = kept_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
+        found["ewc"] = Anchor(copies(parameters), ewc.weight, fisher)
+    return found
+
+
+def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> None:
+    """Refuse what reads parameters between steps where no rank has them whole, and what leaves modules out.
+
+    Args:
+        engine: that spreads the weights, or an empty text.
+
+    Raises:
+        UserError: naming the engines that can.
+    """
+    cached = [name for name, encoder in config.encoders.items() if encoder.cache]
+    if cached and engine == "zero3":
+        raise UserError(
+            f"encoders.{cached[0]}.cache leaves an encoder out where its frames are known, but under zero3 all "
+            "processes must run every module together; launch with configs/accelerate/ddp.yaml or fsdp2.yaml"
+        )
+    ways = stage.continual
+    asked = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
+    if ways.ema is not None and engine == "zero3":
+        asked.append("ema")
+    if asked and engine:
+        raise UserError(
+            f"stages.{stage.name}.continual.{asked[0]} reads whole parameters, but {engine} spreads them over the "
+            "processes; launch with configs/accelerate/ddp.yaml, zero1.yaml or zero2.yaml"
+        )
+
+
+def load_average(average: MovingAverage, engine: Engine, path: Path) -> None:
+    """Continue a moving average from a checkpoint."""
+    stored = load_checkpoint(path, ema=True, verify=False).model
+    parameters: dict[str, Any] = dict(engine.plain.named_parameters())
+    average.load({name: engine.spread(stored[name], parameters[name]) for name in average.tensors})

@@ -1,0 +1,102 @@
+"""Where a run is, and how it gets back there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from uniaudio.distributed import gather_objects, is_main
+from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.integrity import STATE, find_damage
+from uniaudio.train.checkpoint.store import Checkpoint, choose_checkpoint, load_checkpoint, stage_ends
+
+
+@dataclass
+class Position:
+    """Steps done, in all and in the current stage, and what the stage's numbers depend on.
+
+    Args:
+        stage_seconds: audio heard in the stage. updates: steps of the stage that were not left out.
+        stream: state of the data. skips: rows left out so far. loss_mean: mean loss of the stage's steps.
+        bad: steps left out in a row. balance: state of the adaptive mixture.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    stage_seconds: float = 0.0
+    updates: int = 0
+    stream: dict[str, Any] | None = None
+    skips: dict[str, Any] | None = None
+    loss_mean: float = 0.0
+    bad: int = 0
+    balance: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without the step, which a checkpoint states itself."""
+        told = asdict(self)
+        del told["step"]
+        return told
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Position:
+        """Read what a checkpoint holds."""
+        return cls(**{field.name: state[field.name] for field in fields(cls)})
+
+    def next_stage(self) -> Position:
+        """Return the beginning of the stage after this one."""
+        return Position(step=self.step, stage=self.stage + 1, skips=self.skips)
+
+
+def newest(run_dir: Path, remembered: Collection[int] = ()) -> Checkpoint:
+    """Read the newest checkpoint of a run whose files all match their checksums; say so where newer ones do not.
+
+    The main rank chooses, so that all read the same one; every rank must call it at the same point.
+
+    Args:
+        remembered: stages that measure distances from the checkpoint at the end of the stage before.
+
+    Raises:
+        UserError: on all ranks, when there is none, or a rank cannot read it.
+    """
+    choice: tuple[Path | None, str] = (None, "")
+    if is_main():
+        choice = choose_checkpoint(
+            run_dir, find_other_damage=lambda path: find_damage_of_stage_start(run_dir, path, remembered)
+        )
+    path, complaint = gather_objects(choice)[0]
+    if path is None and complaint:
+        raise UserError(
+            f"--resume: {run_dir} holds no checkpoint that can be used: {complaint}; start a new run in another "
+            "output_dir"
+        )
+    if path is None:
+        raise UserError(f"--resume: {run_dir} holds no whole checkpoint; leave --resume out to start")
+    if complaint and is_main():
+        Console().print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    checkpoint, problem = None, ""
+    try:
+        checkpoint = load_checkpoint(path, verify=False)
+    except UserError as mistake:
+        problem = str(mistake)
+    if problems := [text for text in gather_objects(problem) if text]:
+        raise UserError(problems[0])
+    assert checkpoint is not None
+    return checkpoint
+
+
+def find_damage_of_stage_start(run_dir: Path, path: Path, remembered: Collection[int]) -> str:
+    """Return what is wrong with the checkpoint that the stage of another one began with, where that is needed."""
+    stage = json.loads((path / STATE).read_text())["stage"]
+    if stage not in remembered:
+        return ""
+    start = stage_ends(run_dir).get(stage - 1)
+    if start is None:
+        return f"the checkpoint at the end of stage {stage - 1} is gone or damaged, and `continual` needs it"
+    damage = find_damage(start)
+    return f"the stage began with {start.name}, of which {damage}" if damage else ""
