@@ -129,8 +129,8 @@ def run_evaluation(
     Processes that were launched together share the rows out; the main one prints and writes.
 
     Args:
-        protocol: ``own``: the results by name. ``xares-llm``: see ``evaluate/metrics/challenge.py``; the results are written
-            under ``entries``.
+        protocol: ``own``: the results by name. ``xares-llm``: see ``evaluate/metrics/challenge.py``; the results are
+            written under ``entries``.
         labels: score the labels of closed sets too. batch_seconds: audio of a batch, default that of the config.
 
     Raises:

@@ -410,7 +410,7 @@ def test_a_copy_of_the_data_shares_the_cache(tones, monkeypatch):
     assert content_digest(the_task(tones).rows()) == digest
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)

@@ -19,31 +19,32 @@ from uniaudio.model.encoders.weights import (
 from uniaudio.model.rebuild import rebuild
 
 FUSION, ENCODERS = "uniaudio.model.fusion", "uniaudio.model.encoders"
-PARTS = (  # classes whose constructors take plain values and other parts, and read no file
-    f"{ENCODERS}.ast:AstAudioEncoder",
-    f"{ENCODERS}.clap:ClapAudioEncoder",
-    f"{ENCODERS}.codec:CodecAudioEncoder",
-    f"{ENCODERS}.codec:EncodecParts",
-    f"{ENCODERS}.codec:MimiParts",
-    f"{ENCODERS}.omni:OmniAudioEncoder",
-    f"{ENCODERS}.remote:RemoteAudioEncoder",
-    f"{ENCODERS}.w2v_bert:W2vBertAudioEncoder",
-    f"{ENCODERS}.wave:WaveAudioEncoder",
-    f"{ENCODERS}.whisper:WhisperAudioEncoder",
-    f"{FUSION}.encoder:FusedEncoder",
-    f"{FUSION}.explicit:ExplicitInjection",
-    f"{FUSION}.gate:GateFusion",
-    f"{FUSION}.hconv:HconvFusion",
-    f"{FUSION}.layers:LayerFusion",
-    f"{FUSION}.linear:ConcatFusion",
-    f"{FUSION}.linear:SumFusion",
-    f"{FUSION}.mix:ScalarMix",
-    f"{FUSION}.moe:MoeFusion",
-    f"{FUSION}.mowe:MoweEncoder",
-    f"{FUSION}.stft:StftBranch",
-    f"{FUSION}.unimoe:UniMoeFusion",
-    f"{FUSION}.wq:WqFusion",
-)
+# classes whose constructors take plain values and other parts, and read no file; by name, for modules may move
+PARTS = {
+    "AstAudioEncoder": f"{ENCODERS}.ast",
+    "ClapAudioEncoder": f"{ENCODERS}.clap",
+    "CodecAudioEncoder": f"{ENCODERS}.codec",
+    "EncodecParts": f"{ENCODERS}.codec",
+    "MimiParts": f"{ENCODERS}.codec",
+    "OmniAudioEncoder": f"{ENCODERS}.qwen_omni",
+    "RemoteAudioEncoder": f"{ENCODERS}.hf_auto",
+    "W2vBertAudioEncoder": f"{ENCODERS}.w2v_bert",
+    "WaveAudioEncoder": f"{ENCODERS}.wav2vec2",
+    "WhisperAudioEncoder": f"{ENCODERS}.whisper",
+    "FusedEncoder": f"{FUSION}.encoder",
+    "ExplicitInjection": f"{FUSION}.explicit",
+    "GateFusion": f"{FUSION}.gate",
+    "HconvFusion": f"{FUSION}.hconv",
+    "LayerFusion": f"{FUSION}.weighted_layers",
+    "ConcatFusion": f"{FUSION}.linear",
+    "SumFusion": f"{FUSION}.linear",
+    "ScalarMix": f"{FUSION}.mix",
+    "MoeFusion": f"{FUSION}.moe",
+    "MoweEncoder": f"{FUSION}.mowe",
+    "StftBranch": f"{FUSION}.stft_residual",
+    "UniMoeFusion": f"{FUSION}.unimoe",
+    "WqFusion": f"{FUSION}.wq",
+}
 PREFIXES = ("encoder.",)
 
 
@@ -53,10 +54,10 @@ def part_class(place: str) -> type:
     Raises:
         UserError: when an encoder is not made of such a class.
     """
-    if place not in PARTS:
-        raise UserError(f"{place} is none of the classes that an encoder is made of; update uniaudio")
     module, _, name = place.partition(":")
-    kind: type = getattr(importlib.import_module(module), name)
+    if not module.startswith("uniaudio.") or name not in PARTS:
+        raise UserError(f"{place} is none of the classes that an encoder is made of; update uniaudio")
+    kind: type = getattr(importlib.import_module(PARTS[name]), name)
     return kind
 
 
