@@ -14,7 +14,7 @@ from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.registry import REMOTE, family_of, is_local, load_audio_encoder, own_class
+from uniaudio.model.encoders.registry import HF_AUTO, family_of, is_local, load_audio_encoder, own_class
 from uniaudio.model.encoders.weights import RANDOM, stock_config
 from uniaudio.build.fusion import fuse
 from uniaudio.model.fingerprint import base_identity
@@ -174,7 +174,7 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
         if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
             raise UserError(f"{where}.path: there is no folder {settings.path}")
         return None
-    if family_of(settings, where)[1] is REMOTE:
+    if family_of(settings, where)[1] is HF_AUTO:
         return None
     return settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
 

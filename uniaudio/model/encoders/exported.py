@@ -54,7 +54,7 @@ def part_class(place: str) -> type:
     Raises:
         UserError: when an encoder is not made of such a class.
     """
-    module, _, name = place.partition(":")
+    module, _, name = str(place).partition(":")
     if not module.startswith("uniaudio.") or name not in PARTS:
         raise UserError(f"{place} is none of the classes that an encoder is made of; update uniaudio")
     kind: type = getattr(importlib.import_module(PARTS[name]), name)

@@ -33,34 +33,34 @@ class Family:
 
 HERE = "uniaudio.model.encoders"
 WHISPER = Family(f"{HERE}.whisper", "load_whisper", ("pad_to", "tail_frames"))
-POOLED = Family(f"{HERE}.pooled_whisper", "load_pooled_whisper")
-OMNI = Family(f"{HERE}.omni", "load_omni")
-WAVE = Family(f"{HERE}.wave", "load_wave", ("chunk_seconds",))
+QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper")
+QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
+WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
 W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
 AST = Family(f"{HERE}.ast", "load_ast")
 CLAP = Family(f"{HERE}.clap", "load_clap")
 CODEC = Family(f"{HERE}.codec", "load_codec")
 EXPORTED = Family(f"{HERE}.exported", "load_exported")
-REMOTE = Family(f"{HERE}.remote", "load_remote", ("trust_remote_code", "frame_rate"))
+HF_AUTO = Family(f"{HERE}.hf_auto", "load_remote", ("trust_remote_code", "frame_rate"))
 
 FAMILIES: Mapping[str, Family] = {
     "whisper": WHISPER,
-    "qwen2_audio": POOLED,
-    "qwen2_audio_encoder": POOLED,
-    "audioflamingo3": POOLED,
-    "audioflamingo3_encoder": POOLED,
-    "qwen2_5_omni": OMNI,
-    "qwen2_5_omni_thinker": OMNI,
-    "qwen2_5_omni_audio_encoder": OMNI,
-    "qwen3_omni_moe": OMNI,
-    "qwen3_omni_moe_thinker": OMNI,
-    "qwen3_omni_moe_audio_encoder": OMNI,
-    "wav2vec2": WAVE,
-    "hubert": WAVE,
-    "wavlm": WAVE,
-    "data2vec-audio": WAVE,
-    "unispeech": WAVE,
-    "unispeech-sat": WAVE,
+    "qwen2_audio": QWEN2_AUDIO,
+    "qwen2_audio_encoder": QWEN2_AUDIO,
+    "audioflamingo3": QWEN2_AUDIO,
+    "audioflamingo3_encoder": QWEN2_AUDIO,
+    "qwen2_5_omni": QWEN_OMNI,
+    "qwen2_5_omni_thinker": QWEN_OMNI,
+    "qwen2_5_omni_audio_encoder": QWEN_OMNI,
+    "qwen3_omni_moe": QWEN_OMNI,
+    "qwen3_omni_moe_thinker": QWEN_OMNI,
+    "qwen3_omni_moe_audio_encoder": QWEN_OMNI,
+    "wav2vec2": WAV2VEC2,
+    "hubert": WAV2VEC2,
+    "wavlm": WAV2VEC2,
+    "data2vec-audio": WAV2VEC2,
+    "unispeech": WAV2VEC2,
+    "unispeech-sat": WAV2VEC2,
     "wav2vec2-bert": W2V_BERT,
     "audio-spectrogram-transformer": AST,
     "clap": CLAP,
@@ -116,7 +116,7 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
             "a class of your own is written module:Class"
         )
     if config.kind == "remote" or (config.kind == "auto" and "auto_map" in told and kind not in FAMILIES):
-        return kind, REMOTE
+        return kind, HF_AUTO
     if kind not in FAMILIES:
         known = sorted(FAMILIES)
         raise UserError(
