@@ -10,12 +10,12 @@ from made_up_checkpoints import save_miniature
 from made_up_runs import suite_results
 from transformers import AutoModel, WhisperFeatureExtractor
 
-from uniaudio import assemble
 from uniaudio.build.encoder_provenance import provenance, results_of
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, sign_scores
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
+from uniaudio.commands import export
 from uniaudio.commands.export import check_onnx
 from uniaudio.commands.train import run_training
 from uniaudio.config.fusion import SumConfig
@@ -198,6 +198,6 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys,
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "without a whole checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")
     assert "not empty" in refusal(capsys, "any", tmp_path / "run")
-    monkeypatch.setattr(assemble.exporting, "ONNX_PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "no_such_package"))
     assert "needs no_such_package" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
     assert not (tmp_path / "out").exists()
