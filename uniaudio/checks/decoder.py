@@ -18,7 +18,7 @@ from uniaudio.data.row_questions import render_question, row_seconds
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.estimate.thin import decoder_architecture
-from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
+from uniaudio.model.decoder_limits import build_on_meta, position_limit
 from uniaudio.model.whisper_decoder import START
 
 ROWS_READ = 20  # of every source
@@ -62,7 +62,6 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
     if whisper:
         limit: int | None = int(architecture.max_target_positions)
     else:
-        refuse_unusable_class(architecture)
         lm = build_on_meta(architecture)
         limit, parameters = position_limit(lm), num_layer_parameters(lm)
     format = ChatFormat(

@@ -21,7 +21,7 @@ from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
 from uniaudio.estimate.thin import decoder_architecture
-from uniaudio.model.encoders.weights import stock_config
+from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
@@ -74,6 +74,7 @@ def check_decoder_folder(config: RunConfig, console: Console) -> None:
     path = config.decoder.path
     if config.decoder.miniature is not None or Path(path).is_dir():
         return
+    refuse_unusable_files(path, "decoder.path")
     first = path.split("/")[0]
     beside = any(folder is not None and (folder / first).is_dir() for folder in (config.folder, Path()))
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and beside):

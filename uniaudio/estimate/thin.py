@@ -29,7 +29,7 @@ from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import build_on_meta, refuse_unusable_class
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import RemoteAudioEncoder
-from uniaudio.model.encoders.weights import stock_config, with_own_attention
+from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config, with_own_attention
 from uniaudio.model.fp8 import FP8, to_float8
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.tiny.text_lm import qwen_config
@@ -69,7 +69,6 @@ class Blueprint:
         """
         architecture = decoder_architecture(config)
         if not isinstance(architecture, WhisperConfig):
-            refuse_unusable_class(architecture)
             refuse_unequal_layers(architecture)
         return cls(meta_encoder(config), architecture)
 
@@ -200,16 +199,18 @@ def decoder_architecture(config: RunConfig) -> PretrainedConfig:
     """Return the decoder's configuration.
 
     Raises:
-        UserError: when it is neither miniature nor a folder.
+        UserError: when it is neither miniature nor a folder with a model that can be used.
     """
     if config.decoder.miniature is not None:
         small = config.decoder.miniature
         return qwen_config(small, small.vocabulary, 0, 0)
-    try:
+    refuse_unusable_files(config.decoder.path, "decoder.path")
+    with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.path} cannot be read"):
         found = stock_config(config.decoder.path, config.decoder.revision)
-    except (OSError, ValueError) as problem:
-        raise UserError(f"decoder.path: the config.json of {config.decoder.path} cannot be read") from problem
-    return found if isinstance(found, WhisperConfig) else found.get_text_config()
+    if isinstance(found, WhisperConfig):
+        return found
+    refuse_unusable_class(found)
+    return found.get_text_config()
 
 
 def depth_of(architecture: Any) -> int:

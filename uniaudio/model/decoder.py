@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.decoder_limits import position_limit, refuse_unusable_class, refuse_without_generation
-from uniaudio.model.encoders.weights import refuse_pickles, stock_config
+from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
 from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
 from uniaudio.model.lora import add_lora
@@ -322,19 +323,6 @@ def why_not_packed(lm: PreTrainedModel) -> str:
     return ""
 
 
-def refuse_adapter(path: str, revision: str | None) -> None:
-    """Refuse the folder or name of an adapter: it leads to a base model and to packages that somebody else chose.
-
-    Raises:
-        UserError: when there is an adapter.
-    """
-    if find_adapter_config_file(path, revision=revision) is not None:
-        raise UserError(
-            f"decoder.path: {path} holds an adapter (adapter_config.json); merge it into its base model, save that, "
-            "and name its folder"
-        )
-
-
 def load_decoder(
     path: str,
     revision: str | None = None,
@@ -355,7 +343,7 @@ def load_decoder(
         UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
             alone, or cannot generate from embeddings.
     """
-    refuse_pickles(path, "decoder.path")
+    refuse_unusable_files(path, "decoder.path")
     device = torch.device(device)
     if dtype == FP8:
         refuse_without_units()
@@ -363,15 +351,19 @@ def load_decoder(
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
     with convert_to_user_error(f"decoder.path: {path} cannot be loaded as a causal language model"):
-        refuse_adapter(path, revision)
-        refuse_unusable_class(stock_config(path, revision, trust_remote_code))
+        if found := find_adapter_config_file(path, revision=revision):  # on the Hub
+            refuse_unusable_files(str(Path(found).parent), "decoder.path")
+        config = stock_config(
+            path, revision, trust_remote_code
+        )  # its file may name a kernel on the Hub for attention
+        refuse_unusable_class(config)
         lm, loading = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             revision=revision,
             dtype=kind,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            attn_implementation=None,  # not what its config.json says: that may be a kernel on the Hub
             output_loading_info=True,
         )
     if missing := sorted(loading["missing_keys"]):

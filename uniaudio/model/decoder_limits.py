@@ -11,6 +11,10 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Pret
 
 from uniaudio.errors import UserError, convert_to_user_error
 
+MADE_WHOLE = (
+    "mxfp4",
+    "fp8",
+)  # kinds of quantized weights that transformers turns back into plain ones by itself
 MORE_ROWS = 8  # that a table of positions may have beyond them, as OPT's has two
 
 
@@ -26,13 +30,38 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
             "a causal language model"
             + ("; set decoder.kind: whisper" if config.model_type == "whisper" else "")
         )
+    refuse_quantized(config)
     if getattr(config, "auto_map", None):
         return
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and hasattr(config, "text_config"):
+        raise UserError(
+            f"decoder.path: {config.model_type} reads more than text; save its language model alone and name "
+            "that folder"
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"decoder.path: {config.model_type} is no causal language model that transformers knows; take another one"
         )
     refuse_without_generation(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def refuse_quantized(config: PretrainedConfig) -> None:
+    """Refuse weights of few bits that only a package of their own can use; those that can be made whole are.
+
+    Raises:
+        UserError: naming the kind.
+    """
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        return
+    kind = stated.get("quant_method") if isinstance(stated, dict) else None
+    if isinstance(stated, dict) and kind in MADE_WHOLE:
+        stated["dequantize"] = True  # no kernels for them are fetched either
+        return
+    raise UserError(
+        f"decoder.path: its weights are quantized ({kind or 'quantization_config in its config.json'}), and they must "
+        "be plain; name the model that they were made from (decoder.dtype: fp8 keeps it small)"
+    )
 
 
 def refuse_without_generation(kind: type[PreTrainedModel]) -> None:

@@ -19,7 +19,12 @@ from uniaudio.config.trust import (
 )
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, read_model_config
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    checkpoint_folder,
+    read_model_config,
+    refuse_unusable_files,
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
     """
     try:
         folder = checkpoint_folder(config.path.removeprefix(RANDOM), config.revision)
+        if not config.path.startswith(RANDOM):
+            refuse_unusable_files(str(folder), "weights")
         told = read_model_config(folder)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from problem

@@ -17,6 +17,7 @@ from uniaudio.errors import UserError
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
 FILES = ["*.json", "*.safetensors"]
+ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -77,24 +78,37 @@ def stock_config(path: Path | str, revision: str | None = None, trusted: bool = 
 
 
 def with_own_attention(config: Config) -> Config:
-    """Let transformers choose the attention, in the configuration and those inside it."""
+    """Let transformers choose the code of attention and experts, in the configuration and those inside it."""
     config._attn_implementation = None
+    config._experts_implementation = None
     return config
 
 
-def refuse_pickles(path: str, where: str) -> None:
-    """Refuse a folder whose weights are pickles alone: reading one can run code.
+def refuse_unusable_files(path: str, where: str) -> None:
+    """Refuse an adapter, and a folder or file whose weights are in no format that is read here.
+
+    An adapter leads to a base model and to packages that somebody else chose; reading a pickle can run code.
 
     Raises:
         UserError: naming the file and the way out.
     """
     folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    if pickled:
+    files = [folder.name] if not folder.is_dir() else sorted(file.name for file in folder.iterdir())
+    if ADAPTER in files:
         raise UserError(
-            f"{where}: {path} holds its weights as {pickled[0]}, a pickle, which can run code when it is read; "
+            f"{where}: {path} holds an adapter ({ADAPTER}); merge it into its base model, save that, and name its "
+            "folder"
+        )
+    if any(name.endswith(".safetensors") for name in files):
+        return
+    if found := [name for name in files if name.lower().endswith(".gguf")]:
+        raise UserError(
+            f"{where}: {path} holds its weights as GGUF ({found[0]}), which is not read; name the folder of "
+            "safetensors that it was made from"
+        )
+    if found := [name for name in files if name.endswith(PICKLES)]:
+        raise UserError(
+            f"{where}: {path} holds its weights as {found[0]}, a pickle, which can run code when it is read; "
             "convert it to safetensors first (SECURITY.md tells how)"
         )
 
@@ -110,7 +124,7 @@ def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        refuse_pickles(str(folder), "weights")
+        refuse_unusable_files(str(folder), "weights")
         raise UserError(f"{folder} holds no .safetensors file; convert the checkpoint to safetensors first")
     places: dict[str, Path] = {}
     for file in files:
