@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from uniaudio.commands.evaluate import run_evaluation
-from uniaudio.commands.probe import probe_suite
+from uniaudio.commands.probe import run_probe
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import RunConfig, load_run
@@ -75,7 +75,7 @@ def main() -> None:
     before = config.encoders["whisper"].path
     names = {before: "before", str(out): "after", f"random:{before}": "random"}
     suites = {
-        protocol: probe_suite(list(names), "realdata", protocol, out / FILES[protocol], 3, False)
+        protocol: run_probe(list(names), suite="realdata", protocol=protocol, out=out / FILES[protocol])
         for protocol in get_args(Protocol)
     }
     print(f"report: {report_runs([out, frozen], None, Wanted())}")

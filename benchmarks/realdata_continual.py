@@ -32,8 +32,8 @@ from uniaudio.config.search_paths import realdata_root
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize
 from uniaudio.evaluate.forgetting_figure import draw_matrices
-from uniaudio.evaluate.probing.labelled_folder import load_labelled
-from uniaudio.evaluate.probing.table import probe_models
+from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.evaluate.probing.task_scores import probe_held
 
 CONFIG = "configs/realdata_continual.yaml"
 KINDS = ("linear", "mlp", "knn")
@@ -136,10 +136,7 @@ def probe_seed(out: Path, seed: int, methods: list[str], sets: list, start: dict
             make_soup([specs[method]], target, start=str(folder / "speech"), alphas=(ALPHA,))
             specs[name] = str(target)
     specs["speech"] = str(folder / "speech")
-    scores = {
-        name: {s: m[name] for s, m in probe_models({name: load_encoder(spec)}, sets, 3).items()}
-        for name, spec in specs.items()
-    }
+    scores = {name: probe_held(load_encoder(spec), sets, 3) for name, spec in specs.items()}
     names = tuple(s.name for s in sets)
     return {
         method: {
@@ -230,9 +227,9 @@ def main() -> None:
     folders = {name: root / name for name in ("esc10", "fsdd_digits")} | {
         "fsdd_speaker": speaker_set(root, out)
     }
-    sets = [load_labelled(name, folder) for name, folder in folders.items()]
+    sets = hold_folders(folders, console.print)
     base = load_run(CONFIG).encoders["whisper"].path
-    start = {s: m[START] for s, m in probe_models({START: load_encoder(base)}, sets, 3).items()}
+    start = probe_held(load_encoder(base), sets, 3)
     reservoir = make_reservoir(out)
     found, minutes = [], []
     for seed in range(arguments.seeds):

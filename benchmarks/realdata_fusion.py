@@ -22,7 +22,7 @@ from rich.table import Table
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.evaluate import run_evaluation
-from uniaudio.commands.probe import run_probes
+from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import realdata_root
@@ -82,7 +82,7 @@ def one(name: str, overrides: list[str], out: Path, root: Path) -> dict[str, Any
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     speed = [row["audio_seconds_per_second"] for row in rows if "loss" in row][1:]
     data = [f"{label}={root / label}" for label in PROBED]
-    probes = run_probes([str(folder)], data, folder / "probes.json", seeds=3)
+    probes = run_probe([str(folder)], data, out=folder / "probes.json")["scores"]
     answers = run_evaluation(str(folder), None, folder / "answers.json", None)
     encoder = load_encoder(str(folder), torch.device("cpu"))
     row = {

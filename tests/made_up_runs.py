@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
@@ -108,6 +109,20 @@ def write_weights(run: Path, content: bytes) -> str:
     files = [file for file in folder.iterdir() if file.name != "complete.json"]
     write_listing(folder, {file.name: FileRecord.of(file) for file in files})
     return fingerprint_checkpoint(str(run))
+
+
+def folder_results(
+    sets: list[str], models: list[str], seed: int = 0, fingerprints: Mapping[str, str] = {}
+) -> dict:
+    """The same as results of labelled folders are stored."""
+    facts = {"kind": "clip", "domain": None, "metric": "accuracy", "weight": 1.0, "license": None}
+    return {
+        "suite": None,
+        "protocol": "masked",
+        "tasks": dict.fromkeys(sets, facts),
+        "scores": probe_scores(sets, models, seed),
+        "fingerprints": dict(fingerprints),
+    }
 
 
 def suite_results(sets: list[str], models: list[str], seed: int = 0) -> dict:

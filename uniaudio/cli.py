@@ -153,15 +153,15 @@ def probe(
         typer.Argument(help="Run folders, checkpoints, folders or Hub names of encoders, random:PATH."),
     ],
     data: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER with a manifest.jsonl; repeatable.")
+        list[str] | None, typer.Option(help="NAME=FOLDER with a manifest (.jsonl, .csv, .tsv); repeatable.")
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="Suite in place of --data: a path, or a name found in suites/.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="masked (real frames alone), or xares (as X-ARES does it); of a suite.")
+        str, typer.Option(help="masked (real frames alone), or xares (as X-ARES does it).")
     ] = "masked",
-    layers: Annotated[bool, typer.Option(help="Also probe every hidden state; of a suite.")] = False,
+    layers: Annotated[bool, typer.Option(help="Also probe every hidden state.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
     trust_remote_code: TrustRemoteCode = False,
@@ -173,11 +173,11 @@ def probe(
     Writes: scores as JSON (--out); embeddings of suites are cached in $UNIAUDIO_CACHE.
     Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
     """
-    from uniaudio.commands.probe import probe_models_on
+    from uniaudio.commands.probe import run_probe
     from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
-    probe_models_on(models, data or [], suite, protocol, out, seeds, layers, trust)
+    run_probe(models, data or [], suite, protocol, out, seeds, layers, trust)
 
 
 @app.command("eval", rich_help_panel=EVALUATE, epilog="Example: uniaudio eval runs/birds --out answers.json")

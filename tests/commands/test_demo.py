@@ -22,8 +22,10 @@ def test_the_demo_in_a_few_steps(tmp_path, monkeypatch):
     assert "https://" not in page
     answers = json.loads((out / "answers.json").read_text())
     assert {"demo_sounds:environmental_sound", "demo_instruments:instrument"} <= set(answers)
-    for models in json.loads((out / "probes.json").read_text()).values():
-        assert set(models) == {"before", "after"}
+    probes = json.loads((out / "probes.json").read_text())
+    assert {"sounds", "instruments"} <= set(probes["scores"])
+    assert all(set(models) == {"before", "after"} for models in probes["scores"].values())
+    assert set(probes["fingerprints"]) == {"before", "after"}
     shutil.rmtree(tmp_path / "cache")  # the text model lies in the run folder
     assert load_model(str(out)).model.decoder.identity["path"] == str(out / "decoder")
     shutil.rmtree(out / "decoder")

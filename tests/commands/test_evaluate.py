@@ -12,7 +12,7 @@ from same_figures import assert_same_figures
 
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_checkpoints
 from uniaudio.commands.evaluate import run_evaluation
-from uniaudio.commands.probe import run_probes
+from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -86,10 +86,10 @@ def test_without_labels_and_what_is_refused(trained, tmp_path):
 def test_probes_state_which_weights_they_are_of(trained, tmp_path):
     (trained.parent / "tones" / "34.wav").write_bytes((trained.parent / "tones" / "32.wav").read_bytes())
     start = str(trained.parent / "whisper")
-    run_probes([start, str(trained)], [f"tones={trained.parent / 'tones'}"], tmp_path / "p.json", seeds=1)
-    scores = json.loads((tmp_path / "p.json").read_text())
-    assert list(scores) == ["tones"]
-    fingerprints = {model: probes["knn"]["fingerprint"] for model, probes in scores["tones"].items()}
+    run_probe([start, str(trained)], [f"tones={trained.parent / 'tones'}"], out=tmp_path / "p.json", seeds=1)
+    result = json.loads((tmp_path / "p.json").read_text())
+    assert list(result["scores"]) == ["tones"]
+    fingerprints = result["fingerprints"]
     assert list(fingerprints) == [start, str(trained)]
     moved = trained.rename(tmp_path / "elsewhere")
     assert match_checkpoints(moved, fingerprints.values()) == {fingerprints[str(trained)]: "step-000002"}

@@ -12,7 +12,7 @@ from transformers import AutoModel, WhisperFeatureExtractor
 
 from uniaudio.build.encoder_provenance import provenance, results_of
 from uniaudio.build.encoders import load_encoder
-from uniaudio.build.result_fingerprints import fingerprint_checkpoint, sign_scores
+from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
 from uniaudio.commands import export
@@ -45,7 +45,8 @@ def run(tone_run, fresh_accelerate):
     out = tone_run.parent / "out"
     model = {"knn": {"mean": 0.875, "std": 0.0125}}
     prints = {"runs/out": fingerprint_checkpoint(str(out)), "elsewhere/out": "ab" * 32}
-    probes = sign_scores({"tones": {"runs/out": model, "elsewhere/out": model}}, prints)
+    scores = {"tones": {"runs/out": model, "elsewhere/out": model}}
+    probes = {"tasks": {"tones": {"metric": "accuracy"}}, "scores": scores, "fingerprints": prints}
     (out / "probes.json").write_text(json.dumps(probes))
     return out
 
@@ -145,11 +146,11 @@ def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
     assert {row["measure"] for row in rows} == {"linear, mlp, knn probe (accuracy)"}
     assert all(re.fullmatch(r"(0\.\d{3} ± 0\.\d{3}(, |$)){3}", row["value"]) for row in rows)
     (tmp_path / "probes.json").write_text(json.dumps({"suite": "realdata"}))
-    with pytest.raises(UserError, match="'suite' holds no probe scores"):
+    with pytest.raises(UserError, match="holds no probe scores"):
         results_of(tmp_path, str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [{}, {"tones": {}}, {"tasks": {}, "scores": {}}])
+@pytest.mark.parametrize("content", [{"tasks": {}, "scores": {}}, {"tasks": {}, "scores": {"tones": {}}}])
 def test_a_run_folder_with_empty_results_or_none_has_none(tmp_path, content):
     assert results_of(tmp_path, str(tmp_path)) == []
     (tmp_path / "probes.json").write_text(json.dumps(content))

@@ -83,7 +83,7 @@ def test_from_check_to_report(tone_run, here):
     probes = tone_run.parent / "probes.json"
     models = (tone_run.parent / "whisper", out, f"random:{tone_run.parent / 'whisper'}")
     here("probe", *models, "--data", f"tones={tones}", "--out", probes)
-    scores = json.loads(probes.read_text())["tones"]
+    scores = json.loads(probes.read_text())["scores"]["tones"]
     assert list(scores) == [str(model) for model in models]
     assert all(set(result) == {"linear", "mlp", "knn"} for result in scores.values())
     assert scores[str(out)]["linear"]["mean"] >= 0.9  # low and high tones are easy

@@ -23,7 +23,7 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.probing.labelled_folder import load_labelled
+from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.train.checkpoint.store import load_checkpoint, stage_ends
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -204,10 +204,10 @@ def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp
     assert "alpha" in capsys.readouterr().out
     with pytest.raises(UserError, match="several shares need --data"):
         make_soup([str(finished)], tmp_path / "none")
-    labelled = load_labelled("tones", tone_run.parent / "tones")
-    split = held_out(labelled)
-    assert len(split.test_clips) + len(split.train_clips) == len(labelled.train_clips) == 30
-    assert len(split.test_clips) == 6  # 15 of each class: three of them each
+    (rows,) = hold_folders({"tones": tone_run.parent / "tones"}, print)
+    (trial,) = held_out(rows).trials
+    assert len(trial.test) + len(trial.train) == len(rows.parts["train"]) == 30
+    assert len(trial.test) == 6  # 15 of each class: three of them each
 
 
 def main_ok(*arguments):

@@ -13,7 +13,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.commands.ask import ask
 from uniaudio.commands.check import check_run
-from uniaudio.commands.probe import run_probes
+from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.config.trust import Trust
@@ -76,7 +76,7 @@ def test_it_trains_resumes_probes_and_answers(tone_run, second, name):
         torch.testing.assert_close(
             encoder(audio()).frames.values, model.model.encoder(audio()).frames.values, atol=1e-6, rtol=0
         )
-    scores = run_probes([str(out)], [f"tones={tone_run.parent / 'tones'}"], None, seeds=1)
+    scores = run_probe([str(out)], [f"tones={tone_run.parent / 'tones'}"], seeds=1)["scores"]
     assert scores["tones"][str(out)]["linear"]["mean"] >= 0.5
     assert isinstance(ask(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str)
 

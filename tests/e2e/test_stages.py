@@ -321,12 +321,12 @@ def test_a_guarded_set_that_gets_worse_is_told_or_ends_the_run(tone_run, action,
     """The score stands in for a probe: how near the encoder's frames are to those of the start, 1 to 0."""
     start = frames(load_encoder(str(tone_run.parent / "whisper"), CPU))
 
-    def scores(models, sets, seeds, kinds):
+    def scores(encoder, sets, seeds, kinds):
         assert kinds == ("knn",)
-        apart = (frames(models["now"]) - start).norm() / start.norm()
-        return {one.name: {"now": {"knn": {"mean": max(0.0, 1 - float(apart))}}} for one in sets}
+        apart = (frames(encoder) - start).norm() / start.norm()
+        return {one.name: {"knn": {"mean": max(0.0, 1 - float(apart))}} for one in sets}
 
-    monkeypatch.setattr(guarding, "probe_models", scores)
+    monkeypatch.setattr(guarding, "probe_held", scores)
     guard = f"guard={{sets: {{tones: tones}}, every: 2, max_drop: 20, action: {action}}}"
     if action == "stop":  # what hardly changes goes through
         mild = run(tone_run, "mild", [{"steps": 2}], guard, "encoders.whisper.lr=1e-7")

@@ -62,7 +62,7 @@ def check_what_was_learned(run_folder):
     assert {item["reference"] for item in answers["answers"]} == {"low", "high"}
     first = next(row["loss"] for row in events if "loss" in row)
     assert answers["loss"] < first / 2  # clips that were not trained on, after 150 steps
-    assert set(json.loads((run_folder / "probes.json").read_text())["instruments"]) == {
+    assert set(json.loads((run_folder / "probes.json").read_text())["scores"]["instruments"]) == {
         "runs/demo",
         "runs/notes",
     }

@@ -1,6 +1,6 @@
 """The sentence and the lists: every case."""
 
-from made_up_runs import probe_scores
+from made_up_runs import folder_results
 
 from uniaudio.report.changes import (
     Change,
@@ -61,7 +61,7 @@ def test_lists_are_sorted_by_the_largest_change():
 
 
 def test_probes_are_compared_with_the_runs_own_start():
-    table = read_scores(probe_scores([f"s{i}" for i in range(6)], ["start", "own", "third"]), "f", {})
+    table = read_scores(folder_results([f"s{i}" for i in range(6)], ["start", "own", "third"]), "f", {})
     roles = Roles({"run": "start", "other": "third"}, {"run": "own"}, ())
     found = probe_changes(table, roles, "run")
     assert len(found) == 18

@@ -9,8 +9,8 @@ import pytest
 from made_up_runs import (
     START,
     answers_of,
+    folder_results,
     forgetting_results,
-    probe_scores,
     suite_results,
     with_choices,
     write_json,
@@ -19,7 +19,6 @@ from made_up_runs import (
     write_weights,
 )
 
-from uniaudio.build.result_fingerprints import sign_scores
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
@@ -173,7 +172,7 @@ def test_hostile_names_stay_text(tmp_path):
     (run / "config.yaml").write_text(dump_yaml(config))
     write_json(
         run / "probes.json",
-        probe_scores([HOSTILE, "plain"], [HOSTILE, f"random:{HOSTILE}", f"own {HOSTILE}"]),
+        folder_results([HOSTILE, "plain"], [HOSTILE, f"random:{HOSTILE}", f"own {HOSTILE}"]),
     )
     answers = answers_of({HOSTILE: [HOSTILE, "</td>", "<!--"]}, count=30)
     for item in answers[HOSTILE]["answers"]:
@@ -225,15 +224,15 @@ def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
     for seed, name in enumerate(("a", "b")):
         folders.append(write_run(tmp_path / name, ["t"], steps=40))
         prints.append({"after": write_weights(folders[-1], name.encode())})
-        scores = sign_scores(probe_scores(["s0", "s1"], ["before", "after"]), prints[-1])
-        scores["s0"]["after"]["linear"]["mean"] += 0.01 * seed
+        scores = folder_results(["s0", "s1"], ["before", "after"], fingerprints=prints[-1])
+        scores["scores"]["s0"]["after"]["linear"]["mean"] += 0.01 * seed
         write_json(folders[-1] / "probes.json", scores)
     page, _ = document(folders, tmp_path / "r.html")
     heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
     start = heads.index("before")
     assert heads[start : start + 3] == ["before", "a", "b"]
-    other = probe_scores(["s0", "s1"], ["before", "after"], seed=9)
-    write_json(folders[1] / "probes.json", sign_scores(other, prints[1]))
+    other = folder_results(["s0", "s1"], ["before", "after"], 9, prints[1])
+    write_json(folders[1] / "probes.json", other)
     page, _ = document(folders, tmp_path / "r.html")
     heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
     start = heads.index("before")
@@ -250,9 +249,8 @@ def heads_of(text, title):
 def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed):
     run, other = (write_run(tmp_path / name / "birds", ["t"], steps=40) for name in ("here", "there"))
     write_weights(run, b"here")
-    scores = probe_scores(["s0", "s1"], [START, str(other)])
     prints = {str(other): write_weights(other, b"there")} if signed else {}
-    write_json(run / "probes.json", sign_scores(scores, prints))
+    write_json(run / "probes.json", folder_results(["s0", "s1"], [START, str(other)], fingerprints=prints))
     page, text = document([run], None)
     mark = f"birds (other weights, {prints[str(other)][:8]})" if signed else "birds (weights not stated)"
     heads = heads_of(text, "Probes of the frozen encoder")
@@ -294,10 +292,10 @@ def test_a_forgetting_matrix_of_another_run_is_left_out(tmp_path):
 
 def test_another_models_results_stand_beside(tmp_path):
     run = write_run(tmp_path / "run", ["t"], steps=40)
-    write_json(run / "probes.json", probe_scores(["s0"], ["before", str(run)]))
+    write_json(run / "probes.json", folder_results(["s0"], ["before", str(run)]))
     labels = {"tones:tone": ["low", "high"]}
     write_json(run / "answers.json", answers_of(labels, right=0.95))
-    probes = write_json(tmp_path / "dasheng.json", probe_scores(["s0", "s7"], ["dasheng"]))
+    probes = write_json(tmp_path / "dasheng.json", folder_results(["s0", "s7"], ["dasheng"]))
     (tmp_path / "rival").mkdir()
     answers = write_json(tmp_path / "rival" / "answers.json", answers_of(labels, right=0.4, seed=1))
     page, _ = document([run], None, against=[probes, answers])
@@ -323,7 +321,7 @@ def test_another_models_results_stand_beside(tmp_path):
 def test_files_that_do_not_fit_are_told(tmp_path, wanted, message):
     run = write_run(tmp_path / "run", ["t"], steps=40)
     write_json(tmp_path / "bad.json", [1, 2])
-    write_json(tmp_path / "odd.json", {"set": {"model": 0.5}})
+    write_json(tmp_path / "odd.json", {"tasks": {}, "scores": {"set": {"model": 0.5}}})
     files = {key: [tmp_path / name for name in names] for key, names in wanted.items()}
     with pytest.raises(UserError, match=message):
         report_runs([run], None, Wanted(**files))

@@ -1,11 +1,10 @@
-"""Probe scores from both forms of files, means against a loop, and which model is which."""
+"""Probe scores from files, means against a loop, and which model is which."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import probe_scores, suite_results
+from made_up_runs import folder_results, suite_results
 
-from uniaudio.build.result_fingerprints import sign_scores
 from uniaudio.errors import UserError
 from uniaudio.report.scores import (
     Score,
@@ -19,8 +18,8 @@ from uniaudio.report.scores import (
 )
 
 
-def test_the_plain_form_takes_domains_from_the_recipes():
-    table = read_scores(probe_scores(["digits", "esc10"], ["a", "b"]), "f.json", {"digits": "speech"})
+def test_sets_without_a_domain_take_that_of_the_recipes():
+    table = read_scores(folder_results(["digits", "esc10"], ["a", "b"]), "f.json", {"digits": "speech"})
     assert {name: task.domain for name, task in table.tasks.items()} == {"digits": "speech", "esc10": "other"}
     assert table.models == ["a", "b"]
     assert table.probes == ["linear", "mlp", "knn"]
@@ -31,7 +30,7 @@ def test_the_plain_form_takes_domains_from_the_recipes():
     assert table.get("digits", None, "linear") is None
 
 
-def test_the_form_of_a_suite_brings_its_own_facts():
+def test_a_suite_states_facts_of_its_sets():
     table = read_scores(suite_results(["digits", "esc10"], ["a"]), "f.json", {"digits": "music"})
     task = table.tasks["esc10"]
     assert (task.domain, task.weight, task.license, task.data) == ("sound", 2.0, "CC0-1.0", "cd" * 32)
@@ -39,7 +38,16 @@ def test_the_form_of_a_suite_brings_its_own_facts():
 
 
 @pytest.mark.parametrize(
-    "data", [[], {"set": 3}, {"set": {"model": {"linear": 0.5}}}, {"set": {"m": {"linear": {}}}}]
+    "data",
+    [
+        [],
+        {},
+        {"set": {"model": {"linear": {"mean": 0.5, "std": 0.1}}}},
+        {"scores": {}},
+        {"tasks": {}, "scores": {"set": 3}},
+        {"tasks": {}, "scores": {"set": {"model": {"linear": 0.5}}}},
+        {"tasks": {}, "scores": {"set": {"m": {"linear": {}}}}},
+    ],
 )
 def test_something_else_is_told(data):
     with pytest.raises(UserError, match=r"f\.json.*uniaudio probe --out"):
@@ -126,12 +134,10 @@ def test_a_run_without_a_model_of_its_own_has_no_part_in_the_table(tmp_path):
     assert (roles.starts, roles.runs, roles.others) == ({}, {}, models)
 
 
-def test_fingerprints_are_read_from_both_forms_and_follow_a_model():
-    suite = {**suite_results(["s"], ["a", "b"]), "fingerprints": {"a": "f1"}}
-    for form in (suite, sign_scores(probe_scores(["s"], ["a", "b"]), {"a": "f1"})):
-        table = read_scores(form, "f.json", {})
-        assert (list(table.tasks), table.fingerprints) == (["s"], {"a": "f1"})
-        assert merged([table, renamed(table, {"a": "c"})]).fingerprints == {"a": "f1", "c": "f1"}
+def test_fingerprints_are_read_and_follow_a_model():
+    table = read_scores(folder_results(["s"], ["a", "b"], fingerprints={"a": "f1"}), "f.json", {})
+    assert (list(table.tasks), table.fingerprints) == (["s"], {"a": "f1"})
+    assert merged([table, renamed(table, {"a": "c"})]).fingerprints == {"a": "f1", "c": "f1"}
 
 
 def test_two_runs_have_a_start_each(tmp_path):

@@ -13,7 +13,7 @@ from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.build.model import stage_recipes
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.table import short_names
+from uniaudio.evaluate.probing.suite_table import short_names
 from uniaudio.report.answers import checked_answers
 from uniaudio.report.run_folder import read_json
 from uniaudio.report.results import short_model

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import GuardConfig
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.forgetting import broken_guards
-from uniaudio.evaluate.probing.labelled_folder import LabelledSet, load_labelled
-from uniaudio.evaluate.probing.table import probe_models
+from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.evaluate.probing.task_rows import TaskRows
+from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.model.encoders.base import AudioEncoder
 
 REFERENCE = "guard.json"  # in the run folder: the scores where the run began
 SEEDS = 3
 
 
-def guarded_sets(config: RunConfig) -> list[LabelledSet]:
-    """Read the guarded sets of a run.
+def guarded_sets(config: RunConfig) -> list[TaskRows]:
+    """Read the guarded sets of a run; the main process says which of their rows are left out.
 
     Raises:
         UserError: when one is no labelled folder.
     """
     if config.guard is None:
         return []
-    return [load_labelled(name, Path(folder)) for name, folder in config.guard.sets.items()]
+    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+    folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
+    return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}", markup=False))
 
 
-def guard_scores(encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig) -> dict[str, float]:
+def guard_scores(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> dict[str, float]:
     """Return the accuracy of the guard's probe on every guarded set."""
-    scores = probe_models({"now": encoder}, sets, SEEDS, kinds=(settings.probe,))
-    return {name: models["now"][settings.probe]["mean"] for name, models in scores.items()}
+    scores = probe_held(encoder, sets, SEEDS, (settings.probe,))
+    return {name: probes[settings.probe]["mean"] for name, probes in scores.items()}
 
 
-def measure_reference(
-    encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig
-) -> dict[str, Any]:
+def measure_reference(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> dict[str, Any]:
     """Return what is stored of the encoder that a run starts from: the probe and the score of every guarded set."""
     return {"probe": settings.probe, "scores": guard_scores(encoder, sets, settings)}
 
@@ -82,7 +86,7 @@ def is_score(value: object) -> bool:
 
 
 def guard_complaints(
-    encoder: AudioEncoder, sets: list[LabelledSet], settings: GuardConfig, run_dir: Path
+    encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig, run_dir: Path
 ) -> list[str]:
     """Return a sentence for each guarded set that lost more than the guard allows since the run began.
 

@@ -10,9 +10,7 @@ from uniaudio.build.encoders import AVERAGED, checkpoint_folder, encoder_identit
 from uniaudio.tensor_cache import model_digest
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.table import Scores
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.report.scores import FINGERPRINT
 from uniaudio.train.checkpoint.store import is_whole, step_folders
 from uniaudio.train.checkpoint.integrity import EMA
 
@@ -45,23 +43,6 @@ def fingerprint_model(spec: str, encoder: AudioEncoder) -> str:
 def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:
     """Return the fingerprint of every model by its name, as results of probes hold them."""
     return {spec: fingerprint_model(spec, encoder) for spec, encoder in encoders.items()}
-
-
-def sign_scores(scores: Scores, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Return probe scores of labelled folders as they are stored: each with the fingerprint of its model.
-
-    It stands beside mean and spread, so that the file is still ``{set: {model: {probe: {"mean", "std", ...}}}}``.
-    """
-    return {
-        name: {
-            model: {
-                probe: {**score, FINGERPRINT: fingerprints[model]} if model in fingerprints else score
-                for probe, score in probes.items()
-            }
-            for model, probes in models.items()
-        }
-        for name, models in scores.items()
-    }
 
 
 def sign_answers(results: Mapping[str, dict[str, Any]], spec: str) -> dict[str, dict[str, Any]]:

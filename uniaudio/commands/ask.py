@@ -19,7 +19,7 @@ from uniaudio.data.collate import collate_prompts
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.generation.greedy import generate
-from uniaudio.evaluate.probing.labelled_folder import LONGEST
+from uniaudio.evaluate.probing.task_embeddings import LONGEST
 from uniaudio.types import Example
 
 

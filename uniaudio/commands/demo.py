@@ -11,12 +11,7 @@ from rich.console import Console
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import LoadedModel, load_model
-from uniaudio.build.result_fingerprints import (
-    fingerprint_checkpoint,
-    fingerprint_model,
-    sign_answers,
-    sign_scores,
-)
+from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerprint_model, sign_answers
 from uniaudio.commands.ask import answer_question
 from uniaudio.commands.evaluate import ask_settings, evaluate_recipe, write_json
 from uniaudio.commands.report import Wanted, report_runs
@@ -28,8 +23,10 @@ from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import answers_table
-from uniaudio.evaluate.probing.labelled_folder import load_labelled
-from uniaudio.evaluate.probing.table import Scores, probe_models, probe_table
+from uniaudio.evaluate.probing.labelled_folder import suite_of_folders
+from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
+from uniaudio.evaluate.probing.suite_table import suite_tables
+from uniaudio.report.scores import FINGERPRINTS
 from uniaudio.tiny.pretrain import one_thread
 
 PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip
@@ -60,8 +57,9 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         if run_training(config, None):
             raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
         trained = time.monotonic()
-        probes = probe_before_and_after(out, corpus, 1 if quick else 3)
-    console.print(probe_table(probes))
+        probes = probe_before_and_after(out, corpus, 1 if quick else 3, console)
+    for table in suite_tables(probes):
+        console.print(table)
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)
     answers = evaluate_recipe(loaded, recipe, ask_settings(loaded.config))
@@ -69,12 +67,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     asked = ask_three(loaded, recipe)
     for item in asked:
         console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
-    start = str(out / "whisper")
-    fingerprints = {
-        "before": fingerprint_model(start, load_encoder(start)),
-        "after": fingerprint_checkpoint(str(out)),
-    }
-    write_json(out / "probes.json", sign_scores(probes, fingerprints))
+    write_json(out / "probes.json", probes)
     write_json(out / "answers.json", sign_answers(answers, str(out)))
     ended = time.monotonic()
     facts = {
@@ -87,11 +80,19 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     return report
 
 
-def probe_before_and_after(out: Path, corpus: Mapping[str, Path], seeds: int) -> Scores:
+def probe_before_and_after(
+    out: Path, corpus: Mapping[str, Path], seeds: int, console: Console
+) -> dict[str, Any]:
     """Probe the untrained and the trained encoder on the labelled sets."""
-    encoders = {"before": load_encoder(str(out / "whisper")), "after": load_encoder(str(out))}
-    sets = [load_labelled(name, corpus[name]) for name in PROBED if name in corpus]
-    return probe_models(encoders, sets, seeds)
+    start = str(out / "whisper")
+    encoders = {"before": load_encoder(start), "after": load_encoder(str(out))}
+    suite = suite_of_folders({name: corpus[name] for name in PROBED if name in corpus})
+    result = run_suite(suite, read_tasks(suite), encoders, "masked", seeds, False, console)
+    result[FINGERPRINTS] = {
+        "before": fingerprint_model(start, encoders["before"]),
+        "after": fingerprint_checkpoint(str(out)),
+    }
+    return result
 
 
 def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:

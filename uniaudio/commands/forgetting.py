@@ -14,7 +14,6 @@ from uniaudio.build.encoders import build_encoder, default_device, load_encoder
 from uniaudio.build.model import load_model, stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.commands.evaluate import ask_settings, evaluate_recipe
-from uniaudio.commands.soup import named_folder
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import EvalEntry, Recipe
@@ -28,14 +27,15 @@ from uniaudio.evaluate.forgetting import (
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.generation.entry_metrics import cut_note, rows_cell
-from uniaudio.evaluate.probing.labelled_folder import LabelledSet, load_labelled
-from uniaudio.evaluate.probing.table import Scores, probe_models
+from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
+from uniaudio.evaluate.probing.probes import KINDS
+from uniaudio.evaluate.probing.task_rows import TaskRows
+from uniaudio.evaluate.probing.task_scores import ProbeScores, probe_held
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.scores import FINGERPRINTS
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
 from uniaudio.train.checkpoint.store import find_stage_ends
 
-PROBES = ("linear", "mlp", "knn")
 ERRORS = ("wer", "cer")  # metrics of which less is better; a matrix holds 1 minus them, at least 0
 
 
@@ -71,9 +71,10 @@ def measure_forgetting(
     stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
     for complaint in complaints:
         console.print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
-    sets = [load_labelled(*named_folder(item)) for item in data]
+    folders = parse_folders(data)
     if not data and config.guard is not None:
-        sets = [load_labelled(name, Path(folder)) for name, folder in config.guard.sets.items()]
+        folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
+    sets = hold_folders(folders, lambda sentence: console.print(sentence, style="yellow", markup=False))
     matrices: dict[str, ScoreMatrix] = {}
     if sets:
         rows = probe_rows(config, stages, sets, seeds, console)
@@ -88,9 +89,9 @@ def measure_forgetting(
 
 
 def probe_rows(
-    config: RunConfig, stages: Mapping[str, Path], sets: Sequence[LabelledSet], seeds: int, console: Console
-) -> dict[str, Scores]:
-    """Return the probes of the starting encoder and of every stage's."""
+    config: RunConfig, stages: Mapping[str, Path], sets: Sequence[TaskRows], seeds: int, console: Console
+) -> dict[str, dict[str, ProbeScores]]:
+    """Return the probes of the starting encoder and of every stage's, by set."""
     rows = {}
     for name in (START, *stages):
         console.print(f"probing {name}", style="dim")
@@ -99,7 +100,7 @@ def probe_rows(
             if name == START
             else load_encoder(str(stages[name]), trust=config.trust)
         )
-        rows[name] = probe_models({name: encoder}, sets, seeds)
+        rows[name] = probe_held(encoder, sets, seeds)
     return rows
 
 
@@ -135,17 +136,17 @@ def recipes_by_row(
 
 
 def probe_matrices(
-    rows: Mapping[str, Scores], sets: Sequence[str], first: Mapping[str, int]
+    rows: Mapping[str, Mapping[str, ProbeScores]], sets: Sequence[str], first: Mapping[str, int]
 ) -> dict[str, ScoreMatrix]:
     """Return one matrix for each kind of probe."""
     return {
         f"probe/{kind}": ScoreMatrix(
             tuple(rows),
             tuple(sets),
-            tuple(tuple(scores[s][name][kind]["mean"] for s in sets) for name, scores in rows.items()),
+            tuple(tuple(scores[s][kind]["mean"] for s in sets) for scores in rows.values()),
             tuple(first.get(s) for s in sets),
         )
-        for kind in PROBES
+        for kind in KINDS
     }
 
 

@@ -21,7 +21,7 @@ from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.forgetting import summarize
-from uniaudio.evaluate.probing.table import short_names
+from uniaudio.evaluate.probing.suite_table import short_names
 from uniaudio.evaluate.routing import read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file

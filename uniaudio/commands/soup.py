@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,8 +26,10 @@ from uniaudio.build.encoders import (
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import LabelledSet, load_labelled
-from uniaudio.evaluate.probing.table import probe_models
+from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
+from uniaudio.evaluate.probing.probes import ProbeKind
+from uniaudio.evaluate.probing.task_rows import TaskRows
+from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_whole, save_checkpoint
 from uniaudio.train.optim import component_of
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
@@ -119,7 +120,10 @@ def make_soup(
         chosen = alphas[0]
         facts = {"from": start or "the weights that the config names", "to": specs[0]}
         if len(alphas) > 1:
-            sets = [held_out(load_labelled(*named_folder(item))) for item in data]
+            held = hold_folders(
+                parse_folders(data), lambda sentence: console.print(sentence, style="yellow", markup=False)
+            )
+            sets = [held_out(rows) for rows in held]
             scores = score_shares(
                 lambda a: encoder_with(config, last, interpolated(origin, last.model, a)), alphas, sets, probe
             )
@@ -136,13 +140,6 @@ def opened_or_told(spec: str) -> Checkpoint:
     if checkpoint is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
     return checkpoint
-
-
-def named_folder(item: str) -> tuple[str, Path]:
-    name, equals, folder = item.partition("=")
-    if not equals:
-        raise UserError(f"--data {item}: write NAME=FOLDER")
-    return name, Path(folder)
 
 
 def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> Tensors:
@@ -178,33 +175,28 @@ def encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) ->
     return holder.encoder.eval()
 
 
-def held_out(labelled: LabelledSet) -> LabelledSet:
-    """Return a set whose test clips are every fourth train clip of each class: the true test split chooses nothing."""
-    test = np.zeros(len(labelled.train_labels), dtype=bool)
-    for label in np.unique(labelled.train_labels):
-        test[np.flatnonzero(labelled.train_labels == label)[HELD_OUT - 1 :: HELD_OUT]] = True
+def held_out(rows: TaskRows) -> TaskRows:
+    """Return a task whose test clips are every fourth train clip of each class: the true test split chooses nothing."""
+    train = rows.parts[rows.task.train]
+    labels = np.array([rows.answers[i] for i in train])
+    test = np.zeros(len(train), dtype=bool)
+    for label in rows.classes:
+        test[np.flatnonzero(labels == label)[HELD_OUT - 1 :: HELD_OUT]] = True
     if not test.any():
         raise UserError(
-            f"--data {labelled.name}: its classes have fewer than {HELD_OUT} train clips to hold out from"
+            f"--data {rows.name}: its classes have fewer than {HELD_OUT} train clips to hold out from"
         )
-    clips = labelled.train_clips
-    return replace(
-        labelled,
-        train_clips=[clip for clip, out in zip(clips, test, strict=True) if not out],
-        train_labels=labelled.train_labels[~test],
-        test_clips=[clip for clip, out in zip(clips, test, strict=True) if out],
-        test_labels=labelled.train_labels[test],
-    )
+    return rows.select(train, {rows.task.train: train[~test], rows.task.test: train[test]})
 
 
 def score_shares(
-    encoder_at: Callable[[float], Any], alphas: Sequence[float], sets: Sequence[LabelledSet], probe: str
+    encoder_at: Callable[[float], Any], alphas: Sequence[float], sets: Sequence[TaskRows], probe: str
 ) -> dict[float, dict[str, float]]:
     """Return for each share the accuracy on the held-out clips of every set, and their mean."""
     scores: dict[float, dict[str, float]] = {}
     for alpha in alphas:
-        found = probe_models({"soup": encoder_at(alpha)}, sets, SEEDS, kinds=(probe,))
-        by_set = {name: models["soup"][probe]["mean"] for name, models in found.items()}
+        probes = probe_held(encoder_at(alpha), sets, SEEDS, (cast(ProbeKind, probe),))
+        by_set = {name: scored[probe]["mean"] for name, scored in probes.items()}
         scores[alpha] = {**by_set, "mean": sum(by_set.values()) / len(by_set)}
     return scores
 

@@ -41,7 +41,7 @@ from uniaudio.data.worker_faults import explain_worker_faults
 from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_lost_processes
 from uniaudio.errors import UserError
 from uniaudio.estimate.fitting import chooser
-from uniaudio.evaluate.probing.labelled_folder import LabelledSet
+from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import as_audio_lm
 from uniaudio.train.checkpoint.store import STAGE_END, has_checkpoints
 from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
@@ -97,7 +97,7 @@ def train_in_held_folder(
     resume: str | None,
     accelerator: Accelerator,
     recipes: Sequence[Recipe],
-    sets: list[LabelledSet],
+    sets: list[TaskRows],
 ) -> int:
     """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
     run_dir = Path(config.output_dir)
@@ -202,7 +202,7 @@ class Judge:
     recipes: Sequence[Recipe]
     format: ChatFormat
     bases: dict[str, dict[str, str]]
-    sets: list[LabelledSet]
+    sets: list[TaskRows]
     samples: EvalSamples = field(default_factory=EvalSamples)
 
     def loaded(self, model: nn.Module) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""Probe scores by task, model and probe, from either form in which they are stored."""
+"""Probe scores by task, model and probe, as ``uniaudio probe --out`` stores them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes
 RANDOM = "random:"  # before a model of random weights
 ALL = "all sets"
 ELSEWHERE = "other"  # the domain of a set of which nobody says one
-FINGERPRINTS = "fingerprints"  # the key of a suite's results that holds those of the models
-FINGERPRINT = "fingerprint"  # beside mean and spread in results of labelled folders
+FINGERPRINTS = "fingerprints"  # the key of stored results that holds those of the models
 
 
 @dataclass(frozen=True)
@@ -93,24 +92,24 @@ class ScoreTable:
 
 
 def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable:
-    """Read ``{set: {model: {probe: {"mean", "std"}}}}``, or the results of a suite with their ``tasks``.
+    """Read the results of probes with their ``tasks``.
 
     Args:
-        where: how messages call the file. domains: of sets by name, for files that state none.
+        where: how messages call the file. domains: of sets by name, for tasks that state none.
 
     Raises:
-        UserError: when it is neither.
+        UserError: when it holds something else.
     """
-    if not isinstance(data, Mapping):
+    if not isinstance(data, Mapping) or not all(
+        isinstance(data.get(key), Mapping) for key in ("scores", "tasks")
+    ):
         raise UserError(f"{where}: holds no probe scores; write it with `uniaudio probe --out`")
-    is_suite = isinstance(data.get("scores"), Mapping) and isinstance(data.get("tasks"), Mapping)
-    facts: Mapping[str, Any] = data["tasks"] if is_suite else {}
     tasks, scores = {}, {}
-    stated = data.get(FINGERPRINTS) if is_suite else None
+    stated = data.get(FINGERPRINTS)
     fingerprints = {str(k): str(v) for k, v in stated.items()} if isinstance(stated, Mapping) else {}
-    for name, models in (data["scores"] if is_suite else data).items():
+    for name, models in data["scores"].items():
         try:
-            tasks[name] = read_task(name, facts.get(name, {}), domains)
+            tasks[name] = read_task(name, data["tasks"].get(name, {}), domains)
             scores[name] = {
                 model: {
                     probe: Score(float(value["mean"]), float(value.get("std") or 0.0))
@@ -118,10 +117,6 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
                 }
                 for model, probes in models.items()
             }
-            for model, probes in models.items():
-                for value in probes.values():
-                    if FINGERPRINT in value:
-                        fingerprints[model] = str(value[FINGERPRINT])
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             raise UserError(
                 f"{where}: '{name}' holds no probe scores ({{model: {{probe: {{mean, std}}}}}}); write the file "

@@ -6,7 +6,7 @@ import pytest
 from made_up_files import clip_bytes, write_tar
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import load_labelled
+from uniaudio.evaluate.probing.labelled_folder import hold_folders
 
 
 @pytest.fixture
@@ -34,49 +34,72 @@ def write_rows(folder, suffix, rows=ROWS, encoding="utf-8-sig"):
     (folder / f"manifest{suffix}").write_text(text, encoding=encoding, newline="")
 
 
+def read_folder(folder):
+    """The rows of a labelled folder, and what was said of them."""
+    sentences = []
+    (rows,) = hold_folders({"set": folder}, sentences.append)
+    return rows, sentences
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
 def test_manifests_of_every_kind(folder, suffix):
     write_rows(folder, suffix)
-    read = load_labelled("set", folder)
-    assert (read.classes, read.train_labels.tolist(), read.test_labels.tolist()) == (
-        ("high", "low"),
-        [1, 0],
-        [1],
-    )
-    assert [int(clip[0]) for clip in (*read.train_clips, *read.test_clips)] == [0, 1, 2]
+    rows, sentences = read_folder(folder)
+    assert (rows.classes, rows.answers) == (("high", "low"), ("low", "high", "low"))
+    assert {part: own.tolist() for part, own in rows.parts.items()} == {"train": [0, 1], "test": [2]}
+    assert [int(clip[0]) for clip in rows.clips] == [0, 1, 2]  # the row of another split is none of its rows
+    assert sentences == []
 
 
 def test_clips_in_archives_and_segments(folder):
     write_tar(folder / "some.tar", [7])
-    rows = [
+    lines = [
         {"audio": "some.tar::0007.flac", "label": 1.0, "split": "train"},
         {"audio": "1.wav", "label": 2, "split": "train", "offset": 0.05, "duration": 0.05},
         {"audio": {"path": "2.wav"}, "label": "1", "split": "test"},
     ]
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = load_labelled("set", folder)
-    assert (read.classes, [len(clip) for clip in read.train_clips]) == (("1", "2"), [1607, 800])
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    rows, _ = read_folder(folder)
+    assert (rows.classes, [len(clip) for clip in rows.clips[:2]]) == (("1", "2"), [1607, 800])
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "reason", "detail"),
     [
-        ({"audio": "0.wav", "split": "train"}, "has no 'label'; a probe needs audio, label and split"),
-        ({"audio": "0.wav", "label": None, "split": "train"}, "'label' has no value"),
-        ({"audio": "0.wav", "label": ["a", "b"], "split": "train"}, "a list is no text"),
-        ({"audio": "gone.wav", "label": "a", "split": "train"}, r"gone\.wav: missing file"),
-        ({"label": "a", "split": "train"}, "no audio column 'audio'"),
+        ({"audio": "0.wav", "split": "train"}, "missing column", "no column 'label'; columns: audio, split"),
+        ({"audio": "0.wav", "label": "a"}, "missing column", "no column 'split'"),
+        ({"audio": "0.wav", "label": None, "split": "train"}, "missing column", "'label' has no value"),
+        ({"audio": "0.wav", "label": ["a", "b"], "split": "train"}, "broken metadata", "a list is no text"),
+        ({"audio": "0.wav", "label": "a", "split": ["train"]}, "broken metadata", "'split' must be one text"),
+        ({"audio": "gone.wav", "label": "low", "split": "test"}, "missing file", "gone.wav"),
+        ({"label": "a", "split": "train"}, "missing column", "no audio column 'audio'"),
+        (
+            {"audio": "0.wav", "label": "low", "split": "train", "duration": 9.0},
+            "stated duration is wrong",
+            "9.00 s stated",
+        ),
     ],
 )
-def test_rows_that_cannot_be_used_are_named(folder, row, message):
+def test_rows_that_cannot_be_used_are_skipped_and_told(folder, row, reason, detail):
     good = [dict(zip(("audio", "label", "split"), line, strict=True)) for line in ROWS]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*good, row]))
-    with pytest.raises(UserError, match=message):
-        load_labelled("set", folder)
+    rows, (sentence,) = read_folder(folder)
+    (skip,) = rows.skipped
+    assert (skip.source, skip.reason) == ("set", reason)
+    assert detail in skip.detail
+    assert sentence.startswith(f"set: 1 row skipped: 1 {reason}; first skipped row: ")
+    assert rows.answers == ("low", "high", "low")
+
+
+def test_a_folder_whose_test_clips_are_all_unusable_ends_with_the_first_reason(folder):
+    write_rows(folder, ".csv")
+    (folder / "2.wav").write_bytes(b"")
+    with pytest.raises(UserError, match=r"task set: no row of 'test' can be used; first skipped row: 2\.wav"):
+        read_folder(folder)
 
 
 def test_a_folder_without_manifest(folder):
     with pytest.raises(
         UserError, match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv"
     ):
-        load_labelled("set", folder)
+        read_folder(folder)

@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.probes import (
     probe_folds,
     train_probe,
 )
-from uniaudio.evaluate.probing.table import short_names
+from uniaudio.evaluate.probing.suite_table import short_names
 
 
 def clusters(count, spread, seed=0):

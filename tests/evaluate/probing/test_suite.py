@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,18 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands import probe as probing
-from uniaudio.commands.probe import probe_models_on, probe_suite
+from uniaudio.commands.probe import run_probe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
+from uniaudio.data.row_questions import decode_clips
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings
+from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.task_embeddings import crops, embed_task
 from uniaudio.evaluate.probing.task_rows import content_digest, read_task
+from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import model_digest
@@ -105,7 +109,7 @@ def test_every_kind_of_task_from_file_to_scores(tones):
     hearing.save_pretrained(tones / "hearing")
     both = [str(tones / "hearing"), f"random:{tones / 'whisper'}"]
     results = {
-        protocol: probe_suite(models, name, protocol, tones / f"{protocol}.json", 1, layers=False)
+        protocol: run_probe(models, (), name, protocol, tones / f"{protocol}.json", 1)
         for protocol, models in (("masked", both), ("xares", both[:1]))
     }
     for protocol, result in results.items():
@@ -146,11 +150,11 @@ def test_every_kind_of_task_from_file_to_scores(tones):
 def test_layers_end_with_the_frames(tones):
     name = write_suite(tones, {"tone": {"probes": ["knn"]}})
     model = str(tones / "whisper")
-    result = probe_suite([model], name, "masked", None, 1, layers=True)
+    result = run_probe([model], suite=name, seeds=1, layers=True)
     states = result["layers"]["tone"][model]
     assert len(states) == len(encoder().layer_dims) > 1
     assert states[-1] == result["scores"]["tone"][model]
-    alone = probe_suite([model], name, "masked", None, 1, layers=False)
+    alone = run_probe([model], suite=name, seeds=1)
     assert alone["scores"]["tone"][model] == states[-1]
 
 
@@ -263,6 +267,7 @@ def test_a_suite_inherits_and_drops_tasks(tones):
         ({"kind": "multilabel", "probes": ["knn"]}, "knn does not work for kind multilabel"),
         ({"kind": "retrieval"}, "name a text_model"),
         ({"folds": ["train"]}, "at least two"),
+        ({"folds": "fold", "split_column": "split"}, "with folds there are no splits"),
     ],
 )
 def test_mistakes_in_a_suite_are_told(tones, task, message):
@@ -292,7 +297,7 @@ def test_rows_are_checked_before_a_model_is_loaded(tones, monkeypatch, task, mes
     for clip in (tones / "tones").glob("*.wav"):
         clip.write_bytes(b"no audio")  # nothing is decoded either
     with pytest.raises(Loaded if message is None else UserError, match=message):
-        probe_suite(["whisper"], write_suite(tones, {"tone": task}), "masked", None, 1, layers=False)
+        run_probe(["whisper"], suite=write_suite(tones, {"tone": task}), seeds=1)
 
 
 def test_a_test_label_that_was_never_trained_is_told(tones):
@@ -320,7 +325,7 @@ def test_rows_that_cannot_be_used_are_skipped_counted_and_told(tones, capsys):
     spoil(tones)
     name = write_suite(tones, {"tone": {"probes": ["knn"]}})
     model = str(tones / "whisper")
-    result = probe_suite([model], name, "masked", None, 1, layers=False)
+    result = run_probe([model], suite=name, seeds=1)
     facts = result["tasks"]["tone"]
     assert [(skip["row"], skip["reason"]) for skip in facts["skipped"]] == [
         ("6.wav", "broken metadata"),
@@ -334,9 +339,9 @@ def test_rows_that_cannot_be_used_are_skipped_counted_and_told(tones, capsys):
     assert (facts["train"], facts["test"]) == (24, 10)
     said = " ".join(capsys.readouterr().out.split())
     assert "tone: 6 rows skipped: 2 missing column, 1 broken metadata, 1 broken audio, 1 missing file" in said
-    assert "first skipped row: 6.wav: broken metadata ('label' must be one class" in said
+    assert "first skipped row: 6.wav: broken metadata ('label' must be one text" in said
     assert "tone: clipped samples in 1 clip: more than one sample in a hundred" in said
-    again = probe_suite([model], name, "masked", None, 1, layers=False)  # from the cache
+    again = run_probe([model], suite=name, seeds=1)  # from the cache
     assert again == result
 
 
@@ -344,9 +349,9 @@ def test_the_scores_are_those_of_the_rows_that_can_be_used(tones):
     spoil(tones)
     name = write_suite(tones, {"tone": {}})
     model = str(tones / "whisper")
-    skipping = probe_suite([model], name, "masked", None, 1, layers=False)["scores"]
+    skipping = run_probe([model], suite=name, seeds=1)["scores"]
     write_manifest(tones, [row for i, row in enumerate(manifest_rows(tones)) if not 3 <= i <= 8])
-    assert probe_suite([model], name, "masked", None, 1, layers=False)["scores"] == skipping
+    assert run_probe([model], suite=name, seeds=1)["scores"] == skipping
 
 
 @pytest.mark.parametrize("protocol", ["masked", "xares"])
@@ -388,17 +393,47 @@ def test_too_many_unusable_clips_end_the_probe(tones, broken, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], None, "masked", False), "either --data"),
-        ((["a=b"], "realdata", "masked", False), "either --data"),
-        (([], "realdata", "xarse", False), "masked or xares"),
-        ((["a=b"], None, "xares", False), "work on a --suite"),
-        ((["a=b"], None, "masked", True), "work on a --suite"),
+        (([], None, "masked"), "either --data"),
+        ((["a=b"], "realdata", "masked"), "either --data"),
+        (([], "realdata", "xarse"), "masked or xares"),
+        ((["a=b", "a=c"], None, "masked"), "the name 'a' is given twice"),
+        ((["ab"], None, "masked"), "--data ab: write NAME=FOLDER"),
     ],
 )
 def test_options_that_do_not_fit_are_told(arguments, message):
-    data, suite, protocol, layers = arguments
     with pytest.raises(UserError, match=message):
-        probe_models_on(["model"], data, suite, protocol, None, 3, layers)
+        run_probe(["model"], *arguments)
+
+
+@pytest.mark.parametrize("protocol", ["masked", "xares"])
+def test_a_labelled_folder_is_a_suite_of_one_task(tones, protocol):
+    name = write_suite(tones, {"tone": {"weight": 1.0}})
+    model = str(tones / "whisper")
+    suite = run_probe([model], (), name, protocol, seeds=1)
+    folder = run_probe([model], ["tone=tones"], None, protocol, tones / "folder.json", 1)
+    assert json.loads((tones / "folder.json").read_text()) == folder
+    assert folder["scores"] == suite["scores"]
+    assert folder["fingerprints"] == suite["fingerprints"]
+    differing = {
+        key for key in folder["tasks"]["tone"] if folder["tasks"]["tone"][key] != suite["tasks"]["tone"][key]
+    }
+    assert differing == {"domain", "license"}
+    assert folder["average"] == {
+        model: {p: {"all": s["mean"]} for p, s in folder["scores"]["tone"][model].items()}
+    }
+
+
+def test_clips_held_in_memory_get_the_scores_of_the_command(tones):
+    spoil(tones)
+    sentences = []
+    (rows,) = hold_folders({"tone": Path("tones")}, sentences.append)
+    model = str(tones / "whisper")
+    wanted = run_probe([model], ["tone=tones"], seeds=1)
+    assert probe_held(load_encoder(model), [rows], 1) == {"tone": wanted["scores"]["tone"][model]}
+    assert [asdict(skip) for skip in rows.skipped] == wanted["tasks"]["tone"]["skipped"]
+    assert sentences[0].startswith("tone: 6 rows skipped: 2 missing column")
+    assert sentences[1].startswith("tone: clipped samples in 1 clip: ")
+    assert [len(clip) for clip in rows.clips] == [len(decode_clips(row, 60)[0]) for row in rows.rows()]
 
 
 def test_a_copy_of_the_data_shares_the_cache(tones, monkeypatch):

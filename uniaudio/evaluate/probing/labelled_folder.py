@@ -1,93 +1,78 @@
-"""Labelled folders for probes: a manifest (``.jsonl``, ``.csv`` or ``.tsv``) with audio, label and split."""
+"""Labelled folders as tasks of a suite: a manifest (``.jsonl``, ``.csv`` or ``.tsv``) with audio, label and split."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from uniaudio.data.card import DatasetCard, Load, Split
-from uniaudio.data.field_values import wrap_value, write_value
-from uniaudio.data.row_questions import decode_clips
-from uniaudio.data.source import Row, open_source
-from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.suite import Suite, TaskFile
+from uniaudio.evaluate.probing.task_embeddings import hold_clips
+from uniaudio.evaluate.probing.task_rows import TaskRows, describe_rows, read_task
 
-LONGEST = 600.0  # seconds; probes take clips of any usual length
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """Decoded clips and class indices of the train and the test split."""
-
-    name: str
-    train_clips: list[NDArray[np.int16]]
-    train_labels: NDArray[np.int64]
-    test_clips: list[NDArray[np.int16]]
-    test_labels: NDArray[np.int64]
-    classes: tuple[str, ...]
+MANIFESTS = ("manifest.jsonl", "manifest.csv", "manifest.tsv")  # the first that is there is read
 
 
-def load_labelled(name: str, folder: Path) -> LabelledSet:
-    """Read a labelled folder.
+def suite_of_folders(folders: Mapping[str, Path]) -> Suite:
+    """Return a suite with one task for each labelled folder, by its name; each counts as much in averages.
 
     Raises:
-        UserError: when the manifest, a column or a split is missing, a clip cannot be read, or a test label was never
-            seen in training: a probe must not be judged on fewer clips in silence.
+        UserError: when a folder holds no manifest.
     """
-    manifest = next((file for file in manifests_of(folder) if file.is_file()), None)
+    tasks = {}
+    for name, folder in folders.items():
+        keys = {"dataset": name, "domain": None, "split_column": "split", "weight": 1.0}
+        tasks[name] = (TaskFile.model_validate(keys), card_of_folder(name, folder))
+    return Suite(None, tasks)
+
+
+def hold_folders(folders: Mapping[str, Path], note: Callable[[str], None]) -> list[TaskRows]:
+    """Read labelled folders with all of their clips, to be probed several times.
+
+    Args:
+        note: is given a sentence about rows that were left out and clips that are odd.
+
+    Raises:
+        UserError: when a folder holds no manifest, or too few rows that can be used.
+    """
+    held = []
+    for name, (task, card) in suite_of_folders(folders).tasks.items():
+        rows, notices = hold_clips(read_task(name, task, card))
+        for sentence in describe_rows(name, rows.skipped, notices):
+            note(sentence)
+        held.append(rows)
+    return held
+
+
+def parse_folders(items: Iterable[str]) -> dict[str, Path]:
+    """Read options of the form ``NAME=FOLDER``.
+
+    Raises:
+        UserError: when one has another form, or a name is given twice.
+    """
+    folders: dict[str, Path] = {}
+    for item in items:
+        name, equals, folder = item.partition("=")
+        if not equals:
+            raise UserError(f"--data {item}: write NAME=FOLDER")
+        if name in folders:
+            raise UserError(f"--data {item}: the name '{name}' is given twice")
+        folders[name] = Path(folder)
+    return folders
+
+
+def card_of_folder(name: str, folder: Path) -> DatasetCard:
+    """Return a card for the rows of a folder's manifest, so that they are read as those of training are.
+
+    Raises:
+        UserError: when there is no manifest.
+    """
+    manifest = next((folder / file for file in MANIFESTS if (folder / file).is_file()), None)
     if manifest is None:
-        names = ", ".join(file.name for file in manifests_of(folder)[1:])
-        raise UserError(f"--data {name}={folder}: there is no {manifests_of(folder)[0]} (nor {names})")
-    clips: dict[str, list[NDArray[np.int16]]] = {"train": [], "test": []}
-    labels: dict[str, list[str]] = {"train": [], "test": []}
-    for row in open_source(card_of_manifest(name, manifest), "train").rows():
-        try:
-            if isinstance(row, RowError):
-                raise row
-            split, label = (required_column(row, column) for column in ("split", "label"))
-            if split in clips:
-                labels[split].append(label)
-                clips[split] += decode_clips(row, LONGEST)
-        except RowError as problem:
-            key = row.key if isinstance(row, Row) else problem.key
-            raise UserError(
-                f"{manifest}: {key}: {problem}; a probe takes every row of its splits"
-            ) from problem
-    if not clips["train"] or not clips["test"]:
-        raise UserError(f"{manifest}: needs rows with split 'train' and rows with split 'test'")
-    classes = tuple(sorted(set(labels["train"])))
-    unseen = sorted(set(labels["test"]) - set(classes))
-    if unseen:
-        raise UserError(f"{manifest}: the test label '{unseen[0]}' does not occur in the train split")
-    index = {label: i for i, label in enumerate(classes)}
-    train, test = (np.array([index[label] for label in labels[split]], dtype=np.int64) for split in clips)
-    return LabelledSet(name, clips["train"], train, clips["test"], test, classes)
-
-
-def manifests_of(folder: Path) -> list[Path]:
-    """Return the manifests that a labelled folder may have; the first that is there is read."""
-    return [folder / f"manifest{suffix}" for suffix in (".jsonl", ".csv", ".tsv")]
-
-
-def card_of_manifest(name: str, manifest: Path) -> DatasetCard:
-    """Return a card for the rows of a manifest, so that they are read as those of training are."""
+        raise UserError(
+            f"--data {name}={folder}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])})"
+        )
     kind = "jsonl" if manifest.suffix == ".jsonl" else "csv"
     load = Load.model_validate({kind: str(manifest)})
     return DatasetCard(name, load, "", None, ("audio",), {}, {"train": Split("train", None)}, manifest)
-
-
-def required_column(row: Row, name: str) -> str:
-    """Return a column as text.
-
-    Raises:
-        RowError: when the row lacks it, or it is a list or mapping.
-    """
-    if name not in row.columns:
-        raise RowError("missing column", f"has no '{name}'; a probe needs audio, label and split")
-    value = row.columns[name]
-    if isinstance(value, bool):
-        return str(value)
-    with convert_to_row_error("missing column", name):
-        return str(write_value(wrap_value(value, name)))

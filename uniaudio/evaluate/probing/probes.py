@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from uniaudio.evaluate.metrics.average_precision import mean_average_precision
 
-KINDS = ("linear", "mlp", "knn")
+ProbeKind = Literal["linear", "mlp", "knn"]
+KINDS: tuple[ProbeKind, ...] = ("linear", "mlp", "knn")
 NEIGHBOURS = 10
 TEMPERATURE = 0.07  # of the softmax over neighbours' similarities, as X-ARES has it (arXiv 2505.16369)
 RESAMPLES = 200  # bootstrap draws of the test set, for the spread of the probe that has no seed

@@ -13,13 +13,13 @@ from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import expand_path, find_file
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.probes import KINDS, ProbeKind
 
 Domain = Literal["speech", "sound", "music"]
-ProbeKind = Literal["linear", "mlp", "knn"]
 TaskKind = Literal["clip", "multilabel", "frame", "retrieval"]
 COLUMNS = {"clip": "label", "multilabel": "labels", "frame": "events", "retrieval": "text"}
 ALLOWED: dict[str, tuple[ProbeKind, ...]] = {
-    "clip": ("linear", "mlp", "knn"),
+    "clip": KINDS,
     "multilabel": ("linear", "mlp"),
     "frame": ("linear",),
     "retrieval": ("linear",),
@@ -63,8 +63,8 @@ class TaskFile(Strict):
     """Dataset card by name or path, with one clip a row."""
     kind: TaskKind = "clip"
     """`clip` (one class), `multilabel` (several), `frame` (events in time) or `retrieval` (texts)."""
-    domain: Domain
-    """Domain of the average that the task belongs to."""
+    domain: Domain | None
+    """Domain of the average that the task belongs to; null for none."""
     column: str | None = None
     """Column with the answer. Default: `label`, `labels`, `events` or `text`, by kind."""
     separator: str = Field(";", min_length=1)
@@ -75,6 +75,10 @@ class TaskFile(Strict):
     """Split that chooses the epoch under the protocol `xares`. Default: none, the test split does."""
     test: str = "test"
     """Split that is scored."""
+    split_column: str | None = None
+    """Column whose values are the names of these splits, over all rows of the card; rows with another value are
+    not used. Default: the splits of the card.
+    """
     folds: str | tuple[str, ...] | None = None
     """Cross-validation in place of splits: a column whose values are the folds, or a list of splits that are.
     The score is the mean over folds. Default: no folds.
@@ -110,6 +114,8 @@ class TaskFile(Strict):
             )
         if isinstance(self.folds, tuple) and len(self.folds) < 2:
             raise ValueError("folds: name at least two splits")
+        if self.folds is not None and self.split_column is not None:
+            raise ValueError("split_column: with folds there are no splits; leave one of them out")
         if self.kind == "frame" and self.crop is not None:
             raise ValueError("crop: clips with events are not cropped")
         return self
@@ -148,11 +154,16 @@ class SuiteFile(Strict):
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite with its cards. ``text_model`` is the folder or Hub name of what reads texts for retrieval, or None."""
+    """A suite with its cards.
 
-    name: str
+    Args:
+        name: None for labelled folders that were named one by one.
+        text_model: the folder or Hub name of what reads texts for retrieval, or None.
+    """
+
+    name: str | None
     tasks: Mapping[str, tuple[TaskFile, DatasetCard]]
-    text_model: str | None
+    text_model: str | None = None
 
 
 def load_suite(name_or_path: str) -> Suite:
@@ -203,10 +214,15 @@ def check_splits(task: TaskFile, card: DatasetCard, where: str) -> None:
 def split_names(task: TaskFile, card: DatasetCard) -> tuple[str, ...]:
     """Return the splits whose rows a task needs, each once.
 
-    With folds in a column these are all splits of the card, which by then must not overlap.
+    With folds or splits in a column these are all splits of the card, which by then must not overlap.
     """
     if isinstance(task.folds, tuple):
         return task.folds
-    if task.folds is not None:
+    if task.folds is not None or task.split_column is not None:
         return tuple(card.splits)
+    return named_splits(task)
+
+
+def named_splits(task: TaskFile) -> tuple[str, ...]:
+    """Return the splits that train, choose and test, each once."""
     return tuple(dict.fromkeys(s for s in (task.train, task.valid, task.test) if s is not None))

@@ -140,5 +140,5 @@ def task_facts(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, A
         "skipped": [asdict(skip) for skip in rows.skipped],
         "notices": {kind: n for kind, n in zip(ADVICE, notices.tolist(), strict=True) if n},
         "data_sha256": data_sha256,
-        "license": rows.card.license,
+        "license": rows.card.license or None,
     }

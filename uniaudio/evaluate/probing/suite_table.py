@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.sampler import Skip
-from uniaudio.evaluate.probing.table import short_names
-from uniaudio.evaluate.probing.task_rows import describe_skipped, first_reason
+from uniaudio.evaluate.probing.task_rows import describe_rows
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 
@@ -18,7 +16,9 @@ PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     """Lay out what ``run_suite`` returned; differences are to the first model."""
     labels = short_names(sorted(result["models"]))
-    tables = [score_table(result, labels), average_table(result, labels)]
+    tables = [score_table(result, labels)]
+    if len(result["tasks"]) > 1:
+        tables.append(average_table(result, labels))
     return [*tables, *layer_tables(result, labels)] if "layers" in result else tables
 
 
@@ -33,7 +33,7 @@ def titled(title: str, *columns: str, numbers: int) -> Table:
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return mean ± spread of every task, model and probe."""
     table = titled(
-        f"{result['suite']}, protocol {result['protocol']}, {result['seeds']} seeds",
+        f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
         "task",
         "domain",
         "metric",
@@ -46,24 +46,16 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         first = models[result["models"][0]]
         for place, model in enumerate(result["models"]):
             cells = [cell(models[model].get(p), first.get(p) if place else None) for p in PROBES]
-            about = (task, facts["domain"], facts["metric"]) if place == 0 else ("", "", "")
+            about = (task, facts["domain"] or "", facts["metric"]) if place == 0 else ("", "", "")
             table.add_row(*about, labels[model], *cells)
-    notes = [note for task, facts in result["tasks"].items() for note in notes_of(task, facts)]
+    notes = [
+        note
+        for task, facts in result["tasks"].items()
+        for note in describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"])
+    ]
     if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
-
-
-def notes_of(task: str, facts: Mapping[str, Any]) -> list[str]:
-    """Say which rows of a task were left out, and which of its clips are odd."""
-    notes = []
-    skipped = [Skip(**skip) for skip in facts["skipped"]]
-    if skipped:
-        notes.append(f"{task}: {describe_skipped(skipped)}{first_reason(skipped)}")
-    for kind, count in facts["notices"].items():
-        clips = "1 clip" if count == 1 else f"{count} clips"
-        notes.append(f"{task}: {kind} in {clips}: {ADVICE[kind]}")
-    return notes
 
 
 def cell(found: Mapping[str, float] | None, first: Mapping[str, float] | None) -> str:
@@ -81,7 +73,7 @@ def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table
             part for probes in result["average"].values() for own in probes.values() for part in own
         )
     )
-    table = titled("averages weighted by test clips", "model", "probe", *parts, numbers=len(parts))
+    table = titled("weighted averages", "model", "probe", *parts, numbers=len(parts))
     for model, probes in result["average"].items():
         for place, (probe, own) in enumerate(probes.items()):
             cells = [f"{own[part]:.3f}" if part in own else "" for part in parts]
@@ -103,3 +95,14 @@ def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[T
                 table.add_row(labels[model] if number == 0 else "", str(number), *cells)
         tables.append(table)
     return tables
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last parts of paths, as many as tell the names apart; what stands before a colon is kept."""
+    parts = {name: name.rpartition(":")[2].rstrip("/").split("/") for name in names}
+    before = {name: name.rpartition(":")[0] for name in names}
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
+        short = {name: f"{before[name]}:{'/'.join(parts[name][-count:])}".removeprefix(":") for name in names}
+        if len(set(short.values())) == len(names):
+            return short
+    return {name: name for name in names}

@@ -14,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from uniaudio.config.search_paths import cache_root
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.row_questions import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import length_batches
-from uniaudio.evaluate.probing.embedding_cache import cache_file
-from uniaudio.evaluate.probing.labelled_folder import LONGEST
 from uniaudio.evaluate.probing.task_rows import TaskRows, first_reason
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
@@ -31,7 +30,9 @@ from uniaudio.types import SAMPLE_RATE
 Protocol = Literal["masked", "xares"]
 Clip = NDArray[np.int16]
 Advance = Callable[[int, float], None]  # clips done and their seconds of audio
+LONGEST = 600.0  # seconds of a clip; probes take clips of any usual length
 BATCH_SECONDS = 60.0  # encoded at a time
+NO_CLIP: Clip = np.zeros(0, np.int16)
 WINDOW_SECONDS = 1800.0  # decoded at a time and sorted by length
 
 
@@ -85,14 +86,38 @@ def embed_task(
     if states is not None:
         advance(len(rows.answers), 0.0)
     else:
-        clips = ClipReader(rows)
-        batches = masked_batches(clips) if protocol == "masked" else padded_batches(clips)
-        states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
-        notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
-        states = [replace(state, notices=notices) for state in states]
+        states = encode_task(encoder, rows, protocol, layers, advance)
         for file, embedded in zip(files, states, strict=True):
             write_cached(file, vars(embedded))
     return drop_unread(rows, states)
+
+
+def encode_task(
+    encoder: AudioEncoder,
+    rows: TaskRows,
+    protocol: Protocol,
+    layers: bool = False,
+    advance: Advance = lambda clips, seconds: None,
+) -> list[Embedded]:
+    """Return the embeddings of a task by an encoder, without the cache; see ``embed_task``."""
+    clips = ClipReader(rows)
+    batches = masked_batches(clips) if protocol == "masked" else padded_batches(clips)
+    states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
+    notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
+    return [replace(state, notices=notices) for state in states]
+
+
+def hold_clips(rows: TaskRows) -> tuple[TaskRows, Counter[str]]:
+    """Return a task with its clips decoded and held in memory, without the rows whose clips cannot be used, and the
+    number of clips that are odd, by kind.
+
+    Raises:
+        UserError: when too little is left, see ``TaskRows.drop``.
+    """
+    reader = ClipReader(rows)
+    clips = dict(reader)
+    held = replace(rows, clips=tuple(clips.get(i, NO_CLIP) for i in range(len(rows.answers))))
+    return held.drop(reader.skips), reader.notices
 
 
 def read_embedded(files: Sequence[Path]) -> list[Embedded] | None:
@@ -132,6 +157,17 @@ def why_unusable(row: Row, rows: TaskRows) -> Skip:
     raise UserError(f"task {rows.name}: {row.key} changed while it was probed; start again")
 
 
+def cache_file(model: str, data: str, pooling: str, layer: int | None) -> Path:
+    """Return where embeddings lie: ``$UNIAUDIO_CACHE/embeddings/MODEL/NAME.safetensors``.
+
+    Args:
+        model, data: digests of the model and of the clips. pooling: what was done to the frames.
+        layer: number of a hidden state, None for the frames themselves.
+    """
+    name = hashlib.sha256(f"{data}\n{pooling}\n{layer}".encode()).hexdigest()
+    return cache_root() / "embeddings" / model[:16] / f"{name[:32]}.safetensors"
+
+
 def pooling_name(rows: TaskRows, protocol: Protocol) -> str:
     """Return what decides the embeddings besides model and clips."""
     kept = "frames" if rows.task.kind == "frame" else "mean"
@@ -145,12 +181,13 @@ class ClipReader:
     """Decodes the clips of a task in order, and passes over those that cannot be used.
 
     Attributes:
-        notices: the number of clips that are odd, by kind.
+        notices: the number of clips that are odd, by kind. skips: why clips cannot be used, by the number of their row.
     """
 
     def __init__(self, rows: TaskRows) -> None:
         self.rows = rows
         self.notices: Counter[str] = Counter()
+        self.skips: dict[int, Skip] = {}
 
     def __iter__(self) -> Iterator[tuple[int, Clip]]:
         """Yield the usable clips with the number of their row.
@@ -158,20 +195,21 @@ class ClipReader:
         Raises:
             UserError: at the end, when there was none.
         """
-        skipped = []
+        if self.rows.clips is not None:
+            yield from enumerate(self.rows.clips)
+            return
         for number, row in enumerate(self.rows.rows()):
             notices: list[str] = []
             try:
                 (clip,) = decode_clips(row, LONGEST, notices)
             except RowError as problem:
-                skipped.append(Skip.of(self.rows.card.name, row.key, problem))
+                self.skips[number] = Skip.of(self.rows.card.name, row.key, problem)
                 continue
             self.notices.update(set(notices))
             yield number, clip
-        if len(skipped) == len(self.rows.answers):
-            raise UserError(
-                f"task {self.rows.name}: no clip can be used{first_reason([*self.rows.skipped, *skipped])}"
-            )
+        if len(self.skips) == len(self.rows.answers):
+            skipped = (*self.rows.skipped, *self.skips.values())
+            raise UserError(f"task {self.rows.name}: no clip can be used{first_reason(skipped)}")
 
 
 @dataclass(frozen=True)

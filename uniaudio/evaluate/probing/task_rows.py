@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.data.audio import FilePart
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import AudioRef, Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error
-from uniaudio.evaluate.probing.suite import TaskFile, split_names
+from uniaudio.evaluate.probing.suite import TaskFile, named_splits, split_names
 
 Indices = NDArray[np.int64]
 
@@ -52,6 +53,7 @@ class TaskRows:
         parts: rows by split or fold; X-ARES encodes each apart.
         classes: sorted; empty for retrieval.
         skipped: the rows that cannot be used, and why.
+        clips: of every row ``[S]`` int16 at 16 kHz, where they are held in memory, see ``hold_clips``.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TaskRows:
     trials: tuple[Trial, ...]
     classes: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
+    clips: tuple[NDArray[np.int16], ...] | None = None
 
     @property
     def weight(self) -> float:
@@ -94,32 +97,38 @@ class TaskRows:
         if not skips:
             return self
         kept = np.array([i for i in range(len(self.answers)) if i not in skips], dtype=np.int64)
-        index = np.full(len(self.answers), -1, dtype=np.int64)
-        index[kept] = np.arange(len(kept))
-        where = f"task {self.name}"
-        skipped = (*self.skipped, *skips.values())
-        if not len(kept):
-            raise UserError(f"{where}: no row can be used{first_reason(skipped)}")
-        parts = {part: index[rows][index[rows] >= 0] for part, rows in self.parts.items()}
+        parts = {part: rows[np.isin(rows, kept)] for part, rows in self.parts.items()}
+        whole = replace(self, skipped=(*self.skipped, *skips.values()))
+        reason = first_reason(whole.skipped)
         empty = [part for part, rows in parts.items() if not len(rows)]
         if empty:
-            raise UserError(f"{where}: no row of '{empty[0]}' can be used{first_reason(skipped)}")
-        answers = tuple(self.answers[i] for i in kept)
-        classes = classes_of(self.task, answers)
-        gone = sorted(set(self.classes) - set(classes))
+            raise UserError(f"task {self.name}: no row of '{empty[0]}' can be used{reason}")
+        left = whole.select(kept, parts)
+        gone = sorted(set(self.classes) - set(left.classes))
         if gone:
-            raise UserError(f"{where}: no row of class '{gone[0]}' can be used{first_reason(skipped)}")
-        rows = replace(
+            raise UserError(f"task {self.name}: no row of class '{gone[0]}' can be used{reason}")
+        check_labels(left, f"task {self.name}")
+        return left
+
+    def select(self, kept: Indices, parts: Mapping[str, Indices]) -> TaskRows:
+        """Return the task with some of its rows, in ascending order, and these parts of them.
+
+        Args:
+            kept, parts: indices of rows among ``answers``.
+        """
+        index = np.full(len(self.answers), -1, dtype=np.int64)
+        index[kept] = np.arange(len(kept))
+        moved = {part: index[rows] for part, rows in parts.items()}
+        answers = tuple(self.answers[i] for i in kept)
+        return replace(
             self,
             numbers=self.numbers[kept],
             answers=answers,
-            parts=parts,
-            trials=trials_of(self.task, parts, where, skipped),
-            classes=classes,
-            skipped=skipped,
+            parts=moved,
+            trials=trials_of(self.task, moved, f"task {self.name}", self.skipped),
+            classes=classes_of(self.task, answers),
+            clips=None if self.clips is None else tuple(self.clips[i] for i in kept),
         )
-        check_labels(rows, where)
-        return rows
 
 
 def first_reason(skipped: Sequence[Skip]) -> str:
@@ -135,6 +144,19 @@ def describe_skipped(skipped: Sequence[Skip]) -> str:
     reasons = Counter(skip.reason for skip in skipped).most_common()
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
     return f"{len(skipped)} {'row' if len(skipped) == 1 else 'rows'} skipped: {listed}"
+
+
+def describe_rows(name: str, skipped: Sequence[Skip], notices: Mapping[str, int]) -> list[str]:
+    """Say which rows of a task were left out, and which of its clips are odd.
+
+    Args:
+        notices: the number of clips that are odd, by kind.
+    """
+    sentences = [f"{name}: {describe_skipped(skipped)}{first_reason(skipped)}"] if skipped else []
+    for kind, count in notices.items():
+        clips = "1 clip" if count == 1 else f"{count} clips"
+        sentences.append(f"{name}: {kind} in {clips}: {ADVICE[kind]}")
+    return sentences
 
 
 def split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tuple[str, Row | RowError]]:
@@ -161,6 +183,8 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
             if isinstance(row, RowError):
                 raise row
             part, answer = read_answer(task, card, split, row)
+            if part is None:
+                continue
         except RowError as problem:
             key = row.key if isinstance(row, Row) else f"row {number}"
             skipped.append(Skip.of(card.name, key, problem))
@@ -187,8 +211,8 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
     return rows
 
 
-def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tuple[str, Any]:
-    """Return the part that a row belongs to and what is to be found in it; see ``TaskRows``.
+def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tuple[str | None, Any]:
+    """Return the part that a row belongs to (None: to none) and what is to be found in it; see ``TaskRows``.
 
     Raises:
         RowError: when a column is missing or holds something else.
@@ -198,6 +222,10 @@ def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tupl
         part = split
         if isinstance(task.folds, str):
             part = str(read_column(fields, task.folds))
+        if task.split_column is not None:
+            part = text_of_class(read_column(fields, task.split_column), task.split_column)
+            if part not in named_splits(task):
+                return None, None
         return part, answer_of(task, read_column(fields, task.answers))
 
 
@@ -261,7 +289,7 @@ def text_of_class(value: Any, name: str) -> str:
         return str(write_value(wrap_value(value, name)))
     except RowError as problem:
         raise RowError(
-            "broken metadata", f"'{name}' must be one class ({problem.detail}), got {value!r}"
+            "broken metadata", f"'{name}' must be one text ({problem.detail}), got {value!r}"
         ) from problem
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from uniaudio.evaluate.probing.frame_probe import score_frames
-from uniaudio.evaluate.probing.probes import Fold, probe_folds
+from uniaudio.evaluate.probing.probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.retrieval import score_retrieval
-from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
+from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, encode_task
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.text_model import TextModel
 from uniaudio.evaluate.probing.xares import XaresFold, xares_scores
+from uniaudio.model.encoders.base import AudioEncoder
 
 ProbeScores = dict[str, dict[str, float]]  # probe -> mean and std
 
@@ -44,6 +48,24 @@ def score_task(
         valid = embedded.pieces_of(trial.test if trial.valid is None else trial.valid)
         chosen.append(XaresFold(fold, embedded.values[valid], targets[embedded.owner[valid]]))
     return xares_scores(chosen, len(rows.classes), seeds, rows.task.epochs, rows.task.batch, rows.task.kinds)
+
+
+def probe_held(
+    encoder: AudioEncoder, tasks: Sequence[TaskRows], seeds: int, kinds: Sequence[ProbeKind] = KINDS
+) -> dict[str, ProbeScores]:
+    """Probe an encoder on tasks whose clips are held in memory, by these kinds of probes; nothing is kept on disk.
+
+    Returns:
+        The scores by the name of the task.
+    """
+    scores = {}
+    for rows in tasks:
+        (embedded,) = encode_task(encoder, rows, "masked")
+        task = rows.task.model_copy(update={"probes": tuple(kinds)})
+        scores[rows.name] = score_task(
+            replace(rows, task=task), embedded, encoder.frame_rate, "masked", seeds
+        )
+    return scores
 
 
 def class_targets(rows: TaskRows) -> Tensor:

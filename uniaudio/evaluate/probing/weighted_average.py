@@ -21,7 +21,7 @@ class Standing:
     """What a task counts, and in which averages: its domain, and whether everybody can repeat it."""
 
     weight: float
-    domain: str
+    domain: str | None
     private: bool = False
 
 
