@@ -7,15 +7,15 @@ import torch
 from conftest import tiny_whisper
 from torch import Tensor, nn
 
+from uniaudio.commands.export import SUITE_FOLDER, write_suite_file
 from uniaudio.export.hf import noise, write_hf
-from uniaudio.export.xares import ENCODER, write_suite_file
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
 
 def suite_class(suite, folder, seed=0):
     """The one class of the written file whose name ends in Encoder: how both suites find it."""
-    write_hf(WhisperAudioEncoder(tiny_whisper(seed)).eval(), folder / ENCODER, {})
+    write_hf(WhisperAudioEncoder(tiny_whisper(seed)).eval(), folder / SUITE_FOLDER, {})
     file = write_suite_file(folder, suite)
     spec = importlib.util.spec_from_file_location(f"entry_{suite.replace('-', '_')}_{seed}", file)
     module = importlib.util.module_from_spec(spec)

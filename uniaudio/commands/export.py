@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +22,15 @@ from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
+from uniaudio.export import xares_encoder, xares_llm_encoder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
 
 MIB = 2**20
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+SUITE_FILE, SUITE_CLASS = "uniaudio_encoder.py", "UniaudioEncoder"
+SUITE_FOLDER = "encoder"  # the folder that AutoModel loads, beside the file of a suite
+SUITES: Mapping[str, ModuleType] = {"xares": xares_encoder, "xares-llm": xares_llm_encoder}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -41,8 +51,6 @@ def export_checkpoint(
     check_request(spec, to, push_to_hub)
     refuse_taken(out)
     if push_to_hub is not None:
-        from uniaudio.export.hub_upload import check_login
-
         check_login(push_to_hub)
     console = Console()
     config = None
@@ -63,8 +71,6 @@ def export_checkpoint(
     )
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if push_to_hub is not None:
-        from uniaudio.export.hub_upload import push_folder
-
         console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
 
 
@@ -108,8 +114,7 @@ def check_onnx(spec: str, config: RunConfig | None) -> None:
 
 def to_hf(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
     """Write a folder for transformers with its card; return the line that loads it."""
-    from uniaudio.export.hf import verify_hf, write_hf
-    from uniaudio.export.model_card import write_card
+    from uniaudio.export.hf import verify_hf, write_card, write_hf
 
     write_hf(encoder, out, facts)
     write_card(out, encoder, facts, place)
@@ -121,13 +126,11 @@ def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str
     """Return the writer of a benchmark suite."""
 
     def write(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
-        from uniaudio.export.hf import verify_hf, write_hf
-        from uniaudio.export.model_card import write_card
-        from uniaudio.export.xares import ENCODER, write_suite_file
+        from uniaudio.export.hf import verify_hf, write_card, write_hf
 
-        write_hf(encoder, out / ENCODER, facts)
-        write_card(out / ENCODER, encoder, facts, str(out / ENCODER))
-        verify_hf(encoder, out / ENCODER)
+        write_hf(encoder, out / SUITE_FOLDER, facts)
+        write_card(out / SUITE_FOLDER, encoder, facts, str(out / SUITE_FOLDER))
+        verify_hf(encoder, out / SUITE_FOLDER)
         return f"python -m {suite.replace('-', '_')}.run {write_suite_file(out, suite)}"
 
     return write
@@ -169,3 +172,49 @@ def files_table(folder: Path) -> Table:
     if code:
         table.add_row(f"{len(code)} Python files", f"{sum(path.stat().st_size for path in code) / MIB:.2f}")
     return table
+
+
+def write_suite_file(folder: Path, suite: str) -> Path:
+    """Write the file of a suite into a folder whose ``encoder/`` holds an exported encoder.
+
+    The class ends in ``Encoder``, as both suites want, and carries the first digits of the hash of the weights.
+    """
+    weights = (folder / SUITE_FOLDER / "model.safetensors").read_bytes()
+    name = f"Uniaudio{hashlib.sha256(weights).hexdigest()[:8]}Encoder"
+    source = SUITES[suite].__file__
+    assert source is not None
+    file = folder / SUITE_FILE
+    file.write_text(Path(source).read_text(encoding="utf-8").replace(SUITE_CLASS, name), encoding="utf-8")
+    return file
+
+
+def check_login(name: str) -> None:
+    """Refuse to start what could not be uploaded.
+
+    Raises:
+        UserError: for a name that is not ``OWNER/NAME``, and when nobody is logged in.
+    """
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"--push-to-hub {name}: write OWNER/NAME")
+    try:
+        HfApi().whoami()
+    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as problem:
+        raise UserError(
+            f"--push-to-hub {name}: nobody is logged in ({str(problem).splitlines()[0]}); run `hf auth login` first"
+        ) from problem
+
+
+def push_folder(folder: Path, name: str) -> str:
+    """Upload a folder to a model repository and return its address; a new repository is private.
+
+    Raises:
+        UserError: when the Hub refuses; the folder stays.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of uniaudio")
+    except (HfHubHTTPError, OSError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(f"{folder} is written, but {name} could not be uploaded ({reason})") from problem
+    return str(commit.commit_url)

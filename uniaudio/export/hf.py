@@ -1,4 +1,4 @@
-"""A folder that transformers loads: weights, configuration, code that needs nothing of this package."""
+"""A folder that transformers loads: weights, configuration, code that needs nothing of this package, a model card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
@@ -25,6 +26,7 @@ from uniaudio.types import SAMPLE_RATE
 
 CONFIG, MODEL = "configuration_uniaudio", "modeling_uniaudio"
 HEADER = f"# Written by uniaudio {__version__} from its own source. License: Apache-2.0.\n"
+NO_PARTS = "PARTS: Mapping[str, type[nn.Module]] = {}"  # the line of hub_model.py that is filled in
 STOCK = "whisper_encoder"  # subfolder with a plain Whisper encoder as the stock class reads it
 TRIAL = (
     16_000,
@@ -88,23 +90,52 @@ def code_of(parts: set[str]) -> dict[str, str]:
         roots.setdefault(module, set()).add(name)
         imports.append(f"from .{flat_name(module)} import {name}")
         lines.append(f'    "{part}": {name},')
-    table = [
-        '"""The classes that this encoder is made of, by the names that config.json calls them."""',
-        "",
-        *imports,
-        "",
-        "PARTS = {",
-        *lines,
-        "}",
-        "",
-    ]
-    return flattened(roots, {"uniaudio.export.part_classes": "\n".join(table)}, HEADER)
+    files = flattened(roots, HEADER)
+    table = "\n".join([*imports, "", "PARTS = {", *lines, "}"])
+    files[f"{MODEL}.py"] = files[f"{MODEL}.py"].replace(NO_PARTS, table)
+    return files
 
 
 def write_stock_whisper(encoder: WhisperAudioEncoder, folder: Path) -> None:
     """Write the encoder alone for ``transformers``' own ``WhisperEncoder``, with the extractor that it needs."""
     encoder.whisper.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins).save_pretrained(folder)
+
+
+def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], place: str) -> Path:
+    """Write ``README.md`` into an exported folder.
+
+    Args:
+        facts: ``name``, ``domains``, ``steps``, ``stages``, ``bases``, ``datasets`` (name, tasks, license, hours),
+            ``audio_hours`` and ``results`` (set, model, measure, value). place: folder or Hub name in the examples.
+    """
+    environment = Environment(
+        loader=PackageLoader("uniaudio.export", "."),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown, read as text
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("card.md.jinja").render(
+        facts={**facts, "datasets": [escape_cells(row) for row in facts["datasets"]]},
+        dim=encoder.dim,
+        frame_rate=encoder.frame_rate,
+        reach=encoder.reach,
+        version=__version__,
+        place=place,
+        stock=STOCK if (folder / STOCK).is_dir() else "",
+        soxr=any("import soxr" in file.read_text(encoding="utf-8") for file in folder.glob("*.py")),
+    )
+    path = folder / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def escape_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a row with what would end a cell of a Markdown table taken out of its texts."""
+    return {
+        key: value.replace("|", "/").replace("\n", " ") if isinstance(value, str) else value
+        for key, value in row.items()
+    }
 
 
 def noise(lengths: Sequence[int]) -> Ragged:

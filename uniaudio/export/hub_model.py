@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from uniaudio.export.hub_config import UniaudioConfig
-from uniaudio.export.part_classes import PARTS
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
 from uniaudio.ragged import Ragged
+
+# The classes that a description may name, by ``module:Class``; an exported folder has those of its encoder here.
+PARTS: Mapping[str, type[nn.Module]] = {}
 
 
 @dataclass

@@ -83,22 +83,16 @@ def names_defined(statement: ast.stmt) -> Iterator[str]:
         yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
 
 
-def flattened(
-    roots: Mapping[str, set[str]], given: Mapping[str, str] | None = None, header: str = ""
-) -> dict[str, str]:
+def flattened(roots: Mapping[str, set[str]], header: str = "") -> dict[str, str]:
     """Return the files, by name, that hold the wanted definitions and all they need.
 
     Args:
-        roots: the wanted names of each module. given: whole texts that take the place of modules.
-        header: first lines of every file.
+        roots: the wanted names of each module. header: first lines of every file.
     """
-    given = given or {}
     modules: dict[str, ModuleSource] = {}
     wanted = [(module, name) for module, names in roots.items() for name in sorted(names)]
     while wanted:
         module, name = wanted.pop()
-        if module in given:
-            continue
         source = modules.get(module) or modules.setdefault(module, ModuleSource.read(module))
         if name in source.kept:
             continue
@@ -111,8 +105,7 @@ def flattened(
             definition = source.definitions[name]
             source.kept |= set(names_defined(definition))
             wanted += [(module, node.id) for node in ast.walk(definition) if isinstance(node, ast.Name)]
-    texts = {f"{flat_name(name)}.py": header + cut(source) for name, source in modules.items()}
-    return texts | {f"{flat_name(name)}.py": header + text for name, text in given.items()}
+    return {f"{flat_name(name)}.py": header + cut(source) for name, source in modules.items()}
 
 
 def cut(source: ModuleSource) -> str:

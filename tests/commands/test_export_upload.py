@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from uniaudio.commands.export import check_login, push_folder
 from uniaudio.errors import UserError
-from uniaudio.export.hub_upload import check_login, push_folder
 
 
 @pytest.fixture
