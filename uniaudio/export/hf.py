@@ -28,11 +28,7 @@ CONFIG, MODEL = "configuration_uniaudio", "modeling_uniaudio"
 HEADER = f"# Written by uniaudio {__version__} from its own source. License: Apache-2.0.\n"
 NO_PARTS = "PARTS: Mapping[str, type[nn.Module]] = {}"  # the line of hub_model.py that is filled in
 STOCK = "whisper_encoder"  # subfolder with a plain Whisper encoder as the stock class reads it
-TRIAL = (
-    16_000,
-    7_777,
-    23_456,
-)  # samples of the clips on which the written model is compared with the encoder
+TRIAL = (16_000, 7_777, 23_456)  # samples of the clips on which model and encoder are compared
 NOISE = 3000  # standard deviation of those clips, of 32768
 
 
