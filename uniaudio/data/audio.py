@@ -118,14 +118,24 @@ class EncodedBytes:
 
 
 class OpenFile:
-    """A file on disk, read at any place; libsndfile gets its own descriptor of it."""
+    """A file on disk, read at any place; libsndfile gets its own descriptor of it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        is_whole: whether to read a small file at once, which is quicker where it is decoded as a whole.
+
+    Attributes:
+        content: of a file that was read at once, else nothing.
+    """
+
+    def __init__(self, path: Path, is_whole: bool = False) -> None:
         self.file = FileIO(path)
         self.size = os.fstat(self.file.fileno()).st_size
+        self.content = self.file.read(self.size) if is_whole and self.size <= SMALL_FILE else b""
 
     def read(self, first: int, count: int) -> bytes:
         """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        if self.content:
+            return self.content[first : first + count]
         return os.pread(self.file.fileno(), count, first)
 
 
@@ -211,7 +221,7 @@ def plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] | None
     return None
 
 
-def open_reader(source: Encoded, name: str) -> Reader:
+def open_reader(source: Encoded | OpenFile, name: str) -> Reader:
     """Open a file, a part of one or bytes for reading at any place.
 
     Raises:
@@ -223,6 +233,8 @@ def open_reader(source: Encoded, name: str) -> Reader:
     if isinstance(source, FilePart):
         reader: Reader = PartReader(source)
         source.read(0, 0)  # whether the file has such a part
+    elif isinstance(source, OpenFile):
+        reader = source
     else:
         reader = OpenFile(source) if isinstance(source, Path) else EncodedBytes(source)
     if reader.size == 0:
@@ -232,7 +244,7 @@ def open_reader(source: Encoded, name: str) -> Reader:
 
 @contextmanager
 def open_streams(
-    source: Encoded, name: str, suffix: str = "", is_thorough: bool = False
+    source: Encoded | OpenFile, name: str, suffix: str = "", is_thorough: bool = False
 ) -> Iterator[list[ClipFile]]:
     """Open a file, a part of one or bytes with libsndfile (wav, flac, mp3, ogg, opus ...).
 
@@ -428,17 +440,19 @@ def decode(
             "samples out of range", "clip too long", "span outside of the recording".
     """
     suffix = suffix_of(source, suffix)
+    opened: Encoded | OpenFile = source
     if span is None:
-        source = read_at_once(source, name)
-        if isinstance(source, bytes | memoryview):
-            wave = plain_wave(source)
+        opened = read_at_once(source, name)
+        content = opened.content if isinstance(opened, OpenFile) else opened
+        if isinstance(content, bytes | memoryview):
+            wave = plain_wave(content)
             if (
                 wave is not None
                 and wave[1] == SAMPLE_RATE
                 and len(wave[0]) <= max_seconds * SAMPLE_RATE * 1.001
             ):
                 return wave[0]
-    with open_streams(source, name, suffix, is_thorough=span is None) as streams:
+    with open_streams(opened, name, suffix, is_thorough=span is None) as streams:
         if len(streams) == 1:
             return decode_stream(streams[0], max_seconds, name, span, notices)
         seconds = sum(file.frames / file.samplerate for file in streams)
@@ -448,8 +462,8 @@ def decode(
         return whole if span is None else cut_out(whole, span, max_seconds, name)
 
 
-def read_at_once(source: Encoded, name: str) -> Encoded:
-    """Return the bytes of a part of a file, or of a small file: one read is quicker than libsndfile's many.
+def read_at_once(source: Encoded, name: str) -> Encoded | OpenFile:
+    """Return the bytes of a part of a file, or a file with its content where it is small.
 
     Raises:
         RowError: "broken audio" where the file has no such part.
@@ -458,10 +472,8 @@ def read_at_once(source: Encoded, name: str) -> Encoded:
         with convert_to_row_error("broken audio", name):
             return source.read()
     if isinstance(source, Path) and source.is_file():  # a device has no end, and a pipe waits for a writer
-        with suppress(OSError, ValueError), FileIO(source) as file:  # opened again, that is told
-            size = os.fstat(file.fileno()).st_size
-            if size <= SMALL_FILE:
-                return file.read(size)
+        with suppress(OSError, ValueError):  # opened again, that is told
+            return OpenFile(source, is_whole=True)
     return source
 
 

@@ -15,6 +15,7 @@ from uniaudio.data.field_values import ClassIndex, has_no_value
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 TRUTH = {"true": True, "false": False}
+COMPARE, IS_TRUE = "compare ", "is true"  # names of filters that no template can write
 ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     "lt": operator.lt, "lteq": operator.le, "gt": operator.gt, "gteq": operator.ge,
 }  # fmt: skip
@@ -135,8 +136,12 @@ def compare_chain(first: Any, *rest: Any) -> bool:
     return True
 
 
-def prepare_tests(environment: Environment) -> None:
-    """Let the tests of an environment (``x is eq 5``, ``select('gt', 3)``) compare as ``compare`` does."""
+def prepare_comparisons(environment: Environment) -> None:
+    """Let the tests of an environment (``x is eq 5``, ``select('gt', 3)``) compare as ``compare`` does.
+
+    What comparisons are rewritten to are filters, for the sandbox looks at every call of a function.
+    """
+    environment.filters |= {COMPARE: compare_chain, IS_TRUE: is_true}
     for sign, names in TESTS.items():
         for name in names:
             environment.tests[name] = make_test(sign)
@@ -185,7 +190,7 @@ def rewrite_truth(node: Any) -> Any:
         return nodes.Not(rewrite_truth(node.node), lineno=node.lineno)
     if isinstance(node, nodes.Compare | nodes.Test):
         return rewrite_value(node)
-    return call_function("is_true", [rewrite_value(node)], node.lineno)
+    return nodes.Filter(rewrite_value(node), IS_TRUE, [], [], None, None, lineno=node.lineno)
 
 
 def rewrite_value(node: Any) -> Any:
@@ -202,11 +207,4 @@ def rewrite_value(node: Any) -> Any:
     if not isinstance(node, nodes.Compare):
         return node
     operands = [part for op in node.ops for part in (nodes.Const(op.op, lineno=node.lineno), op.expr)]
-    return call_function("compare_chain", [node.expr, *operands], node.lineno)
-
-
-def call_function(name: str, arguments: list[Any], line: int) -> nodes.Call:
-    """Return a call of a function of this module."""
-    return nodes.Call(
-        nodes.ImportedName(f"{__name__}.{name}", lineno=line), arguments, [], None, None, lineno=line
-    )
+    return nodes.Filter(node.expr, COMPARE, operands, [], None, None, lineno=node.lineno)

@@ -94,6 +94,14 @@ def has_no_value(value: Any) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is nothing but text or a number, as nearly all are: ``wrap_value`` leaves it as it is."""
+    kind = type(value)
+    if kind is str:
+        return value[-1:] not in MAY_END_LIST
+    return kind is int or (kind is float and math.isfinite(value))
+
+
 def parse_list(text: str) -> list[Any] | dict[Any, Any] | None:
     """Return the list that a text is the writing of: as JSON, Python or numpy write it; None for any other text.
 
@@ -121,16 +129,26 @@ def wrap_value(value: Any, name: str) -> Any:
 
     Args:
         name: of the column, for messages.
+
+    Raises:
+        RowError: when the value is the error why the row has none.
     """
     if type(value) is str:
         listed = parse_list(value) if value[-1:] in MAY_END_LIST else None
         return value if listed is None else wrap_value(listed, name)
+    if isinstance(value, RowError):
+        raise value.copy()
     if has_no_value(value):
         return Null(name=name)
     if isinstance(value, Mapping):
-        return MappingValue({key: wrap_value(item, f"{name}.{key}") for key, item in value.items()})
+        return MappingValue(
+            (key, item if is_plain(item) else wrap_value(item, f"{name}.{key}"))
+            for key, item in value.items()
+        )
     if isinstance(value, list | tuple):
-        return ListValue(wrap_value(item, f"{name}[{i}]") for i, item in enumerate(value))
+        return ListValue(
+            item if is_plain(item) else wrap_value(item, f"{name}[{i}]") for i, item in enumerate(value)
+        )
     return value
 
 
@@ -140,6 +158,13 @@ def write_value(value: Any) -> Any:
     Raises:
         RowError: "missing column" for none; "template error" for a list, a mapping, true or false, or bytes.
     """
+    kind = type(value)
+    if kind is str:
+        return value
+    if kind is int:
+        return str(value)
+    if kind is float and math.isfinite(value):
+        return str(int(value) if value.is_integer() else value)  # 3 before a gap in its table made it 3.0
     if isinstance(value, Undefined):
         str(value)  # raises
     if isinstance(value, str):
@@ -150,8 +175,8 @@ def write_value(value: Any) -> Any:
         raise RowError(
             "template error", f"{str(value).lower()} is no text: write {{{{ 'yes' if NAME else 'no' }}}}"
         )
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # as it was before a table with a gap made it a float
+    if isinstance(value, float):
+        return write_value(float(value))
     if isinstance(value, list | tuple | set | frozenset):
         return str(ListValue())
     if isinstance(value, Mapping):

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, meta
 
-from uniaudio.data.comparison import compile_condition, compile_text, prepare_tests
-from uniaudio.data.field_values import MAY_END_LIST, Null, wrap_value, write_value
+from uniaudio.data.comparison import compile_condition, compile_text, prepare_comparisons
+from uniaudio.data.field_values import Null, is_plain, wrap_value, write_value
 from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvironment, is_bounded
 from uniaudio.errors import RowError, UserError, convert_to_row_error, first_line
 
@@ -23,7 +23,7 @@ def environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
     for name in ("int", "float"):
         env.filters[name] = partial(convert_number, env.filters[name])
     env.tests["none"] = lambda value: value is None or isinstance(value, Null)
-    prepare_tests(env)
+    prepare_comparisons(env)
     if isinstance(env, LimitedEnvironment):
         env.limit_filters()
     return env
@@ -87,21 +87,22 @@ class Text:
             return self.fixed
         if self.column is not None:
             value = fields.get(self.column)
-            if type(value) is int or (type(value) is str and value[-1:] not in MAY_END_LIST):
+            if type(value) is not float and is_plain(value):
                 return str(value)
-        for name in sorted(self.names):
-            if name not in fields:
-                columns = ", ".join(sorted(map(str, fields)))
-                raise RowError("missing column", f"{self.where} needs '{name}'; columns: {columns}")
-            if isinstance(value := fields[name], RowError):
-                raise value.copy()
-        values = {name: wrap_value(fields[name], name) for name in self.names}
+        if not self.names <= fields.keys():
+            name, columns = min(self.names - fields.keys()), ", ".join(sorted(map(str, fields)))
+            raise RowError("missing column", f"{self.where} needs '{name}'; columns: {columns}")
+        values = {
+            name: value if is_plain(value := fields[name]) else wrap_value(value, name) for name in self.names
+        }
         if self.column is not None and type(values[self.column]) is str:
             return values[self.column]
+        BUDGET.begin()
         try:
-            if self.column is not None:
-                return str(guarded(lambda: write_value(values[str(self.column)]), self.where))
-            return guarded(lambda: self.compiled.render(values), self.where)
+            with convert_to_row_error("template error", self.where):
+                if self.column is not None:
+                    return str(write_value(values[self.column]))
+                return self.compiled.render(values)
         except RowError as problem:  # of a value, which does not know who writes it
             if problem.detail.startswith(self.where):
                 raise
@@ -146,7 +147,9 @@ class Condition:
             if isinstance(value := fields[name], RowError):
                 raise value.copy()
         try:
-            holds = bool(guarded(lambda: self.compiled(**fields), self.where))
+            with convert_to_row_error("template error", self.where):
+                BUDGET.begin()
+                holds = bool(self.compiled(**fields))
         except RowError as problem:
             shown = ", ".join(f"{name}={reprlib.repr(fields[name])}" for name in sorted(self.names))
             raise UserError(f"{problem.detail} (in a row with {shown})") from problem
@@ -160,13 +163,6 @@ def literal_of(comparison: re.Match[str]) -> str | int:
     if comparison["number"]:
         return int(comparison["number"])
     return comparison["text"] or comparison["quoted"] or ""
-
-
-def guarded(action: Callable[[], Any], where: str) -> Any:
-    """Run a rendering; whatever goes wrong inside it is the row's fault."""
-    BUDGET.begin()
-    with convert_to_row_error("template error", where):
-        return action()
 
 
 @contextmanager

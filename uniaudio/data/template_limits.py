@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import wraps
+from itertools import islice
 from typing import Any
 
 from jinja2 import TemplateRuntimeError, nodes
@@ -20,9 +21,12 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from uniaudio.data.field_values import MappingValue
+
 STEPS = 10_000  # of loops, calls and filters in one rendering
 SIZE = 1_000_000  # characters and list items that one rendering makes
 SECONDS = 1.0
+PIECES = 64  # of an output, after which its size is looked at
 WIDTH = 1_000  # of fields, lines and groups
 INDENT = 32  # characters of an indentation or a separator in JSON, written once for every level or item
 DIGITS = 10_000  # binary ones of a whole number
@@ -152,12 +156,12 @@ def concat_output(pieces: Iterable[str]) -> str:
     if kept:
         BUDGET.allow(sum(map(len, kept)))
         return "".join(kept)
-    size = 0
-    for piece in pieces:
-        size += len(piece)
+    size, rest = 0, iter(pieces)
+    while some := list(islice(rest, PIECES)):
+        size += sum(map(len, some))
         if size > SIZE:
             raise TemplateLimitError(f"the template makes more than {SIZE:,} characters")
-        kept.append(piece)
+        kept += some
     return "".join(kept)
 
 
@@ -239,6 +243,12 @@ class PlainEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox for templates that ``is_bounded`` knows; only the size of their output is looked at."""
 
     concat = staticmethod(concat_output)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return an attribute, or the value of a mapping under its name: for these without a failed look-up before."""
+        if type(obj) is MappingValue and attribute in obj and not hasattr(dict, attribute):
+            return obj[attribute]
+        return super().getattr(obj, attribute)
 
 
 class LimitedEnvironment(PlainEnvironment):
@@ -355,7 +365,7 @@ def is_bounded_node(node: nodes.Node) -> bool:
     if isinstance(node, nodes.For):
         return is_plain_loop(node)
     if isinstance(node, nodes.Filter):
-        return node.name in BOUNDED_FILTERS or is_small_replace(node)
+        return node.name in BOUNDED_FILTERS or is_small_replace(node) or is_attribute_map(node)
     if isinstance(node, nodes.Call):
         return isinstance(node.node, nodes.Getattr) and node.node.attr in BOUNDED_METHODS
     return isinstance(node, BOUNDED)
@@ -385,6 +395,11 @@ def is_small_replace(node: nodes.Filter) -> bool:
     if not (isinstance(old, nodes.Const) and isinstance(new, nodes.Const)):
         return False
     return len(str(old.value)) > 0 and len(str(new.value)) <= max(len(str(old.value)), 1)
+
+
+def is_attribute_map(node: nodes.Filter) -> bool:
+    """Return whether this is ``map`` that takes one attribute of each item, which calls no other filter."""
+    return node.name == "map" and not node.args and [option.key for option in node.kwargs] == ["attribute"]
 
 
 class Limiter(NodeTransformer):

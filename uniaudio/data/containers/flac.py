@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from uniaudio.data.containers.riff import Read
 
 MARK = b"fLaC"
-FRAME_MARKS = (b"\xff\xf8", b"\xff\xf9")
+FRAME_MARKS = (
+    b"\xff\xf8",
+    b"\xff\xf9",
+)  # of frames with as many samples each, which nearly all have, and others
 INFO_END = 42  # bytes: the mark, and the first block of metadata with its header
 TOTAL = (1 << 36) - 1  # of the header's number of samples
 MAX_FRAME = 1 << 16  # bytes, where the header does not say
@@ -130,16 +133,18 @@ def find_wrong_total(read: Read, size: int) -> Ending | None:
         return None
     wanted = min(size, (info.max_frame or MAX_FRAME) + TAGS)
     data = read(size - wanted, wanted)
-    last, place = None, len(data)
-    # of both kinds of frames, fixed and variable, the one that is nearer to the end
-    while (place := max(data.rfind(mark, 0, place + 1) for mark in FRAME_MARKS)) >= 0:
-        samples = frame_samples(data, place, info)
-        if samples is None:
-            continue
-        if sum(samples) == info.total:
-            return None
-        last = last or (sum(samples), place)  # samples may look like a frame: the one that fits decides
-    if last is None:
+    last, end = -1, 0
+    for mark in FRAME_MARKS:
+        place = len(data)
+        while (place := data.rfind(mark, 0, place + 1)) >= 0:
+            samples = frame_samples(data, place, info)
+            if samples is None:
+                continue
+            if sum(samples) == info.total:
+                return None  # samples may look like a frame: the one that fits decides
+            if place > last:
+                last, end = place, sum(samples)
+    if last < 0:
         return None
-    ending = Ending(info.total, last[0], is_whole_frame(data[last[1] :]))
+    ending = Ending(info.total, end, is_whole_frame(data[last:]))
     return ending if ending.is_whole or ending.end < ending.total or not ending.total else None
