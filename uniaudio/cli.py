@@ -213,7 +213,7 @@ def evaluate(
 
 @app.command(rich_help_panel=DATA, epilog="Example: uniaudio preview data_recipes/birds.yaml -n 5")
 def preview(
-    recipe: Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe or run config (a path or a name), or run folder.")],
     number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,
     decoder: Annotated[
         str | None, typer.Option(help="Folder or name of the decoder whose tokenizer counts the tokens.")

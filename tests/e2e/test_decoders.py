@@ -5,14 +5,19 @@ import json
 import pytest
 import torch
 from run_folders import latest_checkpoint
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import GPT2Config, GPT2LMHeadModel, WhisperConfig, WhisperForConditionalGeneration
+from transformers.utils import chat_template_utils
 
 from uniaudio.build.model import load_model
 from uniaudio.commands.ask import ask
 from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.preview import preview
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.greedy import generate
+from uniaudio.model.lora import merge_lora
+from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.store import load_checkpoint
 
 
@@ -90,3 +95,81 @@ def test_answers_of_whispers_decoder_in_a_batch_equal_answers_alone(tone_run, wh
     assert answers(examples) == [answers([example])[0] for example in examples]
     results = run_evaluation(str(tone_run.parent / "out"), None, None, None)
     assert results["tones:tone"]["examples"] == 10
+
+
+DATED = (
+    "{{ '<|im_start|>system\\nToday is ' + strftime_now('%d %b') + '<|im_end|>\\n' }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def gpt2(tone_run, chat_tokenizer):
+    """A GPT-2 of 128 positions, whose linear maps are ``Conv1D``, and a chat template that writes the date."""
+    torch.manual_seed(0)
+    folder = tone_run.parent / "gpt2"
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    config = GPT2Config(vocab_size=len(chat_tokenizer), bos_token_id=0, eos_token_id=2, **sizes)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    chat_tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(DATED)
+    return folder
+
+
+def set_day(monkeypatch, day):
+    class Clock(chat_template_utils.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, day)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+def test_a_run_of_two_days_with_updates_of_conv1d_keeps_its_prompt(tone_run, gpt2, monkeypatch, capsys):
+    """Losses fall and do not depend on the day of the resume; the merged decoder answers as the one with updates."""
+    overrides = ["decoder={path: gpt2, train: lora, lr: 3e-3}", "stages.0.schedule=constant"]
+    set_day(monkeypatch, 1)
+    whole, halves = tone_run.parent / "whole", tone_run.parent / "halves"
+    run_training(load_run(tone_run, [*overrides, f"output_dir={whole}"]), None)
+    run_training(load_run(tone_run, [*overrides, f"output_dir={halves}", "train.max_steps=4"]), None)
+    set_day(monkeypatch, 2)
+    run_training(load_run(tone_run, [*overrides, f"output_dir={halves}"]), "yes")
+    assert losses(halves) == losses(whole)
+    assert sum(losses(whole)[-3:]) < sum(losses(whole)[:3])
+    trained = load_checkpoint(latest_checkpoint(halves)).model
+    updates = [name for name in trained if name.startswith("decoder.") and "lora_B" in name]
+    assert {name.split(".")[-4] for name in updates} == {"c_attn", "c_fc", "c_proj"}
+    assert all(trained[name].abs().max() > 0 for name in updates)
+
+    loaded = load_model(str(halves))
+    assert "Today is 01 Jan" in loaded.format.prefix
+    embeds = Ragged(torch.randn(9, 64), torch.tensor([4, 5]))
+    hidden = loaded.model.decoder.hidden(embeds)
+    merge_lora(loaded.model.decoder.lm)
+    assert not any("lora" in name for name, _ in loaded.model.decoder.named_parameters())
+    torch.testing.assert_close(loaded.model.decoder.hidden(embeds), hidden, atol=1e-4, rtol=1e-4)
+
+    capsys.readouterr()
+    preview(str(halves), 1, None, 0)
+    assert "Today is 01 Jan" in capsys.readouterr().out
+    load_run(tone_run, overrides).save(tone_run.with_name("other.yaml"))
+    preview(str(tone_run.with_name("other.yaml")), 1, None, 0)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Today is 02 Jan" in shown
+    assert "a run keeps that of its first day" in shown
+
+
+def test_positions_of_the_decoder_bound_questions_and_labels(tone_run, gpt2):
+    run_training(load_run(tone_run, ["decoder={path: gpt2}", "train.max_steps=1"]), None)
+    out, clip = str(tone_run.parent / "out"), tone_run.parent / "tones" / "0.wav"
+    assert isinstance(ask(out, clip, "Which tone is it?", 200), str)  # ends where the positions do
+    with pytest.raises(
+        UserError, match=r"the question cannot be asked: text too long.*the decoder takes 128"
+    ):
+        ask(out, clip, "Which tone is it? " * 40, 4)
+    template = tone_run.parent / "tone.yaml"
+    long = "a tone that is higher than most of those that are heard in this house " * 2
+    template.write_text(template.read_text().replace("- high", f"- high\n- {long.strip()}"))
+    with pytest.raises(UserError, match="text too long"):
+        run_evaluation(out, None, None, None)

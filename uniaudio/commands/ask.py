@@ -61,10 +61,11 @@ def answer_samples(
     An answer that has not ended after ``max_new_tokens`` says so behind its text.
 
     Raises:
-        UserError: when the question holds the text of a special token.
+        UserError: when the question holds the text of a special token, or has more tokens than allowed with its clip.
     """
     example = Example("question", "ask", "ask", (samples,), pieces, "-")
     try:
+        loaded.format.check_question(pieces, example.answer, loaded.model.slots_for(len(samples)))
         batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
     except RowError as problem:
         raise UserError(f"the question cannot be asked: {problem}") from problem

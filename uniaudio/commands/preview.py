@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -11,27 +12,32 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from uniaudio.config.run import load_run
+from uniaudio.build.encoders import checkpoint_folder
+from uniaudio.build.model import stage_recipes
+from uniaudio.config.run import load_run, load_stored_run
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.chat_markup import ChatMarkup
 from uniaudio.data.recipe import Entry, Recipe, load_recipe
 from uniaudio.data.row_questions import render_question, row_seconds
 from uniaudio.data.source import IndexedSource, Row, Source, open_source
 from uniaudio.data.template import Template
-from uniaudio.errors import RowError, UserError, printable
+from uniaudio.errors import RowError, UserError, convert_to_user_error, printable
 from uniaudio.tiny.recipe_texts import recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
+from uniaudio.train.checkpoint.integrity import BASES, CONFIG
 
 DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
 SMALL_VOCABULARY = 512
+CLOCK = "strftime_now"  # a chat template's function of the day
 TRIES = 20  # rows of an entry that are tried for one example
 
 
 def preview(
     recipe_name: str, number: int, decoder: str | None, seed: int, console: Console | None = None
 ) -> None:
-    """Print ``number`` training examples of a recipe (or of a run config's first stage).
+    """Print ``number`` training examples of a recipe (or of the first stage of a run config or run).
 
     Raises:
         UserError: when a label mask would be empty or full, or no row of an entry can be used.
@@ -96,17 +102,23 @@ def tokenize_question(
 
 
 def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
-    """Accept a recipe or a run config; take the tokenizer that was asked for, or one trained on the recipe's texts."""
-    recipe, chosen = open_recipe(name)
+    """Accept a recipe, a run config or a run; take the tokenizer that was asked for, or one trained on its texts."""
+    recipe, chosen, markup = open_recipe(name)
     chosen = decoder or chosen
     if chosen is not None:
         try:
             # without --decoder only what is on this machine: waiting for a network is no preview
-            return recipe, ChatFormat(
-                AutoTokenizer.from_pretrained(
-                    chosen, local_files_only=decoder is None, trust_remote_code=False
-                )
+            tokenizer = AutoTokenizer.from_pretrained(
+                chosen, local_files_only=decoder is None, trust_remote_code=False
             )
+            if decoder is None and markup is not None:
+                return recipe, ChatFormat(tokenizer, markup=markup)
+            if CLOCK in str(tokenizer.chat_template):
+                console.print(
+                    "the chat template writes today's date; a run keeps that of its first day (preview RUN shows it)",
+                    style="yellow",
+                )
+            return recipe, ChatFormat(tokenizer)
         except (OSError, ValueError) as problem:
             if decoder is not None:
                 raise UserError(f"--decoder {decoder}: no tokenizer could be loaded ({problem})") from problem
@@ -119,14 +131,35 @@ def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple
     return recipe, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
 
 
-def open_recipe(name: str) -> tuple[Recipe, str | None]:
-    """Return the recipe and the decoder its tokenizer comes from (None: a miniature one)."""
+def open_recipe(name: str) -> tuple[Recipe, str | None, ChatMarkup | None]:
+    """Return the recipe, the decoder its tokenizer comes from (None: a miniature one), and the prompt that a run kept.
+
+    Raises:
+        UserError: when it is no recipe, run config, run or checkpoint.
+    """
     path = Path(name)
+    if path.is_dir():
+        return open_run_recipe(name)
     if path.is_file() and "stages" in load_yaml(path):
         config = load_run(name, [])
         recipe = load_recipe(config.stages[0].recipe, near=config.folder)
-        return recipe, None if config.decoder.miniature else config.decoder.path
-    return load_recipe(str(find_file("recipe", name))), DEFAULT_DECODER
+        return recipe, None if config.decoder.miniature else config.decoder.path, None
+    return load_recipe(str(find_file("recipe", name))), DEFAULT_DECODER, None
+
+
+def open_run_recipe(name: str) -> tuple[Recipe, str, ChatMarkup | None]:
+    """Return what ``open_recipe`` does for a run folder or checkpoint."""
+    folder = checkpoint_folder(name)
+    if folder is None:
+        raise UserError(
+            f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
+        )
+    run = folder.parent.parent
+    config = load_stored_run(folder / CONFIG, run)
+    with convert_to_user_error(f"{folder / BASES} cannot be read", "name another checkpoint"):
+        markup = ChatMarkup.from_base(json.loads((folder / BASES).read_text("utf-8")).get("decoder", {}))
+    decoder = str(run / "decoder") if config.decoder.miniature else config.decoder.path
+    return stage_recipes(config)[0], decoder, markup
 
 
 def drawn_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:

@@ -95,11 +95,13 @@ def question_chunks(
     settings: AskSettings,
     slots_for: Callable[[int], int],
     skips: list[tuple[int, Skip]],
+    longest: str | None = None,
 ) -> Iterator[list[Question]]:
     """Read this process's rows of an evaluation set and yield those that can be asked, ``CHUNK_SECONDS`` at a time.
 
     Args:
         slots_for: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
+        longest: the label of most tokens, where all labels are scored.
     """
     first, step = settings.share
     chunk: list[Question] = []
@@ -112,7 +114,7 @@ def question_chunks(
         example, references = item
         try:
             audio_tokens = sum(slots_for(len(clip)) for clip in example.clips)
-            format.check_question(example.prompt, example.answer, audio_tokens)
+            format.check_question(example.prompt, longest or example.answer, audio_tokens)
             for text in references:
                 format.checked(text)
         except RowError as problem:
@@ -191,9 +193,10 @@ def ask_entry(
     template = examples.entry.template
     names = template.labels if settings.labels else None
     labels = label_ids(names, format) if names else None
+    longest = max(names, key=lambda name: len(format.answer(name))) if names else None
     own = Answers()
     skipped = 0
-    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips):
+    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips, longest):
         told(len(own.skips) - skipped)
         skipped = len(own.skips)
         for indices in batches_of(
