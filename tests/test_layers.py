@@ -41,7 +41,7 @@ ALLOWED = {
     "build": BASE | MIDDLE - {"export", "demo"},
     "estimate": BASE | {"data", "model", "tiny", "train", "build", "checks"},
     "checks": BASE | {"data", "model", "train", "evaluate", "build", "estimate"},
-    "serve": BASE | {"data", "model", "evaluate", "build", "commands"},
+    "serve": BASE | {"data", "model", "evaluate", "build"},
     "commands": BASE | MIDDLE | {"build", "estimate", "checks", "serve"},
     "data_cli": {"outputs", "commands"},
     "cli": BASE | {"build", "estimate", "checks", "serve", "commands", "data_cli"},

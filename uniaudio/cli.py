@@ -248,10 +248,10 @@ def ask(
     Writes: nothing.
     Prints: the answer.
     """
-    from uniaudio.commands.ask import ask as ask_model
+    from uniaudio.commands.ask import answer_file_question
     from uniaudio.config.trust import Trust
 
-    typer.echo(ask_model(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
+    typer.echo(answer_file_question(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
 
 
 @app.command(
@@ -271,7 +271,7 @@ def embed(
     Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
     Prints: the file, the number of clips and the width of an embedding.
     """
-    from uniaudio.commands.ask import embed_files
+    from uniaudio.commands.embed import embed_files
     from uniaudio.config.trust import Trust
 
     embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))

@@ -6,7 +6,7 @@ import soundfile
 from conftest import tiny_whisper
 from made_up_files import clip_bytes
 
-from uniaudio.commands.ask import embed_files
+from uniaudio.commands.embed import embed_files
 from uniaudio.errors import UserError
 
 

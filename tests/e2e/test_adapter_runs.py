@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from uniaudio.commands.ask import ask
+from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -27,7 +27,9 @@ def test_it_trains_and_answers(tone_run, adapter):
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
     assert all(0 <= row["padding_share"] < 1 for row in rows if "loss" in row)
-    assert isinstance(ask(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str)
+    assert isinstance(
+        answer_file_question(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str
+    )
 
 
 def test_settings_of_another_kind_are_refused(tone_run):

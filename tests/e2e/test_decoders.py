@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, WhisperConfig, WhisperForC
 from transformers.utils import chat_template_utils
 
 from uniaudio.build.model import load_model
-from uniaudio.commands.ask import ask
+from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.preview import preview
 from uniaudio.commands.train import run_training
@@ -69,7 +69,9 @@ def test_it_trains_resumes_and_answers(tone_run, whisper_decoder, kind, how):
     )
     run_training(load_run(tone_run, [*overrides, f"output_dir={again}", "stages.0.schedule=constant"]), "yes")
     assert len(losses(again)) == 8
-    assert isinstance(ask(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str)
+    assert isinstance(
+        answer_file_question(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str
+    )
 
 
 def test_answers_of_whispers_decoder_in_a_batch_equal_answers_alone(tone_run, whisper_decoder):

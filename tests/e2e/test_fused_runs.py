@@ -11,7 +11,7 @@ from run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
-from uniaudio.commands.ask import ask
+from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.check import check_run
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
@@ -78,7 +78,9 @@ def test_it_trains_resumes_probes_and_answers(tone_run, second, name):
         )
     scores = run_probe([str(out)], [f"tones={tone_run.parent / 'tones'}"], seeds=1)["scores"]
     assert scores["tones"][str(out)]["linear"]["mean"] >= 0.5
-    assert isinstance(ask(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str)
+    assert isinstance(
+        answer_file_question(str(out), tone_run.parent / "tones" / "0.wav", "Which tone is it?", 4), str
+    )
 
 
 def test_what_the_model_chose_and_its_losses_are_in_the_metrics(tone_run, second):

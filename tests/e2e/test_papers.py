@@ -9,7 +9,7 @@ from run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.run_config import open_run
-from uniaudio.commands.ask import ask
+from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.search_paths import miniature_root
@@ -61,4 +61,6 @@ def test_it_runs_from_training_to_questions(name, here):
     noises = miniature_root() / "noises"
     scores = run_probe([config.output_dir], [f"noises={noises}"], out=Path("probes.json"), seeds=1)["scores"]
     assert 0 <= scores["noises"][config.output_dir]["knn"]["mean"] <= 1
-    assert isinstance(ask(config.output_dir, noises / "000.wav", "What is the sound?", 4), str)
+    assert isinstance(
+        answer_file_question(config.output_dir, noises / "000.wav", "What is the sound?", 4), str
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.commands.ask import ask
+from uniaudio.commands.ask import answer_file_question
 
 SOUND = {"Content-Type": "audio/wav"}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -73,7 +73,7 @@ def wav(seconds):
 def test_a_trained_checkpoint_answers_on_its_page(checkpoint):
     question = "<audio>Which tone is it?"
     clip = checkpoint.parent / "tones" / "1.wav"
-    expected = ask(str(checkpoint), clip, question, 256)
+    expected = answer_file_question(str(checkpoint), clip, question, 256)
     with page_of(checkpoint, "--max-seconds", 2, "--max-mib", 0.1) as call:
         status, page = call("/")
         assert status == 200

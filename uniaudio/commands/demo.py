@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
+from uniaudio.build.answering import answer_question
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerprint_model, sign_answers
-from uniaudio.commands.ask import answer_question
 from uniaudio.commands.evaluate import ask_settings, evaluate_recipe, write_json
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training

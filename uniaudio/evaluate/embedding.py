@@ -12,6 +12,8 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
+MAX_CLIP_SECONDS = 600.0  # of a clip that is probed, embedded or asked about
+
 
 def length_batches(lengths: Sequence[float], most: float) -> list[list[int]]:
     """Return indices in batches of similar length whose lengths add up to at most ``most`` (or hold one item)."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uniaudio.build.answering import answer_samples, split_question
 from uniaudio.build.model import LoadedModel
-from uniaudio.commands.ask import answer_samples, marked_pieces
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.metrics.classification import probabilities
@@ -52,7 +52,7 @@ def reply(loaded: LoadedModel, data: bytes, question: str, offer: Offer | None, 
         raise UserError("the question is empty; type one or pick one of the trained ones")
     if len(question) > limits.max_characters:
         raise UserError(f"the question is longer than {limits.max_characters} characters; shorten it")
-    pieces = marked_pieces(question)
+    pieces = split_question(question)
     begun = time.monotonic()
     samples = decode_upload(data, limits)
     with within(limits.timeout, loaded.model):

@@ -20,7 +20,7 @@ from uniaudio.data.row_questions import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.embedding import length_batches
+from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, length_batches
 from uniaudio.evaluate.probing.task_rows import TaskRows, first_reason
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
@@ -30,7 +30,6 @@ from uniaudio.types import SAMPLE_RATE
 Protocol = Literal["masked", "xares"]
 Clip = NDArray[np.int16]
 Advance = Callable[[int, float], None]  # clips done and their seconds of audio
-LONGEST = 600.0  # seconds of a clip; probes take clips of any usual length
 BATCH_SECONDS = 60.0  # encoded at a time
 NO_CLIP: Clip = np.zeros(0, np.int16)
 WINDOW_SECONDS = 1800.0  # decoded at a time and sorted by length
@@ -151,7 +150,7 @@ def drop_unread(rows: TaskRows, states: Sequence[Embedded]) -> tuple[TaskRows, l
 def why_unusable(row: Row, rows: TaskRows) -> Skip:
     """Return why the clip of a row has no embedding."""
     try:
-        decode_clips(row, LONGEST)
+        decode_clips(row, MAX_CLIP_SECONDS)
     except RowError as problem:
         return Skip.of(rows.card.name, row.key, problem)
     raise UserError(f"task {rows.name}: {row.key} changed while it was probed; start again")
@@ -201,7 +200,7 @@ class ClipReader:
         for number, row in enumerate(self.rows.rows()):
             notices: list[str] = []
             try:
-                (clip,) = decode_clips(row, LONGEST, notices)
+                (clip,) = decode_clips(row, MAX_CLIP_SECONDS, notices)
             except RowError as problem:
                 self.skips[number] = Skip.of(self.rows.card.name, row.key, problem)
                 continue

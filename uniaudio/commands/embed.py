@@ -1,0 +1,56 @@
+"""The command `embed`: one vector per audio file, and its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from uniaudio.build.embedder import load_embedder
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.audio import decode
+from uniaudio.data.clip_notices import ADVICE
+from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
+
+
+def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust: Trust = NO_TRUST) -> None:
+    """Write ``files``, ``embeddings [C, E]``, ``frame_rate`` and, on request, ``frames_0 ...`` to an NPZ file.
+
+    A file that cannot be used is named on the console and left out, and so is what is odd about a clip.
+
+    Raises:
+        UserError: when no file can be used, before a model is loaded.
+    """
+    console = Console()
+    used: list[str] = []
+    clips: list[NDArray[np.int16]] = []
+    refusals: list[RowError] = []
+    for file in files:
+        notices: list[str] = []
+        try:
+            clips.append(decode(file, MAX_CLIP_SECONDS, str(file), notices=notices))
+            used.append(str(file))
+        except RowError as problem:
+            refusals.append(problem)
+            console.print(f"{file} is left out: {problem}", style="yellow", highlight=False, markup=False)
+        for kind in dict.fromkeys(notices):
+            console.print(f"{file}: {kind}: {ADVICE[kind]}", style="yellow", highlight=False, markup=False)
+    if not clips:
+        raise UserError(f"none of {len(files)} file(s) can be used; the first: {refusals[0]}")
+    embedder = load_embedder(spec, trust=trust)
+    arrays: dict[str, Any] = {
+        "files": np.array(used),
+        "embeddings": embedder.embed(clips),
+        "frame_rate": np.array(embedder.frame_rate),
+    }
+    if frames:
+        arrays |= {f"frames_{i}": value for i, value in enumerate(embedder.embed(clips, pool="none"))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out, **arrays)
+    left_out = f", {len(refusals)} file(s) left out" if refusals else ""
+    console.print(f"{out}: {len(clips)} clip(s), {embedder.dim} dimensions{left_out}")
