@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from uniaudio import __version__
 from uniaudio.cli import app
 from uniaudio.config.strict_yaml import parse
 
@@ -48,6 +49,20 @@ def in_nav(entry):
         return [entry]
     parts = entry.values() if isinstance(entry, dict) else entry
     return [file for part in parts for file in in_nav(part)]
+
+
+def test_files_that_contributing_names_exist():
+    text = re.sub(r"```.*?```", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
+    paths = [name for name in re.findall(r"`([\w./-]+)`", text) if "/" in name]
+    assert len(paths) > 30
+    missing = [
+        name for name in paths if not (ROOT / name).exists() and not (ROOT / "uniaudio" / name).exists()
+    ]
+    assert missing == []
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 def test_the_site_shows_every_page_once():
