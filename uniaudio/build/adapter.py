@@ -12,10 +12,10 @@ from uniaudio.config.adapters import (
 )
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.conv import ConvAdapter
+from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
 from uniaudio.model.adapters.qformer import QueryAdapter
 from uniaudio.model.adapters.stack import StackAdapter
-from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.encoders.base import AudioEncoder
 
 

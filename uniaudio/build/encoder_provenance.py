@@ -9,14 +9,14 @@ from typing import Any
 
 from uniaudio import __version__
 from uniaudio.build.encoders import AVERAGED, checkpoint_folder
-from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.build.model import stage_recipes
+from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import short_names
 from uniaudio.report.answers import checked_answers
-from uniaudio.report.run_folder import read_json
 from uniaudio.report.results import short_model
+from uniaudio.report.run_folder import read_json
 from uniaudio.report.scores import ScoreTable, names_folder, read_scores, tell_apart
 
 PART = "encoder "  # what the names of the encoders' bases begin with

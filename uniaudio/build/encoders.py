@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from uniaudio.build.fusion import fuse
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -16,11 +17,10 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import HF_AUTO, family_of, is_local, load_audio_encoder, own_class
 from uniaudio.model.encoders.weights import RANDOM, stock_config
-from uniaudio.build.fusion import fuse
 from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
-from uniaudio.train.checkpoint.store import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
+from uniaudio.train.checkpoint.store import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
 from uniaudio.train.trainable import Structure, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from uniaudio.build.activation_checkpointing import part_of, parts_set_to
+from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import (
     build_encoder,
     default_device,
@@ -17,18 +19,15 @@ from uniaudio.build.encoders import (
     open_checkpoint,
     stored_config,
 )
-from uniaudio.build.activation_checkpointing import part_of, parts_set_to
-from uniaudio.config.search_paths import environment_for
 from uniaudio.config.run import DecoderConfig, RunConfig
+from uniaudio.config.search_paths import environment_for
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.tiny.text_lm import miniature_decoder
 from uniaudio.model.adapters.base import Adapter
-from uniaudio.build.adapter import make_adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.whisper_decoder import (
@@ -39,6 +38,7 @@ from uniaudio.model.whisper_decoder import (
     load_whisper_decoder,
 )
 from uniaudio.outputs import apply_umask
+from uniaudio.tiny.text_lm import miniature_decoder
 from uniaudio.train.checkpoint.store import Checkpoint, check_bases
 from uniaudio.train.trainable import go_through_stages, put_tensors
 

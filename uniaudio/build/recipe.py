@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uniaudio.config.search_paths import find_file
 from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError

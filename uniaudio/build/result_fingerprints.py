@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.build.encoders import AVERAGED, checkpoint_folder, encoder_identity
-from uniaudio.tensor_cache import model_digest
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.train.checkpoint.store import is_whole, step_folders
+from uniaudio.tensor_cache import model_digest
 from uniaudio.train.checkpoint.integrity import EMA
+from uniaudio.train.checkpoint.store import is_whole, step_folders
 
 
 def fingerprint_checkpoint(spec: str) -> str:

@@ -10,13 +10,13 @@ from rich.console import Console
 from torch import nn
 
 from uniaudio.config.run import RunConfig
+from uniaudio.data.batching import Mixture
+from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import PlanState, StepBatch, make_loader, sharing
 from uniaudio.data.permutation import number
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import as_audio_lm
