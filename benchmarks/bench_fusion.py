@@ -72,7 +72,7 @@ class DenseMowe(MoweEncoder):
         frames = []
         for index, name in enumerate(self.pool):
             heard = self.run(name, audio, layers=False, masks=masks).frames
-            frames.append(self.project[index](self.aligned(name, [heard], base.lengths)[0].values))
+            frames.append(self.project[index](self.align_states(name, [heard], base.lengths)[0].values))
         return [
             sum((pick == i)[:, None] * weight * one for i, one in enumerate(frames))
             for pick, weight in zip(chosen, weights, strict=True)

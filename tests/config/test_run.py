@@ -61,7 +61,7 @@ def test_a_config_inherits(tone_run):
 def test_the_resolved_config_reads_back(tone_run, tmp_path):
     config = load_run(tone_run, ["train.max_steps=3"])
     config.save(tmp_path / "again.yaml")
-    assert load_run(tmp_path / "again.yaml").resolved() == config.resolved()
+    assert load_run(tmp_path / "again.yaml").resolve_values() == config.resolve_values()
 
 
 def test_unknown_names_get_the_nearest_one():
@@ -79,7 +79,7 @@ def test_paths_and_recipes_mean_the_same_from_anywhere(tone_run, tmp_path, monke
     config.save(saved)
     monkeypatch.chdir(saved.parent)
     again = load_run("config.yaml")
-    assert again.resolved() == config.resolved()
+    assert again.resolve_values() == config.resolve_values()
     assert load_recipe(again.stages[0].recipe, near=again.folder).train
     assert Path(again.encoders["whisper"].path).is_dir()
 

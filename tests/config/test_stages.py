@@ -31,7 +31,7 @@ def test_a_stage_reads_back_from_the_saved_config(tone_run, tmp_path):
     config = load_run(tone_run, [stages(full, {"name": "two"}), "guard={sets: {t: tones}, every: 2}"])
     config.save(tmp_path / "saved.yaml")
     again = load_run(tmp_path / "saved.yaml")
-    assert again.resolved() == config.resolved()
+    assert again.resolve_values() == config.resolve_values()
     stage = again.stages[0]
     assert list(stage.train) == ["^encoder", "layers\\.1"]  # their order is what decides
     assert (stage.continual.ewc.examples, stage.continual.ewc.on) == (3, "layers")

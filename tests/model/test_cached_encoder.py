@@ -8,11 +8,11 @@ import torch
 from conftest import tiny_whisper
 
 from uniaudio.feature_cache import FeatureStore, clip_key, with_known_frames
-from uniaudio.model.cached_encoder import recall_frames, recalled_stores
+from uniaudio.model.cached_encoder import attach_frame_cache, list_frame_stores
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.encoder import FusedEncoder
-from uniaudio.model.fusion.mix import ScalarMix
 from uniaudio.model.fusion.mowe import MoweEncoder
+from uniaudio.model.fusion.simple import ScalarMix
 from uniaudio.ragged import Ragged
 
 LENGTHS = (4000, 9000, 2500, 7000, 700)
@@ -51,7 +51,7 @@ class Heard:
             return real(audio, layers=layers, masks=masks)
 
         encoder.forward = forward
-        recall_frames(encoder, store, self.tell)
+        attach_frame_cache(encoder, store, self.tell)
 
     def tell(self, store, keys, frames):
         for key, row in zip(keys, frames.rows(), strict=True):
@@ -111,7 +111,7 @@ def test_layers_masks_and_plain_samples_go_to_the_encoder():
 @torch.no_grad()
 def test_a_copy_recalls_with_its_own_weights():
     encoder = whisper()
-    recall_frames(encoder, FeatureStore("e"), print)
+    attach_frame_cache(encoder, FeatureStore("e"), print)
     twin = copy.deepcopy(encoder)
     twin.whisper.layer_norm.bias += 1
     moved = twin(audio()).frames.values - encoder(audio()).frames.values
@@ -138,7 +138,7 @@ def test_parts_of_a_fused_encoder_recall_each_their_own(make, names):
     wanted = encoder(audio()).frames.values
     stores = tuple(FeatureStore(name) for name in names)
     heard = [Heard(encoder.encoders[name], store) for name, store in zip(names, stores, strict=True)]
-    assert recalled_stores(encoder) == stores
+    assert list_frame_stores(encoder) == stores
     encoder(with_known_frames(audio(9000, 2500), stores))
     for _ in range(2):
         frames = encoder(with_known_frames(audio(), stores)).frames.values
@@ -160,7 +160,7 @@ def test_whatever_is_known_no_value_of_the_device_is_read(known, monkeypatch):
     clips = with_known_frames(audio(), (store,))
     assert clips.looked_up == (len(known), 5)
     told = []
-    recall_frames(encoder, store, lambda store, keys, frames: told.append((keys, frames)))
+    attach_frame_cache(encoder, store, lambda store, keys, frames: told.append((keys, frames)))
     linear = torch.nn.Linear(64, 3)
     for module in (encoder, linear):
         module.to("meta")

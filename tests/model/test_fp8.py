@@ -12,7 +12,14 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.thin import Clip
 from uniaudio.model import fp8
 from uniaudio.model.decoder import TextDecoder, load_decoder
-from uniaudio.model.fp8 import Float8Linear, product, refuse_without_units, rounded, to_float8, unit_product
+from uniaudio.model.fp8 import (
+    Float8Linear,
+    product,
+    quantize_rows,
+    refuse_without_units,
+    to_float8,
+    unit_product,
+)
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 
@@ -67,7 +74,7 @@ def test_numbers_are_those_of_the_dtype():
 
 def test_rounding_takes_the_nearest_number_and_the_largest_value_stays():
     values = random(6, 40)
-    numbers, scale = rounded(torch.tensor(values, dtype=torch.float32))
+    numbers, scale = quantize_rows(torch.tensor(values, dtype=torch.float32))
     found = numbers.double() * scale.double()
     np.testing.assert_allclose(found, in_e4m3(values), rtol=1e-6)
     largest = np.abs(values).max(1, keepdims=True)
@@ -80,7 +87,7 @@ def test_rounding_takes_the_nearest_number_and_the_largest_value_stays():
 @pytest.mark.parametrize("size", [0.0, 1e-24, 1e24])
 def test_rows_of_any_size(size):
     values = torch.tensor(random(3, 32, spread=0.5), dtype=torch.float32) * size
-    numbers, scale = rounded(values)
+    numbers, scale = quantize_rows(values)
     assert (numbers.float() * scale - values).abs().max() <= values.abs().max() / 16
 
 
@@ -145,7 +152,7 @@ def test_what_is_not_finite_stays_so():
 
 def test_the_operation_of_the_units_gives_the_same_product():
     """On a CPU the same call that a GPU gets, with output in float32."""
-    left, right = rounded(torch.randn(7, 64)), rounded(torch.randn(48, 64))
+    left, right = quantize_rows(torch.randn(7, 64)), quantize_rows(torch.randn(48, 64))
     try:
         found = unit_product(*left, *right, torch.float32)
     except RuntimeError:

@@ -32,7 +32,7 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.label_scores import label_log_likelihoods
-from uniaudio.model.tree_attention import Branches, grouped
+from uniaudio.model.tree_attention import Branches, group_by_length
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, load_whisper_decoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import Example
@@ -138,7 +138,7 @@ def test_branches_see_their_row_and_themselves(lengths, monkeypatch):
 
 def test_groups_hold_whole_branches(monkeypatch):
     monkeypatch.setattr(branches, "GROUP", 5)
-    assert grouped([3, 2, 1, 9, 4, 1]) == [(0, 5), (5, 6), (6, 15), (15, 20)]
+    assert group_by_length([3, 2, 1, 9, 4, 1]) == [(0, 5), (5, 6), (6, 15), (15, 20)]
 
 
 def examples(seconds=(3000, 20_000, 999)):
@@ -196,7 +196,7 @@ def test_whispers_own_decoder(tmp_path, whisper, chat_tokenizer, dtype):
     batch = collate_prompts(examples(), format, model.slots_for, ("t",))
     labels = [format.answer(text) for text in ("low", "high", "low and high")]
     found = model.label_log_likelihoods(batch, packed_labels(labels))
-    heard, _ = model.listen(batch, model.decoder.embed(batch.tokens.values))
+    heard, _ = model.encode_prompts(batch, model.decoder.embed(batch.tokens.values))
     frames, rows = heard.rows(), batch.tokens.rows()
 
     def alone(b, prefix, ids):

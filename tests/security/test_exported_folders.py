@@ -9,7 +9,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders import exported
 from uniaudio.model.encoders.registry import FAMILIES, load_audio_encoder
-from uniaudio.model.init_args import Recorded
+from uniaudio.model.init_args import InitArgsModule
 
 WHISPER = "transformers.models.whisper.modeling_whisper:WhisperEncoder"
 
@@ -93,7 +93,7 @@ def test_every_part_of_the_package_is_listed_or_abstract():
     def made_of(kind):
         return {sub for direct in kind.__subclasses__() for sub in {direct, *made_of(direct)}}
 
-    known = {kind for kind in made_of(Recorded) if kind.__module__.startswith("uniaudio.")}
+    known = {kind for kind in made_of(InitArgsModule) if kind.__module__.startswith("uniaudio.")}
     assert {kind.__name__ for kind in known - listed} <= abstract
 
 

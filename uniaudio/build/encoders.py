@@ -15,7 +15,7 @@ from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.registry import HF_AUTO, family_of, is_local, load_audio_encoder, own_class
+from uniaudio.model.encoders.registry import HF_AUTO, family_of, is_local, load_audio_encoder, import_encoder_class
 from uniaudio.model.encoders.weights import RANDOM, stock_config
 from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
@@ -166,7 +166,7 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
     """
     if ":" in settings.kind:
         if trust.code:
-            own_class(settings, where, trust)
+            import_encoder_class(settings, where, trust)
         return None
     if is_run(settings.path):
         return None

@@ -13,8 +13,8 @@ from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.explicit import ExplicitInjection
 from uniaudio.model.fusion.gate import GateFusion
 from uniaudio.model.fusion.hconv import HconvFusion
-from uniaudio.model.fusion.linear import ConcatFusion, SumFusion
-from uniaudio.model.fusion.mix import ScalarMix
+from uniaudio.model.fusion.simple import ConcatFusion, SumFusion
+from uniaudio.model.fusion.simple import ScalarMix
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
 from uniaudio.model.fusion.stft_residual import StftBranch

@@ -20,7 +20,7 @@ from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import as_audio_lm
-from uniaudio.model.cached_encoder import recalled_stores
+from uniaudio.model.cached_encoder import list_frame_stores
 from uniaudio.train.adaptive_mixture import Balance, shares
 from uniaudio.types import Batch
 
@@ -105,7 +105,7 @@ class StageData:
             data.workers,
             data.prefetch,
             PlanState.from_json(state) if state else None,
-            recalled_stores(model),
+            list_frame_stores(model),
         )
 
     def examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:

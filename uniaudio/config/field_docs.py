@@ -48,9 +48,9 @@ def declared_fields(record: type[Strict]) -> dict[str, FieldText | None]:
 
 def document_record(record: type[Strict]) -> FieldText:
     """Return the documentation of a record; the commands are those of the nearest record it derives from that says."""
-    own = parse_text(record.__doc__ or "")
+    text = parse_text(record.__doc__ or "")
     commands = (parse_text(parent.__doc__ or "").read_by for parent in lineage(record))
-    return FieldText(own.text, next((names for names in commands if names), ()))
+    return FieldText(text.text, next((names for names in commands if names), ()))
 
 
 def document_fields(record: type[Strict]) -> dict[str, FieldText]:
@@ -110,5 +110,7 @@ def record_places(root: type[Strict]) -> dict[type[Strict], list[str]]:
 
 def reachable_records(root: type[Strict]) -> list[type[Strict]]:
     """Return the records that values of a file can be: those of ``record_places`` that are no mere parents."""
-    found = list(record_places(root))
-    return [record for record in found if root is record or not any(record in lineage(o)[1:] for o in found)]
+    places = list(record_places(root))
+    return [
+        record for record in places if root is record or not any(record in lineage(o)[1:] for o in places)
+    ]

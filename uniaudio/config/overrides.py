@@ -29,20 +29,20 @@ def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str
     if not isinstance(base, str):
         raise UserError(f"{path}: base: must be the name or path of one file, got {base!r}")
     parent = find_file(kind, base, path.parent)
-    return merged(read_layers(parent, kind, (*seen, path.resolve())), data)
+    return merge_mappings(read_layers(parent, kind, (*seen, path.resolve())), data)
 
 
-def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def merge_mappings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``own`` laid over it.
 
     A mapping that names another ``kind`` replaces the base's: the settings of one kind mean nothing to another.
     """
-    if "kind" in own and own["kind"] != base.get("kind", own["kind"]):
-        return dict(own)
+    if "kind" in override and override["kind"] != base.get("kind", override["kind"]):
+        return dict(override)
     result = dict(base)
-    for key, value in own.items():
+    for key, value in override.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = merge_mappings(result[key], value) if both else value
     return result
 
 

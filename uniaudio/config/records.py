@@ -101,11 +101,11 @@ def of_kind(annotation: Any, tag: int | str) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         field = annotation.model_fields.get("kind")
         return annotation if field is not None and tag in get_args(field.annotation) else None
-    return next((found for part in get_args(annotation) if (found := of_kind(part, tag))), None)
+    return next((record for part in get_args(annotation) if (record := of_kind(part, tag))), None)
 
 
 def first_record(annotation: Any) -> type[BaseModel] | None:
     """Return the record inside ``X``, ``X | None``, ``list[X]``, ``tuple[X, ...]`` or ``dict[str, X]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := first_record(part))), None)
+    return next((record for part in get_args(annotation) if (record := first_record(part))), None)

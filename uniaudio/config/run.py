@@ -314,14 +314,14 @@ class RunConfig(Strict):
 
     def trust_settings(self) -> dict[str, Any]:
         """Return the settings that decide what a run executes and reads, as plain values."""
-        told = self.resolved()
+        values = self.resolve_values()
         keys = ("kind", "path", "revision", "trust_remote_code", "settings", "miniature")
-        parts = {**told["encoders"], "": told["decoder"]}
+        parts = {**values["encoders"], "": values["decoder"]}
         chosen = {name: {key: part.get(key) for key in keys} for name, part in parts.items()}
         recipes = [
-            [stage["recipe"], (stage["continual"]["ewc"] or {}).get("recipe")] for stage in told["stages"]
+            [stage["recipe"], (stage["continual"]["ewc"] or {}).get("recipe")] for stage in values["stages"]
         ]
-        sets = (told["guard"] or {}).get("sets")
+        sets = (values["guard"] or {}).get("sets")
         return {"decoder": chosen.pop(""), "encoders": chosen, "recipes": recipes, "sets": sets}
 
     def as_written(self, path: str) -> str:
@@ -337,17 +337,17 @@ class RunConfig(Strict):
         planned = sum(count for count in steps if count is not None)
         return min(planned, self.train.max_steps or planned)
 
-    def resolved(self) -> dict[str, Any]:
+    def resolve_values(self) -> dict[str, Any]:
         """Return plain values from which the same config can be read again.
 
         What came from the environment stays the name of its variable: it may be secret, and files are shown around.
         """
-        told: dict[str, Any] = self.model_dump(mode="json")
-        return replaced_texts(told, self._written) if self._written else told
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return replaced_texts(values, self._written) if self._written else values
 
     def save(self, path: Path) -> None:
         """Write the resolved config as YAML."""
-        path.write_text(dump_yaml(self.resolved()), encoding="utf-8")
+        path.write_text(dump_yaml(self.resolve_values()), encoding="utf-8")
 
 
 def replaced_texts(value: Any, texts: Mapping[str, str]) -> Any:
@@ -416,7 +416,7 @@ def expand_paths(config: RunConfig, path: Path, environment: bool = True) -> Run
     """
     texts: dict[str, str] = {}
 
-    def expanded(text: str, key: str) -> str:
+    def expand_text_path(text: str, key: str) -> str:
         if VARIABLE.search(text) is None:
             return expand_path(text, path.parent, f"{path}: {key}")
         if not environment:
@@ -426,20 +426,22 @@ def expand_paths(config: RunConfig, path: Path, environment: bool = True) -> Run
         return resolved
 
     encoders = {
-        name: encoder.model_copy(update={"path": expanded(encoder.path, f"encoders.{name}.path")})
+        name: encoder.model_copy(update={"path": expand_text_path(encoder.path, f"encoders.{name}.path")})
         if encoder.path
         else encoder
         for name, encoder in config.encoders.items()
     }
-    decoder = config.decoder.model_copy(update={"path": expanded(config.decoder.path, "decoder.path")})
+    decoder = config.decoder.model_copy(
+        update={"path": expand_text_path(config.decoder.path, "decoder.path")}
+    )
     small = decoder.miniature
     if small is not None and small.extra_texts is not None:
-        extra = expanded(small.extra_texts, "decoder.miniature.extra_texts")
+        extra = expand_text_path(small.extra_texts, "decoder.miniature.extra_texts")
         decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": extra})})
     stages = tuple(with_portable_recipes(stage, path.parent) for stage in config.stages)
     guard = config.guard
     if guard is not None:
-        sets = {name: expanded(folder, f"guard.sets.{name}") for name, folder in guard.sets.items()}
+        sets = {name: expand_text_path(folder, f"guard.sets.{name}") for name, folder in guard.sets.items()}
         guard = guard.model_copy(update={"sets": sets})
     changed = config.model_copy(
         update={"encoders": encoders, "decoder": decoder, "stages": stages, "guard": guard}

@@ -79,8 +79,8 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
         file = folder / f"{stem}.yaml"
         if file.is_file() and is_of_kind(file, kind):
             return file
-    found = {file for folder in folders for file in folder.glob("*.yaml")}
-    known = sorted({file.stem for file in found if is_of_kind(file, kind)})
+    files = {file for folder in folders for file in folder.glob("*.yaml")}
+    known = sorted({file.stem for file in files if is_of_kind(file, kind)})
     raise UserError(
         f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}"
     )
@@ -114,9 +114,9 @@ def realdata_root() -> Path | None:
 
 def cache_root() -> Path:
     """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
-    own = os.environ.get("UNIAUDIO_CACHE")
-    if own:
-        return Path(own)
+    folder = os.environ.get("UNIAUDIO_CACHE")
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniaudio"
 
 

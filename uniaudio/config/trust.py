@@ -115,11 +115,11 @@ def code_fingerprint(part: Mapping[str, Any]) -> list[str]:
     elif part.get("trust_remote_code"):
         folder = Path(str(part.get("path", "")).removeprefix("random:"))
         files = sorted(folder.glob("*.py")) if folder.is_dir() else []
-    found = []
+    pairs = []
     for file in files:
         with suppress(OSError):
-            found.append(f"{file.resolve()} {hashlib.sha256(file.read_bytes()).hexdigest()}")
-    return found
+            pairs.append(f"{file.resolve()} {hashlib.sha256(file.read_bytes()).hexdigest()}")
+    return pairs
 
 
 def module_files(name: str) -> list[Path]:

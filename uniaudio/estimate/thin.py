@@ -29,7 +29,7 @@ from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import build_on_meta, refuse_unusable_class
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import RemoteAudioEncoder
-from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config, with_own_attention
+from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config, with_stock_attention
 from uniaudio.model.fp8 import FP8, to_float8
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.tiny.text_lm import qwen_config
@@ -258,7 +258,7 @@ def thin_decoder(
         f"decoder: one layer of a {architecture.model_type} model cannot be built to count what it costs"
     ):
         lm = AutoModelForCausalLM.from_config(
-            with_own_attention(architecture), dtype=torch.float32 if settings.train == "full" else dtype
+            with_stock_attention(architecture), dtype=torch.float32 if settings.train == "full" else dtype
         )
     decoder = TextDecoder(lm, settings.attention)
     if settings.dtype == FP8:

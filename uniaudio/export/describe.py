@@ -8,7 +8,7 @@ from typing import Any
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from uniaudio.errors import UserError
-from uniaudio.model.init_args import Recorded, Stock
+from uniaudio.model.init_args import InitArgsModule, Stock
 from uniaudio.model.rebuild import STOCK, STOCK_EXTRACTORS, STOCK_MODELS
 
 OWN = "uniaudio."
@@ -23,7 +23,7 @@ def describe(value: Any) -> Any:
     Raises:
         UserError: for code that is neither of this package nor of transformers, naming the class.
     """
-    if isinstance(value, Recorded):
+    if isinstance(value, InitArgsModule):
         given = {name: describe(argument) for name, argument in value.made_with.items()}
         return {"part": place(type(value), OWN), "given": given}
     if isinstance(value, Stock):

@@ -24,11 +24,12 @@ class ReadPrompts:
     """What a model keeps of the prompts of a batch, so that several questions of it encode the clips once.
 
     Args:
-        text: the decoder's input rows ``[T, D]``. heard: the frames that every prompt hears by cross attention.
+        text: the decoder's input rows ``[T, D]``.
+        cross_frames: the frames that every prompt attends to by cross attention.
     """
 
     text: Ragged
-    heard: Ragged | None = None
+    cross_frames: Ragged | None = None
 
 
 class AudioLM(nn.Module):
@@ -245,11 +246,12 @@ def question_means(batch: Batch, text: Tensor) -> Tensor:
     """Return for every clip the mean embedding ``[C, D]`` of the text tokens of the question about it."""
     starts = torch.repeat_interleave(batch.tokens.offsets[:-1], batch.tokens.lengths)
     ends = torch.repeat_interleave(batch.prompt_lengths, batch.tokens.lengths)
-    asked = (torch.arange(len(starts)) - starts < ends).to(text.device)
-    asked = asked.index_fill(0, batch.audio_positions, False)[:, None]
-    sums = batch.tokens.with_values(text * asked).mean() * batch.tokens.lengths.to(text.device)[:, None]
+    is_answer = (torch.arange(len(starts)) - starts < ends).to(text.device)
+    is_answer = is_answer.index_fill(0, batch.audio_positions, False)[:, None]
+    sums = batch.tokens.with_values(text * is_answer).mean() * batch.tokens.lengths.to(text.device)[:, None]
     counts = (
-        batch.tokens.with_values(asked.to(text.dtype)).mean() * batch.tokens.lengths.to(text.device)[:, None]
+        batch.tokens.with_values(is_answer.to(text.dtype)).mean()
+        * batch.tokens.lengths.to(text.device)[:, None]
     )
     return (sums / counts.clamp(min=1))[batch.clip_example.to(text.device)]
 
@@ -259,8 +261,8 @@ def choices_by_task(stats: Mapping[str, Tensor], batch: Batch) -> dict[str, Tens
     if not stats:
         return {}
     task = batch.example_task[batch.clip_example].to(next(iter(stats.values())).device)
-    found = {}
+    choices = {}
     for name, values in stats.items():
         columns = torch.stack([values.detach().float(), torch.ones_like(values, dtype=torch.float32)], 1)
-        found[name] = columns.new_zeros(len(batch.tasks), 2).index_add(0, task, columns)
-    return found
+        choices[name] = columns.new_zeros(len(batch.tasks), 2).index_add(0, task, columns)
+    return choices

@@ -16,7 +16,7 @@ from uniaudio.types import Encoded
 Tell = Callable[[FeatureStore, Sequence[str], Ragged], None]
 
 
-class Recall:
+class CachedForward:
     """Takes the place of an encoder's ``forward``: known frames come with the clips, the others are computed.
 
     Where all are known, nothing of the encoder runs. Statistics (``Encoded.stats``) are not kept. Hidden states and
@@ -40,11 +40,11 @@ class Recall:
         missing = (known.lengths == 0).nonzero()[:, 0]
         if not len(missing):
             return Encoded(self.as_read(known))
-        asked = audio if len(missing) == len(audio) else audio.select(missing)
-        frames = self.compute(asked).frames
-        self.tell(self.store, asked.keys, frames)
+        unknown = audio if len(missing) == len(audio) else audio.select(missing)
+        frames = self.compute(unknown).frames
+        self.tell(self.store, unknown.keys, frames)
         frames = self.as_read(frames)
-        return Encoded(frames if asked is audio else joined(self.as_read(known), frames, missing))
+        return Encoded(frames if unknown is audio else merge_frames(self.as_read(known), frames, missing))
 
     def as_read(self, frames: Ragged) -> Ragged:
         """Return frames as they are when they come from the disk, so that every epoch trains on the same."""
@@ -53,7 +53,7 @@ class Recall:
         return frames.with_values(frames.values.to(self.store.dtype).float())
 
 
-def joined(known: Ragged, computed: Ragged, missing: Tensor) -> Ragged:
+def merge_frames(known: Ragged, computed: Ragged, missing: Tensor) -> Ragged:
     """Return the frames of all clips in order.
 
     Args:
@@ -66,13 +66,13 @@ def joined(known: Ragged, computed: Ragged, missing: Tensor) -> Ragged:
     return both.select(torch.cat([there, missing]).argsort())
 
 
-def recall_frames(encoder: AudioEncoder, store: FeatureStore, tell: Tell) -> None:
+def attach_frame_cache(encoder: AudioEncoder, store: FeatureStore, tell: Tell) -> None:
     """Let an encoder look at what its clips bring along."""
     part: Any = encoder
-    part.forward = Recall(encoder, store, tell)
+    part.forward = CachedForward(encoder, store, tell)
 
 
-def recalled_stores(model: torch.nn.Module) -> tuple[FeatureStore, ...]:
+def list_frame_stores(model: torch.nn.Module) -> tuple[FeatureStore, ...]:
     """Return the stores of the encoders in a model that recall their frames, each once."""
     ways = [vars(part).get("forward") for part in model.modules()]
-    return tuple(dict.fromkeys(way.store for way in ways if isinstance(way, Recall)))
+    return tuple(dict.fromkeys(way.store for way in ways if isinstance(way, CachedForward)))

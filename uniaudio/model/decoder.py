@@ -232,9 +232,9 @@ class TextDecoder(nn.Module):
         ids = torch.arange(4, device=self.lm.device)[None] % self.lm.get_input_embeddings().num_embeddings
         hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()
-        own = self.logits(hidden)
-        if close(own, stock):
-            return torch.equal(own, self.lm.get_output_embeddings()(hidden))
+        logits = self.logits(hidden)
+        if close(logits, stock):
+            return torch.equal(logits, self.lm.get_output_embeddings()(hidden))
         raise UserError(
             f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states"
         )

@@ -23,7 +23,7 @@ SIZE = 16  # inputs and outputs must be multiples of it for the units
 CAPABILITY = (8, 9)  # of the first NVIDIA GPUs that have them
 
 
-def rounded(rows: Float[Tensor, "R K"]) -> tuple[Float8e4m3fn[Tensor, "R K"], Float[Tensor, "R 1"]]:
+def quantize_rows(rows: Float[Tensor, "R K"]) -> tuple[Float8e4m3fn[Tensor, "R K"], Float[Tensor, "R 1"]]:
     """Return every row in e4m3 and its scale; their product is ``rows`` again.
 
     It is off by 1/16 of a value at most, or by 2e-6 of the row's largest value where that is more. A row with a value
@@ -80,7 +80,7 @@ class FrozenProduct(torch.autograd.Function):
         scale: Float[Tensor, "O 1"],
     ) -> Float[Tensor, "T O"]:
         ctx.save_for_backward(weight, scale)  # not a view of it, which would keep what an engine has gathered
-        return product(*rounded(x), weight.view(E4M3), scale, x.dtype)
+        return product(*quantize_rows(x), weight.view(E4M3), scale, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "T O"]) -> tuple[Tensor, None, None]:
@@ -93,7 +93,7 @@ class FrozenProduct(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         turned = weight.view(E4M3).t().contiguous()
         ones = torch.ones(len(turned), 1, device=gradient.device)
-        return product(*rounded(gradient.float() * scale.T), turned, ones, gradient.dtype), None, None
+        return product(*quantize_rows(gradient.float() * scale.T), turned, ones, gradient.dtype), None, None
 
 
 class Float8Linear(nn.Module):
@@ -104,7 +104,7 @@ class Float8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight, scale = rounded(linear.weight.detach())
+        weight, scale = quantize_rows(linear.weight.detach())
         # parameters, so that they are counted, moved and spread over processes like all weights; as bytes, for not
         # every exchange between processes knows the dtype
         self.weight = nn.Parameter(weight.view(torch.uint8), requires_grad=False)
@@ -126,19 +126,19 @@ def to_float8(body: nn.Module) -> None:
         UserError: when there is none that could be replaced.
     """
     stacks = [part for part in body.modules() if isinstance(part, nn.ModuleList)]
-    found = {
+    replaced = {
         id(child): (parent, name, child)
         for stack in stacks
         for parent in stack.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear and not child.in_features % SIZE and not child.out_features % SIZE
     }
-    if not found:
+    if not replaced:
         raise UserError(
             f"decoder.dtype: fp8 needs linear maps with sizes that are multiples of {SIZE}, and the layers of "
             f"{type(body).__name__} have none; leave it out"
         )
-    for parent, name, child in found.values():
+    for parent, name, child in replaced.values():
         setattr(parent, name, Float8Linear(child))
 
 

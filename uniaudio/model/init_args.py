@@ -18,7 +18,7 @@ class Stock:
     config: Any
 
 
-class Recorded(nn.Module):
+class InitArgsModule(nn.Module):
     """Keeps the arguments of its constructor by name, stock modules as ``Stock``.
 
     Attributes:
@@ -33,10 +33,10 @@ class Recorded(nn.Module):
         given = inspect.signature(cls.__init__).bind_partial(made, *args, **kwargs).arguments
         named = {name: value for name, value in list(given.items())[1:] if name != "kwargs"}
         # past nn.Module, which takes no attributes before its own constructor ran
-        object.__setattr__(made, "made_with", {name: recorded(value) for name, value in named.items()})
+        object.__setattr__(made, "made_with", {name: record_argument(value) for name, value in named.items()})
         return made
 
 
-def recorded(value: Any) -> Any:
+def record_argument(value: Any) -> Any:
     """Return what is kept of an argument."""
     return Stock(type(value), value.config) if isinstance(value, PreTrainedModel) else value

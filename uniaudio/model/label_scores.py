@@ -47,16 +47,16 @@ def label_log_likelihoods(
     later, given = (every.index_fill(0, x, False).nonzero().flatten().to(device) for x in (starts, ends))
     inputs = Ragged(decoder.embed(ids[given]), labels.lengths - 1)
     if read is not None:
-        last, inside = branched(prefixes, inputs, read)
+        last, inside = read_branches(prefixes, inputs, read)
     else:
-        last, inside = continued(decoder, prefixes, inputs)
-    first = picked(decoder, last, ids[starts.to(device)].expand(len(last), count))
+        last, inside = continue_cache(decoder, prefixes, inputs)
+    first = gather_log_probabilities(decoder, last, ids[starts.to(device)].expand(len(last), count))
     following = ids[later].repeat(len(prefixes))[:, None]
-    rest = picked(decoder, inside, following).view(len(prefixes), -1)
+    rest = gather_log_probabilities(decoder, inside, following).view(len(prefixes), -1)
     return first.index_add(1, owner[later], rest)
 
 
-def branched(
+def read_branches(
     prefixes: Ragged, inputs: Ragged, read: Callable[[Ragged, Branches], Tensor]
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"]]:
     """Return the hidden state at the end of every prompt, and those of all labels behind each: N is B times theirs."""
@@ -69,7 +69,7 @@ def branched(
     return hidden[(ends - 1).to(hidden.device)], hidden[inside.to(hidden.device)]
 
 
-def continued(
+def continue_cache(
     decoder: Any, prefixes: Ragged, inputs: Ragged
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"]]:
     """Return what ``branched`` returns, for any causal LM: the labels continue the cache of each prompt.
@@ -85,11 +85,15 @@ def continued(
         last.append(read.last_hidden_state[0, -1])
         for first in range(0, len(inputs), TOGETHER):
             some = inputs.select(range(first, min(first + TOGETHER, len(inputs))))
-            inside.append(reread(lm, row, some) if cache is None else behind(lm, cache, len(row), some))
+            inside.append(
+                read_whole_rows(lm, row, some)
+                if cache is None
+                else read_after_cache(lm, cache, len(row), some)
+            )
     return torch.stack(last), torch.cat(inside)
 
 
-def behind(lm: Any, cache: DynamicCache, length: int, labels: Ragged) -> Tensor:
+def read_after_cache(lm: Any, cache: DynamicCache, length: int, labels: Ragged) -> Tensor:
     """Return the hidden states of labels that continue a copy of a cache of so many tokens."""
     cache = copy.deepcopy(cache)  # the model writes into it
     cache.batch_repeat_interleave(len(labels))
@@ -104,7 +108,7 @@ def behind(lm: Any, cache: DynamicCache, length: int, labels: Ragged) -> Tensor:
     return Ragged.from_padded(hidden, labels.lengths).values
 
 
-def reread(lm: Any, prefix: Tensor, labels: Ragged) -> Tensor:
+def read_whole_rows(lm: Any, prefix: Tensor, labels: Ragged) -> Tensor:
     """Return the hidden states of labels, each read behind the whole prompt."""
     hidden = []
     for label in labels.rows():
@@ -113,7 +117,9 @@ def reread(lm: Any, prefix: Tensor, labels: Ragged) -> Tensor:
     return torch.cat(hidden)
 
 
-def picked(decoder: Any, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N J"]) -> Float[Tensor, "N J"]:
+def gather_log_probabilities(
+    decoder: Any, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N J"]
+) -> Float[Tensor, "N J"]:
     """Return the log-probabilities of some tokens after each hidden state, a part of the logits at a time."""
     parts = []
     chunk = max(1, LOGITS // decoder.vocabulary)

@@ -38,17 +38,17 @@ def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
             "or full"
         )
     if targets == "qkv":
-        found = [name for name in linear if name.rsplit(".", 1)[-1] in QKV]
-        missing = [] if found else ["qkv"]
+        matches = [name for name in linear if name.rsplit(".", 1)[-1] in QKV]
+        missing = [] if matches else ["qkv"]
     else:
-        found = [name for name in linear if any(re.search(target, name) for target in targets)]
+        matches = [name for name in linear if any(re.search(target, name) for target in targets)]
         missing = [target for target in targets if not any(re.search(target, name) for name in linear)]
     if missing:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise UserError(
             f"lora.targets: '{missing[0]}' matches no linear map; there are {', '.join(known) or 'none'}"
         )
-    return found
+    return matches
 
 
 def add_lora(

@@ -38,7 +38,9 @@ class Branches:
         """Build from the lengths of rows and branches (int64, on the CPU)."""
         inside = torch.cat([torch.arange(n) for n in lengths.tolist()])
         positions = torch.cat([part for n in prefixes.tolist() for part in (torch.arange(n), inside + n)])
-        groups = tuple((a, b, block_mask(lengths, a, b).to(device)) for a, b in grouped(lengths.tolist()))
+        groups = tuple(
+            (a, b, block_mask(lengths, a, b).to(device)) for a, b in group_by_length(lengths.tolist())
+        )
         return cls(
             tuple(prefixes.tolist()),
             tuple(lengths.tolist()),
@@ -57,7 +59,7 @@ class Branches:
         return torch.tensor(self.prefixes, dtype=torch.int64) + self.inside
 
 
-def grouped(lengths: list[int]) -> list[tuple[int, int]]:
+def group_by_length(lengths: list[int]) -> list[tuple[int, int]]:
     """Cut the tokens of whole branches into groups of at most ``GROUP`` tokens (or one longer branch)."""
     groups: list[tuple[int, int]] = []
     start = end = 0
@@ -92,9 +94,9 @@ def branched_attention(
     for prefix, q, k, v in rows:
         parts.append(attend(q[:prefix], k[:prefix], v[:prefix], None, scale))
         for first, end, mask in branches.groups:
-            own = slice(prefix + first, prefix + end)
-            keys, values = (torch.cat([x[:prefix], x[own]]) for x in (k, v))
-            parts.append(attend(q[own], keys, values, F.pad(mask, (prefix, 0), value=True), scale))
+            branch = slice(prefix + first, prefix + end)
+            keys, values = (torch.cat([x[:prefix], x[branch]]) for x in (k, v))
+            parts.append(attend(q[branch], keys, values, F.pad(mask, (prefix, 0), value=True), scale))
     return torch.cat(parts)
 
 

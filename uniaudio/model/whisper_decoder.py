@@ -115,10 +115,12 @@ class WhisperTextDecoder(nn.Module):
             positions = (torch.arange(len(starts)) - starts).to(text.device, non_blocking=True)
         hidden = text.values + self.decoder.embed_positions.weight[positions]
         hidden = F.dropout(hidden, self.decoder.dropout, self.training)
-        asking = Segments.of(text.lengths, text.device, branches)
-        heard = Segments.of(frames.lengths, text.device)
+        query_segments = Segments.of(text.lengths, text.device, branches)
+        cross = Segments.of(frames.lengths, text.device)
         for layer in self.decoder.layers:
-            hidden = run_layer(self.recomputes, self.layer, layer, hidden, frames.values, asking, heard)
+            hidden = run_layer(
+                self.recomputes, self.layer, layer, hidden, frames.values, query_segments, cross
+            )
         return self.decoder.layer_norm(hidden)
 
     def losses(
@@ -133,13 +135,17 @@ class WhisperTextDecoder(nn.Module):
 
 
 def decoder_layer(
-    layer: Any, hidden: Float[Tensor, "T D"], frames: Float[Tensor, "A D"], asking: Segments, heard: Segments
+    layer: Any,
+    hidden: Float[Tensor, "T D"],
+    frames: Float[Tensor, "A D"],
+    query_segments: Segments,
+    cross: Segments,
 ) -> Float[Tensor, "T D"]:
     """Apply one stock pre-norm layer to packed rows: self attention, cross attention, feed-forward."""
     training = layer.training
-    mixed = attend(layer.self_attn, layer.self_attn_layer_norm(hidden), None, asking, asking)
+    mixed = attend(layer.self_attn, layer.self_attn_layer_norm(hidden), None, query_segments, query_segments)
     hidden = hidden + F.dropout(mixed, layer.dropout, training)
-    mixed = attend(layer.encoder_attn, layer.encoder_attn_layer_norm(hidden), frames, asking, heard)
+    mixed = attend(layer.encoder_attn, layer.encoder_attn_layer_norm(hidden), frames, query_segments, cross)
     hidden = hidden + F.dropout(mixed, layer.dropout, training)
     inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
     inner = layer.fc2(F.dropout(inner, layer.activation_dropout, training))
@@ -147,7 +153,11 @@ def decoder_layer(
 
 
 def attend(
-    attention: Any, hidden: Float[Tensor, "T D"], frames: Tensor | None, asking: Segments, heard: Segments
+    attention: Any,
+    hidden: Float[Tensor, "T D"],
+    frames: Tensor | None,
+    query_segments: Segments,
+    cross: Segments,
 ) -> Float[Tensor, "T D"]:
     """Apply the stock projections: causal among the text where there are no frames, else over the frames."""
     source = hidden if frames is None else frames.to(hidden.dtype)
@@ -161,7 +171,7 @@ def attend(
     )
     dropout = attention.dropout if attention.training else 0.0
     mixed = packed_attention(
-        query, key, value, asking, causal=frames is None, dropout=dropout, key_segments=heard
+        query, key, value, query_segments, causal=frames is None, dropout=dropout, key_segments=cross
     )
     return attention.out_proj(mixed.flatten(1))
 
@@ -181,10 +191,10 @@ class CrossAttentionLM(AudioLM):
     def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
         """Return the decoder's hidden states ``[T, D]`` over a packed batch, and what the encoder said."""
         text = self.decoder.embed(batch.tokens.values)
-        heard, encoded = self.listen(batch, text)
-        return self.decoder.hidden(batch.tokens.with_values(text), heard), encoded
+        cross, encoded = self.encode_prompts(batch, text)
+        return self.decoder.hidden(batch.tokens.with_values(text), cross), encoded
 
-    def listen(self, batch: Batch, text: Tensor) -> tuple[Ragged, Encoded]:
+    def encode_prompts(self, batch: Batch, text: Tensor) -> tuple[Ragged, Encoded]:
         """Return the frames ``[A, D]`` that every example hears, those of all its clips, and what the encoder said."""
         self.check_masks(batch)
         encoded = self.encode(batch, text)
@@ -199,7 +209,7 @@ class CrossAttentionLM(AudioLM):
     def read_prompts(self, prompts: Batch) -> ReadPrompts:
         """Encode the clips of prompts, for ``generate_ids`` and ``label_log_likelihoods``."""
         text = self.decoder.embed(prompts.tokens.values)
-        return ReadPrompts(prompts.tokens.with_values(text), self.listen(prompts, text)[0])
+        return ReadPrompts(prompts.tokens.with_values(text), self.encode_prompts(prompts, text)[0])
 
     @torch.no_grad()
     def label_log_likelihoods(
@@ -211,7 +221,7 @@ class CrossAttentionLM(AudioLM):
             self.decoder,
             known.text,
             labels,
-            lambda rows, branches: self.decoder.hidden(rows, known.heard, branches),
+            lambda rows, branches: self.decoder.hidden(rows, known.cross_frames, branches),
         )
 
     @torch.no_grad()
@@ -227,8 +237,8 @@ class CrossAttentionLM(AudioLM):
 
         An answer ends where the decoder's positions do.
         """
-        heard = (read or self.read_prompts(prompts)).heard
-        assert heard is not None
+        cross = (read or self.read_prompts(prompts)).cross_frames
+        assert cross is not None
         rows = [row.tolist() for row in prompts.tokens.rows()]
         new: list[list[int]] = [[] for _ in rows]
         for _ in range(max_new_tokens):
@@ -240,9 +250,9 @@ class CrossAttentionLM(AudioLM):
             if not going:
                 break
             ids = [torch.tensor(rows[i] + new[i]) for i in going]
-            text = Ragged.from_rows(ids).to(heard.device)
+            text = Ragged.from_rows(ids).to(cross.device)
             text = text.with_values(self.decoder.embed(text.values))
-            hidden = self.decoder.hidden(text, heard.select(going))
+            hidden = self.decoder.hidden(text, cross.select(going))
             best = self.decoder.logits(hidden[(text.offsets[1:] - 1).to(hidden.device)]).argmax(-1)
             for i, token in zip(going, best.tolist(), strict=True):
                 new[i].append(token)

@@ -14,7 +14,7 @@ import torch
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.feature_cache import FeatureStore
-from uniaudio.model.cached_encoder import recall_frames
+from uniaudio.model.cached_encoder import attach_frame_cache
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import model_digest
@@ -133,7 +133,7 @@ def keep_features(
     for model in models:
         parts = cached_parts(model.encoder, config)
         for name, store in stores.items():
-            recall_frames(parts[name], store, writer.put)
+            attach_frame_cache(parts[name], store, writer.put)
     return writer
 
 

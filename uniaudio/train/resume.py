@@ -112,7 +112,7 @@ def compare_configs(saved: RunConfig, config: RunConfig, position: Position) -> 
     """
     changes = [
         Change(key, before, now, effect_of(key, before, now, position))
-        for key, before, now in differences(saved.resolved(), config.resolved())
+        for key, before, now in differences(saved.resolve_values(), config.resolve_values())
         if not is_of_later_stage(key, position.stage)
     ]
     return [change for change in changes if change.effect is not Effect.NONE]

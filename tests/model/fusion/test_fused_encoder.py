@@ -12,7 +12,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.base import entropy
-from uniaudio.model.fusion.routers import smoothed
+from uniaudio.model.fusion.routers import smooth_weights
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.types import Encoded
@@ -186,7 +186,7 @@ def test_the_result_is_base_and_weighted_weak_frames_side_by_side():
     got = encoder(clips).frames
     for clip, frames in zip(clips.rows(), got.rows(), strict=True):
         alone = Ragged.from_rows([clip])
-        base = encoder.aligned(
+        base = encoder.align_states(
             "base", [encoder.encoders["base"](alone).frames], encoder.meeting_lengths(alone)
         )[0]
         r_ind = encoder.independent.theta.softmax(0)
@@ -196,14 +196,14 @@ def test_the_result_is_base_and_weighted_weak_frames_side_by_side():
         for weights in (r_ind, 0.9 * r_dep + 0.1 * (0.1 / 3)):
             best = int(weights.argmax())
             weak = encoder.encoders[f"weak{best}"](alone).frames
-            weak = encoder.aligned(f"weak{best}", [weak], encoder.meeting_lengths(alone))[0]
+            weak = encoder.align_states(f"weak{best}", [weak], encoder.meeting_lengths(alone))[0]
             parts.append(weights[best] * weak.values)
         torch.testing.assert_close(frames, torch.cat(parts, 1), atol=2e-6, rtol=0)
 
 
 def test_smoothing_is_as_printed():
     weights = torch.tensor([0.7, 0.2, 0.1])
-    torch.testing.assert_close(smoothed(weights, 0.9, 0.1 / 3), 0.9 * weights + 0.1 * 0.1 / 3)
+    torch.testing.assert_close(smooth_weights(weights, 0.9, 0.1 / 3), 0.9 * weights + 0.1 * 0.1 / 3)
 
 
 def test_routing_losses_equal_their_equation_for_any_cut():
@@ -212,7 +212,7 @@ def test_routing_losses_equal_their_equation_for_any_cut():
         encoder.independent.theta.copy_(torch.tensor([0.0, 1.0, 0.5]))
     clips = audio(16_000, 9_000, 20_000, 4_000)
     base = encoder.run("base", clips, False, None)
-    pooled = encoder.aligned("base", [base.frames], encoder.meeting_lengths(clips))[0].mean().detach()
+    pooled = encoder.align_states("base", [base.frames], encoder.meeting_lengths(clips))[0].mean().detach()
     rows = [(encoder.dependent.weigh.weight @ p + encoder.dependent.weigh.bias).softmax(0) for p in pooled]
     h_ind = entropy(encoder.independent.theta.softmax(0))
     h_dep = sum(-(r * r.log()).sum() for r in rows) / 4
@@ -279,7 +279,7 @@ def train_router(diversity, steps=150):
         collected.add(encoded.losses)
         extra, _ = collected.objective()
         read = encoder.dependent.read(
-            encoder.aligned(
+            encoder.align_states(
                 "base", [encoder.run("base", clips, False, None).frames], encoder.meeting_lengths(clips)
             )[0]
         )

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from uniaudio.errors import UserError
 from uniaudio.model.fusion.base import per_clip
 from uniaudio.model.fusion.hconv import HierarchicalConvolution, convolutions
-from uniaudio.model.fusion.linear import ConcatFusion, SumFusion
-from uniaudio.model.fusion.mix import ScalarMix
+from uniaudio.model.fusion.simple import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.wq import WqFusion
 from uniaudio.ragged import Ragged
 

@@ -55,12 +55,12 @@ class ConvAdapter(Adapter):
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         hidden = frames.with_values(self.norm(frames.values))
         for convolution in self.convolve:
-            hidden = halved(hidden, convolution)
+            hidden = convolve_rows(hidden, convolution)
             hidden = hidden.with_values(nn.functional.gelu(hidden.values))
         return hidden.with_values(self.out(hidden.values))
 
 
-def halved(frames: Ragged, convolution: nn.Module) -> Ragged:
+def convolve_rows(frames: Ragged, convolution: nn.Module) -> Ragged:
     """Convolve all clips in one buffer, each on the stride and with zeros around it."""
     assert isinstance(convolution, nn.Conv1d)
     reach = convolution.kernel_size[0] // 2

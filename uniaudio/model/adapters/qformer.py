@@ -36,22 +36,36 @@ class QueryLayer(nn.Module):
         self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(
-        self, queries: Float[Tensor, "Q H"], frames: Float[Tensor, "A H"], asking: Segments, heard: Segments
+        self,
+        queries: Float[Tensor, "Q H"],
+        frames: Float[Tensor, "A H"],
+        query_segments: Segments,
+        key_segments: Segments,
     ) -> Float[Tensor, "Q H"]:
         normed = self.norm_read(queries)
-        read = self.attend(self.read_q(normed), self.read_k(frames), self.read_v(frames), asking, heard)
+        read = self.attend(
+            self.read_q(normed), self.read_k(frames), self.read_v(frames), query_segments, key_segments
+        )
         queries = queries + self.read_out(read)
         if self.shares:
             normed = self.norm_share(queries)
             shared = self.attend(
-                self.share_q(normed), self.share_k(normed), self.share_v(normed), asking, asking
+                self.share_q(normed),
+                self.share_k(normed),
+                self.share_v(normed),
+                query_segments,
+                query_segments,
             )
             queries = queries + self.share_out(shared)
         return queries + self.feed(self.norm_feed(queries))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, asking: Segments, heard: Segments) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, query_segments: Segments, key_segments: Segments
+    ) -> Tensor:
         query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in (query, key, value))
-        return packed_attention(query, key, value, asking, causal=False, key_segments=heard).flatten(1)
+        return packed_attention(
+            query, key, value, query_segments, causal=False, key_segments=key_segments
+        ).flatten(1)
 
 
 class QueryAdapter(Adapter):
@@ -102,13 +116,13 @@ class QueryAdapter(Adapter):
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         lengths = frames.lengths.tolist()
         windows = lengths if self.window is None else [w for n in lengths for w in chunks_of(n, self.window)]
-        heard = Segments.of(windows, frames.device)
-        asking = Segments.of([len(self.queries)] * len(windows), frames.device)
+        key_segments = Segments.of(windows, frames.device)
+        query_segments = Segments.of([len(self.queries)] * len(windows), frames.device)
         placed = self.norm(self.project(frames.values))
         placed = placed + places(torch.tensor(windows, dtype=torch.int64), self.dim).to(placed)
         queries = self.queries.repeat(len(windows), 1).to(placed.dtype)
         for layer in self.layers:
-            queries = layer(queries, placed, asking, heard)
+            queries = layer(queries, placed, query_segments, key_segments)
         tokens = torch.tensor([self.num_tokens(n) for n in lengths], dtype=torch.int64)
         return Ragged(self.out(self.norm_out(queries)), tokens)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from uniaudio.model.init_args import Recorded
+from uniaudio.model.init_args import InitArgsModule
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
 
-class AudioEncoder(Recorded):
+class AudioEncoder(InitArgsModule):
     """Ragged waveforms in, ragged frames out; a clip's frames do not depend on the clips beside it.
 
     Attributes:

@@ -13,14 +13,14 @@ from transformers import ClapAudioConfig, ClapFeatureExtractor
 from transformers.models.clap.modeling_clap import ClapAudioModel
 
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.resampled import resampled
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     RANDOM,
     checkpoint_folder,
     fill,
     read_tensors,
-    with_own_attention,
     with_random_weights,
+    with_stock_attention,
 )
 from uniaudio.types import SAMPLE_RATE
 
@@ -54,7 +54,7 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         self.dim = first * 2 ** (self.stages - 1)
         self.layer_dims = (first, *(first * 2**stage for stage in range(self.stages - 1)), self.dim)
         self.frame_rate = self.times / extractor.max_length_s
-        self.train(model.training)  # a new module trains its batch norms until it is told not to
+        self.train(model.training)  # a new module trains its batch norms until it is set not to
 
     def frames_of(self, samples: int) -> int:
         """Return the times that begin within the sound, at least one."""
@@ -62,7 +62,7 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
         rate = self.extractor.sampling_rate
-        loud = [resampled(wave, rate) for wave in waves]
+        loud = [resample_to(wave, rate) for wave in waves]
         features = self.extractor(loud, sampling_rate=rate, return_tensors="pt").input_features
         output = self.model(
             self.on_device(features),
@@ -88,7 +88,7 @@ def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudi
         UserError: when there is no such folder, or a tensor is missing or unknown.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    config = with_own_attention(ClapAudioConfig.from_pretrained(folder))
+    config = with_stock_attention(ClapAudioConfig.from_pretrained(folder))
     model = with_random_weights(lambda: ClapAudioModel(config), seed)
     if not path.startswith(RANDOM):
         fill(model, saved_tensors(folder, model), folder)
@@ -97,9 +97,9 @@ def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudi
 
 def saved_tensors(folder: Path, model: ClapAudioModel) -> dict[str, Tensor]:
     """Return the saved tensors; indices that the model computes itself are taken from it."""
-    found = read_tensors(folder, PREFIXES)
-    computed = {name: tensor for name, tensor in model.state_dict().items() if name not in found}
-    return {**found, **{n: t for n, t in computed.items() if "relative_position_index" in n}}
+    tensors = read_tensors(folder, PREFIXES)
+    computed = {name: tensor for name, tensor in model.state_dict().items() if name not in tensors}
+    return {**tensors, **{n: t for n, t in computed.items() if "relative_position_index" in n}}
 
 
 def extractor_of(folder: Path, config: ClapAudioConfig) -> ClapFeatureExtractor:

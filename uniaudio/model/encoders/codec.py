@@ -12,7 +12,7 @@ from transformers import EncodecModel, MimiModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.resampled import resampled
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     RANDOM,
     checkpoint_folder,
@@ -20,13 +20,13 @@ from uniaudio.model.encoders.weights import (
     read_model_config,
     stock_config,
 )
-from uniaudio.model.init_args import Recorded
+from uniaudio.model.init_args import InitArgsModule
 from uniaudio.types import SAMPLE_RATE
 
 CHUNK_SECONDS = 30.0
 
 
-class EncodecParts(Recorded):
+class EncodecParts(InitArgsModule):
     """EnCodec's encoder (Défossez et al. 2022): convolutions and an LSTM, 75 frames per second at 24 kHz."""
 
     def __init__(self, model: EncodecModel) -> None:
@@ -46,7 +46,7 @@ class EncodecParts(Recorded):
         return [state[0].t() for state in (hidden, recurrent, last(activation(recurrent)))]
 
 
-class MimiParts(Recorded):
+class MimiParts(InitArgsModule):
     """Mimi's encoder (Défossez et al. 2024): convolutions, a causal transformer, a last stride; 12.5 frames a
     second.
     """
@@ -88,7 +88,7 @@ class CodecAudioEncoder(ChunkedAudioEncoder):
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
         by_chunk = []
         for wave in waves:
-            samples = torch.from_numpy(resampled(wave, self.rate))
+            samples = torch.from_numpy(resample_to(wave, self.rate))
             wanted = max(1, round(len(wave) * self.rate / SAMPLE_RATE))
             samples = nn.functional.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
             by_chunk.append(self.model(self.on_device(samples)[None, None]))

@@ -16,7 +16,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.resampled import resampled
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     FILES,
     RANDOM,
@@ -72,13 +72,13 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         by_chunk = []
         for wave in waves:
             *before, frames = self.run_model(wave)
-            by_chunk.append(self.counted([*(before[i] for i in self.used), frames], len(wave)))
+            by_chunk.append(self.check_num_frames([*(before[i] for i in self.used), frames], len(wave)))
         return [list(states) for states in zip(*by_chunk, strict=True)]
 
     def run_model(self, wave: NDArray[np.float32]) -> list[Tensor]:
         """Return every hidden state ``[T, E]`` of one chunk, the frames last."""
         rate = getattr(self.extractor, "sampling_rate", SAMPLE_RATE)
-        features = self.extractor(resampled(wave, rate), sampling_rate=rate, return_tensors="pt")
+        features = self.extractor(resample_to(wave, rate), sampling_rate=rate, return_tensors="pt")
         device = next(self.model.parameters()).device
         given = {
             name: self.on_device(value) if value.is_floating_point() else value.to(device)
@@ -87,21 +87,21 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         }
         return hidden_states_of(self.model(**given), type(self.model).__name__)
 
-    def counted(self, states: list[Tensor], samples: int) -> list[Tensor]:
+    def check_num_frames(self, states: list[Tensor], samples: int) -> list[Tensor]:
         """Bring the frames of a chunk to their stated number.
 
         Raises:
             UserError: when the model has many more or fewer, or none.
         """
-        wanted, own = self.frames_of(samples), len(states[-1])
-        if abs(wanted - own) > SLACK or not own:
+        wanted, given = self.frames_of(samples), len(states[-1])
+        if abs(wanted - given) > SLACK or not given:
             raise UserError(
-                f"{type(self.model).__name__} gave {own} frames for {samples / SAMPLE_RATE:.2f} s, but at "
+                f"{type(self.model).__name__} gave {given} frames for {samples / SAMPLE_RATE:.2f} s, but at "
                 f"{self.frame_rate:g} per second there must be {wanted}; set frame_rate"
             )
-        if own >= wanted:
+        if given >= wanted:
             return [state[:wanted] for state in states]
-        return [torch.cat([state, state[-1:].expand(wanted - own, -1)]) for state in states]
+        return [torch.cat([state, state[-1:].expand(wanted - given, -1)]) for state in states]
 
 
 def hidden_states_of(output: Any, name: str) -> list[Tensor]:
@@ -150,10 +150,10 @@ def code_places(folder: Path) -> list[str]:
     places = []
     for name in ("config.json", "preprocessor_config.json"):
         try:
-            told = json.loads((folder / name).read_text()).get("auto_map") or {}
-        except (OSError, ValueError):  # missing or broken files are told of where they are needed
+            auto_map = json.loads((folder / name).read_text()).get("auto_map") or {}
+        except (OSError, ValueError):  # missing or broken files are reported where they are needed
             continue
-        places += [str(place) for place in told.values()]
+        places += [str(place) for place in auto_map.values()]
     return places
 
 

@@ -13,8 +13,8 @@ from uniaudio.model.encoders.weights import (
     fill,
     read_model_config,
     read_tensors,
-    with_own_attention,
     with_random_weights,
+    with_stock_attention,
 )
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
@@ -37,16 +37,16 @@ def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -
     return WhisperAudioEncoder(tower.float(), pool=PAIR)
 
 
-def tower_config(told: dict[str, Any]) -> Any:
-    """Return the tower's own configuration out of a full or a part one.
+def tower_config(config: dict[str, Any]) -> Any:
+    """Return the tower's audio configuration out of a full or a part one.
 
     Raises:
         UserError: when it names another architecture.
     """
-    own = told.get("audio_config", told)
-    model_type = own.get("model_type") or f"{told['model_type']}_encoder"
+    audio = config.get("audio_config", config)
+    model_type = audio.get("model_type") or f"{config['model_type']}_encoder"
     if model_type not in TOWERS:
         raise UserError(
             f"config.json names the audio tower {model_type}, which is none of {', '.join(TOWERS)}"
         )
-    return with_own_attention(AutoConfig.for_model(**{**own, "model_type": model_type}))
+    return with_stock_attention(AutoConfig.for_model(**{**audio, "model_type": model_type}))

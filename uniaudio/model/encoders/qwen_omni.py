@@ -22,8 +22,8 @@ from uniaudio.model.encoders.weights import (
     fill,
     read_model_config,
     read_tensors,
-    with_own_attention,
     with_random_weights,
+    with_stock_attention,
 )
 from uniaudio.model.encoders.whisper import encoder_layer
 from uniaudio.model.mel import HOP, REACH, LogMel, encoder_frames
@@ -114,13 +114,13 @@ class OmniAudioEncoder(AudioEncoder):
         states = []
         for layer in self.tower.layers:
             if layers:
-                states.append(self.pooled(hidden))
+                states.append(self.pool_frames(hidden))
             hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
-        states.append(self.tower.ln_post(self.pooled(hidden)))
-        found = tuple(Ragged(state, counts) for state in states)
-        return Encoded(found[-1], found if layers else None)
+        states.append(self.tower.ln_post(self.pool_frames(hidden)))
+        hidden_states = tuple(Ragged(state, counts) for state in states)
+        return Encoded(hidden_states[-1], hidden_states if layers else None)
 
-    def pooled(self, hidden: Float[Tensor, "T E"]) -> Float[Tensor, "A E"]:
+    def pool_frames(self, hidden: Float[Tensor, "T E"]) -> Float[Tensor, "A E"]:
         """Average neighbours in Qwen2.5-Omni; every chunk has an even number."""
         return hidden if self.third else hidden.unflatten(0, (-1, 2)).mean(1)
 
@@ -130,15 +130,15 @@ class OmniAudioEncoder(AudioEncoder):
         return [
             pool * self.frames_of(part)
             for n in mel_lengths.tolist()
-            for part in chunks_of(self.rounded(n), self.block)
+            for part in chunks_of(self.round_up_to_window(n), self.block)
         ]
 
-    def rounded(self, mel_frames: int) -> int:
+    def round_up_to_window(self, mel_frames: int) -> int:
         return mel_frames if self.third else -(-mel_frames // 4) * 4
 
     def convolve(self, mel: Ragged) -> Ragged:
         """Cut mel frames ``[F, M]`` into windows, convolve each alone and add positions: ``[T, E]``."""
-        wanted = torch.tensor([self.rounded(n) for n in mel.lengths.tolist()], dtype=torch.int64)
+        wanted = torch.tensor([self.round_up_to_window(n) for n in mel.lengths.tolist()], dtype=torch.int64)
         lengths = [part for n in wanted.tolist() for part in chunks_of(n, self.window)]
         real = [part for n in mel.lengths.tolist() for part in chunks_of(n, self.window)]
         windows = mel.with_lengths(torch.tensor(real, dtype=torch.int64))
@@ -155,7 +155,7 @@ class OmniAudioEncoder(AudioEncoder):
         return keep_first(full, torch.tensor(counts, dtype=torch.int64))
 
     def two_convolutions(self, padded: Float[Tensor, "W F M"], lengths: list[int]) -> Float[Tensor, "W T E"]:
-        """Apply Qwen2.5-Omni's stem; what the first convolution says of the filling is not heard by the second."""
+        """Apply Qwen2.5-Omni's stem; what the first convolution says of the filling does not reach the second."""
         inside = torch.arange(padded.shape[1])[None] < torch.tensor(lengths)[:, None]
         inside = inside[:, None].to(padded.device, non_blocking=True)
         hidden = padded.transpose(1, 2).to(self.tower.conv1.weight.dtype)
@@ -182,14 +182,14 @@ def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudi
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    told = read_model_config(folder)
-    third = told["model_type"].startswith("qwen3")
-    own = told.get("thinker_config", told)
-    own = own.get("audio_config", own)
-    own = {key: value for key, value in own.items() if key != "model_type"}
-    config = (Qwen3OmniMoeAudioEncoderConfig if third else Qwen2_5OmniAudioEncoderConfig)(**own)
+    config_values = read_model_config(folder)
+    third = config_values["model_type"].startswith("qwen3")
+    thinker = config_values.get("thinker_config", config_values)
+    audio = thinker.get("audio_config", thinker)
+    audio = {key: value for key, value in audio.items() if key != "model_type"}
+    config = (Qwen3OmniMoeAudioEncoderConfig if third else Qwen2_5OmniAudioEncoderConfig)(**audio)
     kind: type[nn.Module] = Qwen3OmniMoeAudioEncoder if third else Qwen2_5OmniAudioEncoder
-    with_own_attention(config)
+    with_stock_attention(config)
     tower = with_random_weights(lambda: kind(config), seed)
     if not path.startswith(RANDOM):
         fill(tower, read_tensors(folder, PREFIXES), folder)

@@ -89,7 +89,7 @@ def load_audio_encoder(
         UserError: for an architecture that is not known, settings that it does not take, or files that do not fit.
     """
     if ":" in config.kind:
-        return load_own_class(config, where, trust)
+        return load_imported_encoder(config, where, trust)
     if config.trust_remote_code:
         require_remote_code(config.path, where, trust)
     kind, family = family_of(config, where)
@@ -112,17 +112,17 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
         folder = checkpoint_folder(config.path.removeprefix(RANDOM), config.revision)
         if not config.path.startswith(RANDOM):
             refuse_unusable_files(str(folder), "weights")
-        told = read_model_config(folder)
+        values = read_model_config(folder)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from problem
-    kind = told["model_type"]
+    kind = values["model_type"]
     if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
         known = ["auto", "remote", *FAMILIES]
         raise UserError(
             f"{where}.kind: '{config.kind}' is not one of {', '.join(known)}{did_you_mean(config.kind, known)}; "
             "a class of your own is written module:Class"
         )
-    if config.kind == "remote" or (config.kind == "auto" and "auto_map" in told and kind not in FAMILIES):
+    if config.kind == "remote" or (config.kind == "auto" and "auto_map" in values and kind not in FAMILIES):
         return kind, HF_AUTO
     if kind not in FAMILIES:
         known = sorted(FAMILIES)
@@ -152,7 +152,7 @@ def settings_of(config: EncoderConfig, family: Family, kind: str, where: str) ->
     return {name: value for name, value in given.items() if name in family.settings}
 
 
-def own_class(config: EncoderConfig, where: str, trust: Trust) -> type[AudioEncoder]:
+def import_encoder_class(config: EncoderConfig, where: str, trust: Trust) -> type[AudioEncoder]:
     """Return the user's own encoder class from a module that Python can import.
 
     Raises:
@@ -170,13 +170,13 @@ def own_class(config: EncoderConfig, where: str, trust: Trust) -> type[AudioEnco
     return kind
 
 
-def load_own_class(config: EncoderConfig, where: str, trust: Trust) -> AudioEncoder:
+def load_imported_encoder(config: EncoderConfig, where: str, trust: Trust) -> AudioEncoder:
     """Make the user's own encoder: ``Class(path, **settings)``.
 
     Raises:
         UserError: when it cannot be imported or does not take the settings.
     """
-    kind = own_class(config, where, trust)
+    kind = import_encoder_class(config, where, trust)
     try:
         return kind(config.path, **config.settings)
     except TypeError as problem:

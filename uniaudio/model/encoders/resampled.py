@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from uniaudio.types import SAMPLE_RATE
 
 
-def resampled(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+def resample_to(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """Resample 16 kHz samples to another rate; the length is ``round(n * rate / 16000)``."""
     if rate == SAMPLE_RATE:
         return wave

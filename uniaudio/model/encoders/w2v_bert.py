@@ -15,7 +15,7 @@ from uniaudio.model.encoders.weights import (
     RANDOM,
     checkpoint_folder,
     load_pretrained,
-    with_own_attention,
+    with_stock_attention,
 )
 from uniaudio.types import SAMPLE_RATE
 
@@ -79,7 +79,7 @@ def load_w2v_bert(
         UserError: when there is no such folder, a tensor is missing, or it has an adapter.
     """
     folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
-    config = with_own_attention(Wav2Vec2BertConfig.from_pretrained(folder))
+    config = with_stock_attention(Wav2Vec2BertConfig.from_pretrained(folder))
     if config.add_adapter:
         raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")
     config.apply_spec_augment = False

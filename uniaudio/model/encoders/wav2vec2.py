@@ -89,13 +89,13 @@ class WaveAudioEncoder(AudioEncoder):
             return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
         waves = audio.with_values(as_float(audio.values))
         if self.normalize:
-            waves = normalized(waves)
+            waves = normalize_rows(waves)
         features = self.convolve(self.cut(waves))
         projected = self.model.feature_projection(features.values[None])
         hidden = (projected[0] if isinstance(projected, tuple) else projected)[0]
         states = self.transform(features.with_values(hidden), layers)
-        found = tuple(Ragged(state, counts) for state in states)
-        return Encoded(found[-1], found if layers else None)
+        hidden_states = tuple(Ragged(state, counts) for state in states)
+        return Encoded(hidden_states[-1], hidden_states if layers else None)
 
     def cut(self, waves: Ragged) -> Ragged:
         """Cut clips into overlapping chunks of ``per_chunk`` frames; what is too short for one frame gets silence."""
@@ -276,13 +276,13 @@ def normed_over_time(
     ends = [*starts[1:].tolist(), hidden.shape[2]]
     pieces = []
     for start, length, end in zip(starts.tolist(), lengths.tolist(), ends, strict=True):
-        own = hidden[..., start : start + length].to(exact)
-        pieces.append(F.group_norm(own, norm.num_groups, weight, bias, norm.eps).to(hidden.dtype))
+        hidden_part = hidden[..., start : start + length].to(exact)
+        pieces.append(F.group_norm(hidden_part, norm.num_groups, weight, bias, norm.eps).to(hidden.dtype))
         pieces.append(hidden[..., start + length : end])
     return torch.cat(pieces, 2)
 
 
-def normalized(waves: Ragged) -> Ragged:
+def normalize_rows(waves: Ragged) -> Ragged:
     """Bring every clip to mean 0 and variance 1."""
     rows = [F.layer_norm(row, row.shape, eps=VARIANCE_FLOOR) for row in waves.rows()]
     return waves.with_values(torch.cat(rows))

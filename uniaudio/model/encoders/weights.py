@@ -74,10 +74,10 @@ def stock_config(path: Path | str, revision: str | None = None, trusted: bool = 
         OSError, ValueError: as transformers does, also where code would be needed that is not trusted.
     """
     config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
-    return with_own_attention(config)
+    return with_stock_attention(config)
 
 
-def with_own_attention(config: Config) -> Config:
+def with_stock_attention(config: Config) -> Config:
     """Let transformers choose the code of attention and experts, in the configuration and those inside it."""
     config._attn_implementation = None
     config._experts_implementation = None
@@ -131,13 +131,13 @@ def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
         with safe_open(file, "pt") as tensors:
             places.update(dict.fromkeys(tensors.keys(), file))
     prefix = next((p for p in prefixes if not p or any(name.startswith(p) for name in places)), "")
-    found = {}
+    selected = {}
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is not a dict)
                 if name.startswith(prefix):
-                    found[name.removeprefix(prefix)] = tensors.get_tensor(name)
-    return found
+                    selected[name.removeprefix(prefix)] = tensors.get_tensor(name)
+    return selected
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -146,21 +146,22 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None
     Raises:
         UserError: naming missing and unknown tensors, or one of another shape.
     """
-    own = module.state_dict()
-    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    expected = module.state_dict()
+    missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unknown:
         raise UserError(
             f"{folder}: the encoder's tensors do not fit: "
             f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
         )
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape and name == "conv1.weight":
+        if tensor.shape != expected[name].shape and name == "conv1.weight":
             raise UserError(
-                f"{folder}: its weights hear {tensor.shape[1]} mel bins, but its config.json says {own[name].shape[1]}"
+                f"{folder}: its weights take {tensor.shape[1]} mel bins, but its config.json says "
+                f"{expected[name].shape[1]}"
             )
-        if tensor.shape != own[name].shape:
+        if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{folder}: {name} is {tuple(tensor.shape)}, but its config.json says {tuple(own[name].shape)}"
+                f"{folder}: {name} is {tuple(tensor.shape)}, but its config.json says {tuple(expected[name].shape)}"
             )
     module.load_state_dict(dict(tensors))
 
@@ -191,7 +192,7 @@ def load_pretrained(kind: type[Any], folder: Path, seed: int | None, config: Any
         return with_random_weights(lambda: kind(config), seed).float()
     try:
         with torch.random.fork_rng(devices=[]):  # loading weights must not move the run's generator
-            model, told = kind.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -202,7 +203,7 @@ def load_pretrained(kind: type[Any], folder: Path, seed: int | None, config: Any
     except (OSError, ValueError, RuntimeError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise UserError(f"{folder} cannot be loaded as {kind.__name__} ({reason})") from problem
-    missing = sorted(told["missing_keys"])
+    missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(f"{folder}: tensors of {kind.__name__} are missing: {missing[:3]}")
     return model

@@ -122,14 +122,14 @@ class WhisperAudioEncoder(AudioEncoder):
         states = []
         for layer in self.whisper.layers:
             if layers:
-                states.append(self.pooled(hidden, stem.lengths))
+                states.append(self.pool_frames(hidden, stem.lengths))
             if self.training and self.whisper.layerdrop and torch.rand(()).item() < self.whisper.layerdrop:
                 continue
             hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
-        last = self.pooled(hidden, stem.lengths)
+        last = self.pool_frames(hidden, stem.lengths)
         return [*states, last.with_values(self.whisper.layer_norm(last.values))]
 
-    def pooled(self, hidden: Float[Tensor, "T E"], lengths: Tensor) -> Ragged:
+    def pool_frames(self, hidden: Float[Tensor, "T E"], lengths: Tensor) -> Ragged:
         """Average neighbouring frames; the silence before made their number a multiple in every chunk."""
         if self.pool > 1:
             hidden = hidden.unflatten(0, (-1, self.pool)).mean(1)

@@ -47,7 +47,7 @@ def align(frames: Ragged, rate: float, to_rate: float, lengths: Tensor, method: 
         if not shared.any():
             continue
         weight = (shared.double() / ratio.numerator).to(frames.device, frames.values.dtype)
-        part = frames.values[clipped(first + offset, frames, lengths)] * weight[:, None]
+        part = frames.values[clip_index(first + offset, frames, lengths)] * weight[:, None]
         result = part if result is None else result + part
     if result is None:
         result = frames.values[:0]
@@ -63,11 +63,11 @@ def linear(frames: Ragged, rate: float, to_rate: float, lengths: Tensor) -> Ragg
     low = place.floor()
     share = (place - low).to(frames.device, frames.values.dtype)[:, None]
     low = low.to(torch.int64)
-    left, right = (frames.values[clipped(index, frames, lengths)] for index in (low, low + 1))
+    left, right = (frames.values[clip_index(index, frames, lengths)] for index in (low, low + 1))
     return Ragged(left + (right - left) * share, lengths)
 
 
-def clipped(index: Tensor, frames: Ragged, lengths: Tensor) -> Tensor:
+def clip_index(index: Tensor, frames: Ragged, lengths: Tensor) -> Tensor:
     """Turn indices within clips into rows of ``frames.values``, the last frame of a clip standing for later ones."""
     last = torch.repeat_interleave(frames.lengths - 1, lengths)
     rows = torch.minimum(index, last) + torch.repeat_interleave(frames.offsets[:-1], lengths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.init_args import Recorded
+from uniaudio.model.init_args import InitArgsModule
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
 
@@ -22,7 +22,7 @@ class Fused:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class FusionOperator(Recorded):
+class FusionOperator(InitArgsModule):
     """Maps M streams that share their frame rate and lengths to one; the first is the base.
 
     Attributes:
@@ -61,7 +61,7 @@ def per_clip(frames: Ragged, values: Tensor) -> Tensor:
     return frames.with_values(values.detach().float()).mean()
 
 
-def named(prefix: str, names: Sequence[str], columns: Tensor) -> dict[str, Tensor]:
+def name_columns(prefix: str, names: Sequence[str], columns: Tensor) -> dict[str, Tensor]:
     """Return ``{prefix/name: column [C]}`` of a matrix ``[C, len(names)]``."""
     return {f"{prefix}/{name}": columns[:, i] for i, name in enumerate(names)}
 

@@ -38,9 +38,9 @@ class CompositeEncoder(AudioEncoder):
         super().__init__()
         rates = {name: encoder.frame_rate for name, encoder in encoders.items()}
         if rate <= 0 or rate > max(rates.values()) + 1e-6:
-            told = ", ".join(f"{name} {own:g}" for name, own in rates.items())
+            listing = ", ".join(f"{name} {rate_of:g}" for name, rate_of in rates.items())
             raise UserError(
-                f"fusion.rate: no encoder gives {rate:g} frames per second ({told}); take at most "
+                f"fusion.rate: no encoder gives {rate:g} frames per second ({listing}); take at most "
                 f"{max(rates.values()):g}"
             )
         self.encoders = nn.ModuleDict(encoders)
@@ -81,7 +81,7 @@ class CompositeEncoder(AudioEncoder):
             encoded: Encoded = encoder(audio, layers=layers, masks=masks)
         return encoded
 
-    def aligned(self, name: str, states: Sequence[Ragged], lengths: Tensor) -> tuple[Ragged, ...]:
+    def align_states(self, name: str, states: Sequence[Ragged], lengths: Tensor) -> tuple[Ragged, ...]:
         """Bring hidden states of an encoder to the meeting rate."""
         rate = float(self.encoders[name].frame_rate)  # type: ignore[arg-type]
         return tuple(align(state, rate, self.meeting_rate, lengths, self.method) for state in states)
@@ -124,11 +124,11 @@ class FusedEncoder(CompositeEncoder):
             encoded = self.run(name, audio, self.operator.uses_layers, masks)
             states = encoded.layers if self.operator.uses_layers else (encoded.frames,)
             assert states is not None
-            streams.append(self.aligned(name, states, lengths))
+            streams.append(self.align_states(name, states, lengths))
         fused = self.operator(streams)
         frames = fused.frames if self.stft is None else self.stft(fused.frames, audio)
-        told = None
+        hidden_states = None
         if layers:
             alone = self.operator.frames_per_frame > 1
-            told = (frames,) if alone else (*(stream[-1] for stream in streams), frames)
-        return Encoded(frames, told, fused.losses, fused.stats)
+            hidden_states = (frames,) if alone else (*(stream[-1] for stream in streams), frames)
+        return Encoded(frames, hidden_states, fused.losses, fused.stats)

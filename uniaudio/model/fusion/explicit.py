@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, named, per_clip
+from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns, per_clip
 from uniaudio.model.fusion.gate import GatedResidual
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
@@ -60,8 +60,8 @@ class ExplicitInjection(FusionOperator):
             for r, o in zip(residuals, others, strict=True)
         ]
         stats = {
-            **named("gate", self.names, per_clip(base, gate)),
-            **named("residual energy", self.names[1:], per_clip(base, torch.stack(energy, -1))),
+            **name_columns("gate", self.names, per_clip(base, gate)),
+            **name_columns("residual energy", self.names[1:], per_clip(base, torch.stack(energy, -1))),
         }
         losses = {}
         if self.training:
@@ -71,8 +71,8 @@ class ExplicitInjection(FusionOperator):
     def losses(self, base: Tensor, others: Sequence[Tensor]) -> dict[str, Auxiliary]:
         """Return both losses on a graph of their own: ``base [A, E_w]`` and ``others [A, E_m]`` carry no gradient."""
         with torch.autocast(base.device.type, enabled=False):  # sums over many frames need float32
-            own = self.project_base.weight.dtype
-            base, others = base.to(own), [other.to(own) for other in others]
+            dtype = self.project_base.weight.dtype
+            base, others = base.to(dtype), [other.to(dtype) for other in others]
             residuals = [other - p(base) for other, p in zip(others, self.predict, strict=True)]
             squared = torch.stack([r.float().square().sum() for r in residuals]).sum()
             u = self.project_base(base).float()

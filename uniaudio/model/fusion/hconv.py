@@ -81,12 +81,12 @@ class HconvFusion(FusionOperator):
             self.project = nn.ModuleList([nn.Linear(sum(dims), width)])
         else:
             self.project = nn.ModuleList(
-                nn.Identity() if own == width else nn.Linear(own, width, bias=False) for own in dims
+                nn.Identity() if given == width else nn.Linear(given, width, bias=False) for given in dims
             )
         self.hierarchy = HierarchicalConvolution(self.layers, width, dim)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
-        stacks = [matched([state.values for state in states], self.layers) for states in streams]
+        stacks = [match_layers([state.values for state in states], self.layers) for states in streams]
         if self.merge == "concat":
             stack = self.project[0](torch.cat(stacks, -1))
         else:
@@ -94,7 +94,7 @@ class HconvFusion(FusionOperator):
         return Fused(streams[0][-1].with_values(self.hierarchy(stack.transpose(1, 2))))
 
 
-def matched(states: Sequence[Tensor], layers: int) -> Tensor:
+def match_layers(states: Sequence[Tensor], layers: int) -> Tensor:
     """Stack L hidden states ``[A, D]`` to ``[A, layers, D]``, interpolated linearly between first and last layer."""
     stack = torch.stack(list(states), 1)
     if len(states) == layers:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from uniaudio.distributed import world_size
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.align import frames_at
-from uniaudio.model.fusion.base import entropy, named, per_clip
+from uniaudio.model.fusion.base import entropy, name_columns, per_clip
 from uniaudio.model.fusion.encoder import CompositeEncoder, is_trained
-from uniaudio.model.fusion.routers import DependentRouter, IndependentRouter, smoothed
+from uniaudio.model.fusion.routers import DependentRouter, IndependentRouter, smooth_weights
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary, Encoded
 
@@ -86,15 +86,15 @@ class MoweEncoder(CompositeEncoder):
         """
         lengths = self.meeting_lengths(audio)
         encoded = self.run(self.base, audio, layers, masks)
-        base = self.aligned(self.base, [encoded.frames], lengths)[0]
+        base = self.align_states(self.base, [encoded.frames], lengths)[0]
         chosen, weights, stats, losses = self.route(base, prompts)
-        heard = self.listen(audio, base, chosen, weights, masks)
-        fused = base.with_values(torch.cat([base.values, *heard], -1))
-        told = None
+        added = self.encode_routed(audio, base, chosen, weights, masks)
+        fused = base.with_values(torch.cat([base.values, *added], -1))
+        hidden_states = None
         if layers:
             assert encoded.layers is not None
-            told = (*self.aligned(self.base, encoded.layers, lengths), fused)
-        return Encoded(fused, told, losses, stats)
+            hidden_states = (*self.align_states(self.base, encoded.layers, lengths), fused)
+        return Encoded(fused, hidden_states, losses, stats)
 
     def route(
         self, base: Ragged, prompts: Tensor | None
@@ -106,24 +106,24 @@ class MoweEncoder(CompositeEncoder):
         chosen, weights = [], []
         stats: dict[str, Tensor] = {}
         losses: dict[str, Auxiliary] = {}
-        heard = base.values.new_zeros(len(base.values), len(self.pool), dtype=torch.float32)
+        routed = base.values.new_zeros(len(base.values), len(self.pool), dtype=torch.float32)
         if self.independent is not None:
             shares = self.independent()
             best = shares.argmax()
             chosen.append(best.expand(len(owner)))
             weights.append(shares[best].expand(len(owner), 1))
-            heard = heard + nn.functional.one_hot(best, len(self.pool))
+            routed = routed + nn.functional.one_hot(best, len(self.pool))
             if self.training:
                 losses["entropy_independent"] = self.mean_entropy(self.independent().float()[None], len(base))
         if self.dependent is not None:
             read = self.dependent.read(base)
             rows = owner if self.dependent.per_frame else None
             shares = self.dependent(read, rows, prompts)
-            weight, best = smoothed(shares, self.keep, self.epsilon).max(-1, keepdim=True)
+            weight, best = smooth_weights(shares, self.keep, self.epsilon).max(-1, keepdim=True)
             spread = slice(None) if self.dependent.per_frame else owner
             chosen.append(best[spread, 0])
             weights.append(weight[spread])
-            heard = heard + nn.functional.one_hot(best[spread, 0], len(self.pool))
+            routed = routed + nn.functional.one_hot(best[spread, 0], len(self.pool))
             stats["routing entropy"] = (
                 per_clip(base, entropy(shares)) if rows is not None else entropy(shares.detach().float())
             )
@@ -134,14 +134,19 @@ class MoweEncoder(CompositeEncoder):
                     alone.sum(0), float(len(alone)), lambda mean: -self.diversity_weight * entropy(mean)
                 )
         routers = max(len(chosen), 1)
-        return chosen, weights, {**named("weak", self.pool, per_clip(base, heard / routers)), **stats}, losses
+        return (
+            chosen,
+            weights,
+            {**name_columns("weak", self.pool, per_clip(base, routed / routers)), **stats},
+            losses,
+        )
 
     def mean_entropy(self, shares: Tensor, count: int) -> Auxiliary:
         """Return the mean entropy of ``count`` rows; one row stands for all of them where the clip does not matter."""
         total = entropy(shares).sum() * (count / max(len(shares), 1))
         return Auxiliary(total[None], float(count), lambda mean: self.entropy_weight * mean[0])
 
-    def listen(
+    def encode_routed(
         self,
         audio: Ragged,
         base: Ragged,
@@ -185,7 +190,7 @@ class MoweEncoder(CompositeEncoder):
             silence = torch.zeros(SILENCE, dtype=audio.values.dtype, device=audio.device)
             audio = Ragged(silence, torch.tensor([SILENCE]))
         encoded = self.run(name, audio, layers=False, masks=masks)
-        frames = self.aligned(name, [encoded.frames], self.meeting_lengths(audio))[0].values
+        frames = self.align_states(name, [encoded.frames], self.meeting_lengths(audio))[0].values
         frames = self.project[index](frames)
         return frames[:0] + 0 * frames.sum() if silent else frames
 

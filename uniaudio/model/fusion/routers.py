@@ -55,6 +55,6 @@ class DependentRouter(nn.Module):
         return self.weigh(read).softmax(-1)
 
 
-def smoothed(weights: Tensor, keep: float, epsilon: float) -> Tensor:
+def smooth_weights(weights: Tensor, keep: float, epsilon: float) -> Tensor:
     """Return ``keep r + (1 - keep) epsilon`` (MoWE: 0.9 r + 0.1 epsilon, epsilon = 0.1 / M as printed)."""
     return keep * weights + (1 - keep) * epsilon

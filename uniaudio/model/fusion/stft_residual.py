@@ -11,7 +11,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunking import as_float
 from uniaudio.model.float32 import Float32Constants
 from uniaudio.model.fusion.align import frames_at
-from uniaudio.model.init_args import Recorded
+from uniaudio.model.init_args import InitArgsModule
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
@@ -31,7 +31,7 @@ class Bands(Float32Constants):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
 
-class StftBranch(Recorded):
+class StftBranch(InitArgsModule):
     """``z_t <- z_t + gamma W_s S_t`` (dual-encoder fusion, eq. 7-8), ``gamma`` learned.
 
     ``S`` is the log-magnitude spectrum in ``mels`` Slaney bands. The window of frame ``t`` lies around the middle of

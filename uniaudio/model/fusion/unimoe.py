@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, entropy, named, per_clip
+from uniaudio.model.fusion.base import Fused, FusionOperator, entropy, name_columns, per_clip
 from uniaudio.model.fusion.experts import run_experts
 from uniaudio.ragged import Ragged
 
@@ -51,7 +51,7 @@ class UniMoeFusion(FusionOperator):
         self.names, self.dim, self.top_k = tuple(names), dim, top_k
         width = dim * len(dims)
         hidden = hidden or round(dim * 8 / 3)
-        self.project = nn.ModuleList(nn.Linear(own, dim) for own in dims)
+        self.project = nn.ModuleList(nn.Linear(given, dim) for given in dims)
         self.norm_in = nn.RMSNorm(width, eps=1e-6)
         self.router = nn.Sequential(
             nn.Linear(width, dim), nn.SiLU(), nn.Dropout(0.05), nn.Linear(dim, experts)
@@ -73,7 +73,7 @@ class UniMoeFusion(FusionOperator):
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)
         slots = [str(i) for i in range(len(self.experts))]
         stats = {
-            **named("expert", slots, per_clip(base, load)),
+            **name_columns("expert", slots, per_clip(base, load)),
             "routing entropy": per_clip(base, entropy(logits.softmax(-1))),
         }
         return Fused(base.with_values(fused), stats=stats)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, named
+from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns
 from uniaudio.ragged import Ragged
 
 
@@ -47,9 +47,9 @@ class LayerFusion(FusionOperator):
             summed = sum_of(weights, [state.values for state in states])
             mixed.append(len(streams) * shares[index] * self.project[index](summed))
             rows = weights.detach().float().expand(len(base), -1)
-            stats |= named(f"layers of {name}", [str(i) for i in range(len(states))], rows)
+            stats |= name_columns(f"layers of {name}", [str(i) for i in range(len(states))], rows)
         if len(streams) > 1:
-            stats |= named("models", self.names, shares.detach().float().expand(len(base), -1))
+            stats |= name_columns("models", self.names, shares.detach().float().expand(len(base), -1))
         return Fused(base.with_values(torch.stack(mixed).sum(0)), stats=stats)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.fusion.base import Fused, FusionOperator, named
+from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns
 from uniaudio.ragged import Ragged
 
 EPS = 1e-6  # of the LayerNorm without affine
@@ -55,7 +55,7 @@ class GatedAttention(nn.Module):
         """Return the mixed frames and the gate; frames attend within their segment, not causally."""
         query, gate = self.q_proj(frames).chunk(2, -1)
         shape = (len(frames), self.heads, self.head_dim)
-        query, key = (rotated(x.view(shape), positions) for x in (query, self.k_proj(frames)))
+        query, key = (rotate_pairs(x.view(shape), positions) for x in (query, self.k_proj(frames)))
         value = self.v_proj(frames).view(shape)
         mixed = packed_attention(query, key, value, segments, causal=False).reshape(len(frames), -1)
         gate = gate.sigmoid()
@@ -137,7 +137,7 @@ class WqFusion(FusionOperator):
         result = (
             Ragged(frames, lengths) if self.output == "both" else base.with_values(torch.stack(apart).sum(0))
         )
-        return Fused(result, stats=named("gate", self.names, columns))
+        return Fused(result, stats=name_columns("gate", self.names, columns))
 
 
 def side_by_side(lengths: Tensor, streams: int) -> Tensor:
@@ -154,7 +154,7 @@ def side_by_side(lengths: Tensor, streams: int) -> Tensor:
     return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
 
 
-def rotated(x: Float[Tensor, "T H d"], positions: Int[Tensor, " T"]) -> Float[Tensor, "T H d"]:
+def rotate_pairs(x: Float[Tensor, "T H d"], positions: Int[Tensor, " T"]) -> Float[Tensor, "T H d"]:
     """Apply rotary positions (Su et al. 2021) to heads, the two halves of a head forming the pairs."""
     half = x.shape[-1] // 2
     exact = torch.promote_types(x.dtype, torch.float32)  # positions in the thousands need more than bf16
