@@ -15,7 +15,13 @@ from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.registry import HF_AUTO, family_of, is_local, load_audio_encoder, import_encoder_class
+from uniaudio.model.encoders.registry import (
+    HF_AUTO,
+    family_of,
+    import_encoder_class,
+    is_local,
+    load_audio_encoder,
+)
 from uniaudio.model.encoders.weights import RANDOM, stock_config
 from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
