@@ -37,16 +37,16 @@ INTRODUCTION = """\
 # Config reference
 
 All keys of the five kinds of YAML files: run config, recipe, dataset card, template and probe suite.
-[The four kinds of files](formats.md) explains them with examples. This page is generated from the sources;
-`make reference` writes it anew.
+[File formats](formats.md) explains them with examples. This page is generated from the sources by
+`make reference`.
 
 In a key, `NAME` stands for a name of your choice and `[]` for every item of a list. *Read by* names the commands whose
-result depends on a key; some names stand for several:
+result depends on a key; some names stand for several commands:
 
 {groups}
 
-Keys that are not listed are refused, as are values of another type.
-[Check files in the editor](quickstart.md#check-files-in-the-editor) tells how an editor completes and checks them.
+Unknown keys and values of another type are errors. [Check files in the editor](quickstart.md#check-files-in-the-editor)
+describes how an editor completes and validates them.
 """
 
 
