@@ -6,8 +6,9 @@ import numpy as np
 import soundfile
 import yaml
 
-from uniaudio.checks.recipe import check_pairing
+from uniaudio.checks.recipe import check_entry
 from uniaudio.data.card import load_card
+from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.template import load_template
 
 TONE = 0.3 * np.sin(np.arange(8000) / 10)
@@ -35,13 +36,19 @@ def notes(folder, columns, wave, **settings):
     }
     template["scoring"] = {"metric": "accuracy"}
     (folder / "t.yaml").write_text(yaml.safe_dump(template))
-    card = load_card(str(folder / "d.yaml"))
-    return check_pairing("d:t", card, "train", load_template(str(folder / "t.yaml")), {}).notes
+    entry = EvalEntry(
+        dataset=load_card(str(folder / "d.yaml")),
+        templates=(load_template(str(folder / "t.yaml")),),
+        split="train",
+        constants={},
+        max_examples=None,
+    )
+    return check_entry(entry).notes
 
 
 def test_clips_whose_channels_cancel_are_noted(tmp_path):
     (note,) = notes(tmp_path, {}, np.stack([TONE, -TONE], 1))
-    assert note.startswith("anti-phase channels in 5 of the first 5 rows: their mean is silent")
+    assert note.startswith("anti-phase channels in 6 of the first 6 rows: their mean is silent")
     assert notes(tmp_path, {}, TONE) == ()
 
 

@@ -1,31 +1,69 @@
-"""A recipe by its own name or out of a run config."""
+"""A recipe by its name, or that of a run config, run folder or checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.build.encoders import checkpoint_folder
+from uniaudio.build.model import stage_recipes
+from uniaudio.config.run import RunConfig, load_run, load_stored_run
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.integrity import CONFIG
 
 
-def open_recipe(name: str) -> tuple[Recipe, RunConfig | None]:
-    """Return a recipe, and the run config where ``name`` is one: then the recipe is that of its first stage.
+@dataclass(frozen=True)
+class OpenedRecipe:
+    """A recipe and what it came with.
+
+    Args:
+        config: the run config whose first stage it is of. checkpoint: the checkpoint's folder that holds the config.
+    """
+
+    recipe: Recipe
+    config: RunConfig | None = None
+    checkpoint: Path | None = None
+
+
+def open_recipe(name: str) -> OpenedRecipe:
+    """Open a recipe, or the recipe of the first stage of a run config, run folder or checkpoint.
+
+    Args:
+        name: a path or the name of a file in the folders that are searched.
 
     Raises:
-        UserError: when there is neither.
+        UserError: when there is none, or it has mistakes.
     """
-    path = Path(name)
-    if path.is_file() and "stages" in load_yaml(path):
-        config = load_run(name)
-        return load_recipe(config.stages[0].recipe, near=config.folder), config
+    if Path(name).is_dir():
+        return open_run_recipe(name)
     try:
-        return load_recipe(str(find_file("recipe", name))), None
+        path = find_file("recipe", name)
     except UserError as problem:
         try:
-            config = load_run(name)
+            path = find_file("config", name)
         except UserError:
             raise problem from None
-        return load_recipe(config.stages[0].recipe, near=config.folder), config
+    keys = load_yaml(path)
+    # a run config has stages or inherits them; a recipe says its name
+    if "stages" in keys or ("base" in keys and "recipe" not in keys):
+        config = load_run(name)
+        return OpenedRecipe(load_recipe(config.stages[0].recipe, near=config.folder), config)
+    return OpenedRecipe(load_recipe(str(path)))
+
+
+def open_run_recipe(name: str) -> OpenedRecipe:
+    """Open the recipe of the first stage of a run folder or checkpoint.
+
+    Raises:
+        UserError: when the folder holds no checkpoint.
+    """
+    folder = checkpoint_folder(name)
+    if folder is None:
+        raise UserError(
+            f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
+        )
+    config = load_stored_run(folder / CONFIG, folder.parent.parent)
+    return OpenedRecipe(stage_recipes(config)[0], config, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 from uniaudio.build.model import load_tokenizer
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
-from uniaudio.data.recipe import EvalEntry, Recipe
-from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.row_clips import row_seconds
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.estimate.thin import decoder_architecture
@@ -94,19 +94,17 @@ def check_questions(
         UserError: when an entry loses all of them.
     """
     notes = []
-    entries: Sequence = (*recipe.train, *recipe.evaluate)
-    for entry in entries:
-        templates = (entry.template,) if isinstance(entry, EvalEntry) else entry.templates
+    for entry in (*recipe.train, *recipe.evaluate):
         problems: Counter[str] = Counter()
         first, tried = "", 0
         rows = [
             r for r in islice(open_source(entry.dataset, entry.split).rows(), ROWS_READ) if isinstance(r, Row)
         ]
         for row in rows:
-            for template in templates:
+            for template in entry.templates:
                 tried += 1
                 try:
-                    rendered = render_question(row, entry.dataset, template, entry.constants, None)
+                    rendered = entry.render_question(row, template)
                     audio = round(sum(map(tokens_of, row_seconds(row))))
                     sketch.format.check_question(rendered.prompt, rendered.answer, audio)
                 except RowError as problem:

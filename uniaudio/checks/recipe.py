@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from statistics import fmean
 
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
-from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_questions import decode_clips, render_question, row_seconds
+from uniaudio.data.recipe import Recipe, RecipeEntry
+from uniaudio.data.row_clips import decode_clips, row_seconds
 from uniaudio.data.segment import unused_time_columns
-from uniaudio.data.source import Row, Source, open_source
+from uniaudio.data.source import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
@@ -36,67 +36,72 @@ class Pairing:
     name: str
     split: str
     rows: int | None
-    seconds: float | None  # mean clip length of the rows read
+    seconds: float  # mean clip length of the rows read
     answer_words: float
     notes: tuple[str, ...] = ()
 
 
-def check_entry(entry: Entry) -> Pairing:
-    """Check every question of a line of `train`; its answers are as long as all of them together."""
-    seen = [
-        check_pairing(entry.name, entry.dataset, entry.split, t, entry.constants) for t in entry.templates
-    ]
-    augmenting = entry.augmenter.notes() if entry.augmenter is not None else []
-    return replace(
-        seen[0],
-        answer_words=sum(pairing.answer_words for pairing in seen),
-        notes=tuple(dict.fromkeys([*(note for pairing in seen for note in pairing.notes), *augmenting])),
-    )
+def check_entry(entry: RecipeEntry) -> Pairing:
+    """Render the first rows of a source with the templates of an entry and read their audio headers.
 
-
-def check_pairing(
-    name: str, card: DatasetCard, split: str, template: Template, constants: Mapping[str, Any]
-) -> Pairing:
-    """Render the first rows of a source with its template and read their audio headers.
+    The answers of an entry are as long as those to all of its templates together.
 
     Raises:
-        UserError: with the reason of the first row, when none of them can be used; naming a column that none of them
-            has.
+        UserError: with the reason of the first row, when a template can use none of them; naming a column that none of
+            them has.
     """
-    source = open_source(card, split)
+    source = open_source(entry.dataset, entry.split)
     read = list(islice(source.rows(), ROWS_READ))
     rows = [row for row in read if isinstance(row, Row)]
-    where = f"dataset {card.name}, split {split}"
     if not read:
-        raise UserError(f"{where}: no rows (is the split's `keep` right?)")
-    refuse_missing_columns(rows, card, template, constants)
-    usable, reasons = [], [str(row) for row in read if isinstance(row, RowError)]
-    for row in rows:
-        try:
-            usable.append(render_and_probe(row, card, template, constants))
-        except RowError as problem:
-            reasons.append(f"{row.key}: {problem}")
-    if not usable:
-        raise UserError(f"{where}: none of the first {len(read)} rows can be used ({reasons[0]})")
-    seconds = [s for s, _ in usable if s is not None]
-    answers = [answer for _, answer in usable]
+        raise UserError(
+            f"dataset {entry.dataset.name}, split {entry.split}: no rows (is the split's `keep` right?)"
+        )
+    passed_over = describe_left_out(source.left_out)
+    notes = [f"passed over: {passed_over}"] if passed_over else []
+    rendered = []
+    for template in entry.templates:
+        refuse_missing_columns(rows, entry, template)
+        rendered.append(render_rows(read, entry, template))
+        notes += notes_of_answers(template, [answer for _, answer in rendered[-1]])
+        notes += notes_of_times(rows, entry.dataset, template)
+    notes += notes_of_clips(rows, SECONDS_DECODED)
+    notes += entry.augmenter.notes() if entry.augmenter is not None else []
     return Pairing(
-        name,
-        split,
+        entry.name,
+        entry.split,
         source.size,
-        sum(seconds) / len(seconds) if seconds else None,
-        sum(len(answer.split()) for answer in answers) / len(answers),
-        (
-            *notes_of(source, template, answers),
-            *notes_of_times(rows, card, template),
-            *notes_of_clips(rows, SECONDS_DECODED),
-        ),
+        fmean(seconds for seconds, _ in rendered[0]),
+        sum(fmean(len(answer.split()) for _, answer in usable) for usable in rendered),
+        tuple(dict.fromkeys(notes)),
     )
 
 
-def refuse_missing_columns(
-    rows: Sequence[Row], card: DatasetCard, template: Template, constants: Mapping[str, Any]
-) -> None:
+def render_rows(
+    read: Sequence[Row | RowError], entry: RecipeEntry, template: Template
+) -> list[tuple[float, str]]:
+    """Return (seconds of all clips, the answer) of the rows that can be used.
+
+    Raises:
+        UserError: with the reason of the first row, when none of them can be used.
+    """
+    usable, reasons = [], [str(row) for row in read if isinstance(row, RowError)]
+    for row in read:
+        if isinstance(row, Row):
+            try:
+                answer = entry.render_question(row, template).answer
+                usable.append((sum(row_seconds(row)), answer))
+            except RowError as problem:
+                reasons.append(f"{row.key}: {problem}")
+    if not usable:
+        raise UserError(
+            f"dataset {entry.dataset.name}, split {entry.split}: none of the first {len(read)} rows can be used "
+            f"({reasons[0]})"
+        )
+    return usable
+
+
+def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Template) -> None:
     """Refuse a template or card that uses a column which none of the first rows has.
 
     Raises:
@@ -106,7 +111,8 @@ def refuse_missing_columns(
         return
     stored = {str(name) for row in rows for name in row.columns}
     listed = ", ".join(sorted(stored)) or "none"
-    for name in sorted(set(template.inputs) - set(constants)):
+    card = entry.dataset
+    for name in sorted(set(template.inputs) - set(entry.constants)):
         text = card.columns.get(name)
         if text is None and name not in stored:
             raise UserError(
@@ -152,38 +158,25 @@ def notes_of_clips(rows: Sequence[Row], seconds: float) -> list[str]:
     return [f"{kind} in {count} of the first {decoded} rows: {ADVICE[kind]}" for kind, count in kinds.items()]
 
 
-def notes_of(source: Source, template: Template, answers: Sequence[str]) -> list[str]:
-    """Return what a person should know of a source that can be used."""
-    notes = []
-    if passed_over := describe_left_out(source.left_out):
-        notes.append(f"passed over: {passed_over}")
-    if template.labels is None and all(answer.strip().isdigit() for answer in answers):
-        shown = ", ".join(dict.fromkeys(answers[:5]))
-        notes.append(
-            f"all answers seen are whole numbers ({shown}); if they number classes, give their names under `columns` "
-            f"of the card"
-        )
-    return notes
-
-
-def render_and_probe(
-    row: Row, card: DatasetCard, template: Template, constants: Mapping[str, Any]
-) -> tuple[float | None, str]:
-    """Return (seconds of all clips, the answer) of one row."""
-    answer = render_question(row, card, template, constants).answer
-    return sum(row_seconds(row)), answer
+def notes_of_answers(template: Template, answers: Sequence[str]) -> list[str]:
+    """Return a line about answers that may be numbers of classes."""
+    if template.labels is not None or not all(answer.strip().isdigit() for answer in answers):
+        return []
+    shown = ", ".join(dict.fromkeys(answers[:5]))
+    return [
+        f"all answers seen are whole numbers ({shown}); if they number classes, give their names under `columns` of "
+        f"the card"
+    ]
 
 
 def average_clip(recipe: Recipe) -> Clip:
     """Return the average example of a recipe by the first rows of its sources.
 
     Raises:
-        UserError: for rows that cannot be used, or sources that do not tell the length of a clip without decoding it.
+        UserError: for rows that cannot be used.
     """
     seen = [check_entry(entry) for entry in recipe.train]
-    if unknown := [pairing.name for pairing in seen if pairing.seconds is None]:
-        raise UserError(f"{unknown[0]}: the length of its clips is not known; give --seconds")
     shares = recipe.train_shares()
-    seconds = sum(share * float(p.seconds or 0) for share, p in zip(shares, seen, strict=True))
+    seconds = sum(share * p.seconds for share, p in zip(shares, seen, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, seen, strict=True))
     return Clip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1)

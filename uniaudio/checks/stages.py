@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from uniaudio.checks.recipe import Pairing, check_entry, check_pairing
+from uniaudio.checks.recipe import Pairing, check_entry
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode, Stage
 from uniaudio.data.recipe import Recipe, load_recipe
@@ -115,7 +115,7 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
             lengths are looked at, for they come with its first step.
 
     Raises:
-        UserError: as ``check_pairing``; for budgets that are too small, metrics whose extra is not installed, and an
+        UserError: as ``check_entry``; for budgets that are too small, metrics whose extra is not installed, and an
             adaptive mixture that has nothing to measure.
     """
     for index, (stage, recipe) in enumerate(zip(config.stages, recipes, strict=True)):
@@ -130,7 +130,7 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
         if stage.balance is not None:
             refuse_nothing_to_measure(stage, recipe)
         for line in recipe.evaluate:
-            check_pairing(line.name, line.dataset, line.split, line.template, line.constants)
+            check_entry(line)
     if config.train.evaluate_every is not None:
         for line in recipes[-1].evaluate:
             need(line.template.scoring.metric)
@@ -151,10 +151,7 @@ def read_pairings(recipe: Recipe) -> list[Pairing]:
 def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[Pairing]) -> None:
     """Refuse a budget that the average clip of a dataset does not fit into."""
     for pairing in pairings:
-        if (
-            pairing.seconds is not None
-            and pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds
-        ):
+        if pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds:
             raise UserError(
                 f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
                 f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"

@@ -13,7 +13,7 @@ from uniaudio.build.model import stage_recipes
 from uniaudio.checks.cache_settings import told_room
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.meta_stages import sketch_stages
-from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, Pairing, check_entry, check_pairing
+from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, Pairing, check_entry
 from uniaudio.checks.stages import check_budget, check_stage_rows
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
@@ -48,9 +48,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
         pairings = [check_entry(entry) for entry in recipe.train]
-        asked = [check_pairing(e.name, e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
-        console.print(pairing_table(stage, recipe, pairings, asked))
-        for pairing in [*pairings, *asked]:
+        evaluated = [check_entry(entry) for entry in recipe.evaluate]
+        console.print(pairing_table(stage, recipe, pairings, evaluated))
+        for pairing in [*pairings, *evaluated]:
             for note in pairing.notes:
                 console.print(
                     f"{pairing.name}, split {pairing.split}: {note}", style="yellow", highlight=False
@@ -117,19 +117,19 @@ def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]
     return parts if all(part.model_type == "whisper" for part in parts) else []
 
 
-def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], asked: list[Pairing]) -> Table:
+def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], evaluated: list[Pairing]) -> Table:
     """Lay out what a stage draws and what it is evaluated on."""
     table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
     for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
         left = column in ("dataset:template", "split")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
-    shares: list[float | None] = [*recipe.train_shares(), *[None] * len(asked)]
-    for pairing, share in zip([*train, *asked], shares, strict=True):
+    shares: list[float | None] = [*recipe.train_shares(), *[None] * len(evaluated)]
+    for pairing, share in zip([*train, *evaluated], shares, strict=True):
         table.add_row(
             pairing.name,
             pairing.split,
             "stream" if pairing.rows is None else str(pairing.rows),
-            "?" if pairing.seconds is None else f"{pairing.seconds:.1f}",
+            f"{pairing.seconds:.1f}",
             f"{pairing.answer_words:.1f}",
             "evaluated" if share is None else f"{share:.1%}",
         )
@@ -145,7 +145,7 @@ def cost_line(
     decoder: SketchedDecoder | None,
 ) -> str:
     """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""
-    lengths = [p.seconds if p.seconds is not None else 10.0 for p in pairings]
+    lengths = [p.seconds for p in pairings]
     shares = recipe.train_shares()
     seconds = sum(share * length for share, length in zip(shares, lengths, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))

@@ -80,7 +80,8 @@ def bench_recipe(
 ) -> list[Speed]:
     """Print how many seconds of audio per second each number of workers delivers."""
     console = console or Console()
-    recipe, config = open_recipe(name)
+    opened = open_recipe(name)
+    recipe, config = opened.recipe, opened.config
     budget = config.stages[0].budget.audio_seconds if config is not None else BUDGET
     tried = workers or sorted({0, 1, max(1, (os.cpu_count() or 1) // 2), os.cpu_count() or 1})
     mixture = bench_mixture(recipe, budget, max(8, *tried))

@@ -26,7 +26,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import ClassIndex
 from uniaudio.data.jinja import Text
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
-from uniaudio.data.row_questions import decode_clips
+from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
@@ -75,13 +75,12 @@ def pack_recipe(
         UserError: when ``out`` holds anything, or nothing of a split could be used.
     """
     console = console or Console()
-    recipe, _ = open_recipe(name)
+    recipe = open_recipe(name).recipe
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give --out a new folder")
     (out / "datasets").mkdir(parents=True)
     wanted: dict[str, tuple[DatasetCard, list[str]]] = {}
-    entries: list[Entry | EvalEntry] = [*recipe.train, *recipe.evaluate]
-    for entry in entries:
+    for entry in (*recipe.train, *recipe.evaluate):
         card, splits = wanted.setdefault(entry.dataset.name, (entry.dataset, []))
         if entry.split not in splits:
             splits.append(entry.split)
@@ -250,15 +249,11 @@ def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:
 def write_recipe(recipe: Recipe, out: Path) -> None:
     """Write the recipe with its shares as weights; replays stand in it as lines of their own."""
 
-    def templates(entry: Entry | EvalEntry) -> Any:
-        chosen = entry.templates if isinstance(entry, Entry) else (entry.template,)
-        named = [portable_name("template", t.task, recipe.path.parent) for t in chosen]
-        return named if isinstance(entry, Entry) else named[0]
-
     def line(entry: Entry | EvalEntry) -> dict[str, Any]:
+        names = [portable_name("template", t.task, recipe.path.parent) for t in entry.templates]
         facts: dict[str, Any] = {
             "dataset": entry.dataset.name,
-            "template": templates(entry),
+            "template": names if isinstance(entry, Entry) else names[0],
             "split": entry.split,
         }
         if isinstance(entry, Entry):

@@ -19,7 +19,7 @@ from uniaudio.build.recipe import open_recipe
 from uniaudio.checks.recipe import notes_of_clips
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Entry
-from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.row_clips import row_seconds
 from uniaudio.data.source import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
@@ -61,10 +61,7 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
         try:
             if not isinstance(row, Row):
                 raise row
-            answers = [
-                render_question(row, entry.dataset, template, entry.constants).answer
-                for template in entry.templates
-            ]
+            answers = [entry.render_question(row, template).answer for template in entry.templates]
             seconds = sum(row_seconds(row))
         except RowError:
             stats.unusable += 1
@@ -124,7 +121,8 @@ def show_stats(
         UserError: for steps without a run config, which alone knows how large a step is.
     """
     console = console or Console()
-    recipe, config = open_recipe(name)
+    opened = open_recipe(name)
+    recipe, config = opened.recipe, opened.config
     if steps is not None and config is None:
         raise UserError(f"--steps needs a run config, which says how large a step is; {name} is a recipe")
     stats = []

@@ -102,7 +102,7 @@ def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
         source = open_source(entry.dataset, entry.split)
         assert isinstance(source, IndexedSource)  # a manifest on disk
         row = source.row(source.size // 2)
-        rendered = entry.template.render(entry.dataset.fields(row.columns), None)
+        rendered = entry.render_question(row, entry.template)
         question = "<audio>".join(rendered.prompt)
         clip = Path(str(row.audio[0].source))
         asked.append(

@@ -12,21 +12,17 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from uniaudio.build.encoders import checkpoint_folder
-from uniaudio.build.model import stage_recipes
-from uniaudio.config.run import load_run, load_stored_run
-from uniaudio.config.search_paths import find_file
-from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.build.recipe import OpenedRecipe, open_recipe
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
-from uniaudio.data.recipe import Entry, Recipe, load_recipe
-from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.recipe import Entry, Recipe
+from uniaudio.data.row_clips import row_seconds
 from uniaudio.data.source import IndexedSource, Row, Source, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, printable
 from uniaudio.tiny.recipe_texts import recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
-from uniaudio.train.checkpoint.integrity import BASES, CONFIG
+from uniaudio.train.checkpoint.integrity import BASES
 
 DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
 SMALL_VOCABULARY = 512
@@ -96,15 +92,16 @@ def tokenize_question(
     Raises:
         RowError: when the row cannot be used.
     """
-    rendered = render_question(row, entry.dataset, template, entry.constants, rng)
+    rendered = entry.render_question(row, template, rng)
     format.check_question(rendered.prompt, rendered.answer)
     return format.prompt(rendered.prompt), format.answer(rendered.answer)
 
 
 def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
     """Accept a recipe, a run config or a run; take the tokenizer that was asked for, or one trained on its texts."""
-    recipe, chosen, markup = open_recipe(name)
-    chosen = decoder or chosen
+    opened = open_recipe(name)
+    recipe, chosen = opened.recipe, decoder or decoder_folder(opened)
+    markup = read_markup(opened.checkpoint) if opened.checkpoint is not None else None
     if chosen is not None:
         try:
             # without --decoder only what is on this machine: waiting for a network is no preview
@@ -131,35 +128,23 @@ def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple
     return recipe, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
 
 
-def open_recipe(name: str) -> tuple[Recipe, str | None, ChatMarkup | None]:
-    """Return the recipe, the decoder its tokenizer comes from (None: a miniature one), and the prompt that a run kept.
+def read_markup(checkpoint: Path) -> ChatMarkup | None:
+    """Return the prompt that a run kept in a checkpoint; None where it kept none.
 
     Raises:
-        UserError: when it is no recipe, run config, run or checkpoint.
+        UserError: when the file cannot be read.
     """
-    path = Path(name)
-    if path.is_dir():
-        return open_run_recipe(name)
-    if path.is_file() and "stages" in load_yaml(path):
-        config = load_run(name, [])
-        recipe = load_recipe(config.stages[0].recipe, near=config.folder)
-        return recipe, None if config.decoder.miniature else config.decoder.path, None
-    return load_recipe(str(find_file("recipe", name))), DEFAULT_DECODER, None
+    with convert_to_user_error(f"{checkpoint / BASES} cannot be read", "name another checkpoint"):
+        return ChatMarkup.from_base(json.loads((checkpoint / BASES).read_text("utf-8")).get("decoder", {}))
 
 
-def open_run_recipe(name: str) -> tuple[Recipe, str, ChatMarkup | None]:
-    """Return what ``open_recipe`` does for a run folder or checkpoint."""
-    folder = checkpoint_folder(name)
-    if folder is None:
-        raise UserError(
-            f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
-        )
-    run = folder.parent.parent
-    config = load_stored_run(folder / CONFIG, run)
-    with convert_to_user_error(f"{folder / BASES} cannot be read", "name another checkpoint"):
-        markup = ChatMarkup.from_base(json.loads((folder / BASES).read_text("utf-8")).get("decoder", {}))
-    decoder = str(run / "decoder") if config.decoder.miniature else config.decoder.path
-    return stage_recipes(config)[0], decoder, markup
+def decoder_folder(opened: OpenedRecipe) -> str | None:
+    """Return where the tokenizer of a recipe comes from; None for a miniature decoder that is not made yet."""
+    if opened.config is None:
+        return DEFAULT_DECODER
+    if opened.config.decoder.miniature is None:
+        return opened.config.decoder.path
+    return str(opened.checkpoint.parent.parent / "decoder") if opened.checkpoint is not None else None
 
 
 def drawn_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:

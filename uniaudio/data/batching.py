@@ -19,7 +19,7 @@ from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.data.chat_format import ChatFormat, prefix_of
 from uniaudio.data.permutation import drawn_before, number, phase_of, row_rng
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_questions import render_question, row_seconds
+from uniaudio.data.row_clips import row_seconds
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, Skip
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.source import IndexedSource, Row, Source
@@ -266,7 +266,7 @@ class LogicalStream:
         questions = []
         for template in entry.templates:
             try:
-                rendered = render_question(row, entry.dataset, template, entry.constants, rng)
+                rendered = entry.render_question(row, template, rng)
                 self.check_texts(rendered, sum(clips))
                 questions.append((template.task, rendered))
             except RowError as problem:

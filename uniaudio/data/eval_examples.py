@@ -10,7 +10,7 @@ from itertools import islice
 from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_rows
 from uniaudio.data.permutation import number
 from uniaudio.data.recipe import EvalEntry
-from uniaudio.data.row_questions import decode_clips, render_question
+from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row, Source, open_source
 from uniaudio.errors import RowError, convert_to_row_error
@@ -23,7 +23,7 @@ def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Examp
     Raises:
         RowError: when the row cannot be used.
     """
-    rendered = render_question(row, entry.dataset, entry.template, entry.constants)
+    rendered = entry.render_question(row, entry.template)
     clips = decode_clips(row, max_seconds)
     if entry.augmenter is not None:
         with convert_to_row_error("broken audio", row.key):

@@ -9,7 +9,6 @@ from itertools import islice
 
 from uniaudio.data.permutation import number
 from uniaudio.data.recipe import EvalEntry
-from uniaudio.data.row_questions import render_question
 from uniaudio.data.source import IndexedSource, Row, Source
 from uniaudio.errors import RowError
 
@@ -98,7 +97,7 @@ def answer_of(row: Row | RowError, entry: EvalEntry) -> str | None:
     if isinstance(row, RowError):
         return None
     try:
-        return render_question(row, entry.dataset, entry.template, entry.constants).references[0]
+        return entry.render_question(row, entry.template).references[0]
     except RowError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,9 @@ from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
-from uniaudio.data.source import open_source
-from uniaudio.data.template import Template, load_template
-from uniaudio.errors import UserError
+from uniaudio.data.source import Row, open_source
+from uniaudio.data.template import Rendered, Template, load_template
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 
 class EntryFile(Strict):
@@ -124,16 +125,48 @@ class RecipeFile(Strict):
         return self
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A dataset's split asked through one or more templates; ``share`` of all draws."""
+@dataclass(frozen=True, kw_only=True)
+class RecipeEntry:
+    """What the lines of `train` and `evaluate` have in common: a dataset's split and templates with questions about it.
+
+    Args:
+        constants: inputs of the templates that the recipe states.
+    """
 
     dataset: DatasetCard
     templates: tuple[Template, ...]
     split: str
-    share: float
     constants: Mapping[str, Any]
     augmenter: Augmenter | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique among the entries of a recipe."""
+        raise NotImplementedError
+
+    def render_question(self, row: Row, template: Template, rng: random.Random | None = None) -> Rendered:
+        """Fill a row of the dataset into one of the templates.
+
+        Args:
+            rng: see ``Template.render``.
+
+        Raises:
+            RowError: when the row cannot be used.
+        """
+        with convert_to_row_error("template error", row.key):
+            rendered = template.render({**self.dataset.fields(row.columns), **self.constants}, rng)
+        if len(row.audio) != template.num_clips:
+            raise RowError(
+                "template error", f"{len(row.audio)} clip(s) for {template.num_clips} audio mark(s)"
+            )
+        return rendered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(RecipeEntry):
+    """A dataset's split with questions of one or more templates; ``share`` of all draws."""
+
+    share: float
 
     @property
     def name(self) -> str:
@@ -141,22 +174,22 @@ class Entry:
         return pair_name(self.dataset, self.templates, self.split, "train")
 
 
-@dataclass(frozen=True)
-class EvalEntry:
-    """A dataset's split to be asked and scored."""
+@dataclass(frozen=True, kw_only=True)
+class EvalEntry(RecipeEntry):
+    """A dataset's split whose answers to one template are scored."""
 
-    dataset: DatasetCard
-    template: Template
-    split: str
     max_examples: int | None
-    constants: Mapping[str, Any]
     condition: str | None = None
-    augmenter: Augmenter | None = None
+
+    @property
+    def template(self) -> Template:
+        """The only one of the templates."""
+        return self.templates[0]
 
     @property
     def name(self) -> str:
         """Unique among the evaluation sets of a recipe."""
-        name = pair_name(self.dataset, (self.template,), self.split, "test")
+        name = pair_name(self.dataset, self.templates, self.split, "test")
         return name if self.condition is None else f"{name}@{self.condition}"
 
 
@@ -215,12 +248,12 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     own = 1.0 - sum(replay.share for replay in data.replay)
     entries = [
         Entry(
-            card,
-            templates,
-            line.split,
-            own * weight / sum(weights),
-            line.constants,
-            Augmenter(line.augment, f"{path}: train[{i}].augment") if line.augment else None,
+            dataset=card,
+            templates=templates,
+            split=line.split,
+            share=own * weight / sum(weights),
+            constants=line.constants,
+            augmenter=Augmenter(line.augment, f"{path}: train[{i}].augment") if line.augment else None,
         )
         for i, (line, (card, templates), weight) in enumerate(zip(data.train, pairs, weights, strict=True))
     ]
@@ -235,7 +268,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
 
 def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
     """Resolve one line of `evaluate`."""
-    card, (template,) = open_pair(line.dataset, (line.template,), line, where, near)
+    card, templates = open_pair(line.dataset, (line.template,), line, where, near)
     augmenter = None
     if line.condition is not None:
         if line.condition not in CONDITIONS:
@@ -244,7 +277,15 @@ def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
                 f"{did_you_mean(line.condition, CONDITIONS)}; known: {', '.join(sorted(CONDITIONS))}"
             )
         augmenter = Augmenter(CONDITIONS[line.condition], f"{where}.condition")
-    return EvalEntry(card, template, line.split, line.max_examples, line.constants, line.condition, augmenter)
+    return EvalEntry(
+        dataset=card,
+        templates=templates,
+        split=line.split,
+        max_examples=line.max_examples,
+        constants=line.constants,
+        condition=line.condition,
+        augmenter=augmenter,
+    )
 
 
 def refuse_doubles(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:

@@ -9,7 +9,6 @@ from itertools import islice
 
 from uniaudio.data.chat_format import check_text
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_questions import render_question
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError
 
@@ -37,9 +36,7 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
             for number in range(renderings):
                 for template in entry.templates:
                     try:
-                        rendered = render_question(
-                            row, entry.dataset, template, entry.constants, rng if number else None
-                        )
+                        rendered = entry.render_question(row, template, rng if number else None)
                         for text in (*rendered.prompt, rendered.answer):
                             check_text(text)
                     except RowError:

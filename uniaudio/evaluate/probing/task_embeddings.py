@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uniaudio.config.search_paths import cache_root
 from uniaudio.data.clip_notices import ADVICE
-from uniaudio.data.row_questions import decode_clips
+from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row
 from uniaudio.errors import RowError, UserError

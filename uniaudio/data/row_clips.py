@@ -1,45 +1,18 @@
-"""A row of a source to a rendered question, a length and decoded clips: whatever goes wrong is the row's fault."""
+"""The clips of a row: their lengths and their samples; whatever goes wrong is the row's fault."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.card import DatasetCard
 from uniaudio.data.source import AudioRef, Row
-from uniaudio.data.template import Rendered, Template
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 
 Clip = NDArray[np.int16]  # samples [S] at 16 kHz
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
-
-
-def render_question(
-    row: Row,
-    card: DatasetCard,
-    template: Template,
-    constants: Mapping[str, Any],
-    rng: random.Random | None = None,
-) -> Rendered:
-    """Fill a row of a card into a template.
-
-    Args:
-        constants: inputs of the template that the recipe states. rng: see ``Template.render``.
-
-    Raises:
-        RowError: when the row cannot be used.
-    """
-    with convert_to_row_error("template error", row.key):
-        rendered = template.render({**card.fields(row.columns), **constants}, rng)
-    if len(row.audio) != template.num_clips:
-        raise RowError("template error", f"{len(row.audio)} clip(s) for {template.num_clips} audio mark(s)")
-    return rendered
 
 
 def row_seconds(row: Row) -> list[float]:
