@@ -46,6 +46,21 @@ def test_the_readme_opens_with_what_it_is_and_the_two_commands():
     assert commands == ["pip install -c constraints.txt -e '.[speech]'", "uniaudio demo"]
 
 
+def test_classes_of_the_architecture_page_are_in_the_files_it_names():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"(?m)^\| ((?:`\w+`(?:, )?)+) \| `([\w/.]+)` \|", text)
+    assert len(rows) > 30
+    for names, place in rows:
+        path = ROOT / "uniaudio" / place
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        code = "".join(file.read_text() for file in files)
+        assert {name for name in re.findall(r"\w+", names) if f"class {name}" not in code} == set(), place
+    paths = re.findall(r"`((?:[a-z]\w*/)*\w+\.py|(?:[a-z]\w*/)+\w+/)`", text)
+    assert {
+        path for path in paths if not any((ROOT / top / path).exists() for top in ("uniaudio", "."))
+    } == set()
+
+
 def in_nav(entry):
     """The files of a part of the navigation, in order."""
     if isinstance(entry, str):
