@@ -81,22 +81,22 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     out = check_output_file(out or folders[0] / "report.html", "output")
     notes: list[str] = []
     recipes = {run.name: recipes_of(run, notes) for run in runs}
-    asked = {entry.name: entry for own in recipes.values() for recipe in own for entry in recipe.evaluate}
+    entries = {entry.name: entry for members in recipes.values() for recipe in members for entry in recipe.evaluate}
     own_answers, other_answers, other_scores = read_results(
         runs, wanted.answers, wanted.against, match_checkpoints, notes
     )
-    every_recipe = [recipe for own in recipes.values() for recipe in own]
+    every_recipe = [recipe for members in recipes.values() for recipe in members]
     table, roles = all_scores(
         runs, wanted.probes, other_scores, domains_of(every_recipe), match_checkpoints, notes
     )
     model_names = short_names(table.models)
     model_names |= {model: run for run, model in roles.runs.items()}
-    summaries, changes = compare(runs, table, roles, model_names, own_answers, other_answers, asked)
-    shelf = Shelf()
-    wrong = wrong_by_heading(own_answers, asked, shelf if wanted.audio else None, notes)
-    maps, players = maps_of(runs, list(asked.values()), shelf if wanted.audio else None, wanted, notes)
-    if shelf.left_out:
-        notes.append(f"{shelf.left_out} clips: the page holds as much sound as it may")
+    summaries, changes = compare(runs, table, roles, model_names, own_answers, other_answers, entries)
+    sounds = Shelf()
+    wrong = wrong_by_heading(own_answers, entries, sounds if wanted.audio else None, notes)
+    maps, players = maps_of(runs, list(entries.values()), sounds if wanted.audio else None, wanted, notes)
+    if sounds.left_out:
+        notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
     matrices = forgetting_of(runs, match_checkpoints, notes)
     page = Page(
         title=wanted.title or f"Report: {', '.join(names)}",
@@ -165,21 +165,21 @@ def recipes_of(run: RunRecord, notes: list[str]) -> list[Recipe]:
 
 def domains_of(recipes: Sequence[Recipe]) -> dict[str, str]:
     """Return the domain of every dataset, from a template that asks about it."""
-    found: dict[str, str] = {}
+    domains: dict[str, str] = {}
     for recipe in recipes:
         for line in recipe.train:
-            found.setdefault(line.dataset.name, line.templates[0].domain)
-        for asked in recipe.evaluate:
-            found.setdefault(asked.dataset.name, asked.template.domain)
-    return found
+            domains.setdefault(line.dataset.name, line.templates[0].domain)
+        for entry in recipe.evaluate:
+            domains.setdefault(entry.dataset.name, entry.template.domain)
+    return domains
 
 
 def answers_by_name(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the results of every run on every set, under a heading each."""
     return [
         (f"{run}: {name}" if len(answers) > 1 else name, entry)
-        for run, own in answers.items()
-        for name, entry in own.items()
+        for run, results in answers.items()
+        for name, entry in results.items()
     ]
 
 
@@ -189,34 +189,34 @@ def of_every_set(answers: Answers, make: Callable[[str, Mapping[str, Any]], T | 
 
 
 def wrong_by_heading(
-    answers: Answers, asked: Mapping[str, EvalEntry], shelf: Shelf | None, notes: list[str]
+    answers: Answers, entries: Mapping[str, EvalEntry], sounds: Shelf | None, notes: list[str]
 ) -> dict[str, WrongAnswers]:
     """Choose wrong answers of every set, the first few of them with their clips where the data are there.
 
     Args:
-        shelf: None leaves out all clips.
+        sounds: None leaves out all clips.
     """
-    found: dict[str, WrongAnswers] = {}
-    sets = sum(len(own) for own in answers.values())
-    heard = min(HEARD, max(1, CLIPS_HEARD // max(sets, 1)))
-    for run, own in answers.items():
-        for name, entry in own.items():
+    shown_by_heading: dict[str, WrongAnswers] = {}
+    sets = sum(len(results) for results in answers.values())
+    playable = min(HEARD, max(1, CLIPS_HEARD // max(sets, 1)))
+    for run, results in answers.items():
+        for name, entry in results.items():
             wrong = [item for item in entry.get("answers") or () if not item.get("right")]
             items = chosen(wrong)
             if not items:
                 continue
             heading = f"{run}: {name}" if len(answers) > 1 else name
             players: dict[str, list[Player]] = {}
-            if shelf is not None and name in asked:
-                ids = [str(item["id"]) for item in items[:heard]]
-                players = players_of(asked[name], ids, shelf, notes)
+            if sounds is not None and name in entries:
+                ids = [str(item["id"]) for item in items[:playable]]
+                players = players_of(entries[name], ids, sounds, notes)
             shown = [wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
-            found[heading] = WrongAnswers(shown, len(wrong))
-    return found
+            shown_by_heading[heading] = WrongAnswers(shown, len(wrong))
+    return shown_by_heading
 
 
 def players_of(
-    entry: EvalEntry, ids: Sequence[str], shelf: Shelf, notes: list[str]
+    entry: EvalEntry, ids: Sequence[str], sounds: Shelf, notes: list[str]
 ) -> dict[str, list[Player]]:
     """Return the clips of questions by id, or note why they cannot be found."""
     try:
@@ -229,24 +229,24 @@ def players_of(
             f"{len(set(ids)) - len(examples)} clips of {entry.name}: their rows are gone or cannot be read"
         )
     made = {
-        name: [shelf.player(name, clip) for clip in examples[name].clips] for name in ids if name in examples
+        name: [sounds.player(name, clip) for clip in examples[name].clips] for name in ids if name in examples
     }
     return {name: [player for player in players if player is not None] for name, players in made.items()}
 
 
 def maps_of(
     runs: Sequence[RunRecord],
-    asked: Sequence[EvalEntry],
-    shelf: Shelf | None,
+    entries: Sequence[EvalEntry],
+    sounds: Shelf | None,
     wanted: Wanted,
     notes: list[str],
 ) -> tuple[list[EmbeddingMap], dict[str, list[Player]]]:
     """Embed test clips of a few sets with the encoder of every run, and lay them out in two dimensions."""
-    if not wanted.embedding_map or not asked:
+    if not wanted.embedding_map or not entries:
         return [], {}
     encoders: dict[str, AudioEncoder] = {}
     try:
-        clips = clips_to_map(asked)
+        clips = clips_to_map(entries)
     except UserError as problem:
         notes.append(f"embedding map: {problem}")
         return [], {}
@@ -260,8 +260,8 @@ def maps_of(
     for one in clips:
         for name, encoder in encoders.items():
             maps += embedding_maps(name, one, embedded(encoder, one, f"{one.name}, {name}", console))
-    heard = {one.name: label_players(one, shelf) for one in clips} if maps and shelf is not None else {}
-    return maps, heard
+    players = {one.name: label_players(one, sounds) for one in clips} if maps and sounds is not None else {}
+    return maps, players
 
 
 def embedded(encoder: AudioEncoder, clips: LabelledClips, what: str, console: Console) -> NDArray[np.float32]:
@@ -279,10 +279,10 @@ def embedded(encoder: AudioEncoder, clips: LabelledClips, what: str, console: Co
     return np.concatenate(vectors)
 
 
-def label_players(clips: LabelledClips, shelf: Shelf) -> list[Player]:
+def label_players(clips: LabelledClips, sounds: Shelf) -> list[Player]:
     """Return one clip of each of the first few labels."""
     labels = sorted(set(clips.labels))[:MAP_PLAYERS]
-    made = [shelf.player(label, clips.samples[clips.labels.index(label)]) for label in labels]
+    made = [sounds.player(label, clips.samples[clips.labels.index(label)]) for label in labels]
     return [player for player in made if player is not None]
 
 

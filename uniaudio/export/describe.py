@@ -17,7 +17,7 @@ OWN = "uniaudio."
 def describe(value: Any) -> Any:
     """Return JSON values from which ``rebuild`` makes the same encoder again, weights aside.
 
-    Parts of this package are told by class and constructor arguments, stock modules by class and configuration.
+    Parts of this package are described by class and constructor arguments, stock modules by class and configuration.
     Mappings become lists of pairs, for their order matters (the first encoder is the base) and JSON writers sort keys.
 
     Raises:
@@ -77,5 +77,5 @@ def parts_of(described: Any) -> set[str]:
         return set().union(*map(parts_of, described))
     if not isinstance(described, dict):
         return set()
-    own = {described["part"]} if isinstance(described.get("part"), str) else set()
-    return own.union(*map(parts_of, described.values()))
+    parts = {described["part"]} if isinstance(described.get("part"), str) else set()
+    return parts.union(*map(parts_of, described.values()))

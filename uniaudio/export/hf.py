@@ -147,16 +147,16 @@ def verify_hf(encoder: AudioEncoder, folder: Path) -> None:
     Raises:
         RuntimeError: when a tensor is missing or a value differs, which is a fault of the export.
     """
-    loaded, told = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-    wrong = sorted(told["missing_keys"]) + sorted(told["unexpected_keys"])
+    loaded, loading = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    wrong = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if wrong:
         raise RuntimeError(f"{folder}: tensors are missing or unknown: {wrong[:3]}")
     encoder = encoder.cpu().eval()
     audio = noise(TRIAL)
     samples, mask = audio.pad()
     output = loaded.eval()(samples, attention_mask=mask)
-    for row, own in enumerate(encoder(audio).frames.rows()):
-        if not torch.equal(output.last_hidden_state[row, : len(own)], own):
+    for row, expected in enumerate(encoder(audio).frames.rows()):
+        if not torch.equal(output.last_hidden_state[row, : len(expected)], expected):
             raise RuntimeError(f"{folder}: the frames of the written model differ from those of the encoder")
 
 

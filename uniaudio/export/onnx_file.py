@@ -154,8 +154,8 @@ def write_onnx(encoder: AudioEncoder, folder: Path, facts: Mapping[str, Any]) ->
             verbose=False,
         )
     assert program is not None
-    told = {"sampling_rate": SAMPLE_RATE, "dim": encoder.dim, "frame_rate": encoder.frame_rate, **facts}
-    program.model.metadata_props["uniaudio"] = json.dumps(told)
+    metadata = {"sampling_rate": SAMPLE_RATE, "dim": encoder.dim, "frame_rate": encoder.frame_rate, **facts}
+    program.model.metadata_props["uniaudio"] = json.dumps(metadata)
     folder.mkdir(parents=True, exist_ok=True)
     program.save(folder / FILE)
     stock.extractor.save_pretrained(folder)

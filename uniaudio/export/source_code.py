@@ -1,7 +1,7 @@
 """The package's own source, cut down to what an encoder needs and laid flat into one folder.
 
 A model on the Hub brings its code as files side by side that import each other with one dot. They are made from the
-modules of this package, definition by definition: what is reached from the wanted classes stays, in its own words;
+modules of this package, definition by definition: what is reached from the wanted classes stays, unchanged;
 everything else goes, and with it the packages that only training, configs or tests need. So the code that runs there is
 the code that is tested here.
 """
@@ -51,10 +51,10 @@ class ModuleSource:
         Raises:
             ValueError: when it does more at its top level than define, assign and import.
         """
-        found = importlib.util.find_spec(name)
-        assert found is not None
-        assert found.origin is not None
-        text = Path(found.origin).read_text(encoding="utf-8")
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        text = Path(spec.origin).read_text(encoding="utf-8")
         source = cls(name, text, ast.parse(text))
         for statement in source.tree.body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -167,12 +167,12 @@ def without_shapes(source: ModuleSource) -> str:
     starts = [0]
     for line in data.split(b"\n"):
         starts.append(starts[-1] + len(line) + 1)
-    found = [
+    annotations = [
         node
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in shapes
     ]
-    for node in sorted(found, key=lambda node: (node.lineno, node.col_offset), reverse=True):
+    for node in sorted(annotations, key=lambda node: (node.lineno, node.col_offset), reverse=True):
         assert isinstance(node.slice, ast.Tuple)
         kind = ast.unparse(node.slice.elts[0]).encode()
         assert node.end_lineno is not None

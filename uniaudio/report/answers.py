@@ -107,11 +107,11 @@ def answer_rows(
         answers: ``{model: {set: result}}``. changes: of each model against the one compared with.
     """
     rows = []
-    for name in dict.fromkeys(name for own in answers.values() for name in own):
-        for model, own in answers.items():
-            if name in own:
+    for name in dict.fromkeys(name for results in answers.values() for name in results):
+        for model, results in answers.items():
+            if name in results:
                 change = next((c for c in changes.get(model, ()) if c.task == name), None)
-                rows.append(answer_row(name, model, own[name], change))
+                rows.append(answer_row(name, model, results[name], change))
     return rows
 
 

@@ -38,8 +38,8 @@ class TaskChange:
 
     @property
     def verdict(self) -> str:
-        found = {change.judged.verdict for change in self.changes} - {"unclear"}
-        return "mixed" if len(found) > 1 else found.pop() if found else "unclear"
+        verdicts = {change.judged.verdict for change in self.changes} - {"unclear"}
+        return "mixed" if len(verdicts) > 1 else verdicts.pop() if verdicts else "unclear"
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Summary:
 
 def probe_changes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
     """Compare every probe of a run's own model with that of the starting one."""
-    own, start = roles.runs.get(run), roles.starts.get(run)
-    if own is None or start is None:
+    trained, start = roles.runs.get(run), roles.starts.get(run)
+    if trained is None or start is None:
         return []
     changes = []
     for task in table.tasks:
         for probe in table.probes:
-            first, second = table.get(task, start, probe), table.get(task, own, probe)
+            first, second = table.get(task, start, probe), table.get(task, trained, probe)
             if first is not None and second is not None:
                 judged = by_spread((first.mean, first.std), (second.mean, second.std))
                 name = f"{PROBES.get(probe, probe)} probe"
@@ -80,7 +80,7 @@ def answer_changes(
     second: Mapping[str, Mapping[str, Any]],
     scorings: Mapping[str, Scoring],
 ) -> list[Change]:
-    """Compare the answers of a run with those of another model on every evaluation set that both were asked.
+    """Compare the answers of a run with those of another model on every evaluation set that both answered.
 
     Args:
         scorings: how the template of each set compares answers, where its recipe could be read.
@@ -99,16 +99,16 @@ def summarize(run: str, against: str, changes: Sequence[Change]) -> Summary:
     by_task: dict[str, list[Change]] = {}
     for change in changes:
         by_task.setdefault(change.task, []).append(change)
-    told = [TaskChange(task, tuple(own)) for task, own in by_task.items()]
-    tasks = {kind: [t for t in told if t.verdict == kind] for kind in ("better", "worse", "mixed", "unclear")}
+    task_changes = [TaskChange(task, tuple(members)) for task, members in by_task.items()]
+    tasks = {kind: [t for t in task_changes if t.verdict == kind] for kind in ("better", "worse", "mixed", "unclear")}
     for kind in ("better", "worse"):
         tasks[kind].sort(key=lambda t: -max(abs(change.delta) for change in t.changes))
     rules = [RULES[rule] for rule in dict.fromkeys(change.judged.rule for change in changes)]
-    return Summary(run, against, sentence_of(run, against, tasks, len(told)), tasks, rules, len(changes))
+    return Summary(run, against, sentence_of(run, against, tasks, len(task_changes)), tasks, rules, len(changes))
 
 
 def sentence_of(run: str, against: str, tasks: Mapping[str, Sequence[TaskChange]], count: int) -> str:
-    """Say what improved, what was lost and what cannot be told, with the largest change of each kind."""
+    """Say what improved, what was lost and what is unclear, with the largest change of each kind."""
     sets = "one set" if count == 1 else f"{count} sets"
     better, worse = tasks["better"], tasks["worse"]
     if not better and not worse and not tasks["mixed"]:
@@ -132,7 +132,7 @@ def named(tasks: Sequence[TaskChange]) -> str:
 
 def largest(task: TaskChange) -> str:
     """Tell the largest change of a set that counts."""
-    change = max(task.changes, key=lambda own: (own.judged.verdict != "unclear", abs(own.delta)))
+    change = max(task.changes, key=lambda one: (one.judged.verdict != "unclear", abs(one.delta)))
     return f"{change.what} {change.delta:+.3f}"
 
 

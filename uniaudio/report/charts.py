@@ -122,14 +122,14 @@ def steps_of(runs: Sequence[RunRecord]) -> tuple[float, float]:
 def stage_starts(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     """Return the stages after the first and where on the axis they begin, in percent; none where runs differ in it."""
     _, last = steps_of(runs)
-    found = []
+    boundaries = []
     for run in runs:
         first: dict[str, int] = {}
         for event in run.events:
             if event["event"] == "stage":
                 first.setdefault(event["stage"], event["step"])
-        found.append([(name, 100 * step / last) for name, step in first.items() if 0 < step < last])
-    return found[0] if found and all(other == found[0] for other in found) else []
+        boundaries.append([(name, 100 * step / last) for name, step in first.items() if 0 < step < last])
+    return boundaries[0] if boundaries and all(other == boundaries[0] for other in boundaries) else []
 
 
 def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
@@ -157,20 +157,20 @@ def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
 
 def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """Draw the score of every evaluation set that was asked during training."""
-    found: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
+    """Draw the score of every evaluation set that was answered during training."""
+    scores: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
     for series, run in enumerate(runs):
         for event in run.events:
             if event["event"] == "evaluation":
                 for name, result in event.get("results", {}).items():
                     if is_number(result.get("score")):
-                        own = found.setdefault((name, str(result.get("metric", "score"))), {})
-                        own.setdefault(series, []).append((event["step"], result["score"]))
+                        by_series = scores.setdefault((name, str(result.get("metric", "score"))), {})
+                        by_series.setdefault(series, []).append((event["step"], result["score"]))
     charts = [
         chart(
-            name, metric, [Line(runs[i].name, points, i) for i, points in own.items()], steps_of(runs), False
+            name, metric, [Line(runs[i].name, points, i) for i, points in by_series.items()], steps_of(runs), False
         )
-        for (name, metric), own in found.items()
+        for (name, metric), by_series in scores.items()
     ]
     return [drawn for drawn in charts if drawn is not None]
 
@@ -193,9 +193,9 @@ def domain_bars(
     averages: Mapping[str, Mapping[str, float]], series: Mapping[str, int]
 ) -> dict[str, list[Bar]]:
     """Lay out one group of bars for each domain, one bar a model, in the colour of its series."""
-    highest = max((abs(v) for own in averages.values() for v in own.values()), default=0.0)
+    highest = max((abs(v) for means in averages.values() for v in means.values()), default=0.0)
     top = max(1.0, highest)
     return {
-        domain: [Bar(model, v, max(v, 0.0) / top, series[model]) for model, v in own.items()]
-        for domain, own in averages.items()
+        domain: [Bar(model, v, max(v, 0.0) / top, series[model]) for model, v in means.items()]
+        for domain, means in averages.items()
     }

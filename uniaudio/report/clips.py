@@ -42,7 +42,7 @@ class Shelf:
         self.left_out = 0
 
     def player(self, name: str, samples: NDArray[np.int16]) -> Player | None:
-        """Encode the beginning of a clip, or return None when the shelf is full.
+        """Encode the beginning of a clip, or return None when the budget is used up.
 
         Args:
             samples: ``[S]`` int16 at 16 kHz.
@@ -74,16 +74,16 @@ def find_examples(entry: EvalEntry, ids: Collection[str]) -> dict[str, Example]:
     """
     keys = {name: key for name in ids if (key := key_of(name, entry)) is not None}
     wanted = {key: name for name, key in keys.items()}
-    found: dict[str, Example] = {}
+    examples: dict[str, Example] = {}
     for row in open_source(entry.dataset, entry.split).rows():
         if isinstance(row, Row) and row.key in wanted:
             try:
-                found[wanted[row.key]], _ = build_example(row, entry, DECODED)
+                examples[wanted[row.key]], _ = build_example(row, entry, DECODED)
             except RowError:
                 continue
-            if len(found) == len(wanted):
+            if len(examples) == len(wanted):
                 break
-    return found
+    return examples
 
 
 def key_of(name: str, entry: EvalEntry) -> str | None:

@@ -17,7 +17,7 @@ from uniaudio.report.clips import spread_examples
 MOST_CLIPS = 400  # of all sets of a page together
 MOST_SETS = 3
 MOST_SECONDS = 30.0  # longer clips are left out of the map
-MOST_LABELS = 24  # signs that can be told apart
+MOST_LABELS = 24  # signs that can be distinguished
 FEWEST = 8  # clips of a map
 PERPLEXITY = 30.0
 
@@ -58,10 +58,10 @@ def clips_to_map(entries: Sequence[EvalEntry]) -> list[LabelledClips]:
     Raises:
         UserError: when a source cannot be opened.
     """
-    found: list[LabelledClips] = []
+    sets: list[LabelledClips] = []
     seen: set[str] = set()
     for entry in entries:
-        if len(found) == MOST_SETS:
+        if len(sets) == MOST_SETS:
             break
         if entry.condition is not None or entry.template.num_clips != 1 or entry.name in seen:
             continue
@@ -70,15 +70,15 @@ def clips_to_map(entries: Sequence[EvalEntry]) -> list[LabelledClips]:
         labels = [answer for _, answer in pairs]
         if len(pairs) >= FEWEST and is_closed(labels):
             clips = [example.clips[0] for example, _ in pairs]
-            found.append(LabelledClips(entry.name, clips, labels, [example.id for example, _ in pairs]))
-    return found
+            sets.append(LabelledClips(entry.name, clips, labels, [example.id for example, _ in pairs]))
+    return sets
 
 
 def is_closed(labels: Sequence[str]) -> bool:
     """Return whether answers are labels: a few different ones, most of them more than once."""
-    counted = Counter(labels)
-    repeated = sum(count for count in counted.values() if count > 1)
-    return 2 <= len(counted) <= MOST_LABELS and repeated >= 0.8 * len(labels)
+    counts = Counter(labels)
+    repeated = sum(count for count in counts.values() if count > 1)
+    return 2 <= len(counts) <= MOST_LABELS and repeated >= 0.8 * len(labels)
 
 
 def embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32]) -> list[EmbeddingMap]:
@@ -89,7 +89,7 @@ def embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32])
     """
     labels = sorted(set(clips.labels))
     principal, explained = by_pca(vectors)
-    told = [
+    projections = [
         ("PCA", f"two axes hold {explained:.0%} of the variance", principal),
         ("t-SNE", "distances between groups mean little", by_tsne(vectors)),
     ]
@@ -103,7 +103,7 @@ def embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32])
                 for (x, y), label, name in zip(scaled(places), clips.labels, clips.ids, strict=True)
             ],
         )
-        for method, note, places in told
+        for method, note, places in projections
     ]
 
 

@@ -15,7 +15,7 @@ OTHER = "(other)"
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell; ``kind`` is "share", "gain" or "loss", ``framed`` marks it."""
+    """The text of a cell; ``kind`` is "share", "gain" or "loss", ``framed`` marks it."""
 
     text: str
     shade: float = 0.0
@@ -38,12 +38,12 @@ def confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> HeatTabl
 
     Answers that are no label of the set stand together.
     """
-    counted = Counter(str(item["reference"]) for item in answers)
-    if not 2 <= len(counted) <= CLOSED:
+    counts = Counter(str(item["reference"]) for item in answers)
+    if not 2 <= len(counts) <= CLOSED:
         return None
-    labels = sorted(counted)
+    labels = sorted(counts)
     given = Counter(
-        (str(item["reference"]), str(item["answer"]) if item["answer"] in counted else OTHER)
+        (str(item["reference"]), str(item["answer"]) if item["answer"] in counts else OTHER)
         for item in answers
     )
     columns = [*labels, OTHER] if any(column == OTHER for _, column in given) else labels
@@ -51,7 +51,7 @@ def confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> HeatTabl
         (
             label,
             [
-                Cell(str(given[label, c] or ""), given[label, c] / counted[label], framed=c == label)
+                Cell(str(given[label, c] or ""), given[label, c] / counts[label], framed=c == label)
                 for c in columns
             ],
         )
@@ -67,8 +67,8 @@ def routes_tables(routes: Mapping[str, Any]) -> list[HeatTable]:
         choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
         highest = max((share for shares in tasks.values() for share in shares.values()), default=0.0)
         rows = [
-            (task, [Cell(f"{own.get(c, 0.0):.2f}", own.get(c, 0.0) / max(highest, 1e-9)) for c in choices])
-            for task, own in tasks.items()
+            (task, [Cell(f"{shares.get(c, 0.0):.2f}", shares.get(c, 0.0) / max(highest, 1e-9)) for c in choices])
+            for task, shares in tasks.items()
         ]
         caption = f"{group}: mean share by task, steps {routes['from_step']} to {routes['to_step']}"
         tables.append(HeatTable(caption, "task", choices, rows))

@@ -68,9 +68,9 @@ class Page:
     @property
     def series(self) -> dict[str, int]:
         """Which colour every model has: a run the same in all figures, the others those behind."""
-        own = {self.roles.runs[run.name]: i for i, run in enumerate(self.runs) if run.name in self.roles.runs}
-        rest = [model for model in self.roles.shown if model not in own]
-        return {**own, **{model: len(self.runs) + i for i, model in enumerate(rest)}}
+        trained = {self.roles.runs[run.name]: i for i, run in enumerate(self.runs) if run.name in self.roles.runs}
+        rest = [model for model in self.roles.shown if model not in trained]
+        return {**trained, **{model: len(self.runs) + i for i, model in enumerate(rest)}}
 
     @property
     def start_names(self) -> list[str]:
@@ -124,7 +124,7 @@ def write_page(page: Page, path: Path) -> Path:
         losses=loss_charts(page.runs),
         stages=stage_starts(page.runs),
         metrics=metric_charts(page.runs),
-        bars={probe: own for probe, own in bars.items() if own},
+        bars={probe: values for probe, values in bars.items() if values},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -124,17 +124,17 @@ def all_scores(
         file = run.folder / "probes.json"
         if run.name in roles.runs or files or not file.is_file():
             continue
-        own, members = own_models(read_scores(read_json(file), str(file), domains), [run], match)
-        if own.models and not members[run.name]:
+        scores, members = own_models(read_scores(read_json(file), str(file), domains), [run], match)
+        if scores.models and not members[run.name]:
             notes.append(foreign_note(str(file), run))
-        found = roles_of(own.models, members, starts)
-        new = {model: str(run.folder) for model in found.runs.values()}
-        own = renamed(own, new)
-        clashes = {model: f"{model} ({run.name})" for model in disagreeing(table, own)}
-        table = merged([table, renamed(own, clashes)])
-        began = {name: clashes.get(model, model) for name, model in found.starts.items()}
-        rest = [clashes.get(model, model) for model in found.others]
-        trained = {name: clashes.get(new[model], new[model]) for name, model in found.runs.items()}
+        run_roles = roles_of(scores.models, members, starts)
+        new = {model: str(run.folder) for model in run_roles.runs.values()}
+        scores = renamed(scores, new)
+        clashes = {model: f"{model} ({run.name})" for model in disagreeing(table, scores)}
+        table = merged([table, renamed(scores, clashes)])
+        began = {name: clashes.get(model, model) for name, model in run_roles.starts.items()}
+        rest = [clashes.get(model, model) for model in run_roles.others]
+        trained = {name: clashes.get(new[model], new[model]) for name, model in run_roles.runs.items()}
         roles = Roles({**roles.starts, **began}, {**roles.runs, **trained}, [*roles.others, *rest])
     for file, data in others:
         beside, _ = own_models(read_scores(data, str(file), domains), runs, match)
@@ -149,7 +149,7 @@ def own_models(
 ) -> tuple[ScoreTable, dict[str, list[str]]]:
     """Return the models of a table that are each run's own, and the table with those marked that only look like it."""
     members = {run.name: models_of_run(table, run.folder, match) for run in runs}
-    known = {model for own in members.values() for model in own}
+    known = {model for names in members.values() for model in names}
     marked = {
         model: tell_apart(model, table.fingerprints.get(model))
         for model in table.models
@@ -177,19 +177,19 @@ def compare(
     table: ScoreTable,
     roles: Roles,
     names: Mapping[str, str],
-    own: Answers,
+    answers: Answers,
     others: Answers,
-    asked: Mapping[str, EvalEntry],
+    entries: Mapping[str, EvalEntry],
 ) -> tuple[list[Summary], dict[str, list[Change]]]:
     """Compare each run's probes with its start, and its answers with another model's or the first run's."""
-    scorings = {name: entry.template.scoring for name, entry in asked.items()}
-    base = next(iter([*others, *own]), None)
+    scorings = {name: entry.template.scoring for name, entry in entries.items()}
+    base = next(iter([*others, *answers]), None)
     summaries, changes = [], {}
     for run in runs:
         probed = probe_changes(table, roles, run.name)
         answered = []
-        if base is not None and base != run.name and run.name in own:
-            answered = answer_changes({**own, **others}[base], own[run.name], scorings)
+        if base is not None and base != run.name and run.name in answers:
+            answered = answer_changes({**answers, **others}[base], answers[run.name], scorings)
         changes[run.name] = answered
         if probed or answered:
             start = [names[roles.starts[run.name]]] if probed else []

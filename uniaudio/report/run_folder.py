@@ -67,7 +67,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{folder} holds no metrics.jsonl; give the output_dir of a run")
-    told, torn = read_metrics(metrics)
+    lines, torn = read_metrics(metrics)
     config_file = folder / "config.yaml"
     text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
     config = parse(text, str(config_file)) if text else {}
@@ -81,8 +81,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
     return RunRecord(
         name=name,
         folder=folder,
-        rows=[row for row in told if "event" not in row],
-        events=[row for row in told if "event" in row],
+        rows=[row for row in lines if "event" not in row],
+        events=[row for row in lines if "event" in row],
         torn=torn,
         config=config if isinstance(config, dict) else {},
         config_text=text,

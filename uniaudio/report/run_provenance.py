@@ -37,15 +37,15 @@ class DataFact:
 def data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[DataFact]:
     """Tell of every dataset that the recipes train on or ask."""
     trained = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.train}
-    asked = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.evaluate}
+    evaluated = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.evaluate}
     drawn: dict[str, int] = {}
     for run in runs:
         saved = [event["drawn"] for event in run.events if event["event"] == "saved" and "drawn" in event]
         for name, rows in (saved[-1] if saved else {}).items():
             drawn[name] = drawn.get(name, 0) + rows
     facts = []
-    for name, card in {**trained, **asked}.items():
-        used = [word for word, cards in (("trained on", trained), ("asked", asked)) if name in cards]
+    for name, card in {**trained, **evaluated}.items():
+        used = [word for word, cards in (("trained on", trained), ("asked", evaluated)) if name in cards]
         facts.append(
             DataFact(
                 name,
@@ -93,11 +93,11 @@ def base_facts(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
         (
             run.name,
             part,
-            told.get("path", ABSENT),
-            str(told.get("sha256") or told.get("revision") or ABSENT)[:SHORT],
+            base.get("path", ABSENT),
+            str(base.get("sha256") or base.get("revision") or ABSENT)[:SHORT],
         )
         for run in runs
-        for part, told in run.bases.items()
+        for part, base in run.bases.items()
     ]
 
 
@@ -111,26 +111,26 @@ def flat(config: Any, before: str = "") -> dict[str, str]:
         return {before: str(config)}
     if not items:
         return {before: str(config)} if before else {}
-    found: dict[str, str] = {}
+    flattened: dict[str, str] = {}
     for key, value in items:
-        found |= flat(value, f"{before}.{key}" if before else key)
-    return found
+        flattened |= flat(value, f"{before}.{key}" if before else key)
+    return flattened
 
 
 def config_differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     """Return the keys of which the runs have different values, with the value of each run."""
     values = [flat(run.config) for run in runs]
-    keys = dict.fromkeys(key for own in values for key in own)
-    rows = [(key, [own.get(key, ABSENT) for own in values]) for key in keys]
-    return [(key, told) for key, told in rows if len(set(told)) > 1]
+    keys = dict.fromkeys(key for facts in values for key in facts)
+    rows = [(key, [facts.get(key, ABSENT) for facts in values]) for key in keys]
+    return [(key, texts) for key, texts in rows if len(set(texts)) > 1]
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages with which the page is written."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed
             continue
-    return found
+    return versions

@@ -55,9 +55,9 @@ class ScoreTable:
     @property
     def probes(self) -> list[str]:
         """All probes: the usual ones first and in their order."""
-        found = {probe for models in self.scores.values() for own in models.values() for probe in own}
-        usual = [probe for probe in PROBES if probe in found]
-        return [*usual, *sorted(found - set(usual))]
+        probes = {probe for models in self.scores.values() for scores in models.values() for probe in scores}
+        usual = [probe for probe in PROBES if probe in probes]
+        return [*usual, *sorted(probes - set(usual))]
 
     def get(self, task: str, model: str | None, probe: str) -> Score | None:
         """Return a score, or None where it was not measured."""
@@ -68,7 +68,7 @@ class ScoreTable:
         return [
             task
             for name, task in self.tasks.items()
-            if any(probe in own for own in self.scores[name].values())
+            if any(probe in scores for scores in self.scores[name].values())
         ]
 
     def averages(self, models: Sequence[str], probe: str) -> dict[str, dict[str, float]]:
@@ -195,8 +195,8 @@ class Roles:
         """Return what a model is compared with: a run with its own start, any other model with the first start."""
         if model in self.starts.values():
             return None
-        own = [self.starts.get(run) for run, trained in self.runs.items() if trained == model]
-        return next(iter([*own, *self.starts.values()]), None)
+        starts = [self.starts.get(run) for run, trained in self.runs.items() if trained == model]
+        return next(iter([*starts, *self.starts.values()]), None)
 
 
 def roles_of(
