@@ -20,7 +20,7 @@ from uniaudio.commands.export import check_onnx
 from uniaudio.commands.train import run_training
 from uniaudio.config.fusion import SumConfig
 from uniaudio.errors import UserError
-from uniaudio.export.hf import noise
+from uniaudio.export.hf import make_noise
 from uniaudio.ragged import Ragged
 
 
@@ -53,14 +53,14 @@ def run(tone_run, fresh_accelerate):
 
 def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
     write(run, tmp_path / "exported")
-    told = capsys.readouterr().out
-    assert "model.safetensors" in told
-    assert f'AutoModel.from_pretrained("{tmp_path / "exported"}", trust_remote_code=True)' in told
+    output = capsys.readouterr().out
+    assert "model.safetensors" in output
+    assert f'AutoModel.from_pretrained("{tmp_path / "exported"}", trust_remote_code=True)' in output
     model = AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True)
-    samples, mask = noise((16_000, 5_000)).pad()
+    samples, mask = make_noise((16_000, 5_000)).pad()
     with torch.no_grad():
         frames = model(samples, attention_mask=mask).last_hidden_state
-        wanted = load_encoder(str(run), torch.device("cpu"))(noise((16_000, 5_000))).frames.rows()[1]
+        wanted = load_encoder(str(run), torch.device("cpu"))(make_noise((16_000, 5_000))).frames.rows()[1]
         torch.testing.assert_close(frames[1, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert card.startswith("---\n")
@@ -95,17 +95,17 @@ def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys)
 def test_the_trained_weights_of_a_run_are_in_its_onnx_file(run, tone_run, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     write(run, tmp_path / "file", "--to", "onnx")
-    told = capsys.readouterr().out
-    assert f'InferenceSession("{tmp_path / "file" / "encoder.onnx"}")' in told
-    assert "padding='max_length'" in told
+    output = capsys.readouterr().out
+    assert f'InferenceSession("{tmp_path / "file" / "encoder.onnx"}")' in output
+    assert "padding='max_length'" in output
     extractor = WhisperFeatureExtractor.from_pretrained(tmp_path / "file")
-    clips = [clip.numpy() / 32768.0 for clip in noise((480_000, 16_000)).rows()]
+    clips = [clip.numpy() / 32768.0 for clip in make_noise((480_000, 16_000)).rows()]
     inputs = extractor(clips, sampling_rate=16_000, return_tensors="np")
     session = onnxruntime.InferenceSession(str(tmp_path / "file" / "encoder.onnx"))
     (frames,) = session.run(None, dict(inputs))
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["uniaudio"])
     assert (metadata["dim"], metadata["frame_rate"], metadata["steps"]) == (64, 50.0, 8)
-    silent = Ragged.from_padded(noise((480_000, 16_000)).pad()[0], torch.tensor([480_000, 480_000]))
+    silent = Ragged.from_padded(make_noise((480_000, 16_000)).pad()[0], torch.tensor([480_000, 480_000]))
     with torch.no_grad():
         trained, base = (
             load_encoder(str(path), torch.device("cpu"))(silent).frames.rows()
@@ -135,7 +135,7 @@ def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
     assert (plain["name"], plain["steps"], plain["datasets"]) == ("whisper", 0, [])
 
 
-def test_results_of_a_suite_stand_on_the_card_too(tmp_path):
+def test_results_of_a_suite_are_on_the_card_too(tmp_path):
     (tmp_path / "probes.json").write_text(
         json.dumps(suite_results(["tones", "words"], ["runs/out", "random:a/it"]))
     )
@@ -158,7 +158,7 @@ def test_a_run_folder_with_empty_results_or_none_has_none(tmp_path, content):
     assert results_of(tmp_path, str(tmp_path)) == []
 
 
-def test_answers_of_the_challenge_stand_on_the_card(tmp_path):
+def test_answers_of_the_challenge_are_on_the_card(tmp_path):
     entries = {"tones:tone": {"metric": "accuracy", "score": 0.25}}
     stored = {"protocol": "xares-llm", "overall": 0.25, "scores": {}, "not_scored": {}, "entries": entries}
     (tmp_path / "answers.json").write_text(json.dumps(stored))

@@ -12,17 +12,17 @@ from uniaudio.errors import UserError
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What was asked of the Hub, in order."""
-    asked = []
+    """The calls of the Hub's client, in order."""
+    calls = []
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
-        asked.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
+        calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
         return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/1")
 
-    monkeypatch.setattr(HfApi, "whoami", lambda self: asked.append(("who",)))
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: asked.append(("create", name, how)))
+    monkeypatch.setattr(HfApi, "whoami", lambda self: calls.append(("who",)))
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: calls.append(("create", name, how)))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    return asked
+    return calls
 
 
 def test_a_new_repository_is_private_and_gets_the_folder(hub, tmp_path):

@@ -4,5 +4,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _own_copies(fresh_model_code):
+def _fresh_copies(fresh_model_code):
     """See ``fresh_model_code``."""

@@ -22,7 +22,7 @@ from uniaudio.config.fusion import FusionConfig
 from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe
-from uniaudio.export.hf import noise, refuse_taken, verify_hf, write_hf
+from uniaudio.export.hf import make_noise, refuse_taken, verify_hf, write_hf
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -76,7 +76,7 @@ def fused(settings: dict, tmp_path: Path) -> AudioEncoder:
 @torch.no_grad()
 def export(encoder: AudioEncoder, folder: Path) -> Path:
     """Export, and store clips, frames and means beside the folder."""
-    audio = noise(LENGTHS)
+    audio = make_noise(LENGTHS)
     frames = encoder(audio).frames
     wanted = {f"clip{i}": clip.clone() for i, clip in enumerate(audio.rows())}
     wanted |= {f"frames{i}": row.clone() for i, row in enumerate(frames.rows())}
@@ -93,17 +93,17 @@ def loaded_elsewhere(folders: list[Path], tmp_path: Path, *options: str) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_equal(found: dict, encoders: dict[str, AudioEncoder]) -> None:
-    assert set(found) == set(encoders)
-    for name, told in found.items():
-        assert told["equal"], name
-        assert told["int16 equal"], name
-        assert told["pooled equal"], name
-        assert told["padding is zero"], name
-        assert 0 < told["bfloat16 away"] < 0.1, name  # not equal: the weights really are bfloat16
-        assert told["rate"] == encoders[name].frame_rate
-        assert told["dim"] == encoders[name].dim
-        assert told["frames of a second"] == encoders[name].num_frames(16_000)
+def assert_equal(results: dict, encoders: dict[str, AudioEncoder]) -> None:
+    assert set(results) == set(encoders)
+    for name, result in results.items():
+        assert result["equal"], name
+        assert result["int16 equal"], name
+        assert result["pooled equal"], name
+        assert result["padding is zero"], name
+        assert 0 < result["bfloat16 away"] < 0.1, name  # not equal: the weights really are bfloat16
+        assert result["rate"] == encoders[name].frame_rate
+        assert result["dim"] == encoders[name].dim
+        assert result["frames of a second"] == encoders[name].num_frames(16_000)
 
 
 def test_whisper_a_fusion_and_a_mixture_of_encoders_without_this_package(tmp_path):
@@ -136,14 +136,14 @@ def test_an_exported_folder_is_an_encoder_of_this_package_again(tmp_path, name):
     encoder = fused(FUSIONS[name], tmp_path) if name in FUSIONS else single(name, tmp_path)
     again = load(export(encoder, tmp_path / "out"))
     with torch.no_grad():
-        one, other = (e(noise(LENGTHS)).frames for e in (encoder, again))
+        one, other = (e(make_noise(LENGTHS)).frames for e in (encoder, again))
     assert torch.equal(one.values, other.values)
     assert torch.equal(one.lengths, other.lengths)
     assert (again.dim, again.frame_rate, again.reach) == (encoder.dim, encoder.frame_rate, encoder.reach)
     assert describe(again) == describe(encoder)
 
 
-def test_a_model_taken_with_its_own_extractor(tmp_path):
+def test_a_model_loaded_with_its_extractor(tmp_path):
     """``kind: remote``: the stock model and its extractor travel, as long as both are classes of transformers."""
     save_miniature("wav2vec2", tmp_path / "weights")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "weights")
@@ -160,22 +160,22 @@ def test_low_rank_updates_are_exported_merged(tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        updated = encoder(noise(LENGTHS)).frames.values
+        updated = encoder(make_noise(LENGTHS)).frames.values
         merge_lora(encoder)
         again = load(export(encoder, tmp_path / "out"))
-        torch.testing.assert_close(again(noise(LENGTHS)).frames.values, updated, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again(make_noise(LENGTHS)).frames.values, updated, atol=1e-5, rtol=1e-5)
     assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "lora" in name]
 
 
 def test_the_stock_class_reads_a_plain_whisper_and_agrees_at_thirty_seconds(tmp_path):
     encoder = single("whisper", tmp_path)
     write_hf(encoder, tmp_path / "out", {})
-    stock, told = WhisperEncoder.from_pretrained(
+    stock, loading = WhisperEncoder.from_pretrained(
         tmp_path / "out", subfolder="whisper_encoder", output_loading_info=True
     )
-    assert not told["missing_keys"]
+    assert not loading["missing_keys"]
     extractor = WhisperFeatureExtractor.from_pretrained(tmp_path / "out" / "whisper_encoder")
-    audio = noise((480_000,))
+    audio = make_noise((480_000,))
     mel = extractor(audio.values.numpy() / 32768.0, sampling_rate=16_000, return_tensors="pt").input_features
     with torch.no_grad():
         wanted = stock.eval()(mel).last_hidden_state[0]
@@ -203,13 +203,13 @@ def test_the_code_is_short_and_names_nothing_it_does_not_need(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mask", "told"),
+    ("mask", "message"),
     [([[0, 1, 1, 1]], "behind the clip"), ([[0, 0, 0, 0]], "1 to 4 samples")],
 )
-def test_masks_that_mean_something_else_are_refused(tmp_path, mask, told):
+def test_masks_that_mean_something_else_are_refused(tmp_path, mask, message):
     write_hf(single("whisper", tmp_path), tmp_path / "out", {})
     model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         model(torch.zeros(1, 4), attention_mask=torch.tensor(mask))
 
 
@@ -258,6 +258,6 @@ def test_real_weights_on_a_real_recording(realdata, tmp_path):
     file = sorted((realdata / "ljspeech_mini").rglob("*.flac"))[0]
     samples = torch.from_numpy(decode(file, 600.0, str(file)))
     with torch.no_grad():
-        found = model(samples[None]).last_hidden_state[0]
-        assert torch.equal(found, encoder(Ragged.from_rows([samples])).frames.values)
-    assert len(found) == -(-len(samples) // 320)
+        frames = model(samples[None]).last_hidden_state[0]
+        assert torch.equal(frames, encoder(Ragged.from_rows([samples])).frames.values)
+    assert len(frames) == -(-len(samples) // 320)

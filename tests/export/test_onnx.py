@@ -18,7 +18,7 @@ from uniaudio.build.fusion import fuse
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.errors import UserError
-from uniaudio.export.hf import noise
+from uniaudio.export.hf import make_noise
 from uniaudio.export.onnx_file import FUSED, can_mask, compare, find_stock_module, write_onnx
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import as_float
@@ -81,7 +81,7 @@ def exported(tmp_path_factory):
 
 
 def clips_of(*lengths):
-    return [as_float(clip) for clip in noise(lengths).rows()]
+    return [as_float(clip) for clip in make_noise(lengths).rows()]
 
 
 @torch.no_grad()
@@ -102,8 +102,8 @@ def test_waves_alone_and_padded_with_a_mask(exported):
     assert [one.name for one in file.session.get_outputs()] == ["last_hidden_state"]
     for lengths in ((9_000,), (360,), (16_001, 400, 30_000, 8_000)):
         assert_equal(file, clips_of(*lengths), padding=True, return_attention_mask=True)
-    told = json.loads(file.session.get_modelmeta().custom_metadata_map["uniaudio"])
-    assert told == {"sampling_rate": 16_000, "dim": 32, "frame_rate": 50.0, "name": "test"}
+    metadata = json.loads(file.session.get_modelmeta().custom_metadata_map["uniaudio"])
+    assert metadata == {"sampling_rate": 16_000, "dim": 32, "frame_rate": 50.0, "name": "test"}
 
 
 def test_waves_of_a_model_that_norms_over_time_have_no_mask(exported):

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from uniaudio.export.source_code import ModuleSource, cut, flattened, without_shapes
+from uniaudio.export.source_code import ModuleSource, cut_module, flatten_modules, remove_shapes
 
 
 def source_of(text: str, *kept: str, name: str = "uniaudio.made_up") -> ModuleSource:
@@ -17,7 +17,7 @@ def source_of(text: str, *kept: str, name: str = "uniaudio.made_up") -> ModuleSo
     return source
 
 
-def test_only_what_is_kept_stays_in_its_own_words():
+def test_only_kept_definitions_stay_and_are_unchanged():
     text = '''"""What it holds."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def dropped():
     return re, LogMel, SIX
 '''
     assert (
-        cut(source_of(text, "kept", "FIVE", "math", "HOP"))
+        cut_module(source_of(text, "kept", "FIVE", "math", "HOP"))
         == '''"""What it holds."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from jaxtyping import Float, Int
 def f(x: Float[Tensor, "T E"], é: tuple[Int[Tensor, " T"], Float[torch.Tensor, "..."]]) -> dict[str, "T E"]:
     return x["T E"]
 '''
-    assert without_shapes(source_of(text)).split("\n")[2:4] == [
+    assert remove_shapes(source_of(text)).split("\n")[2:4] == [
         'def f(x: Tensor, é: tuple[Tensor, torch.Tensor]) -> dict[str, "T E"]:',
         '    return x["T E"]',
     ]
@@ -76,7 +76,7 @@ def f(x: Float[Tensor, "T E"], é: tuple[Int[Tensor, " T"], Float[torch.Tensor, 
 
 def test_everything_that_is_used_is_there():
     """Every name that a file loads is defined in it, imported or built in; every import finds its name."""
-    files = flattened({"uniaudio.model.fusion.mowe": {"MoweEncoder"}})
+    files = flatten_modules({"uniaudio.model.fusion.mowe": {"MoweEncoder"}})
     assert "uniaudio_model_fusion_mowe.py" in files
     assert "uniaudio_model_encoders_whisper.py" not in files
     defined = {}

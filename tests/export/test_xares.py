@@ -8,7 +8,7 @@ from conftest import tiny_whisper
 from torch import Tensor, nn
 
 from uniaudio.commands.export import SUITE_FOLDER, write_suite_file
-from uniaudio.export.hf import noise, write_hf
+from uniaudio.export.hf import make_noise, write_hf
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
@@ -36,8 +36,8 @@ def test_x_ares(tmp_path):
     assert isinstance(frames, Tensor)
     assert frames.shape == (2, 157, 64)  # ceil(50000 / 320)
     assert abs(50_000 / 16 / frames.shape[1] - encoder.hop_size_in_ms) < 0.2
-    own = WhisperAudioEncoder(tiny_whisper()).eval()(Ragged.from_rows([audio[1]])).frames.values
-    torch.testing.assert_close(frames[1], own, atol=1e-5, rtol=1e-5)
+    expected = WhisperAudioEncoder(tiny_whisper()).eval()(Ragged.from_rows([audio[1]])).frames.values
+    torch.testing.assert_close(frames[1], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_x_ares_takes_ten_minutes_and_one_clip_without_a_batch(tmp_path):
@@ -49,7 +49,7 @@ def test_x_ares_takes_ten_minutes_and_one_clip_without_a_batch(tmp_path):
 def test_xares_llm_keeps_every_real_frame_and_masks_the_others(tmp_path):
     encoder = suite_class("xares-llm", tmp_path)()
     lengths = (160_000, 16_000, 8_001)
-    audio, mask = noise(lengths).pad()
+    audio, mask = make_noise(lengths).pad()
     audio = audio.float() / 32768
     frames, frame_mask = encoder(audio, mask.long())
     assert encoder.output_dim == 64

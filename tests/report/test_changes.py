@@ -60,12 +60,12 @@ def test_lists_are_sorted_by_the_largest_change():
     assert len(summary.rules) == 1
 
 
-def test_probes_are_compared_with_the_runs_own_start():
-    table = read_scores(folder_results([f"s{i}" for i in range(6)], ["start", "own", "third"]), "f", {})
-    roles = Roles({"run": "start", "other": "third"}, {"run": "own"}, ())
-    found = probe_changes(table, roles, "run")
-    assert len(found) == 18
-    verdicts = {c.task: c.judged.verdict for c in found}
+def test_probes_are_compared_with_the_start_of_the_run():
+    table = read_scores(folder_results([f"s{i}" for i in range(6)], ["start", "trained", "third"]), "f", {})
+    roles = Roles({"run": "start", "other": "third"}, {"run": "trained"}, ())
+    changes = probe_changes(table, roles, "run")
+    assert len(changes) == 18
+    verdicts = {c.task: c.judged.verdict for c in changes}
     assert verdicts == {
         "s0": "better",
         "s1": "unclear",
@@ -84,11 +84,11 @@ def test_answers_are_compared_where_sets_and_metrics_are_the_same():
         "b": {"metric": "accuracy", "score": 0.9},
         "c": {"metric": "wer"},
     }
-    (found,) = answer_changes(first, second, {})
-    assert (found.task, found.what, found.delta) == ("b", "answers, accuracy", 0.4)
+    (changes,) = answer_changes(first, second, {})
+    assert (changes.task, changes.what, changes.delta) == ("b", "answers, accuracy", 0.4)
 
 
-def test_without_scores_only_the_loss_is_told():
+def test_without_scores_only_the_loss_is_reported():
     rows = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.5}]
     assert "from 4.000 to 1.500 over 3 steps, but nothing compares it" in without_scores("run", rows)
     assert "run has no loss yet" in without_scores("run", [])

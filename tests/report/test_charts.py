@@ -16,10 +16,10 @@ from uniaudio.report.charts import (
     domain_bars,
     loss_charts,
     metric_charts,
+    reduce_points,
     round_step,
     running_mean,
     stage_starts,
-    thinned,
 )
 from uniaudio.report.run_folder import read_run
 
@@ -63,11 +63,11 @@ def test_the_running_mean_equals_its_sum(values):
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=500), st.integers(1, 60))
 def test_thinning_keeps_the_mean(values, most):
     points = [(float(i), v) for i, v in enumerate(values)]
-    thin = thinned(points, most)
-    assert len(thin) == min(len(points), most)
-    assert [x for x, _ in thin] == sorted(x for x, _ in thin)
+    reduced = reduce_points(points, most)
+    assert len(reduced) == min(len(points), most)
+    assert [x for x, _ in reduced] == sorted(x for x, _ in reduced)
     if len(points) % most == 0 or len(points) <= most:  # parts of one size
-        assert sum(y for _, y in thin) / len(thin) == pytest.approx(sum(values) / len(values), abs=1e-9)
+        assert sum(y for _, y in reduced) / len(reduced) == pytest.approx(sum(values) / len(values), abs=1e-9)
 
 
 def test_charts_of_two_runs_share_axes_and_tasks(tmp_path):
@@ -80,7 +80,7 @@ def test_charts_of_two_runs_share_axes_and_tasks(tmp_path):
         ("y", [("a", 0), ("b", 1)]),
     ]
     assert {(c.first, c.last) for c in charts} == {(0.0, 80.0)}
-    assert "loss per answer token over steps 0 to 80: a from" in charts[0].described()
+    assert "loss per answer token over steps 0 to 80: a from" in charts[0].describe()
     metrics = metric_charts([first, second])
     assert [c.title for c in metrics] == ["x:asked", "y:asked"]
     assert [x for x, _ in metrics[0].lines[0].points] == [20, 40]
@@ -102,12 +102,12 @@ def test_bars_are_shares_of_one_or_of_the_highest():
     assert domain_bars({"all": {"m": 4.0}}, {"m": 0})["all"][0].share == 1.0
 
 
-def test_stages_stand_where_they_begin_if_all_runs_agree(tmp_path):
+def test_stages_are_marked_where_they_begin_if_all_runs_agree(tmp_path):
     def run(name, second):
         folder = write_run(tmp_path / name, ["a"], steps=40, every=2)
-        told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         resumed = [{"event": "stage", "step": step, "stage": "two"} for step in (second, second + 5)]
-        write_rows(folder / "metrics.jsonl", [*told, *resumed])
+        write_rows(folder / "metrics.jsonl", [*rows, *resumed])
         return read_run(folder, name)
 
     assert stage_starts([run("a", 10), run("b", 10)]) == [("two", 25.0)]

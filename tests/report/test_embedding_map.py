@@ -11,7 +11,7 @@ from uniaudio.report.embedding_map import (
     clips_to_map,
     embedding_maps,
     is_closed,
-    scaled,
+    scale_to_unit,
 )
 
 
@@ -47,7 +47,7 @@ def test_equal_vectors_have_a_map_too():
 
 
 def test_spots_are_within_the_map_and_keep_proportions():
-    places = scaled(np.array([[0.0, 0.0], [4.0, 1.0], [2.0, 2.0]]))
+    places = scale_to_unit(np.array([[0.0, 0.0], [4.0, 1.0], [2.0, 2.0]]))
     assert places.min() >= 0
     assert places.max() <= 1
     np.testing.assert_allclose(places, [[0.0, 0.25], [1.0, 0.5], [0.5, 0.75]])

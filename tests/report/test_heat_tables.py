@@ -6,14 +6,16 @@ from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.heat_tables import confusion_table, forgetting_table, reliability, routes_tables
 
 
-def told(pairs):
+def answers_of(pairs):
     return [{"reference": r, "answer": a} for r, a in pairs]
 
 
 def test_confusion_counts_every_pair_and_puts_other_answers_together():
-    table = confusion_table("set", told([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")]))
+    table = confusion_table("set", answers_of([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")]))
     assert table.columns == ["a", "b", "(other)"]
-    cells = {(row, c): cell for row, own in table.rows for c, cell in zip(table.columns, own, strict=True)}
+    cells = {
+        (row, c): cell for row, values in table.rows for c, cell in zip(table.columns, values, strict=True)
+    }
     assert {key: cell.text for key, cell in cells.items()} == {
         ("a", "a"): "1",
         ("a", "b"): "1",
@@ -27,10 +29,10 @@ def test_confusion_counts_every_pair_and_puts_other_answers_together():
 
 
 def test_open_answers_and_one_answer_have_no_confusion_matrix():
-    assert confusion_table("set", told([(str(i), "x") for i in range(25)])) is None
-    assert confusion_table("set", told([("a", "x")] * 3)) is None
+    assert confusion_table("set", answers_of([(str(i), "x") for i in range(25)])) is None
+    assert confusion_table("set", answers_of([("a", "x")] * 3)) is None
     assert confusion_table("set", []) is None
-    assert confusion_table("set", told([("a", "a"), ("b", "a")])).columns == ["a", "b"]
+    assert confusion_table("set", answers_of([("a", "a"), ("b", "a")])).columns == ["a", "b"]
 
 
 def test_routes_are_shaded_against_the_largest_share():
@@ -66,7 +68,7 @@ def test_reliability_takes_the_stored_bins_without_the_empty_ones():
         {"low": 0.0, "high": 0.5, "count": 0, "confidence": 0.0, "accuracy": 0.0},
         {"low": 0.5, "high": 1.0, "count": 4, "confidence": 0.8, "accuracy": 0.5},
     ]
-    found = reliability("set", {"labels": {"ece": 0.3, "bins": bins}})
-    assert (len(found.bins), found.ece, found.count) == (1, 0.3, 4)
+    diagram = reliability("set", {"labels": {"ece": 0.3, "bins": bins}})
+    assert (len(diagram.bins), diagram.ece, diagram.count) == (1, 0.3, 4)
     assert reliability("set", {"labels": {"ece": 0.3, "bins": bins[:1]}}) is None
     assert reliability("set", {}) is None

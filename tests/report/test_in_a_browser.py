@@ -14,7 +14,7 @@ from made_up_runs import (
 
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.report.answers import WrongAnswer, WrongAnswers
-from uniaudio.report.clips import Shelf
+from uniaudio.report.clips import SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, Spot
 from uniaudio.report.page import Page, write_page
 from uniaudio.report.run_folder import cost_of, read_run
@@ -86,17 +86,17 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory):
+def page_with_clips(tmp_path_factory):
     """A page with clips and a map of 24 labels."""
     import numpy as np
 
-    folder = tmp_path_factory.mktemp("heard")
+    folder = tmp_path_factory.mktemp("clips")
     run = read_run(write_run(folder / "run", ["t"], steps=40), "run")
-    clip = Shelf().player("clip", (8000 * np.sin(np.arange(32000) / 6)).astype(np.int16))
+    clip = SoundBudget().player("clip", (8000 * np.sin(np.arange(32000) / 6)).astype(np.int16))
     spots = [Spot((i % 20) / 20, i / 400, i % 24, f"clips/test/{i}") for i in range(400)]
     wrong = WrongAnswers([WrongAnswer("clips/test/1", "low", "high", "high", 0.7, [clip])], 9)
     content = Page(
-        "heard",
+        "clips",
         [run],
         wrong={"tones:tone": wrong},
         maps=[EmbeddingMap("tones, t-SNE, run", "note", [f"label {i}" for i in range(24)], spots)],
@@ -108,8 +108,8 @@ def heard(tmp_path_factory):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390, 360])
-def test_readable(browser, page, heard, width, dark):
-    for file in (page, heard):
+def test_readable(browser, page, page_with_clips, width, dark):
+    for file in (page, page_with_clips):
         browser.errors.clear()
         browser.requests.clear()
         browser.open(file, width, dark)
@@ -121,8 +121,8 @@ def test_readable(browser, page, heard, width, dark):
         assert browser.run(CONTRAST) == []
 
 
-def test_every_pair_of_sign_and_colour_stands_for_one_label(browser, heard):
-    browser.open(heard, 1280)
+def test_every_pair_of_sign_and_colour_means_one_label(browser, page_with_clips):
+    browser.open(page_with_clips, 1280)
     pairs = browser.run(
         """[...document.querySelectorAll(".legend li use")]
           .map((e) => e.getAttribute("href") + getComputedStyle(e).fill)"""
@@ -160,8 +160,8 @@ def test_the_keyboard_sees_where_it_is(browser, page):
     assert all(focused and outline == "solid" for focused, outline in styles)
 
 
-def test_clips_play_and_paper_opens_what_is_closed(browser, heard, page):
-    browser.open(heard, 390)
+def test_clips_play_and_paper_opens_what_is_closed(browser, page_with_clips, page):
+    browser.open(page_with_clips, 390)
     seconds = browser.run(
         """new Promise((resolve) => { const clip = document.querySelector("audio");
           clip.addEventListener("loadedmetadata", () => resolve(clip.duration));

@@ -32,18 +32,18 @@ class Document(HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.found, self.open, self.crossed = [], [], []
+        self.elements, self.open, self.crossed = [], [], []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         element = {"tag": tag, "attrs": dict(attrs), "text": ""}
-        self.found.append(element)
+        self.elements.append(element)
         if tag not in VOID:
             self.open.append(element)
 
     def handle_startendtag(self, tag, attrs):
-        self.found.append({"tag": tag, "attrs": dict(attrs), "text": ""})
+        self.elements.append({"tag": tag, "attrs": dict(attrs), "text": ""})
 
     def handle_endtag(self, tag):
         if not self.open or self.open[-1]["tag"] != tag:
@@ -56,7 +56,7 @@ class Document(HTMLParser):
             element["text"] += data
 
     def all(self, tag):
-        return [element for element in self.found if element["tag"] == tag]
+        return [element for element in self.elements if element["tag"] == tag]
 
 
 def document(folders, out, **wanted):
@@ -108,17 +108,17 @@ def test_fifty_sets_and_two_runs(two_runs, tmp_path):
     assert all(any(row.startswith(f"set_{i:02d}") for row in rows) for i in range(50))
     assert len(text) < 2_000_000
     links = [a["attrs"]["href"] for a in page.all("a")]
-    assert {link.removeprefix("#") for link in links} <= {e["attrs"].get("id") for e in page.found}
+    assert {link.removeprefix("#") for link in links} <= {e["attrs"].get("id") for e in page.elements}
 
 
 def test_numbers_on_the_page_are_those_of_the_files(two_runs, tmp_path):
     folders, probes = two_runs
     page, _ = document(folders, tmp_path / "r.html", probes=[probes])
     scores = json.loads(probes.read_text())["scores"]
-    told = [td["text"].split() for td in page.all("td")]
+    cells = [td["text"].split() for td in page.all("td")]
     for name in ("set_00", "set_05", "set_49"):
-        start, own = (scores[name][model]["knn"]["mean"] for model in (START, str(folders[0])))
-        assert any(f"{own:.3f}" in cell and f"{own - start:+.3f}" in cell for cell in told)
+        start, trained = (scores[name][model]["knn"]["mean"] for model in (START, str(folders[0])))
+        assert any(f"{trained:.3f}" in cell and f"{trained - start:+.3f}" in cell for cell in cells)
 
 
 def test_signs_and_words_stand_beside_colours(two_runs, tmp_path):
@@ -137,8 +137,8 @@ def test_signs_and_words_stand_beside_colours(two_runs, tmp_path):
 def test_structure_that_a_screen_reader_needs(two_runs, tmp_path):
     folders, probes = two_runs
     page, _ = document(folders, tmp_path / "r.html", probes=[probes])
-    assert page.found[0]["attrs"]["lang"] == "en"
-    levels = [int(e["tag"][1]) for e in page.found if re.fullmatch("h[1-6]", e["tag"])]
+    assert page.elements[0]["attrs"]["lang"] == "en"
+    levels = [int(e["tag"][1]) for e in page.elements if re.fullmatch("h[1-6]", e["tag"])]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
@@ -146,14 +146,14 @@ def test_structure_that_a_screen_reader_needs(two_runs, tmp_path):
     assert all(th["attrs"].get("scope") in ("row", "col") for th in page.all("th"))
     for svg in page.all("svg"):
         assert svg["attrs"].get("aria-hidden") == "true" or len(svg["attrs"]["aria-label"]) > 10
-    ids = [e["attrs"]["id"] for e in page.found if "id" in e["attrs"]]
+    ids = [e["attrs"]["id"] for e in page.elements if "id" in e["attrs"]]
     assert len(ids) == len(set(ids))
 
 
 def test_nothing_is_fetched(two_runs, tmp_path):
     folders, probes = two_runs
     page, text = document(folders, tmp_path / "r.html", probes=[probes])
-    for element in page.found:
+    for element in page.elements:
         for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
             assert element["attrs"].get(name, "#").startswith(("#", "data:audio/mpeg;base64,"))
     assert "url(" not in text
@@ -189,7 +189,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert len(page.all("script")) == 1
     assert page.all("img") == []
     assert page.all("b") == [b for b in page.all("b") if "class" not in b["attrs"]]
-    assert not [name for e in page.found for name in e["attrs"] if name.startswith("on")]
+    assert not [name for e in page.elements for name in e["attrs"] if name.startswith("on")]
     assert "<img" not in text
     assert "49" not in [e["text"] for e in page.all("td")]  # an expression in a name is not worked out
     assert page.all("h1")[0]["text"] == HOSTILE
@@ -217,7 +217,7 @@ def test_a_run_that_broke_off_before_its_first_row(tmp_path):
     assert "no end was written after step 0, and the last line of metrics.jsonl is torn" in text
 
 
-def test_runs_with_names_of_their_own_in_their_probes_are_told_apart(tmp_path):
+def test_runs_with_other_names_in_their_probes_are_distinguished(tmp_path):
     """Both files say "before" and "after": the same start, two runs."""
     folders = []
     prints = []
@@ -263,7 +263,7 @@ def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed)
     assert "birds" in heads_of(text, "Probes of the frozen encoder")  # there they belong
 
 
-def test_answers_of_another_run_stand_under_its_own_name(tmp_path):
+def test_answers_of_another_run_keep_its_name(tmp_path):
     run, other = (write_run(tmp_path / name, ["t"], steps=40) for name in ("here", "there"))
     write_weights(run, b"here")
     foreign = write_weights(other, b"there")
@@ -272,7 +272,7 @@ def test_answers_of_another_run_stand_under_its_own_name(tmp_path):
     write_json(run / "answers.json", answers)
     page, text = document([run], None)
     section = text[text.index(">Answers</h2>") :]
-    cells = [e["text"] for e in Document(section[: section.find("<h2")]).found if e["tag"] in ("th", "td")]
+    cells = [e["text"] for e in Document(section[: section.find("<h2")]).elements if e["tag"] in ("th", "td")]
     assert f"there (other weights, {foreign[:8]})" in cells
     assert "here" not in cells
     notes = [li["text"] for li in page.all("li")]
@@ -318,7 +318,7 @@ def test_another_models_results_stand_beside(tmp_path):
         ({"answers": ["bad.json", "bad.json"]}, "--answers is given 2 times for 1 run"),
     ],
 )
-def test_files_that_do_not_fit_are_told(tmp_path, wanted, message):
+def test_files_that_do_not_fit_are_named(tmp_path, wanted, message):
     run = write_run(tmp_path / "run", ["t"], steps=40)
     write_json(tmp_path / "bad.json", [1, 2])
     write_json(tmp_path / "odd.json", {"tasks": {}, "scores": {"set": {"model": 0.5}}})
@@ -327,7 +327,7 @@ def test_files_that_do_not_fit_are_told(tmp_path, wanted, message):
         report_runs([run], None, Wanted(**files))
 
 
-def test_a_run_given_twice_and_a_torn_forgetting_file_are_told(tmp_path):
+def test_a_run_given_twice_and_a_torn_forgetting_file_are_named(tmp_path):
     run = write_run(tmp_path / "run", ["t"], steps=40)
     with pytest.raises(UserError, match="is given twice"):
         report_runs([run, tmp_path / "run" / ".." / "run"], None, Wanted())
@@ -339,7 +339,7 @@ def test_a_run_given_twice_and_a_torn_forgetting_file_are_told(tmp_path):
 def test_two_configs_are_compared_key_by_key(two_runs, tmp_path):
     folders, probes = two_runs
     page, _ = document(folders, tmp_path / "r.html", probes=[probes])
-    cells = [e["text"] for e in page.found if e["tag"] in ("th", "td")]
+    cells = [e["text"] for e in page.elements if e["tag"] in ("th", "td")]
     at = cells.index("encoders.whisper.lr")
     assert cells[at : at + 3] == ["encoders.whisper.lr", "1e-05", "2e-05"]
     assert "encoders.whisper.path" not in cells

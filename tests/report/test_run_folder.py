@@ -12,12 +12,12 @@ from uniaudio.report.run_folder import cost_of, ending, read_run
 def record(tmp_path, events=(), torn="", rows=20, steps=40):
     """A run of one stage with these events at its end."""
     folder = write_run(tmp_path / "run", ["a"], steps=steps, every=2, finished=False)
-    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    write_rows(folder / "metrics.jsonl", [*told, *events], torn)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    write_rows(folder / "metrics.jsonl", [*rows, *events], torn)
     return read_run(folder, "run")
 
 
-def test_half_a_last_line_is_counted_and_the_rest_is_read(tmp_path):
+def test_half_a_last_line_is_noted_and_the_rest_is_read(tmp_path):
     run = record(tmp_path, torn='{"step": 42, "lo')
     assert run.torn == 1
     assert run.last_step == 40
@@ -54,8 +54,8 @@ def test_a_line_that_is_no_object_is_no_row(tmp_path):
     ],
 )
 def test_how_a_run_ended(tmp_path, events, words):
-    told = ending(record(tmp_path, events))
-    assert words in told if words else told == ""
+    sentence = ending(record(tmp_path, events))
+    assert words in sentence if words else sentence == ""
 
 
 def test_costs_by_hand(tmp_path):
@@ -89,7 +89,7 @@ def test_without_rows_hours_are_not_known(tmp_path):
     assert cost.steps == 0
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         read_run(tmp_path, "run")
 

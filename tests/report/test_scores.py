@@ -9,11 +9,11 @@ from uniaudio.errors import UserError
 from uniaudio.report.scores import (
     Score,
     ScoreTable,
-    disagreeing,
-    merged,
+    find_disagreements,
+    merge_tables,
     models_of_run,
     read_scores,
-    renamed,
+    rename_models,
     roles_of,
 )
 
@@ -49,7 +49,7 @@ def test_a_suite_states_facts_of_its_sets():
         {"tasks": {}, "scores": {"set": {"m": {"linear": {}}}}},
     ],
 )
-def test_something_else_is_told(data):
+def test_something_else_is_refused(data):
     with pytest.raises(UserError, match=r"f\.json.*uniaudio probe --out"):
         read_scores(data, "f.json", {})
 
@@ -57,36 +57,36 @@ def test_something_else_is_told(data):
 @given(st.data())
 def test_means_equal_a_loop(data):
     sets = [f"s{i}" for i in range(data.draw(st.integers(1, 6)))]
-    told = suite_results(sets, ["a", "b"], data.draw(st.integers(0, 99)))
+    results = suite_results(sets, ["a", "b"], data.draw(st.integers(0, 99)))
     if data.draw(st.booleans()):
-        del told["scores"][sets[0]]["b"]
-    found = read_scores(told, "f", {}).averages(["a", "b"], "knn")
+        del results["scores"][sets[0]]["b"]
+    averages = read_scores(results, "f", {}).averages(["a", "b"], "knn")
     sums = {}
     for name in sets:
-        if set(told["scores"][name]) == {"a", "b"}:
-            facts = told["tasks"][name]
+        if set(results["scores"][name]) == {"a", "b"}:
+            facts = results["tasks"][name]
             for domain in (facts["domain"], "all sets"):
                 for model in ("a", "b"):
-                    own = sums.setdefault(domain, {}).setdefault(model, [0.0, 0.0])
-                    own[0] += facts["weight"] * told["scores"][name][model]["knn"]["mean"]
-                    own[1] += facts["weight"]
+                    sums_of_model = sums.setdefault(domain, {}).setdefault(model, [0.0, 0.0])
+                    sums_of_model[0] += facts["weight"] * results["scores"][name][model]["knn"]["mean"]
+                    sums_of_model[1] += facts["weight"]
     if len(sums) == 2:  # one domain alone is the mean of all
         sums = {"all sets": sums["all sets"]}
-    assert set(found) == set(sums)
+    assert set(averages) == set(sums)
     for domain, models in sums.items():
         for model, (total, weight) in models.items():
-            assert found[domain][model] == pytest.approx(total / weight)
+            assert averages[domain][model] == pytest.approx(total / weight)
 
 
 def test_later_tables_win_and_disagreement_is_seen():
     first = ScoreTable({}, {"s": {"m": {"linear": Score(0.5, 0.1)}, "same": {"linear": Score(0.1, 0.0)}}})
     second = ScoreTable({}, {"s": {"m": {"linear": Score(0.6, 0.1)}, "same": {"linear": Score(0.1, 0.0)}}})
-    assert merged([first, second]).get("s", "m", "linear").mean == 0.6
-    assert disagreeing(first, second) == ["m"]
-    assert renamed(first, {"m": "n"}).models == ["n", "same"]
+    assert merge_tables([first, second]).get("s", "m", "linear").mean == 0.6
+    assert find_disagreements(first, second) == ["m"]
+    assert rename_models(first, {"m": "n"}).models == ["n", "same"]
 
 
-def test_a_run_is_found_by_its_folder_and_its_start_by_the_config(tmp_path):
+def test_a_run_is_known_by_its_folder_and_its_start_by_the_config(tmp_path):
     models = [
         f"random:{tmp_path}/w",
         f"{tmp_path}/w",
@@ -99,7 +99,7 @@ def test_a_run_is_found_by_its_folder_and_its_start_by_the_config(tmp_path):
     assert roles.runs == {"run": models[2]}
     assert roles.starts == {"run": models[1]}
     assert roles.others == [models[0], "other"]
-    assert roles.shown == [models[1], models[2], models[0], "other"]
+    assert roles.columns == [models[1], models[2], models[0], "other"]
     assert roles.start_of(models[2]) == models[1]
     assert roles.start_of("other") == models[1]
     assert roles.start_of(models[1]) is None
@@ -127,7 +127,7 @@ def test_a_fingerprint_tells_which_model_is_the_runs_whatever_it_is_called(tmp_p
     assert (roles.starts, roles.runs, roles.others) == ({"run": "before"}, {"run": "after"}, [run])
 
 
-def test_a_run_without_a_model_of_its_own_has_no_part_in_the_table(tmp_path):
+def test_a_run_without_its_trained_model_has_no_part_in_the_table(tmp_path):
     models = ["before", "after"]
     assert models_of_run(table_of(models), tmp_path, no_match) == []
     roles = roles_of(models, {"run": []}, {})
@@ -137,7 +137,7 @@ def test_a_run_without_a_model_of_its_own_has_no_part_in_the_table(tmp_path):
 def test_fingerprints_are_read_and_follow_a_model():
     table = read_scores(folder_results(["s"], ["a", "b"], fingerprints={"a": "f1"}), "f.json", {})
     assert (list(table.tasks), table.fingerprints) == (["s"], {"a": "f1"})
-    assert merged([table, renamed(table, {"a": "c"})]).fingerprints == {"a": "f1", "c": "f1"}
+    assert merge_tables([table, rename_models(table, {"a": "c"})]).fingerprints == {"a": "f1", "c": "f1"}
 
 
 def test_two_runs_have_a_start_each(tmp_path):

@@ -36,9 +36,16 @@ def test_mcnemar_equals_the_enumeration_of_all_coin_throws(won, lost, same):
 
 
 def entry(metric, answers, **more):
-    told = [{"id": str(i), "reference": r, "answer": a, "right": a == r} for i, (r, a) in enumerate(answers)]
-    right = sum(item["right"] for item in told) / len(told)
-    return {"metric": metric, "score": right, "right": right, "examples": len(told), "answers": told, **more}
+    items = [{"id": str(i), "reference": r, "answer": a, "right": a == r} for i, (r, a) in enumerate(answers)]
+    right = sum(item["right"] for item in items) / len(items)
+    return {
+        "metric": metric,
+        "score": right,
+        "right": right,
+        "examples": len(items),
+        "answers": items,
+        **more,
+    }
 
 
 def test_the_same_questions_are_compared_in_pairs():
@@ -95,7 +102,7 @@ def test_stored_intervals_come_first_and_a_share_has_wilsons():
     assert high == pytest.approx(1.959964**2 / (16 + 1.959964**2), abs=1e-6)
 
 
-def test_bootstrap_equals_a_loop_over_its_own_draws():
+def test_bootstrap_equals_a_loop_over_the_same_draws():
     from uniaudio.evaluate.metrics.intervals import draws
 
     truth = [f"one two three four {i}" for i in range(12)]

@@ -71,11 +71,11 @@ TEXTS = [
 @pytest.mark.parametrize("source", TEXTS, ids=range(len(TEXTS)))
 def test_a_template_that_multiplies_ends_with_a_sentence(source):
     started = time.monotonic()
-    with pytest.raises((UserError, RowError)) as told:
+    with pytest.raises((UserError, RowError)) as raised:
         Text(source, "t.yaml: target").render(ROW)
     assert time.monotonic() - started < SECONDS
-    assert str(told.value).count("\n") == 0
-    assert len(str(told.value)) < 500
+    assert str(raised.value).count("\n") == 0
+    assert len(str(raised.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_a_chat_template_that_multiplies_ends_with_a_sentence(chat_tokenizer, na
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = CHAT_TEMPLATES[name] + TURNS
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"^the decoder's chat template cannot write") as told:
+    with pytest.raises(UserError, match=r"^the decoder's chat template cannot write") as raised:
         read_chat_markup(tokenizer)
     assert time.monotonic() - started < SECONDS
-    assert str(told.value).isprintable()
-    assert len(str(told.value)) < 1000
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize("command", ["check", "preview", "train"])
@@ -221,9 +221,9 @@ def test_yaml_that_multiplies_ends_with_a_sentence(name):
     if name == "hexadecimal":  # long, but a number
         parse(YAML[name], "bomb.yaml")
     else:
-        with pytest.raises(UserError, match=r"^bomb\.yaml: ") as told:
+        with pytest.raises(UserError, match=r"^bomb\.yaml: ") as raised:
             parse(YAML[name], "bomb.yaml")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
     assert time.monotonic() - started < SECONDS
 
 
@@ -234,6 +234,6 @@ def test_aliases_are_read_where_they_are_few():
 @pytest.mark.parametrize(
     "text", ["{0..9999999999}", "{0..99}" * 9, "{a,b,c,d,e,f,g,h}" * 20, "{1.." + "9" * 5000 + "}"]
 )
-def test_braces_that_name_too_many_places_are_told(text):
+def test_braces_that_name_too_many_places_are_refused(text):
     with pytest.raises(UserError, match="names more than 1,000,000 places"):
         expand_braces(text)

@@ -66,14 +66,14 @@ def test_attention_is_none_of_the_hub(tmp_path):
 @pytest.mark.parametrize(
     "description", [None, 7, "text", [], {"mapping": []}, {"mapping": 3}, {"part": None}]
 )
-def test_other_shapes_of_descriptions_are_told(tmp_path, description):
+def test_other_shapes_of_descriptions_are_refused(tmp_path, description):
     with pytest.raises(
         UserError, match=r"describes no known encoder|describes no encoder|none of the classes"
     ):
         load(exported_folder(tmp_path / "model", description))
 
 
-def test_an_argument_that_a_part_does_not_have_is_told(tmp_path):
+def test_an_argument_that_a_part_does_not_have_is_refused(tmp_path):
     part = {
         "part": "uniaudio.model.encoders.whisper:WhisperAudioEncoder",
         "given": {"trust_remote_code": True},

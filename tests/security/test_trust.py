@@ -84,8 +84,8 @@ def exit_of(arguments, capsys):
         main(arguments)
     except SystemExit as left:
         code = left.code or 0
-    told = capsys.readouterr()
-    return code, " ".join(f"{told.out} {told.err}".split())
+    output = capsys.readouterr()
+    return code, " ".join(f"{output.out} {output.err}".split())
 
 
 COMMANDS = [
@@ -98,9 +98,9 @@ COMMANDS = [
 def test_a_run_of_somebody_else_names_the_option_that_its_code_needs(here, capsys, command, need):
     run = somebodys_run(here, need)
     arguments = (READS_ENCODER | READS_ALL)[command]
-    code, told = exit_of([part.replace("RUN", str(run)) for part in arguments], capsys)
+    code, output = exit_of([part.replace("RUN", str(run)) for part in arguments], capsys)
     assert code == 2
-    assert OPTIONS[need] in told
+    assert OPTIONS[need] in output
     assert not (here / "ran").exists()
 
 
@@ -108,10 +108,10 @@ def test_a_run_of_somebody_else_names_the_option_that_its_code_needs(here, capsy
 @pytest.mark.parametrize("command", READS_NOTHING)
 def test_what_needs_no_model_runs_no_code(here, capsys, command, need):
     run = somebodys_run(here, need)
-    code, told = exit_of([part.replace("RUN", str(run)) for part in READS_NOTHING[command]], capsys)
+    code, output = exit_of([part.replace("RUN", str(run)) for part in READS_NOTHING[command]], capsys)
     assert code in (0, 2)
     if command in ("report", "add-task") or (command == "check" and need != "decoder"):
-        assert code == 0, told
+        assert code == 0, output
     assert not (here / "ran").exists()
 
 
@@ -122,8 +122,8 @@ def test_the_option_allows_it_for_this_call(here, capsys, need):
     exit_of(["ask", str(run), "tones/0.wav", "Which tone?", "--allow-code", "--trust-remote-code"], capsys)
     assert (here / "ran").exists()
     (here / "ran").unlink()
-    code, told = exit_of(["ask", str(run), "tones/0.wav", "Which tone?"], capsys)
-    assert (code, OPTIONS[need] in told) == (2, True)
+    code, output = exit_of(["ask", str(run), "tones/0.wav", "Which tone?"], capsys)
+    assert (code, OPTIONS[need] in output) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["embed", "probe", "export", "check-encoder"])
@@ -131,9 +131,9 @@ def test_the_option_allows_it_for_this_call(here, capsys, need):
 def test_a_model_folder_with_code_is_opened_without_it(here, capsys, command, model_type):
     config = json.loads((here / "hostile" / "config.json").read_text())
     (here / "hostile" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
-    code, told = exit_of([part.replace("RUN", "hostile") for part in READS_ENCODER[command]], capsys)
+    code, output = exit_of([part.replace("RUN", "hostile") for part in READS_ENCODER[command]], capsys)
     assert code == 2
-    assert model_type != "hostile" or "give --trust-remote-code" in told
+    assert model_type != "hostile" or "give --trust-remote-code" in output
     assert not (here / "ran").exists()
 
 
@@ -148,7 +148,7 @@ def test_the_python_function_takes_the_same_two_words(here):
         uniaudio.load_encoder("hostile", device="cpu", allow_code=True)
 
 
-def test_a_run_named_as_an_encoder_brings_no_trust_of_its_own(here):
+def test_a_run_named_as_an_encoder_brings_no_trust(here):
     run = somebodys_run(here, "class")
     config = load_run(here / "run.yaml", [f"encoders.whisper.path={run}", f"output_dir={here / 'mine'}"])
     mine = here / "mine"

@@ -14,7 +14,7 @@ from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import short_names
-from uniaudio.report.answers import checked_answers
+from uniaudio.report.answers import check_answers
 from uniaudio.report.results import short_model
 from uniaudio.report.run_folder import read_json
 from uniaudio.report.scores import ScoreTable, names_folder, read_scores, tell_apart
@@ -95,7 +95,7 @@ def results_of(run: Path, spec: str) -> list[dict[str, str]]:
     file = run / "probes.json"
     table = read_scores(read_json(file), str(file), {}) if file.is_file() else ScoreTable()
     file = run / "answers.json"
-    answers = checked_answers(read_json(file), str(file)) if file.is_file() else {}
+    answers = check_answers(read_json(file), str(file)) if file.is_file() else {}
     signed = {str(entry["fingerprint"]) for entry in answers.values() if entry.get("fingerprint")}
     known = name_weights(run, spec, {*table.fingerprints.values(), *signed})
     short = short_names(table.models)

@@ -26,14 +26,14 @@ from uniaudio.evaluate.routing import read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file
 from uniaudio.report.answers import (
-    HEARD,
+    PLAYABLE,
     WrongAnswers,
     answer_rows,
-    chosen,
+    choose_answers,
     wrong_answer,
 )
 from uniaudio.report.changes import without_scores
-from uniaudio.report.clips import Player, Shelf, find_examples
+from uniaudio.report.clips import Player, SoundBudget, find_examples
 from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, clips_to_map, embedding_maps
 from uniaudio.report.heat_tables import confusion_table, forgetting_table, reliability, routes_tables
 from uniaudio.report.page import Page, write_page
@@ -81,8 +81,10 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     out = check_output_file(out or folders[0] / "report.html", "output")
     notes: list[str] = []
     recipes = {run.name: recipes_of(run, notes) for run in runs}
-    entries = {entry.name: entry for members in recipes.values() for recipe in members for entry in recipe.evaluate}
-    own_answers, other_answers, other_scores = read_results(
+    entries = {
+        entry.name: entry for members in recipes.values() for recipe in members for entry in recipe.evaluate
+    }
+    run_answers, other_answers, other_scores = read_results(
         runs, wanted.answers, wanted.against, match_checkpoints, notes
     )
     every_recipe = [recipe for members in recipes.values() for recipe in members]
@@ -91,9 +93,9 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     )
     model_names = short_names(table.models)
     model_names |= {model: run for run, model in roles.runs.items()}
-    summaries, changes = compare(runs, table, roles, model_names, own_answers, other_answers, entries)
-    sounds = Shelf()
-    wrong = wrong_by_heading(own_answers, entries, sounds if wanted.audio else None, notes)
+    summaries, changes = compare(runs, table, roles, model_names, run_answers, other_answers, entries)
+    sounds = SoundBudget()
+    wrong = wrong_by_heading(run_answers, entries, sounds if wanted.audio else None, notes)
     maps, players = maps_of(runs, list(entries.values()), sounds if wanted.audio else None, wanted, notes)
     if sounds.left_out:
         notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
@@ -109,11 +111,11 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         table=table,
         roles=roles,
         names=model_names,
-        answers=answer_rows({**own_answers, **other_answers}, changes),
+        answers=answer_rows({**run_answers, **other_answers}, changes),
         confusions=of_every_set(
-            own_answers, lambda name, entry: confusion_table(name, entry.get("answers") or ())
+            run_answers, lambda name, entry: confusion_table(name, entry.get("answers") or ())
         ),
-        reliabilities=of_every_set(own_answers, reliability),
+        reliabilities=of_every_set(run_answers, reliability),
         wrong=wrong,
         questions=wanted.questions,
         forgetting=[forgetting_table(name, matrix) for name, matrix in matrices.items()],
@@ -189,7 +191,7 @@ def of_every_set(answers: Answers, make: Callable[[str, Mapping[str, Any]], T | 
 
 
 def wrong_by_heading(
-    answers: Answers, entries: Mapping[str, EvalEntry], sounds: Shelf | None, notes: list[str]
+    answers: Answers, entries: Mapping[str, EvalEntry], sounds: SoundBudget | None, notes: list[str]
 ) -> dict[str, WrongAnswers]:
     """Choose wrong answers of every set, the first few of them with their clips where the data are there.
 
@@ -198,11 +200,11 @@ def wrong_by_heading(
     """
     shown_by_heading: dict[str, WrongAnswers] = {}
     sets = sum(len(results) for results in answers.values())
-    playable = min(HEARD, max(1, CLIPS_HEARD // max(sets, 1)))
+    playable = min(PLAYABLE, max(1, CLIPS_HEARD // max(sets, 1)))
     for run, results in answers.items():
         for name, entry in results.items():
             wrong = [item for item in entry.get("answers") or () if not item.get("right")]
-            items = chosen(wrong)
+            items = choose_answers(wrong)
             if not items:
                 continue
             heading = f"{run}: {name}" if len(answers) > 1 else name
@@ -216,7 +218,7 @@ def wrong_by_heading(
 
 
 def players_of(
-    entry: EvalEntry, ids: Sequence[str], sounds: Shelf, notes: list[str]
+    entry: EvalEntry, ids: Sequence[str], sounds: SoundBudget, notes: list[str]
 ) -> dict[str, list[Player]]:
     """Return the clips of questions by id, or note why they cannot be found."""
     try:
@@ -237,7 +239,7 @@ def players_of(
 def maps_of(
     runs: Sequence[RunRecord],
     entries: Sequence[EvalEntry],
-    sounds: Shelf | None,
+    sounds: SoundBudget | None,
     wanted: Wanted,
     notes: list[str],
 ) -> tuple[list[EmbeddingMap], dict[str, list[Player]]]:
@@ -259,12 +261,14 @@ def maps_of(
     maps = []
     for one in clips:
         for name, encoder in encoders.items():
-            maps += embedding_maps(name, one, embedded(encoder, one, f"{one.name}, {name}", console))
+            maps += embedding_maps(name, one, embed_in_chunks(encoder, one, f"{one.name}, {name}", console))
     players = {one.name: label_players(one, sounds) for one in clips} if maps and sounds is not None else {}
     return maps, players
 
 
-def embedded(encoder: AudioEncoder, clips: LabelledClips, what: str, console: Console) -> NDArray[np.float32]:
+def embed_in_chunks(
+    encoder: AudioEncoder, clips: LabelledClips, what: str, console: Console
+) -> NDArray[np.float32]:
     """Return ``[C, E]``, a bar telling how far it is."""
     started = time.monotonic()
     starts = range(0, len(clips.samples), CHUNK)
@@ -279,7 +283,7 @@ def embedded(encoder: AudioEncoder, clips: LabelledClips, what: str, console: Co
     return np.concatenate(vectors)
 
 
-def label_players(clips: LabelledClips, sounds: Shelf) -> list[Player]:
+def label_players(clips: LabelledClips, sounds: SoundBudget) -> list[Player]:
     """Return one clip of each of the first few labels."""
     labels = sorted(set(clips.labels))[:MAP_PLAYERS]
     made = [sounds.player(label, clips.samples[clips.labels.index(label)]) for label in labels]

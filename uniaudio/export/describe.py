@@ -28,12 +28,15 @@ def describe(value: Any) -> Any:
         return {"part": place(type(value), OWN), "given": given}
     if isinstance(value, Stock):
         return {
-            "stock": listed(place(value.kind, STOCK), STOCK_MODELS),
+            "stock": check_listed(place(value.kind, STOCK), STOCK_MODELS),
             "values": {**value.config.to_dict(), "_name_or_path": ""},  # a path of this machine
             "attention": value.config._attn_implementation,
         }
     if isinstance(value, FeatureExtractionMixin):
-        return {"extractor": listed(place(type(value), STOCK), STOCK_EXTRACTORS), "values": value.to_dict()}
+        return {
+            "extractor": check_listed(place(type(value), STOCK), STOCK_EXTRACTORS),
+            "values": value.to_dict(),
+        }
     if isinstance(value, Mapping):
         return {"mapping": [[name, describe(item)] for name, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -57,7 +60,7 @@ def place(kind: type, root: str) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def listed(named: str, known: tuple[str, ...]) -> str:
+def check_listed(named: str, known: tuple[str, ...]) -> str:
     """Return the written name of a class, when it can be read back.
 
     Raises:

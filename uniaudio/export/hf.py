@@ -17,7 +17,7 @@ from uniaudio import __version__
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe, parts_of
 from uniaudio.export.hub_config import UniaudioConfig
-from uniaudio.export.source_code import flat_name, flattened
+from uniaudio.export.source_code import flat_name, flatten_modules
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
@@ -58,13 +58,13 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
         dtype="float32",
     )
     config.to_json_file(folder / "config.json")
-    tensors = {f"encoder.{name}": plain(tensor) for name, tensor in encoder.state_dict().items()}
+    tensors = {f"encoder.{name}": detach_tensor(tensor) for name, tensor in encoder.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     extractor = Wav2Vec2FeatureExtractor(
         sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
     )
     extractor.save_pretrained(folder)
-    for name, text in code_of(parts_of(described)).items():
+    for name, text in collect_code(parts_of(described)).items():
         (folder / name).write_text(text, encoding="utf-8")
     if type(encoder) is WhisperAudioEncoder and isinstance(encoder.whisper, WhisperEncoder):
         write_stock_whisper(encoder, folder / STOCK)
@@ -72,12 +72,12 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
     return sorted(folder.iterdir())
 
 
-def plain(tensor: Tensor) -> Tensor:
+def detach_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor as it can be stored: on the CPU, whole, with memory of its own."""
     return tensor.detach().cpu().contiguous().clone()
 
 
-def code_of(parts: set[str]) -> dict[str, str]:
+def collect_code(parts: set[str]) -> dict[str, str]:
     """Return the Python files, by name, of a model made of these classes."""
     roots: dict[str, set[str]] = {"uniaudio.export.hub_model": {"UniaudioModel"}}
     imports, lines = [], []
@@ -86,7 +86,7 @@ def code_of(parts: set[str]) -> dict[str, str]:
         roots.setdefault(module, set()).add(name)
         imports.append(f"from .{flat_name(module)} import {name}")
         lines.append(f'    "{part}": {name},')
-    files = flattened(roots, HEADER)
+    files = flatten_modules(roots, HEADER)
     table = "\n".join([*imports, "", "PARTS = {", *lines, "}"])
     files[f"{MODEL}.py"] = files[f"{MODEL}.py"].replace(NO_PARTS, table)
     return files
@@ -134,7 +134,7 @@ def escape_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def noise(lengths: Sequence[int]) -> Ragged:
+def make_noise(lengths: Sequence[int]) -> Ragged:
     """Return clips of int16 noise, a function of the lengths."""
     generator = torch.Generator().manual_seed(sum(lengths))
     return Ragged.from_rows([(torch.randn(n, generator=generator) * NOISE).to(torch.int16) for n in lengths])
@@ -152,7 +152,7 @@ def verify_hf(encoder: AudioEncoder, folder: Path) -> None:
     if wrong:
         raise RuntimeError(f"{folder}: tensors are missing or unknown: {wrong[:3]}")
     encoder = encoder.cpu().eval()
-    audio = noise(TRIAL)
+    audio = make_noise(TRIAL)
     samples, mask = audio.pad()
     output = loaded.eval()(samples, attention_mask=mask)
     for row, expected in enumerate(encoder(audio).frames.rows()):

@@ -83,7 +83,7 @@ def names_defined(statement: ast.stmt) -> Iterator[str]:
         yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
 
 
-def flattened(roots: Mapping[str, set[str]], header: str = "") -> dict[str, str]:
+def flatten_modules(roots: Mapping[str, set[str]], header: str = "") -> dict[str, str]:
     """Return the files, by name, that hold the wanted definitions and all they need.
 
     Args:
@@ -105,15 +105,15 @@ def flattened(roots: Mapping[str, set[str]], header: str = "") -> dict[str, str]
             definition = source.definitions[name]
             source.kept |= set(names_defined(definition))
             wanted += [(module, node.id) for node in ast.walk(definition) if isinstance(node, ast.Name)]
-    return {f"{flat_name(name)}.py": header + cut(source) for name, source in modules.items()}
+    return {f"{flat_name(name)}.py": header + cut_module(source) for name, source in modules.items()}
 
 
-def cut(source: ModuleSource) -> str:
+def cut_module(source: ModuleSource) -> str:
     """Return the text of a module with only the kept names."""
-    lines = without_shapes(source).split("\n")
+    lines = remove_shapes(source).split("\n")
     opening = source.tree.body[0]
     assert is_text(opening)  # every module of the package says what it holds
-    pieces = ["\n".join([*lines[: opening.end_lineno], "", *import_lines(source), ""])]
+    pieces = ["\n".join([*lines[: opening.end_lineno], "", *write_imports(source), ""])]
     before: ast.stmt | None = None
     for statement in source.tree.body:
         names = set(names_defined(statement))
@@ -122,12 +122,12 @@ def cut(source: ModuleSource) -> str:
         plain = isinstance(statement, ast.Assign | ast.AnnAssign)
         near = plain and isinstance(before, ast.Assign | ast.AnnAssign)
         pieces.append("\n" * (0 if near else 1 if plain else 2))
-        pieces.append("\n".join(lines[first_line(statement, lines) : statement.end_lineno]) + "\n")
+        pieces.append("\n".join(lines[find_first_line(statement, lines) : statement.end_lineno]) + "\n")
         before = statement
     return "".join(pieces)
 
 
-def first_line(statement: ast.stmt, lines: list[str]) -> int:
+def find_first_line(statement: ast.stmt, lines: list[str]) -> int:
     """Return the index of a statement's first line, its decorators and the comments above it included."""
     decorators = getattr(statement, "decorator_list", [])
     first = min([statement.lineno, *(decorator.lineno for decorator in decorators)]) - 1
@@ -136,7 +136,7 @@ def first_line(statement: ast.stmt, lines: list[str]) -> int:
     return first
 
 
-def import_lines(source: ModuleSource) -> list[str]:
+def write_imports(source: ModuleSource) -> list[str]:
     """Return the kept imports, those of the package with one dot."""
     lines = ["from __future__ import annotations", ""]
     for statement in source.tree.body:
@@ -156,7 +156,7 @@ def import_lines(source: ModuleSource) -> list[str]:
     return lines
 
 
-def without_shapes(source: ModuleSource) -> str:
+def remove_shapes(source: ModuleSource) -> str:
     """Return a module's text with ``Float[Tensor, "A E"]`` written as ``Tensor``; lines keep their numbers."""
     shapes = {
         name

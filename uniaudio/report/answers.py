@@ -12,7 +12,7 @@ from uniaudio.report.clips import Player
 from uniaudio.report.significance import score_interval
 
 WRONG_SHOWN = 12  # of each evaluation set
-HEARD = 4  # of them, of each set, with their clips
+PLAYABLE = 4  # of them, of each set, with their clips
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class WrongAnswers:
     count: int
 
 
-def checked_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
+def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
     """Return what ``uniaudio eval --out`` stored: ``{set: result}``, also from under ``entries`` of a protocol's file.
 
     Raises:
@@ -135,7 +135,7 @@ def answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change |
     )
 
 
-def chosen(wrong: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def choose_answers(wrong: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return wrong answers to show: at equal distances, as files are often sorted by label."""
     count = min(WRONG_SHOWN, len(wrong))
     return [wrong[i * len(wrong) // count] for i in range(count)]

@@ -100,11 +100,16 @@ def summarize(run: str, against: str, changes: Sequence[Change]) -> Summary:
     for change in changes:
         by_task.setdefault(change.task, []).append(change)
     task_changes = [TaskChange(task, tuple(members)) for task, members in by_task.items()]
-    tasks = {kind: [t for t in task_changes if t.verdict == kind] for kind in ("better", "worse", "mixed", "unclear")}
+    tasks = {
+        kind: [t for t in task_changes if t.verdict == kind]
+        for kind in ("better", "worse", "mixed", "unclear")
+    }
     for kind in ("better", "worse"):
         tasks[kind].sort(key=lambda t: -max(abs(change.delta) for change in t.changes))
     rules = [RULES[rule] for rule in dict.fromkeys(change.judged.rule for change in changes)]
-    return Summary(run, against, sentence_of(run, against, tasks, len(task_changes)), tasks, rules, len(changes))
+    return Summary(
+        run, against, sentence_of(run, against, tasks, len(task_changes)), tasks, rules, len(changes)
+    )
 
 
 def sentence_of(run: str, against: str, tasks: Mapping[str, Sequence[TaskChange]], count: int) -> str:
@@ -113,24 +118,24 @@ def sentence_of(run: str, against: str, tasks: Mapping[str, Sequence[TaskChange]
     better, worse = tasks["better"], tasks["worse"]
     if not better and not worse and not tasks["mixed"]:
         return f"Against {against}, {run} moved nothing beyond chance on {sets} compared."
-    gained = f"improved on {named(better)}" if better else "improved on none"
-    lost = f"lost on {named(worse)}" if worse else "lost on none"
+    gained = f"improved on {name_tasks(better)}" if better else "improved on none"
+    lost = f"lost on {name_tasks(worse)}" if worse else "lost on none"
     parts = [f"Of {sets} compared with {against}, {run} {gained} and {lost}"]
     if tasks["mixed"]:
-        parts.append(f"measures disagree on {named(tasks['mixed'])}")
+        parts.append(f"measures disagree on {name_tasks(tasks['mixed'])}")
     if tasks["unclear"]:
         parts.append(f"{len(tasks['unclear'])} moved within chance")
     return "; ".join(parts) + "."
 
 
-def named(tasks: Sequence[TaskChange]) -> str:
+def name_tasks(tasks: Sequence[TaskChange]) -> str:
     """Name a few sets with the largest change of each; of many, how many they are and the one with the largest."""
     if len(tasks) <= NAMED:
-        return " and ".join(f"{task.task} ({largest(task)})" for task in tasks)
-    return f"{len(tasks)} (most on {tasks[0].task}, {largest(tasks[0])})"
+        return " and ".join(f"{task.task} ({describe_largest(task)})" for task in tasks)
+    return f"{len(tasks)} (most on {tasks[0].task}, {describe_largest(tasks[0])})"
 
 
-def largest(task: TaskChange) -> str:
+def describe_largest(task: TaskChange) -> str:
     """Tell the largest change of a set that counts."""
     change = max(task.changes, key=lambda one: (one.judged.verdict != "unclear", abs(one.delta)))
     return f"{change.what} {change.delta:+.3f}"

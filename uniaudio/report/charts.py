@@ -48,7 +48,7 @@ class Chart:
             spots *= 2
         return "M" + "L".join(spots)
 
-    def smoothed(self, line: Line) -> str:
+    def smooth_path(self, line: Line) -> str:
         """Return the path of the running mean of a line."""
         values = running_mean([y for _, y in line.points])
         return self.path([(x, y) for (x, _), y in zip(line.points, values, strict=True)])
@@ -61,7 +61,7 @@ class Chart:
         height = max(self.high - self.low, 1e-9)
         return [(f"{value:g}" if value else "0", (self.high - value) / height * 100) for value in values]
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """Tell the chart in words, for who does not see it."""
         ends = [
             f"{line.name} from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in self.lines
@@ -85,7 +85,9 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return result
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
+def reduce_points(
+    points: Sequence[tuple[float, float]], most: int = MOST_POINTS
+) -> list[tuple[float, float]]:
     """Average neighbouring points until at most so many are left."""
     if len(points) <= most:
         return list(points)
@@ -106,7 +108,7 @@ def chart(
     for line in lines:
         finite = [(x, y) for x, y in line.points if math.isfinite(y)]
         if finite:
-            kept.append(Line(line.name, thinned(finite), line.series))
+            kept.append(Line(line.name, reduce_points(finite), line.series))
     if not kept:
         return None
     ys = [y for line in kept for _, y in line.points]
@@ -168,7 +170,11 @@ def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
                         by_series.setdefault(series, []).append((event["step"], result["score"]))
     charts = [
         chart(
-            name, metric, [Line(runs[i].name, points, i) for i, points in by_series.items()], steps_of(runs), False
+            name,
+            metric,
+            [Line(runs[i].name, points, i) for i, points in by_series.items()],
+            steps_of(runs),
+            False,
         )
         for (name, metric), by_series in scores.items()
     ]

@@ -33,7 +33,7 @@ class Player:
     whole: float
 
 
-class Shelf:
+class SoundBudget:
     """The clips of one page; it is full after so many bytes, and counts what had to be left out."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:

@@ -100,7 +100,7 @@ def embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32])
             labels,
             [
                 Spot(float(x), float(y), labels.index(label), name)
-                for (x, y), label, name in zip(scaled(places), clips.labels, clips.ids, strict=True)
+                for (x, y), label, name in zip(scale_to_unit(places), clips.labels, clips.ids, strict=True)
             ],
         )
         for method, note, places in projections
@@ -129,7 +129,7 @@ def by_tsne(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     return TSNE(n_components=2, perplexity=perplexity, init=start, random_state=0).fit_transform(even)
 
 
-def scaled(places: NDArray[np.float64]) -> NDArray[np.float64]:
+def scale_to_unit(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Bring ``[C, 2]`` into 0 to 1 with one scale for both axes, so that distances stay comparable."""
     low, high = places.min(axis=0), places.max(axis=0)
     span = max(float((high - low).max()), 1e-12)

@@ -67,7 +67,10 @@ def routes_tables(routes: Mapping[str, Any]) -> list[HeatTable]:
         choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
         highest = max((share for shares in tasks.values() for share in shares.values()), default=0.0)
         rows = [
-            (task, [Cell(f"{shares.get(c, 0.0):.2f}", shares.get(c, 0.0) / max(highest, 1e-9)) for c in choices])
+            (
+                task,
+                [Cell(f"{shares.get(c, 0.0):.2f}", shares.get(c, 0.0) / max(highest, 1e-9)) for c in choices],
+            )
             for task, shares in tasks.items()
         ]
         caption = f"{group}: mean share by task, steps {routes['from_step']} to {routes['to_step']}"

@@ -68,8 +68,10 @@ class Page:
     @property
     def series(self) -> dict[str, int]:
         """Which colour every model has: a run the same in all figures, the others those behind."""
-        trained = {self.roles.runs[run.name]: i for i, run in enumerate(self.runs) if run.name in self.roles.runs}
-        rest = [model for model in self.roles.shown if model not in trained]
+        trained = {
+            self.roles.runs[run.name]: i for i, run in enumerate(self.runs) if run.name in self.roles.runs
+        }
+        rest = [model for model in self.roles.columns if model not in trained]
         return {**trained, **{model: len(self.runs) + i for i, model in enumerate(rest)}}
 
     @property
@@ -114,7 +116,7 @@ def write_page(page: Page, path: Path) -> Path:
     jinja = environment()
     script = jinja.get_template(SCRIPT).render()
     bars = {
-        probe: domain_bars(page.table.averages(page.roles.shown, probe), page.series)
+        probe: domain_bars(page.table.averages(page.roles.columns, probe), page.series)
         for probe in page.table.probes
     }
     text = jinja.get_template("page.html.jinja").render(

@@ -9,19 +9,19 @@ from typing import Any
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
-from uniaudio.report.answers import checked_answers, holds_answers
+from uniaudio.report.answers import check_answers, holds_answers
 from uniaudio.report.changes import Change, Summary, answer_changes, probe_changes, summarize
 from uniaudio.report.run_folder import RunRecord, read_json
 from uniaudio.report.scores import (
     FINGERPRINTS,
     Roles,
     ScoreTable,
-    disagreeing,
-    merged,
+    find_disagreements,
+    merge_tables,
     models_of_run,
     names_folder,
     read_scores,
-    renamed,
+    rename_models,
     roles_of,
     tell_apart,
 )
@@ -55,7 +55,7 @@ def read_results(
     for run, file in zip(runs, files, strict=True):
         if file not in answers and not file.is_file():
             continue
-        stored = checked_answers(read_json(file), str(file))
+        stored = check_answers(read_json(file), str(file))
         foreign = foreign_answers(stored, run.folder, match)
         of_runs[run.name] = {name: entry for name, entry in stored.items() if name not in foreign}
         for name, entry in foreign.items():
@@ -72,7 +72,7 @@ def read_results(
         data = read_json(file)
         if holds_answers(data):
             name = file.parent.name if file.stem == "answers" else file.stem
-            others[name if name not in of_runs else str(file)] = checked_answers(data, str(file))
+            others[name if name not in of_runs else str(file)] = check_answers(data, str(file))
         else:
             scores.append((file, data))
     return {name: entries for name, entries in of_runs.items() if entries}, others, scores
@@ -112,8 +112,8 @@ def all_scores(
     starts = {run.name: [e.get("path", "") for e in run.config.get("encoders", {}).values()] for run in runs}
     table, roles = ScoreTable(), Roles()
     if files:
-        table = merged([read_scores(read_json(file), str(file), domains) for file in files])
-        table, members = own_models(table, runs, match)
+        table = merge_tables([read_scores(read_json(file), str(file), domains) for file in files])
+        table, members = match_models(table, runs, match)
         roles = roles_of(table.models, members, starts)
         notes += [
             foreign_note(", ".join(map(str, files)), run)
@@ -124,27 +124,27 @@ def all_scores(
         file = run.folder / "probes.json"
         if run.name in roles.runs or files or not file.is_file():
             continue
-        scores, members = own_models(read_scores(read_json(file), str(file), domains), [run], match)
+        scores, members = match_models(read_scores(read_json(file), str(file), domains), [run], match)
         if scores.models and not members[run.name]:
             notes.append(foreign_note(str(file), run))
         run_roles = roles_of(scores.models, members, starts)
         new = {model: str(run.folder) for model in run_roles.runs.values()}
-        scores = renamed(scores, new)
-        clashes = {model: f"{model} ({run.name})" for model in disagreeing(table, scores)}
-        table = merged([table, renamed(scores, clashes)])
+        scores = rename_models(scores, new)
+        clashes = {model: f"{model} ({run.name})" for model in find_disagreements(table, scores)}
+        table = merge_tables([table, rename_models(scores, clashes)])
         began = {name: clashes.get(model, model) for name, model in run_roles.starts.items()}
         rest = [clashes.get(model, model) for model in run_roles.others]
         trained = {name: clashes.get(new[model], new[model]) for name, model in run_roles.runs.items()}
         roles = Roles({**roles.starts, **began}, {**roles.runs, **trained}, [*roles.others, *rest])
     for file, data in others:
-        beside, _ = own_models(read_scores(data, str(file), domains), runs, match)
+        beside, _ = match_models(read_scores(data, str(file), domains), runs, match)
         fresh = [model for model in beside.models if model not in table.models]
-        table = merged([beside, table])
+        table = merge_tables([beside, table])
         roles = Roles(roles.starts, roles.runs, [*roles.others, *fresh])
     return table, roles
 
 
-def own_models(
+def match_models(
     table: ScoreTable, runs: Sequence[RunRecord], match: Match
 ) -> tuple[ScoreTable, dict[str, list[str]]]:
     """Return the models of a table that are each run's own, and the table with those marked that only look like it."""
@@ -155,7 +155,7 @@ def own_models(
         for model in table.models
         if model not in known and any(is_called_like(model, run) for run in runs)
     }
-    return renamed(table, marked), members
+    return rename_models(table, marked), members
 
 
 def is_called_like(model: str, run: RunRecord) -> bool:

@@ -42,7 +42,7 @@ class RunRecord:
         return max((int(row.get("step", 0)) for row in (*self.rows, *self.events)), default=0)
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return any(event["event"] == "finished" for event in self.events)
 
     @property
@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
 
 def ending(run: RunRecord) -> str:
     """Say in one sentence where and why a run ended that did not finish; nothing of one that did."""
-    if run.finished:
+    if run.is_finished:
         return ""
     planned = f" of {run.planned_steps}" if run.planned_steps else ""
     where = f"step {run.last_step}{planned}"

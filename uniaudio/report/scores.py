@@ -63,7 +63,7 @@ class ScoreTable:
         """Return a score, or None where it was not measured."""
         return None if model is None else self.scores.get(task, {}).get(model, {}).get(probe)
 
-    def probed(self, probe: str) -> list[Task]:
+    def tasks_of_probe(self, probe: str) -> list[Task]:
         """Return the tasks of which any model has a score by this probe: not every probe fits every kind of task."""
         return [
             task
@@ -137,7 +137,7 @@ def read_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -
     )
 
 
-def renamed(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
+def rename_models(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
     """Return the table with other names for some models."""
     scores = {
         task: {names.get(model, model): probes for model, probes in models.items()}
@@ -147,7 +147,7 @@ def renamed(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
     return ScoreTable(table.tasks, scores, fingerprints)
 
 
-def disagreeing(table: ScoreTable, other: ScoreTable) -> list[str]:
+def find_disagreements(table: ScoreTable, other: ScoreTable) -> list[str]:
     """Return the models that both tables have, but with other scores of the same set."""
     return [
         model
@@ -160,7 +160,7 @@ def disagreeing(table: ScoreTable, other: ScoreTable) -> list[str]:
     ]
 
 
-def merged(tables: Sequence[ScoreTable]) -> ScoreTable:
+def merge_tables(tables: Sequence[ScoreTable]) -> ScoreTable:
     """Put tables together; where two have the same score, the later one holds."""
     tasks: dict[str, Task] = {}
     scores: dict[str, dict[str, dict[str, Score]]] = {}
@@ -187,7 +187,7 @@ class Roles:
     others: Sequence[str] = ()
 
     @property
-    def shown(self) -> list[str]:
+    def columns(self) -> list[str]:
         """Every model once: the starts, the runs, the others."""
         return list(dict.fromkeys([*self.starts.values(), *self.runs.values(), *self.others]))
 
