@@ -21,7 +21,7 @@ from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.source import open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.generation.predictions import AskSettings, question_chunks
+from uniaudio.evaluate.generation.predictions import PredictionSettings, question_chunks
 from uniaudio.tiny.recipe_texts import recipe_texts
 
 ROWS = 24  # of a manifest
@@ -101,7 +101,7 @@ def evaluate_once(recipe, format):
     """Go through both evaluation sets, whole and as a sample."""
     for entry in recipe.evaluate:
         for limit in (None, 5):
-            settings = AskSettings(max_new_tokens=8, batch_seconds=60.0)
+            settings = PredictionSettings(max_new_tokens=8, batch_seconds=60.0)
             examples = open_examples(entry, limit)
             skips = []
             chunks = question_chunks(examples, format, settings, lambda n: n // 1280 + 1, skips)

@@ -89,8 +89,8 @@ def test_forgetting_is_at_least_the_loss_and_never_negative(matrix):
     if summary.forgetting is not None:
         assert summary.forgetting >= 0
         assert summary.forgetting >= -summary.backward_transfer - 1e-12
-    for own in summary.per_set.values():
-        assert own["forgetting"] is None or own["forgetting"] >= 0
+    for scores in summary.per_set.values():
+        assert scores["forgetting"] is None or scores["forgetting"] >= 0
 
 
 @given(matrices())
@@ -139,7 +139,7 @@ def test_a_model_without_training_has_forgotten_nothing():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"stages": ("a", "speech", "music")}, "first stage"),
         ({"stages": ()}, "first stage"),
@@ -154,8 +154,8 @@ def test_a_model_without_training_has_forgotten_nothing():
         ({"learned": (-1, 2, None, 2)}, "digits was learned in row -1"),
     ],
 )
-def test_a_matrix_that_does_not_fit_is_refused(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_matrix_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         ScoreMatrix.from_json(example().to_json() | change)
 
 
@@ -165,15 +165,15 @@ def test_json_without_a_part_is_refused():
 
 
 def test_the_matrix_table_tells_scores_and_changes():
-    told = text(matrix_table("probe/linear", example()))
-    lines = {line.split()[1]: line for line in told.splitlines() if line.startswith("│")}
+    printed = text(matrix_table("probe/linear", example()))
+    lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith("│")}
     assert "0.500" in lines["start"]
     assert "(" not in lines["start"]
     assert "–" in lines["start"]
     assert "0.900 (+40.0)" in lines["speech"]
     assert "0.300 " in lines["speech"]  # no start, no change
     assert "0.700 (-10.0)" in lines["music"]
-    assert told.startswith("probe/linear")
+    assert printed.startswith("probe/linear")
 
 
 def test_the_summary_table_has_one_row_a_matrix():

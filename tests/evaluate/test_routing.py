@@ -48,12 +48,12 @@ def test_json_and_picture_are_written(tmp_path, capsys):
     assert picture.shape[0] > 300
     assert picture.shape[1] > 600
     assert picture[..., :3].std() > 0.05  # not an empty page
-    told = capsys.readouterr().out
-    assert "0.70" in told
-    assert "0.12" in told
+    text = capsys.readouterr().out
+    assert "0.70" in text
+    assert "0.12" in text
 
 
-def test_a_run_without_choices_is_told(tmp_path):
+def test_a_run_without_choices_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         read_choices(tmp_path, 0.25)
     with pytest.raises(UserError, match="chooses nothing"):

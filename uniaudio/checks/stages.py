@@ -14,7 +14,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode, Stage
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
-from uniaudio.evaluate.metrics.text_metrics import need
+from uniaudio.evaluate.metrics.text_metrics import require_metric
 from uniaudio.model.lora import plain_name
 from uniaudio.train.trainable import Structure, modes_of, refuse_nothing
 
@@ -133,7 +133,7 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
             check_entry(line)
     if config.train.evaluate_every is not None:
         for line in recipes[-1].evaluate:
-            need(line.template.scoring.metric)
+            require_metric(line.template.scoring.metric)
 
 
 def read_pairings(recipe: Recipe) -> list[Pairing]:

@@ -20,18 +20,18 @@ from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
-from uniaudio.evaluate.generation.predictions import AskSettings, answer_loss
-from uniaudio.evaluate.generation.progress import AskingBar
+from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
+from uniaudio.evaluate.generation.progress import EvaluationBar
 from uniaudio.evaluate.metrics.challenge import challenge_scores, challenge_table
-from uniaudio.evaluate.metrics.text_metrics import need
+from uniaudio.evaluate.metrics.text_metrics import require_metric
 
 PROTOCOLS = ("own", "xares-llm")
 
 
-def ask_settings(config: RunConfig, **changes: Any) -> AskSettings:
+def ask_settings(config: RunConfig, **changes: Any) -> PredictionSettings:
     """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
     stated = config.evaluate
-    return replace(AskSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
+    return replace(PredictionSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
 
 
 def row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = None) -> int | None:
@@ -45,9 +45,9 @@ def row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = No
 def evaluate_recipe(
     loaded: LoadedModel,
     recipe: Recipe,
-    settings: AskSettings,
+    settings: PredictionSettings,
     max_examples: int | None = None,
-    bar: AskingBar | None = None,
+    bar: EvaluationBar | None = None,
     samples: EvalSamples | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Ask all evaluation sets of a recipe; results by ``dataset:template``.
@@ -61,13 +61,13 @@ def evaluate_recipe(
         UserError: before anything is asked, when a metric needs an extra that is not installed.
     """
     for entry in recipe.evaluate:
-        need(entry.template.scoring.metric, entry.template.scoring.tokenize)
-    bar = bar or AskingBar(Console(), shown=False)
+        require_metric(entry.template.scoring.metric, entry.template.scoring.tokenize)
+    bar = bar or EvaluationBar(Console(), shown=False)
     results = {}
     with bar.bar:
         for entry in recipe.evaluate:
             examples = open_examples(entry, row_limit(loaded.config, entry, max_examples), samples)
-            with bar.asking(entry.name, examples.size) as told:
+            with bar.track_set(entry.name, examples.size) as told:
                 results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, told)
     return results
 
@@ -148,7 +148,7 @@ def run_evaluation(
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
         console = Console(quiet=not is_main())
-        bar = AskingBar(console, is_main(), world_size())
+        bar = EvaluationBar(console, is_main(), world_size())
         results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
         results = sign_answers(results, spec)
         console.print(answers_table(results))

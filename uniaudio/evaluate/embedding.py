@@ -15,7 +15,7 @@ from uniaudio.types import SAMPLE_RATE
 MAX_CLIP_SECONDS = 600.0  # of a clip that is probed, embedded or asked about
 
 
-def length_batches(lengths: Sequence[float], most: float) -> list[list[int]]:
+def batch_by_length(lengths: Sequence[float], most: float) -> list[list[int]]:
     """Return indices in batches of similar length whose lengths add up to at most ``most`` (or hold one item)."""
     batches: list[list[int]] = []
     room = 0.0
@@ -33,9 +33,8 @@ def encode_clips(
     encoder: AudioEncoder, clips: Sequence[NDArray[np.int16]], batch_seconds: float = 60.0
 ) -> list[NDArray[np.float32]]:
     """Return the frames ``[A_i, E]`` of every clip, in the order of the clips."""
-    return [
-        frames.cpu().numpy() for frames in run(encoder, clips, batch_seconds, lambda frames: frames.rows())
-    ]
+    rows = encode_in_batches(encoder, clips, batch_seconds, lambda frames: frames.rows())
+    return [frames.cpu().numpy() for frames in rows]
 
 
 @torch.no_grad()
@@ -47,11 +46,11 @@ def embed_clips(
     Args:
         clips: int16 mono samples at 16 kHz. batch_seconds: audio that is encoded at a time.
     """
-    vectors = run(encoder, clips, batch_seconds, lambda frames: tuple(frames.mean()))
+    vectors = encode_in_batches(encoder, clips, batch_seconds, lambda frames: tuple(frames.mean()))
     return torch.stack(vectors).cpu().numpy()
 
 
-def run(
+def encode_in_batches(
     encoder: AudioEncoder,
     clips: Sequence[NDArray[np.int16]],
     batch_seconds: float,
@@ -61,10 +60,10 @@ def run(
     was_training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device
-    found: dict[int, torch.Tensor] = {}
-    for batch in length_batches([len(clip) for clip in clips], batch_seconds * SAMPLE_RATE):
+    results: dict[int, torch.Tensor] = {}
+    for batch in batch_by_length([len(clip) for clip in clips], batch_seconds * SAMPLE_RATE):
         audio = Ragged.from_rows([torch.from_numpy(clips[i]) for i in batch]).to(device)
         frames = encoder(audio).frames
-        found.update(zip(batch, reduce(frames.with_values(frames.values.float())), strict=True))
+        results.update(zip(batch, reduce(frames.with_values(frames.values.float())), strict=True))
     encoder.train(was_training)
-    return [found[i] for i in range(len(clips))]
+    return [results[i] for i in range(len(clips))]

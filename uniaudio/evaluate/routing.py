@@ -42,9 +42,9 @@ def read_choices(run: Path, last: float) -> dict[str, Any]:
     groups: dict[str, dict[str, dict[str, float]]] = {}
     values: dict[str, dict[str, float]] = {}
     for task in sorted({task for row in late for task in row["choices"]}):
-        told = [row["choices"][task] for row in late if task in row["choices"]]
-        for name in told[0]:
-            mean = float(np.mean([entry[name] for entry in told if name in entry]))
+        entries = [row["choices"][task] for row in late if task in row["choices"]]
+        for name in entries[0]:
+            mean = float(np.mean([entry[name] for entry in entries if name in entry]))
             group, slash, choice = name.partition("/")
             if slash:
                 groups.setdefault(group, {}).setdefault(task, {})[choice] = mean
@@ -61,7 +61,7 @@ def routes_tables(routes: Mapping[str, Any]) -> list[Table]:
             title=f"{group}, steps {routes['from_step']} to {routes['to_step']}", title_justify="left"
         )
         choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
-        extra = sorted({name for told in routes["values"].values() for name in told})
+        extra = sorted({name for choices_of in routes["values"].values() for name in choices_of})
         table.add_column("task", overflow="fold")
         for name in (*choices, *extra):
             table.add_column(name, justify="right", overflow="fold")
@@ -91,7 +91,9 @@ def draw_routes(routes: Mapping[str, Any], path: Path) -> None:
 def draw_group(axes: Any, group: str, tasks: Mapping[str, Mapping[str, float]]) -> None:
     """Draw one heat map; white is 0, dark is the largest share of the group."""
     choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
-    shares = np.array([[own.get(choice, 0.0) for choice in choices] for own in tasks.values()])
+    shares = np.array(
+        [[task_shares.get(choice, 0.0) for choice in choices] for task_shares in tasks.values()]
+    )
     highest = max(float(shares.max()), 1e-9)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=highest, aspect="auto")
     many = len(choices) > 4

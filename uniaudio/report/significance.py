@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from uniaudio.data.template import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, interval
-from uniaudio.evaluate.metrics.normalize import normalized
+from uniaudio.evaluate.metrics.normalize import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
 
 Verdict = Literal["better", "worse", "unclear"]
@@ -70,7 +70,7 @@ def by_pairs(first: Sequence[bool], second: Sequence[bool]) -> Judged:
 
 def by_bootstrap(first: Summed, second: Summed) -> Judged:
     """Compare two error rates on the same questions by drawing the questions anew, both models together."""
-    low, high = interval(first.clips, lambda counts: second.resampled(counts) - first.resampled(counts))
+    low, high = interval(first.clips, lambda counts: second.resample(counts) - first.resample(counts))
     gain = first.score() - second.score()  # fewer errors are better
     why = f"95 %: {low:+.3f} to {high:+.3f}"
     return Judged(verdict_of(gain, not low <= 0 <= high), "bootstrap", why)
@@ -109,7 +109,8 @@ def compare_answers(
 def errors_of(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring) -> Summed:
     """Return the error rate of stored answers as sums over questions."""
     answers, references = (
-        [normalized(str(item[key]), scoring.normalize) for item in items] for key in ("answer", "reference")
+        [normalize_text(str(item[key]), scoring.normalize) for item in items]
+        for key in ("answer", "reference")
     )
     return error_rate(answers, [[reference] for reference in references], metric, scoring.tokenize)
 

@@ -65,5 +65,5 @@ def test_embeddings_are_means_over_real_frames_in_order(whisper):
     vectors = embed_clips(encoder, clips, batch_seconds=1.0)
     frames = encode_clips(encoder, clips)
     assert [len(f) for f in frames] == [encoder.num_frames(len(c)) for c in clips]
-    for vector, own in zip(vectors, frames, strict=True):
-        np.testing.assert_allclose(vector, own.mean(0), atol=1e-5)
+    for vector, alone in zip(vectors, frames, strict=True):
+        np.testing.assert_allclose(vector, alone.mean(0), atol=1e-5)

@@ -8,11 +8,11 @@ from uniaudio.evaluate.metrics.average_precision import mean_average_precision
 
 def average_precision(scores, truth):
     """By the definition: precision at every threshold, weighted by the gain in recall there."""
-    total, recall = 0.0, 0.0
+    total, hit_share = 0.0, 0.0
     for threshold in sorted(set(scores), reverse=True):
         taken = [t for s, t in zip(scores, truth, strict=True) if s >= threshold]
-        total += (sum(taken) / sum(truth) - recall) * sum(taken) / len(taken)
-        recall = sum(taken) / sum(truth)
+        total += (sum(taken) / sum(truth) - hit_share) * sum(taken) / len(taken)
+        hit_share = sum(taken) / sum(truth)
     return total
 
 

@@ -8,9 +8,9 @@ from uniaudio.evaluate.metrics.challenge import challenge_score, challenge_score
 
 def test_accuracy_is_of_whole_strings():
     answers = ["Dog-bark!", "the  cat", "rain", "a rain"]
-    found = challenge_score("accuracy", answers, ["dog bark", "The cat.", "Rain", "rain"])
-    assert (found.metric, found.score) == ("Accuracy", 0.75)
-    assert found.interval[0] <= 0.75 <= found.interval[1]
+    scored = challenge_score("accuracy", answers, ["dog bark", "The cat.", "Rain", "rain"])
+    assert (scored.metric, scored.score) == ("Accuracy", 0.75)
+    assert scored.interval[0] <= 0.75 <= scored.interval[1]
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ def test_accuracy_is_of_whole_strings():
     ],
 )
 def test_error_rates_are_turned_round(metric, answers, truth, name, score):
-    found = challenge_score(metric, answers, truth)
-    assert (found.metric, found.score) == (name, pytest.approx(score))
+    scored = challenge_score(metric, answers, truth)
+    assert (scored.metric, scored.score) == (name, pytest.approx(score))
 
 
 def test_lists_of_tags_are_zeros_and_ones():
     # dog: named twice, once rightly, of 1 in 3: 1 * 1/2 + 0; rain: named once of twice: 1/2 * 1 + 1/2 * 2/3
     answers = ["Dog; rain", "dog", "wind"]
-    found = challenge_score("map", answers, ["dog;RAIN", "rain", "wind"])
-    assert found.metric == "mAP"
-    assert found.score == pytest.approx((1 / 2 + (1 / 2 + 1 / 3) + 1) / 3)
+    scored = challenge_score("map", answers, ["dog;RAIN", "rain", "wind"])
+    assert scored.metric == "mAP"
+    assert scored.score == pytest.approx((1 / 2 + (1 / 2 + 1 / 3) + 1) / 3)
 
 
 def results(metric, *pairs):
@@ -40,22 +40,22 @@ def results(metric, *pairs):
 
 
 def test_overall_is_the_plain_mean_of_what_is_scored():
-    told = challenge_scores(
+    result = challenge_scores(
         {
             "esc50:sound": results("accuracy", ("dog", "Dog"), ("cat", "dog")),
             "libri:asr": results("wer", ("a b c d", "a b c x")),
             "clotho:captioning": results("meteor", ("a dog", "a dog barks")),
         }
     )
-    assert told["overall"] == pytest.approx((0.5 + 0.75) / 2)
-    assert told["protocol"] == "xares-llm"
-    assert told["scores"]["libri:asr"]["metric"] == "iWER"
-    assert told["not_scored"] == {
+    assert result["overall"] == pytest.approx((0.5 + 0.75) / 2)
+    assert result["protocol"] == "xares-llm"
+    assert result["scores"]["libri:asr"]["metric"] == "iWER"
+    assert result["not_scored"] == {
         "clotho:captioning": "meteor: FENSE and DATE need models that are fetched from the network"
     }
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(challenge_table(told))
+        console.print(challenge_table(result))
     assert "0.625" in capture.get()
     nothing = challenge_scores({"clotho:captioning": results("meteor", ("a dog", "a dog barks"))})
     assert nothing["overall"] is None

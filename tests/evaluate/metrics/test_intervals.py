@@ -41,7 +41,7 @@ def test_interval_of_an_error_rate_is_that_of_a_loop():
         for chosen in resamples(len(TRUTH))
     ]
     measure = error_rate(ANSWERS, [[text] for text in TRUTH], "wer")
-    assert interval(measure.clips, measure.resampled) == pytest.approx(np.percentile(scores, [2.5, 97.5]))
+    assert interval(measure.clips, measure.resample) == pytest.approx(np.percentile(scores, [2.5, 97.5]))
 
 
 def test_interval_of_bleu_is_that_of_a_loop(monkeypatch):
@@ -51,13 +51,13 @@ def test_interval_of_bleu_is_that_of_a_loop(monkeypatch):
         for chosen in resamples(len(TRUTH))
     ]
     measure = bleu(ANSWERS, [[text] for text in TRUTH])
-    assert interval(measure.clips, measure.resampled) == pytest.approx(np.percentile(scores, [2.5, 97.5]))
+    assert interval(measure.clips, measure.resample) == pytest.approx(np.percentile(scores, [2.5, 97.5]))
 
 
 def test_interval_of_a_share_is_what_theory_says():
     right = np.zeros(1000)
     right[:300] = 1
-    low, high = interval(1000, mean_of(right).resampled)
+    low, high = interval(1000, mean_of(right).resample)
     half = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
     assert low == pytest.approx(0.3 - half, abs=0.004)
     assert high == pytest.approx(0.3 + half, abs=0.004)
@@ -67,7 +67,7 @@ def test_a_resample_without_a_score_is_left_out():
     measure = error_rate(
         ["a", "b"], [["a"], [""]], "wer"
     )  # drawing the second twice leaves nothing to divide by
-    low, high = interval(measure.clips, measure.resampled)
+    low, high = interval(measure.clips, measure.resample)
     assert low == 0
     assert high == 1
 
@@ -81,8 +81,10 @@ def test_average_precision_of_repeated_clips_is_scikit_learns(rows):
     scores, truth, counts = (np.array(column) for column in zip(*rows, strict=True))
     repeated = np.repeat(np.arange(len(rows)), counts)
     expected = average_precision_score(truth[repeated], scores[repeated])
-    found = resampled_precision(scores[:, None].astype(float), truth[:, None], counts[None].astype(float))
-    assert found[0] == pytest.approx(expected)
+    precisions = resampled_precision(
+        scores[:, None].astype(float), truth[:, None], counts[None].astype(float)
+    )
+    assert precisions[0] == pytest.approx(expected)
 
 
 def test_the_mean_leaves_out_classes_that_do_not_occur():
@@ -110,7 +112,7 @@ def test_calibration_error_by_hand():
     assert (full["low"], full["high"]) == pytest.approx((7 / 15, 8 / 15))
     assert (full["confidence"], full["accuracy"]) == pytest.approx((0.51, 1))
     assert sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / 6 == pytest.approx(expected)
-    low, high = interval(measure.clips, measure.resampled)
+    low, high = interval(measure.clips, measure.resample)
     assert 0 <= low < expected < high <= 1
 
 

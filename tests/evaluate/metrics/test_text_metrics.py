@@ -16,9 +16,9 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
-from uniaudio.evaluate.metrics.normalize import challenge_text, normalized
+from uniaudio.evaluate.metrics.normalize import challenge_text, normalize_text
 from uniaudio.evaluate.metrics.scoring import is_right, measures, score
-from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, need, tag_precision
+from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
 from uniaudio.evaluate.metrics.text_units import separate_units
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=7).map(" ".join)
@@ -96,11 +96,11 @@ def cider_by_loops(answers, references):
         for n in range(1, 5):
 
             def weigh(text, n=n):
-                found = {}
+                weights = {}
                 for gram, count in grams(text, n).items():
-                    documents = sum(any(gram in grams(r, n) for r in own) for own in references)
-                    found[gram] = count * (math.log(clips) - math.log(max(1, documents)))
-                return found
+                    documents = sum(any(gram in grams(r, n) for r in group) for group in references)
+                    weights[gram] = count * (math.log(clips) - math.log(max(1, documents)))
+                return weights
 
             for truth in truths:
                 one, other = weigh(answer), weigh(truth)
@@ -120,9 +120,9 @@ def test_cider_equals_its_definition():
         ["birds sing in a tree", "many birds"],
         ["a man speaks", "a man talks while a dog barks loudly"],
     ]
-    found = text_metrics.cider(answers, references)
-    np.testing.assert_allclose(found.rows[:, 0], cider_by_loops(answers, references), rtol=1e-6)
-    assert found.score() == pytest.approx(sum(cider_by_loops(answers, references)) / 3)
+    measured = text_metrics.cider(answers, references)
+    np.testing.assert_allclose(measured.rows[:, 0], cider_by_loops(answers, references), rtol=1e-6)
+    assert measured.score() == pytest.approx(sum(cider_by_loops(answers, references)) / 3)
     with pytest.raises(UserError, match="two clips or more"):
         text_metrics.cider(answers[:1], references[:1])
 
@@ -132,8 +132,8 @@ def test_a_metric_of_an_extra_that_is_missing(monkeypatch):
     with pytest.raises(
         UserError, match=r"cider needs the extra captions: pip install 'uniaudio\[captions\]'"
     ):
-        need("cider")
-    need("wer")
+        require_metric("cider")
+    require_metric("wer")
 
 
 @given(
@@ -144,12 +144,12 @@ def test_a_metric_of_an_extra_that_is_missing(monkeypatch):
     )
 )
 def test_precision_of_tags_is_scikit_learns_of_zeros_and_ones(pairs):
-    answers = ["; ".join(sorted(told)) for told, _ in pairs]
+    answers = ["; ".join(sorted(answered)) for answered, _ in pairs]
     references = [[";".join(sorted(true))] for _, true in pairs]
     tags = sorted(set().union(*(true for _, true in pairs)))
     truth = np.array([[tag in true for tag in tags] for _, true in pairs], int)
-    told = np.array([[tag in own for tag in tags] for own, _ in pairs], int)
-    each = [average_precision_score(truth[:, k], told[:, k]) for k in range(len(tags))]
+    answered = np.array([[tag in row for tag in tags] for row, _ in pairs], int)
+    each = [average_precision_score(truth[:, k], answered[:, k]) for k in range(len(tags))]
     assert tag_precision(answers, references, ";").score() == pytest.approx(np.mean(each))
 
 
@@ -162,18 +162,18 @@ def test_scores_of_templates():
     assert not is_right("Dog", ["dog"], Scoring(normalize="none"))
     tags = Scoring(metric="map", separator=",")
     assert score(["Rain, dog", "rain"], [["dog,rain"], ["rain"]], tags) == 1
-    found = measures(["a cat"], [["a bat"]], words)
-    assert {name: measure.score() for name, measure in found.items()} == {"wer": 0.5, "cer": 0.2}
+    measured = measures(["a cat"], [["a bat"]], words)
+    assert {name: measure.score() for name, measure in measured.items()} == {"wer": 0.5, "cer": 0.2}
     assert list(measures(["a"], [["a"]], tags)) == ["map", "accuracy"]
     assert list(measures(["a"], [["a"]], Scoring(metric="meteor"))) == ["meteor", "bleu"]
 
 
 def test_normalising():
-    assert normalized(" A  Dog's,\tbark! ", "none") == "A Dog's, bark!"
-    assert normalized(" A  Dog's, bark! ", "lowercase") == "a dog's, bark!"
-    assert normalized(" A  Dog's, bark! ", "words") == "a dog's bark"
-    assert normalized("[noise] Ünder-way (laughs), ok!", "whisper") == "ünder way ok"
-    assert normalized("I can't pay twenty-five dollars, Mr. Fox.", "whisper_english") == (
+    assert normalize_text(" A  Dog's,\tbark! ", "none") == "A Dog's, bark!"
+    assert normalize_text(" A  Dog's, bark! ", "lowercase") == "a dog's, bark!"
+    assert normalize_text(" A  Dog's, bark! ", "words") == "a dog's bark"
+    assert normalize_text("[noise] Ünder-way (laughs), ok!", "whisper") == "ünder way ok"
+    assert normalize_text("I can't pay twenty-five dollars, Mr. Fox.", "whisper_english") == (
         "i can not pay $25 mister fox"
     )
 
@@ -195,9 +195,9 @@ def test_text_of_the_challenge():
     ],
 )
 def test_combining_marks_are_parts_of_words(how, text, words):
-    even = normalized(text, how)
+    even = normalize_text(text, how)
     assert len(even.split()) == words
-    assert normalized(text + "!", "words") == normalized(text, "words")
+    assert normalize_text(text + "!", "words") == normalize_text(text, "words")
     marks = [c for c in text if unicodedata.category(c)[0] == "M"]
     kept = unicodedata.normalize("NFD", even)
     assert sum(unicodedata.category(c)[0] == "M" for c in kept) >= len(marks)
@@ -212,24 +212,24 @@ def test_a_wrong_vowel_sign_is_an_error():
 @pytest.mark.parametrize("how", ["none", "lowercase", "words", "whisper", "whisper_english"])
 def test_two_ways_to_write_an_accent_are_one(how):
     for text in ("café über", "한국어", "Việt Nam"):
-        assert normalized(unicodedata.normalize("NFD", text), how) == normalized(text, how)
+        assert normalize_text(unicodedata.normalize("NFD", text), how) == normalize_text(text, how)
 
 
 def test_typographic_signs_are_plain_ones():
     for how in ("lowercase", "words", "whisper", "whisper_english"):
-        assert normalized("It’s “fine”", how) == normalized('it\'s "fine"', how)
-    assert normalized("L’été", "words") == "l'été"
-    assert normalized("It’s", "none") == "It’s"
-    assert normalized("co\u00adoperate می\u200cخواهم", "words") == "cooperate میخواهم"
+        assert normalize_text("It’s “fine”", how) == normalize_text('it\'s "fine"', how)
+    assert normalize_text("L’été", "words") == "l'été"
+    assert normalize_text("It’s", "none") == "It’s"
+    assert normalize_text("co\u00adoperate می\u200cخواهم", "words") == "cooperate میخواهم"
     assert (
-        normalized("sun \u2600\ufe0f and rain", "words") == "sun and rain"
+        normalize_text("sun \u2600\ufe0f and rain", "words") == "sun and rain"
     )  # a sign's variant mark is no word
 
 
 @given(st.text(st.sampled_from("abcÄÖß éñçABC09_-'.,!?()[]<>$%+日本가ーＡ"), max_size=20))
 def test_whisper_is_transformers_basic_normaliser_where_there_are_no_marks(text):
     expected = " ".join(BasicTextNormalizer()(text).split())
-    assert normalized(text, "whisper") == expected
+    assert normalize_text(text, "whisper") == expected
 
 
 @pytest.mark.parametrize(
@@ -282,4 +282,4 @@ def test_a_tokenizer_that_is_not_installed(monkeypatch):
 
     monkeypatch.setattr("sacrebleu.metrics.bleu.BLEU", missing)
     with pytest.raises(UserError, match=r"tokenize: ja: .*ja-mecab is not installed.*sacrebleu\[ja\]"):
-        need("bleu", "ja")
+        require_metric("bleu", "ja")

@@ -52,16 +52,16 @@ def task(count: int = 60, noise: float = 0.1, **frame) -> tuple[TaskRows, Embedd
         trials,
         ("cat", "dog"),
     )
-    lengths = torch.tensor([len(own) for own in frames])
+    lengths = torch.tensor([len(clip_frames) for clip_frames in frames])
     return rows, Embedded(torch.cat(frames), lengths, torch.arange(count))
 
 
 @pytest.mark.parametrize("protocol", ["masked", "xares"])
 @pytest.mark.parametrize("metric", ["segment_f1", "onset_f1"])
-def test_sounds_that_stand_in_the_frames_are_found(protocol, metric):
+def test_frame_probe_learns_sounds_that_the_frames_hold(protocol, metric):
     rows, embedded = task(metric=metric, resolution=0.2, collar=0.1)
-    found = score_frames(rows, embedded, RATE, protocol, 2)["linear"]
-    assert found["mean"] > 0.85
+    scores = score_frames(rows, embedded, RATE, protocol, 2)["linear"]
+    assert scores["mean"] > 0.85
     loud, embedded = task(noise=20.0, metric=metric, resolution=0.2, collar=0.1)
     assert score_frames(loud, embedded, RATE, protocol, 1)["linear"]["mean"] < 0.75
 
@@ -86,13 +86,13 @@ def test_segment_f1_equals_a_loop_over_clips_segments_and_classes():
         torch.from_numpy(rng.standard_normal((int(embedded.lengths[c]), 2)).astype("f4")) for c in clips
     ]
     hit = guessed = there = 0
-    for clip, own in zip(clips, logits, strict=True):
-        length = len(own) / RATE
+    for clip, clip_logits in zip(clips, logits, strict=True):
+        length = len(clip_logits) / RATE
         for number in range(int(np.ceil(length / 0.3 - 1e-9))):
             start, end = 0.3 * number, 0.3 * (number + 1)
             for index, label in enumerate(rows.classes):
-                inside = [i for i in range(len(own)) if start - 1e-6 <= i / RATE < end - 1e-6]
-                guess = any(own[i, index] > 0 for i in inside)
+                inside = [i for i in range(len(clip_logits)) if start - 1e-6 <= i / RATE < end - 1e-6]
+                guess = any(clip_logits[i, index] > 0 for i in inside)
                 true = any(
                     e.label == label and e.onset < end - 1e-9 and e.offset > start + 1e-9
                     for e in rows.answers[clip]

@@ -46,7 +46,7 @@ def test_manifests_of_every_kind(folder, suffix):
     write_rows(folder, suffix)
     rows, sentences = read_folder(folder)
     assert (rows.classes, rows.answers) == (("high", "low"), ("low", "high", "low"))
-    assert {part: own.tolist() for part, own in rows.parts.items()} == {"train": [0, 1], "test": [2]}
+    assert {part: members.tolist() for part, members in rows.parts.items()} == {"train": [0, 1], "test": [2]}
     assert [int(clip[0]) for clip in rows.clips] == [0, 1, 2]  # the row of another split is none of its rows
     assert sentences == []
 
@@ -80,7 +80,7 @@ def test_clips_in_archives_and_segments(folder):
         ),
     ],
 )
-def test_rows_that_cannot_be_used_are_skipped_and_told(folder, row, reason, detail):
+def test_unusable_rows_are_skipped_and_reported(folder, row, reason, detail):
     good = [dict(zip(("audio", "label", "split"), line, strict=True)) for line in ROWS]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*good, row]))
     rows, (sentence,) = read_folder(folder)

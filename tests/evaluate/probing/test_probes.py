@@ -104,7 +104,7 @@ def test_scores_of_folds_are_means_over_them():
     scores = probe_folds(folds, 4, 2, settings)
     alone = [probe_folds([fold], 4, 2, settings) for fold in folds]
     for kind in ("linear", "mlp", "knn"):
-        assert scores[kind]["mean"] == pytest.approx(np.mean([own[kind]["mean"] for own in alone]))
+        assert scores[kind]["mean"] == pytest.approx(np.mean([scored[kind]["mean"] for scored in alone]))
 
 
 def test_several_classes_in_a_clip_are_learned():

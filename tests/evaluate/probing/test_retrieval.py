@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.retrieval import (
     RetrievalTask,
     XaresPairing,
     pair_loss,
-    recall_at,
+    score_ranking,
     score_retrieval,
 )
 from uniaudio.evaluate.probing.suite import TaskFile
@@ -46,9 +46,9 @@ def task(count: int = 24, **settings) -> tuple[TaskRows, Embedded, Reader]:
     values = torch.from_numpy((sounds[kinds] + noise).astype("f4"))
     parts = {"train": np.arange(count), "test": np.arange(count, count + 6)}
     card = DatasetCard("d", Load(jsonl="d"), "CC0", None, ("audio",), {}, {}, Path("d.yaml"))
-    own = TaskFile(dataset="d", kind="retrieval", domain="sound", **{"epochs": 20, "batch": 6, **settings})
+    task = TaskFile(dataset="d", kind="retrieval", domain="sound", **{"epochs": 20, "batch": 6, **settings})
     trials = (Trial(parts["train"], None, parts["test"]),)
-    rows = TaskRows("d", own, card, ("train", "test"), np.arange(len(answers)), answers, parts, trials, ())
+    rows = TaskRows("d", task, card, ("train", "test"), np.arange(len(answers)), answers, parts, trials, ())
     ones = torch.ones(len(kinds), dtype=torch.int64)
     return rows, Embedded(values, ones, torch.arange(len(kinds))), Reader(6)
 
@@ -56,15 +56,15 @@ def task(count: int = 24, **settings) -> tuple[TaskRows, Embedded, Reader]:
 @pytest.mark.parametrize(("protocol", "epochs"), [("masked", 40), ("xares", 5)])
 def test_texts_find_their_clips(protocol, epochs):
     rows, embedded, reader = task(epochs=epochs)
-    found = score_retrieval(rows, embedded, reader, protocol, 1)["linear"]
-    assert found["mean"] > 0.9
+    scores = score_retrieval(rows, embedded, reader, protocol, 1)["linear"]
+    assert scores["mean"] > 0.9
     mixed = Embedded(embedded.values[torch.randperm(30, generator=torch.Generator().manual_seed(0))],
                      embedded.lengths, embedded.owner)  # fmt: skip
     assert score_retrieval(rows, mixed, reader, protocol, 1)["linear"]["mean"] < 0.7
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_recall_equals_sorting(k):
+def test_ranking_score_equals_sorting(k):
     rng = np.random.default_rng(0)
     audio, owner = rng.standard_normal((7, 5)), np.array([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6])
     text = audio[owner] + 1.2 * rng.standard_normal((len(owner), 5))
@@ -80,9 +80,9 @@ def test_recall_equals_sorting(k):
     for number in range(len(owner)):
         ranked = sorted(range(7), key=lambda c: -cosine(audio[c], text[number]))
         texts.append(owner[number] in ranked[:k])
-    found = recall_at(*(torch.from_numpy(x) for x in (audio, text, owner)), k)
-    assert found == pytest.approx((np.mean(clips) + np.mean(texts)) / 2)
-    assert 0 < found < 1
+    score = score_ranking(*(torch.from_numpy(x) for x in (audio, text, owner)), k)
+    assert score == pytest.approx((np.mean(clips) + np.mean(texts)) / 2)
+    assert 0 < score < 1
 
 
 def test_the_contrastive_loss_equals_a_loop():
@@ -93,20 +93,20 @@ def test_the_contrastive_loss_equals_a_loop():
     for matrix in (similarity, similarity.T):
         for row in range(4):
             total -= matrix[row, row] - math.log(sum(math.exp(value) for value in matrix[row]))
-    found = pair_loss(torch.from_numpy(audio), torch.from_numpy(text), torch.tensor(0.3, dtype=torch.float64))
-    assert found.item() == pytest.approx(total / 8)
+    loss = pair_loss(torch.from_numpy(audio), torch.from_numpy(text), torch.tensor(0.3, dtype=torch.float64))
+    assert loss.item() == pytest.approx(total / 8)
 
 
 def test_texts_of_xares_are_means_of_tokens_that_went_through_the_mlp():
     _, _, reader = task()
     torch.manual_seed(0)
     probe = XaresPairing(10, reader.ids(["0", "1", "2", "5"]), 6)
-    found = probe.text(torch.tensor([3, 1]))
-    for row, token, count in zip(found, (5, 1), (3, 2), strict=True):
+    embedded_texts = probe.text(torch.tensor([3, 1]))
+    for row, token, count in zip(embedded_texts, (5, 1), (3, 2), strict=True):
         tokens = probe.table(torch.tensor([token] * count))
         expected = sum(probe.text_side(vector) for vector in tokens) / count
         torch.testing.assert_close(row, expected)
-    audio, text = probe.audio(torch.ones(2, 10)), found
+    audio, text = probe.audio(torch.ones(2, 10)), embedded_texts
     small = sum(z.abs().mean() / z.pow(2).sum().sqrt() for z in (audio, text))
     expected = pair_loss(audio, text, probe.scale) + small
     torch.testing.assert_close(probe.loss(torch.ones(2, 10), torch.tensor([3, 1])), expected)
@@ -118,12 +118,12 @@ def test_every_text_is_paired_with_every_piece_of_its_clip():
     cut = Embedded(embedded.values[owner], torch.ones(len(owner), dtype=torch.int64), owner)
     data = RetrievalTask(rows, cut, reader, "masked")
     pieces, texts = data.pairs(np.array([1, 4, 5]))
-    found = sorted(zip(pieces.tolist(), texts.tolist(), strict=True))
+    listed = sorted(zip(pieces.tolist(), texts.tolist(), strict=True))
     expected = []
     for row in (1, 4, 5):
         numbers = [t for t, clip in enumerate(data.clip_of.tolist()) if clip == row]
         expected += [(p, t) for p in (owner == row).nonzero()[:, 0].tolist() for t in numbers]
-    assert found == sorted(expected)
+    assert listed == sorted(expected)
 
 
 def test_ours_compares_vectors_of_unit_length():

@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.sound_events import (
     matched_onsets,
     onset_f1,
     onsets_of,
-    whole_windows,
+    pool_whole_segments,
 )
 from uniaudio.evaluate.probing.task_rows import Event
 
@@ -36,24 +36,24 @@ def test_segments_equal_a_loop():
         (50.0, 25.0, 33.3), (1.0, 0.1, 0.25), (1, 49, 50, 51, 137)
     ):
         active = rng.random((count, 2)) < 0.1
-        found = frames_to_segments(active, rate, resolution)
-        expected = np.zeros_like(found)
+        segments = frames_to_segments(active, rate, resolution)
+        expected = np.zeros_like(segments)
         for frame in range(count):
             for number in range(len(expected)):
                 start, end = number * resolution - 1e-6, (number + 1) * resolution - 1e-6
                 if start <= frame / rate < end:
                     expected[number] |= active[frame]
-        assert (found == expected).all()
-        assert len(found) == pytest.approx(count / rate / resolution, abs=1)
+        assert (segments == expected).all()
+        assert len(segments) == pytest.approx(count / rate / resolution, abs=1)
     segments = events_to_segments([Event(0.9, 2.1, "cat")], 4, 1.0, CLASSES)
     assert segments[:, 1].tolist() == [1, 1, 1, 0]
     assert not segments[:, 0].any()
 
 
-def test_windows_of_xares_drop_what_is_left_over():
+def test_whole_segments_drop_what_is_left_over():
     active = np.zeros((7, 1), dtype=bool)
     active[[2, 6]] = True
-    assert whole_windows(active, 3.0, 1.0)[:, 0].tolist() == [True, False]
+    assert pool_whole_segments(active, 3.0, 1.0)[:, 0].tolist() == [True, False]
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["micro", "macro"]))

@@ -23,7 +23,7 @@ from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.suite import load_suite
-from uniaudio.evaluate.probing.task_embeddings import crops, embed_task
+from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
 from uniaudio.evaluate.probing.task_rows import content_digest, read_task
 from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -118,7 +118,7 @@ def test_every_kind_of_task_from_file_to_scores(tones):
         assert (result["suite"], result["protocol"], result["seeds"]) == ("own", protocol, 1)
         assert models == both[: len(models)]
         facts = result["tasks"]
-        assert {name: own["metric"] for name, own in facts.items()} == {
+        assert {name: entry["metric"] for name, entry in facts.items()} == {
             "tone": "accuracy",
             "folds": "accuracy",
             "tags": "mAP",
@@ -129,14 +129,14 @@ def test_every_kind_of_task_from_file_to_scores(tones):
         assert (facts["tone"]["train"], facts["tone"]["test"], facts["tone"]["weight"]) == (30, 10, 10)
         assert (facts["folds"]["folds"], facts["folds"]["weight"]) == (3, 5)
         assert facts["tone"]["license"] == "CC0-1.0"
-        assert len({own["data_sha256"] for own in facts.values()}) == 1
-        for task, own in result["scores"].items():
+        assert len({entry["data_sha256"] for entry in facts.values()}) == 1
+        for task, entry in result["scores"].items():
             probes = {"linear", "knn"} if protocol == "xares" else {"linear", "mlp", "knn"}
-            assert set(own[models[0]]) == (probes if task in ("tone", "folds") else {"linear"})
-            assert all(0 <= s["mean"] <= 1 for scores in own.values() for s in scores.values())
+            assert set(entry[models[0]]) == (probes if task in ("tone", "folds") else {"linear"})
+            assert all(0 <= s["mean"] <= 1 for scores in entry.values() for s in scores.values())
         linear = result["average"][models[0]]["linear"]
-        weights = {name: own["weight"] for name, own in facts.items()}
-        means = {name: own[models[0]]["linear"]["mean"] for name, own in result["scores"].items()}
+        weights = {name: entry["weight"] for name, entry in facts.items()}
+        means = {name: entry[models[0]]["linear"]["mean"] for name, entry in result["scores"].items()}
         assert linear["all"] == pytest.approx(
             sum(weights[task] * means[task] for task in means) / sum(weights.values())
         )
@@ -159,19 +159,19 @@ def test_layers_end_with_the_frames(tones):
 
 
 def test_masked_embeddings_are_means_over_real_frames(tones, monkeypatch):
-    """Clip by clip, through windows that cut the set in the middle."""
-    monkeypatch.setattr(task_embeddings, "WINDOW_SECONDS", 5.0)
+    """Clip by clip, with a limit that cuts the set in the middle."""
+    monkeypatch.setattr(task_embeddings, "PENDING_SECONDS", 5.0)
     rows = the_task(tones)
-    found = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
+    embedded = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
     clips = [decode(row.audio[0].source, 60, "") for row in rows.rows()]
     assert len(clips) == 40
-    for vector, clip in zip(found.values, clips, strict=True):
+    for vector, clip in zip(embedded.values, clips, strict=True):
         np.testing.assert_allclose(vector.numpy(), embed_clips(encoder(), [clip])[0], atol=1e-4)
 
 
 def test_xares_embeddings_pad_batches_of_their_part_in_order(tones):
     rows = the_task(tones, encode=4)
-    found = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
+    embedded = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
     clips = [decode(row.audio[0].source, 60, "") for row in rows.rows()]
     assert len(rows.parts["train"]) == 30  # the last batch of the part holds two clips, none of the test part
     for part in rows.parts.values():
@@ -181,46 +181,46 @@ def test_xares_embeddings_pad_batches_of_their_part_in_order(tones):
             for i in members:
                 padded = np.pad(clips[i], (0, longest - len(clips[i])))
                 frames = encoder()(Ragged.from_rows([torch.from_numpy(padded)])).frames
-                torch.testing.assert_close(found.values[i], frames.values.mean(0), atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(embedded.values[i], frames.values.mean(0), atol=1e-4, rtol=1e-4)
 
 
 def test_crops_are_whole_and_short_clips_are_padded():
     clip = np.arange(1, 16001, dtype=np.int16)
-    assert [len(piece) for piece in crops(clip, 0.3)] == [4800] * 3
-    assert (np.concatenate(crops(clip, 0.3)) == clip[:14400]).all()
-    (padded,) = crops(clip, 1.5)
+    assert [len(piece) for piece in crop_clip(clip, 0.3)] == [4800] * 3
+    assert (np.concatenate(crop_clip(clip, 0.3)) == clip[:14400]).all()
+    (padded,) = crop_clip(clip, 1.5)
     assert (len(padded), padded[16000:].any()) == (24000, False)
-    assert crops(clip, None)[0] is clip
+    assert crop_clip(clip, None)[0] is clip
 
 
 def test_pieces_of_crops_keep_the_label_of_their_clip(tones):
     rows = the_task(tones, crop=0.2, encode=8)
-    found = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
+    embedded = embed_task(encoder(), "m", rows, "d", "xares")[1][0]
     counts = [len(decode(row.audio[0].source, 60, "")) // 3200 for row in rows.rows()]
-    assert found.owner.tolist() == [row for row, count in enumerate(counts) for _ in range(count)]
-    pieces = found.pieces_of(rows.parts["test"])
-    assert set(found.owner[pieces].tolist()) == set(rows.parts["test"].tolist())
+    assert embedded.owner.tolist() == [row for row, count in enumerate(counts) for _ in range(count)]
+    pieces = embedded.pieces_of(rows.parts["test"])
+    assert set(embedded.owner[pieces].tolist()) == set(rows.parts["test"].tolist())
 
 
 def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, monkeypatch):
     made = []
     real = task_embeddings.encode_batches
     monkeypatch.setattr(task_embeddings, "encode_batches", lambda *a: made.append(1) or real(*a))
-    own = encoder()
+    model = encoder()
 
     def embed(model, **task):
         rows = the_task(tones, **task)
         return embed_task(model, model_digest(model), rows, content_digest(rows.rows()), "masked")[1][0]
 
-    first = embed(own)
+    first = embed(model)
     again = embed(encoder())
     assert len(made) == 1
     assert (first.values == again.values).all()
-    embed(own, column="fold")  # another question about the same clips
+    embed(model, column="fold")  # another question about the same clips
     assert len(made) == 1
     with torch.no_grad():
-        next(own.parameters()).view(-1)[0] += 1
-    embed(own)
+        next(model.parameters()).view(-1)[0] += 1
+    embed(model)
     assert len(made) == 2
     soundfile.write(tones / "tones" / "3.wav", tone(0.4, 555, 3), 16000)
     changed = embed(encoder())
@@ -270,7 +270,7 @@ def test_a_suite_inherits_and_drops_tasks(tones):
         ({"folds": "fold", "split_column": "split"}, "with folds there are no splits"),
     ],
 )
-def test_mistakes_in_a_suite_are_told(tones, task, message):
+def test_mistakes_in_a_suite_are_refused(tones, task, message):
     with pytest.raises(UserError, match=message):
         load_suite(write_suite(tones, {"tone": task}))
 
@@ -300,7 +300,7 @@ def test_rows_are_checked_before_a_model_is_loaded(tones, monkeypatch, task, mes
         run_probe(["whisper"], suite=write_suite(tones, {"tone": task}), seeds=1)
 
 
-def test_a_test_label_that_was_never_trained_is_told(tones):
+def test_a_test_label_that_was_never_trained_is_refused(tones):
     rows = manifest_rows(tones)
     rows[-1]["label"] = "middle"
     write_manifest(tones, rows)
@@ -321,7 +321,7 @@ def spoil(root: Path) -> None:
     write_manifest(root, rows)
 
 
-def test_rows_that_cannot_be_used_are_skipped_counted_and_told(tones, capsys):
+def test_unusable_rows_are_skipped_and_reported_by_reason(tones, capsys):
     spoil(tones)
     name = write_suite(tones, {"tone": {"probes": ["knn"]}})
     model = str(tones / "whisper")
@@ -359,16 +359,16 @@ def test_a_clip_that_cannot_be_read_leaves_the_others_theirs(tones, protocol):
     rows = the_task(tones, folds="fold", **({"crop": 0.2} if protocol == "xares" else {}))
     _, (whole,) = embed_task(encoder(), "m", rows, "d", protocol)
     (tones / "tones" / "7.wav").write_bytes(b"no audio")
-    left, (found,) = embed_task(encoder(), "m", rows, "other", protocol)
+    left, (embedded,) = embed_task(encoder(), "m", rows, "other", protocol)
     assert [(skip.row, skip.reason) for skip in left.skipped] == [("7.wav", "broken audio")]
     assert left.answers == (*rows.answers[:7], *rows.answers[8:])
     assert [row.key for row in left.rows()] == [f"{i}.wav" for i in range(40) if i != 7]
-    assert {part: left.numbers[own].tolist() for part, own in left.parts.items()} == {
-        part: [i for i in own.tolist() if i != 7] for part, own in rows.parts.items()
+    assert {part: left.numbers[members].tolist() for part, members in left.parts.items()} == {
+        part: [i for i in members.tolist() if i != 7] for part, members in rows.parts.items()
     }
-    assert left.numbers[found.owner].tolist() == [i for i in whole.owner.tolist() if i != 7]
+    assert left.numbers[embedded.owner].tolist() == [i for i in whole.owner.tolist() if i != 7]
     if protocol == "masked":
-        torch.testing.assert_close(found.values, whole.values[whole.owner != 7], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(embedded.values, whole.values[whole.owner != 7], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_too_many_unusable_clips_end_the_probe(tones, broken, message):
         ((["ab"], None, "masked"), "--data ab: write NAME=FOLDER"),
     ],
 )
-def test_options_that_do_not_fit_are_told(arguments, message):
+def test_options_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         run_probe(["model"], *arguments)
 

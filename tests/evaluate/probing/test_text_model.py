@@ -23,14 +23,14 @@ def test_vectors_are_means_over_the_tokens_of_a_text_alone(bert):
     texts = ["a dog", "a dog barks at night", "night"]
     reader = TextModel(path)
     assert reader.ids(texts).rows()[0].tolist() == [2, 5, 6, 3]
-    found = reader.vectors(texts)
-    for vector, ids in zip(found, reader.ids(texts).rows(), strict=True):
+    vectors = reader.vectors(texts)
+    for vector, ids in zip(vectors, reader.ids(texts).rows(), strict=True):
         with torch.no_grad():
             states = model(input_ids=ids[None]).last_hidden_state[0]
         torch.testing.assert_close(vector, states.mean(0), atol=1e-5, rtol=1e-5)
 
 
-def test_a_folder_that_is_none_is_told(tmp_path):
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         TextModel(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="no tokenizer"):

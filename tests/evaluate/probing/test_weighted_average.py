@@ -46,7 +46,7 @@ def test_scores_outside_of_zero_to_one_are_refused():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1e4)), min_size=1, max_size=20))
-def test_the_average_lies_between_the_scores_and_ignores_the_scale_of_weights(pairs):
+def test_the_average_is_bounded_by_the_scores_and_ignores_the_scale_of_weights(pairs):
     scores, weights = zip(*pairs, strict=True)
     average = weighted_average(scores, weights)
     assert min(scores) - 1e-9 <= average <= max(scores) + 1e-9

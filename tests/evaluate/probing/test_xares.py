@@ -35,7 +35,7 @@ def reference(folds, seed, epochs, batch, several=False):
     """LayerNorm + Linear, Adam, a rate for each epoch, the best epoch on the validation clips."""
     torch.manual_seed(seed)
     scores = []
-    for own in folds:
+    for chosen in folds:
         model = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 4))
         criterion = nn.BCEWithLogitsLoss() if several else nn.CrossEntropyLoss()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -52,17 +52,17 @@ def reference(folds, seed, epochs, batch, several=False):
             rate = 1e-3 + (1e-4 - 1e-3) / 2 * (1 - math.cos(math.pi * epoch / epochs))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            order = torch.randperm(len(own.fold.train_x))
+            order = torch.randperm(len(chosen.fold.train_x))
             for start in range(0, len(order), batch):
                 rows = order[start : start + batch]
-                loss = criterion(model(own.fold.train_x[rows]), own.fold.train_y[rows])
+                loss = criterion(model(chosen.fold.train_x[rows]), chosen.fold.train_y[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            found = measure(model, own.valid_x, own.valid_y)
-            if found > best:
-                best, kept = found, copy.deepcopy(model)
-        scores.append(measure(kept, own.fold.test_x, own.fold.test_y))
+            score = measure(model, chosen.valid_x, chosen.valid_y)
+            if score > best:
+                best, kept = score, copy.deepcopy(model)
+        scores.append(measure(kept, chosen.fold.test_x, chosen.fold.test_y))
     return float(np.mean(scores))
 
 
@@ -90,6 +90,6 @@ def test_knn_divides_training_features_and_test_vectors():
         votes = [sum(w for w, i in zip(weights, nearest, strict=True) if y[i] == label) for label in range(4)]
         guesses.append(int(np.argmax(votes)))
     assert xares_knn(x, y, test, 4).tolist() == guesses
-    own = XaresFold(Fold(x, y, test, truth), test, truth)
+    chosen = XaresFold(Fold(x, y, test, truth), test, truth)
     right = np.mean([guess == label for guess, label in zip(guesses, truth.tolist(), strict=True)])
-    assert xares_scores([own], 4, 1, 1, 32, ("knn",))["knn"]["mean"] == pytest.approx(right)
+    assert xares_scores([chosen], 4, 1, 1, 32, ("knn",))["knn"]["mean"] == pytest.approx(right)

@@ -13,7 +13,12 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import EvalExamples
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
-from uniaudio.evaluate.generation.predictions import Answered, AskSettings, ask_entry, label_ids
+from uniaudio.evaluate.generation.predictions import (
+    Prediction,
+    PredictionSettings,
+    predict_entry,
+    tokenize_labels,
+)
 from uniaudio.evaluate.metrics.classification import label_figures, probabilities
 from uniaudio.evaluate.metrics.intervals import interval
 from uniaudio.evaluate.metrics.scoring import is_right, measures
@@ -24,8 +29,8 @@ def evaluate_entry(
     model: AudioLM,
     format: ChatFormat,
     examples: EvalExamples,
-    settings: AskSettings,
-    told: Callable[[int], None] = lambda count: None,
+    settings: PredictionSettings,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Ask one evaluation set and return its figures and every answer; every process must call it.
 
@@ -40,20 +45,20 @@ def evaluate_entry(
         UserError: when no row can be used, or nothing is left of the right answers after normalising.
     """
     model.eval()
-    whole = ask_entry(model, format, examples, settings, told)
+    whole = predict_entry(model, format, examples, settings, advance)
     entry, answered = examples.entry, whole.answered
     scoring = entry.template.scoring
     answers, references = [a.answer for a in answered], [a.references for a in answered]
-    found = measures(answers, references, scoring)
-    metrics = {name: measure.score() for name, measure in found.items()}
+    measured = measures(answers, references, scoring)
+    metrics = {name: measure.score() for name, measure in measured.items()}
     empty = [name for name, value in metrics.items() if not np.isfinite(value)]
     if empty:
         raise UserError(
             f"{entry.name}: {empty[0]} has nothing to compare: all right answers are empty after normalising; "
             f"set scoring.normalize of template {entry.template.task} to another than {scoring.normalize}"
         )
-    intervals = {name: interval(len(answered), measure.resampled) for name, measure in found.items()}
-    told_answers = [told_of(item, scoring) for item in answered]
+    intervals = {name: interval(len(answered), measure.resample) for name, measure in measured.items()}
+    answer_records = [describe_answer(item, scoring) for item in answered]
     result = {
         "task": entry.template.task,
         "metric": scoring.metric,
@@ -61,7 +66,7 @@ def evaluate_entry(
         "interval": intervals[scoring.metric],
         "metrics": metrics,
         "intervals": intervals,
-        "right": sum(item["right"] for item in told_answers) / len(answered),
+        "right": sum(item["right"] for item in answer_records) / len(answered),
         "loss": whole.loss / whole.tokens,
         "examples": len(answered),
         "rows": len(answered) + len(whole.skips) if examples.sample.addresses is None else examples.rows,
@@ -70,11 +75,11 @@ def evaluate_entry(
         "skipped": [asdict(skip) for _, skip in whole.skips],
     }
     if settings.labels and entry.template.labels:
-        result["labels"] = closed_set(entry.template.labels, answered, format, scoring, told_answers)
-    return {**result, "answers": told_answers}
+        result["labels"] = score_closed_set(entry.template.labels, answered, format, scoring, answer_records)
+    return {**result, "answers": answer_records}
 
 
-def told_of(item: Answered, scoring: Scoring) -> dict[str, Any]:
+def describe_answer(item: Prediction, scoring: Scoring) -> dict[str, Any]:
     """Return what is written of one answer."""
     return {
         "id": item.id,
@@ -84,23 +89,23 @@ def told_of(item: Answered, scoring: Scoring) -> dict[str, Any]:
     }
 
 
-def closed_set(
+def score_closed_set(
     names: Sequence[str],
-    answered: Sequence[Answered],
+    answered: Sequence[Prediction],
     format: ChatFormat,
     scoring: Scoring,
-    told_answers: Sequence[dict[str, Any]],
+    answer_records: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the figures of the labels, and add to each answer the likeliest ``label`` and its probability,
     ``confidence``.
     """
-    tokens = label_ids(names, format).lengths.tolist()
+    tokens = tokenize_labels(names, format).lengths.tolist()
     scores = np.array([item.log_likelihoods for item in answered], np.float64)
     chances = probabilities(scores, tokens, scoring.likelihood)
     truth = np.array([[name in item.references for name in names] for item in answered])
-    for told, row in zip(told_answers, chances, strict=True):
+    for record, row in zip(answer_records, chances, strict=True):
         best = int(row.argmax())
-        told |= {"label": names[best], "confidence": float(row[best])}
+        record |= {"label": names[best], "confidence": float(row[best])}
     return label_figures(names, chances, truth)
 
 

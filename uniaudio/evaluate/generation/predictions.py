@@ -14,7 +14,7 @@ from uniaudio.data.sampler import Skip
 from uniaudio.data.template import Template
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.embedding import length_batches
+from uniaudio.evaluate.embedding import batch_by_length
 from uniaudio.evaluate.generation.greedy import generate
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.ragged import Ragged
@@ -26,7 +26,7 @@ LABEL_TOKENS = 50  # tokens of labels that weigh as much as a second of audio
 
 
 @dataclass(frozen=True)
-class AskSettings:
+class PredictionSettings:
     """How evaluation sets are asked.
 
     Args:
@@ -58,7 +58,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Prediction:
     """What a model said to one row, without the clips.
 
     Args:
@@ -83,7 +83,7 @@ class Answers:
         loss: summed over the tokens of the first right answers. tokens: their number.
     """
 
-    answered: list[Answered] = field(default_factory=list)
+    answered: list[Prediction] = field(default_factory=list)
     skips: list[tuple[int, Skip]] = field(default_factory=list)
     loss: float = 0.0
     tokens: int = 0
@@ -92,7 +92,7 @@ class Answers:
 def question_chunks(
     examples: EvalExamples,
     format: ChatFormat,
-    settings: AskSettings,
+    settings: PredictionSettings,
     slots_for: Callable[[int], int],
     skips: list[tuple[int, Skip]],
     longest: str | None = None,
@@ -129,13 +129,13 @@ def question_chunks(
         yield chunk
 
 
-def gathered(own: Answers, examples: EvalExamples, settings: AskSettings) -> Answers:
+def gather_answers(local: Answers, examples: EvalExamples, settings: PredictionSettings) -> Answers:
     """Put the answers of all processes together, on all of them, in the order of the source.
 
     Raises:
         UserError: on all processes, when no row could be used.
     """
-    parts = gather_objects(own) if settings.shared else [own]
+    parts = gather_objects(local) if settings.shared else [local]
     whole = Answers(
         sorted((item for part in parts for item in part.answered), key=lambda item: item.place),
         sorted((item for part in parts for item in part.skips), key=lambda item: item[0]),
@@ -149,14 +149,16 @@ def gathered(own: Answers, examples: EvalExamples, settings: AskSettings) -> Ans
     return whole
 
 
-def batches_of(usable: Sequence[Question], batch_seconds: float, label_tokens: int = 0) -> list[list[int]]:
+def batch_questions(
+    usable: Sequence[Question], batch_seconds: float, label_tokens: int = 0
+) -> list[list[int]]:
     """Return the indices of questions in batches of similar length."""
     text = EXAMPLE_SECONDS + label_tokens / LABEL_TOKENS
     seconds = [sum(map(len, question.example.clips)) / SAMPLE_RATE + text for question in usable]
-    return length_batches(seconds, batch_seconds)
+    return batch_by_length(seconds, batch_seconds)
 
 
-def label_ids(names: Sequence[str], format: ChatFormat) -> Ragged:
+def tokenize_labels(names: Sequence[str], format: ChatFormat) -> Ragged:
     """Return the token ids of every label with its end of turn.
 
     Raises:
@@ -171,12 +173,12 @@ def label_ids(names: Sequence[str], format: ChatFormat) -> Ragged:
 
 
 @torch.no_grad()
-def ask_entry(
+def predict_entry(
     model: AudioLM,
     format: ChatFormat,
     examples: EvalExamples,
-    settings: AskSettings,
-    told: Callable[[int], None] = lambda count: None,
+    settings: PredictionSettings,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Answers:
     """Let a model in eval mode answer an evaluation set: greedily, and by the likelihood of every label of a closed
     set.
@@ -185,27 +187,27 @@ def ask_entry(
     scores of its labels; else it is one more forward.
 
     Args:
-        told: called with the number of rows that were answered since.
+        advance: called with the number of rows that were answered since.
 
     Raises:
         UserError: when no row can be used.
     """
     template = examples.entry.template
     names = template.labels if settings.labels else None
-    labels = label_ids(names, format) if names else None
+    labels = tokenize_labels(names, format) if names else None
     longest = max(names, key=lambda name: len(format.answer(name))) if names else None
-    own = Answers()
+    local = Answers()
     skipped = 0
-    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips, longest):
-        told(len(own.skips) - skipped)
-        skipped = len(own.skips)
-        for indices in batches_of(
+    for usable in question_chunks(examples, format, settings, model.slots_for, local.skips, longest):
+        advance(len(local.skips) - skipped)
+        skipped = len(local.skips)
+        for indices in batch_questions(
             usable, settings.batch_seconds, 0 if labels is None else len(labels.values)
         ):
-            answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, own)
-            told(len(indices))
-    told(len(own.skips) - skipped)
-    return gathered(own, examples, settings)
+            answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, local)
+            advance(len(indices))
+    advance(len(local.skips) - skipped)
+    return gather_answers(local, examples, settings)
 
 
 def answer_batch(
@@ -214,7 +216,7 @@ def answer_batch(
     questions: Sequence[Question],
     template: Template,
     labels: Ragged | None,
-    settings: AskSettings,
+    settings: PredictionSettings,
     answers: Answers,
 ) -> None:
     """Answer some questions of a set and add what came of them to ``answers``.
@@ -238,14 +240,14 @@ def answer_batch(
         loss = model(collate(examples, format, model.slots_for, task).to(device))
         answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
     answers.answered += [
-        Answered(question.place, question.example.id, question.references, said.text, score, said.is_cut)
+        Prediction(question.place, question.example.id, question.references, said.text, score, said.is_cut)
         for question, said, score in zip(questions, generated, scores, strict=True)
     ]
 
 
 @torch.no_grad()
 def answer_loss(
-    model: AudioLM, format: ChatFormat, examples: EvalExamples, settings: AskSettings
+    model: AudioLM, format: ChatFormat, examples: EvalExamples, settings: PredictionSettings
 ) -> tuple[float, int]:
     """Return the summed loss of the true answers of an evaluation set, and their tokens.
 
@@ -253,11 +255,11 @@ def answer_loss(
     """
     device = next(model.parameters()).device
     task = (examples.entry.template.task,)
-    own = Answers()
-    for usable in question_chunks(examples, format, settings, model.slots_for, own.skips):
-        for indices in batches_of(usable, settings.batch_seconds):
+    local = Answers()
+    for usable in question_chunks(examples, format, settings, model.slots_for, local.skips):
+        for indices in batch_questions(usable, settings.batch_seconds):
             batch = collate([usable[i].example for i in indices], format, model.slots_for, task).to(device)
             loss = model(batch)
-            own.loss, own.tokens = own.loss + float(loss.total), own.tokens + loss.answer_tokens
-    whole = gathered(own, examples, settings)
+            local.loss, local.tokens = local.loss + float(loss.total), local.tokens + loss.answer_tokens
+    whole = gather_answers(local, examples, settings)
     return whole.loss, whole.tokens

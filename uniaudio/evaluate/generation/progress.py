@@ -28,7 +28,7 @@ class RateColumn(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f}/s", style="progress.data.speed")
 
 
-class AskingBar:
+class EvaluationBar:
     """Tells of one set after the other: a bar in a terminal, else a line when a set is done.
 
     Args:
@@ -42,17 +42,17 @@ class AskingBar:
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=still)
 
     @contextlib.contextmanager
-    def asking(self, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
+    def track_set(self, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
         """Give the function to be told how many rows were asked since, of ``rows`` (None: nobody knows)."""
         started, done = time.monotonic(), 0
         task = self.bar.add_task(escape(name), total=None if rows is None else -(-rows // self.share))
 
-        def told(count: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
             done += count
             self.bar.advance(task, count)
 
-        yield told
+        yield advance
         self.bar.update(task, total=done)  # the split may have fewer rows
         seconds = time.monotonic() - started
         if self.shown and not self.console.is_terminal:

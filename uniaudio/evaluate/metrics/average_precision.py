@@ -51,10 +51,10 @@ def average_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) ->
     ends = np.flatnonzero(
         np.diff(scores[order], append=np.nan) != 0
     )  # the last clip of every different score
-    counted = counts[:, order]
-    found = np.cumsum(counted * truth[order], 1)[:, ends]
-    named = np.cumsum(counted, 1)[:, ends]
+    weights = counts[:, order]
+    hits = np.cumsum(weights * truth[order], 1)[:, ends]
+    named = np.cumsum(weights, 1)[:, ends]
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall = found / found[:, -1:]
-        precision = np.where(named > 0, found / named, 0.0)
-    return (np.diff(recall, prepend=0.0) * precision).sum(1)
+        hit_share = hits / hits[:, -1:]
+        precision = np.where(named > 0, hits / named, 0.0)
+    return (np.diff(hit_share, prepend=0.0) * precision).sum(1)

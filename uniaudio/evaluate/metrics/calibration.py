@@ -51,10 +51,10 @@ def bin_of(confidence: Array, bins: int) -> NDArray[np.int64]:
 def reliability(confidence: Array, right: NDArray[np.bool_], bins: int = BINS) -> list[dict[str, Any]]:
     """Return the bins of a reliability diagram, as plain values."""
     place = bin_of(confidence, bins)
-    told = []
+    rows = []
     for index in range(bins):
-        own = place == index
-        count = int(own.sum())
-        means = (float(x[own].mean()) if count else 0.0 for x in (confidence, right.astype(np.float64)))
-        told.append(asdict(Bin(index / bins, (index + 1) / bins, count, *means)))
-    return told
+        in_bin = place == index
+        count = int(in_bin.sum())
+        means = (float(x[in_bin].mean()) if count else 0.0 for x in (confidence, right.astype(np.float64)))
+        rows.append(asdict(Bin(index / bins, (index + 1) / bins, count, *means)))
+    return rows

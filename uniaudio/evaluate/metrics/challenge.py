@@ -50,24 +50,24 @@ def challenge_score(metric: str, answers: Sequence[str], references: Sequence[st
     if metric not in NAMES:
         return None
     measure = challenge_measure(metric, answers, references)
-    low, high = interval(measure.clips, measure.resampled)
+    low, high = interval(measure.clips, measure.resample)
     return ChallengeScore(NAMES[metric], measure.score(), (low, high))
 
 
 def challenge_measure(metric: str, answers: Sequence[str], references: Sequence[str]) -> Summed:
     """Return the score as a function of sums over clips."""
     if metric == "map":  # the marks between the tags are punctuation, so the tags are taken apart first
-        told, true = ([even_list(text) for text in texts] for texts in (answers, references))
-        return tag_precision(told, [[text] for text in true], SEPARATOR)
-    told, true = ([challenge_text(text) for text in texts] for texts in (answers, references))
+        given, true = ([even_list(text) for text in texts] for texts in (answers, references))
+        return tag_precision(given, [[text] for text in true], SEPARATOR)
+    given, true = ([challenge_text(text) for text in texts] for texts in (answers, references))
     if metric == "accuracy":
-        return mean_of(np.array([a == b for a, b in zip(told, true, strict=True)], np.float64))
-    rate = error_rate(told, [[text] for text in true], metric)
+        return mean_of(np.array([a == b for a, b in zip(given, true, strict=True)], np.float64))
+    rate = error_rate(given, [[text] for text in true], metric)
 
-    def inverted(sums: Array) -> Array:
+    def invert_rate(sums: Array) -> Array:
         return np.maximum(0.0, 1.0 - rate.value(sums))
 
-    return Summed(rate.rows, inverted)
+    return Summed(rate.rows, invert_rate)
 
 
 def even_list(text: str) -> str:
@@ -87,26 +87,26 @@ def challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     for name, result in results.items():
         answers = [item["answer"] for item in result["answers"]]
         references = [item["reference"] for item in result["answers"]]
-        found = challenge_score(result["metric"], answers, references)
-        if found is None:
+        scored = challenge_score(result["metric"], answers, references)
+        if scored is None:
             missing[name] = f"{result['metric']}: {NOT_SCORED}"
         else:
-            scores[name] = {"metric": found.metric, "score": found.score, "interval": list(found.interval)}
+            scores[name] = {"metric": scored.metric, "score": scored.score, "interval": list(scored.interval)}
     values = [item["score"] for item in scores.values()]
     overall = sum(values) / len(values) if values else None
     return {"protocol": "xares-llm", "overall": overall, "scores": scores, "not_scored": missing}
 
 
-def challenge_table(told: Mapping[str, Any]) -> Table:
+def challenge_table(result: Mapping[str, Any]) -> Table:
     """Lay out what ``challenge_scores`` returned."""
     table = Table(title="xares-llm", title_justify="left")
     for column in ("set", "metric", "score", "95 %"):
         table.add_column(column, justify="left" if column in ("set", "metric") else "right", overflow="fold")
-    for name, item in told["scores"].items():
+    for name, item in result["scores"].items():
         low, high = item["interval"]
         table.add_row(name, item["metric"], f"{item['score']:.3f}", f"[{low:.3f}, {high:.3f}]")
-    for name, reason in told["not_scored"].items():
+    for name, reason in result["not_scored"].items():
         table.add_row(name, reason, "-", "")
-    if told["overall"] is not None:
-        table.add_row("overall", "mean", f"{told['overall']:.3f}", "", style="bold")
+    if result["overall"] is not None:
+        table.add_row("overall", "mean", f"{result['overall']:.3f}", "", style="bold")
     return table

@@ -55,7 +55,7 @@ def label_figures(names: Sequence[str], chances: Array, truth: NDArray[np.bool_]
     there = truth.any(0)
     ranks, true = ranking(chances[:, there]), truth[:, there]
     sums = {"accuracy": mean_of(right.astype(np.float64)), "ece": calibration_error(confidence, right)}
-    intervals = {name: interval(len(best), measure.resampled) for name, measure in sums.items()}
+    intervals = {name: interval(len(best), measure.resample) for name, measure in sums.items()}
     intervals["map"] = interval(len(best), lambda counts: resampled_precision(ranks, true, counts))
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (np.where(right, best, truth.argmax(1)), best), 1)

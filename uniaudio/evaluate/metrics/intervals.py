@@ -41,7 +41,7 @@ class Summed:
         """Return the score of all clips, each counted once."""
         return float(self.value(self.rows.sum(0, keepdims=True))[0])
 
-    def resampled(self, counts: Array) -> Array:
+    def resample(self, counts: Array) -> Array:
         """Return the scores ``[R]`` where clip ``n`` counts ``counts[r, n]`` times."""
         return self.value(counts @ self.rows)
 
@@ -70,14 +70,14 @@ def draws(clips: int, seed: int = SEED) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=rows * clips).reshape(rows, clips).astype(np.float64)
 
 
-def interval(clips: int, resampled: Callable[[Array], Array], seed: int = SEED) -> list[float]:
+def interval(clips: int, resample: Callable[[Array], Array], seed: int = SEED) -> list[float]:
     """Return the 2.5 and the 97.5 per cent quantile of a score over resamples of the clips.
 
     Args:
-        resampled: counts ``[R, N]`` to scores ``[R]``, as ``Summed.resampled``; scores that are not finite are left
+        resample: counts ``[R, N]`` to scores ``[R]``, as ``Summed.resample``; scores that are not finite are left
             out.
     """
-    scores = np.concatenate([resampled(counts) for counts in draws(clips, seed)])
+    scores = np.concatenate([resample(counts) for counts in draws(clips, seed)])
     scores = scores[np.isfinite(scores)]
     if not len(scores):
         return [float("nan"), float("nan")]

@@ -39,7 +39,7 @@ WORDS = KeepWords("_'")
 WHISPER_WORDS = KeepWords("")
 
 
-def normalized(text: str, how: str) -> str:
+def normalize_text(text: str, how: str) -> str:
     """Even out what does not count; white space is always one blank, none at the ends, and accents are composed (NFC).
 
     Args:

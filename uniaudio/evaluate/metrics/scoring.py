@@ -8,7 +8,7 @@ import numpy as np
 
 from uniaudio.data.template import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, mean_of
-from uniaudio.evaluate.metrics.normalize import normalized
+from uniaudio.evaluate.metrics.normalize import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import TEXT_METRICS, References, tag_precision
 
 # what is told beside the metric that was asked for
@@ -22,7 +22,9 @@ COMPANIONS = {
 
 def is_right(answer: str, references: Sequence[str], scoring: Scoring) -> bool:
     """Return whether an answer equals one of the right ones after normalising."""
-    return normalized(answer, scoring.normalize) in {normalized(r, scoring.normalize) for r in references}
+    return normalize_text(answer, scoring.normalize) in {
+        normalize_text(r, scoring.normalize) for r in references
+    }
 
 
 def measure(answers: Sequence[str], references: References, scoring: Scoring, metric: str) -> Summed:
@@ -38,18 +40,18 @@ def measure(answers: Sequence[str], references: References, scoring: Scoring, me
         right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
         return mean_of(np.array(right, np.float64))
     if metric == "map":
-        lists = [[even_tags(text, scoring) for text in own] for own in references]
+        lists = [[even_tags(text, scoring) for text in group] for group in references]
         return tag_precision([even_tags(a, scoring) for a in answers], lists, scoring.separator)
-    truths = [[normalized(r, scoring.normalize) for r in own] for own in references]
+    truths = [[normalize_text(r, scoring.normalize) for r in texts] for texts in references]
     return TEXT_METRICS[metric](
-        [normalized(a, scoring.normalize) for a in answers], truths, tokenize=scoring.tokenize
+        [normalize_text(a, scoring.normalize) for a in answers], truths, tokenize=scoring.tokenize
     )
 
 
 def even_tags(text: str, scoring: Scoring) -> str:
     """Normalise every tag of a list; the marks between them stay."""
     tags = text.split(scoring.separator)
-    return scoring.separator.join(normalized(tag, scoring.normalize) for tag in tags)
+    return scoring.separator.join(normalize_text(tag, scoring.normalize) for tag in tags)
 
 
 def measures(answers: Sequence[str], references: References, scoring: Scoring) -> dict[str, Summed]:

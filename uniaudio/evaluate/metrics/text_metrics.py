@@ -34,9 +34,9 @@ def error_rate(answers: Sequence[str], references: References, unit: str, tokeni
         if not truth:  # nothing was said: every unit of the answer is an insertion
             rows.append((len(answer.split()) if unit == "wer" else len(answer), 0))
             continue
-        told = process(truth, answer)
-        errors = told.substitutions + told.deletions + told.insertions
-        rows.append((errors, told.substitutions + told.deletions + told.hits))
+        alignment = process(truth, answer)
+        errors = alignment.substitutions + alignment.deletions + alignment.insertions
+        rows.append((errors, alignment.substitutions + alignment.deletions + alignment.hits))
     return Summed(np.array(rows, np.float64), ratio)
 
 
@@ -59,8 +59,8 @@ def bleu(answers: Sequence[str], references: References, tokenize: str = "auto")
     scorer = BLEU(effective_order=True, tokenize=tokenizer)  # of single sentences; the counts are the same
     rows = []
     for answer, truths in zip(answers, references, strict=True):
-        told = scorer.sentence_score(answer, list(truths))
-        rows.append([*told.counts, *told.totals, told.sys_len, told.ref_len])
+        score = scorer.sentence_score(answer, list(truths))
+        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
 
     def value(sums: Array) -> Array:
         return np.array([of_counts([round(x) for x in row]) for row in sums])
@@ -105,16 +105,16 @@ def cider(answers: Sequence[str], references: References, tokenize: str = "words
     Raises:
         UserError: when the extra is missing, or there is one clip only, in which nothing is rare.
     """
-    need("cider")
+    require_metric("cider")
     if len(answers) < 2:
         raise UserError(
             "scoring.metric: cider needs two clips or more, for it weighs n-grams by their rarity"
         )
     from aac_metrics.functional.cider_d import cider_d
 
-    told = cider_d(list(answers), [list(truths) for truths in references])
-    assert isinstance(told, tuple)  # with the scores of all clips
-    return mean_of(told[1]["cider_d"].double().numpy())
+    result = cider_d(list(answers), [list(truths) for truths in references])
+    assert isinstance(result, tuple)  # with the scores of all clips
+    return mean_of(result[1]["cider_d"].double().numpy())
 
 
 def tag_precision(answers: Sequence[str], references: References, separator: str) -> Summed:
@@ -126,7 +126,7 @@ def tag_precision(answers: Sequence[str], references: References, separator: str
     """
     truths, named = (
         [{tag for tag in (part.strip() for part in text.split(separator)) if tag} for text in texts]
-        for texts in ([own[0] for own in references], answers)
+        for texts in ([group[0] for group in references], answers)
     )
     tags = sorted(set().union(*truths))
     rows = np.array(
@@ -138,10 +138,10 @@ def tag_precision(answers: Sequence[str], references: References, separator: str
     )
 
     def value(sums: Array) -> Array:
-        both, told, true = (sums[:, i * len(tags) : (i + 1) * len(tags)] for i in range(3))
+        both, answered, true = (sums[:, i * len(tags) : (i + 1) * len(tags)] for i in range(3))
         with np.errstate(invalid="ignore", divide="ignore"):
-            recall, precision = both / true, np.where(told > 0, both / told, 0.0)
-            each = recall * precision + (1 - recall) * true / sums[:, -1:]
+            hit_share, precision = both / true, np.where(answered > 0, both / answered, 0.0)
+            each = hit_share * precision + (1 - hit_share) * true / sums[:, -1:]
         return mean_over_present(each)
 
     return Summed(rows, value)
@@ -154,7 +154,7 @@ def mean_over_present(values: Array) -> Array:
         return np.where(there, values, 0.0).sum(1) / there.sum(1)
 
 
-def need(metric: str, tokenize: str = "auto") -> None:
+def require_metric(metric: str, tokenize: str = "auto") -> None:
     """Refuse a metric whose package, or whose tokenizer of a language, is not installed.
 
     Raises:

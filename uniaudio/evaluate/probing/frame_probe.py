@@ -16,7 +16,7 @@ from uniaudio.evaluate.probing.sound_events import (
     frames_to_segments,
     onset_f1,
     onsets_of,
-    whole_windows,
+    pool_whole_segments,
 )
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
@@ -60,13 +60,13 @@ class FrameTask:
             onsets = [onsets_of(guess, self.rate) for guess in guesses]
             return onset_f1(events, onsets, self.classes, settings.collar, settings.average)
         if self.protocol == "xares":
-            pooled = [whole_windows(guess, self.rate, settings.resolution) for guess in guesses]
-            truth = [whole_windows(self.active[c], self.rate, settings.resolution) for c in clips]
+            pooled = [pool_whole_segments(guess, self.rate, settings.resolution) for guess in guesses]
+            truth = [pool_whole_segments(self.active[c], self.rate, settings.resolution) for c in clips]
         else:
             pooled = [frames_to_segments(guess, self.rate, settings.resolution) for guess in guesses]
             truth = [
-                events_to_segments(own, len(guess), settings.resolution, self.classes)
-                for own, guess in zip(events, pooled, strict=True)
+                events_to_segments(labels, len(guess), settings.resolution, self.classes)
+                for labels, guess in zip(events, pooled, strict=True)
             ]
         return f1_of(np.concatenate(truth), np.concatenate(pooled), settings.average)
 

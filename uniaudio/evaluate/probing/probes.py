@@ -58,7 +58,7 @@ class Fold:
     test_x: Tensor
     test_y: Tensor
 
-    def standardised(self) -> Fold:
+    def standardize(self) -> Fold:
         """Return the fold with the mean and one overall scale of its training embeddings taken out."""
         middle = self.train_x.mean(0)
         scale = (self.train_x - middle).std().clamp(min=1e-6)
@@ -197,14 +197,14 @@ def probe_folds(
         results[kind] = {"mean": by_seed.mean().item(), "std": by_seed.std(correction=0).item()}
     if "knn" not in kinds:
         return results
-    found, draws = [], []
+    accuracies, draws = [], []
     for fold in folds:
         guess = knn_predict(fold.train_x, fold.train_y, fold.test_x, classes)
         right = (guess == fold.test_y).double().numpy()
         chosen = np.random.default_rng(0).integers(0, len(right), (RESAMPLES, len(right)))
-        found.append(right.mean())
+        accuracies.append(right.mean())
         draws.append(right[chosen].mean(1))
-    results["knn"] = {"mean": float(np.mean(found)), "std": float(np.mean(draws, axis=0).std())}
+    results["knn"] = {"mean": float(np.mean(accuracies)), "std": float(np.mean(draws, axis=0).std())}
     return results
 
 
@@ -215,7 +215,7 @@ def trained_scores(
     scores = torch.zeros(len(folds), seeds, dtype=torch.float64)
     for size in sorted({len(fold.train_x) for fold in folds}):
         members = [number for number, fold in enumerate(folds) if len(fold.train_x) == size]
-        chosen = [folds[number].standardised() for number in members]
+        chosen = [folds[number].standardize() for number in members]
         trained = train_probe(
             kind,
             torch.stack([fold.train_x for fold in chosen]),
@@ -225,9 +225,9 @@ def trained_scores(
             settings,
         )
         for place, (number, fold) in enumerate(zip(members, chosen, strict=True)):
-            own = slice(place * seeds, (place + 1) * seeds)
+            seed_slice = slice(place * seeds, (place + 1) * seeds)
             with torch.no_grad():
-                logits = member_logits(trained, own, fold.test_x)
+                logits = member_logits(trained, seed_slice, fold.test_x)
             scores[number] = score(logits, fold.test_y)
     return scores
 
@@ -236,8 +236,8 @@ def member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Tensor:
     """Apply some of the probes that were trained together to embeddings ``[N, E]``: ``[S, N, K]``."""
     hidden = x.expand(members.stop - members.start, -1, -1)
     for layer in probe:
-        own = {name: tensor[members] for name, tensor in layer.named_parameters()}
-        hidden = torch.func.functional_call(layer, own, (hidden,))
+        parameters = {name: tensor[members] for name, tensor in layer.named_parameters()}
+        hidden = torch.func.functional_call(layer, parameters, (hidden,))
     return hidden
 
 
@@ -245,5 +245,5 @@ def score(logits: Tensor, truth: Tensor) -> Tensor:
     """Return accuracy or mAP of logits ``[S, N, K]``, one float64 for each seed."""
     if not truth.is_floating_point():
         return (logits.argmax(-1) == truth).double().mean(1)
-    precisions = [mean_average_precision(own.numpy(), truth.numpy()) for own in logits]
+    precisions = [mean_average_precision(seed_logits.numpy(), truth.numpy()) for seed_logits in logits]
     return torch.tensor(precisions, dtype=torch.float64)

@@ -98,15 +98,15 @@ def two_layers(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, XARES_WIDTH), nn.GELU(), nn.Linear(XARES_WIDTH, XARES_WIDTH))
 
 
-def recall_at(audio: Tensor, text: Tensor, owner: Tensor, k: int) -> float:
+def score_ranking(audio: Tensor, text: Tensor, owner: Tensor, k: int) -> float:
     """Return the mean of two shares: clips with a text of theirs among the k most similar, texts with their clip there.
 
     Args:
         audio: ``[C, W]``. text: ``[T, W]``. owner: ``[T]`` int64, the clip of each text; every clip has one.
     """
     similarity = F.normalize(audio, dim=1) @ F.normalize(text, dim=1).T  # [C, T]
-    own = owner == torch.arange(len(audio))[:, None]
-    best = similarity.masked_fill(~own, -torch.inf).amax(1)  # the best of a clip's own texts
+    is_own_text = owner == torch.arange(len(audio))[:, None]
+    best = similarity.masked_fill(~is_own_text, -torch.inf).amax(1)  # the best of a clip's own texts
     clips = ((similarity > best[:, None]).sum(1) < k).double().mean()
     right = similarity[owner, torch.arange(len(text))]
     texts = ((similarity > right).sum(0) < k).double().mean()
@@ -142,12 +142,12 @@ class RetrievalTask:
         return first[repeated] + within, texts[repeated]
 
     @torch.no_grad()
-    def recall(self, probe: Pairing, rows: Indices, k: int = 1) -> float:
+    def score(self, probe: Pairing, rows: Indices, k: int = 1) -> float:
         """Return recall@k among some rows; a clip of several pieces is its first."""
         first = torch.searchsorted(self.piece_row, torch.from_numpy(np.sort(rows)))
         numbers = torch.from_numpy(np.flatnonzero(np.isin(self.clip_of.numpy(), rows)))
         owner = torch.searchsorted(self.piece_row[first], self.clip_of[numbers])
-        return recall_at(probe.audio(self.x[first]), probe.text(numbers), owner, k)
+        return score_ranking(probe.audio(self.x[first]), probe.text(numbers), owner, k)
 
 
 def score_retrieval(
@@ -170,6 +170,6 @@ def score_trial(data: RetrievalTask, number: int) -> float:
         task.epochs,
         task.batch,
         lambda pairs: probe.loss(data.x[pieces[pairs]], texts[pairs]),
-        (lambda: data.recall(probe, chooses)) if data.protocol == "xares" else None,
+        (lambda: data.score(probe, chooses)) if data.protocol == "xares" else None,
     )
-    return data.recall(probe, trial.test)
+    return data.score(probe, trial.test)

@@ -55,9 +55,9 @@ def train_plain(
         if validate is None:
             continue
         with torch.no_grad():
-            found = validate()
-        if found > best:
-            best = found
+            score = validate()
+        if score > best:
+            best = score
             kept = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     if kept:
         probe.load_state_dict(kept)

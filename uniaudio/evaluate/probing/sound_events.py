@@ -44,27 +44,27 @@ def frames_to_segments(active: Active, rate: float, resolution: float) -> Active
         len(active) / rate / resolution - 1e-9
     )  # 50 frames of 20 ms are one second, not 1.0000001
     segment_of = np.minimum((np.arange(len(active)) / rate / resolution + 1e-9).astype(int), segments - 1)
-    found = np.zeros((segments, active.shape[1]), dtype=bool)
-    np.logical_or.at(found, segment_of, active)
-    return found
+    present = np.zeros((segments, active.shape[1]), dtype=bool)
+    np.logical_or.at(present, segment_of, active)
+    return present
 
 
 def events_to_segments(
     events: Sequence[Event], segments: int, resolution: float, classes: Mapping[str, int]
 ) -> Active:
     """Return which segments an event of a class overlaps: ``[G, K]``."""
-    found = np.zeros((segments, len(classes)), dtype=bool)
+    present = np.zeros((segments, len(classes)), dtype=bool)
     for event in events:
         first = math.floor(event.onset / resolution + SLACK)
-        found[first : math.ceil(event.offset / resolution - SLACK), classes[event.label]] = True
-    return found
+        present[first : math.ceil(event.offset / resolution - SLACK), classes[event.label]] = True
+    return present
 
 
-def whole_windows(active: Active, rate: float, resolution: float) -> Active:
+def pool_whole_segments(active: Active, rate: float, resolution: float) -> Active:
     """Return windows of ``ceil(resolution * rate)`` frames with what is active in any; the rest falls away (X-ARES)."""
     size = math.ceil(resolution * rate)
-    windows = len(active) // size
-    return np.asarray(active[: windows * size].reshape(windows, size, -1).any(axis=1), dtype=bool)
+    count = len(active) // size
+    return np.asarray(active[: count * size].reshape(count, size, -1).any(axis=1), dtype=bool)
 
 
 def f1_of(truth: Active, guess: Active, average: str) -> float:
@@ -76,10 +76,10 @@ def f1_of(truth: Active, guess: Active, average: str) -> float:
     hits, guessed, there = (truth & guess).sum(0), guess.sum(0), truth.sum(0)
     if average == "micro":
         hits, guessed, there = (counts.sum(keepdims=True) for counts in (hits, guessed, there))
-    counted = there > 0
-    if not counted.any():
+    occurring = there > 0
+    if not occurring.any():
         return 0.0
-    return float((2 * hits[counted] / (guessed + there)[counted]).mean())
+    return float((2 * hits[occurring] / (guessed + there)[occurring]).mean())
 
 
 def onsets_of(active: Active, rate: float) -> list[list[float]]:

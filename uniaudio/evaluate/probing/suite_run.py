@@ -75,40 +75,42 @@ def run_suite(
     Returns:
         What ``uniaudio probe --suite`` writes, see docs/evaluation-probes.md.
     """
-    retrieves = any(own.task.kind == "retrieval" for own in tasks)
+    retrieves = any(rows.task.kind == "retrieval" for rows in tasks)
     reader = TextModel(suite.text_model) if suite.text_model is not None and retrieves else None
     digests = {name: model_digest(encoder) for name, encoder in encoders.items()}
-    data = {own.name: content_digest(own.rows()) for own in tasks}
+    data = {rows.name: content_digest(rows.rows()) for rows in tasks}
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}
     standings: dict[str, Standing] = {}
     with SuiteProgress(console) as progress:
-        clips = sum(len(own.answers) for own in tasks) * len(encoders)
+        clips = sum(len(rows.answers) for rows in tasks) * len(encoders)
         embedding, probing = (
             progress.begin("embedding", clips),
             progress.begin("probing", len(tasks) * len(encoders)),
         )
-        started, heard = time.monotonic(), 0.0
+        started, audio_seconds = time.monotonic(), 0.0
 
         def advance(count: int, seconds: float) -> None:
-            nonlocal heard
-            heard += seconds
-            rate = heard / max(time.monotonic() - started, 1e-9)
-            progress.update(embedding, advance=count, rate=f"{rate:.0f} s of audio/s" if heard else "cached")
+            nonlocal audio_seconds
+            audio_seconds += seconds
+            rate = audio_seconds / max(time.monotonic() - started, 1e-9)
+            progress.update(
+                embedding, advance=count, rate=f"{rate:.0f} s of audio/s" if audio_seconds else "cached"
+            )
 
-        for own in tasks:
-            swept[own.name] = {}
+        for rows in tasks:
+            swept[rows.name] = {}
             for model, encoder in encoders.items():
                 usable, states = embed_task(
-                    encoder, digests[model], own, data[own.name], protocol, layers, advance
+                    encoder, digests[model], rows, data[rows.name], protocol, layers, advance
                 )
-                swept[own.name][model] = [
+                swept[rows.name][model] = [
                     score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]
-                progress.update(probing, advance=1, rate=f"{own.name}")
-            facts[own.name] = task_facts(usable, states[0].notices, data[own.name])
-            standings[own.name] = Standing(usable.weight, own.task.domain, own.task.private)
-    scores = {task: {model: found[-1] for model, found in models.items()} for task, models in swept.items()}
+                progress.update(probing, advance=1, rate=f"{rows.name}")
+            facts[rows.name] = task_facts(usable, states[0].notices, data[rows.name])
+            standings[rows.name] = Standing(usable.weight, rows.task.domain, rows.task.private)
+    scores = {task: {model: states[-1] for model, states in models.items()} for task, models in swept.items()}
     result: dict[str, Any] = {
         "suite": suite.name,
         "protocol": protocol,

@@ -22,7 +22,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     return [*tables, *layer_tables(result, labels)] if "layers" in result else tables
 
 
-def titled(title: str, *columns: str, numbers: int) -> Table:
+def new_table(title: str, *columns: str, numbers: int) -> Table:
     """Return a table whose last columns hold numbers."""
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
@@ -32,7 +32,7 @@ def titled(title: str, *columns: str, numbers: int) -> Table:
 
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return mean ± spread of every task, model and probe."""
-    table = titled(
+    table = new_table(
         f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
         "task",
         "domain",
@@ -58,25 +58,25 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     return table
 
 
-def cell(found: Mapping[str, float] | None, first: Mapping[str, float] | None) -> str:
+def cell(score: Mapping[str, float] | None, first: Mapping[str, float] | None) -> str:
     """Return "mean ± std", with the difference to the first model where one is given."""
-    if found is None:
+    if score is None:
         return ""
-    text = f"{found['mean']:.3f} ± {found['std']:.3f}"
-    return text if first is None else f"{text} ({found['mean'] - first['mean']:+.3f})"
+    text = f"{score['mean']:.3f} ± {score['std']:.3f}"
+    return text if first is None else f"{text} ({score['mean'] - first['mean']:+.3f})"
 
 
 def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return the weighted averages of every model and probe: all tasks, and each domain."""
     parts = list(
         dict.fromkeys(
-            part for probes in result["average"].values() for own in probes.values() for part in own
+            part for probes in result["average"].values() for averages in probes.values() for part in averages
         )
     )
-    table = titled("weighted averages", "model", "probe", *parts, numbers=len(parts))
+    table = new_table("weighted averages", "model", "probe", *parts, numbers=len(parts))
     for model, probes in result["average"].items():
-        for place, (probe, own) in enumerate(probes.items()):
-            cells = [f"{own[part]:.3f}" if part in own else "" for part in parts]
+        for place, (probe, averages) in enumerate(probes.items()):
+            cells = [f"{averages[part]:.3f}" if part in averages else "" for part in parts]
             table.add_row(labels[model] if place == 0 else "", PROBES[probe], *cells)
     return table
 
@@ -86,7 +86,7 @@ def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[T
     tables = []
     for task, models in result["layers"].items():
         probes = [probe for probe in PROBES if probe in next(iter(models.values()))[0]]
-        table = titled(
+        table = new_table(
             f"{task} by layer", "model", "layer", *(PROBES[p] for p in probes), numbers=1 + len(probes)
         )
         for model, states in models.items():

@@ -20,7 +20,7 @@ from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import Row
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, length_batches
+from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, first_reason
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
@@ -32,7 +32,7 @@ Clip = NDArray[np.int16]
 Advance = Callable[[int, float], None]  # clips done and their seconds of audio
 BATCH_SECONDS = 60.0  # encoded at a time
 NO_CLIP: Clip = np.zeros(0, np.int16)
-WINDOW_SECONDS = 1800.0  # decoded at a time and sorted by length
+PENDING_SECONDS = 1800.0  # decoded at a time and sorted by length
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def drop_unread(rows: TaskRows, states: Sequence[Embedded]) -> tuple[TaskRows, l
     skips = {}
     for number, row in enumerate(rows.rows()):
         if number in missing:  # decoded again: why is not in the cache, for it names the file
-            skips[number] = why_unusable(row, rows)
+            skips[number] = find_skip(row, rows)
     index = has_piece.cumsum(0) - 1
     return rows.drop(skips), [replace(state, owner=index[state.owner]) for state in states]
 
 
-def why_unusable(row: Row, rows: TaskRows) -> Skip:
+def find_skip(row: Row, rows: TaskRows) -> Skip:
     """Return why the clip of a row has no embedding."""
     try:
         decode_clips(row, MAX_CLIP_SECONDS)
@@ -222,20 +222,20 @@ class Batch:
 
 def masked_batches(clips: ClipReader) -> Iterator[Batch]:
     """Yield clips of similar length side by side, out of windows of the rows: no clip sees another."""
-    window: list[tuple[int, Clip]] = []
+    pending: list[tuple[int, Clip]] = []
     seconds = 0.0
 
     def cut() -> Iterator[Batch]:
-        for batch in length_batches([len(clip) for _, clip in window], BATCH_SECONDS * SAMPLE_RATE):
-            yield Batch([window[i][0] for i in batch], [window[i][1] for i in batch], len(batch))
+        for batch in batch_by_length([len(clip) for _, clip in pending], BATCH_SECONDS * SAMPLE_RATE):
+            yield Batch([pending[i][0] for i in batch], [pending[i][1] for i in batch], len(batch))
 
     for number, clip in clips:
-        window.append((number, clip))
+        pending.append((number, clip))
         seconds += len(clip) / SAMPLE_RATE
-        if seconds >= WINDOW_SECONDS:
+        if seconds >= PENDING_SECONDS:
             yield from cut()
             seconds = 0.0
-            window.clear()
+            pending.clear()
     yield from cut()
 
 
@@ -252,23 +252,23 @@ def padded_batches(clips: ClipReader) -> Iterator[Batch]:
     waiting: list[list[tuple[int, bool, Clip]]] = [[] for _ in rows.parts]  # (row, first of its clip, piece)
     for row, clip in clips:
         pieces = waiting[part_of[row]]
-        pieces += [(row, i == 0, piece) for i, piece in enumerate(crops(clip, rows.task.crop))]
+        pieces += [(row, i == 0, piece) for i, piece in enumerate(crop_clip(clip, rows.task.crop))]
         while len(pieces) >= rows.task.encode:
-            yield padded(pieces[: rows.task.encode])
+            yield pad_pieces(pieces[: rows.task.encode])
             del pieces[: rows.task.encode]
     for pieces in waiting:
         if pieces:
-            yield padded(pieces)
+            yield pad_pieces(pieces)
 
 
-def padded(pieces: Sequence[tuple[int, bool, Clip]]) -> Batch:
+def pad_pieces(pieces: Sequence[tuple[int, bool, Clip]]) -> Batch:
     """Pad pieces with silence to the longest of them: to the encoder, the silence is sound like any other."""
     longest = max(len(piece) for _, _, piece in pieces)
     clips = [np.pad(piece, (0, longest - len(piece))) for _, _, piece in pieces]
     return Batch([row for row, _, _ in pieces], clips, sum(first for _, first, _ in pieces))
 
 
-def crops(clip: Clip, seconds: float | None) -> list[Clip]:
+def crop_clip(clip: Clip, seconds: float | None) -> list[Clip]:
     """Cut a clip into whole pieces of so many seconds; a shorter clip is padded with silence to one."""
     if seconds is None:
         return [clip]

@@ -40,8 +40,8 @@ class TextModel:
     def ids(self, texts: Sequence[str]) -> Ragged:
         """Return the token ids of texts, special tokens of the model included: ``[T_total]`` int64."""
         limit = min(self.tokenizer.model_max_length, 512)
-        found = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-        return Ragged.from_rows([torch.tensor(ids, dtype=torch.int64) for ids in found])
+        token_ids = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+        return Ragged.from_rows([torch.tensor(ids, dtype=torch.int64) for ids in token_ids])
 
     @torch.no_grad()
     def vectors(self, texts: Sequence[str]) -> Tensor:
@@ -59,10 +59,10 @@ class TextModel:
         model = model.eval().float()
         ids = self.ids(texts)
         order = ids.lengths.argsort(stable=True)
-        found: list[Tensor] = []
+        vectors: list[Tensor] = []
         for chosen in order.split(BATCH):
             part = ids.select(chosen)
             padded, mask = part.pad()  # what is padded with does not matter: it is masked
             states = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-            found.extend((states * mask[..., None]).sum(1) / part.lengths[:, None])
-        return torch.stack(found)[order.argsort()]
+            vectors.extend((states * mask[..., None]).sum(1) / part.lengths[:, None])
+        return torch.stack(vectors)[order.argsort()]

@@ -46,17 +46,17 @@ def xares_scores(
         results["linear"] = {"mean": float(by_seed.mean()), "std": float(by_seed.std())}
     if "knn" in kinds:
         right = [
-            (xares_knn(own.fold.train_x, own.fold.train_y, own.fold.test_x, classes) == own.fold.test_y)
+            (xares_knn(fold.fold.train_x, fold.fold.train_y, fold.fold.test_x, classes) == fold.fold.test_y)
             .double()
             .numpy()
-            for own in folds
+            for fold in folds
         ]
         draws = [
-            own[np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))].mean(1)
-            for own in right
+            hits[np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))].mean(1)
+            for hits in right
         ]
         results["knn"] = {
-            "mean": float(np.mean([own.mean() for own in right])),
+            "mean": float(np.mean([hits.mean() for hits in right])),
             "std": float(np.mean(draws, axis=0).std()),
         }
     return results
@@ -69,12 +69,12 @@ def linear_score(folds: Sequence[XaresFold], classes: int, seed: int, epochs: in
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return float(np.mean([fold_score(own, classes, epochs, batch) for own in folds]))
+        return float(np.mean([fold_score(fold, classes, epochs, batch) for fold in folds]))
 
 
-def fold_score(own: XaresFold, classes: int, epochs: int, batch: int) -> float:
+def fold_score(chosen: XaresFold, classes: int, epochs: int, batch: int) -> float:
     """Train and test the probe of one fold; random numbers come from torch's own generator."""
-    fold = own.fold
+    fold = chosen.fold
     probe = linear_probe(fold.train_x.shape[1], classes)
     train_plain(
         probe,
@@ -82,7 +82,7 @@ def fold_score(own: XaresFold, classes: int, epochs: int, batch: int) -> float:
         epochs,
         batch,
         lambda rows: class_loss(probe(fold.train_x[rows]), fold.train_y[rows]),
-        lambda: class_score(probe(own.valid_x), own.valid_y),
+        lambda: class_score(probe(chosen.valid_x), chosen.valid_y),
     )
     with torch.no_grad():
         return class_score(probe(fold.test_x), fold.test_y)
