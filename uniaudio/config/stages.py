@@ -192,7 +192,7 @@ class GuardConfig(Strict):
     """
 
     sets: dict[str, str] = Field(min_length=1)
-    """Names to labelled folders, each with a manifest.jsonl. Read by: train, forgetting."""
+    """Names to labelled folders, each with a manifest (.jsonl, .csv or .tsv). Read by: train, forgetting."""
     every: PositiveInt
     """Optimizer steps between two checks; the end of each stage is checked, too."""
     probe: Literal["knn", "linear", "mlp"] = "knn"

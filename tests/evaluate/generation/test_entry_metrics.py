@@ -19,7 +19,7 @@ from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
-from uniaudio.evaluate.generation import predictions as asking
+from uniaudio.evaluate.generation import predictions
 from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss, tokenize_labels
 from uniaudio.evaluate.metrics.classification import label_figures, probabilities, ranking
@@ -30,7 +30,7 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
 
 @pytest.fixture
-def evaluated(tone_run, whisper, chat_tokenizer):
+def model_and_set(tone_run, whisper, chat_tokenizer):
     """A model that knows nothing, its chat and an evaluation set of ten tones, one of which is broken.
 
     With tied tables it would only repeat itself, and with small audio tokens it would not care for the clip.
@@ -62,8 +62,8 @@ def settings(**changes):
     return PredictionSettings(**{"max_new_tokens": 8, "batch_seconds": 60.0, **changes})
 
 
-def test_batches_change_nothing(evaluated):
-    expected = evaluate_entry(*evaluated, settings())
+def test_batches_change_nothing(model_and_set):
+    expected = evaluate_entry(*model_and_set, settings())
     assert [item["id"] for item in expected["answers"]] == [
         f"tones/test/{index}.wav" for index in range(30, 40) if index != 33
     ]
@@ -71,40 +71,40 @@ def test_batches_change_nothing(evaluated):
     assert [row["row"] for row in expected["skipped"]] == ["33.wav"]
     assert len({item["answer"] for item in expected["answers"]}) > 1
     for seconds in (1.0, 4.0):
-        assert_same_figures(evaluate_entry(*evaluated, settings(batch_seconds=seconds)), expected)
+        assert_same_figures(evaluate_entry(*model_and_set, settings(batch_seconds=seconds)), expected)
 
 
-def test_shares_put_together_change_nothing(evaluated, monkeypatch):
-    expected = evaluate_entry(*evaluated, settings())
+def test_shares_put_together_change_nothing(model_and_set, monkeypatch):
+    expected = evaluate_entry(*model_and_set, settings())
     parts, counts = [], []
-    monkeypatch.setattr(asking, "world_size", lambda: 3)
-    monkeypatch.setattr(asking, "gather_objects", lambda loaded: parts.append(loaded) or list(parts))
+    monkeypatch.setattr(predictions, "world_size", lambda: 3)
+    monkeypatch.setattr(predictions, "gather_objects", lambda loaded: parts.append(loaded) or list(parts))
     for index in range(3):
-        monkeypatch.setattr(asking, "rank", lambda index=index: index)
-        result = evaluate_entry(*evaluated, settings(shared=True), counts.append)
+        monkeypatch.setattr(predictions, "rank", lambda index=index: index)
+        result = evaluate_entry(*model_and_set, settings(shared=True), counts.append)
     assert [len(part.answered) for part in parts] == [3, 3, 3]
     assert sum(counts) == 10
     assert_same_figures(result, expected)
     parts.clear()
     loss, tokens = 0.0, 0
     for index in range(3):
-        monkeypatch.setattr(asking, "rank", lambda index=index: index)
-        loss, tokens = answer_loss(*evaluated, settings(shared=True))
+        monkeypatch.setattr(predictions, "rank", lambda index=index: index)
+        loss, tokens = answer_loss(*model_and_set, settings(shared=True))
     assert loss / tokens == pytest.approx(expected["loss"], abs=1e-5)
 
 
-def test_the_loss_of_a_closed_set_is_that_of_its_true_answers(evaluated):
-    loss, tokens = answer_loss(*evaluated, settings())
+def test_the_loss_of_a_closed_set_is_that_of_its_true_answers(model_and_set):
+    loss, tokens = answer_loss(*model_and_set, settings())
     expected = pytest.approx(loss / tokens, abs=1e-5)
-    assert evaluate_entry(*evaluated, settings())["loss"] == expected
-    without = evaluate_entry(*evaluated, settings(labels=False))
+    assert evaluate_entry(*model_and_set, settings())["loss"] == expected
+    without = evaluate_entry(*model_and_set, settings(labels=False))
     assert without["loss"] == expected
     assert "labels" not in without
     assert without["answers"][0].keys() == {"id", "reference", "answer", "right"}
 
 
-def test_figures_of_the_labels_are_those_of_the_answers(evaluated):
-    result = evaluate_entry(*evaluated, settings())
+def test_figures_of_the_labels_are_those_of_the_answers(model_and_set):
+    result = evaluate_entry(*model_and_set, settings())
     labels, answers = result["labels"], result["answers"]
     assert labels["names"] == ["low", "high"]
     right = [item["label"] == item["reference"] for item in answers]
@@ -135,12 +135,12 @@ def test_probabilities_of_labels():
 def test_figures_by_hand_with_several_right_labels():
     chances = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.2, 0.3, 0.5]])
     truth = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], bool)
-    counts = label_figures(["a", "b", "c"], chances, truth)
-    assert counts["accuracy"] == 0.75
-    assert counts["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
+    figures = label_figures(["a", "b", "c"], chances, truth)
+    assert figures["accuracy"] == 0.75
+    assert figures["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
     # a: first of the ranking; b: clip 1 first, clip 0 third, behind clip 3; c: the first two
-    assert counts["map"] == pytest.approx((1 + (1 + 2 / 3) / 2 + 1) / 3)
-    assert counts["ece"] == pytest.approx((0.3 + 0.4 + abs(1 - 2 * 0.5)) / 4)
+    assert figures["map"] == pytest.approx((1 + (1 + 2 / 3) / 2 + 1) / 3)
+    assert figures["ece"] == pytest.approx((0.3 + 0.4 + abs(1 - 2 * 0.5)) / 4)
 
 
 def test_clips_that_differ_by_rounding_rank_as_equals():
@@ -153,8 +153,8 @@ def test_clips_that_differ_by_rounding_rank_as_equals():
     assert list(sure.argsort()) == [2, 3, 1, 0]
 
 
-def test_a_set_without_usable_rows_is_refused(evaluated, tone_run):
-    model, format, entry = evaluated
+def test_a_set_without_usable_rows_is_refused(model_and_set, tone_run):
+    model, format, entry = model_and_set
     for index in range(30, 40):
         (tone_run.parent / "tones" / f"{index}.wav").write_bytes(b"no sound")
     with pytest.raises(UserError, match=r"tones:tone: no row of split 'test' can be used \(.*\)"):
@@ -166,8 +166,8 @@ def test_a_label_that_is_markup_is_refused(chat_tokenizer):
         tokenize_labels(["low", "<|im_end|>"], ChatFormat(chat_tokenizer))
 
 
-def test_everything_empty_after_normalising(evaluated, tone_run):
-    model, format, _ = evaluated
+def test_everything_empty_after_normalising(model_and_set, tone_run):
+    model, format, _ = model_and_set
     template = {
         "task": "marks",
         "domain": "sound",
@@ -205,8 +205,8 @@ def test_the_table_shows_intervals_rows_and_cut_answers():
     )
 
 
-def test_whose_number_of_rows_holds(evaluated):
-    entry = evaluated[2].entry
+def test_whose_number_of_rows_holds(model_and_set):
+    entry = model_and_set[2].entry
     stated = replace(entry, max_examples=320)
     for config, override, line, limit in (
         (None, None, entry, None),
@@ -219,21 +219,21 @@ def test_whose_number_of_rows_holds(evaluated):
         assert row_limit(run, line, override) == limit
 
 
-def test_answers_that_are_cut_are_reported(evaluated):
-    cut = evaluate_entry(*evaluated, settings(max_new_tokens=1))
+def test_answers_that_are_cut_are_reported(model_and_set):
+    cut = evaluate_entry(*model_and_set, settings(max_new_tokens=1))
     assert cut["cut"] == cut["examples"] == 9
     assert cut["rows"] == 10
     assert all(len(item["answer"].split()) <= 1 for item in cut["answers"])
 
 
-def test_long_sets_are_read_in_parts(evaluated, monkeypatch):
-    expected = evaluate_entry(*evaluated, settings())
-    monkeypatch.setattr(asking, "CHUNK_SECONDS", 1.0)
+def test_long_sets_are_read_in_parts(model_and_set, monkeypatch):
+    expected = evaluate_entry(*model_and_set, settings())
+    monkeypatch.setattr(predictions, "CHUNK_SECONDS", 1.0)
     counts = []
-    assert_same_figures(evaluate_entry(*evaluated, settings(), counts.append), expected)
+    assert_same_figures(evaluate_entry(*model_and_set, settings(), counts.append), expected)
     assert sum(counts) == 10
-    assert answer_loss(*evaluated, settings()) == pytest.approx(
-        answer_loss(*evaluated, settings(batch_seconds=1.0))
+    assert answer_loss(*model_and_set, settings()) == pytest.approx(
+        answer_loss(*model_and_set, settings(batch_seconds=1.0))
     )
 
 

@@ -18,7 +18,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
 from uniaudio.data.row_clips import decode_clips
-from uniaudio.errors import UserError
+from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
@@ -369,6 +369,22 @@ def test_a_clip_that_cannot_be_read_leaves_the_others_theirs(tones, protocol):
     assert left.numbers[embedded.owner].tolist() == [i for i in whole.owner.tolist() if i != 7]
     if protocol == "masked":
         torch.testing.assert_close(embedded.values, whole.values[whole.owner != 7], atol=1e-4, rtol=1e-4)
+
+
+def test_a_clip_that_could_not_be_read_for_a_moment_is_embedded_later(tones, monkeypatch):
+    real = task_embeddings.decode_clips
+
+    def fail_once(row, *arguments):
+        if row.key == "7.wav":
+            raise RowError("broken audio", "the disk was away")
+        return real(row, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(task_embeddings, "decode_clips", fail_once)
+        rows, _ = embed_task(encoder(), "m", the_task(tones), "d", "masked")
+        assert len(rows.answers) == 39
+    rows, (embedded,) = embed_task(encoder(), "m", the_task(tones), "d", "masked")
+    assert (len(rows.answers), len(embedded.values), rows.skipped) == (40, 40, ())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from uniaudio.config.search_paths import cache_root
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sampler import Skip
-from uniaudio.data.source import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, first_reason
@@ -82,13 +81,17 @@ def embed_task(
     count = len(encoder.layer_dims) if layers else 1
     files = [cache_file(model, data, pooling, layer if layers else None) for layer in range(count)]
     states = read_embedded(files)
-    if states is not None:
-        advance(len(rows.answers), 0.0)
-    else:
-        states = encode_task(encoder, rows, protocol, layers, advance)
+    skips = None if states is None else find_skips(rows, states[0])
+    if states is None or skips is None:
+        states, skips = encode_task(encoder, rows, protocol, layers, advance)
         for file, embedded in zip(files, states, strict=True):
             write_cached(file, vars(embedded))
-    return drop_unread(rows, states)
+    else:
+        advance(len(rows.answers), 0.0)
+    index = torch.full((len(rows.answers),), -1)
+    kept = torch.tensor([i for i in range(len(rows.answers)) if i not in skips])
+    index[kept] = torch.arange(len(kept))
+    return rows.drop(skips), [replace(state, owner=index[state.owner]) for state in states]
 
 
 def encode_task(
@@ -97,13 +100,15 @@ def encode_task(
     protocol: Protocol,
     layers: bool = False,
     advance: Advance = lambda clips, seconds: None,
-) -> list[Embedded]:
-    """Return the embeddings of a task by an encoder, without the cache; see ``embed_task``."""
+) -> tuple[list[Embedded], dict[int, Skip]]:
+    """Return the embeddings of a task by an encoder, without the cache, and why clips cannot be used, by their row; see
+    ``embed_task``.
+    """
     clips = ClipReader(rows)
     batches = masked_batches(clips) if protocol == "masked" else padded_batches(clips)
     states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
     notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
-    return [replace(state, notices=notices) for state in states]
+    return [replace(state, notices=notices) for state in states], clips.skips
 
 
 def hold_clips(rows: TaskRows) -> tuple[TaskRows, Counter[str]]:
@@ -128,32 +133,22 @@ def read_embedded(files: Sequence[Path]) -> list[Embedded] | None:
     return [Embedded(**tensors) for tensors in cached if tensors is not None]
 
 
-def drop_unread(rows: TaskRows, states: Sequence[Embedded]) -> tuple[TaskRows, list[Embedded]]:
-    """Return a task without the rows that have no embedding, and the embeddings with the rows' new numbers.
+def find_skips(rows: TaskRows, embedded: Embedded) -> dict[int, Skip] | None:
+    """Return why rows of a task have no embedding in the cache, by their number; None where one has no reason any more.
 
-    Raises:
-        UserError: when too little is left, see ``TaskRows.drop``.
+    The reasons are not cached, for they name files: these few clips are decoded again.
     """
-    has_piece = torch.zeros(len(rows.answers), dtype=torch.bool)
-    has_piece[states[0].owner] = True
-    missing = set((~has_piece).nonzero()[:, 0].tolist())
-    if not missing:
-        return rows, list(states)
+    missing = set(range(len(rows.answers))) - set(embedded.owner.tolist())
     skips = {}
-    for number, row in enumerate(rows.rows()):
-        if number in missing:  # decoded again: why is not in the cache, for it names the file
-            skips[number] = find_skip(row, rows)
-    index = has_piece.cumsum(0) - 1
-    return rows.drop(skips), [replace(state, owner=index[state.owner]) for state in states]
-
-
-def find_skip(row: Row, rows: TaskRows) -> Skip:
-    """Return why the clip of a row has no embedding."""
-    try:
-        decode_clips(row, MAX_CLIP_SECONDS)
-    except RowError as problem:
-        return Skip.of(rows.card.name, row.key, problem)
-    raise UserError(f"task {rows.name}: {row.key} changed while it was probed; start again")
+    for number, row in enumerate(rows.rows() if missing else ()):
+        if number in missing:
+            try:
+                decode_clips(row, MAX_CLIP_SECONDS)
+            except RowError as problem:
+                skips[number] = Skip.of(rows.card.name, row.key, problem)
+            else:  # it could not be read for a moment
+                return None
+    return skips
 
 
 def cache_file(model: str, data: str, pooling: str, layer: int | None) -> Path:

@@ -60,7 +60,7 @@ def probe_held(
     """
     scores = {}
     for rows in tasks:
-        (embedded,) = encode_task(encoder, rows, "masked")
+        (embedded,), _ = encode_task(encoder, rows, "masked")
         task = rows.task.model_copy(update={"probes": tuple(kinds)})
         scores[rows.name] = score_task(
             replace(rows, task=task), embedded, encoder.frame_rate, "masked", seeds
