@@ -48,6 +48,26 @@ class Ragged:
         """``[B + 1]`` int64 on the CPU: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
         return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
 
+    @staticmethod
+    def find_row_starts(lengths: Tensor) -> Tensor:
+        """``[B]`` int64: where rows of such lengths ``[B]`` begin when they lie one after another."""
+        return lengths.cumsum(0) - lengths
+
+    @staticmethod
+    def index_slices(starts: Tensor, lengths: Tensor) -> Tensor:
+        """``[N]`` int64: the indices ``starts[i] ... starts[i] + lengths[i] - 1`` of B slices, one after another.
+
+        Args:
+            starts, lengths: ``[B]`` int64 on the CPU; N is the sum of the lengths.
+        """
+        shifts = starts - Ragged.find_row_starts(lengths)
+        return torch.arange(int(lengths.sum())) + torch.repeat_interleave(shifts, lengths)
+
+    @staticmethod
+    def count_within_rows(lengths: Tensor) -> Tensor:
+        """``[N]`` int64: 0, 1, 2 ... in every row of such lengths ``[B]``, the rows one after another."""
+        return Ragged.index_slices(torch.zeros_like(lengths), lengths)
+
     def rows(self) -> tuple[Tensor, ...]:
         """The B rows as views ``[n_i, ...]``."""
         return self.values.split(self.lengths.tolist())
@@ -64,8 +84,7 @@ class Ragged:
         """The given rows (indices on the CPU) in the given order."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
         lengths = self.lengths[chosen]
-        shifts = self.offsets[:-1][chosen] - (lengths.cumsum(0) - lengths)
-        index = torch.arange(int(lengths.sum())) + torch.repeat_interleave(shifts, lengths)
+        index = self.index_slices(self.offsets[:-1][chosen], lengths)
         return Ragged(self.values[index.to(self.device, non_blocking=True)], lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:

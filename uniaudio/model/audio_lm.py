@@ -244,9 +244,9 @@ def left_padded(embeds: Ragged) -> tuple[Tensor, Tensor]:
 
 def question_means(batch: Batch, text: Tensor) -> Tensor:
     """Return for every clip the mean embedding ``[C, D]`` of the text tokens of the question about it."""
-    starts = torch.repeat_interleave(batch.tokens.offsets[:-1], batch.tokens.lengths)
+    positions = Ragged.count_within_rows(batch.tokens.lengths)
     ends = torch.repeat_interleave(batch.prompt_lengths, batch.tokens.lengths)
-    is_answer = (torch.arange(len(starts)) - starts < ends).to(text.device)
+    is_answer = (positions < ends).to(text.device)
     is_answer = is_answer.index_fill(0, batch.audio_positions, False)[:, None]
     sums = batch.tokens.with_values(text * is_answer).mean() * batch.tokens.lengths.to(text.device)[:, None]
     counts = (

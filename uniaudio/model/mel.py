@@ -59,9 +59,7 @@ class LogMel(Float32Constants):
             return mel
         buffer, starts = lay_out(audio, frames_per_clip)
         windows = buffer.unfold(0, WINDOW, HOP)  # [all hops of the buffer, 400]
-        positions = torch.arange(len(mel.values)) + torch.repeat_interleave(
-            starts // HOP - mel.offsets[:-1], frames_per_clip
-        )
+        positions = Ragged.index_slices(starts // HOP, frames_per_clip)
         with torch.autocast(buffer.device.type, enabled=False):
             windows = windows[positions.to(buffer.device, non_blocking=True)] * self.window
             power = torch.fft.rfft(windows).abs().square()
@@ -74,15 +72,14 @@ def lay_out(audio: Ragged, mel_frames: Tensor) -> tuple[Float[Tensor, " samples"
 
     A clip of ``n`` samples takes ``[200 reflected | n samples, silence up to whole frames | 200 of edge | 80 unused]``.
     """
-    lengths = audio.lengths
     padded = mel_frames * HOP
     sizes = padded + ROOM
-    starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])
+    starts = Ragged.find_row_starts(sizes)
     samples = audio.values.float()
     if not audio.values.is_floating_point():
         samples = samples / 32768.0
     buffer = samples.new_zeros(int(sizes.sum()))
-    target = torch.arange(len(samples)) + torch.repeat_interleave(starts + EDGE - audio.offsets[:-1], lengths)
+    target = Ragged.index_slices(starts + EDGE, audio.lengths)
     buffer[target.to(buffer.device, non_blocking=True)] = samples
     begins = starts + EDGE
     reach = torch.arange(1, EDGE + 1)

@@ -16,10 +16,8 @@ from uniaudio.types import SharedPrefixes
 
 def row_positions(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes | None) -> Int[Tensor, " T"]:
     """Return on the CPU where every token of packed rows stands: from 0, or from the end of the row's prefix."""
-    starts = lengths.cumsum(0) - lengths
-    if prefixes is not None:
-        starts = starts - prefixes.lengths
-    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+    starts = prefixes.lengths if prefixes is not None else torch.zeros_like(lengths)
+    return Ragged.index_slices(starts, lengths)
 
 
 def key_places(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes) -> Ragged:
@@ -29,10 +27,7 @@ def key_places(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes) -> Ragged:
 
         places      0 1 2 3 4 | 0 1 2 5
     """
-    starts = lengths.cumsum(0) - lengths
+    starts = Ragged.find_row_starts(lengths)
     parts = torch.stack([prefixes.lengths, lengths], 1)
     begins = torch.stack([starts[prefixes.leaders], starts], 1).flatten()
-    flat = parts.flatten()
-    shifts = begins - (flat.cumsum(0) - flat)
-    places = torch.arange(int(flat.sum())) + torch.repeat_interleave(shifts, flat)
-    return Ragged(places, parts.sum(1))
+    return Ragged(Ragged.index_slices(begins, parts.flatten()), parts.sum(1))

@@ -111,8 +111,7 @@ class WhisperTextDecoder(nn.Module):
         if branches is not None:
             positions = branches.positions
         else:
-            starts = torch.repeat_interleave(text.offsets[:-1], text.lengths)
-            positions = (torch.arange(len(starts)) - starts).to(text.device, non_blocking=True)
+            positions = Ragged.count_within_rows(text.lengths).to(text.device, non_blocking=True)
         hidden = text.values + self.decoder.embed_positions.weight[positions]
         hidden = F.dropout(hidden, self.decoder.dropout, self.training)
         query_segments = Segments.of(text.lengths, text.device, branches)

@@ -137,9 +137,7 @@ class RetrievalTask:
         texts = torch.from_numpy(np.flatnonzero(wanted))
         first = torch.searchsorted(self.piece_row, self.clip_of[texts])
         counts = torch.searchsorted(self.piece_row, self.clip_of[texts], right=True) - first
-        repeated = torch.repeat_interleave(counts)
-        within = torch.arange(len(repeated)) - (counts.cumsum(0) - counts)[repeated]
-        return first[repeated] + within, texts[repeated]
+        return Ragged.index_slices(first, counts), torch.repeat_interleave(texts, counts)
 
     @torch.no_grad()
     def score(self, probe: Pairing, rows: Indices, k: int = 1) -> float:

@@ -65,16 +65,12 @@ def convolve_rows(frames: Ragged, convolution: nn.Module) -> Ragged:
     assert isinstance(convolution, nn.Conv1d)
     reach = convolution.kernel_size[0] // 2
     sizes = -(-(frames.lengths + 2 * reach) // 2) * 2
-    starts = sizes.cumsum(0) - sizes
+    starts = Ragged.find_row_starts(sizes)
     lengths = -(-frames.lengths // 2)
-    place = torch.arange(len(frames.values)) + torch.repeat_interleave(
-        starts + reach - frames.offsets[:-1], frames.lengths
-    )
+    place = Ragged.index_slices(starts + reach, frames.lengths)
     total = int(sizes.sum()) + 2 * reach + 1  # room for the last window
     buffer = frames.values.new_zeros(total, frames.values.shape[1])
     buffer = buffer.index_copy(0, place.to(frames.device, non_blocking=True), frames.values)
     hidden = convolution(buffer.t()[None])[0].t()
-    rows = torch.arange(int(lengths.sum())) + torch.repeat_interleave(
-        torch.div(starts, 2, rounding_mode="floor") - (lengths.cumsum(0) - lengths), lengths
-    )
+    rows = Ragged.index_slices(torch.div(starts, 2, rounding_mode="floor"), lengths)
     return Ragged(hidden[rows.to(frames.device, non_blocking=True)], lengths)

@@ -129,7 +129,7 @@ class QueryAdapter(Adapter):
 
 def places(lengths: Tensor, dim: int) -> Float[Tensor, "A H"]:
     """Return sinusoids of every frame's place in its segment, as in Vaswani et al. 2017, halves side by side."""
-    step = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    step = Ragged.count_within_rows(lengths)
     rates = SLOWEST ** (-torch.arange(dim // 2, dtype=torch.float64) / max(dim // 2, 1))
     angles = step[:, None] * rates
     return F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim % 2))

@@ -39,7 +39,7 @@ class StackAdapter(Adapter):
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``; a last group that is not full repeats its last frame."""
         tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
         slots = tokens * self.stack
-        within = torch.arange(int(slots.sum())) - torch.repeat_interleave(slots.cumsum(0) - slots, slots)
+        within = Ragged.count_within_rows(slots)
         last = torch.repeat_interleave(frames.lengths - 1, slots)
         index = torch.minimum(within, last) + torch.repeat_interleave(frames.offsets[:-1], slots)
         stacked = frames.values[index.to(frames.device, non_blocking=True)]

@@ -24,9 +24,7 @@ def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
     """Keep the first ``kept[i]`` frames of every row; ``kept`` is int64 on the CPU."""
     if torch.equal(frames.lengths, kept):
         return frames
-    index = torch.arange(int(kept.sum())) + torch.repeat_interleave(
-        frames.offsets[:-1] - (kept.cumsum(0) - kept), kept
-    )
+    index = Ragged.index_slices(frames.offsets[:-1], kept)
     return Ragged(frames.values[index.to(frames.device, non_blocking=True)], kept)
 
 

@@ -141,11 +141,9 @@ class OmniAudioEncoder(AudioEncoder):
         wanted = torch.tensor([self.round_up_to_window(n) for n in mel.lengths.tolist()], dtype=torch.int64)
         lengths = [part for n in wanted.tolist() for part in chunks_of(n, self.window)]
         real = [part for n in mel.lengths.tolist() for part in chunks_of(n, self.window)]
-        windows = mel.with_lengths(torch.tensor(real, dtype=torch.int64))
         padded = mel.values.new_zeros(len(real), self.window, mel.values.shape[1])
-        place = torch.arange(len(mel.values)) + torch.repeat_interleave(
-            torch.arange(len(real)) * self.window - windows.offsets[:-1], windows.lengths
-        )
+        starts = torch.arange(len(real)) * self.window
+        place = Ragged.index_slices(starts, torch.tensor(real, dtype=torch.int64))
         padded.flatten(0, 1)[place.to(mel.device, non_blocking=True)] = mel.values
         embedded = self.three_convolutions(padded) if self.third else self.two_convolutions(padded, lengths)
         positions = self.tower.positional_embedding.positional_embedding[: embedded.shape[1]]

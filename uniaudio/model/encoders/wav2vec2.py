@@ -111,12 +111,8 @@ class WaveAudioEncoder(AudioEncoder):
                 lengths.append(length)
                 wanted.append(max(length, self.field))
         sizes, real = torch.tensor(wanted), torch.tensor(lengths)
-        index = torch.arange(int(real.sum())) + torch.repeat_interleave(
-            torch.tensor(begins) - (real.cumsum(0) - real), real
-        )
-        place = torch.arange(int(real.sum())) + torch.repeat_interleave(
-            (sizes.cumsum(0) - sizes) - (real.cumsum(0) - real), real
-        )
+        index = Ragged.index_slices(torch.tensor(begins), real)
+        place = Ragged.index_slices(Ragged.find_row_starts(sizes), real)
         index, place = (x.to(waves.device, non_blocking=True) for x in (index, place))
         values = waves.values.new_zeros(int(sizes.sum())).index_copy(0, place, waves.values[index])
         return Ragged(values, sizes)
@@ -124,10 +120,8 @@ class WaveAudioEncoder(AudioEncoder):
     def convolve(self, waves: Ragged) -> Ragged:
         """Run the convolutions over all chunks in one buffer and pick every chunk's own frames ``[A, conv]``."""
         sizes = -(-waves.lengths // self.stride) * self.stride
-        starts = sizes.cumsum(0) - sizes
-        place = torch.arange(len(waves.values)) + torch.repeat_interleave(
-            starts - waves.offsets[:-1], waves.lengths
-        )
+        starts = Ragged.find_row_starts(sizes)
+        place = Ragged.index_slices(starts, waves.lengths)
         layers = self.model.feature_extractor.conv_layers
         total = max(int(sizes.sum()), self.field)
         buffer = waves.values.new_zeros(total).index_copy(
@@ -143,7 +137,7 @@ class WaveAudioEncoder(AudioEncoder):
                 hidden = layer.activation(normed_over_time(hidden, layer.layer_norm, starts, lengths))
             else:
                 hidden = layer(hidden)
-        rows = rows_of(starts, lengths).to(hidden.device, non_blocking=True)
+        rows = Ragged.index_slices(starts, lengths).to(hidden.device, non_blocking=True)
         return Ragged(hidden[0].t()[rows], lengths)
 
     def transform(self, frames: Ragged, layers: bool) -> list[Tensor]:
@@ -169,8 +163,8 @@ class WaveAudioEncoder(AudioEncoder):
         stack = list(embed.layers) if hasattr(embed, "layers") else None
         kernel = (stack[0] if stack else embed).conv.kernel_size[0]
         sizes = frames.lengths + kernel // 2
-        starts = sizes.cumsum(0) - sizes
-        rows = rows_of(starts, frames.lengths).to(frames.device, non_blocking=True)
+        starts = Ragged.find_row_starts(sizes)
+        rows = Ragged.index_slices(starts, frames.lengths).to(frames.device, non_blocking=True)
         buffer = frames.values.new_zeros(int(sizes.sum()), self.dim).index_copy(0, rows, frames.values)
         if stack is None:
             return embed(buffer[None])[0][rows]
@@ -255,13 +249,6 @@ def bias_gate(attention: Any, hidden: Float[Tensor, "A H d"]) -> Float[Tensor, "
     halves = attention.gru_rel_pos_linear(hidden).unflatten(-1, (2, 4)).sum(-1).sigmoid()
     update, reset = halves.unbind(-1)
     return update * (reset * attention.gru_rel_pos_const.view(1, -1) - 1.0) + 2.0
-
-
-def rows_of(starts: Tensor, lengths: Tensor) -> Tensor:
-    """Return the indices of rows that begin at ``starts`` and have ``lengths``, one row after the other."""
-    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(
-        starts - (lengths.cumsum(0) - lengths), lengths
-    )
 
 
 def normed_over_time(

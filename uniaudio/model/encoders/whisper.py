@@ -107,10 +107,7 @@ class WhisperAudioEncoder(AudioEncoder):
             ]
         )
         padded = chunks.values.new_zeros(int(wanted.sum()))
-        starts = wanted.cumsum(0) - wanted
-        target = torch.arange(len(chunks.values)) + torch.repeat_interleave(
-            starts - chunks.offsets[:-1], chunks.lengths
-        )
+        target = Ragged.index_slices(Ragged.find_row_starts(wanted), chunks.lengths)
         padded[target.to(padded.device, non_blocking=True)] = chunks.values
         return Ragged(padded, wanted)
 
@@ -139,22 +136,16 @@ class WhisperAudioEncoder(AudioEncoder):
         """Apply both convolutions and add the positions, all clips in one buffer with zero gaps between them."""
         frames = mel.lengths // 2
         sizes = mel.lengths + GAP
-        starts = sizes.cumsum(0) - sizes
-        place = torch.arange(len(mel.values)) + torch.repeat_interleave(
-            starts - mel.offsets[:-1], mel.lengths
-        )
-        place = place.to(mel.device, non_blocking=True)
+        starts = Ragged.find_row_starts(sizes)
+        place = Ragged.index_slices(starts, mel.lengths).to(mel.device, non_blocking=True)
         total = int(sizes.sum())
         values = mel.values.to(self.whisper.conv1.weight.dtype)
         buffer = values.new_zeros(total, values.shape[1]).index_copy(0, place, values)
         real = values.new_zeros(total, 1).index_fill(0, place, 1.0)
         hidden = F.gelu(self.whisper.conv1(buffer.t()[None])) * real.t()
         hidden = F.gelu(self.whisper.conv2(hidden))[0].t()
-        position = torch.arange(int(frames.sum())) - torch.repeat_interleave(
-            frames.cumsum(0) - frames, frames
-        )
-        rows = (position + torch.repeat_interleave(starts // 2, frames)).to(mel.device, non_blocking=True)
-        position = position.to(mel.device, non_blocking=True)
+        rows = Ragged.index_slices(starts // 2, frames).to(mel.device, non_blocking=True)
+        position = Ragged.count_within_rows(frames).to(mel.device, non_blocking=True)
         hidden = hidden[rows] + self.whisper.embed_positions.weight[position]
         return Ragged(F.dropout(hidden, self.whisper.dropout, self.training), frames)
 

@@ -34,7 +34,7 @@ def align(frames: Ragged, rate: float, to_rate: float, lengths: Tensor, method: 
     if method == "linear":
         return linear(frames, rate, to_rate, lengths)
     ratio = Fraction(rate).limit_denominator(10_000) / Fraction(to_rate).limit_denominator(10_000)
-    step = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    step = Ragged.count_within_rows(lengths)
     # In units of 1 / denominator of an old frame, so that the borders are whole numbers and exact.
     begin = step * ratio.numerator
     end = begin + ratio.numerator
@@ -56,7 +56,7 @@ def align(frames: Ragged, rate: float, to_rate: float, lengths: Tensor, method: 
 
 def linear(frames: Ragged, rate: float, to_rate: float, lengths: Tensor) -> Ragged:
     """Interpolate between the middles of old frames; before the first and after the last middle the value is held."""
-    step = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    step = Ragged.count_within_rows(lengths)
     last = torch.repeat_interleave(frames.lengths - 1, lengths).clamp(min=0)
     place = ((step.double() + 0.5) * (rate / to_rate) - 0.5).clamp(min=0)
     place = torch.minimum(place, last.double())

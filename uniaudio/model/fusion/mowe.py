@@ -157,6 +157,7 @@ class MoweEncoder(CompositeEncoder):
         """Run every weak encoder on its clips and return, for each router, the weighted frames ``[A, width]``."""
         owner = torch.repeat_interleave(torch.arange(len(base)), base.lengths)
         results = [base.values.new_zeros(len(owner), self.width) for _ in chosen]
+        within = Ragged.count_within_rows(base.lengths)
         picks = [pick.cpu() for pick in chosen]
         for index, name in enumerate(self.pool):
             wanted = torch.stack([pick == index for pick in picks]).any(0)
@@ -166,8 +167,7 @@ class MoweEncoder(CompositeEncoder):
             frames = self.hear(index, name, audio.select(clips), masks_of(masks, place))
             if frames is None:
                 continue
-            within = torch.arange(len(owner)) - base.offsets[:-1][owner]
-            offsets = torch.cat([clips.new_zeros(1), base.lengths[clips].cumsum(0)])
+            offsets = Ragged.find_row_starts(base.lengths[clips])
             for slot, (pick, weight) in enumerate(zip(picks, weights, strict=True)):
                 rows = (pick == index).nonzero()[:, 0]
                 source = offsets[place[owner[rows]]] + within[rows]

@@ -73,13 +73,11 @@ class StftBranch(InitArgsModule):
             return filters.new_zeros(0, filters.shape[1])
         before = (self.n_fft - self.hop) // 2  # a window reaches this far to the left of its frame
         sizes = counts * self.hop + self.n_fft
-        starts = sizes.cumsum(0) - sizes
+        starts = Ragged.find_row_starts(sizes)
         buffer = filters.new_zeros(int(sizes.sum()))
-        place = torch.arange(len(audio.values)) + torch.repeat_interleave(
-            starts + before - audio.offsets[:-1], audio.lengths
-        )
+        place = Ragged.index_slices(starts + before, audio.lengths)
         buffer[place.to(buffer.device, non_blocking=True)] = as_float(audio.values).to(buffer.dtype)
-        step = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        step = Ragged.count_within_rows(counts)
         begins = (torch.repeat_interleave(starts, counts) + step * self.hop).to(
             buffer.device, non_blocking=True
         )

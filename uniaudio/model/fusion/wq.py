@@ -118,9 +118,7 @@ class WqFusion(FusionOperator):
         lengths = base.lengths * len(streams)
         place = side_by_side(base.lengths, len(streams)).to(base.device, non_blocking=True)
         frames = torch.cat(parts).index_select(0, place)
-        position = torch.arange(int(lengths.sum())) - torch.repeat_interleave(
-            lengths.cumsum(0) - lengths, lengths
-        )
+        position = Ragged.count_within_rows(lengths)
         position = (position % torch.repeat_interleave(base.lengths.clamp(min=1), lengths)).to(
             base.device, non_blocking=True
         )
@@ -144,14 +142,8 @@ def side_by_side(lengths: Tensor, streams: int) -> Tensor:
     """Return for every row of ``[clip 0: stream 0, stream 1, ...; clip 1: ...]`` its row in ``[stream 0; stream 1;
     ...]``.
     """
-    total = int(lengths.sum())
-    starts = lengths.cumsum(0) - lengths
-    blocks = [
-        torch.arange(start, start + n) + stream * total
-        for start, n in zip(starts.tolist(), lengths.tolist(), strict=True)
-        for stream in range(streams)
-    ]
-    return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
+    starts = Ragged.find_row_starts(lengths)[:, None] + torch.arange(streams) * lengths.sum()
+    return Ragged.index_slices(starts.flatten(), lengths.repeat_interleave(streams))
 
 
 def rotate_pairs(x: Float[Tensor, "T H d"], positions: Int[Tensor, " T"]) -> Float[Tensor, "T H d"]:

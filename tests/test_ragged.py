@@ -1,0 +1,43 @@
+"""The index arithmetic of rows of different length, against loops."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniaudio.ragged import Ragged
+
+LENGTHS = st.lists(st.integers(0, 7), max_size=9)
+
+
+def integers(values):
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@given(LENGTHS)
+def test_row_starts(lengths):
+    expected = [sum(lengths[:i]) for i in range(len(lengths))]
+    assert Ragged.find_row_starts(integers(lengths)).tolist() == expected
+
+
+@given(LENGTHS)
+def test_counting_within_rows(lengths):
+    expected = [i for length in lengths for i in range(length)]
+    index = Ragged.count_within_rows(integers(lengths))
+    assert (index.dtype, index.tolist()) == (torch.int64, expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 7)), max_size=9))
+def test_indices_of_slices(slices):
+    expected = [i for start, length in slices for i in range(start, start + length)]
+    starts, lengths = (integers([part[k] for part in slices]) for k in (0, 1))
+    index = Ragged.index_slices(starts, lengths)
+    assert (index.dtype, index.tolist()) == (torch.int64, expected)
+
+
+@given(LENGTHS.filter(bool), st.data())
+def test_selected_rows(lengths, data):
+    rows = [torch.rand(length, 2) for length in lengths]
+    chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=5))
+    selected = Ragged.from_rows(rows).select(chosen)
+    assert selected.lengths.tolist() == [lengths[i] for i in chosen]
+    assert torch.equal(selected.values, torch.cat([rows[i] for i in chosen]))
