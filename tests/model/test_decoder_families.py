@@ -1,15 +1,25 @@
 """Tiny decoders of many families: each is read and answers, or one sentence says why not."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from uniaudio.checks.decoder import num_layer_parameters
+from uniaudio.commands.check import check_run
+from uniaudio.config.encoders import LoraConfig
+from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.estimate.flops import any_decoder_forward_flops
+from uniaudio.estimate.stage_plan import plan_stage
+from uniaudio.estimate.thin import Clip
 from uniaudio.model.audio_lm import left_padded
-from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder import TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
+from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.lora import lora_modules, lora_targets, merge_lora
 from uniaudio.ragged import Ragged
 
 IDS = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 2}
@@ -90,3 +100,111 @@ def test_what_check_needs_is_known_without_weights(family):
 def test_what_can_never_answer_is_refused_by_its_config(family, reason):
     with pytest.raises(UserError, match=reason):
         refuse_unusable_class(AutoConfig.for_model(family))
+
+
+TARGET = torch.tensor([5, 9, 2, 7, 7, 8, 2, 11])  # ids of the answers behind two prompts
+LENGTHS = torch.tensor([7, 9])  # of the rows, prompts of 4 and 4 tokens
+
+
+def make_decoder(family, how="frozen", dtype=torch.float32):
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(tiny_config(family)).to(dtype)
+    decoder = TextDecoder(lm)
+    make_trainable(decoder, lm.base_model, how, LoraConfig(rank=4, targets="all"), 0)
+    return decoder.eval()
+
+
+def answer_loss(decoder, embeds):
+    """The loss of the answers, as a step has it: hidden states where a label is, then the head."""
+    hidden = decoder.hidden(Ragged(embeds, LENGTHS))
+    places = torch.tensor([3, 4, 5, 10, 11, 12, 13, 14])
+    return decoder.losses(hidden[places], TARGET, 4)[0]
+
+
+NAMED = ["gpt2", "opt", "bloom", "mamba", "gemma2", "gpt_oss"]
+FLOAT, BF16 = torch.float32, torch.bfloat16
+TRAINED = [(family, "lora", FLOAT) for family in FAMILIES]
+TRAINED += [(family, "lora", BF16) for family in ("llama", *NAMED)]
+TRAINED += [(family, how, FLOAT) for family in NAMED for how in ("frozen", "full")]
+
+
+@pytest.mark.parametrize(("family", "how", "dtype"), TRAINED)
+def test_losses_fall_whatever_is_trained(family, how, dtype):
+    """Frozen: gradients reach what stands before the decoder. Updates in bf16 are kept in fp32."""
+    decoder = make_decoder(family, how, dtype)
+    embeds = (0.5 * torch.randn(16, decoder.dim)).requires_grad_()
+    trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    assert all(parameter.dtype == torch.float32 for parameter in trained)
+    assert bool(trained) == (how != "frozen")
+    optimizer = torch.optim.Adam([*trained, embeds] if how == "frozen" else trained, lr=1e-2)
+    losses = []
+    for _ in range(4):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = answer_loss(decoder, embeds.to(dtype))
+        optimizer.zero_grad()
+        loss.backward()
+        assert embeds.grad.abs().max() > 0
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_updates_give_the_same(family):
+    decoder = make_decoder(family, "lora")
+    updates = [p for name, p in decoder.named_parameters() if "lora_B" in name]
+    for number, parameter in enumerate(updates):
+        torch.nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(number))
+    rows = Ragged(torch.randn(9, decoder.dim), torch.tensor([4, 5]))
+    with torch.no_grad():
+        hidden = decoder.hidden(rows)
+        merge_lora(decoder.lm)
+        assert not any("lora" in name for name, _ in decoder.named_parameters())
+        torch.testing.assert_close(decoder.hidden(rows), hidden, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "dtype"), [case[::2] for case in TRAINED if case[1] == "lora"])
+@torch.no_grad()
+def test_scores_of_labels_are_those_of_every_label_alone(family, dtype):
+    decoder = make_decoder(family, dtype=dtype)
+    prompts = Ragged(decoder.embed(torch.arange(3, 12)), torch.tensor([4, 5]))
+    labels = [[5, 2], [7, 7, 8, 2], [2]]
+    packed = Ragged.from_rows([torch.tensor(label) for label in labels])
+    read = None
+    if decoder.packed:
+
+        def read(rows, branches):
+            return decoder.packed_hidden(rows, branches)
+
+    scores = label_log_likelihoods(decoder, prompts, packed, read)
+    for prompt, row in zip(prompts.rows(), scores, strict=True):
+        for label, score in zip(labels, row, strict=True):
+            ids = torch.tensor(label)
+            whole = torch.cat([prompt, decoder.embed(ids[:-1])])
+            hidden = decoder.hidden(Ragged(whole, torch.tensor([len(whole)])))[len(prompt) - 1 :]
+            alone = decoder.logits(hidden).float().log_softmax(-1).gather(1, ids[:, None]).sum()
+            tolerance = 1e-3 if dtype == torch.float32 else 0.25
+            torch.testing.assert_close(score.float(), alone, atol=tolerance, rtol=tolerance)
+
+
+def test_updates_stand_where_layers_call_their_linear_maps():
+    """The kernels of Mamba read the weights of its other maps directly."""
+    decoder = make_decoder("mamba", "lora")
+    assert {name.rsplit(".", 1)[-1] for name in lora_modules(decoder.lm)} == {"in_proj"}
+    with pytest.raises(UserError, match="'out_proj' matches no linear map; there are in_proj"):
+        lora_targets(make_decoder("mamba").lm, ["out_proj"])
+
+
+@pytest.mark.parametrize("family", NAMED)
+def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokenizer, family):
+    changes = {"vocab_size": len(chat_tokenizer), "num_hidden_layers": 2}
+    folder = tone_run.parent / "other"
+    tiny_config(family, **changes).save_pretrained(folder)
+    chat_tokenizer.save_pretrained(folder)
+    config = load_run(tone_run, ["decoder={path: other, train: lora}"])
+    console = Console(record=True, width=200, file=io.StringIO())
+    check_run(config, console)
+    assert "ok: config, recipes" in console.export_text()
+    plan = plan_stage(config, 0, Clip(0.5, 20, 5), torch.bfloat16)
+    assert plan.batch.flops > 0
+    assert plan.batch.trained > 0

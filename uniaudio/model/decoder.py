@@ -179,7 +179,8 @@ class TextDecoder(nn.Module):
     def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
         """Turn hidden states of the last layer into logits, with the scaling or capping that this architecture adds."""
         config = self.lm.config.get_text_config()
-        logits = self.lm.get_output_embeddings()(hidden)
+        head = self.lm.get_output_embeddings()
+        logits = head(hidden.to(head.weight.dtype))  # Mamba keeps its residual stream in float32
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = cap * torch.tanh(logits / cap)
         if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
@@ -234,7 +235,8 @@ class TextDecoder(nn.Module):
         stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()
         logits = self.logits(hidden)
         if close(logits, stock):
-            return torch.equal(logits, self.lm.get_output_embeddings()(hidden))
+            head = self.lm.get_output_embeddings()
+            return torch.equal(logits, head(hidden.to(head.weight.dtype)))
         raise UserError(
             f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states"
         )

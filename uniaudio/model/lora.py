@@ -16,6 +16,7 @@ from uniaudio.errors import UserError
 
 SEPARATE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "linear_q", "linear_k", "linear_v")
 QKV = (*SEPARATE, "qkv", "qkv_proj", "query_key_value", "c_attn", "Wqkv")  # the latter make all three at once
+READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
 LINEAR = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear map with its weight the other way round
 
 
@@ -23,13 +24,18 @@ def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """Return the full names of the linear maps that ``targets`` means.
 
     Args:
-        targets: ``qkv`` (projections of attention, whatever the architecture calls them), ``all``, or regular
-            expressions that are searched for in the full names.
+        targets: ``qkv`` (projections of attention, whatever the architecture calls them), ``all`` (but those whose
+            weights are read by kernels), or regular expressions that are searched for in the full names.
 
     Raises:
         UserError: when a target matches nothing, with the names there are.
     """
-    linear = [name for name, part in module.named_modules() if isinstance(part, LINEAR)]
+    parts = dict(module.named_modules())
+    linear = [
+        name
+        for name, part in parts.items()
+        if isinstance(part, LINEAR) and not is_read_by_kernels(name, parts[name.rpartition(".")[0]])
+    ]
     if targets == "all" and linear:
         return linear
     if targets in ("all", "qkv") and not linear:
@@ -49,6 +55,18 @@ def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
             f"lora.targets: '{missing[0]}' matches no linear map; there are {', '.join(known) or 'none'}"
         )
     return matches
+
+
+def is_read_by_kernels(name: str, parent: nn.Module) -> bool:
+    """Return whether the kernels of a Mamba layer take the weight of a linear map without calling it.
+
+    Updates beside it would be left out wherever these kernels run.
+
+    Args:
+        name: full name of the map. parent: the module that holds it.
+    """
+    is_mamba = hasattr(parent, "conv1d") and hasattr(parent, "D")  # the convolution and the skip connection
+    return is_mamba and name.rsplit(".", 1)[-1] in READ_BY_KERNELS
 
 
 def add_lora(
