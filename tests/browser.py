@@ -93,8 +93,8 @@ class Browser:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def open(self, page: Path, width: int, dark: bool = False) -> None:
-        """Load a file at a width in CSS pixels, 800 high."""
+    def open(self, page: Path | str, width: int, dark: bool = False) -> None:
+        """Load a file or an address at a width in CSS pixels, 800 high."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -105,7 +105,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="screen", features=[scheme])
         self.loaded.clear()
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         assert self.loaded.wait(PATIENCE), f"{page} does not load"
 
     def run(self, script: str):

@@ -545,9 +545,6 @@ def serve(
     Writes: nothing.
     Prints: the address of the page.
     """
-    from uniaudio.serve.extra import require_server
-
-    require_server()
     from uniaudio.commands.serve import serve as open_page
     from uniaudio.config.trust import Trust
     from uniaudio.serve.limits import Limits

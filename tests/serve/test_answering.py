@@ -16,13 +16,13 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.serve.answering import label_probabilities, reply
-from uniaudio.serve.limits import Limits, OutOfTimeError
-from uniaudio.serve.prompts import Offer
+from uniaudio.serve.answering import answer_upload, score_labels
+from uniaudio.serve.limits import Limits
+from uniaudio.serve.tasks import TrainedTask
 from uniaudio.types import Example
 
 LABELS = ("low", "high", "neither of them")
-OFFER = Offer("tone", "sound", ("<audio>Which tone is it?",), LABELS)
+TASK = TrainedTask("tone", "sound", ("<audio>Which tone is it?",), LABELS)
 
 
 @pytest.fixture
@@ -59,26 +59,25 @@ def plain_likelihood(loaded, samples, pieces, label):
 
 def test_label_scores_are_the_likelihoods_of_whole_answers(loaded):
     pieces = ("", "Which tone is it?")
-    found = label_probabilities(loaded, clip(), pieces, OFFER)
+    found = score_labels(loaded, clip(), pieces, TASK)
     likelihoods = [plain_likelihood(loaded, clip(), pieces, label) for label in LABELS]
     expected = torch.tensor(likelihoods, dtype=torch.float64).softmax(0)
     np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-5)
     lengths = [len(loaded.format.answer(label)) for label in LABELS]
     assert len(set(lengths)) > 1
     shared = torch.tensor([own / length for own, length in zip(likelihoods, lengths, strict=True)])
-    found = label_probabilities(loaded, clip(), pieces, replace(OFFER, likelihood="mean"))
+    found = score_labels(loaded, clip(), pieces, replace(TASK, likelihood="mean"))
     np.testing.assert_allclose(list(found.values()), shared.double().softmax(0), atol=1e-5)
 
 
 def test_a_reply_holds_all_that_is_shown(loaded):
-    got = reply(loaded, wav(clip()), "Which tone is it?", OFFER, Limits(max_new_tokens=4))
-    assert isinstance(got.answer, str)
-    assert {label for label, _ in got.labels} == set(LABELS)
-    assert [share for _, share in got.labels] == sorted((share for _, share in got.labels), reverse=True)
-    assert sum(share for _, share in got.labels) == pytest.approx(1)
-    assert got.seconds == 0.5
-    assert got.mel.startswith(b"\x89PNG")
-    assert reply(loaded, wav(clip()), "<audio>Which tone is it?", None, Limits(max_new_tokens=4)).labels == ()
+    reply = answer_upload(loaded, wav(clip()), "Which tone is it?", TASK, Limits(max_new_tokens=4))
+    assert isinstance(reply.answer, str)
+    assert set(reply.labels) == set(LABELS)
+    assert sum(reply.labels.values()) == pytest.approx(1)
+    assert reply.spectrogram.axes[0].get_xlim() == (0, 0.5)
+    question = "<audio>Which tone is it?"
+    assert answer_upload(loaded, wav(clip()), question, None, Limits(max_new_tokens=4)).labels == {}
 
 
 @pytest.mark.parametrize(
@@ -92,10 +91,10 @@ def test_a_reply_holds_all_that_is_shown(loaded):
 )
 def test_questions_that_are_refused(loaded, question, message):
     with pytest.raises(UserError) as problem:
-        reply(loaded, wav(clip()), question, None, Limits())
+        answer_upload(loaded, wav(clip()), question, None, Limits())
     assert message in str(problem.value)
 
 
 def test_a_model_that_takes_too_long_is_ended(loaded):
-    with pytest.raises(OutOfTimeError):
-        reply(loaded, wav(clip()), "Which?", OFFER, Limits(timeout=0.0))
+    with pytest.raises(UserError, match="the model took too long"):
+        answer_upload(loaded, wav(clip()), "Which?", TASK, Limits(timeout=0.0))

@@ -1,111 +1,82 @@
-"""The command as a user starts it, on a checkpoint that was really trained."""
+"""The command as a user starts it."""
 
-import http.client
-import io
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
-from urllib.parse import quote
+from importlib import util
 
-import numpy as np
 import pytest
-import soundfile
+from gradio_client import Client, handle_file
 
+from uniaudio.cli import main
 from uniaudio.commands.ask import answer_file_question
 
-SOUND = {"Content-Type": "audio/wav"}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "uniaudio", *map(str, arguments)]
-
-
-@pytest.fixture
-def checkpoint(tone_run):
-    """A run of eight steps; its answers mean nothing, but they are those of a real model."""
-    subprocess.run(command("train", tone_run), env=ENVIRONMENT, check=True, capture_output=True)
-    return tone_run.parent / "out"
-
-
-@contextmanager
-def page_of(*arguments):
-    """Start the page and yield a function that asks it; end it with Ctrl-C and look at its exit."""
-    process = subprocess.Popen(
-        command("serve", *arguments, "--port", 0), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+@pytest.mark.slow
+def test_a_trained_checkpoint_answers_on_its_page(tone_run, tmp_path):
+    """As ``uniaudio ask`` does; Ctrl-C ends the page, and nothing of the clips is left."""
+    with pytest.raises(SystemExit):
+        main(["train", str(tone_run)])
+    run, clip, question = (
+        tone_run.parent / "out",
+        tone_run.parent / "tones" / "1.wav",
+        "<audio>Which tone is it?",
     )
-    lines = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if "open http://" in line:
-                break
-        port = int(line.split(":")[-1].split()[0])
-
-        def call(path, body=None, headers=SOUND):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            connection.request("GET" if body is None else "POST", path, body, headers)
-            got = connection.getresponse()
-            text = got.read().decode()
-            return got.status, json.loads(text) if text.startswith("{") else text
-
-        call.said = "".join(lines)
-        yield call
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-    assert process.returncode == 0
-
-
-def wav(seconds):
-    file = io.BytesIO()
-    wave = 0.3 * np.sin(np.arange(round(seconds * 16000)) * 0.3)
-    soundfile.write(file, wave, 16000, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "uniaudio", "serve", str(run), "--port", "0", "--max-seconds", "0.5"]
+    environment = {**ENVIRONMENT, "TMPDIR": str(temporary)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            address = next(line for line in process.stdout if "open http://" in line).split()[1]
+            client = Client(address, verbose=False, analytics_enabled=False)
+            answer, labels, _ = client.predict(handle_file(clip), question, "tone", api_name="/ask")
+            with pytest.raises(Exception, match=r"the clip is 0\.7 s long, more than 0\.5 s"):
+                client.predict(handle_file(clip.with_name("8.wav")), question, "tone", api_name="/ask")
+            assert list(temporary.rglob("1.wav"))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        assert (process.returncode, "Traceback" in process.stderr.read()) == (0, False)
+    assert not list(temporary.rglob("*.wav"))
+    assert answer == answer_file_question(str(run), clip, question, 256)
+    assert {one["label"] for one in labels["confidences"]} == {"low", "high"}
+    assert sum(one["confidence"] for one in labels["confidences"]) == pytest.approx(1)
 
 
-@pytest.mark.slow
-def test_a_trained_checkpoint_answers_on_its_page(checkpoint):
-    question = "<audio>Which tone is it?"
-    clip = checkpoint.parent / "tones" / "1.wav"
-    expected = answer_file_question(str(checkpoint), clip, question, 256)
-    with page_of(checkpoint, "--max-seconds", 2, "--max-mib", 0.1) as call:
-        status, page = call("/")
-        assert status == 200
-        assert "Which tone is it?" in page
-        status, reply = call(f"/ask?task=tone&question={quote(question)}", clip.read_bytes())
-        assert status == 200
-        assert reply["answer"] == expected
-        assert {row["label"] for row in reply["labels"]} == {"low", "high"}
-        assert sum(row["probability"] for row in reply["labels"]) == pytest.approx(1)
-        assert call("/ask?question=what", wav(2.5))[1]["error"].startswith("the clip is 2.5 s long")
-        assert call("/ask?question=what", bytes(110_000))[1]["error"].startswith(
-            "the file is larger than 0.1 MiB"
-        )
-        assert "cannot be read as sound" in call("/ask?question=what", b"<html>no sound</html>")[1]["error"]
-        assert call("/ask?question=what", wav(0.5))[0] == 200  # none of that did any harm
-
-
-@pytest.mark.slow
-def test_what_is_told_before_a_model_is_loaded(tmp_path):
-    """A port in use, a page that other machines can reach, a folder without a checkpoint."""
+def test_what_is_refused_before_a_model_is_loaded(tmp_path, capsys, monkeypatch):
+    """A port in use, a folder without a checkpoint behind an address that others reach, a missing package."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        told = failed("serve", tmp_path, "--port", port)
-    assert f"the address 127.0.0.1:{port} cannot be taken" in told.stderr
-    told = failed("serve", tmp_path, "--port", 0, "--host", "0.0.0.0")
-    assert "can be reached from other machines" in " ".join(told.stdout.split())
-    assert "is neither a checkpoint nor a run folder" in told.stderr
+        assert f"the address 127.0.0.1:{port} cannot be taken" in run_and_fail(
+            capsys, tmp_path, "--port", port
+        )
+    text = run_and_fail(capsys, tmp_path, "--port", 0, "--host", "0.0.0.0")
+    assert "can be reached from other machines" in text
+    assert "is neither a checkpoint nor a run folder" in text
+    find = util.find_spec
+    monkeypatch.setattr(
+        "uniaudio.commands.serve.find_spec", lambda name: None if name == "gradio" else find(name)
+    )
+    assert "pip install 'uniaudio[serve]'" in run_and_fail(capsys, tmp_path)
 
 
-def failed(*arguments):
-    """Run a command that ends with a user's mistake, told in one sentence."""
-    done = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    return done
+def run_and_fail(capsys, *arguments):
+    """Return what a command printed that ended with a user's mistake."""
+    with pytest.raises(SystemExit) as end:
+        main(["serve", *map(str, arguments)])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return " ".join((captured.out + captured.err).split())

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import signal
 import socket
+import sys
+import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 
-import uvicorn
 from rich.console import Console
 
 from uniaudio.build.model import LoadedModel, load_model, stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
-from uniaudio.serve.answering import Reply, reply
-from uniaudio.serve.app import Page, build_app
+from uniaudio.serve.answering import Reply, answer_upload
 from uniaudio.serve.limits import Limits
-from uniaudio.serve.prompts import Offer, offers
+from uniaudio.serve.tasks import TrainedTask, list_tasks
 
-LOCAL_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = NO_TRUST) -> None:
@@ -28,11 +32,12 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
         checkpoint: run folder or checkpoint folder. port: 0 takes a free one; the address is printed.
 
     Raises:
-        UserError: when the address cannot be taken or the checkpoint cannot be loaded.
+        UserError: when gradio is missing, the address cannot be taken or the checkpoint cannot be loaded.
     """
+    if find_spec("gradio") is None:
+        raise UserError("the page needs the package gradio: pip install 'uniaudio[serve]'")
     console = Console()
-    door = open_door(host, port)
-    try:
+    with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local(host):
             console.print(
                 f"[yellow]the page can be reached from other machines through {host}, without a password; "
@@ -40,44 +45,41 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
             )
         with console.status(f"loading {checkpoint}"):
             loaded = load_model(checkpoint, trust=trust)
-        page = Page(checkpoint.rstrip("/"), facts(loaded), offered(loaded.config, console))
+            tasks = find_tasks(loaded.config, console)
+            # read by gradio when it is imported: nothing is reported to its makers, uploads stay in our folder
+            os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=uploads)
+            from uniaudio.serve.page import build_page
+            from uniaudio.serve.server import build_server
 
-        def answer(data: bytes, question: str, offer: Offer | None) -> Reply:
-            return reply(loaded, data, question, offer, limits)
+            def answer(data: bytes, question: str, task: TrainedTask | None) -> Reply:
+                return answer_upload(loaded, data, question, task, limits)
 
-        app = build_app(answer, page, limits, names_of(host))
-        door.listen()  # whoever opens the address that is told below is not turned away
+            page = build_page(answer, checkpoint.rstrip("/"), describe(loaded), tasks, limits)
+            server = build_server(page, limits, list_host_names(host))
+        listener.listen()  # whoever opens the address that is printed below is not turned away
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"open http://{shown}:{door.getsockname()[1]} (end with Ctrl-C)", highlight=False)
-        settings = uvicorn.Config(
-            app,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=1 << 16,
-        )
-        with suppress(KeyboardInterrupt):  # Ctrl-C is how a page is ended
-            uvicorn.Server(settings).run(sockets=[door])
-    finally:
-        door.close()
+        console.print(f"open http://{shown}:{listener.getsockname()[1]} (end with Ctrl-C)", highlight=False)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: the uploads are deleted
+        with suppress(KeyboardInterrupt):  # which the server raises anew when it has stopped
+            server.run(sockets=[listener])
 
 
-def open_door(host: str, port: int) -> socket.socket:
-    """Take the address before the model is loaded, so that a port in use is told at once.
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before the model is loaded, so that a port in use is reported at once.
 
     Raises:
         UserError: when it cannot be taken.
     """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        door = socket.socket(family, kind, proto)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(address)
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except (OSError, OverflowError) as problem:
         raise UserError(
             f"the address {host}:{port} cannot be taken ({problem}); give another --port or --host"
         ) from problem
-    return door
+    return listener
 
 
 def is_local(host: str) -> bool:
@@ -88,28 +90,26 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def names_of(host: str) -> list[str]:
-    """Return the names under which the page may be reached: its address, or any where it listens on all of them."""
-    return ["*"] if host in ("0.0.0.0", "::", "") else [*LOCAL_NAMES, host]
+def list_host_names(host: str) -> Sequence[str]:
+    """Return the names under which the page is reached; none where it listens on all addresses of the machine."""
+    return () if host in ("0.0.0.0", "::", "") else (*LOCAL_NAMES, host)
 
 
-def facts(loaded: LoadedModel) -> list[tuple[str, str]]:
-    """Return what the page says about the parts of a model."""
+def describe(loaded: LoadedModel) -> str:
+    """Return one line about the parts of a model."""
     model, config = loaded.model, loaded.config
     millions = sum(p.numel() for p in model.encoder.parameters()) / 1e6
-    names = " + ".join(config.encoders)
     decoder = config.decoder.path if config.decoder.miniature is None else "miniature"
-    return [
-        ("encoder", f"{names}, {millions:.1f} M parameters, {model.encoder.frame_rate:g} frames/s"),
-        ("decoder", str(decoder)),
-        ("device", str(next(model.parameters()).device)),
-    ]
+    return (
+        f"encoder {' + '.join(config.encoders)}, {millions:.1f} M parameters, {model.encoder.frame_rate:g} frames/s · "
+        f"decoder {decoder} · device {next(model.parameters()).device}"
+    )
 
 
-def offered(config: RunConfig, console: Console) -> list[Offer]:
-    """Return the trained questions, or none where the recipes are not on this machine: the model answers without."""
+def find_tasks(config: RunConfig, console: Console) -> list[TrainedTask]:
+    """Return the trained tasks, or none where the recipes are not on this machine: the model answers without."""
     try:
-        return offers(stage_recipes(config))
+        return list_tasks(stage_recipes(config))
     except UserError as problem:
-        console.print(f"[yellow]no trained questions are offered: {problem}[/]")
+        console.print(f"[yellow]no trained questions are listed: {problem}[/]")
         return []

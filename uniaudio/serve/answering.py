@@ -1,12 +1,12 @@
-"""One question to a loaded model: the answer, what it thinks of every label, and the picture of the clip."""
+"""One question to a loaded model: the answer, the probability of every label, and the spectrogram of the clip."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from uniaudio.build.answering import answer_samples, split_question
@@ -15,10 +15,10 @@ from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.metrics.classification import probabilities
 from uniaudio.ragged import Ragged
-from uniaudio.serve.limits import Limits, decode_upload, within
-from uniaudio.serve.picture import mel_picture
-from uniaudio.serve.prompts import Offer
-from uniaudio.types import SAMPLE_RATE, Example
+from uniaudio.serve.limits import Limits, decode_upload, limit_time
+from uniaudio.serve.spectrogram import draw_spectrogram
+from uniaudio.serve.tasks import TrainedTask
+from uniaudio.types import Example
 
 
 @dataclass(frozen=True)
@@ -26,48 +26,44 @@ class Reply:
     """What the page shows.
 
     Args:
-        answer: the generated text. labels: (label, probability), the likeliest first; empty without a closed set.
-        seconds: length of the clip. took: seconds of work. mel: PNG of the log-mel spectrogram.
+        answer: the generated text. labels: the probability of every label; empty without a closed set.
+        spectrogram: of the clip.
     """
 
     answer: str
-    labels: tuple[tuple[str, float], ...]
-    seconds: float
-    took: float
-    mel: bytes
+    labels: dict[str, float]
+    spectrogram: Figure
 
 
-def reply(loaded: LoadedModel, data: bytes, question: str, offer: Offer | None, limits: Limits) -> Reply:
+def answer_upload(
+    loaded: LoadedModel, data: bytes, question: str, task: TrainedTask | None, limits: Limits
+) -> Reply:
     """Decode a clip and ask a model about it.
 
     Args:
-        data: bytes of a sound file. question: text, in which ``<audio>`` may stand for the clip's place. offer: the
-            task whose closed set of answers is compared; None compares nothing.
+        data: bytes of a sound file. question: text, in which ``<audio>`` may mark the clip's place.
+        task: whose labels are compared, if it has any.
 
     Raises:
-        UserError: when clip or question cannot be used. OutOfTimeError: when the model takes longer than it may.
+        UserError: when clip or question cannot be used, or the model takes longer than it may.
     """
     question = question.strip()
     if not question:
-        raise UserError("the question is empty; type one or pick one of the trained ones")
+        raise UserError("the question is empty; type one or pick a trained one")
     if len(question) > limits.max_characters:
         raise UserError(f"the question is longer than {limits.max_characters} characters; shorten it")
     pieces = split_question(question)
-    begun = time.monotonic()
     samples = decode_upload(data, limits)
-    with within(limits.timeout, loaded.model):
+    with limit_time(limits.timeout, loaded.model):
         answer = answer_samples(loaded, samples, pieces, limits.max_new_tokens)
-        scored = label_probabilities(loaded, samples, pieces, offer) if offer and offer.labels else {}
-    ranked = sorted(scored.items(), key=lambda pair: -pair[1])
-    return Reply(
-        answer, tuple(ranked), len(samples) / SAMPLE_RATE, time.monotonic() - begun, mel_picture(samples)
-    )
+        labels = score_labels(loaded, samples, pieces, task) if task and task.labels else {}
+    return Reply(answer, labels, draw_spectrogram(samples))
 
 
-def label_probabilities(
-    loaded: LoadedModel, samples: NDArray[np.int16], pieces: tuple[str, ...], offer: Offer
+def score_labels(
+    loaded: LoadedModel, samples: NDArray[np.int16], pieces: tuple[str, ...], task: TrainedTask
 ) -> dict[str, float]:
-    """Return the probability of every label of a closed set, as ``uniaudio eval`` has it.
+    """Return the probability of every label of a closed set, as ``uniaudio eval`` computes it.
 
     Clip and question are read once; every label, end of turn included, stands behind them as a branch of its own.
 
@@ -77,10 +73,11 @@ def label_probabilities(
     example = Example("question", "ask", "ask", (samples,), pieces, "-")
     try:
         prompt = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
-        ids = [torch.tensor(loaded.format.answer(label)) for label in offer.labels]
+        answers = [torch.tensor(loaded.format.answer(label)) for label in task.labels]
     except RowError as problem:
         raise UserError(f"the question cannot be asked: {problem}") from problem
     device = next(loaded.model.parameters()).device
-    likelihoods = loaded.model.label_log_likelihoods(prompt.to(device), Ragged.from_rows(ids))
-    chances = probabilities(likelihoods.double().cpu().numpy(), [len(own) for own in ids], offer.likelihood)
-    return dict(zip(offer.labels, chances[0].tolist(), strict=True))
+    likelihoods = loaded.model.label_log_likelihoods(prompt.to(device), Ragged.from_rows(answers))
+    lengths = [len(answer) for answer in answers]
+    shares = probabilities(likelihoods.double().cpu().numpy(), lengths, task.likelihood)
+    return dict(zip(task.labels, shares[0].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What the page takes: how large, how long, how slow; checked before the work that it bounds."""
+"""What the page accepts: how large, how long, how slow; checked before the work that it bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from uniaudio.data.audio import decode, opened
 from uniaudio.errors import RowError, UserError
 
 MIB = 1 << 20
-RICHEST = 400_000  # samples a second of all channels: eight channels at 48 kHz, two at 192 kHz
+MAX_RATE = 400_000  # samples a second of all channels: eight channels at 48 kHz, two at 192 kHz
+REASONS = {
+    "broken audio": "the file cannot be read as sound; give WAV, FLAC, MP3, OGG or Opus",
+    "truncated audio": "the file is cut off; give a whole one",
+    "empty audio": "the clip is empty; record or drop one that can be heard",
+    "non-finite samples": "the clip holds samples that are not numbers; export it again",
+    "samples out of range": "the clip holds floats far beyond full scale; export it with 16 bits or floats up to 1",
+}
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,9 @@ class Limits:
     """Bounds of one question.
 
     Args:
-        max_seconds: length of the clip. max_mib: size of its file, in MiB. timeout: seconds that receiving the clip may
-            take, and again seconds that the model may take. max_new_tokens: length of the answer.
-        max_characters: length of the question. max_waiting: questions that may wait for the one before them.
+        max_seconds: length of the clip. max_mib: size of its file, in MiB. timeout: seconds that the model may take.
+        max_new_tokens: length of the answer. max_characters: length of the question.
+        max_waiting: questions that may wait for the one before them.
     """
 
     max_seconds: float = 60.0
@@ -42,10 +49,6 @@ class Limits:
         return int(self.max_mib * MIB)
 
 
-class OutOfTimeError(Exception):
-    """A question has taken all the time it was given."""
-
-
 def decode_upload(data: bytes, limits: Limits) -> NDArray[np.int16]:
     """Decode the bytes of a sound file to int16 mono samples ``[S]`` at 16 kHz.
 
@@ -56,60 +59,45 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.int16]:
         UserError: when the clip is too large, too long, empty or no sound that can be read.
     """
     if len(data) > limits.max_bytes:
-        raise UserError(too_large(limits))
+        raise UserError(
+            f"the file is larger than {limits.max_mib:g} MiB; cut or compress it, "
+            f"or start the page with a larger --max-mib"
+        )
     try:
         with opened(data, "the clip") as file:
-            seconds, richness = file.frames / file.samplerate, file.samplerate * file.channels
+            seconds, rate = file.frames / file.samplerate, file.samplerate * file.channels
             shape = f"{file.channels} channel(s) at {file.samplerate} Hz"
         if seconds > limits.max_seconds:
             raise UserError(
-                f"the clip is {seconds:.1f} s long, {limits.max_seconds:g} s are taken; cut it, "
+                f"the clip is {seconds:.1f} s long, more than {limits.max_seconds:g} s; cut it, "
                 f"or start the page with a larger --max-seconds"
             )
-        if richness > RICHEST:
-            raise UserError(f"the clip has {shape}, more than this page takes; convert it to 16 kHz mono")
+        if rate > MAX_RATE:
+            raise UserError(f"the clip has {shape}, more than this page accepts; convert it to 16 kHz mono")
         return decode(data, limits.max_seconds, "the clip")
     except RowError as problem:
-        raise UserError(said(problem)) from problem
-
-
-def too_large(limits: Limits) -> str:
-    """Return what to say of a file over the limit."""
-    return (
-        f"the file is larger than {limits.max_mib:g} MiB; cut or compress it, "
-        f"or start the page with a larger --max-mib"
-    )
-
-
-def said(problem: RowError) -> str:
-    """Return one sentence about a clip that cannot be used."""
-    reasons = {
-        "broken audio": "the file cannot be read as sound; give WAV, FLAC, MP3, OGG or Opus",
-        "truncated audio": "the file is cut off; give a whole one",
-        "empty audio": "the clip is empty; record or drop one that can be heard",
-        "non-finite samples": "the clip holds samples that are not numbers; export it again",
-        "samples out of range": "the clip holds floats far beyond full scale; export it with 16 bits or floats up to 1",
-    }
-    return reasons.get(problem.reason, str(problem))
+        raise UserError(REASONS.get(problem.reason, str(problem))) from problem
 
 
 @contextmanager
-def within(seconds: float, model: nn.Module) -> Iterator[None]:
-    """Bound the time of what ``model`` does inside: every module looks at the clock before it runs.
+def limit_time(seconds: float, model: nn.Module) -> Iterator[None]:
+    """Bound the time of what ``model`` does inside: every module checks the clock before it runs.
 
     A thread cannot be ended from outside; this ends an overdue question within one layer, so the next in the queue
     gets its turn.
 
     Raises:
-        OutOfTimeError: inside, at the first module that begins too late.
+        UserError: inside, at the first module that begins too late.
     """
     end = time.monotonic() + seconds
 
-    def look(module: nn.Module, inputs: Any) -> None:
+    def check_clock(module: nn.Module, inputs: Any) -> None:
         if time.monotonic() > end:
-            raise OutOfTimeError
+            raise UserError(
+                "the model took too long; give a shorter clip or start the page with a larger --timeout"
+            )
 
-    hooks = [module.register_forward_pre_hook(look) for module in model.modules()]
+    hooks = [module.register_forward_pre_hook(check_clock) for module in model.modules()]
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Which questions the page offers."""
+"""Which trained questions the page lists."""
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
-from uniaudio.serve.prompts import Offer, offers
+from uniaudio.serve.tasks import TrainedTask, list_tasks
 
 CARD = {"license": "CC0-1.0", "load": {"jsonl": "rows"}, "splits": {"train": {}, "test": {}}}
 TEMPLATES = {
@@ -45,21 +45,21 @@ def recipe_of(folder):
         {"dataset": "clips", "template": ["tone", "qa"]},
         {"dataset": "pairs", "template": "same"},
     ]
-    asked = [
+    evaluated = [
         {"dataset": "clips", "template": "translate", "constants": {"language": name}}
         for name in ("English", "Welsh")
     ]
-    asked[1]["split"] = "train"
-    (folder / "all.yaml").write_text(dump_yaml({"recipe": "all", "train": lines, "evaluate": asked}))
+    evaluated[1]["split"] = "train"
+    (folder / "all.yaml").write_text(dump_yaml({"recipe": "all", "train": lines, "evaluate": evaluated}))
     return load_recipe(str(folder / "all.yaml"))
 
 
 def test_tasks_about_one_clip_whose_wordings_need_no_row(tmp_path):
-    """``qa`` needs a column, ``same`` two clips; ``translate`` is asked with two constants."""
+    """``qa`` needs a column, ``same`` two clips; ``translate`` stands there with two constants."""
     recipe = recipe_of(tmp_path)
-    assert offers([recipe, recipe]) == [
-        Offer("tone", "sound", ("<audio>Which tone?", "One of low or high?\n<audio>"), ("low", "high")),
-        Offer(
+    assert list_tasks([recipe, recipe]) == [
+        TrainedTask("tone", "sound", ("<audio>Which tone?", "One of low or high?\n<audio>"), ("low", "high")),
+        TrainedTask(
             "translate",
             "speech",
             ("<audio>Translate into English.", "<audio>Translate into Welsh."),

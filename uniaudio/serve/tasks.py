@@ -1,4 +1,4 @@
-"""The questions that a checkpoint was trained on, as the page offers them."""
+"""The tasks that a checkpoint was trained on, as the page lists them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from uniaudio.errors import RowError
 
 
 @dataclass(frozen=True)
-class Offer:
-    """One task: its wordings, ``<audio>`` in the place of the clip, and its closed set of answers (or none).
+class TrainedTask:
+    """One task of a checkpoint.
 
     Args:
+        wordings: its questions, ``<audio>`` in the place of the clip. labels: its closed set of answers, or none.
         likelihood: what labels are compared by, ``sum`` or ``mean``, see ``Scoring``.
     """
 
@@ -26,38 +27,38 @@ class Offer:
     likelihood: str = "sum"
 
 
-def offers(recipes: Sequence[Recipe]) -> list[Offer]:
-    """Return every task of the recipes that asks about one clip, sorted by domain and name.
+def list_tasks(recipes: Sequence[Recipe]) -> list[TrainedTask]:
+    """Return every task of the recipes about one clip, sorted by domain and name.
 
     Wordings that need a column of the row (a question about the clip, for example) are left out; constants of the
     recipe are filled in.
     """
-    found: dict[str, Offer] = {}
-    for template, constants in asked_templates(recipes):
-        old = found.get(template.task)
-        wordings = dict.fromkeys([*(old.wordings if old else ()), *fixed_wordings(template, constants)])
+    tasks: dict[str, TrainedTask] = {}
+    for template, constants in iterate_templates(recipes):
+        known = tasks[template.task].wordings if template.task in tasks else ()
+        wordings = dict.fromkeys([*known, *render_fixed_wordings(template, constants)])
         if template.num_clips == 1 and wordings:
-            found[template.task] = Offer(
+            tasks[template.task] = TrainedTask(
                 template.task,
                 template.domain,
                 tuple(wordings),
                 template.labels or (),
                 template.scoring.likelihood,
             )
-    return sorted(found.values(), key=lambda offer: (offer.domain, offer.task))
+    return sorted(tasks.values(), key=lambda task: (task.domain, task.task))
 
 
-def asked_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Mapping[str, Any]]]:
+def iterate_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Mapping[str, Any]]]:
     """Yield the templates of all entries with their constants, trained ones before those that are only evaluated."""
     for recipe in recipes:
         for entry in recipe.train:
             for template in entry.templates:
                 yield template, entry.constants
-        for asked in recipe.evaluate:
-            yield asked.template, asked.constants
+        for evaluation in recipe.evaluate:
+            yield evaluation.template, evaluation.constants
 
 
-def fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:
+def render_fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:
     """Return the wordings that need nothing but the template's labels and the constants."""
     values = {**constants, **({"labels": template.labels} if template.labels else {})}
     wordings = []
