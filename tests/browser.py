@@ -22,7 +22,7 @@ class Browser:
     """One page in a headless Chromium; ``requests`` and ``errors`` collect what it loads and complains of."""
 
     def __init__(self, profile: Path) -> None:
-        to_browser, own_end = os.pipe()
+        to_browser, our_end = os.pipe()
         from_browser, browser_end = os.pipe()
         # the browser reads file descriptor 3 and writes 4; bash puts ours there whatever their numbers are
         command = [
@@ -41,7 +41,7 @@ class Browser:
         )
         os.close(to_browser)
         os.close(browser_end)
-        self.writer = os.fdopen(own_end, "wb", buffering=0)
+        self.writer = os.fdopen(our_end, "wb", buffering=0)
         self.reader = os.fdopen(from_browser, "rb")
         self.answers: Queue = Queue()
         self.requests: list[str] = []
@@ -110,17 +110,17 @@ class Browser:
 
     def run(self, script: str):
         """Return the value of a JavaScript expression on the page."""
-        told = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
         """Save the whole page as PNG."""
         height = min(self.run("document.documentElement.scrollHeight"), 16000)
         width = self.run("innerWidth")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        told = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(told["data"]))
+        result = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(result["data"]))
 
     def close(self) -> None:
         """End the browser."""

@@ -59,15 +59,15 @@ def plain_likelihood(loaded, samples, pieces, label):
 
 def test_label_scores_are_the_likelihoods_of_whole_answers(loaded):
     pieces = ("", "Which tone is it?")
-    found = score_labels(loaded, clip(), pieces, TASK)
+    scores = score_labels(loaded, clip(), pieces, TASK)
     likelihoods = [plain_likelihood(loaded, clip(), pieces, label) for label in LABELS]
     expected = torch.tensor(likelihoods, dtype=torch.float64).softmax(0)
-    np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-5)
+    np.testing.assert_allclose([scores[label] for label in LABELS], expected, atol=1e-5)
     lengths = [len(loaded.format.answer(label)) for label in LABELS]
     assert len(set(lengths)) > 1
-    shared = torch.tensor([own / length for own, length in zip(likelihoods, lengths, strict=True)])
-    found = score_labels(loaded, clip(), pieces, replace(TASK, likelihood="mean"))
-    np.testing.assert_allclose(list(found.values()), shared.double().softmax(0), atol=1e-5)
+    shared = torch.tensor([value / length for value, length in zip(likelihoods, lengths, strict=True)])
+    scores = score_labels(loaded, clip(), pieces, replace(TASK, likelihood="mean"))
+    np.testing.assert_allclose(list(scores.values()), shared.double().softmax(0), atol=1e-5)
 
 
 def test_a_reply_holds_all_that_is_shown(loaded):

@@ -46,7 +46,7 @@ def wait_for(browser, script):
 
 
 @pytest.mark.slow
-def test_a_clip_is_asked_about(browser, tmp_path, monkeypatch):
+def test_answers_and_errors_are_shown_as_text(browser, tmp_path, monkeypatch):
     def answer(data, question, task):
         if question == "is it broken?":
             raise UserError("the file cannot be read as <b>sound</b>")
