@@ -1,6 +1,7 @@
 """Code that a model or a run brings is run only when whoever opens it says so, by every command."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -186,3 +187,30 @@ def test_code_of_the_hub_is_remembered_only_at_a_revision(tmp_path):
         settings = {"encoders": {"a": {**part, "revision": revision}}, "decoder": {}}
         remember_run(tmp_path, settings, Trust(remote_code=True))
         assert remembered_trust(tmp_path, settings) == Trust(remote_code=revision is not None)
+
+
+WAITS_FOR_BOTH = """
+import os, pathlib, time
+here = pathlib.Path(__file__).parent
+(here / f"ran-{os.environ['RANK']}").touch()
+until = time.monotonic() + 60
+while len(list(here.glob("ran-*"))) < 2 and time.monotonic() < until:
+    time.sleep(0.1)
+class Encoder: ...
+"""
+
+
+@pytest.mark.slow
+def test_every_process_of_a_launch_is_given_the_same_trust(here):
+    (here / "marker_encoder.py").write_text(WAITS_FOR_BOTH)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "uniaudio.train", "run.yaml", OWN_CLASS, "--allow-code"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0
+    assert "is no subclass of uniaudio's AudioEncoder" in done.stderr
+    assert {file.name for file in here.glob("ran-*")} == {"ran-0", "ran-1"}
