@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from transformers import WhisperFeatureExtractor
 
 from uniaudio.evaluate.embedding import embed_clips
-from uniaudio.evaluate.probing.probes import KINDS, knn_predict, probe
+from uniaudio.evaluate.probing.probes import KINDS, predict_knn, probe
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.types import SAMPLE_RATE
 
@@ -60,7 +60,7 @@ def knn(side: str, quick: bool) -> Callable[[], Any]:
     y = rng.integers(0, CLASSES, train)
     if side == "ours":
         tensors = torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(other)
-        return lambda: knn_predict(*tensors, CLASSES)
+        return lambda: predict_knn(*tensors, CLASSES)
 
     def sklearn() -> Any:
         found = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(x)

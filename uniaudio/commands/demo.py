@@ -23,7 +23,7 @@ from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import answers_table
-from uniaudio.evaluate.probing.labelled_folder import suite_of_folders
+from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import suite_tables
 from uniaudio.report.scores import FINGERPRINTS
@@ -86,7 +86,7 @@ def probe_before_and_after(
     """Probe the untrained and the trained encoder on the labelled sets."""
     start = str(out / "whisper")
     encoders = {"before": load_encoder(start), "after": load_encoder(str(out))}
-    suite = suite_of_folders({name: corpus[name] for name in PROBED if name in corpus})
+    suite = build_folder_suite({name: corpus[name] for name in PROBED if name in corpus})
     result = run_suite(suite, read_tasks(suite), encoders, "masked", seeds, False, console)
     result[FINGERPRINTS] = {
         "before": fingerprint_model(start, encoders["before"]),

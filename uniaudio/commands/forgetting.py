@@ -26,7 +26,7 @@ from uniaudio.evaluate.forgetting import (
     summary_table,
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
-from uniaudio.evaluate.generation.entry_metrics import cut_note, rows_cell
+from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, format_row_counts
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
 from uniaudio.evaluate.probing.probes import KINDS
 from uniaudio.evaluate.probing.task_rows import TaskRows
@@ -172,7 +172,9 @@ def answer_matrix(
         rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:
-                note = " ".join(f"{entry}: {rows_cell(result)}. {cut_note(entry, result)}".split())
+                note = " ".join(
+                    f"{entry}: {format_row_counts(result)}. {describe_cut_answers(entry, result)}".split()
+                )
                 console.print(note, style="dim", highlight=False)
     first: dict[tuple[str, str], int] = {}
     for row, recipe in recipes_by_row(config, recipes, stages):

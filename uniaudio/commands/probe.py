@@ -13,7 +13,7 @@ from uniaudio.build.result_fingerprints import fingerprint_models
 from uniaudio.commands.evaluate import write_json
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import parse_folders, suite_of_folders
+from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, parse_folders
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import suite_tables
@@ -55,7 +55,7 @@ def run_probe(
     console = Console()
     if not console.is_terminal:  # a log file has no width
         console.width = max(console.width, LOG_WIDTH)
-    chosen = suite_of_folders(parse_folders(data)) if suite is None else load_suite(suite)
+    chosen = build_folder_suite(parse_folders(data)) if suite is None else load_suite(suite)
     tasks = read_tasks(chosen)
     encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     result = run_suite(chosen, tasks, encoders, cast(Protocol, protocol), seeds, layers, console)

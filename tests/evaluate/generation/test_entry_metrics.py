@@ -22,7 +22,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.generation import predictions
 from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss, tokenize_labels
-from uniaudio.evaluate.metrics.classification import label_figures, probabilities, ranking
+from uniaudio.evaluate.metrics.classification import compute_label_metrics, probabilities, ranking
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
@@ -135,7 +135,7 @@ def test_probabilities_of_labels():
 def test_figures_by_hand_with_several_right_labels():
     chances = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.2, 0.3, 0.5]])
     truth = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], bool)
-    figures = label_figures(["a", "b", "c"], chances, truth)
+    figures = compute_label_metrics(["a", "b", "c"], chances, truth)
     assert figures["accuracy"] == 0.75
     assert figures["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
     # a: first of the ranking; b: clip 1 first, clip 0 third, behind clip 3; c: the first two

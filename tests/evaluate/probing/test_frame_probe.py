@@ -10,8 +10,9 @@ from torch import nn
 from uniaudio.data.card import DatasetCard, Load
 from uniaudio.evaluate.probing.frame_probe import FrameTask, score_frames
 from uniaudio.evaluate.probing.suite import FrameFile, TaskFile
+from uniaudio.evaluate.probing.task_answers import Event
 from uniaudio.evaluate.probing.task_embeddings import Embedded
-from uniaudio.evaluate.probing.task_rows import Event, TaskRows, Trial
+from uniaudio.evaluate.probing.task_rows import TaskRows, Trial
 
 RATE = 10.0  # frames a second
 

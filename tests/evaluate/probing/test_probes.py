@@ -9,7 +9,7 @@ from uniaudio.evaluate.probing.probes import (
     Fold,
     ProbeSettings,
     SeedwiseLinear,
-    knn_predict,
+    predict_knn,
     probe,
     probe_folds,
     train_probe,
@@ -28,7 +28,7 @@ def clusters(count, spread, seed=0):
 def test_knn_equals_a_loop():
     x, y = clusters(60, 2.0)
     test, _ = clusters(20, 2.0, seed=1)
-    ours = knn_predict(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(test), 4, block=7).tolist()
+    ours = predict_knn(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(test), 4, block=7).tolist()
     for vector, prediction in zip(test, ours, strict=True):
         similarity = [float(vector @ row / np.linalg.norm(vector) / np.linalg.norm(row)) for row in x]
         nearest = sorted(range(60), key=lambda i: -similarity[i])[:10]

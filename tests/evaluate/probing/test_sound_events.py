@@ -7,26 +7,26 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from uniaudio.evaluate.probing.sound_events import (
+    build_frame_targets,
+    compute_f1,
     events_to_segments,
-    f1_of,
-    frame_targets,
+    find_onsets,
     frames_to_segments,
-    matched_onsets,
+    match_onsets,
     onset_f1,
-    onsets_of,
     pool_whole_segments,
 )
-from uniaudio.evaluate.probing.task_rows import Event
+from uniaudio.evaluate.probing.task_answers import Event
 
 CLASSES = {"dog": 0, "cat": 1}
 
 
 def test_frames_of_events():
     events = [Event(0.05, 0.11, "dog"), Event(0.0, 0.02, "cat")]
-    touched = frame_targets(events, 8, 50.0, CLASSES, touched=True)  # frames of 20 ms
+    touched = build_frame_targets(events, 8, 50.0, CLASSES, touched=True)  # frames of 20 ms
     assert touched[:, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
     assert touched[:, 1].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
-    theirs = frame_targets(events, 8, 50.0, CLASSES, touched=False)
+    theirs = build_frame_targets(events, 8, 50.0, CLASSES, touched=False)
     assert theirs[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0]  # ceil(2.5) up to ceil(5.5)
 
 
@@ -62,16 +62,16 @@ def test_f1_equals_sklearn_over_the_classes_that_occur(seed, average):
     truth, guess = rng.random((2, 12, 3)) < 0.3
     occurring = np.flatnonzero(truth.any(0))
     if not len(occurring):
-        assert f1_of(truth, guess, average) == 0.0
+        assert compute_f1(truth, guess, average) == 0.0
         return
     labels = occurring if average == "macro" else [0, 1, 2]
     expected = f1_score(truth, guess, average=average, labels=labels, zero_division=0)
-    assert f1_of(truth, guess, average) == pytest.approx(expected)
+    assert compute_f1(truth, guess, average) == pytest.approx(expected)
 
 
 def test_onsets_begin_where_a_class_begins():
     active = np.array([[1, 0], [1, 0], [0, 1], [1, 1]], dtype=bool)
-    assert onsets_of(active, 2.0) == [[0.0, 1.5], [1.0]]
+    assert find_onsets(active, 2.0) == [[0.0, 1.5], [1.0]]
 
 
 @given(
@@ -85,7 +85,7 @@ def test_matching_is_the_largest_there_is(truth, guess, collar):
     short, long = sorted((truth, guess), key=len)
     for chosen in itertools.permutations(range(len(long)), len(short)):
         best = max(best, sum(abs(a - long[i]) <= collar for a, i in zip(short, chosen, strict=True)))
-    assert matched_onsets(truth, guess, collar) == best
+    assert match_onsets(truth, guess, collar) == best
 
 
 def test_onset_f1_with_a_collar():

@@ -24,7 +24,7 @@ from uniaudio.evaluate.probing import task_embeddings
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
-from uniaudio.evaluate.probing.task_rows import content_digest, read_task
+from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
 from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
@@ -210,7 +210,7 @@ def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, mo
 
     def embed(model, **task):
         rows = the_task(tones, **task)
-        return embed_task(model, model_digest(model), rows, content_digest(rows.rows()), "masked")[1][0]
+        return embed_task(model, model_digest(model), rows, hash_contents(rows.rows()), "masked")[1][0]
 
     first = embed(model)
     again = embed(encoder())
@@ -454,11 +454,11 @@ def test_clips_held_in_memory_get_the_scores_of_the_command(tones):
 
 def test_a_copy_of_the_data_shares_the_cache(tones, monkeypatch):
     rows = the_task(tones)
-    digest = content_digest(rows.rows())
+    digest = hash_contents(rows.rows())
     shutil.copytree(tones / "tones", tones / "copy")
     shutil.rmtree(tones / "tones")
     (tones / "copy").rename(tones / "tones")
-    assert content_digest(the_task(tones).rows()) == digest
+    assert hash_contents(the_task(tones).rows()) == digest
 
 
 ROOT = Path(__file__).parents[3]

@@ -2,12 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.evaluate.probing.weighted_average import Standing, average_scores, weighted_average
+from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores, weighted_average
 
 STANDINGS = {
-    "digits": Standing(300, "speech"),
-    "emotion": Standing(100, "speech", private=True),
-    "sounds": Standing(400, "sound"),
+    "digits": TaskWeight(300, "speech"),
+    "emotion": TaskWeight(100, "speech", private=True),
+    "sounds": TaskWeight(400, "sound"),
 }
 
 
@@ -28,7 +28,7 @@ def test_public_is_what_is_not_private():
     before = average_scores(scored(digits=0.9, emotion=0.5, sounds=0.2), STANDINGS)["m"]["linear"]["public"]
     after = average_scores(scored(digits=0.9, emotion=1.0, sounds=0.2), STANDINGS)["m"]["linear"]["public"]
     assert before == after == pytest.approx((300 * 0.9 + 400 * 0.2) / 700)
-    public = {name: Standing(standing.weight, standing.domain) for name, standing in STANDINGS.items()}
+    public = {name: TaskWeight(standing.weight, standing.domain) for name, standing in STANDINGS.items()}
     assert "public" not in average_scores(scored(digits=0.9, emotion=0.5), public)["m"]["linear"]
 
 

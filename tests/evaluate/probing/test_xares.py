@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from uniaudio.evaluate.probing.probes import Fold
-from uniaudio.evaluate.probing.xares import XaresFold, linear_score, xares_knn, xares_scores
+from uniaudio.evaluate.probing.xares import XaresFold, linear_score, score_xares_folds, xares_knn
 
 
 def data(count, classes=4, width=12, seed=0, spread=0.4):
@@ -71,7 +71,7 @@ def test_the_linear_probe_equals_plain_torch(several):
     folds = [fold(several), fold(several, seed=1)]
     expected = [reference(folds, seed, 20, 8, several) for seed in (42, 43)]
     assert [linear_score(folds, 4, seed, 20, 8) for seed in (42, 43)] == pytest.approx(expected, abs=1e-6)
-    scores = xares_scores(folds, 4, 2, 20, 8, ("linear",))
+    scores = score_xares_folds(folds, 4, 2, 20, 8, ("linear",))
     assert scores["linear"]["mean"] == pytest.approx(np.mean(expected))
     assert scores["linear"]["std"] == pytest.approx(np.std(expected))
     assert 0.5 < scores["linear"]["mean"] < 1.0
@@ -92,4 +92,4 @@ def test_knn_divides_training_features_and_test_vectors():
     assert xares_knn(x, y, test, 4).tolist() == guesses
     chosen = XaresFold(Fold(x, y, test, truth), test, truth)
     right = np.mean([guess == label for guess, label in zip(guesses, truth.tolist(), strict=True)])
-    assert xares_scores([chosen], 4, 1, 1, 32, ("knn",))["knn"]["mean"] == pytest.approx(right)
+    assert score_xares_folds([chosen], 4, 1, 1, 32, ("knn",))["knn"]["mean"] == pytest.approx(right)

@@ -19,7 +19,7 @@ from uniaudio.evaluate.generation.predictions import (
     predict_entry,
     tokenize_labels,
 )
-from uniaudio.evaluate.metrics.classification import label_figures, probabilities
+from uniaudio.evaluate.metrics.classification import compute_label_metrics, probabilities
 from uniaudio.evaluate.metrics.intervals import interval
 from uniaudio.evaluate.metrics.scoring import is_right, measures
 from uniaudio.model.audio_lm import AudioLM
@@ -39,7 +39,7 @@ def evaluate_entry(
         companions, ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first right answer),
         ``examples``, ``rows`` (of the whole split, None where that is not known), ``skipped`` (rows with reasons),
         ``cut`` (answers that had not ended after ``max_new_tokens``), ``max_new_tokens``, ``answers``; for a closed set
-        ``labels``, see ``label_figures``.
+        ``labels``, see ``compute_label_metrics``.
 
     Raises:
         UserError: when no row can be used, or nothing is left of the right answers after normalising.
@@ -106,7 +106,7 @@ def score_closed_set(
     for record, row in zip(answer_records, chances, strict=True):
         best = int(row.argmax())
         record |= {"label": names[best], "confidence": float(row[best])}
-    return label_figures(names, chances, truth)
+    return compute_label_metrics(names, chances, truth)
 
 
 def answers_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -121,25 +121,25 @@ def answers_table(results: dict[str, dict[str, Any]]) -> Table:
         table.add_row(
             name,
             result["metric"],
-            with_interval(result["score"], result.get("interval")),
+            format_with_interval(result["score"], result.get("interval")),
             f"{result['right']:.1%}",
-            with_interval(labels["accuracy"], labels["interval"]) if labels else "",
+            format_with_interval(labels["accuracy"], labels["interval"]) if labels else "",
             f"{result['loss']:.3f}",
-            rows_cell(result),
+            format_row_counts(result),
         )
-    if notes := [note for name, result in results.items() if (note := cut_note(name, result))]:
+    if notes := [note for name, result in results.items() if (note := describe_cut_answers(name, result))]:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
-def rows_cell(result: Mapping[str, Any]) -> str:
+def format_row_counts(result: Mapping[str, Any]) -> str:
     """Say how many rows were answered, of how many there are, and how many could not be used."""
     answered, skipped, rows = result["examples"], len(result["skipped"]), result["rows"]
     text = str(answered) if rows == answered else f"{answered} of {'?' if rows is None else rows}"
     return f"{text} rows" + (f"\n{skipped} skipped" if skipped else "")
 
 
-def cut_note(name: str, result: Mapping[str, Any]) -> str:
+def describe_cut_answers(name: str, result: Mapping[str, Any]) -> str:
     """Say that answers were cut and what to do about it; nothing where none was."""
     if not result["cut"]:
         return ""
@@ -150,6 +150,6 @@ def cut_note(name: str, result: Mapping[str, Any]) -> str:
     )
 
 
-def with_interval(value: float, ends: Sequence[float] | None) -> str:
+def format_with_interval(value: float, ends: Sequence[float] | None) -> str:
     """Return a score, and its interval in a line below."""
     return f"{value:.3f}" + (f"\n{ends[0]:.3f}–{ends[1]:.3f}" if ends else "")

@@ -32,7 +32,7 @@ def calibration_error(confidence: Array, right: NDArray[np.bool_], bins: int = B
     Args:
         confidence: ``[N]`` between 0 and 1: the probability of the answer that was given. right: ``[N]``.
     """
-    place = bin_of(confidence, bins)
+    place = find_bins(confidence, bins)
     rows = np.zeros((len(confidence), bins, 3))
     rows[np.arange(len(confidence)), place] = np.stack([np.ones_like(confidence), confidence, right], 1)
 
@@ -43,14 +43,14 @@ def calibration_error(confidence: Array, right: NDArray[np.bool_], bins: int = B
     return Summed(rows.reshape(len(rows), -1), value)
 
 
-def bin_of(confidence: Array, bins: int) -> NDArray[np.int64]:
+def find_bins(confidence: Array, bins: int) -> NDArray[np.int64]:
     """Return the bin of every confidence: the first holds 0, each its upper end."""
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def reliability(confidence: Array, right: NDArray[np.bool_], bins: int = BINS) -> list[dict[str, Any]]:
     """Return the bins of a reliability diagram, as plain values."""
-    place = bin_of(confidence, bins)
+    place = find_bins(confidence, bins)
     rows = []
     for index in range(bins):
         in_bin = place == index

@@ -57,7 +57,7 @@ def challenge_score(metric: str, answers: Sequence[str], references: Sequence[st
 def challenge_measure(metric: str, answers: Sequence[str], references: Sequence[str]) -> Summed:
     """Return the score as a function of sums over clips."""
     if metric == "map":  # the marks between the tags are punctuation, so the tags are taken apart first
-        given, true = ([even_list(text) for text in texts] for texts in (answers, references))
+        given, true = ([normalize_list(text) for text in texts] for texts in (answers, references))
         return tag_precision(given, [[text] for text in true], SEPARATOR)
     given, true = ([challenge_text(text) for text in texts] for texts in (answers, references))
     if metric == "accuracy":
@@ -70,7 +70,7 @@ def challenge_measure(metric: str, answers: Sequence[str], references: Sequence[
     return Summed(rate.rows, invert_rate)
 
 
-def even_list(text: str) -> str:
+def normalize_list(text: str) -> str:
     """Even out every tag of a list."""
     return SEPARATOR.join(challenge_text(tag) for tag in text.split(SEPARATOR))
 

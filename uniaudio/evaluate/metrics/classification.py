@@ -36,7 +36,7 @@ def ranking(chances: Array) -> Array:
     return np.round(logit(np.clip(chances, TINY, 1 - TINY)), 3)
 
 
-def label_figures(names: Sequence[str], chances: Array, truth: NDArray[np.bool_]) -> dict[str, Any]:
+def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the figures of a closed set.
 
     Args:

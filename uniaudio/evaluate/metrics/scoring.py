@@ -40,15 +40,15 @@ def measure(answers: Sequence[str], references: References, scoring: Scoring, me
         right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
         return mean_of(np.array(right, np.float64))
     if metric == "map":
-        lists = [[even_tags(text, scoring) for text in group] for group in references]
-        return tag_precision([even_tags(a, scoring) for a in answers], lists, scoring.separator)
+        lists = [[normalize_tags(text, scoring) for text in group] for group in references]
+        return tag_precision([normalize_tags(a, scoring) for a in answers], lists, scoring.separator)
     truths = [[normalize_text(r, scoring.normalize) for r in texts] for texts in references]
     return TEXT_METRICS[metric](
         [normalize_text(a, scoring.normalize) for a in answers], truths, tokenize=scoring.tokenize
     )
 
 
-def even_tags(text: str, scoring: Scoring) -> str:
+def normalize_tags(text: str, scoring: Scoring) -> str:
     """Normalise every tag of a list; the marks between them stay."""
     tags = text.split(scoring.separator)
     return scoring.separator.join(normalize_text(tag, scoring.normalize) for tag in tags)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.evaluate.probing.sgd_probe import linear_probe, score_over_seeds, train_plain
+from uniaudio.evaluate.probing.sgd_probe import build_linear_probe, score_over_seeds, train_sgd_probe
 from uniaudio.evaluate.probing.sound_events import (
     Active,
+    build_frame_targets,
+    compute_f1,
     events_to_segments,
-    f1_of,
-    frame_targets,
+    find_onsets,
     frames_to_segments,
     onset_f1,
-    onsets_of,
     pool_whole_segments,
 )
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
@@ -37,7 +37,7 @@ class FrameTask:
         self.classes = rows.class_index()
         touched = protocol == "masked"
         self.active = [
-            frame_targets(events, count, rate, self.classes, touched)
+            build_frame_targets(events, count, rate, self.classes, touched)
             for events, count in zip(rows.answers, embedded.lengths.tolist(), strict=True)
         ]
         self.targets = torch.from_numpy(np.concatenate(self.active))
@@ -57,7 +57,7 @@ class FrameTask:
         guesses: list[Active] = [(probe(frames.float()) > 0).numpy() for frames in chosen.rows()]
         events = [self.rows.answers[clip] for clip in clips]
         if settings.metric == "onset_f1":
-            onsets = [onsets_of(guess, self.rate) for guess in guesses]
+            onsets = [find_onsets(guess, self.rate) for guess in guesses]
             return onset_f1(events, onsets, self.classes, settings.collar, settings.average)
         if self.protocol == "xares":
             pooled = [pool_whole_segments(guess, self.rate, settings.resolution) for guess in guesses]
@@ -68,7 +68,7 @@ class FrameTask:
                 events_to_segments(labels, len(guess), settings.resolution, self.classes)
                 for labels, guess in zip(events, pooled, strict=True)
             ]
-        return f1_of(np.concatenate(truth), np.concatenate(pooled), settings.average)
+        return compute_f1(np.concatenate(truth), np.concatenate(pooled), settings.average)
 
 
 def score_frames(
@@ -85,10 +85,10 @@ def score_frames(
 def score_trial(data: FrameTask, number: int) -> float:
     """Train and test the probe of one trial; random numbers come from torch's own generator."""
     trial, task = data.rows.trials[number], data.rows.task
-    probe = linear_probe(data.frames.values.shape[1], len(data.classes))
+    probe = build_linear_probe(data.frames.values.shape[1], len(data.classes))
     train = torch.from_numpy(trial.train)
     chooses = trial.test if trial.valid is None else trial.valid
-    train_plain(
+    train_sgd_probe(
         probe,
         len(train),
         task.epochs,

@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.task_rows import TaskRows, describe_rows, read_ta
 MANIFESTS = ("manifest.jsonl", "manifest.csv", "manifest.tsv")  # the first that is there is read
 
 
-def suite_of_folders(folders: Mapping[str, Path]) -> Suite:
+def build_folder_suite(folders: Mapping[str, Path]) -> Suite:
     """Return a suite with one task for each labelled folder, by its name; each counts as much in averages.
 
     Raises:
@@ -23,7 +23,7 @@ def suite_of_folders(folders: Mapping[str, Path]) -> Suite:
     tasks = {}
     for name, folder in folders.items():
         keys = {"dataset": name, "domain": None, "split_column": "split", "weight": 1.0}
-        tasks[name] = (TaskFile.model_validate(keys), card_of_folder(name, folder))
+        tasks[name] = (TaskFile.model_validate(keys), build_folder_card(name, folder))
     return Suite(None, tasks)
 
 
@@ -37,7 +37,7 @@ def hold_folders(folders: Mapping[str, Path], note: Callable[[str], None]) -> li
         UserError: when a folder holds no manifest, or too few rows that can be used.
     """
     held = []
-    for name, (task, card) in suite_of_folders(folders).tasks.items():
+    for name, (task, card) in build_folder_suite(folders).tasks.items():
         rows, notices = hold_clips(read_task(name, task, card))
         for sentence in describe_rows(name, rows.skipped, notices):
             note(sentence)
@@ -62,7 +62,7 @@ def parse_folders(items: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def card_of_folder(name: str, folder: Path) -> DatasetCard:
+def build_folder_card(name: str, folder: Path) -> DatasetCard:
     """Return a card for the rows of a folder's manifest, so that they are read as those of training are.
 
     Raises:

@@ -115,7 +115,7 @@ def train_probe(
     """
     folds, fold_y = (x, y) if x.dim() == 3 else (x[None], y[None])
     members, count = len(folds) * seeds, folds.shape[1]
-    fold_of = torch.arange(len(folds)).repeat_interleave(seeds)[:, None]
+    build_fold = torch.arange(len(folds)).repeat_interleave(seeds)[:, None]
     epochs, batch = settings.plan(count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -127,7 +127,7 @@ def train_probe(
             order = torch.stack([torch.randperm(count) for _ in range(members)])
             for rows in order.split(batch, dim=1):
                 # the mean within a probe, summed over probes: every one sees the gradient it would see alone
-                loss = summed_loss(probe(folds[fold_of, rows]), fold_y[fold_of, rows]) / rows.shape[1]
+                loss = sum_losses(probe(folds[build_fold, rows]), fold_y[build_fold, rows]) / rows.shape[1]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -135,14 +135,14 @@ def train_probe(
     return probe.eval()
 
 
-def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def sum_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of logits ``[M, N, K]``, summed over probes and clips: scalar."""
     if targets.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[-1]
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
+def predict_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: int = 1024) -> Tensor:
     """Vote among the 10 nearest by cosine, weighted by softmax(similarity / 0.07); return class indices ``[M]``."""
     return vote(F.normalize(train_x, dim=1), train_y, F.normalize(test_x, dim=1), classes, block)
 
@@ -193,13 +193,13 @@ def probe_folds(
     """
     results = {}
     for kind in (kind for kind in kinds if kind != "knn"):
-        by_seed = trained_scores(kind, folds, classes, seeds, settings).mean(0)
+        by_seed = score_trained_probes(kind, folds, classes, seeds, settings).mean(0)
         results[kind] = {"mean": by_seed.mean().item(), "std": by_seed.std(correction=0).item()}
     if "knn" not in kinds:
         return results
     accuracies, draws = [], []
     for fold in folds:
-        guess = knn_predict(fold.train_x, fold.train_y, fold.test_x, classes)
+        guess = predict_knn(fold.train_x, fold.train_y, fold.test_x, classes)
         right = (guess == fold.test_y).double().numpy()
         chosen = np.random.default_rng(0).integers(0, len(right), (RESAMPLES, len(right)))
         accuracies.append(right.mean())
@@ -208,7 +208,7 @@ def probe_folds(
     return results
 
 
-def trained_scores(
+def score_trained_probes(
     kind: str, folds: Sequence[Fold], classes: int, seeds: int, settings: ProbeSettings
 ) -> Tensor:
     """Train the probes of all folds and return their scores ``[F, S]`` float64; folds of equal size train together."""
@@ -227,12 +227,12 @@ def trained_scores(
         for place, (number, fold) in enumerate(zip(members, chosen, strict=True)):
             seed_slice = slice(place * seeds, (place + 1) * seeds)
             with torch.no_grad():
-                logits = member_logits(trained, seed_slice, fold.test_x)
+                logits = compute_member_logits(trained, seed_slice, fold.test_x)
             scores[number] = score(logits, fold.test_y)
     return scores
 
 
-def member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Tensor:
+def compute_member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Tensor:
     """Apply some of the probes that were trained together to embeddings ``[N, E]``: ``[S, N, K]``."""
     hidden = x.expand(members.stop - members.start, -1, -1)
     for layer in probe:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.evaluate.probing.sgd_probe import score_over_seeds, train_plain
+from uniaudio.evaluate.probing.sgd_probe import score_over_seeds, train_sgd_probe
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.text_model import TextModel
@@ -162,7 +162,7 @@ def score_trial(data: RetrievalTask, number: int) -> float:
     probe = data.pairing()
     pieces, texts = data.pairs(trial.train)
     chooses = trial.test if trial.valid is None else trial.valid
-    train_plain(
+    train_sgd_probe(
         probe,
         len(pieces),
         task.epochs,

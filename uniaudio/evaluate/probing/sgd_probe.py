@@ -19,12 +19,12 @@ RATE = 1e-3
 LAST_RATE = 0.1  # share of the rate that the cosine leads to; it would be reached one epoch after the last
 
 
-def linear_probe(width: int, classes: int) -> nn.Sequential:
+def build_linear_probe(width: int, classes: int) -> nn.Sequential:
     """Return LayerNorm + Linear, what X-ARES calls its MLP: ``[..., E]`` to ``[..., K]``."""
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
 
-def train_plain(
+def train_sgd_probe(
     probe: nn.Module,
     count: int,
     epochs: int,

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.evaluate.probing.task_rows import Event
+from uniaudio.evaluate.probing.task_answers import Event
 
 SLACK = 1e-9  # times that should be equal differ by rounding: 0.9 s are three segments of 0.3 s, not 2.9999
 
 Active = NDArray[np.bool_]  # [A, K] frames or [G, K] segments by classes
 
 
-def frame_targets(
+def build_frame_targets(
     events: Sequence[Event], frames: int, rate: float, classes: Mapping[str, int], touched: bool
 ) -> Active:
     """Return which classes sound in which of ``frames`` frames, of which there are ``rate`` a second: ``[A, K]``.
@@ -67,7 +67,7 @@ def pool_whole_segments(active: Active, rate: float, resolution: float) -> Activ
     return np.asarray(active[: count * size].reshape(count, size, -1).any(axis=1), dtype=bool)
 
 
-def f1_of(truth: Active, guess: Active, average: str) -> float:
+def compute_f1(truth: Active, guess: Active, average: str) -> float:
     """Return the F1 of ``[N, K]``: 2 TP / (2 TP + FP + FN), over all classes at once or the mean over classes.
 
     Args:
@@ -82,13 +82,13 @@ def f1_of(truth: Active, guess: Active, average: str) -> float:
     return float((2 * hits[occurring] / (guessed + there)[occurring]).mean())
 
 
-def onsets_of(active: Active, rate: float) -> list[list[float]]:
+def find_onsets(active: Active, rate: float) -> list[list[float]]:
     """Return for each class the times in seconds at which it begins to be active in ``[A, K]``, ascending."""
     before = np.vstack([np.zeros((1, active.shape[1]), dtype=bool), active[:-1]])
     return [(np.flatnonzero(column) / rate).tolist() for column in (active & ~before).T]
 
 
-def matched_onsets(truth: Sequence[float], guess: Sequence[float], collar: float) -> int:
+def match_onsets(truth: Sequence[float], guess: Sequence[float], collar: float) -> int:
     """Return how many pairs of onsets at most ``collar`` seconds apart can be formed, each onset in one pair.
 
     Both ascending. Pairing the earliest that fit is best: all collars are equally wide, so no pair given up for a later
@@ -112,12 +112,12 @@ def onset_f1(
     collar: float,
     average: str,
 ) -> float:
-    """Return the F1 of guessed onsets: by clip and class, a list of times; "micro" or "macro" as in ``f1_of``."""
+    """Return the F1 of guessed onsets: by clip and class, a list of times; "micro" or "macro" as in ``compute_f1``."""
     counts = np.zeros((3, len(classes)))  # pairs, onsets in truth, onsets guessed
     for events, onsets in zip(truth, guess, strict=True):
         for label, number in classes.items():
             true = sorted(event.onset for event in events if event.label == label)
-            counts[:, number] += matched_onsets(true, onsets[number], collar), len(true), len(onsets[number])
+            counts[:, number] += match_onsets(true, onsets[number], collar), len(true), len(onsets[number])
     if average == "micro":
         counts = counts.sum(1, keepdims=True)
     pairs, there, guessed = counts[:, counts[1] > 0]

@@ -22,10 +22,10 @@ from torch import Tensor
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.evaluate.probing.suite import Suite
 from uniaudio.evaluate.probing.task_embeddings import Protocol, embed_task
-from uniaudio.evaluate.probing.task_rows import TaskRows, content_digest, read_task
+from uniaudio.evaluate.probing.task_rows import TaskRows, hash_contents, read_task
 from uniaudio.evaluate.probing.task_scores import ProbeScores, score_task
 from uniaudio.evaluate.probing.text_model import TextModel
-from uniaudio.evaluate.probing.weighted_average import Standing, average_scores
+from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import model_digest
 
@@ -78,10 +78,10 @@ def run_suite(
     retrieves = any(rows.task.kind == "retrieval" for rows in tasks)
     reader = TextModel(suite.text_model) if suite.text_model is not None and retrieves else None
     digests = {name: model_digest(encoder) for name, encoder in encoders.items()}
-    data = {rows.name: content_digest(rows.rows()) for rows in tasks}
+    data = {rows.name: hash_contents(rows.rows()) for rows in tasks}
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}
-    standings: dict[str, Standing] = {}
+    task_weights: dict[str, TaskWeight] = {}
     with SuiteProgress(console) as progress:
         clips = sum(len(rows.answers) for rows in tasks) * len(encoders)
         embedding, probing = (
@@ -108,8 +108,8 @@ def run_suite(
                     score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]
                 progress.update(probing, advance=1, rate=f"{rows.name}")
-            facts[rows.name] = task_facts(usable, states[0].notices, data[rows.name])
-            standings[rows.name] = Standing(usable.weight, rows.task.domain, rows.task.private)
+            facts[rows.name] = summarize_task(usable, states[0].notices, data[rows.name])
+            task_weights[rows.name] = TaskWeight(usable.weight, rows.task.domain, rows.task.private)
     scores = {task: {model: states[-1] for model, states in models.items()} for task, models in swept.items()}
     result: dict[str, Any] = {
         "suite": suite.name,
@@ -118,12 +118,12 @@ def run_suite(
         "models": list(encoders),
         "tasks": facts,
         "scores": scores,
-        "average": average_scores(scores, standings),
+        "average": average_scores(scores, task_weights),
     }
     return {**result, "layers": swept} if layers else result
 
 
-def task_facts(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
+def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
     """Return what a reader of the scores must know of a task; numbers of clips are those of one fold on average.
 
     Args:

@@ -20,7 +20,7 @@ from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sampler import Skip
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
-from uniaudio.evaluate.probing.task_rows import TaskRows, first_reason
+from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import read_cached, write_cached
@@ -77,9 +77,9 @@ def embed_task(
     Raises:
         UserError: when no clip, none of a part or none of a class can be used.
     """
-    pooling = pooling_name(rows, protocol)
+    pooling = describe_pooling(rows, protocol)
     count = len(encoder.layer_dims) if layers else 1
-    files = [cache_file(model, data, pooling, layer if layers else None) for layer in range(count)]
+    files = [locate_cache_file(model, data, pooling, layer if layers else None) for layer in range(count)]
     states = read_embedded(files)
     skips = None if states is None else find_skips(rows, states[0])
     if states is None or skips is None:
@@ -105,7 +105,7 @@ def encode_task(
     ``embed_task``.
     """
     clips = ClipReader(rows)
-    batches = masked_batches(clips) if protocol == "masked" else padded_batches(clips)
+    batches = iterate_masked_batches(clips) if protocol == "masked" else iterate_padded_batches(clips)
     states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
     notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
     return [replace(state, notices=notices) for state in states], clips.skips
@@ -151,7 +151,7 @@ def find_skips(rows: TaskRows, embedded: Embedded) -> dict[int, Skip] | None:
     return skips
 
 
-def cache_file(model: str, data: str, pooling: str, layer: int | None) -> Path:
+def locate_cache_file(model: str, data: str, pooling: str, layer: int | None) -> Path:
     """Return where embeddings lie: ``$UNIAUDIO_CACHE/embeddings/MODEL/NAME.safetensors``.
 
     Args:
@@ -162,7 +162,7 @@ def cache_file(model: str, data: str, pooling: str, layer: int | None) -> Path:
     return cache_root() / "embeddings" / model[:16] / f"{name[:32]}.safetensors"
 
 
-def pooling_name(rows: TaskRows, protocol: Protocol) -> str:
+def describe_pooling(rows: TaskRows, protocol: Protocol) -> str:
     """Return what decides the embeddings besides model and clips."""
     kept = "frames" if rows.task.kind == "frame" else "mean"
     if protocol == "masked":
@@ -203,7 +203,7 @@ class ClipReader:
             yield number, clip
         if len(self.skips) == len(self.rows.answers):
             skipped = (*self.rows.skipped, *self.skips.values())
-            raise UserError(f"task {self.rows.name}: no clip can be used{first_reason(skipped)}")
+            raise UserError(f"task {self.rows.name}: no clip can be used{describe_first_skip(skipped)}")
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Batch:
     clips: int
 
 
-def masked_batches(clips: ClipReader) -> Iterator[Batch]:
+def iterate_masked_batches(clips: ClipReader) -> Iterator[Batch]:
     """Yield clips of similar length side by side, out of windows of the rows: no clip sees another."""
     pending: list[tuple[int, Clip]] = []
     seconds = 0.0
@@ -234,7 +234,7 @@ def masked_batches(clips: ClipReader) -> Iterator[Batch]:
     yield from cut()
 
 
-def padded_batches(clips: ClipReader) -> Iterator[Batch]:
+def iterate_padded_batches(clips: ClipReader) -> Iterator[Batch]:
     """Yield pieces as X-ARES encodes them: every part apart, in order, so many at a time, padded to the longest.
 
     Clips are cut into whole crops where the task has a ``crop``; what is left over falls away, and a clip that is

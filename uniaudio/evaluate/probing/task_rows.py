@@ -7,30 +7,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.config.nearest import did_you_mean
 from uniaudio.data.audio import FilePart
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
-from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
 from uniaudio.data.sampler import Skip
 from uniaudio.data.source import AudioRef, Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.evaluate.probing.suite import TaskFile, named_splits, split_names
+from uniaudio.evaluate.probing.task_answers import format_class, parse_answer, read_column
 
 Indices = NDArray[np.int64]
-
-
-class Event(NamedTuple):
-    """A sound of a class from ``onset`` to ``offset``, in seconds."""
-
-    onset: float
-    offset: float
-    label: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class TaskRows:
     def rows(self) -> Iterator[Row]:
         """Yield the rows again, with their audio, in the order of ``answers``."""
         kept = set(self.numbers.tolist())
-        for number, (_, row) in enumerate(split_rows(self.card, self.splits)):
+        for number, (_, row) in enumerate(iterate_split_rows(self.card, self.splits)):
             if number in kept:
                 if isinstance(row, RowError):  # the data has changed since it was read
                     raise UserError(f"task {self.name}: {row}; its data changed while it was probed")
@@ -99,7 +90,7 @@ class TaskRows:
         kept = np.array([i for i in range(len(self.answers)) if i not in skips], dtype=np.int64)
         parts = {part: rows[np.isin(rows, kept)] for part, rows in self.parts.items()}
         whole = replace(self, skipped=(*self.skipped, *skips.values()))
-        reason = first_reason(whole.skipped)
+        reason = describe_first_skip(whole.skipped)
         empty = [part for part, rows in parts.items() if not len(rows)]
         if empty:
             raise UserError(f"task {self.name}: no row of '{empty[0]}' can be used{reason}")
@@ -125,13 +116,13 @@ class TaskRows:
             numbers=self.numbers[kept],
             answers=answers,
             parts=moved,
-            trials=trials_of(self.task, moved, f"task {self.name}", self.skipped),
-            classes=classes_of(self.task, answers),
+            trials=build_trials(self.task, moved, f"task {self.name}", self.skipped),
+            classes=list_classes(self.task, answers),
             clips=None if self.clips is None else tuple(self.clips[i] for i in kept),
         )
 
 
-def first_reason(skipped: Sequence[Skip]) -> str:
+def describe_first_skip(skipped: Sequence[Skip]) -> str:
     """Say why the first row that was left out cannot be used; nothing where none was."""
     if not skipped:
         return ""
@@ -152,14 +143,14 @@ def describe_rows(name: str, skipped: Sequence[Skip], notices: Mapping[str, int]
     Args:
         notices: the number of clips that are odd, by kind.
     """
-    sentences = [f"{name}: {describe_skipped(skipped)}{first_reason(skipped)}"] if skipped else []
+    sentences = [f"{name}: {describe_skipped(skipped)}{describe_first_skip(skipped)}"] if skipped else []
     for kind, count in notices.items():
         clips = "1 clip" if count == 1 else f"{count} clips"
         sentences.append(f"{name}: {kind} in {clips}: {ADVICE[kind]}")
     return sentences
 
 
-def split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tuple[str, Row | RowError]]:
+def iterate_split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tuple[str, Row | RowError]]:
     """Yield all rows of some splits with the name of the split; a row that cannot be used comes as its error."""
     for split in splits:
         for row in open_source(card, split).rows():
@@ -178,7 +169,7 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
     answers: list[Any] = []
     members: dict[str, list[int]] = {}
     skipped: list[Skip] = []
-    for number, (split, row) in enumerate(split_rows(card, splits)):
+    for number, (split, row) in enumerate(iterate_split_rows(card, splits)):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -193,7 +184,7 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
         numbers.append(number)
         answers.append(answer)
     if not answers:
-        raise UserError(f"{where}: no row can be used{first_reason(skipped)}")
+        raise UserError(f"{where}: no row can be used{describe_first_skip(skipped)}")
     parts = {part: np.array(rows, dtype=np.int64) for part, rows in sorted(members.items())}
     rows = TaskRows(
         name,
@@ -203,8 +194,8 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
         np.array(numbers, dtype=np.int64),
         tuple(answers),
         parts,
-        trials_of(task, parts, where, skipped),
-        classes_of(task, answers),
+        build_trials(task, parts, where, skipped),
+        list_classes(task, answers),
         tuple(skipped),
     )
     check_labels(rows, where)
@@ -223,96 +214,13 @@ def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tupl
         if isinstance(task.folds, str):
             part = str(read_column(fields, task.folds))
         if task.split_column is not None:
-            part = text_of_class(read_column(fields, task.split_column), task.split_column)
+            part = format_class(read_column(fields, task.split_column), task.split_column)
             if part not in named_splits(task):
                 return None, None
-        return part, answer_of(task, read_column(fields, task.answers))
+        return part, parse_answer(task, read_column(fields, task.answers))
 
 
-def read_column(fields: Mapping[str, Any], name: str) -> Any:
-    """Return a column of a row.
-
-    Raises:
-        RowError: when the row lacks it, saying which columns there are, or it has no value.
-    """
-    if name not in fields:
-        raise RowError(
-            "missing column",
-            f"no column '{name}'{did_you_mean(name, list(fields))}; columns: {', '.join(sorted(fields))}",
-        )
-    if isinstance(fields[name], RowError):
-        raise fields[name]
-    if has_no_value(fields[name]):
-        raise RowError("missing column", f"'{name}' has no value")
-    return fields[name]
-
-
-def answer_of(task: TaskFile, value: Any) -> Any:
-    """Understand the column with the answer; see ``TaskRows.answers``.
-
-    Raises:
-        RowError: when it holds something else.
-    """
-    if isinstance(value, str) and task.kind != "clip" and (listed := parse_list(value)) is not None:
-        value = listed
-    if task.kind == "clip":
-        return text_of_class(value, task.answers)
-    if task.kind == "frame":
-        return events_of(value, task.frame.keys)
-    if isinstance(value, Mapping):  # as X-ARES packs captions: numbered keys
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        value = [
-            str(item) if isinstance(item, ClassIndex) else item for item in value if not has_no_value(item)
-        ]
-    if isinstance(value, str):
-        value = [value] if task.kind == "retrieval" else value.split(task.separator)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise RowError(
-            "broken metadata", f"'{task.answers}' must be a text or a list of texts, got {value!r}"
-        )
-    texts = tuple(item.strip() for item in value if item.strip())
-    if task.kind == "retrieval" and not texts:
-        raise RowError("missing column", f"'{task.answers}' holds no text")
-    return texts
-
-
-def text_of_class(value: Any, name: str) -> str:
-    """Return the class of a clip as text.
-
-    Raises:
-        RowError: for a list or a mapping.
-    """
-    if isinstance(value, bool):
-        return str(value)
-    try:
-        return str(write_value(wrap_value(value, name)))
-    except RowError as problem:
-        raise RowError(
-            "broken metadata", f"'{name}' must be one text ({problem.detail}), got {value!r}"
-        ) from problem
-
-
-def events_of(value: Any, keys: tuple[str, str, str]) -> tuple[Event, ...]:
-    """Read a list of mappings with beginning, end and class.
-
-    Raises:
-        RowError: when it is none, or an event ends before it begins.
-    """
-    onset, offset, label = keys
-    try:
-        events = tuple(Event(float(item[onset]), float(item[offset]), str(item[label])) for item in value)
-    except (TypeError, KeyError, ValueError) as problem:
-        raise RowError(
-            "broken metadata", f"events must be a list of {{{', '.join(keys)}}} ({problem})"
-        ) from problem
-    for event in events:
-        if not 0 <= event.onset < event.offset < float("inf"):
-            raise RowError("broken metadata", f"an event from {event.onset:g} to {event.offset:g} s is none")
-    return events
-
-
-def trials_of(
+def build_trials(
     task: TaskFile, parts: Mapping[str, Indices], where: str, skipped: Sequence[Skip]
 ) -> tuple[Trial, ...]:
     """Return the trial of the official splits, or one for each fold.
@@ -323,18 +231,22 @@ def trials_of(
     if task.folds is None:
         for split in (task.train, task.valid, task.test):
             if split is not None and split not in parts:
-                raise UserError(f"{where}: split '{split}' holds no usable rows{first_reason(skipped)}")
+                raise UserError(
+                    f"{where}: split '{split}' holds no usable rows{describe_first_skip(skipped)}"
+                )
         valid = None if task.valid is None else parts[task.valid]
         return (Trial(parts[task.train], valid, parts[task.test]),)
     if len(parts) < 2:
-        raise UserError(f"{where}: folds: found one fold only, {', '.join(parts)}{first_reason(skipped)}")
+        raise UserError(
+            f"{where}: folds: found one fold only, {', '.join(parts)}{describe_first_skip(skipped)}"
+        )
     return tuple(
         Trial(np.sort(np.concatenate([rows for other, rows in parts.items() if other != fold])), None, rows)
         for fold, rows in parts.items()
     )
 
 
-def classes_of(task: TaskFile, answers: Sequence[Any]) -> tuple[str, ...]:
+def list_classes(task: TaskFile, answers: Sequence[Any]) -> tuple[str, ...]:
     """Return the sorted classes of all rows; none for retrieval."""
     if task.kind == "retrieval":
         return ()
@@ -356,7 +268,7 @@ def check_labels(rows: TaskRows, where: str) -> None:
     if len(rows.classes) < (2 if rows.task.kind == "clip" else 1):
         raise UserError(
             f"{where}: '{rows.task.answers}' names {len(rows.classes)} classes, too few to probe"
-            f"{first_reason(rows.skipped)}"
+            f"{describe_first_skip(rows.skipped)}"
         )
     if rows.task.kind == "clip":
         for trial in rows.trials:
@@ -365,22 +277,22 @@ def check_labels(rows: TaskRows, where: str) -> None:
             if unseen:
                 raise UserError(
                     f"{where}: the test label '{unseen[0]}' does not occur in its training rows"
-                    f"{first_reason(rows.skipped)}"
+                    f"{describe_first_skip(rows.skipped)}"
                 )
 
 
-def content_digest(rows: Iterator[Row]) -> str:
+def hash_contents(rows: Iterator[Row]) -> str:
     """Return a SHA-256 over the encoded bytes of all clips, in order, as hexadecimal text."""
     digest = hashlib.sha256()
     for row in rows:
         try:
-            digest.update(clip_digest(row.audio[0]))
+            digest.update(hash_clip(row.audio[0]))
         except RowError:  # it is skipped with its reason when it is decoded
             digest.update(b"unreadable")
     return digest.hexdigest()
 
 
-def clip_digest(ref: AudioRef) -> bytes:
+def hash_clip(ref: AudioRef) -> bytes:
     """Return the SHA-256 of a clip's encoded bytes, the span that is taken of them and the length that its row states.
 
     Raises:

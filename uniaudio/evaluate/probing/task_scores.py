@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.retrieval import score_retrieval
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, encode_task
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.text_model import TextModel
-from uniaudio.evaluate.probing.xares import XaresFold, xares_scores
+from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 from uniaudio.model.encoders.base import AudioEncoder
 
 ProbeScores = dict[str, dict[str, float]]  # probe -> mean and std
@@ -38,16 +38,18 @@ def score_task(
     if rows.task.kind == "retrieval":
         assert reader is not None, "a suite with retrieval tasks names a text model"
         return score_retrieval(rows, embedded, reader, protocol, seeds)
-    targets = class_targets(rows)
+    targets = build_class_targets(rows)
     if protocol == "masked":
-        folds = [fold_of(embedded, targets, trial.train, trial.test) for trial in rows.trials]
+        folds = [build_fold(embedded, targets, trial.train, trial.test) for trial in rows.trials]
         return probe_folds(folds, len(rows.classes), seeds, kinds=rows.task.kinds)
     chosen = []
     for trial in rows.trials:
-        fold = fold_of(embedded, targets, trial.train, trial.test)
+        fold = build_fold(embedded, targets, trial.train, trial.test)
         valid = embedded.pieces_of(trial.test if trial.valid is None else trial.valid)
         chosen.append(XaresFold(fold, embedded.values[valid], targets[embedded.owner[valid]]))
-    return xares_scores(chosen, len(rows.classes), seeds, rows.task.epochs, rows.task.batch, rows.task.kinds)
+    return score_xares_folds(
+        chosen, len(rows.classes), seeds, rows.task.epochs, rows.task.batch, rows.task.kinds
+    )
 
 
 def probe_held(
@@ -68,7 +70,7 @@ def probe_held(
     return scores
 
 
-def class_targets(rows: TaskRows) -> Tensor:
+def build_class_targets(rows: TaskRows) -> Tensor:
     """Return the class index of every row ``[N]`` int64, or its classes ``[N, K]`` float32 of 0 and 1."""
     index = rows.class_index()
     if rows.task.kind == "clip":
@@ -79,7 +81,7 @@ def class_targets(rows: TaskRows) -> Tensor:
     return targets
 
 
-def fold_of(embedded: Embedded, targets: Tensor, train: Indices, test: Indices) -> Fold:
+def build_fold(embedded: Embedded, targets: Tensor, train: Indices, test: Indices) -> Fold:
     """Return the pieces of the rows that train and test, each with the target of its row."""
     parts = [embedded.pieces_of(rows) for rows in (train, test)]
     (train_x, train_y), (test_x, test_y) = (

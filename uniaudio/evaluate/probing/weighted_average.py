@@ -17,7 +17,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -
 
 
 @dataclass(frozen=True)
-class Standing:
+class TaskWeight:
     """What a task counts, and in which averages: its domain, and whether everybody can repeat it."""
 
     weight: float
@@ -40,13 +40,13 @@ def weighted_average(scores: Sequence[float], weights: Sequence[float]) -> float
 
 
 def average_scores(
-    scores: Scores, standings: Mapping[str, Standing]
+    scores: Scores, task_weights: Mapping[str, TaskWeight]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the averages by model and probe: ``{model: {probe: {"all", "speech", "sound", "music", "public"}}}``.
 
     A part without scores is left out. "public" is there where a suite has private tasks: the average over the others.
     """
-    with_private = any(standing.private for standing in standings.values())
+    with_private = any(weight.private for weight in task_weights.values())
     averages: dict[str, dict[str, dict[str, float]]] = {}
     for model in {model: None for models in scores.values() for model in models}:
         probes = {probe: None for models in scores.values() for probe in models.get(model, {})}
@@ -54,13 +54,13 @@ def average_scores(
         for probe in probes:
             scored = [task for task, models in scores.items() if probe in models.get(model, {})]
             parts = {"all": scored}
-            parts |= {d: [task for task in scored if standings[task].domain == d] for d in DOMAINS}
+            parts |= {d: [task for task in scored if task_weights[task].domain == d] for d in DOMAINS}
             if with_private:
-                parts["public"] = [task for task in scored if not standings[task].private]
+                parts["public"] = [task for task in scored if not task_weights[task].private]
             averages[model][probe] = {
                 part: weighted_average(
                     [scores[task][model][probe]["mean"] for task in tasks],
-                    [standings[task].weight for task in tasks],
+                    [task_weights[task].weight for task in tasks],
                 )
                 for part, tasks in parts.items()
                 if tasks

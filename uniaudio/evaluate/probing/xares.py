@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from uniaudio.evaluate.metrics.average_precision import mean_average_precision
 from uniaudio.evaluate.probing.probes import RESAMPLES, Fold, vote
-from uniaudio.evaluate.probing.sgd_probe import SEED, linear_probe, train_plain
+from uniaudio.evaluate.probing.sgd_probe import SEED, build_linear_probe, train_sgd_probe
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class XaresFold:
     valid_y: Tensor
 
 
-def xares_scores(
+def score_xares_folds(
     folds: Sequence[XaresFold], classes: int, seeds: int, epochs: int, batch: int, kinds: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Return accuracy or mAP: the mean over folds, with mean and spread over the seeds 42, 43 ... for "linear".
@@ -75,8 +75,8 @@ def linear_score(folds: Sequence[XaresFold], classes: int, seed: int, epochs: in
 def fold_score(chosen: XaresFold, classes: int, epochs: int, batch: int) -> float:
     """Train and test the probe of one fold; random numbers come from torch's own generator."""
     fold = chosen.fold
-    probe = linear_probe(fold.train_x.shape[1], classes)
-    train_plain(
+    probe = build_linear_probe(fold.train_x.shape[1], classes)
+    train_sgd_probe(
         probe,
         len(fold.train_x),
         epochs,
