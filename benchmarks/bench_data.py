@@ -51,10 +51,10 @@ def write_sets(folder: Path, share: float) -> None:
         clips = [encoded(seconds, format, seed) for seed in range(20)]
         for shard in range(SHARDS):
             numbers = range(shard, round(count * share), SHARDS)
-            own = [clips[i * 7 % 20] for i in numbers]
+            rows = [clips[i * 7 % 20] for i in numbers]
             columns = [{"text": f"label {i}", "duration": seconds} for i in numbers]
-            write_parquet(folder / name / f"train-{shard:05d}-of-{SHARDS:05d}.parquet", own, columns)
-            write_tar(folder / f"{name}-{shard}.tar", format.lower(), own, columns)
+            write_parquet(folder / name / f"train-{shard:05d}-of-{SHARDS:05d}.parquet", rows, columns)
+            write_tar(folder / f"{name}-{shard}.tar", format.lower(), rows, columns)
         for kind, place in (("parquet", name), ("webdataset", f"{name}-{{0..{SHARDS - 1}}}.tar")):
             card = {
                 "dataset": f"{name}_{kind}",

@@ -114,9 +114,9 @@ def padded(lm: Qwen3ForCausalLM, rows: Rows, with_loss: bool, in_order: bool) ->
     def one() -> float:
         total = 0.0
         for members in batches:
-            own = [rows.embeds[i] for i in members]
-            mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in own], batch_first=True)
-            given = {"inputs_embeds": pad_sequence(own, batch_first=True), "attention_mask": mask}
+            embeds = [rows.embeds[i] for i in members]
+            mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in embeds], batch_first=True)
+            given = {"inputs_embeds": pad_sequence(embeds, batch_first=True), "attention_mask": mask}
             if with_loss:
                 labels = pad_sequence(
                     [rows.labels[i] for i in members], batch_first=True, padding_value=IGNORED

@@ -68,7 +68,7 @@ def stock(seconds: list[float], sizes: Sizes) -> Step:
             part = squared_projection(frames) / total
             part.backward()
             loss += part.item()
-        return told(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
+        return summarize_side(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
 
     return step
 
@@ -91,12 +91,12 @@ def ours(seconds: list[float], sizes: Sizes) -> Step:
             part = squared_projection(frames) / total
             part.backward()
             loss += part.item()
-        return told(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
+        return summarize_side(loss, after_mel - started, time.perf_counter() - after_mel, seconds)
 
     return step
 
 
-def told(loss: float, mel: float, encoder: float, seconds: list[float]) -> dict[str, float]:
+def summarize_side(loss: float, mel: float, encoder: float, seconds: list[float]) -> dict[str, float]:
     """Name the figures of one step."""
     return {"loss": loss, "mel_seconds": mel, "encoder_seconds": encoder, "audio_seconds": sum(seconds)}
 

@@ -66,13 +66,13 @@ def whisper(width: int, layers: int, heads: int, seed: int) -> WhisperEncoder:
 class DenseMowe(MoweEncoder):
     """Every weak encoder hears every clip once, and masks choose: what an implementation without routing would do."""
 
-    def listen(
+    def encode_routed(
         self, audio: Ragged, base: Ragged, chosen: list[Tensor], weights: list[Tensor], masks: Tensor | None
     ) -> list[Tensor]:
         frames = []
         for index, name in enumerate(self.pool):
-            heard = self.run(name, audio, layers=False, masks=masks).frames
-            frames.append(self.project[index](self.align_states(name, [heard], base.lengths)[0].values))
+            encoded = self.run(name, audio, layers=False, masks=masks).frames
+            frames.append(self.project[index](self.align_states(name, [encoded], base.lengths)[0].values))
         return [
             sum((pick == i)[:, None] * weight * one for i, one in enumerate(frames))
             for pick, weight in zip(chosen, weights, strict=True)
@@ -95,7 +95,9 @@ def mowe(case: str, side: str, count: int) -> Step:
                 encoder.encoders[name].requires_grad_(False)
     seconds = clip_seconds("mix", count)
     clips = [torch.from_numpy(clip) for clip in noise(seconds)]
-    batches = [Ragged.from_rows([clips[i] for i in own]) for own in our_micro_batches(seconds)]
+    batches = [
+        Ragged.from_rows([clips[i] for i in micro_batch]) for micro_batch in our_micro_batches(seconds)
+    ]
     backward = "step" in case
     encoder.train(backward)
 
@@ -153,7 +155,9 @@ def packed(case: str, side: str, count: int) -> Step:
         encoders = {f"e{i}": WhisperAudioEncoder(w) for i, w in enumerate(both)}
         encoder = FusedEncoder(encoders, GateFusion(("e0", "e1"), (384, 384), 384), 25.0).train()
         clips = [torch.from_numpy(wave) for wave in waves]
-        batches = [Ragged.from_rows([clips[i] for i in own]) for own in our_micro_batches(seconds)]
+        batches = [
+            Ragged.from_rows([clips[i] for i in micro_batch]) for micro_batch in our_micro_batches(seconds)
+        ]
 
         def ours() -> dict[str, float]:
             encoder.zero_grad(set_to_none=True)
@@ -171,13 +175,13 @@ def packed(case: str, side: str, count: int) -> Step:
     def stock() -> dict[str, float]:
         gate.zero_grad(set_to_none=True)
         loss = 0.0
-        for own in stock_micro_batches(seconds):
-            batch = [as_float(waves[i]) for i in own]
+        for micro_batch in stock_micro_batches(seconds):
+            batch = [as_float(waves[i]) for i in micro_batch]
             mel = extractor(batch, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             with torch.no_grad():
                 states = [w(mel).last_hidden_state for w in both]
                 streams = [state.flatten(0, 1).unflatten(0, (-1, 2)).mean(1) for state in states]
-            fused = gate(streams)[0].unflatten(0, (len(own), -1))
+            fused = gate(streams)[0].unflatten(0, (len(micro_batch), -1))
             real = torch.arange(750)[None] < torch.tensor([[frames_at(25.0, len(wave))] for wave in batch])
             part = fused[real].square().sum() / total
             part.backward()

@@ -63,8 +63,8 @@ def knn(side: str, quick: bool) -> Callable[[], Any]:
         return lambda: predict_knn(*tensors, CLASSES)
 
     def sklearn() -> Any:
-        found = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(x)
-        distance, index = found.kneighbors(other)
+        neighbors = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(x)
+        distance, index = neighbors.kneighbors(other)
         weights = np.exp((1 - distance) / 0.07)
         votes = np.zeros((len(other), CLASSES))
         np.add.at(votes, (np.arange(len(other))[:, None], y[index]), weights)

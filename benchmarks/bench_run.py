@@ -167,18 +167,18 @@ def ours(run: Run, facts: dict[str, Any], overrides: Sequence[str] = ()) -> dict
     if code:
         raise SystemExit(f"the run ended with code {code}")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    (told,) = [row for row in rows if "loss" in row]  # one window over the whole run
-    clips = sum(len(step) for step in told["ids"])
-    heard = facts["epochs"] * facts["audio_seconds"]
-    seconds = heard / told["audio_seconds_per_second"]
+    (metrics_row,) = [row for row in rows if "loss" in row]  # one window over the whole run
+    clips = sum(len(step) for step in metrics_row["ids"])
+    trained_seconds = facts["epochs"] * facts["audio_seconds"]
+    seconds = trained_seconds / metrics_row["audio_seconds_per_second"]
     return {
         "clips": clips,
-        "steps": len(told["ids"]),
-        "audio_seconds": heard,
+        "steps": len(metrics_row["ids"]),
+        "audio_seconds": trained_seconds,
         "seconds_per_clip": seconds / clips,
-        "audio_seconds_per_second": told["audio_seconds_per_second"],
-        "data_wait_share": told["data_wait_share"],
-        "loss": told["loss"],
+        "audio_seconds_per_second": metrics_row["audio_seconds_per_second"],
+        "data_wait_share": metrics_row["data_wait_share"],
+        "loss": metrics_row["loss"],
     }
 
 
@@ -239,9 +239,9 @@ def peer_batches(
 def noting_waits(batches: Iterator[Any], waits: list[float]) -> Iterator[Any]:
     """Pass batches on and note how long each was waited for."""
     while True:
-        asked = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches, None)
-        waits.append(time.perf_counter() - asked)
+        waits.append(time.perf_counter() - start)
         if batch is None:
             return
         yield batch
@@ -269,13 +269,13 @@ def peer(run: Run, facts: dict[str, Any]) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         steps += 1
     seconds = time.perf_counter() - started
-    heard = facts["epochs"] * facts["audio_seconds"]
+    trained_seconds = facts["epochs"] * facts["audio_seconds"]
     return {
         "clips": clips,
         "steps": steps,
-        "audio_seconds": heard,
+        "audio_seconds": trained_seconds,
         "seconds_per_clip": seconds / clips,
-        "audio_seconds_per_second": heard / seconds,
+        "audio_seconds_per_second": trained_seconds / seconds,
         "data_wait_share": sum(waits) / seconds,
         "loss": float(np.mean(losses)),
     }

@@ -124,8 +124,8 @@ def stock(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
             rows, labels = [], []
             for clip, i in zip(audio, members, strict=True):
                 before, after, answer = texts[i]
-                heard = clip[: round(seconds[i] * 12.5)]
-                rows.append(torch.cat([table(before), heard, table(after), table(answer)]))
+                audio = clip[: round(seconds[i] * 12.5)]
+                rows.append(torch.cat([table(before), audio, table(after), table(answer)]))
                 labels.append(F.pad(answer, (len(rows[-1]) - len(answer), 0), value=IGNORED))
             part = padded_loss(lm, rows, labels, answer_tokens)
             part.backward()
@@ -137,7 +137,7 @@ def stock(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
 
 def padded_loss(lm: torch.nn.Module, rows: list[Tensor], labels: list[Tensor], answer_tokens: int) -> Tensor:
     """Return the stock model's own loss over rows padded on the right, divided by the answer tokens of the step."""
-    mask = pad_sequence([torch.ones_like(own) for own in labels], batch_first=True)
+    mask = pad_sequence([torch.ones_like(row_labels) for row_labels in labels], batch_first=True)
     return lm(
         inputs_embeds=pad_sequence(rows, batch_first=True),
         attention_mask=mask,
@@ -201,8 +201,8 @@ def peer(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
     rows = []
     for example, length in zip(examples, seconds, strict=True):
         before, after, answer = ids_of(example)
-        heard = [audio_id(sizes)] * round(length * FRAMES_PER_SECOND)
-        rows.append(labelled([*before, *heard, *after], answer))
+        audio_ids = [audio_id(sizes)] * round(length * FRAMES_PER_SECOND)
+        rows.append(labelled([*before, *audio_ids, *after], answer))
     answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in rows)
 
     def step() -> dict[str, float]:

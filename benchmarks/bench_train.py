@@ -75,11 +75,11 @@ class Clock:
     """Notes when each step was asked for: the time between two is that of a whole step."""
 
     def __init__(self) -> None:
-        self.asked: list[float] = []
+        self.request_times: list[float] = []
 
     def seconds(self) -> float:
         """Return the mean of the steps after the warm ones."""
-        times = self.asked[WARM:]
+        times = self.request_times[WARM:]
         return (times[-1] - times[0]) / (len(times) - 1)
 
 
@@ -92,11 +92,11 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
     clock = Clock()
 
     def open_steps(*_: Any) -> Any:
-        own = cycle(batches[rank() :: world_size()] or batches)
+        source = cycle(batches[rank() :: world_size()] or batches)
         while True:
-            clock.asked.append(time.perf_counter())
+            clock.request_times.append(time.perf_counter())
             state = SimpleNamespace(to_json=lambda: {"n": 1, "streams": {}})
-            yield SimpleNamespace(micro=tuple(islice(own, 2)), skips=(), drawn={}, cost=1.0, state=state)
+            yield SimpleNamespace(micro=tuple(islice(source, 2)), skips=(), drawn={}, cost=1.0, state=state)
 
     parts = TrainParts(lambda: model, open_steps, joined_states, ("asr",), {})
     train(parts, config, accelerator, resume=False)
@@ -109,11 +109,11 @@ def bare_loop(steps: int, folder: Path) -> dict[str, Any]:
     model, batches = model_and_batches()
     model.train()
     optimizer = build_optimizer(model, config, config.stages[0], torch.device("cpu"))
-    own = cycle(batches)
+    source = cycle(batches)
     clock = Clock()
     for _ in range(steps):
-        clock.asked.append(time.perf_counter())
-        micro = tuple(islice(own, 2))
+        clock.request_times.append(time.perf_counter())
+        micro = tuple(islice(source, 2))
         tokens = sum(batch.answer_tokens for batch in micro)
         for batch in micro:
             (model(batch).total / tokens).backward()
@@ -189,10 +189,10 @@ def launch(side: str) -> tuple[list[str], int] | None:
 
 def figures(run: Run) -> dict[str, float] | None:
     """Measure one side; under an engine only the first process tells."""
-    found = ALONE.get(run.side, our_loop)(run.steps, run.scratch)
+    figures = ALONE.get(run.side, our_loop)(run.steps, run.scratch)
     tells = is_main()
     part_ways()
-    return found if tells else None
+    return figures if tells else None
 
 
 if __name__ == "__main__":

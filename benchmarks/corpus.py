@@ -29,8 +29,8 @@ def write_parquet(file: Path, clips: Sequence[bytes], columns: Sequence[Mapping[
     import pyarrow.parquet as pq
 
     rows = [
-        {"audio": {"bytes": clip, "path": str(i)}, **own}
-        for i, (clip, own) in enumerate(zip(clips, columns, strict=True))
+        {"audio": {"bytes": clip, "path": str(i)}, **row}
+        for i, (clip, row) in enumerate(zip(clips, columns, strict=True))
     ]
     pq.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=100)
 
@@ -38,8 +38,8 @@ def write_parquet(file: Path, clips: Sequence[bytes], columns: Sequence[Mapping[
 def write_tar(file: Path, ending: str, clips: Sequence[bytes], columns: Sequence[Mapping[str, Any]]) -> None:
     """Write every row as a clip and a JSON file of the same name."""
     with tarfile.open(file, "w") as tar:
-        for i, (clip, own) in enumerate(zip(clips, columns, strict=True)):
-            for suffix, content in ((ending, clip), ("json", json.dumps(dict(own)).encode())):
+        for i, (clip, row) in enumerate(zip(clips, columns, strict=True)):
+            for suffix, content in ((ending, clip), ("json", json.dumps(dict(row)).encode())):
                 info = tarfile.TarInfo(f"{file.stem}_{i}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

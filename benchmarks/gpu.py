@@ -167,19 +167,19 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
 
 def facts(setting: Setting) -> dict[str, Any]:
     """Return where and with what is measured."""
-    told = machine(torch.get_num_threads())
-    told |= {"optimizer": "AdamW", "budget": setting.budget}
-    told["dtype"] = "float32" if setting.precision is None else "float32 weights, bfloat16 autocast"
+    facts = machine(torch.get_num_threads())
+    facts |= {"optimizer": "AdamW", "budget": setting.budget}
+    facts["dtype"] = "float32" if setting.precision is None else "float32 weights, bfloat16 autocast"
     if setting.cuda:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            driver = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+            driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
         except OSError:
             driver = "unknown"
         about = torch.cuda.get_device_properties(setting.device)
-        told |= {"gpu": about.name, "gib": round(about.total_memory / 2**30, 1), "driver": driver}
-        told["cuda"] = torch.version.cuda
-    return told
+        facts |= {"gpu": about.name, "gib": round(about.total_memory / 2**30, 1), "driver": driver}
+        facts["cuda"] = torch.version.cuda
+    return facts
 
 
 def run(section: Section, setting: Setting) -> list[Row]:
@@ -262,10 +262,12 @@ def plot(rows: list[Row], path: Path) -> None:
     image = Figure(figsize=(6, 4), layout="constrained")
     axes = image.subplots()
     for decoder in dict.fromkeys(row["decoder"] for row in rows if "decoder" in row):
-        own = [row for row in rows if row.get("decoder") == decoder]
-        lengths = [float(row["case"]) for row in own]
+        same_decoder = [row for row in rows if row.get("decoder") == decoder]
+        lengths = [float(row["case"]) for row in same_decoder]
         for side, style in (("ours", "o-"), ("stock", "x--")):
-            axes.loglog(lengths, [row[side]["hours"] for row in own], style, label=f"{decoder}, {side}")
+            axes.loglog(
+                lengths, [row[side]["hours"] for row in same_decoder], style, label=f"{decoder}, {side}"
+            )
     axes.set(xlabel="seconds of a clip", ylabel="audio-hours per GPU-hour", title="full step")
     axes.legend()
     image.savefig(path, dpi=150)

@@ -100,17 +100,21 @@ def described(clips: Clips) -> dict[str, Any]:
 def paced(setting: Setting, model: AudioLM, batches: Iterator[Batch]) -> Row:
     """Take steps over batches as they come; the norm of each step is read, so a step has ended when the next begins."""
     engine = new_engine(setting, model)
-    waited = heard = 0.0
+    waited = seconds_of_audio = 0.0
     started = time.perf_counter()
-    counted = STEPS * setting.runs
-    for number in range(setting.warm_up + counted):
+    steps = STEPS * setting.runs
+    for number in range(setting.warm_up + steps):
         if number == setting.warm_up:
-            waited = heard = 0.0
+            waited = seconds_of_audio = 0.0
             started = time.perf_counter()
-        asked = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - start
         our_step(engine, batch, setting.device)()
-        heard += batch.audio_seconds
+        seconds_of_audio += batch.audio_seconds
     seconds = time.perf_counter() - started
-    return {"wait share": waited / seconds, "audio-h/GPU-h": heard / seconds, "step s": seconds / counted}
+    return {
+        "wait share": waited / seconds,
+        "audio-h/GPU-h": seconds_of_audio / seconds,
+        "step s": seconds / steps,
+    }

@@ -147,9 +147,10 @@ def stock_step(engine: Engine, clips: Clips, micro_batch: int, device: torch.dev
         losses = []
         for part, mel in zip(parts, features, strict=True):
             with engine.autocast():
-                heard = padded_audio(model, mel)
+                audio_tokens = padded_audio(model, mel)
                 chosen = [
-                    audio[: round(clips.lengths[i] * RATE)] for i, audio in zip(part, heard, strict=True)
+                    audio[: round(clips.lengths[i] * RATE)]
+                    for i, audio in zip(part, audio_tokens, strict=True)
                 ]
                 loss = stock_loss(model, chosen, [texts[i] for i in part], answer_tokens)
             engine.backward(loss)
@@ -186,10 +187,10 @@ def stock_loss(
     lm = model.decoder.lm
     table = lm.get_input_embeddings()
     rows, labels = [], []
-    for heard, (before, after, answer) in zip(audio, texts, strict=True):
+    for audio_tokens, (before, after, answer) in zip(audio, texts, strict=True):
         words = table(torch.cat([before, after, answer]))
-        heard = heard.to(words.dtype)
-        rows.append(torch.cat([words[: len(before)], heard, words[len(before) :]]))
+        audio_tokens = audio_tokens.to(words.dtype)
+        rows.append(torch.cat([words[: len(before)], audio_tokens, words[len(before) :]]))
         labels.append(F.pad(answer, (len(rows[-1]) - len(answer), 0), value=IGNORED))
     return padded_loss(lm, rows, labels, answer_tokens)
 
@@ -205,10 +206,10 @@ def useful_flops(model: AudioLM, lengths: Sequence[float]) -> float:
     total = 0.0
     for seconds in lengths:
         answer = answer_length(seconds)
-        heard = seconds * RATE
+        audio_tokens = seconds * RATE
         total += flops.TRAINED * flops.whisper_forward_flops(parts.encoder.whisper.config, seconds)
-        total += flops.TRAINED * adapter * heard
-        tokens = heard + BEFORE + AFTER + answer
+        total += flops.TRAINED * adapter * audio_tokens
+        tokens = audio_tokens + BEFORE + AFTER + answer
         total += flops.FROZEN_BELOW_GRADIENT * flops.decoder_forward_flops(config, tokens)
         total += flops.FROZEN_BELOW_GRADIENT * flops.head_forward_flops(config, answer)
     return total

@@ -140,14 +140,14 @@ def attention_rows(setting: Setting) -> Iterator[Row]:
         true = gradients_of(by_segment(plain_attention), given, gradient, torch.float32)
         for dtype in (torch.float32, torch.bfloat16):
             ways = (ours, by_segment(sdpa_attention))
-            own, usual = (
+            waits, usual = (
                 [error(a, b) for a, b in zip(gradients_of(way, given, gradient, dtype), true, strict=True)]
                 for way in ways
             )
             label = f"{name} {case.queries}/{case.keys} heads, {str(dtype).removeprefix('torch.')}"
             allowed = EXACT if dtype == torch.float32 else WORSE * max(usual)
-            parts = dict(zip(("forward", "dq", "dk", "dv"), own, strict=True))
-            yield judged(label, max(own), max(usual), allowed, **parts)
+            parts = dict(zip(("forward", "dq", "dk", "dv"), waits, strict=True))
+            yield judged(label, max(waits), max(usual), allowed, **parts)
 
 
 def native_grouped_query(setting: Setting) -> Row:
@@ -175,7 +175,7 @@ def native_grouped_query(setting: Setting) -> Row:
             ways[how] = {"error": error(mixed, true)}
     return {
         "name": name,
-        **{how: next(iter(found.values())) for how, found in ways.items()},
+        **{how: next(iter(values.values())) for how, values in ways.items()},
         "verdict": "told",
     }
 
@@ -216,10 +216,10 @@ def encoder_rows(setting: Setting) -> Iterator[Row]:
     true = both(stock, None)
     for dtype in (None, torch.bfloat16):
         label = "float32" if dtype is None else "bfloat16 autocast"
-        own, usual = (
+        waits, usual = (
             [error(a, b) for a, b in zip(both(way, dtype), true, strict=True)] for way in (ours, stock)
         )
-        for part, mine, theirs in zip(("frames", "gradient"), own, usual, strict=True):
+        for part, mine, theirs in zip(("frames", "gradient"), waits, usual, strict=True):
             allowed = EXACT if dtype is None else WORSE * theirs
             yield judged(f"encoder {setting.encoder} at 30 s, {part}, {label}", mine, theirs, allowed)
 
@@ -262,13 +262,13 @@ def cross_entropy_rows(setting: Setting) -> Iterator[Row]:
     one = torch.ones((), device=setting.device)
     true = gradients_of(plain, [hidden], one, torch.float32)
     for dtype in (torch.float32, torch.bfloat16):
-        own, usual = (
+        waits, usual = (
             [error(a, b) for a, b in zip(gradients_of(way, [hidden], one, dtype), true, strict=True)]
             for way in (ours, plain)
         )
         allowed = EXACT if dtype == torch.float32 else max(WORSE * max(usual), 1e-3)
         label = f"cross-entropy and gradient, {str(dtype).removeprefix('torch.')}"
-        yield judged(label, max(own), max(usual), allowed)
+        yield judged(label, max(waits), max(usual), allowed)
 
 
 def synchronisations(setting: Setting) -> Iterator[Row]:
@@ -316,5 +316,5 @@ def waits(action: Callable[[], None]) -> list[str]:
             action()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    own = [w for w in caught if "synchronizing" in str(w.message)]
-    return [f"{'/'.join(w.filename.split('/')[-2:])}:{w.lineno}" for w in own]
+    waits = [w for w in caught if "synchronizing" in str(w.message)]
+    return [f"{'/'.join(w.filename.split('/')[-2:])}:{w.lineno}" for w in waits]

@@ -108,8 +108,8 @@ def shared_prefixes(setting: Setting) -> Iterator[Row]:
     """Yield several questions about one clip: each with its clip, with the clip encoded once, and read once."""
     model = new_model(setting, setting.decoders[0])
     clips = mix(setting, model, 1 / QUESTIONS)
-    alone = asked(clips, together=False)
-    beside = asked(clips, together=True)
+    alone = make_questions(clips, together=False)
+    beside = make_questions(clips, together=True)
     rows = {
         "each with its clip": measured(setting, model, our_batch(model, alone)),
         "clip encoded once": measured(setting, model, our_batch(model, beside)),
@@ -117,11 +117,11 @@ def shared_prefixes(setting: Setting) -> Iterator[Row]:
     }
     first = rows["each with its clip"]
     for name, row in rows.items():
-        told = off_and_on(f"{QUESTIONS} questions a clip, {name}", first, row)
-        yield {**told, "questions/s": len(alone.examples) / row["seconds"]}
+        figures = off_and_on(f"{QUESTIONS} questions a clip, {name}", first, row)
+        yield {**figures, "questions/s": len(alone.examples) / row["seconds"]}
 
 
-def asked(clips: Clips, together: bool) -> Clips:
+def make_questions(clips: Clips, together: bool) -> Clips:
     """Ask several questions about every clip, the clip being the same one or another one with the same samples."""
     return Clips(
         [

@@ -97,11 +97,11 @@ def our_side(setting: Setting, engine: Engine, clips: Clips) -> Row:
     """Time full steps over one micro-batch, of half the clips where they do not fit."""
 
     def attempt(count: int) -> Row:
-        own = clips.every(len(clips.examples) // count)
+        micro_batches = clips.every(len(clips.examples) // count)
         free(setting.device)
-        step = our_step(engine, our_batch(as_audio_lm(engine.plain), own), setting.device)
+        step = our_step(engine, our_batch(as_audio_lm(engine.plain), micro_batches), setting.device)
         seconds = fastest(step, setting)
-        return figures(setting, engine, own, seconds)
+        return figures(setting, engine, micro_batches, seconds)
 
     whole = len(clips.examples)
     _, row = first_that_fits([max(1, whole >> i) for i in range(HALVES + 1)], attempt, setting.device)
@@ -117,10 +117,10 @@ def stock_side(setting: Setting, engine: Engine, clips: Clips) -> Row:
     mixed = len(set(clips.lengths)) > 1
 
     def attempt(count: int) -> Row:
-        own = clips if mixed else clips.first(count)
+        micro_batches = clips if mixed else clips.first(count)
         free(setting.device)
-        seconds = fastest(stock_step(engine, own, count, setting.device), setting)
-        return {**figures(setting, engine, own, seconds), "micro_batch": count}
+        seconds = fastest(stock_step(engine, micro_batches, count, setting.device), setting)
+        return {**figures(setting, engine, micro_batches, seconds), "micro_batch": count}
 
     whole = len(clips.examples)
     most = [count for count in (whole, *STOCK_CLIPS) if count <= min(whole, STOCK_CLIPS[0])]
@@ -130,7 +130,7 @@ def stock_side(setting: Setting, engine: Engine, clips: Clips) -> Row:
 
 
 def figures(setting: Setting, engine: Engine, clips: Clips, seconds: float) -> Row:
-    """Return what is told of one side."""
+    """Return the figures of one side."""
     operations = useful_flops(as_audio_lm(engine.plain), clips.lengths)
     return {
         "seconds": seconds,
@@ -168,5 +168,5 @@ def agreement(setting: Setting, engine: Engine, clips: Clips) -> Row:
     stock_loss, stock_norm = stock_step(engine, clips, len(clips.examples), setting.device)()
     off = {"loss": abs(float(loss / stock_loss) - 1), "norm": abs(norm / stock_norm - 1)}
     same = all(off[name] <= allowed for name, allowed in AGREEMENT.items())
-    told = {f"{name} differs by": value for name, value in off.items()}
-    return {**told, "verdict": "same" if same else "DIFFERENT"}
+    differences = {f"{name} differs by": value for name, value in off.items()}
+    return {**differences, "verdict": "same" if same else "DIFFERENT"}

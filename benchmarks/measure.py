@@ -66,7 +66,7 @@ class Benchmark:
     Args:
         cases: case -> sides in the order of their turns; the first one is what the others are compared with.
         figures: measures one side, in a process of its own; None from a process that has nothing to tell.
-        headline: the figure that a side is told by, its seconds or its rate. ratios: name -> figure of both sides.
+        headline: the figure that a side is named by, its seconds or its rate. ratios: name -> figure of both sides.
         same: case -> sides that compute the same function, so that ``loss`` (or ``same_figure``) must agree.
         steps: timed steps of a run, and those of a quick one. runs: of a side.
         prepare: writes into a folder what all runs share. threads: of every run; None: all cores.
@@ -207,7 +207,7 @@ def parse(benchmark: Benchmark) -> argparse.Namespace:
 
 def run_side(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
     """Measure one side in this process and print its figures as the last line."""
-    found = benchmark.figures(
+    figures = benchmark.figures(
         Run(
             arguments.cases[0],
             arguments.side,
@@ -218,8 +218,8 @@ def run_side(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
             Sizes(**chosen(benchmark, arguments)),
         )
     )
-    if found is not None:
-        print(json.dumps(dict(found)), flush=True)
+    if figures is not None:
+        print(json.dumps(dict(figures)), flush=True)
 
 
 def in_turns(
@@ -243,8 +243,8 @@ def in_turns(
             else:
                 row = child(script, benchmark, case, side, shared, arguments)
             runs[side].append({**row, "load": load})
-            told = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in row.items())
-            console.print(f"{case}, run {number + 1}, {side}: {told}, load {load:.2f}", highlight=False)
+            line = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in row.items())
+            console.print(f"{case}, run {number + 1}, {side}: {line}, load {load:.2f}", highlight=False)
     return gathered(runs, benchmark.ratios)
 
 
@@ -262,7 +262,7 @@ def child(
         text, whole = spawn(command, {**OFFLINE, "OMP_NUM_THREADS": str(threads)}, f"{case}, side {side}")
     lines = [line for line in text.splitlines() if line.startswith("{")]
     if not lines:
-        raise SystemExit(f"{case}, side {side}: told nothing\n{text[-2000:]}")
+        raise SystemExit(f"{case}, side {side}: printed nothing\n{text[-2000:]}")
     row: dict[str, float] = json.loads(lines[-1])
     return {**row, **whole} if benchmark.whole else row
 
@@ -346,9 +346,9 @@ def machine(threads: int) -> dict[str, Any]:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:  # there is no git
         commit = ""
     return {

@@ -45,12 +45,12 @@ def train(out: Path, overrides: list[str]) -> tuple[RunConfig, float]:
     return config, round((time.monotonic() - started) / 60, 1)
 
 
-def told(answers: dict[str, Any]) -> dict[str, Any]:
+def select_figures(answers: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of every evaluation set, those of its labels included."""
     return {
-        name: {key: found[key] for key in TOLD}
-        | {f"labels {key}": found["labels"][key] for key in ("accuracy", "map", "ece") if "labels" in found}
-        for name, found in answers.items()
+        name: {key: result[key] for key in TOLD}
+        | {f"labels {key}": result["labels"][key] for key in ("accuracy", "map", "ece") if "labels" in result}
+        for name, result in answers.items()
     }
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     result = {
         "training_minutes": minutes,
         "all_minutes": round((time.monotonic() - started) / 60, 1),
-        "answers": {name: told(found) for name, found in answers.items()},
+        "answers": {name: select_figures(result) for name, result in answers.items()},
         "probes": {
             protocol: {
                 task: {names[model]: scores for model, scores in models.items()}
@@ -91,7 +91,7 @@ def main() -> None:
             for protocol, suite in suites.items()
         },
         "averages": {
-            protocol: {names[model]: found for model, found in suite["average"].items()}
+            protocol: {names[model]: result for model, result in suite["average"].items()}
             for protocol, suite in suites.items()
         },
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",

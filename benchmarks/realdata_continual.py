@@ -161,7 +161,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}"
 
 
-def summarise(found: list[dict], start: dict, console: Console) -> dict:
+def summarise(seeds: list[dict], start: dict, console: Console) -> dict:
     """Print one table for each kind of probe and return the figures."""
     result: dict = {"start": {n: {k: r[k]["mean"] for k in KINDS} for n, r in start.items()}}
     sets = list(start)
@@ -172,12 +172,12 @@ def summarise(found: list[dict], start: dict, console: Console) -> dict:
         table.add_row("start", *(f"{start[n][kind]['mean']:.3f}" for n in sets), "", "")
         table.add_row(
             "after speech",
-            *(spread([seed["plain"][kind].scores[1][i] for seed in found]) for i in range(len(sets))),
+            *(spread([seed["plain"][kind].scores[1][i] for seed in seeds]) for i in range(len(sets))),
             "",
             "",
         )
-        for method in found[0]:
-            matrices = [seed[method][kind] for seed in found]
+        for method in seeds[0]:
+            matrices = [seed[method][kind] for seed in seeds]
             finals = [[m.scores[2][i] for m in matrices] for i in range(len(sets))]
             summaries = [summarize(m) for m in matrices]
             cells = [
@@ -231,15 +231,15 @@ def main() -> None:
     base = load_run(CONFIG).encoders["whisper"].path
     start = probe_held(load_encoder(base), sets, 3)
     reservoir = make_reservoir(out)
-    found, minutes = [], []
+    seeds, minutes = [], []
     for seed in range(arguments.seeds):
         minutes.append(run_seed(out, seed, methods, reservoir, arguments.jobs))
-        found.append(probe_seed(out, seed, methods, sets, start))
+        seeds.append(probe_seed(out, seed, methods, sets, start))
         console.print(f"seed {seed}: {json.dumps({k: round(v, 1) for k, v in minutes[-1].items()})} minutes")
-    result = summarise(found, start, console)
-    drawn = [method for method in DRAWN if method in found[0]]
+    result = summarise(seeds, start, console)
+    drawn = [method for method in DRAWN if method in seeds[0]]
     draw_matrices(
-        {m: mean_matrix([seed[m]["linear"] for seed in found]) for m in drawn}, out / "forgetting.png"
+        {m: mean_matrix([seed[m]["linear"] for seed in seeds]) for m in drawn}, out / "forgetting.png"
     )
     result |= {
         "minutes": {name: round(statistics.mean(m[name] for m in minutes), 2) for name in minutes[0]},

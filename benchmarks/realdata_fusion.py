@@ -36,17 +36,17 @@ def runs(out: Path, whisper: Path, steps: int) -> dict[str, list[str]]:
     """Return the overrides of every run, in order: later ones stand on the encoders of earlier ones."""
     second, adapted = f"path: {out}/second", f"path: {out}/adapted"
     alone = "encoders={{{name}: {{{path}, train: {train}, lr: {lr}}}}}"
-    own = ["fusion=null", f"stages.0.steps={steps}"]
+    overrides = ["fusion=null", f"stages.0.steps={steps}"]
     fused = [f"encoders.second.path={out}/second", f"stages.0.steps={steps}"]
     small = alone.format(name="second", path=f"path: {out}/small", train="full", lr="1e-3")
     table = {
         "second": [small, "fusion=null", f"stages.0.steps={SECOND_STEPS}", "stages.0.warmup=60"],
         "whisper alone": [
             alone.format(name="whisper", path=f"path: {whisper}", train="frozen", lr="1e-3"),
-            *own,
+            *overrides,
         ],
-        "second alone": [alone.format(name="second", path=second, train="frozen", lr="1e-3"), *own],
-        "adapted": [alone.format(name="second", path=second, train="lora", lr="1e-3"), *own],
+        "second alone": [alone.format(name="second", path=second, train="frozen", lr="1e-3"), *overrides],
+        "adapted": [alone.format(name="second", path=second, train="lora", lr="1e-3"), *overrides],
     }
     kinds: dict[str, str] = {
         "concat": "{kind: concat, lr: 1e-3, rate: 25}",
@@ -107,10 +107,10 @@ def show(rows: dict[str, dict[str, Any]], console: Console) -> None:
         table.add_column(column, justify="left" if column == "fusion" else "right", overflow="fold")
     for name, row in rows.items():
         scores = [f"{row['probes'][s][p]['mean']:.3f}" for s in PROBED for p in ("linear", "mlp", "knn")]
-        asked = [f"{row['answers'][s]['score']:.3f}" if s in row["answers"] else "" for s in sets]
+        cells = [f"{row['answers'][s]['score']:.3f}" if s in row["answers"] else "" for s in sets]
         cost = base / row["audio_seconds_per_second"]
         table.add_row(
-            name, f"{row['trained'] / 1e6:.2f} M", *scores, *asked, f"{row['loss']:.3f}", f"{cost:.2f}x"
+            name, f"{row['trained'] / 1e6:.2f} M", *scores, *cells, f"{row['loss']:.3f}", f"{cost:.2f}x"
         )
     console.print(table)
 

@@ -184,12 +184,12 @@ def comparable(one: Result, other: Result) -> bool:
 
 def history(store: Path, result: Result) -> list[Result]:
     """Return the stored results that a result can be compared with, oldest first."""
-    found = [
+    same_name = [
         stored["benchmarks"][result["benchmark"]]
         for stored in (json.loads(file.read_text()) for file in sorted(store.glob("*.json")))
         if result["benchmark"] in stored["benchmarks"]
     ]
-    fitting = [other for other in found if comparable(result, other)]
+    fitting = [other for other in same_name if comparable(result, other)]
     return sorted(fitting, key=lambda other: other["machine"]["when"])
 
 

@@ -92,11 +92,11 @@ def parse() -> argparse.Namespace:
     for name in arguments.names:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name}; known: {', '.join(BENCHMARKS)}")
-    asked = [part for part in CHOICES if getattr(arguments, part)]
-    sizable = [name for name in BENCHMARKS if set(asked) <= set(SIZED.get(name, ()))]
+    parts = [part for part in CHOICES if getattr(arguments, part)]
+    sizable = [name for name in BENCHMARKS if set(parts) <= set(SIZED.get(name, ()))]
     for name in arguments.names:
         if name not in sizable:
-            parser.error(f"{name} takes no size of {' and '.join(asked)}; these do: {', '.join(sizable)}")
+            parser.error(f"{name} takes no size of {' and '.join(parts)}; these do: {', '.join(sizable)}")
     arguments.names = arguments.names or sizable
     if not arguments.quick:
         arguments.store = arguments.store or HERE / "results"
@@ -150,7 +150,7 @@ def kind_of(name: str) -> str:
 def newest(arguments: argparse.Namespace) -> Iterator[tuple[Result, Result | None]]:
     """Yield the newest stored results of this machine, each with the one before it."""
     here = machine_kind(machine(1))
-    found: dict[str, list[Result]] = {}
+    results_of: dict[str, list[Result]] = {}
     for file in sorted(arguments.store.glob("*.json")):
         for name, result in json.loads(file.read_text())["benchmarks"].items():
             if (
@@ -158,8 +158,8 @@ def newest(arguments: argparse.Namespace) -> Iterator[tuple[Result, Result | Non
                 and machine_kind(result["machine"]) == here
                 and not result["quick"]
             ):
-                found.setdefault(name, []).append(result)
-    for results in found.values():
+                results_of.setdefault(name, []).append(result)
+    for results in results_of.values():
         latest = max(results, key=lambda result: result["machine"]["when"])
         older = [other for other in history(arguments.store, latest) if other != latest]
         yield latest, older[-1] if older else None

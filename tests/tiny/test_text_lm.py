@@ -12,8 +12,8 @@ from uniaudio.config.run import MiniatureConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
-from uniaudio.tiny.curriculum import LessonBook
-from uniaudio.tiny.pretrain import answer_losses, cue_embeddings
+from uniaudio.tiny.curriculum import Curriculum
+from uniaudio.tiny.pretrain import answer_losses, embed_synthetic_clips
 from uniaudio.tiny.recipe_texts import RecipeText, recipe_texts
 from uniaudio.tiny.synthetic_clips import NOISE
 from uniaudio.tiny.text_lm import build_text_lm, miniature_decoder, train_text_lm
@@ -40,12 +40,12 @@ def format():
 
 @pytest.fixture(scope="module")
 def book(format):
-    return LessonBook(TEXTS, ["an extra line"], format)
+    return Curriculum(TEXTS, ["an extra line"], format)
 
 
 def test_a_lesson_is_the_prompt_of_training_with_a_cue_for_the_audio(format, book):
     text = TEXTS[0]
-    lesson = book.cued(text.pieces, text.answer, random.Random(0))
+    lesson = book.make_example(text.pieces, text.answer, random.Random(0))
     before, after = format.prompt(text.pieces)
     ids = lesson.ids.tolist()
     assert ids[: len(before)] == before
@@ -53,13 +53,13 @@ def test_a_lesson_is_the_prompt_of_training_with_a_cue_for_the_audio(format, boo
     assert ids[-lesson.answer - len(after) : -lesson.answer] == after
     cue = ids[len(before) : len(ids) - lesson.answer - len(after)]
     assert set(cue) - {NOISE, format.pad} <= set(format.answer("zero")) | set(format.answer(" zero"))
-    assert lesson.cue.nonzero().flatten().tolist() == list(range(len(before), len(before) + len(cue)))
+    assert lesson.clip.nonzero().flatten().tolist() == list(range(len(before), len(before) + len(cue)))
 
 
 def test_of_two_clips_one_speaks(format, book):
     text = TEXTS[20]
     for seed in range(20):
-        lesson = book.cued(text.pieces, text.answer, random.Random(seed))
+        lesson = book.make_example(text.pieces, text.answer, random.Random(seed))
         first, between, last = format.prompt(text.pieces)
         inner = lesson.ids.tolist()[len(first) : -lesson.answer - len(last)]
         at = next(i for i in range(len(inner)) if inner[i : i + len(between)] == between)
@@ -79,8 +79,8 @@ def test_batches_start_plain_and_hold_lessons_of_similar_length(book):
     batches = list(book.batches(random.Random(0), 8, 100))
     assert len(batches) == 100
     assert all(len(batch) == 8 for batch in batches)
-    assert all(lesson.cue.sum() == 0 for batch in batches[:16] for lesson in batch)
-    assert any(lesson.cue.sum() > 0 for batch in batches[60:] for lesson in batch)
+    assert all(lesson.clip.sum() == 0 for batch in batches[:16] for lesson in batch)
+    assert any(lesson.clip.sum() > 0 for batch in batches[60:] for lesson in batch)
     used = sum(len(lesson.ids) for batch in batches for lesson in batch)
     padded = sum(8 * max(len(lesson.ids) for lesson in batch) for batch in batches)
     assert used > 0.75 * padded
@@ -90,22 +90,22 @@ def test_losses_do_not_depend_on_the_padding(format, book):
     torch.manual_seed(0)
     lm = build_text_lm(TINY, len(format.tokenizer), format.end_of_turn, format.pad).eval()
     lessons = [
-        book.lesson(TEXTS[i].pieces, format.answer(TEXTS[i].answer), [9, 8], random.Random(i), True)
+        book.draw_example(TEXTS[i].pieces, format.answer(TEXTS[i].answer), [9, 8], random.Random(i), True)
         for i in (0, 22)
     ]
     generator = torch.Generator()
-    together, _ = answer_losses(lm, lessons, cue_embeddings(lm, lessons, generator))
-    alone = [answer_losses(lm, [one], cue_embeddings(lm, [one], generator))[0] for one in lessons]
+    together, _ = answer_losses(lm, lessons, embed_synthetic_clips(lm, lessons, generator))
+    alone = [answer_losses(lm, [one], embed_synthetic_clips(lm, [one], generator))[0] for one in lessons]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_noise_falls_on_cues_only(format, book):
     lm = build_text_lm(TINY, len(format.tokenizer), format.end_of_turn, format.pad)
-    lessons = [book.cued(text.pieces, text.answer, random.Random(3)) for text in TEXTS[:4]]
-    one, two = (cue_embeddings(lm, lessons, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    lessons = [book.make_example(text.pieces, text.answer, random.Random(3)) for text in TEXTS[:4]]
+    one, two = (embed_synthetic_clips(lm, lessons, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     moved = (one != two).any(-1)
     for row, lesson in enumerate(lessons):
-        assert torch.equal(moved[row, : len(lesson.ids)], lesson.cue.bool())
+        assert torch.equal(moved[row, : len(lesson.ids)], lesson.clip.bool())
 
 
 def test_it_is_stored_like_any_model_and_the_seed_decides(tmp_path):

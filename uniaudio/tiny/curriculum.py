@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.tiny.recipe_texts import RecipeText
-from uniaudio.tiny.synthetic_clips import empty_cue, fillers, stretched_cue
+from uniaudio.tiny.synthetic_clips import fillers, silent_tokens, stretch_tokens
 
 LONGEST_ANSWER = 160  # tokens; of a longer answer only the end is taught
 POOL = 8  # batches drawn and sorted by length together
@@ -21,7 +21,7 @@ HELD_OUT = 128  # lessons of each kind that are kept for the final check
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TextExample:
     """One training sequence.
 
     Args:
@@ -31,11 +31,11 @@ class Lesson:
     """
 
     ids: Tensor
-    cue: Tensor
+    clip: Tensor
     answer: int
 
 
-class LessonBook:
+class Curriculum:
     """Draws lessons without end.
 
     Half of them are questions and answers of the recipe, most with a cue of the answer and some with an empty
@@ -62,14 +62,14 @@ class LessonBook:
         rng = random.Random(f"held out {seed}")
         self.kept_words = {self.shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
 
-    def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[Lesson]]:
+    def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[TextExample]]:
         """``steps`` batches of ``size`` lessons of similar length, so that little is padded.
 
         The first fifth of the steps are short strings of blindly drawn tokens, their cue the string itself;
         over the second fifth they give way to the real mixture. Copying forms in 200 steps on those, and not
         in 1000 without.
         """
-        pool: list[list[Lesson]] = []
+        pool: list[list[TextExample]] = []
         for step in range(steps):
             if not pool:
                 easy = min(1.0, 2 - 5 * step / steps)
@@ -79,33 +79,35 @@ class LessonBook:
                 rng.shuffle(pool)
             yield pool.pop()
 
-    def draw(self, rng: random.Random, easy: float = 0.0) -> Lesson:
+    def draw(self, rng: random.Random, easy: float = 0.0) -> TextExample:
         """One lesson: with probability ``easy`` a plain copy, else one of the mixture described above."""
         text = self.question(rng)
         if rng.random() < easy:
             tokens = self.blind_tokens(rng, 8)
-            return self.lesson(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng, plain=True)
+            return self.draw_example(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng, plain=True)
         kind = rng.random()
         long = len(text.answer.split()) > LONG
         if kind < 0.15 and not long:
-            return self.lesson(text.pieces, self.answer_ids(text.answer), None, rng)
+            return self.draw_example(text.pieces, self.answer_ids(text.answer), None, rng)
         if kind < 0.5:
             answer = self.span(rng, text.answer.split()) if long and rng.random() < 0.8 else text.answer
-            return self.cued(text.pieces, answer, rng)
+            return self.make_example(text.pieces, answer, rng)
         if kind < 0.8:
-            return self.cued(text.pieces, self.unknown_words(rng), rng)
+            return self.make_example(text.pieces, self.unknown_words(rng), rng)
         tokens = self.blind_tokens(rng, rng.choice((4, 16)))
-        return self.lesson(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng)
+        return self.draw_example(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng)
 
-    def held_out(self, kind: Literal["known", "unseen", "empty"]) -> list[Lesson]:
+    def held_out(self, kind: Literal["known", "unseen", "empty"]) -> list[TextExample]:
         """The lessons of the final check; the strings of ``unseen`` were never drawn in training."""
         rng = random.Random(f"check {kind}")
         if kind == "unseen":
-            return [self.cued(self.question(rng).pieces, words, rng) for words in sorted(self.kept_words)]
+            return [
+                self.make_example(self.question(rng).pieces, words, rng) for words in sorted(self.kept_words)
+            ]
         texts = [self.question(rng) for _ in range(HELD_OUT)]
         if kind == "known":
-            return [self.cued(text.pieces, text.answer, rng) for text in texts]
-        return [self.lesson(text.pieces, self.answer_ids(text.answer), None, rng) for text in texts]
+            return [self.make_example(text.pieces, text.answer, rng) for text in texts]
+        return [self.draw_example(text.pieces, self.answer_ids(text.answer), None, rng) for text in texts]
 
     def question(self, rng: random.Random) -> RecipeText:
         """A text of the recipe, all tasks equally often."""
@@ -136,22 +138,22 @@ class LessonBook:
         """Token ids with end-of-turn; an overlong answer loses its beginning."""
         return self.format.answer(answer)[-LONGEST_ANSWER:]
 
-    def cued(self, pieces: Sequence[str], answer: str, rng: random.Random) -> Lesson:
+    def make_example(self, pieces: Sequence[str], answer: str, rng: random.Random) -> TextExample:
         """A lesson whose cue says the answer, half the time as if in the middle of speech (after a space)."""
         ids = self.answer_ids(answer)
         said = ids[:-1]
         if rng.random() < 0.5:
             said = self.answer_ids(" " + answer)[:-1]
-        return self.lesson(pieces, ids, said, rng)
+        return self.draw_example(pieces, ids, said, rng)
 
-    def lesson(
+    def draw_example(
         self,
         pieces: Sequence[str],
         answer: list[int],
         said: list[int] | None,
         rng: random.Random,
         plain: bool = False,
-    ) -> Lesson:
+    ) -> TextExample:
         """Put chat markup, cues and answer together; of several clips one says something."""
         blank = self.format.pad
         prompt = self.format.prompt(pieces)
@@ -159,13 +161,13 @@ class LessonBook:
         ids, cue = list(prompt[0]), [0.0] * len(prompt[0])
         for index, piece in enumerate(prompt[1:]):
             if said and index == speaking:
-                audio = said if plain else stretched_cue(said, blank, rng)
+                audio = said if plain else stretch_tokens(said, blank, rng)
             elif said:
                 audio = fillers(rng.randint(1, 8), blank, rng)
             else:
-                audio = empty_cue(blank, rng)
+                audio = silent_tokens(blank, rng)
             ids += [*audio, *piece]
             cue += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
         ids += answer
         cue += [0.0] * len(answer)
-        return Lesson(torch.tensor(ids), torch.tensor(cue), len(answer))
+        return TextExample(torch.tensor(ids), torch.tensor(cue), len(answer))

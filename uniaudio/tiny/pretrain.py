@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen3ForCausalLM
 
 from uniaudio.config.run import MiniatureConfig
-from uniaudio.tiny.curriculum import Lesson, LessonBook
+from uniaudio.tiny.curriculum import Curriculum, TextExample
 
 NOISE_LIMIT = 2.0  # of the spread of the embeddings, in training
 CHECK_NOISE = 0.7  # in the final check
@@ -37,9 +37,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cue_embeddings(
+def embed_synthetic_clips(
     lm: Qwen3ForCausalLM,
-    lessons: Sequence[Lesson],
+    examples: Sequence[TextExample],
     generator: torch.Generator,
     noise_limit: float = NOISE_LIMIT,
 ) -> Tensor:
@@ -51,18 +51,20 @@ def cue_embeddings(
     smaller.
     """
     pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([lesson.ids for lesson in lessons], batch_first=True, padding_value=0)
-    cue = pad([lesson.cue for lesson in lessons], batch_first=True, padding_value=0.0)
+    ids = pad([example.ids for example in examples], batch_first=True, padding_value=0)
+    clip = pad([example.clip for example in examples], batch_first=True, padding_value=0.0)
     table = lm.get_input_embeddings()
     embedded = table(ids.clamp(min=0)) * (ids >= 0)[..., None]
-    strength = noise_limit * torch.rand(len(lessons), 1, generator=generator)
-    strength = cue * torch.where(ids < 0, strength.clamp(min=1), strength)
+    strength = noise_limit * torch.rand(len(examples), 1, generator=generator)
+    strength = clip * torch.where(ids < 0, strength.clamp(min=1), strength)
     noise = torch.randn(embedded.shape, generator=generator) * table.weight.detach().std()
-    scale = torch.exp(cue * (2 * torch.rand(len(lessons), 1, generator=generator) - 1))
+    scale = torch.exp(clip * (2 * torch.rand(len(examples), 1, generator=generator) - 1))
     return (embedded + noise * strength[..., None]) * scale[..., None]
 
 
-def answer_losses(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], embeds: Tensor) -> tuple[Tensor, Tensor]:
+def answer_losses(
+    lm: Qwen3ForCausalLM, examples: Sequence[TextExample], embeds: Tensor
+) -> tuple[Tensor, Tensor]:
     """``(losses [L], right [L])`` at the answer tokens, which are the last ones of every lesson.
 
     Rows are padded at the right, which causal attention never sees, so no mask is needed.
@@ -71,11 +73,11 @@ def answer_losses(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], embeds: Tenso
     rows: list[int] = []
     columns: list[int] = []
     labels: list[Tensor] = []
-    for row, lesson in enumerate(lessons):
-        length = len(lesson.ids)
-        rows += [row] * lesson.answer
-        columns += range(length - lesson.answer - 1, length - 1)
-        labels.append(lesson.ids[length - lesson.answer :])
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        rows += [row] * example.answer
+        columns += range(length - example.answer - 1, length - 1)
+        labels.append(example.ids[length - example.answer :])
     logits = lm.lm_head(hidden[rows, columns])
     target = torch.cat(labels)
     return F.cross_entropy(logits, target, reduction="none"), logits.argmax(-1) == target
@@ -102,7 +104,7 @@ def learning_rate(step: int, steps: int) -> float:
     return min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
 
 
-def fit(lm: Qwen3ForCausalLM, book: LessonBook, settings: MiniatureConfig, progress: Progress | None) -> None:
+def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progress: Progress | None) -> None:
     """Train in place on freshly drawn lessons, one optimizer step each ``settings.batch`` of them."""
     optimizers = build_optimizers(lm, settings.lr)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -110,8 +112,8 @@ def fit(lm: Qwen3ForCausalLM, book: LessonBook, settings: MiniatureConfig, progr
     started = time.monotonic()
     schedules = [LambdaLR(each, lambda step: learning_rate(step, settings.steps)) for each in optimizers]
     lm.train()
-    for step, lessons in enumerate(book.batches(rng, settings.batch, settings.steps)):
-        losses, right = answer_losses(lm, lessons, cue_embeddings(lm, lessons, generator))
+    for step, examples in enumerate(book.batches(rng, settings.batch, settings.steps)):
+        losses, right = answer_losses(lm, examples, embed_synthetic_clips(lm, examples, generator))
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -126,13 +128,13 @@ def fit(lm: Qwen3ForCausalLM, book: LessonBook, settings: MiniatureConfig, progr
 
 
 @torch.no_grad()
-def reading_accuracy(lm: Qwen3ForCausalLM, lessons: Sequence[Lesson], seed: int = 0) -> float:
+def reading_accuracy(lm: Qwen3ForCausalLM, examples: Sequence[TextExample], seed: int = 0) -> float:
     """Share of the answer tokens that the model predicts right (given the ones before) from noisy cues."""
     lm.eval()
     generator = torch.Generator().manual_seed(seed)
     right = []
-    for start in range(0, len(lessons), 32):
-        part = lessons[start : start + 32]
-        embeds = cue_embeddings(lm, part, generator, CHECK_NOISE)
+    for start in range(0, len(examples), 32):
+        part = examples[start : start + 32]
+        embeds = embed_synthetic_clips(lm, part, generator, CHECK_NOISE)
         right.append(answer_losses(lm, part, embeds)[1])
     return torch.cat(right).float().mean().item()

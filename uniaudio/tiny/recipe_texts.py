@@ -29,7 +29,7 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
     prompts as training does. Rows that cannot be rendered are left out here; training counts and lists them.
     Equal texts are given once, in a stable order.
     """
-    found: dict[RecipeText, None] = {}
+    texts: dict[RecipeText, None] = {}
     for entry in recipe.train:
         rng = random.Random(entry.name)
         for row in islice(entry_rows(entry), limit):
@@ -41,8 +41,8 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
                             check_text(text)
                     except RowError:
                         continue
-                    found.setdefault(RecipeText(template.task, rendered.prompt, rendered.answer))
-    return list(found)
+                    texts.setdefault(RecipeText(template.task, rendered.prompt, rendered.answer))
+    return list(texts)
 
 
 def entry_rows(entry: Entry) -> Iterator[Row]:

@@ -26,19 +26,19 @@ def ensure_parts() -> Path:
     root = miniature_root()
     if root.is_dir():
         return root
-    aside = root.with_name(f".{root.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_set(aside / "notes", [{"midi": NOTES[i % len(NOTES)]} for i in range(TRAINED + TESTED)])
-    write_set(aside / "noises", [{"label": NOISES[i % len(NOISES)]} for i in range(TRAINED + TESTED)])
-    save_miniature_whisper(aside / "whisper", d_model=64, layers=4)
+    unfinished = root.with_name(f".{root.name}-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_set(unfinished / "notes", [{"midi": NOTES[i % len(NOTES)]} for i in range(TRAINED + TESTED)])
+    write_set(unfinished / "noises", [{"label": NOISES[i % len(NOISES)]} for i in range(TRAINED + TESTED)])
+    save_miniature_whisper(unfinished / "whisper", d_model=64, layers=4)
     for number in range(3):
-        save_miniature_whisper(aside / f"whisper_{number}", d_model=32, layers=2, seed=number + 1)
+        save_miniature_whisper(unfinished / f"whisper_{number}", d_model=32, layers=2, seed=number + 1)
     for kind, make in MAKERS.items():
-        save_checkpoint(make, aside / kind)
+        save_checkpoint(make, unfinished / kind)
     try:
-        aside.rename(root)
+        unfinished.rename(root)
     except OSError:  # another process was faster
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return root
 
 

@@ -22,7 +22,7 @@ def fillers(count: int, blank: int, rng: random.Random) -> list[int]:
 LONGEST_CUE = 64  # positions: 5 s of audio at 12.5 tokens a second; only a long answer has a longer cue
 
 
-def stretched_cue(
+def stretch_tokens(
     answer: Sequence[int], blank: int, rng: random.Random, longest: int = LONGEST_CUE
 ) -> list[int]:
     """The tokens of an answer, each repeated 1 to 4 times, fillers between them and at both ends.
@@ -41,21 +41,21 @@ def stretched_cue(
     while repeats > 1 and len(answer) * (repeats + gap) / 2 > longest:
         repeats, gap = repeats - 1, gap - 1
     drawn_out = len(answer) <= 3 and rng.random() < 0.4
-    cue: list[int] = []
+    tokens: list[int] = []
     for index, token in enumerate(answer):
         if index and answer[index - 1] == token:
-            cue += fillers(rng.randint(1, 1 + gap), blank, rng)
+            tokens += fillers(rng.randint(1, 1 + gap), blank, rng)
         elif index:
-            cue += fillers(rng.randint(0, gap), blank, rng)
-        cue += [token] * (rng.randint(1, longest // 3) if drawn_out else rng.randint(1, repeats))
-    edge = max(longest - len(cue), 8) // 2 if rng.random() < 0.3 else 4
+            tokens += fillers(rng.randint(0, gap), blank, rng)
+        tokens += [token] * (rng.randint(1, longest // 3) if drawn_out else rng.randint(1, repeats))
+    edge = max(longest - len(tokens), 8) // 2 if rng.random() < 0.3 else 4
     return [
         *fillers(rng.randint(0, edge), blank, rng),
-        *cue,
+        *tokens,
         *fillers(rng.randint(0, edge), blank, rng),
     ]
 
 
-def empty_cue(blank: int, rng: random.Random, longest: int = LONGEST_CUE) -> list[int]:
+def silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CUE) -> list[int]:
     """A cue that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
     return fillers(rng.randint(1, rng.choice((8, longest))), blank, rng)

@@ -21,7 +21,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
-from uniaudio.tiny.curriculum import LessonBook
+from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import Progress, fit, one_thread, reading_accuracy
 from uniaudio.tiny.recipe_texts import RecipeText, recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
@@ -91,7 +91,7 @@ def train_text_lm(
         settings.vocabulary,
     )
     format = ChatFormat(tokenizer)
-    book = LessonBook(texts, extra, format, seed=settings.seed)
+    book = Curriculum(texts, extra, format, seed=settings.seed)
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(settings.seed)
         lm = build_text_lm(settings, len(tokenizer), format.end_of_turn, format.pad)
