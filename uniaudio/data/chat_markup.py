@@ -15,7 +15,7 @@ from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from uniaudio.data.jinja import LONGEST_SOURCE
+from uniaudio.config.limits import LONGEST_SOURCE
 from uniaudio.data.template_limits import BUDGET, LimitedEnvironment
 from uniaudio.errors import UserError, convert_to_user_error
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import orjson
 from jinja2 import Undefined
 
 from uniaudio.errors import RowError
@@ -113,15 +113,24 @@ def parse_list(text: str) -> list[Any] | dict[Any, Any] | None:
     if ARRAY.fullmatch(text):  # before Python's reading, which would put neighbours together into one text
         return [ast.literal_eval(item) for item in re.findall(QUOTED, text)]
     try:
-        read = orjson.loads(text)
+        read = json.loads(text, parse_constant=refuse_constant)
         return read if isinstance(read, list) else None
-    except orjson.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     return value if isinstance(value, list | dict) else None
+
+
+def refuse_constant(name: str) -> None:
+    """Refuse ``NaN`` and ``Infinity``, which are no JSON although Python reads them.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(name)
 
 
 def wrap_value(value: Any, name: str) -> Any:

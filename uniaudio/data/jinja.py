@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, meta
 
+from uniaudio.config.limits import LONGEST_SOURCE
 from uniaudio.data.comparison import compile_condition, compile_text, prepare_comparisons
 from uniaudio.data.field_values import Null, is_plain, wrap_value, write_value
 from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvironment, is_bounded
@@ -45,7 +46,6 @@ def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **opt
 
 PLAIN = environment(PlainEnvironment)  # for templates that cannot multiply anything
 LIMITED = environment(LimitedEnvironment)
-LONGEST_SOURCE = 100_000  # characters of one text
 SHOWN = 200  # of them in a message
 COMPARISON = re.compile(
     r"""(?P<column>[^\W\d]\w*) *(?P<sign>[!=]=) *(?:'(?P<text>[^'\\]*)'|"(?P<quoted>[^"\\]*)"|(?P<number>-?\d+))"""

@@ -1,4 +1,4 @@
-"""What a miniature language model is taught: questions of a recipe whose audio is replaced by a text cue."""
+"""What a miniature language model is taught: questions of a recipe whose audio is replaced by a text tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TextExample:
 
     Args:
         ids: ``[T]`` int64 token ids, ``cues.NOISE`` where an embedding is drawn at random.
-        cue: ``[T]`` float32, 1 at the positions that stand for audio.
+        tokens: ``[T]`` float32, 1 at the positions that stand for audio.
         answer: how many of the last ids are the answer (its end-of-turn included).
     """
 
@@ -38,11 +38,11 @@ class TextExample:
 class Curriculum:
     """Draws lessons without end.
 
-    Half of them are questions and answers of the recipe, most with a cue of the answer and some with an empty
+    Half of them are questions and answers of the recipe, most with a tokens of the answer and some with an empty
     one. Of long answers only parts are said, or the model would know them by heart and need no audio to
-    complete them. The other half ask the same questions, but cue and answer are strings that the recipe does
+    complete them. The other half ask the same questions, but tokens and answer are strings that the recipe does
     not hold: its words in another order, spans of the extra texts, or tokens drawn blindly. So the model
-    learns to read the cue, whatever it says, instead of the few answers by heart.
+    learns to read the tokens, whatever it says, instead of the few answers by heart.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Curriculum:
     def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[TextExample]]:
         """``steps`` batches of ``size`` lessons of similar length, so that little is padded.
 
-        The first fifth of the steps are short strings of blindly drawn tokens, their cue the string itself;
+        The first fifth of the steps are short strings of blindly drawn tokens, their tokens the string itself;
         over the second fifth they give way to the real mixture. Copying forms in 200 steps on those, and not
         in 1000 without.
         """
@@ -139,7 +139,7 @@ class Curriculum:
         return self.format.answer(answer)[-LONGEST_ANSWER:]
 
     def make_example(self, pieces: Sequence[str], answer: str, rng: random.Random) -> TextExample:
-        """A lesson whose cue says the answer, half the time as if in the middle of speech (after a space)."""
+        """A lesson whose tokens says the answer, half the time as if in the middle of speech (after a space)."""
         ids = self.answer_ids(answer)
         said = ids[:-1]
         if rng.random() < 0.5:
@@ -158,7 +158,7 @@ class Curriculum:
         blank = self.format.pad
         prompt = self.format.prompt(pieces)
         speaking = rng.randrange(len(prompt) - 1) if said else -1
-        ids, cue = list(prompt[0]), [0.0] * len(prompt[0])
+        ids, tokens = list(prompt[0]), [0.0] * len(prompt[0])
         for index, piece in enumerate(prompt[1:]):
             if said and index == speaking:
                 audio = said if plain else stretch_tokens(said, blank, rng)
@@ -167,7 +167,7 @@ class Curriculum:
             else:
                 audio = silent_tokens(blank, rng)
             ids += [*audio, *piece]
-            cue += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
+            tokens += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
         ids += answer
-        cue += [0.0] * len(answer)
-        return TextExample(torch.tensor(ids), torch.tensor(cue), len(answer))
+        tokens += [0.0] * len(answer)
+        return TextExample(torch.tensor(ids), torch.tensor(tokens), len(answer))
