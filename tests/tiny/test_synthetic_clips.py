@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.tiny.synthetic_clips import LONGEST_CUE, NOISE, silent_tokens, stretch_tokens
+from uniaudio.tiny.synthetic_clips import LONGEST_CLIP, NOISE, silent_tokens, stretch_tokens
 
 BLANK = 0
 answers = st.lists(st.integers(1, 9), min_size=1, max_size=40)
@@ -28,7 +28,7 @@ def test_the_answer_can_always_be_read_off(answer, seed):
 
 @given(answer=answers, seed=st.integers(0, 10_000))
 def test_cues_stay_short(answer, seed):
-    assert len(stretch_tokens(answer, BLANK, random.Random(seed))) <= 2 * LONGEST_CUE + 3 * len(answer)
+    assert len(stretch_tokens(answer, BLANK, random.Random(seed))) <= 2 * LONGEST_CLIP + 3 * len(answer)
 
 
 def test_cues_vary_and_are_stretched():
@@ -42,4 +42,4 @@ def test_an_empty_cue_says_nothing():
     rng = random.Random(0)
     cues = [silent_tokens(BLANK, rng) for _ in range(100)]
     assert {token for cue in cues for token in cue} == {BLANK, NOISE}
-    assert all(1 <= len(cue) <= LONGEST_CUE for cue in cues)
+    assert all(1 <= len(cue) <= LONGEST_CLIP for cue in cues)

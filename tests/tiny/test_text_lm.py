@@ -53,7 +53,7 @@ def test_a_lesson_is_the_prompt_of_training_with_a_cue_for_the_audio(format, boo
     assert ids[-lesson.answer - len(after) : -lesson.answer] == after
     cue = ids[len(before) : len(ids) - lesson.answer - len(after)]
     assert set(cue) - {NOISE, format.pad} <= set(format.answer("zero")) | set(format.answer(" zero"))
-    assert lesson.clip.nonzero().flatten().tolist() == list(range(len(before), len(before) + len(cue)))
+    assert lesson.is_clip.nonzero().flatten().tolist() == list(range(len(before), len(before) + len(cue)))
 
 
 def test_of_two_clips_one_speaks(format, book):
@@ -79,8 +79,8 @@ def test_batches_start_plain_and_hold_lessons_of_similar_length(book):
     batches = list(book.batches(random.Random(0), 8, 100))
     assert len(batches) == 100
     assert all(len(batch) == 8 for batch in batches)
-    assert all(lesson.clip.sum() == 0 for batch in batches[:16] for lesson in batch)
-    assert any(lesson.clip.sum() > 0 for batch in batches[60:] for lesson in batch)
+    assert all(lesson.is_clip.sum() == 0 for batch in batches[:16] for lesson in batch)
+    assert any(lesson.is_clip.sum() > 0 for batch in batches[60:] for lesson in batch)
     used = sum(len(lesson.ids) for batch in batches for lesson in batch)
     padded = sum(8 * max(len(lesson.ids) for lesson in batch) for batch in batches)
     assert used > 0.75 * padded
@@ -105,7 +105,7 @@ def test_noise_falls_on_cues_only(format, book):
     one, two = (embed_synthetic_clips(lm, lessons, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     moved = (one != two).any(-1)
     for row, lesson in enumerate(lessons):
-        assert torch.equal(moved[row, : len(lesson.ids)], lesson.clip.bool())
+        assert torch.equal(moved[row, : len(lesson.ids)], lesson.is_clip.bool())
 
 
 def test_it_is_stored_like_any_model_and_the_seed_decides(tmp_path):

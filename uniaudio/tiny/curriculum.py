@@ -1,4 +1,4 @@
-"""What a miniature language model is taught: questions of a recipe whose audio is replaced by a text tokens."""
+"""What a miniature language model is taught: questions of a recipe with synthetic clips of tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uniaudio.tiny.synthetic_clips import fillers, silent_tokens, stretch_tokens
 LONGEST_ANSWER = 160  # tokens; of a longer answer only the end is taught
 POOL = 8  # batches drawn and sorted by length together
 LONG = 8  # words; an answer with more is a sentence and not a label
-HELD_OUT = 128  # lessons of each kind that are kept for the final check
+HELD_OUT = 128  # examples of each kind that are kept for the final check
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,24 @@ class TextExample:
     """One training sequence.
 
     Args:
-        ids: ``[T]`` int64 token ids, ``cues.NOISE`` where an embedding is drawn at random.
-        tokens: ``[T]`` float32, 1 at the positions that stand for audio.
+        ids: ``[T]`` int64 token ids, ``synthetic_clips.NOISE`` where an embedding is drawn at random.
+        is_clip: ``[T]`` float32, 1 at the positions that stand for audio.
         answer: how many of the last ids are the answer (its end-of-turn included).
     """
 
     ids: Tensor
-    clip: Tensor
+    is_clip: Tensor
     answer: int
 
 
 class Curriculum:
-    """Draws lessons without end.
+    """Draws examples without end.
 
-    Half of them are questions and answers of the recipe, most with a tokens of the answer and some with an empty
+    Half of them are questions and answers of the recipe, most with a clip of the answer and some with an empty
     one. Of long answers only parts are said, or the model would know them by heart and need no audio to
-    complete them. The other half ask the same questions, but tokens and answer are strings that the recipe does
+    complete them. The other half ask the same questions, but clip and answer are strings that the recipe does
     not hold: its words in another order, spans of the extra texts, or tokens drawn blindly. So the model
-    learns to read the tokens, whatever it says, instead of the few answers by heart.
+    learns to read the clip, whatever it says, instead of the few answers by heart.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Curriculum:
         self.kept_words = {self.shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
 
     def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[TextExample]]:
-        """``steps`` batches of ``size`` lessons of similar length, so that little is padded.
+        """``steps`` batches of ``size`` examples of similar length, so that little is padded.
 
-        The first fifth of the steps are short strings of blindly drawn tokens, their tokens the string itself;
+        The first fifth of the steps are short strings of blindly drawn tokens, their clip the string itself;
         over the second fifth they give way to the real mixture. Copying forms in 200 steps on those, and not
         in 1000 without.
         """
@@ -74,13 +74,13 @@ class Curriculum:
             if not pool:
                 easy = min(1.0, 2 - 5 * step / steps)
                 drawn = [self.draw(rng, easy) for _ in range(POOL * size)]
-                drawn.sort(key=lambda lesson: len(lesson.ids))
+                drawn.sort(key=lambda example: len(example.ids))
                 pool = [drawn[i : i + size] for i in range(0, len(drawn), size)]
                 rng.shuffle(pool)
             yield pool.pop()
 
     def draw(self, rng: random.Random, easy: float = 0.0) -> TextExample:
-        """One lesson: with probability ``easy`` a plain copy, else one of the mixture described above."""
+        """One example: with probability ``easy`` a plain copy, else one of the mixture described above."""
         text = self.question(rng)
         if rng.random() < easy:
             tokens = self.blind_tokens(rng, 8)
@@ -98,7 +98,7 @@ class Curriculum:
         return self.draw_example(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng)
 
     def held_out(self, kind: Literal["known", "unseen", "empty"]) -> list[TextExample]:
-        """The lessons of the final check; the strings of ``unseen`` were never drawn in training."""
+        """The examples of the final check; the strings of ``unseen`` were never drawn in training."""
         rng = random.Random(f"check {kind}")
         if kind == "unseen":
             return [
@@ -139,7 +139,7 @@ class Curriculum:
         return self.format.answer(answer)[-LONGEST_ANSWER:]
 
     def make_example(self, pieces: Sequence[str], answer: str, rng: random.Random) -> TextExample:
-        """A lesson whose tokens says the answer, half the time as if in the middle of speech (after a space)."""
+        """A example whose clip says the answer, half the time as if in the middle of speech (after a space)."""
         ids = self.answer_ids(answer)
         said = ids[:-1]
         if rng.random() < 0.5:
@@ -154,11 +154,11 @@ class Curriculum:
         rng: random.Random,
         plain: bool = False,
     ) -> TextExample:
-        """Put chat markup, cues and answer together; of several clips one says something."""
+        """Put chat markup, synthetic clips and answer together; of several clips one says something."""
         blank = self.format.pad
         prompt = self.format.prompt(pieces)
         speaking = rng.randrange(len(prompt) - 1) if said else -1
-        ids, tokens = list(prompt[0]), [0.0] * len(prompt[0])
+        ids, is_clip = list(prompt[0]), [0.0] * len(prompt[0])
         for index, piece in enumerate(prompt[1:]):
             if said and index == speaking:
                 audio = said if plain else stretch_tokens(said, blank, rng)
@@ -167,7 +167,7 @@ class Curriculum:
             else:
                 audio = silent_tokens(blank, rng)
             ids += [*audio, *piece]
-            tokens += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
+            is_clip += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
         ids += answer
-        tokens += [0.0] * len(answer)
-        return TextExample(torch.tensor(ids), torch.tensor(tokens), len(answer))
+        is_clip += [0.0] * len(answer)
+        return TextExample(torch.tensor(ids), torch.tensor(is_clip), len(answer))

@@ -1,4 +1,4 @@
-"""Training a small language model to read text cues."""
+"""Training a small language model to read synthetic clips of tokens."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def embed_synthetic_clips(
     generator: torch.Generator,
     noise_limit: float = NOISE_LIMIT,
 ) -> Tensor:
-    """``[B, T, D]`` embeddings of the lessons, padded at the right; cues are scaled and carry Gaussian noise.
+    """``[B, T, D]`` embeddings of the examples, padded at the right; synthetic clips are scaled and carry Gaussian noise.
 
     The adapter will never hit an embedding exactly, and in the beginning not at all. So that a step in the
-    right direction pays from the start, cues are blurred: every position is moved by noise of up to
-    ``NOISE_LIMIT`` times the spread of the embeddings, and the whole cue is made up to e times larger or
+    right direction pays from the start, synthetic clips are blurred: every position is moved by noise of up to
+    ``NOISE_LIMIT`` times the spread of the embeddings, and the whole clip is made up to e times larger or
     smaller.
     """
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad([example.ids for example in examples], batch_first=True, padding_value=0)
-    clip = pad([example.clip for example in examples], batch_first=True, padding_value=0.0)
+    clip = pad([example.is_clip for example in examples], batch_first=True, padding_value=0.0)
     table = lm.get_input_embeddings()
     embedded = table(ids.clamp(min=0)) * (ids >= 0)[..., None]
     strength = noise_limit * torch.rand(len(examples), 1, generator=generator)
@@ -65,7 +65,7 @@ def embed_synthetic_clips(
 def answer_losses(
     lm: Qwen3ForCausalLM, examples: Sequence[TextExample], embeds: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``(losses [L], right [L])`` at the answer tokens, which are the last ones of every lesson.
+    """``(losses [L], right [L])`` at the answer tokens, which are the last ones of every example.
 
     Rows are padded at the right, which causal attention never sees, so no mask is needed.
     """
@@ -86,7 +86,7 @@ def answer_losses(
 def build_optimizers(lm: Qwen3ForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
     """Muon at ``10 * lr`` for the weight matrices, AdamW at ``lr`` for embeddings and norms.
 
-    With AdamW alone copying from a cue does not form within the few hundred steps that we can wait for
+    With AdamW alone copying from a clip does not form within the few hundred steps that we can wait for
     (measured: 10 % of plainly copied tokens right after 300 steps, 35 % after 150 with Muon).
     """
     embeddings = lm.get_input_embeddings().weight
@@ -105,7 +105,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progress: Progress | None) -> None:
-    """Train in place on freshly drawn lessons, one optimizer step each ``settings.batch`` of them."""
+    """Train in place on freshly drawn examples, one optimizer step each ``settings.batch`` of them."""
     optimizers = build_optimizers(lm, settings.lr)
     generator = torch.Generator().manual_seed(settings.seed)
     rng = random.Random(settings.seed)
@@ -129,7 +129,7 @@ def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progr
 
 @torch.no_grad()
 def reading_accuracy(lm: Qwen3ForCausalLM, examples: Sequence[TextExample], seed: int = 0) -> float:
-    """Share of the answer tokens that the model predicts right (given the ones before) from noisy cues."""
+    """Share of the answer tokens that the model predicts right (given the ones before) from noisy synthetic clips."""
     lm.eval()
     generator = torch.Generator().manual_seed(seed)
     right = []

@@ -1,4 +1,4 @@
-"""Text cues: token sequences that look to a language model the way the audio tokens of a clip later will.
+"""Synthetic clips: token sequences that look to a language model the way the audio tokens of a clip later will.
 
 Speech arrives as a slow, stretched, interrupted version of its transcript: each word lasts several audio
 tokens and pauses lie between. A miniature language model that is to be frozen learns here, on text alone, to
@@ -19,11 +19,11 @@ def fillers(count: int, blank: int, rng: random.Random) -> list[int]:
     return [NOISE if rng.random() < share else blank for _ in range(count)]
 
 
-LONGEST_CUE = 64  # positions: 5 s of audio at 12.5 tokens a second; only a long answer has a longer cue
+LONGEST_CLIP = 64  # positions: 5 s of audio at 12.5 tokens a second; only a long answer has a longer clip
 
 
 def stretch_tokens(
-    answer: Sequence[int], blank: int, rng: random.Random, longest: int = LONGEST_CUE
+    answer: Sequence[int], blank: int, rng: random.Random, longest: int = LONGEST_CLIP
 ) -> list[int]:
     """The tokens of an answer, each repeated 1 to 4 times, fillers between them and at both ends.
 
@@ -34,7 +34,7 @@ def stretch_tokens(
         answer: token ids, at least one.
         blank: the filler token.
         rng: the generator of the example.
-        longest: about the longest cue that drawing out may give; an answer that needs more is only repeated
+        longest: about the longest clip that drawing out may give; an answer that needs more is only repeated
         less.
     """
     repeats, gap = rng.choice(((1, 0), (2, 1), (3, 2), (4, 3)))
@@ -56,6 +56,6 @@ def stretch_tokens(
     ]
 
 
-def silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CUE) -> list[int]:
-    """A cue that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
+def silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CLIP) -> list[int]:
+    """A synthetic clip that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
     return fillers(rng.randint(1, rng.choice((8, longest))), blank, rng)
