@@ -43,7 +43,7 @@ def embed_synthetic_clips(
     generator: torch.Generator,
     noise_limit: float = NOISE_LIMIT,
 ) -> Tensor:
-    """``[B, T, D]`` embeddings of the examples, padded at the right; synthetic clips are scaled and carry Gaussian noise.
+    """``[B, T, D]`` embeddings of the examples, padded at the right; clips are scaled and carry Gaussian noise.
 
     The adapter will never hit an embedding exactly, and in the beginning not at all. So that a step in the
     right direction pays from the start, synthetic clips are blurred: every position is moved by noise of up to

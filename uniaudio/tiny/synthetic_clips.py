@@ -57,5 +57,5 @@ def stretch_tokens(
 
 
 def silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CLIP) -> list[int]:
-    """A synthetic clip that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
+    """A clip that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
     return fillers(rng.randint(1, rng.choice((8, longest))), blank, rng)
