@@ -46,7 +46,7 @@ def test_names_and_logins_are_checked_first(hub, monkeypatch):
         raise LocalTokenNotFoundError("Token is required")
 
     monkeypatch.setattr(HfApi, "whoami", nobody)
-    with pytest.raises(UserError, match="nobody is logged in"):
+    with pytest.raises(UserError, match="you are not logged in"):
         check_login("me/encoder")
 
 

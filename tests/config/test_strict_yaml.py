@@ -36,7 +36,7 @@ def test_words_stay_words_and_numbers_are_numbers(tmp_path):
         ("a: 1\nb: {c: 1, c: 2}\n", "line 2: 'c' is written twice"),
         ("a: !python/object:os.system x\n", "line 1: quote a value that begins with '!'"),
         ("a: @x\n", "quote a value that begins with"),
-        ("a: &x [*x]\n", "stands inside its own anchor"),
+        ("a: &x [*x]\n", "occurs inside its own anchor"),
         ("a: 1\n---\nb: 2\n", "line 2"),
         ("? [a]\n: 1\n", "a key must be text"),
     ],

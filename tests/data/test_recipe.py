@@ -51,7 +51,7 @@ def test_a_replayed_pairing_is_counted_once(tone_run):
         ({"train": [LINE], "replay": [{"recipe": "mine", "share": 0.1}]}, "replay each other in a circle"),
         ({"train": [LINE], "mix": {"by": "hours"}}, "mix by hours needs `hours` on the card of tones"),
         ({"train": []}, "train"),
-        ({"train": [LINE, LINE]}, "tones with tone on split train stands in train[0] already"),
+        ({"train": [LINE, LINE]}, "tones with tone on split train is already in train[0]"),
         (
             {"train": [LINE], "evaluate": [{**LINE, "split": "test"}] * 2},
             "evaluate[1]: tones with tone on split",

@@ -294,7 +294,7 @@ def test_a_name_that_comes_again_in_a_kaldi_file_is_a_bad_row(kaldi):
     (kaldi / "kaldi" / "wav.scp").write_text("rec1 long.flac\nrec1 b.flac\n")
     rows = list(open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows())
     assert [row.key for row in rows] == ["rec1", "u1", "u2", "u3"]
-    assert "wav.scp: line 2: 'rec1' stands in a line before" in str(rows[0])
+    assert "wav.scp: line 2: 'rec1' is already in an earlier line" in str(rows[0])
     (kaldi / "kaldi" / "segments").unlink()
     first, again = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
     assert (first.columns["path"], again.key, again.reason) == ("long.flac", "rec1#2", "broken metadata")
@@ -308,7 +308,7 @@ def test_a_bad_line_of_a_column_of_kaldi_concerns_those_who_use_the_column(kaldi
     fields = [data.fields(row.columns) for row in rows]
     assert [fields[0]["who"], fields[1]["said"], fields[2]["who"]] == ["anna", "two", "carl"]
     assert "utt2spk: line 2: needs at least 2 words, has 'u2'" in str(fields[1]["who"])
-    assert "text: line 3: 'u1' stands in a line before" in str(fields[0]["said"])
+    assert "text: line 3: 'u1' is already in an earlier line" in str(fields[0]["said"])
     kept = open_source(
         card(kaldi, {"kaldi": "kaldi"}, splits={"train": {"keep": "speaker != 'carl'"}}), "train"
     )

@@ -470,7 +470,7 @@ def test_fsdp_1_is_refused(runs):
     file = shipped("fsdp2").replace("fsdp_version: 2", "fsdp_version: 1")
     file = file.replace("fsdp_reshard_after_forward: true", "fsdp_sharding_strategy: FULL_SHARD")
     said = conflict(runs, "fsdp1", file)
-    assert "asks for FSDP 1; set fsdp_version: 2" in said
+    assert "sets FSDP 1; set fsdp_version: 2" in said
 
 
 def test_precision_of_the_launch_file_must_be_the_run_configs(runs):

@@ -62,7 +62,7 @@ def answer_samples(
         loaded.format.check_question(pieces, example.answer, loaded.model.slots_for(len(samples)))
         batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
     except RowError as problem:
-        raise UserError(f"the question cannot be asked: {problem}") from problem
+        raise UserError(f"the question cannot be used: {problem}") from problem
     device = next(loaded.model.parameters()).device
     said = generate(loaded.model, batch.to(device), loaded.format, max_new_tokens)[0]
     return f"{said.text} … (cut after {max_new_tokens} tokens)" if said.is_cut else said.text

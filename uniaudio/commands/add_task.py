@@ -50,7 +50,9 @@ def add_task(
     ends, complaints = find_stage_ends(run, None)
     damage = "".join(f"; {complaint}" for complaint in complaints)
     if not ends:
-        raise UserError(f"{run} has no finished stage to go on from{damage}; let `uniaudio train` finish one")
+        raise UserError(
+            f"{run} has no finished stage to continue from{damage}; let `uniaudio train` finish one"
+        )
     config = load_stored_run(ends[max(ends)] / "config.yaml", run)
     if missing := [stage.name for index, stage in enumerate(config.stages) if index not in ends]:
         raise UserError(

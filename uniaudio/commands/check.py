@@ -40,7 +40,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         config.stages, sketch_stages(config), strict=False
     ):  # none for encoders of the Hub
         told = ", ".join(f"{component} {size:,}" for component, size in trained.items())
-        console.print(f"stage {stage.name} trains of the encoder: {told}", highlight=False)
+        console.print(f"stage {stage.name}, trained encoder parameters: {told}", highlight=False)
     decoder = sketch_decoder(config)
     if decoder is not None:
         print_prompt(decoder, console)

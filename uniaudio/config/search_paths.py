@@ -170,7 +170,7 @@ def expand_path(text: str, near: Path, where: str) -> str:
                 "this machine; write the path itself into its config.yaml"
             )
         if name not in os.environ:
-            raise UserError(f"{where}: set the environment variable {name}, which stands in {text}")
+            raise UserError(f"{where}: set the environment variable {name}, which {text} uses")
         hide_value(os.environ[name], f"${{{variable}}}")
         return f"{prefix}{os.environ[name]}{rest}"
     if "://" in text:

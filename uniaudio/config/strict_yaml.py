@@ -115,7 +115,7 @@ class Builder:
             except ValueError as problem:  # Python reads no number of thousands of digits
                 raise UserError(f"{self.where}: line {line}: a number with too many digits") from problem
         if id(node) in self.inside:
-            raise UserError(f"{self.where}: an alias (*) stands inside its own anchor (&)")
+            raise UserError(f"{self.where}: an alias (*) occurs inside its own anchor (&)")
         if len(self.inside) == DEPTH:
             raise UserError(f"{self.where}: line {line}: is nested too deeply")
         self.inside.append(id(node))

@@ -298,7 +298,7 @@ def refuse_doubles(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: s
             asked = line.template if isinstance(line.template, str) else ", ".join(line.template)
             raise UserError(
                 f"{path}: {key}[{i}]: {line.dataset} with {asked} on split {line.split} "
-                f"stands in {key}[{first}] already; keep one line"
+                f"is already in {key}[{first}]; keep one entry"
             )
 
 
@@ -328,7 +328,7 @@ def open_pair(
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from problem
     if len({template.task for template in templates}) < len(templates):
-        raise UserError(f"{where}: the same template stands there twice; a clip is asked each question once")
+        raise UserError(f"{where}: the same template is listed twice; each question is asked once per clip")
     if line.split not in card.splits:
         raise UserError(
             f"{where}: dataset {card.name} has no split '{line.split}'"

@@ -143,7 +143,7 @@ def real_lengths(input_values: Tensor, attention_mask: Tensor | None, lengths: T
     else:
         real = attention_mask.bool()
         if (real[:, 1:] & ~real[:, :-1]).any():
-            raise ValueError("attention_mask: padding must stand behind the clip, not before it")
+            raise ValueError("attention_mask: padding must come after the clip, not before it")
         counts = real.sum(1).cpu()
     if len(counts) and (int(counts.min()) < 1 or int(counts.max()) > input_values.shape[1]):
         raise ValueError(f"a clip has 1 to {input_values.shape[1]} samples here, found {counts.tolist()}")

@@ -151,7 +151,7 @@ def without_scores(run: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         f"{fell}, but nothing compares it with its start, so what it learned or forgot is not known; "
-        "uniaudio probe and uniaudio eval would tell."
+        "run uniaudio probe and uniaudio eval to measure it."
     )
 
 

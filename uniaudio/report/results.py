@@ -65,7 +65,7 @@ def read_results(
         if foreign:
             notes.append(
                 f"{file}: {len(foreign)} of {len(stored)} sets were answered by weights that no checkpoint of "
-                f"{run.name} holds, so they stand under their own name"
+                f"{run.name} holds, so they are shown under their own name"
             )
     scores = []
     for file in against:
@@ -167,7 +167,7 @@ def is_called_like(model: str, run: RunRecord) -> bool:
 def foreign_note(where: str, run: RunRecord) -> str:
     """Say that results hold none of a run's own weights."""
     return (
-        f"{where}: none of its models has the weights of a checkpoint of {run.name}, so nothing stands under "
+        f"{where}: none of its models has the weights of a checkpoint of {run.name}, so nothing is shown under "
         "that name; probe the run again"
     )
 

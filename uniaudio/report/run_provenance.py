@@ -45,7 +45,9 @@ def data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[Dat
             drawn[name] = drawn.get(name, 0) + rows
     facts = []
     for name, card in {**trained, **evaluated}.items():
-        used = [word for word, cards in (("trained on", trained), ("asked", evaluated)) if name in cards]
+        used = [
+            word for word, cards in (("trained on", trained), ("evaluated on", evaluated)) if name in cards
+        ]
         facts.append(
             DataFact(
                 name,

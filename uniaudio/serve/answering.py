@@ -75,7 +75,7 @@ def score_labels(
         prompt = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
         answers = [torch.tensor(loaded.format.answer(label)) for label in task.labels]
     except RowError as problem:
-        raise UserError(f"the question cannot be asked: {problem}") from problem
+        raise UserError(f"the question cannot be used: {problem}") from problem
     device = next(loaded.model.parameters()).device
     likelihoods = loaded.model.label_log_likelihoods(prompt.to(device), Ragged.from_rows(answers))
     lengths = [len(answer) for answer in answers]

@@ -106,8 +106,8 @@ def train_text_lm(
         }
     if progress:
         progress(
-            f"text model: answer tokens right with a cue {facts['accuracy_known']:.3f}, "
-            f"on unseen strings {facts['accuracy_unseen']:.3f}, without a cue {facts['accuracy_no_cue']:.3f}"
+            f"text model: correct answer tokens with a text cue {facts['accuracy_known']:.3f}, "
+            f"on unseen strings {facts['accuracy_unseen']:.3f}, without a text cue {facts['accuracy_no_cue']:.3f}"
         )
     return save(lm, tokenizer, facts, out_dir)
 

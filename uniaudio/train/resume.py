@@ -100,7 +100,7 @@ def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[Change]:
         raise UserError(
             f"{checkpoint.path} is the end of a finished run, in which these settings would change nothing: "
             f"{'; '.join(map(str, changes))}; raise stages.{len(config.stages) - 1}.steps (or train.max_steps) to "
-            "go on, or leave them as they were"
+            "continue, or restore them"
         )
     return changes
 

@@ -131,7 +131,7 @@ def test_options_that_are_not_built_are_told(tmp_path):
     both("encodec", tmp_path / "e")
     file = tmp_path / "e" / "model" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "audio_channels": 2}))
-    with pytest.raises(UserError, match="hears 2 channels"):
+    with pytest.raises(UserError, match="expects 2 channels"):
         load_audio_encoder(EncoderConfig(path=str(tmp_path / "e" / "model")), "encoders.a")
 
 

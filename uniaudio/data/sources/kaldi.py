@@ -69,7 +69,7 @@ def read_pairs(path: Path, least: int = 2) -> Iterator[tuple[int, str, str | Row
         if len(line.split(maxsplit=least - 1)) < least:
             yield number, key, broken_line(path, number, f"needs at least {least} words, has {line!r}")
         elif key in seen:
-            yield number, key, broken_line(path, number, f"'{key}' stands in a line before")
+            yield number, key, broken_line(path, number, f"'{key}' is already in an earlier line")
         else:
             yield number, key, rest[0] if rest else ""
         seen.add(key)

@@ -105,7 +105,7 @@ def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAu
     mimi = read_model_config(folder)["model_type"] == "mimi"
     config = stock_config(folder)
     if config.audio_channels != 1:
-        raise UserError(f"{folder} hears {config.audio_channels} channels, but clips are mono")
+        raise UserError(f"{folder} expects {config.audio_channels} channels, but clips are mono")
     kind = MimiModel if mimi else EncodecModel
     model = load_pretrained(kind, folder, seed if path.startswith(RANDOM) else None, config)
     return CodecAudioEncoder(MimiParts(model) if mimi else EncodecParts(model), config.sampling_rate)

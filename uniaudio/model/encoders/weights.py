@@ -109,7 +109,7 @@ def refuse_unusable_files(path: str, where: str) -> None:
     if found := [name for name in files if name.endswith(PICKLES)]:
         raise UserError(
             f"{where}: {path} holds its weights as {found[0]}, a pickle, which can run code when it is read; "
-            "convert it to safetensors first (SECURITY.md tells how)"
+            "convert it to safetensors first (see SECURITY.md)"
         )
 
 

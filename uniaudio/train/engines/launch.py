@@ -77,7 +77,7 @@ def refuse_conflicts(config: RunConfig) -> None:
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
-            "the accelerate file asks for FSDP 1; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml"
+            "the accelerate file sets FSDP 1; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml"
         )
 
 
