@@ -22,7 +22,7 @@ from uniaudio.config.fusion import FusionConfig
 from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe
-from uniaudio.export.hf import make_noise, refuse_taken, verify_hf, write_hf
+from uniaudio.export.hf import make_noise, require_new_folder, verify_hf, write_hf
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -246,7 +246,7 @@ def test_code_of_others_is_refused_and_so_is_a_full_folder(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").touch()
     with pytest.raises(UserError, match="not empty"):
-        refuse_taken(tmp_path / "full")
+        require_new_folder(tmp_path / "full")
 
 
 @pytest.mark.realdata

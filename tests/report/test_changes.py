@@ -5,17 +5,17 @@ from made_up_runs import folder_results
 from uniaudio.report.changes import (
     Change,
     TaskChange,
-    answer_changes,
-    probe_changes,
+    compare_answer_sets,
+    compare_probes,
     summarize,
-    without_scores,
+    summarize_loss,
 )
 from uniaudio.report.scores import Roles, read_scores
-from uniaudio.report.significance import Judged
+from uniaudio.report.significance import Comparison
 
 
 def change(task, delta, verdict, what="linear probe"):
-    return Change(task, what, 0.5, 0.5 + delta, Judged(verdict, "spread", "margin"))
+    return Change(task, what, 0.5, 0.5 + delta, Comparison(verdict, "spread", "margin"))
 
 
 def test_measures_of_a_set_are_put_together():
@@ -63,9 +63,9 @@ def test_lists_are_sorted_by_the_largest_change():
 def test_probes_are_compared_with_the_start_of_the_run():
     table = read_scores(folder_results([f"s{i}" for i in range(6)], ["start", "trained", "third"]), "f", {})
     roles = Roles({"run": "start", "other": "third"}, {"run": "trained"}, ())
-    changes = probe_changes(table, roles, "run")
+    changes = compare_probes(table, roles, "run")
     assert len(changes) == 18
-    verdicts = {c.task: c.judged.verdict for c in changes}
+    verdicts = {c.task: c.comparison.verdict for c in changes}
     assert verdicts == {
         "s0": "better",
         "s1": "unclear",
@@ -74,7 +74,7 @@ def test_probes_are_compared_with_the_start_of_the_run():
         "s4": "better",
         "s5": "worse",
     }
-    assert probe_changes(table, roles, "other") == []
+    assert compare_probes(table, roles, "other") == []
 
 
 def test_answers_are_compared_where_sets_and_metrics_are_the_same():
@@ -84,11 +84,11 @@ def test_answers_are_compared_where_sets_and_metrics_are_the_same():
         "b": {"metric": "accuracy", "score": 0.9},
         "c": {"metric": "wer"},
     }
-    (changes,) = answer_changes(first, second, {})
+    (changes,) = compare_answer_sets(first, second, {})
     assert (changes.task, changes.what, changes.delta) == ("b", "answers, accuracy", 0.4)
 
 
 def test_without_scores_only_the_loss_is_reported():
     rows = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.5}]
-    assert "from 4.000 to 1.500 over 3 steps, but nothing compares it" in without_scores("run", rows)
-    assert "run has no loss yet" in without_scores("run", [])
+    assert "from 4.000 to 1.500 over 3 steps, but nothing compares it" in summarize_loss("run", rows)
+    assert "run has no loss yet" in summarize_loss("run", [])

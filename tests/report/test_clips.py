@@ -26,7 +26,7 @@ def decoded(player):
 
 def test_a_player_holds_the_first_seconds_of_the_same_sound():
     samples = tone(6.0, 440, 0)
-    player = SoundBudget().player("clip", samples)
+    player = SoundBudget().add_player("clip", samples)
     samples_back, rate = decoded(player)
     assert (rate, player.seconds, player.whole) == (16000, 4.0, 6.0)
     assert 4.0 <= len(samples_back) / rate < 4.2  # the codec adds a little silence
@@ -37,7 +37,7 @@ def test_a_player_holds_the_first_seconds_of_the_same_sound():
 
 def test_a_used_up_budget_takes_no_more_and_counts():
     budget = SoundBudget(most_bytes=30_000)
-    players = [budget.player(str(i), tone(4.0, 440, i)) for i in range(3)]
+    players = [budget.add_player(str(i), tone(4.0, 440, i)) for i in range(3)]
     assert [player is not None for player in players] == [True, False, False]
     assert budget.left_out == 2
     assert budget.used <= 30_000

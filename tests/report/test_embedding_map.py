@@ -6,12 +6,12 @@ import pytest
 from uniaudio.data.recipe import load_recipe
 from uniaudio.report.embedding_map import (
     LabelledClips,
-    by_pca,
-    by_tsne,
-    clips_to_map,
-    embedding_maps,
+    build_embedding_maps,
     is_closed,
+    project_pca,
+    project_tsne,
     scale_to_unit,
+    select_clips,
 )
 
 
@@ -24,7 +24,7 @@ def groups(count=3, each=20, width=16, seed=0):
 
 def test_pca_equals_the_singular_value_decomposition():
     vectors, _ = groups()
-    places, share = by_pca(vectors)
+    places, share = project_pca(vectors)
     centred = vectors.astype(np.float64) - vectors.astype(np.float64).mean(0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(places), np.abs(left[:, :2] * values[:2]), rtol=1e-6, atol=1e-6)
@@ -33,16 +33,16 @@ def test_pca_equals_the_singular_value_decomposition():
 
 def test_tsne_keeps_neighbours_and_is_the_same_each_time():
     vectors, labels = groups()
-    places = by_tsne(vectors)
+    places = project_tsne(vectors)
     distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + 1e9 * np.eye(len(places))
     nearest = [labels[i] for i in distances.argmin(1)]
     assert sum(a == b for a, b in zip(nearest, labels, strict=True)) >= 0.95 * len(labels)
-    np.testing.assert_array_equal(places, by_tsne(vectors))
+    np.testing.assert_array_equal(places, project_tsne(vectors))
 
 
 def test_equal_vectors_have_a_map_too():
     clips = LabelledClips("set", [], ["a", "b"] * 5, [str(i) for i in range(10)])
-    for drawn in embedding_maps("run", clips, np.ones((10, 4), np.float32)):
+    for drawn in build_embedding_maps("run", clips, np.ones((10, 4), np.float32)):
         assert all(np.isfinite([spot.x, spot.y]).all() for spot in drawn.spots)
 
 
@@ -56,7 +56,7 @@ def test_spots_are_within_the_map_and_keep_proportions():
 def test_labels_and_ids_stay_with_their_clips():
     vectors, labels = groups(2, 6)
     clips = LabelledClips("set", [], labels, [f"id{i}" for i in range(12)])
-    first, second = embedding_maps("run", clips, vectors)
+    first, second = build_embedding_maps("run", clips, vectors)
     assert (first.title, second.title) == ("set, PCA, run", "set, t-SNE, run")
     assert [(first.labels[spot.label], spot.id) for spot in first.spots] == list(
         zip(labels, clips.ids, strict=True)
@@ -72,7 +72,7 @@ def test_few_answers_are_labels_and_sentences_are_none():
 
 def test_a_closed_set_with_one_clip_a_question_is_mapped(tone_run):
     entry = load_recipe(str(tone_run.with_name("tone_recipe.yaml"))).evaluate[0]
-    (clips,) = clips_to_map([entry, entry])  # the same set twice is one map
+    (clips,) = select_clips([entry, entry])  # the same set twice is one map
     assert clips.name == "tones:tone"
     assert sorted(set(clips.labels)) == ["high", "low"]
     assert len(clips.samples) == len(clips.ids) == 10

@@ -3,7 +3,12 @@
 from made_up_runs import forgetting_results
 
 from uniaudio.evaluate.forgetting import ScoreMatrix
-from uniaudio.report.heat_tables import confusion_table, forgetting_table, reliability, routes_tables
+from uniaudio.report.heat_tables import (
+    build_confusion_table,
+    build_forgetting_table,
+    build_reliability,
+    build_routing_tables,
+)
 
 
 def answers_of(pairs):
@@ -11,7 +16,9 @@ def answers_of(pairs):
 
 
 def test_confusion_counts_every_pair_and_puts_other_answers_together():
-    table = confusion_table("set", answers_of([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")]))
+    table = build_confusion_table(
+        "set", answers_of([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")])
+    )
     assert table.columns == ["a", "b", "(other)"]
     cells = {
         (row, c): cell for row, values in table.rows for c, cell in zip(table.columns, values, strict=True)
@@ -29,10 +36,10 @@ def test_confusion_counts_every_pair_and_puts_other_answers_together():
 
 
 def test_open_answers_and_one_answer_have_no_confusion_matrix():
-    assert confusion_table("set", answers_of([(str(i), "x") for i in range(25)])) is None
-    assert confusion_table("set", answers_of([("a", "x")] * 3)) is None
-    assert confusion_table("set", []) is None
-    assert confusion_table("set", answers_of([("a", "a"), ("b", "a")])).columns == ["a", "b"]
+    assert build_confusion_table("set", answers_of([(str(i), "x") for i in range(25)])) is None
+    assert build_confusion_table("set", answers_of([("a", "x")] * 3)) is None
+    assert build_confusion_table("set", []) is None
+    assert build_confusion_table("set", answers_of([("a", "a"), ("b", "a")])).columns == ["a", "b"]
 
 
 def test_routes_are_shaded_against_the_largest_share():
@@ -42,7 +49,7 @@ def test_routes_are_shaded_against_the_largest_share():
         "groups": {"gate": {"asr": {"w": 0.5, "d": 0.25}, "tag": {"w": 0.1}}},
         "values": {},
     }
-    (table,) = routes_tables(routes)
+    (table,) = build_routing_tables(routes)
     assert table.columns == ["w", "d"]
     assert [(name, [(c.text, c.shade) for c in cells]) for name, cells in table.rows] == [
         ("asr", [("0.50", 1.0), ("0.25", 0.5)]),
@@ -52,7 +59,7 @@ def test_routes_are_shaded_against_the_largest_share():
 
 def test_forgetting_says_gain_and_loss_in_words_and_frames_what_was_learned():
     matrix = ScoreMatrix.from_json(forgetting_results()["probe/linear"])
-    table = forgetting_table("linear", matrix)
+    table = build_forgetting_table("linear", matrix)
     rows = dict(table.rows)
     assert [c.text for c in rows["speech"]] == ["0.900 (+40.0)", "0.750 (-5.0)", "0.900 (+0.0)"]
     assert [c.text for c in rows["sounds"]] == ["0.850 (+35.0)", "0.880 (+8.0)", "–"]
@@ -68,7 +75,7 @@ def test_reliability_takes_the_stored_bins_without_the_empty_ones():
         {"low": 0.0, "high": 0.5, "count": 0, "confidence": 0.0, "accuracy": 0.0},
         {"low": 0.5, "high": 1.0, "count": 4, "confidence": 0.8, "accuracy": 0.5},
     ]
-    diagram = reliability("set", {"labels": {"ece": 0.3, "bins": bins}})
+    diagram = build_reliability("set", {"labels": {"ece": 0.3, "bins": bins}})
     assert (len(diagram.bins), diagram.ece, diagram.count) == (1, 0.3, 4)
-    assert reliability("set", {"labels": {"ece": 0.3, "bins": bins[:1]}}) is None
-    assert reliability("set", {}) is None
+    assert build_reliability("set", {"labels": {"ece": 0.3, "bins": bins[:1]}}) is None
+    assert build_reliability("set", {}) is None

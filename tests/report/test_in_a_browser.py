@@ -17,7 +17,7 @@ from uniaudio.report.answers import WrongAnswer, WrongAnswers
 from uniaudio.report.clips import SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, Spot
 from uniaudio.report.page import Page, write_page
-from uniaudio.report.run_folder import cost_of, read_run
+from uniaudio.report.run_folder import compute_cost, read_run
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
@@ -92,7 +92,7 @@ def page_with_clips(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("clips")
     run = read_run(write_run(folder / "run", ["t"], steps=40), "run")
-    clip = SoundBudget().player("clip", (8000 * np.sin(np.arange(32000) / 6)).astype(np.int16))
+    clip = SoundBudget().add_player("clip", (8000 * np.sin(np.arange(32000) / 6)).astype(np.int16))
     spots = [Spot((i % 20) / 20, i / 400, i % 24, f"clips/test/{i}") for i in range(400)]
     wrong = WrongAnswers([WrongAnswer("clips/test/1", "low", "high", "high", 0.7, [clip])], 9)
     content = Page(
@@ -101,7 +101,7 @@ def page_with_clips(tmp_path_factory):
         wrong={"tones:tone": wrong},
         maps=[EmbeddingMap("tones, t-SNE, run", "note", [f"label {i}" for i in range(24)], spots)],
         map_players={"tones": [clip]},
-        costs={"run": cost_of(run)},
+        costs={"run": compute_cost(run)},
     )
     return write_page(content, folder / "r.html")
 

@@ -6,7 +6,7 @@ import pytest
 from made_up_runs import training_rows, write_rows, write_run
 
 from uniaudio.errors import UserError
-from uniaudio.report.run_folder import cost_of, ending, read_run
+from uniaudio.report.run_folder import compute_cost, describe_ending, read_run
 
 
 def record(tmp_path, events=(), torn="", rows=20, steps=40):
@@ -22,7 +22,7 @@ def test_half_a_last_line_is_noted_and_the_rest_is_read(tmp_path):
     assert run.torn == 1
     assert run.last_step == 40
     assert len(run.rows) == 20
-    assert "after step 40 of 40, and the last line of metrics.jsonl is torn" in ending(run)
+    assert "after step 40 of 40, and the last line of metrics.jsonl is torn" in describe_ending(run)
 
 
 def test_a_line_that_is_no_object_is_no_row(tmp_path):
@@ -54,13 +54,13 @@ def test_a_line_that_is_no_object_is_no_row(tmp_path):
     ],
 )
 def test_how_a_run_ended(tmp_path, events, words):
-    sentence = ending(record(tmp_path, events))
+    sentence = describe_ending(record(tmp_path, events))
     assert words in sentence if words else sentence == ""
 
 
 def test_costs_by_hand(tmp_path):
     run = record(tmp_path, [{"event": "left_out", "step": 3}, {"event": "finished", "step": 40}])
-    cost = cost_of(run)
+    cost = compute_cost(run)
     # 36 s of audio in each of 40 steps, heard at 50 s of audio a second by two processes
     assert cost.audio_hours == pytest.approx(40 * 36 / 3600)
     assert cost.wall_hours == pytest.approx(40 * 36 / 50 / 3600)
@@ -76,7 +76,7 @@ def test_the_rate_of_rows_of_different_speed_is_that_of_the_whole(tmp_path):
     for row, rate in zip([row for row in rows if "tasks" in row], (10.0, 90.0), strict=True):
         row["seconds"] = row["audio_seconds"] / rate
     write_rows(folder / "metrics.jsonl", rows)
-    cost = cost_of(read_run(folder, "run"))
+    cost = compute_cost(read_run(folder, "run"))
     assert cost.wall_hours == pytest.approx((720 / 10 + 720 / 90) / 3600)
     assert cost.audio_rate == pytest.approx(1440 / (720 / 10 + 720 / 90))
 
@@ -84,7 +84,7 @@ def test_the_rate_of_rows_of_different_speed_is_that_of_the_whole(tmp_path):
 def test_without_rows_hours_are_not_known(tmp_path):
     folder = write_run(tmp_path / "run", ["a"], steps=40, every=2)
     write_rows(folder / "metrics.jsonl", [{"event": "stage", "step": 0, "stage": "one"}])
-    cost = cost_of(read_run(folder, "run"))
+    cost = compute_cost(read_run(folder, "run"))
     assert (cost.audio_hours, cost.wall_hours, cost.process_hours, cost.audio_rate) == (None,) * 4
     assert cost.steps == 0
 

@@ -9,12 +9,12 @@ from uniaudio.errors import UserError
 from uniaudio.report.scores import (
     Score,
     ScoreTable,
+    assign_roles,
     find_disagreements,
+    find_run_models,
     merge_tables,
-    models_of_run,
     read_scores,
     rename_models,
-    roles_of,
 )
 
 
@@ -93,9 +93,9 @@ def test_a_run_is_known_by_its_folder_and_its_start_by_the_config(tmp_path):
         str(tmp_path / "run" / "checkpoints" / "step-8"),
         "other",
     ]
-    members = models_of_run(table_of(models), tmp_path / "run", no_match)
+    members = find_run_models(table_of(models), tmp_path / "run", no_match)
     assert members == [models[2]]
-    roles = roles_of(models, {"run": members}, {"run": [f"{tmp_path}/w"]})
+    roles = assign_roles(models, {"run": members}, {"run": [f"{tmp_path}/w"]})
     assert roles.runs == {"run": models[2]}
     assert roles.starts == {"run": models[1]}
     assert roles.others == [models[0], "other"]
@@ -121,16 +121,16 @@ def test_a_fingerprint_tells_which_model_is_the_runs_whatever_it_is_called(tmp_p
         return {"f1"} & set(fingerprints)
 
     table = table_of(["before", "after", run], before="f0", after="f1", **{run: "f2"})
-    members = models_of_run(table, tmp_path / "run", match)
+    members = find_run_models(table, tmp_path / "run", match)
     assert members == ["after"]  # the model with the path of the run had other weights
-    roles = roles_of(table.models, {"run": members}, {})
+    roles = assign_roles(table.models, {"run": members}, {})
     assert (roles.starts, roles.runs, roles.others) == ({"run": "before"}, {"run": "after"}, [run])
 
 
 def test_a_run_without_its_trained_model_has_no_part_in_the_table(tmp_path):
     models = ["before", "after"]
-    assert models_of_run(table_of(models), tmp_path, no_match) == []
-    roles = roles_of(models, {"run": []}, {})
+    assert find_run_models(table_of(models), tmp_path, no_match) == []
+    roles = assign_roles(models, {"run": []}, {})
     assert (roles.starts, roles.runs, roles.others) == ({}, {}, models)
 
 
@@ -142,8 +142,8 @@ def test_fingerprints_are_read_and_follow_a_model():
 
 def test_two_runs_have_a_start_each(tmp_path):
     models = ["w1", "w2", str(tmp_path / "a"), f"{tmp_path}/b:ema"]
-    members = {name: models_of_run(table_of(models), tmp_path / name, no_match) for name in ("a", "b")}
-    roles = roles_of(models, members, {"a": ["w1"], "b": ["w2"]})
+    members = {name: find_run_models(table_of(models), tmp_path / name, no_match) for name in ("a", "b")}
+    roles = assign_roles(models, members, {"a": ["w1"], "b": ["w2"]})
     assert roles.starts == {"a": "w1", "b": "w2"}
     assert roles.runs == {"a": models[2], "b": models[3]}
     assert roles.start_of(models[3]) == "w2"

@@ -7,18 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.report.significance import by_intervals, by_pairs, by_spread, compare_answers, score_interval
+from uniaudio.report.significance import (
+    compare_answers,
+    compare_intervals,
+    compare_pairs,
+    compare_spreads,
+    get_score_interval,
+)
 
 
 @given(*[st.floats(0, 1)] * 4)
 def test_the_spread_rule(m1, s1, m2, s2):
-    judged = by_spread((m1, s1), (m2, s2))
+    comparison = compare_spreads((m1, s1), (m2, s2))
     if s1 == 0 and s2 == 0:
-        assert judged.verdict == "unclear"
+        assert comparison.verdict == "unclear"
     elif abs(m2 - m1) > 2 * math.sqrt(s1 * s1 + s2 * s2) + 1e-9:
-        assert judged.verdict == ("better" if m2 > m1 else "worse")
+        assert comparison.verdict == ("better" if m2 > m1 else "worse")
     elif abs(m2 - m1) < 2 * math.sqrt(s1 * s1 + s2 * s2) - 1e-9:
-        assert judged.verdict == "unclear"
+        assert comparison.verdict == "unclear"
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 5))
@@ -30,9 +36,9 @@ def test_mcnemar_equals_the_enumeration_of_all_coin_throws(won, lost, same):
     ways = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(won - lost))
     p = ways / 2**n
     expected = "unclear" if p >= 0.05 or won == lost else "better" if won > lost else "worse"
-    judged = by_pairs(first, second)
-    assert judged.verdict == expected
-    assert f"{won} won, {lost} lost of {len(first)}, p = {p:.2g}" == judged.why
+    comparison = compare_pairs(first, second)
+    assert comparison.verdict == expected
+    assert f"{won} won, {lost} lost of {len(first)}, p = {p:.2g}" == comparison.why
 
 
 def entry(metric, answers, **more):
@@ -51,8 +57,8 @@ def entry(metric, answers, **more):
 def test_the_same_questions_are_compared_in_pairs():
     first = entry("accuracy", [("a", "b")] * 12 + [("a", "a")] * 8)
     second = entry("accuracy", [("a", "a")] * 20)
-    judged = compare_answers(first, second)
-    assert (judged.rule, judged.verdict) == ("pairs", "better")
+    comparison = compare_answers(first, second)
+    assert (comparison.rule, comparison.verdict) == ("pairs", "better")
     backwards = compare_answers(second, {**first, "answers": first["answers"][::-1]})
     assert (backwards.rule, backwards.verdict) == ("pairs", "worse")
 
@@ -69,8 +75,12 @@ def test_other_questions_are_compared_by_intervals():
 def test_error_rates_fall_when_they_get_better():
     truth = [f"one two three {i}" for i in range(30)]
     bad, good = ([(t, t.replace("two", "x")) for t in truth], [(t, t) for t in truth])
-    judged = compare_answers(entry("wer", bad, score=0.25), entry("wer", good, score=0.0))
-    assert (judged.rule, judged.verdict, judged.why) == ("bootstrap", "better", "95 %: -0.250 to -0.250")
+    comparison = compare_answers(entry("wer", bad, score=0.25), entry("wer", good, score=0.0))
+    assert (comparison.rule, comparison.verdict, comparison.why) == (
+        "bootstrap",
+        "better",
+        "95 %: -0.250 to -0.250",
+    )
     assert compare_answers(entry("wer", good, score=0.0), entry("wer", bad, score=0.25)).verdict == "worse"
 
 
@@ -78,14 +88,14 @@ def test_one_question_of_many_decides_nothing():
     truth = [f"one two three {i}" for i in range(30)]
     same = [(t, t) for t in truth]
     other = [*same[:-1], (truth[-1], "one two three")]
-    judged = compare_answers(entry("wer", same, score=0.0), entry("wer", other, score=1 / 120))
-    assert judged.verdict == "unclear"  # in more than one of forty resamples that question does not occur
+    comparison = compare_answers(entry("wer", same, score=0.0), entry("wer", other, score=1 / 120))
+    assert comparison.verdict == "unclear"  # in more than one of forty resamples that question does not occur
 
 
 def test_intervals_need_a_gap():
-    assert by_intervals(0.1, (0.4, 0.5), (0.5, 0.6)).verdict == "better"  # 0.1 > sqrt(.05^2 + .05^2)
-    assert by_intervals(0.06, (0.4, 0.5), (0.46, 0.56)).verdict == "unclear"
-    assert by_intervals(-0.1, (0.4, 0.5), (0.3, 0.4)).verdict == "worse"
+    assert compare_intervals(0.1, (0.4, 0.5), (0.5, 0.6)).verdict == "better"  # 0.1 > sqrt(.05^2 + .05^2)
+    assert compare_intervals(0.06, (0.4, 0.5), (0.46, 0.56)).verdict == "unclear"
+    assert compare_intervals(-0.1, (0.4, 0.5), (0.3, 0.4)).verdict == "worse"
 
 
 def test_without_any_interval_nothing_is_claimed():
@@ -94,9 +104,9 @@ def test_without_any_interval_nothing_is_claimed():
 
 
 def test_stored_intervals_come_first_and_a_share_has_wilsons():
-    assert score_interval({"metric": "wer", "score": 0.3, "interval": [0.2, 0.4]}) == (0.2, 0.4)
-    assert score_interval({"metric": "wer", "score": 0.3, "examples": 10}) is None
-    low, high = score_interval({"metric": "accuracy", "score": 0.0, "examples": 16})
+    assert get_score_interval({"metric": "wer", "score": 0.3, "interval": [0.2, 0.4]}) == (0.2, 0.4)
+    assert get_score_interval({"metric": "wer", "score": 0.3, "examples": 10}) is None
+    low, high = get_score_interval({"metric": "accuracy", "score": 0.0, "examples": 16})
     # Wilson 1927 by hand: no right answer of 16, z = 1.95996: upper end z^2 / (n + z^2)
     assert low == 0
     assert high == pytest.approx(1.959964**2 / (16 + 1.959964**2), abs=1e-6)
@@ -117,5 +127,5 @@ def test_bootstrap_equals_a_loop_over_the_same_draws():
         deltas[24] + 0.975 * (deltas[25] - deltas[24]),
         deltas[974] + 0.025 * (deltas[975] - deltas[974]),
     )
-    judged = compare_answers(entry("wer", first), entry("wer", second))
-    assert judged.why == f"95 %: {low:+.3f} to {high:+.3f}"
+    comparison = compare_answers(entry("wer", first), entry("wer", second))
+    assert comparison.why == f"95 %: {low:+.3f} to {high:+.3f}"

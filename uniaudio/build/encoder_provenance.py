@@ -15,9 +15,9 @@ from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import short_names
 from uniaudio.report.answers import check_answers
-from uniaudio.report.results import short_model
+from uniaudio.report.results import shorten_model
 from uniaudio.report.run_folder import read_json
-from uniaudio.report.scores import ScoreTable, names_folder, read_scores, tell_apart
+from uniaudio.report.scores import ScoreTable, is_in_folder, mark_model, read_scores
 
 PART = "encoder "  # what the names of the encoders' bases begin with
 HOUR = 3600
@@ -103,15 +103,15 @@ def results_of(run: Path, spec: str) -> list[dict[str, str]]:
     for task, models in table.scores.items():
         for model, probes in models.items():
             name = name_measured(short[model], run, table.fingerprints.get(model), known)
-            if model not in table.fingerprints and names_folder(model, run):
+            if model not in table.fingerprints and is_in_folder(model, run):
                 name = run.resolve().name
             measure = f"{', '.join(probes)} probe ({table.tasks[task].metric})"
             values = (f"{score.mean:.3f} ± {score.std:.3f}" for score in probes.values())
             rows.append((task, name, measure, ", ".join(values)))
     for task, entry in answers.items():
         fingerprint = entry.get("fingerprint")
-        name = f"answers of {name_measured(short_model(entry), run, fingerprint, known)}"
-        name = tell_apart("answers", None) if fingerprint is None else name
+        name = f"answers of {name_measured(shorten_model(entry), run, fingerprint, known)}"
+        name = mark_model("answers", None) if fingerprint is None else name
         rows.append((task, name, entry["metric"], f"{entry['score']:.3f}"))
     return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
 
@@ -132,4 +132,4 @@ def name_measured(name: str, run: Path, fingerprint: str | None, known: Mapping[
     if fingerprint is not None and fingerprint in known:
         return known[fingerprint]
     is_alike = name.removesuffix(AVERAGED).rpartition("/")[2] == run.resolve().name
-    return tell_apart(name, fingerprint) if is_alike else name
+    return mark_model(name, fingerprint) if is_alike else name

@@ -46,10 +46,10 @@ def export_checkpoint(
         UserError: before anything is loaded: an unknown target, a folder that is not empty, a missing package, no
             login; and when the encoder cannot be exported so.
     """
-    from uniaudio.export.hf import refuse_taken
+    from uniaudio.export.hf import require_new_folder
 
     check_request(spec, to, push_to_hub)
-    refuse_taken(out)
+    require_new_folder(out)
     if push_to_hub is not None:
         check_login(push_to_hub)
     console = Console()

@@ -28,18 +28,28 @@ from uniaudio.outputs import check_output_file
 from uniaudio.report.answers import (
     PLAYABLE,
     WrongAnswers,
-    answer_rows,
+    build_answer_rows,
+    build_wrong_answer,
     choose_answers,
-    wrong_answer,
 )
-from uniaudio.report.changes import without_scores
+from uniaudio.report.changes import summarize_loss
 from uniaudio.report.clips import Player, SoundBudget, find_examples
-from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, clips_to_map, embedding_maps
-from uniaudio.report.heat_tables import confusion_table, forgetting_table, reliability, routes_tables
+from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, build_embedding_maps, select_clips
+from uniaudio.report.heat_tables import (
+    build_confusion_table,
+    build_forgetting_table,
+    build_reliability,
+    build_routing_tables,
+)
 from uniaudio.report.page import Page, write_page
-from uniaudio.report.results import Answers, all_scores, compare, forgetting_of, read_results
-from uniaudio.report.run_folder import RunRecord, cost_of, ending, read_run
-from uniaudio.report.run_provenance import base_facts, config_differences, data_facts, versions
+from uniaudio.report.results import Answers, compare, merge_all_scores, read_forgetting, read_results
+from uniaudio.report.run_folder import RunRecord, compute_cost, describe_ending, read_run
+from uniaudio.report.run_provenance import (
+    collect_base_facts,
+    collect_data_facts,
+    collect_versions,
+    find_config_differences,
+)
 
 T = TypeVar("T")
 CHUNK = 32  # clips embedded between two looks at the clock
@@ -88,7 +98,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         runs, wanted.answers, wanted.against, match_checkpoints, notes
     )
     every_recipe = [recipe for members in recipes.values() for recipe in members]
-    table, roles = all_scores(
+    table, roles = merge_all_scores(
         runs, wanted.probes, other_scores, domains_of(every_recipe), match_checkpoints, notes
     )
     model_names = short_names(table.models)
@@ -99,26 +109,26 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     maps, players = maps_of(runs, list(entries.values()), sounds if wanted.audio else None, wanted, notes)
     if sounds.left_out:
         notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
-    matrices = forgetting_of(runs, match_checkpoints, notes)
+    matrices = read_forgetting(runs, match_checkpoints, notes)
     page = Page(
         title=wanted.title or f"Report: {', '.join(names)}",
         runs=runs,
         summaries=summaries,
         plain=[
-            without_scores(run.name, run.rows) for run in runs if run.name not in {s.run for s in summaries}
+            summarize_loss(run.name, run.rows) for run in runs if run.name not in {s.run for s in summaries}
         ],
-        endings=[sentence for run in runs if (sentence := ending(run))],
+        endings=[sentence for run in runs if (sentence := describe_ending(run))],
         table=table,
         roles=roles,
         names=model_names,
-        answers=answer_rows({**run_answers, **other_answers}, changes),
+        answers=build_answer_rows({**run_answers, **other_answers}, changes),
         confusions=of_every_set(
-            run_answers, lambda name, entry: confusion_table(name, entry.get("answers") or ())
+            run_answers, lambda name, entry: build_confusion_table(name, entry.get("answers") or ())
         ),
-        reliabilities=of_every_set(run_answers, reliability),
+        reliabilities=of_every_set(run_answers, build_reliability),
         wrong=wrong,
         questions=wanted.questions,
-        forgetting=[forgetting_table(name, matrix) for name, matrix in matrices.items()],
+        forgetting=[build_forgetting_table(name, matrix) for name, matrix in matrices.items()],
         forgotten={name: summarize(matrix) for name, matrix in matrices.items()},
         maps=maps,
         map_players=players,
@@ -126,13 +136,13 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
             table
             for run in runs
             if has_choices(run)
-            for table in routes_tables(read_choices(run.folder, LAST))
+            for table in build_routing_tables(read_choices(run.folder, LAST))
         ],
-        costs={run.name: cost_of(run) for run in runs},
-        data=data_facts(every_recipe, runs),
-        bases=base_facts(runs),
-        differences=config_differences(runs) if len(runs) > 1 else (),
-        versions=versions(),
+        costs={run.name: compute_cost(run) for run in runs},
+        data=collect_data_facts(every_recipe, runs),
+        bases=collect_base_facts(runs),
+        differences=find_config_differences(runs) if len(runs) > 1 else (),
+        versions=collect_versions(),
         facts=wanted.facts,
         notes=notes,
     )
@@ -212,7 +222,7 @@ def wrong_by_heading(
             if sounds is not None and name in entries:
                 ids = [str(item["id"]) for item in items[:playable]]
                 players = players_of(entries[name], ids, sounds, notes)
-            shown = [wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
+            shown = [build_wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
             shown_by_heading[heading] = WrongAnswers(shown, len(wrong))
     return shown_by_heading
 
@@ -231,7 +241,9 @@ def players_of(
             f"{len(set(ids)) - len(examples)} clips of {entry.name}: their rows are gone or cannot be read"
         )
     made = {
-        name: [sounds.player(name, clip) for clip in examples[name].clips] for name in ids if name in examples
+        name: [sounds.add_player(name, clip) for clip in examples[name].clips]
+        for name in ids
+        if name in examples
     }
     return {name: [player for player in players if player is not None] for name, players in made.items()}
 
@@ -248,7 +260,7 @@ def maps_of(
         return [], {}
     encoders: dict[str, AudioEncoder] = {}
     try:
-        clips = clips_to_map(entries)
+        clips = select_clips(entries)
     except UserError as problem:
         notes.append(f"embedding map: {problem}")
         return [], {}
@@ -261,7 +273,9 @@ def maps_of(
     maps = []
     for one in clips:
         for name, encoder in encoders.items():
-            maps += embedding_maps(name, one, embed_in_chunks(encoder, one, f"{one.name}, {name}", console))
+            maps += build_embedding_maps(
+                name, one, embed_in_chunks(encoder, one, f"{one.name}, {name}", console)
+            )
     players = {one.name: label_players(one, sounds) for one in clips} if maps and sounds is not None else {}
     return maps, players
 
@@ -286,7 +300,7 @@ def embed_in_chunks(
 def label_players(clips: LabelledClips, sounds: SoundBudget) -> list[Player]:
     """Return one clip of each of the first few labels."""
     labels = sorted(set(clips.labels))[:MAP_PLAYERS]
-    made = [sounds.player(label, clips.samples[clips.labels.index(label)]) for label in labels]
+    made = [sounds.add_player(label, clips.samples[clips.labels.index(label)]) for label in labels]
     return [player for player in made if player is not None]
 
 

@@ -25,16 +25,16 @@ def describe(value: Any) -> Any:
     """
     if isinstance(value, InitArgsModule):
         given = {name: describe(argument) for name, argument in value.made_with.items()}
-        return {"part": place(type(value), OWN), "given": given}
+        return {"part": locate_class(type(value), OWN), "given": given}
     if isinstance(value, Stock):
         return {
-            "stock": check_listed(place(value.kind, STOCK), STOCK_MODELS),
+            "stock": check_listed(locate_class(value.kind, STOCK), STOCK_MODELS),
             "values": {**value.config.to_dict(), "_name_or_path": ""},  # a path of this machine
             "attention": value.config._attn_implementation,
         }
     if isinstance(value, FeatureExtractionMixin):
         return {
-            "extractor": check_listed(place(type(value), STOCK), STOCK_EXTRACTORS),
+            "extractor": check_listed(locate_class(type(value), STOCK), STOCK_EXTRACTORS),
             "values": value.to_dict(),
         }
     if isinstance(value, Mapping):
@@ -46,7 +46,7 @@ def describe(value: Any) -> Any:
     raise UserError(f"export: {type(value).__name__} cannot be described in plain values")
 
 
-def place(kind: type, root: str) -> str:
+def locate_class(kind: type, root: str) -> str:
     """Return ``module:Class``.
 
     Raises:
@@ -74,11 +74,11 @@ def check_listed(named: str, known: tuple[str, ...]) -> str:
     return named
 
 
-def parts_of(described: Any) -> set[str]:
+def find_parts(described: Any) -> set[str]:
     """Return the ``module:Class`` of all parts in a description."""
     if isinstance(described, list):
-        return set().union(*map(parts_of, described))
+        return set().union(*map(find_parts, described))
     if not isinstance(described, dict):
         return set()
     parts = {described["part"]} if isinstance(described.get("part"), str) else set()
-    return parts.union(*map(parts_of, described.values()))
+    return parts.union(*map(find_parts, described.values()))

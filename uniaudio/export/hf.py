@@ -15,9 +15,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio import __version__
 from uniaudio.errors import UserError
-from uniaudio.export.describe import describe, parts_of
+from uniaudio.export.describe import describe, find_parts
 from uniaudio.export.hub_config import UniaudioConfig
-from uniaudio.export.source_code import flat_name, flatten_modules
+from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
@@ -64,7 +64,7 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
         sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
     )
     extractor.save_pretrained(folder)
-    for name, text in collect_code(parts_of(described)).items():
+    for name, text in collect_code(find_parts(described)).items():
         (folder / name).write_text(text, encoding="utf-8")
     if type(encoder) is WhisperAudioEncoder and isinstance(encoder.whisper, WhisperEncoder):
         write_stock_whisper(encoder, folder / STOCK)
@@ -84,7 +84,7 @@ def collect_code(parts: set[str]) -> dict[str, str]:
     for part in sorted(parts):
         module, _, name = part.partition(":")
         roots.setdefault(module, set()).add(name)
-        imports.append(f"from .{flat_name(module)} import {name}")
+        imports.append(f"from .{flatten_name(module)} import {name}")
         lines.append(f'    "{part}": {name},')
     files = flatten_modules(roots, HEADER)
     table = "\n".join([*imports, "", "PARTS = {", *lines, "}"])
@@ -160,7 +160,7 @@ def verify_hf(encoder: AudioEncoder, folder: Path) -> None:
             raise RuntimeError(f"{folder}: the frames of the written model differ from those of the encoder")
 
 
-def refuse_taken(folder: Path) -> None:
+def require_new_folder(folder: Path) -> None:
     """Refuse a place where something is.
 
     Raises:

@@ -53,7 +53,7 @@ def plain_construction() -> Iterator[None]:
         torch.set_default_dtype(kind)
 
 
-def constants_of(module: nn.Module) -> dict[str, Tensor]:
+def copy_constants(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of the buffers, by name, that are computed and not stored."""
     stored = module.state_dict()
     return {name: buffer.clone() for name, buffer in module.named_buffers() if name not in stored}
@@ -74,7 +74,7 @@ class UniaudioModel(PreTrainedModel):
         super().__init__(config)
         with plain_construction():
             self.encoder: AudioEncoder = rebuild(config.encoder, PARTS.__getitem__)
-        self.constants = constants_of(self)
+        self.constants = copy_constants(self)
         self.encoder.to(torch.get_default_dtype())
         self.post_init()
 
@@ -118,7 +118,7 @@ class UniaudioModel(PreTrainedModel):
         Raises:
             ValueError: when real samples stand behind padding, or a clip has none.
         """
-        audio = Ragged.from_padded(input_values, real_lengths(input_values, attention_mask, lengths))
+        audio = Ragged.from_padded(input_values, count_samples(input_values, attention_mask, lengths))
         encoded = self.encoder(audio, layers=output_hidden_states)
         frames, mask = encoded.frames.pad()
         pooled = encoded.frames.with_values(encoded.frames.values.float()).mean()
@@ -130,7 +130,7 @@ class UniaudioModel(PreTrainedModel):
         return output if return_dict else output.to_tuple()
 
 
-def real_lengths(input_values: Tensor, attention_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+def count_samples(input_values: Tensor, attention_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
     """Return the number of real samples of every clip, ``[B]`` int64 on the CPU.
 
     Raises:

@@ -22,7 +22,7 @@ FILES = {
 }
 
 
-def flat_name(module: str) -> str:
+def flatten_name(module: str) -> str:
     """Return the name of a module in the flat folder."""
     return FILES.get(module, module.replace(".", "_"))
 
@@ -61,7 +61,7 @@ class ModuleSource:
                 for alias in statement.names:
                     source.imports[alias.asname or alias.name.split(".")[0]] = (statement, alias)
                 continue
-            names = list(names_defined(statement))
+            names = list(list_defined_names(statement))
             if not names and not is_text(statement):
                 raise ValueError(f"{name}:{statement.lineno} does something when it is imported")
             source.definitions.update(dict.fromkeys(names, statement))
@@ -72,7 +72,7 @@ def is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def names_defined(statement: ast.stmt) -> Iterator[str]:
+def list_defined_names(statement: ast.stmt) -> Iterator[str]:
     """Yield the names that a top-level statement defines."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         yield statement.name
@@ -103,9 +103,9 @@ def flatten_modules(roots: Mapping[str, set[str]], header: str = "") -> dict[str
                 wanted.append((str(statement.module), alias.name))
         elif name in source.definitions:
             definition = source.definitions[name]
-            source.kept |= set(names_defined(definition))
+            source.kept |= set(list_defined_names(definition))
             wanted += [(module, node.id) for node in ast.walk(definition) if isinstance(node, ast.Name)]
-    return {f"{flat_name(name)}.py": header + cut_module(source) for name, source in modules.items()}
+    return {f"{flatten_name(name)}.py": header + cut_module(source) for name, source in modules.items()}
 
 
 def cut_module(source: ModuleSource) -> str:
@@ -116,7 +116,7 @@ def cut_module(source: ModuleSource) -> str:
     pieces = ["\n".join([*lines[: opening.end_lineno], "", *write_imports(source), ""])]
     before: ast.stmt | None = None
     for statement in source.tree.body:
-        names = set(names_defined(statement))
+        names = set(list_defined_names(statement))
         if not names & source.kept:
             continue
         plain = isinstance(statement, ast.Assign | ast.AnnAssign)
@@ -151,7 +151,7 @@ def write_imports(source: ModuleSource) -> list[str]:
             lines.append(ast.unparse(ast.Import(kept)))
             continue
         module = str(statement.module)
-        dotted = f".{flat_name(module)}" if module.split(".")[0] == PACKAGE else module
+        dotted = f".{flatten_name(module)}" if module.split(".")[0] == PACKAGE else module
         lines.append(f"from {dotted} import {', '.join(ast.unparse(alias) for alias in kept)}")
     return lines
 

@@ -9,7 +9,7 @@ from typing import Any
 from uniaudio.errors import UserError
 from uniaudio.report.changes import Change
 from uniaudio.report.clips import Player
-from uniaudio.report.significance import score_interval
+from uniaudio.report.significance import get_score_interval
 
 WRONG_SHOWN = 12  # of each evaluation set
 PLAYABLE = 4  # of them, of each set, with their clips
@@ -66,7 +66,7 @@ def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: when it is something else.
     """
-    entries = evaluation_entries(data)
+    entries = get_entries(data)
     for name, entry in entries.items():
         if not is_result(entry):
             raise UserError(
@@ -75,7 +75,7 @@ def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def evaluation_entries(data: Any) -> dict[str, Any]:
+def get_entries(data: Any) -> dict[str, Any]:
     """Return the mapping of a results file that holds a result for each evaluation set; of no mapping a bad one."""
     if not isinstance(data, dict):
         return {"": None}
@@ -93,12 +93,12 @@ def is_result(entry: Any) -> bool:
     )
 
 
-def holds_answers(data: Any) -> bool:
+def has_answers(data: Any) -> bool:
     """Return whether a results file holds answers rather than probe scores."""
-    return any(is_result(entry) for entry in evaluation_entries(data).values())
+    return any(is_result(entry) for entry in get_entries(data).values())
 
 
-def answer_rows(
+def build_answer_rows(
     answers: Mapping[str, Mapping[str, Mapping[str, Any]]], changes: Mapping[str, Sequence[Change]]
 ) -> list[AnswerRow]:
     """Return the figures by evaluation set, the models of a set one below the other.
@@ -111,11 +111,11 @@ def answer_rows(
         for model, results in answers.items():
             if name in results:
                 change = next((c for c in changes.get(model, ()) if c.task == name), None)
-                rows.append(answer_row(name, model, results[name], change))
+                rows.append(build_answer_row(name, model, results[name], change))
     return rows
 
 
-def answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change | None) -> AnswerRow:
+def build_answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change | None) -> AnswerRow:
     """Return the figures of one model on one set."""
     labels = entry.get("labels") or {}
     return AnswerRow(
@@ -123,7 +123,7 @@ def answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change |
         model=model,
         metric=str(entry["metric"]),
         score=float(entry["score"]),
-        interval=score_interval(entry),
+        interval=get_score_interval(entry),
         right=entry.get("right"),
         loss=entry.get("loss"),
         clips=entry.get("examples"),
@@ -141,7 +141,7 @@ def choose_answers(wrong: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return [wrong[i * len(wrong) // count] for i in range(count)]
 
 
-def wrong_answer(item: Mapping[str, Any], players: Sequence[Player]) -> WrongAnswer:
+def build_wrong_answer(item: Mapping[str, Any], players: Sequence[Player]) -> WrongAnswer:
     """Return a stored answer with its clips."""
     confidence = item.get("confidence")
     return WrongAnswer(

@@ -8,7 +8,7 @@ from typing import Any
 
 from uniaudio.data.template import Scoring
 from uniaudio.report.scores import PROBES, Roles, ScoreTable
-from uniaudio.report.significance import RULES, Judged, Verdict, by_spread, compare_answers
+from uniaudio.report.significance import RULES, Comparison, Verdict, compare_answers, compare_spreads
 
 NAMED = 2  # sets that the sentence names; of more it gives the number
 EVALUATED = "answers"
@@ -22,7 +22,7 @@ class Change:
     what: str
     before: float
     after: float
-    judged: Judged
+    comparison: Comparison
 
     @property
     def delta(self) -> float:
@@ -38,7 +38,7 @@ class TaskChange:
 
     @property
     def verdict(self) -> str:
-        verdicts = {change.judged.verdict for change in self.changes} - {"unclear"}
+        verdicts = {change.comparison.verdict for change in self.changes} - {"unclear"}
         return "mixed" if len(verdicts) > 1 else verdicts.pop() if verdicts else "unclear"
 
 
@@ -59,7 +59,7 @@ class Summary:
     comparisons: int
 
 
-def probe_changes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
+def compare_probes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
     """Compare every probe of a run's own model with that of the starting one."""
     trained, start = roles.runs.get(run), roles.starts.get(run)
     if trained is None or start is None:
@@ -69,13 +69,13 @@ def probe_changes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
         for probe in table.probes:
             first, second = table.get(task, start, probe), table.get(task, trained, probe)
             if first is not None and second is not None:
-                judged = by_spread((first.mean, first.std), (second.mean, second.std))
+                comparison = compare_spreads((first.mean, first.std), (second.mean, second.std))
                 name = f"{PROBES.get(probe, probe)} probe"
-                changes.append(Change(task, name, first.mean, second.mean, judged))
+                changes.append(Change(task, name, first.mean, second.mean, comparison))
     return changes
 
 
-def answer_changes(
+def compare_answer_sets(
     first: Mapping[str, Mapping[str, Any]],
     second: Mapping[str, Mapping[str, Any]],
     scorings: Mapping[str, Scoring],
@@ -88,9 +88,9 @@ def answer_changes(
     changes = []
     for name, entry in second.items():
         if name in first and first[name].get("metric") == entry["metric"]:
-            judged = compare_answers(first[name], entry, scorings.get(name, Scoring()))
+            comparison = compare_answers(first[name], entry, scorings.get(name, Scoring()))
             before, after = float(first[name]["score"]), float(entry["score"])
-            changes.append(Change(name, f"{EVALUATED}, {entry['metric']}", before, after, judged))
+            changes.append(Change(name, f"{EVALUATED}, {entry['metric']}", before, after, comparison))
     return changes
 
 
@@ -106,13 +106,13 @@ def summarize(run: str, against: str, changes: Sequence[Change]) -> Summary:
     }
     for kind in ("better", "worse"):
         tasks[kind].sort(key=lambda t: -max(abs(change.delta) for change in t.changes))
-    rules = [RULES[rule] for rule in dict.fromkeys(change.judged.rule for change in changes)]
+    rules = [RULES[rule] for rule in dict.fromkeys(change.comparison.rule for change in changes)]
     return Summary(
-        run, against, sentence_of(run, against, tasks, len(task_changes)), tasks, rules, len(changes)
+        run, against, write_sentence(run, against, tasks, len(task_changes)), tasks, rules, len(changes)
     )
 
 
-def sentence_of(run: str, against: str, tasks: Mapping[str, Sequence[TaskChange]], count: int) -> str:
+def write_sentence(run: str, against: str, tasks: Mapping[str, Sequence[TaskChange]], count: int) -> str:
     """Say what improved, what was lost and what is unclear, with the largest change of each kind."""
     sets = "one set" if count == 1 else f"{count} sets"
     better, worse = tasks["better"], tasks["worse"]
@@ -137,11 +137,11 @@ def name_tasks(tasks: Sequence[TaskChange]) -> str:
 
 def describe_largest(task: TaskChange) -> str:
     """Tell the largest change of a set that counts."""
-    change = max(task.changes, key=lambda one: (one.judged.verdict != "unclear", abs(one.delta)))
+    change = max(task.changes, key=lambda one: (one.comparison.verdict != "unclear", abs(one.delta)))
     return f"{change.what} {change.delta:+.3f}"
 
 
-def without_scores(run: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def summarize_loss(run: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Say what can be said of a run that nobody compared with anything."""
     losses = [row["loss"] for row in rows if row.get("loss") is not None]
     fell = (
@@ -155,6 +155,6 @@ def without_scores(run: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def sign_of(verdict: Verdict | str) -> str:
+def get_sign(verdict: Verdict | str) -> str:
     """Return the sign that stands for a verdict beside its colour."""
     return {"better": "▲", "worse": "▼", "mixed": "◆"}.get(verdict, "≈")

@@ -96,7 +96,7 @@ def reduce_points(
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def chart(
+def build_chart(
     title: str, unit: str, lines: Sequence[Line], steps: tuple[float, float], noisy: bool
 ) -> Chart | None:
     """Put lines on common axes, from 0 or the lowest value up; None when no line has a finite point.
@@ -116,14 +116,14 @@ def chart(
     return Chart(title, unit, kept, low, max(ys) + 0.06 * max(max(ys) - low, 1e-3), *steps, noisy)
 
 
-def steps_of(runs: Sequence[RunRecord]) -> tuple[float, float]:
+def find_step_range(runs: Sequence[RunRecord]) -> tuple[float, float]:
     """Return the steps that the charts of runs go from and to."""
     return 0.0, float(max((run.last_step for run in runs), default=0))
 
 
-def stage_starts(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
+def find_stage_starts(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     """Return the stages after the first and where on the axis they begin, in percent; none where runs differ in it."""
-    _, last = steps_of(runs)
+    _, last = find_step_range(runs)
     boundaries = []
     for run in runs:
         first: dict[str, int] = {}
@@ -134,7 +134,7 @@ def stage_starts(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     return boundaries[0] if boundaries and all(other == boundaries[0] for other in boundaries) else []
 
 
-def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
+def build_loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Draw the loss per answer token over the steps: all tasks together first, then each task."""
     names = list(dict.fromkeys(task for run in runs for row in run.rows for task in row.get("tasks", {})))
     together = [
@@ -143,8 +143,8 @@ def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         )
         for series, run in enumerate(runs)
     ]
-    steps = steps_of(runs)
-    charts = [chart("all tasks", "loss per answer token", together, steps, True)]
+    steps = find_step_range(runs)
+    charts = [build_chart("all tasks", "loss per answer token", together, steps, True)]
     for task in sorted(names) if len(names) > 1 else []:
         lines = [
             Line(
@@ -154,11 +154,11 @@ def loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
             )
             for i, run in enumerate(runs)
         ]
-        charts.append(chart(task, "loss per answer token", lines, steps, True))
+        charts.append(build_chart(task, "loss per answer token", lines, steps, True))
     return [drawn for drawn in charts if drawn is not None]
 
 
-def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
+def build_metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Draw the score of every evaluation set that was answered during training."""
     scores: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = {}
     for series, run in enumerate(runs):
@@ -169,11 +169,11 @@ def metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
                         by_series = scores.setdefault((name, str(result.get("metric", "score"))), {})
                         by_series.setdefault(series, []).append((event["step"], result["score"]))
     charts = [
-        chart(
+        build_chart(
             name,
             metric,
             [Line(runs[i].name, points, i) for i, points in by_series.items()],
-            steps_of(runs),
+            find_step_range(runs),
             False,
         )
         for (name, metric), by_series in scores.items()
@@ -195,7 +195,7 @@ class Bar:
     series: int
 
 
-def domain_bars(
+def build_domain_bars(
     averages: Mapping[str, Mapping[str, float]], series: Mapping[str, int]
 ) -> dict[str, list[Bar]]:
     """Lay out one group of bars for each domain, one bar a model, in the colour of its series."""

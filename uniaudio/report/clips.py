@@ -41,14 +41,14 @@ class SoundBudget:
         self.used = 0
         self.left_out = 0
 
-    def player(self, name: str, samples: NDArray[np.int16]) -> Player | None:
+    def add_player(self, name: str, samples: NDArray[np.int16]) -> Player | None:
         """Encode the beginning of a clip, or return None when the budget is used up.
 
         Args:
             samples: ``[S]`` int16 at 16 kHz.
         """
         cut = samples[: round(LONGEST * SAMPLE_RATE)]
-        uri = "data:audio/mpeg;base64," + base64.b64encode(mp3(cut)).decode("ascii")
+        uri = "data:audio/mpeg;base64," + base64.b64encode(encode_mp3(cut)).decode("ascii")
         if self.used + len(uri) > self.most_bytes:
             self.left_out += 1
             return None
@@ -56,7 +56,7 @@ class SoundBudget:
         return Player(name, uri, len(cut) / SAMPLE_RATE, len(samples) / SAMPLE_RATE)
 
 
-def mp3(samples: NDArray[np.int16]) -> bytes:
+def encode_mp3(samples: NDArray[np.int16]) -> bytes:
     """Encode ``[S]`` int16 at 16 kHz: 4 kB a second; of the small formats it is the one that every browser plays."""
     stream = io.BytesIO()
     soundfile.write(stream, samples, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")
@@ -72,7 +72,7 @@ def find_examples(entry: EvalEntry, ids: Collection[str]) -> dict[str, Example]:
     Raises:
         UserError: when the source cannot be opened.
     """
-    keys = {name: key for name in ids if (key := key_of(name, entry)) is not None}
+    keys = {name: key for name in ids if (key := parse_key(name, entry)) is not None}
     wanted = {key: name for name, key in keys.items()}
     examples: dict[str, Example] = {}
     for row in open_source(entry.dataset, entry.split).rows():
@@ -86,7 +86,7 @@ def find_examples(entry: EvalEntry, ids: Collection[str]) -> dict[str, Example]:
     return examples
 
 
-def key_of(name: str, entry: EvalEntry) -> str | None:
+def parse_key(name: str, entry: EvalEntry) -> str | None:
     """Return the key of a row in its split from the id of its example; None where it is of another split."""
     before = f"{entry.dataset.name}/{entry.split}/"
     return name.removeprefix(before) if name.startswith(before) else None

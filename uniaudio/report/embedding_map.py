@@ -52,7 +52,7 @@ class EmbeddingMap:
     spots: Sequence[Spot]
 
 
-def clips_to_map(entries: Sequence[EvalEntry]) -> list[LabelledClips]:
+def select_clips(entries: Sequence[EvalEntry]) -> list[LabelledClips]:
     """Read test clips of the first few evaluation sets with one clip a question and few different answers.
 
     Raises:
@@ -81,17 +81,17 @@ def is_closed(labels: Sequence[str]) -> bool:
     return 2 <= len(counts) <= MOST_LABELS and repeated >= 0.8 * len(labels)
 
 
-def embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32]) -> list[EmbeddingMap]:
+def build_embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32]) -> list[EmbeddingMap]:
     """Lay out the clips of a set by PCA and by t-SNE.
 
     Args:
         run: whose encoder made the vectors. vectors: ``[C, E]``, one a clip.
     """
     labels = sorted(set(clips.labels))
-    principal, explained = by_pca(vectors)
+    principal, explained = project_pca(vectors)
     projections = [
         ("PCA", f"two axes hold {explained:.0%} of the variance", principal),
-        ("t-SNE", "distances between groups mean little", by_tsne(vectors)),
+        ("t-SNE", "distances between groups mean little", project_tsne(vectors)),
     ]
     return [
         EmbeddingMap(
@@ -107,7 +107,7 @@ def embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.float32])
     ]
 
 
-def by_pca(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+def project_pca(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
     """Return ``[C, 2]``, the first two principal components, and the share of the variance that they hold."""
     if not vectors.std(axis=0).any():  # equal vectors have no axes
         return np.zeros((len(vectors), 2)), 0.0
@@ -116,7 +116,7 @@ def by_pca(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
     return places, float(pca.explained_variance_ratio_.sum())
 
 
-def by_tsne(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+def project_tsne(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return ``[C, 2]`` by t-SNE (van der Maaten & Hinton 2008) from the principal components, with a fixed seed.
 
     Every dimension is brought to unit variance first, so that one large dimension does not decide alone.

@@ -33,7 +33,7 @@ class HeatTable:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
-def confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> HeatTable | None:
+def build_confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> HeatTable | None:
     """Count how often each right answer was answered with what; None where the right answers are too many or one.
 
     Answers that are no label of the set stand together.
@@ -60,7 +60,7 @@ def confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> HeatTabl
     return HeatTable(f"{name}: right answers by row, given answers by column", "right", columns, rows)
 
 
-def routes_tables(routes: Mapping[str, Any]) -> list[HeatTable]:
+def build_routing_tables(routes: Mapping[str, Any]) -> list[HeatTable]:
     """Lay out what the encoder chose: one table for each group of choices, tasks by choices."""
     tables = []
     for group, tasks in routes["groups"].items():
@@ -78,7 +78,7 @@ def routes_tables(routes: Mapping[str, Any]) -> list[HeatTable]:
     return tables
 
 
-def forgetting_table(name: str, matrix: ScoreMatrix) -> HeatTable:
+def build_forgetting_table(name: str, matrix: ScoreMatrix) -> HeatTable:
     """Lay out a score matrix: stages by sets, with the change against the start in points.
 
     The shade is the change, full at 10 points; the stage that first trained on a set is framed.
@@ -118,7 +118,7 @@ class Reliability:
         return round(sum(one["count"] for one in self.bins))
 
 
-def reliability(name: str, entry: Mapping[str, Any]) -> Reliability | None:
+def build_reliability(name: str, entry: Mapping[str, Any]) -> Reliability | None:
     """Return the stored bins of an evaluation set whose labels were scored; None of another."""
     labels = entry.get("labels") or {}
     bins = [one for one in labels.get("bins") or () if one["count"]]

@@ -14,15 +14,22 @@ from markupsafe import Markup, escape
 
 from uniaudio.evaluate.forgetting import ForgettingSummary
 from uniaudio.report.answers import AnswerRow, WrongAnswers
-from uniaudio.report.changes import Summary, sign_of
-from uniaudio.report.charts import HEIGHT, WIDTH, domain_bars, loss_charts, metric_charts, stage_starts
+from uniaudio.report.changes import Summary, get_sign
+from uniaudio.report.charts import (
+    HEIGHT,
+    WIDTH,
+    build_domain_bars,
+    build_loss_charts,
+    build_metric_charts,
+    find_stage_starts,
+)
 from uniaudio.report.clips import LONGEST, Player
 from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
 from uniaudio.report.heat_tables import HeatTable, Reliability
 from uniaudio.report.run_folder import Cost, RunRecord
 from uniaudio.report.run_provenance import DataFact
 from uniaudio.report.scores import PROBES, Roles, ScoreTable
-from uniaudio.report.significance import by_spread
+from uniaudio.report.significance import compare_spreads
 
 SCRIPT = "page.js"
 LISTED = 12  # of long lists before the rest is folded
@@ -80,12 +87,12 @@ class Page:
         return list(dict.fromkeys(self.names[model] for model in self.roles.starts.values()))
 
 
-def breakable(text: object) -> Markup:
+def allow_breaks(text: object) -> Markup:
     """Escape a name and let it break behind the signs that join its parts, so that long ones do not widen a table."""
     return Markup(re.sub(r"((?:&\w+;|&#\d+;)|[:_/.@+-])", r"\1<wbr>", str(escape(text))))
 
 
-def environment() -> Environment:
+def make_environment() -> Environment:
     """Return the Jinja environment of the page: every value is escaped, and a name that is missing is an error."""
     made = Environment(
         loader=PackageLoader("uniaudio.report", "html"),
@@ -94,10 +101,10 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["breakable"] = breakable
+    made.filters["breakable"] = allow_breaks
     made.globals.update(
-        sign_of=sign_of,
-        by_spread=by_spread,
+        get_sign=get_sign,
+        compare_spreads=compare_spreads,
         PROBES=PROBES,
         WIDTH=WIDTH,
         HEIGHT=HEIGHT,
@@ -113,19 +120,19 @@ def environment() -> Environment:
 
 def write_page(page: Page, path: Path) -> Path:
     """Write the page and return its path."""
-    jinja = environment()
+    jinja = make_environment()
     script = jinja.get_template(SCRIPT).render()
     bars = {
-        probe: domain_bars(page.table.averages(page.roles.columns, probe), page.series)
+        probe: build_domain_bars(page.table.averages(page.roles.columns, probe), page.series)
         for probe in page.table.probes
     }
     text = jinja.get_template("page.html.jinja").render(
         page=page,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        losses=loss_charts(page.runs),
-        stages=stage_starts(page.runs),
-        metrics=metric_charts(page.runs),
+        losses=build_loss_charts(page.runs),
+        stages=find_stage_starts(page.runs),
+        metrics=build_metric_charts(page.runs),
         bars={probe: values for probe, values in bars.items() if values},
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,21 +9,21 @@ from typing import Any
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
-from uniaudio.report.answers import check_answers, holds_answers
-from uniaudio.report.changes import Change, Summary, answer_changes, probe_changes, summarize
+from uniaudio.report.answers import check_answers, has_answers
+from uniaudio.report.changes import Change, Summary, compare_answer_sets, compare_probes, summarize
 from uniaudio.report.run_folder import RunRecord, read_json
 from uniaudio.report.scores import (
     FINGERPRINTS,
     Roles,
     ScoreTable,
+    assign_roles,
     find_disagreements,
+    find_run_models,
+    is_in_folder,
+    mark_model,
     merge_tables,
-    models_of_run,
-    names_folder,
     read_scores,
     rename_models,
-    roles_of,
-    tell_apart,
 )
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
@@ -56,11 +56,11 @@ def read_results(
         if file not in answers and not file.is_file():
             continue
         stored = check_answers(read_json(file), str(file))
-        foreign = foreign_answers(stored, run.folder, match)
+        foreign = separate_foreign_answers(stored, run.folder, match)
         of_runs[run.name] = {name: entry for name, entry in stored.items() if name not in foreign}
         for name, entry in foreign.items():
             fingerprint = str(entry["fingerprint"])
-            model = tell_apart(short_model(entry), fingerprint)
+            model = mark_model(shorten_model(entry), fingerprint)
             others.setdefault(model, {})[name] = entry
         if foreign:
             notes.append(
@@ -70,7 +70,7 @@ def read_results(
     scores = []
     for file in against:
         data = read_json(file)
-        if holds_answers(data):
+        if has_answers(data):
             name = file.parent.name if file.stem == "answers" else file.stem
             others[name if name not in of_runs else str(file)] = check_answers(data, str(file))
         else:
@@ -78,7 +78,7 @@ def read_results(
     return {name: entries for name, entries in of_runs.items() if entries}, others, scores
 
 
-def foreign_answers(
+def separate_foreign_answers(
     entries: Mapping[str, dict[str, Any]], run: Path, match: Match
 ) -> dict[str, dict[str, Any]]:
     """Return the results whose fingerprint no checkpoint of a run has; results without one are taken for the run's."""
@@ -87,12 +87,12 @@ def foreign_answers(
     return {name: entries[name] for name, fingerprint in signed.items() if fingerprint not in known}
 
 
-def short_model(entry: Mapping[str, Any]) -> str:
+def shorten_model(entry: Mapping[str, Any]) -> str:
     """Return the last part of the name of the model that answered a set."""
     return str(entry.get("model") or "another model").rstrip("/").rpartition("/")[2]
 
 
-def all_scores(
+def merge_all_scores(
     runs: Sequence[RunRecord],
     files: Sequence[Path],
     others: Sequence[tuple[Path, Any]],
@@ -114,9 +114,9 @@ def all_scores(
     if files:
         table = merge_tables([read_scores(read_json(file), str(file), domains) for file in files])
         table, members = match_models(table, runs, match)
-        roles = roles_of(table.models, members, starts)
+        roles = assign_roles(table.models, members, starts)
         notes += [
-            foreign_note(", ".join(map(str, files)), run)
+            describe_foreign(", ".join(map(str, files)), run)
             for run in runs
             if table.models and not members[run.name]
         ]
@@ -126,8 +126,8 @@ def all_scores(
             continue
         scores, members = match_models(read_scores(read_json(file), str(file), domains), [run], match)
         if scores.models and not members[run.name]:
-            notes.append(foreign_note(str(file), run))
-        run_roles = roles_of(scores.models, members, starts)
+            notes.append(describe_foreign(str(file), run))
+        run_roles = assign_roles(scores.models, members, starts)
         new = {model: str(run.folder) for model in run_roles.runs.values()}
         scores = rename_models(scores, new)
         clashes = {model: f"{model} ({run.name})" for model in find_disagreements(table, scores)}
@@ -148,10 +148,10 @@ def match_models(
     table: ScoreTable, runs: Sequence[RunRecord], match: Match
 ) -> tuple[ScoreTable, dict[str, list[str]]]:
     """Return the models of a table that are each run's own, and the table with those marked that only look like it."""
-    members = {run.name: models_of_run(table, run.folder, match) for run in runs}
+    members = {run.name: find_run_models(table, run.folder, match) for run in runs}
     known = {model for names in members.values() for model in names}
     marked = {
-        model: tell_apart(model, table.fingerprints.get(model))
+        model: mark_model(model, table.fingerprints.get(model))
         for model in table.models
         if model not in known and any(is_called_like(model, run) for run in runs)
     }
@@ -161,10 +161,10 @@ def match_models(
 def is_called_like(model: str, run: RunRecord) -> bool:
     """Return whether the page would show a model under the name of a run."""
     name = model.removesuffix(":ema").rstrip("/").rpartition("/")[2]
-    return name in (run.name, run.folder.name) or names_folder(model, run.folder)
+    return name in (run.name, run.folder.name) or is_in_folder(model, run.folder)
 
 
-def foreign_note(where: str, run: RunRecord) -> str:
+def describe_foreign(where: str, run: RunRecord) -> str:
     """Say that results hold none of a run's own weights."""
     return (
         f"{where}: none of its models has the weights of a checkpoint of {run.name}, so nothing is shown under "
@@ -186,10 +186,10 @@ def compare(
     base = next(iter([*others, *answers]), None)
     summaries, changes = [], {}
     for run in runs:
-        probed = probe_changes(table, roles, run.name)
+        probed = compare_probes(table, roles, run.name)
         answered = []
         if base is not None and base != run.name and run.name in answers:
-            answered = answer_changes({**answers, **others}[base], answers[run.name], scorings)
+            answered = compare_answer_sets({**answers, **others}[base], answers[run.name], scorings)
         changes[run.name] = answered
         if probed or answered:
             start = [names[roles.starts[run.name]]] if probed else []
@@ -198,7 +198,7 @@ def compare(
     return summaries, changes
 
 
-def forgetting_of(runs: Sequence[RunRecord], match: Match, notes: list[str]) -> dict[str, ScoreMatrix]:
+def read_forgetting(runs: Sequence[RunRecord], match: Match, notes: list[str]) -> dict[str, ScoreMatrix]:
     """Read the score matrices that ``uniaudio forgetting`` stored in the run folders.
 
     Those of another run, by the fingerprints of the stages they were measured on, are left out with a note.

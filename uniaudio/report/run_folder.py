@@ -103,7 +103,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({problem})") from problem
 
 
-def ending(run: RunRecord) -> str:
+def describe_ending(run: RunRecord) -> str:
     """Say in one sentence where and why a run ended that did not finish; nothing of one that did."""
     if run.is_finished:
         return ""
@@ -116,7 +116,7 @@ def ending(run: RunRecord) -> str:
         why = f"its guard ended it ({broken})" if broken else "it was asked to stop"
         return f"{run.name} is not finished: {why} after {where}; --resume continues it."
     half = ", and the last line of metrics.jsonl is torn" if run.torn else ""
-    left_out = trailing_left_out(run)
+    left_out = count_trailing_skips(run)
     bad = f" Its last {left_out} steps were left out for their loss or gradient." if left_out > 1 else ""
     return (
         f"{run.name} is not finished: no end was written after {where}{half}, so the process runs still, was killed "
@@ -124,7 +124,7 @@ def ending(run: RunRecord) -> str:
     )
 
 
-def trailing_left_out(run: RunRecord) -> int:
+def count_trailing_skips(run: RunRecord) -> int:
     """Return how many of the last steps in a row were left out."""
     steps = {event["step"] for event in run.events if event["event"] == "left_out"}
     count = 0
@@ -161,7 +161,7 @@ class Cost:
         return None if self.wall_hours is None else self.wall_hours * self.processes
 
 
-def cost_of(run: RunRecord) -> Cost:
+def compute_cost(run: RunRecord) -> Cost:
     """Add up what a run took, by the rows of its metrics."""
     audio, wall = (sum(row.get(key, 0.0) for row in run.rows) for key in ("audio_seconds", "seconds"))
     waits = [row["data_wait_share"] for row in run.rows if "data_wait_share" in row]

@@ -34,7 +34,7 @@ class DataFact:
     skipped: str
 
 
-def data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[DataFact]:
+def collect_data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[DataFact]:
     """Tell of every dataset that the recipes train on or ask."""
     trained = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.train}
     evaluated = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.evaluate}
@@ -54,15 +54,15 @@ def data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> list[Dat
                 card.license,
                 ", ".join(used),
                 printable(f"{card.load.kind}: {card.load.location}"),
-                card_hash(card),
+                hash_card(card),
                 drawn.get(name),
-                skips_of(name, runs),
+                describe_skips(name, runs),
             )
         )
     return facts
 
 
-def skips_of(source: str, runs: Sequence[RunRecord]) -> str:
+def describe_skips(source: str, runs: Sequence[RunRecord]) -> str:
     """Say how many rows of a source were skipped, by reason."""
     counts: dict[str, int] = {}
     for run in runs:
@@ -71,7 +71,7 @@ def skips_of(source: str, runs: Sequence[RunRecord]) -> str:
     return ", ".join(f"{rows} {reason}" for reason, rows in counts.items()) or "0"
 
 
-def card_hash(card: DatasetCard) -> str:
+def hash_card(card: DatasetCard) -> str:
     """Return what fixes the rows: the commit of a Hub dataset, the hash of a manifest, else that of the card."""
     if card.load.kind == "hub":
         return f"commit {card.load.revision[:SHORT]}" if card.load.revision else "no commit stated"
@@ -89,7 +89,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:SHORT]
 
 
-def base_facts(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
+def collect_base_facts(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
     """Return run, part, path and hash (or commit) of every set of weights that a run started from."""
     return [
         (
@@ -103,7 +103,7 @@ def base_facts(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def flat(config: Any, before: str = "") -> dict[str, str]:
+def flatten_config(config: Any, before: str = "") -> dict[str, str]:
     """Return the values of a config by their dotted keys; lists are gone through by number."""
     if isinstance(config, Mapping):
         items = [(str(key), value) for key, value in config.items()]
@@ -115,19 +115,19 @@ def flat(config: Any, before: str = "") -> dict[str, str]:
         return {before: str(config)} if before else {}
     flattened: dict[str, str] = {}
     for key, value in items:
-        flattened |= flat(value, f"{before}.{key}" if before else key)
+        flattened |= flatten_config(value, f"{before}.{key}" if before else key)
     return flattened
 
 
-def config_differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+def find_config_differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     """Return the keys of which the runs have different values, with the value of each run."""
-    values = [flat(run.config) for run in runs]
+    values = [flatten_config(run.config) for run in runs]
     keys = dict.fromkeys(key for facts in values for key in facts)
     rows = [(key, [facts.get(key, ABSENT) for facts in values]) for key in keys]
     return [(key, texts) for key, texts in rows if len(set(texts)) > 1]
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages with which the page is written."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:

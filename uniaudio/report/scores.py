@@ -199,7 +199,7 @@ class Roles:
         return next(iter([*starts, *self.starts.values()]), None)
 
 
-def roles_of(
+def assign_roles(
     models: Sequence[str], runs: Mapping[str, Sequence[str]], starts: Mapping[str, Sequence[str]]
 ) -> Roles:
     """Tell the models of a score table apart.
@@ -222,7 +222,7 @@ def roles_of(
     return Roles(began, trained, [model for model in models if model not in taken])
 
 
-def models_of_run(
+def find_run_models(
     table: ScoreTable, folder: Path, match: Callable[[Path, Collection[str]], Collection[str]]
 ) -> list[str]:
     """Return the models of a table that are a run's own, in their order.
@@ -238,19 +238,19 @@ def models_of_run(
         model
         for model in table.models
         if (
-            table.fingerprints[model] in known if model in table.fingerprints else names_folder(model, folder)
+            table.fingerprints[model] in known if model in table.fingerprints else is_in_folder(model, folder)
         )
     ]
 
 
-def tell_apart(name: str, fingerprint: str | None) -> str:
+def mark_model(name: str, fingerprint: str | None) -> str:
     """Return a name for a model that is called like a run but is not, or not known to be, that run's."""
     if fingerprint is None:
         return f"{name} (weights not stated)"
     return f"{name} (other weights, {fingerprint[:8]})"
 
 
-def names_folder(model: str, folder: Path) -> bool:
+def is_in_folder(model: str, folder: Path) -> bool:
     """Return whether a model is a run folder or a checkpoint in it."""
     path = Path(model.removesuffix(":ema")).resolve()
     return path == folder.resolve() or folder.resolve() in path.parents

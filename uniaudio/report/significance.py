@@ -30,7 +30,7 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class Comparison:
     """A verdict, the rule of ``RULES`` behind it, and its numbers in words."""
 
     verdict: Verdict
@@ -38,12 +38,12 @@ class Judged:
     why: str
 
 
-def verdict_of(gain: float, significant: bool) -> Verdict:
+def get_verdict(gain: float, significant: bool) -> Verdict:
     """Name a difference; a positive gain is an improvement."""
     return "unclear" if not significant or gain == 0 else "better" if gain > 0 else "worse"
 
 
-def by_spread(first: tuple[float, float], second: tuple[float, float]) -> Judged:
+def compare_spreads(first: tuple[float, float], second: tuple[float, float]) -> Comparison:
     """Compare two means with their spreads: |m2 - m1| > 2 sqrt(s1^2 + s2^2).
 
     Two spreads of 0 come from a single seed, which says nothing of chance, so the difference stays unclear.
@@ -51,11 +51,11 @@ def by_spread(first: tuple[float, float], second: tuple[float, float]) -> Judged
     gain = second[0] - first[0]
     margin = ERRORS * math.hypot(first[1], second[1])
     if margin == 0:
-        return Judged("unclear", "spread", "one seed has no spread")
-    return Judged(verdict_of(gain, abs(gain) > margin), "spread", f"margin {margin:.3f}")
+        return Comparison("unclear", "spread", "one seed has no spread")
+    return Comparison(get_verdict(gain, abs(gain) > margin), "spread", f"margin {margin:.3f}")
 
 
-def by_pairs(first: Sequence[bool], second: Sequence[bool]) -> Judged:
+def compare_pairs(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
     """Compare right and wrong answers to the same questions (McNemar 1947, exact).
 
     Under the null a question that only one model answers right is as often won by either, so the smaller count b of
@@ -65,26 +65,26 @@ def by_pairs(first: Sequence[bool], second: Sequence[bool]) -> Judged:
     won = sum(b and not a for a, b in zip(first, second, strict=True))
     p = binomtest(min(lost, won), lost + won, 0.5).pvalue if lost + won else 1.0
     why = f"{won} won, {lost} lost of {len(first)}, p = {p:.2g}"
-    return Judged(verdict_of(won - lost, p < LEVEL), "pairs", why)
+    return Comparison(get_verdict(won - lost, p < LEVEL), "pairs", why)
 
 
-def by_bootstrap(first: Summed, second: Summed) -> Judged:
+def compare_bootstrap(first: Summed, second: Summed) -> Comparison:
     """Compare two error rates on the same questions by drawing the questions anew, both models together."""
     low, high = interval(first.clips, lambda counts: second.resample(counts) - first.resample(counts))
     gain = first.score() - second.score()  # fewer errors are better
     why = f"95 %: {low:+.3f} to {high:+.3f}"
-    return Judged(verdict_of(gain, not low <= 0 <= high), "bootstrap", why)
+    return Comparison(get_verdict(gain, not low <= 0 <= high), "bootstrap", why)
 
 
-def by_intervals(gain: float, first: tuple[float, float], second: tuple[float, float]) -> Judged:
+def compare_intervals(gain: float, first: tuple[float, float], second: tuple[float, float]) -> Comparison:
     """Compare two scores on different questions by half the widths of their 95 % intervals."""
     margin = math.hypot(first[1] - first[0], second[1] - second[0]) / 2
-    return Judged(verdict_of(gain, abs(gain) > margin), "intervals", f"margin {margin:.3f}")
+    return Comparison(get_verdict(gain, abs(gain) > margin), "intervals", f"margin {margin:.3f}")
 
 
 def compare_answers(
     first: Mapping[str, Any], second: Mapping[str, Any], scoring: Scoring = Scoring()
-) -> Judged:
+) -> Comparison:
     """Compare the results of two models on an evaluation set by the strictest rule that its files allow.
 
     Args:
@@ -95,18 +95,20 @@ def compare_answers(
     if one and one.keys() == two.keys() and all(one[i]["reference"] == two[i]["reference"] for i in one):
         two = {name: two[name] for name in one}  # in the same order
         if metric in LOWER_IS_BETTER:
-            return by_bootstrap(*(errors_of(list(side.values()), metric, scoring) for side in (one, two)))
+            return compare_bootstrap(
+                *(sum_errors(list(side.values()), metric, scoring) for side in (one, two))
+            )
         if metric == "accuracy":
-            return by_pairs(*([bool(item["right"]) for item in side.values()] for side in (one, two)))
+            return compare_pairs(*([bool(item["right"]) for item in side.values()] for side in (one, two)))
     gain = float(second["score"]) - float(first["score"])
     gain = -gain if metric in LOWER_IS_BETTER else gain
-    intervals = [score_interval(entry) for entry in (first, second)]
+    intervals = [get_score_interval(entry) for entry in (first, second)]
     if intervals[0] is None or intervals[1] is None:
-        return Judged("unclear", "intervals", "no interval is known")
-    return by_intervals(gain, intervals[0], intervals[1])
+        return Comparison("unclear", "intervals", "no interval is known")
+    return compare_intervals(gain, intervals[0], intervals[1])
 
 
-def errors_of(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring) -> Summed:
+def sum_errors(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring) -> Summed:
     """Return the error rate of stored answers as sums over questions."""
     answers, references = (
         [normalize_text(str(item[key]), scoring.normalize) for item in items]
@@ -115,7 +117,7 @@ def errors_of(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring)
     return error_rate(answers, [[reference] for reference in references], metric, scoring.tokenize)
 
 
-def score_interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
+def get_score_interval(entry: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return the 95 % interval of an entry's score: as stored, or for a share of right answers Wilson's (1927)."""
     stored = entry.get("interval")
     if isinstance(stored, Sequence) and len(stored) == 2:
