@@ -113,10 +113,18 @@ def send_plainly(address, data):
 def test_a_clip_is_an_upload_not_a_path_or_an_address(page, client, tmp_path):
     (tmp_path / "secret.wav").write_bytes(b"secret")
     page[0].answer = echo
-    for path in (tmp_path / "secret.wav", page[2] / ".." / tmp_path / "secret.wav", f"{page[1]}/favicon.ico"):
+    for path in (
+        tmp_path / "secret.wav",
+        page[2] / ".." / tmp_path / "secret.wav",
+        page[2] / "deleted.wav",
+        f"{page[1]}/favicon.ico",
+    ):
         file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
         for data in ([file, "what?", ""], [None, file, ""], [None, [{"deep": file}], ""]):
-            assert send_plainly(page[1], data) == (False, "the clip was not uploaded; upload it first")
+            assert send_plainly(page[1], data) == (
+                False,
+                "the clip is not here, or no longer; upload it again",
+            )
 
 
 def test_too_large_files_are_refused(page, client, tmp_path):

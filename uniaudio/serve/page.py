@@ -38,12 +38,13 @@ class Page(gr.Blocks):
         """Return what the function of an event is called with.
 
         Raises:
-            gr.Error: when an input names a file that was not uploaded.
+            gr.Error: when an input names a file that was not uploaded, or was deleted since.
         """
 
         def check_file(file: dict[str, Any]) -> None:
-            if not Path(file["path"]).resolve().is_relative_to(Path(self.GRADIO_CACHE).resolve()):
-                raise gr.Error("the clip was not uploaded; upload it first", print_exception=False)
+            path = Path(file["path"]).resolve()
+            if not (path.is_relative_to(Path(self.GRADIO_CACHE).resolve()) and path.is_file()):
+                raise gr.Error("the clip is not here, or no longer; upload it again", print_exception=False)
 
         traverse(inputs, check_file, is_file_obj)
         return await super().preprocess_data(block_fn, inputs, *rest, **options)
@@ -58,17 +59,16 @@ def build_page(
         answer: from the bytes of a clip, a question and the task whose labels are compared.
         name: of the checkpoint. facts: one line about its parts. tasks: whose questions are offered.
     """
-    choices: dict[str, tuple[TrainedTask, str]] = {}  # one for each wording, by its name in the menu
-    for task in tasks:
-        for number, wording in enumerate(task.wordings, start=1):
-            choices[task.task if number == 1 else f"{task.task} ({number})"] = task, wording
+    choices = list_choices(tasks)
     menu = [
         (f"{key.replace('_', ' ')}: {wording.replace(AUDIO, '').strip()}", key)
         for key, (_, wording) in choices.items()
     ]
     first = next(iter(choices), "")
 
-    def ask(clip: str | None, question: str, task: str = "") -> tuple[str, dict[str, float] | None, Figure]:
+    def answer_question(
+        clip: str | None, question: str, task: str = ""
+    ) -> tuple[str, dict[str, float] | None, Figure]:
         if clip is None:
             raise gr.Error("choose, drop or record a clip first", print_exception=False)
         try:
@@ -87,7 +87,7 @@ def build_page(
         with gr.Row():
             with gr.Column():
                 clip = gr.Audio(
-                    label=f"Clip: WAV, FLAC, MP3, OGG, Opus; at most {limits.max_seconds:g} s, {limits.max_mib:g} MiB",
+                    label=f"Clip of up to {limits.max_seconds:g} s and {limits.max_mib:g} MiB",
                     type="filepath",
                     buttons=[],
                 )
@@ -106,7 +106,7 @@ def build_page(
                 )
                 button = gr.Button("Ask", variant="primary")
             with gr.Column():
-                reply = gr.Textbox(label="Answer", interactive=False, lines=2, buttons=["copy"])
+                reply = gr.Textbox(label="Answer", interactive=False, lines=2, max_lines=8, buttons=["copy"])
                 labels = gr.Label(
                     label="Probability of each label",
                     show_heading=False,
@@ -114,7 +114,7 @@ def build_page(
                 )
                 spectrogram = gr.Plot(show_label=False)
         gr.Markdown(
-            "Clips stay on the machine that serves this page and are deleted within the hour, or when it stops."
+            "Clips stay on the machine that serves this page and are deleted after an hour, or when it stops."
         )
         task_menu.change(
             choose,
@@ -125,7 +125,7 @@ def build_page(
             show_progress="hidden",
         )
         button.click(
-            ask,
+            answer_question,
             [clip, question, task_menu],
             [reply, labels, spectrogram],
             api_name="ask",
@@ -133,3 +133,12 @@ def build_page(
         )
     page.queue(max_size=limits.max_waiting, api_open=False, default_concurrency_limit=1)
     return page
+
+
+def list_choices(tasks: Sequence[TrainedTask]) -> dict[str, tuple[TrainedTask, str]]:
+    """Return every wording with its task by its name in the menu: that of the task, then "task (2)" and so on."""
+    choices = {}
+    for task in tasks:
+        for number, wording in enumerate(task.wordings, start=1):
+            choices[task.task if number == 1 else f"{task.task} ({number})"] = task, wording
+    return choices
