@@ -121,6 +121,13 @@ def answer_loss(decoder, embeds):
     return decoder.losses(hidden[places], TARGET, 4)[0]
 
 
+WHISPER = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "encoder_layers": 1,
+}
 NAMED = ["gpt2", "opt", "bloom", "mamba", "gemma2", "gpt_oss"]
 FLOAT, BF16 = torch.float32, torch.bfloat16
 TRAINED = [(family, "lora", FLOAT) for family in FAMILIES]
@@ -195,13 +202,17 @@ def test_updates_stand_where_layers_call_their_linear_maps():
         lora_targets(make_decoder("mamba").lm, ["out_proj"])
 
 
-@pytest.mark.parametrize("family", NAMED)
+@pytest.mark.parametrize("family", [*NAMED, "whisper"])
 def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokenizer, family):
-    changes = {"vocab_size": len(chat_tokenizer), "num_hidden_layers": 2}
-    folder = tone_run.parent / "other"
-    tiny_config(family, **changes).save_pretrained(folder)
+    folder, vocabulary = tone_run.parent / "other", len(chat_tokenizer)
+    if family == "whisper":  # its own decoder
+        other = AutoConfig.for_model(family, **WHISPER, vocab_size=vocabulary)
+    else:
+        other = tiny_config(family, vocab_size=vocabulary, num_hidden_layers=2)
+    other.save_pretrained(folder)
     chat_tokenizer.save_pretrained(folder)
-    config = load_run(tone_run, ["decoder={path: other, train: lora}"])
+    kind = "whisper" if family == "whisper" else "causal"
+    config = load_run(tone_run, [f"decoder={{path: other, kind: {kind}, train: lora}}"])
     console = Console(record=True, width=200, file=io.StringIO())
     check_run(config, console)
     assert "ok: config, recipes" in console.export_text()
