@@ -105,8 +105,8 @@ def score_ranking(audio: Tensor, text: Tensor, owner: Tensor, k: int) -> float:
         audio: ``[C, W]``. text: ``[T, W]``. owner: ``[T]`` int64, the clip of each text; every clip has one.
     """
     similarity = F.normalize(audio, dim=1) @ F.normalize(text, dim=1).T  # [C, T]
-    is_own_text = owner == torch.arange(len(audio))[:, None]
-    best = similarity.masked_fill(~is_own_text, -torch.inf).amax(1)  # the best of a clip's own texts
+    is_pair = owner == torch.arange(len(audio))[:, None]
+    best = similarity.masked_fill(~is_pair, -torch.inf).amax(1)  # the best of a clip's own texts
     clips = ((similarity > best[:, None]).sum(1) < k).double().mean()
     right = similarity[owner, torch.arange(len(text))]
     texts = ((similarity > right).sum(0) < k).double().mean()
