@@ -204,7 +204,7 @@ def test_the_code_is_short_and_names_nothing_it_does_not_need(tmp_path):
 
 @pytest.mark.parametrize(
     ("mask", "message"),
-    [([[0, 1, 1, 1]], "behind the clip"), ([[0, 0, 0, 0]], "1 to 4 samples")],
+    [([[0, 1, 1, 1]], "after the clip"), ([[0, 0, 0, 0]], "1 to 4 samples")],
 )
 def test_masks_that_mean_something_else_are_refused(tmp_path, mask, message):
     write_hf(single("whisper", tmp_path), tmp_path / "out", {})

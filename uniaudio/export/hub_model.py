@@ -111,12 +111,12 @@ class UniaudioModel(PreTrainedModel):
         """Encode padded waveforms.
 
         Args:
-            input_values: ``[B, S]`` at 16 kHz, int16, or float in [-1, 1]; padding stands behind the clip.
+            input_values: ``[B, S]`` at 16 kHz, int16, or float in [-1, 1]; padding comes after the clip.
             attention_mask: ``[B, S]``, 1 on real samples. lengths: ``[B]`` real samples, instead of a mask. With
                 neither, all samples are real.
 
         Raises:
-            ValueError: when real samples stand behind padding, or a clip has none.
+            ValueError: when real samples come after padding, or a clip has none.
         """
         audio = Ragged.from_padded(input_values, count_samples(input_values, attention_mask, lengths))
         encoded = self.encoder(audio, layers=output_hidden_states)
@@ -134,7 +134,7 @@ def count_samples(input_values: Tensor, attention_mask: Tensor | None, lengths: 
     """Return the number of real samples of every clip, ``[B]`` int64 on the CPU.
 
     Raises:
-        ValueError: when real samples stand behind padding, or a clip has none.
+        ValueError: when real samples come after padding, or a clip has none.
     """
     if lengths is not None:
         counts = lengths.to("cpu", torch.int64)
