@@ -42,8 +42,8 @@ class FeatureStore:
 
     def read(self, key: str) -> Tensor | None:
         """Return the frames ``[A, E]`` of a clip, None where they are not known."""
-        found = read_cached(self.file(key))
-        return None if found is None else found[FRAMES]
+        known_frames = read_cached(self.file(key))
+        return None if known_frames is None else known_frames[FRAMES]
 
     def write(self, key: str, frames: Tensor) -> None:
         """Keep the frames ``[A, E]`` of a clip.
@@ -56,9 +56,9 @@ class FeatureStore:
     def read_all(self, keys: Sequence[str]) -> Ragged:
         """Return the frames of C clips, a row without any for those that are not known."""
         rows = [self.read(key) for key in keys]
-        found = [row for row in rows if row is not None]
+        known_frames = [row for row in rows if row is not None]
         lengths = torch.tensor([0 if row is None else len(row) for row in rows], dtype=torch.int64)
-        return Ragged(torch.cat(found) if found else torch.zeros(0), lengths)
+        return Ragged(torch.cat(known_frames) if known_frames else torch.zeros(0), lengths)
 
 
 @dataclass(frozen=True)

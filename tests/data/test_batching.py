@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_sources import Rows, Shards
 
-from uniaudio.data.batching import Mixture, PlannedRow, StreamState, filled, leveled
+from uniaudio.data.batching import Mixture, PlannedRow, StreamState, fill_micro_batches, level_micro_batches
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
@@ -114,7 +114,7 @@ def test_budget_holds_and_micro_batches_are_sorted_and_level(mixture):
 @given(costs=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60))
 def test_leveled_batches_are_as_few_and_fuller_where_they_were_empty(costs):
     rows = [PlannedRow(0, i, None, 0.0, cost, ()) for i, cost in enumerate(sorted(costs))]
-    greedy, level = filled(rows, 1.0), leveled(rows)
+    greedy, level = fill_micro_batches(rows, 1.0), level_micro_batches(rows)
     assert [row for batch in level for row in batch] == rows
     assert len(level) == len(greedy)
 

@@ -4,23 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.data.permutation import drawn_before, number, permuted, phase_of, row_rng
+from uniaudio.data.permutation import drawn_before, number, permute_index, phase_of, row_rng
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
 def test_a_permutation_is_one(size, seed):
-    assert sorted(permuted(i, size, seed) for i in range(size)) == list(range(size))
+    assert sorted(permute_index(i, size, seed) for i in range(size)) == list(range(size))
 
 
 def test_a_permutation_looks_random():
-    moved = [permuted(i, 10_000, 7) for i in range(10_000)]
+    moved = [permute_index(i, 10_000, 7) for i in range(10_000)]
     correlation = sum((i - 4999.5) * (j - 4999.5) for i, j in enumerate(moved)) / (
         10_000 * (10_000**2 - 1) / 12
     )
     assert abs(correlation) < 0.05
-    assert moved != [permuted(i, 10_000, 8) for i in range(10_000)]
+    assert moved != [permute_index(i, 10_000, 8) for i in range(10_000)]
     with pytest.raises(ValueError, match="not in range"):
-        permuted(5, 5, 0)
+        permute_index(5, 5, 0)
 
 
 @given(

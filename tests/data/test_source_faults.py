@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.source import BrokenShardError, Place, Row, open_source
-from uniaudio.data.sources.remote import judged
+from uniaudio.data.sources.remote import classify_error
 from uniaudio.data.sources.retries import read_patiently
 from uniaudio.errors import UserError
 
@@ -248,9 +248,9 @@ def answer(code):
 )
 def test_which_errors_may_pass(problem, passing):
     """Whatever library met them: the same reading, tried again or given up."""
-    assert isinstance(judged(problem, "x"), OSError if passing else BrokenShardError)
-    assert str(judged(problem, "x")).startswith("x: ")
-    assert judged(ConnectionError("x: slow"), "x").args == ("x: slow",)
+    assert isinstance(classify_error(problem, "x"), OSError if passing else BrokenShardError)
+    assert str(classify_error(problem, "x")).startswith("x: ")
+    assert classify_error(ConnectionError("x: slow"), "x").args == ("x: slow",)
 
 
 class Failing(MemoryFileSystem):

@@ -13,7 +13,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.cli import main
 from uniaudio.commands.add_task import add_task
-from uniaudio.commands.data_pack import pack_recipe, sampled
+from uniaudio.commands.data_pack import pack_recipe, sample_reservoir
 from uniaudio.commands.forgetting import measure_forgetting
 from uniaudio.commands.soup import averaged, held_out, interpolated, make_soup
 from uniaudio.commands.train import run_training
@@ -143,19 +143,19 @@ def test_a_reservoir_is_replayed_when_the_old_data_are_gone(finished, buzzes, to
 def test_a_reservoir_takes_every_row_equally_often(tone_run):
     recipe = load_recipe(str(tone_run.parent / "tone_recipe.yaml"))
     source = open_source(recipe.train[0].dataset, "train")
-    chosen = list(sampled(source.rows(), 12))
-    assert [row.key for row in chosen] == [row.key for row in sampled(source.rows(), 12)]
+    chosen = list(sample_reservoir(source.rows(), 12))
+    assert [row.key for row in chosen] == [row.key for row in sample_reservoir(source.rows(), 12)]
     order = [row.key for row in source.rows() if isinstance(row, Row)]
     assert [order.index(row.key) for row in chosen] == sorted(order.index(row.key) for row in chosen)
     assert len({row.key for row in chosen}) == 12
     assert max(order.index(row.key) for row in chosen) > 14  # not the first ones
-    assert len(list(sampled(source.rows(), 1000))) == len(order) == 30
+    assert len(list(sample_reservoir(source.rows(), 1000))) == len(order) == 30
 
     def broken():
         yield RowError("missing file", "x")
         yield from source.rows()
 
-    assert [row.key for row in sampled(broken(), 12)] == [row.key for row in chosen]
+    assert [row.key for row in sample_reservoir(broken(), 12)] == [row.key for row in chosen]
 
 
 def test_interpolation_and_mean_are_the_equations():

@@ -119,7 +119,7 @@ def pack_split(
         (folder / f"{split}.jsonl").open("w", encoding="utf-8") as manifest,
         (out / "skipped.jsonl").open("a", encoding="utf-8") as skipped,
     ):
-        chosen = source.rows() if most_rows is None else sampled(source.rows(), most_rows)
+        chosen = source.rows() if most_rows is None else sample_reservoir(source.rows(), most_rows)
         total = source.size if most_rows is None else min(most_rows, source.size or most_rows)
         task = progress.add_task(f"{card.name}, {split}", total=total)
         for packed in packed_rows(chosen, card, shards):
@@ -140,7 +140,7 @@ def pack_split(
     return rows, lost, seconds
 
 
-def sampled(rows: Iterator[Row | RowError], count: int) -> Iterator[Row | RowError]:
+def sample_reservoir(rows: Iterator[Row | RowError], count: int) -> Iterator[Row | RowError]:
     """Yield ``count`` rows in their order, each set of rows equally likely (Vitter 1985, algorithm R); the same ones
     every time. Rows that cannot be used do not count.
     """
@@ -200,17 +200,17 @@ def name_classes(columns: Mapping[str, Any], card: DatasetCard) -> dict[str, Any
             return {key: named(name, item) for key, item in value.items()}
         return str(value) if isinstance(value, ClassIndex) else value
 
-    found = {name: named(name, value) for name, value in columns.items()}
+    plain_columns = {name: named(name, value) for name, value in columns.items()}
     for name in [name for name, value in columns.items() if isinstance(value, ClassIndex)]:
         for text in card.columns.values():
-            if name in text.names and rendered(text, columns) != rendered(
-                text, {**columns, name: found[name]}
+            if name in text.names and render_or_none(text, columns) != render_or_none(
+                text, {**columns, name: plain_columns[name]}
             ):
-                found[name] = int(columns[name])
-    return found
+                plain_columns[name] = int(columns[name])
+    return plain_columns
 
 
-def rendered(text: Text, columns: Mapping[str, Any]) -> str | None:
+def render_or_none(text: Text, columns: Mapping[str, Any]) -> str | None:
     try:
         return text.render(columns)
     except RowError:

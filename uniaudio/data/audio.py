@@ -332,7 +332,7 @@ def open_file(data: Reader, reader: Reader, name: str, suffix: str) -> ClipFile:
             subtype, rate = HEADERLESS[suffix.lower()]
             file = ClipFile(handle_for(data), "r", rate, 1, subtype, "LITTLE", "RAW")
         else:
-            raise broken(name, problem) from problem
+            raise make_broken_audio_error(name, problem) from problem
     if file.samplerate > HIGHEST_RATE or file.frames > MOST_FRAMES:
         facts = f"{name} (the header states {file.frames} frames at {file.samplerate} Hz)"
         file.close()
@@ -352,7 +352,7 @@ def handle_for(data: Reader) -> Any:
     return PartStream(data.part) if isinstance(data, PartReader) else ByteStream(data.data)
 
 
-def opened(source: Encoded, name: str) -> soundfile.SoundFile:
+def open_for_header(source: Encoded, name: str) -> soundfile.SoundFile:
     """Open a file, a part of one or bytes with libsndfile, to look at its header.
 
     Raises:
@@ -363,7 +363,7 @@ def opened(source: Encoded, name: str) -> soundfile.SoundFile:
         return open_file(parts_to_open(reader, name, False)[0], reader, name, "")
 
 
-def broken(name: str, problem: Exception) -> RowError:
+def make_broken_audio_error(name: str, problem: Exception) -> RowError:
     """Return what to say of audio that cannot be read; libsndfile's own words, without addresses of objects."""
     return RowError("broken audio", f"{name} ({getattr(problem, 'error_string', problem)})")
 
@@ -529,9 +529,9 @@ def decode_stream(
             file.go_to(first)
         samples = file.read(frames, dtype="int16" if ready else "float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, MemoryError) as problem:
-        raise broken(name, problem) from problem
+        raise make_broken_audio_error(name, problem) from problem
     if isinstance(file.name, PartStream) and file.name.problem is not None:
-        raise broken(name, file.name.problem)
+        raise make_broken_audio_error(name, file.name.problem)
     if len(samples) + file.slack < frames:
         raise RowError(
             "truncated audio",

@@ -163,7 +163,7 @@ class Resample(Transform):
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         rate = round(rng.uniform(*self.rate))
         low = soxr.resample(wave, SAMPLE_RATE, rate, quality="HQ")
-        return fitted(soxr.resample(low, rate, SAMPLE_RATE, quality="HQ"), len(wave))
+        return fit_length(soxr.resample(low, rate, SAMPLE_RATE, quality="HQ"), len(wave))
 
 
 class Band(Transform):
@@ -217,7 +217,7 @@ class Codec(Transform):
         soundfile.write(buffer, wave, SAMPLE_RATE, format=form, subtype=subtype, compression_level=level)
         buffer.seek(0)
         back = soundfile.read(buffer, dtype="float32")[0]
-        return fitted(back[lag_of(wave, back) :], len(wave))
+        return fit_length(back[lag_of(wave, back) :], len(wave))
 
 
 class Clip(Transform):
@@ -389,13 +389,13 @@ def find_audio_files(folder: str) -> tuple[tuple[Path, ...], Counter[str]]:
 
 
 @lru_cache(maxsize=128)
-def decoded(path: Path) -> Wave:
+def decode_file(path: Path) -> Wave:
     return decode(path, LONGEST_FILE, str(path)).astype(np.float32) / np.float32(QUANTA)
 
 
 def some_file(folder: str, rng: random.Random) -> Wave:
     """Return the samples of a random file of a folder."""
-    wave = decoded(rng.choice(find_audio_files(folder)[0]))
+    wave = decode_file(rng.choice(find_audio_files(folder)[0]))
     if float(np.abs(wave).max()) == 0:
         raise RowError("broken augmentation", f"a file of {folder} is silent")
     return wave
@@ -410,7 +410,7 @@ def some_part(folder: str, count: int, rng: random.Random) -> Wave:
     return np.resize(np.roll(wave, -rng.randrange(len(wave))), count)
 
 
-def fitted(wave: Wave, count: int) -> Wave:
+def fit_length(wave: Wave, count: int) -> Wave:
     """Return exactly ``count`` samples: cut, or followed by silence."""
     return np.pad(wave[:count], (0, max(0, count - len(wave)))).astype(np.float32)
 

@@ -250,17 +250,17 @@ class LogicalStream:
     ) -> list[PlannedRow]:
         """Return the row with its questions, or nothing; what is wrong with it goes to ``skips``, once per question."""
         name = entry.dataset.name
-        asked = len(entry.templates)
+        num_questions = len(entry.templates)
         if isinstance(row, Row):
             self.say(f"{name}, row {row.key}")
         if isinstance(row, RowError):
-            skips += [Skip.of(name, f"draw {k}", row)] * asked
+            skips += [Skip.of(name, f"draw {k}", row)] * num_questions
             return []
         try:
             seconds = self.usable_seconds(row)
             clips = self.audio_tokens(seconds)
         except RowError as problem:
-            skips += [Skip.of(name, row.key, problem)] * asked
+            skips += [Skip.of(name, row.key, problem)] * num_questions
             return []
         rng = row_rng(self.mixture.seed, entry.name, k)
         questions = []
@@ -300,7 +300,7 @@ class LogicalStream:
             self.mixture.format.check_question(rendered.prompt, rendered.answer, audio_tokens)
             return
         for text in (*rendered.prompt, rendered.answer):
-            self.mixture.format.checked(text)
+            self.mixture.format.check_data_text(text)
 
     def cost(self, seconds: float, clips: Sequence[int], questions: Sequence[Rendered]) -> float:
         """Return the share of a micro-batch's budget that a row takes: the larger one of encoder and decoder.
@@ -309,9 +309,9 @@ class LogicalStream:
             seconds: of all its clips. clips: audio tokens of each.
         """
         mixture = self.mixture
-        heard = (seconds + mixture.per_example * len(questions)) / mixture.audio_seconds
+        audio_share = (seconds + mixture.per_example * len(questions)) / mixture.audio_seconds
         if mixture.tokens is None:
-            return heard
+            return audio_share
         tokens, known = 0, set()
         for question in questions:
             pieces = mixture.format.prompt(question.prompt)
@@ -320,17 +320,17 @@ class LogicalStream:
             if prefix not in known or not mixture.shares_prefixes:
                 tokens += sum(clips) + sum(len(piece) for piece in prefix)
                 known.add(prefix)
-        return max(heard, tokens / mixture.tokens)
+        return max(audio_share, tokens / mixture.tokens)
 
     def cut(self, rows: list[PlannedRow], pool: int) -> list[tuple[PlannedRow, ...]]:
         """Sort by length and fill micro-batches evenly within the budget; shuffle their order."""
         ordered = sorted(rows, key=lambda planned: (planned.seconds, planned.entry, planned.k))
-        batches = leveled(ordered)
+        batches = level_micro_batches(ordered)
         random.Random(number(self.mixture.seed, "pool", self.index, pool)).shuffle(batches)
         return [tuple(batch) for batch in batches]
 
 
-def filled(rows: Sequence[PlannedRow], limit: float) -> list[list[PlannedRow]]:
+def fill_micro_batches(rows: Sequence[PlannedRow], limit: float) -> list[list[PlannedRow]]:
     """Cut rows in order, each micro-batch up to the limit; a row above it stands alone."""
     batches: list[list[PlannedRow]] = []
     room = 0.0
@@ -343,10 +343,10 @@ def filled(rows: Sequence[PlannedRow], limit: float) -> list[list[PlannedRow]]:
     return batches
 
 
-def leveled(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
+def level_micro_batches(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
     """Cut rows into as few micro-batches as the budget allows, all about equally full: ranks then finish together."""
-    fewest = len(filled(rows, 1.0))
+    fewest = len(fill_micro_batches(rows, 1.0))
     limits = [step / (1 << BISECTIONS) for step in range(1, (1 << BISECTIONS) + 1)]
     # more room never needs more micro-batches, so the smallest limit that does is found by halving
-    lowest = bisect_left(limits, True, key=lambda limit: len(filled(rows, limit)) <= fewest)
-    return filled(rows, limits[min(lowest, len(limits) - 1)])
+    lowest = bisect_left(limits, True, key=lambda limit: len(fill_micro_batches(rows, limit)) <= fewest)
+    return fill_micro_batches(rows, limits[min(lowest, len(limits) - 1)])

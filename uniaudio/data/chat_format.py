@@ -83,10 +83,10 @@ class ChatFormat:
         Raises:
             RowError: when a piece cannot be used, see ``checked``, or becomes markup.
         """
-        texts = [self.checked(piece) for piece in pieces]
+        texts = [self.check_data_text(piece) for piece in pieces]
         texts[0] = self.prefix + texts[0]
         texts[-1] = texts[-1] + self.suffix
-        ids = [self.remembered(text) for text in texts]
+        ids = [self.encode_once(text) for text in texts]
         self.refuse_markup((id for piece in ids for id in piece), self.num_markup, " ".join(pieces))
         return ids
 
@@ -96,7 +96,7 @@ class ChatFormat:
         Raises:
             RowError: when the answer is empty, cannot be used, see ``checked``, or becomes markup.
         """
-        ids = self.remembered(self.checked(text))
+        ids = self.encode_once(self.check_data_text(text))
         if not ids:
             raise RowError("empty answer", repr(text[:SHOWN]))
         self.refuse_markup(ids, 0, text)
@@ -153,7 +153,7 @@ class ChatFormat:
         if sum(id in self.markup_ids for id in ids) > allowed:
             raise RowError("special token in text", f"part of {text[:SHOWN]!r} becomes markup of the chat")
 
-    def remembered(self, text: str) -> list[int]:
+    def encode_once(self, text: str) -> list[int]:
         """Return the ids of a text; wordings and labels come again and again, so they are kept."""
         ids = self.known.get(text)
         if ids is None:
@@ -180,7 +180,7 @@ class ChatFormat:
             ids = ids[: ids.index(self.end_of_turn)]
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def checked(self, text: str) -> str:
+    def check_data_text(self, text: str) -> str:
         """Return a text of data as it is, when it can be tokenized in good time and holds no markup of the chat.
 
         Raises:

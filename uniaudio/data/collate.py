@@ -57,7 +57,7 @@ def pack(
     tasks: tuple[str, ...],
     share: bool,
 ) -> Batch:
-    clips, asked = different_clips(examples)
+    clips, clip_numbers = different_clips(examples)
     slots = [slots_for(len(clip)) for clip in clips]
     first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
     prompts = [format.prompt(example.prompt) for example in examples]
@@ -69,17 +69,17 @@ def pack(
     audio_index: list[int] = []
     label_positions: list[int] = []
     prompt_lengths: list[int] = []
-    for row, (pieces, own, answer) in enumerate(zip(prompts, asked, answers, strict=True)):
+    for row, (pieces, numbers, answer) in enumerate(zip(prompts, clip_numbers, answers, strict=True)):
         start = len(tokens)
         if leaders[row] == row:
             shared.append(0)
             tokens += pieces[0]
-            for clip, piece in zip(own, pieces[1:], strict=True):
+            for clip, piece in zip(numbers, pieces[1:], strict=True):
                 audio_positions += range(len(tokens), len(tokens) + slots[clip])
                 audio_index += range(first[clip], first[clip + 1])
                 tokens += [0] * slots[clip] + piece
         else:
-            shared.append(sum(len(piece) for piece in pieces[:-1]) + sum(slots[clip] for clip in own))
+            shared.append(sum(len(piece) for piece in pieces[:-1]) + sum(slots[clip] for clip in numbers))
             tokens += pieces[-1]
         prompt_lengths.append(len(tokens) - start)
         assert prompt_lengths[-1]  # something predicts the first token of the answer
@@ -96,9 +96,10 @@ def pack(
         label_positions=integers(label_positions),
         labels=integers([token for answer in answers for token in answer]),
         label_task=task.repeat_interleave(integers([len(answer) for answer in answers])),
-        masks=masks_of(examples, asked),
+        masks=masks_of(examples, clip_numbers),
         example_clips=Ragged(
-            integers([clip for own in asked for clip in own]), integers([len(own) for own in asked])
+            integers([clip for numbers in clip_numbers for clip in numbers]),
+            integers([len(numbers) for numbers in clip_numbers]),
         ),
         example_task=task,
         prompt_lengths=integers(prompt_lengths),
@@ -113,12 +114,12 @@ def pack(
 def different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.int16]], list[range]]:
     """Return the C different clips, and for every example which of them it asks about."""
     clips: list[NDArray[np.int16]] = []
-    asked = []
+    clip_numbers = []
     for example in examples:
         if not example.shares_clips:
             clips += example.clips
-        asked.append(range(len(clips) - len(example.clips), len(clips)))
-    return clips, asked
+        clip_numbers.append(range(len(clips) - len(example.clips), len(clips)))
+    return clips, clip_numbers
 
 
 def leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]) -> list[int]:
@@ -133,11 +134,11 @@ def leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]
     return leaders
 
 
-def masks_of(examples: Sequence[Example], asked: Sequence[range]) -> torch.Tensor:
+def masks_of(examples: Sequence[Example], clip_numbers: Sequence[range]) -> torch.Tensor:
     """Return ``[R, 4]`` int64: the masks of the different clips by their number in the batch."""
     rows = [
-        (own[clip], *band)
-        for example, own in zip(examples, asked, strict=True)
+        (numbers[clip], *band)
+        for example, numbers in zip(examples, clip_numbers, strict=True)
         if not example.shares_clips
         for clip, *band in example.masks
     ]

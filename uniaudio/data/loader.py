@@ -160,9 +160,11 @@ class WorkerDataset(IterableDataset):
                 skips += [Skip.of(dataset, row.row.key, problem)] * len(row.questions)
                 continue
             notices += [ClipNotice(dataset, row.row.key, kind) for kind in kinds]
-            asked, unusable = self.questions(row, clips)
+            answerable, unusable = self.questions(row, clips)
             skips += unusable
-            examples += [replace(example, shares_clips=i > 0, masks=masks) for i, example in enumerate(asked)]
+            examples += [
+                replace(example, shares_clips=i > 0, masks=masks) for i, example in enumerate(answerable)
+            ]
         mixture = self.mixture
         batch = collate(examples, mixture.format, mixture.slots_for, self.tasks, mixture.shares_prefixes)
         if self.stores:
@@ -215,20 +217,20 @@ class WorkerDataset(IterableDataset):
 
 def sharing(mixture: Mixture, workers: int, world: int) -> str:
     """Return what a user should know about how streams, shards and workers fit, or an empty text."""
-    told = []
+    sentences = []
     streams = mixture.streams // world
     if workers > streams:
-        told.append(
+        sentences.append(
             f"data.workers={workers}, but each of {world} processes serves {streams} streams: "
             f"{workers - streams} workers are not started; raise data.streams to use them"
         )
     for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
         if isinstance(source, ShardedSource) and len(source.shards) < mixture.streams:
-            told.append(
+            sentences.append(
                 f"dataset {entry.dataset.name} has {len(source.shards)} shard(s) for {mixture.streams} streams: "
                 f"several streams read the same shard and take its rows in turns"
             )
-    return "\n".join(told)
+    return "\n".join(sentences)
 
 
 def turns_of_rank(mixture: Mixture, rank: int, world: int, step: int) -> list[int]:
@@ -284,10 +286,10 @@ def make_loader(
             "a new run from its weights"
         )
     turns = turns_of_rank(mixture, rank, world, state.step)
-    own = sorted(set(turns))
-    states = {index: state.streams[index] for index in own if index in state.streams}
-    crew = max(1, min(workers, len(own)))
-    owner = {stream: i % crew for i, stream in enumerate(own)}
+    served = sorted(set(turns))
+    states = {index: state.streams[index] for index in served if index in state.streams}
+    crew = max(1, min(workers, len(served)))
+    owner = {stream: i % crew for i, stream in enumerate(served)}
     datasets = [
         WorkerDataset(mixture, tasks, tuple(t for t in turns if owner[t] == worker), states, stores)
         for worker in range(crew)

@@ -37,7 +37,7 @@ def phase_of(seed: int, entry: str, stream: int) -> int:
     return number("phase", seed, entry, stream) >> (64 - FRACTION)
 
 
-def scrambled(value: int) -> int:
+def scramble_bits(value: int) -> int:
     """Return 64 bits that look unrelated to ``value``: the finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
     value = (value * 0x9E3779B97F4A7C15) & WORD
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
@@ -45,7 +45,7 @@ def scrambled(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def permuted(index: int, size: int, seed: int) -> int:
+def permute_index(index: int, size: int, seed: int) -> int:
     """Return where a random permutation of ``range(size)`` sends ``index``, without building it.
 
     A balanced Feistel network over the next power of four, walked until it lands inside ``range(size)`` (Black and
@@ -58,7 +58,7 @@ def permuted(index: int, size: int, seed: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for turn in range(ROUNDS):
-            left, right = right, left ^ (scrambled(seed + turn + (right << 2)) & mask)
+            left, right = right, left ^ (scramble_bits(seed + turn + (right << 2)) & mask)
         index = left << half | right
         if index < size:
             return index

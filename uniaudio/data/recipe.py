@@ -245,13 +245,13 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     weights = [
         weight_of(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)
     ]
-    own = 1.0 - sum(replay.share for replay in data.replay)
+    unreplayed = 1.0 - sum(replay.share for replay in data.replay)
     entries = [
         Entry(
             dataset=card,
             templates=templates,
             split=line.split,
-            share=own * weight / sum(weights),
+            share=unreplayed * weight / sum(weights),
             constants=line.constants,
             augmenter=Augmenter(line.augment, f"{path}: train[{i}].augment") if line.augment else None,
         )
@@ -263,7 +263,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     evaluate = [
         evaluation_of(line, f"{path}: evaluate[{i}]", path.parent) for i, line in enumerate(data.evaluate)
     ]
-    return Recipe(data.recipe, tuple(joined(entries)), tuple(evaluate), path)
+    return Recipe(data.recipe, tuple(join_pairings(entries)), tuple(evaluate), path)
 
 
 def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
@@ -295,23 +295,23 @@ def refuse_doubles(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: s
         condition = line.condition if isinstance(line, EvaluateFile) else None
         first = seen.setdefault((line.dataset, line.template, line.split, condition), i)
         if first != i:
-            asked = line.template if isinstance(line.template, str) else ", ".join(line.template)
+            template_names = line.template if isinstance(line.template, str) else ", ".join(line.template)
             raise UserError(
-                f"{path}: {key}[{i}]: {line.dataset} with {asked} on split {line.split} "
+                f"{path}: {key}[{i}]: {line.dataset} with {template_names} on split {line.split} "
                 f"is already in {key}[{first}]; keep one entry"
             )
 
 
-def joined(entries: list[Entry]) -> list[Entry]:
+def join_pairings(entries: list[Entry]) -> list[Entry]:
     """Add up the shares of a pairing that both the recipe and a replayed one draw from."""
-    found: list[Entry] = []
+    merged: list[Entry] = []
     for entry in entries:
-        same = [i for i, old in enumerate(found) if is_same_pairing(old, entry)]
+        same = [i for i, old in enumerate(merged) if is_same_pairing(old, entry)]
         if same:
-            found[same[0]] = replace(found[same[0]], share=found[same[0]].share + entry.share)
+            merged[same[0]] = replace(merged[same[0]], share=merged[same[0]].share + entry.share)
         else:
-            found.append(entry)
-    return found
+            merged.append(entry)
+    return merged
 
 
 def is_same_pairing(one: Entry, other: Entry) -> bool:
@@ -343,9 +343,9 @@ def open_pair(
     inputs = sorted({name for template in templates for name in template.inputs})
     for name in line.constants:
         if name not in inputs:
-            asked = ", ".join(template.task for template in templates)
+            template_names = ", ".join(template.task for template in templates)
             raise UserError(
-                f"{where}: constants: template {asked} has no input '{name}'"
+                f"{where}: constants: template {template_names} has no input '{name}'"
                 f"{did_you_mean(name, inputs)}; inputs: {', '.join(inputs)}"
             )
         if line.constants[name] is None:
@@ -367,10 +367,10 @@ def weight_of(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float
 def row_count(line: EntryFile, card: DatasetCard, path: Path) -> int:
     """Return the rows of a line's split: counted where the source knows them, else as the card states them."""
     stated = card.split(line.split).rows
-    counted = stated if stated is not None else open_source(card, line.split).size
-    if counted is None:
+    num_rows = stated if stated is not None else open_source(card, line.split).size
+    if num_rows is None:
         raise UserError(
             f"{path}: mix by rows needs `splits.{line.split}.rows` on the card of {card.name}, "
             f"for its source cannot count them without reading all"
         )
-    return counted
+    return num_rows

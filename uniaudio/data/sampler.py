@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakSet
 
-from uniaudio.data.permutation import number, permuted
+from uniaudio.data.permutation import number, permute_index
 from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
 from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
 from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
@@ -86,7 +86,7 @@ class IndexedCursor:
         """Return the number of a draw over all streams, and its row (or why there is none)."""
         k = j * self.streams + self.stream
         epoch, place = divmod(k, self.source.size)
-        return k, self.source.row_or_error(permuted(place, self.source.size, number(self.seed, epoch)))
+        return k, self.source.row_or_error(permute_index(place, self.source.size, number(self.seed, epoch)))
 
 
 class Mark(NamedTuple):
@@ -130,12 +130,12 @@ def units(shards: int, epoch: int, stream: int, streams: int, seed: int) -> list
     Over all streams each row is read once in each epoch. Shards are dealt out anew in each epoch; where there are fewer
     shards than streams, several streams share a shard and take its rows in turns.
     """
-    own = (stream + epoch) % streams
+    turn = (stream + epoch) % streams
     if shards >= streams:
         dealt = number(seed, "shards", epoch)
-        return [Unit(permuted(place, shards, dealt)) for place in range(own, shards, streams)]
-    shard = own % shards
-    return [Unit(shard, own // shards, len(range(shard, streams, shards)))]
+        return [Unit(permute_index(place, shards, dealt)) for place in range(turn, shards, streams)]
+    shard = turn % shards
+    return [Unit(shard, turn // shards, len(range(shard, streams, shards)))]
 
 
 class ShardCursor:
@@ -167,7 +167,7 @@ class ShardCursor:
         self.pause_ends = 0.0  # of an outage that is waited out, on the monotonic clock
         self.window: Window | None = None
         self.coming: Future[Window] | None = None
-        self.told: list[Skip] = []
+        self.new_skips: list[Skip] = []
 
     def take(self) -> Row | RowError:
         """Return the next row, or why it cannot be used.
@@ -178,14 +178,14 @@ class ShardCursor:
         window = self.window
         while window is None or self.mark.used == len(window.rows):
             window = self.next_window(window)
-        place = permuted(self.mark.used, len(window.rows), number(self.seed, *self.mark[:4]))
+        place = permute_index(self.mark.used, len(window.rows), number(self.seed, *self.mark[:4]))
         self.mark = self.mark._replace(used=self.mark.used + 1)
         return window.rows[place]
 
     def troubles(self) -> list[Skip]:
         """Return the shards that broke since the last call."""
-        told, self.told = self.told, []
-        return told
+        new_skips, self.new_skips = self.new_skips, []
+        return new_skips
 
     def next_window(self, last: Window | None) -> Window:
         """Wait for the window at the mark (or after the last one), and start to read the one behind it."""
@@ -202,7 +202,7 @@ class ShardCursor:
             wait([coming], timeout=left)
         window = coming.result()
         if last is not None or self.mark.used == 0:  # a continued window has told of them before
-            self.told += window.skips
+            self.new_skips += window.skips
         self.mark = window.start._replace(used=self.mark.used if last is None else 0)
         self.window = window
         self.coming = in_background(lambda: self.read_window(window.after))

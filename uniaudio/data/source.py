@@ -262,12 +262,12 @@ def stated_seconds(value: Any) -> float | None:
 @lru_cache(maxsize=64)
 def archive_members(archive: Path) -> Mapping[str, FilePart]:
     """Return where the files of a tar lie, by their names: those before the damage, where there is some."""
-    found: dict[str, FilePart] = {}
+    members_by_name: dict[str, FilePart] = {}
     with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive, "r:") as tar:
         for member in tar:
             if member.isfile():
-                found[member.name] = FilePart(archive, member.offset_data, member.size)
-    return found
+                members_by_name[member.name] = FilePart(archive, member.offset_data, member.size)
+    return members_by_name
 
 
 def archive_member(archive: Path, member: str) -> FilePart:

@@ -142,8 +142,8 @@ class Template:
         prompt = self.prompts[rng.randrange(len(self.prompts)) if rng else 0].render(values)
         pieces = tuple(prompt.split(MARK))
         if len(pieces) != self.num_clips + 1:
-            found = f"a prompt came out with {len(pieces) - 1} {AUDIO} marks instead of {self.num_clips}"
-            raise RowError("template error", f"template {self.task}: {found}")
+            shortfall = f"a prompt came out with {len(pieces) - 1} {AUDIO} marks instead of {self.num_clips}"
+            raise RowError("template error", f"template {self.task}: {shortfall}")
         references = self.references(values)
         if self.labels:
             references = tuple(compose(answer) for answer in references)

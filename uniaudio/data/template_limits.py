@@ -115,19 +115,19 @@ def size_of(value: Any, most: int = SIZE) -> int:
         return len(value)
     if not isinstance(value, CONTAINERS):
         return 1
-    found = 0
+    total = 0
     waiting: list[Any] = [value]
-    while waiting and found <= most:
+    while waiting and total <= most:
         inside = waiting.pop()
         for item in inside.items() if isinstance(inside, dict) else inside:
             if isinstance(item, CONTAINERS):
                 waiting.append(item)
-                found += 1
+                total += 1
             else:
-                found += len(item) if isinstance(item, str | bytes) else 1
-            if found > most:
+                total += len(item) if isinstance(item, str | bytes) else 1
+            if total > most:
                 break
-    return found
+    return total
 
 
 def count_steps(values: Any) -> Any:
@@ -135,10 +135,10 @@ def count_steps(values: Any) -> Any:
     if isinstance(values, Sized) and isinstance(values, list | tuple | str | Mapping | range):
         BUDGET.spend(len(values), 0)
         return values
-    return each_counted(values)
+    return count_each(values)
 
 
-def each_counted(values: Iterable[Any]) -> Iterable[Any]:
+def count_each(values: Iterable[Any]) -> Iterable[Any]:
     for value in values:
         BUDGET.spend(1, 0)
         yield value
@@ -258,7 +258,7 @@ class LimitedEnvironment(PlainEnvironment):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.uncounted = frozenset((count_steps, concat_values, counted_result))  # they count for themselves
+        self.uncounted = frozenset((count_steps, concat_values, count_result))  # they count for themselves
         for name in ("lipsum", "cycler", "joiner"):  # for web pages; the first draws at random
             del self.globals[name]
 
@@ -272,7 +272,7 @@ class LimitedEnvironment(PlainEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Work out an operator that can make large values."""
         CHECKS[operator](left, right)
-        return counted_result(super().call_binop(context, operator, left, right))
+        return count_result(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, method or macro."""
@@ -287,7 +287,7 @@ class LimitedEnvironment(PlainEnvironment):
                 args = (allow_joined(args[0], owner), *args[1:])
             else:
                 check_growth("" if name == "format" else name, owner, args, kwargs)
-        return counted_result(super().call(context, function, *args, **kwargs))
+        return count_result(super().call(context, function, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Refuse wide fields in ``text.format(...)``."""
@@ -300,7 +300,7 @@ class LimitedEnvironment(PlainEnvironment):
         return super()._generate(Limiter().visit(source), *args, **kwargs)
 
 
-def counted_result(value: Any) -> Any:
+def count_result(value: Any) -> Any:
     """Count a value that was made, lists with all that is inside them, and return it."""
     if isinstance(value, str | bytes | list | tuple | set | frozenset | dict):
         BUDGET.spend(0, size_of(value))
@@ -325,7 +325,7 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             args, options = list_to_join(args, options)
         else:
             check_growth(name, args[first], args[first + 1 :], options)
-        return counted_result(function(*args, **options))
+        return count_result(function(*args, **options))
 
     return limited
 
@@ -419,7 +419,7 @@ class Limiter(NodeTransformer):
         ]
         if getattr(node, "ctx", "load") != "load" or all(isinstance(part, nodes.Const) for part in parts):
             return node
-        return call_of("counted_result", [node], node.lineno)
+        return call_of("count_result", [node], node.lineno)
 
     visit_Tuple = visit_Dict = visit_List
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from uniaudio.data.audio import decode, opened
+from uniaudio.data.audio import decode, open_for_header
 from uniaudio.errors import RowError, UserError
 
 MIB = 1 << 20
@@ -64,7 +64,7 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.int16]:
             f"or start the page with a larger --max-mib"
         )
     try:
-        with opened(data, "the clip") as file:
+        with open_for_header(data, "the clip") as file:
             seconds, rate = file.frames / file.samplerate, file.samplerate * file.channels
             shape = f"{file.channels} channel(s) at {file.samplerate} Hz"
         if seconds > limits.max_seconds:

@@ -122,7 +122,7 @@ def test_wrong_folders_are_named(tmp_path, whisper, qwen):
     whisper.save_pretrained(tmp_path / "bins")
     config = tmp_path / "bins" / "config.json"
     config.write_text(config.read_text().replace('"num_mel_bins": 80', '"num_mel_bins": 128'))
-    with pytest.raises(UserError, match=r"its weights hear 80 mel bins, but its config\.json says 128"):
+    with pytest.raises(UserError, match=r"its weights take 80 mel bins, but its config\.json says 128"):
         load_whisper(str(tmp_path / "bins"))
 
 

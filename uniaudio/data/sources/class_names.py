@@ -24,8 +24,8 @@ def features_of_schema(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]
 
 def naming_of_columns(features: Mapping[str, Any]) -> dict[str, Naming]:
     """Return a function for each column with classes somewhere in it, from its stored value to one with names."""
-    found = {name: naming_of(feature) for name, feature in features.items()}
-    return {name: naming for name, naming in found.items() if naming is not None}
+    by_column = {name: naming_of(feature) for name, feature in features.items()}
+    return {name: naming for name, naming in by_column.items() if naming is not None}
 
 
 def naming_of(feature: Any) -> Naming | None:

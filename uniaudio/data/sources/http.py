@@ -174,8 +174,8 @@ def check_answer(url: str, first: int, last: int | None, answer: Any) -> Part:
         total = int(named[3]) if named[3] != "*" else None
         wanted = [end if last is None else last, end if total is None else total - 1]
         if begin != first or end != min(wanted) or (last is None and total is not None and end != total - 1):
-            asked = f"{first} to {'the end' if last is None else last}"
-            raise BrokenShardError(f"{url}: the server sends bytes {begin} to {end} instead of {asked}")
+            requested = f"{first} to {'the end' if last is None else last}"
+            raise BrokenShardError(f"{url}: the server sends bytes {begin} to {end} instead of {requested}")
         if length is not None and length != end - begin + 1:
             raise BrokenShardError(f"{url}: the server states {length} bytes for a part of {end - begin + 1}")
         length = end - begin + 1

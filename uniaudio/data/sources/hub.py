@@ -22,7 +22,7 @@ from uniaudio.data.source import (
 from uniaudio.data.sources.class_names import name_columns, naming_of_columns
 from uniaudio.data.sources.parquet import rows_of_table
 from uniaudio.data.sources.paths import is_remote
-from uniaudio.data.sources.remote import judged, open_by_scheme, wait_for_hub
+from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself reads ahead
@@ -73,7 +73,7 @@ class HubSource(ShardedSource):
         except (UserError, BrokenShardError):
             raise
         except Exception as problem:  # `datasets` lets those of several network libraries through
-            raise judged(problem, self.shards[shard]) from problem
+            raise classify_error(problem, self.shards[shard]) from problem
 
     def rows_of(self, shard: int, skipped: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a shard but the first ``skipped``.
@@ -98,9 +98,9 @@ class HubSource(ShardedSource):
         light = name_columns({n: value for n, value in columns.items() if n not in stored}, self.namings)
         if not keeps_row(self.card, light, self.split):
             return None
-        return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetched)
+        return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetch_clip)
 
-    def fetched(self, value: Any) -> Any:
+    def fetch_clip(self, value: Any) -> Any:
         """Return an audio column with its bytes, where it names a file on the Hub or in an archive."""
         if isinstance(value, Mapping) and (value.get("bytes") is not None or value.get("array") is not None):
             return value

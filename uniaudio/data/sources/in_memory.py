@@ -129,12 +129,12 @@ def check_audio_columns(card: DatasetCard, rows: Sequence[Mapping[str, Any] | Ro
 def unique(keys: Iterable[str]) -> list[str]:
     """Return the keys, with ``#2``, ``#3`` ... behind those that came before, whatever the keys themselves end with."""
     times: dict[str, int] = {}
-    found = []
+    distinct = []
     for key in keys:
         name = key
         while name in times:
             times[key] += 1
             name = f"{key}#{times[key]}"
         times[name] = 1
-        found.append(name)
-    return found
+        distinct.append(name)
+    return distinct

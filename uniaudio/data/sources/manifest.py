@@ -160,7 +160,7 @@ class JsonlSource(ListedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         path = manifest_file(card, split, (".jsonl",))
-        super().__init__(card, split, keyed(read_jsonl(path), card), path.parent)
+        super().__init__(card, split, name_rows(read_jsonl(path), card), path.parent)
 
 
 class CsvSource(ListedSource):
@@ -172,7 +172,7 @@ class CsvSource(ListedSource):
         for row in rows:
             if not isinstance(row, RowError):
                 row.update(stated_length(row))
-        super().__init__(card, split, keyed(rows, card), path.parent)
+        super().__init__(card, split, name_rows(rows, card), path.parent)
 
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: None if value in EMPTY_CELLS else value for name, value in columns.items()}
@@ -186,20 +186,20 @@ def stated_length(row: Mapping[str, str]) -> dict[str, float]:
         return {}
 
 
-def keyed(
+def name_rows(
     rows: list[dict[str, Any] | RowError], card: DatasetCard
 ) -> list[tuple[str, dict[str, Any] | RowError]]:
     """Name rows by their first clip, and by their number where that is no plain path."""
-    found: list[tuple[str, dict[str, Any] | RowError]] = []
+    named_rows: list[tuple[str, dict[str, Any] | RowError]] = []
     for number, row in enumerate(rows):
         if isinstance(row, RowError):
-            found.append((row.key, row))
+            named_rows.append((row.key, row))
             continue
         clip = clip_of(row, card)
         if isinstance(clip, dict) and "offset" in clip:
             clip = row.get("key")
-        found.append((clip if isinstance(clip, str) else str(number), row))
-    return found
+        named_rows.append((clip if isinstance(clip, str) else str(number), row))
+    return named_rows
 
 
 def clip_of(row: Mapping[str, Any], card: DatasetCard) -> Any:

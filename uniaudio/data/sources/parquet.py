@@ -25,7 +25,7 @@ from uniaudio.data.source import (
 )
 from uniaudio.data.sources.class_names import Naming, features_of_schema, name_columns, naming_of_columns
 from uniaudio.data.sources.paths import files_of_split, is_remote, short_names, size_of
-from uniaudio.data.sources.remote import judged, open_in_jumps
+from uniaudio.data.sources.remote import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
@@ -90,7 +90,7 @@ class ParquetSource(ShardedSource):
             self.add_estimate(problem, what, last)
             raise
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
-            error = judged(problem, what.place)
+            error = classify_error(problem, what.place)
             if isinstance(error, BrokenShardError):
                 self.add_estimate(error, what, last)
             raise error from problem

@@ -48,10 +48,10 @@ def expand_braces(text: str) -> list[str]:
     for inside in BRACES.findall(text):
         first, dots, last = inside.partition("..")
         if dots and max(len(first), len(last)) > DIGITS:
-            raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
+            raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
         if dots and first.isdigit() and last.isdigit() and int(first) <= int(last):
             if int(last) - int(first) >= MOST_PLACES:
-                raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
+                raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
             choices.append([str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)])
         elif "," in inside:
             choices.append(inside.split(","))
@@ -60,7 +60,7 @@ def expand_braces(text: str) -> list[str]:
                 f"{text}: {{{inside}}} is neither a range such as {{000..012}} nor a list {{a,b}}"
             )
     if math.prod(map(len, choices)) > MOST_PLACES:
-        raise UserError(f"{shown(text)}: names more than {MOST_PLACES:,} places")
+        raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
     parts = BRACES.split(text)[::2]
     return [
         "".join(x for pair in zip(parts, (*chosen, ""), strict=True) for x in pair)
@@ -68,7 +68,7 @@ def expand_braces(text: str) -> list[str]:
     ]
 
 
-def shown(text: str) -> str:
+def shorten_place(text: str) -> str:
     """Return the beginning of a place for a message."""
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -86,11 +86,11 @@ def expand_places(
             that cannot be read.
     """
     left_out = Counter() if left_out is None else left_out
-    found: list[str] = []
+    files_found: list[str] = []
     for place in (place for text in places for place in expand_braces(text)):
         if is_remote(place):
             check_url(place, where)
-            found.append(place)
+            files_found.append(place)
             continue
         matched = [place] if Path(place).exists() else sorted(glob(place, recursive=True))
         files = [file for path in matched for file in files_at(path, suffix, left_out)]
@@ -107,21 +107,21 @@ def expand_places(
                     f"{where}: {file} is compressed, so that no row could be read alone; unpack it (gunzip, "
                     f"unzstd, xz -d) and name the {suffix} file"
                 )
-        found += files
-    return list(dict.fromkeys(found))  # two patterns may find the same file; its rows come once
+        files_found += files
+    return list(dict.fromkeys(files_found))  # two patterns may find the same file; its rows come once
 
 
 def files_at(place: str, suffix: str, left_out: Counter[str]) -> list[str]:
     """Return a file, or the files with a suffix in a folder, in order."""
     if not Path(place).is_dir():
         return [place]
-    found = []
+    files_found = []
     for file in sorted(walk_files(Path(place), left_out)):
         if file.name.lower().endswith(suffix):
-            found.append(str(file))
+            files_found.append(str(file))
         else:
             left_out[PACKED if file.name.lower().endswith(COMPRESSED) else f"no {suffix} file"] += 1
-    return found
+    return files_found
 
 
 def check_url(url: str, where: str) -> None:
@@ -163,19 +163,19 @@ def files_of_split(
     left_out = Counter() if left_out is None else left_out
     name, where = card.split(split).name, f"{card.path}: load.{card.load.kind}"
     places = [place.replace(SPLIT, name) for place in card.load.places]
-    found = expand_places(places, suffix, where, left_out)
+    files_found = expand_places(places, suffix, where, left_out)
     if any(SPLIT in place for place in card.load.places):
-        return found
-    paths = below_common(found)
+        return files_found
+    paths = below_common(files_found)
     chosen = choose_files(paths, name, {stored.name for stored in card.splits.values()})
     if chosen is None:
         refuse_other_splits(card, split)
-        refuse_files_of_splits(card, split, found, paths)
-        return found
-    own = []
-    for place, parts, is_own in zip(found, paths, chosen, strict=True):
+        refuse_files_of_splits(card, split, files_found, paths)
+        return files_found
+    split_files = []
+    for place, parts, is_of_split in zip(files_found, paths, chosen, strict=True):
         names = named_splits(parts[-1].partition("?")[0])
-        if not is_own:
+        if not is_of_split:
             left_out[
                 "file of another split" if any(map(named_splits, parts)) else "file that names no split"
             ] += 1
@@ -185,12 +185,12 @@ def files_of_split(
                 f"give each split a card that names its files"
             )
         else:
-            own.append(place)
-    return own
+            split_files.append(place)
+    return split_files
 
 
 def refuse_files_of_splits(
-    card: DatasetCard, split: str, found: Sequence[str], paths: Sequence[Sequence[str]]
+    card: DatasetCard, split: str, files_found: Sequence[str], paths: Sequence[Sequence[str]]
 ) -> None:
     """Refuse files that name other splits than the one that is read, unless the card itself names such files alone.
 
@@ -199,7 +199,7 @@ def refuse_files_of_splits(
     """
     written = [named_splits(Path(place).name) for place in card.load.places if not Path(place).is_dir()]
     meant = set[str]().union(*written)
-    for place, parts in zip(found, paths, strict=True):
+    for place, parts in zip(files_found, paths, strict=True):
         names = set[str]().union(*map(named_splits, parts))
         if names and (names != meant or len(meant) > 1):
             raise UserError(
@@ -267,8 +267,8 @@ def folders_of_split(names: Sequence[str], split: str) -> list[str]:
     for word in (split, *other_words(split)):
         if exact := [name for name in names if name.lower() == word.lower()]:
             return exact
-        if found := [name for name in names if has_words(name, word)]:
-            return found
+        if files_found := [name for name in names if has_words(name, word)]:
+            return files_found
     return []
 
 

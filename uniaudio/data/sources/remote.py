@@ -15,7 +15,7 @@ from uniaudio.data.sources.paths import HTTP, is_remote
 NETWORK = {"aiohttp", "botocore", "h2", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
 
 
-def judged(problem: Exception, what: str) -> Exception:
+def classify_error(problem: Exception, what: str) -> Exception:
     """Return the error to raise for one that reading met: ``OSError`` where another try may help, else
     ``BrokenShardError``.
 
@@ -63,7 +63,7 @@ class SchemeFile(io.RawIOBase):
         try:
             return self.file.seek(offset, whence)
         except Exception as problem:
-            raise judged(problem, self.url) from problem
+            raise classify_error(problem, self.url) from problem
 
     def tell(self) -> int:
         return self.file.tell()
@@ -72,7 +72,7 @@ class SchemeFile(io.RawIOBase):
         try:
             data = self.file.read(len(buffer))
         except Exception as problem:
-            raise judged(problem, self.url) from problem
+            raise classify_error(problem, self.url) from problem
         buffer[: len(data)] = data
         return len(data)
 
@@ -94,7 +94,7 @@ def open_by_scheme(url: str, timeout: float) -> SchemeFile:
     try:
         return SchemeFile(fsspec.open(url, "rb"), url)
     except Exception as problem:
-        raise judged(problem, url) from problem
+        raise classify_error(problem, url) from problem
 
 
 def open_onwards(place: str, offset: int, timeout: float) -> BinaryIO:
@@ -123,4 +123,4 @@ def open_in_jumps(place: str, timeout: float) -> BinaryIO:
     try:
         return Path(place).open("rb")
     except OSError as problem:
-        raise judged(problem, place) from problem
+        raise classify_error(problem, place) from problem

@@ -89,8 +89,8 @@ def read_patiently(
                         f"dataset {name}: {source.shards[shard]} cannot be read from row {place.row} on, tried "
                         f"{tries + 1} times in {max_outage:g} s ({reason}); raise data.max_outage to wait longer"
                     ) from problem
-                asked = problem.after if isinstance(problem, UnavailableError) else None
-                pause = max(min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE), asked or 0.0)
+                retry_after = problem.after if isinstance(problem, UnavailableError) else None
+                pause = max(min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE), retry_after or 0.0)
                 pause = min(pause, max_outage - paused)
                 tries, paused = tries + 1, paused + pause
                 if paused > SAID_AFTER and not said:

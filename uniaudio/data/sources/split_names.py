@@ -42,8 +42,8 @@ def bears(parts: Sequence[str], name: str) -> bool:
     """Return whether a file is named after a split: ``train.tar``, ``train-a.tar``, ``train_01.tar``,
     ``train/a.tar``.
     """
-    own = re.escape(name)
-    return name in parts[:-1] or re.match(rf"{own}(\.[a-z]+($|\?)|-|[_.]?\d)", parts[-1]) is not None
+    pattern = re.escape(name)
+    return name in parts[:-1] or re.match(rf"{pattern}(\.[a-z]+($|\?)|-|[_.]?\d)", parts[-1]) is not None
 
 
 def choose_files(paths: Sequence[Sequence[str]], split: str, splits: Collection[str]) -> list[bool] | None:

@@ -120,15 +120,15 @@ class TarReader:
 
     def take(self, size: int) -> bytes:
         """Read ``size`` bytes and the rest of the last record."""
-        data = self.stream.read(padded(size))
+        data = self.stream.read(pad_to_records(size))
         self.at += len(data)
-        if len(data) < padded(size):
+        if len(data) < pad_to_records(size):
             raise BrokenShardError(f"{self.place}: cut at byte {self.at}", is_cut=True)
         return data[:size]
 
     def leave(self, size: int) -> None:
         """Pass over ``size`` bytes and the rest of the last record."""
-        behind = self.at + padded(size)
+        behind = self.at + pad_to_records(size)
         if self.local is None:
             while self.at < behind:
                 self.take(min(BLOCK, behind - self.at))
@@ -139,7 +139,7 @@ class TarReader:
             self.at = behind
 
 
-def padded(size: int) -> int:
+def pad_to_records(size: int) -> int:
     return -(-size // RECORD) * RECORD
 
 

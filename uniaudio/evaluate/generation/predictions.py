@@ -116,7 +116,7 @@ def question_chunks(
             audio_tokens = sum(slots_for(len(clip)) for clip in example.clips)
             format.check_question(example.prompt, longest or example.answer, audio_tokens)
             for text in references:
-                format.checked(text)
+                format.check_data_text(text)
         except RowError as problem:
             skips.append((place, Skip.of(examples.entry.dataset.name, example.id, problem)))
             continue
