@@ -43,8 +43,7 @@ ALLOWED = {
     "checks": BASE | {"data", "model", "train", "evaluate", "build", "estimate"},
     "serve": BASE | {"data", "model", "evaluate", "build"},
     "commands": BASE | MIDDLE | {"build", "estimate", "checks", "serve"},
-    "data_cli": {"outputs", "commands"},
-    "cli": BASE | {"build", "estimate", "checks", "serve", "commands", "data_cli"},
+    "cli": BASE | {"build", "estimate", "checks", "serve", "commands"},
 }
 
 
