@@ -35,7 +35,7 @@ from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.optim import build_optimizer
-from uniaudio.train.parts import TrainParts
+from uniaudio.train.recomputing import Recomputing
 from uniaudio.types import Batch
 
 LENGTHS = (2.0, 4.0, 6.0, 8.0)  # seconds of the clips of a micro-batch
@@ -93,13 +93,20 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
 
     def open_steps(*_: Any) -> Any:
         source = cycle(batches[rank() :: world_size()] or batches)
+        state = SimpleNamespace(to_json=lambda: {"n": 1, "streams": {}})
         while True:
             clock.request_times.append(time.perf_counter())
-            state = SimpleNamespace(to_json=lambda: {"n": 1, "streams": {}})
-            yield SimpleNamespace(micro=tuple(islice(source, 2)), skips=(), drawn={}, cost=1.0, state=state)
+            micro = tuple(islice(source, 2))
+            yield SimpleNamespace(micro=micro, skips=(), notices=(), drawn={}, cost=1.0, state=state)
 
-    parts = TrainParts(lambda: model, open_steps, joined_states, ("asr",), {})
-    train(parts, config, accelerator, resume=False)
+    models: Any = SimpleNamespace(
+        build=lambda: model,
+        bases={},
+        choose_recomputing=lambda stage, engine: Recomputing(),
+        write_start=lambda: None,
+    )
+    data: Any = SimpleNamespace(open_steps=open_steps, join_states=joined_states, tasks=("asr",))
+    train(models, data, models, config, accelerator, resume=False)
     return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 
 

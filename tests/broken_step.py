@@ -17,7 +17,7 @@ from torch import nn
 
 from uniaudio.config.run import TrainConfig
 from uniaudio.distributed import gather_objects, is_main, part_ways, rank, world_size
-from uniaudio.train.engines.launch import backward_scale, make_accelerator, make_engine
+from uniaudio.train.engines.launch import make_accelerator, make_engine
 
 MICRO = 2  # micro-batches of a rank in a step
 SWITCHES = (
@@ -97,7 +97,7 @@ def one_step(engine, config, step, poisoned):
     for index in range(MICRO):
         with engine.exchange(index == MICRO - 1):
             loss = engine.forward(batch(step, index * world_size() + rank()))
-            objective = loss * backward_scale(world_size(), 3 * MICRO * world_size())
+            objective = loss / (3 * MICRO)  # the mean over all rows, for ranks are averaged over
             if poisoned and rank() == 1 and index == 0:
                 objective = objective * math.nan
             engine.backward(objective)

@@ -86,12 +86,15 @@ def built(monkeypatch):
     models = []
     real = training.train
 
-    def spied(parts, *rest):
-        def build():
-            models.append(parts.build())
+    def spied(source, *rest):
+        build = source.build
+
+        def note():
+            models.append(build())
             return models[-1]
 
-        return real(replace(parts, build=build), *rest)
+        source.build = note
+        return real(source, *rest)
 
     monkeypatch.setattr(training, "train", spied)
     return models

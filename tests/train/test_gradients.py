@@ -14,7 +14,6 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.train.engines.launch import backward_scale
 from uniaudio.train.optim import build_optimizer, lr_share
 from uniaudio.train.trainable import Structure, held_tensors, put_tensors
 from uniaudio.types import Example
@@ -67,7 +66,7 @@ def test_any_cut_gives_the_loss_and_gradient_of_the_mean_over_answer_tokens(mode
     model.train()
     for size in cut:
         loss = model(batch(model, format, some[start : start + size]))
-        (loss.total * backward_scale(1, whole_tokens)).backward()
+        (loss.total / whole_tokens).backward()
         total, tokens, start = total + float(loss.total), tokens + loss.answer_tokens, start + size
     cut_gradients = gradients(model)
     model.zero_grad()

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from uniaudio.train.checkpoint.store import MomentFiles, load_checkpoint, stage_
 from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.loss_spikes import StepJudge
-from uniaudio.train.parts import TrainParts
+from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.state import Position
 from uniaudio.types import Auxiliary, Batch, LossSum
 
@@ -81,7 +82,8 @@ class Model(nn.Module):
         self.encoder, self.adapter = nn.Linear(1, 1), nn.Linear(1, 1)
         for parameter in self.parameters():
             nn.init.constant_(parameter, 0.5)
-        self.dropout, self.bad, self.huge, self.auxiliary = nn.Dropout(0.5), bad, huge, auxiliary
+        self.dropout, self.bad, self.huge = nn.Dropout(0.5), bad, huge
+        self.encoder.auxiliary = ("balance",) if auxiliary else ()
         self.stops_at = stops_at
 
     def forward(self, batch):
@@ -94,38 +96,56 @@ class Model(nn.Module):
         if int(n) in self.huge:
             loss = loss * 1e6 + 1e6
         sums = self.encoder.weight[0] * n
-        extra = {"balance": Auxiliary(sums, 1.0, lambda mean: mean[0] ** 2)} if self.auxiliary else {}
+        extra = {"balance": Auxiliary(sums, 1.0, lambda mean: mean[0] ** 2)} if self.encoder.auxiliary else {}
         return LossSum(2 * loss, 2, torch.tensor([[2 * loss.item(), 2, 1]]), extra)
 
 
-def parts(model, opened=None):
+class Models:
     """``model``: one for the first stage, or a function that builds one for every stage."""
-    models = [model] if isinstance(model, nn.Module) else []
 
-    def build():
-        return models.pop() if models else Model() if isinstance(model, nn.Module) else model()
+    bases: ClassVar = {"decoder": {"path": "none"}}
 
-    def open_steps(stage, model, balance, state):
-        if opened is not None:
-            opened.append((stage, state))
+    def __init__(self, model):
+        self.model = model
+        self.first = [model] if isinstance(model, nn.Module) else []
+
+    def build(self):
+        return (
+            self.first.pop() if self.first else Model() if isinstance(self.model, nn.Module) else self.model()
+        )
+
+    def choose_recomputing(self, stage, engine):
+        return Recomputing()
+
+    def write_start(self):
+        pass
+
+
+class Data:
+    """Numbered batches; ``opened`` notes where the data were opened."""
+
+    tasks = ("tone",)
+
+    def __init__(self, opened=None):
+        self.opened = [] if opened is None else opened
+
+    def open_steps(self, stage, model, balance, state):
+        self.opened.append((stage, state))
         n = state["n"] if state else 0
         while True:
             n += 1
             yield Step((batch(2 * n - 1), batch(2 * n)), Place(n))
 
-    return TrainParts(
-        build,
-        open_steps,
-        lambda states: states[0],
-        ("tone",),
-        {"decoder": {"path": "none"}},
-        isinstance(model, nn.Module) and model.auxiliary,
-    )
+    def join_states(self, states):
+        return states[0]
+
+    def iterate_examples(self, stage, model, recipe):
+        yield from ()
 
 
 def run(config_path, model, *overrides, resume=False, opened=None):
     config = load_run(config_path, ["train.precision=no", *overrides])
-    return train(parts(model, opened), config, make_accelerator(config), resume)
+    return train(Models(model), Data(opened), None, config, make_accelerator(config), resume)
 
 
 def saved(config_path, folder="out"):

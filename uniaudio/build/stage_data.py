@@ -12,7 +12,7 @@ from torch import nn
 from uniaudio.config.run import RunConfig
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
-from uniaudio.data.loader import PlanState, StepBatch, make_loader, sharing
+from uniaudio.data.loader import PlanState, StepBatch, joined_states, make_loader, sharing
 from uniaudio.data.permutation import number
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.source import open_source
@@ -27,7 +27,7 @@ from uniaudio.types import Batch
 
 @dataclass(frozen=True)
 class StageData:
-    """Opens the data of the stages for a model, as the loop asks for it.
+    """Opens the data of the stages for a model: the ``TrainingData`` of a run.
 
     Args:
         recipes: one per stage. format: of the conversations, with the decoder's tokenizer.
@@ -47,7 +47,7 @@ class StageData:
         return {entry.name: [t.task for t in entry.templates] for entry in self.recipes[stage].train}
 
     def mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
-        """Open the sources of a recipe (default: the stage's own) and mix them as the stage is told to."""
+        """Open the sources of a recipe (default: the stage's own) and mix them as the stage says."""
         recipe = recipe or self.recipes[stage]
         lm = as_audio_lm(model)
         budget, data = self.config.stages[stage].budget, self.config.data
@@ -71,7 +71,7 @@ class StageData:
             shares_prefixes=lm.shares_prefixes,
         )
 
-    def steps(
+    def open_steps(
         self, stage: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None
     ) -> Iterator[StepBatch]:
         """Open the endless steps of a stage for this rank, from a saved position on.
@@ -89,8 +89,8 @@ class StageData:
                 seed=number(mixture.seed, "round", balance.round),
             )
         data = self.config.data
-        told = sharing(mixture, data.workers, world_size())
-        notes = [told] if told else []
+        note_of_sharing = sharing(mixture, data.workers, world_size())
+        notes = [note_of_sharing] if note_of_sharing else []
         for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
             if passed_over := describe_left_out(source.left_out):
                 notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
@@ -108,7 +108,11 @@ class StageData:
             list_frame_stores(model),
         )
 
-    def examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
+    def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the one position, from that of every rank, that any number of ranks can go on from."""
+        return joined_states(states)
+
+    def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
 
         Raises:

@@ -35,7 +35,6 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_sample import EvalSamples
-from uniaudio.data.loader import joined_states
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.worker_faults import explain_worker_faults
 from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_lost_processes
@@ -43,11 +42,12 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.fitting import chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import as_audio_lm
-from uniaudio.train.checkpoint.store import STAGE_END, has_checkpoints
+from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
+from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
 from uniaudio.train.loggers import tell_of_finished_run
 from uniaudio.train.loop import train
-from uniaudio.train.parts import TrainParts
+from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import refuse_what_shards_cannot, remembers
@@ -100,69 +100,35 @@ def train_in_held_folder(
     sets: list[TaskRows],
 ) -> int:
     """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
-    run_dir = Path(config.output_dir)
     begun = refuse_begun_run(config, resume)  # again: a run may have ended since
     continued = resume == "yes" or (resume == "auto" and begun)
-    remembered = [index for index, stage in enumerate(config.stages) if remembers(stage)]
-    checkpoint = newest(run_dir, remembered) if continued else None
+    checkpoint = open_newest(config) if continued else None
+    stage = 0
     if checkpoint is not None:
-        check_resume(config, checkpoint)
         position = Position.from_state(checkpoint.state)
         if is_finished(position, config):
-            tell_of_finished_run(run_dir, is_main(), position.step)
+            tell_of_finished_run(Path(config.output_dir), is_main(), position.step)
             return 0
-        if config.guard is not None:
-            read_reference(config.guard, run_dir)
-    stage = 0 if checkpoint is None else position.stage + bool(checkpoint.state.get(STAGE_END))
+        stage = position.stage + bool(checkpoint.state.get(STAGE_END))
     check_later_stages(config, recipes, accelerator, stage)
-    kept = run_dir / "decoder"
-    miniature = None  # one that is not in the run folder yet
-    if config.decoder.miniature is not None and not (continued and kept.is_dir()):
-        miniature = train_miniature(config, recipes)
-    path = str(miniature) if miniature is not None else decoder_path(config, kept)
-    device = building_device(accelerator)
-    markup = None if checkpoint is None else kept_markup(checkpoint)
-    first: list[LoadedModel] = [build_model(config, path, device, markup)]
-    model, format, bases = first[0].model, first[0].format, first[0].bases
-    if miniature is not None:
-        bases["decoder"]["path"] = str(kept)
-    markup = format.markup  # the same in all stages
-    # ``sketch_stages`` has done this where it had a sketch
-    refuse_useless_caches(config, Structure.of(model).usual)
-    check_stage_names(config, ParameterNames.of(model))
-    reference = None
-    if config.guard is not None and not continued and is_main():
-        reference = measure_reference(model.encoder, sets, config.guard)
+    models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
+    data = StageData(config, recipes, models.format)
+    evaluator = RunEvaluator(config, recipes, models.format, models.bases, sets)
+    return train(models, data, evaluator, config, accelerator, continued, checkpoint)
 
-    def write_start() -> None:
-        if miniature is not None:
-            keep_miniature(miniature, kept)
-        if reference is not None:
-            write_reference(reference, run_dir)
-        remember_run(run_dir, config.trust_settings(), config.trust)
 
-    def build() -> nn.Module:
-        return (first.pop() if first else build_model(config, path, device, markup)).model
+def open_newest(config: RunConfig) -> Checkpoint:
+    """Return the newest checkpoint of a run that is to go on, after it was compared with the config.
 
-    data = StageData(config, recipes, format)
-    judge = Judge(config, recipes, format, bases, sets)
-    parts = TrainParts(
-        build=build,
-        open_steps=data.steps,
-        join_states=joined_states,
-        tasks=data.tasks,
-        bases=bases,
-        write_start=write_start,
-        has_auxiliary=bool(getattr(model.encoder, "auxiliary", ())),
-        examples=data.examples,
-        entry_tasks=data.entry_tasks,
-        validation=judge.validation,
-        recompute=chooser(config, recipes, model, accelerator.device),
-        guard=judge.guard if sets else None,
-        evaluate=judge.evaluate,
-    )
-    del model  # of the first stage alone: the loop is to free it when the next one begins
-    return train(parts, config, accelerator, continued, checkpoint)
+    Raises:
+        UserError: when there is none that can be used, or the config does not fit it.
+    """
+    run_dir = Path(config.output_dir)
+    checkpoint = newest(run_dir, [index for index, stage in enumerate(config.stages) if remembers(stage)])
+    check_resume(config, checkpoint)
+    if config.guard is not None and not is_finished(Position.from_state(checkpoint.state), config):
+        read_reference(config.guard, run_dir)
+    return checkpoint
 
 
 def check_later_stages(
@@ -190,9 +156,73 @@ def check_later_stages(
         raise UserError(sentence)
 
 
+class RunModels:
+    """Builds the models of a run's stages: the ``Models`` of the loop. The first is built at once, to be checked.
+
+    Args:
+        recipes: one per stage. sets: the guarded ones. continued: the run goes on. checkpoint: from which it does.
+
+    Raises:
+        UserError: for what does not fit the model, see ``build_model`` and ``check_stage_names``.
+
+    Attributes:
+        format: of the conversations. bases: identities of the starting weights.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        recipes: Sequence[Recipe],
+        sets: list[TaskRows],
+        accelerator: Accelerator,
+        continued: bool,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.config, self.device = config, building_device(accelerator)
+        self.run_dir = Path(config.output_dir)
+        self.kept = self.run_dir / "decoder"
+        self.miniature: Path | None = None  # one that is not in the run folder yet
+        if config.decoder.miniature is not None and not (continued and self.kept.is_dir()):
+            self.miniature = train_miniature(config, recipes)
+        path = decoder_path(config, self.kept) if self.miniature is None else str(self.miniature)
+        markup = None if checkpoint is None else kept_markup(checkpoint)
+        loaded = build_model(config, path, self.device, markup)
+        self.format, self.bases = loaded.format, loaded.bases
+        if self.miniature is not None:
+            self.bases["decoder"]["path"] = str(self.kept)
+        # ``sketch_stages`` has done this where it had a sketch
+        refuse_useless_caches(config, Structure.of(loaded.model).usual)
+        check_stage_names(config, ParameterNames.of(loaded.model))
+        self.reference: dict[str, Any] | None = None
+        if config.guard is not None and not continued and is_main():
+            self.reference = measure_reference(loaded.model.encoder, sets, config.guard)
+        self.choose = chooser(config, recipes, loaded.model, accelerator.device)
+        self.first: nn.Module | None = loaded.model
+
+    def build(self) -> nn.Module:
+        """Return a new model, the first time the one that was checked."""
+        model, self.first = self.first, None  # the loop is to free it when the next stage begins
+        if model is not None:
+            return model
+        path = decoder_path(self.config, self.kept)
+        return build_model(self.config, path, self.device, self.format.markup).model
+
+    def choose_recomputing(self, stage: int, engine: Engine) -> Recomputing:
+        """Let parts of the model of a stage recompute their activations, and return which."""
+        return self.choose(stage, engine)
+
+    def write_start(self) -> None:
+        """Write a new miniature decoder and the scores of the guarded sets, and remember the trust that was given."""
+        if self.miniature is not None:
+            keep_miniature(self.miniature, self.kept)
+        if self.reference is not None:
+            write_reference(self.reference, self.run_dir)
+        remember_run(self.run_dir, self.config.trust_settings(), self.config.trust)
+
+
 @dataclass(frozen=True)
-class Judge:
-    """Judges the model while it trains: its losses, its answers, and what it must not forget.
+class RunEvaluator:
+    """Evaluates the model while it trains: its losses, its answers, and what it must not forget.
 
     Args:
         recipes: one per stage. sets: the guarded ones.
@@ -208,7 +238,7 @@ class Judge:
     def loaded(self, model: nn.Module) -> LoadedModel:
         return LoadedModel(as_audio_lm(model), self.format, self.config, self.bases)
 
-    def validation(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
+    def validation_losses(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
         """Return the loss per answer token of each task of a stage."""
         return validation_losses(self.loaded(model), self.recipes[stage], count, shared, self.samples)
 
@@ -218,7 +248,7 @@ class Judge:
         results = evaluate_recipe(self.loaded(model), self.recipes[-1], settings, samples=self.samples)
         return without_answers(results)
 
-    def guard(self, model: nn.Module) -> list[str]:
+    def check_guard(self, model: nn.Module) -> list[str]:
         """Return a sentence for each guarded set that lost more than the guard allows."""
         assert self.config.guard is not None
         encoder = as_audio_lm(model).encoder

@@ -14,7 +14,7 @@ from uniaudio.distributed import gather_objects, is_main
 from uniaudio.train.adaptive_mixture import Balance, moved
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.loggers import Tracker
-from uniaudio.train.parts import TrainParts
+from uniaudio.train.parts import Evaluator, TrainingData
 from uniaudio.train.state import Position
 from uniaudio.train.watchdog import HangWatch
 
@@ -23,7 +23,8 @@ from uniaudio.train.watchdog import HangWatch
 class BetweenSteps:
     """Asks the model of a stage; every rank must make the same calls at the same points."""
 
-    parts: TrainParts
+    data: TrainingData
+    evaluator: Evaluator
     config: RunConfig
     engine: Engine
     tracker: Tracker
@@ -59,16 +60,15 @@ class BetweenSteps:
 
     def evaluate(self) -> None:
         """Let the model answer the evaluation sets."""
-        if self.parts.evaluate is not None:
-            results = self.on_all(self.parts.evaluate)
-            self.tracker.event("evaluation", step=self.position.step, results=results)
+        results = self.on_all(self.evaluator.evaluate)
+        self.tracker.event("evaluation", step=self.position.step, results=results)
 
     def guarded(self, over: bool) -> bool:
         """Probe the guarded sets when it is time or the stage is ``over``; return whether the run must stop."""
         guard = self.config.guard
-        if guard is None or self.parts.guard is None or (self.position.step % guard.every and not over):
+        if guard is None or (self.position.step % guard.every and not over):
             return False
-        broken = self.on_plain(self.parts.guard)
+        broken = self.on_plain(self.evaluator.check_guard)
         for sentence in broken:
             self.tracker.warn(f"guard: {sentence}")
         self.tracker.event("guard", step=self.position.step, broken=broken)
@@ -78,10 +78,10 @@ class BetweenSteps:
         """Measure the validation losses and move the mixture; the next round draws in its own order."""
         index = self.position.stage
         losses = self.on_all(
-            lambda model, shared: self.parts.validation(index, model, settings.examples, shared)
+            lambda model, shared: self.evaluator.validation_losses(index, model, settings.examples, shared)
         )
         balance = moved(
-            Balance.from_json(self.position.balance), losses, self.parts.entry_tasks(index), settings
+            Balance.from_json(self.position.balance), losses, self.data.entry_tasks(index), settings
         )
         self.position.balance = balance.to_json()
         self.position.stream = None

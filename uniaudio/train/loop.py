@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,21 +20,20 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.distributed import barrier, gather_objects, sum_over_ranks
 from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.ragged import Ragged
 from uniaudio.train.adaptive_mixture import Balance
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.callbacks import BetweenSteps
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, check_bases, load_checkpoint, step_folder
 from uniaudio.train.continual.distill import frames_of
-from uniaudio.train.engines.launch import backward_scale
 from uniaudio.train.loggers import Tracker, tell_of_finished_run
 from uniaudio.train.loss_spikes import StepJudge
 from uniaudio.train.metrics import Window
 from uniaudio.train.oom import telling_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
-from uniaudio.train.parts import Steps, TrainParts
+from uniaudio.train.parts import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.profile import StepProfile
-from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.skipped_rows import SkipLedger
@@ -45,8 +43,55 @@ from uniaudio.train.watchdog import HangWatch
 from uniaudio.types import Batch, LossSum
 
 
+class Run:
+    """What serves a run from its first step to its last, whatever the stage; opening it writes the run's beginning.
+
+    Args:
+        position: where the run begins or goes on.
+
+    Raises:
+        UserError: when the run folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        data: TrainingData,
+        evaluator: Evaluator,
+        config: RunConfig,
+        accelerator: Accelerator,
+        stop: StopSignal,
+        watch: HangWatch,
+        position: Position,
+    ) -> None:
+        self.models, self.data, self.evaluator = models, data, evaluator
+        self.config, self.accelerator, self.stop, self.watch = config, accelerator, stop, watch
+        run_dir, main = Path(config.output_dir), accelerator.is_main_process
+        if main:
+            with convert_to_user_error(f"output_dir: {run_dir} cannot be written", "set another output_dir"):
+                models.write_start()
+                config.save(run_dir / "config.yaml")
+        self.tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
+        # the ledgers of all ranks are added up, so only one goes on from the checkpoint's
+        counts = [position.skips] if position.skips and main else []
+        self.ledger = SkipLedger(config.data.max_skipped_share, *counts)
+        self.writer = CheckpointWriter(run_dir, config, models.bases, self.report_saved)
+        self.profile = StepProfile(config.train.profile and main, run_dir, self.tracker)
+
+    def report_saved(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Note in the metrics that a checkpoint is whole."""
+        self.tracker.event("saved", step=step, **facts)
+
+    def close(self) -> None:
+        """Let what is being written come to its end, however the run ends."""
+        self.writer.finish()
+        self.tracker.close()
+
+
 def train(
-    parts: TrainParts,
+    models: Models,
+    data: TrainingData,
+    evaluator: Evaluator,
     config: RunConfig,
     accelerator: Accelerator,
     resume: bool,
@@ -66,65 +111,49 @@ def train(
     if resume:
         checkpoint = checkpoint or newest(run_dir)
         print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
-    position = starting_position(config, checkpoint, parts.bases)
-    main = accelerator.is_main_process
+    position = starting_position(config, checkpoint, models.bases)
     if checkpoint is not None and is_finished(position, config):
-        tell_of_finished_run(run_dir, main, position.step)
+        tell_of_finished_run(run_dir, accelerator.is_main_process, position.step)
         return 0
-    if main and not resume:  # of an earlier run that never came to a checkpoint
+    if accelerator.is_main_process and not resume:  # of an earlier run that never came to a checkpoint
         shutil.rmtree(run_dir / FISHER, ignore_errors=True)
     barrier()
-    with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as closing:
-        model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
-        steps: Iterator[Steps] | None = open_steps(parts, model, position)
+    with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
+        model = open_stage(models, data, config, accelerator, position, checkpoint)
+        steps: Iterator[Steps] | None = open_steps(data, model, position)
         barrier()  # every rank has what it needs
-        tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
-        closing.callback(tracker.close)
-        if main:
-            with convert_to_user_error(f"output_dir: {run_dir} cannot be written", "set another output_dir"):
-                parts.write_start()
-                config.save(run_dir / "config.yaml")
-        ledger = SkipLedger(config.data.max_skipped_share)
-        if position.skips and main:  # on one rank: the ledgers are added up
-            ledger = SkipLedger(ledger.allowed, position.skips)
-        writer = CheckpointWriter(
-            run_dir, config, parts.bases, lambda step, facts: tracker.event("saved", step=step, **facts)
-        )
-        closing.callback(writer.finish)
-        profile = StepProfile(config.train.profile and main, run_dir, tracker)
+        run = Run(models, data, evaluator, config, accelerator, stop, watch, position)
+        stack.callback(run.close)
         while True:
-            recomputing = parts.recompute(position.stage, model.engine)
-            tell_of_stage(tracker, model, config, position, accelerator.num_processes, recomputing)
-            run = StageRun(
-                parts, config, accelerator, model, tracker, ledger, position, stop, watch, writer, profile
-            )
-            finished = run.go(steps)
-            writer.wait()
+            stage = StageRun(run, model, position)
+            stage.announce()
+            finished = stage.train_to_end(steps)
+            run.writer.wait()
             model.close()
             if not finished:
-                tracker.event("stopped", step=position.step)
+                run.tracker.event("stopped", step=position.step)
                 return CONTINUE_LATER
             if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
                 break
-            del model, run
+            del model, stage  # freed before the next stage builds its own
             steps = None
             gc.collect()
             barrier()
             checkpoint = load_checkpoint(step_folder(run_dir, position.step), verify=False)
             position = position.next_stage()
-            model = open_stage(parts.build, parts.examples, config, accelerator, position, checkpoint)
-        tracker.event("finished", step=position.step)
+            model = open_stage(models, data, config, accelerator, position, checkpoint)
+        run.tracker.event("finished", step=position.step)
     return 0
 
 
-def open_steps(parts: TrainParts, model: StageModel, position: Position) -> Iterator[Steps]:
+def open_steps(data: TrainingData, model: StageModel, position: Position) -> Iterator[Steps]:
     """Open the data of a stage where a position is.
 
     Raises:
         UserError: when they are not those of the checkpoint that the position is from.
     """
     balance = Balance.from_json(position.balance)
-    return parts.open_steps(position.stage, model.engine.plain, balance, position.stream)
+    return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
 
 
 def starting_position(
@@ -141,67 +170,39 @@ def starting_position(
     return position
 
 
-def tell_of_stage(
-    tracker: Tracker,
-    model: StageModel,
-    config: RunConfig,
-    position: Position,
-    processes: int,
-    recomputing: Recomputing,
-) -> None:
-    """Say which stage begins (or goes on), under which engine, how much of the model it trains, what recomputes."""
-    sizes = list(model.engine.sizes.values())
-    name, engine = config.stages[position.stage].name, model.engine.name
-    tracker.say(
-        f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine}, "
-        f"{processes} process{'es' if processes > 1 else ''}"
-    )
-    if told := recomputing.sentence(f"stages.{name}.budget.audio_seconds"):
-        (tracker.say if recomputing.fits else tracker.warn)(told)
-    tracker.event(
-        "stage",
-        step=position.step,
-        stage=name,
-        engine=engine,
-        processes=processes,
-        trained=sum(sizes),
-        **recomputing.facts(),
-    )
-
-
 def without_graph(loss: LossSum) -> LossSum:
-    """Return what is told of a loss, without holding on to what the backward needed."""
+    """Return what the metrics need of a loss, without holding on to what the backward needed."""
     return replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)
 
 
-@dataclass
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over the micro-batches of one step, of all ranks.
+
+    Args:
+        frames: of the clips that distillation compares; 0 without it. seconds: of audio.
+        stop_requested: on any rank; the step is not to be done then.
+    """
+
+    answer_tokens: float
+    frames: float
+    seconds: float
+    stop_requested: bool
+
+
 class StageRun:
-    """One stage: what the steps of the loop need at hand."""
+    """One stage of a run, from where the position is."""
 
-    parts: TrainParts
-    config: RunConfig
-    accelerator: Accelerator
-    model: StageModel
-    tracker: Tracker
-    ledger: SkipLedger
-    position: Position
-    stop: StopSignal
-    watch: HangWatch
-    writer: CheckpointWriter
-    profile: StepProfile
-
-    def __post_init__(self) -> None:
-        self.judge = StepJudge(self.config.train, self.position, self.tracker)
-        self.ledger_said = SkipLedger(
-            self.ledger.allowed, self.ledger.counts()
-        )  # broken shards the console knows
+    def __init__(self, run: Run, model: StageModel, position: Position) -> None:
+        self.run, self.model, self.position = run, model, position
+        self.config, self.tracker = run.config, run.tracker
+        self.stage: Stage = run.config.stages[position.stage]
+        self.judge = StepJudge(self.config.train, position, self.tracker)
+        self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
         self.between = BetweenSteps(
-            self.parts, self.config, self.model.engine, self.tracker, self.position, self.watch
+            run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
         )
-
-    @property
-    def stage(self) -> Stage:
-        return self.config.stages[self.position.stage]
+        self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
 
     @property
     def last_step(self) -> int | None:
@@ -211,163 +212,151 @@ class StageRun:
         return min((count for count in (self.stage.steps, left) if count is not None), default=None)
 
     @property
-    def heard(self) -> float:
-        """Share of the stage's hours of audio that were heard; 0 where steps end it."""
+    def share_of_hours(self) -> float:
+        """Share of the stage's hours of audio that it was trained on; 0 where steps end it."""
         return self.position.stage_seconds / 3600 / self.stage.hours if self.stage.hours else 0.0
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether no step is left to do, of the stage or up to ``train.max_steps``."""
         last = self.last_step
-        return self.heard >= 1 or (last is not None and self.position.stage_step >= last)
+        return self.share_of_hours >= 1 or (last is not None and self.position.stage_step >= last)
 
-    def go(self, steps: Iterator[Steps] | None = None) -> bool:
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stage came to its own end, not to that of ``train.max_steps``."""
+        return self.position.stage_step == self.stage.steps or self.share_of_hours >= 1
+
+    def announce(self) -> None:
+        """Say which stage begins (or goes on), under which engine, how much of the model it trains, what recomputes."""
+        engine, processes = self.model.engine, self.run.accelerator.num_processes
+        recomputing = self.run.models.choose_recomputing(self.position.stage, engine)
+        sizes, name = list(engine.sizes.values()), self.stage.name
+        self.tracker.say(
+            f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine.name}, "
+            f"{processes} process{'es' if processes > 1 else ''}"
+        )
+        if sentence := recomputing.sentence(f"stages.{name}.budget.audio_seconds"):
+            (self.tracker.say if recomputing.fits else self.tracker.warn)(sentence)
+        self.tracker.event(
+            "stage",
+            step=self.position.step,
+            stage=name,
+            engine=engine.name,
+            processes=processes,
+            trained=sum(sizes),
+            **recomputing.facts(),
+        )
+
+    def train_to_end(self, steps: Iterator[Steps] | None = None) -> bool:
         """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
 
         Args:
             steps: the data where the position is, if they are open already.
         """
-        position, settings, engine = self.position, self.config.train, self.model.engine
-        if self.over:
+        position, settings = self.position, self.config.train
+        if self.is_over:
             return True
         steps = steps or self.open_steps()
         window = self.new_window()
-        engine.plain.train()
-        while not self.over:
-            asked = time.monotonic()
-            with self.profile.part("data"):
-                step = next(steps)
-            window.waited += time.monotonic() - asked
-
-            # ------------------------------------------------------------------ one optimizer step
-            tokens, frames, seconds, wish = self.agree(step, window)
-            if wish:
+        self.model.engine.plain.train()
+        while not self.is_over:
+            step = self.next_step(steps, window)
+            totals = self.exchange_totals(step, window)
+            if totals.stop_requested:
                 if position.stage_step or not position.stage:  # else the stage before has saved the same
                     self.save()
                 return False
-            share = lr_share(self.stage, position.stage_step, self.last_step, self.heard)
-            set_learning_rate(engine.optimizer, share)
-            auxiliary = AuxiliaryLosses()
-            losses, heard = [], []
-            for batch, context in self.with_exchange(step.micro):
-                last = batch is step.micro[-1]
-                with context, telling_of_memory(batch, self.stage, position.step + 1):
-                    moved = batch.to(self.accelerator.device, non_blocking=True)
-                    loss = engine.forward(moved)
-                    losses.append(loss.total.detach())
-                    objective = self.objective(moved, loss, tokens, frames)
-                    auxiliary.add(loss.auxiliary)
-                    if last:
-                        objective = self.with_penalties(objective, auxiliary, window)
-                        objective = objective * self.judge.verdict(losses, tokens)
-                    engine.backward(objective)
-                heard.append((batch, without_graph(loss)))
-            self.writer.before_update()
-            with self.profile.part("optimizer"):
-                norm = engine.step(settings.clip)
-            # ------------------------------------------------------------------
-
-            applied = self.judge.account(norm, [i for batch in step.micro for i in batch.ids])
-            position.stage_seconds += seconds
-            if applied and self.model.average is not None:
-                self.model.average.update(engine.plain)
-            for batch, loss in heard:
-                window.add(batch, loss, counted=applied)
-            position.stream = step.state.to_json()
-            self.tracker.advance()
-            self.watch.rearm()
-            self.profile.step_done(engine.plain)
-            self.writer.tell()
-            if self.config.data.log_ids:
-                window.ids.append([i for batch in step.micro for i in batch.ids])
-            if position.step % settings.log_every == 0 or self.over:
+            losses, norm = self.train_step(step, totals, window)
+            self.account(step, totals, losses, norm, window)
+            if position.step % settings.log_every == 0 or self.is_over:
                 self.log(window, norm)
                 window = self.new_window()
-            if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.over):
+            if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
                 self.between.evaluate()
             balance = self.stage.balance
-            if balance and position.stage_step % balance.every == 0 and not self.stage_is_whole:
+            if balance and position.stage_step % balance.every == 0 and not self.is_whole:
                 self.between.move_mixture(balance)
-                steps = steps if self.over else self.open_steps()
-            broken = self.between.guarded(self.over)
-            if position.step % settings.save_every == 0 or self.over or broken:
+                steps = steps if self.is_over else self.open_steps()
+            must_stop = self.between.guarded(self.is_over)
+            if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
-            if broken:
+            if must_stop:
                 return False
         return True
 
     def open_steps(self) -> Iterator[Steps]:
         """Open the data of the stage where the position is."""
-        return open_steps(self.parts, self.model, self.position)
+        return open_steps(self.run.data, self.model, self.position)
 
-    def agree(self, step: Steps, window: Window) -> tuple[float, float, float, bool]:
-        """Return answer tokens, frames and seconds of all ranks and whether any was asked to stop.
+    def next_step(self, steps: Iterator[Steps], window: Window) -> Steps:
+        """Wait for the data of a step."""
+        begin = time.monotonic()
+        with self.run.profile.part("data"):
+            step = next(steps)
+        window.waited += time.monotonic() - begin
+        return step
 
-        Raises:
-            UserError: on all ranks together, for too many rows left out or a checkpoint that could not be written.
+    def train_step(
+        self, step: Steps, totals: StepTotals, window: Window
+    ) -> tuple[list[tuple[Batch, LossSum]], float]:
+        """Do one optimizer step: forward and backward of this rank's micro-batches, then the update.
+
+        Returns:
+            The micro-batches with their losses, and the norm of the gradients before clipping.
         """
-        tokens = sum(batch.answer_tokens for batch in step.micro)
-        frames = 0
-        if self.model.distiller is not None:
-            frames = sum(frames_of(self.model.engine.plain, batch) for batch in step.micro)
-        seconds = sum(batch.audio_seconds for batch in step.micro)
-        costs = [0.0] * self.accelerator.num_processes
-        costs[self.accelerator.process_index] = step.cost
-        facts = [tokens, frames, seconds, self.stop.requested, len(step.skips), self.writer.failed, *costs]
-        # one process alone has nothing to exchange, and need not wait for its device
-        device = self.accelerator.device if self.accelerator.num_processes > 1 else None
-        own = torch.tensor(facts, dtype=torch.float64, device=device)
-        total, frames_of_all, heard, wish, skipped, failed, *costs = sum_over_ranks(own).tolist()
-        if failed:
-            self.writer.wait()  # tells what happened, on all ranks
-        if wish:  # the step is done again after the resume, and its skips are told then
-            return total, frames_of_all, heard, True
-        for skip in self.ledger.first_skips(step.skips):
-            self.tracker.warn(skip.sentence)
-        for notice in self.ledger.add(step.drawn, step.skips, step.notices):
-            self.tracker.warn(notice.sentence)
-            self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
-        self.tracker.skipped(self.position.step + 1, step.skips)
-        window.add_costs(costs, len(step.micro))
-        if skipped:
-            ledger = self.ledger_of_all()
-            for sentence in ledger.new_shards(self.ledger_said):
-                self.tracker.warn(sentence)
-            if complaint := ledger.complaint():
-                raise UserError(complaint)
-        return total, frames_of_all, heard, False
+        engine, ranks = self.model.engine, self.run.accelerator.num_processes
+        share = lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
+        set_learning_rate(engine.optimizer, share)
+        auxiliary = AuxiliaryLosses()
+        sums: list[Tensor] = []
+        losses: list[tuple[Batch, LossSum]] = []
+        for index, batch in enumerate(step.micro):
+            is_last = index == len(step.micro) - 1
+            self.seed_dropout(index)
+            # ranks exchange gradients with the last micro-batch only
+            with engine.exchange(is_last), telling_of_memory(batch, self.stage, self.position.step + 1):
+                moved = batch.to(self.run.accelerator.device, non_blocking=True)
+                loss = engine.forward(moved)
+                sums.append(loss.total.detach())
+                # The objective of a step is the mean over the answer tokens of all micro-batches of all ranks. Data
+                # parallelism averages gradients over ranks, hence the factor; nothing else divides.
+                objective = loss.total * (ranks / max(totals.answer_tokens, 1.0))
+                if self.model.distiller is not None and loss.frames is not None:
+                    distance = self.distance_to_teacher(moved, loss.frames)
+                    objective = objective + distance * (ranks / max(totals.frames, 1.0))
+                auxiliary.add(loss.auxiliary)
+                if is_last:  # what counts once in a step
+                    objective = self.with_penalties(objective, auxiliary, window)
+                    objective = objective * self.judge.verdict(sums, totals.answer_tokens)
+                engine.backward(objective)
+            losses.append((batch, without_graph(loss)))
+        self.run.writer.before_update()
+        with self.run.profile.part("optimizer"):
+            # the norm is taken over all ranks; nothing is updated where it is not finite
+            norm = engine.step(max_norm=self.config.train.clip)
+        return losses, norm
 
-    def ledger_of_all(self) -> SkipLedger:
-        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
-        return SkipLedger(self.ledger.allowed, *gather_objects(self.ledger.counts()))
+    def seed_dropout(self, index: int) -> None:
+        """Start the random generator anew for a micro-batch of this rank.
 
-    def with_exchange(
-        self, micro: tuple[Batch, ...]
-    ) -> Iterator[tuple[Batch, contextlib.AbstractContextManager[Any]]]:
-        """Pair the micro-batches with contexts: ranks exchange gradients with the last one only.
-
-        Each starts the random generator anew: dropout is a function of seed, step and the micro-batch's place in the
-        step, so it is the same after a resume and on another number of processes.
+        Dropout is a function of seed, step and the micro-batch's place in the step, so it is the same after a resume
+        and on another number of processes.
         """
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for index, batch in enumerate(micro):
-            step_seed = self.config.seed * 1_000_003 + self.position.step
-            torch.manual_seed(step_seed * 4099 + index * ranks + rank)
-            yield batch, self.model.engine.exchange(index == len(micro) - 1)
+        accelerator = self.run.accelerator
+        step_seed = self.config.seed * 1_000_003 + self.position.step
+        torch.manual_seed(step_seed * 4099 + index * accelerator.num_processes + accelerator.process_index)
 
-    def objective(self, batch: Batch, loss: LossSum, tokens: float, frames: float) -> Tensor:
-        """Return a micro-batch's part of the mean loss over the global batch, distillation included."""
-        ranks = self.accelerator.num_processes
-        objective = loss.total * backward_scale(ranks, tokens)
-        if self.model.distiller is not None and loss.frames is not None:
-            with self.model.engine.autocast():
-                before = self.model.distiller.frames(batch)
-            apart = self.model.distiller.total(before, loss.frames)
-            objective = objective + apart * backward_scale(ranks, frames)
-        return objective
+    def distance_to_teacher(self, batch: Batch, frames: Ragged) -> Tensor:
+        """Return the sum, over the frames of a micro-batch, of their distance to those of the distilled model."""
+        assert self.model.distiller is not None
+        with self.model.engine.autocast():
+            before = self.model.distiller.frames(batch)
+        return self.model.distiller.total(before, frames)
 
     def with_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, window: Window) -> Tensor:
         """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
-        if self.parts.has_auxiliary:
+        if self.has_auxiliary:
             extra, values = auxiliary.objective()
             window.add_auxiliary(values)
             objective = objective if extra is None else objective + extra
@@ -377,8 +366,91 @@ class StageRun:
             objective = objective + penalty
         return objective
 
+    def exchange_totals(self, step: Steps, window: Window) -> StepTotals:
+        """Add up over all ranks what a step needs to know of all of them, and count what its data left out.
+
+        Raises:
+            UserError: on all ranks together, for too many rows left out or a checkpoint that could not be written.
+        """
+        accelerator, writer = self.run.accelerator, self.run.writer
+        tokens = sum(batch.answer_tokens for batch in step.micro)
+        frames = 0
+        if self.model.distiller is not None:
+            frames = sum(frames_of(self.model.engine.plain, batch) for batch in step.micro)
+        seconds = sum(batch.audio_seconds for batch in step.micro)
+        costs = [0.0] * accelerator.num_processes
+        costs[accelerator.process_index] = step.cost
+        facts = [tokens, frames, seconds, self.run.stop.requested, len(step.skips), writer.failed, *costs]
+        # one process alone has nothing to exchange, and need not wait for its device
+        device = accelerator.device if accelerator.num_processes > 1 else None
+        of_rank = torch.tensor(facts, dtype=torch.float64, device=device)
+        tokens, frames, seconds, stop, skipped, failed, *costs = sum_over_ranks(of_rank).tolist()
+        if failed:
+            writer.wait()  # tells what happened, on all ranks
+        if not stop:  # else the step is done again after the resume, and its skips are told then
+            self.count_left_out(step, any_rank=bool(skipped))
+            window.add_costs(costs, len(step.micro))
+        return StepTotals(tokens, frames, seconds, bool(stop))
+
+    def count_left_out(self, step: Steps, any_rank: bool) -> None:
+        """Count and report the rows that the data of a step left out.
+
+        Args:
+            any_rank: whether a row was left out on any rank.
+
+        Raises:
+            UserError: on all ranks together, when they are too many.
+        """
+        ledger = self.run.ledger
+        for skip in ledger.first_skips(step.skips):
+            self.tracker.warn(skip.sentence)
+        for notice in ledger.add(step.drawn, step.skips, step.notices):
+            self.tracker.warn(notice.sentence)
+            self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
+        self.tracker.skipped(self.position.step + 1, step.skips)
+        if any_rank:
+            of_all = self.ledger_of_all()
+            for sentence in of_all.new_shards(self.known_shards):
+                self.tracker.warn(sentence)
+            if complaint := of_all.complaint():
+                raise UserError(complaint)
+
+    def ledger_of_all(self) -> SkipLedger:
+        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
+        return SkipLedger(self.run.ledger.allowed, *gather_objects(self.run.ledger.counts()))
+
+    def account(
+        self,
+        step: Steps,
+        totals: StepTotals,
+        losses: Sequence[tuple[Batch, LossSum]],
+        norm: float,
+        window: Window,
+    ) -> None:
+        """Move the position behind a step and count it, whether it was applied or left out.
+
+        Raises:
+            UserError: on all ranks, after too many steps in a row that were left out.
+        """
+        position, engine = self.position, self.model.engine
+        ids = [i for batch in step.micro for i in batch.ids]
+        is_applied = self.judge.account(norm, ids)
+        position.stage_seconds += totals.seconds
+        position.stream = step.state.to_json()
+        if is_applied and self.model.average is not None:
+            self.model.average.update(engine.plain)
+        for batch, loss in losses:
+            window.add(batch, loss, counted=is_applied)
+        if self.config.data.log_ids:
+            window.ids.append(ids)
+        self.tracker.advance()
+        self.run.watch.rearm()
+        self.run.profile.step_done(engine.plain)
+        self.run.writer.tell()
+
     def new_window(self) -> Window:
-        per_task = torch.zeros(len(self.parts.tasks), 3, device=self.accelerator.device)
+        """Return empty sums for the next row of metrics."""
+        per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
         return Window(per_task, self.config.adapter.tokens_per_second)
 
     def log(self, window: Window, norm: float) -> None:
@@ -386,7 +458,7 @@ class StageRun:
         row = {
             "step": self.position.step,
             "stage": self.stage.name,
-            **window.row(self.parts.tasks, self.config.data.log_ids),
+            **window.row(self.run.data.tasks, self.config.data.log_ids),
             "lr": {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups},
             "grad_norm": norm if math.isfinite(norm) else None,
         }
@@ -399,10 +471,10 @@ class StageRun:
         """Begin to write a checkpoint."""
         self.position.skips = self.ledger_of_all().counts()
         streams = [state for state in gather_objects(self.position.stream) if state is not None]
-        joined = self.parts.join_states(streams) if streams else None
-        state = {**self.position.to_json(), "stream": joined, STAGE_END: self.over and self.stage_is_whole}
+        joined = self.run.data.join_states(streams) if streams else None
+        state = {**self.position.to_json(), "stream": joined, STAGE_END: self.is_over and self.is_whole}
         average = self.model.average
-        self.writer.save(
+        self.run.writer.save(
             self.model.engine,
             self.model.carried,
             average.tensors if average is not None else {},
@@ -410,8 +482,3 @@ class StageRun:
             state,
             {name: self.position.skips[name] for name in ("drawn", "notices")},
         )
-
-    @property
-    def stage_is_whole(self) -> bool:
-        """Whether the stage came to its own end, not to that of ``train.max_steps``."""
-        return self.position.stage_step == self.stage.steps or self.heard >= 1

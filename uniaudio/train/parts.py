@@ -1,9 +1,8 @@
-"""What the loop is given: steps of data, a way to build the model, and what is asked of it between steps."""
+"""What the loop is given: the models of a run, the data of its stages, and an evaluator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -31,36 +30,72 @@ class Steps(Protocol):
     def notices(self) -> tuple[Any, ...]: ...
 
 
-@dataclass(frozen=True)
-class TrainParts:
-    """What the loop is given.
+class Models(Protocol):
+    """Builds the model of every stage from the weights that the config names."""
 
-    Args:
-        build: a new model with the weights that the config names, on the device.
-        open_steps: (stage index, model, adaptive mixture, position in the data as JSON or None) to the endless steps.
-        join_states: the positions of all ranks to the one that any number of ranks can continue from.
-        tasks: the K task names. bases: identities of the starting weights.
-        write_start: writes what a run keeps of its beginning, in the main process, when everything is checked.
-        has_auxiliary: the model may return auxiliary losses; the same on all ranks.
-        examples: (stage index, model, recipe or None) to batches of one example of an earlier recipe.
-        entry_tasks: stage index to the tasks of each entry of its recipe.
-        validation: (stage index, model, examples per set, shared) to the loss per answer token of each task.
-        recompute: (stage index, engine) to what of its model makes its activations again, from then on.
-        guard: the model to the score of every guarded set.
-        evaluate: called with (model, shared) every ``train.evaluate_every`` steps. It and ``validation`` are called on
-            every rank; ``shared``: the ranks may share the examples out.
-    """
+    @property
+    def bases(self) -> Mapping[str, Mapping[str, str]]:
+        """The identities of the starting weights, by part."""
+        ...
 
-    build: Callable[[], nn.Module]
-    open_steps: Callable[[int, nn.Module, Balance, dict[str, Any] | None], Iterator[Steps]]
-    join_states: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-    tasks: tuple[str, ...]
-    bases: Mapping[str, Mapping[str, str]]
-    write_start: Callable[[], None] = lambda: None
-    has_auxiliary: bool = False
-    examples: Callable[[int, nn.Module, str | None], Iterator[Batch]] = lambda stage, model, recipe: iter(())
-    entry_tasks: Callable[[int], Mapping[str, Sequence[str]]] = lambda stage: {}
-    validation: Callable[[int, nn.Module, int, bool], dict[str, float]] = lambda stage, model, count, shared: {}
-    recompute: Callable[[int, Engine], Recomputing] = lambda stage, engine: Recomputing()
-    guard: Callable[[nn.Module], list[str]] | None = None
-    evaluate: Callable[[nn.Module, bool], dict[str, Any]] | None = None
+    def build(self) -> nn.Module:
+        """Return a new model with the starting weights, on the device that the engine wants it on."""
+        ...
+
+    def choose_recomputing(self, stage: int, engine: Engine) -> Recomputing:
+        """Let parts of the model of a stage recompute their activations, and return which."""
+        ...
+
+    def write_start(self) -> None:
+        """Write what the run folder keeps of the run's beginning; called in the main process, all checks done."""
+        ...
+
+
+class TrainingData(Protocol):
+    """The data of all stages. Batches depend on the model: on the audio tokens of a clip, on cached frames."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The K task names, in the order of the indices in batches."""
+        ...
+
+    def open_steps(
+        self, stage: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None
+    ) -> Iterator[Steps]:
+        """Return the endless steps of a stage for this rank.
+
+        Args:
+            balance: the adaptive mixture. state: the position to go on from, None for the beginning.
+
+        Raises:
+            UserError: when the data are not those that ``state`` is a position of.
+        """
+        ...
+
+    def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the one position, from that of every rank, that any number of ranks can go on from."""
+        ...
+
+    def iterate_examples(self, stage: int, model: nn.Module, recipe: str | None) -> Iterator[Batch]:
+        """Yield batches of one example of a named recipe, or that of the stage before; the same on all ranks."""
+        ...
+
+    def entry_tasks(self, stage: int) -> Mapping[str, Sequence[str]]:
+        """Return the tasks of each entry of a stage's recipe."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Evaluates the model between steps. With ``shared`` the ranks may share the examples out; all of them call."""
+
+    def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
+        """Return the scores of the evaluation sets, for the metrics."""
+        ...
+
+    def validation_losses(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
+        """Return the loss per answer token of each task of a stage, over ``count`` examples of every set."""
+        ...
+
+    def check_guard(self, model: nn.Module) -> list[str]:
+        """Return a sentence for each guarded set that got worse than the config allows."""
+        ...

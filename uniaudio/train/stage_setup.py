@@ -23,6 +23,7 @@ from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_engine, precision_of, spreads_weights
 from uniaudio.train.feature_writer import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
+from uniaudio.train.parts import Models, TrainingData
 from uniaudio.train.state import Position
 from uniaudio.train.trainable import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
 from uniaudio.types import Batch
@@ -53,8 +54,8 @@ class StageModel:
 
 
 def open_stage(
-    build: Callable[[], nn.Module],
-    examples: Callable[[int, nn.Module, str | None], Iterator[Batch]],
+    models: Models,
+    data: TrainingData,
     config: RunConfig,
     accelerator: Accelerator,
     position: Position,
@@ -66,7 +67,7 @@ def open_stage(
     first, then what the stage remembers of its start, then, within a stage, the tensors of the checkpoint.
 
     Args:
-        examples: see ``TrainParts``. checkpoint: what to continue from, of this stage or the end of the one before.
+        checkpoint: what to continue from, of this stage or the end of the one before.
 
     Raises:
         UserError: for expressions that match nothing, tensors that do not fit, and means that the engine cannot do.
@@ -75,7 +76,7 @@ def open_stage(
     stage = config.stages[index]
     refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
     within = checkpoint is not None and checkpoint.state["stage"] == index
-    model = build()
+    model = models.build()
     if index == 0:
         structure = Structure.of(model)
     else:
@@ -85,7 +86,7 @@ def open_stage(
             put_tensors(model, structure, before.model, before.path)
     enter_stage(model, structure, config, index)
     held = held_tensors(model, structure)
-    anchors = make_anchors(model, stage, run_dir, lambda recipe: examples(index, model, recipe))
+    anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill
     distiller = Distiller(model, distill, accelerator.device) if distill is not None else None
     if within and checkpoint is not None:

@@ -74,20 +74,20 @@ class Engine:
         """Add to the gradients."""
         objective.backward()
 
-    def step(self, clip: float) -> float:
-        """Clip the gradients, update the weights and clear the gradients; return the norm before clipping.
+    def step(self, max_norm: float) -> float:
+        """Clip the gradients to a norm, update the weights and clear the gradients; return the norm before clipping.
 
         Nothing is updated when the norm is not finite.
         """
-        norm = float(self.clipped(clip))
+        norm = float(self.clipped(max_norm))
         if norm == norm and norm != float("inf"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def clipped(self, clip: float) -> Tensor:
+    def clipped(self, max_norm: float) -> Tensor:
         """Clip the gradients to a norm and return the norm that they had."""
-        return nn.utils.clip_grad_norm_(self.plain.parameters(), clip)
+        return nn.utils.clip_grad_norm_(self.plain.parameters(), max_norm)
 
     def trained(self) -> Iterator[Whole]:
         """Put the trained parameters together, one after the other."""

@@ -1,4 +1,4 @@
-"""The process group and the engine that the launch file asks for; the one place where sums become gradients."""
+"""The process group and the engine that the launch file asks for."""
 
 from __future__ import annotations
 
@@ -170,12 +170,3 @@ def autocast_inside(model: nn.Module, precision: torch.dtype) -> None:
             return inner(*given)
 
     model.forward = forward
-
-
-def backward_scale(world_size: int, answer_tokens: float) -> float:
-    """Return the factor on a loss sum that gives the gradient of the mean over the global batch.
-
-    Data parallelism averages gradients over ranks, so a rank's sum is multiplied by their number and divided by the
-    answer tokens of all micro-batches of all ranks. Nothing else divides: accelerate is told of no accumulation.
-    """
-    return world_size / max(answer_tokens, 1.0)

@@ -61,9 +61,9 @@ class ZeroEngine(Engine):
     def backward(self, objective: Tensor) -> None:
         self.engine.backward(objective)
 
-    def step(self, clip: float) -> float:
+    def step(self, max_norm: float) -> float:
         if self.stage == 0:  # DeepSpeed would tell no norm, and apply what is not finite
-            return super().step(clip)
+            return super().step(max_norm)
         self.engine.step()
         if not self.engine.was_step_applied():
             return float("nan")
