@@ -112,6 +112,8 @@ def test_a_budget_below_the_average_clip_is_told_whatever_stage_it_is_of(recipes
         UserError, match=r"stages\.one\.budget\.audio_seconds: 1 is less than the average clip of ton"
     ):
         run_training(run, None)
+    allowed = load_run(recipes, [f"stages={json.dumps([STAGE | budget])}", "data.max_seconds=2"])
+    check_run(allowed, Console(quiet=True))  # clips above the budget are trained on alone
 
 
 def test_the_first_stage_has_no_recipe_before_it(recipes):

@@ -1,7 +1,6 @@
 """Runs of several stages and the means against forgetting, from the config to what is on disk."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch

@@ -149,8 +149,14 @@ def read_pairings(recipe: Recipe) -> list[Pairing]:
 
 
 def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[Pairing]) -> None:
-    """Refuse a budget that the average clip of a dataset does not fit into."""
+    """Refuse a budget that the average clip of a dataset does not fit into.
+
+    With ``data.max_seconds``, clips up to that length that are above the budget are trained on alone.
+    """
+    longest = config.data.max_seconds
     for pairing in pairings:
+        if longest is not None and pairing.seconds <= longest:
+            continue
         if pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds:
             raise UserError(
                 f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
