@@ -32,13 +32,13 @@ RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or
 Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides such as train.max_steps=100; +mini takes its miniature version."),
+    typer.Argument(help="Overrides such as train.max_steps=100; +mini applies the miniature variant."),
 ]
 Model = Annotated[
     str, typer.Argument(help="Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH.")
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let Python code that comes with a model run.")
+    bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with a model.")
 ]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Import encoder classes that a config names as module:Class.")
@@ -69,7 +69,7 @@ def train(
         str | None, typer.Option(help="Continue the run in output_dir; with 'auto', only if there is one.")
     ] = None,
     tune_batch: Annotated[
-        bool, typer.Option(help="Search the largest budget that fits first, and train every stage with it.")
+        bool, typer.Option(help="First search for the largest batch size that fits, then train with it.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -122,12 +122,14 @@ def plan(
         float, typer.Option(help="TFLOP/s of one GPU in large matrix products.", min=0.001)
     ] = 794.5,
     efficiency: Annotated[
-        float, typer.Option(help="Share of it reached in training.", min=0.01, max=1)
+        float, typer.Option(help="Share of --tflops reached in training.", min=0.01, max=1)
     ] = 0.4,
     seconds: Annotated[
-        float | None, typer.Option(help="Length of the average clip; default: look at the data.", min=0.1)
+        float | None, typer.Option(help="Average clip length in seconds; default: from the data.", min=0.1)
     ] = None,
-    answer_tokens: Annotated[int, typer.Option(help="Tokens of its answer, with --seconds.", min=1)] = 8,
+    answer_tokens: Annotated[
+        int, typer.Option(help="Answer tokens per question, with --seconds.", min=1)
+    ] = 8,
 ) -> None:
     """Estimate GPU memory, FLOPs and training time without a GPU.
 
@@ -160,7 +162,7 @@ def probe(
         str | None, typer.Option(help="Suite in place of --data: a path, or a name found in suites/.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="masked (real frames alone), or xares (as X-ARES does it).")
+        str, typer.Option(help="masked (real frames only), or xares (as in X-ARES).")
     ] = "masked",
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
@@ -189,12 +191,12 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     max_examples: Annotated[
-        int | None, typer.Option(help="Rows of each set, over the recipe's number; default: all.", min=1)
+        int | None, typer.Option(help="Rows of each set; overrides the recipe. Default: all.", min=1)
     ] = None,
-    protocol: Annotated[str, typer.Option(help="own, or xares-llm: the challenge's scores.")] = "own",
+    protocol: Annotated[str, typer.Option(help="own, or xares-llm: scores of the challenge.")] = "own",
     labels: Annotated[bool, typer.Option(help="Score the labels of closed sets by likelihood too.")] = True,
     batch_seconds: Annotated[
-        float | None, typer.Option(help="Audio of a batch; default that of the config.", min=1)
+        float | None, typer.Option(help="Batch size in seconds of audio; default: from the config.", min=1)
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -216,7 +218,7 @@ def evaluate(
 def data_stats(
     recipe: RecipeName,
     steps: Annotated[int | None, typer.Option(help="Steps to count epochs for.", min=1)] = None,
-    rows: Annotated[int, typer.Option(help="Rows of every source to look at.", min=1)] = 2000,
+    rows: Annotated[int, typer.Option(help="Rows of every source to read.", min=1)] = 2000,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     plot: Annotated[
         Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
@@ -240,7 +242,7 @@ def data_pack(
     shard_mib: Annotated[int, typer.Option(help="Size of a file, in MiB.", min=1)] = 512,
     rows: Annotated[
         int | None,
-        typer.Option(help="Keep so many rows of every training split, a reservoir to replay.", min=1),
+        typer.Option(help="Keep this many rows of every training split, as a sample to replay.", min=1),
     ] = None,
 ) -> None:
     """Convert clips to FLAC in large files with an index.
@@ -296,7 +298,7 @@ def ask(
     model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     clip: Annotated[Path, typer.Argument(help="Audio file.")],
     text: Annotated[
-        str, typer.Argument(help="The question; <audio> marks the clip's place (default: first).")
+        str, typer.Argument(help="The question; <audio> marks the position of the clip (default: first).")
     ],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
     trust_remote_code: TrustRemoteCode = False,
@@ -352,7 +354,7 @@ def export(
 ) -> None:
     """Export an encoder for transformers, X-ARES or ONNX.
 
-    Reads: the checkpoint, and probe scores beside it for the model card.
+    Reads: the checkpoint, and probe scores in the run folder for the model card.
     Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
     Prints: the files, and a line of Python that loads the exported model.
     """
@@ -404,10 +406,10 @@ def routes(
     ] = None,
     last: Annotated[
         float,
-        typer.Option(help="Share of the steps that is counted, from the end of the run.", min=0.01, max=1),
+        typer.Option(help="Share of the steps to include, from the end of the run.", min=0.01, max=1),
     ] = 0.25,
 ) -> None:
-    """Show what a fused encoder chose for which task.
+    """Show the routing decisions of a fused encoder by task.
 
     Reads: metrics.jsonl of the run.
     Writes: the choices as JSON and as a heat map (PNG) into the run folder or --out.
@@ -431,7 +433,9 @@ def forgetting(
     learned: Annotated[
         list[str] | None, typer.Option(help="NAME=STAGE that first trains on a set of another name.")
     ] = None,
-    answers: Annotated[bool, typer.Option(help="Also ask the evaluation sets of all stages.")] = True,
+    answers: Annotated[
+        bool, typer.Option(help="Also evaluate answers on the evaluation sets of all stages.")
+    ] = True,
     max_examples: Annotated[
         int | None,
         typer.Option(help="Rows of each evaluation set; default: the recipe's number, or all.", min=1),
@@ -462,7 +466,7 @@ def forgetting(
     epilog="Example: uniaudio soup runs/birds -o runs/birds_soup --data birds=/data/birds",
 )
 def soup(
-    models: Annotated[list[str], typer.Argument(help="One run to weaken, or several to average.")],
+    models: Annotated[list[str], typer.Argument(help="One run to interpolate, or several to average.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
     ],
@@ -471,19 +475,20 @@ def soup(
         typer.Option(help="Run or checkpoint to interpolate from; default: the encoders' own weights."),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="Share of the trained weights; default: probes choose.", min=0, max=1)
+        float | None,
+        typer.Option(help="Share of the trained weights; default: chosen by probes.", min=0, max=1),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Comma-separated, for several models.")] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER whose train split chooses alpha; repeatable.")
+        list[str] | None, typer.Option(help="NAME=FOLDER whose train split selects alpha; repeatable.")
     ] = None,
     probe: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "knn",
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Average the weights of runs, or of a run and its start.
+    """Average the weights of runs, or of a run and its initial weights.
 
-    Reads: the checkpoints and, with --data, labelled folders whose train splits choose the share.
+    Reads: the checkpoints and, with --data, labelled folders whose train splits select the share.
     Writes: a new run folder with one checkpoint and soup.json.
     Prints: accuracy by share (WiSE-FT; several runs: model soup), and the path of the checkpoint.
     """
@@ -516,13 +521,13 @@ def add_task(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
     ],
-    steps: Annotated[int | None, typer.Option(help="Steps; default those of the last stage.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; default: as in the last stage.", min=1)] = None,
     replay: Annotated[
-        float, typer.Option(help="Share of draws that goes to old data.", min=0, max=0.99)
+        float, typer.Option(help="Share of examples drawn from old data.", min=0, max=0.99)
     ] = 0.2,
     old: Annotated[
         list[str] | None,
-        typer.Option(help="Recipes to replay, e.g. of a packed reservoir; default: those of all stages."),
+        typer.Option(help="Recipes to replay, e.g. of a packed sample; default: those of all stages."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key.sub=value of the new stage; repeatable.")
@@ -551,7 +556,7 @@ def check_encoder(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Test an encoder against the contract of this package.
+    """Test an encoder against the interface of this package.
 
     Reads: the encoder; the clips are noise and silence.
     Writes: nothing.
@@ -570,13 +575,13 @@ def tune_batch(
     config: Config,
     overrides: Overrides = None,
     memory: Annotated[
-        float | None, typer.Option(help="GiB to stay within; default nine tenths of the device's.")
+        float | None, typer.Option(help="Memory limit in GiB; default: nine tenths of the device.")
     ] = None,
     most: Annotated[float, typer.Option(help="Largest budget to try, in seconds of audio.")] = 4000,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Search the largest micro-batch that fits the device.
+    """Search for the largest micro-batch that fits the device.
 
     Reads: the config, its recipe and data, the pretrained weights.
     Writes: nothing.
@@ -592,7 +597,7 @@ def tune_batch(
 def serve(
     checkpoint: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(help="Port; 0 selects a free one.", min=0, max=65535)] = 7860,
     max_seconds: Annotated[float, typer.Option(help="Longest clip.", min=0.1)] = 60,
     max_mib: Annotated[float, typer.Option(help="Largest file, in MiB.", min=0.01)] = 20,
     timeout: Annotated[float, typer.Option(help="Seconds that one question may take.", min=1)] = 60,
@@ -633,7 +638,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=check_folder_option)] = Path(
         "runs/demo"
     ),
-    quick: Annotated[bool, typer.Option(help="A few steps only, to see that everything works.")] = False,
+    quick: Annotated[bool, typer.Option(help="A few steps only, as a smoke test.")] = False,
 ) -> None:
     """Train, probe and report on generated audio in five minutes.
 
