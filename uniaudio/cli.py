@@ -486,7 +486,7 @@ def soup(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Average the weights of runs, or of a run and its initial weights.
+    """Average the weights of runs, or of a run and its start.
 
     Reads: the checkpoints and, with --data, labelled folders whose train splits select the share.
     Writes: a new run folder with one checkpoint and soup.json.
