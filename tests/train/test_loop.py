@@ -19,7 +19,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.store import MomentFiles, load_checkpoint, stage_ends
 from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train
-from uniaudio.train.loss_spikes import StepJudge
+from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.state import Position
 from uniaudio.types import Auxiliary, Batch, LossSum
@@ -354,7 +354,7 @@ def test_two_stages_stopped_anywhere_and_continued_equal_the_uninterrupted_ones(
     stages = two_stages(second="steps: 3, merge_lora: false, layer_decay: 0.5")
     assert run(tone_run, builder(), stages, to("whole", tone_run)) == 0
     done = []
-    real = StepJudge.account
+    real = LossSpikeDetector.account
 
     def account(self, norm, ids):
         applied = real(self, norm, ids)
@@ -363,7 +363,7 @@ def test_two_stages_stopped_anywhere_and_continued_equal_the_uninterrupted_ones(
             os.kill(os.getpid(), signal.SIGTERM)
         return applied
 
-    monkeypatch.setattr(StepJudge, "account", account)
+    monkeypatch.setattr(LossSpikeDetector, "account", account)
     opened = []
     assert run(tone_run, builder(), stages) == 75
     assert saved(tone_run).state["step"] == after

@@ -6,7 +6,7 @@ import torch
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.oom import telling_of_memory
+from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.types import Batch
 
 STAGE = Stage(name="joint", recipe="r", steps=3, budget={"audio_seconds": 600.0})
@@ -47,7 +47,7 @@ def batch():
     ],
 )
 def test_it_names_the_batch_and_the_setting(problem):
-    with pytest.raises(UserError) as told, telling_of_memory(batch(), STAGE, 7):
+    with pytest.raises(UserError) as told, explain_out_of_memory(batch(), STAGE, 7):
         raise problem
     assert str(told.value) == (
         "out of memory in step 7, at a micro-batch of 2 clips, 3 s of audio, 5 decoder tokens and 2 answer tokens; "
@@ -56,10 +56,10 @@ def test_it_names_the_batch_and_the_setting(problem):
 
 
 def test_a_real_allocation_that_fails():
-    with pytest.raises(UserError, match="out of memory in step 1"), telling_of_memory(batch(), STAGE, 1):
+    with pytest.raises(UserError, match="out of memory in step 1"), explain_out_of_memory(batch(), STAGE, 1):
         torch.empty(2**60, dtype=torch.float32)
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), telling_of_memory(batch(), STAGE, 1):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(batch(), STAGE, 1):
         raise RuntimeError("shapes differ")

@@ -33,7 +33,7 @@ class Balance:
         return cls(**data) if data else cls()
 
 
-def moved(
+def move_mixture_weights(
     balance: Balance,
     losses: Mapping[str, float],
     tasks_of: Mapping[str, Sequence[str]],

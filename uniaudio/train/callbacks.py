@@ -11,7 +11,7 @@ from torch import nn
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import BalanceConfig
 from uniaudio.distributed import gather_objects, is_main
-from uniaudio.train.adaptive_mixture import Balance, moved
+from uniaudio.train.adaptive_mixture import Balance, move_mixture_weights
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.loggers import Tracker
 from uniaudio.train.parts import Evaluator, TrainingData
@@ -20,7 +20,7 @@ from uniaudio.train.watchdog import HangWatch
 
 
 @dataclass
-class BetweenSteps:
+class StepCallbacks:
     """Asks the model of a stage; every rank must make the same calls at the same points."""
 
     data: TrainingData
@@ -80,7 +80,7 @@ class BetweenSteps:
         losses = self.on_all(
             lambda model, shared: self.evaluator.validation_losses(index, model, settings.examples, shared)
         )
-        balance = moved(
+        balance = move_mixture_weights(
             Balance.from_json(self.position.balance), losses, self.data.entry_tasks(index), settings
         )
         self.position.balance = balance.to_json()

@@ -23,14 +23,14 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.ragged import Ragged
 from uniaudio.train.adaptive_mixture import Balance
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
-from uniaudio.train.callbacks import BetweenSteps
+from uniaudio.train.callbacks import StepCallbacks
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, check_bases, load_checkpoint, step_folder
 from uniaudio.train.continual.distill import frames_of
 from uniaudio.train.loggers import Tracker, tell_of_finished_run
-from uniaudio.train.loss_spikes import StepJudge
-from uniaudio.train.metrics import Window
-from uniaudio.train.oom import telling_of_memory
+from uniaudio.train.loss_spikes import LossSpikeDetector
+from uniaudio.train.metrics import MetricSums
+from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
 from uniaudio.train.parts import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.profile import StepProfile
@@ -197,9 +197,9 @@ class StageRun:
         self.run, self.model, self.position = run, model, position
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]
-        self.judge = StepJudge(self.config.train, position, self.tracker)
+        self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
         self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
-        self.between = BetweenSteps(
+        self.callbacks = StepCallbacks(
             run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
         )
         self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
@@ -258,27 +258,27 @@ class StageRun:
         if self.is_over:
             return True
         steps = steps or self.open_steps()
-        window = self.new_window()
+        metrics = self.new_metrics()
         self.model.engine.plain.train()
         while not self.is_over:
-            step = self.next_step(steps, window)
-            totals = self.exchange_totals(step, window)
+            step = self.next_step(steps, metrics)
+            totals = self.exchange_totals(step, metrics)
             if totals.stop_requested:
                 if position.stage_step or not position.stage:  # else the stage before has saved the same
                     self.save()
                 return False
-            losses, norm = self.train_step(step, totals, window)
-            self.account(step, totals, losses, norm, window)
+            losses, norm = self.train_step(step, totals, metrics)
+            self.account(step, totals, losses, norm, metrics)
             if position.step % settings.log_every == 0 or self.is_over:
-                self.log(window, norm)
-                window = self.new_window()
+                self.log(metrics, norm)
+                metrics = self.new_metrics()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
-                self.between.evaluate()
+                self.callbacks.evaluate()
             balance = self.stage.balance
             if balance and position.stage_step % balance.every == 0 and not self.is_whole:
-                self.between.move_mixture(balance)
+                self.callbacks.move_mixture(balance)
                 steps = steps if self.is_over else self.open_steps()
-            must_stop = self.between.guarded(self.is_over)
+            must_stop = self.callbacks.guarded(self.is_over)
             if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
             if must_stop:
@@ -289,16 +289,16 @@ class StageRun:
         """Open the data of the stage where the position is."""
         return open_steps(self.run.data, self.model, self.position)
 
-    def next_step(self, steps: Iterator[Steps], window: Window) -> Steps:
+    def next_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
         """Wait for the data of a step."""
         begin = time.monotonic()
         with self.run.profile.part("data"):
             step = next(steps)
-        window.waited += time.monotonic() - begin
+        metrics.waited += time.monotonic() - begin
         return step
 
     def train_step(
-        self, step: Steps, totals: StepTotals, window: Window
+        self, step: Steps, totals: StepTotals, metrics: MetricSums
     ) -> tuple[list[tuple[Batch, LossSum]], float]:
         """Do one optimizer step: forward and backward of this rank's micro-batches, then the update.
 
@@ -309,16 +309,16 @@ class StageRun:
         share = lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
         set_learning_rate(engine.optimizer, share)
         auxiliary = AuxiliaryLosses()
-        sums: list[Tensor] = []
+        loss_sums: list[Tensor] = []
         losses: list[tuple[Batch, LossSum]] = []
         for index, batch in enumerate(step.micro):
             is_last = index == len(step.micro) - 1
             self.seed_dropout(index)
             # ranks exchange gradients with the last micro-batch only
-            with engine.exchange(is_last), telling_of_memory(batch, self.stage, self.position.step + 1):
+            with engine.exchange(is_last), explain_out_of_memory(batch, self.stage, self.position.step + 1):
                 moved = batch.to(self.run.accelerator.device, non_blocking=True)
                 loss = engine.forward(moved)
-                sums.append(loss.total.detach())
+                loss_sums.append(loss.total.detach())
                 # The objective of a step is the mean over the answer tokens of all micro-batches of all ranks. Data
                 # parallelism averages gradients over ranks, hence the factor; nothing else divides.
                 objective = loss.total * (ranks / max(totals.answer_tokens, 1.0))
@@ -327,8 +327,8 @@ class StageRun:
                     objective = objective + distance * (ranks / max(totals.frames, 1.0))
                 auxiliary.add(loss.auxiliary)
                 if is_last:  # what counts once in a step
-                    objective = self.with_penalties(objective, auxiliary, window)
-                    objective = objective * self.judge.verdict(sums, totals.answer_tokens)
+                    objective = self.with_penalties(objective, auxiliary, metrics)
+                    objective = objective * self.spikes.verdict(loss_sums, totals.answer_tokens)
                 engine.backward(objective)
             losses.append((batch, without_graph(loss)))
         self.run.writer.before_update()
@@ -354,19 +354,19 @@ class StageRun:
             before = self.model.distiller.frames(batch)
         return self.model.distiller.total(before, frames)
 
-    def with_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, window: Window) -> Tensor:
+    def with_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
         """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
         if self.has_auxiliary:
             extra, values = auxiliary.objective()
-            window.add_auxiliary(values)
+            metrics.add_auxiliary(values)
             objective = objective if extra is None else objective + extra
         for name, anchor in self.model.anchors.items():
             penalty = anchor.penalty(self.model.engine.plain)
-            window.add_auxiliary({name: float(penalty.detach())})
+            metrics.add_auxiliary({name: float(penalty.detach())})
             objective = objective + penalty
         return objective
 
-    def exchange_totals(self, step: Steps, window: Window) -> StepTotals:
+    def exchange_totals(self, step: Steps, metrics: MetricSums) -> StepTotals:
         """Add up over all ranks what a step needs to know of all of them, and count what its data left out.
 
         Raises:
@@ -389,7 +389,7 @@ class StageRun:
             writer.wait()  # tells what happened, on all ranks
         if not stop:  # else the step is done again after the resume, and its skips are told then
             self.count_left_out(step, any_rank=bool(skipped))
-            window.add_costs(costs, len(step.micro))
+            metrics.add_costs(costs, len(step.micro))
         return StepTotals(tokens, frames, seconds, bool(stop))
 
     def count_left_out(self, step: Steps, any_rank: bool) -> None:
@@ -425,7 +425,7 @@ class StageRun:
         totals: StepTotals,
         losses: Sequence[tuple[Batch, LossSum]],
         norm: float,
-        window: Window,
+        metrics: MetricSums,
     ) -> None:
         """Move the position behind a step and count it, whether it was applied or left out.
 
@@ -434,31 +434,31 @@ class StageRun:
         """
         position, engine = self.position, self.model.engine
         ids = [i for batch in step.micro for i in batch.ids]
-        is_applied = self.judge.account(norm, ids)
+        is_applied = self.spikes.account(norm, ids)
         position.stage_seconds += totals.seconds
         position.stream = step.state.to_json()
         if is_applied and self.model.average is not None:
             self.model.average.update(engine.plain)
         for batch, loss in losses:
-            window.add(batch, loss, counted=is_applied)
+            metrics.add(batch, loss, counted=is_applied)
         if self.config.data.log_ids:
-            window.ids.append(ids)
+            metrics.ids.append(ids)
         self.tracker.advance()
         self.run.watch.rearm()
         self.run.profile.step_done(engine.plain)
         self.run.writer.tell()
 
-    def new_window(self) -> Window:
+    def new_metrics(self) -> MetricSums:
         """Return empty sums for the next row of metrics."""
         per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
-        return Window(per_task, self.config.adapter.tokens_per_second)
+        return MetricSums(per_task, self.config.adapter.tokens_per_second)
 
-    def log(self, window: Window, norm: float) -> None:
+    def log(self, metrics: MetricSums, norm: float) -> None:
         """Write one row of metrics."""
         row = {
             "step": self.position.step,
             "stage": self.stage.name,
-            **window.row(self.run.data.tasks, self.config.data.log_ids),
+            **metrics.row(self.run.data.tasks, self.config.data.log_ids),
             "lr": {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups},
             "grad_norm": norm if math.isfinite(norm) else None,
         }

@@ -19,7 +19,7 @@ MEMORY = 0.05  # weight of a new loss in the stage's mean
 NAMED = 20  # examples in a message
 
 
-class StepJudge:
+class LossSpikeDetector:
     """Judges the steps of a stage and counts them in its position."""
 
     def __init__(self, settings: TrainConfig, position: Position, tracker: Tracker) -> None:

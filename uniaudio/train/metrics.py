@@ -18,7 +18,7 @@ from uniaudio.types import Batch, LossSum
 
 
 @dataclass
-class Window:
+class MetricSums:
     """Sums of one rank.
 
     Args:
@@ -78,14 +78,14 @@ class Window:
 
     def choices_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return for each task the mean of what the encoder chose over the clips of all ranks."""
-        found: dict[str, dict[str, float]] = {}
+        choices: dict[str, dict[str, float]] = {}
         everyone = gather_objects({name: sums.tolist() for name, sums in self.choices.items()})
         for name in dict.fromkeys(name for own in everyone for name in own):
             for index, task in enumerate(tasks):
                 total, clips = (sum(own[name][index][i] for own in everyone if name in own) for i in (0, 1))
                 if clips:
-                    found.setdefault(task, {})[name] = total / clips
-        return found
+                    choices.setdefault(task, {})[name] = total / clips
+        return choices
 
     def row(self, tasks: Sequence[str], with_ids: bool) -> dict[str, Any]:
         """Return the figures of all ranks together; every rank must call it at the same point.
@@ -97,8 +97,8 @@ class Window:
         device = self.per_task.device
         per_task = sum_over_ranks(self.per_task.double()).tolist()
         counts = [self.audio_seconds, self.waited, self.audio_tokens, self.known, self.looked_up]
-        own = torch.tensor(counts, dtype=torch.float64, device=device)
-        audio_seconds, waited, audio_tokens, known, looked_up = sum_over_ranks(own).tolist()
+        sums_of_rank = torch.tensor(counts, dtype=torch.float64, device=device)
+        audio_seconds, waited, audio_tokens, known, looked_up = sum_over_ranks(sums_of_rank).tolist()
         tokens = sum(counted for _, counted, _ in per_task)
         seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
         row: dict[str, Any] = {

@@ -15,7 +15,7 @@ SIGNS = ("out of memory", "can't allocate memory")  # of CUDA, of the CPU's allo
 
 
 @contextlib.contextmanager
-def telling_of_memory(batch: Batch, stage: Stage, step: int) -> Iterator[None]:
+def explain_out_of_memory(batch: Batch, stage: Stage, step: int) -> Iterator[None]:
     """Turn an allocation that failed into a sentence about the micro-batch.
 
     Raises:

@@ -79,13 +79,13 @@ class Engine:
 
         Nothing is updated when the norm is not finite.
         """
-        norm = float(self.clipped(max_norm))
+        norm = float(self.clip_gradients(max_norm))
         if norm == norm and norm != float("inf"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def clipped(self, max_norm: float) -> Tensor:
+    def clip_gradients(self, max_norm: float) -> Tensor:
         """Clip the gradients to a norm and return the norm that they had."""
         return nn.utils.clip_grad_norm_(self.plain.parameters(), max_norm)
 

@@ -68,8 +68,8 @@ class Fsdp2Engine(Engine):
         model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def clipped(self, max_norm: float) -> Tensor:
-        norm = super().clipped(max_norm)
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        norm = super().clip_gradients(max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def trained(self) -> Iterator[Whole]:
