@@ -138,9 +138,8 @@ def plan(
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
     from uniaudio.build.run_config import open_run
-    from uniaudio.checks.recipe import QUESTION
+    from uniaudio.checks.recipe import QUESTION, Clip
     from uniaudio.commands.plan import Machine, show_plan
-    from uniaudio.estimate.thin import Clip
 
     clip = None if seconds is None else Clip(seconds, QUESTION, answer_tokens)
     show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)

@@ -8,13 +8,13 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from uniaudio.checks.decoder import num_layer_parameters
+from uniaudio.checks.recipe import Clip
 from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import LoraConfig
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.estimate.flops import any_decoder_forward_flops
 from uniaudio.estimate.stage_plan import plan_stage
-from uniaudio.estimate.thin import Clip
 from uniaudio.model.audio_lm import left_padded
 from uniaudio.model.decoder import TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
@@ -217,5 +217,5 @@ def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokeniz
     check_run(config, console)
     assert "ok: config, recipes" in console.export_text()
     plan = plan_stage(config, 0, Clip(0.5, 20, 5), torch.bfloat16)
-    assert plan.batch.flops > 0
-    assert plan.batch.trained > 0
+    assert plan.flops > 0
+    assert plan.trained > 0

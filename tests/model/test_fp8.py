@@ -6,10 +6,10 @@ import torch
 from conftest import tiny_qwen
 from torch import nn
 
+from uniaudio.checks.recipe import Clip
 from uniaudio.commands.plan import plan_stage
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.estimate.thin import Clip
 from uniaudio.model import fp8
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.fp8 import (
@@ -262,7 +262,7 @@ def test_plan_counts_one_byte_a_weight(tone_run):
     """And four for the scale of each output; the rest of the decoder stays as it was."""
     clip = Clip(1.0, 12, 3)
     plain, eight = (
-        plan_stage(load_run(tone_run, [f"decoder.dtype={dtype}"]), 0, clip, torch.bfloat16).batch
+        plan_stage(load_run(tone_run, [f"decoder.dtype={dtype}"]), 0, clip, torch.bfloat16)
         for dtype in ("auto", "fp8")
     )
     layer = tiny_qwen().base_model.layers[0]

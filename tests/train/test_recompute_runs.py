@@ -43,7 +43,7 @@ def test_the_cheapest_that_suffices_is_chosen(plan):
     """For every memory size: off, then what costs least, then both; too little memory takes all there is."""
     sizes = {parts: plan.recomputing(parts) for parts in ((), (DECODER,), ("whisper",), ("whisper", DECODER))}
     total = {parts: option.total("single", 1) for parts, option in sizes.items()}
-    work = {parts: option.batch.flops for parts, option in sizes.items()}
+    work = {parts: option.flops for parts, option in sizes.items()}
     assert total["whisper", DECODER] < min(total[DECODER,], total["whisper",])
     assert max(total[DECODER,], total["whisper",]) < total[()]
     assert work[()] < min(work[DECODER,], work["whisper",])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, WhisperConfig
 
 from uniaudio.build.activation_checkpointing import part_of, parts_set_to
 from uniaudio.build.adapter import make_adapter
@@ -30,6 +30,8 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.decoder_limits import refuse_unusable_class
+from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
 from uniaudio.model.whisper_decoder import (
     START,
     CrossAttentionLM,
@@ -38,7 +40,7 @@ from uniaudio.model.whisper_decoder import (
     load_whisper_decoder,
 )
 from uniaudio.outputs import apply_umask
-from uniaudio.tiny.text_lm import miniature_decoder
+from uniaudio.tiny.text_lm import miniature_decoder, qwen_config
 from uniaudio.train.checkpoint.store import Checkpoint, check_bases
 from uniaudio.train.trainable import go_through_stages, put_tensors
 
@@ -197,3 +199,21 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
     put_tensors(loaded.model, structure, checkpoint.model, checkpoint.path)
     loaded.model.eval()
     return loaded
+
+
+def decoder_architecture(config: RunConfig) -> PretrainedConfig:
+    """Return the decoder's configuration.
+
+    Raises:
+        UserError: when it is neither miniature nor a folder with a model that can be used.
+    """
+    if config.decoder.miniature is not None:
+        small = config.decoder.miniature
+        return qwen_config(small, small.vocabulary, 0, 0)
+    refuse_unusable_files(config.decoder.path, "decoder.path")
+    with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.path} cannot be read"):
+        found = stock_config(config.decoder.path, config.decoder.revision)
+    if isinstance(found, WhisperConfig):
+        return found
+    refuse_unusable_class(found)
+    return found.get_text_config()

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 
-from uniaudio.build.model import load_tokenizer
+from uniaudio.build.model import decoder_architecture, load_tokenizer
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.row_clips import row_seconds
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.estimate.thin import decoder_architecture
 from uniaudio.model.decoder_limits import build_on_meta, position_limit
 from uniaudio.model.whisper_decoder import START
 

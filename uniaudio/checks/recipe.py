@@ -19,7 +19,6 @@ from uniaudio.data.source import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
-from uniaudio.estimate.thin import Clip
 from uniaudio.types import SAMPLE_RATE
 
 TOKENS_PER_WORD = 1.5
@@ -39,6 +38,15 @@ class Pairing:
     seconds: float  # mean clip length of the rows read
     answer_words: float
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The average example: seconds of audio, tokens of the question and of the answer with its end."""
+
+    seconds: float
+    question: int
+    answer: int
 
 
 def check_entry(entry: RecipeEntry) -> Pairing:

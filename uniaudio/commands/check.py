@@ -9,7 +9,7 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from uniaudio.build.encoders import sketch_encoder
-from uniaudio.build.model import stage_recipes
+from uniaudio.build.model import decoder_architecture, stage_recipes
 from uniaudio.checks.cache_settings import told_room
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.meta_stages import sketch_stages
@@ -20,7 +20,6 @@ from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
-from uniaudio.estimate.thin import decoder_architecture
 from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
 from uniaudio.train.optim import component_of
 

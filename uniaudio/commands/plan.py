@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.activation_checkpointing import parts_set_to
-from uniaudio.checks.recipe import average_clip
+from uniaudio.checks.recipe import Clip, average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import load_recipe
+from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
 from uniaudio.estimate.stage_plan import ENGINES, GIB, MARGIN, PARTS, StagePlan, plan_stage
-from uniaudio.estimate.thin import Blueprint, Clip, precision_on_gpu
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def show_plan(
     """
     console = console or Console()
     dtype = precision_on_gpu(config)
-    blueprint = Blueprint.sketched(config)
+    blueprint = Blueprint.from_config(config)
     auto = parts_set_to(config, "auto")
     usable = MARGIN * GIB * (config.train.memory_gib or machine.memory_gib)
     plans = []
@@ -106,7 +106,7 @@ def recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str], usab
         names = [name for name in chosen.recomputed if name not in plan.recomputed]
         sizes = [f"{p.total(engine, machine.gpus) / GIB:.2f}" for p in (plan, least, chosen)]
         fits = chosen.total(engine, machine.gpus) <= usable
-        more = f"{chosen.batch.flops / plan.batch.flops - 1:.1%}"
+        more = f"{chosen.flops / plan.flops - 1:.1%}"
         told = ", ".join(names) or "nothing"
         table.add_row(engine, *sizes[:2], told, sizes[2], more, style="" if fits else "red")
     return table
@@ -119,7 +119,7 @@ def recompute_line(plan: StagePlan, auto: Sequence[str]) -> str:
         with_it = plan.recomputing([name])
         if with_it.recomputed != plan.recomputed:
             saved = plan.total("single", 1) - with_it.total("single", 1)
-            more = with_it.batch.flops / plan.batch.flops - 1
+            more = with_it.flops / plan.flops - 1
             told.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
     return f"recomputing: {'; '.join(told)}" if told else ""
 
@@ -129,7 +129,7 @@ def speed_lines(plan: StagePlan, machine: Machine) -> Sequence[str]:
     speed = machine.flops / plan.flops_per_second
     hours = plan.stage_hours / speed
     lines = [
-        f"{plan.batch.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP for a second of "
+        f"{plan.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP for a second of "
         f"audio, {speed:,.0f} hours of audio an hour and GPU",
         f"the stage hears {plan.stage_hours:,.1f} h: {hours:,.2f} GPU-hours, {hours / machine.gpus:,.2f} hours on "
         f"{machine.gpus} GPUs",

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from uniaudio.build.activation_checkpointing import part_of, parts_set_to
-from uniaudio.checks.recipe import QUESTION, average_clip
+from uniaudio.checks.recipe import QUESTION, Clip, average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, is_main, world_size
 from uniaudio.errors import UserError
+from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
 from uniaudio.estimate.stage_plan import GIB, MARGIN, plan_stage
-from uniaudio.estimate.thin import Blueprint, Clip, precision_on_gpu
 from uniaudio.model.audio_lm import AudioLM, as_audio_lm
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import precision_of
@@ -47,7 +47,7 @@ def chooser(
     """
     auto, always = parts_set_to(config, "auto"), tuple(parts_set_to(config, True))
     limit = usable_bytes(config, device) if auto else None
-    blueprint = Blueprint.of(built) if limit is not None and is_main() else None
+    blueprint = Blueprint.from_model(built) if limit is not None and is_main() else None
     dtype = precision_on_gpu(config) if device.type == "cuda" else precision_of(config) or torch.float32
 
     def reckon(index: int, engine: str) -> Recomputing:
@@ -60,7 +60,7 @@ def chooser(
             return Recomputing(always, obstacle=str(problem))
         best = plain.cheapest(engine, world_size(), limit, auto)
         needed, without = (plan.total(engine, world_size()) for plan in (best, plain))
-        return Recomputing(best.recomputed, needed, without, limit, best.batch.flops / plain.batch.flops - 1)
+        return Recomputing(best.recomputed, needed, without, limit, best.flops / plain.flops - 1)
 
     def choose(index: int, engine: Engine) -> Recomputing:
         found: Recomputing = gather_objects(reckon(index, engine.name))[0]

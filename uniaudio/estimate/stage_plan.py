@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
-from uniaudio.build.activation_checkpointing import DECODER, parts_set_to
+from uniaudio.build.activation_checkpointing import DECODER, part_of, parts_set_to
+from uniaudio.checks.recipe import Clip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
-from uniaudio.estimate.operation_counter import Counted
-from uniaudio.estimate.step_cost import StageCost, StepCost
-from uniaudio.estimate.thin import WORDS, Blueprint, Clip
+from uniaudio.errors import convert_to_user_error
+from uniaudio.estimate.fake_model import Blueprint, build_fake_model, equal_clips
+from uniaudio.estimate.step_trace import LinearCost, StepTrace
 
 GIB = 2**30
+SECONDS_PER_HOUR = 3600
 PARTS = ("weights", "frozen", "gradients", "optimizer", "activations", "logits")
 # bytes of a trained parameter on one GPU: (whole on it, spread over all) of weights, gradients, moments and, in
 # ZeRO-1 and 2, DeepSpeed's float32 copy of the weights that it updates; docs/scaling.md has the same table
@@ -30,7 +33,21 @@ ENGINES = {
 }
 SPREAD = ("zero3", "fsdp2")  # engines that spread the frozen weights too
 SAME = {"zero0": "ddp"}  # engines that spread as another one does
+TRACED_CLIPS = 2  # of the step that is recorded
 MARGIN = 0.9  # of a device's memory: engines' buffers, fragments and dearer micro-batches take the rest
+
+
+@dataclass(frozen=True)
+class Change:
+    """What it changes when a part recomputes.
+
+    Args:
+        cost: with it less without it: fewer bytes, more FLOPs. layer: what the largest layer keeps beyond its inputs
+            while its backward runs.
+    """
+
+    cost: LinearCost
+    layer: LinearCost
 
 
 @dataclass(frozen=True)
@@ -38,9 +55,9 @@ class StagePlan:
     """What a stage costs.
 
     Args:
-        clip: the average example. clips: of them in a micro-batch. batch: figures of one micro-batch.
-        per_clip: of one clip more. logits: bytes of the logits that exist at a time.
-        cost: what all of that was taken from. recomputed: what recomputes, in all figures, by the names in the config.
+        clip: the average example. clips: of them in a micro-batch. trained: parameters. frozen: bytes of the others.
+        cost: of a micro-batch. decoder: what the decoder's layers keep. changes: of every part that can recompute, by
+            its name in the config. logits: bytes of the logits that exist at a time. recomputed: the parts that do.
         pass_hours: hours of audio of the recipe's sets, where all cards state them.
         stage_hours: hours that the stage draws.
     """
@@ -48,22 +65,22 @@ class StagePlan:
     name: str
     clip: Clip
     clips: float
-    batch: Counted
-    per_clip: Counted
+    trained: int
+    frozen: int
+    cost: LinearCost
+    decoder: LinearCost
+    changes: Mapping[str, Change]
     logits: float
-    cost: StageCost
     pass_hours: float | None
     stage_hours: float
     recomputed: tuple[str, ...] = ()
 
     def recomputing(self, parts: Collection[str]) -> Self:
         """Return the plan when these parts recompute, too; one that cannot or keeps nothing changes nothing."""
-        asked = {name: self.cost.again(name) for name in parts if name not in self.recomputed}
-        new = {name: again.change for name, again in asked.items() if again is not None}
-        batch, per_clip = self.batch, self.per_clip
-        for change in new.values():
-            batch, per_clip = batch + change.of(self.clips), per_clip + change.per_clip
-        return replace(self, batch=batch, per_clip=per_clip, recomputed=(*self.recomputed, *new))
+        new = [name for name in parts if name in self.changes and name not in self.recomputed]
+        cost = sum((self.changes[name].cost for name in new), self.cost)
+        decoder = self.decoder + self.changes[DECODER].cost if DECODER in new else self.decoder
+        return replace(self, cost=cost, decoder=decoder, recomputed=(*self.recomputed, *new))
 
     @property
     def working(self) -> float:
@@ -71,29 +88,31 @@ class StagePlan:
 
         The decoder's layers come first in the backward; what they kept is gone when an encoder's turn comes.
         """
-        if not self.recomputed:
-            return 0.0
-        changes = {name: again for name in self.recomputed if (again := self.cost.again(name)) is not None}
-        freed = self.cost.decoder.of(self.clips).saved
-        if DECODER in changes:
-            freed += changes[DECODER].change.of(self.clips).saved
-        sizes = [again.working(self.clips) - freed * (name != DECODER) for name, again in changes.items()]
-        return max(*sizes, 0.0)
+        freed = {name: self.decoder.saved(self.clips) * (name != DECODER) for name in self.recomputed}
+        sizes = (self.changes[name].layer.saved(self.clips) - freed[name] for name in self.recomputed)
+        return max(*sizes, 0.0, 0.0)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one micro-batch."""
+        return self.cost.flops * self.clips
 
     @property
     def flops_per_second(self) -> float:
-        """Operations for one second of audio."""
-        return self.batch.flops / (self.clips * self.clip.seconds)
+        """FLOPs for one second of audio."""
+        return self.cost.flops / self.clip.seconds
 
     def memory(self, engine: str, gpus: int) -> dict[str, float]:
         """Return the bytes of every part on one of so many GPUs, when gradients of a micro-batch before are there."""
         engine = SAME.get(engine, engine)
         spread = 1 if engine == "single" else gpus
         weights, gradients, moments = (
-            self.batch.trained * (whole + shared / spread) for whole, shared in ENGINES[engine]
+            self.trained * (whole + shared / spread) for whole, shared in ENGINES[engine]
         )
-        frozen = self.batch.frozen / (spread if engine in SPREAD else 1)
-        activations = self.batch.saved + max(0.0, self.working - self.logits)  # logits are gone by then
+        frozen = self.frozen / (spread if engine in SPREAD else 1)
+        activations = self.cost.saved(self.clips) + max(
+            0.0, self.working - self.logits
+        )  # logits are gone by then
         sizes = (weights, frozen, gradients, moments, activations, self.logits)
         return dict(zip(PARTS, sizes, strict=True))
 
@@ -102,27 +121,25 @@ class StagePlan:
         return sum(self.memory(engine, gpus).values())
 
     def cheapest(self, engine: str, gpus: int, limit: float, parts: Collection[str]) -> Self:
-        """Return the plan with the fewest operations that stays within ``limit`` bytes; if none does, the smallest.
+        """Return the plan with the fewest FLOPs that stays within ``limit`` bytes; if none does, the smallest.
 
         Args:
             parts: that may recompute beside those that do already.
         """
-        if self.total(engine, gpus) <= limit:
-            return self
-        able = [name for name in parts if self.recomputing([name]).recomputed != self.recomputed]
+        able = [name for name in parts if name in self.changes and name not in self.recomputed]
         options = [
             self.recomputing(chosen)
             for number in range(len(able) + 1)
             for chosen in combinations(able, number)
         ]
-        options.sort(key=lambda plan: plan.batch.flops)
+        options.sort(key=lambda plan: plan.flops)
         smallest = min(options, key=lambda plan: plan.total(engine, gpus))
         return next((plan for plan in options if plan.total(engine, gpus) <= limit), smallest)
 
     def largest(self, engine: str, gpus: int, limit: float) -> float:
         """Return the seconds of audio of the largest micro-batch that stays within so many bytes; 0: none does."""
         free = limit - self.total(engine, gpus)
-        more = free / self.per_clip.saved if self.per_clip.saved else float("inf")
+        more = free / self.cost.per_clip if self.cost.per_clip else float("inf")
         return max(0.0, (self.clips + more) * self.clip.seconds)
 
 
@@ -135,7 +152,7 @@ def plan_stage(
     recipe: Recipe | None = None,
     blueprint: Blueprint | None = None,
 ) -> StagePlan:
-    """Reckon one stage of a run, for clips that are all as long as the average one.
+    """Estimate one stage of a run, for clips that are all as long as the average one.
 
     What the config lets recompute in any case does.
 
@@ -145,52 +162,86 @@ def plan_stage(
         blueprint: of the model; None reads the configs of local checkpoints.
 
     Raises:
-        UserError: when there is no blueprint and a part is not a local folder.
+        UserError: when there is no blueprint and a part is not a local folder; when the model does not run without
+            values.
     """
     stage = config.stages[index]
-    blueprint = blueprint or Blueprint.sketched(config)
-    cost = StageCost(blueprint, config, index, clip, dtype)
+    blueprint = blueprint or Blueprint.from_config(config)
+    trace, changes, sizes = trace_step(blueprint, config, index, clip, dtype)
     clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example)
-    whole, logits = with_vocabulary(blueprint, config, cost.whole, clip, clips, dtype)
     hours = None
     if recipe is not None:
         stated = {entry.dataset.name: entry.dataset.hours for entry in recipe.train}
         hours = None if None in stated.values() else sum(h or 0.0 for h in stated.values())
-    heard = (config.train.micro_batches or gpus) * clips * clip.seconds / 3600
+    step_hours = (config.train.micro_batches or gpus) * clips * clip.seconds / SECONDS_PER_HOUR
     plain = StagePlan(
         name=stage.name,
         clip=clip,
         clips=clips,
-        batch=whole.of(clips),
-        per_clip=whole.per_clip,
-        logits=logits,
-        cost=cost,
+        trained=sizes[0],
+        frozen=sizes[1],
+        cost=trace.cost(),
+        decoder=trace.of_layers(DECODER),
+        changes=changes,
+        logits=logits_bytes(blueprint, config, clip.answer * clips, dtype),
         pass_hours=hours,
-        stage_hours=stage.hours if stage.hours is not None else heard * (stage.steps or 0),
+        stage_hours=stage.hours if stage.hours is not None else step_hours * (stage.steps or 0),
     )
     return plain.recomputing(parts_set_to(config, True))
 
 
-def with_vocabulary(
-    blueprint: Blueprint, config: RunConfig, cost: StepCost, clip: Clip, clips: float, dtype: torch.dtype
-) -> tuple[StepCost, float]:
-    """Add what the whole vocabulary costs beyond that of the thin decoder, and return the bytes of the logits too.
+def trace_step(
+    blueprint: Blueprint, config: RunConfig, stage: int, clip: Clip, dtype: torch.dtype
+) -> tuple[StepTrace, dict[str, Change], tuple[int, int]]:
+    """Run a step of a stage's model without values.
+
+    Returns:
+        Its trace, what every part changes that recomputes (a part that is frozen, with nothing trained below, keeps
+        nothing anyway), and the number of trained parameters with the bytes of the others.
+
+    Raises:
+        UserError: when the model does not run so.
+    """
+    what = (
+        f"memory and FLOPs cannot be estimated for a {blueprint.decoder.model_type} decoder in "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
+    with torch.random.fork_rng(devices=[]), convert_to_user_error(what):
+        model = build_fake_model(blueprint, config, stage, dtype)
+        parts = {name: part_of(model, config, name) for name in (*config.encoders, DECODER)}
+        parts = {name: part for name, part in parts.items() if part.can_recompute()}
+        for part in parts.values():
+            part.recompute()
+        model.train()
+        batch = equal_clips(model, clip, TRACED_CLIPS)
+
+        def forward() -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = model(batch)
+            total: Tensor = loss.total + sum(extra.value() for extra in loss.auxiliary.values())
+            return total
+
+        trace = StepTrace(model, parts, TRACED_CLIPS, model.decoder.vocabulary)
+        trace.run(forward)
+    plain = trace.cost()
+    changes = {}
+    for name in parts:
+        change = trace.cost([name]) + plain * -1
+        if change.saved(1) < 0:
+            changes[name] = Change(change, trace.largest_layer(name))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.untyped_storage().nbytes() for p in model.parameters() if not p.requires_grad)
+    return trace, changes, (trained, frozen)
+
+
+def logits_bytes(blueprint: Blueprint, config: RunConfig, labels: float, dtype: torch.dtype) -> float:
+    """Return the bytes of the logits that exist at a time.
 
     A frozen head makes its gradient chunk by chunk in the forward (``model/cross_entropy.py``): float32 logits and
     their log-softmax exist for one chunk, and in bfloat16 the product that goes back. A trained one keeps all of them.
     """
     decoder: Any = blueprint.decoder
-    trained = config.decoder.train == "full"
-    wide = 4 if trained else dtype.itemsize
-    more = decoder.vocab_size - WORDS
-    tables = 1 if getattr(decoder, "tie_word_embeddings", True) else 2
-    numbers = float(more * decoder.hidden_size * tables)
-    head = Counted(0, 0, numbers * trained, numbers * wide * (not trained))
-    passes = 3 if trained else 2
-    asked = Counted(0, 2.0 * passes * clip.answer * more * decoder.hidden_size, 0, 0)
-    labels = clip.answer * clips
-    whole = cost + StepCost(head, asked)
-    if trained:
-        return whole, labels * decoder.vocab_size * 8.0
+    if config.decoder.train == "full":
+        return labels * decoder.vocab_size * 8.0
     rows = min(config.train.label_chunk, labels)
-    return whole, rows * decoder.vocab_size * (8.0 + (2 if wide == 2 else 0))
+    return rows * decoder.vocab_size * (8.0 + (2 if dtype.itemsize == 2 else 0))

@@ -27,6 +27,7 @@ from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import SharedPrefixes
 
+LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -37,7 +38,7 @@ class TextDecoder(nn.Module):
     What ``make_trainable`` opens afterwards is trained and switches modes.
 
     Args:
-        lm: any ``AutoModelForCausalLM``.
+        lm: any ``AutoModelForCausalLM``. On the meta device nothing is compared: it is taken to be exact where it runs.
         attention: ``packed`` (rows side by side, no padding), ``padded`` (the stock way), or ``auto``: packed
             when every layer is plain full attention.
         identity: what a checkpoint records of the weights (see ``base_identity``).
@@ -199,7 +200,7 @@ class TextDecoder(nn.Module):
             packed = self.packed_hidden(rows)
         except (AttributeError, TypeError, ValueError, RuntimeError):
             return False
-        return close(packed, self.padded_hidden(rows))
+        return packed.is_meta or close(packed, self.padded_hidden(rows))
 
     @torch.no_grad()
     def can_pad_prompts(self) -> bool:
@@ -209,6 +210,8 @@ class TextDecoder(nn.Module):
             UserError: when it cannot generate from embeddings.
         """
         refuse_without_generation(type(self.lm))
+        if self.lm.device.type == "meta":
+            return True
         table = self.lm.get_input_embeddings()
         rows = table(torch.arange(10, device=self.lm.device).reshape(2, 5) % table.num_embeddings)
         mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=self.lm.device)
@@ -229,6 +232,9 @@ class TextDecoder(nn.Module):
         Raises:
             UserError: when the logits cannot be had from the hidden states, so losses would be wrong.
         """
+        config = self.lm.config.get_text_config()
+        if self.lm.device.type == "meta":
+            return all(getattr(config, name, None) is None for name in LOGIT_SETTINGS)
         self.set_attention(self.stock_attention)
         ids = torch.arange(4, device=self.lm.device)[None] % self.lm.get_input_embeddings().num_embeddings
         hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]

@@ -5,20 +5,26 @@ import json
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig, WhisperForConditionalGeneration
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
-from uniaudio.build.activation_checkpointing import parts_set_to
 from uniaudio.build.model import build_model
+from uniaudio.checks.recipe import Clip
 from uniaudio.cli import main
 from uniaudio.commands.plan import Machine, show_plan
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
-from uniaudio.estimate.operation_counter import count
+from uniaudio.estimate.fake_model import equal_clips
 from uniaudio.estimate.stage_plan import ENGINES, plan_stage
-from uniaudio.estimate.step_cost import StageCost
-from uniaudio.estimate.thin import Blueprint, Clip, equal_clips, thin_model
+from uniaudio.estimate.step_trace import attention_backward_flops, attention_flops
 from uniaudio.train.engines.base import Engine
 
 WHISPER = {"d_model": 128, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 512}
@@ -40,6 +46,10 @@ GATE = {
 ALL = {
     "encoders": {"whisper": {"path": "whisper", "recompute": True}},
     "decoder": {"path": "qwen", "recompute": True},
+}
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
 }
 CLIP = Clip(4.0, 24, 10)
 
@@ -96,32 +106,42 @@ def run(tmp_path, chat_tokenizer):
         "gate",
     ],
 )
-def test_one_and_two_layers_tell_what_all_of_them_cost(run, changes, dtype):
+def test_every_choice_costs_what_a_real_step_keeps_and_computes(run, changes, dtype):
+    """Against a model with values whose layers do recompute, by torch's own counter."""
     config = run(**changes)
-    blueprint = Blueprint.sketched(config)
-    (part,) = parts_set_to(config, True) or [""]
-    model = thin_model(blueprint, config, 0, blueprint.depths(), dtype, part)
+    config = config.model_copy(
+        update={"decoder": config.decoder.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})}
+    )
+    plan = plan_stage(config, 0, CLIP, dtype)
+    model = build_model(config, config.decoder.path, torch.device("cpu")).model.train()
     batch = equal_clips(model, CLIP, 3)
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept = {}
 
-    def forward():
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return model(batch).total
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.shape[-1] != model.decoder.vocabulary:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
-    whole = count(model, forward)
-    cost = StageCost(blueprint, config, 0, CLIP, dtype)
-    found = (cost.whole + cost.again(part).change if part else cost.whole).of(3)
-    assert found.saved == pytest.approx(whole.saved, rel=1e-3)
-    assert found.flops == pytest.approx(whole.flops, rel=1e-3)
-    assert (found.trained, found.frozen) == (whole.trained, whole.frozen)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            total = model(batch).total
+        total.backward()
+    assert plan.cost.saved(3) == pytest.approx(sum(kept.values()), rel=2e-3)
+    assert plan.cost.flops * 3 == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert plan.frozen == sum(p.nbytes for p in model.parameters() if not p.requires_grad)
 
 
 def test_a_stage_that_trains_less_keeps_less(run):
     frozen = {**STAGE, "name": "warm", "train": {"^encoder[.]": "frozen"}}
     config = run(stages=[frozen, STAGE])
     warm, joint = (plan_stage(config, i, CLIP, torch.float32) for i in (0, 1))
-    assert warm.batch.trained < joint.batch.trained
-    assert warm.batch.saved < joint.batch.saved / 2
-    assert warm.batch.trained + warm.batch.frozen / 4 == joint.batch.trained + joint.batch.frozen / 4
+    assert warm.trained < joint.trained
+    assert warm.cost.per_clip < joint.cost.per_clip / 2
+    assert warm.trained + warm.frozen / 4 == joint.trained + joint.frozen / 4
 
 
 def allocated_peak(work, tmp_path):
@@ -185,7 +205,7 @@ def test_memory_is_within_a_tenth_of_what_a_step_allocates(run, tmp_path, change
 
 def test_engines_spread_what_they_should(run):
     plan = plan_stage(run(), 0, CLIP, torch.float32)
-    p, b, n = plan.batch.trained, plan.batch.frozen, 4
+    p, b, n = plan.trained, plan.frozen, 4
     parts = ("weights", "frozen", "gradients", "optimizer")
     state = {engine: tuple(plan.memory(engine, n)[part] for part in parts) for engine in ENGINES}
     assert state["single"] == state["ddp"] == (4 * p, b, 4 * p, 8 * p)
@@ -200,7 +220,7 @@ def test_the_largest_micro_batch_fills_the_memory(run):
     limit = 2 * sum(plan.memory("ddp", 2).values())
     largest = plan.largest("ddp", 2, limit)
     clips = largest / CLIP.seconds
-    fuller = sum(plan.memory("ddp", 2).values()) + (clips - plan.clips) * plan.per_clip.saved
+    fuller = sum(plan.memory("ddp", 2).values()) + (clips - plan.clips) * plan.cost.per_clip
     assert fuller == pytest.approx(limit)
     assert plan.largest("ddp", 2, 1.0) == 0
 
@@ -212,14 +232,14 @@ def test_operations_are_those_of_the_formulas(run):
     encoder = flops.TRAINED * flops.whisper_forward_flops(WhisperConfig(**WHISPER, num_mel_bins=80), 4.0)
     qwen = Qwen3Config(**QWEN)
     read = flops.decoder_forward_flops(qwen, 50 + 34) + flops.head_forward_flops(qwen, 10)
-    assert plan.per_clip.flops == pytest.approx(encoder + flops.FROZEN_BELOW_GRADIENT * read, rel=0.06)
+    assert plan.cost.flops == pytest.approx(encoder + flops.FROZEN_BELOW_GRADIENT * read, rel=0.06)
 
 
 def test_hours_follow_from_operations(run):
     config = run(train={"precision": "no", "micro_batches": 6})
     plan = plan_stage(config, 0, CLIP, torch.float32)
     assert plan.stage_hours == pytest.approx(10 * 6 * 8 * 4.0 / 3600)
-    assert plan.flops_per_second == plan.batch.flops / 32
+    assert plan.flops_per_second == plan.flops / 32
     assert plan_stage(run(), 0, CLIP, torch.float32, gpus=3).stage_hours == pytest.approx(
         plan.stage_hours / 2
     )
@@ -251,3 +271,36 @@ def main_exit(arguments):
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 0
+
+
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+HEADS = {**SMALL, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("mamba", {**SMALL, "state_size": 8}),
+        ("rwkv", {**SMALL, "attention_hidden_size": 32}),
+        ("mixtral", {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("gemma2", {**HEADS, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+    ],
+)
+def test_decoders_with_states_experts_or_layers_of_several_kinds_have_a_plan(run, tmp_path, family, settings):
+    AutoConfig.for_model(family, **settings).save_pretrained(tmp_path / "other")
+    plan = plan_stage(run(decoder={"path": str(tmp_path / "other")}), 0, CLIP, torch.float32)
+    assert plan.cost.flops > 0
+    assert plan.cost.per_clip > 0
+    assert plan.frozen > 0
+
+
+def test_experts_count_for_the_tokens_that_choose_them(run, tmp_path):
+    """Twice as many experts with as many chosen cost no more; twice as many chosen cost more."""
+    flops_of = {}
+    for experts, chosen in ((4, 1), (8, 1), (8, 2)):
+        settings = {**HEADS, "num_local_experts": experts, "num_experts_per_tok": chosen}
+        AutoConfig.for_model("mixtral", **settings).save_pretrained(tmp_path / "other")
+        plan = plan_stage(run(decoder={"path": str(tmp_path / "other")}), 0, CLIP, torch.float32)
+        flops_of[experts, chosen] = plan.cost.flops
+    assert flops_of[8, 1] == pytest.approx(flops_of[4, 1], rel=0.01)
+    assert flops_of[8, 2] > 1.01 * flops_of[8, 1]
