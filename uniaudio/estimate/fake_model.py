@@ -130,6 +130,7 @@ def build_meta_decoder(
 ) -> TextDecoder | WhisperTextDecoder:
     """Build the decoder on the meta device, trained as the config says."""
     settings, architecture = config.decoder, copy.deepcopy(architecture)
+    architecture.pad_token_id = 0  # the stated one may lie outside of a small vocabulary
     if isinstance(architecture, WhisperConfig):
         stock = WhisperDecoder(architecture)
         whisper = WhisperTextDecoder(stock.to(dtype))
