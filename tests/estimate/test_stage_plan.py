@@ -120,7 +120,7 @@ def test_every_choice_costs_what_a_real_step_keeps_and_computes(run, changes, dt
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and tensor.shape[-1] != model.decoder.vocabulary:
+        if storage.data_ptr() not in weights and tensor.shape[-1:] != (model.decoder.vocabulary,):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
