@@ -40,7 +40,7 @@ ALLOWED = {
     "demo": BASE | {"tiny", "train"},
     "build": BASE | MIDDLE - {"export", "demo"},
     "estimate": BASE | {"data", "model", "tiny", "train", "build", "checks"},
-    "checks": BASE | {"data", "model", "train", "evaluate", "build", "estimate"},
+    "checks": BASE | {"data", "model", "train", "evaluate", "build"},
     "serve": BASE | {"data", "model", "evaluate", "build"},
     "commands": BASE | MIDDLE | {"build", "estimate", "checks", "serve"},
     "cli": BASE | {"build", "estimate", "checks", "serve", "commands"},
