@@ -187,8 +187,8 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
 
 def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
     """Return the identities of the weights that the encoders start from, by ``encoder NAME``."""
-    found = {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
-    return {name: {**base, "path": config.as_written(base["path"])} for name, base in found.items()}
+    bases = {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
+    return {name: {**base, "path": config.as_written(base["path"])} for name, base in bases.items()}
 
 
 def encoder_identity(settings: EncoderConfig) -> dict[str, str]:

@@ -33,20 +33,22 @@ class AuxiliaryLosses:
         Each rank holds the other ranks' sums constant, so its gradient is that of its own sums; data parallelism
         averages over ranks, hence the factor.
         """
-        own = {name: torch.stack([part.sums for part in parts]).sum(0) for name, parts in self.held.items()}
-        told = gather_objects(
+        sums_of_rank = {
+            name: torch.stack([part.sums for part in parts]).sum(0) for name, parts in self.held.items()
+        }
+        all_facts = gather_objects(
             {
-                name: (own[name].detach().tolist(), sum(part.count for part in parts))
+                name: (sums_of_rank[name].detach().tolist(), sum(part.count for part in parts))
                 for name, parts in self.held.items()
             }
         )
         terms: list[Tensor] = []
         values: dict[str, float] = {}
         for name, parts in sorted(self.held.items()):
-            everyone = [facts[name] for facts in told if name in facts]
-            total = own[name].new_tensor([sums for sums, _ in everyone], dtype=torch.float64).sum(0)
+            everyone = [facts[name] for facts in all_facts if name in facts]
+            total = sums_of_rank[name].new_tensor([sums for sums, _ in everyone], dtype=torch.float64).sum(0)
             count = sum(number for _, number in everyone)
-            sums = own[name] + (total.to(own[name].dtype) - own[name].detach())
+            sums = sums_of_rank[name] + (total.to(sums_of_rank[name].dtype) - sums_of_rank[name].detach())
             loss = parts[0].loss(sums / max(count, 1.0))
             terms.append(loss)
             values[name] = float(loss.detach())

@@ -159,17 +159,17 @@ def keep_rows(path: Path, last_step: int) -> None:
             continue
         if row.get("event") != "finished":
             kept.append(line + "\n")
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(path)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
 
 
 def flat(row: Mapping[str, Any], prefix: str = "train") -> list[tuple[str, float]]:
     """Return the numbers of a row with their paths as names."""
-    found: list[tuple[str, float]] = []
+    pairs: list[tuple[str, float]] = []
     for key, value in row.items():
         if isinstance(value, Mapping):
-            found += flat(value, f"{prefix}/{key}")
+            pairs += flat(value, f"{prefix}/{key}")
         elif isinstance(value, int | float) and key != "step":
-            found.append((f"{prefix}/{key}", float(value)))
-    return found
+            pairs.append((f"{prefix}/{key}", float(value)))
+    return pairs

@@ -70,7 +70,7 @@ class LossSpikeDetector:
             position.bad = 0
             return True
         position.bad += 1
-        everyone = [i for own in gather_objects(list(ids)) for i in own]
+        everyone = [i for ids_of_rank in gather_objects(list(ids)) for i in ids_of_rank]
         reason = "its loss or gradient is not finite"
         if highest < loss < float("inf"):
             reason = (
@@ -78,14 +78,14 @@ class LossSpikeDetector:
                 f"usual {usual:.3g}"
             )
         more = f" and {len(everyone) - NAMED} more" if len(everyone) > NAMED else ""
-        told = (
+        sentence = (
             f"step {position.step} was left out: {reason}; its examples: {', '.join(everyone[:NAMED])}{more}"
         )
-        self.tracker.warn(told)
+        self.tracker.warn(sentence)
         self.tracker.event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=everyone)
         most = self.settings.max_bad_steps
         if position.bad >= most:
             raise UserError(
-                f"{position.bad} steps in a row were left out (train.max_bad_steps={most}); the last: {told}"
+                f"{position.bad} steps in a row were left out (train.max_bad_steps={most}); the last: {sentence}"
             )
         return False

@@ -52,7 +52,7 @@ class Recomputing:
 
     def facts(self) -> dict[str, Any]:
         """Return what the metrics keep."""
-        told = {"recompute": list(self.parts)}
+        facts = {"recompute": list(self.parts)}
         if self.needed is None or self.limit is None:
-            return told
-        return told | {"reckoned_gib": self.needed / GIB, "limit_gib": self.limit / GIB}
+            return facts
+        return facts | {"reckoned_gib": self.needed / GIB, "limit_gib": self.limit / GIB}

@@ -127,11 +127,11 @@ def age_of(path: Path) -> float:
 
 def create(path: Path, holder: Holder) -> bool:
     """Let a lock come into being whole; return False when there is one."""
-    aside = path.with_name(f"{UNLINKED}{holder.token}")
+    temporary = path.with_name(f"{UNLINKED}{holder.token}")
     try:
-        write_flushed(aside, holder)
+        write_flushed(temporary, holder)
         try:
-            os.link(aside, path)
+            os.link(temporary, path)
         except FileExistsError:
             # over NFS the answer to a link that was made can be lost, and the link is tried again
             return (now := read_holder(path)) is not None and now.token == holder.token
@@ -139,7 +139,7 @@ def create(path: Path, holder: Holder) -> bool:
             return create_exclusively(path, holder)
         return True
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def create_exclusively(path: Path, holder: Holder) -> bool:
@@ -230,9 +230,9 @@ def take(path: Path, holder: Holder, say: Callable[[str], None] = lambda sentenc
 
 def put_in_place(path: Path, holder: Holder) -> None:
     """Replace a lock in one move."""
-    aside = path.with_name(f"{UNLINKED}{holder.token}")
-    write_flushed(aside, holder)
-    aside.replace(path)
+    temporary = path.with_name(f"{UNLINKED}{holder.token}")
+    write_flushed(temporary, holder)
+    temporary.replace(path)
 
 
 class Heartbeat:

@@ -134,17 +134,17 @@ def make_anchors(
     model: nn.Module, stage: Stage, run_dir: Path, examples: Callable[[str | None], Iterator[Batch]]
 ) -> dict[str, Anchor]:
     """Return the penalties of a stage, held to the parameters as they are now."""
-    found = {}
+    anchors = {}
     where = f"stages.{stage.name}.continual"
     l2sp, ewc = stage.continual.l2sp, stage.continual.ewc
     if l2sp is not None:
-        found["l2sp"] = Anchor(copies(anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight)
+        anchors["l2sp"] = Anchor(copies(anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight)
     if ewc is not None:
         parameters = anchored_parameters(model, ewc.on, f"{where}.ewc")
         path = run_dir / FISHER / f"{stage.name}.safetensors"
         fisher = kept_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
-        found["ewc"] = Anchor(copies(parameters), ewc.weight, fisher)
-    return found
+        anchors["ewc"] = Anchor(copies(parameters), ewc.weight, fisher)
+    return anchors
 
 
 def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> None:

@@ -114,7 +114,7 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
         UserError: when the disk refuses; the previous checkpoint stays valid.
     """
     folder = step_folder(run_dir, snapshot.step)
-    aside = unfinished(folder)
+    temporary = unfinished(folder)
     shares = {f"{OPTIMIZER}-{rank:05d}-of-{world:05d}.safetensors": snapshot.moments}
     if rank == 0:
         shares[MODEL] = snapshot.model
@@ -123,22 +123,22 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
     records = {}
     try:
         for name, tensors in shares.items():
-            save_file(dict(tensors), aside / name)
-            apply_umask(aside / name)
-            flush(aside / name)
-            verify(aside / name, tensors)
-            records[name] = FileRecord.of(aside / name).to_json()
-        mark(aside, rank).write_text(json.dumps({WRITTEN: records}))
+            save_file(dict(tensors), temporary / name)
+            apply_umask(temporary / name)
+            flush(temporary / name)
+            verify(temporary / name, tensors)
+            records[name] = FileRecord.of(temporary / name).to_json()
+        mark(temporary, rank).write_text(json.dumps({WRITTEN: records}))
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
         try:
-            mark(aside, rank).write_text(json.dumps({PROBLEM: first_line(problem)}))
+            mark(temporary, rank).write_text(json.dumps({PROBLEM: first_line(problem)}))
         except OSError:
-            shutil.rmtree(aside, ignore_errors=True)  # the main rank sees that it is gone
+            shutil.rmtree(temporary, ignore_errors=True)  # the main rank sees that it is gone
         raise refusal(folder, problem) from problem
 
 
-def mark(aside: Path, rank: int) -> Path:
-    return aside / f".written-{rank:05d}"
+def mark(temporary: Path, rank: int) -> Path:
+    return temporary / f".written-{rank:05d}"
 
 
 def verify(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -148,8 +148,8 @@ def verify(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: when they are not what was to be written.
     """
     with safe_open(path, "pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    if found != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if stored != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise OSError(f"{path} does not hold what was written to it")
 
 
@@ -167,31 +167,33 @@ def finish_checkpoint(
         UserError: when a rank's part or the rest could not be written; the previous checkpoint stays valid.
     """
     folder = step_folder(run_dir, snapshot.step)
-    aside = unfinished(folder)
+    temporary = unfinished(folder)
     try:
-        records = wait_for_parts(aside, world, patience)
+        records = wait_for_parts(temporary, world, patience)
         state = json.dumps({"step": snapshot.step, **snapshot.state}, indent=2)
-        (aside / STATE).write_text(state)
-        (aside / BASES).write_text(json.dumps(bases, indent=2))
-        config.save(aside / CONFIG)
-        write_listing(aside, records | {name: FileRecord.of(aside / name) for name in (STATE, BASES, CONFIG)})
+        (temporary / STATE).write_text(state)
+        (temporary / BASES).write_text(json.dumps(bases, indent=2))
+        config.save(temporary / CONFIG)
+        write_listing(
+            temporary, records | {name: FileRecord.of(temporary / name) for name in (STATE, BASES, CONFIG)}
+        )
         for name in (STATE, BASES, CONFIG, COMPLETE):
-            flush(aside / name)
-        flush(aside)
+            flush(temporary / name)
+        flush(temporary)
         if folder.exists():  # moved, for removing it takes time in which there would be neither
             folder.rename(replaced(folder))
-        aside.rename(folder)
+        temporary.rename(folder)
         flush(folder.parent)
         point_latest(folder)
         settings = config.train
         prune(folder.parent, settings.keep_last, snapshot.step, settings.keep_every)
     except OSError as problem:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise refusal(folder, problem) from problem
     return folder
 
 
-def wait_for_parts(aside: Path, world: int, patience: float) -> dict[str, FileRecord]:
+def wait_for_parts(temporary: Path, world: int, patience: float) -> dict[str, FileRecord]:
     """Wait until every rank has left its mark; remove the marks and return the files that they list.
 
     Raises:
@@ -200,8 +202,8 @@ def wait_for_parts(aside: Path, world: int, patience: float) -> dict[str, FileRe
     until = time.monotonic() + patience
     records: dict[str, FileRecord] = {}
     for rank in range(world):
-        while not (content := read_mark(mark(aside, rank))):
-            if not aside.exists():
+        while not (content := read_mark(mark(temporary, rank))):
+            if not temporary.exists():
                 raise OSError(f"the part of process {rank} could not be written")
             if time.monotonic() > until:
                 raise OSError(f"process {rank} did not write its part within {patience:g} s")
@@ -210,7 +212,7 @@ def wait_for_parts(aside: Path, world: int, patience: float) -> dict[str, FileRe
             raise OSError(f"process {rank}: {content[PROBLEM]}")
         records |= {name: FileRecord.from_json(entry) for name, entry in content[WRITTEN].items()}
     for rank in range(world):
-        mark(aside, rank).unlink()
+        mark(temporary, rank).unlink()
     return records
 
 
@@ -250,10 +252,10 @@ def save_checkpoint(
 def point_latest(folder: Path) -> None:
     """Let ``latest``, a file with a folder's name, name this folder; replaced in one move."""
     latest = folder.parent / "latest"
-    aside = latest.with_name(f"{UNFINISHED}latest")
-    aside.write_text(folder.name + "\n")
-    flush(aside)
-    aside.replace(latest)
+    temporary = latest.with_name(f"{UNFINISHED}latest")
+    temporary.write_text(folder.name + "\n")
+    flush(temporary)
+    temporary.replace(latest)
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -48,14 +48,14 @@ def anchored_parameters(model: nn.Module, pattern: str, where: str) -> dict[str,
     Raises:
         UserError: when there are none.
     """
-    found = {
+    anchored = {
         name: p
         for name, p in model.named_parameters()
         if p.requires_grad and LORA not in name and re.search(pattern, name)
     }
-    if not found:
+    if not anchored:
         raise UserError(f"{where}.on: '{pattern}' matches no parameter that the stage trains in full")
-    return found
+    return anchored
 
 
 def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,11 +115,11 @@ def kept_fisher(
     fisher = diagonal_fisher(model, parameters, examples, count)
     if is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}")
-        save_file({name: value.cpu() for name, value in fisher.items()}, aside)
-        apply_umask(aside)
-        checksum_file(path).write_text(FileRecord.of(aside).sha256 + "\n")
-        aside.replace(path)
+        temporary = path.with_name(f".{path.name}")
+        save_file({name: value.cpu() for name, value in fisher.items()}, temporary)
+        apply_umask(temporary)
+        checksum_file(path).write_text(FileRecord.of(temporary).sha256 + "\n")
+        temporary.replace(path)
     return fisher
 
 
