@@ -7,11 +7,12 @@ import pytest
 from made_up_files import card, write_parquet, write_tar
 from made_up_sources import Shards
 
-from uniaudio.data.sampler import BrokenShard, Mark, ShardCursor
+from uniaudio.data.sampler import Mark, ShardCursor
+from uniaudio.data.skipped_rows import BrokenShard
 from uniaudio.data.source import BrokenShardError, Place, open_source
 from uniaudio.data.sources.paths import size_of
 from uniaudio.errors import UserError
-from uniaudio.train.skipped_rows import SkipLedger
+from uniaudio.train.skip_counts import SkipLedger
 
 ROWS = 20
 

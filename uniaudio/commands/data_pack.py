@@ -27,7 +27,7 @@ from uniaudio.data.field_values import ClassIndex
 from uniaudio.data.jinja import Text
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.row_clips import decode_clips
-from uniaudio.data.sampler import Skip
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.source import Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
 from uniaudio.types import SAMPLE_RATE

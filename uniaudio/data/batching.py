@@ -20,8 +20,9 @@ from uniaudio.data.chat_format import ChatFormat, prefix_of
 from uniaudio.data.permutation import drawn_before, number, phase_of, row_rng
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.row_clips import row_seconds
-from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, Skip
+from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor
 from uniaudio.data.segment import TIME_COLUMNS
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.source import IndexedSource, Row, Source
 from uniaudio.data.sources.retries import MAX_OUTAGE
 from uniaudio.data.template import Rendered

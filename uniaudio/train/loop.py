@@ -36,7 +36,7 @@ from uniaudio.train.parts import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
-from uniaudio.train.skipped_rows import SkipLedger
+from uniaudio.train.skip_counts import SkipLedger
 from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
 from uniaudio.train.state import Position, newest
 from uniaudio.train.watchdog import HangWatch

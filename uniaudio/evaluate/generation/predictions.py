@@ -10,7 +10,7 @@ import torch
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.eval_examples import EvalExamples, iterate_examples
-from uniaudio.data.sampler import Skip
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.template import Template
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import RowError, UserError

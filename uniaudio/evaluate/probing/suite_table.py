@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from uniaudio.data.sampler import Skip
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.evaluate.probing.task_rows import describe_rows
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}

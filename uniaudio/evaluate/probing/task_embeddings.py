@@ -17,7 +17,7 @@ from torch import Tensor
 from uniaudio.config.search_paths import cache_root
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.row_clips import decode_clips
-from uniaudio.data.sampler import Skip
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from uniaudio.data.sampler import Skip
-from uniaudio.train.skipped_rows import SkipLedger
+from uniaudio.data.skipped_rows import Skip
+from uniaudio.train.skip_counts import SkipLedger
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8, 64])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniaudio.data.sampler import BrokenShard
+from uniaudio.data.skipped_rows import BrokenShard
 
 FEWEST = 10  # rows drawn from a source before its share is judged
 
