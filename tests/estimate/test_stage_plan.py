@@ -252,7 +252,7 @@ def test_the_command_reads_the_data_and_prints_every_engine(tone_run, capsys):
         assert engine in out
     assert "GPU-hours" in out
     assert "chosen by auto" in out
-    assert "recomputing: whisper" in out
+    assert "activation checkpointing: whisper" in out
     assert "stage one" in out
 
 

@@ -95,7 +95,7 @@ def test_sentences():
     told = Recomputing(("a",), 3 * GIB, 5 * GIB, 4 * GIB, 0.2)
     assert told.fits
     assert told.sentence("budget") == (
-        "recompute: a; 3.00 GiB are reckoned of 4.00 GiB (5.00 GiB without, 20.0% more operations)"
+        "recompute: a; 3.00 GiB estimated of 4.00 GiB (5.00 GiB without, 20.0% more operations)"
     )
     assert not Recomputing(("a",), 5 * GIB, 5 * GIB, 4 * GIB).fits
-    assert "could not be reckoned (why)" in Recomputing(obstacle="why").sentence("budget")
+    assert "could not be estimated (why)" in Recomputing(obstacle="why").sentence("budget")

@@ -62,7 +62,7 @@ def show_plan(
         for line in speed_lines(plan, machine):
             console.print(line, highlight=False)
     console.print(
-        f"reckoned at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in {str(dtype).removeprefix('torch.')}; "
+        f"estimated at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in {str(dtype).removeprefix('torch.')}; "
         f"buffers of engines, the working memory of single operations and fragments come on top: leave a tenth free",
         style="dim",
         highlight=False,
@@ -121,7 +121,7 @@ def recompute_line(plan: StagePlan, auto: Sequence[str]) -> str:
             saved = plan.total("single", 1) - with_it.total("single", 1)
             more = with_it.flops / plan.flops - 1
             told.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
-    return f"recomputing: {'; '.join(told)}" if told else ""
+    return f"activation checkpointing: {'; '.join(told)}" if told else ""
 
 
 def speed_lines(plan: StagePlan, machine: Machine) -> Sequence[str]:
@@ -131,7 +131,7 @@ def speed_lines(plan: StagePlan, machine: Machine) -> Sequence[str]:
     lines = [
         f"{plan.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP for a second of "
         f"audio, {speed:,.0f} hours of audio an hour and GPU",
-        f"the stage hears {plan.stage_hours:,.1f} h: {hours:,.2f} GPU-hours, {hours / machine.gpus:,.2f} hours on "
+        f"the stage trains on {plan.stage_hours:,.1f} h: {hours:,.2f} GPU-hours, {hours / machine.gpus:,.2f} hours on "
         f"{machine.gpus} GPUs",
     ]
     if plan.pass_hours is not None:

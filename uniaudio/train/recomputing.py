@@ -29,7 +29,7 @@ class Recomputing:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory suffices, as far as that was reckoned."""
+        """Whether the memory suffices, by the estimate."""
         return self.needed is None or self.limit is None or self.needed <= self.limit
 
     def sentence(self, budget: str) -> str:
@@ -40,10 +40,10 @@ class Recomputing:
         """
         parts = ", ".join(self.parts) or "nothing"
         if self.obstacle:
-            return f"recompute: {parts}; what `auto` should do could not be reckoned ({self.obstacle})"
+            return f"recompute: {parts}; what `auto` should do could not be estimated ({self.obstacle})"
         if self.needed is None or self.without is None or self.limit is None:
             return f"recompute: {parts}" if self.parts else ""
-        text = f"recompute: {parts}; {self.needed / GIB:.2f} GiB are reckoned of {self.limit / GIB:.2f} GiB"
+        text = f"recompute: {parts}; {self.needed / GIB:.2f} GiB estimated of {self.limit / GIB:.2f} GiB"
         if self.more:
             text += f" ({self.without / GIB:.2f} GiB without, {self.more:.1%} more operations)"
         if not self.fits:
