@@ -79,6 +79,16 @@ def test_files_that_contributing_names_exist():
     assert missing == []
 
 
+def test_files_of_the_page_where_to_change_what_exist():
+    text = (ROOT / "docs" / "where-to-change.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    places = [row for row in rows if row[0] != "I want to change ..."]
+    assert len({change for change, _, _ in places}) == len(places) == 40
+    for change, code, test in places:
+        assert (ROOT / "uniaudio" / code.strip("`")).is_file(), change
+        assert test.startswith("`tests/") and (ROOT / test.strip("`")).is_file(), change
+
+
 def test_the_citation_has_the_version_of_the_package():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
