@@ -86,7 +86,8 @@ def test_files_of_the_page_where_to_change_what_exist():
     assert len({change for change, _, _ in places}) == len(places) == 40
     for change, code, test in places:
         assert (ROOT / "uniaudio" / code.strip("`")).is_file(), change
-        assert test.startswith("`tests/") and (ROOT / test.strip("`")).is_file(), change
+        assert test.startswith("`tests/"), change
+        assert (ROOT / test.strip("`")).is_file(), change
 
 
 def test_the_citation_has_the_version_of_the_package():
