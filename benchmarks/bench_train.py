@@ -25,7 +25,7 @@ from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.collate import collate
 from uniaudio.data.loader import joined_states
-from uniaudio.distributed import is_main, part_ways, rank, world_size
+from uniaudio.distributed import is_main, rank, shutdown_process_group, world_size
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -198,7 +198,7 @@ def figures(run: Run) -> dict[str, float] | None:
     """Measure one side; under an engine only the first process tells."""
     figures = ALONE.get(run.side, our_loop)(run.steps, run.scratch)
     tells = is_main()
-    part_ways()
+    shutdown_process_group()
     return figures if tells else None
 
 

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from uniaudio.config.run import TrainConfig
-from uniaudio.distributed import gather_objects, is_main, part_ways, rank, world_size
+from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group, world_size
 from uniaudio.train.engines.launch import make_accelerator, make_engine
 
 MICRO = 2  # micro-batches of a rank in a step
@@ -107,7 +107,7 @@ def one_step(engine, config, step, poisoned):
 def state(engine):
     """Return copies of all trained weights and moments."""
     found = {}
-    for whole in engine.trained():
+    for whole in engine.list_trained():
         found[whole.name] = whole.weight.clone()
         found |= {f"{whole.name}|{kind}": moment.clone() for kind, moment in whole.moments.items()}
     return found
@@ -164,7 +164,7 @@ def main():
         }
     if is_main():
         print(json.dumps(told), flush=True)
-    part_ways()
+    shutdown_process_group()
 
 
 if __name__ == "__main__":

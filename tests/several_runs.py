@@ -13,7 +13,10 @@ from uniaudio.cli import main
 from uniaudio.commands import train as training
 
 if __name__ == "__main__":
-    part_ways, training.part_ways = training.part_ways, lambda: None  # the next run exchanges on
+    shutdown, training.shutdown_process_group = (
+        training.shutdown_process_group,
+        lambda: None,
+    )  # the next run exchanges on
     for arguments in json.loads(Path(sys.argv[1]).read_text()):
         try:
             main(["train", *arguments])
@@ -22,4 +25,4 @@ if __name__ == "__main__":
                 raise
         AcceleratorState._reset_state(False)
         GradientState._reset_state()
-    part_ways()
+    shutdown()

@@ -11,7 +11,7 @@ import torch
 from broken_step import accelerator_for
 from torch import nn
 
-from uniaudio.distributed import gather_objects, is_main, part_ways, rank
+from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
@@ -77,7 +77,7 @@ def steps(name, model, given, steps=3):
             engine.backward(loss + extra)
         assert engine.step(config.train.clip) < 1e9
         losses.append(sum(gather_objects(loss.item())) / 2)
-    weights = {whole.name: whole.weight.sum().item() for whole in engine.trained()}
+    weights = {whole.name: whole.weight.sum().item() for whole in engine.list_trained()}
     assert gather_objects(weights) == [weights] * 2  # the ranks agree
     engine.close()
     return losses, weights
@@ -134,4 +134,4 @@ if __name__ == "__main__":
     told = {engine: under(engine) for engine in sys.argv[1:]}
     if is_main():
         print(json.dumps(told), flush=True)
-    part_ways()
+    shutdown_process_group()

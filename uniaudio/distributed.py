@@ -61,7 +61,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def part_ways() -> None:
+def shutdown_process_group() -> None:
     """End the exchange between the ranks; every rank must call it at the same point, and none exchanges after it.
 
     Threads of an exchange that is not ended may still run while the interpreter is cleared away, and abort the process.
@@ -72,7 +72,7 @@ def part_ways() -> None:
 
 
 @contextlib.contextmanager
-def telling_of_lost_processes() -> Iterator[None]:
+def explain_lost_processes() -> Iterator[None]:
     """Turn an exchange that failed because a process is gone into a sentence.
 
     Raises:

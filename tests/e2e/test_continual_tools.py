@@ -15,7 +15,7 @@ from uniaudio.cli import main
 from uniaudio.commands.add_task import add_task
 from uniaudio.commands.data_pack import pack_recipe, sample_reservoir
 from uniaudio.commands.forgetting import measure_forgetting
-from uniaudio.commands.soup import averaged, held_out, interpolated, make_soup
+from uniaudio.commands.soup import average_tensors, held_out, interpolate_tensors, make_soup
 from uniaudio.commands.train import run_training
 from uniaudio.commands.tune_batch import tuned_overrides
 from uniaudio.config.run import load_run
@@ -160,22 +160,22 @@ def test_a_reservoir_takes_every_row_equally_often(tone_run):
 
 def test_interpolation_and_mean_are_the_equations():
     start, end = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, -2.0]), "new": torch.ones(1)}
-    mixed = interpolated(start, end, 0.25)
+    mixed = interpolate_tensors(start, end, 0.25)
     assert mixed["w"].tolist() == [1.5, 1.0]
     assert torch.equal(mixed["new"], end["new"])
-    mean = averaged([{"w": torch.tensor([2.0])}, {"w": torch.tensor([8.0])}], [1.0, 2.0])
+    mean = average_tensors([{"w": torch.tensor([2.0])}, {"w": torch.tensor([8.0])}], [1.0, 2.0])
     assert mean["w"].item() == pytest.approx(6.0)
     with pytest.raises(UserError, match="different tensors"):
-        averaged([start, end], [1, 1])
+        average_tensors([start, end], [1, 1])
     with pytest.raises(UserError, match="low-rank"):
-        averaged([{"q.lora_A.default.weight": torch.ones(1)}] * 2, [1, 1])
+        average_tensors([{"q.lora_A.default.weight": torch.ones(1)}] * 2, [1, 1])
 
 
 def test_of_a_low_rank_update_the_update_is_scaled():
     a, b = torch.randn(2, 5), torch.randn(4, 2)
     start = {"q.lora_A.default.weight": torch.randn(2, 5), "q.lora_B.default.weight": torch.zeros(4, 2)}
     end = {"q.lora_A.default.weight": a, "q.lora_B.default.weight": b}
-    mixed = interpolated(start, end, 0.3)
+    mixed = interpolate_tensors(start, end, 0.3)
     update = mixed["q.lora_B.default.weight"] @ mixed["q.lora_A.default.weight"]
     torch.testing.assert_close(update, 0.3 * (b @ a))
 

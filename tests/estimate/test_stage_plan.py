@@ -129,7 +129,7 @@ def test_every_choice_costs_what_a_real_step_keeps_and_computes(run, changes, dt
         with hooks, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             total = model(batch).total
         total.backward()
-    assert plan.cost.saved(3) == pytest.approx(sum(kept.values()), rel=2e-3)
+    assert plan.cost.saved_bytes(3) == pytest.approx(sum(kept.values()), rel=2e-3)
     assert plan.cost.flops * 3 == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert plan.frozen == sum(p.nbytes for p in model.parameters() if not p.requires_grad)

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uniaudio.config.stages import BalanceConfig
-from uniaudio.train.adaptive_mixture import Balance, move_mixture_weights, shares
+from uniaudio.train.adaptive_mixture import AdaptiveMixture, move_mixture_weights, shares
 
 SETTINGS = BalanceConfig(every=1, bound=4.0, rate=0.5)
 TASKS = {"a": ["x"], "b": ["y"], "c": ["z"]}
@@ -17,13 +17,13 @@ ROUNDS = st.lists(st.dictionaries(st.sampled_from("xyz"), LOSSES), max_size=8)
 
 
 def test_the_first_round_only_measures():
-    balance = move_mixture_weights(Balance(), {"x": 3.0, "y": 1.0}, TASKS, SETTINGS)
-    assert balance == Balance(1, {"a": 1.0, "b": 1.0, "c": 1.0}, {"x": 3.0, "y": 1.0})
+    balance = move_mixture_weights(AdaptiveMixture(), {"x": 3.0, "y": 1.0}, TASKS, SETTINGS)
+    assert balance == AdaptiveMixture(1, {"a": 1.0, "b": 1.0, "c": 1.0}, {"x": 3.0, "y": 1.0})
 
 
 def test_factors_equal_the_equation():
     """Falls of 50 %, 10 % and a rise, which counts as no fall."""
-    before = Balance(3, {"a": 1.0, "b": 2.0, "c": 0.5}, {"x": 2.0, "y": 1.0, "z": 1.0})
+    before = AdaptiveMixture(3, {"a": 1.0, "b": 2.0, "c": 0.5}, {"x": 2.0, "y": 1.0, "z": 1.0})
     after = move_mixture_weights(before, {"x": 1.0, "y": 0.9, "z": 7.0}, TASKS, SETTINGS)
     g = [0.5, 0.1, 0.0]
     mean = 0.2
@@ -38,21 +38,23 @@ def test_factors_equal_the_equation():
 
 
 def test_a_task_whose_loss_falls_more_gets_more_whatever_its_scale():
-    before = Balance(1, {}, {"x": 1000.0, "y": 0.01})
+    before = AdaptiveMixture(1, {}, {"x": 1000.0, "y": 0.01})
     after = move_mixture_weights(before, {"x": 900.0, "y": 0.001}, {"a": ["x"], "b": ["y"]}, SETTINGS)
     assert after.factors["b"] > 1 > after.factors["a"]
 
 
 def test_an_entry_of_several_tasks_counts_their_mean():
     tasks = {"both": ["x", "y", "unknown"], "a": ["x"], "b": ["y"]}
-    after = move_mixture_weights(Balance(1, {}, {"x": 1.0, "y": 1.0}), {"x": 0.5, "y": 0.9}, tasks, SETTINGS)
+    after = move_mixture_weights(
+        AdaptiveMixture(1, {}, {"x": 1.0, "y": 1.0}), {"x": 0.5, "y": 0.9}, tasks, SETTINGS
+    )
     assert after.factors["both"] == pytest.approx(1.0)
     assert after.factors["a"] == pytest.approx(math.exp(0.5))
     assert after.factors["b"] == pytest.approx(math.exp(-0.5))
 
 
 def test_an_entry_without_validation_loss_keeps_its_factor():
-    before = Balance(1, {"c": 1.7}, {"x": 1.0, "y": 1.0})
+    before = AdaptiveMixture(1, {"c": 1.7}, {"x": 1.0, "y": 1.0})
     after = move_mixture_weights(before, {"x": 0.5, "y": 1.0}, TASKS, SETTINGS)
     assert after.factors["c"] == 1.7
     nothing = move_mixture_weights(before, {}, TASKS, SETTINGS)
@@ -61,13 +63,13 @@ def test_an_entry_without_validation_loss_keeps_its_factor():
 
 def test_equal_progress_moves_nothing():
     after = move_mixture_weights(
-        Balance(1, {"a": 3.0}, {"x": 2.0, "y": 4.0}), {"x": 1.0, "y": 2.0}, TASKS, SETTINGS
+        AdaptiveMixture(1, {"a": 3.0}, {"x": 2.0, "y": 4.0}), {"x": 1.0, "y": 2.0}, TASKS, SETTINGS
     )
     assert after.factors == pytest.approx({"a": 3.0, "b": 1.0, "c": 1.0})
 
 
 def test_factors_stop_at_the_bound_and_come_back():
-    balance = Balance(0, {}, {})
+    balance = AdaptiveMixture(0, {}, {})
     loss = 1.0
     for _ in range(12):
         balance = move_mixture_weights(balance, {"x": loss, "y": 1.0}, TASKS, SETTINGS)
@@ -87,7 +89,7 @@ def test_factors_stop_at_the_bound_and_come_back():
 @example([{"x": 2.0, "y": 1.0}, {"x": 1.0, "y": 1.0}], 4.0, 1000.0, [1.0, 1.0, 1.0])
 def test_factors_stay_within_the_bound_and_shares_are_shares(rounds, bound, rate, usual):
     settings = BalanceConfig(every=1, bound=bound, rate=rate)
-    balance = Balance()
+    balance = AdaptiveMixture()
     for losses in rounds:
         balance = move_mixture_weights(balance, losses, TASKS, settings)
         assert set(balance.factors) == set(TASKS)
@@ -103,13 +105,13 @@ def test_factors_stay_within_the_bound_and_shares_are_shares(rounds, bound, rate
 
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), st.floats(0, 50)), min_size=1, max_size=6))
 def test_it_goes_on_from_json_as_if_never_stopped(rounds):
-    whole = broken = Balance()
+    whole = broken = AdaptiveMixture()
     for losses in rounds:
         whole = move_mixture_weights(whole, losses, TASKS, SETTINGS)
-        again = Balance.from_json(json.loads(json.dumps(broken.to_json())))
+        again = AdaptiveMixture.from_json(json.loads(json.dumps(broken.to_json())))
         broken = move_mixture_weights(again, losses, TASKS, SETTINGS)
     assert whole == broken
-    assert Balance.from_json(None) == Balance()
+    assert AdaptiveMixture.from_json(None) == AdaptiveMixture()
 
 
 def test_shares_are_usual_ones_times_factors():

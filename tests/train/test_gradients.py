@@ -15,7 +15,7 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.train.optim import build_optimizer, lr_share
-from uniaudio.train.trainable import Structure, held_tensors, put_tensors
+from uniaudio.train.trainable import TrainableParameters, held_tensors, put_tensors
 from uniaudio.types import Example
 
 
@@ -51,7 +51,9 @@ def optimizer_of(model, config):
 
 def held(model):
     """What a checkpoint of the first stage holds, copied."""
-    return {name: p.detach().clone() for name, p in held_tensors(model, Structure.of(model)).items()}
+    return {
+        name: p.detach().clone() for name, p in held_tensors(model, TrainableParameters.of(model)).items()
+    }
 
 
 def gradients(model):
@@ -167,7 +169,7 @@ def test_slots_that_do_not_match_are_told_with_both_numbers(model, chat_tokenize
 
 
 def test_a_checkpoint_of_another_model_is_refused(model):
-    structure, state = Structure.of(model), held(model)
+    structure, state = TrainableParameters.of(model), held(model)
     with pytest.raises(UserError, match=r"step-3: .*missing \['adapter.down.bias'\], unknown none"):
         put_tensors(model, structure, {k: v for k, v in state.items() if k != "adapter.down.bias"}, "step-3")
     with pytest.raises(UserError, match=r"missing none, unknown \['decoder.more'\]"):
@@ -181,7 +183,7 @@ def test_tensors_of_a_checkpoint_come_back_bit_for_bit(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    put_tensors(model, Structure.of(model), state, "step-3")
+    put_tensors(model, TrainableParameters.of(model), state, "step-3")
     for name, parameter in held(model).items():
         assert torch.equal(parameter, state[name]), name
 

@@ -20,14 +20,14 @@ def test_a_continued_run_tells_of_every_step_once(tmp_path):
     first = Tracker(tmp_path, main=True, start_step=0, total_steps=9, tensorboard=False)
     for step in (1, 2, 3):
         first.log({"step": step, "loss": 1.0})
-        first.skipped(step, [Skip("tones", str(step))])
+        first.write_skips(step, [Skip("tones", str(step))])
     first.event("finished", step=3)
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "lo')  # killed while writing
     second = Tracker(tmp_path, main=True, start_step=2, total_steps=9, tensorboard=False)
     second.log({"step": 3, "loss": 2.0})
-    second.skipped(3, [Skip("tones", "3")])
+    second.write_skips(3, [Skip("tones", "3")])
     second.close()
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 1, "loss": 1.0},
@@ -53,7 +53,7 @@ def test_other_ranks_write_skips_only(tmp_path):
     other.log({"step": 1, "loss": 1.0})
     other.event("finished", step=1)
     assert not (tmp_path / "run").exists()
-    other.skipped(1, [Skip("tones", "7")])
+    other.write_skips(1, [Skip("tones", "7")])
     assert lines(tmp_path / "run" / "skipped.jsonl") == [{"step": 1, "source": "tones", "row": "7"}]
     other.close()
 

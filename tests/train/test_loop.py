@@ -21,7 +21,7 @@ from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.recomputing import Recomputing
-from uniaudio.train.state import Position
+from uniaudio.train.state import TrainState
 from uniaudio.types import Auxiliary, Batch, LossSum
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -376,13 +376,13 @@ def test_two_stages_stopped_anywhere_and_continued_equal_the_uninterrupted_ones(
 
 def test_a_run_killed_exactly_at_the_boundary_goes_on_in_the_next_stage(tone_run, monkeypatch):
     assert run(tone_run, builder(), two_stages(), to("whole", tone_run)) == 0
-    real = Position.next_stage
-    monkeypatch.setattr(Position, "next_stage", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = TrainState.next_stage
+    monkeypatch.setattr(TrainState, "next_stage", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tone_run, builder(), two_stages())
     state = saved(tone_run).state
     assert (state["step"], state["stage"], state["stage_done"]) == (3, 0, True)
-    monkeypatch.setattr(Position, "next_stage", real)
+    monkeypatch.setattr(TrainState, "next_stage", real)
     opened = []
     assert run(tone_run, builder(), two_stages(), resume=True, opened=opened) == 0
     assert opened == [(1, None)]

@@ -12,7 +12,7 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.train.resume import Effect, compare_configs, is_finished
-from uniaudio.train.state import Position
+from uniaudio.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -148,22 +148,22 @@ def test_what_a_change_does_depends_on_where_the_run_is(tone_run):
     two = stages(stage("a"), stage("b"))
     later = stages(stage("a"), stage("b", steps=9, train={"^adapter": "frozen"}), stage("c"))
     lower = stages(stage("a", lr={"^adapter": 1e-4}), stage("b"))
-    assert changes(tone_run, Position(stage=0, stage_step=2), two, later) == {}  # b and c have not begun
-    assert changes(tone_run, Position(stage=1, stage_step=2), two, later) == {
+    assert changes(tone_run, TrainState(stage=0, stage_step=2), two, later) == {}  # b and c have not begun
+    assert changes(tone_run, TrainState(stage=1, stage_step=2), two, later) == {
         "stages.1.steps": Effect.FROM_HERE_ON,
         "stages.1.train.^adapter": Effect.REFUSED,
     }
-    assert changes(tone_run, Position(stage=0), two, lower) == {
+    assert changes(tone_run, TrainState(stage=0), two, lower) == {
         "stages.0.lr.^adapter": Effect.FROM_HERE_ON,
     }
-    assert changes(tone_run, Position(stage=1), two, lower) == {"stages.0.lr.^adapter": Effect.REFUSED}
+    assert changes(tone_run, TrainState(stage=1), two, lower) == {"stages.0.lr.^adapter": Effect.REFUSED}
     ewc = {"weight": 1.0, "recipe": "tone_recipe"}
     with_ewc = stages(stage("a", continual={"ewc": ewc}))
     more = stages(stage("a", continual={"ewc": ewc | {"examples": 9}}))
-    assert changes(tone_run, Position(), stages(stage("a")), with_ewc) == {
+    assert changes(tone_run, TrainState(), stages(stage("a")), with_ewc) == {
         "stages.0.continual.ewc": Effect.FROM_HERE_ON,
     }
-    assert changes(tone_run, Position(), with_ewc, more) == {
+    assert changes(tone_run, TrainState(), with_ewc, more) == {
         "stages.0.continual.ewc.examples": Effect.REFUSED  # what was measured is kept
     }
 
@@ -177,14 +177,14 @@ def test_what_does_not_alter_the_run_is_no_change(tone_run):
         "evaluate.batch_seconds=9",
         "encoders.whisper.recompute=true",
     ]
-    assert changes(tone_run, Position(), [], free) == {}
+    assert changes(tone_run, TrainState(), [], free) == {}
 
 
 def test_a_run_is_finished_at_the_end_of_its_last_stage_or_at_its_cap(tone_run):
     hours = load_run(tone_run, stages(stage("a"), stage("b", steps=None, hours=1)))
-    assert not is_finished(Position(step=4, stage_step=4), hours)
-    assert not is_finished(Position(step=9, stage=1, stage_step=5, stage_seconds=3599), hours)
-    assert is_finished(Position(step=9, stage=1, stage_step=5, stage_seconds=3600), hours)
+    assert not is_finished(TrainState(step=4, stage_step=4), hours)
+    assert not is_finished(TrainState(step=9, stage=1, stage_step=5, stage_seconds=3599), hours)
+    assert is_finished(TrainState(step=9, stage=1, stage_step=5, stage_seconds=3600), hours)
     capped = load_run(tone_run, ["train.max_steps=3"])
-    assert is_finished(Position(step=3, stage_step=3), capped)
-    assert not is_finished(Position(step=2, stage_step=2), capped)
+    assert is_finished(TrainState(step=3, stage_step=3), capped)
+    assert not is_finished(TrainState(step=2, stage_step=2), capped)

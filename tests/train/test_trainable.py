@@ -15,7 +15,7 @@ from uniaudio.model.lora import lora_modules, plain_name
 from uniaudio.ragged import Ragged
 from uniaudio.train.trainable import (
     LORA,
-    Structure,
+    TrainableParameters,
     enter_stage,
     go_through_stages,
     held_tensors,
@@ -332,7 +332,7 @@ def test_a_saved_state_gives_an_equal_model_at_every_stage(tone_run, decoder):
     config = read(tone_run, PLAN, f"decoder.train={decoder}")
     fresh = build(config)
     model = copy.deepcopy(fresh)
-    structure = Structure.of(model)
+    structure = TrainableParameters.of(model)
     saved = None
     for index in range(len(PLAN)):
         enter_stage(model, structure, config, index)

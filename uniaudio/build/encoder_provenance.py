@@ -45,14 +45,14 @@ def provenance(spec: str) -> dict[str, Any]:
         "name": run.resolve().name + (AVERAGED if spec.endswith(AVERAGED) else ""),
         "steps": state["step"],
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
-        "bases": [told_base(name, base) for name, base in bases.items() if name.startswith(PART)],
+        "bases": [describe_base(name, base) for name, base in bases.items() if name.startswith(PART)],
         "audio_hours": state["stage_seconds"] / HOUR,
         "results": results_of(run, spec),
     }
     return facts | data_of(config, state["stage"] + 1)
 
 
-def told_base(name: str, base: Mapping[str, str]) -> str:
+def describe_base(name: str, base: Mapping[str, str]) -> str:
     """Return a base as a line: a Hub name in full, a folder by its last part, and the beginning of its hash."""
     path = base.get("path", "unknown")
     path = Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path
@@ -71,11 +71,11 @@ def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
     for recipe in recipes:
         for entry in recipe.train:
             card = entry.dataset
-            own = sets.setdefault(
+            data_of_set = sets.setdefault(
                 card.name, {"name": card.name, "tasks": [], "license": card.license, "hours": card.hours}
             )
             for template in entry.templates:
-                own["tasks"] = list(dict.fromkeys([*own["tasks"], template.task]))
+                data_of_set["tasks"] = list(dict.fromkeys([*data_of_set["tasks"], template.task]))
                 domains = list(dict.fromkeys([*domains, template.domain]))
     return {"datasets": list(sets.values()), "domains": domains}
 

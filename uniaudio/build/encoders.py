@@ -27,7 +27,7 @@ from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.checkpoint.store import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
-from uniaudio.train.trainable import Structure, go_through_stages, put_tensors
+from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
 SAID: set[str] = set()  # what the console has been told of damaged checkpoints: one is opened many times
@@ -247,7 +247,9 @@ class EncoderHolder(nn.Module):
         self.encoder = encoder
 
 
-def encoder_holder(encoder: AudioEncoder, config: RunConfig, stage: int) -> tuple[EncoderHolder, Structure]:
+def encoder_holder(
+    encoder: AudioEncoder, config: RunConfig, stage: int
+) -> tuple[EncoderHolder, TrainableParameters]:
     """Bring a freshly built encoder to a stage, without the rest of its model."""
     holder = EncoderHolder(encoder)
     return holder, go_through_stages(holder, config, stage, whole=False)

@@ -54,7 +54,7 @@ def fuse(
     base = next(iter(encoders.values()))
     rate = config.rate or min(MEETING_RATE, base.frame_rate)
     if isinstance(config, MoweConfig):
-        own = config.model_dump(exclude=SHARED | {"smooth_keep", "smooth_epsilon", "reads_prompt"})
+        settings = config.model_dump(exclude=SHARED | {"smooth_keep", "smooth_epsilon", "reads_prompt"})
         return MoweEncoder(
             encoders,
             rate,
@@ -62,12 +62,12 @@ def fuse(
             prompt_dim=prompt_dim if config.reads_prompt else None,
             keep=config.smooth_keep,
             epsilon=config.smooth_epsilon,
-            **own,
+            **settings,
         )
     dim = config.dim or base.dim
-    own = config.model_dump(exclude=SHARED)
+    settings = config.model_dump(exclude=SHARED)
     operator = OPERATORS[config.kind](
-        tuple(encoders), [e.dim for e in encoders.values()], dim, **own, **by_kind(config.kind, encoders)
+        tuple(encoders), [e.dim for e in encoders.values()], dim, **settings, **by_kind(config.kind, encoders)
     )
     stft = None
     if config.stft is not None:

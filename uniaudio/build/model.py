@@ -212,8 +212,8 @@ def decoder_architecture(config: RunConfig) -> PretrainedConfig:
         return qwen_config(small, small.vocabulary, 0, 0)
     refuse_unusable_files(config.decoder.path, "decoder.path")
     with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.path} cannot be read"):
-        found = stock_config(config.decoder.path, config.decoder.revision)
-    if isinstance(found, WhisperConfig):
-        return found
-    refuse_unusable_class(found)
-    return found.get_text_config()
+        architecture = stock_config(config.decoder.path, config.decoder.revision)
+    if isinstance(architecture, WhisperConfig):
+        return architecture
+    refuse_unusable_class(architecture)
+    return architecture.get_text_config()

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 
 from uniaudio.build.encoders import default_device
-from uniaudio.distributed import telling_of_lost_processes
+from uniaudio.distributed import explain_lost_processes
 
 PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
 SPREADING = (
@@ -34,7 +34,7 @@ def asking_together() -> Iterator[torch.device]:
     cuda = torch.cuda.is_available()
     state = PartialState(cpu=not cuda, backend="nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
-        with telling_of_lost_processes():
+        with explain_lost_processes():
             yield state.device
     finally:
         state.destroy_process_group()

@@ -21,7 +21,7 @@ from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import as_audio_lm
 from uniaudio.model.cached_encoder import list_frame_stores
-from uniaudio.train.adaptive_mixture import Balance, shares
+from uniaudio.train.adaptive_mixture import AdaptiveMixture, shares
 from uniaudio.types import Batch
 
 
@@ -72,7 +72,7 @@ class StageData:
         )
 
     def open_steps(
-        self, stage: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None
+        self, stage: int, model: nn.Module, balance: AdaptiveMixture, state: dict[str, Any] | None
     ) -> Iterator[StepBatch]:
         """Open the endless steps of a stage for this rank, from a saved position on.
 

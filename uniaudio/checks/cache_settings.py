@@ -24,7 +24,7 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
     the hash of the weights as they are then.
 
     Args:
-        usual: how the components train every parameter, see ``Structure``.
+        usual: how the components train every parameter, see ``TrainableParameters``.
 
     Raises:
         UserError: naming encoder and stage.
@@ -57,16 +57,16 @@ def frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) -> li
     modes = [modes_of(usual, stage, whole=False) for stage in config.stages]
     return [
         index
-        for index, own in enumerate(modes)
-        if all(mode == "frozen" for plain, mode in own.items() if plain.startswith(prefix))
+        for index, mode_of in enumerate(modes)
+        if all(mode == "frozen" for plain, mode in mode_of.items() if plain.startswith(prefix))
     ]
 
 
-def told_room(encoder: AudioEncoder, config: RunConfig) -> list[str]:
+def describe_cache_sizes(encoder: AudioEncoder, config: RunConfig) -> list[str]:
     """Return a sentence on the disk that the frames of each encoder take."""
-    told = []
+    lines = []
     for name, part in cached_parts(encoder, config).items():
         dtype = torch.bfloat16 if config.encoders[name].cache == "bfloat16" else torch.float32
         size = part.dim * part.frame_rate * dtype.itemsize * HOUR
-        told.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk for each hour of different audio")
-    return told
+        lines.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk for each hour of different audio")
+    return lines

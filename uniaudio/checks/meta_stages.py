@@ -12,7 +12,7 @@ from uniaudio.checks.stages import ParameterNames, check_stage_names
 from uniaudio.config.run import RunConfig
 from uniaudio.model.whisper_decoder import LinearBridge
 from uniaudio.train.optim import component_of
-from uniaudio.train.trainable import Structure, enter_stage
+from uniaudio.train.trainable import TrainableParameters, enter_stage
 
 ANY_WIDTH = 8  # of a decoder; names do not depend on it
 
@@ -34,7 +34,7 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
     holder = EncoderHolder(encoder)
     trained = []
     with torch.device("meta"):
-        structure = Structure.of(holder)
+        structure = TrainableParameters.of(holder)
         refuse_useless_caches(config, structure.usual)
         check_stage_names(config, ParameterNames.of(sketch_parts(config, holder), ("encoder", "adapter")))
         for index in range(len(config.stages)):

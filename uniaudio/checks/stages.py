@@ -16,7 +16,7 @@ from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.text_metrics import require_metric
 from uniaudio.model.lora import plain_name
-from uniaudio.train.trainable import Structure, modes_of, refuse_nothing
+from uniaudio.train.trainable import TrainableParameters, modes_of, refuse_nothing
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ParameterNames:
             for name, part in model.named_modules()
             if isinstance(part, nn.Linear)
         }
-        return cls(Structure.of(model).usual, linear, parts)
+        return cls(TrainableParameters.of(model).usual, linear, parts)
 
     def covers(self, pattern: str) -> bool:
         """Return whether all that an expression can match is known."""

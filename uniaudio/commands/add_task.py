@@ -115,11 +115,12 @@ def portable_lines(path: Path) -> dict[str, Any]:
     data = read_layers(path, "recipe")
     for line in (*data["train"], *data.get("evaluate", ())):
         line["dataset"] = portable_name("dataset", line["dataset"], cards)
-        asked = line["template"]
+        templates = line["template"]
         names = [
-            portable_name("template", each, near) for each in ([asked] if isinstance(asked, str) else asked)
+            portable_name("template", each, near)
+            for each in ([templates] if isinstance(templates, str) else templates)
         ]
-        line["template"] = names[0] if isinstance(asked, str) else names
+        line["template"] = names[0] if isinstance(templates, str) else names
     data["replay"] = [
         {**line, "recipe": portable_name("recipe", line["recipe"], near)} for line in data.get("replay", ())
     ]

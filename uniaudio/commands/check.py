@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from uniaudio.build.encoders import sketch_encoder
 from uniaudio.build.model import decoder_architecture, stage_recipes
-from uniaudio.checks.cache_settings import told_room
+from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.meta_stages import sketch_stages
 from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, Pairing, check_entry
@@ -38,8 +38,8 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     for stage, trained in zip(
         config.stages, sketch_stages(config), strict=False
     ):  # none for encoders of the Hub
-        told = ", ".join(f"{component} {size:,}" for component, size in trained.items())
-        console.print(f"stage {stage.name}, trained encoder parameters: {told}", highlight=False)
+        text = ", ".join(f"{component} {size:,}" for component, size in trained.items())
+        console.print(f"stage {stage.name}, trained encoder parameters: {text}", highlight=False)
     decoder = sketch_decoder(config)
     if decoder is not None:
         print_prompt(decoder, console)
@@ -110,8 +110,8 @@ def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]
         table.add_row(component, f"{all_of_it:,}", f"{trained:,}")
     console.print(table)
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
-    for told in told_room(sketch, config):
-        console.print(told, highlight=False)
+    for text in describe_cache_sizes(sketch, config):
+        console.print(text, highlight=False)
     parts = [stock_config(e.path.removeprefix("random:")) for e in config.encoders.values()]
     return parts if all(part.model_type == "whisper" for part in parts) else []
 

@@ -193,14 +193,14 @@ def name_classes(columns: Mapping[str, Any], card: DatasetCard) -> dict[str, Any
     features that would say both.
     """
 
-    def named(name: str, value: Any) -> Any:
+    def name_classes_of(name: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [named(name, item) for item in value]
+            return [name_classes_of(name, item) for item in value]
         if isinstance(value, dict):
-            return {key: named(name, item) for key, item in value.items()}
+            return {key: name_classes_of(name, item) for key, item in value.items()}
         return str(value) if isinstance(value, ClassIndex) else value
 
-    plain_columns = {name: named(name, value) for name, value in columns.items()}
+    plain_columns = {name: name_classes_of(name, value) for name, value in columns.items()}
     for name in [name for name, value in columns.items() if isinstance(value, ClassIndex)]:
         for text in card.columns.values():
             if name in text.names and render_or_none(text, columns) != render_or_none(

@@ -13,7 +13,7 @@ from uniaudio.build.answering import answer_question
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerprint_model, sign_answers
-from uniaudio.commands.evaluate import ask_settings, evaluate_recipe, write_json
+from uniaudio.commands.evaluate import evaluate_recipe, prediction_settings, write_json
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
@@ -62,10 +62,10 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         console.print(table)
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)
-    answers = evaluate_recipe(loaded, recipe, ask_settings(loaded.config))
+    answers = evaluate_recipe(loaded, recipe, prediction_settings(loaded.config))
     console.print(answers_table(answers))
-    asked = ask_three(loaded, recipe)
-    for item in asked:
+    examples = answer_examples(loaded, recipe)
+    for item in examples:
         console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
     write_json(out / "probes.json", probes)
     write_json(out / "answers.json", sign_answers(answers, str(out)))
@@ -75,7 +75,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         "minutes in all": round((ended - started) / 60, 1),
         "minutes of generating and training": round((trained - started) / 60, 1),
     }
-    report = report_runs([out], None, Wanted(title="uniaudio demo", questions=asked, facts=facts))
+    report = report_runs([out], None, Wanted(title="uniaudio demo", questions=examples, facts=facts))
     console.print(f"report: {report}")
     return report
 
@@ -95,9 +95,9 @@ def probe_before_and_after(
     return result
 
 
-def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
+def answer_examples(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
     """Ask the first wording of three tasks about a test clip from the middle of each set."""
-    asked = []
+    answers = []
     for entry in recipe.evaluate[-3:]:
         source = open_source(entry.dataset, entry.split)
         assert isinstance(source, IndexedSource)  # a manifest on disk
@@ -105,7 +105,7 @@ def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
         rendered = entry.render_question(row, entry.template)
         question = "<audio>".join(rendered.prompt)
         clip = Path(str(row.audio[0].source))
-        asked.append(
+        answers.append(
             {
                 "clip": clip.name,
                 "question": question,
@@ -113,4 +113,4 @@ def ask_three(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]:
                 "reference": rendered.answer,
             }
         )
-    return asked
+    return answers

@@ -28,7 +28,7 @@ from uniaudio.evaluate.metrics.text_metrics import require_metric
 PROTOCOLS = ("own", "xares-llm")
 
 
-def ask_settings(config: RunConfig, **changes: Any) -> PredictionSettings:
+def prediction_settings(config: RunConfig, **changes: Any) -> PredictionSettings:
     """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
     stated = config.evaluate
     return replace(PredictionSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
@@ -67,20 +67,20 @@ def evaluate_recipe(
     with bar.bar:
         for entry in recipe.evaluate:
             examples = open_examples(entry, row_limit(loaded.config, entry, max_examples), samples)
-            with bar.track_set(entry.name, examples.size) as told:
-                results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, told)
+            with bar.track_set(entry.name, examples.size) as advance:
+                results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, advance)
     return results
 
 
 def without_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the figures alone, as they are written while training goes on."""
-    told = {name: {k: v for k, v in result.items() if k != "answers"} for name, result in results.items()}
-    for result in told.values():
+    shown = {name: {k: v for k, v in result.items() if k != "answers"} for name, result in results.items()}
+    for result in shown.values():
         if "labels" in result:
             result["labels"] = {
                 k: v for k, v in result["labels"].items() if k not in ("names", "confusion", "bins")
             }
-    return told
+    return shown
 
 
 def validation_losses(
@@ -96,14 +96,14 @@ def validation_losses(
     must call it.
     """
     sums: dict[str, list[float]] = {}
-    settings = ask_settings(loaded.config, shared=shared)
+    settings = prediction_settings(loaded.config, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
             examples = open_examples(entry, count, samples)
             loss, tokens = answer_loss(loaded.model, loaded.format, examples, settings)
-            own = sums.setdefault(entry.template.task, [0.0, 0.0])
-            own[0] += loss
-            own[1] += tokens
+            sums_of_task = sums.setdefault(entry.template.task, [0.0, 0.0])
+            sums_of_task[0] += loss
+            sums_of_task[1] += tokens
     return {task: loss / tokens for task, (loss, tokens) in sums.items() if tokens}
 
 
@@ -144,7 +144,7 @@ def run_evaluation(
         recipe = recipe or stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")
-        settings = ask_settings(loaded.config, shared=True, labels=labels)
+        settings = prediction_settings(loaded.config, shared=True, labels=labels)
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
         console = Console(quiet=not is_main())
@@ -152,10 +152,10 @@ def run_evaluation(
         results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
         results = sign_answers(results, spec)
         console.print(answers_table(results))
-        told: dict[str, Any] = results
+        shown: dict[str, Any] = results
         if protocol == "xares-llm":
-            told = challenge_scores(results)
-            console.print(challenge_table(told))
-            told["entries"] = results
-        write_json(out if is_main() else None, told)
-    return told
+            shown = challenge_scores(results)
+            console.print(challenge_table(shown))
+            shown["entries"] = results
+        write_json(out if is_main() else None, shown)
+    return shown

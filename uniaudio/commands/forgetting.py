@@ -13,7 +13,7 @@ from rich.console import Console
 from uniaudio.build.encoders import build_encoder, default_device, load_encoder
 from uniaudio.build.model import load_model, stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
-from uniaudio.commands.evaluate import ask_settings, evaluate_recipe
+from uniaudio.commands.evaluate import evaluate_recipe, prediction_settings
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import EvalEntry, Recipe
@@ -158,18 +158,18 @@ def answer_matrix(
     console: Console,
 ) -> dict[str, ScoreMatrix]:
     """Return the scores of the answers after every stage; the starting model has no adapter, so it answers nothing."""
-    asked: dict[str, EvalEntry] = {}
+    entries_by_name: dict[str, EvalEntry] = {}
     for recipe in recipes:
-        asked.update({entry.name: entry for entry in recipe.evaluate})
-    if not asked:
+        entries_by_name.update({entry.name: entry for entry in recipe.evaluate})
+    if not entries_by_name:
         return {}
-    union = Recipe("all", (), tuple(asked.values()), recipes[-1].path)
-    rows: list[tuple[float | None, ...]] = [(None,) * len(asked)]
+    union = Recipe("all", (), tuple(entries_by_name.values()), recipes[-1].path)
+    rows: list[tuple[float | None, ...]] = [(None,) * len(entries_by_name)]
     for name, path in stages.items():
         console.print(f"asking {name}", style="dim")
         loaded = load_model(str(path), trust=config.trust)
-        results = evaluate_recipe(loaded, union, ask_settings(loaded.config), max_examples)
-        rows.append(tuple(higher_is_better(results[entry]) for entry in asked))
+        results = evaluate_recipe(loaded, union, prediction_settings(loaded.config), max_examples)
+        rows.append(tuple(higher_is_better(results[entry]) for entry in entries_by_name))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:
                 note = " ".join(
@@ -181,8 +181,10 @@ def answer_matrix(
         for line in recipe.train:
             for template in line.templates:
                 first.setdefault((line.dataset.name, template.task), row)
-    learned = tuple(first.get((entry.dataset.name, entry.template.task)) for entry in asked.values())
-    return {"answers": ScoreMatrix((START, *stages), tuple(asked), tuple(rows), learned)}
+    learned = tuple(
+        first.get((entry.dataset.name, entry.template.task)) for entry in entries_by_name.values()
+    )
+    return {"answers": ScoreMatrix((START, *stages), tuple(entries_by_name), tuple(rows), learned)}
 
 
 def higher_is_better(result: Mapping[str, Any]) -> float:

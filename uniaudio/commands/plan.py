@@ -56,9 +56,9 @@ def show_plan(
         plan = plan_stage(config, index, average, dtype, machine.gpus, recipe, blueprint)
         plans.append(plan)
         console.print(memory_table(plan, stage, machine))
-        if told := recompute_line(plan, auto):
+        if text := recompute_line(plan, auto):
             console.print(recompute_table(plan, machine, auto, usable))
-            console.print(told, highlight=False)
+            console.print(text, highlight=False)
         for line in speed_lines(plan, machine):
             console.print(line, highlight=False)
     console.print(
@@ -85,8 +85,8 @@ def memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
         total = sum(parts.values())
         numbers = (f"{value / GIB:.2f}" for value in (*parts.values(), total))
         largest = plan.largest(engine, machine.gpus, limit)
-        told = f"{largest:.0f}" if largest < float("inf") else "any"
-        table.add_row(engine, *numbers, told, style="" if total <= limit else "red")
+        text = f"{largest:.0f}" if largest < float("inf") else "any"
+        table.add_row(engine, *numbers, text, style="" if total <= limit else "red")
     return table
 
 
@@ -107,21 +107,21 @@ def recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str], usab
         sizes = [f"{p.total(engine, machine.gpus) / GIB:.2f}" for p in (plan, least, chosen)]
         fits = chosen.total(engine, machine.gpus) <= usable
         more = f"{chosen.flops / plan.flops - 1:.1%}"
-        told = ", ".join(names) or "nothing"
-        table.add_row(engine, *sizes[:2], told, sizes[2], more, style="" if fits else "red")
+        text = ", ".join(names) or "nothing"
+        table.add_row(engine, *sizes[:2], text, sizes[2], more, style="" if fits else "red")
     return table
 
 
 def recompute_line(plan: StagePlan, auto: Sequence[str]) -> str:
     """Say what each part saves and costs when it recomputes; an empty text where none can."""
-    told = []
+    text = []
     for name in auto:
         with_it = plan.recomputing([name])
         if with_it.recomputed != plan.recomputed:
             saved = plan.total("single", 1) - with_it.total("single", 1)
             more = with_it.flops / plan.flops - 1
-            told.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
-    return f"activation checkpointing: {'; '.join(told)}" if told else ""
+            text.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
+    return f"activation checkpointing: {'; '.join(text)}" if text else ""
 
 
 def speed_lines(plan: StagePlan, machine: Machine) -> Sequence[str]:

@@ -71,10 +71,10 @@ def show_row(
             console.print(f"skipped: {last}", style="yellow", markup=False, highlight=False)
             continue
         for template, (prompt, answer) in examples:
-            asked = f"  {template.task}" if len(entry.templates) > 1 else ""
+            task_note = f"  {template.task}" if len(entry.templates) > 1 else ""
             show(
                 console,
-                f"{title}{entry.name}{asked}  row {printable(row.key)}",
+                f"{title}{entry.name}{task_note}  row {printable(row.key)}",
                 prompt,
                 answer,
                 seconds,

@@ -42,7 +42,7 @@ SEEDS = 3
 Tensors = dict[str, Tensor]
 
 
-def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Tensors:
+def interpolate_tensors(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Tensors:
     """Return ``(1 - alpha) * start + alpha * end`` (WiSE-FT, Wortsman et al. 2022, eq. 1), tensor by tensor.
 
     What ``start`` lacks is taken from ``end``. Of a low-rank update only the factor ``B`` is scaled, so that the update
@@ -57,7 +57,7 @@ def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: 
     return mixed
 
 
-def averaged(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
+def average_tensors(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
     """Return the weighted mean of models with the same tensors (model soups, Wortsman et al. 2022, section 2).
 
     Raises:
@@ -102,14 +102,14 @@ def make_soup(
     """
     console = Console()
     refuse_filled_folder(out)
-    opened = [opened_or_told(spec) for spec in specs]
+    opened = [open_checkpoint_or_explain(spec) for spec in specs]
     last = opened[0]
     config = stored_config(last, trust)
     config.require_trust(decoder=False)
     if len(opened) > 1:
         if weights is not None and len(weights) != len(opened):
             raise UserError(f"{len(opened)} models need as many --weights, not {len(weights)}")
-        mixed = averaged([model.model for model in opened], weights or [1.0] * len(opened))
+        mixed = average_tensors([model.model for model in opened], weights or [1.0] * len(opened))
         facts: dict[str, Any] = {"averaged": list(specs), "weights": list(weights or [1.0] * len(opened))}
     else:
         if len(alphas) > 1 and not data:
@@ -125,17 +125,20 @@ def make_soup(
             )
             sets = [held_out(rows) for rows in held]
             scores = score_shares(
-                lambda a: encoder_with(config, last, interpolated(origin, last.model, a)), alphas, sets, probe
+                lambda a: encoder_with(config, last, interpolate_tensors(origin, last.model, a)),
+                alphas,
+                sets,
+                probe,
             )
             chosen = max(scores, key=lambda a: (scores[a]["mean"], a))
             console.print(shares_table(scores, chosen, probe))
-            facts |= {"probe": probe, "scores": {str(alpha): found for alpha, found in scores.items()}}
+            facts |= {"probe": probe, "scores": {str(alpha): by_set for alpha, by_set in scores.items()}}
         facts["alpha"] = chosen
-        mixed = interpolated(origin, last.model, chosen)
+        mixed = interpolate_tensors(origin, last.model, chosen)
     return write_soup(out, last, config, mixed, facts)
 
 
-def opened_or_told(spec: str) -> Checkpoint:
+def open_checkpoint_or_explain(spec: str) -> Checkpoint:
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
@@ -151,10 +154,14 @@ def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> T
         UserError: when the other checkpoint shares no tensor with this one.
     """
     if start is not None:
-        found = {name: t for name, t in opened_or_told(start).model.items() if name in end.model}
-        if not found or any(found[name].shape != end.model[name].shape for name in found):
+        start_tensors = {
+            name: t for name, t in open_checkpoint_or_explain(start).model.items() if name in end.model
+        }
+        if not start_tensors or any(
+            start_tensors[name].shape != end.model[name].shape for name in start_tensors
+        ):
             raise UserError(f"{start} and {end.path} do not hold the same tensors")
-        return found
+        return start_tensors
     holder, structure = encoder_holder(
         build_encoder(config, prompt_width(config, end)), config, end.state["stage"]
     )
@@ -167,11 +174,11 @@ def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> T
 
 def encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) -> Any:
     """Return the encoder of a checkpoint with other tensors in it."""
-    own = {name: t for name, t in tensors.items() if name.startswith(PART)}
+    encoder_tensors = {name: t for name, t in tensors.items() if name.startswith(PART)}
     holder, structure = encoder_holder(
         build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
     )
-    put_tensors(holder, structure, own, checkpoint.path)
+    put_tensors(holder, structure, encoder_tensors, checkpoint.path)
     return holder.encoder.eval()
 
 
@@ -209,9 +216,9 @@ def shares_table(scores: Mapping[float, Mapping[str, float]], chosen: float, pro
     table.add_column("alpha", justify="right")
     for name in next(iter(scores.values())):
         table.add_column(name, justify="right", overflow="fold")
-    for alpha, found in scores.items():
+    for alpha, by_set in scores.items():
         style = "bold green" if alpha == chosen else ""
-        table.add_row(f"{alpha:g}", *(f"{value:.3f}" for value in found.values()), style=style)
+        table.add_row(f"{alpha:g}", *(f"{value:.3f}" for value in by_set.values()), style=style)
     return table
 
 

@@ -30,14 +30,19 @@ from uniaudio.build.stage_data import StageData
 from uniaudio.checks.cache_settings import refuse_useless_caches
 from uniaudio.checks.meta_stages import sketch_stages
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows
-from uniaudio.commands.evaluate import ask_settings, evaluate_recipe, validation_losses, without_answers
+from uniaudio.commands.evaluate import (
+    evaluate_recipe,
+    prediction_settings,
+    validation_losses,
+    without_answers,
+)
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.worker_faults import explain_worker_faults
-from uniaudio.distributed import gather_objects, is_main, part_ways, telling_of_lost_processes
+from uniaudio.distributed import explain_lost_processes, gather_objects, is_main, shutdown_process_group
 from uniaudio.errors import UserError
 from uniaudio.estimate.fitting import chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
@@ -51,8 +56,8 @@ from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import refuse_what_shards_cannot, remembers
-from uniaudio.train.state import Position, newest
-from uniaudio.train.trainable import Structure
+from uniaudio.train.state import TrainState, newest
+from uniaudio.train.trainable import TrainableParameters
 
 
 def run_training(config: RunConfig, resume: str | None) -> int:
@@ -70,10 +75,10 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     sketch_stages(config)
     sets = guarded_sets(config)
     accelerator = make_accelerator(config)
-    with telling_of_lost_processes(), explain_worker_faults():
+    with explain_lost_processes(), explain_worker_faults():
         with hold_run_folder(Path(config.output_dir)):
             code = train_in_held_folder(config, resume, accelerator, recipes, sets)
-        part_ways()
+        shutdown_process_group()
     return code
 
 
@@ -105,7 +110,7 @@ def train_in_held_folder(
     checkpoint = open_newest(config) if continued else None
     stage = 0
     if checkpoint is not None:
-        position = Position.from_state(checkpoint.state)
+        position = TrainState.from_state(checkpoint.state)
         if is_finished(position, config):
             tell_of_finished_run(Path(config.output_dir), is_main(), position.step)
             return 0
@@ -126,7 +131,7 @@ def open_newest(config: RunConfig) -> Checkpoint:
     run_dir = Path(config.output_dir)
     checkpoint = newest(run_dir, [index for index, stage in enumerate(config.stages) if remembers(stage)])
     check_resume(config, checkpoint)
-    if config.guard is not None and not is_finished(Position.from_state(checkpoint.state), config):
+    if config.guard is not None and not is_finished(TrainState.from_state(checkpoint.state), config):
         read_reference(config.guard, run_dir)
     return checkpoint
 
@@ -191,7 +196,7 @@ class RunModels:
         if self.miniature is not None:
             self.bases["decoder"]["path"] = str(self.kept)
         # ``sketch_stages`` has done this where it had a sketch
-        refuse_useless_caches(config, Structure.of(loaded.model).usual)
+        refuse_useless_caches(config, TrainableParameters.of(loaded.model).usual)
         check_stage_names(config, ParameterNames.of(loaded.model))
         self.reference: dict[str, Any] | None = None
         if config.guard is not None and not continued and is_main():
@@ -235,17 +240,21 @@ class RunEvaluator:
     sets: list[TaskRows]
     samples: EvalSamples = field(default_factory=EvalSamples)
 
-    def loaded(self, model: nn.Module) -> LoadedModel:
+    def as_loaded_model(self, model: nn.Module) -> LoadedModel:
         return LoadedModel(as_audio_lm(model), self.format, self.config, self.bases)
 
     def validation_losses(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
         """Return the loss per answer token of each task of a stage."""
-        return validation_losses(self.loaded(model), self.recipes[stage], count, shared, self.samples)
+        return validation_losses(
+            self.as_loaded_model(model), self.recipes[stage], count, shared, self.samples
+        )
 
     def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
         """Return the scores of the evaluation sets of the last stage."""
-        settings = ask_settings(self.config, shared=shared)
-        results = evaluate_recipe(self.loaded(model), self.recipes[-1], settings, samples=self.samples)
+        settings = prediction_settings(self.config, shared=shared)
+        results = evaluate_recipe(
+            self.as_loaded_model(model), self.recipes[-1], settings, samples=self.samples
+        )
         return without_answers(results)
 
     def check_guard(self, model: nn.Module) -> list[str]:

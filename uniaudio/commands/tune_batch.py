@@ -45,8 +45,8 @@ def largest_budget(
     tried: dict[float, float | None] = {}
 
     def fits(budget: float) -> bool:
-        tried[budget] = found = peak(budget)
-        return found is not None and found <= limit
+        tried[budget] = peak_gib = peak(budget)
+        return peak_gib is not None and peak_gib <= limit
 
     if not fits(first):
         raise UserError(
@@ -152,10 +152,10 @@ def tune_batch(
 
     def peak(budget: float) -> float | None:
         with console.status(f"trying micro-batches of {budget:g} s"):
-            found = peak_in_child(name, overrides, budget, trust)
-        told = "did not fit" if found is None else f"{found:.2f} GiB"
-        console.print(f"{budget:8.1f} s: {told}", highlight=False)
-        return found
+            peak_gib = peak_in_child(name, overrides, budget, trust)
+        text = "did not fit" if peak_gib is None else f"{peak_gib:.2f} GiB"
+        console.print(f"{budget:8.1f} s: {text}", highlight=False)
+        return peak_gib
 
     budget, _ = largest_budget(peak, limit, first, most)
     console.print(

@@ -83,14 +83,16 @@ class Noise(Transform):
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         snr = rng.uniform(*self.snr_db)
         noise = (
-            self.generated(len(wave), rng) if self.files is None else some_part(self.files, len(wave), rng)
+            self.generate_wave(len(wave), rng)
+            if self.files is None
+            else some_part(self.files, len(wave), rng)
         )
         power, level = float(np.mean(wave**2)), float(np.mean(noise**2))
         if power < SILENCE or level < SILENCE:
             return wave
         return wave + noise * np.float32(np.sqrt(power / level / 10 ** (snr / 10)))
 
-    def generated(self, count: int, rng: random.Random) -> Wave:
+    def generate_wave(self, count: int, rng: random.Random) -> Wave:
         """Return noise whose power falls with no (white), the first (pink) or the second power (brown) of frequency."""
         white = np.random.default_rng(rng.getrandbits(64)).standard_normal(count)
         slope = {"white": 0.0, "pink": 0.5, "brown": 1.0}[self.kind]
@@ -114,13 +116,13 @@ class Reverb(Transform):
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         from scipy import signal
 
-        response = self.generated(rng) if self.files is None else some_file(self.files, rng)
+        response = self.generate_response(rng) if self.files is None else some_file(self.files, rng)
         begin = int(np.argmax(np.abs(response)))  # the direct sound: the clip must not be moved
         wet = signal.fftconvolve(wave, response[begin:])[: len(wave)]
         before, after = float(np.mean(wave**2)), float(np.mean(wet**2))
         return (wet * np.sqrt(before / after) if after > SILENCE else wave).astype(np.float32)
 
-    def generated(self, rng: random.Random) -> Wave:
+    def generate_response(self, rng: random.Random) -> Wave:
         seconds = rng.uniform(*self.rt60)
         time = np.arange(max(1, round(seconds * SAMPLE_RATE))) / SAMPLE_RATE
         tail = np.random.default_rng(rng.getrandbits(64)).standard_normal(len(time)) * np.exp(
@@ -138,7 +140,7 @@ class Speed(Transform):
     """Range of the factor, within 0.5 and 2; above 1 is faster."""
 
     @model_validator(mode="after")
-    def bounded(self) -> Speed:
+    def check_range(self) -> Speed:
         if not 0.5 <= self.factor[0] <= self.factor[1] <= 2.0:
             raise ValueError("factor must stay between 0.5 and 2")
         return self
@@ -155,7 +157,7 @@ class Resample(Transform):
     """Range of the lower sampling rate in Hz, within 1000 and 16000."""
 
     @model_validator(mode="after")
-    def bounded(self) -> Resample:
+    def check_range(self) -> Resample:
         if not 1000 <= self.rate[0] <= self.rate[1] <= SAMPLE_RATE:
             raise ValueError(f"rate must stay between 1000 and {SAMPLE_RATE}")
         return self
@@ -175,7 +177,7 @@ class Band(Transform):
     """Range of the upper edge in Hz, below 8000."""
 
     @model_validator(mode="after")
-    def bounded(self) -> Band:
+    def check_range(self) -> Band:
         if not 10 <= self.low_hz[0] <= self.low_hz[1] < self.high_hz[0] <= self.high_hz[1] < SAMPLE_RATE / 2:
             raise ValueError("needs 10 <= low_hz < high_hz < 8000, ranges that do not meet")
         return self
@@ -227,7 +229,7 @@ class Clip(Transform):
     """Range of the clipping level as a share of the highest peak."""
 
     @model_validator(mode="after")
-    def bounded(self) -> Clip:
+    def check_range(self) -> Clip:
         if not 0 < self.share[0] <= self.share[1] <= 1:
             raise ValueError("share must stay between 0 and 1")
         return self

@@ -319,7 +319,7 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     first = 1 if hasattr(function, "jinja_pass_arg") else 0  # the position of the value
 
     @wraps(function)
-    def limited(*args: Any, **options: Any) -> Any:
+    def call_within_limits(*args: Any, **options: Any) -> Any:
         BUDGET.spend(1, 0)
         if name == "join":
             args, options = list_to_join(args, options)
@@ -327,18 +327,18 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             check_growth(name, args[first], args[first + 1 :], options)
         return count_result(function(*args, **options))
 
-    return limited
+    return call_within_limits
 
 
 def limited_test(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a test that looks at the size of lists before it compares them."""
 
     @wraps(function)
-    def limited(*args: Any) -> Any:
+    def call_within_limits(*args: Any) -> Any:
         BUDGET.spend(1, sum(size_of(one) for one in args if isinstance(one, CONTAINERS)))
         return function(*args)
 
-    return limited
+    return call_within_limits
 
 
 def list_to_join(args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -82,7 +82,7 @@ def as_parameter(bare: Tensor, model_tensor: Tensor) -> Tensor:
     return nn.Parameter(bare, model_tensor.requires_grad)
 
 
-class CountedIds:
+class TokenCounts:
     """Stands for the chat format of a tokenizer: a text is the number of its tokens."""
 
     def prompt(self, pieces: tuple[str, ...]) -> list[list[int]]:
@@ -152,7 +152,7 @@ def equal_clips(model: AudioLM, clip: Clip, clips: int) -> Batch:
     """Return a batch of clips of silence that are all as long as the average one."""
     silence = np.zeros(round(clip.seconds * SAMPLE_RATE), dtype=np.int16)
     example = Example("", "plan", "", (silence,), ("1", str(clip.question - 1)), str(clip.answer))
-    return collate([example] * clips, CountedIds(), model.slots_for, ("plan",))  # type: ignore[arg-type]
+    return collate([example] * clips, TokenCounts(), model.slots_for, ("plan",))  # type: ignore[arg-type]
 
 
 def precision_on_gpu(config: RunConfig) -> torch.dtype:

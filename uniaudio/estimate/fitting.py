@@ -27,10 +27,10 @@ def usable_bytes(config: RunConfig, device: torch.device) -> float | None:
 
     They are nine tenths of ``train.memory_gib``, or of the GPU's memory, the smallest of all ranks'.
     """
-    own = None if config.train.memory_gib is None else config.train.memory_gib * GIB
-    if own is None and device.type == "cuda":
-        own = float(torch.cuda.get_device_properties(device).total_memory)
-    stated = [size for size in gather_objects(own) if size is not None]
+    memory = None if config.train.memory_gib is None else config.train.memory_gib * GIB
+    if memory is None and device.type == "cuda":
+        memory = float(torch.cuda.get_device_properties(device).total_memory)
+    stated = [size for size in gather_objects(memory) if size is not None]
     return MARGIN * min(stated) if stated else None
 
 
@@ -50,7 +50,7 @@ def chooser(
     blueprint = Blueprint.from_model(built) if limit is not None and is_main() else None
     dtype = precision_on_gpu(config) if device.type == "cuda" else precision_of(config) or torch.float32
 
-    def reckon(index: int, engine: str) -> Recomputing:
+    def estimate(index: int, engine: str) -> Recomputing:
         if limit is None or blueprint is None:
             return Recomputing(always)
         try:
@@ -63,11 +63,11 @@ def chooser(
         return Recomputing(best.recomputed, needed, without, limit, best.flops / plain.flops - 1)
 
     def choose(index: int, engine: Engine) -> Recomputing:
-        found: Recomputing = gather_objects(reckon(index, engine.name))[0]
-        for name in found.parts:
+        chosen: Recomputing = gather_objects(estimate(index, engine.name))[0]
+        for name in chosen.parts:
             if name not in always:
                 part_of(as_audio_lm(engine.plain), config, name).recompute()
-        return found
+        return chosen
 
     return choose
 

@@ -88,8 +88,8 @@ class StagePlan:
 
         The decoder's layers come first in the backward; what they kept is gone when an encoder's turn comes.
         """
-        freed = {name: self.decoder.saved(self.clips) * (name != DECODER) for name in self.recomputed}
-        sizes = (self.changes[name].layer.saved(self.clips) - freed[name] for name in self.recomputed)
+        freed = {name: self.decoder.saved_bytes(self.clips) * (name != DECODER) for name in self.recomputed}
+        sizes = (self.changes[name].layer.saved_bytes(self.clips) - freed[name] for name in self.recomputed)
         return max(*sizes, 0.0, 0.0)
 
     @property
@@ -110,7 +110,7 @@ class StagePlan:
             self.trained * (whole + shared / spread) for whole, shared in ENGINES[engine]
         )
         frozen = self.frozen / (spread if engine in SPREAD else 1)
-        activations = self.cost.saved(self.clips) + max(
+        activations = self.cost.saved_bytes(self.clips) + max(
             0.0, self.working - self.logits
         )  # logits are gone by then
         sizes = (weights, frozen, gradients, moments, activations, self.logits)
@@ -227,7 +227,7 @@ def trace_step(
     changes = {}
     for name in parts:
         change = trace.cost([name]) + plain * -1
-        if change.saved(1) < 0:
+        if change.saved_bytes(1) < 0:
             changes[name] = Change(change, trace.largest_layer(name))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.untyped_storage().nbytes() for p in model.parameters() if not p.requires_grad)

@@ -37,7 +37,7 @@ class LinearCost:
     def __mul__(self, times: float) -> LinearCost:
         return LinearCost(self.fixed * times, self.per_clip * times, self.flops * times)
 
-    def saved(self, clips: float) -> float:
+    def saved_bytes(self, clips: float) -> float:
         """Return the bytes that a micro-batch of so many clips keeps."""
         return self.fixed + self.per_clip * clips
 
@@ -192,23 +192,23 @@ class StepTrace(TorchDispatchMode):
             again = call.part in recomputed
             storages |= call.inputs if again else call.inside
             flops += call.flops * again
-        return self.sized(storages, flops)
+        return self.size_of_storages(storages, flops)
 
     def of_layers(self, part: str) -> LinearCost:
         """Return what the layers of a part keep when they do not recompute."""
         calls = [call.inside for call in self.layers if call.part == part]
-        return self.sized({key: storage for inside in calls for key, storage in inside.items()})
+        return self.size_of_storages({key: storage for inside in calls for key, storage in inside.items()})
 
     def largest_layer(self, part: str) -> LinearCost:
         """Return what the largest layer of a part keeps beyond its inputs, while its backward runs."""
         inside = [
-            self.sized({key: s for key, s in call.inside.items() if key not in call.inputs})
+            self.size_of_storages({key: s for key, s in call.inside.items() if key not in call.inputs})
             for call in self.layers
             if call.part == part
         ]
-        return max(inside, key=lambda cost: cost.saved(1), default=LinearCost())
+        return max(inside, key=lambda cost: cost.saved_bytes(1), default=LinearCost())
 
-    def sized(self, storages: Storages, flops: float = 0.0) -> LinearCost:
+    def size_of_storages(self, storages: Storages, flops: float = 0.0) -> LinearCost:
         """Return the bytes of storages, those made of weights as fixed ones."""
         fixed = sum(s.nbytes() for key, s in storages.items() if key in self.made_of_weights)
         everything = sum(s.nbytes() for s in storages.values())

@@ -359,8 +359,8 @@ def load_decoder(
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
     with convert_to_user_error(f"decoder.path: {path} cannot be loaded as a causal language model"):
-        if found := find_adapter_config_file(path, revision=revision):  # on the Hub
-            refuse_unusable_files(str(Path(found).parent), "decoder.path")
+        if adapter := find_adapter_config_file(path, revision=revision):  # on the Hub
+            refuse_unusable_files(str(Path(adapter).parent), "decoder.path")
         config = stock_config(
             path, revision, trust_remote_code
         )  # its file may name a kernel on the Hub for attention

@@ -13,7 +13,7 @@ TINY = 1e-8
 
 
 @dataclass(frozen=True)
-class Balance:
+class AdaptiveMixture:
     """Where the adaptive mixture of a stage is.
 
     Args:
@@ -29,16 +29,16 @@ class Balance:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any] | None) -> Balance:
+    def from_json(cls, data: Mapping[str, Any] | None) -> AdaptiveMixture:
         return cls(**data) if data else cls()
 
 
 def move_mixture_weights(
-    balance: Balance,
+    balance: AdaptiveMixture,
     losses: Mapping[str, float],
     tasks_of: Mapping[str, Sequence[str]],
     settings: BalanceConfig,
-) -> Balance:
+) -> AdaptiveMixture:
     """Return the mixture of the next round.
 
     A task's progress is the relative fall of its validation loss since the round before, at least 0. An entry's factor
@@ -68,7 +68,7 @@ def move_mixture_weights(
                 min(settings.rate * (gain - mean) / widest, 700.0)
             )  # no overflow
             factors[name] = min(max(grown, 1 / settings.bound), settings.bound)
-    return Balance(balance.round + 1, factors, dict(losses))
+    return AdaptiveMixture(balance.round + 1, factors, dict(losses))
 
 
 def shares(usual: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:

@@ -11,11 +11,11 @@ from torch import nn
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import BalanceConfig
 from uniaudio.distributed import gather_objects, is_main
-from uniaudio.train.adaptive_mixture import Balance, move_mixture_weights
+from uniaudio.train.adaptive_mixture import AdaptiveMixture, move_mixture_weights
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.loggers import Tracker
-from uniaudio.train.parts import Evaluator, TrainingData
-from uniaudio.train.state import Position
+from uniaudio.train.protocols import Evaluator, TrainingData
+from uniaudio.train.state import TrainState
 from uniaudio.train.watchdog import HangWatch
 
 
@@ -28,7 +28,7 @@ class StepCallbacks:
     config: RunConfig
     engine: Engine
     tracker: Tracker
-    position: Position
+    position: TrainState
     watch: HangWatch
 
     def on_plain(self, work: Callable[[nn.Module], Any]) -> Any:
@@ -63,7 +63,7 @@ class StepCallbacks:
         results = self.on_all(self.evaluator.evaluate)
         self.tracker.event("evaluation", step=self.position.step, results=results)
 
-    def guarded(self, over: bool) -> bool:
+    def check_guards(self, over: bool) -> bool:
         """Probe the guarded sets when it is time or the stage is ``over``; return whether the run must stop."""
         guard = self.config.guard
         if guard is None or (self.position.step % guard.every and not over):
@@ -81,7 +81,7 @@ class StepCallbacks:
             lambda model, shared: self.evaluator.validation_losses(index, model, settings.examples, shared)
         )
         balance = move_mixture_weights(
-            Balance.from_json(self.position.balance), losses, self.data.entry_tasks(index), settings
+            AdaptiveMixture.from_json(self.position.balance), losses, self.data.entry_tasks(index), settings
         )
         self.position.balance = balance.to_json()
         self.position.stream = None

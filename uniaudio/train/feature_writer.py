@@ -32,7 +32,7 @@ class FeatureWriter:
         self.waiting: queue.Queue[tuple[FeatureStore, Sequence[str], Ragged] | None] = queue.Queue(AHEAD)
         self.thread: threading.Thread | None = None
         self.problem: str | None = None
-        self.told = False
+        self.has_reported = False
 
     def put(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
         """Hand over the frames of clips; waits only where the disk is slower than the encoder.
@@ -69,9 +69,9 @@ class FeatureWriter:
 
     def complaint(self) -> str | None:
         """Return, once, why frames are not kept any more."""
-        if self.problem is None or self.told:
+        if self.problem is None or self.has_reported:
             return None
-        self.told = True
+        self.has_reported = True
         return f"the feature cache takes no more frames: {self.problem}; what is not in it is computed in every epoch"
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ def feature_stores(
     Raises:
         UserError: for an encoder that hears a clip differently from question to question.
     """
-    found = {}
+    stores = {}
     for name, part in cached_parts(encoder, config).items():
         if getattr(part, "takes_prompts", False):
             raise UserError(
@@ -111,8 +111,8 @@ def feature_stores(
         settings = config.encoders[name]
         dtype = torch.bfloat16 if settings.cache == "bfloat16" else None
         content = f"{model_digest(part)}\n{settings.revision}\n{precision}\n{device.type}\n{dtype}"
-        found[name] = FeatureStore(hashlib.sha256(content.encode()).hexdigest()[:32], dtype)
-    return found
+        stores[name] = FeatureStore(hashlib.sha256(content.encode()).hexdigest()[:32], dtype)
+    return stores
 
 
 def keep_features(

@@ -115,7 +115,7 @@ class Tracker:
                 f"{self.metrics} could not be written ({problem}); checkpoints are intact"
             ) from problem
 
-    def skipped(self, step: int, skips: Sequence[Any]) -> None:
+    def write_skips(self, step: int, skips: Sequence[Any]) -> None:
         """Append the rows left out in a step to ``skipped.jsonl``; every rank tells of its own, one line each."""
         if skips:
             self.run_dir.mkdir(parents=True, exist_ok=True)

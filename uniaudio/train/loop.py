@@ -21,7 +21,7 @@ from uniaudio.config.stages import Stage
 from uniaudio.distributed import barrier, gather_objects, sum_over_ranks
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.ragged import Ragged
-from uniaudio.train.adaptive_mixture import Balance
+from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.callbacks import StepCallbacks
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter
@@ -32,13 +32,13 @@ from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.train.optim import lr_share, set_learning_rate
-from uniaudio.train.parts import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.profile import StepProfile
+from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.skip_counts import SkipLedger
 from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
-from uniaudio.train.state import Position, newest
+from uniaudio.train.state import TrainState, newest
 from uniaudio.train.watchdog import HangWatch
 from uniaudio.types import Batch, LossSum
 
@@ -62,7 +62,7 @@ class Run:
         accelerator: Accelerator,
         stop: StopSignal,
         watch: HangWatch,
-        position: Position,
+        position: TrainState,
     ) -> None:
         self.models, self.data, self.evaluator = models, data, evaluator
         self.config, self.accelerator, self.stop, self.watch = config, accelerator, stop, watch
@@ -146,24 +146,24 @@ def train(
     return 0
 
 
-def open_steps(data: TrainingData, model: StageModel, position: Position) -> Iterator[Steps]:
+def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> Iterator[Steps]:
     """Open the data of a stage where a position is.
 
     Raises:
         UserError: when they are not those of the checkpoint that the position is from.
     """
-    balance = Balance.from_json(position.balance)
+    balance = AdaptiveMixture.from_json(position.balance)
     return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
 
 
 def starting_position(
     config: RunConfig, checkpoint: Checkpoint | None, bases: Mapping[str, Mapping[str, str]]
-) -> Position:
+) -> TrainState:
     """Return where to begin: at the start, within the stage of a checkpoint, or in the stage after it."""
     if checkpoint is None:
-        return Position()
+        return TrainState()
     check_bases(checkpoint, bases)
-    position = Position.from_state(checkpoint.state)
+    position = TrainState.from_state(checkpoint.state)
     more = position.stage + 1 < len(config.stages) and not is_at_cap(position, config)
     if checkpoint.state.get(STAGE_END) and more:
         return position.next_stage()
@@ -193,7 +193,7 @@ class StepTotals:
 class StageRun:
     """One stage of a run, from where the position is."""
 
-    def __init__(self, run: Run, model: StageModel, position: Position) -> None:
+    def __init__(self, run: Run, model: StageModel, position: TrainState) -> None:
         self.run, self.model, self.position = run, model, position
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]
@@ -278,7 +278,7 @@ class StageRun:
             if balance and position.stage_step % balance.every == 0 and not self.is_whole:
                 self.callbacks.move_mixture(balance)
                 steps = steps if self.is_over else self.open_steps()
-            must_stop = self.callbacks.guarded(self.is_over)
+            must_stop = self.callbacks.check_guards(self.is_over)
             if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
             if must_stop:
@@ -407,7 +407,7 @@ class StageRun:
         for notice in ledger.add(step.drawn, step.skips, step.notices):
             self.tracker.warn(notice.sentence)
             self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
-        self.tracker.skipped(self.position.step + 1, step.skips)
+        self.tracker.write_skips(self.position.step + 1, step.skips)
         if any_rank:
             of_all = self.ledger_of_all()
             for sentence in of_all.new_shards(self.known_shards):
@@ -440,7 +440,7 @@ class StageRun:
         if is_applied and self.model.average is not None:
             self.model.average.update(engine.plain)
         for batch, loss in losses:
-            metrics.add(batch, loss, counted=is_applied)
+            metrics.add(batch, loss, has_metrics=is_applied)
         if self.config.data.log_ids:
             metrics.ids.append(ids)
         self.tracker.advance()

@@ -12,7 +12,7 @@ from uniaudio.config.run import TrainConfig
 from uniaudio.distributed import gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
 from uniaudio.train.loggers import Tracker
-from uniaudio.train.state import Position
+from uniaudio.train.state import TrainState
 
 SETTLED = 20  # updates of a stage before a loss can be called exploding
 MEMORY = 0.05  # weight of a new loss in the stage's mean
@@ -22,7 +22,7 @@ NAMED = 20  # examples in a message
 class LossSpikeDetector:
     """Judges the steps of a stage and counts them in its position."""
 
-    def __init__(self, settings: TrainConfig, position: Position, tracker: Tracker) -> None:
+    def __init__(self, settings: TrainConfig, position: TrainState, tracker: Tracker) -> None:
         self.settings, self.position, self.tracker = settings, position, tracker
         self.loss: Tensor | None = None
 

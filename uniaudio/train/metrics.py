@@ -51,7 +51,7 @@ class MetricSums:
         self.fill.append(mean / micro_batches)
         self.spread.append(max(costs) / mean if mean else 1.0)
 
-    def add(self, batch: Batch, loss: LossSum, counted: bool = True) -> None:
+    def add(self, batch: Batch, loss: LossSum, has_metrics: bool = True) -> None:
         """Count one micro-batch; its losses and choices only where its step was not left out."""
         self.audio_seconds += batch.audio_seconds
         self.audio_tokens += batch.audio_tokens
@@ -59,7 +59,7 @@ class MetricSums:
             known, looked_up = batch.audio.looked_up
             self.known += known
             self.looked_up += looked_up
-        if not counted:
+        if not has_metrics:
             return
         self.per_task += loss.per_task
         for name, sums in loss.choices.items():
@@ -80,9 +80,11 @@ class MetricSums:
         """Return for each task the mean of what the encoder chose over the clips of all ranks."""
         choices: dict[str, dict[str, float]] = {}
         everyone = gather_objects({name: sums.tolist() for name, sums in self.choices.items()})
-        for name in dict.fromkeys(name for own in everyone for name in own):
+        for name in dict.fromkeys(name for sums in everyone for name in sums):
             for index, task in enumerate(tasks):
-                total, clips = (sum(own[name][index][i] for own in everyone if name in own) for i in (0, 1))
+                total, clips = (
+                    sum(sums[name][index][i] for sums in everyone if name in sums) for i in (0, 1)
+                )
                 if clips:
                     choices.setdefault(task, {})[name] = total / clips
         return choices
@@ -99,12 +101,12 @@ class MetricSums:
         counts = [self.audio_seconds, self.waited, self.audio_tokens, self.known, self.looked_up]
         sums_of_rank = torch.tensor(counts, dtype=torch.float64, device=device)
         audio_seconds, waited, audio_tokens, known, looked_up = sum_over_ranks(sums_of_rank).tolist()
-        tokens = sum(counted for _, counted, _ in per_task)
+        tokens = sum(tokens_of for _, tokens_of, _ in per_task)
         seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
         row: dict[str, Any] = {
             "loss": sum(loss for loss, _, _ in per_task) / tokens if tokens else None,
-            "tasks": {task: loss / counted for task, (loss, counted, _) in seen},
-            "accuracy": {task: right / counted for task, (_, counted, right) in seen},
+            "tasks": {task: loss / tokens_of for task, (loss, tokens_of, _) in seen},
+            "accuracy": {task: right / tokens_of for task, (_, tokens_of, right) in seen},
             "answer_tokens": int(tokens),
             "seconds": seconds,
             "audio_seconds": audio_seconds,

@@ -75,7 +75,7 @@ def layers_below_last(model: nn.Module, config: RunConfig) -> dict[str, int]:
     What comes before the layers (convolutions, positions) is one below the first of them; what comes after them
     (the last norm) is no layer below.
     """
-    found: dict[str, int] = {}
+    depths: dict[str, int] = {}
     parts: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         component = component_of(name, config)
@@ -87,8 +87,8 @@ def layers_below_last(model: nn.Module, config: RunConfig) -> dict[str, int]:
         begun = False
         for name in names:
             begun = begun or name in number
-            found[name] = last - number[name] if name in number else 0 if begun else last + 1
-    return found
+            depths[name] = last - number[name] if name in number else 0 if begun else last + 1
+    return depths
 
 
 def build_optimizer(

@@ -81,7 +81,7 @@ class StepProfile:
             hook.remove()
         on_device = torch.cuda.is_available()
         parts = time_by_part(done.events() or [], on_device)
-        told = {
+        facts = {
             "steps": LOOKED_AT,
             "seconds_per_step": seconds / LOOKED_AT,
             "clock": "cuda" if on_device else "cpu",
@@ -89,8 +89,8 @@ class StepProfile:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         done.export_chrome_trace(str(self.folder / "trace.json.gz"))
-        (self.folder / "parts.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        self.tracker.console.print(parts_table(told))
+        (self.folder / "parts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        self.tracker.console.print(parts_table(facts))
         self.tracker.say(f"{self.folder / 'trace.json.gz'}: open it in a viewer of Chrome traces")
 
 
@@ -131,25 +131,25 @@ def time_by_part(events: Iterable[Any], on_device: bool) -> dict[str, dict[str, 
     events = [event for event in events if event.device_type.name == "CPU"]
     forward_part = {}
     for event in events:
-        if event.sequence_nr >= 0 and backward_of(event) is None and (name := marked(event)):
+        if event.sequence_nr >= 0 and backward_of(event) is None and (name := name_of_mark(event)):
             forward_part[event.sequence_nr] = name
-    found: dict[str, dict[str, float]] = {}
+    times: dict[str, dict[str, float]] = {}
     for event in events:
         if event.name.startswith(EXCHANGES):
             name, direction, spent = "communication", "forward", event.cpu_time_total
-        elif marked(event) == "data":
+        elif name_of_mark(event) == "data":
             name, direction, spent = "data", "forward", event.self_cpu_time_total
         else:
             number = backward_of(event)
             direction = "forward" if number is None else "backward"
-            name = (marked(event) if number is None else forward_part.get(number)) or "rest"
+            name = (name_of_mark(event) if number is None else forward_part.get(number)) or "rest"
             spent = event.self_device_time_total if on_device else event.self_cpu_time_total
-        row = found.setdefault(name, {"forward": 0.0, "backward": 0.0})
+        row = times.setdefault(name, {"forward": 0.0, "backward": 0.0})
         row[direction] += spent / 1e6
-    return found
+    return times
 
 
-def marked(event: Any) -> str | None:
+def name_of_mark(event: Any) -> str | None:
     """Return the innermost named part that an event lies in."""
     while event is not None:
         if event.name.startswith(MARK):
@@ -167,14 +167,14 @@ def backward_of(event: Any) -> int | None:
     return None
 
 
-def parts_table(told: dict[str, Any]) -> Table:
+def parts_table(facts: dict[str, Any]) -> Table:
     """Lay out milliseconds a step, forward and backward, and the share of each part in the step."""
-    whole = told["seconds_per_step"]
-    title = f"time by part: {whole * 1e3:.1f} ms a step ({told['clock']} time, {told['steps']} steps)"
+    whole = facts["seconds_per_step"]
+    title = f"time by part: {whole * 1e3:.1f} ms a step ({facts['clock']} time, {facts['steps']} steps)"
     table = Table(title=title, title_justify="left")
     for column in ("part", "forward ms", "backward ms", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
-    for name, row in sorted(told["parts"].items(), key=lambda item: -sum(item[1].values())):
+    for name, row in sorted(facts["parts"].items(), key=lambda item: -sum(item[1].values())):
         both = row["forward"] + row["backward"]
         table.add_row(
             name, f"{row['forward'] * 1e3:.2f}", f"{row['backward'] * 1e3:.2f}", f"{both / whole:.1%}"

@@ -18,7 +18,7 @@ from rich.console import Console
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.store import Checkpoint
-from uniaudio.train.state import Position
+from uniaudio.train.state import TrainState
 
 SHOWN = 60  # characters of a value in a sentence
 
@@ -84,7 +84,7 @@ def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[Change]:
         UserError: for settings that cannot change any more, each from what to what.
     """
     saved = load_run(checkpoint.path / "config.yaml")
-    position = Position.from_state(checkpoint.state)
+    position = TrainState.from_state(checkpoint.state)
     if position.stage >= len(config.stages):
         raise UserError(
             f"{checkpoint.path} is of stage {position.stage}, but the config has {len(config.stages)}"
@@ -105,7 +105,7 @@ def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[Change]:
     return changes
 
 
-def compare_configs(saved: RunConfig, config: RunConfig, position: Position) -> list[Change]:
+def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -> list[Change]:
     """Return what differs between two configs of a run whose checkpoint is at ``position`` and has an effect on it.
 
     Stages that have not begun may be anything.
@@ -135,7 +135,7 @@ def is_of_later_stage(key: str, stage: int) -> bool:
     return of_stage is not None and int(of_stage[1]) > stage
 
 
-def effect_of(key: str, before: Any, now: Any, position: Position) -> Effect:
+def effect_of(key: str, before: Any, now: Any, position: TrainState) -> Effect:
     """Return what a changed setting does to a run whose checkpoint is at ``position``."""
     if key == "train.micro_batches" and None in (before, now):
         return Effect.NONE  # null is the number of processes, which the data's fingerprint holds
@@ -153,7 +153,7 @@ def effect_of(key: str, before: Any, now: Any, position: Position) -> Effect:
     return Effect.REFUSED
 
 
-def is_finished(position: Position, config: RunConfig) -> bool:
+def is_finished(position: TrainState, config: RunConfig) -> bool:
     """Return whether a run whose newest checkpoint is at ``position`` has no step left to do."""
     if is_at_cap(position, config):
         return True
@@ -166,7 +166,7 @@ def is_finished(position: Position, config: RunConfig) -> bool:
     return done and position.stage + 1 == len(config.stages)
 
 
-def is_at_cap(position: Position, config: RunConfig) -> bool:
+def is_at_cap(position: TrainState, config: RunConfig) -> bool:
     """Return whether ``train.max_steps`` ends the run here; a resumed run may be beyond it already."""
     most = config.train.max_steps
     return most is not None and position.step >= most

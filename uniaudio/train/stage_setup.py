@@ -23,9 +23,15 @@ from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_engine, precision_of, spreads_weights
 from uniaudio.train.feature_writer import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
-from uniaudio.train.parts import Models, TrainingData
-from uniaudio.train.state import Position
-from uniaudio.train.trainable import Structure, enter_stage, go_through_stages, held_tensors, put_tensors
+from uniaudio.train.protocols import Models, TrainingData
+from uniaudio.train.state import TrainState
+from uniaudio.train.trainable import (
+    TrainableParameters,
+    enter_stage,
+    go_through_stages,
+    held_tensors,
+    put_tensors,
+)
 from uniaudio.types import Batch
 
 FISHER = "fisher"  # folder of a run: what `ewc` measured
@@ -58,7 +64,7 @@ def open_stage(
     data: TrainingData,
     config: RunConfig,
     accelerator: Accelerator,
-    position: Position,
+    position: TrainState,
     checkpoint: Checkpoint | None,
 ) -> StageModel:
     """Bring a freshly built model to where ``position`` is and put it into the engine that was launched.
@@ -78,7 +84,7 @@ def open_stage(
     within = checkpoint is not None and checkpoint.state["stage"] == index
     model = models.build()
     if index == 0:
-        structure = Structure.of(model)
+        structure = TrainableParameters.of(model)
     else:
         structure = go_through_stages(model, config, index - 1)
         before = checkpoint if not within else end_of_stage(run_dir, index - 1, needed=remembers(stage))
@@ -163,12 +169,12 @@ def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> N
             "processes must run every module together; launch with configs/accelerate/ddp.yaml or fsdp2.yaml"
         )
     ways = stage.continual
-    asked = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
+    methods = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
     if ways.ema is not None and engine == "zero3":
-        asked.append("ema")
-    if asked and engine:
+        methods.append("ema")
+    if methods and engine:
         raise UserError(
-            f"stages.{stage.name}.continual.{asked[0]} reads whole parameters, but {engine} spreads them over the "
+            f"stages.{stage.name}.continual.{methods[0]} reads whole parameters, but {engine} spreads them over the "
             "processes; launch with configs/accelerate/ddp.yaml, zero1.yaml or zero2.yaml"
         )
 

@@ -17,7 +17,7 @@ from uniaudio.train.checkpoint.store import Checkpoint, choose_checkpoint, load_
 
 
 @dataclass
-class Position:
+class TrainState:
     """Steps done, in all and in the current stage, and what the stage's numbers depend on.
 
     Args:
@@ -39,18 +39,18 @@ class Position:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, without the step, which a checkpoint states itself."""
-        told = asdict(self)
-        del told["step"]
-        return told
+        values = asdict(self)
+        del values["step"]
+        return values
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Position:
+    def from_state(cls, state: dict[str, Any]) -> TrainState:
         """Read what a checkpoint holds."""
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
-    def next_stage(self) -> Position:
+    def next_stage(self) -> TrainState:
         """Return the beginning of the stage after this one."""
-        return Position(step=self.step, stage=self.stage + 1, skips=self.skips)
+        return TrainState(step=self.step, stage=self.stage + 1, skips=self.skips)
 
 
 def newest(run_dir: Path, remembered: Collection[int] = ()) -> Checkpoint:

@@ -33,7 +33,7 @@ def named_encoders(config: RunConfig, encoder: AudioEncoder) -> dict[str, AudioE
 
 
 @dataclass
-class Structure:
+class TrainableParameters:
     """What has become of a freshly built model.
 
     Args:
@@ -45,7 +45,7 @@ class Structure:
     changed: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, model: nn.Module) -> Structure:
+    def of(cls, model: nn.Module) -> TrainableParameters:
         """Read the usual modes off a model as it was built."""
         low_rank = {f"{name}.weight" for name in lora_modules(model)}
         usual: dict[str, Mode] = {}
@@ -58,20 +58,22 @@ class Structure:
         return cls(usual)
 
 
-def go_through_stages(model: nn.Module, config: RunConfig, last: int, whole: bool = True) -> Structure:
+def go_through_stages(
+    model: nn.Module, config: RunConfig, last: int, whole: bool = True
+) -> TrainableParameters:
     """Bring a freshly built model to stage ``last`` and return its structure.
 
     Args:
         whole: False for a part of the model, such as its encoder alone: expressions may then match nothing.
     """
-    structure = Structure.of(model)
+    structure = TrainableParameters.of(model)
     for index in range(last + 1):
         enter_stage(model, structure, config, index, whole)
     return structure
 
 
 def enter_stage(
-    model: nn.Module, structure: Structure, config: RunConfig, index: int, whole: bool = True
+    model: nn.Module, structure: TrainableParameters, config: RunConfig, index: int, whole: bool = True
 ) -> None:
     """Bring a model from the stage before to stage ``index``: merge, insert and open what the config says.
 
@@ -138,18 +140,18 @@ def refuse_nothing(matched: Iterable[str], names: Iterable[str], where: str, pat
 
 def by_settings(names: Iterable[str], config: RunConfig) -> dict[LoraConfig, list[str]]:
     """Group linear maps by the rank and scale of their new low-rank updates: their encoder's, or the first one's."""
-    found: dict[LoraConfig, list[str]] = {}
+    groups: dict[LoraConfig, list[str]] = {}
     first = next(iter(config.encoders.values())).lora
     for name in names:
         parts = name.split(".")
-        own = (
+        settings = (
             config.encoders.get(parts[2]) if parts[:2] == ["encoder", "encoders"] and len(parts) > 2 else None
         )
-        found.setdefault(first if own is None else own.lora, []).append(name)
-    return found
+        groups.setdefault(first if settings is None else settings.lora, []).append(name)
+    return groups
 
 
-def held_tensors(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+def held_tensors(model: nn.Module, structure: TrainableParameters) -> dict[str, Tensor]:
     """Return what a checkpoint holds: all that is trained now or may have been changed by earlier stages."""
     return {
         name: parameter
@@ -158,20 +160,22 @@ def held_tensors(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
     }
 
 
-def put_tensors(model: nn.Module, structure: Structure, given: Mapping[str, Tensor], whose: object) -> None:
+def put_tensors(
+    model: nn.Module, structure: TrainableParameters, given: Mapping[str, Tensor], whose: object
+) -> None:
     """Copy the tensors of a checkpoint into a model of the same structure.
 
     Raises:
         UserError: when a tensor is missing, unknown or of another shape.
     """
-    own = held_tensors(model, structure)
-    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    held = held_tensors(model, structure)
+    missing, unknown = sorted(set(held) - set(given)), sorted(set(given) - set(held))
     if missing or unknown:
         raise UserError(
             f"{whose}: the tensors are not those that the config trains: "
             f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
         )
-    for name, parameter in own.items():
+    for name, parameter in held.items():
         if parameter.shape != given[name].shape:
             raise UserError(
                 f"{whose}: {name} is {tuple(given[name].shape)}, the config's {tuple(parameter.shape)}"

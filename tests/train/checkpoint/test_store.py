@@ -42,7 +42,7 @@ from uniaudio.train.checkpoint.store import (
     shared_out,
     stage_ends,
     step_folder,
-    unfinished,
+    unfinished_folder,
     verify,
     write_share,
 )
@@ -520,7 +520,7 @@ def test_a_mark_that_is_only_being_written_does_not_count(config, save, tmp_path
     first, run_dir = save(1), tmp_path / "run"
     begin_checkpoint(run_dir, 2)
     write_share(run_dir, share(0), 0, 2)
-    mark(unfinished(step_folder(run_dir, 2)), 1).touch()
+    mark(unfinished_folder(step_folder(run_dir, 2)), 1).touch()
     with pytest.raises(UserError, match="process 1 did not write its part"):
         finish_checkpoint(run_dir, share(0), 2, config, BASES, patience=0.2)
     assert latest_checkpoint(run_dir) == first

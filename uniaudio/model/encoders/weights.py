@@ -101,14 +101,14 @@ def refuse_unusable_files(path: str, where: str) -> None:
         )
     if any(name.endswith(".safetensors") for name in files):
         return
-    if found := [name for name in files if name.lower().endswith(".gguf")]:
+    if matches := [name for name in files if name.lower().endswith(".gguf")]:
         raise UserError(
-            f"{where}: {path} holds its weights as GGUF ({found[0]}), which is not read; name the folder of "
+            f"{where}: {path} holds its weights as GGUF ({matches[0]}), which is not read; name the folder of "
             "safetensors that it was made from"
         )
-    if found := [name for name in files if name.endswith(PICKLES)]:
+    if matches := [name for name in files if name.endswith(PICKLES)]:
         raise UserError(
-            f"{where}: {path} holds its weights as {found[0]}, a pickle, which can run code when it is read; "
+            f"{where}: {path} holds its weights as {matches[0]}, a pickle, which can run code when it is read; "
             "convert it to safetensors first (see SECURITY.md)"
         )
 

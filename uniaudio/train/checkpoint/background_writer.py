@@ -50,7 +50,7 @@ class CheckpointWriter:
     """Writes one checkpoint at a time; every rank has one and they meet through the folder alone.
 
     Args:
-        told: called in the main rank, by the loop, when a checkpoint is whole: (step, facts).
+        on_saved: called in the main rank, by the loop, when a checkpoint is whole: (step, facts).
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class CheckpointWriter:
         run_dir: Path,
         config: RunConfig,
         bases: Mapping[str, Mapping[str, str]],
-        told: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None,
+        on_saved: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None,
     ) -> None:
-        self.run_dir, self.config, self.bases, self.told = run_dir, config, bases, told
+        self.run_dir, self.config, self.bases, self.on_saved = run_dir, config, bases, on_saved
         self.thread: threading.Thread | None = None
         self.problem: UserError | None = None
         self.copies = HostCopies()
@@ -83,7 +83,7 @@ class CheckpointWriter:
         run; call ``before_update`` behind them. Engines that have to put tensors together copy at once.
 
         Args:
-            carried: tensors that earlier stages changed and this one does not train. facts: for ``told``.
+            carried: tensors that earlier stages changed and this one does not train. facts: for ``on_saved``.
 
         Raises:
             UserError: on all ranks, when the folder cannot be made or the checkpoint before could not be written.
@@ -95,8 +95,8 @@ class CheckpointWriter:
                 begin_checkpoint(self.run_dir, step)
             except UserError as refused:
                 problem = str(refused)
-        if told := next((text for text in gather_objects(problem) if text), None):
-            raise UserError(told)
+        if problem_text := next((text for text in gather_objects(problem) if text), None):
+            raise UserError(problem_text)
         take = partial(take_snapshot, engine, carried, ema, step, state, self.copies)
         if engine.gathers:
             snapshot = take()
@@ -116,7 +116,7 @@ class CheckpointWriter:
         try:
             snapshot = take()
         except Exception as problem:  # as in ``write``
-            self.problem = self.as_told(problem, step)
+            self.problem = self.explain_problem(problem, step)
             return
         finally:
             self.copied.set()
@@ -130,15 +130,15 @@ class CheckpointWriter:
         try:
             write_share(self.run_dir, snapshot, rank(), world_size())
         except Exception as problem:
-            self.problem = self.as_told(problem, snapshot.step)
+            self.problem = self.explain_problem(problem, snapshot.step)
         if rank() == 0:  # also after a failure of its own: the folder has to go
             try:
                 finish_checkpoint(self.run_dir, snapshot, world_size(), self.config, self.bases)
                 self.done.append((snapshot.step, facts))
             except Exception as problem:
-                self.problem = self.problem or self.as_told(problem, snapshot.step)
+                self.problem = self.problem or self.explain_problem(problem, snapshot.step)
 
-    def as_told(self, problem: Exception, step: int) -> UserError:
+    def explain_problem(self, problem: Exception, step: int) -> UserError:
         if isinstance(problem, UserError):
             return problem
         return refusal(step_folder(self.run_dir, step), repr(problem))
@@ -150,7 +150,7 @@ class CheckpointWriter:
     def tell(self) -> None:
         """Report the checkpoints that have become whole since the last call."""
         while self.done:
-            self.told(*self.done.pop(0))
+            self.on_saved(*self.done.pop(0))
 
     def finish(self) -> None:
         """Let the checkpoint under way come to its end when the run ends with an error: it may be the last one.
@@ -170,8 +170,8 @@ class CheckpointWriter:
             self.thread.join()
             self.thread = None
         self.tell()
-        if told := next((text for text in gather_objects(str(self.problem or "")) if text), None):
-            raise UserError(told)
+        if problem_text := next((text for text in gather_objects(str(self.problem or "")) if text), None):
+            raise UserError(problem_text)
 
 
 def take_snapshot(
@@ -187,13 +187,13 @@ def take_snapshot(
     Args:
         copies: where to; nothing may read the snapshot before this one any more.
     """
-    own = set(shared_out(engine.sizes, world_size())[rank()])
+    names_of_rank = set(shared_out(engine.sizes, world_size())[rank()])
     main = rank() == 0
     model, moments = {}, {}
-    for whole in engine.trained():
+    for whole in engine.list_trained():
         if main:
             model[whole.name] = copies.copy(whole.name, whole.weight)
-        if whole.name in own:
+        if whole.name in names_of_rank:
             for kind, tensor in whole.moments.items():
                 name = f"{whole.name}|{kind}"
                 moments[name] = copies.copy(name, tensor)

@@ -84,7 +84,7 @@ def step_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:06d}"
 
 
-def unfinished(folder: Path) -> Path:
+def unfinished_folder(folder: Path) -> Path:
     return folder.with_name(f"{UNFINISHED}{folder.name}")
 
 
@@ -96,13 +96,13 @@ def begin_checkpoint(run_dir: Path, step: int) -> None:
     """
     folder = step_folder(run_dir, step)
     try:
-        shutil.rmtree(unfinished(folder), ignore_errors=True)
+        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
         if (
-            replaced(folder).exists() and not folder.exists()
+            replaced_folder(folder).exists() and not folder.exists()
         ):  # a kill came between the moves of finish_checkpoint
-            replaced(folder).rename(folder)
-        shutil.rmtree(replaced(folder), ignore_errors=True)
-        unfinished(folder).mkdir(parents=True)
+            replaced_folder(folder).rename(folder)
+        shutil.rmtree(replaced_folder(folder), ignore_errors=True)
+        unfinished_folder(folder).mkdir(parents=True)
     except OSError as problem:
         raise refusal(folder, problem) from problem
 
@@ -114,7 +114,7 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
         UserError: when the disk refuses; the previous checkpoint stays valid.
     """
     folder = step_folder(run_dir, snapshot.step)
-    temporary = unfinished(folder)
+    temporary = unfinished_folder(folder)
     shares = {f"{OPTIMIZER}-{rank:05d}-of-{world:05d}.safetensors": snapshot.moments}
     if rank == 0:
         shares[MODEL] = snapshot.model
@@ -167,7 +167,7 @@ def finish_checkpoint(
         UserError: when a rank's part or the rest could not be written; the previous checkpoint stays valid.
     """
     folder = step_folder(run_dir, snapshot.step)
-    temporary = unfinished(folder)
+    temporary = unfinished_folder(folder)
     try:
         records = wait_for_parts(temporary, world, patience)
         state = json.dumps({"step": snapshot.step, **snapshot.state}, indent=2)
@@ -181,7 +181,7 @@ def finish_checkpoint(
             flush(temporary / name)
         flush(temporary)
         if folder.exists():  # moved, for removing it takes time in which there would be neither
-            folder.rename(replaced(folder))
+            folder.rename(replaced_folder(folder))
         temporary.rename(folder)
         flush(folder.parent)
         point_latest(folder)
@@ -224,7 +224,7 @@ def read_mark(mark: Path) -> dict[str, Any]:
         return {}
 
 
-def replaced(folder: Path) -> Path:
+def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f"{UNFINISHED}{folder.name}{REPLACED}")
 
 
@@ -244,7 +244,7 @@ def save_checkpoint(
     try:
         write_share(run_dir, snapshot, 0, 1)
     except UserError:
-        shutil.rmtree(unfinished(step_folder(run_dir, snapshot.step)), ignore_errors=True)
+        shutil.rmtree(unfinished_folder(step_folder(run_dir, snapshot.step)), ignore_errors=True)
         raise
     return finish_checkpoint(run_dir, snapshot, 1, config, bases)
 
@@ -375,7 +375,7 @@ def choose_checkpoint(
     places, problem_of_latest = places_by_preference(run_dir)
     complaints = [problem_of_latest] if problem_of_latest else []
     for place in places:
-        for path in (place, replaced(place)):
+        for path in (place, replaced_folder(place)):
             if not path.exists():
                 continue
             damage = find_damage(path, names) or find_other_damage(path)

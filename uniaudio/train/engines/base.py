@@ -89,7 +89,7 @@ class Engine:
         """Clip the gradients to a norm and return the norm that they had."""
         return nn.utils.clip_grad_norm_(self.plain.parameters(), max_norm)
 
-    def trained(self) -> Iterator[Whole]:
+    def list_trained(self) -> Iterator[Whole]:
         """Put the trained parameters together, one after the other."""
         for name, parameter in self.plain.named_parameters():
             if parameter.requires_grad:

@@ -60,8 +60,8 @@ class Fsdp2Engine(Engine):
             if hasattr(plain, method):
                 register_fsdp_forward_method(plain, method)
         sharded = dict(plain.named_parameters())
-        for group, own in zip(optimizer.param_groups, places, strict=True):
-            group["params"] = [sharded[name] for name in own]
+        for group, held in zip(optimizer.param_groups, places, strict=True):
+            group["params"] = [sharded[name] for name in held]
 
     def exchange(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         model: Any = self.plain
@@ -72,11 +72,11 @@ class Fsdp2Engine(Engine):
         norm = super().clip_gradients(max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def trained(self) -> Iterator[Whole]:
+    def list_trained(self) -> Iterator[Whole]:
         for part in self.plain.modules():  # after an evaluation some are whole still: not those of AdamW
             if isinstance(part, FSDPModule):
                 part.reshard()
-        return super().trained()
+        return super().list_trained()
 
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

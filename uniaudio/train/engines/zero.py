@@ -83,7 +83,7 @@ class ZeroEngine(Engine):
         self.engine.optimizer._hp_optimizer_states_linked = False
         self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def trained(self) -> Iterator[Whole]:
+    def list_trained(self) -> Iterator[Whole]:
         if self.stage in (1, 2) and self.optimizer.state:
             self.link_moments()
         for name, parameter in self.plain.named_parameters():

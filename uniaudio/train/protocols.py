@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from uniaudio.train.adaptive_mixture import Balance
+from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.types import Batch
@@ -60,7 +60,7 @@ class TrainingData(Protocol):
         ...
 
     def open_steps(
-        self, stage: int, model: nn.Module, balance: Balance, state: dict[str, Any] | None
+        self, stage: int, model: nn.Module, balance: AdaptiveMixture, state: dict[str, Any] | None
     ) -> Iterator[Steps]:
         """Return the endless steps of a stage for this rank.
 
