@@ -21,7 +21,7 @@ from uniaudio.model.fusion.unimoe import UniMoeFusion
 from uniaudio.model.fusion.weighted_layers import LayerFusion
 from uniaudio.model.fusion.wq import WqFusion
 
-MEETING_RATE = 25.0  # frames per second, as in the seeds; a slower base keeps its own
+MEETING_RATE = 25.0  # frames per second, as in the papers; a slower base keeps its own
 SHARED = {"kind", "rate", "align", "lr", "dim", "stft"}  # of the config; all else is the operator's own
 
 OPERATORS: Mapping[str, type[FusionOperator]] = {

@@ -1,4 +1,4 @@
-"""Explicit injection of seed 001: what one stream cannot predict of another is injected into it."""
+"""Explicit injection of dual encoders (Interspeech 2026, paper 463): what a stream cannot predict of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The softmax-gated residual fusion of seed 001, its backbone for every injection."""
+"""The softmax-gated residual of dual-encoder fusion (Interspeech 2026, paper 463), the backbone of every injection."""
 
 from __future__ import annotations
 

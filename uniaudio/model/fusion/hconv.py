@@ -1,4 +1,4 @@
-"""The model-and-layer interface of seed 002: hierarchical convolution over the layer axis."""
+"""The model-and-layer interface (arXiv 2511.08389): hierarchical convolution over the layer axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixture-of-experts fusion of seed 001, in its two modes."""
+"""Mixture-of-experts fusion of dual encoders (Interspeech 2026, paper 463), in its two modes."""
 
 from __future__ import annotations
 

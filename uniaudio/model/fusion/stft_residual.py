@@ -1,4 +1,4 @@
-"""The STFT residual branch of seed 001: frequency cues added to fused frames."""
+"""The STFT residual branch of dual-encoder fusion (Interspeech 2026, paper 463): frequency features added to fused frames."""
 
 from __future__ import annotations
 
