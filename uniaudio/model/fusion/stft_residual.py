@@ -1,4 +1,4 @@
-"""The STFT residual branch of dual-encoder fusion (Interspeech 2026, paper 463): frequency features added to fused frames."""
+"""The STFT residual of dual-encoder fusion (Interspeech 2026, paper 463): frequency features for fused frames."""
 
 from __future__ import annotations
 
