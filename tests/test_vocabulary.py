@@ -123,6 +123,8 @@ def identifiers(tree: ast.AST) -> dict[str, int]:
             names.setdefault(node.target.id, node.lineno)
         elif isinstance(node, ast.alias) and node.asname:
             names.setdefault(node.asname, node.lineno)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.setdefault(node.name, node.lineno)
     return names
 
 
@@ -137,7 +139,9 @@ def test_identifiers_are_terms_of_the_field(path):
     assert not odd
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if PACKAGE in path.parents], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if PACKAGE in path.parents], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_functions_are_verbs(path):
     functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
     plain = {n.name for n in functions if not any(is_property(d) for d in n.decorator_list)}

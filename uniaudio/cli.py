@@ -663,6 +663,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the exit codes 0, 1, 2 (user's mistake) or 75 (stopped, may continue)."""
     try:
         app(args=with_resume_value(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, LostProcessError) as told:
-        typer.echo(f"uniaudio: {told}", err=True)
-        sys.exit(2 if isinstance(told, UserError) else 1)
+    except (UserError, LostProcessError) as error:
+        typer.echo(f"uniaudio: {error}", err=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
