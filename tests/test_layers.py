@@ -17,10 +17,12 @@ BASE = {
     "config",
     "tensor_cache",
     "feature_cache",
+    "units",
 }
 MIDDLE = {"data", "model", "tiny", "train", "evaluate", "export", "report", "demo"}
 ALLOWED = {
     "errors": set(),
+    "units": set(),
     "outputs": {"errors"},
     "orphans": set(),
     "run_records": set(),

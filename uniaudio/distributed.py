@@ -39,14 +39,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def max_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise maximum over all ranks, in a new tensor."""
-    highest = values.clone()
-    if is_distributed():
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-    return highest
-
-
 def gather_objects(value: Any) -> list[Any]:
     """One small picklable object of every rank, in rank order, on all ranks (peers of one job only)."""
     if not is_distributed():

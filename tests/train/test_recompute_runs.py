@@ -11,8 +11,9 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fitting import clip_of
-from uniaudio.estimate.stage_plan import GIB, MARGIN, plan_stage
+from uniaudio.estimate.stage_plan import MARGIN, plan_stage
 from uniaudio.train.recomputing import Recomputing
+from uniaudio.units import GIB
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

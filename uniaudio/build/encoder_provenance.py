@@ -18,9 +18,9 @@ from uniaudio.report.answers import check_answers
 from uniaudio.report.results import shorten_model
 from uniaudio.report.run_folder import read_json
 from uniaudio.report.scores import ScoreTable, is_in_folder, mark_model, read_scores
+from uniaudio.units import SECONDS_PER_HOUR
 
 PART = "encoder "  # what the names of the encoders' bases begin with
-HOUR = 3600
 
 
 def provenance(spec: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def provenance(spec: str) -> dict[str, Any]:
         "steps": state["step"],
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
         "bases": [describe_base(name, base) for name, base in bases.items() if name.startswith(PART)],
-        "audio_hours": state["stage_seconds"] / HOUR,
+        "audio_hours": state["stage_seconds"] / SECONDS_PER_HOUR,
         "results": results_of(run, spec),
     }
     return facts | data_of(config, state["stage"] + 1)

@@ -13,8 +13,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.train.feature_writer import cached_parts, wants_cache
 from uniaudio.train.trainable import modes_of
-
-HOUR = 3600  # seconds
+from uniaudio.units import SECONDS_PER_HOUR
 
 
 def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
@@ -67,6 +66,6 @@ def describe_cache_sizes(encoder: AudioEncoder, config: RunConfig) -> list[str]:
     lines = []
     for name, part in cached_parts(encoder, config).items():
         dtype = torch.bfloat16 if config.encoders[name].cache == "bfloat16" else torch.float32
-        size = part.dim * part.frame_rate * dtype.itemsize * HOUR
+        size = part.dim * part.frame_rate * dtype.itemsize * SECONDS_PER_HOUR
         lines.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk for each hour of different audio")
     return lines

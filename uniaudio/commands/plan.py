@@ -14,7 +14,8 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
-from uniaudio.estimate.stage_plan import ENGINES, GIB, MARGIN, PARTS, StagePlan, plan_stage
+from uniaudio.estimate.stage_plan import ENGINES, MARGIN, PARTS, StagePlan, plan_stage
+from uniaudio.units import GIB
 
 
 @dataclass(frozen=True)

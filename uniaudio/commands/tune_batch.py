@@ -22,10 +22,10 @@ from uniaudio.errors import UserError
 from uniaudio.tiny.text_lm import miniature_decoder
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_accelerator, precision_of
+from uniaudio.units import GIB
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
 RESERVE = 0.9  # of the memory: fragments, and batches dearer than those looked at
-GIB = 2**30
 
 
 def largest_budget(

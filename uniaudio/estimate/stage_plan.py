@@ -17,9 +17,8 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.errors import convert_to_user_error
 from uniaudio.estimate.fake_model import Blueprint, build_fake_model, equal_clips
 from uniaudio.estimate.step_trace import LinearCost, StepTrace
+from uniaudio.units import SECONDS_PER_HOUR
 
-GIB = 2**30
-SECONDS_PER_HOUR = 3600
 PARTS = ("weights", "frozen", "gradients", "optimizer", "activations", "logits")
 # bytes of a trained parameter on one GPU: (whole on it, spread over all) of weights, gradients, moments and, in
 # ZeRO-1 and 2, DeepSpeed's float32 copy of the weights that it updates; docs/scaling.md has the same table

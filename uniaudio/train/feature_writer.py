@@ -19,8 +19,8 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import model_digest
 from uniaudio.train.trainable import named_encoders
+from uniaudio.units import GIB
 
-GIB = 2**30
 LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
 AHEAD = 4  # frames of so many micro-batches may wait to be written
 

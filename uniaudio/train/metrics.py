@@ -15,6 +15,7 @@ from torch import Tensor
 from uniaudio.distributed import gather_objects, sum_over_ranks, world_size
 from uniaudio.feature_cache import Clips
 from uniaudio.types import Batch, LossSum
+from uniaudio.units import GIB
 
 
 @dataclass
@@ -132,5 +133,5 @@ class MetricSums:
 def memory_gib(device: torch.device) -> float:
     """Return the peak memory so far: of the device on CUDA, of the process elsewhere."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

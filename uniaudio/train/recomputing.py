@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-GIB = 2**30
+from uniaudio.units import GIB
 
 
 @dataclass(frozen=True)

@@ -23,33 +23,24 @@ from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.wav2vec2 import load_wave
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.ragged import Ragged
+from uniaudio.tiny.checkpoints import STABLE, WAVE
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embedding_groups": 2,
-    "vocab_size": 16,
-}
-PRE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 CASES = {
     "wav2vec2": (Wav2Vec2Config, {"num_conv_pos_embeddings": 16}),
-    "wav2vec2, large": (Wav2Vec2Config, {"num_conv_pos_embeddings": 15, **PRE}),
-    "wav2vec2, adapters": (Wav2Vec2Config, {"num_conv_pos_embeddings": 16, "adapter_attn_dim": 8, **PRE}),
+    "wav2vec2, large": (Wav2Vec2Config, {"num_conv_pos_embeddings": 15, **STABLE}),
+    "wav2vec2, adapters": (Wav2Vec2Config, {"num_conv_pos_embeddings": 16, "adapter_attn_dim": 8, **STABLE}),
     "hubert": (HubertConfig, {"num_conv_pos_embeddings": 16}),
-    "hubert, large": (HubertConfig, {"num_conv_pos_embeddings": 16, "feat_proj_layer_norm": False, **PRE}),
+    "hubert, large": (HubertConfig, {"num_conv_pos_embeddings": 16, "feat_proj_layer_norm": False, **STABLE}),
     "wavlm": (WavLMConfig, {"num_conv_pos_embeddings": 16, "num_buckets": 20, "max_bucket_distance": 40}),
     "wavlm, large": (
         WavLMConfig,
-        {"num_conv_pos_embeddings": 16, "num_buckets": 20, "max_bucket_distance": 40, **PRE},
+        {"num_conv_pos_embeddings": 16, "num_buckets": 20, "max_bucket_distance": 40, **STABLE},
     ),
     "data2vec-audio": (Data2VecAudioConfig, {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 7}),
     "unispeech": (UniSpeechConfig, {"num_conv_pos_embeddings": 16}),
-    "unispeech, large": (UniSpeechConfig, {"num_conv_pos_embeddings": 16, **PRE}),
+    "unispeech, large": (UniSpeechConfig, {"num_conv_pos_embeddings": 16, **STABLE}),
     "unispeech-sat": (UniSpeechSatConfig, {"num_conv_pos_embeddings": 16}),
-    "unispeech-sat, large": (UniSpeechSatConfig, {"num_conv_pos_embeddings": 16, **PRE}),
+    "unispeech-sat, large": (UniSpeechSatConfig, {"num_conv_pos_embeddings": 16, **STABLE}),
 }
 LENGTHS = [16_000, 400, 719, 1, 7_777, 40_003, 0]
 
@@ -65,7 +56,7 @@ def pack(*lengths):
 def saved(case, tmp_path):
     kind, settings = CASES[case]
     torch.manual_seed(0)
-    model = AutoModel.from_config(kind(**SMALL, **settings)).eval()
+    model = AutoModel.from_config(kind(**WAVE, **settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gru_rel_pos_const" in name or "layer_norm" in name:
@@ -230,7 +221,7 @@ def test_low_rank_updates_train_and_merge_to_the_same_function(tmp_path):
 
 def test_heads_are_left_out_and_missing_tensors_told(tmp_path):
     torch.manual_seed(0)
-    full = HubertForCTC(HubertConfig(**SMALL, num_conv_pos_embeddings=16))
+    full = HubertForCTC(HubertConfig(**WAVE, num_conv_pos_embeddings=16))
     full.save_pretrained(tmp_path / "model")
     own = full.hubert.state_dict()
     for name, tensor in load(tmp_path).model.state_dict().items():
