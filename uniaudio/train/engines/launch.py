@@ -18,6 +18,7 @@ from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
+from uniaudio.train.engines.shm_extension import load_shm_extension
 from uniaudio.train.engines.zero import ZeroEngine
 
 PATIENCE = timedelta(hours=2)  # of an exchange: the others wait while the main process evaluates
@@ -34,10 +35,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     handlers: list[Any] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate would look for a group
         handlers.append(InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=PATIENCE))
+    spread_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if spread_by_deepspeed and not cuda:
+            load_shm_extension()
         # with `cpu` accelerate would drop DeepSpeed without a word
-        alone = not cuda and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true"
+        alone = not cuda and not spread_by_deepspeed
         accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
     if accelerator.gradient_accumulation_steps != 1:  # somebody would divide every loss by it once more
         raise UserError(
