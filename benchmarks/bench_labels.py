@@ -22,8 +22,8 @@ from sizes import Sizes
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from uniaudio.model.audio_lm import left_padded
 from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.generation import pad_left
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 
@@ -82,7 +82,7 @@ def prepare(side: str, case: str) -> Callable[[], Tensor | None]:
 
 def generate(decoder: TextDecoder, prompts: Ragged, tokens: int) -> None:
     """Continue the prompts by so many tokens."""
-    padded, mask = left_padded(prompts)
+    padded, mask = pad_left(prompts)
     greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     decoder.generate(padded, mask, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, **greedy)
 

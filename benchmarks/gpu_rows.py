@@ -13,9 +13,10 @@ from gpu_timing import Setting, fastest, free, peak_gib, settle
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from uniaudio.model.audio_lm import AudioLM, left_padded
+from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.compile import compile_layers
 from uniaudio.model.fp8 import to_float8
+from uniaudio.model.generation import pad_left
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch
@@ -169,7 +170,7 @@ def labels(setting: Setting) -> Iterator[Row]:
         return label_log_likelihoods(decoder, prompts, ids, decoder.packed_hidden)
 
     def generated() -> Tensor:
-        padded, mask = left_padded(prompts)
+        padded, mask = pad_left(prompts)
         greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return decoder.generate(
             padded, mask, max_new_tokens=LABEL_TOKENS, eos_token_id=None, pad_token_id=0, **greedy

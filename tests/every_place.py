@@ -1,6 +1,6 @@
 """The property that resuming rests on: from every place of every shard, reading gives the tail of the whole."""
 
-from uniaudio.data.source import Place, Row
+from uniaudio.data.sources.base import Place, Row
 
 
 def told(row):

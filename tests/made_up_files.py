@@ -12,7 +12,7 @@ import soundfile
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
 from uniaudio.data.card import load_card
-from uniaudio.data.source import Row
+from uniaudio.data.sources.base import Row
 
 
 def card(tmp_path, load, **more):

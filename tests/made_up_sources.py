@@ -1,6 +1,6 @@
 """Sources of made-up rows, for tests of the order: no file behind them."""
 
-from uniaudio.data.source import AudioRef, BrokenShardError, IndexedSource, Place, Row, ShardedSource
+from uniaudio.data.sources.base import AudioRef, BrokenShardError, IndexedSource, Place, Row, ShardedSource
 from uniaudio.errors import RowError
 
 

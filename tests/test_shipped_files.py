@@ -12,7 +12,7 @@ from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import miniature_root
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.source import open_source
+from uniaudio.data.sources.base import open_source
 from uniaudio.data.template import load_template
 
 ROOT = Path(__file__).parent.parent

@@ -71,7 +71,6 @@ SHARED_NAMES = frozenset(  # the same name in two folders, each of which says wh
         "__init__.py",
         "__main__.py",
         "activation_checkpointing.py",
-        "answering.py",
         "base.py",
         "decoder.py",
         "encoders.py",

@@ -139,7 +139,8 @@ def plan(
     """
     from uniaudio.build.run_config import open_run
     from uniaudio.checks.recipe import QUESTION, Clip
-    from uniaudio.commands.plan import Machine, show_plan
+    from uniaudio.commands.plan import show_plan
+    from uniaudio.estimate.memory import Machine
 
     clip = None if seconds is None else Clip(seconds, QUESTION, answer_tokens)
     show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)

@@ -9,7 +9,7 @@ from made_up_sources import Shards
 
 from uniaudio.data.sampler import Mark, ShardCursor
 from uniaudio.data.skipped_rows import BrokenShard
-from uniaudio.data.source import BrokenShardError, Place, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, open_source
 from uniaudio.data.sources.paths import size_of
 from uniaudio.errors import UserError
 from uniaudio.train.skip_counts import SkipLedger

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_files import card, clip_bytes, numbers, write_parquet
 
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.class_names import naming_of_columns
 from uniaudio.errors import RowError, UserError
 

@@ -13,7 +13,7 @@ from uniaudio.data.audio import FilePart, decode, plain_wave, probe_seconds
 from uniaudio.data.clip_notices import ANTI_PHASE, CLIPPED
 from uniaudio.data.containers import flac, mpeg
 from uniaudio.data.samples import encode_samples
-from uniaudio.data.source import audio_ref
+from uniaudio.data.sources.base import audio_ref
 from uniaudio.errors import RowError
 
 RATE = 16000

@@ -9,7 +9,7 @@ from made_up_sources import Rows, Shards
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.eval_sample import MOST_CANDIDATES, EvalSamples, choose_sample, sample_rows
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError
 
 TEMPLATE = {

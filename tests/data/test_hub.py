@@ -10,7 +10,7 @@ from every_place import check_places
 from made_up_files import card, clip_bytes, numbers, write_parquet
 from torch.utils.data import DataLoader, IterableDataset
 
-from uniaudio.data.source import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
 from uniaudio.errors import RowError, UserError
 
 

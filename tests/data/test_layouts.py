@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out, walk_files
 from uniaudio.data.sources.paths import files_of_split
 from uniaudio.data.sources.split_names import choose_files, has_words, named_splits

@@ -19,7 +19,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.source import open_source
+from uniaudio.data.sources.base import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.generation.predictions import PredictionSettings, question_chunks
 from uniaudio.tiny.recipe_texts import recipe_texts

@@ -12,7 +12,7 @@ import yaml
 
 from uniaudio.data.card import load_card
 from uniaudio.data.segment import Segment, unused_time_columns
-from uniaudio.data.source import open_source
+from uniaudio.data.sources.base import open_source
 from uniaudio.errors import RowError, UserError
 
 

@@ -14,7 +14,7 @@ from every_place import check_places
 from fsspec.implementations.memory import MemoryFileSystem
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
-from uniaudio.data.source import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
 from uniaudio.data.sources.remote import classify_error
 from uniaudio.data.sources.retries import read_patiently
 from uniaudio.errors import UserError

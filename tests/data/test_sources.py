@@ -14,7 +14,7 @@ from every_place import check_places
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.audio import decode
-from uniaudio.data.source import BrokenShardError, Place, Row, audio_ref, open_source, stated_seconds
+from uniaudio.data.sources.base import BrokenShardError, Place, Row, audio_ref, open_source, stated_seconds
 from uniaudio.data.sources.in_memory import unique
 from uniaudio.data.sources.paths import expand_braces
 from uniaudio.errors import RowError, UserError

@@ -8,7 +8,7 @@ from every_place import check_places
 from made_up_files import add, card, clip_bytes, numbers, write_tar
 
 from uniaudio.data.audio import FilePart, probe_seconds
-from uniaudio.data.source import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
 from uniaudio.errors import RowError, UserError
 
 

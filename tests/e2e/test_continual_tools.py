@@ -21,7 +21,7 @@ from uniaudio.commands.tune_batch import tuned_overrides
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.train.checkpoint.store import load_checkpoint, stage_ends

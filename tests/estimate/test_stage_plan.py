@@ -17,13 +17,14 @@ from transformers import (
 from uniaudio.build.model import build_model
 from uniaudio.checks.recipe import Clip
 from uniaudio.cli import main
-from uniaudio.commands.plan import Machine, show_plan
+from uniaudio.commands.plan import show_plan
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
 from uniaudio.estimate.fake_model import equal_clips
-from uniaudio.estimate.stage_plan import ENGINES, plan_stage
+from uniaudio.estimate.memory import ENGINES, Machine
+from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.estimate.step_trace import attention_backward_flops, attention_flops
 from uniaudio.train.engines.base import Engine
 

@@ -15,9 +15,9 @@ from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.estimate.flops import any_decoder_forward_flops
 from uniaudio.estimate.stage_plan import plan_stage
-from uniaudio.model.audio_lm import left_padded
 from uniaudio.model.decoder import TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
+from uniaudio.model.generation import pad_left
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.model.lora import lora_modules, lora_targets, merge_lora
 from uniaudio.ragged import Ragged
@@ -75,7 +75,7 @@ def test_a_decoder_reads_rows_and_answers_in_a_batch_as_alone(family):
     hidden = decoder.hidden(rows)
     alone = decoder.hidden(rows.select([1]))
     torch.testing.assert_close(hidden[4:], alone, atol=1e-4, rtol=1e-3)
-    new = decoder.generate(*left_padded(rows), max_new_tokens=2, do_sample=False, pad_token_id=0)
+    new = decoder.generate(*pad_left(rows), max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert new.shape[0] == 2
 
 

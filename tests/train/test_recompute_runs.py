@@ -11,7 +11,8 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fitting import clip_of
-from uniaudio.estimate.stage_plan import MARGIN, plan_stage
+from uniaudio.estimate.memory import MARGIN
+from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.units import GIB
 

@@ -15,7 +15,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import PlanState, StepBatch, joined_states, make_loader, sharing
 from uniaudio.data.permutation import number
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.source import open_source
+from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError

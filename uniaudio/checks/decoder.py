@@ -15,7 +15,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.row_clips import row_seconds
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, position_limit
 from uniaudio.model.whisper_decoder import START

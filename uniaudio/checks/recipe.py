@@ -15,7 +15,7 @@ from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.recipe import Recipe, RecipeEntry
 from uniaudio.data.row_clips import decode_clips, row_seconds
 from uniaudio.data.segment import unused_time_columns
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uniaudio.build.answering import answer_question, read_clip
 from uniaudio.build.model import load_model
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.evaluate.generation.single_question import answer_question, read_clip
 
 
 def answer_file_question(
@@ -18,4 +18,5 @@ def answer_file_question(
         UserError: when the clip cannot be used, before the model is loaded, or the model cannot be loaded.
     """
     read_clip(clip)
-    return answer_question(load_model(spec, trust=trust), clip, text, max_new_tokens)
+    loaded = load_model(spec, trust=trust)
+    return answer_question(loaded.model, loaded.format, clip, text, max_new_tokens)

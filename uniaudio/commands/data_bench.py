@@ -16,7 +16,7 @@ from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.source import open_source
+from uniaudio.data.sources.base import open_source
 from uniaudio.tiny.recipe_texts import recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 

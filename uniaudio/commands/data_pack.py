@@ -28,7 +28,7 @@ from uniaudio.data.jinja import Text
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
 from uniaudio.types import SAMPLE_RATE
 

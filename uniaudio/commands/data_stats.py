@@ -20,7 +20,7 @@ from uniaudio.checks.recipe import notes_of_clips
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Entry
 from uniaudio.data.row_clips import row_seconds
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from uniaudio.build.answering import answer_question
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerprint_model, sign_answers
@@ -18,11 +17,12 @@ from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.source import IndexedSource, open_source
+from uniaudio.data.sources.base import IndexedSource, open_source
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import answers_table
+from uniaudio.evaluate.generation.single_question import answer_question
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import suite_tables
@@ -109,7 +109,7 @@ def answer_examples(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]
             {
                 "clip": clip.name,
                 "question": question,
-                "answer": answer_question(loaded, clip, question, 16),
+                "answer": answer_question(loaded.model, loaded.format, clip, question, 16),
                 "reference": rendered.answer,
             }
         )

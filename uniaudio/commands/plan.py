@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -14,23 +13,9 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
-from uniaudio.estimate.stage_plan import ENGINES, MARGIN, PARTS, StagePlan, plan_stage
+from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS, Machine
+from uniaudio.estimate.stage_plan import StagePlan, plan_stage
 from uniaudio.units import GIB
-
-
-@dataclass(frozen=True)
-class Machine:
-    """GPUs of one kind: their number, GiB of each, TFLOP/s in a large product, and the share of it in training."""
-
-    gpus: int = 8
-    memory_gib: float = 80.0
-    tflops: float = 794.5
-    efficiency: float = 0.4
-
-    @property
-    def flops(self) -> float:
-        """Operations a second of one GPU in training."""
-        return self.tflops * 1e12 * self.efficiency
 
 
 def show_plan(

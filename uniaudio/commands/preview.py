@@ -17,7 +17,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.row_clips import row_seconds
-from uniaudio.data.source import IndexedSource, Row, Source, open_source
+from uniaudio.data.sources.base import IndexedSource, Row, Source, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, printable
 from uniaudio.tiny.recipe_texts import recipe_texts

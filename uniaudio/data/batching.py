@@ -23,7 +23,7 @@ from uniaudio.data.row_clips import row_seconds
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.source import IndexedSource, Row, Source
+from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.sources.retries import MAX_OUTAGE
 from uniaudio.data.template import Rendered
 from uniaudio.errors import RowError, UserError

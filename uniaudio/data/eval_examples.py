@@ -12,7 +12,7 @@ from uniaudio.data.permutation import number
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.source import Row, Source, open_source
+from uniaudio.data.sources.base import Row, Source, open_source
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from uniaudio.data.permutation import number
 from uniaudio.data.recipe import EvalEntry
-from uniaudio.data.source import IndexedSource, Row, Source
+from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.errors import RowError
 
 MOST_CANDIDATES = 20_000  # rows that are looked at to choose among; a larger set is sampled in two steps

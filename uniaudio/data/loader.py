@@ -20,7 +20,7 @@ from uniaudio.data.collate import collate
 from uniaudio.data.permutation import number
 from uniaudio.data.row_clips import Clip, decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.source import ShardedSource
+from uniaudio.data.sources.base import ShardedSource
 from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.feature_cache import FeatureStore, with_known_frames

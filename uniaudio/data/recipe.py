@@ -16,7 +16,7 @@ from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.template import Rendered, Template, load_template
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.source import AudioRef, Row
+from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 

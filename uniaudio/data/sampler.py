@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from uniaudio.data.permutation import number, permute_index
 from uniaudio.data.skipped_rows import BrokenShard, Skip
-from uniaudio.data.source import BrokenShardError, IndexedSource, Place, Row, ShardedSource
+from uniaudio.data.sources.base import BrokenShardError, IndexedSource, Place, Row, ShardedSource
 from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniaudio.data.source import BrokenShardError
+from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.errors import RowError, printable
 
 

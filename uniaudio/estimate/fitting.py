@@ -13,7 +13,8 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, is_main, world_size
 from uniaudio.errors import UserError
 from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
-from uniaudio.estimate.stage_plan import MARGIN, plan_stage
+from uniaudio.estimate.memory import MARGIN
+from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.audio_lm import AudioLM, as_audio_lm
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import precision_of

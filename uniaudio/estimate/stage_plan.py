@@ -16,24 +16,11 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import convert_to_user_error
 from uniaudio.estimate.fake_model import Blueprint, build_fake_model, equal_clips
+from uniaudio.estimate.memory import PARTS, parameter_bytes
 from uniaudio.estimate.step_trace import LinearCost, StepTrace
 from uniaudio.units import SECONDS_PER_HOUR
 
-PARTS = ("weights", "frozen", "gradients", "optimizer", "activations", "logits")
-# bytes of a trained parameter on one GPU: (whole on it, spread over all) of weights, gradients, moments and, in
-# ZeRO-1 and 2, DeepSpeed's float32 copy of the weights that it updates; docs/scaling.md has the same table
-ENGINES = {
-    "single": ((4, 0), (4, 0), (8, 0)),
-    "ddp": ((4, 0), (4, 0), (8, 0)),
-    "zero1": ((4, 0), (4, 0), (0, 12)),
-    "zero2": ((4, 0), (0, 4), (0, 12)),
-    "zero3": ((0, 4), (0, 4), (0, 8)),
-    "fsdp2": ((0, 4), (0, 4), (0, 8)),
-}
-SPREAD = ("zero3", "fsdp2")  # engines that spread the frozen weights too
-SAME = {"zero0": "ddp"}  # engines that spread as another one does
 TRACED_CLIPS = 2  # of the step that is recorded
-MARGIN = 0.9  # of a device's memory: engines' buffers, fragments and dearer micro-batches take the rest
 
 
 @dataclass(frozen=True)
@@ -103,12 +90,7 @@ class StagePlan:
 
     def memory(self, engine: str, gpus: int) -> dict[str, float]:
         """Return the bytes of every part on one of so many GPUs, when gradients of a micro-batch before are there."""
-        engine = SAME.get(engine, engine)
-        spread = 1 if engine == "single" else gpus
-        weights, gradients, moments = (
-            self.trained * (whole + shared / spread) for whole, shared in ENGINES[engine]
-        )
-        frozen = self.frozen / (spread if engine in SPREAD else 1)
+        weights, frozen, gradients, moments = parameter_bytes(engine, gpus, self.trained, self.frozen)
         activations = self.cost.saved_bytes(self.clips) + max(
             0.0, self.working - self.logits
         )  # logits are gone by then

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.generation import generate_rows
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
@@ -137,42 +138,13 @@ class AudioLM(nn.Module):
         pad: int,
         read: ReadPrompts | None = None,
     ) -> list[list[int]]:
-        """Continue the prompts of a batch greedily and return the new ids of every row.
-
-        The stock model decodes with its cache; after a row's end of turn come ``pad`` ids. An answer ends where the
-        decoder's positions do. Rows go one by one where that would come earlier for the rows beside a longer one, and
-        in a decoder that does not see padding as such.
+        """Continue the prompts of a batch greedily and return the new ids of every row, see ``generate_rows``.
 
         Args:
             read: of the same prompts, where they were read before.
         """
         text = (read or self.read_prompts(prompts)).text
-        limit, longest = self.decoder.positions, int(text.lengths.max())
-        beyond = limit is not None and longest + max_new_tokens > limit
-        if not beyond and self.decoder.pads_exactly:
-            return self.continue_rows(text, max_new_tokens, end_of_turn, pad)
-        rows = []
-        for i, length in enumerate(text.lengths.tolist()):
-            room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
-            row = text.select([i])
-            rows += self.continue_rows(row, room, end_of_turn, pad) if room > 0 else [[]]
-        return rows
-
-    def continue_rows(self, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int) -> list[list[int]]:
-        """Continue the decoder's input rows ``[T, D]`` together, see ``generate_ids``."""
-        padded, mask = left_padded(text)
-        new = self.decoder.generate(
-            padded,
-            mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=end_of_turn,
-            pad_token_id=pad,
-        )
-        return new.tolist()
+        return generate_rows(self.decoder, text, max_new_tokens, end_of_turn, pad)
 
     @torch.no_grad()
     def label_log_likelihoods(
@@ -229,17 +201,6 @@ def as_audio_lm(model: nn.Module) -> AudioLM:
     """Return the model that an engine trains as what it is."""
     assert isinstance(model, AudioLM)
     return model
-
-
-def left_padded(embeds: Ragged) -> tuple[Tensor, Tensor]:
-    """Return ``[B, L, D]`` with the rows at the right edge, and the mask ``[B, L]`` of real positions."""
-    longest = int(embeds.lengths.max())
-    padded = embeds.values.new_zeros(len(embeds), longest, embeds.values.shape[1])
-    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
-    for i, row in enumerate(embeds.rows()):
-        padded[i, longest - len(row) :] = row
-        mask[i, longest - len(row) :] = 1
-    return padded, mask.to(embeds.device)
 
 
 def question_means(batch: Batch, text: Tensor) -> Tensor:

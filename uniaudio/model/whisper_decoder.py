@@ -25,6 +25,7 @@ from uniaudio.model.encoders.weights import (
     with_random_weights,
 )
 from uniaudio.model.fingerprint import base_identity
+from uniaudio.model.generation import generate_with_cross_attention
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
@@ -232,30 +233,10 @@ class CrossAttentionLM(AudioLM):
         pad: int,
         read: ReadPrompts | None = None,
     ) -> list[list[int]]:
-        """Continue the prompts greedily; every step reads the rows anew, for answers are short.
-
-        An answer ends where the decoder's positions do.
-        """
+        """Continue the prompts greedily, see ``generate_with_cross_attention``."""
         cross = (read or self.read_prompts(prompts)).cross_frames
         assert cross is not None
-        rows = [row.tolist() for row in prompts.tokens.rows()]
-        new: list[list[int]] = [[] for _ in rows]
-        for _ in range(max_new_tokens):
-            going = [
-                i
-                for i, ids in enumerate(new)
-                if end_of_turn not in ids and len(rows[i]) + len(ids) <= self.decoder.positions
-            ]
-            if not going:
-                break
-            ids = [torch.tensor(rows[i] + new[i]) for i in going]
-            text = Ragged.from_rows(ids).to(cross.device)
-            text = text.with_values(self.decoder.embed(text.values))
-            hidden = self.decoder.hidden(text, cross.select(going))
-            best = self.decoder.logits(hidden[(text.offsets[1:] - 1).to(hidden.device)]).argmax(-1)
-            for i, token in zip(going, best.tolist(), strict=True):
-                new[i].append(token)
-        return new
+        return generate_with_cross_attention(self.decoder, prompts.tokens, cross, max_new_tokens, end_of_turn)
 
 
 def load_whisper_decoder(

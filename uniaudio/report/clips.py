@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from uniaudio.data.eval_examples import build_example, iterate_examples, open_examples
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE, Example
 

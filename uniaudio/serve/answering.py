@@ -9,10 +9,10 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from uniaudio.build.answering import answer_samples, split_question
 from uniaudio.build.model import LoadedModel
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.generation.single_question import answer_samples, split_question
 from uniaudio.evaluate.metrics.classification import probabilities
 from uniaudio.ragged import Ragged
 from uniaudio.serve.limits import Limits, decode_upload, limit_time
@@ -55,7 +55,7 @@ def answer_upload(
     pieces = split_question(question)
     samples = decode_upload(data, limits)
     with limit_time(limits.timeout, loaded.model):
-        answer = answer_samples(loaded, samples, pieces, limits.max_new_tokens)
+        answer = answer_samples(loaded.model, loaded.format, samples, pieces, limits.max_new_tokens)
         labels = score_labels(loaded, samples, pieces, task) if task and task.labels else {}
     return Reply(answer, labels, draw_spectrogram(samples))
 

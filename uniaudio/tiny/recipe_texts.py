@@ -9,7 +9,7 @@ from itertools import islice
 
 from uniaudio.data.chat_format import check_text
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.source import Row, open_source
+from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError
 
 

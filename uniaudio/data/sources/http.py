@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from uniaudio.data.source import BrokenShardError
+from uniaudio.data.sources.base import BrokenShardError
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that another try may change
 URL_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL, or is written as it is

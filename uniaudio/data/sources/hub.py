@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard, Load
-from uniaudio.data.source import (
+from uniaudio.data.sources.base import (
     BrokenShardError,
     Place,
     Row,

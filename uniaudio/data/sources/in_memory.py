@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import IndexedSource, Row, keeps_row, make_row, no_audio_column
+from uniaudio.data.sources.base import IndexedSource, Row, keeps_row, make_row, no_audio_column
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 HASHED_ROWS = 10_000  # encoded at once

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import Row
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.manifest import read_lines
 from uniaudio.data.sources.paths import folder_of_split

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.segment import TIME_COLUMNS
-from uniaudio.data.source import (
+from uniaudio.data.sources.base import (
     BrokenShardError,
     Place,
     Row,

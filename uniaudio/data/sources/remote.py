@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from uniaudio.data.source import BrokenShardError
+from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import BLOCK, PASSING, HttpFile, HttpStream
 from uniaudio.data.sources.paths import HTTP, is_remote
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from uniaudio.data.source import Place, Row, ShardedSource
+from uniaudio.data.sources.base import Place, Row, ShardedSource
 from uniaudio.data.sources.http import UnavailableError
 from uniaudio.errors import RowError, UserError, first_line, printable
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniaudio.data.audio import Encoded, FilePart
-from uniaudio.data.source import BrokenShardError
+from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import open_onwards

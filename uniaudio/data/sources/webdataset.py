@@ -12,7 +12,8 @@ from typing import Any
 
 from uniaudio.config.text_files import decode_text
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.source import (
+from uniaudio.data.sources.audio_suffixes import CLIPS
+from uniaudio.data.sources.base import (
     AudioRef,
     BrokenShardError,
     Place,
@@ -24,7 +25,6 @@ from uniaudio.data.source import (
     stated_seconds,
     with_segment,
 )
-from uniaudio.data.sources.audio_suffixes import CLIPS
 from uniaudio.data.sources.paths import files_of_split, short_names, size_of
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError

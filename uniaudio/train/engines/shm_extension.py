@@ -38,12 +38,12 @@ def load_shm_extension(patience: float = COMPILES_WITHIN) -> None:
 
 def remove_left_lock(lock: Path, patience: float) -> None:
     """Wait until a lock is gone; remove it, and say so, once it is older than ``patience`` seconds."""
-    told = False
+    has_warned = False
     with contextlib.suppress(FileNotFoundError):
         while (age := time.time() - lock.stat().st_mtime) < patience:
-            if not told:
+            if not has_warned:
                 logger.warning("waiting up to %.0f s for %s", patience - age, lock)
-                told = True
+                has_warned = True
             time.sleep(0.2)
         logger.warning("removing %s: the process that made it was stopped", lock)
         lock.unlink()

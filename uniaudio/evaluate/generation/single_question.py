@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.build.model import LoadedModel
 from uniaudio.data.audio import decode
+from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
 from uniaudio.evaluate.generation.greedy import generate
+from uniaudio.model.audio_lm import AudioLM
 from uniaudio.types import Example
 
 
@@ -29,10 +30,10 @@ def read_clip(path: Path) -> NDArray[np.int16]:
         raise UserError(str(problem)) from problem
 
 
-def answer_question(loaded: LoadedModel, clip: Path, text: str, max_new_tokens: int) -> str:
+def answer_question(model: AudioLM, format: ChatFormat, clip: Path, text: str, max_new_tokens: int) -> str:
     """Answer a question about an audio file; an answer that is cut says so."""
     pieces = split_question(text)
-    return answer_samples(loaded, read_clip(clip), pieces, max_new_tokens)
+    return answer_samples(model, format, read_clip(clip), pieces, max_new_tokens)
 
 
 def split_question(text: str) -> tuple[str, ...]:
@@ -48,7 +49,11 @@ def split_question(text: str) -> tuple[str, ...]:
 
 
 def answer_samples(
-    loaded: LoadedModel, samples: NDArray[np.int16], pieces: tuple[str, ...], max_new_tokens: int
+    model: AudioLM,
+    format: ChatFormat,
+    samples: NDArray[np.int16],
+    pieces: tuple[str, ...],
+    max_new_tokens: int,
 ) -> str:
     """Answer a question, cut at the place of its clip, about int16 samples ``[S]`` at 16 kHz.
 
@@ -59,10 +64,10 @@ def answer_samples(
     """
     example = Example("question", "ask", "ask", (samples,), pieces, "-")
     try:
-        loaded.format.check_question(pieces, example.answer, loaded.model.slots_for(len(samples)))
-        batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
+        format.check_question(pieces, example.answer, model.slots_for(len(samples)))
+        batch = collate_prompts([example], format, model.slots_for, ("ask",))
     except RowError as problem:
         raise UserError(f"the question cannot be used: {problem}") from problem
-    device = next(loaded.model.parameters()).device
-    said = generate(loaded.model, batch.to(device), loaded.format, max_new_tokens)[0]
-    return f"{said.text} … (cut after {max_new_tokens} tokens)" if said.is_cut else said.text
+    device = next(model.parameters()).device
+    answer = generate(model, batch.to(device), format, max_new_tokens)[0]
+    return f"{answer.text} … (cut after {max_new_tokens} tokens)" if answer.is_cut else answer.text

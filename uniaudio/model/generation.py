@@ -1,0 +1,93 @@
+"""Greedy decoding: every prompt of a batch is continued as it would be alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniaudio.ragged import Ragged
+
+
+def generate_rows(
+    decoder: Any, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int
+) -> list[list[int]]:
+    """Continue prompts greedily with the cache of the stock model and return the new ids of every row.
+
+    After a row's end of turn come ``pad`` ids. An answer ends where the decoder's positions do. Rows go one by one
+    where that would come earlier for the rows beside a longer one, and in a decoder that does not see padding as such.
+
+    Args:
+        decoder: a ``TextDecoder``. text: its input rows ``[T, D]``.
+    """
+    limit, longest = decoder.positions, int(text.lengths.max())
+    is_too_long = limit is not None and longest + max_new_tokens > limit
+    if not is_too_long and decoder.pads_exactly:
+        return continue_rows(decoder, text, max_new_tokens, end_of_turn, pad)
+    rows = []
+    for i, length in enumerate(text.lengths.tolist()):
+        room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
+        row = text.select([i])
+        rows += continue_rows(decoder, row, room, end_of_turn, pad) if room > 0 else [[]]
+    return rows
+
+
+def continue_rows(
+    decoder: Any, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int
+) -> list[list[int]]:
+    """Continue the decoder's input rows ``[T, D]`` together, see ``generate_rows``."""
+    padded, mask = pad_left(text)
+    new = decoder.generate(
+        padded,
+        mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=end_of_turn,
+        pad_token_id=pad,
+    )
+    return new.tolist()
+
+
+def pad_left(embeds: Ragged) -> tuple[Tensor, Tensor]:
+    """Return ``[B, L, D]`` with the rows at the right edge, and the mask ``[B, L]`` of real positions."""
+    longest = int(embeds.lengths.max())
+    padded = embeds.values.new_zeros(len(embeds), longest, embeds.values.shape[1])
+    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
+    for i, row in enumerate(embeds.rows()):
+        padded[i, longest - len(row) :] = row
+        mask[i, longest - len(row) :] = 1
+    return padded, mask.to(embeds.device)
+
+
+def generate_with_cross_attention(
+    decoder: Any, prompts: Ragged, cross: Ragged, max_new_tokens: int, end_of_turn: int
+) -> list[list[int]]:
+    """Continue prompts greedily; every step reads the rows anew, for answers are short.
+
+    An answer ends where the decoder's positions do.
+
+    Args:
+        decoder: a ``WhisperTextDecoder``. prompts: token ids ``[T]``. cross: the frames that each prompt attends to.
+    """
+    rows = [row.tolist() for row in prompts.rows()]
+    new: list[list[int]] = [[] for _ in rows]
+    for _ in range(max_new_tokens):
+        going = [
+            i
+            for i, ids in enumerate(new)
+            if end_of_turn not in ids and len(rows[i]) + len(ids) <= decoder.positions
+        ]
+        if not going:
+            break
+        ids = [torch.tensor(rows[i] + new[i]) for i in going]
+        text = Ragged.from_rows(ids).to(cross.device)
+        text = text.with_values(decoder.embed(text.values))
+        hidden = decoder.hidden(text, cross.select(going))
+        best = decoder.logits(hidden[(text.offsets[1:] - 1).to(hidden.device)]).argmax(-1)
+        for i, token in zip(going, best.tolist(), strict=True):
+            new[i].append(token)
+    return new
