@@ -21,7 +21,7 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.search_paths import realdata_root
+from uniaudio.config.search_paths import real_root, realdata_root
 from uniaudio.config.strict_yaml import dump_yaml
 
 # a first call may import or compile, and other tests run beside it
@@ -82,6 +82,24 @@ def realdata() -> Path:
     root = realdata_root()
     if root is None:
         pytest.skip("no folder of real recordings: set UNIAUDIO_REALDATA to run this test")
+    return root
+
+
+@pytest.fixture(scope="session")
+def realaudio() -> Path:
+    """The folder of labelled audio sets; tests that use it carry the marker ``realaudio``."""
+    root = real_root("realaudio")
+    if root is None:
+        pytest.skip("no folder of labelled audio sets: set UNIAUDIO_REALAUDIO to run this test")
+    return root
+
+
+@pytest.fixture(scope="session")
+def realmodels() -> Path:
+    """The folder of pretrained models; tests that use it carry the marker ``realmodels``."""
+    root = real_root("realmodels")
+    if root is None:
+        pytest.skip("no folder of pretrained models: set UNIAUDIO_REALMODELS to run this test")
     return root
 
 

@@ -117,6 +117,16 @@ def test_a_missing_folder_of_recordings_is_told(tone_run, monkeypatch):
         load_run(tone_run, ["encoders.whisper.path=${realdata}/weights"])
 
 
+def test_a_model_is_named_by_the_folder_of_pretrained_models(tone_run, monkeypatch):
+    monkeypatch.setenv("UNIAUDIO_REALMODELS", "/models")
+    paths = ["encoders.whisper.path=random:${realmodels}/base", "decoder.path=${realmodels}/lm"]
+    config = load_run(tone_run, paths)
+    assert (config.encoders["whisper"].path, config.decoder.path) == ("random:/models/base", "/models/lm")
+    monkeypatch.delenv("UNIAUDIO_REALMODELS")
+    with pytest.raises(UserError, match="decoder.path: no folder of pretrained models; set UNIAUDIO_REALMODELS"):
+        load_run(tone_run, paths[1:])
+
+
 def test_steps_are_capped(tone_run):
     assert load_run(tone_run).total_steps == 8
     assert load_run(tone_run, ["train.max_steps=5"]).total_steps == 5

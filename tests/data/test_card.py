@@ -65,6 +65,11 @@ def test_paths_of_a_card(tmp_path, monkeypatch):
     assert write(tmp_path, load={"hub": "clips"}).load.location == "clips"
     monkeypatch.setenv("UNIAUDIO_REALDATA", str(tmp_path / "real"))
     assert write(tmp_path, load={"jsonl": "${realdata}/esc10"}).load.location == f"{tmp_path}/real/esc10"
+    monkeypatch.setenv("UNIAUDIO_REALAUDIO", "/audio")
+    assert write(tmp_path, load={"jsonl": "${realaudio}/drums"}).load.location == "/audio/drums"
+    monkeypatch.delenv("UNIAUDIO_REALAUDIO")
+    with pytest.raises(UserError, match="no folder of labelled audio sets; set UNIAUDIO_REALAUDIO to it"):
+        write(tmp_path, load={"jsonl": "${realaudio}/drums"})
     monkeypatch.setenv("MY_SETS", "/sets")
     assert write(tmp_path, load={"parquet": "${env:MY_SETS}/words"}).load.location == "/sets/words"
     monkeypatch.delenv("MY_SETS")

@@ -94,6 +94,19 @@ def test_no_decoder_at_the_path(tmp_path):
         load_decoder(str(tmp_path / "nothing"))
 
 
+def test_random_weights_are_a_function_of_the_seed(qwen, tmp_path):
+    qwen.save_pretrained(tmp_path)
+    drawn = [load_decoder(f"random:{tmp_path}", dtype="bfloat16", seed=seed) for seed in (1, 1, 2)]
+    tables = [decoder.lm.get_input_embeddings().weight for decoder in drawn]
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+    assert tables[0].dtype == torch.bfloat16
+    assert drawn[0].identity["path"] == f"random:{tmp_path}"
+    assert drawn[0].identity["sha256"] == load_decoder(str(tmp_path)).identity["sha256"]
+    rotary = drawn[0].lm.base_model.rotary_emb.inv_freq
+    assert rotary.dtype == torch.float32
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_packed_attention_equals_a_loop(causal):
     torch.manual_seed(0)

@@ -262,7 +262,7 @@ def prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
     if getattr(config.fusion, "routers", None) is None:
         return None
     kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
-    path = str(kept) if kept.is_dir() else config.decoder.path
+    path = str(kept) if kept.is_dir() else config.decoder.folder
     allowed = config.decoder.trust_remote_code and config.trust.remote_code
     decoder = stock_config(path, config.decoder.revision, allowed)
     return int(decoder.get_text_config().hidden_size)

@@ -31,7 +31,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
-from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
+from uniaudio.model.encoders.weights import RANDOM, refuse_unusable_files, stock_config
 from uniaudio.model.whisper_decoder import (
     START,
     CrossAttentionLM,
@@ -156,7 +156,9 @@ def load_tokenizer(settings: DecoderConfig, path: str) -> PreTrainedTokenizerBas
         f"decoder.path: the tokenizer of {path} cannot be loaded", "put the files of its tokenizer beside it"
     ):
         return AutoTokenizer.from_pretrained(
-            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            path.removeprefix(RANDOM),
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
         )
 
 
@@ -210,9 +212,9 @@ def decoder_architecture(config: RunConfig) -> PretrainedConfig:
     if config.decoder.miniature is not None:
         small = config.decoder.miniature
         return qwen_config(small, small.vocabulary, 0, 0)
-    refuse_unusable_files(config.decoder.path, "decoder.path")
-    with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.path} cannot be read"):
-        architecture = stock_config(config.decoder.path, config.decoder.revision)
+    refuse_unusable_files(config.decoder.folder, "decoder.path")
+    with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.folder} cannot be read"):
+        architecture = stock_config(config.decoder.folder, config.decoder.revision)
     if isinstance(architecture, WhisperConfig):
         return architecture
     refuse_unusable_class(architecture)

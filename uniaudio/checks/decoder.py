@@ -48,7 +48,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
     settings = config.decoder
     if settings.miniature is not None:
         return None
-    if not Path(settings.path).is_dir():
+    if not Path(settings.folder).is_dir():
         return None  # what is no folder was looked at before
     architecture = decoder_architecture(config)
     whisper = settings.kind == "whisper"
@@ -64,7 +64,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
         lm = build_on_meta(architecture)
         limit, parameters = position_limit(lm), num_layer_parameters(lm)
     format = ChatFormat(
-        load_tokenizer(settings, settings.path),
+        load_tokenizer(settings, settings.folder),
         START if whisper else None,
         config.data.max_text_tokens,
         limit,

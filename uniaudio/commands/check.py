@@ -70,7 +70,7 @@ def check_decoder_folder(config: RunConfig, console: Console) -> None:
     Raises:
         UserError: naming the folder.
     """
-    path = config.decoder.path
+    path = config.decoder.folder
     if config.decoder.miniature is not None or Path(path).is_dir():
         return
     refuse_unusable_files(path, "decoder.path")

@@ -143,7 +143,7 @@ def decoder_folder(opened: OpenedRecipe) -> str | None:
     if opened.config is None:
         return DEFAULT_DECODER
     if opened.config.decoder.miniature is None:
-        return opened.config.decoder.path
+        return opened.config.decoder.folder
     return str(opened.checkpoint.parent.parent / "decoder") if opened.checkpoint is not None else None
 
 

@@ -41,8 +41,8 @@ class EncoderConfig(Strict):
     """
     path: str = ""
     """A folder, a Hub name, `random:` and either of them for random weights, or a run folder, whose encoder
-    is taken with its LoRA weights merged. May begin with `${env:NAME}`, `${realdata}` or `${miniature}`.
-    Required unless `kind` is `module:Class`.
+    is taken with its LoRA weights merged. May begin with `${env:NAME}`, `${realmodels}`, `${realdata}` or
+    `${miniature}`. Required unless `kind` is `module:Class`.
     """
     revision: str | None = None
     """Branch, tag or commit of a model on the Hub. Default: its main branch."""

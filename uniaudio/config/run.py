@@ -67,8 +67,9 @@ class DecoderConfig(Strict):
     by cross attention and needs no adapter.
     """
     path: str = "Qwen/Qwen3-0.6B"
-    """A folder or Hub name of a transformers model; may begin with `${env:NAME}`. Read by: train, check,
-    plan, tune-batch, eval, ask, serve, forgetting, preview.
+    """A folder or Hub name of a transformers model; may begin with `${env:NAME}` or `${realmodels}`. `random:`
+    and either of them takes random weights. Read by: train, check, plan, tune-batch, eval, ask, serve, forgetting,
+    preview.
     """
     train: Literal["frozen", "lora", "full"] = "frozen"
     """`frozen`, `lora`, or `full` fine-tuning."""
@@ -96,6 +97,11 @@ class DecoderConfig(Strict):
     """
     miniature: MiniatureConfig | None = None
     """Train a small decoder on the recipe's texts in place of loading `path`. Default: load `path`."""
+
+    @property
+    def folder(self) -> str:
+        """The folder or Hub name with the decoder's configuration and tokenizer: the path without `random:`."""
+        return self.path.removeprefix("random:")
 
 
 class DataConfig(Strict):

@@ -30,6 +30,12 @@ FIRST_KEY: dict[Kind, str] = {
     "config": "",
     "suite": "suite",
 }
+# what a path may begin with, ``${realdata}`` and so on: the environment variable with the folder, and what is in it
+REAL_FOLDERS = {
+    "realdata": ("UNIAUDIO_REALDATA", "real recordings"),
+    "realaudio": ("UNIAUDIO_REALAUDIO", "labelled audio sets"),
+    "realmodels": ("UNIAUDIO_REALMODELS", "pretrained models"),
+}
 PACKAGE = Path(__file__).resolve().parent.parent
 VARIABLE = re.compile(r"\$\{env:(\w*)\}")
 READS_ENVIRONMENT: ContextVar[bool] = ContextVar("reads_environment", default=True)
@@ -100,11 +106,16 @@ def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
     return name_or_path if is_name and file.parent == shipped else str(file)
 
 
+def real_root(name: str) -> Path | None:
+    """Return the folder that an environment variable names for ``${realdata}``, ``${realaudio}`` or ``${realmodels}``."""
+    folder = os.environ.get(REAL_FOLDERS[name][0])
+    return Path(folder).expanduser().absolute() if folder else None
+
+
 def realdata_root() -> Path | None:
     """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` or None."""
-    named = os.environ.get("UNIAUDIO_REALDATA")
-    if named:
-        return Path(named).expanduser().absolute()
+    if (named := real_root("realdata")) is not None:
+        return named
     for base in (Path.cwd(), PACKAGE.parent):
         folder = base.parent / "shared" / "realdata"
         if folder.is_dir():
@@ -136,22 +147,24 @@ def environment_for(allowed: bool) -> Iterator[None]:
 
 
 def expand_path(text: str, near: Path, where: str) -> str:
-    """Resolve a path of a card or config: ``${realdata}``, ``${miniature}``, ``${env:NAME}``, or relative to its file.
+    """Resolve a path of a card or config: relative to its file, or behind one of ``${realdata}``, ``${realaudio}``,
+    ``${realmodels}``, ``${miniature}`` and ``${env:NAME}``.
 
     A relative path that does not exist beside the file is left as it is: it may be a Hub name, or relative to
     the working directory. A path with braces or stars is one if its folder stands beside the file. URLs are left alone.
 
     Raises:
-        UserError: when the folder of real recordings or the environment variable is not there, or is not to be read.
+        UserError: when the folder or the environment variable is not there, or is not to be read.
     """
     prefix = "random:" if text.startswith("random:") else ""
     text = text.removeprefix(prefix)
     if text.startswith("${"):
         variable, _, rest = text[2:].partition("}")
-        if variable == "realdata":
-            root = realdata_root()
+        if variable in REAL_FOLDERS:
+            root = realdata_root() if variable == "realdata" else real_root(variable)
             if root is None:
-                raise UserError(f"{where}: no folder of real recordings; set UNIAUDIO_REALDATA to it")
+                name, content = REAL_FOLDERS[variable]
+                raise UserError(f"{where}: no folder of {content}; set {name} to it")
             return f"{prefix}{root}{rest}"
         if variable == "miniature":
             if not miniature_root().is_dir():
@@ -161,7 +174,8 @@ def expand_path(text: str, near: Path, where: str) -> str:
             return f"{prefix}{miniature_root()}{rest}"
         if not variable.startswith("env:"):
             raise UserError(
-                f"{where}: ${{{variable}}} is none of ${{realdata}}, ${{miniature}}, ${{env:NAME}}"
+                f"{where}: ${{{variable}}} is none of "
+                + ", ".join(f"${{{known}}}" for known in (*REAL_FOLDERS, "miniature", "env:NAME"))
             )
         name = variable.removeprefix("env:")
         if not READS_ENVIRONMENT.get():

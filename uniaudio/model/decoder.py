@@ -18,7 +18,12 @@ from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.decoder_limits import position_limit, refuse_unusable_class, refuse_without_generation
-from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    refuse_unusable_files,
+    stock_config,
+    with_random_weights,
+)
 from uniaudio.model.fingerprint import base_identity
 from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
 from uniaudio.model.lora import add_lora
@@ -345,12 +350,15 @@ def load_decoder(
     """Load any causal LM by folder or Hub name, in bf16 on machines with CUDA and fp32 elsewhere (``dtype: auto``).
 
     Args:
+        path: ``random:`` before it draws the weights from ``seed``.
         train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
 
     Raises:
         UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
             alone, or cannot generate from embeddings.
     """
+    drawn, path_or_name = path.startswith(RANDOM), path
+    path = path.removeprefix(RANDOM)
     refuse_unusable_files(path, "decoder.path")
     device = torch.device(device)
     if dtype == FP8:
@@ -365,21 +373,26 @@ def load_decoder(
             path, revision, trust_remote_code
         )  # its file may name a kernel on the Hub for attention
         refuse_unusable_class(config)
-        lm, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            dtype=kind,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        if drawn:
+            settings = {"dtype": kind, "trust_remote_code": trust_remote_code}
+            lm = with_random_weights(lambda: AutoModelForCausalLM.from_config(config, **settings), seed)
+            loading: dict[str, Any] = {"missing_keys": ()}
+        else:
+            lm, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                revision=revision,
+                dtype=kind,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     if missing := sorted(loading["missing_keys"]):
         raise UserError(
             f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
             "it is of another kind of model, or was saved without its head"
         )
-    decoder = TextDecoder(lm.to(device), attention, base_identity(path, revision))
+    decoder = TextDecoder(lm.to(device), attention, base_identity(path_or_name, revision))
     if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
         to_float8(lm.base_model)
     make_trainable(decoder, lm.base_model, train, lora, seed)

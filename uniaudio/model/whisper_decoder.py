@@ -18,6 +18,7 @@ from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.model.decoder import DTYPES, label_losses, make_trainable
 from uniaudio.model.encoders.weights import (
+    RANDOM,
     checkpoint_folder,
     fill,
     read_model_config,
@@ -248,12 +249,14 @@ def load_whisper_decoder(
     lora: Any = None,
     seed: int = 0,
 ) -> WhisperTextDecoder:
-    """Load the decoder of a full Whisper checkpoint; its encoder is not read.
+    """Load the decoder of a full Whisper checkpoint, or with weights drawn from ``seed`` where the path begins with
+    ``random:``; its encoder is not read.
 
     Raises:
         UserError: when it is no Whisper, or has no decoder.
     """
-    folder = checkpoint_folder(path, revision)
+    drawn = path.startswith(RANDOM)
+    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
     kind = read_model_config(folder)["model_type"]
     if kind != "whisper":
         raise UserError(f"decoder.path: {path} holds a {kind} model, but decoder.kind is whisper")
@@ -262,8 +265,9 @@ def load_whisper_decoder(
     config._attn_implementation = "sdpa"
     try:
         with convert_to_user_error(f"the decoder in {path} cannot be loaded"):
-            decoder = with_random_weights(lambda: WhisperDecoder(config), None)
-            fill(decoder, read_tensors(folder, PREFIXES), folder)
+            decoder = with_random_weights(lambda: WhisperDecoder(config), seed if drawn else None)
+            if not drawn:
+                fill(decoder, read_tensors(folder, PREFIXES), folder)
     except UserError as problem:
         raise UserError(f"decoder.path: {problem}; decoder.kind whisper needs a full checkpoint") from problem
     device = torch.device(device)

@@ -32,6 +32,13 @@ def test_public_is_what_is_not_private():
     assert "public" not in average_scores(scored(digits=0.9, emotion=0.5), public)["m"]["linear"]
 
 
+def test_unseen_sets_are_averaged_apart():
+    weights = {"digits": TaskWeight(1, "speech"), "sounds": TaskWeight(3, "sound", unseen=True)}
+    linear = average_scores(scored(digits=0.9, sounds=0.2), weights)["m"]["linear"]
+    assert (linear["trained"], linear["unseen"]) == (0.9, pytest.approx(0.2))
+    assert "unseen" not in average_scores(scored(digits=0.9, emotion=0.5), STANDINGS)["m"]["linear"]
+
+
 def test_a_probe_is_averaged_over_the_tasks_that_have_it():
     scores = scored(digits=0.9, sounds=0.2)
     scores["digits"]["m"]["knn"] = {"mean": 0.4, "std": 0.0}

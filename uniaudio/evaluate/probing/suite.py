@@ -89,6 +89,10 @@ class TaskFile(Strict):
     """Probes to train. Default: all three for `clip`, else `linear`."""
     private: bool = False
     """Leave the task out of the average over public tasks."""
+    unseen: bool = False
+    """No recipe that the suite goes with trains on this set: averages are also given over the tasks with and
+    without it.
+    """
     frame: FrameFile = FrameFile()
     """Scoring of events in time."""
     epochs: PositiveInt = 10

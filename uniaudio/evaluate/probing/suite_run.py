@@ -109,7 +109,9 @@ def run_suite(
                 ]
                 progress.update(probing, advance=1, rate=f"{rows.name}")
             facts[rows.name] = summarize_task(usable, states[0].notices, data[rows.name])
-            task_weights[rows.name] = TaskWeight(usable.weight, rows.task.domain, rows.task.private)
+            task_weights[rows.name] = TaskWeight(
+                usable.weight, rows.task.domain, rows.task.private, rows.task.unseen
+            )
     scores = {task: {model: states[-1] for model, states in models.items()} for task, models in swept.items()}
     result: dict[str, Any] = {
         "suite": suite.name,
@@ -134,6 +136,7 @@ def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[st
         "kind": rows.task.kind,
         "domain": rows.task.domain,
         "metric": rows.task.metric,
+        **({"unseen": True} if rows.task.unseen else {}),
         "weight": rows.weight,
         "classes": len(rows.classes),
         "train": round(sum(len(trial.train) for trial in rows.trials) / folds),

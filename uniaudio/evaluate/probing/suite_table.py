@@ -46,7 +46,8 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         first = models[result["models"][0]]
         for place, model in enumerate(result["models"]):
             cells = [cell(models[model].get(p), first.get(p) if place else None) for p in PROBES]
-            about = (task, facts["domain"] or "", facts["metric"]) if place == 0 else ("", "", "")
+            label = f"{task} (unseen)" if facts.get("unseen") else task
+            about = (label, facts["domain"] or "", facts["metric"]) if place == 0 else ("", "", "")
             table.add_row(*about, labels[model], *cells)
     notes = [
         note

@@ -18,11 +18,14 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -
 
 @dataclass(frozen=True)
 class TaskWeight:
-    """What a task counts, and in which averages: its domain, and whether everybody can repeat it."""
+    """What a task counts, and in which averages: its domain, whether everybody can repeat it, and whether its set was
+    kept out of training.
+    """
 
     weight: float
     domain: str | None
     private: bool = False
+    unseen: bool = False
 
 
 def weighted_average(scores: Sequence[float], weights: Sequence[float]) -> float:
@@ -44,8 +47,10 @@ def average_scores(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the averages by model and probe: ``{model: {probe: {"all", "speech", "sound", "music", "public"}}}``.
 
-    A part without scores is left out. "public" is there where a suite has private tasks: the average over the others.
+    A part without scores is left out. "public" is there where a suite has private tasks: the average over the others;
+    "trained" and "unseen" where it has sets that were kept out of training.
     """
+    with_unseen = any(weight.unseen for weight in task_weights.values())
     with_private = any(weight.private for weight in task_weights.values())
     averages: dict[str, dict[str, dict[str, float]]] = {}
     for model in {model: None for models in scores.values() for model in models}:
@@ -57,6 +62,8 @@ def average_scores(
             parts |= {d: [task for task in scored if task_weights[task].domain == d] for d in DOMAINS}
             if with_private:
                 parts["public"] = [task for task in scored if not task_weights[task].private]
+            for part in ("trained", "unseen") if with_unseen else ():
+                parts[part] = [task for task in scored if task_weights[task].unseen == (part == "unseen")]
             averages[model][probe] = {
                 part: weighted_average(
                     [scores[task][model][probe]["mean"] for task in tasks],
