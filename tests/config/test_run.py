@@ -123,7 +123,7 @@ def test_a_model_is_named_by_the_folder_of_pretrained_models(tone_run, monkeypat
     config = load_run(tone_run, paths)
     assert (config.encoders["whisper"].path, config.decoder.path) == ("random:/models/base", "/models/lm")
     monkeypatch.delenv("UNIAUDIO_REALMODELS")
-    with pytest.raises(UserError, match="decoder.path: no folder of pretrained models; set UNIAUDIO_REALMODELS"):
+    with pytest.raises(UserError, match=r"decoder\.path: no folder of pretrained models"):
         load_run(tone_run, paths[1:])
 
 

@@ -107,7 +107,7 @@ def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
 
 
 def real_root(name: str) -> Path | None:
-    """Return the folder that an environment variable names for ``${realdata}``, ``${realaudio}`` or ``${realmodels}``."""
+    """Return the folder that an environment variable names, by its name in ``REAL_FOLDERS``."""
     folder = os.environ.get(REAL_FOLDERS[name][0])
     return Path(folder).expanduser().absolute() if folder else None
 
