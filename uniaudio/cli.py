@@ -92,9 +92,9 @@ def train(
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
     overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
     if tune_batch:
-        from uniaudio.commands.tune_batch import tuned_overrides
+        from uniaudio.commands.tune_batch import tune_overrides
 
-        overrides = tuned_overrides(config, overrides, trust)
+        overrides = tune_overrides(config, overrides, trust)
     raise typer.Exit(run_training(open_run(config, overrides, trust), resume))
 
 
@@ -138,11 +138,11 @@ def plan(
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
     from uniaudio.build.run_config import open_run
-    from uniaudio.checks.recipe import QUESTION, Clip
+    from uniaudio.checks.recipe import QUESTION, AverageClip
     from uniaudio.commands.plan import show_plan
     from uniaudio.estimate.memory import Machine
 
-    clip = None if seconds is None else Clip(seconds, QUESTION, answer_tokens)
+    clip = None if seconds is None else AverageClip(seconds, QUESTION, answer_tokens)
     show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)
 
 

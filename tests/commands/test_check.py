@@ -9,7 +9,7 @@ import pytest
 from made_up_files import add, clip_bytes, write_tar
 from rich.console import Console
 
-from uniaudio.checks.recipe import average_clip
+from uniaudio.checks.recipe import estimate_average_clip
 from uniaudio.commands.check import check_run
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
@@ -66,7 +66,7 @@ def check(folder):
 def test_the_first_row_may_lack_a_column(setup):
     write_rows(setup, [{"audio": "0.wav"}, {"audio": "1.wav", "category": "mid"}])
     assert "ok" in check(setup)
-    assert average_clip(load_recipe(str(setup / "r.yaml"))).seconds == pytest.approx(0.1)
+    assert estimate_average_clip(load_recipe(str(setup / "r.yaml"))).seconds == pytest.approx(0.1)
 
 
 def test_columns_that_are_not_there_are_named_with_those_that_are(setup):
@@ -77,7 +77,7 @@ def test_columns_that_are_not_there_are_named_with_those_that_are(setup):
     with pytest.raises(UserError, match=message):
         check(setup)
     with pytest.raises(UserError, match=message):  # what `plan` reads
-        average_clip(load_recipe(str(setup / "r.yaml")))
+        estimate_average_clip(load_recipe(str(setup / "r.yaml")))
     change(setup, "d.yaml", columns={})
     with pytest.raises(
         UserError, match="template t needs label, but the columns are audio, category; add it under"

@@ -10,7 +10,7 @@ from rich.console import Console
 from uniaudio.commands.data_bench import bench_recipe
 from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.commands.data_stats import show_stats
-from uniaudio.commands.tune_batch import largest_budget, tune_batch
+from uniaudio.commands.tune_batch import find_largest_budget, tune_batch
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
 from uniaudio.data.recipe import load_recipe
@@ -102,13 +102,13 @@ def test_the_search_ends_just_below_the_limit(limit):
     def peak(budget):
         return None if budget > 900 else 1.0 + budget / 100
 
-    budget, tried = largest_budget(peak, limit, first=10, most=2000)
+    budget, tried = find_largest_budget(peak, limit, first=10, most=2000)
     true = min(900.0, (limit - 1) * 100)
     assert true / 1.06 <= budget <= true
     assert len(tried) < 20
     with pytest.raises(UserError, match=r"not even a micro-batch of 10 s fits into 1\.0 GiB"):
-        largest_budget(peak, 1.0, first=10, most=2000)
-    assert largest_budget(lambda budget: 0.5, 1.0, first=10, most=70)[0] == 70
+        find_largest_budget(peak, 1.0, first=10, most=2000)
+    assert find_largest_budget(lambda budget: 0.5, 1.0, first=10, most=70)[0] == 70
 
 
 @pytest.mark.slow

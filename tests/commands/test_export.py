@@ -10,7 +10,7 @@ from made_up_checkpoints import save_miniature
 from made_up_runs import suite_results
 from transformers import AutoModel, WhisperFeatureExtractor
 
-from uniaudio.build.encoder_provenance import provenance, results_of
+from uniaudio.build.encoder_provenance import collect_provenance, collect_results
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
@@ -130,8 +130,8 @@ def test_what_onnx_cannot_hold_is_refused_before_weights_are_read(tone_run, tmp_
 
 
 def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
-    assert provenance(f"{run}:ema")["name"] == "out:ema"
-    plain = provenance(str(tone_run.parent / "whisper"))
+    assert collect_provenance(f"{run}:ema")["name"] == "out:ema"
+    plain = collect_provenance(str(tone_run.parent / "whisper"))
     assert (plain["name"], plain["steps"], plain["datasets"]) == ("whisper", 0, [])
 
 
@@ -139,7 +139,7 @@ def test_results_of_a_suite_are_on_the_card_too(tmp_path):
     (tmp_path / "probes.json").write_text(
         json.dumps(suite_results(["tones", "words"], ["runs/out", "random:a/it"]))
     )
-    rows = results_of(tmp_path, str(tmp_path))
+    rows = collect_results(tmp_path, str(tmp_path))
     assert [(row["set"], row["model"]) for row in rows] == [
         (task, model) for task in ("tones", "words") for model in ("out", "random:it")
     ]
@@ -147,24 +147,24 @@ def test_results_of_a_suite_are_on_the_card_too(tmp_path):
     assert all(re.fullmatch(r"(0\.\d{3} ± 0\.\d{3}(, |$)){3}", row["value"]) for row in rows)
     (tmp_path / "probes.json").write_text(json.dumps({"suite": "realdata"}))
     with pytest.raises(UserError, match="holds no probe scores"):
-        results_of(tmp_path, str(tmp_path))
+        collect_results(tmp_path, str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [{"tasks": {}, "scores": {}}, {"tasks": {}, "scores": {"tones": {}}}])
 def test_a_run_folder_with_empty_results_or_none_has_none(tmp_path, content):
-    assert results_of(tmp_path, str(tmp_path)) == []
+    assert collect_results(tmp_path, str(tmp_path)) == []
     (tmp_path / "probes.json").write_text(json.dumps(content))
     (tmp_path / "answers.json").write_text("{}")
-    assert results_of(tmp_path, str(tmp_path)) == []
+    assert collect_results(tmp_path, str(tmp_path)) == []
 
 
 def test_answers_of_the_challenge_are_on_the_card(tmp_path):
     entries = {"tones:tone": {"metric": "accuracy", "score": 0.25}}
     stored = {"protocol": "xares-llm", "overall": 0.25, "scores": {}, "not_scored": {}, "entries": entries}
     (tmp_path / "answers.json").write_text(json.dumps(stored))
-    assert [(row["set"], row["measure"], row["value"]) for row in results_of(tmp_path, str(tmp_path))] == [
-        ("tones:tone", "accuracy", "0.250")
-    ]
+    assert [
+        (row["set"], row["measure"], row["value"]) for row in collect_results(tmp_path, str(tmp_path))
+    ] == [("tones:tone", "accuracy", "0.250")]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_answers_of_the_challenge_are_on_the_card(tmp_path):
 def test_results_of_another_form_are_named(tmp_path, file, text):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=str(tmp_path / file)):
-        results_of(tmp_path, str(tmp_path))
+        collect_results(tmp_path, str(tmp_path))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):

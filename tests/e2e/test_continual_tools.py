@@ -15,9 +15,9 @@ from uniaudio.cli import main
 from uniaudio.commands.add_task import add_task
 from uniaudio.commands.data_pack import pack_recipe, sample_reservoir
 from uniaudio.commands.forgetting import measure_forgetting
-from uniaudio.commands.soup import average_tensors, held_out, interpolate_tensors, make_soup
+from uniaudio.commands.soup import average_tensors, hold_out_clips, interpolate_tensors, make_soup
 from uniaudio.commands.train import run_training
-from uniaudio.commands.tune_batch import tuned_overrides
+from uniaudio.commands.tune_batch import tune_overrides
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
@@ -205,7 +205,7 @@ def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp
     with pytest.raises(UserError, match="several shares need --data"):
         make_soup([str(finished)], tmp_path / "none")
     (rows,) = hold_folders({"tones": tone_run.parent / "tones"}, print)
-    (trial,) = held_out(rows).trials
+    (trial,) = hold_out_clips(rows).trials
     assert len(trial.test) + len(trial.train) == len(rows.parts["train"]) == 30
     assert len(trial.test) == 6  # 15 of each class: three of them each
 
@@ -242,15 +242,16 @@ def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path):
 
 def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch):
     monkeypatch.setattr(
-        "uniaudio.commands.tune_batch.peak_in_child", lambda name, overrides, budget, trust: budget / 10
+        "uniaudio.commands.tune_batch.measure_peak_in_child",
+        lambda name, overrides, budget, trust: budget / 10,
     )
-    monkeypatch.setattr("uniaudio.commands.tune_batch.memory_of_device", lambda: 10.0)
+    monkeypatch.setattr("uniaudio.commands.tune_batch.get_device_memory", lambda: 10.0)
     stage = "{name: %s, recipe: tone_recipe, steps: 3, budget: {audio_seconds: 6}}"
-    overrides = tuned_overrides(str(tone_run), [f"stages=[{stage % 'a'}, {stage % 'b'}]"])
+    overrides = tune_overrides(str(tone_run), [f"stages=[{stage % 'a'}, {stage % 'b'}]"])
     config = load_run(tone_run, overrides)
     found = {stage.budget.audio_seconds for stage in config.stages}
     assert len(found) == 1
     assert 80 < found.pop() <= 90  # a tenth of a GiB a second, nine tenths of ten
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="searches in one process"):
-        tuned_overrides(str(tone_run), [])
+        tune_overrides(str(tone_run), [])

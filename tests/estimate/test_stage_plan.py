@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from uniaudio.build.model import build_model
-from uniaudio.checks.recipe import Clip
+from uniaudio.checks.recipe import AverageClip
 from uniaudio.cli import main
 from uniaudio.commands.plan import show_plan
 from uniaudio.config.run import load_run
@@ -52,7 +52,7 @@ ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
 }
-CLIP = Clip(4.0, 24, 10)
+CLIP = AverageClip(4.0, 24, 10)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from uniaudio.checks.decoder import num_layer_parameters
-from uniaudio.checks.recipe import Clip
+from uniaudio.checks.decoder import count_layer_parameters
+from uniaudio.checks.recipe import AverageClip
 from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import LoraConfig
 from uniaudio.config.run import load_run
@@ -83,7 +83,7 @@ def test_a_decoder_reads_rows_and_answers_in_a_batch_as_alone(family):
 def test_what_check_needs_is_known_without_weights(family):
     lm = build_on_meta(tiny_config(family))
     assert position_limit(lm) == (256 if family in TABLES else None)
-    assert any_decoder_forward_flops(lm.config, 10, num_layer_parameters(lm)) > 0
+    assert any_decoder_forward_flops(lm.config, 10, count_layer_parameters(lm)) > 0
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,6 @@ def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokeniz
     console = Console(record=True, width=200, file=io.StringIO())
     check_run(config, console)
     assert "ok: config, recipes" in console.export_text()
-    plan = plan_stage(config, 0, Clip(0.5, 20, 5), torch.bfloat16)
+    plan = plan_stage(config, 0, AverageClip(0.5, 20, 5), torch.bfloat16)
     assert plan.flops > 0
     assert plan.trained > 0

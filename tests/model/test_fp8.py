@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_qwen
 from torch import nn
 
-from uniaudio.checks.recipe import Clip
+from uniaudio.checks.recipe import AverageClip
 from uniaudio.commands.plan import plan_stage
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -260,7 +260,7 @@ def test_generation_and_label_scores(eight_bits):
 
 def test_plan_counts_one_byte_a_weight(tone_run):
     """And four for the scale of each output; the rest of the decoder stays as it was."""
-    clip = Clip(1.0, 12, 3)
+    clip = AverageClip(1.0, 12, 3)
     plain, eight = (
         plan_stage(load_run(tone_run, [f"decoder.dtype={dtype}"]), 0, clip, torch.bfloat16)
         for dtype in ("auto", "fp8")

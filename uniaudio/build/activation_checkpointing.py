@@ -11,12 +11,12 @@ from uniaudio.train.trainable import named_encoders
 DECODER = "decoder"  # beside the names of the encoders
 
 
-def part_of(model: AudioLM, config: RunConfig, name: str) -> Any:
+def get_part(model: AudioLM, config: RunConfig, name: str) -> Any:
     """Return the decoder or an encoder of a model by its name in the config."""
     return model.decoder if name == DECODER else named_encoders(config, model.encoder)[name]
 
 
-def parts_set_to(config: RunConfig, value: str | bool) -> list[str]:
+def list_parts(config: RunConfig, value: str | bool) -> list[str]:
     """Return the encoders whose ``recompute`` is so, and the decoder if its is."""
     given: dict[str, str | bool] = {name: part.recompute for name, part in config.encoders.items()}
     given[DECODER] = config.decoder.recompute

@@ -12,7 +12,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.build.encoders import default_device, load_encoder
+from uniaudio.build.encoders import choose_device, load_encoder
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.audio import QUANTA, decode
 from uniaudio.errors import RowError, UserError
@@ -104,14 +104,14 @@ class Embedder:
             raise UserError(f"pool: '{pool}' is neither mean nor none")
         if not len(clips):
             return np.zeros((0, self.dim), np.float32) if pool == "mean" else []
-        waves = [samples_of(clip, sampling_rate, f"clips[{i}]") for i, clip in enumerate(clips)]
+        waves = [load_samples(clip, sampling_rate, f"clips[{i}]") for i, clip in enumerate(clips)]
         with self._one_at_a_time:
             if pool == "none":
                 return encode_clips(self.encoder, waves, batch_seconds)
             return embed_clips(self.encoder, waves, batch_seconds)
 
 
-def samples_of(clip: Clip, rate: int, name: str) -> NDArray[Any]:
+def load_samples(clip: Clip, rate: int, name: str) -> NDArray[Any]:
     """Return float32 samples ``[S]`` in [-1, 1] at 16 kHz.
 
     Raises:
@@ -161,7 +161,7 @@ def load_embedder(
         UserError: when it is none of them, needs code that was not allowed, or the device is not there.
     """
     try:
-        place = default_device() if device is None else torch.device(device)
+        place = choose_device() if device is None else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as problem:
         raise UserError(f"device: {device} cannot be used ({str(problem).splitlines()[0]})") from problem

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio import __version__
-from uniaudio.build.encoders import AVERAGED, checkpoint_folder
-from uniaudio.build.model import stage_recipes
+from uniaudio.build.encoders import AVERAGED, find_checkpoint
+from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
@@ -23,7 +23,7 @@ from uniaudio.units import SECONDS_PER_HOUR
 PART = "encoder "  # what the names of the encoders' bases begin with
 
 
-def provenance(spec: str) -> dict[str, Any]:
+def collect_provenance(spec: str) -> dict[str, Any]:
     """Return the facts that a model card states; of a model that is no run, its name alone.
 
     Data sets come from the recipes of the stages that were begun, results from ``probes.json`` and ``answers.json`` in
@@ -34,7 +34,7 @@ def provenance(spec: str) -> dict[str, Any]:
     """
     nothing = {"steps": 0, "stages": [], "datasets": [], "domains": [], "audio_hours": None, "results": []}
     facts: dict[str, Any] = {"name": Path(spec).name, "uniaudio": __version__, "bases": [spec], **nothing}
-    folder = checkpoint_folder(spec)
+    folder = find_checkpoint(spec)
     if folder is None:
         return facts
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
@@ -47,9 +47,9 @@ def provenance(spec: str) -> dict[str, Any]:
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
         "bases": [describe_base(name, base) for name, base in bases.items() if name.startswith(PART)],
         "audio_hours": state["stage_seconds"] / SECONDS_PER_HOUR,
-        "results": results_of(run, spec),
+        "results": collect_results(run, spec),
     }
-    return facts | data_of(config, state["stage"] + 1)
+    return facts | collect_data(config, state["stage"] + 1)
 
 
 def describe_base(name: str, base: Mapping[str, str]) -> str:
@@ -60,10 +60,10 @@ def describe_base(name: str, base: Mapping[str, str]) -> str:
     return f"{name.removeprefix(PART)}: {path}" + (f" ({digest[:12]})" if digest else "")
 
 
-def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
+def collect_data(config: RunConfig, stages: int) -> dict[str, Any]:
     """Return the data sets of the first stages and the domains of their tasks."""
     try:
-        recipes = stage_recipes(config)[:stages]
+        recipes = load_stage_recipes(config)[:stages]
     except UserError as problem:
         raise UserError(f"the data of the run belong on its model card, but {problem}") from problem
     sets: dict[str, dict[str, Any]] = {}
@@ -80,7 +80,7 @@ def data_of(config: RunConfig, stages: int) -> dict[str, Any]:
     return {"datasets": list(sets.values()), "domains": domains}
 
 
-def results_of(run: Path, spec: str) -> list[dict[str, str]]:
+def collect_results(run: Path, spec: str) -> list[dict[str, str]]:
     """Return the rows of the results that a run folder holds, every one under the name of the model it was measured on.
 
     A file that is not there holds none. The name of the run stands for the exported weights alone: results of other
@@ -119,7 +119,7 @@ def results_of(run: Path, spec: str) -> list[dict[str, str]]:
 def name_weights(run: Path, spec: str, fingerprints: Collection[str]) -> dict[str, str]:
     """Return the names of those fingerprints that checkpoints of a run have; the exported one has the run's name."""
     name, averaged = run.resolve().name, AVERAGED if spec.endswith(AVERAGED) else ""
-    folder = checkpoint_folder(spec)
+    folder = find_checkpoint(spec)
     exported = "" if folder is None else f"{folder.name}{averaged}"
     return {
         fingerprint: f"{name}{averaged}" if checkpoint == exported else f"{name}, {checkpoint}"

@@ -37,12 +37,12 @@ READS_PROMPT = (
 )
 
 
-def default_device() -> torch.device:
+def choose_device() -> torch.device:
     """Return CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def checkpoint_folder(spec: str) -> Path | None:
+def find_checkpoint(spec: str) -> Path | None:
     """Return the checkpoint that a run folder or checkpoint folder stands for.
 
     Of a run folder it is the newest one whose weights match their checksums; where that is not the last one that was
@@ -69,7 +69,7 @@ def checkpoint_folder(spec: str) -> Path | None:
 
 def open_checkpoint(spec: str) -> Checkpoint | None:
     """Read the checkpoint of a run folder or checkpoint folder; ``:ema`` behind it takes its moving averages."""
-    folder = checkpoint_folder(spec)
+    folder = find_checkpoint(spec)
     if folder is None:
         return None
     named = folder == Path(spec.removesuffix(AVERAGED))  # one that was chosen has been compared just now
@@ -185,19 +185,19 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
     return settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
 
 
-def encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
+def identify_encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
     """Return the identities of the weights that the encoders start from, by ``encoder NAME``."""
-    bases = {f"encoder {name}": encoder_identity(settings) for name, settings in config.encoders.items()}
+    bases = {f"encoder {name}": identify_encoder(settings) for name, settings in config.encoders.items()}
     return {name: {**base, "path": config.as_written(base["path"])} for name, base in bases.items()}
 
 
-def encoder_identity(settings: EncoderConfig) -> dict[str, str]:
+def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
     """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases."""
     if ":" in settings.kind:  # what a class of the user's own reads is its own affair
         return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
         return base_identity(settings.path, settings.revision)
-    folder = checkpoint_folder(settings.path)
+    folder = find_checkpoint(settings.path)
     if folder is None:
         raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
     digest = hashlib.sha256()
@@ -216,25 +216,25 @@ def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = N
     Raises:
         UserError: when it is none of them, or needs code that was not allowed.
     """
-    device = device or default_device()
+    device = device or choose_device()
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
         if is_run(spec):
             raise UserError(f"{spec} is a run folder without a whole checkpoint")
         model = EncoderConfig(path=spec, trust_remote_code=trust.remote_code)
         return load_audio_encoder(model, spec, trust=trust).to(device).eval()
-    config = stored_config(checkpoint, trust)
+    config = read_stored_config(checkpoint, trust)
     config.require_trust(decoder=False)
-    check_bases(checkpoint, {**checkpoint.bases, **encoder_bases(config)})
+    check_bases(checkpoint, {**checkpoint.bases, **identify_encoder_bases(config)})
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
-    holder, structure = encoder_holder(
-        build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
+    holder, structure = bring_encoder_to_stage(
+        build_encoder(config, read_prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
     )
     put_tensors(holder, structure, trained, checkpoint.path)
     return holder.encoder.to(device).eval()
 
 
-def stored_config(checkpoint: Checkpoint, trust: Trust = NO_TRUST) -> RunConfig:
+def read_stored_config(checkpoint: Checkpoint, trust: Trust = NO_TRUST) -> RunConfig:
     """Read the config of a checkpoint, see ``load_stored_run``."""
     return load_stored_run(checkpoint.path / "config.yaml", checkpoint.path.parent.parent, trust)
 
@@ -247,7 +247,7 @@ class EncoderHolder(nn.Module):
         self.encoder = encoder
 
 
-def encoder_holder(
+def bring_encoder_to_stage(
     encoder: AudioEncoder, config: RunConfig, stage: int
 ) -> tuple[EncoderHolder, TrainableParameters]:
     """Bring a freshly built encoder to a stage, without the rest of its model."""
@@ -255,7 +255,7 @@ def encoder_holder(
     return holder, go_through_stages(holder, config, stage, whole=False)
 
 
-def prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
+def read_prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
     """Return the width of the questions that the router of a checkpoint reads, if it reads any."""
     if READS_PROMPT in checkpoint.model:
         return checkpoint.model[READS_PROMPT].shape[1]

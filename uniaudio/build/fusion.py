@@ -67,7 +67,11 @@ def fuse(
     dim = config.dim or base.dim
     settings = config.model_dump(exclude=SHARED)
     operator = OPERATORS[config.kind](
-        tuple(encoders), [e.dim for e in encoders.values()], dim, **settings, **by_kind(config.kind, encoders)
+        tuple(encoders),
+        [e.dim for e in encoders.values()],
+        dim,
+        **settings,
+        **derive_arguments(config.kind, encoders),
     )
     stft = None
     if config.stft is not None:
@@ -77,7 +81,7 @@ def fuse(
     return FusedEncoder(encoders, operator, rate, config.align, stft)
 
 
-def by_kind(kind: str, encoders: Mapping[str, AudioEncoder]) -> dict[str, Any]:
+def derive_arguments(kind: str, encoders: Mapping[str, AudioEncoder]) -> dict[str, Any]:
     """Return the arguments that follow from the kind: modes of one operator, and the layers of the encoders."""
     if kind in ("moe_concat", "moe_proj"):
         return {"project": kind == "moe_proj"}

@@ -23,7 +23,7 @@ REFERENCE = "guard.json"  # in the run folder: the scores where the run began
 SEEDS = 3
 
 
-def guarded_sets(config: RunConfig) -> list[TaskRows]:
+def read_guarded_sets(config: RunConfig) -> list[TaskRows]:
     """Read the guarded sets of a run; the main process says which of their rows are left out.
 
     Raises:
@@ -36,7 +36,9 @@ def guarded_sets(config: RunConfig) -> list[TaskRows]:
     return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}", markup=False))
 
 
-def guard_scores(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> dict[str, float]:
+def score_guarded_sets(
+    encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig
+) -> dict[str, float]:
     """Return the accuracy of the guard's probe on every guarded set."""
     scores = probe_held(encoder, sets, SEEDS, (settings.probe,))
     return {name: probes[settings.probe]["mean"] for name, probes in scores.items()}
@@ -44,7 +46,7 @@ def guard_scores(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardCon
 
 def measure_reference(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> dict[str, Any]:
     """Return what is stored of the encoder that a run starts from: the probe and the score of every guarded set."""
-    return {"probe": settings.probe, "scores": guard_scores(encoder, sets, settings)}
+    return {"probe": settings.probe, "scores": score_guarded_sets(encoder, sets, settings)}
 
 
 def write_reference(reference: Mapping[str, Any], run_dir: Path) -> None:
@@ -85,7 +87,7 @@ def is_score(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
-def guard_complaints(
+def describe_guard_drops(
     encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig, run_dir: Path
 ) -> list[str]:
     """Return a sentence for each guarded set that lost more than the guard allows since the run began.
@@ -95,4 +97,4 @@ def guard_complaints(
     """
     reference = read_reference(settings, run_dir)
     known = {name: reference[name] for name in settings.sets}
-    return broken_guards(known, guard_scores(encoder, sets, settings), settings.max_drop)
+    return broken_guards(known, score_guarded_sets(encoder, sets, settings), settings.max_drop)

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, WhisperConfig
 
-from uniaudio.build.activation_checkpointing import part_of, parts_set_to
+from uniaudio.build.activation_checkpointing import get_part, list_parts
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import (
     build_encoder,
-    default_device,
-    encoder_bases,
+    choose_device,
+    identify_encoder_bases,
     open_checkpoint,
-    stored_config,
+    read_stored_config,
 )
 from uniaudio.config.run import DecoderConfig, RunConfig
 from uniaudio.config.search_paths import environment_for
@@ -55,13 +55,13 @@ class LoadedModel:
     bases: dict[str, dict[str, str]]
 
 
-def stage_recipes(config: RunConfig) -> list[Recipe]:
+def load_stage_recipes(config: RunConfig) -> list[Recipe]:
     """Read the recipe of every stage."""
     with environment_for(config.reads_environment):
         return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
 
 
-def decoder_path(config: RunConfig, kept: Path) -> str:
+def find_decoder(config: RunConfig, kept: Path) -> str:
     """Return folder or name of the decoder of a run that has begun.
 
     Args:
@@ -134,14 +134,14 @@ def build_model(
             adapter = make_adapter(config.adapter, encoder, decoder.dim)
     kind = CrossAttentionLM if whisper else AudioLM
     model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
-    for part in parts_set_to(config, True):
-        part_of(model, config, part).recompute()
+    for part in list_parts(config, True):
+        get_part(model, config, part).recompute()
     identity = {**decoder.identity, "path": config.as_written(decoder.identity["path"])}
-    bases = {**encoder_bases(config), "decoder": {**identity, **markup.to_base()}}
+    bases = {**identify_encoder_bases(config), "decoder": {**identity, **markup.to_base()}}
     return LoadedModel(model, format, config, bases)
 
 
-def kept_markup(checkpoint: Checkpoint) -> ChatMarkup | None:
+def read_stored_markup(checkpoint: Checkpoint) -> ChatMarkup | None:
     """Return what stood around the questions that a checkpoint was trained with; None where it does not say."""
     return ChatMarkup.from_base(checkpoint.bases.get("decoder", {}))
 
@@ -192,10 +192,10 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
-    config = stored_config(checkpoint, trust)
+    config = read_stored_config(checkpoint, trust)
     config.require_trust()
-    path = decoder_path(config, checkpoint.path.parent.parent / "decoder")
-    loaded = build_model(config, path, device or default_device(), kept_markup(checkpoint))
+    path = find_decoder(config, checkpoint.path.parent.parent / "decoder")
+    loaded = build_model(config, path, device or choose_device(), read_stored_markup(checkpoint))
     check_bases(checkpoint, loaded.bases)
     structure = go_through_stages(loaded.model, config, checkpoint.state["stage"])
     put_tensors(loaded.model, structure, checkpoint.model, checkpoint.path)
@@ -203,7 +203,7 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
     return loaded
 
 
-def decoder_architecture(config: RunConfig) -> PretrainedConfig:
+def read_decoder_config(config: RunConfig) -> PretrainedConfig:
     """Return the decoder's configuration.
 
     Raises:

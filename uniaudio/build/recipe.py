@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniaudio.build.encoders import checkpoint_folder
-from uniaudio.build.model import stage_recipes
+from uniaudio.build.encoders import find_checkpoint
+from uniaudio.build.model import load_stage_recipes
 from uniaudio.config.run import RunConfig, load_run, load_stored_run
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
@@ -60,10 +60,10 @@ def open_run_recipe(name: str) -> OpenedRecipe:
     Raises:
         UserError: when the folder holds no checkpoint.
     """
-    folder = checkpoint_folder(name)
+    folder = find_checkpoint(name)
     if folder is None:
         raise UserError(
             f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
         )
     config = load_stored_run(folder / CONFIG, folder.parent.parent)
-    return OpenedRecipe(stage_recipes(config)[0], config, folder)
+    return OpenedRecipe(load_stage_recipes(config)[0], config, folder)

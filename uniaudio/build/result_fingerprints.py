@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from uniaudio.build.encoders import AVERAGED, checkpoint_folder, encoder_identity
+from uniaudio.build.encoders import AVERAGED, find_checkpoint, identify_encoder
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
@@ -26,18 +26,18 @@ def fingerprint_checkpoint(spec: str) -> str:
     Raises:
         UserError: when there is no whole checkpoint, or it holds no averages.
     """
-    folder = checkpoint_folder(spec)
+    folder = find_checkpoint(spec)
     if folder is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
     if spec.endswith(AVERAGED) and not (folder / EMA).is_file():
         raise UserError(f"{folder} holds no moving averages; leave {AVERAGED} out")
     path = f"{folder}{AVERAGED}" if spec.endswith(AVERAGED) else str(folder)
-    return encoder_identity(EncoderConfig(path=path))["sha256"]
+    return identify_encoder(EncoderConfig(path=path))["sha256"]
 
 
 def fingerprint_model(spec: str, encoder: AudioEncoder) -> str:
     """Return the fingerprint of a run's checkpoint; of another model, a SHA-256 of the loaded encoder's content."""
-    return model_digest(encoder) if checkpoint_folder(spec) is None else fingerprint_checkpoint(spec)
+    return model_digest(encoder) if find_checkpoint(spec) is None else fingerprint_checkpoint(spec)
 
 
 def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-from uniaudio.build.encoders import default_device
+from uniaudio.build.encoders import choose_device
 from uniaudio.distributed import explain_lost_processes
 
 PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
@@ -21,13 +21,13 @@ SPREADING = (
 
 
 @contextlib.contextmanager
-def asking_together() -> Iterator[torch.device]:
+def join_processes() -> Iterator[torch.device]:
     """Join the processes that ``accelerate launch`` started, if any, and give this one's device.
 
     Weights are not spread, whatever the launch file says: nothing is trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield default_device()
+        yield choose_device()
         return
     for variable in SPREADING:
         os.environ.pop(variable, None)

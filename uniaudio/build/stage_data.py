@@ -42,11 +42,11 @@ class StageData:
         """The names of all tasks that are trained, sorted."""
         return tuple(sorted({task for recipe in self.recipes for task in recipe.tasks()}))
 
-    def entry_tasks(self, stage: int) -> dict[str, list[str]]:
+    def list_entry_tasks(self, stage: int) -> dict[str, list[str]]:
         """Return the tasks of each entry of a stage's recipe."""
         return {entry.name: [t.task for t in entry.templates] for entry in self.recipes[stage].train}
 
-    def mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
+    def open_mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
         """Open the sources of a recipe (default: the stage's own) and mix them as the stage says."""
         recipe = recipe or self.recipes[stage]
         lm = as_audio_lm(model)
@@ -78,7 +78,7 @@ class StageData:
 
         Every round of an adaptive mixture has its own shares and its own order.
         """
-        mixture = self.mixture(stage, model)
+        mixture = self.open_mixture(stage, model)
         if balance.round:
             train = mixture.recipe.train
             moved = shares({entry.name: entry.share for entry in train}, balance.factors)
@@ -125,7 +125,9 @@ class StageData:
             )
         recipe = load_recipe(name, near=self.config.folder) if name is not None else self.recipes[stage - 1]
         # every row is above this budget
-        alone = replace(self.mixture(stage, model, recipe), audio_seconds=1e-6, tokens=None, micro_batches=1)
+        alone = replace(
+            self.open_mixture(stage, model, recipe), audio_seconds=1e-6, tokens=None, micro_batches=1
+        )
         known = tuple(sorted({*self.tasks, *recipe.tasks()}))
         for step in make_loader(alone, known, 0, 1, 0, 2):
             yield from step.micro

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from uniaudio.build.model import stage_recipes
+from uniaudio.build.model import load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode
 from uniaudio.errors import UserError
@@ -30,11 +30,11 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
     """
     if not wants_cache(config):
         return
-    recipes = stage_recipes(config)
+    recipes = load_stage_recipes(config)
     for name, settings in config.encoders.items():
         if not settings.cache:
             continue
-        stages = frozen_stages(config, usual, name)
+        stages = list_frozen_stages(config, usual, name)
         if not stages:
             raise UserError(
                 f"encoders.{name}.cache keeps the frames of a frozen encoder, but every stage trains it; "
@@ -50,7 +50,7 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
                 )
 
 
-def frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) -> list[int]:
+def list_frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) -> list[int]:
     """Return the stages that train nothing of an encoder."""
     prefix = "encoder." if config.fusion is None else f"encoder.encoders.{name}."
     modes = [modes_of(usual, stage, whole=False) for stage in config.stages]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 
-from uniaudio.build.model import decoder_architecture, load_tokenizer
+from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe
@@ -50,7 +50,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
         return None
     if not Path(settings.folder).is_dir():
         return None  # what is no folder was looked at before
-    architecture = decoder_architecture(config)
+    architecture = read_decoder_config(config)
     whisper = settings.kind == "whisper"
     if whisper != isinstance(architecture, WhisperConfig):
         raise UserError(
@@ -62,7 +62,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
         limit: int | None = int(architecture.max_target_positions)
     else:
         lm = build_on_meta(architecture)
-        limit, parameters = position_limit(lm), num_layer_parameters(lm)
+        limit, parameters = position_limit(lm), count_layer_parameters(lm)
     format = ChatFormat(
         load_tokenizer(settings, settings.folder),
         START if whisper else None,
@@ -73,7 +73,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
     return SketchedDecoder(architecture, format, parameters)
 
 
-def num_layer_parameters(lm: PreTrainedModel) -> int:
+def count_layer_parameters(lm: PreTrainedModel) -> int:
     """Return the parameters of a model without its token embeddings and head."""
     outside = {id(lm.get_input_embeddings().weight)}
     if (head := lm.get_output_embeddings()) is not None:

@@ -41,7 +41,7 @@ class Pairing:
 
 
 @dataclass(frozen=True)
-class Clip:
+class AverageClip:
     """The average example: seconds of audio, tokens of the question and of the answer with its end."""
 
     seconds: float
@@ -71,9 +71,9 @@ def check_entry(entry: RecipeEntry) -> Pairing:
     for template in entry.templates:
         refuse_missing_columns(rows, entry, template)
         rendered.append(render_rows(read, entry, template))
-        notes += notes_of_answers(template, [answer for _, answer in rendered[-1]])
-        notes += notes_of_times(rows, entry.dataset, template)
-    notes += notes_of_clips(rows, SECONDS_DECODED)
+        notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
+        notes += note_time_columns(rows, entry.dataset, template)
+    notes += note_odd_clips(rows, SECONDS_DECODED)
     notes += entry.augmenter.notes() if entry.augmenter is not None else []
     return Pairing(
         entry.name,
@@ -134,7 +134,7 @@ def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Te
             )
 
 
-def notes_of_times(rows: Sequence[Row], card: DatasetCard, template: Template) -> list[str]:
+def note_time_columns(rows: Sequence[Row], card: DatasetCard, template: Template) -> list[str]:
     """Return a line about columns that look like times of a segment, where nothing makes use of them."""
     stored = {str(name) for row in rows for name in row.columns}
     used = set(template.inputs).union(*(text.names for text in card.columns.values()))
@@ -147,7 +147,7 @@ def notes_of_times(rows: Sequence[Row], card: DatasetCard, template: Template) -
     ]
 
 
-def notes_of_clips(rows: Sequence[Row], seconds: float) -> list[str]:
+def note_odd_clips(rows: Sequence[Row], seconds: float) -> list[str]:
     """Return a line for each way in which some of the first clips are odd though usable.
 
     Args:
@@ -166,7 +166,7 @@ def notes_of_clips(rows: Sequence[Row], seconds: float) -> list[str]:
     return [f"{kind} in {count} of the first {decoded} rows: {ADVICE[kind]}" for kind, count in kinds.items()]
 
 
-def notes_of_answers(template: Template, answers: Sequence[str]) -> list[str]:
+def note_class_numbers(template: Template, answers: Sequence[str]) -> list[str]:
     """Return a line about answers that may be numbers of classes."""
     if template.labels is not None or not all(answer.strip().isdigit() for answer in answers):
         return []
@@ -177,7 +177,7 @@ def notes_of_answers(template: Template, answers: Sequence[str]) -> list[str]:
     ]
 
 
-def average_clip(recipe: Recipe) -> Clip:
+def estimate_average_clip(recipe: Recipe) -> AverageClip:
     """Return the average example of a recipe by the first rows of its sources.
 
     Raises:
@@ -187,4 +187,4 @@ def average_clip(recipe: Recipe) -> Clip:
     shares = recipe.train_shares()
     seconds = sum(share * p.seconds for share, p in zip(shares, seen, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, seen, strict=True))
-    return Clip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1)
+    return AverageClip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1)

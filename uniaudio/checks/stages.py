@@ -70,7 +70,7 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
             factor
             for name, mode in modes.items()
             if mode == "lora" and name in names.linear
-            for factor in low_rank_factors(name)
+            for factor in name_low_rank_factors(name)
         ]
         if not trained and not names.parts:
             raise UserError(
@@ -83,7 +83,7 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
         check_anchors(stage, index, full, names)
 
 
-def low_rank_factors(weight: str) -> tuple[str, str]:
+def name_low_rank_factors(weight: str) -> tuple[str, str]:
     """Return the names of the factors of a low-rank update beside a linear map's weight."""
     layer = weight.removesuffix(".weight")
     return (f"{layer}.lora_A.default.weight", f"{layer}.lora_B.default.weight")

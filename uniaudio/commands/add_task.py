@@ -66,7 +66,7 @@ def add_task(
         refuse_filled_folder(out)
         with environment_for(config.reads_environment):
             written = write_recipe(recipe, out, replay, old, config)
-        stage = new_stage(config, name, written, steps, overrides)
+        stage = make_next_stage(config, name, written, steps, overrides)
         grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
         copy_run(run, ends, out)
         grown.save(out / "config.yaml")
@@ -99,7 +99,7 @@ def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], conf
     )
     opened = load_recipe(given)
     name = f"{opened.name}_with_replay"
-    data = portable_lines(opened.path)
+    data = make_portable_lines(opened.path)
     data |= {"recipe": name}
     data["replay"] += [{"recipe": each, "share": replay / len(olds)} for each in olds]
     path = out / f"{name}.yaml"
@@ -108,7 +108,7 @@ def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], conf
     return str(path)
 
 
-def portable_lines(path: Path) -> dict[str, Any]:
+def make_portable_lines(path: Path) -> dict[str, Any]:
     """Return what a recipe file says, with names that mean the same in any other folder."""
     near = path.parent.resolve()
     cards = near / "datasets" if (near / "datasets").is_dir() else near
@@ -127,7 +127,7 @@ def portable_lines(path: Path) -> dict[str, Any]:
     return data
 
 
-def new_stage(
+def make_next_stage(
     config: RunConfig, name: str, recipe: str, steps: int | None, overrides: Sequence[str]
 ) -> Stage:
     """Return a stage like the last one with another recipe.

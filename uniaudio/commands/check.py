@@ -9,7 +9,7 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from uniaudio.build.encoders import sketch_encoder
-from uniaudio.build.model import decoder_architecture, stage_recipes
+from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.meta_stages import sketch_stages
@@ -43,12 +43,12 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     decoder = sketch_decoder(config)
     if decoder is not None:
         print_prompt(decoder, console)
-    check_stage_rows(config, stage_recipes(config))
+    check_stage_rows(config, load_stage_recipes(config))
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
         pairings = [check_entry(entry) for entry in recipe.train]
         evaluated = [check_entry(entry) for entry in recipe.evaluate]
-        console.print(pairing_table(stage, recipe, pairings, evaluated))
+        console.print(build_pairing_table(stage, recipe, pairings, evaluated))
         for pairing in [*pairings, *evaluated]:
             for note in pairing.notes:
                 console.print(
@@ -56,9 +56,11 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
                 )
         check_budget(config, stage, pairings)
         if decoder is not None:
-            for note in check_questions(decoder, recipe, lambda seconds: audio_tokens(config, seconds)):
+            for note in check_questions(
+                decoder, recipe, lambda seconds: estimate_audio_tokens(config, seconds)
+            ):
                 console.print(note, style="yellow", highlight=False, markup=False)
-        console.print(cost_line(config, stage, encoders, recipe, pairings, decoder))
+        console.print(describe_step_cost(config, stage, encoders, recipe, pairings, decoder))
     console.print(
         "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
     )
@@ -116,7 +118,9 @@ def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]
     return parts if all(part.model_type == "whisper" for part in parts) else []
 
 
-def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], evaluated: list[Pairing]) -> Table:
+def build_pairing_table(
+    stage: Stage, recipe: Recipe, train: list[Pairing], evaluated: list[Pairing]
+) -> Table:
     """Lay out what a stage draws and what it is evaluated on."""
     table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
     for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
@@ -135,7 +139,7 @@ def pairing_table(stage: Stage, recipe: Recipe, train: list[Pairing], evaluated:
     return table
 
 
-def cost_line(
+def describe_step_cost(
     config: RunConfig,
     stage: Stage,
     encoders: list[PretrainedConfig],
@@ -166,10 +170,10 @@ def cost_line(
     for part, settings in zip(encoders, config.encoders.values(), strict=True):
         times = {"full": flops.TRAINED, "lora": flops.FROZEN_BELOW_GRADIENT, "frozen": 1}[settings.train]
         operations += times * examples * flops.whisper_forward_flops(part, seconds)
-    architecture = decoder_architecture(config) if config.decoder.miniature is not None else None
+    architecture = read_decoder_config(config) if config.decoder.miniature is not None else None
     architecture = decoder.config if decoder is not None else architecture
     if architecture is not None:
-        tokens = audio_tokens(config, seconds) + words * TOKENS_PER_WORD + QUESTION
+        tokens = estimate_audio_tokens(config, seconds) + words * TOKENS_PER_WORD + QUESTION
         parameters = None if decoder is None else decoder.layer_parameters
         forward = flops.any_decoder_forward_flops(architecture, tokens, parameters)
         forward += flops.head_forward_flops(architecture, words * TOKENS_PER_WORD + 1)
@@ -177,7 +181,7 @@ def cost_line(
     return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
 
 
-def audio_tokens(config: RunConfig, seconds: float) -> float:
+def estimate_audio_tokens(config: RunConfig, seconds: float) -> float:
     """Return the audio tokens of a clip of so many seconds, about."""
     if config.decoder.kind == "whisper":
         return 0.0

@@ -122,7 +122,7 @@ def pack_split(
         chosen = source.rows() if most_rows is None else sample_reservoir(source.rows(), most_rows)
         total = source.size if most_rows is None else min(most_rows, source.size or most_rows)
         task = progress.add_task(f"{card.name}, {split}", total=total)
-        for packed in packed_rows(chosen, card, shards):
+        for packed in pack_rows(chosen, card, shards):
             progress.advance(task)
             if isinstance(packed, RowError):
                 lost += 1
@@ -131,7 +131,7 @@ def pack_split(
                 continue
             rows += 1
             seconds += sum(packed[column]["seconds"] for column in card.audio)
-            manifest.write(manifest_line(packed))
+            manifest.write(make_manifest_line(packed))
     shards.close()
     if not rows:
         raise UserError(
@@ -158,7 +158,7 @@ def sample_reservoir(rows: Iterator[Row | RowError], count: int) -> Iterator[Row
     yield from (row for _, row in sorted(kept, key=lambda item: item[0]))
 
 
-def packed_rows(
+def pack_rows(
     rows: Iterator[Row | RowError], card: DatasetCard, shards: Shards
 ) -> Iterator[dict[str, Any] | RowError]:
     """Decode and encode row by row; a row that cannot be used comes as its error."""
@@ -169,11 +169,12 @@ def packed_rows(
         try:
             with convert_to_row_error("broken metadata", row.key, row.key):
                 columns = {
-                    name: plain_value(value) for name, value in name_classes(row.columns, card).items()
+                    name: convert_plain_value(value)
+                    for name, value in name_classes(row.columns, card).items()
                 }
                 packed = {**columns, "key": printable(row.key)}
                 packed.pop("duration", None)
-                manifest_line({name: value for name, value in packed.items() if name not in card.audio})
+                make_manifest_line({name: value for name, value in packed.items() if name not in card.audio})
                 clips = decode_clips(row, LONGEST)
         except RowError as problem:
             yield problem
@@ -217,12 +218,12 @@ def render_or_none(text: Text, columns: Mapping[str, Any]) -> str | None:
         return None
 
 
-def plain_value(value: Any) -> Any:
+def convert_plain_value(value: Any) -> Any:
     """Return the value of a column, or None for a number that JSON does not know."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def manifest_line(packed: dict[str, Any]) -> str:
+def make_manifest_line(packed: dict[str, Any]) -> str:
     """Return a row as a line of a manifest.
 
     Raises:

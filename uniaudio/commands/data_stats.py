@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.recipe import open_recipe
-from uniaudio.checks.recipe import notes_of_clips
+from uniaudio.checks.recipe import note_odd_clips
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Entry
 from uniaudio.data.row_clips import row_seconds
@@ -72,7 +72,7 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
             usable.append(row)
     if passed_over := describe_left_out(source.left_out):
         stats.notes.append(f"passed over: {passed_over}")
-    stats.notes += notes_of_clips(usable, SECONDS_DECODED)
+    stats.notes += note_odd_clips(usable, SECONDS_DECODED)
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total
     if total and stats.looked_at:
@@ -83,25 +83,29 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
     return stats
 
 
-def examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
+def estimate_examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
     """Return the rows that one optimizer step takes on average, from the budget and the mean lengths."""
     budget = config.stages[0].budget
     return (
-        (config.train.micro_batches or 1) * budget.audio_seconds / (mean_seconds(stats) + budget.per_example)
+        (config.train.micro_batches or 1)
+        * budget.audio_seconds
+        / (compute_mean_seconds(stats) + budget.per_example)
     )
 
 
-def mean_seconds(stats: list[EntryStats]) -> float:
+def compute_mean_seconds(stats: list[EntryStats]) -> float:
     """Return the mean length of the clips as they are drawn."""
     return sum(s.share * (float(np.mean(s.seconds)) if s.seconds else 10.0) for s in stats)
 
 
-def steps_of_stage(stats: list[EntryStats], config: RunConfig) -> int:
+def count_stage_steps(stats: list[EntryStats], config: RunConfig) -> int:
     """Return the steps of the first stage, estimated where hours of audio end it."""
     stage = config.stages[0]
     if stage.steps is not None:
         return stage.steps
-    return round(3600 * (stage.hours or 0) / (examples_per_step(stats, config) * mean_seconds(stats)))
+    return round(
+        3600 * (stage.hours or 0) / (estimate_examples_per_step(stats, config) * compute_mean_seconds(stats))
+    )
 
 
 def show_stats(
@@ -130,12 +134,12 @@ def show_stats(
         with console.status(f"reading {entry.name}"):
             stats.append(look_at(entry, limit))
     if config is not None:
-        steps = steps or steps_of_stage(stats, config)
-        examples = steps * examples_per_step(stats, config)
+        steps = steps or count_stage_steps(stats, config)
+        examples = steps * estimate_examples_per_step(stats, config)
         for entry_stats in stats:
             if entry_stats.rows:
                 entry_stats.epochs = entry_stats.share * examples / entry_stats.rows
-    console.print(stats_table(recipe.name, stats, steps))
+    console.print(build_stats_table(recipe.name, stats, steps))
     for entry_stats in stats:
         for note in entry_stats.notes:
             console.print(f"{entry_stats.name}: {note}", style="yellow", highlight=False, markup=False)
@@ -149,7 +153,7 @@ def show_stats(
     return stats
 
 
-def stats_table(name: str, stats: list[EntryStats], steps: int | None) -> Table:
+def build_stats_table(name: str, stats: list[EntryStats], steps: int | None) -> Table:
     """Lay out one row per line of the recipe."""
     table = Table(title=f"recipe {name}{f', {steps} steps' if steps else ''}", title_justify="left")
     table.add_column("dataset:template", overflow="fold")

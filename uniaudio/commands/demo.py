@@ -12,7 +12,7 @@ from rich.console import Console
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerprint_model, sign_answers
-from uniaudio.commands.evaluate import evaluate_recipe, prediction_settings, write_json
+from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings, write_json
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
@@ -62,7 +62,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         console.print(table)
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)
-    answers = evaluate_recipe(loaded, recipe, prediction_settings(loaded.config))
+    answers = evaluate_recipe(loaded, recipe, make_prediction_settings(loaded.config))
     console.print(answers_table(answers))
     examples = answer_examples(loaded, recipe)
     for item in examples:

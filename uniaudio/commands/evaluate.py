@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from uniaudio.build.model import LoadedModel, load_model, stage_recipes
+from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import sign_answers
-from uniaudio.build.shared_evaluation import asking_together
+from uniaudio.build.shared_evaluation import join_processes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.eval_examples import open_examples
@@ -28,13 +28,13 @@ from uniaudio.evaluate.metrics.text_metrics import require_metric
 PROTOCOLS = ("own", "xares-llm")
 
 
-def prediction_settings(config: RunConfig, **changes: Any) -> PredictionSettings:
+def make_prediction_settings(config: RunConfig, **changes: Any) -> PredictionSettings:
     """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
     stated = config.evaluate
     return replace(PredictionSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
 
 
-def row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = None) -> int | None:
+def get_row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = None) -> int | None:
     """Return how many rows of a set are evaluated at most; None stands for all.
 
     The recipe's number holds against that of the config, and ``max_examples`` against both.
@@ -55,7 +55,7 @@ def evaluate_recipe(
     With ``settings.shared`` every process must call it, and all get the results.
 
     Args:
-        max_examples: see ``row_limit``. samples: see ``open_examples``.
+        max_examples: see ``get_row_limit``. samples: see ``open_examples``.
 
     Raises:
         UserError: before anything is asked, when a metric needs an extra that is not installed.
@@ -66,13 +66,13 @@ def evaluate_recipe(
     results = {}
     with bar.bar:
         for entry in recipe.evaluate:
-            examples = open_examples(entry, row_limit(loaded.config, entry, max_examples), samples)
+            examples = open_examples(entry, get_row_limit(loaded.config, entry, max_examples), samples)
             with bar.track_set(entry.name, examples.size) as advance:
                 results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, advance)
     return results
 
 
-def without_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def drop_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the figures alone, as they are written while training goes on."""
     shown = {name: {k: v for k, v in result.items() if k != "answers"} for name, result in results.items()}
     for result in shown.values():
@@ -83,7 +83,7 @@ def without_answers(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
     return shown
 
 
-def validation_losses(
+def compute_validation_losses(
     loaded: LoadedModel,
     recipe: Recipe,
     count: int,
@@ -96,7 +96,7 @@ def validation_losses(
     must call it.
     """
     sums: dict[str, list[float]] = {}
-    settings = prediction_settings(loaded.config, shared=shared)
+    settings = make_prediction_settings(loaded.config, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
             examples = open_examples(entry, count, samples)
@@ -139,12 +139,12 @@ def run_evaluation(
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
     recipe = load_recipe(recipe_name) if recipe_name else None
-    with asking_together() as device:
+    with join_processes() as device:
         loaded = load_model(spec, device, trust)
-        recipe = recipe or stage_recipes(loaded.config)[-1]
+        recipe = recipe or load_stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")
-        settings = prediction_settings(loaded.config, shared=True, labels=labels)
+        settings = make_prediction_settings(loaded.config, shared=True, labels=labels)
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
         console = Console(quiet=not is_main())

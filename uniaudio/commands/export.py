@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.build.encoder_provenance import provenance
-from uniaudio.build.encoders import checkpoint_folder, is_run, load_encoder, sketch_encoder, sketch_model
+from uniaudio.build.encoder_provenance import collect_provenance
+from uniaudio.build.encoders import find_checkpoint, is_run, load_encoder, sketch_encoder, sketch_model
 from uniaudio.config.nearest import did_you_mean
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -54,12 +54,12 @@ def export_checkpoint(
         check_login(push_to_hub)
     console = Console()
     config = None
-    if (checkpoint := checkpoint_folder(spec)) is not None:
+    if (checkpoint := find_checkpoint(spec)) is not None:
         config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
         config.require_trust(decoder=False)  # before recipes are read
     if to == "onnx":
         check_onnx(spec, config)
-    facts = provenance(spec)
+    facts = collect_provenance(spec)
     with console.status("loading the encoder"):
         encoder = load_encoder(spec, torch.device("cpu"), trust)
         merge_lora(encoder)
@@ -84,7 +84,7 @@ def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
         raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{did_you_mean(to, list(WRITERS))}")
     if push_to_hub is not None and to != "hf":
         raise UserError(f"--push-to-hub goes with --to hf, not with --to {to}")
-    if is_run(spec) and checkpoint_folder(spec) is None:
+    if is_run(spec) and find_checkpoint(spec) is None:
         raise UserError(f"{spec} is a run folder without a whole checkpoint")
     if to == "onnx":
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]

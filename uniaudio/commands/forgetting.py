@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from uniaudio.build.encoders import build_encoder, default_device, load_encoder
-from uniaudio.build.model import load_model, stage_recipes
+from uniaudio.build.encoders import build_encoder, choose_device, load_encoder
+from uniaudio.build.model import load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
-from uniaudio.commands.evaluate import evaluate_recipe, prediction_settings
+from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.recipe import EvalEntry, Recipe
@@ -67,7 +67,7 @@ def measure_forgetting(
     out = check_output_folder(out or run, "output")
     config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
     config.require_trust(decoder=answers)
-    recipes = stage_recipes(config)
+    recipes = load_stage_recipes(config)
     stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
     for complaint in complaints:
         console.print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
@@ -78,7 +78,7 @@ def measure_forgetting(
     matrices: dict[str, ScoreMatrix] = {}
     if sets:
         rows = probe_rows(config, stages, sets, seeds, console)
-        first = first_trained(config, recipes, stages, learned)
+        first = find_first_trained(config, recipes, stages, learned)
         matrices |= probe_matrices(rows, [s.name for s in sets], first)
     if answers:
         matrices |= answer_matrix(config, recipes, stages, max_examples, console)
@@ -96,7 +96,7 @@ def probe_rows(
     for name in (START, *stages):
         console.print(f"probing {name}", style="dim")
         encoder = (
-            build_encoder(config).to(default_device()).eval()
+            build_encoder(config).to(choose_device()).eval()
             if name == START
             else load_encoder(str(stages[name]), trust=config.trust)
         )
@@ -104,13 +104,13 @@ def probe_rows(
     return rows
 
 
-def first_trained(
+def find_first_trained(
     config: RunConfig, recipes: Sequence[Recipe], stages: Mapping[str, Path], learned: Sequence[str]
 ) -> dict[str, int]:
     """Return for each dataset the row of the stage that first trains on it; ``learned`` adds and overrides."""
     names = list(stages)
     first: dict[str, int] = {}
-    for row, recipe in recipes_by_row(config, recipes, stages):
+    for row, recipe in iterate_recipes_by_row(config, recipes, stages):
         for entry in recipe.train:
             first.setdefault(entry.dataset.name, row)
     for item in learned:
@@ -121,7 +121,7 @@ def first_trained(
     return first
 
 
-def recipes_by_row(
+def iterate_recipes_by_row(
     config: RunConfig, recipes: Sequence[Recipe], stages: Mapping[str, Path]
 ) -> Iterator[tuple[int, Recipe]]:
     """Yield the recipes of all stages with the row of a matrix that is the first to be trained on it.
@@ -168,8 +168,8 @@ def answer_matrix(
     for name, path in stages.items():
         console.print(f"asking {name}", style="dim")
         loaded = load_model(str(path), trust=config.trust)
-        results = evaluate_recipe(loaded, union, prediction_settings(loaded.config), max_examples)
-        rows.append(tuple(higher_is_better(results[entry]) for entry in entries_by_name))
+        results = evaluate_recipe(loaded, union, make_prediction_settings(loaded.config), max_examples)
+        rows.append(tuple(make_higher_better(results[entry]) for entry in entries_by_name))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:
                 note = " ".join(
@@ -177,7 +177,7 @@ def answer_matrix(
                 )
                 console.print(note, style="dim", highlight=False)
     first: dict[tuple[str, str], int] = {}
-    for row, recipe in recipes_by_row(config, recipes, stages):
+    for row, recipe in iterate_recipes_by_row(config, recipes, stages):
         for line in recipe.train:
             for template in line.templates:
                 first.setdefault((line.dataset.name, template.task), row)
@@ -187,7 +187,7 @@ def answer_matrix(
     return {"answers": ScoreMatrix((START, *stages), tuple(entries_by_name), tuple(rows), learned)}
 
 
-def higher_is_better(result: Mapping[str, Any]) -> float:
+def make_higher_better(result: Mapping[str, Any]) -> float:
     """Return a score of which more is better: an error rate becomes 1 minus itself, at least 0."""
     value = float(result["score"])
     return max(0.0, 1 - value) if result["metric"] in ERRORS else value

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.build.activation_checkpointing import parts_set_to
-from uniaudio.checks.recipe import Clip, average_clip
+from uniaudio.build.activation_checkpointing import list_parts
+from uniaudio.checks.recipe import AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import load_recipe
@@ -19,7 +19,7 @@ from uniaudio.units import GIB
 
 
 def show_plan(
-    config: RunConfig, machine: Machine, clip: Clip | None, console: Console | None = None
+    config: RunConfig, machine: Machine, clip: AverageClip | None, console: Console | None = None
 ) -> list[StagePlan]:
     """Print the plan of every stage.
 
@@ -27,25 +27,25 @@ def show_plan(
         clip: the average example; None takes it from the first rows of the recipe's sources.
 
     Raises:
-        UserError: as ``plan_stage`` and ``average_clip``.
+        UserError: as ``plan_stage`` and ``estimate_average_clip``.
     """
     console = console or Console()
     dtype = precision_on_gpu(config)
     blueprint = Blueprint.from_config(config)
-    auto = parts_set_to(config, "auto")
+    auto = list_parts(config, "auto")
     usable = MARGIN * GIB * (config.train.memory_gib or machine.memory_gib)
     plans = []
     for index, stage in enumerate(config.stages):
         recipe = load_recipe(stage.recipe, near=config.folder) if clip is None else None
-        average = average_clip(recipe) if recipe is not None else clip
+        average = estimate_average_clip(recipe) if recipe is not None else clip
         assert average is not None
         plan = plan_stage(config, index, average, dtype, machine.gpus, recipe, blueprint)
         plans.append(plan)
-        console.print(memory_table(plan, stage, machine))
-        if text := recompute_line(plan, auto):
-            console.print(recompute_table(plan, machine, auto, usable))
+        console.print(build_memory_table(plan, stage, machine))
+        if text := describe_recomputing(plan, auto):
+            console.print(build_recompute_table(plan, machine, auto, usable))
             console.print(text, highlight=False)
-        for line in speed_lines(plan, machine):
+        for line in describe_speed(plan, machine):
             console.print(line, highlight=False)
     console.print(
         f"estimated at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in {str(dtype).removeprefix('torch.')}; "
@@ -56,7 +56,7 @@ def show_plan(
     return plans
 
 
-def memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
+def build_memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
     """Lay out GiB by part and engine; what does not fit is red and has a largest micro-batch below the budget."""
     title = (
         f"stage {plan.name}: GiB on one of {machine.gpus} GPUs, micro-batches of {stage.budget.audio_seconds:g} s "
@@ -76,7 +76,7 @@ def memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
     return table
 
 
-def recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str], usable: float) -> Table:
+def build_recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str], usable: float) -> Table:
     """Lay out the GiB of every engine without recomputing and with all that may, and what is chosen.
 
     Args:
@@ -98,7 +98,7 @@ def recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str], usab
     return table
 
 
-def recompute_line(plan: StagePlan, auto: Sequence[str]) -> str:
+def describe_recomputing(plan: StagePlan, auto: Sequence[str]) -> str:
     """Say what each part saves and costs when it recomputes; an empty text where none can."""
     text = []
     for name in auto:
@@ -110,7 +110,7 @@ def recompute_line(plan: StagePlan, auto: Sequence[str]) -> str:
     return f"activation checkpointing: {'; '.join(text)}" if text else ""
 
 
-def speed_lines(plan: StagePlan, machine: Machine) -> Sequence[str]:
+def describe_speed(plan: StagePlan, machine: Machine) -> Sequence[str]:
     """Say operations, throughput and hours."""
     speed = machine.flops / plan.flops_per_second
     hours = plan.stage_hours / speed

@@ -39,7 +39,7 @@ def preview(
         UserError: when a label mask would be empty or full, or no row of an entry can be used.
     """
     console = console or Console()
-    recipe, format = recipe_and_format(recipe_name, decoder, console)
+    recipe, format = open_recipe_and_format(recipe_name, decoder, console)
     sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
     for n in range(number):
         index = random.Random(f"{seed}-entry-{n}").choices(range(len(sources)), recipe.train_shares())[0]
@@ -58,7 +58,7 @@ def show_row(
         UserError: when none of ``TRIES`` rows can be used.
     """
     last = "there are none"
-    for row in islice(drawn_rows(source, *draw), TRIES):
+    for row in islice(draw_rows(source, *draw), TRIES):
         try:
             if not isinstance(row, Row):
                 raise row
@@ -97,10 +97,10 @@ def tokenize_question(
     return format.prompt(rendered.prompt), format.answer(rendered.answer)
 
 
-def recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
+def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
     """Accept a recipe, a run config or a run; take the tokenizer that was asked for, or one trained on its texts."""
     opened = open_recipe(name)
-    recipe, chosen = opened.recipe, decoder or decoder_folder(opened)
+    recipe, chosen = opened.recipe, decoder or find_decoder_folder(opened)
     markup = read_markup(opened.checkpoint) if opened.checkpoint is not None else None
     if chosen is not None:
         try:
@@ -138,7 +138,7 @@ def read_markup(checkpoint: Path) -> ChatMarkup | None:
         return ChatMarkup.from_base(json.loads((checkpoint / BASES).read_text("utf-8")).get("decoder", {}))
 
 
-def decoder_folder(opened: OpenedRecipe) -> str | None:
+def find_decoder_folder(opened: OpenedRecipe) -> str | None:
     """Return where the tokenizer of a recipe comes from; None for a miniature decoder that is not made yet."""
     if opened.config is None:
         return DEFAULT_DECODER
@@ -147,7 +147,7 @@ def decoder_folder(opened: OpenedRecipe) -> str | None:
     return str(opened.checkpoint.parent.parent / "decoder") if opened.checkpoint is not None else None
 
 
-def drawn_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:
+def draw_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:
     """Yield rows drawn at random from an indexed source, or those of another from its n-th row on, then its first."""
     if isinstance(source, IndexedSource):
         rng = random.Random(f"{seed}-row-{n}")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from uniaudio.build.encoders import load_encoder
-from uniaudio.build.model import stage_recipes
+from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run import load_stored_run
 from uniaudio.data.recipe import EvalEntry, Recipe
@@ -90,7 +90,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     out = check_output_file(out or folders[0] / "report.html", "output")
     notes: list[str] = []
-    recipes = {run.name: recipes_of(run, notes) for run in runs}
+    recipes = {run.name: load_run_recipes(run, notes) for run in runs}
     entries = {
         entry.name: entry for members in recipes.values() for recipe in members for entry in recipe.evaluate
     }
@@ -99,14 +99,16 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     )
     every_recipe = [recipe for members in recipes.values() for recipe in members]
     table, roles = merge_all_scores(
-        runs, wanted.probes, other_scores, domains_of(every_recipe), match_checkpoints, notes
+        runs, wanted.probes, other_scores, find_domains(every_recipe), match_checkpoints, notes
     )
     model_names = short_names(table.models)
     model_names |= {model: run for run, model in roles.runs.items()}
     summaries, changes = compare(runs, table, roles, model_names, run_answers, other_answers, entries)
     sounds = SoundBudget()
-    wrong = wrong_by_heading(run_answers, entries, sounds if wanted.audio else None, notes)
-    maps, players = maps_of(runs, list(entries.values()), sounds if wanted.audio else None, wanted, notes)
+    wrong = choose_wrong_answers(run_answers, entries, sounds if wanted.audio else None, notes)
+    maps, players = map_embeddings(
+        runs, list(entries.values()), sounds if wanted.audio else None, wanted, notes
+    )
     if sounds.left_out:
         notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
     matrices = read_forgetting(runs, match_checkpoints, notes)
@@ -122,10 +124,10 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         roles=roles,
         names=model_names,
         answers=build_answer_rows({**run_answers, **other_answers}, changes),
-        confusions=of_every_set(
+        confusions=build_for_every_set(
             run_answers, lambda name, entry: build_confusion_table(name, entry.get("answers") or ())
         ),
-        reliabilities=of_every_set(run_answers, build_reliability),
+        reliabilities=build_for_every_set(run_answers, build_reliability),
         wrong=wrong,
         questions=wanted.questions,
         forgetting=[build_forgetting_table(name, matrix) for name, matrix in matrices.items()],
@@ -163,19 +165,19 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return [short[path] for path in paths]
 
 
-def recipes_of(run: RunRecord, notes: list[str]) -> list[Recipe]:
+def load_run_recipes(run: RunRecord, notes: list[str]) -> list[Recipe]:
     """Read the recipes of a run's stages, or note why they cannot be."""
     if not run.config:
         notes.append(f"data of {run.name}: its folder holds no config.yaml")
         return []
     try:
-        return stage_recipes(load_stored_run(run.folder / "config.yaml", run.folder))
+        return load_stage_recipes(load_stored_run(run.folder / "config.yaml", run.folder))
     except UserError as problem:
         notes.append(f"data of {run.name}: {problem}")
         return []
 
 
-def domains_of(recipes: Sequence[Recipe]) -> dict[str, str]:
+def find_domains(recipes: Sequence[Recipe]) -> dict[str, str]:
     """Return the domain of every dataset, from a template that asks about it."""
     domains: dict[str, str] = {}
     for recipe in recipes:
@@ -186,7 +188,7 @@ def domains_of(recipes: Sequence[Recipe]) -> dict[str, str]:
     return domains
 
 
-def answers_by_name(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
+def group_answers(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the results of every run on every set, under a heading each."""
     return [
         (f"{run}: {name}" if len(answers) > 1 else name, entry)
@@ -195,12 +197,12 @@ def answers_by_name(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
     ]
 
 
-def of_every_set(answers: Answers, make: Callable[[str, Mapping[str, Any]], T | None]) -> list[T]:
+def build_for_every_set(answers: Answers, make: Callable[[str, Mapping[str, Any]], T | None]) -> list[T]:
     """Return what can be made of the results of every run on every set."""
-    return [made for name, entry in answers_by_name(answers) if (made := make(name, entry)) is not None]
+    return [made for name, entry in group_answers(answers) if (made := make(name, entry)) is not None]
 
 
-def wrong_by_heading(
+def choose_wrong_answers(
     answers: Answers, entries: Mapping[str, EvalEntry], sounds: SoundBudget | None, notes: list[str]
 ) -> dict[str, WrongAnswers]:
     """Choose wrong answers of every set, the first few of them with their clips where the data are there.
@@ -221,13 +223,13 @@ def wrong_by_heading(
             players: dict[str, list[Player]] = {}
             if sounds is not None and name in entries:
                 ids = [str(item["id"]) for item in items[:playable]]
-                players = players_of(entries[name], ids, sounds, notes)
+                players = make_players(entries[name], ids, sounds, notes)
             shown = [build_wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
             shown_by_heading[heading] = WrongAnswers(shown, len(wrong))
     return shown_by_heading
 
 
-def players_of(
+def make_players(
     entry: EvalEntry, ids: Sequence[str], sounds: SoundBudget, notes: list[str]
 ) -> dict[str, list[Player]]:
     """Return the clips of questions by id, or note why they cannot be found."""
@@ -248,7 +250,7 @@ def players_of(
     return {name: [player for player in players if player is not None] for name, players in made.items()}
 
 
-def maps_of(
+def map_embeddings(
     runs: Sequence[RunRecord],
     entries: Sequence[EvalEntry],
     sounds: SoundBudget | None,
@@ -276,7 +278,9 @@ def maps_of(
             maps += build_embedding_maps(
                 name, one, embed_in_chunks(encoder, one, f"{one.name}, {name}", console)
             )
-    players = {one.name: label_players(one, sounds) for one in clips} if maps and sounds is not None else {}
+    players = (
+        {one.name: make_label_players(one, sounds) for one in clips} if maps and sounds is not None else {}
+    )
     return maps, players
 
 
@@ -297,7 +301,7 @@ def embed_in_chunks(
     return np.concatenate(vectors)
 
 
-def label_players(clips: LabelledClips, sounds: SoundBudget) -> list[Player]:
+def make_label_players(clips: LabelledClips, sounds: SoundBudget) -> list[Player]:
     """Return one clip of each of the first few labels."""
     labels = sorted(set(clips.labels))[:MAP_PLAYERS]
     made = [sounds.add_player(label, clips.samples[clips.labels.index(label)]) for label in labels]

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from rich.console import Console
 
-from uniaudio.build.model import LoadedModel, load_model, stage_recipes
+from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
@@ -109,7 +109,7 @@ def describe(loaded: LoadedModel) -> str:
 def find_tasks(config: RunConfig, console: Console) -> list[TrainedTask]:
     """Return the trained tasks, or none where the recipes are not on this machine: the model answers without."""
     try:
-        return list_tasks(stage_recipes(config))
+        return list_tasks(load_stage_recipes(config))
     except UserError as problem:
         console.print(f"[yellow]no trained questions are listed: {problem}[/]")
         return []

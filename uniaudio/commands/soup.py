@@ -16,12 +16,12 @@ from torch import Tensor
 
 from uniaudio.build.encoders import (
     PART,
+    bring_encoder_to_stage,
     build_encoder,
-    encoder_holder,
     load_encoder,
     open_checkpoint,
-    prompt_width,
-    stored_config,
+    read_prompt_width,
+    read_stored_config,
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
@@ -104,7 +104,7 @@ def make_soup(
     refuse_filled_folder(out)
     opened = [open_checkpoint_or_explain(spec) for spec in specs]
     last = opened[0]
-    config = stored_config(last, trust)
+    config = read_stored_config(last, trust)
     config.require_trust(decoder=False)
     if len(opened) > 1:
         if weights is not None and len(weights) != len(opened):
@@ -116,22 +116,22 @@ def make_soup(
             raise UserError(
                 "several shares need --data NAME=FOLDER to choose between them, or give one --alpha"
             )
-        origin = starting_tensors(config, last, start)
+        origin = load_start_tensors(config, last, start)
         chosen = alphas[0]
         facts = {"from": start or "the weights that the config names", "to": specs[0]}
         if len(alphas) > 1:
             held = hold_folders(
                 parse_folders(data), lambda sentence: console.print(sentence, style="yellow", markup=False)
             )
-            sets = [held_out(rows) for rows in held]
+            sets = [hold_out_clips(rows) for rows in held]
             scores = score_shares(
-                lambda a: encoder_with(config, last, interpolate_tensors(origin, last.model, a)),
+                lambda a: build_encoder_with(config, last, interpolate_tensors(origin, last.model, a)),
                 alphas,
                 sets,
                 probe,
             )
             chosen = max(scores, key=lambda a: (scores[a]["mean"], a))
-            console.print(shares_table(scores, chosen, probe))
+            console.print(build_shares_table(scores, chosen, probe))
             facts |= {"probe": probe, "scores": {str(alpha): by_set for alpha, by_set in scores.items()}}
         facts["alpha"] = chosen
         mixed = interpolate_tensors(origin, last.model, chosen)
@@ -145,7 +145,7 @@ def open_checkpoint_or_explain(spec: str) -> Checkpoint:
     return checkpoint
 
 
-def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> Tensors:
+def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> Tensors:
     """Return the tensors to interpolate from: another checkpoint's, or those of the encoders that the config names.
 
     Fusion, adapter and decoder have no pretrained start, so without a checkpoint they stay as trained.
@@ -162,8 +162,8 @@ def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> T
         ):
             raise UserError(f"{start} and {end.path} do not hold the same tensors")
         return start_tensors
-    holder, structure = encoder_holder(
-        build_encoder(config, prompt_width(config, end)), config, end.state["stage"]
+    holder, structure = bring_encoder_to_stage(
+        build_encoder(config, read_prompt_width(config, end)), config, end.state["stage"]
     )
     return {
         name: t.detach().clone()
@@ -172,17 +172,17 @@ def starting_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> T
     }
 
 
-def encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) -> Any:
+def build_encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) -> Any:
     """Return the encoder of a checkpoint with other tensors in it."""
     encoder_tensors = {name: t for name, t in tensors.items() if name.startswith(PART)}
-    holder, structure = encoder_holder(
-        build_encoder(config, prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
+    holder, structure = bring_encoder_to_stage(
+        build_encoder(config, read_prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
     )
     put_tensors(holder, structure, encoder_tensors, checkpoint.path)
     return holder.encoder.eval()
 
 
-def held_out(rows: TaskRows) -> TaskRows:
+def hold_out_clips(rows: TaskRows) -> TaskRows:
     """Return a task whose test clips are every fourth train clip of each class: the true test split chooses nothing."""
     train = rows.parts[rows.task.train]
     labels = np.array([rows.answers[i] for i in train])
@@ -208,7 +208,7 @@ def score_shares(
     return scores
 
 
-def shares_table(scores: Mapping[float, Mapping[str, float]], chosen: float, probe: str) -> Table:
+def build_shares_table(scores: Mapping[float, Mapping[str, float]], chosen: float, probe: str) -> Table:
     """Lay out the accuracies by share."""
     table = Table(
         title=f"{probe} on held-out train clips, by share of the trained weights", title_justify="left"

@@ -11,19 +11,19 @@ from accelerate import Accelerator
 from torch import nn
 
 from uniaudio.build.guard import (
-    guard_complaints,
-    guarded_sets,
+    describe_guard_drops,
     measure_reference,
+    read_guarded_sets,
     read_reference,
     write_reference,
 )
 from uniaudio.build.model import (
     LoadedModel,
     build_model,
-    decoder_path,
+    find_decoder,
     keep_miniature,
-    kept_markup,
-    stage_recipes,
+    load_stage_recipes,
+    read_stored_markup,
     train_miniature,
 )
 from uniaudio.build.stage_data import StageData
@@ -31,10 +31,10 @@ from uniaudio.checks.cache_settings import refuse_useless_caches
 from uniaudio.checks.meta_stages import sketch_stages
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows
 from uniaudio.commands.evaluate import (
+    compute_validation_losses,
+    drop_answers,
     evaluate_recipe,
-    prediction_settings,
-    validation_losses,
-    without_answers,
+    make_prediction_settings,
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
@@ -71,9 +71,9 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     """
     refuse_begun_run(config, resume)
     config.require_trust()
-    recipes = stage_recipes(config)
+    recipes = load_stage_recipes(config)
     sketch_stages(config)
-    sets = guarded_sets(config)
+    sets = read_guarded_sets(config)
     accelerator = make_accelerator(config)
     with explain_lost_processes(), explain_worker_faults():
         with hold_run_folder(Path(config.output_dir)):
@@ -189,8 +189,8 @@ class RunModels:
         self.miniature: Path | None = None  # one that is not in the run folder yet
         if config.decoder.miniature is not None and not (continued and self.kept.is_dir()):
             self.miniature = train_miniature(config, recipes)
-        path = decoder_path(config, self.kept) if self.miniature is None else str(self.miniature)
-        markup = None if checkpoint is None else kept_markup(checkpoint)
+        path = find_decoder(config, self.kept) if self.miniature is None else str(self.miniature)
+        markup = None if checkpoint is None else read_stored_markup(checkpoint)
         loaded = build_model(config, path, self.device, markup)
         self.format, self.bases = loaded.format, loaded.bases
         if self.miniature is not None:
@@ -209,7 +209,7 @@ class RunModels:
         model, self.first = self.first, None  # the loop is to free it when the next stage begins
         if model is not None:
             return model
-        path = decoder_path(self.config, self.kept)
+        path = find_decoder(self.config, self.kept)
         return build_model(self.config, path, self.device, self.format.markup).model
 
     def choose_recomputing(self, stage: int, engine: Engine) -> Recomputing:
@@ -240,25 +240,25 @@ class RunEvaluator:
     sets: list[TaskRows]
     samples: EvalSamples = field(default_factory=EvalSamples)
 
-    def as_loaded_model(self, model: nn.Module) -> LoadedModel:
+    def wrap_model(self, model: nn.Module) -> LoadedModel:
         return LoadedModel(as_audio_lm(model), self.format, self.config, self.bases)
 
-    def validation_losses(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
+    def compute_validation_losses(
+        self, stage: int, model: nn.Module, count: int, shared: bool
+    ) -> dict[str, float]:
         """Return the loss per answer token of each task of a stage."""
-        return validation_losses(
-            self.as_loaded_model(model), self.recipes[stage], count, shared, self.samples
+        return compute_validation_losses(
+            self.wrap_model(model), self.recipes[stage], count, shared, self.samples
         )
 
     def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
         """Return the scores of the evaluation sets of the last stage."""
-        settings = prediction_settings(self.config, shared=shared)
-        results = evaluate_recipe(
-            self.as_loaded_model(model), self.recipes[-1], settings, samples=self.samples
-        )
-        return without_answers(results)
+        settings = make_prediction_settings(self.config, shared=shared)
+        results = evaluate_recipe(self.wrap_model(model), self.recipes[-1], settings, samples=self.samples)
+        return drop_answers(results)
 
     def check_guard(self, model: nn.Module) -> list[str]:
         """Return a sentence for each guarded set that lost more than the guard allows."""
         assert self.config.guard is not None
         encoder = as_audio_lm(model).encoder
-        return guard_complaints(encoder, self.sets, self.config.guard, Path(self.config.output_dir))
+        return describe_guard_drops(encoder, self.sets, self.config.guard, Path(self.config.output_dir))

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from rich.console import Console
 
-from uniaudio.build.model import build_model, stage_recipes
+from uniaudio.build.model import build_model, load_stage_recipes
 from uniaudio.build.stage_data import StageData
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -28,7 +28,7 @@ LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
 RESERVE = 0.9  # of the memory: fragments, and batches dearer than those looked at
 
 
-def largest_budget(
+def find_largest_budget(
     peak: Callable[[float], float | None], limit: float, first: float, most: float, precision: float = 0.05
 ) -> tuple[float, dict[float, float | None]]:
     """Search the largest budget whose peak memory stays within a limit: doubled until it does not fit, then halved.
@@ -68,17 +68,17 @@ def largest_budget(
     return good, tried
 
 
-def peak_of_step(config: RunConfig) -> float:
+def measure_step_peak(config: RunConfig) -> float:
     """Return the peak memory in GiB of forward and backward over real micro-batches of the first stage, in this
     process.
     """
     accelerator = make_accelerator(config)
-    recipes = stage_recipes(config)
+    recipes = load_stage_recipes(config)
     small = config.decoder.miniature
     decoder = config.decoder.path if small is None else str(miniature_decoder(small, recipes))
     loaded = build_model(config, decoder, accelerator.device)
     data = StageData(config, recipes, loaded.format)
-    steps = islice(make_loader(data.mixture(0, loaded.model), data.tasks, 0, 1, 0, 2), LOOKED_AT)
+    steps = islice(make_loader(data.open_mixture(0, loaded.model), data.tasks, 0, 1, 0, 2), LOOKED_AT)
     batch = max(
         (b for step in steps for b in step.micro), key=lambda b: b.audio_seconds + len(b.tokens.values) / 1e3
     )
@@ -99,7 +99,9 @@ def peak_of_step(config: RunConfig) -> float:
     return (used + optimizer_bytes) / GIB
 
 
-def peak_in_child(name: str, overrides: list[str], budget: float, trust: Trust = NO_TRUST) -> float | None:
+def measure_peak_in_child(
+    name: str, overrides: list[str], budget: float, trust: Trust = NO_TRUST
+) -> float | None:
     """Measure one budget in a process of its own: memory of an earlier one must not count. None: it did not fit."""
     setting = f"stages.0.budget.audio_seconds={budget}"
     command = [
@@ -121,7 +123,7 @@ def peak_in_child(name: str, overrides: list[str], budget: float, trust: Trust =
     raise UserError(f"a trial step with {budget:g} s failed: {done.stderr.strip().splitlines()[-1]}")
 
 
-def memory_of_device() -> float:
+def get_device_memory() -> float:
     """Return the GiB of the first CUDA device, else those of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / GIB
@@ -142,22 +144,22 @@ def tune_batch(
         memory: GiB to stay within, default nine tenths of the device's. most: the largest budget to try.
 
     Raises:
-        UserError: as ``largest_budget``, and for a trial step that fails for another reason.
+        UserError: as ``find_largest_budget``, and for a trial step that fails for another reason.
     """
     console = console or Console()
     config = load_run(name, overrides, trust)
     config.require_trust()
-    limit = memory if memory is not None else RESERVE * memory_of_device()
+    limit = memory if memory is not None else RESERVE * get_device_memory()
     first = config.data.max_seconds or min(30.0, config.stages[0].budget.audio_seconds)
 
     def peak(budget: float) -> float | None:
         with console.status(f"trying micro-batches of {budget:g} s"):
-            peak_gib = peak_in_child(name, overrides, budget, trust)
+            peak_gib = measure_peak_in_child(name, overrides, budget, trust)
         text = "did not fit" if peak_gib is None else f"{peak_gib:.2f} GiB"
         console.print(f"{budget:8.1f} s: {text}", highlight=False)
         return peak_gib
 
-    budget, _ = largest_budget(peak, limit, first, most)
+    budget, _ = find_largest_budget(peak, limit, first, most)
     console.print(
         f"[green]stages.0.budget.audio_seconds={budget:.0f}[/green] fits into {limit:.1f} GiB",
         highlight=False,
@@ -165,7 +167,7 @@ def tune_batch(
     return budget
 
 
-def tuned_overrides(name: str, overrides: list[str], trust: Trust = NO_TRUST) -> list[str]:
+def tune_overrides(name: str, overrides: list[str], trust: Trust = NO_TRUST) -> list[str]:
     """Search the budget before a run and return the overrides with it, for every stage.
 
     Raises:
@@ -183,7 +185,7 @@ def tuned_overrides(name: str, overrides: list[str], trust: Trust = NO_TRUST) ->
 if __name__ == "__main__":
     try:
         allowed = Trust(*json.loads(sys.argv[1]))
-        print(json.dumps({"peak_gib": peak_of_step(load_run(sys.argv[2], sys.argv[3:], allowed))}))
+        print(json.dumps({"peak_gib": measure_step_peak(load_run(sys.argv[2], sys.argv[3:], allowed))}))
     except UserError as mistake:
         print(mistake, file=sys.stderr)
         sys.exit(2)

@@ -15,8 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import sketch_encoder
-from uniaudio.build.model import decoder_architecture
-from uniaudio.checks.recipe import Clip
+from uniaudio.build.model import read_decoder_config
+from uniaudio.checks.recipe import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.collate import collate
 from uniaudio.errors import UserError, convert_to_user_error
@@ -51,7 +51,7 @@ class Blueprint:
             UserError: when the encoder or decoder is not a local folder, so that its architecture is not known here;
                 when the decoder cannot be used.
         """
-        architecture = decoder_architecture(config)
+        architecture = read_decoder_config(config)
         if not isinstance(architecture, WhisperConfig):
             refuse_unusable_class(architecture)
         encoder = sketch_encoder(config)
@@ -148,7 +148,7 @@ def build_meta_decoder(
     return decoder
 
 
-def equal_clips(model: AudioLM, clip: Clip, clips: int) -> Batch:
+def equal_clips(model: AudioLM, clip: AverageClip, clips: int) -> Batch:
     """Return a batch of clips of silence that are all as long as the average one."""
     silence = np.zeros(round(clip.seconds * SAMPLE_RATE), dtype=np.int16)
     example = Example("", "plan", "", (silence,), ("1", str(clip.question - 1)), str(clip.answer))

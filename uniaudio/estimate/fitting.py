@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from uniaudio.build.activation_checkpointing import part_of, parts_set_to
-from uniaudio.checks.recipe import QUESTION, Clip, average_clip
+from uniaudio.build.activation_checkpointing import get_part, list_parts
+from uniaudio.checks.recipe import QUESTION, AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, is_main, world_size
@@ -21,7 +21,7 @@ from uniaudio.train.engines.launch import precision_of
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.units import GIB
 
-SUPPOSED = Clip(10.0, QUESTION, 8)  # where the length of clips is not known
+SUPPOSED = AverageClip(10.0, QUESTION, 8)  # where the length of clips is not known
 
 
 def usable_bytes(config: RunConfig, device: torch.device) -> float | None:
@@ -47,7 +47,7 @@ def chooser(
     Args:
         built: the model as it is before the first stage. device: of the engine.
     """
-    auto, always = parts_set_to(config, "auto"), tuple(parts_set_to(config, True))
+    auto, always = list_parts(config, "auto"), tuple(list_parts(config, True))
     limit = usable_bytes(config, device) if auto else None
     blueprint = Blueprint.from_model(built) if limit is not None and is_main() else None
     dtype = precision_on_gpu(config) if device.type == "cuda" else precision_of(config) or torch.float32
@@ -68,15 +68,15 @@ def chooser(
         chosen: Recomputing = gather_objects(estimate(index, engine.name))[0]
         for name in chosen.parts:
             if name not in always:
-                part_of(as_audio_lm(engine.plain), config, name).recompute()
+                get_part(as_audio_lm(engine.plain), config, name).recompute()
         return chosen
 
     return choose
 
 
-def clip_of(recipe: Recipe) -> Clip:
+def clip_of(recipe: Recipe) -> AverageClip:
     """Return the average example by the first rows of a recipe's sources, or a usual one where they do not tell."""
     try:
-        return average_clip(recipe)
+        return estimate_average_clip(recipe)
     except UserError:
         return SUPPOSED

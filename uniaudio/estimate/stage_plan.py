@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from uniaudio.build.activation_checkpointing import DECODER, part_of, parts_set_to
-from uniaudio.checks.recipe import Clip
+from uniaudio.build.activation_checkpointing import DECODER, get_part, list_parts
+from uniaudio.checks.recipe import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import convert_to_user_error
@@ -49,7 +49,7 @@ class StagePlan:
     """
 
     name: str
-    clip: Clip
+    clip: AverageClip
     clips: float
     trained: int
     frozen: int
@@ -127,7 +127,7 @@ class StagePlan:
 def plan_stage(
     config: RunConfig,
     index: int,
-    clip: Clip,
+    clip: AverageClip,
     dtype: torch.dtype,
     gpus: int = 1,
     recipe: Recipe | None = None,
@@ -168,11 +168,11 @@ def plan_stage(
         pass_hours=hours,
         stage_hours=stage.hours if stage.hours is not None else step_hours * (stage.steps or 0),
     )
-    return plain.recomputing(parts_set_to(config, True))
+    return plain.recomputing(list_parts(config, True))
 
 
 def trace_step(
-    blueprint: Blueprint, config: RunConfig, stage: int, clip: Clip, dtype: torch.dtype
+    blueprint: Blueprint, config: RunConfig, stage: int, clip: AverageClip, dtype: torch.dtype
 ) -> tuple[StepTrace, dict[str, Change], tuple[int, int]]:
     """Run a step of a stage's model without values.
 
@@ -189,7 +189,7 @@ def trace_step(
     )
     with torch.random.fork_rng(devices=[]), convert_to_user_error(what):
         model = build_fake_model(blueprint, config, stage, dtype)
-        parts = {name: part_of(model, config, name) for name in (*config.encoders, DECODER)}
+        parts = {name: get_part(model, config, name) for name in (*config.encoders, DECODER)}
         parts = {name: part for name, part in parts.items() if part.can_recompute()}
         for part in parts.values():
             part.recompute()

@@ -78,10 +78,15 @@ class StepCallbacks:
         """Measure the validation losses and move the mixture; the next round draws in its own order."""
         index = self.position.stage
         losses = self.on_all(
-            lambda model, shared: self.evaluator.validation_losses(index, model, settings.examples, shared)
+            lambda model, shared: self.evaluator.compute_validation_losses(
+                index, model, settings.examples, shared
+            )
         )
         balance = move_mixture_weights(
-            AdaptiveMixture.from_json(self.position.balance), losses, self.data.entry_tasks(index), settings
+            AdaptiveMixture.from_json(self.position.balance),
+            losses,
+            self.data.list_entry_tasks(index),
+            settings,
         )
         self.position.balance = balance.to_json()
         self.position.stream = None

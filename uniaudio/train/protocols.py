@@ -80,7 +80,7 @@ class TrainingData(Protocol):
         """Yield batches of one example of a named recipe, or that of the stage before; the same on all ranks."""
         ...
 
-    def entry_tasks(self, stage: int) -> Mapping[str, Sequence[str]]:
+    def list_entry_tasks(self, stage: int) -> Mapping[str, Sequence[str]]:
         """Return the tasks of each entry of a stage's recipe."""
         ...
 
@@ -92,7 +92,9 @@ class Evaluator(Protocol):
         """Return the scores of the evaluation sets, for the metrics."""
         ...
 
-    def validation_losses(self, stage: int, model: nn.Module, count: int, shared: bool) -> dict[str, float]:
+    def compute_validation_losses(
+        self, stage: int, model: nn.Module, count: int, shared: bool
+    ) -> dict[str, float]:
         """Return the loss per answer token of each task of a stage, over ``count`` examples of every set."""
         ...
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from same_figures import assert_same_figures
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from uniaudio.commands.evaluate import row_limit
+from uniaudio.commands.evaluate import get_row_limit
 from uniaudio.config.run import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.chat_format import ChatFormat
@@ -216,7 +216,7 @@ def test_whose_number_of_rows_holds(model_and_set):
         (200, 5, stated, 5),
     ):
         run = SimpleNamespace(evaluate=EvaluateConfig(max_examples=config))
-        assert row_limit(run, line, override) == limit
+        assert get_row_limit(run, line, override) == limit
 
 
 def test_answers_that_are_cut_are_reported(model_and_set):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_folders import latest_checkpoint
 
-from uniaudio.build.encoders import checkpoint_folder, open_checkpoint
+from uniaudio.build.encoders import find_checkpoint, open_checkpoint
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -128,7 +128,7 @@ def test_an_odd_listing_is_no_whole_checkpoint(run, listing, reason):
     assert reason in find_damage(file.parent)
     assert newest(run).path.name == "step-000001"
     with pytest.raises(UserError, match="is not a whole checkpoint"):
-        checkpoint_folder(str(file.parent))
+        find_checkpoint(str(file.parent))
 
 
 def test_the_listing_names_the_parts_of_all_processes_and_no_other_folder(run):
@@ -176,7 +176,7 @@ def test_where_no_checkpoint_is_left_one_sentence_says_why(run):
     ):
         newest(run)
     with pytest.raises(UserError, match="no checkpoint that can be used"):
-        checkpoint_folder(str(run))
+        find_checkpoint(str(run))
     assert has_checkpoints(run)
 
 
