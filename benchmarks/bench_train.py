@@ -24,7 +24,7 @@ from sizes import Sizes
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.collate import collate
-from uniaudio.data.loader import joined_states
+from uniaudio.data.loader import join_states
 from uniaudio.distributed import is_main, rank, shutdown_process_group, world_size
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
@@ -105,7 +105,7 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
         choose_recomputing=lambda stage, engine: Recomputing(),
         write_start=lambda: None,
     )
-    data: Any = SimpleNamespace(open_steps=open_steps, join_states=joined_states, tasks=("asr",))
+    data: Any = SimpleNamespace(open_steps=open_steps, join_states=join_states, tasks=("asr",))
     train(models, data, models, config, accelerator, resume=False)
     return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 

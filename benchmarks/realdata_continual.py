@@ -28,7 +28,7 @@ from rich.table import Table
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.soup import make_soup
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import realdata_root
+from uniaudio.config.search_paths import find_realdata_root
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize
 from uniaudio.evaluate.forgetting_figure import draw_matrices
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", default=",".join(METHODS))
     arguments = parser.parse_args()
-    root = realdata_root()
+    root = find_realdata_root()
     if root is None:
         raise SystemExit("no folder of real recordings: set UNIAUDIO_REALDATA")
     console = Console(width=150)

@@ -21,7 +21,7 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.search_paths import real_root, realdata_root
+from uniaudio.config.search_paths import find_realdata_root, real_root
 from uniaudio.config.strict_yaml import dump_yaml
 
 # a first call may import or compile, and other tests run beside it
@@ -45,7 +45,7 @@ TEXTS = [
 @pytest.fixture(autouse=True)
 def runs_made_here(tmp_path, monkeypatch):
     """Let tests remember the runs that they make, and what these were allowed, in a place of their own."""
-    monkeypatch.setattr("uniaudio.config.trust.cache_root", lambda: tmp_path / "cache-of-runs")
+    monkeypatch.setattr("uniaudio.config.trust.get_cache_root", lambda: tmp_path / "cache-of-runs")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def fresh_model_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of real recordings and weights; tests that use it carry the marker ``realdata``."""
-    root = realdata_root()
+    root = find_realdata_root()
     if root is None:
         pytest.skip("no folder of real recordings: set UNIAUDIO_REALDATA to run this test")
     return root

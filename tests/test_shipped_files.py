@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import REAL_FOLDERS, miniature_root
+from uniaudio.config.search_paths import REAL_FOLDERS, get_miniature_root
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import open_source
@@ -26,7 +26,7 @@ def some_folders(monkeypatch, tmp_path):
             monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("UNIAUDIO_DATA", str(tmp_path))
     monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path))
-    miniature_root().mkdir(parents=True)
+    get_miniature_root().mkdir(parents=True)
 
 
 def names(pattern):
@@ -198,7 +198,7 @@ def test_card(name):
 def test_recipe(name):
     """Every pairing is rendered on a row as the data set has it, and the splits' conditions are asked."""
     recipe = load_recipe(str(ROOT / name))
-    assert sum(recipe.train_shares()) == pytest.approx(1)
+    assert sum(recipe.compute_train_shares()) == pytest.approx(1)
     pairs = [(e.dataset, e.split, t, e.constants) for e in recipe.train for t in e.templates]
     pairs += [(e.dataset, e.split, e.template, e.constants) for e in recipe.evaluate]
     for card, split, template, constants in pairs:

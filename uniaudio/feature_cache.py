@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uniaudio.config.search_paths import cache_root
+from uniaudio.config.search_paths import get_cache_root
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import read_cached, write_cached
 
@@ -34,7 +34,7 @@ class FeatureStore:
 
     @property
     def folder(self) -> Path:
-        return cache_root() / "features" / self.name
+        return get_cache_root() / "features" / self.name
 
     def file(self, key: str) -> Path:
         """Return where the frames of a clip lie; in 256 folders, for some file systems are slow with large ones."""

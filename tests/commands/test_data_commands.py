@@ -69,7 +69,7 @@ def test_a_packed_recipe_holds_the_same_rows(tone_run, tmp_path, quiet):
     plain = load_recipe(str(tmp_path / "tone_recipe.yaml"))
     pack_recipe(str(tmp_path / "tone_recipe.yaml"), tmp_path / "packed", 1, quiet)
     packed = load_recipe(str(tmp_path / "packed" / "tone_recipe.yaml"))
-    assert packed.train_shares() == plain.train_shares()
+    assert packed.compute_train_shares() == plain.compute_train_shares()
     assert packed.train[0].augmenter.steps == plain.train[0].augmenter.steps
     assert (packed.evaluate[0].condition, packed.evaluate[0].max_examples) == ("noise_10db", 5)
     old, new = (open_source(recipe.train[0].dataset, "train") for recipe in (plain, packed))
@@ -84,7 +84,7 @@ def test_a_packed_recipe_holds_the_same_rows(tone_run, tmp_path, quiet):
         ref, twin = row.audio[0], by_key[row.key].audio[0]
         samples = decode(ref.source, 10, "old")
         assert np.array_equal(decode(twin.source, 10, "new"), samples)
-        assert twin.known_seconds() == pytest.approx(len(samples) / 16000)
+        assert twin.read_seconds() == pytest.approx(len(samples) / 16000)
         assert by_key[row.key].columns["label"] == row.columns["label"]
     assert len(list((tmp_path / "packed" / "tones").glob("*.tar"))) == 2  # one for each split
     with pytest.raises(UserError, match="is not empty; give --out a new folder"):

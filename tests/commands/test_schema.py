@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 import uniaudio.cli
 from uniaudio.commands.schema import COMMAND_GROUPS, KINDS, show_reference, show_schema
-from uniaudio.config.field_docs import declared_fields, document_fields, record_places
+from uniaudio.config.field_docs import document_fields, find_record_places, list_declared_fields
 from uniaudio.config.records import Strict, build
 from uniaudio.config.strict_yaml import load_yaml, parse
 from uniaudio.errors import UserError
@@ -67,13 +67,13 @@ def test_the_page_is_generated_from_the_sources():
 
 def test_every_field_of_every_record_is_on_the_page():
     sections = dict(re.findall(r"(?ms)^### [^\n]*\((\w+)\)$(.*?)(?=^##|\Z)", PAGE.read_text()))
-    records = {record for kind in KINDS.values() for record in record_places(kind.record)}
+    records = {record for kind in KINDS.values() for record in find_record_places(kind.record)}
     assert records == set(all_records())
     for record in records:
         rows = re.findall(
             r"(?m)^\| `(?:\S+\.)?(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|$", sections[record.__name__]
         )
-        assert [row[0] for row in rows] == list(declared_fields(record)), record
+        assert [row[0] for row in rows] == list(list_declared_fields(record)), record
         assert all(cell.strip() for row in rows for cell in row), record
 
 

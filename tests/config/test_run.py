@@ -4,7 +4,7 @@ import pytest
 
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import find_file, portable_name
+from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 
@@ -86,8 +86,8 @@ def test_paths_and_recipes_mean_the_same_from_anywhere(tone_run, tmp_path, monke
 
 def test_a_shipped_recipe_keeps_its_name():
     shipped = Path(load_run.__code__.co_filename).parent
-    assert portable_name("recipe", "realdata", shipped) == "realdata"
-    assert portable_name("recipe", "no such recipe", shipped) == "no such recipe"
+    assert make_portable_name("recipe", "realdata", shipped) == "realdata"
+    assert make_portable_name("recipe", "no such recipe", shipped) == "no such recipe"
 
 
 def test_bases_of_bases_merge_mappings_and_replace_lists(tmp_path):
@@ -110,7 +110,7 @@ def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_of_recordings_is_told(tone_run, monkeypatch):
-    monkeypatch.setattr("uniaudio.config.search_paths.realdata_root", lambda: None)
+    monkeypatch.setattr("uniaudio.config.search_paths.find_realdata_root", lambda: None)
     with pytest.raises(
         UserError, match=r"encoders\.whisper\.path: no folder of real recordings; set UNIAUDIO_REALDATA"
     ):

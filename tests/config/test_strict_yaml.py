@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.config.strict_yaml import dump_yaml, load_yaml, parse, parse_scalar
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml, parse, parse_override_value
 from uniaudio.errors import UserError
 
 
@@ -67,9 +67,9 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_override_values():
-    assert parse_scalar("1e-4") == 1e-4
-    assert parse_scalar("[a, 2]") == ["a", 2]
-    assert parse_scalar("no") == "no"
+    assert parse_override_value("1e-4") == 1e-4
+    assert parse_override_value("[a, 2]") == ["a", 2]
+    assert parse_override_value("no") == "no"
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text()
@@ -84,4 +84,4 @@ def test_any_plain_values_survive_writing_and_reading(data):
     "text", ["yes", "08:15", "1_000", "1e", "0x", "+", ".", "=", "NO", "on", "nan", "2024-01-01"]
 )
 def test_other_notations_of_old_yaml_are_text(text):
-    assert parse_scalar(text) == text
+    assert parse_override_value(text) == text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.data.audio import FilePart, decode, plain_wave, probe_seconds
+from uniaudio.data.audio import FilePart, decode, parse_plain_wave, probe_seconds
 from uniaudio.errors import RowError
 
 STATM = Path("/proc/self/statm")  # the memory of this process
@@ -102,12 +102,12 @@ def test_the_short_way_for_plain_waves_gives_what_the_library_gives(
         samples = samples.astype(np.float32) / 32768
     soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
     short = decode(buffer.getvalue(), 1.0, "clip")
-    monkeypatch.setattr("uniaudio.data.audio.plain_wave", lambda data: None)
+    monkeypatch.setattr("uniaudio.data.audio.parse_plain_wave", lambda data: None)
     assert np.array_equal(decode(buffer.getvalue(), 1.0, "clip"), short)
     plain = (format, subtype, channels) == ("WAV", "PCM_16", 1)
     monkeypatch.undo()
-    assert (plain_wave(buffer.getvalue()) is not None) == plain
-    assert plain_wave(buffer.getvalue()[:-3]) is None  # a cut file is the library's to judge
+    assert (parse_plain_wave(buffer.getvalue()) is not None) == plain
+    assert parse_plain_wave(buffer.getvalue()[:-3]) is None  # a cut file is the library's to judge
 
 
 def test_parts_of_files(tmp_path):

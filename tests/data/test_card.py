@@ -142,9 +142,9 @@ def test_plain_comparisons_have_the_short_way_and_the_same_answer(source):
         for split in ("train", "te st", "")
     ]
     for row in rows:
-        assert condition.holds(row) == bool(condition.compiled(**row)), row
+        assert condition.is_true(row) == bool(condition.compiled(**row)), row
     with pytest.raises(UserError, match="the rows have no column"):
-        condition.holds({"other": 1})
+        condition.is_true({"other": 1})
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_card_may_make_the_path_of_a_clip(tmp_path, keys):
     first, second, _ = open_source(made, "train").rows()
     assert (first.key, first.columns["sentence"]) == ("clips/0.wav", '"Satz 0')
     assert first.audio[0].source == tmp_path / "cv" / "clips" / "0.wav"
-    assert second.audio[0].known_seconds() == pytest.approx(0.1)
+    assert second.audio[0].read_seconds() == pytest.approx(0.1)
 
 
 def test_paths_that_a_card_makes_for_pairs_and_tables(tmp_path):

@@ -50,18 +50,18 @@ DOG = ClassIndex(2, "dog")
     ],
 )
 def test_text_and_numbers_are_compared_by_meaning(source, value, holds):
-    assert Condition(source, "here").holds({"a": value}) is holds
+    assert Condition(source, "here").is_true({"a": value}) is holds
 
 
 @pytest.mark.parametrize("source", ["a != 5", "a < 5", "a in [4, 5]", "a == true", "a is eq 5"])
 def test_text_that_is_no_number_is_not_compared_with_one(source):
     with pytest.raises(UserError, match=r"the text 'five' is compared with .*\(in a row with a='five'\)"):
-        Condition(source, "here").holds({"a": "five"})
+        Condition(source, "here").is_true({"a": "five"})
 
 
 def test_a_list_of_numbers_and_texts_takes_either():
     either = Condition("a in (1, '1', 'same')", "here")
-    assert [either.holds({"a": value}) for value in (1, "1", "same", "other", 2)] == [
+    assert [either.is_true({"a": value}) for value in (1, "1", "same", "other", 2)] == [
         True,
         True,
         True,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.data.audio import FilePart, decode, plain_wave, probe_seconds
+from uniaudio.data.audio import FilePart, decode, parse_plain_wave, probe_seconds
 from uniaudio.data.clip_notices import ANTI_PHASE, CLIPPED
 from uniaudio.data.containers import flac, mpeg
 from uniaudio.data.samples import encode_samples
-from uniaudio.data.sources.base import audio_ref
+from uniaudio.data.sources.base import parse_audio
 from uniaudio.errors import RowError
 
 RATE = 16000
@@ -123,9 +123,9 @@ def test_files_without_a_header_are_known_by_their_suffix_everywhere(suffix, sub
     assert the_one_result(data, tmp_path, suffix=".raw").startswith(
         "broken audio: clip (Format not recognised"
     )
-    ref = audio_ref({"bytes": data, "path": f"a/b{suffix}"}, {}, tmp_path, "clip")
+    ref = parse_audio({"bytes": data, "path": f"a/b{suffix}"}, {}, tmp_path, "clip")
     assert ref.decode(9.0).tolist() == result(data, suffix=suffix)
-    assert ref.known_seconds() == pytest.approx(len(ref.decode(9.0)) / RATE)
+    assert ref.read_seconds() == pytest.approx(len(ref.decode(9.0)) / RATE)
     assert the_one_result(WAV, tmp_path, suffix=suffix) == result(WAV)  # the content decides
 
 
@@ -189,7 +189,7 @@ def test_a_wave_file_cut_or_damaged_in_its_header_is_a_row_error(length, tmp_pat
     short = (
         struct.pack("<4sI4s4sI", b"RIFF", 40, b"WAVE", b"junk", 16) + bytes(16) + b"fmt \x04\0\0\0\1\0\1\0"
     )
-    assert plain_wave(short) is None
+    assert parse_plain_wave(short) is None
     for data in (WAV[:length], short[:length], WAV[:16] + bytes([length - 12]) + WAV[17:]):
         outcome = the_one_result(data, tmp_path)
         assert not isinstance(outcome, str) or outcome.split(":")[0] in (
@@ -198,7 +198,7 @@ def test_a_wave_file_cut_or_damaged_in_its_header_is_a_row_error(length, tmp_pat
 
 
 def with_flac_total(total, data=FLAC):
-    return flac.with_total(data, total)
+    return flac.state_total(data, total)
 
 
 @pytest.mark.parametrize("total", [0, 1, 16000, 31999])
@@ -239,7 +239,7 @@ def test_a_damaged_frame_in_the_middle_is_refused(place, tmp_path):
 
 
 def without_tag(data):
-    return data[mpeg.frame_at(data, 0).size :]
+    return data[mpeg.parse_frame(data, 0).size :]
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -277,7 +277,7 @@ def test_mp3_that_is_cut_or_damaged_is_refused(data, tmp_path):
         with pytest.raises(RowError, match="truncated audio"):
             probe_seconds(cut)
     bare = without_tag(data)
-    size = mpeg.frame_at(bare, 0).size
+    size = mpeg.parse_frame(bare, 0).size
     assert (
         the_one_result(bare[: len(bare) - size // 2], tmp_path)
         == "truncated audio: clip: the last MP3 frame is cut"
@@ -381,8 +381,8 @@ def test_decoded_samples_are_read(kind, shape, tmp_path):
     array = array.astype("f8" if kind == "list" else kind)
     array = {"S": array[:, 0], "SC": array, "CS": array.T}[shape]
     value = {"array": array.tolist() if kind == "list" else array, "sampling_rate": RATE, "path": None}
-    ref = audio_ref(value, {}, tmp_path, "clip")
-    assert ref.known_seconds() == 1.0
+    ref = parse_audio(value, {}, tmp_path, "clip")
+    assert ref.read_seconds() == 1.0
     np.testing.assert_allclose(ref.decode(2.0), wave.mean(axis=1) * 32768, atol=2)
 
 

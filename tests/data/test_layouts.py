@@ -54,7 +54,7 @@ def test_metadata_in_sub_folders(tmp_path, suffix):
     # a clip without metadata has no label where metadata give labels, least of all the name of its folder
     assert labels(source) == [("a/0.wav", "low"), ("a/1.wav", None), ("b/0.wav", "mid"), ("b/2.wav", None)]
     assert source.left_out == {"clip without metadata": 1}
-    assert source.row(2).audio[0].known_seconds() == pytest.approx(0.1)
+    assert source.row(2).audio[0].read_seconds() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

@@ -17,7 +17,7 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import iterate_examples, open_examples
-from uniaudio.data.loader import PlanState, joined_states, make_loader, sharing, turns_of_rank
+from uniaudio.data.loader import PlanState, describe_sharing, join_states, list_turns, make_loader
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import open_source
 from uniaudio.errors import UserError
@@ -67,7 +67,7 @@ def global_order(mixture, world, workers, state=None, steps=6):
 
     def state_after(step):
         states = [json.loads(json.dumps(ranks[rank][step - 1].state.to_json())) for rank in range(world)]
-        return PlanState.from_json(joined_states(states))
+        return PlanState.from_json(join_states(states))
 
     return found, state_after
 
@@ -108,12 +108,12 @@ def test_sharded_sources_too(mixture, shards, recipe):
 def test_turns_follow_the_places_of_a_step(mixture, world, step):
     mix = mixture(Rows(10), micro_batches=12 if world == 3 else 4)
     for rank in range(world):
-        turns = turns_of_rank(mix, rank, world, step)
+        turns = list_turns(mix, rank, world, step)
         places = range(rank, mix.micro_batches, world)
         for i, stream in enumerate(turns * 2):
             s, place = step + i // len(places), places[i % len(places)]
             assert stream == (s * mix.micro_batches + place) % mix.streams
-    everyone = [set(turns_of_rank(mix, rank, world, step)) for rank in range(world)]
+    everyone = [set(list_turns(mix, rank, world, step)) for rank in range(world)]
     assert sum(map(len, everyone)) == len(set().union(*everyone)) == mix.streams
 
 
@@ -178,9 +178,11 @@ def test_a_worker_that_ends_is_named_with_what_it_was_at(mixture, end, patience,
 
 
 def test_what_a_user_should_know_about_streams_shards_and_workers(mixture):
-    assert sharing(mixture(Rows(10)), workers=3, world=4) == ""
-    assert "8 workers are not started; raise data.streams" in sharing(mixture(Rows(10)), workers=11, world=4)
-    told = sharing(mixture(Shards(5)), workers=2, world=1)
+    assert describe_sharing(mixture(Rows(10)), workers=3, world=4) == ""
+    assert "8 workers are not started; raise data.streams" in describe_sharing(
+        mixture(Rows(10)), workers=11, world=4
+    )
+    told = describe_sharing(mixture(Shards(5)), workers=2, world=1)
     assert told == (
         "dataset tones has 1 shard(s) for 12 streams: several streams read the same shard and take its rows in turns"
     )
@@ -359,7 +361,7 @@ def test_evaluation_compares_lengths_too(recipe, tmp_path):
         {
             "audio": str(ref.source),
             "label": row.columns["label"],
-            "duration": 9.0 if i == 1 else ref.known_seconds(),
+            "duration": 9.0 if i == 1 else ref.read_seconds(),
         }
         for i, row in enumerate(islice(open_source(entry.dataset, entry.split).rows(), 3))
         for ref in row.audio

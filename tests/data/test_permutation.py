@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.data.permutation import drawn_before, number, permute_index, phase_of, row_rng
+from uniaudio.data.permutation import (
+    count_draws_before,
+    derive_phase,
+    hash_parts,
+    make_row_rng,
+    permute_index,
+)
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32))
@@ -30,22 +36,26 @@ def test_a_permutation_looks_random():
     more=st.integers(0, 10**6),
 )
 def test_draws_follow_the_share_and_never_go_back(share, phase, examples, more):
-    before = drawn_before(share, phase, examples)
+    before = count_draws_before(share, phase, examples)
     assert abs(before - share * examples) <= 1 + examples * 2**-40
-    assert 0 <= drawn_before(share, phase, examples + more) - before <= more + 1
+    assert 0 <= count_draws_before(share, phase, examples + more) - before <= more + 1
 
 
 def test_entries_of_a_mixture_share_all_draws():
     shares = [0.5, 0.3, 0.15, 0.05]
-    drawn = [drawn_before(share, phase_of(0, str(i), 0), 10_000) for i, share in enumerate(shares)]
+    drawn = [count_draws_before(share, derive_phase(0, str(i), 0), 10_000) for i, share in enumerate(shares)]
     assert drawn == pytest.approx([5000, 3000, 1500, 500], abs=1)
 
 
 def test_phases_and_generators_differ_by_all_their_parts():
     phases = Counter(
-        phase_of(seed, entry, stream) for seed in (0, 1) for entry in "ab" for stream in range(4)
+        derive_phase(seed, entry, stream) for seed in (0, 1) for entry in "ab" for stream in range(4)
     )
     assert len(phases) == 16
     assert max(phases) < 2**40
-    assert number("a", 1) == number("a", 1) != number("a", 2)
-    assert row_rng(0, "a", 1).random() == row_rng(0, "a", 1).random() != row_rng(0, "a", 2).random()
+    assert hash_parts("a", 1) == hash_parts("a", 1) != hash_parts("a", 2)
+    assert (
+        make_row_rng(0, "a", 1).random()
+        == make_row_rng(0, "a", 1).random()
+        != make_row_rng(0, "a", 2).random()
+    )

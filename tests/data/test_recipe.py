@@ -29,13 +29,13 @@ def test_weights_and_replay_become_shares(tone_run):
         ("tones:tone", "train"),
         ("tones:tone:test", "test"),
     ]
-    assert recipe.train_shares() == pytest.approx([0.75, 0.25])
+    assert recipe.compute_train_shares() == pytest.approx([0.75, 0.25])
 
 
 def test_a_replayed_pairing_is_counted_once(tone_run):
     write(tone_run, "old", train=[LINE])
     recipe = load_recipe(write(tone_run, train=[LINE], replay=[{"recipe": "old", "share": 0.25}]))
-    assert recipe.train_shares() == pytest.approx([1.0])
+    assert recipe.compute_train_shares() == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_mixing_by_hours_is_evened_out_by_the_temperature(tone_run):
     card(tone_run, "large", hours=16)
     lines = [{**LINE, "dataset": "small"}, {**LINE, "dataset": "large"}]
     plain = load_recipe(write(tone_run, train=lines, mix={"by": "hours"}))
-    assert plain.train_shares() == pytest.approx([1 / 17, 16 / 17])
+    assert plain.compute_train_shares() == pytest.approx([1 / 17, 16 / 17])
     even = load_recipe(write(tone_run, train=lines, mix={"by": "hours", "temperature": 4}))
-    assert even.train_shares() == pytest.approx([1 / 3, 2 / 3])
+    assert even.compute_train_shares() == pytest.approx([1 / 3, 2 / 3])
 
 
 def test_a_recipe_inherits_and_takes_constants(tone_run):
@@ -124,10 +124,10 @@ def test_weights_by_rows_with_a_temperature(tone_run):
         {"dataset": "all_tones", "template": "tone", "weight": 2},
     ]  # 30 rows, and 40 with twice the weight
     plain = load_recipe(write(tone_run, train=lines, mix={"by": "rows"}))
-    assert plain.train_shares() == pytest.approx([30 / 110, 80 / 110])
+    assert plain.compute_train_shares() == pytest.approx([30 / 110, 80 / 110])
     flat = load_recipe(write(tone_run, "flat", train=lines, mix={"by": "rows", "temperature": 5}))
     first, second = 30**0.2, 2 * 40**0.2
-    assert flat.train_shares() == pytest.approx([first / (first + second), second / (first + second)])
+    assert flat.compute_train_shares() == pytest.approx([first / (first + second), second / (first + second)])
 
 
 def test_rows_that_nobody_can_count_are_stated_on_the_card(tone_run, tmp_path):
@@ -138,7 +138,7 @@ def test_rows_that_nobody_can_count_are_stated_on_the_card(tone_run, tmp_path):
         load_recipe(write(tone_run, train=[LINE, line], mix={"by": "rows"}))
     card(tone_run, "far", load={"webdataset": "far.tar"}, splits={"train": {"rows": 90}})
     recipe = load_recipe(write(tone_run, train=[LINE, line], mix={"by": "rows"}))
-    assert recipe.train_shares() == pytest.approx([0.25, 0.75])
+    assert recipe.compute_train_shares() == pytest.approx([0.25, 0.75])
 
 
 def test_augmentation_and_conditions_are_read_and_checked(tone_run):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from uniaudio.checks.recipe import check_entry
 from uniaudio.commands.data_pack import pack_split
-from uniaudio.commands.data_stats import look_at
+from uniaudio.commands.data_stats import measure_entry
 from uniaudio.commands.preview import show_row
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.batching import Mixture
@@ -112,7 +112,7 @@ def evaluate_once(recipe, format):
 
 def try_tools(recipe, out):
     (entry,) = recipe.train
-    stats = look_at(entry, 1000)
+    stats = measure_entry(entry, 1000)
     assert stats.unusable < stats.looked_at
     recipe_texts(recipe, 100)
     out.mkdir()

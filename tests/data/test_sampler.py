@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_sources import Rows, Shards
 
-from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, units
+from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, list_units
 from uniaudio.errors import RowError, UserError
 
 
@@ -47,7 +47,7 @@ def test_units_deal_out_each_row_once(shards, streams, epoch):
     rows = Counter(
         (unit.shard, row)
         for stream in range(streams)
-        for unit in units(shards, epoch, stream, streams, seed=1)
+        for unit in list_units(shards, epoch, stream, streams, seed=1)
         for row in range(30)
         if row % unit.parts == unit.part
     )
@@ -113,17 +113,17 @@ def test_a_broken_shard_is_told_and_the_others_go_on():
     for _ in range(10):
         keys.append(reader.take().key)
     assert sorted(keys) == ["0/0", "0/1", "0/2", "0/3", "1/0", "1/1", "2/0", "2/1", "2/2", "2/3"]
-    [skip] = reader.troubles()
+    [skip] = reader.take_troubles()
     assert (skip.source, skip.row, skip.reason, skip.detail) == (
         "set",
         "shard1",
         "broken shard",
         "cut at row 2",
     )
-    assert reader.troubles() == []
+    assert reader.take_troubles() == []
     again = cursor(source, size=100, mark=reader.mark)
     again.take()
-    assert all(told.row != "shard1" for told in again.troubles()) or again.mark.epoch == 1
+    assert all(told.row != "shard1" for told in again.take_troubles()) or again.mark.epoch == 1
 
 
 def test_one_row_serves_every_stream_and_no_row_is_a_mistake():
@@ -158,5 +158,5 @@ def test_whatever_ends_the_reading_of_a_shard_leaves_the_others():
 
     reader = cursor(Odd(2, 2, 2), 0, 1)
     assert sorted(reader.take().key for _ in range(6)) == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1"]
-    [skip, *_] = reader.troubles()
+    [skip, *_] = reader.take_troubles()
     assert (skip.row, skip.reason, skip.detail) == ("shard1", "broken shard", "shard1 (odd header)")

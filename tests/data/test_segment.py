@@ -11,7 +11,7 @@ import soundfile
 import yaml
 
 from uniaudio.data.card import load_card
-from uniaudio.data.segment import Segment, unused_time_columns
+from uniaudio.data.segment import Segment, list_unused_time_columns
 from uniaudio.data.sources.base import open_source
 from uniaudio.errors import RowError, UserError
 
@@ -61,7 +61,7 @@ def test_a_segment_is_decoded_and_planned_alone(recording, kind, columns, settin
     source = open_rows(recording.parent, kind, [{"audio": "long.wav", **columns, "label": "a"}], **settings)
     (row,) = source.rows()
     (ref,) = row.audio
-    assert ref.known_seconds() == pytest.approx(0.2)
+    assert ref.read_seconds() == pytest.approx(0.2)
     assert ref.decode(0.25).tolist() == [300] * 1600 + [400] * 1600
 
 
@@ -113,7 +113,7 @@ def test_times_that_cannot_be_used_skip_the_row(recording, columns, settings, me
     (recording.parent / "m.jsonl").write_text(text)
     first, second = open_source(load_card(str(recording.parent / "d.yaml")), "train").rows()
     assert isinstance(first, RowError)
-    assert second.audio[0].known_seconds() == 1.0
+    assert second.audio[0].read_seconds() == 1.0
     with pytest.raises(RowError, match=message):
         raise first
 
@@ -132,7 +132,7 @@ def test_a_card_names_a_beginning_and_an_end_of_one_clip(recording, settings, me
 
 
 def test_columns_with_times_that_nobody_uses_are_named():
-    assert unused_time_columns(["audio", "start", "end", "text"], None, ["text"]) == ["start", "end"]
-    assert unused_time_columns(["start", "end"], None, ["start"]) == ["end"]
-    assert unused_time_columns(["start", "end"], Segment("start", "end", True), []) == []
-    assert unused_time_columns(["offset", "duration"], None, []) == []
+    assert list_unused_time_columns(["audio", "start", "end", "text"], None, ["text"]) == ["start", "end"]
+    assert list_unused_time_columns(["start", "end"], None, ["start"]) == ["end"]
+    assert list_unused_time_columns(["start", "end"], Segment("start", "end", True), []) == []
+    assert list_unused_time_columns(["offset", "duration"], None, []) == []

@@ -14,7 +14,7 @@ from every_place import check_places
 from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.audio import decode
-from uniaudio.data.sources.base import BrokenShardError, Place, Row, audio_ref, open_source, stated_seconds
+from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source, parse_audio, parse_seconds
 from uniaudio.data.sources.in_memory import unique
 from uniaudio.data.sources.paths import expand_braces
 from uniaudio.errors import RowError, UserError
@@ -142,7 +142,7 @@ def test_audiofolder_labels_come_from_folders_and_metadata(tmp_path):
     source = open_source(card(tmp_path, {"audiofolder": "clips"}), "train")
     rows = [source.row(i) for i in range(source.size)]
     assert [(row.columns["label"], row.columns.get("age")) for row in rows] == [("cat", None), ("dog", "3")]
-    assert rows[0].audio[0].known_seconds() == pytest.approx(0.1)
+    assert rows[0].audio[0].read_seconds() == pytest.approx(0.1)
     (tmp_path / "clips" / "cat" / "._1.flac").write_bytes(b"what some systems add")
     lines = [("dog/1.flac", "a"), ("gone.flac", "b"), ("dog/1.flac", "c")]
     (tmp_path / "clips" / "metadata.jsonl").write_text(
@@ -156,7 +156,7 @@ def test_audiofolder_labels_come_from_folders_and_metadata(tmp_path):
         ("gone.flac", "b"),
     ]
     with pytest.raises(RowError, match=r"missing file: \S+gone\.flac"):
-        source.row(3).audio[0].known_seconds()
+        source.row(3).audio[0].read_seconds()
 
 
 def test_manifests_name_files_beside_them_anywhere_in_tars_and_parts_of_files(tmp_path):
@@ -188,8 +188,8 @@ def test_manifests_name_files_beside_them_anywhere_in_tars_and_parts_of_files(tm
     assert row.columns["n"] == '"Yes," he said.'
     (folder / "rows.csv").write_text('audio,duration,n\nä.wav,2.5,"Yes, ""he"" said."\nä.wav,,\n')
     first, second = open_source(card(tmp_path, {"csv": "Töne 1/rows.csv"}), "train").rows()
-    assert (first.audio[0].known_seconds(), first.columns["n"]) == (2.5, 'Yes, "he" said.')
-    assert second.audio[0].known_seconds() == pytest.approx(0.1)
+    assert (first.audio[0].read_seconds(), first.columns["n"]) == (2.5, 'Yes, "he" said.')
+    assert second.audio[0].read_seconds() == pytest.approx(0.1)
     (folder / "manifest.tsv").write_text("audio\tn\nä.wav\t1\t2\n")
     with pytest.raises(UserError, match=r"none of 1 rows .*line 2: has more fields than the header's 2"):
         open_source(card(tmp_path, {"csv": "Töne 1"}), "train")
@@ -229,7 +229,7 @@ def test_kaldi_folders(kaldi):
     ]  # fmt: skip
     ref = first.audio[0]
     samples = decode(ref.source, 1.0, "u1", ref.span)
-    assert ref.known_seconds() == pytest.approx(0.1)
+    assert ref.read_seconds() == pytest.approx(0.1)
     assert samples.tolist() == [200] * 1600
     assert len(decode(second.audio[0].source, 0.6, "u2", second.audio[0].span)) == 8000
     with pytest.raises(RowError, match=r"span outside of the recording: u3: 0\.5 to 4 s of 1\.00 s"):
@@ -242,9 +242,9 @@ def test_kaldi_folders_without_segments(kaldi):
     (kaldi / "kaldi" / "text").write_text("rec1\tone  two\n")
     (kaldi / "kaldi" / "wav.scp").write_text("rec1\tlong.flac\nrec2 gone away.flac\n")
     first, second = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
-    assert (first.key, first.columns["text"], first.audio[0].known_seconds()) == ("rec1", "one  two", 1.0)
+    assert (first.key, first.columns["text"], first.audio[0].read_seconds()) == ("rec1", "one  two", 1.0)
     with pytest.raises(RowError, match=r"missing file: .*gone away\.flac"):
-        second.audio[0].known_seconds()
+        second.audio[0].read_seconds()
 
 
 def test_a_segment_that_ends_before_it_begins_is_a_bad_row(kaldi):
@@ -388,13 +388,13 @@ def test_rows_of_which_a_condition_cannot_be_told_are_bad_rows_of_every_split(tm
 
 @pytest.mark.parametrize("stated", ["0.5", -1, 0, True, None, [1], math.nan, math.inf, 10**400])
 def test_stated_lengths_that_are_no_positive_numbers_are_not_believed(stated):
-    assert stated_seconds(stated) is None
+    assert parse_seconds(stated) is None
 
 
 @pytest.mark.parametrize("content", ["text", 5, [1, 2], {"a": 1}])
 def test_bytes_that_are_no_bytes_are_broken_metadata(tmp_path, content):
     with pytest.raises(RowError, match="`bytes` holds"):
-        audio_ref({"bytes": content, "path": None}, {}, tmp_path, "row 1")
+        parse_audio({"bytes": content, "path": None}, {}, tmp_path, "row 1")
 
 
 def test_braces():
@@ -455,7 +455,7 @@ def test_manifests_with_a_byte_order_mark(tmp_path, encoding, kind):
         (folder / name).write_bytes(mark + text.encode(encoding))
     [row] = open_source(card(tmp_path, {kind: "data"}), "train").rows()
     assert row.columns["text"] == "größer"
-    assert row.audio[0].known_seconds() == pytest.approx(0.1)
+    assert row.audio[0].read_seconds() == pytest.approx(0.1)
 
 
 def test_bytes_that_are_no_utf_16_cost_their_row_alone(tmp_path):

@@ -48,7 +48,7 @@ def test_all_samples_come_once_from_every_place(tmp_path, format):
     assert isinstance(rows[1].audio[0].source, FilePart)
     assert rows[1].columns["text"] == "text 1"
     assert "text" not in rows[2].columns
-    assert rows[6].audio[0].known_seconds() == pytest.approx(1606 / 16000)
+    assert rows[6].audio[0].read_seconds() == pytest.approx(1606 / 16000)
     assert probe_seconds(rows[6].audio[0].source) == pytest.approx(1606 / 16000)
     assert rows[3].columns["__key__"] == "ü" * 60 + "0003"
     assert rows[5].key == "set_0001/a.b/0005"
@@ -176,7 +176,7 @@ def test_members_become_columns(tmp_path):
     assert first.columns == {"__key__": "x/a", "cls": "3", "n": 1, "lang": "zürich"}
     assert numbers([first]) == [(1, 7)]
     with pytest.raises(RowError, match="broken audio: a/b"):
-        second.audio[0].known_seconds()
+        second.audio[0].read_seconds()
     assert check_places(source) == [2]
 
 

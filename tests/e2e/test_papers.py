@@ -12,7 +12,7 @@ from uniaudio.build.run_config import open_run
 from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
-from uniaudio.config.search_paths import miniature_root
+from uniaudio.config.search_paths import get_miniature_root
 from uniaudio.train.checkpoint.store import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ def test_it_runs_from_training_to_questions(name, here):
         torch.testing.assert_close(second[key], tensor, atol=2e-5, rtol=1e-4)
     encoder = load_encoder(config.output_dir)
     assert encoder.dim > 0
-    noises = miniature_root() / "noises"
+    noises = get_miniature_root() / "noises"
     scores = run_probe([config.output_dir], [f"noises={noises}"], out=Path("probes.json"), seeds=1)["scores"]
     assert 0 <= scores["noises"][config.output_dir]["knn"]["mean"] <= 1
     assert isinstance(

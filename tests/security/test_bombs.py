@@ -84,7 +84,7 @@ def test_a_template_that_multiplies_ends_with_a_sentence(source):
 )
 def test_a_condition_that_multiplies_ends_with_a_sentence(source):
     with pytest.raises(UserError):
-        Condition(source, "c.yaml: keep").holds(ROW)
+        Condition(source, "c.yaml: keep").is_true(ROW)
 
 
 TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"

@@ -10,7 +10,7 @@ import torch
 import uniaudio
 from uniaudio.cli import main
 from uniaudio.config.run import load_run, load_stored_run
-from uniaudio.config.trust import NO_TRUST, Trust, remember_run, remembered_trust
+from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, remember_run
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
 
@@ -166,7 +166,7 @@ def test_a_run_made_here_is_remembered_with_its_settings_its_place_and_its_code(
         return load_stored_run(run / "config.yaml", run).trust
 
     assert trust() == NO_TRUST
-    remember_run(run, load_stored_run(run / "config.yaml", run).trust_settings(), Trust(code=True))
+    remember_run(run, load_stored_run(run / "config.yaml", run).collect_trust_settings(), Trust(code=True))
     assert trust() == Trust(code=True)
     moved = run.rename(here / "elsewhere")
     assert load_stored_run(moved / "config.yaml", moved).trust == NO_TRUST
@@ -186,7 +186,7 @@ def test_code_of_the_hub_is_remembered_only_at_a_revision(tmp_path):
     for revision in (None, "abc"):
         settings = {"encoders": {"a": {**part, "revision": revision}}, "decoder": {}}
         remember_run(tmp_path, settings, Trust(remote_code=True))
-        assert remembered_trust(tmp_path, settings) == Trust(remote_code=revision is not None)
+        assert read_remembered_trust(tmp_path, settings) == Trust(remote_code=revision is not None)
 
 
 WAITS_FOR_BOTH = """

@@ -188,7 +188,7 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
 def identify_encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
     """Return the identities of the weights that the encoders start from, by ``encoder NAME``."""
     bases = {f"encoder {name}": identify_encoder(settings) for name, settings in config.encoders.items()}
-    return {name: {**base, "path": config.as_written(base["path"])} for name, base in bases.items()}
+    return {name: {**base, "path": config.restore_written_path(base["path"])} for name, base in bases.items()}
 
 
 def identify_encoder(settings: EncoderConfig) -> dict[str, str]:

@@ -20,7 +20,7 @@ from uniaudio.build.encoders import (
     read_stored_config,
 )
 from uniaudio.config.run import DecoderConfig, RunConfig
-from uniaudio.config.search_paths import environment_for
+from uniaudio.config.search_paths import allow_environment
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
@@ -57,7 +57,7 @@ class LoadedModel:
 
 def load_stage_recipes(config: RunConfig) -> list[Recipe]:
     """Read the recipe of every stage."""
-    with environment_for(config.reads_environment):
+    with allow_environment(config.reads_environment):
         return [load_recipe(stage.recipe, near=config.folder) for stage in config.stages]
 
 
@@ -136,7 +136,7 @@ def build_model(
     model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
     for part in list_parts(config, True):
         get_part(model, config, part).recompute()
-    identity = {**decoder.identity, "path": config.as_written(decoder.identity["path"])}
+    identity = {**decoder.identity, "path": config.restore_written_path(decoder.identity["path"])}
     bases = {**identify_encoder_bases(config), "decoder": {**identity, **markup.to_base()}}
     return LoadedModel(model, format, config, bases)
 

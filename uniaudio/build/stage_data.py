@@ -12,8 +12,8 @@ from torch import nn
 from uniaudio.config.run import RunConfig
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
-from uniaudio.data.loader import PlanState, StepBatch, joined_states, make_loader, sharing
-from uniaudio.data.permutation import number
+from uniaudio.data.loader import PlanState, StepBatch, describe_sharing, join_states, make_loader
+from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
@@ -86,10 +86,10 @@ class StageData:
             mixture = replace(
                 mixture,
                 recipe=replace(mixture.recipe, train=entries),
-                seed=number(mixture.seed, "round", balance.round),
+                seed=hash_parts(mixture.seed, "round", balance.round),
             )
         data = self.config.data
-        note_of_sharing = sharing(mixture, data.workers, world_size())
+        note_of_sharing = describe_sharing(mixture, data.workers, world_size())
         notes = [note_of_sharing] if note_of_sharing else []
         for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
             if passed_over := describe_left_out(source.left_out):
@@ -110,7 +110,7 @@ class StageData:
 
     def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the one position, from that of every rank, that any number of ranks can go on from."""
-        return joined_states(states)
+        return join_states(states)
 
     def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.

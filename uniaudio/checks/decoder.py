@@ -14,7 +14,7 @@ from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.row_clips import row_seconds
+from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, position_limit
@@ -104,7 +104,7 @@ def check_questions(
                 tried += 1
                 try:
                     rendered = entry.render_question(row, template)
-                    audio = round(sum(map(tokens_of, row_seconds(row))))
+                    audio = round(sum(map(tokens_of, read_row_seconds(row))))
                     sketch.format.check_question(rendered.prompt, rendered.answer, audio)
                 except RowError as problem:
                     first = first or f"{row.key}: {problem}"

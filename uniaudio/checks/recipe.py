@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.recipe import Recipe, RecipeEntry
-from uniaudio.data.row_clips import decode_clips, row_seconds
-from uniaudio.data.segment import unused_time_columns
+from uniaudio.data.row_clips import decode_clips, read_row_seconds
+from uniaudio.data.segment import list_unused_time_columns
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
@@ -98,7 +98,7 @@ def render_rows(
         if isinstance(row, Row):
             try:
                 answer = entry.render_question(row, template).answer
-                usable.append((sum(row_seconds(row)), answer))
+                usable.append((sum(read_row_seconds(row)), answer))
             except RowError as problem:
                 reasons.append(f"{row.key}: {problem}")
     if not usable:
@@ -124,12 +124,12 @@ def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Te
         text = card.columns.get(name)
         if text is None and name not in stored:
             raise UserError(
-                f"dataset {card.name}: template {template.task} needs {name}{did_you_mean(name, stored)}, but the "
+                f"dataset {card.name}: template {template.task} needs {name}{suggest_name(name, stored)}, but the "
                 f"columns are {listed}; add it under `columns` of the card"
             )
         for used in sorted(text.names - stored) if text is not None else ():
             raise UserError(
-                f"{card.path}: columns.{name}: uses '{used}'{did_you_mean(used, stored)}, but the columns of the rows "
+                f"{card.path}: columns.{name}: uses '{used}'{suggest_name(used, stored)}, but the columns of the rows "
                 f"are {listed}"
             )
 
@@ -138,7 +138,7 @@ def note_time_columns(rows: Sequence[Row], card: DatasetCard, template: Template
     """Return a line about columns that look like times of a segment, where nothing makes use of them."""
     stored = {str(name) for row in rows for name in row.columns}
     used = set(template.inputs).union(*(text.names for text in card.columns.values()))
-    columns = unused_time_columns(stored, card.segment, used) if card.finds_segments else []
+    columns = list_unused_time_columns(stored, card.segment, used) if card.finds_segments else []
     if not columns:
         return []
     return [
@@ -184,7 +184,7 @@ def estimate_average_clip(recipe: Recipe) -> AverageClip:
         UserError: for rows that cannot be used.
     """
     seen = [check_entry(entry) for entry in recipe.train]
-    shares = recipe.train_shares()
+    shares = recipe.compute_train_shares()
     seconds = sum(share * p.seconds for share, p in zip(shares, seen, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, seen, strict=True))
     return AverageClip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1)

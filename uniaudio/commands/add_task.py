@@ -12,7 +12,7 @@ from typing import Any
 from uniaudio.config.overrides import apply_override, read_layers
 from uniaudio.config.records import build
 from uniaudio.config.run import RunConfig, load_run, load_stored_run
-from uniaudio.config.search_paths import environment_for, portable_name
+from uniaudio.config.search_paths import allow_environment, make_portable_name
 from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.trust import remember_run
@@ -64,14 +64,14 @@ def add_task(
     name = load_recipe(recipe).name
     with hold_run_folder(out):
         refuse_filled_folder(out)
-        with environment_for(config.reads_environment):
+        with allow_environment(config.reads_environment):
             written = write_recipe(recipe, out, replay, old, config)
         stage = make_next_stage(config, name, written, steps, overrides)
         grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
         copy_run(run, ends, out)
         grown.save(out / "config.yaml")
         if config.reads_environment:  # of a run made here; others stay somebody else's
-            remember_run(out, grown.trust_settings(), config.trust)
+            remember_run(out, grown.collect_trust_settings(), config.trust)
         load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
     return out / "config.yaml"
 
@@ -91,10 +91,10 @@ def copy_run(run: Path, ends: Mapping[int, Path], out: Path) -> None:
 def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], config: RunConfig) -> str:
     """Return what names the new stage's recipe; with replay it is a new file with the lines of the given one."""
     near = Path.cwd()
-    given = portable_name("recipe", recipe, near)
+    given = make_portable_name("recipe", recipe, near)
     if not replay:
         return given
-    olds = [portable_name("recipe", name, near) for name in old] or list(
+    olds = [make_portable_name("recipe", name, near) for name in old] or list(
         dict.fromkeys(stage.recipe for stage in config.stages)
     )
     opened = load_recipe(given)
@@ -114,15 +114,16 @@ def make_portable_lines(path: Path) -> dict[str, Any]:
     cards = near / "datasets" if (near / "datasets").is_dir() else near
     data = read_layers(path, "recipe")
     for line in (*data["train"], *data.get("evaluate", ())):
-        line["dataset"] = portable_name("dataset", line["dataset"], cards)
+        line["dataset"] = make_portable_name("dataset", line["dataset"], cards)
         templates = line["template"]
         names = [
-            portable_name("template", each, near)
+            make_portable_name("template", each, near)
             for each in ([templates] if isinstance(templates, str) else templates)
         ]
         line["template"] = names[0] if isinstance(templates, str) else names
     data["replay"] = [
-        {**line, "recipe": portable_name("recipe", line["recipe"], near)} for line in data.get("replay", ())
+        {**line, "recipe": make_portable_name("recipe", line["recipe"], near)}
+        for line in data.get("replay", ())
     ]
     return data
 

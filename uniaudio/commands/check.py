@@ -34,7 +34,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     """
     console = console or Console()
     check_decoder_folder(config, console)
-    encoders = check_encoder(config, console)
+    encoders = check_encoder_sizes(config, console)
     for stage, trained in zip(
         config.stages, sketch_stages(config), strict=False
     ):  # none for encoders of the Hub
@@ -85,7 +85,7 @@ def check_decoder_folder(config: RunConfig, console: Console) -> None:
     )
 
 
-def check_encoder(config: RunConfig, console: Console) -> list[PretrainedConfig]:
+def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedConfig]:
     """Build the encoder without weights where all its parts are local folders, and tell its size by component.
 
     Returns:
@@ -126,7 +126,7 @@ def build_pairing_table(
     for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
         left = column in ("dataset:template", "split")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
-    shares: list[float | None] = [*recipe.train_shares(), *[None] * len(evaluated)]
+    shares: list[float | None] = [*recipe.compute_train_shares(), *[None] * len(evaluated)]
     for pairing, share in zip([*train, *evaluated], shares, strict=True):
         table.add_row(
             pairing.name,
@@ -149,7 +149,7 @@ def describe_step_cost(
 ) -> str:
     """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""
     lengths = [p.seconds for p in pairings]
-    shares = recipe.train_shares()
+    shares = recipe.compute_train_shares()
     seconds = sum(share * length for share, length in zip(shares, lengths, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))
     micro_batches = config.train.micro_batches or 1

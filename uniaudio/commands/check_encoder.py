@@ -35,7 +35,7 @@ class Finding:
     seen: str
 
 
-def noise(*lengths: int) -> Ragged:
+def make_noise_clips(*lengths: int) -> Ragged:
     """Return int16 noise, a function of the length alone."""
     rows = [
         (torch.randn(n, generator=torch.Generator().manual_seed(n)) * 3000).to(torch.int16) for n in lengths
@@ -47,14 +47,14 @@ def check_contract(encoder: AudioEncoder) -> list[Finding]:
     """Try every property of ``AudioEncoder``'s contract; the encoder is left as it was."""
     encoder = copy.deepcopy(encoder).eval()
     properties: dict[str, Callable[[AudioEncoder], str]] = {
-        "widths and rate are stated": attributes,
-        "num_frames is the real number": frame_counts,
-        "a clip does not see its batch": batch_invariance,
-        "hidden states": hidden_states,
-        "silence and no clips": silence,
-        "the same twice": determinism,
-        "gradients reach what is trained": gradients,
-        "runs in bfloat16": bfloat16,  # last: it casts the encoder
+        "widths and rate are stated": check_attributes,
+        "num_frames is the real number": check_frame_counts,
+        "a clip does not see its batch": check_batch_invariance,
+        "hidden states": check_hidden_states,
+        "silence and no clips": check_silence,
+        "the same twice": check_determinism,
+        "gradients reach what is trained": check_gradients,
+        "runs in bfloat16": check_bfloat16,  # last: it casts the encoder
     }
     findings = []
     for name, holds in properties.items():
@@ -75,11 +75,11 @@ def require(holds: bool, otherwise: str) -> None:
 @torch.no_grad()
 def run(encoder: AudioEncoder, *lengths: int, layers: bool = False) -> Encoded:
     device = next(encoder.parameters()).device
-    encoded: Encoded = encoder(noise(*lengths).to(device), layers=layers)
+    encoded: Encoded = encoder(make_noise_clips(*lengths).to(device), layers=layers)
     return encoded
 
 
-def attributes(encoder: AudioEncoder) -> str:
+def check_attributes(encoder: AudioEncoder) -> str:
     """Check what is stated against 30 s of sound."""
     require(
         encoder.layer_dims[-1] == encoder.dim,
@@ -95,7 +95,7 @@ def attributes(encoder: AudioEncoder) -> str:
     return f"{encoder.dim} wide, {encoder.frame_rate:g} frames per second, reach {reach}"
 
 
-def frame_counts(encoder: AudioEncoder) -> str:
+def check_frame_counts(encoder: AudioEncoder) -> str:
     """Compare the formula with what comes out, also beyond the reach."""
     beyond = [round((encoder.reach or 2) * 1.3 * SAMPLE_RATE)] if (encoder.reach or 2) <= 30 else []
     for samples in (*LENGTHS, *beyond):
@@ -107,7 +107,7 @@ def frame_counts(encoder: AudioEncoder) -> str:
     return f"{len(LENGTHS) + len(beyond)} lengths"
 
 
-def batch_invariance(encoder: AudioEncoder) -> str:
+def check_batch_invariance(encoder: AudioEncoder) -> str:
     """Compare every clip alone with the same clip among others."""
     worst = 0.0
     for samples, frames in zip(BATCH, run(encoder, *BATCH).frames.rows(), strict=True):
@@ -119,7 +119,7 @@ def batch_invariance(encoder: AudioEncoder) -> str:
     return f"relative difference {worst:.1e}"
 
 
-def hidden_states(encoder: AudioEncoder) -> str:
+def check_hidden_states(encoder: AudioEncoder) -> str:
     """Check number, widths and lengths of the hidden states."""
     encoded = run(encoder, *BATCH, layers=True)
     require(encoded.layers is not None, "layers=True gave no layers")
@@ -135,7 +135,7 @@ def hidden_states(encoder: AudioEncoder) -> str:
 
 
 @torch.no_grad()
-def silence(encoder: AudioEncoder) -> str:
+def check_silence(encoder: AudioEncoder) -> str:
     """Check that nothing breaks on zeros and on an empty batch."""
     device = next(encoder.parameters()).device
     quiet = Ragged(torch.zeros(8_000, dtype=torch.int16, device=device), torch.tensor([8_000]))
@@ -146,14 +146,14 @@ def silence(encoder: AudioEncoder) -> str:
     return "finite, empty"
 
 
-def determinism(encoder: AudioEncoder) -> str:
+def check_determinism(encoder: AudioEncoder) -> str:
     """Check that eval mode has nothing random."""
     one, other = (run(encoder, 16_000).frames.values for _ in range(2))
     require(torch.equal(one, other), "two passes in eval mode differ")
     return "equal"
 
 
-def gradients(encoder: AudioEncoder) -> str:
+def check_gradients(encoder: AudioEncoder) -> str:
     """Check that every trained parameter gets a finite gradient, and not all of them zero."""
     trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     if not trained:
@@ -161,7 +161,7 @@ def gradients(encoder: AudioEncoder) -> str:
     device = next(iter(trained.values())).device
     encoder.zero_grad(set_to_none=True)
     encoder.train()
-    frames = encoder(noise(*BATCH).to(device)).frames.values
+    frames = encoder(make_noise_clips(*BATCH).to(device)).frames.values
     direction = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0)).to(frames)
     (frames * direction).sum().backward()
     encoder.eval()
@@ -176,7 +176,7 @@ def gradients(encoder: AudioEncoder) -> str:
     return f"{moved} of {len(trained)} parameters move"
 
 
-def bfloat16(encoder: AudioEncoder) -> str:
+def check_bfloat16(encoder: AudioEncoder) -> str:
     """Compare bfloat16 weights with the same in float32."""
     exact = run(encoder, 16_000).frames.values.float()
     rough = run(encoder.to(torch.bfloat16), 16_000).frames.values

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from uniaudio.build.recipe import open_recipe
 from uniaudio.config.overrides import read_layers
-from uniaudio.config.search_paths import portable_name
+from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import ClassIndex
@@ -94,8 +94,8 @@ def pack_recipe(
                 f"{card.name}, {split}: {kept:,} rows, {seconds / 3600:.2f} h, {lost} left out",
                 highlight=False,
             )
-        write_card(card, splits, out)
-    write_recipe(recipe, out)
+        write_packed_card(card, splits, out)
+    write_packed_recipe(recipe, out)
     console.print(f"train with recipe: {out / f'{recipe.name}.yaml'}", highlight=False)
 
 
@@ -194,14 +194,14 @@ def name_classes(columns: Mapping[str, Any], card: DatasetCard) -> dict[str, Any
     features that would say both.
     """
 
-    def name_classes_of(name: str, value: Any) -> Any:
+    def name_classes_in(name: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [name_classes_of(name, item) for item in value]
+            return [name_classes_in(name, item) for item in value]
         if isinstance(value, dict):
-            return {key: name_classes_of(name, item) for key, item in value.items()}
+            return {key: name_classes_in(name, item) for key, item in value.items()}
         return str(value) if isinstance(value, ClassIndex) else value
 
-    plain_columns = {name: name_classes_of(name, value) for name, value in columns.items()}
+    plain_columns = {name: name_classes_in(name, value) for name, value in columns.items()}
     for name in [name for name, value in columns.items() if isinstance(value, ClassIndex)]:
         for text in card.columns.values():
             if name in text.names and render_or_none(text, columns) != render_or_none(
@@ -234,7 +234,7 @@ def make_manifest_line(packed: dict[str, Any]) -> str:
     return line
 
 
-def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:
+def write_packed_card(card: DatasetCard, splits: list[str], out: Path) -> None:
     """Write the card of a packed set: what the old one says, but for where the rows are."""
     data = read_layers(card.path, "dataset")
     data |= {
@@ -247,11 +247,11 @@ def write_card(card: DatasetCard, splits: list[str], out: Path) -> None:
     (out / "datasets" / f"{card.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
 
 
-def write_recipe(recipe: Recipe, out: Path) -> None:
+def write_packed_recipe(recipe: Recipe, out: Path) -> None:
     """Write the recipe with its shares as weights; replays stand in it as lines of their own."""
 
     def line(entry: Entry | EvalEntry) -> dict[str, Any]:
-        names = [portable_name("template", t.task, recipe.path.parent) for t in entry.templates]
+        names = [make_portable_name("template", t.task, recipe.path.parent) for t in entry.templates]
         facts: dict[str, Any] = {
             "dataset": entry.dataset.name,
             "template": names if isinstance(entry, Entry) else names[0],

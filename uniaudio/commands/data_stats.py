@@ -19,7 +19,7 @@ from uniaudio.build.recipe import open_recipe
 from uniaudio.checks.recipe import note_odd_clips
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Entry
-from uniaudio.data.row_clips import row_seconds
+from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
@@ -51,7 +51,7 @@ class EntryStats:
     notes: list[str] = field(default_factory=list)
 
 
-def look_at(entry: Entry, limit: int) -> EntryStats:
+def measure_entry(entry: Entry, limit: int) -> EntryStats:
     """Read the first rows of a source: lengths from rows or headers, answers as they would be learned."""
     source = open_source(entry.dataset, entry.split)
     stats = EntryStats(entry.name, entry.share, source.size)
@@ -62,7 +62,7 @@ def look_at(entry: Entry, limit: int) -> EntryStats:
             if not isinstance(row, Row):
                 raise row
             answers = [entry.render_question(row, template).answer for template in entry.templates]
-            seconds = sum(row_seconds(row))
+            seconds = sum(read_row_seconds(row))
         except RowError:
             stats.unusable += 1
             continue
@@ -132,7 +132,7 @@ def show_stats(
     stats = []
     for entry in recipe.train:
         with console.status(f"reading {entry.name}"):
-            stats.append(look_at(entry, limit))
+            stats.append(measure_entry(entry, limit))
     if config is not None:
         steps = steps or count_stage_steps(stats, config)
         examples = steps * estimate_examples_per_step(stats, config)

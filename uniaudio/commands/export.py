@@ -18,7 +18,7 @@ from rich.table import Table
 
 from uniaudio.build.encoder_provenance import collect_provenance
 from uniaudio.build.encoders import find_checkpoint, is_run, load_encoder, sketch_encoder, sketch_model
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
@@ -81,7 +81,7 @@ def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
         UserError: naming the option.
     """
     if to not in WRITERS:
-        raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{did_you_mean(to, list(WRITERS))}")
+        raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{suggest_name(to, list(WRITERS))}")
     if push_to_hub is not None and to != "hf":
         raise UserError(f"--push-to-hub goes with --to hf, not with --to {to}")
     if is_run(spec) and find_checkpoint(spec) is None:

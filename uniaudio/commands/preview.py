@@ -16,7 +16,7 @@ from uniaudio.build.recipe import OpenedRecipe, open_recipe
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_clips import row_seconds
+from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import IndexedSource, Row, Source, open_source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, printable
@@ -42,7 +42,9 @@ def preview(
     recipe, format = open_recipe_and_format(recipe_name, decoder, console)
     sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
     for n in range(number):
-        index = random.Random(f"{seed}-entry-{n}").choices(range(len(sources)), recipe.train_shares())[0]
+        index = random.Random(f"{seed}-entry-{n}").choices(
+            range(len(sources)), recipe.compute_train_shares()
+        )[0]
         show_row(console, f"{n + 1}. ", recipe.train[index], sources[index], (seed, n), format)
 
 
@@ -64,7 +66,7 @@ def show_row(
                 raise row
             rng = random.Random(f"{draw[0]}-{draw[1]}")
             examples = [(t, tokenize_question(row, entry, t, rng, format)) for t in entry.templates]
-            seconds = row_seconds(row)
+            seconds = read_row_seconds(row)
         except RowError as problem:
             key = row.key if isinstance(row, Row) else problem.key
             last = f"{entry.name}, row {printable(key)}: {problem}"
@@ -152,7 +154,7 @@ def draw_rows(source: Source, seed: int, n: int) -> Iterator[Row | RowError]:
     if isinstance(source, IndexedSource):
         rng = random.Random(f"{seed}-row-{n}")
         while True:
-            yield source.row_or_error(rng.randrange(source.size))
+            yield source.read_row_or_error(rng.randrange(source.size))
     yield from chain(islice(source.rows(), n, None), source.rows())
 
 

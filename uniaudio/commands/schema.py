@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from uniaudio.config.json_schema import FileKind, build_json_schema
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.reference import render_reference
 from uniaudio.config.run import RunConfig
 from uniaudio.data.card import CardFile
@@ -57,7 +57,7 @@ def show_schema(name: str) -> str:
         UserError: for a kind that is not known.
     """
     if name not in KINDS:
-        raise UserError(f"there is no schema '{name}'{did_you_mean(name, KINDS)}; give {', '.join(KINDS)}")
+        raise UserError(f"there is no schema '{name}'{suggest_name(name, KINDS)}; give {', '.join(KINDS)}")
     return json.dumps(build_json_schema(KINDS[name]), indent=1, ensure_ascii=False)
 
 

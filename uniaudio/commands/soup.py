@@ -248,6 +248,6 @@ def write_held_soup(
     (out / "soup.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     assert is_whole(saved)
     if config.reads_environment:  # of a run made here; others stay somebody else's
-        remember_run(out, config.trust_settings(), config.trust)
+        remember_run(out, config.collect_trust_settings(), config.trust)
     load_encoder(str(out), torch.device("cpu"), config.trust)  # what was written can be read
     return saved

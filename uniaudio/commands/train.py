@@ -222,7 +222,7 @@ class RunModels:
             keep_miniature(self.miniature, self.kept)
         if self.reference is not None:
             write_reference(self.reference, self.run_dir)
-        remember_run(self.run_dir, self.config.trust_settings(), self.config.trust)
+        remember_run(self.run_dir, self.config.collect_trust_settings(), self.config.trust)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class EncoderConfig(Strict):
     """
     cache: bool | Literal["bfloat16"] = False
     """Keep the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once:
-    `true` as float32, `bfloat16` rounded to half the size. Read by: train, check.
+    `true` as float32, `check_bfloat16` rounded to half the size. Read by: train, check.
     """
     frame_rate: PositiveFloat | None = None
     """Frames per second of an encoder with `kind: remote`. Default: measured on a clip."""
@@ -85,7 +85,7 @@ class EncoderConfig(Strict):
     """Keyword arguments for an encoder class of your own (`kind: module:Class`)."""
 
     @model_validator(mode="after")
-    def path_or_class(self) -> EncoderConfig:
+    def check_path_or_class(self) -> EncoderConfig:
         if not self.path and ":" not in self.kind:
             raise ValueError("path is required: a folder, a Hub name or a run folder")
         if self.settings and ":" not in self.kind:

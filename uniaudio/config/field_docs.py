@@ -35,7 +35,7 @@ def parse_text(docstring: str) -> FieldText:
 
 
 @cache
-def declared_fields(record: type[Strict]) -> dict[str, FieldText | None]:
+def list_declared_fields(record: type[Strict]) -> dict[str, FieldText | None]:
     """Return the fields that a record declares itself, in order, with the docstrings below them (None: it has none)."""
     body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0].body  # type: ignore[attr-defined]
     texts: dict[str, FieldText | None] = {}
@@ -49,7 +49,7 @@ def declared_fields(record: type[Strict]) -> dict[str, FieldText | None]:
 def document_record(record: type[Strict]) -> FieldText:
     """Return the documentation of a record; the commands are those of the nearest record it derives from that says."""
     text = parse_text(record.__doc__ or "")
-    commands = (parse_text(parent.__doc__ or "").read_by for parent in lineage(record))
+    commands = (parse_text(parent.__doc__ or "").read_by for parent in list_lineage(record))
     return FieldText(text.text, next((names for names in commands if names), ()))
 
 
@@ -62,33 +62,33 @@ def document_fields(record: type[Strict]) -> dict[str, FieldText]:
         TypeError: for a field without a docstring.
     """
     texts: dict[str, FieldText] = {}
-    for parent in reversed(lineage(record)):
+    for parent in reversed(list_lineage(record)):
         usual = document_record(parent).read_by
-        for name, text in declared_fields(parent).items():
+        for name, text in list_declared_fields(parent).items():
             if text is None:
                 raise TypeError(f"{parent.__name__}.{name} has no docstring below it")
-            inside = [each for each, _ in inner_records(record.model_fields[name].annotation, "")]
+            inside = [each for each, _ in iterate_inner_records(record.model_fields[name].annotation, "")]
             commands = text.read_by or (document_record(inside[0]).read_by if inside else usual)
             texts[name] = FieldText(text.text, commands)
     return texts
 
 
-def lineage(record: type[Strict]) -> list[type[Strict]]:
+def list_lineage(record: type[Strict]) -> list[type[Strict]]:
     """Return a record and the records it derives from, itself first."""
     return [parent for parent in record.__mro__ if issubclass(parent, Strict) and parent is not Strict]
 
 
-def inner_records(annotation: Any, place: str) -> Iterator[tuple[type[Strict], str]]:
+def iterate_inner_records(annotation: Any, place: str) -> Iterator[tuple[type[Strict], str]]:
     """Yield the records inside a type with their place: ``place``, ``place[]`` in lists, ``place.NAME`` in mappings."""
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         yield annotation, place
     origin = get_origin(annotation)
     inside = {tuple: f"{place}[]", list: f"{place}[]", dict: f"{place}.NAME"}.get(origin, place)
     for part in get_args(annotation):
-        yield from inner_records(part, inside)
+        yield from iterate_inner_records(part, inside)
 
 
-def record_places(root: type[Strict]) -> dict[type[Strict], list[str]]:
+def find_record_places(root: type[Strict]) -> dict[type[Strict], list[str]]:
     """Return all records of a file with the keys where they stand, in the order of the file.
 
     Records that others derive from stand before the first of those.
@@ -96,21 +96,23 @@ def record_places(root: type[Strict]) -> dict[type[Strict], list[str]]:
     places: dict[type[Strict], list[str]] = {}
 
     def visit(record: type[Strict], place: str) -> None:
-        for each in reversed(lineage(record)):
+        for each in reversed(list_lineage(record)):
             known = places.setdefault(each, [])
             if place not in known:
                 known.append(place)
         for name, field in record.model_fields.items():
-            for inner, inner_place in inner_records(field.annotation, f"{place}.{name}".lstrip(".")):
+            for inner, inner_place in iterate_inner_records(field.annotation, f"{place}.{name}".lstrip(".")):
                 visit(inner, inner_place)
 
     visit(root, "")
     return places
 
 
-def reachable_records(root: type[Strict]) -> list[type[Strict]]:
-    """Return the records that values of a file can be: those of ``record_places`` that are no mere parents."""
-    places = list(record_places(root))
+def list_reachable_records(root: type[Strict]) -> list[type[Strict]]:
+    """Return the records that values of a file can be: those of ``find_record_places`` that are no mere parents."""
+    places = list(find_record_places(root))
     return [
-        record for record in places if root is record or not any(record in lineage(o)[1:] for o in places)
+        record
+        for record in places
+        if root is record or not any(record in list_lineage(o)[1:] for o in places)
     ]

@@ -103,7 +103,7 @@ class Experts(Operator):
     """Hidden width of an expert. Default: twice `dim`, for `unimoe` 8/3 of it."""
 
     @model_validator(mode="after")
-    def enough_experts(self) -> Experts:
+    def check_experts(self) -> Experts:
         if self.top_k > self.experts:
             raise ValueError(f"top_k {self.top_k} is more than the {self.experts} experts")
         return self

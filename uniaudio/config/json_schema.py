@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from uniaudio.config.field_docs import document_fields, document_record, reachable_records
+from uniaudio.config.field_docs import document_fields, document_record, list_reachable_records
 from uniaudio.config.records import Strict
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -44,7 +44,7 @@ def build_json_schema(kind: FileKind) -> Schema:
     root = kind.record.__name__
     whole = kind.record.model_json_schema()
     definitions: dict[str, Schema] = {**whole.pop("$defs", {}), root: whole}
-    for record in reachable_records(kind.record):
+    for record in list_reachable_records(kind.record):
         definition, texts = definitions[record.__name__], document_fields(record)
         definition["description"] = document_record(record).text
         for name, node in definition["properties"].items():

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.search_paths import Kind, find_file
-from uniaudio.config.strict_yaml import load_yaml, parse_scalar
+from uniaudio.config.strict_yaml import load_yaml, parse_override_value
 from uniaudio.errors import UserError
 
 
@@ -60,19 +60,19 @@ def apply_override(data: dict[str, Any], override: str, known_first: Sequence[st
         raise UserError(f"override '{override}': write key.sub=value")
     parts = key.split(".")
     if parts[0] not in known_first:
-        raise UserError(f"override '{override}': unknown key{did_you_mean(parts[0], known_first)}")
+        raise UserError(f"override '{override}': unknown key{suggest_name(parts[0], known_first)}")
     place: Any = data
     for depth, part in enumerate(parts[:-1], 1):
-        index = position(place, part, override)
+        index = find_position(place, part, override)
         if isinstance(place, dict) and place.get(index) is None:
             place[index] = {}  # a part that was left to its defaults
         place = place[index]
         if not isinstance(place, (dict, list)):
             raise UserError(f"override '{override}': {'.'.join(parts[:depth])} is a value, it has no parts")
-    place[position(place, parts[-1], override)] = parse_scalar(text)
+    place[find_position(place, parts[-1], override)] = parse_override_value(text)
 
 
-def position(place: dict[str, Any] | list[Any], part: str, override: str) -> Any:
+def find_position(place: dict[str, Any] | list[Any], part: str, override: str) -> Any:
     """Return what ``part`` names in a mapping (itself) or in a list (a number)."""
     if isinstance(place, dict):
         return part

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.errors import UserError
 
 
@@ -41,10 +41,10 @@ def explain(kind: type[BaseModel], problem: ValidationError) -> str:
     """Put the first error into one sentence, unknown keys first: they explain missing ones."""
     errors = problem.errors()
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in without_kinds(kind, error["loc"])) or "the file"
+    key = ".".join(str(part) for part in drop_kinds(kind, error["loc"])) or "the file"
     if error["type"] == "extra_forbidden":
-        known = known_keys(kind, error["loc"][:-1])
-        return f"{key}: unknown key{did_you_mean(str(error['loc'][-1]), known)}; known: {', '.join(known)}"
+        known = list_known_keys(kind, error["loc"][:-1])
+        return f"{key}: unknown key{suggest_name(str(error['loc'][-1]), known)}; known: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key}: is required"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):  # records chosen by their `kind`
@@ -52,10 +52,10 @@ def explain(kind: type[BaseModel], problem: ValidationError) -> str:
         given = error["ctx"].get("tag")
         if given is None:
             return f"{key}.kind: is required"
-        return f"{key}.kind: '{given}' is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
+        return f"{key}.kind: '{given}' is not one of {', '.join(choices)}{suggest_name(str(given), choices)}"
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        near = did_you_mean(str(error["input"]), choices)
+        near = suggest_name(str(error["input"]), choices)
         return f"{key}: {error['input']!r} is not one of {', '.join(choices)}{near}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -64,25 +64,25 @@ def explain(kind: type[BaseModel], problem: ValidationError) -> str:
     return f"{key}: {message}, got {error['input']!r}"
 
 
-def without_kinds(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[int | str]:
+def drop_kinds(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[int | str]:
     """Return the path of a key as it stands in the file: without the kinds that chose between records."""
     record: Any = kind
     annotation: Any = kind
     kept = []
     for part in path:
         fields = getattr(record, "model_fields", {})
-        chosen = None if part in fields else of_kind(annotation, part)
+        chosen = None if part in fields else choose_kind(annotation, part)
         if chosen is not None:
             record = chosen
             continue
         kept.append(part)
         if part in fields:
             annotation = fields[part].annotation
-            record = first_record(annotation) or record
+            record = find_record(annotation) or record
     return kept
 
 
-def known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def list_known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the record that ``path`` leads to."""
     record: Any = kind
     annotation: Any = kind
@@ -90,22 +90,22 @@ def known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         fields = getattr(record, "model_fields", {})
         if part in fields:
             annotation = fields[part].annotation
-            record = first_record(annotation) or record
+            record = find_record(annotation) or record
         else:  # an index or a name in a mapping, or the kind that chooses between records
-            record = of_kind(annotation, part) or record
+            record = choose_kind(annotation, part) or record
     return list(getattr(record, "model_fields", {}))
 
 
-def of_kind(annotation: Any, tag: int | str) -> type[BaseModel] | None:
+def choose_kind(annotation: Any, tag: int | str) -> type[BaseModel] | None:
     """Return the record inside ``A | B | ...`` whose ``kind`` may be ``tag``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         field = annotation.model_fields.get("kind")
         return annotation if field is not None and tag in get_args(field.annotation) else None
-    return next((record for part in get_args(annotation) if (record := of_kind(part, tag))), None)
+    return next((record for part in get_args(annotation) if (record := choose_kind(part, tag))), None)
 
 
-def first_record(annotation: Any) -> type[BaseModel] | None:
+def find_record(annotation: Any) -> type[BaseModel] | None:
     """Return the record inside ``X``, ``X | None``, ``list[X]``, ``tuple[X, ...]`` or ``dict[str, X]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((record for part in get_args(annotation) if (record := first_record(part))), None)
+    return next((record for part in get_args(annotation) if (record := find_record(part))), None)

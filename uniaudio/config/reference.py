@@ -12,12 +12,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from uniaudio.config.field_docs import (
-    declared_fields,
     document_fields,
     document_record,
-    lineage,
-    reachable_records,
-    record_places,
+    find_record_places,
+    list_declared_fields,
+    list_lineage,
+    list_reachable_records,
 )
 from uniaudio.config.json_schema import FileKind, Schema, build_json_schema
 from uniaudio.config.records import Strict
@@ -41,14 +41,16 @@ def render_reference(introduction: str, kinds: Sequence[FileKind]) -> str:
 def render_kind(kind: FileKind) -> Iterator[str]:
     """Yield the lines of the section of one kind of file."""
     schema = build_json_schema(kind)
-    places = record_places(kind.record)
-    headings = {record: heading_of(kind, record, places[record]) for record in places}
+    places = find_record_places(kind.record)
+    headings = {record: make_heading(kind, record, places[record]) for record in places}
     yield f"## {kind.name.capitalize()}\n"
     if kind.inherits:
         yield "`base: OTHER` inherits the keys of another file of this kind: mappings are merged, lists are replaced.\n"
     for record in places:
         yield f"### {headings[record]}\n"
-        parents = [f"[{parent.__name__}](#{slug(headings[parent])})" for parent in lineage(record)[1:]]
+        parents = [
+            f"[{parent.__name__}](#{make_anchor(headings[parent])})" for parent in list_lineage(record)[1:]
+        ]
         more = f" It also has the keys of {' and '.join(parents)}." if parents else ""
         yield (
             fill(f"{document_record(record).text}{more}", 120, break_on_hyphens=False, break_long_words=False)
@@ -56,12 +58,12 @@ def render_kind(kind: FileKind) -> Iterator[str]:
         )
         yield "| key | type | default | meaning | read by |"
         yield "|---|---|---|---|---|"
-        member = next(each for each in reachable_records(kind.record) if record in lineage(each))
-        links = {each.__name__: f"#{slug(heading)}" for each, heading in headings.items()}
-        for name in declared_fields(record):
+        member = next(each for each in list_reachable_records(kind.record) if record in list_lineage(each))
+        links = {each.__name__: f"#{make_anchor(heading)}" for each, heading in headings.items()}
+        for name in list_declared_fields(record):
             text = document_fields(record)[name]
             cells = (
-                f"`{f'{shared_place(places[record])}.{name}'.lstrip('.')}`",
+                f"`{f'{find_shared_place(places[record])}.{name}'.lstrip('.')}`",
                 describe_type(schema["$defs"][member.__name__]["properties"][name], links),
                 describe_default(kind, record, name),
                 text.text,
@@ -71,20 +73,22 @@ def render_kind(kind: FileKind) -> Iterator[str]:
         yield ""
 
 
-def heading_of(kind: FileKind, record: type[Strict], places: Sequence[str]) -> str:
+def make_heading(kind: FileKind, record: type[Strict], places: Sequence[str]) -> str:
     """Return the title of a record: the keys where it stands, and its name."""
     standing = (
-        [f"`{place}`" for place in places if place] if len(places) < FEW else [f"`{shared_place(places)}`"]
+        [f"`{place}`" for place in places if place]
+        if len(places) < FEW
+        else [f"`{find_shared_place(places)}`"]
     )
     return f"{', '.join(standing) or f'The keys of a {kind.name}'} ({record.__name__})"
 
 
-def shared_place(places: Sequence[str]) -> str:
+def find_shared_place(places: Sequence[str]) -> str:
     """Return the key of a record: the first one, of many in one place ``place.*``."""
     return places[0] if len(places) < FEW else f"{places[0].rpartition('.')[0]}.*"
 
 
-def slug(heading: str) -> str:
+def make_anchor(heading: str) -> str:
     """Return the anchor that Markdown gives a heading."""
     return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 

@@ -16,10 +16,16 @@ from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.config.overrides import apply_override, read_layers
 from uniaudio.config.records import Strict, build
-from uniaudio.config.search_paths import VARIABLE, environment_for, expand_path, find_file, portable_name
+from uniaudio.config.search_paths import (
+    VARIABLE,
+    allow_environment,
+    expand_path,
+    find_file,
+    make_portable_name,
+)
 from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
-from uniaudio.config.trust import NO_TRUST, Trust, remembered_trust, require_code, require_remote_code
+from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, require_code, require_remote_code
 
 
 class MiniatureConfig(Strict):
@@ -259,7 +265,7 @@ class RunConfig(Strict):
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def parts_fit(self) -> RunConfig:
+    def check_parts(self) -> RunConfig:
         for name in self.encoders:
             if name in COMPONENTS or not re.fullmatch(r"\w[\w-]*", name):
                 raise ValueError(f"encoders: '{name}' cannot be a name; take letters, digits, _ and -")
@@ -318,7 +324,7 @@ class RunConfig(Strict):
         if decoder and self.decoder.trust_remote_code:
             require_remote_code(self.decoder.path, "decoder", self.trust)
 
-    def trust_settings(self) -> dict[str, Any]:
+    def collect_trust_settings(self) -> dict[str, Any]:
         """Return the settings that decide what a run executes and reads, as plain values."""
         values = self.resolve_values()
         keys = ("kind", "path", "revision", "trust_remote_code", "settings", "miniature")
@@ -330,7 +336,7 @@ class RunConfig(Strict):
         sets = (values["guard"] or {}).get("sets")
         return {"decoder": chosen.pop(""), "encoders": chosen, "recipes": recipes, "sets": sets}
 
-    def as_written(self, path: str) -> str:
+    def restore_written_path(self, path: str) -> str:
         """Return a path as the config has it where that is through an environment variable, else as it is."""
         return self._written.get(path, path)
 
@@ -349,19 +355,19 @@ class RunConfig(Strict):
         What came from the environment stays the name of its variable: it may be secret, and files are shown around.
         """
         values: dict[str, Any] = self.model_dump(mode="json")
-        return replaced_texts(values, self._written) if self._written else values
+        return replace_texts(values, self._written) if self._written else values
 
     def save(self, path: Path) -> None:
         """Write the resolved config as YAML."""
         path.write_text(dump_yaml(self.resolve_values()), encoding="utf-8")
 
 
-def replaced_texts(value: Any, texts: Mapping[str, str]) -> Any:
+def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
     """Return plain values with some texts replaced."""
     if isinstance(value, dict):
-        return {key: replaced_texts(item, texts) for key, item in value.items()}
+        return {key: replace_texts(item, texts) for key, item in value.items()}
     if isinstance(value, list):
-        return [replaced_texts(item, texts) for item in value]
+        return [replace_texts(item, texts) for item in value]
     return texts.get(value, value) if isinstance(value, str) else value
 
 
@@ -388,7 +394,9 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = (), trust: Tru
     config = expand_paths(build(RunConfig, data, str(path)), path)
     config = config.model_copy(update={"output_dir": os.path.expanduser(config.output_dir)})
     config._folder = path.parent
-    config._trust = trust | (remembered_trust(Path(config.output_dir), config.trust_settings()) or NO_TRUST)
+    config._trust = trust | (
+        read_remembered_trust(Path(config.output_dir), config.collect_trust_settings()) or NO_TRUST
+    )
     return config
 
 
@@ -405,8 +413,8 @@ def load_stored_run(file: Path, run: Path, trust: Trust = NO_TRUST) -> RunConfig
     """
     stored = build(RunConfig, load_yaml(file), str(file))
     written = expand_paths(stored, file, environment=False)
-    known = remembered_trust(run, written.trust_settings())
-    with environment_for(known is not None):
+    known = read_remembered_trust(run, written.collect_trust_settings())
+    with allow_environment(known is not None):
         config = expand_paths(stored, file)
     config._folder = file.parent
     config._trust = trust | (known or NO_TRUST)
@@ -444,7 +452,7 @@ def expand_paths(config: RunConfig, path: Path, environment: bool = True) -> Run
     if small is not None and small.extra_texts is not None:
         extra = expand_text_path(small.extra_texts, "decoder.miniature.extra_texts")
         decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": extra})})
-    stages = tuple(with_portable_recipes(stage, path.parent) for stage in config.stages)
+    stages = tuple(make_recipes_portable(stage, path.parent) for stage in config.stages)
     guard = config.guard
     if guard is not None:
         sets = {name: expand_text_path(folder, f"guard.sets.{name}") for name, folder in guard.sets.items()}
@@ -456,11 +464,11 @@ def expand_paths(config: RunConfig, path: Path, environment: bool = True) -> Run
     return changed
 
 
-def with_portable_recipes(stage: Stage, near: Path) -> Stage:
+def make_recipes_portable(stage: Stage, near: Path) -> Stage:
     """Let a stage name its recipes so that they are found from any folder."""
-    changes: dict[str, Any] = {"recipe": portable_name("recipe", stage.recipe, near)}
+    changes: dict[str, Any] = {"recipe": make_portable_name("recipe", stage.recipe, near)}
     ewc = stage.continual.ewc
     if ewc is not None and ewc.recipe is not None:
-        ewc = ewc.model_copy(update={"recipe": portable_name("recipe", ewc.recipe, near)})
+        ewc = ewc.model_copy(update={"recipe": make_portable_name("recipe", ewc.recipe, near)})
         changes["continual"] = stage.continual.model_copy(update={"ewc": ewc})
     return stage.model_copy(update=changes)

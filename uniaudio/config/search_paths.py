@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.text_files import read_text_file
 from uniaudio.errors import UserError, hide_value
 
@@ -41,16 +41,16 @@ VARIABLE = re.compile(r"\$\{env:(\w*)\}")
 READS_ENVIRONMENT: ContextVar[bool] = ContextVar("reads_environment", default=True)
 
 
-def shipped_root() -> Path:
+def find_shipped_root() -> Path:
     """Return the folder of the shipped YAML files: the one in the wheel, or the checkout itself."""
     inside = PACKAGE / "_shipped"
     return inside if inside.is_dir() else PACKAGE.parent
 
 
-def search_folders(kind: Kind, near: Path | None) -> list[Path]:
+def list_search_folders(kind: Kind, near: Path | None) -> list[Path]:
     """Return the folders in order of precedence: around the naming file, the user's own, the shipped ones."""
     around = [near, near / FOLDERS[kind], near.parent / FOLDERS[kind]] if near is not None else []
-    return [*around, Path(FOLDERS[kind]), shipped_root() / FOLDERS[kind]]
+    return [*around, Path(FOLDERS[kind]), find_shipped_root() / FOLDERS[kind]]
 
 
 def is_of_kind(file: Path, kind: Kind) -> bool:
@@ -80,7 +80,7 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
         if "/" in name_or_path:
             raise UserError(f"there is no {kind} file {name_or_path}")
     stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
-    folders = search_folders(kind, near)
+    folders = list_search_folders(kind, near)
     for folder in folders:
         file = folder / f"{stem}.yaml"
         if file.is_file() and is_of_kind(file, kind):
@@ -88,11 +88,11 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
     files = {file for folder in folders for file in folder.glob("*.yaml")}
     known = sorted({file.stem for file in files if is_of_kind(file, kind)})
     raise UserError(
-        f"there is no {kind} '{stem}'{did_you_mean(stem, known)}; known: {', '.join(known) or 'none'}"
+        f"there is no {kind} '{stem}'{suggest_name(stem, known)}; known: {', '.join(known) or 'none'}"
     )
 
 
-def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
+def make_portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
     """Return a text that finds the same file from any folder: a shipped file's name, any other's full path.
 
     A name that is not found is left as it is; whoever opens it says what is near.
@@ -101,7 +101,7 @@ def portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
         file = find_file(kind, name_or_path, near).resolve()
     except UserError:
         return name_or_path
-    shipped = (shipped_root() / FOLDERS[kind]).resolve()
+    shipped = (find_shipped_root() / FOLDERS[kind]).resolve()
     is_name = "/" not in name_or_path and not name_or_path.endswith((".yaml", ".yml"))
     return name_or_path if is_name and file.parent == shipped else str(file)
 
@@ -112,7 +112,7 @@ def real_root(name: str) -> Path | None:
     return Path(folder).expanduser().absolute() if folder else None
 
 
-def realdata_root() -> Path | None:
+def find_realdata_root() -> Path | None:
     """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` or None."""
     if (named := real_root("realdata")) is not None:
         return named
@@ -123,7 +123,7 @@ def realdata_root() -> Path | None:
     return None
 
 
-def cache_root() -> Path:
+def get_cache_root() -> Path:
     """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
     folder = os.environ.get("UNIAUDIO_CACHE")
     if folder:
@@ -131,13 +131,13 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniaudio"
 
 
-def miniature_root() -> Path:
+def get_miniature_root() -> Path:
     """Return the folder of the parts that miniature configs stand on; the number changes with their content."""
-    return cache_root() / "miniature" / "parts-1"
+    return get_cache_root() / "miniature" / "parts-1"
 
 
 @contextmanager
-def environment_for(allowed: bool) -> Iterator[None]:
+def allow_environment(allowed: bool) -> Iterator[None]:
     """Resolve ``${env:NAME}`` inside only if allowed: what a run of somebody else's names is not read for it."""
     token = READS_ENVIRONMENT.set(allowed)
     try:
@@ -161,17 +161,17 @@ def expand_path(text: str, near: Path, where: str) -> str:
     if text.startswith("${"):
         variable, _, rest = text[2:].partition("}")
         if variable in REAL_FOLDERS:
-            root = realdata_root() if variable == "realdata" else real_root(variable)
+            root = find_realdata_root() if variable == "realdata" else real_root(variable)
             if root is None:
                 name, content = REAL_FOLDERS[variable]
                 raise UserError(f"{where}: no folder of {content}; set {name} to it")
             return f"{prefix}{root}{rest}"
         if variable == "miniature":
-            if not miniature_root().is_dir():
+            if not get_miniature_root().is_dir():
                 raise UserError(
                     f"{where}: the miniature parts are not made yet; give the full config and +mini"
                 )
-            return f"{prefix}{miniature_root()}{rest}"
+            return f"{prefix}{get_miniature_root()}{rest}"
         if not variable.startswith("env:"):
             raise UserError(
                 f"{where}: ${{{variable}}} is none of "

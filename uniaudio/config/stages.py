@@ -167,7 +167,7 @@ class Stage(Strict):
 
     @field_validator("train", "lr")
     @classmethod
-    def are_expressions(cls, patterns: dict[str, object]) -> dict[str, object]:
+    def check_expressions(cls, patterns: dict[str, object]) -> dict[str, object]:
         for pattern in patterns:
             try:
                 re.compile(pattern)
@@ -176,7 +176,7 @@ class Stage(Strict):
         return patterns
 
     @model_validator(mode="after")
-    def length_fits(self) -> Stage:
+    def check_length(self) -> Stage:
         if (self.steps is None) == (self.hours is None):
             raise ValueError(f"stage {self.name} needs either `steps` or `hours` (of audio)")
         if self.steps is not None and self.warmup > self.steps:

@@ -71,14 +71,16 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: is nested too deeply") from problem
     except yaml.MarkedYAMLError as problem:
         line = problem.problem_mark.line + 1 if problem.problem_mark else 1
-        hint = "; quote a value that begins with '{{', '@', '%' or '`'" if looks_unquoted(text, line) else ""
+        hint = (
+            "; quote a value that begins with '{{', '@', '%' or '`'" if is_likely_unquoted(text, line) else ""
+        )
         raise UserError(f"{where}: line {line}: {problem.problem}{hint}") from problem
     except yaml.YAMLError as problem:
         raise UserError(f"{where}: {' '.join(str(problem).split())}") from problem
     return None if node is None else Builder(where).build(node)
 
 
-def looks_unquoted(text: str, line: int) -> bool:
+def is_likely_unquoted(text: str, line: int) -> bool:
     lines = text.splitlines()
     return bool(lines) and re.search(r":\s*[{@%`]", lines[min(line, len(lines)) - 1]) is not None
 
@@ -111,7 +113,7 @@ class Builder:
             )
         if isinstance(node, yaml.ScalarNode):
             try:
-                return node.value if node.style in ("'", '"', "|", ">") else plain_scalar(node.value)
+                return node.value if node.style in ("'", '"', "|", ">") else parse_plain_scalar(node.value)
             except ValueError as problem:  # Python reads no number of thousands of digits
                 raise UserError(f"{self.where}: line {line}: a number with too many digits") from problem
         if id(node) in self.inside:
@@ -140,7 +142,7 @@ class Builder:
         return result
 
 
-def plain_scalar(text: str) -> Any:
+def parse_plain_scalar(text: str) -> Any:
     """Read an unquoted scalar by the YAML 1.2 core schema."""
     if NULL.match(text):
         return None
@@ -155,7 +157,7 @@ def plain_scalar(text: str) -> Any:
     return text
 
 
-def parse_scalar(text: str) -> Any:
+def parse_override_value(text: str) -> Any:
     """Read the value of a command line override: any YAML, such as ``1e-4``, ``[a, b]`` or ``{x: 1}``."""
     return parse(text, f"override '{text}'")
 
@@ -165,7 +167,7 @@ class PlainDumper(yaml.SafeDumper):
 
 
 def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = None if isinstance(plain_scalar(text), str) else "'"
+    style = None if isinstance(parse_plain_scalar(text), str) else "'"
     if not text.isprintable():
         style = '"'  # the only style that keeps line breaks such as U+0085
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.search_paths import cache_root
+from uniaudio.config.search_paths import get_cache_root
 from uniaudio.errors import UserError
 
 
@@ -66,7 +66,7 @@ def require_remote_code(name: str, where: str, trust: Trust) -> None:
         )
 
 
-def look_into_working_folder() -> None:
+def add_working_folder_to_path() -> None:
     """Let Python find the user's own modules in the working folder, where an installed command does not look."""
     here = os.getcwd()
     if "" not in sys.path and here not in sys.path:
@@ -77,10 +77,11 @@ def remember_run(folder: Path, settings: Mapping[str, Any], trust: Trust) -> Non
     """Remember in the user's cache that a run was made here, and what it was allowed.
 
     Args:
-        folder: of the run. settings: ``RunConfig.trust_settings``; with others the run counts as somebody else's.
+        folder: of the run. settings: of ``RunConfig.collect_trust_settings``; with others the run counts as somebody
+            else's.
     """
-    file = memory_of(folder, settings)
-    allowed = Trust(trust.remote_code and all_pinned(settings), trust.code)
+    file = find_trust_file(folder, settings)
+    allowed = Trust(trust.remote_code and is_pinned(settings), trust.code)
     with suppress(OSError):  # without a cache nothing is remembered, and the options are needed each time
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f".{file.name}-{os.getpid()}")
@@ -88,30 +89,30 @@ def remember_run(folder: Path, settings: Mapping[str, Any], trust: Trust) -> Non
         unfinished.replace(file)
 
 
-def remembered_trust(folder: Path, settings: Mapping[str, Any]) -> Trust | None:
+def read_remembered_trust(folder: Path, settings: Mapping[str, Any]) -> Trust | None:
     """Return what a run in this folder with these settings was allowed when it was made here; None: it was not."""
     try:
-        stored = json.loads(memory_of(folder, settings).read_text("utf-8"))
+        stored = json.loads(find_trust_file(folder, settings).read_text("utf-8"))
         return Trust(stored["remote_code"] is True, stored["code"] is True)
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def memory_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+def find_trust_file(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Return the file for a run: its name is the hash of the folder, the settings and the code that these name."""
     parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {})]
-    code = [code_fingerprint(part) for part in parts]
+    code = [fingerprint_code(part) for part in parts]
     key = json.dumps([str(folder.resolve()), settings, code], sort_keys=True)
-    return cache_root() / "runs-made-here" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    return get_cache_root() / "runs-made-here" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def code_fingerprint(part: Mapping[str, Any]) -> list[str]:
+def fingerprint_code(part: Mapping[str, Any]) -> list[str]:
     """Return places and hashes of the code that an encoder or decoder of a config names; nothing is imported."""
     files: list[Path] = []
     kind = str(part.get("kind", ""))
     if ":" in kind:
-        look_into_working_folder()
-        files = module_files(kind.partition(":")[0])
+        add_working_folder_to_path()
+        files = list_module_files(kind.partition(":")[0])
     elif part.get("trust_remote_code"):
         folder = Path(str(part.get("path", "")).removeprefix("random:"))
         files = sorted(folder.glob("*.py")) if folder.is_dir() else []
@@ -122,7 +123,7 @@ def code_fingerprint(part: Mapping[str, Any]) -> list[str]:
     return pairs
 
 
-def module_files(name: str) -> list[Path]:
+def list_module_files(name: str) -> list[Path]:
     """Return the files that hold a module, by the place of its first package alone: that imports none of them."""
     first, *rest = name.split(".")
     try:
@@ -139,7 +140,7 @@ def module_files(name: str) -> list[Path]:
     )
 
 
-def all_pinned(settings: Mapping[str, Any]) -> bool:
+def is_pinned(settings: Mapping[str, Any]) -> bool:
     """Return whether no part takes code from the Hub that may change: each has a revision or is a folder."""
     parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {})]
     return all(

@@ -54,7 +54,7 @@ class FilePart:
         Raises:
             ValueError: when the file ends before the part does. OSError: when it cannot be read.
         """
-        file = kept_open(self.path).fileno()
+        file = open_cached(self.path).fileno()
         # looked at before anything is read: a size that a manifest states wrongly would be allocated
         if min(self.offset, self.size) < 0 or self.offset + self.size > os.fstat(file).st_size:
             raise ValueError(f"{self.path} has no {self.size} bytes at {self.offset}")
@@ -62,7 +62,7 @@ class FilePart:
 
 
 @lru_cache(maxsize=128)
-def kept_open(path: Path) -> FileIO:
+def open_cached(path: Path) -> FileIO:
     """Return an open file: archives are read again and again, and ``pread`` needs no place of its own."""
     return FileIO(path)
 
@@ -193,7 +193,7 @@ class ClipFile(soundfile.SoundFile):
             frame -= count
 
 
-def plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] | None:
+def parse_plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] | None:
     """Return samples ``[S]`` and rate of a whole mono WAV file of 16 bits, or None for anything else.
 
     Short clips of this kind are the bulk of keyword sets, and opening them with a library takes longer than their
@@ -264,13 +264,13 @@ def open_streams(
     with convert_to_row_error("broken audio", name), ExitStack() as stack:
         reader = open_reader(source, name)
         streams = []
-        for data in parts_to_open(reader, name, is_thorough):
+        for data in choose_readers(reader, name, is_thorough):
             file = stack.enter_context(open_file(data, reader, name, suffix))
             streams.append(file)
         yield streams
 
 
-def parts_to_open(reader: Reader, name: str, is_thorough: bool) -> list[Reader]:
+def choose_readers(reader: Reader, name: str, is_thorough: bool) -> list[Reader]:
     """Return what libsndfile is to open in place of the file: nearly always the file itself.
 
     Raises:
@@ -280,23 +280,23 @@ def parts_to_open(reader: Reader, name: str, is_thorough: bool) -> list[Reader]:
     if head[:4] in riff.MARKS and head[8:] == b"WAVE":
         samples = riff.check_wave(reader.read, reader.size, name)
         if samples is not None and samples.stated == 0 < samples.present:  # a header that was never completed
-            return [EncodedBytes(riff.with_size(reader.read(0, reader.size), samples))]
+            return [EncodedBytes(riff.state_size(reader.read(0, reader.size), samples))]
     elif head[:4] == flac.MARK:
         ending = check_flac(reader, name)
         if ending is not None:
-            return [EncodedBytes(flac.with_total(reader.read(0, reader.size), ending.end))]
+            return [EncodedBytes(flac.state_total(reader.read(0, reader.size), ending.end))]
     elif head[:4] == ogg.MARK:
         if is_thorough or reader.size <= SMALL_FILE or ogg.is_chained(reader.read, reader.size, name):
             data = reader.read(0, reader.size)
             links = ogg.find_links(data, name)
             if len(links) > 1:
                 return [EncodedBytes(data[begin:end]) for begin, end in links]
-    elif head[:3] == b"ID3" or (head[:1] == b"\xff" and mpeg.frame_at(head, 0) is not None):
-        return [with_stated_length(reader, name, is_thorough)]
+    elif head[:3] == b"ID3" or (head[:1] == b"\xff" and mpeg.parse_frame(head, 0) is not None):
+        return [state_mpeg_length(reader, name, is_thorough)]
     return [reader]
 
 
-def with_stated_length(reader: Reader, name: str, is_thorough: bool) -> Reader:
+def state_mpeg_length(reader: Reader, name: str, is_thorough: bool) -> Reader:
     """Return an MPEG file that states its length, and begins with its first frame: with a tag where it has none.
 
     Without one, libsndfile estimates the length from the first frame, and reads no further.
@@ -310,7 +310,7 @@ def with_stated_length(reader: Reader, name: str, is_thorough: bool) -> Reader:
     data = reader.read(survey.start, survey.end - survey.start)
     if survey.is_stated:
         return EncodedBytes(data)
-    return EncodedBytes(mpeg.tag_frame(data, survey.samples // survey.frame_samples) + data)
+    return EncodedBytes(mpeg.make_tag_frame(data, survey.samples // survey.frame_samples) + data)
 
 
 def open_file(data: Reader, reader: Reader, name: str, suffix: str) -> ClipFile:
@@ -323,14 +323,14 @@ def open_file(data: Reader, reader: Reader, name: str, suffix: str) -> ClipFile:
         RowError: "broken audio", "truncated audio".
     """
     try:
-        file = ClipFile(handle_for(data))
+        file = ClipFile(make_handle(data))
     except soundfile.SoundFileError as problem:
         survey = mpeg.survey(reader.read, reader.size, name, is_thorough=True)
         if survey is not None:
-            file = ClipFile(handle_for(with_stated_length(reader, name, is_thorough=True)))
+            file = ClipFile(make_handle(state_mpeg_length(reader, name, is_thorough=True)))
         elif suffix.lower() in HEADERLESS and "not recognised" in str(problem):
             subtype, rate = HEADERLESS[suffix.lower()]
-            file = ClipFile(handle_for(data), "r", rate, 1, subtype, "LITTLE", "RAW")
+            file = ClipFile(make_handle(data), "r", rate, 1, subtype, "LITTLE", "RAW")
         else:
             raise make_broken_audio_error(name, problem) from problem
     if file.samplerate > HIGHEST_RATE or file.frames > MOST_FRAMES:
@@ -343,7 +343,7 @@ def open_file(data: Reader, reader: Reader, name: str, suffix: str) -> ClipFile:
     return file
 
 
-def handle_for(data: Reader) -> Any:
+def make_handle(data: Reader) -> Any:
     """Return what ``soundfile`` opens: never a path, for libsndfile would go by its suffix."""
     if isinstance(data, OpenFile):
         descriptor = os.dup(data.file.fileno())
@@ -360,7 +360,7 @@ def open_for_header(source: Encoded, name: str) -> soundfile.SoundFile:
     """
     with convert_to_row_error("broken audio", name):
         reader = open_reader(source, name)
-        return open_file(parts_to_open(reader, name, False)[0], reader, name, "")
+        return open_file(choose_readers(reader, name, False)[0], reader, name, "")
 
 
 def make_broken_audio_error(name: str, problem: Exception) -> RowError:
@@ -377,14 +377,14 @@ def probe_seconds(source: Encoded, name: str = "", suffix: str = "") -> float:
     name = name or str(source)[:200]
     with convert_to_row_error("broken audio", name):
         reader = open_reader(source, name)
-        seconds = seconds_of_header(reader, name)
+        seconds = read_header_seconds(reader, name)
         if seconds is not None:
             return seconds
     with open_streams(source, name, suffix_of(source, suffix)) as streams:
         return sum(file.frames / file.samplerate for file in streams)
 
 
-def seconds_of_header(reader: Reader, name: str) -> float | None:
+def read_header_seconds(reader: Reader, name: str) -> float | None:
     """Return the length of a plain WAV or FLAC file, which takes no library to know; None for any other.
 
     Raises:
@@ -445,7 +445,7 @@ def decode(
         opened = read_at_once(source, name)
         content = opened.content if isinstance(opened, OpenFile) else opened
         if isinstance(content, bytes | memoryview):
-            wave = plain_wave(content)
+            wave = parse_plain_wave(content)
             if (
                 wave is not None
                 and wave[1] == SAMPLE_RATE
@@ -459,7 +459,7 @@ def decode(
         limit = max_seconds if span is None else seconds
         check_length(seconds, limit, name)
         whole = np.concatenate([decode_stream(file, limit, name, None, notices) for file in streams])
-        return whole if span is None else cut_out(whole, span, max_seconds, name)
+        return whole if span is None else cut_span(whole, span, max_seconds, name)
 
 
 def read_at_once(source: Encoded, name: str) -> Encoded | OpenFile:
@@ -487,7 +487,7 @@ def check_length(seconds: float, max_seconds: float, name: str) -> None:
         raise RowError("clip too long", f"{name}: {seconds:.1f} s, allowed {max_seconds:g} s")
 
 
-def frames_of_span(span: tuple[float, float], rate: int, frames: int, name: str) -> tuple[int, int]:
+def find_span_frames(span: tuple[float, float], rate: int, frames: int, name: str) -> tuple[int, int]:
     """Return the first frame of a span and its number of frames, within those that there are.
 
     Raises:
@@ -501,7 +501,7 @@ def frames_of_span(span: tuple[float, float], rate: int, frames: int, name: str)
     return first, min(end, frames) - first
 
 
-def cut_out(
+def cut_span(
     samples: NDArray[np.int16], span: tuple[float, float], max_seconds: float, name: str
 ) -> NDArray[np.int16]:
     """Return a span of samples at 16 kHz.
@@ -509,7 +509,7 @@ def cut_out(
     Raises:
         RowError: "span outside of the recording", "clip too long".
     """
-    first, count = frames_of_span(span, SAMPLE_RATE, len(samples), name)
+    first, count = find_span_frames(span, SAMPLE_RATE, len(samples), name)
     check_length(count / SAMPLE_RATE, max_seconds, name)
     return samples[first : first + count]
 
@@ -520,7 +520,7 @@ def decode_stream(
     """Decode an opened file, see ``decode``."""
     rate, first, frames = file.samplerate, 0, file.frames
     if span is not None:
-        first, frames = frames_of_span(span, rate, file.frames, name)
+        first, frames = find_span_frames(span, rate, file.frames, name)
     check_length(frames / rate, max_seconds, name)
     # already what is asked for: 16 bits of one channel at 16 kHz need no way through floats
     ready = rate == SAMPLE_RATE and file.channels == 1 and file.subtype == "PCM_16"

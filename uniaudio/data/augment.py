@@ -36,14 +36,14 @@ HOP = 160  # samples of a mel frame
 FADED = 6.9078  # ln(1000): the amplitude of a response has fallen by 60 dB
 
 
-def rising(values: tuple[float, float]) -> tuple[float, float]:
+def check_rising(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError(f"the range must rise, got {values[0]:g} to {values[1]:g}")
     return values
 
 
 CodecName = Literal["mp3", "ogg", "opus", "mulaw"]
-Range = Annotated[tuple[float, float], AfterValidator(rising)]
+Range = Annotated[tuple[float, float], AfterValidator(check_rising)]
 
 
 class Transform(Strict):
@@ -85,7 +85,7 @@ class Noise(Transform):
         noise = (
             self.generate_wave(len(wave), rng)
             if self.files is None
-            else some_part(self.files, len(wave), rng)
+            else cut_random_part(self.files, len(wave), rng)
         )
         power, level = float(np.mean(wave**2)), float(np.mean(noise**2))
         if power < SILENCE or level < SILENCE:
@@ -116,7 +116,7 @@ class Reverb(Transform):
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         from scipy import signal
 
-        response = self.generate_response(rng) if self.files is None else some_file(self.files, rng)
+        response = self.generate_response(rng) if self.files is None else load_random_file(self.files, rng)
         begin = int(np.argmax(np.abs(response)))  # the direct sound: the clip must not be moved
         wet = signal.fftconvolve(wave, response[begin:])[: len(wave)]
         before, after = float(np.mean(wave**2)), float(np.mean(wet**2))
@@ -200,7 +200,7 @@ class Codec(Transform):
 
     @field_validator("kind", mode="before", json_schema_input_type=CodecName | tuple[CodecName, ...])
     @classmethod
-    def one_or_several(cls, kind: Any) -> Any:
+    def check_kinds(cls, kind: Any) -> Any:
         return (kind,) if isinstance(kind, str) else tuple(kind) if isinstance(kind, list) else kind
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
@@ -219,7 +219,7 @@ class Codec(Transform):
         soundfile.write(buffer, wave, SAMPLE_RATE, format=form, subtype=subtype, compression_level=level)
         buffer.seek(0)
         back = soundfile.read(buffer, dtype="float32")[0]
-        return fit_length(back[lag_of(wave, back) :], len(wave))
+        return fit_length(back[estimate_lag(wave, back) :], len(wave))
 
 
 class Clip(Transform):
@@ -298,7 +298,7 @@ class AugmentStep(Strict):
     """Mask bands of the spectrogram."""
 
     @model_validator(mode="after")
-    def one_transform(self) -> AugmentStep:
+    def check_one_transform(self) -> AugmentStep:
         named = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"name exactly one transform a step, found {', '.join(named) or 'none'}")
@@ -395,7 +395,7 @@ def decode_file(path: Path) -> Wave:
     return decode(path, LONGEST_FILE, str(path)).astype(np.float32) / np.float32(QUANTA)
 
 
-def some_file(folder: str, rng: random.Random) -> Wave:
+def load_random_file(folder: str, rng: random.Random) -> Wave:
     """Return the samples of a random file of a folder."""
     wave = decode_file(rng.choice(find_audio_files(folder)[0]))
     if float(np.abs(wave).max()) == 0:
@@ -403,9 +403,9 @@ def some_file(folder: str, rng: random.Random) -> Wave:
     return wave
 
 
-def some_part(folder: str, count: int, rng: random.Random) -> Wave:
+def cut_random_part(folder: str, count: int, rng: random.Random) -> Wave:
     """Return ``count`` samples of a random file from a random place on, the file repeated where it is short."""
-    wave = some_file(folder, rng)
+    wave = load_random_file(folder, rng)
     if len(wave) > count:
         begin = rng.randrange(len(wave) - count + 1)
         return wave[begin : begin + count]
@@ -417,7 +417,7 @@ def fit_length(wave: Wave, count: int) -> Wave:
     return np.pad(wave[:count], (0, max(0, count - len(wave)))).astype(np.float32)
 
 
-def lag_of(wave: Wave, back: Wave, longest: int = 4096) -> int:
+def estimate_lag(wave: Wave, back: Wave, longest: int = 4096) -> int:
     """Return by how many samples a codec delayed a clip, by the peak of the correlation of their beginnings."""
     if len(back) <= len(wave):
         return 0

@@ -17,9 +17,9 @@ from typing import Any
 
 from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.data.chat_format import ChatFormat, prefix_of
-from uniaudio.data.permutation import drawn_before, number, phase_of, row_rng
+from uniaudio.data.permutation import count_draws_before, derive_phase, hash_parts, make_row_rng
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_clips import row_seconds
+from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.skipped_rows import Skip
@@ -140,10 +140,10 @@ class Mixture:
             self.format.max_text_tokens != MAX_TEXT_TOKENS
         ):  # checkpoints from before there was this limit go on
             facts += ((self.format.max_text_tokens,),)
-        return f"{number(self.seed, repr(facts)):016x}"
+        return f"{hash_parts(self.seed, repr(facts)):016x}"
 
-    def entry_seed(self, entry: int) -> int:
-        return number(self.seed, self.recipe.train[entry].name)
+    def derive_entry_seed(self, entry: int) -> int:
+        return hash_parts(self.seed, self.recipe.train[entry].name)
 
     def stream(
         self, index: int, state: StreamState | None = None, say: Callable[[str], None] = lambda what: None
@@ -180,10 +180,14 @@ class LogicalStream:
     def __init__(self, mixture: Mixture, index: int, state: StreamState, say: Callable[[str], None]) -> None:
         self.mixture, self.index, self.state, self.say = mixture, index, state, say
         self.cursors = [self.open_cursor(entry) for entry in range(len(mixture.sources))]
-        self.phases = [phase_of(mixture.seed, entry.name, index) for entry in mixture.recipe.train]
+        self.phases = [derive_phase(mixture.seed, entry.name, index) for entry in mixture.recipe.train]
 
     def open_cursor(self, entry: int) -> IndexedCursor | ShardCursor:
-        mixture, source, seed = self.mixture, self.mixture.sources[entry], self.mixture.entry_seed(entry)
+        mixture, source, seed = (
+            self.mixture,
+            self.mixture.sources[entry],
+            self.mixture.derive_entry_seed(entry),
+        )
         if isinstance(source, IndexedSource):
             return IndexedCursor(source, seed, self.index, mixture.streams)
         name, mark = mixture.recipe.train[entry].dataset.name, self.state.marks.get(entry, Mark())
@@ -232,7 +236,7 @@ class LogicalStream:
         draws: Counter[str] = Counter()
         size = self.mixture.pool
         for i, (entry, cursor) in enumerate(zip(self.mixture.recipe.train, self.cursors, strict=True)):
-            first, end = (drawn_before(entry.share, self.phases[i], size * p) for p in (pool, pool + 1))
+            first, end = (count_draws_before(entry.share, self.phases[i], size * p) for p in (pool, pool + 1))
             for j in range(first, end):
                 self.say(f"{entry.dataset.name}, the row of draw {j * self.mixture.streams + self.index}")
                 k, row = (
@@ -243,7 +247,7 @@ class LogicalStream:
                 rows += self.plan_row(i, entry, k, row, skips)
             draws[entry.dataset.name] += (end - first) * len(entry.templates)
             if isinstance(cursor, ShardCursor):
-                skips += cursor.troubles()
+                skips += cursor.take_troubles()
         return rows, skips, draws
 
     def plan_row(
@@ -258,12 +262,12 @@ class LogicalStream:
             skips += [Skip.of(name, f"draw {k}", row)] * num_questions
             return []
         try:
-            seconds = self.usable_seconds(row)
+            seconds = self.read_usable_seconds(row)
             clips = self.audio_tokens(seconds)
         except RowError as problem:
             skips += [Skip.of(name, row.key, problem)] * num_questions
             return []
-        rng = row_rng(self.mixture.seed, entry.name, k)
+        rng = make_row_rng(self.mixture.seed, entry.name, k)
         questions = []
         for template in entry.templates:
             try:
@@ -277,9 +281,9 @@ class LogicalStream:
         cost = self.cost(sum(seconds), clips, [rendered for _, rendered in questions])
         return [PlannedRow(index, k, row, sum(seconds), cost, tuple(questions))]
 
-    def usable_seconds(self, row: Row) -> list[float]:
+    def read_usable_seconds(self, row: Row) -> list[float]:
         """Return the seconds of every clip of a row, when they can be used."""
-        lengths, longest = row_seconds(row), self.mixture.max_seconds
+        lengths, longest = read_row_seconds(row), self.mixture.max_seconds
         for ref, length in zip(row.audio, lengths, strict=True):
             if length < SHORTEST:
                 raise RowError("empty audio", f"{ref.name}: {length:g} s")
@@ -327,7 +331,7 @@ class LogicalStream:
         """Sort by length and fill micro-batches evenly within the budget; shuffle their order."""
         ordered = sorted(rows, key=lambda planned: (planned.seconds, planned.entry, planned.k))
         batches = level_micro_batches(ordered)
-        random.Random(number(self.mixture.seed, "pool", self.index, pool)).shuffle(batches)
+        random.Random(hash_parts(self.mixture.seed, "pool", self.index, pool)).shuffle(batches)
         return [tuple(batch) for batch in batches]
 
 

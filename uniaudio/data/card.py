@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import expand_path, find_file
@@ -50,11 +50,11 @@ class Load(Strict):
 
     @field_validator(*SEVERAL, mode="before")
     @classmethod
-    def several(cls, places: Any) -> Any:
+    def list_places(cls, places: Any) -> Any:
         return tuple(places) if isinstance(places, list) else places
 
     @model_validator(mode="after")
-    def one_kind(self) -> Load:
+    def check_one_kind(self) -> Load:
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) != 1:
             raise ValueError(f"name exactly one of {', '.join(KINDS)}, found {', '.join(named) or 'none'}")
@@ -111,7 +111,7 @@ class SegmentFile(Strict):
     """Column with the duration in seconds, in place of `end`."""
 
     @model_validator(mode="after")
-    def one_of_each(self) -> SegmentFile:
+    def check_one_of_each(self) -> SegmentFile:
         if (self.start is None) == (self.offset is None) or (self.end is None) == (self.duration is None):
             raise ValueError("name one column as `start` (or `offset`) and one as `end` or `duration`")
         return self
@@ -151,11 +151,11 @@ class CardFile(Strict):
 
     @field_validator("audio", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
-    def one_clip(cls, audio: Any) -> Any:
+    def check_one_clip(cls, audio: Any) -> Any:
         return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
 
     @model_validator(mode="after")
-    def segment_of_one_clip(self) -> CardFile:
+    def check_segment(self) -> CardFile:
         if isinstance(self.segment, SegmentFile) and len(self.audio) > 1:
             raise ValueError("segment: the times of one clip, but `audio` names several")
         return self
@@ -209,7 +209,7 @@ class DatasetCard:
         """
         return {name: text.render(row) for name, text in self.audio_texts.items()}
 
-    def columns_to_read(self, split: str, there: Set[str]) -> frozenset[str] | None:
+    def list_columns_to_read(self, split: str, there: Set[str]) -> frozenset[str] | None:
         """Return the columns, without those of clips, that anything here uses; None for all that are there.
 
         Where one of them is missing all are read, so that the message about it can name them.
@@ -232,7 +232,7 @@ class DatasetCard:
         """
         if name not in self.splits:
             raise UserError(
-                f"{self.path}: no split '{name}'{did_you_mean(name, self.splits)}; "
+                f"{self.path}: no split '{name}'{suggest_name(name, self.splits)}; "
                 f"splits: {', '.join(self.splits)}"
             )
         return self.splits[name]
@@ -258,7 +258,7 @@ class DatasetCard:
             UserError: when the rows have no column that the condition uses, or it cannot be worked out for this row.
         """
         keep = self.split(split).keep
-        return keep is None or keep.holds(row)
+        return keep is None or keep.is_true(row)
 
 
 def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
@@ -278,7 +278,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         where = f"{path}: load.{data.load.kind}"
         places = tuple(expand_path(place, path.parent, where) for place in places)
     columns = {name: Text(text, f"{path}: columns.{name}") for name, text in data.columns.items()}
-    audio = dict(audio_columns(data.audio, f"{path}: audio"))
+    audio = dict(parse_audio_columns(data.audio, f"{path}: audio"))
     return DatasetCard(
         name=data.dataset,
         load=data.load.model_copy(update={data.load.kind: places if len(places) > 1 else places[0]}),
@@ -303,7 +303,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
     )
 
 
-def audio_columns(audio: Sequence[str], where: str) -> list[tuple[str, Text | None]]:
+def parse_audio_columns(audio: Sequence[str], where: str) -> list[tuple[str, Text | None]]:
     """Return the names of the audio columns and, where one is made of other columns, the text that makes it.
 
     Raises:

@@ -66,7 +66,7 @@ class ChatFormat:
         self.pad = stated  # an id only for the empty places of generated rows; masks never come from it
         self.known: dict[str, list[int]] = {}
         self.num_known = 0  # ids in ``known``
-        self.special_texts = markup_texts(tokenizer, self.prefix + self.suffix)
+        self.special_texts = list_markup_texts(tokenizer, self.prefix + self.suffix)
         self.first_signs = frozenset(text[0] for text in self.special_texts)
         # a tokenizer may write ``unk`` for any rare sign, so this id says nothing about markup
         ids = tokenizer.convert_tokens_to_ids(self.special_texts)
@@ -213,7 +213,7 @@ def check_text(text: str, max_text_tokens: int = MAX_TEXT_TOKENS) -> None:
             text.encode()
 
 
-def markup_texts(tokenizer: PreTrainedTokenizerBase, chat: str) -> list[str]:
+def list_markup_texts(tokenizer: PreTrainedTokenizerBase, chat: str) -> list[str]:
     """Return the texts that a tokenizer takes as markup, sorted.
 
     Not all of them are marked as special in tokenizers: also taken are added tokens that the markup of the chat

@@ -93,7 +93,7 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatMarkup:
     answered = history.split(USER)[1]  # what the template puts before an answer that is there
     if answered.startswith(suffix) and answered[len(suffix) :].strip():
         suffix = answered  # such as the channel of an answer without a thought
-    suffix = close_thought(suffix, ending, template_text(tokenizer))
+    suffix = close_thought(suffix, ending, read_template_text(tokenizer))
     return ChatMarkup(prefix, suffix, end_of_turn(tokenizer, ending))
 
 
@@ -160,7 +160,7 @@ def write_time(write: Callable[[str], str], format: str) -> str:
     return write(format)
 
 
-def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
+def read_template_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the source of the template and all added tokens: the texts in which the end of a tag is looked for."""
     return f"{tokenizer.chat_template} " + " ".join(
         token.content for token in tokenizer.added_tokens_decoder.values()
@@ -175,7 +175,7 @@ def close_thought(suffix: str, ending: str, known: str) -> str:
             answer and is none of a thought. known: the text of the template and of added tokens.
     """
     for tag in OPENING.finditer(suffix):
-        closing = closing_tag(tag, known)
+        closing = find_closing_tag(tag, known)
         if closing is None or closing in ending or closing in suffix[tag.end() :]:
             continue
         if suffix[tag.end() :].startswith("\n"):
@@ -184,7 +184,7 @@ def close_thought(suffix: str, ending: str, known: str) -> str:
     return suffix
 
 
-def closing_tag(tag: re.Match[str], known: str) -> str | None:
+def find_closing_tag(tag: re.Match[str], known: str) -> str | None:
     """Return the text that closes a tag: one that is known, or ``</think>`` for the name of a thought.
 
     None where the tag opens nothing.

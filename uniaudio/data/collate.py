@@ -57,11 +57,11 @@ def pack(
     tasks: tuple[str, ...],
     share: bool,
 ) -> Batch:
-    clips, clip_numbers = different_clips(examples)
+    clips, clip_numbers = find_different_clips(examples)
     slots = [slots_for(len(clip)) for clip in clips]
     first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
     prompts = [format.prompt(example.prompt) for example in examples]
-    leaders = leading_rows(examples, prompts) if share else list(range(len(examples)))
+    leaders = find_leading_rows(examples, prompts) if share else list(range(len(examples)))
     shared: list[int] = []
     tokens: list[int] = []
     lengths: list[int] = []
@@ -87,31 +87,31 @@ def pack(
         tokens += answer
         lengths.append(len(tokens) - start)
     samples = np.concatenate(clips) if clips else np.zeros(0, np.int16)
-    task = integers([tasks.index(example.task) for example in examples])
+    task = make_integers([tasks.index(example.task) for example in examples])
     return Batch(
-        audio=Ragged(torch.from_numpy(samples), integers([len(clip) for clip in clips])),
-        tokens=Ragged(integers(tokens), integers(lengths)),
-        audio_positions=integers(audio_positions),
-        audio_index=integers(audio_index),
-        label_positions=integers(label_positions),
-        labels=integers([token for answer in answers for token in answer]),
-        label_task=task.repeat_interleave(integers([len(answer) for answer in answers])),
-        masks=masks_of(examples, clip_numbers),
+        audio=Ragged(torch.from_numpy(samples), make_integers([len(clip) for clip in clips])),
+        tokens=Ragged(make_integers(tokens), make_integers(lengths)),
+        audio_positions=make_integers(audio_positions),
+        audio_index=make_integers(audio_index),
+        label_positions=make_integers(label_positions),
+        labels=make_integers([token for answer in answers for token in answer]),
+        label_task=task.repeat_interleave(make_integers([len(answer) for answer in answers])),
+        masks=pack_masks(examples, clip_numbers),
         example_clips=Ragged(
-            integers([clip for numbers in clip_numbers for clip in numbers]),
-            integers([len(numbers) for numbers in clip_numbers]),
+            make_integers([clip for numbers in clip_numbers for clip in numbers]),
+            make_integers([len(numbers) for numbers in clip_numbers]),
         ),
         example_task=task,
-        prompt_lengths=integers(prompt_lengths),
+        prompt_lengths=make_integers(prompt_lengths),
         tasks=tasks,
         ids=tuple(example.id for example in examples),
         audio_tokens=first[-1],
         audio_seconds=len(samples) / SAMPLE_RATE,
-        prefixes=SharedPrefixes(integers(leaders), integers(shared)) if any(shared) else None,
+        prefixes=SharedPrefixes(make_integers(leaders), make_integers(shared)) if any(shared) else None,
     )
 
 
-def different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.int16]], list[range]]:
+def find_different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.int16]], list[range]]:
     """Return the C different clips, and for every example which of them it asks about."""
     clips: list[NDArray[np.int16]] = []
     clip_numbers = []
@@ -122,7 +122,7 @@ def different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.int16]
     return clips, clip_numbers
 
 
-def leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]) -> list[int]:
+def find_leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]) -> list[int]:
     """Return for every example the first one about the same clips whose prompt begins alike, or itself."""
     leaders = []
     known: dict[tuple[tuple[int, ...], ...], int] = {}
@@ -134,7 +134,7 @@ def leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]
     return leaders
 
 
-def masks_of(examples: Sequence[Example], clip_numbers: Sequence[range]) -> torch.Tensor:
+def pack_masks(examples: Sequence[Example], clip_numbers: Sequence[range]) -> torch.Tensor:
     """Return ``[R, 4]`` int64: the masks of the different clips by their number in the batch."""
     rows = [
         (numbers[clip], *band)
@@ -145,5 +145,5 @@ def masks_of(examples: Sequence[Example], clip_numbers: Sequence[range]) -> torc
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
 
-def integers(values: list[int]) -> torch.Tensor:
+def make_integers(values: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)

@@ -30,7 +30,7 @@ TESTS = {
 }
 
 
-def compare(left: Any, sign: str, right: Any) -> bool:
+def compare_values(left: Any, sign: str, right: Any) -> bool:
     """Compare two values of a condition.
 
     Text beside a number is compared as a number, text beside true or false as these words; a column without a value
@@ -91,16 +91,18 @@ def is_empty_beside_number(left: Any, right: Any) -> bool:
 def match_types(left: Any, right: Any) -> tuple[Any, Any]:
     """Return both values as numbers or truths where one is and the other is its writing."""
     if isinstance(left, str) and isinstance(right, int | float):
-        return value_like(left, right)
+        return match_value_type(left, right)
     if isinstance(right, str) and isinstance(left, int | float):
-        return value_like(right, left)[::-1]
+        return match_value_type(right, left)[::-1]
     return left, right
 
 
-def value_like(text: str, other: float) -> tuple[Any, Any]:
+def match_value_type(text: str, other: float) -> tuple[Any, Any]:
     """Return a text as what the other value is, and the other value."""
     if isinstance(other, ClassIndex):
-        return (text, str(other)) if NUMBER.fullmatch(text.strip()) is None else (number_of(text), int(other))
+        return (
+            (text, str(other)) if NUMBER.fullmatch(text.strip()) is None else (parse_number(text), int(other))
+        )
     if isinstance(other, bool) and text.strip().lower() in TRUTH:
         return TRUTH[text.strip().lower()], other
     if NUMBER.fullmatch(text.strip()) is None:
@@ -108,10 +110,10 @@ def value_like(text: str, other: float) -> tuple[Any, Any]:
         raise ValueError(
             f"the text {text[:100]!r} is compared with {kind}; write both as text or both as numbers"
         )
-    return number_of(text), other
+    return parse_number(text), other
 
 
-def number_of(text: str) -> float:
+def parse_number(text: str) -> float:
     digits = text.strip().lstrip("+-")
     return int(text) if digits.isdigit() else float(text)
 
@@ -122,7 +124,7 @@ def is_true(value: Any) -> bool:
         return bool(value)
     if isinstance(value, str):
         text = value.strip()
-        return TRUTH.get(text.lower(), bool(number_of(text)) if NUMBER.fullmatch(text) else bool(text))
+        return TRUTH.get(text.lower(), bool(parse_number(text)) if NUMBER.fullmatch(text) else bool(text))
     return not has_no_value(value) and bool(value)
 
 
@@ -130,7 +132,7 @@ def compare_chain(first: Any, *rest: Any) -> bool:
     """Work out ``a < b <= c``: (a, "lt", b, "lteq", c)."""
     left = first
     for sign, right in zip(rest[::2], rest[1::2], strict=True):
-        if not compare(left, sign, right):
+        if not compare_values(left, sign, right):
             return False
         left = right
     return True
@@ -149,13 +151,13 @@ def prepare_comparisons(environment: Environment) -> None:
 
 def make_test(sign: str) -> Callable[[Any, Any], bool]:
     def test(left: Any, right: Any) -> bool:
-        return compare(left, sign, right)
+        return compare_values(left, sign, right)
 
     return test
 
 
 def compile_text(environment: Environment, source: str) -> Template:
-    """Compile a text whose comparisons are those of ``compare``.
+    """Compile a text whose comparisons are those of ``compare_values``.
 
     Raises:
         TemplateSyntaxError: when it is not well-formed.
@@ -164,7 +166,7 @@ def compile_text(environment: Environment, source: str) -> Template:
 
 
 def compile_condition(environment: Environment, source: str) -> TemplateExpression:
-    """Compile an expression whose comparisons are those of ``compare``, and of which only the truth counts.
+    """Compile an expression whose comparisons are those of ``compare_values``, and of which only the truth counts.
 
     Raises:
         TemplateSyntaxError: when it is no expression.

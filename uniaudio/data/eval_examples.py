@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_rows
-from uniaudio.data.permutation import number
+from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
@@ -27,7 +27,7 @@ def build_example(row: Row, entry: EvalEntry, max_seconds: float) -> tuple[Examp
     clips = decode_clips(row, max_seconds)
     if entry.augmenter is not None:
         with convert_to_row_error("broken audio", row.key):
-            rng = random.Random(number("condition", row.key))
+            rng = random.Random(hash_parts("condition", row.key))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
     example = Example(
         id=f"{entry.dataset.name}/{entry.split}/{row.key}",

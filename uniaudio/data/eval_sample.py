@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from uniaudio.data.permutation import number
+from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.errors import RowError
@@ -61,29 +61,31 @@ def choose_sample(entry: EvalEntry, source: Source, limit: int | None) -> EvalSa
         return EvalSample(None, source.size)
     groups: dict[str | None, list[tuple[int, Address]]] = defaultdict(list)
     looked_at = 0
-    for address, row in candidates(entry, source, limit):
+    for address, row in iterate_candidates(entry, source, limit):
         key = row.key if isinstance(row, Row) else str(address)
-        groups[answer_of(row, entry)].append((number("evaluate", entry.dataset.name, key), address))
+        groups[render_answer(row, entry)].append((hash_parts("evaluate", entry.dataset.name, key), address))
         looked_at += 1
     rows = source.size
     if rows is None and looked_at < limit * STREAMED_CANDIDATES:
         rows = looked_at
     if rows is not None and rows <= limit:
         return EvalSample(None, rows)
-    return EvalSample(tuple(sorted(draw(groups, limit))), rows)
+    return EvalSample(tuple(sorted(draw_addresses(groups, limit))), rows)
 
 
-def candidates(entry: EvalEntry, source: Source, limit: int) -> Iterator[tuple[Address, Row | RowError]]:
+def iterate_candidates(
+    entry: EvalEntry, source: Source, limit: int
+) -> Iterator[tuple[Address, Row | RowError]]:
     """Yield the rows to choose among with their addresses; rows that the split does not keep are none."""
     if isinstance(source, IndexedSource):
         indices: Sequence[int] = range(source.size)
         if source.size > MOST_CANDIDATES:
             # one of each of so many stretches of equal length, so that all of the set is seen whatever its order
             stretch = source.size / MOST_CANDIDATES
-            offsets = (number("candidate", entry.dataset.name, i) / 2**64 for i in range(MOST_CANDIDATES))
+            offsets = (hash_parts("candidate", entry.dataset.name, i) / 2**64 for i in range(MOST_CANDIDATES))
             indices = [int((i + offset) * stretch) for i, offset in enumerate(offsets)]
         for index in indices:
-            yield (0, index), source.row_or_error(index)
+            yield (0, index), source.read_row_or_error(index)
     else:
         share = -(-limit * STREAMED_CANDIDATES // max(len(source.shards), 1))
         for shard in range(len(source.shards)):
@@ -92,7 +94,7 @@ def candidates(entry: EvalEntry, source: Source, limit: int) -> Iterator[tuple[A
             yield from islice(kept, share)
 
 
-def answer_of(row: Row | RowError, entry: EvalEntry) -> str | None:
+def render_answer(row: Row | RowError, entry: EvalEntry) -> str | None:
     """Return the first right answer of a row; None where it cannot be used."""
     if isinstance(row, RowError):
         return None
@@ -102,7 +104,7 @@ def answer_of(row: Row | RowError, entry: EvalEntry) -> str | None:
         return None
 
 
-def draw(groups: Mapping[str | None, list[tuple[int, Address]]], limit: int) -> list[Address]:
+def draw_addresses(groups: Mapping[str | None, list[tuple[int, Address]]], limit: int) -> list[Address]:
     """Return ``limit`` addresses, those with the lowest numbers of every group."""
     if len(groups) > limit:
         everything = sorted(pair for pairs in groups.values() for pair in pairs)
@@ -124,7 +126,7 @@ def sample_rows(source: Source, sample: EvalSample) -> Iterator[Row | RowError]:
     if sample.addresses is None:
         yield from source.rows()
     elif isinstance(source, IndexedSource):
-        yield from (source.row_or_error(index) for _, index in sample.addresses)
+        yield from (source.read_row_or_error(index) for _, index in sample.addresses)
     else:
         wanted = defaultdict(set)
         for shard, index in sample.addresses:

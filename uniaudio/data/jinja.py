@@ -18,7 +18,7 @@ from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvir
 from uniaudio.errors import RowError, UserError, convert_to_row_error, first_line
 
 
-def environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
+def build_environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
     env = kind(undefined=StrictUndefined, keep_trailing_newline=True, finalize=write_value)
     del env.filters["random"]  # draws come from the example's own generator
     for name in ("int", "float"):
@@ -44,8 +44,8 @@ def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **opt
     return one
 
 
-PLAIN = environment(PlainEnvironment)  # for templates that cannot multiply anything
-LIMITED = environment(LimitedEnvironment)
+PLAIN = build_environment(PlainEnvironment)  # for templates that cannot multiply anything
+LIMITED = build_environment(LimitedEnvironment)
 SHOWN = 200  # of them in a message
 COMPARISON = re.compile(
     r"""(?P<column>[^\W\d]\w*) *(?P<sign>[!=]=) *(?:'(?P<text>[^'\\]*)'|"(?P<quoted>[^"\\]*)"|(?P<number>-?\d+))"""
@@ -67,7 +67,7 @@ class Text:
     def __init__(self, source: str, where: str) -> None:
         self.source = source
         self.where = where
-        with reading(source, where):
+        with convert_template_errors(source, where):
             tree = LIMITED.parse(source)
             self.names = frozenset(meta.find_undeclared_variables(tree))
             self.compiled = compile_text(PLAIN if is_bounded(tree) else LIMITED, source)
@@ -114,7 +114,7 @@ class Condition:
 
     def __init__(self, source: str, where: str) -> None:
         self.where = where
-        with reading(source, where):
+        with convert_template_errors(source, where):
             tree = LIMITED.parse("{{" + source + "}}")
             self.names = frozenset(meta.find_undeclared_variables(tree))
             self.compiled = compile_condition(PLAIN if is_bounded(tree) else LIMITED, source)
@@ -123,9 +123,9 @@ class Condition:
             self.single = next(iter(self.names)) if len(self.names) == 1 else None
             # answers by the value of the only column: many, such as folds, have few values
             self.seen: dict[Any, bool] = {}
-            self.known = literal_of(self.comparison) if self.comparison is not None else None
+            self.known = get_literal(self.comparison) if self.comparison is not None else None
 
-    def holds(self, fields: Mapping[str, Any]) -> bool:
+    def is_true(self, fields: Mapping[str, Any]) -> bool:
         """Return whether the condition is true of the fields.
 
         Raises:
@@ -158,7 +158,7 @@ class Condition:
         return holds
 
 
-def literal_of(comparison: re.Match[str]) -> str | int:
+def get_literal(comparison: re.Match[str]) -> str | int:
     """Return the value that a plain comparison names."""
     if comparison["number"]:
         return int(comparison["number"])
@@ -166,7 +166,7 @@ def literal_of(comparison: re.Match[str]) -> str | int:
 
 
 @contextmanager
-def reading(source: str, where: str) -> Iterator[None]:
+def convert_template_errors(source: str, where: str) -> Iterator[None]:
     """Turn whatever is wrong with a text into one sentence while it is parsed, compiled and, if constant, worked out.
 
     Raises:

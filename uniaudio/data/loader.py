@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from uniaudio.data.batching import Mixture, PlannedBatch, PlannedRow, StreamState
 from uniaudio.data.clip_notices import ClipNotice
 from uniaudio.data.collate import collate
-from uniaudio.data.permutation import number
+from uniaudio.data.permutation import hash_parts
 from uniaudio.data.row_clips import Clip, decode_clips
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ShardedSource
@@ -62,7 +62,7 @@ class PlanState:
         return cls(data["step"], streams, data["fingerprint"], data["sources"])
 
 
-def joined_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def join_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the position of the whole run from those of its ranks (as JSON)."""
     streams = {index: state for part in states for index, state in part["streams"].items()}
     return {**states[0], "streams": dict(sorted(streams.items(), key=lambda item: int(item[0])))}
@@ -186,7 +186,7 @@ class WorkerDataset(IterableDataset):
         if entry.augmenter is None:
             return clips, (), kinds
         with convert_to_row_error("broken audio", planned.row.key):
-            rng = random.Random(number("augment", self.mixture.seed, entry.name, planned.k))
+            rng = random.Random(hash_parts("augment", self.mixture.seed, entry.name, planned.k))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
             return clips, entry.augmenter.masks(clips, rng), kinds
 
@@ -215,7 +215,7 @@ class WorkerDataset(IterableDataset):
         return usable, skips
 
 
-def sharing(mixture: Mixture, workers: int, world: int) -> str:
+def describe_sharing(mixture: Mixture, workers: int, world: int) -> str:
     """Return what a user should know about how streams, shards and workers fit, or an empty text."""
     sentences = []
     streams = mixture.streams // world
@@ -233,7 +233,7 @@ def sharing(mixture: Mixture, workers: int, world: int) -> str:
     return "\n".join(sentences)
 
 
-def turns_of_rank(mixture: Mixture, rank: int, world: int, step: int) -> list[int]:
+def list_turns(mixture: Mixture, rank: int, world: int, step: int) -> list[int]:
     """Return the streams that a rank serves, in the order of their turns from ``step`` on.
 
     Place ``i`` of every step belongs to rank ``i mod world``, whatever stream has its turn there.
@@ -285,7 +285,7 @@ def make_loader(
             "data.pool, data.window, data.streams, train.micro_batches or budget): continue with the same, or start "
             "a new run from its weights"
         )
-    turns = turns_of_rank(mixture, rank, world, state.step)
+    turns = list_turns(mixture, rank, world, state.step)
     served = sorted(set(turns))
     states = {index: state.streams[index] for index in served if index in state.streams}
     crew = max(1, min(workers, len(served)))
@@ -308,7 +308,7 @@ def make_loader(
     if workers:
         ensure_open_files(crew, prefetch)
     loaders = [open_loader(dataset, workers, options) for dataset in datasets]
-    return steps_of(mixture, state, turns, owner, loaders, datasets, rank, world)
+    return iterate_steps(mixture, state, turns, owner, loaders, datasets, rank, world)
 
 
 def open_loader(
@@ -335,7 +335,7 @@ def leave_group(worker: int) -> None:
         end_with_parent("", run.pid)
 
 
-def steps_of(
+def iterate_steps(
     mixture: Mixture,
     state: PlanState,
     turns: Sequence[int],
@@ -352,7 +352,7 @@ def steps_of(
     for step in itertools.count(state.step + 1):
         taken = []
         for index in itertools.islice(serving, places):
-            micro = next_of(loaders[owner[index]], datasets[owner[index]])
+            micro = take_next(loaders[owner[index]], datasets[owner[index]])
             streams[index] = micro.state
             taken.append(micro)
         drawn: Counter[str] = Counter()
@@ -368,7 +368,7 @@ def steps_of(
         )
 
 
-def next_of(loader: Iterator[MicroBatch | Failure], dataset: WorkerDataset) -> MicroBatch:
+def take_next(loader: Iterator[MicroBatch | Failure], dataset: WorkerDataset) -> MicroBatch:
     """Return a worker's next micro-batch; say what it was at when it cannot give one."""
     with explain_worker_faults(dataset):
         micro = next(loader)

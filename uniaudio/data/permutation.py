@@ -10,17 +10,17 @@ WORD = (1 << 64) - 1
 FRACTION = 40  # bits behind the point of a share
 
 
-def number(*parts: int | str) -> int:
+def hash_parts(*parts: int | str) -> int:
     """Return 64 bits that are a pure function of the parts."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def row_rng(seed: int, entry: str, k: int) -> random.Random:
+def make_row_rng(seed: int, entry: str, k: int) -> random.Random:
     """Return the generator of the k-th draw from an entry: wording and augmentation draw from it."""
-    return random.Random(number("row", seed, entry, k))
+    return random.Random(hash_parts("row", seed, entry, k))
 
 
-def drawn_before(share: float, phase: int, examples: int) -> int:
+def count_draws_before(share: float, phase: int, examples: int) -> int:
     """Return how many of the first ``examples`` draws of a mixture go to an entry with this share of them.
 
     Never more than one away from ``share * examples``, and known for any position without walking there: a mixture
@@ -32,9 +32,9 @@ def drawn_before(share: float, phase: int, examples: int) -> int:
     return (round(share * (1 << FRACTION)) * examples + phase) >> FRACTION
 
 
-def phase_of(seed: int, entry: str, stream: int) -> int:
-    """Return the 40 bits of ``drawn_before`` for an entry in a logical stream."""
-    return number("phase", seed, entry, stream) >> (64 - FRACTION)
+def derive_phase(seed: int, entry: str, stream: int) -> int:
+    """Return the 40 bits of ``count_draws_before`` for an entry in a logical stream."""
+    return hash_parts("phase", seed, entry, stream) >> (64 - FRACTION)
 
 
 def scramble_bits(value: int) -> int:

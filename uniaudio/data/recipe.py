@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
@@ -42,7 +42,7 @@ class EntryFile(Strict):
 
     @field_validator("template", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
-    def one_question(cls, template: Any) -> Any:
+    def check_one_question(cls, template: Any) -> Any:
         return (
             (template,)
             if isinstance(template, str)
@@ -119,7 +119,7 @@ class RecipeFile(Strict):
     """How sampling weights are made."""
 
     @model_validator(mode="after")
-    def shares_leave_room(self) -> RecipeFile:
+    def check_shares(self) -> RecipeFile:
         if sum(replay.share for replay in self.replay) >= 1:
             raise ValueError("the replay shares add up to 1 or more: nothing is left for `train`")
         return self
@@ -171,7 +171,7 @@ class Entry(RecipeEntry):
     @property
     def name(self) -> str:
         """Unique among the entries of a recipe, up to constants."""
-        return pair_name(self.dataset, self.templates, self.split, "train")
+        return name_pair(self.dataset, self.templates, self.split, "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +189,11 @@ class EvalEntry(RecipeEntry):
     @property
     def name(self) -> str:
         """Unique among the evaluation sets of a recipe."""
-        name = pair_name(self.dataset, self.templates, self.split, "test")
+        name = name_pair(self.dataset, self.templates, self.split, "test")
         return name if self.condition is None else f"{name}@{self.condition}"
 
 
-def pair_name(dataset: DatasetCard, templates: Sequence[Template], split: str, usual: str) -> str:
+def name_pair(dataset: DatasetCard, templates: Sequence[Template], split: str, usual: str) -> str:
     """Return ``esc50:environmental_sound``, and the split too where it is not the usual one."""
     name = f"{dataset.name}:{'+'.join(template.task for template in templates)}"
     return name if split == usual else f"{name}:{split}"
@@ -208,7 +208,7 @@ class Recipe:
     evaluate: tuple[EvalEntry, ...]
     path: Path
 
-    def train_shares(self) -> list[float]:
+    def compute_train_shares(self) -> list[float]:
         """Return the share of draws of every training entry, in order."""
         return [entry.share for entry in self.train]
 
@@ -236,14 +236,14 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         raise UserError(
             f"{path}: recipe is '{data.recipe}', but the file is {path.stem}.yaml; make them equal"
         )
-    refuse_doubles(data.train, path, "train")
-    refuse_doubles(data.evaluate, path, "evaluate")
+    refuse_duplicates(data.train, path, "train")
+    refuse_duplicates(data.evaluate, path, "evaluate")
     pairs = [
         open_pair(line.dataset, line.template, line, f"{path}: train[{i}]", path.parent)
         for i, line in enumerate(data.train)
     ]
     weights = [
-        weight_of(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)
+        compute_weight(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)
     ]
     unreplayed = 1.0 - sum(replay.share for replay in data.replay)
     entries = [
@@ -261,12 +261,13 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         old = resolve(find_file("recipe", replay.recipe, path.parent), (*seen, path.resolve()))
         entries += [replace(entry, share=entry.share * replay.share) for entry in old.train]
     evaluate = [
-        evaluation_of(line, f"{path}: evaluate[{i}]", path.parent) for i, line in enumerate(data.evaluate)
+        resolve_evaluation(line, f"{path}: evaluate[{i}]", path.parent)
+        for i, line in enumerate(data.evaluate)
     ]
     return Recipe(data.recipe, tuple(join_pairings(entries)), tuple(evaluate), path)
 
 
-def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
+def resolve_evaluation(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
     """Resolve one line of `evaluate`."""
     card, templates = open_pair(line.dataset, (line.template,), line, where, near)
     augmenter = None
@@ -274,7 +275,7 @@ def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
         if line.condition not in CONDITIONS:
             raise UserError(
                 f"{where}: condition: there is no '{line.condition}'"
-                f"{did_you_mean(line.condition, CONDITIONS)}; known: {', '.join(sorted(CONDITIONS))}"
+                f"{suggest_name(line.condition, CONDITIONS)}; known: {', '.join(sorted(CONDITIONS))}"
             )
         augmenter = Augmenter(CONDITIONS[line.condition], f"{where}.condition")
     return EvalEntry(
@@ -288,7 +289,7 @@ def evaluation_of(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
     )
 
 
-def refuse_doubles(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
+def refuse_duplicates(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
     """Refuse a dataset that is asked the same twice: one result would hide the other."""
     seen: dict[tuple[Any, ...], int] = {}
     for i, line in enumerate(lines):
@@ -332,7 +333,7 @@ def open_pair(
     if line.split not in card.splits:
         raise UserError(
             f"{where}: dataset {card.name} has no split '{line.split}'"
-            f"{did_you_mean(line.split, card.splits)}; splits: {', '.join(card.splits)}"
+            f"{suggest_name(line.split, card.splits)}; splits: {', '.join(card.splits)}"
         )
     for template in templates:
         if len(card.audio) != template.num_clips:
@@ -346,25 +347,25 @@ def open_pair(
             template_names = ", ".join(template.task for template in templates)
             raise UserError(
                 f"{where}: constants: template {template_names} has no input '{name}'"
-                f"{did_you_mean(name, inputs)}; inputs: {', '.join(inputs)}"
+                f"{suggest_name(name, inputs)}; inputs: {', '.join(inputs)}"
             )
         if line.constants[name] is None:
             raise UserError(f"{where}: constants: '{name}' has no value; give it one or leave it out")
     return replace(card, used=frozenset(inputs) - set(line.constants)), templates
 
 
-def weight_of(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
+def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
     """Return the relative weight of a line before shares."""
     if mix.by == "examples":
         return line.weight ** (1 / mix.temperature)
     if mix.by == "rows":
-        return line.weight * row_count(line, card, path) ** (1 / mix.temperature)
+        return line.weight * count_rows(line, card, path) ** (1 / mix.temperature)
     if card.hours is None:
         raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
     return line.weight * card.hours ** (1 / mix.temperature)
 
 
-def row_count(line: EntryFile, card: DatasetCard, path: Path) -> int:
+def count_rows(line: EntryFile, card: DatasetCard, path: Path) -> int:
     """Return the rows of a line's split: counted where the source knows them, else as the card states them."""
     stated = card.split(line.split).rows
     num_rows = stated if stated is not None else open_source(card, line.split).size

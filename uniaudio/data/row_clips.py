@@ -15,14 +15,14 @@ Clip = NDArray[np.int16]  # samples [S] at 16 kHz
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
 
-def row_seconds(row: Row) -> list[float]:
+def read_row_seconds(row: Row) -> list[float]:
     """Return the length of every clip of a row in seconds, as the row or the audio header states it.
 
     Raises:
         RowError: when it cannot be known.
     """
     with convert_to_row_error("broken audio", row.key):
-        lengths = [ref.known_seconds() for ref in row.audio]
+        lengths = [ref.read_seconds() for ref in row.audio]
     if not all(map(math.isfinite, lengths)):
         raise RowError("broken audio", f"{row.key}: a length of {lengths} s")
     return lengths

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakSet
 
-from uniaudio.data.permutation import number, permute_index
+from uniaudio.data.permutation import hash_parts, permute_index
 from uniaudio.data.skipped_rows import BrokenShard, Skip
 from uniaudio.data.sources.base import BrokenShardError, IndexedSource, Place, Row, ShardedSource
 from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
@@ -34,7 +34,9 @@ class IndexedCursor:
         """Return the number of a draw over all streams, and its row (or why there is none)."""
         k = j * self.streams + self.stream
         epoch, place = divmod(k, self.source.size)
-        return k, self.source.row_or_error(permute_index(place, self.source.size, number(self.seed, epoch)))
+        return k, self.source.read_row_or_error(
+            permute_index(place, self.source.size, hash_parts(self.seed, epoch))
+        )
 
 
 class Mark(NamedTuple):
@@ -72,7 +74,7 @@ class Window:
     after: Mark
 
 
-def units(shards: int, epoch: int, stream: int, streams: int, seed: int) -> list[Unit]:
+def list_units(shards: int, epoch: int, stream: int, streams: int, seed: int) -> list[Unit]:
     """Return what a stream reads in an epoch.
 
     Over all streams each row is read once in each epoch. Shards are dealt out anew in each epoch; where there are fewer
@@ -80,7 +82,7 @@ def units(shards: int, epoch: int, stream: int, streams: int, seed: int) -> list
     """
     turn = (stream + epoch) % streams
     if shards >= streams:
-        dealt = number(seed, "shards", epoch)
+        dealt = hash_parts(seed, "shards", epoch)
         return [Unit(permute_index(place, shards, dealt)) for place in range(turn, shards, streams)]
     shard = turn % shards
     return [Unit(shard, turn // shards, len(range(shard, streams, shards)))]
@@ -125,26 +127,26 @@ class ShardCursor:
         """
         window = self.window
         while window is None or self.mark.used == len(window.rows):
-            window = self.next_window(window)
-        place = permute_index(self.mark.used, len(window.rows), number(self.seed, *self.mark[:4]))
+            window = self.wait_for_window(window)
+        place = permute_index(self.mark.used, len(window.rows), hash_parts(self.seed, *self.mark[:4]))
         self.mark = self.mark._replace(used=self.mark.used + 1)
         return window.rows[place]
 
-    def troubles(self) -> list[Skip]:
+    def take_troubles(self) -> list[Skip]:
         """Return the shards that broke since the last call."""
         new_skips, self.new_skips = self.new_skips, []
         return new_skips
 
-    def next_window(self, last: Window | None) -> Window:
+    def wait_for_window(self, last: Window | None) -> Window:
         """Wait for the window at the mark (or after the last one), and start to read the one behind it."""
         start = last.after if last is not None else self.mark._replace(used=0)
-        coming = self.coming or in_background(lambda: self.read_window(start))
+        coming = self.coming or run_in_background(lambda: self.read_window(start))
         begun = time.monotonic()
         while not coming.done():
             left = max(begun, self.pause_ends) + self.patience - time.monotonic()
             if left <= 0:
                 raise UserError(
-                    f"dataset {self.name}: {self.where(start)} could not be read within {self.patience:g} s; "
+                    f"dataset {self.name}: {self.describe_mark(start)} could not be read within {self.patience:g} s; "
                     f"see whether it can be reached, or raise data.patience"
                 )
             wait([coming], timeout=left)
@@ -153,15 +155,17 @@ class ShardCursor:
             self.new_skips += window.skips
         self.mark = window.start._replace(used=self.mark.used if last is None else 0)
         self.window = window
-        self.coming = in_background(lambda: self.read_window(window.after))
+        self.coming = run_in_background(lambda: self.read_window(window.after))
         return window
 
     def note_pause(self, seconds: float) -> None:
         """Remember until when an outage is being waited out."""
         self.pause_ends = time.monotonic() + seconds
 
-    def where(self, mark: Mark) -> str:
-        unit = units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)[mark.unit]
+    def describe_mark(self, mark: Mark) -> str:
+        unit = list_units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)[
+            mark.unit
+        ]
         return f"{self.source.shards[unit.shard]} from row {mark.row} on"
 
     def read_window(self, start: Mark) -> Window:
@@ -178,7 +182,7 @@ class ShardCursor:
 
     def read_epoch(self, mark: Mark, rows: list[Row | RowError], skips: list[Skip]) -> Mark:
         """Add rows up to the size of a window or the end of the epoch; return the mark behind them."""
-        todo = units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)
+        todo = list_units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)
         place = Place(mark.row, mark.offset)
         for number_of_unit in range(mark.unit, len(todo)):
             unit = todo[number_of_unit]
@@ -225,7 +229,7 @@ def end_reading() -> None:
         thread.join(max(0.0, until - time.monotonic()))
 
 
-def in_background(work: Callable[[], Window]) -> Future[Window]:
+def run_in_background(work: Callable[[], Window]) -> Future[Window]:
     """Run in a thread that does not keep the process from ending for ever, as those of an executor would."""
     future: Future[Window] = Future()
 

@@ -98,7 +98,9 @@ def read_span(
     )
 
 
-def unused_time_columns(columns: Iterable[str], segment: Segment | None, used: Iterable[str]) -> list[str]:
+def list_unused_time_columns(
+    columns: Iterable[str], segment: Segment | None, used: Iterable[str]
+) -> list[str]:
     """Return the columns that look like times of a segment, where the card names no segment.
 
     Args:

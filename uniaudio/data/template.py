@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
@@ -244,7 +244,7 @@ def check_inputs(
     for key, names in used_by.items():
         for name in sorted(names - known):
             raise UserError(
-                f"{path}: {key}: uses '{name}', but inputs are {list(data.inputs)}{did_you_mean(name, known)}"
+                f"{path}: {key}: uses '{name}', but inputs are {list(data.inputs)}{suggest_name(name, known)}"
             )
     for name in data.inputs:
         if not any(name in names for names in used_by.values()):

@@ -47,13 +47,13 @@ def write_files(out: Path, corpus: Mapping[str, Path], quick: bool) -> Path:
     """Write a miniature Whisper, the recipe with its cards and the run config; return the config's path."""
     whisper = save_miniature_whisper(out / "whisper", d_model=96, layers=2, heads=4)
     recipe = out / "recipe" / "demo.yaml"
-    write_recipe(recipe, corpus)
+    write_demo_recipe(recipe, corpus)
     config = out / CONFIG
     config.write_text(dump_yaml(run_config(out, whisper, recipe, quick)), encoding="utf-8")
     return config
 
 
-def write_recipe(recipe: Path, corpus: Mapping[str, Path]) -> None:
+def write_demo_recipe(recipe: Path, corpus: Mapping[str, Path]) -> None:
     """Write the recipe and, in ``datasets/`` beside it, one card for each set of the corpus."""
     cards = recipe.parent / "datasets"
     cards.mkdir(parents=True, exist_ok=True)

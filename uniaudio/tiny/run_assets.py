@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from uniaudio.config.search_paths import miniature_root
+from uniaudio.config.search_paths import get_miniature_root
 from uniaudio.tiny.checkpoints import MAKERS, save_checkpoint
 from uniaudio.tiny.whisper import save_miniature_whisper
 from uniaudio.types import SAMPLE_RATE
@@ -23,7 +23,7 @@ TRAINED, TESTED = 48, 16  # clips of each set
 
 def ensure_parts() -> Path:
     """Write the parts into the cache unless they are there, and return their folder."""
-    root = miniature_root()
+    root = get_miniature_root()
     if root.is_dir():
         return root
     unfinished = root.with_name(f".{root.name}-{os.getpid()}")

@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.run import MiniatureConfig
-from uniaudio.config.search_paths import cache_root
+from uniaudio.config.search_paths import get_cache_root
 from uniaudio.config.text_files import read_text_file
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe
@@ -156,7 +156,7 @@ def miniature_decoder(
             [[text.task, text.pieces, text.answer] for text in texts],
         ]
     )
-    folder = cache_root() / "miniature" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    folder = get_cache_root() / "miniature" / hashlib.sha256(content.encode()).hexdigest()[:16]
     if (folder / "training.json").is_file():
         return folder
     return train_text_lm(texts, settings, folder, progress)

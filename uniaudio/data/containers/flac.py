@@ -18,7 +18,7 @@ TAGS = 1024  # bytes that may stand behind the last frame
 BLOCK_SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
-def checksum_table(polynomial: int, bits: int) -> tuple[int, ...]:
+def build_checksum_table(polynomial: int, bits: int) -> tuple[int, ...]:
     """Return what each byte does to a checksum of so many bits."""
     table = []
     for byte in range(256):
@@ -30,8 +30,8 @@ def checksum_table(polynomial: int, bits: int) -> tuple[int, ...]:
     return tuple(table)
 
 
-HEADER_CHECKSUM = checksum_table(0x07, 8)
-FRAME_CHECKSUM = checksum_table(0x8005, 16)
+HEADER_CHECKSUM = build_checksum_table(0x07, 8)
+FRAME_CHECKSUM = build_checksum_table(0x8005, 16)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def read_stream_info(read: Read) -> StreamInfo | None:
     )
 
 
-def with_total(data: bytes, total: int) -> bytes:
+def state_total(data: bytes, total: int) -> bytes:
     """Return a FLAC file whose header states another number of samples."""
     facts = int.from_bytes(data[18:26], "big") & ~TOTAL | total
     return data[:18] + facts.to_bytes(8, "big") + data[26:]
 
 
-def frame_samples(data: bytes, place: int, info: StreamInfo) -> tuple[int, int] | None:
+def read_frame_samples(data: bytes, place: int, info: StreamInfo) -> tuple[int, int] | None:
     """Return (first sample, number of samples) of the frame that begins at a place, or None where none does."""
     head = data[place : place + 16]
     if len(head) < 6 or head[0] != 0xFF or head[1] & 0xFE != 0xF8:
@@ -137,7 +137,7 @@ def find_wrong_total(read: Read, size: int) -> Ending | None:
     for mark in FRAME_MARKS:
         place = len(data)
         while (place := data.rfind(mark, 0, place + 1)) >= 0:
-            samples = frame_samples(data, place, info)
+            samples = read_frame_samples(data, place, info)
             if samples is None:
                 continue
             if sum(samples) == info.total:

@@ -69,7 +69,7 @@ def parse_header(header: int) -> FrameKind | None:
     return FrameKind(size, samples, hertz, layer, 4 + side)
 
 
-def id3_size(head: bytes) -> int:
+def read_id3_size(head: bytes) -> int:
     """Return the size of an ID3v2 tag that a file begins with, 0 where there is none."""
     if len(head) < 10 or head[:3] != b"ID3" or any(byte & 0x80 for byte in head[6:10]):
         return 0
@@ -79,7 +79,7 @@ def id3_size(head: bytes) -> int:
     return 10 + size + (10 if head[5] & 0x10 else 0)
 
 
-def frame_at(data: bytes, place: int, like: int | None = None) -> FrameKind | None:
+def parse_frame(data: bytes, place: int, like: int | None = None) -> FrameKind | None:
     """Return the frame at a place, if its header agrees with one that came before."""
     header = int.from_bytes(data[place : place + 4], "big")
     if place + 4 > len(data) or (like is not None and (header ^ like) & KIND):
@@ -92,7 +92,7 @@ def find_frames(data: bytes, place: int, last: int, like: int | None = None) -> 
     while (place := data.find(b"\xff", place, last + 1)) >= 0:
         first, at = int.from_bytes(data[place : place + 4], "big") if like is None else like, place
         for before in range(FRAMES_IN_A_ROW):
-            frame = frame_at(data, at, first)
+            frame = parse_frame(data, at, first)
             if frame is None:
                 break
             at += frame.size
@@ -104,7 +104,7 @@ def find_frames(data: bytes, place: int, last: int, like: int | None = None) -> 
     return None
 
 
-def stated_bytes(data: bytes, start: int, frame: FrameKind) -> int | None:
+def read_stated_bytes(data: bytes, start: int, frame: FrameKind) -> int | None:
     """Return the size in bytes that the tag in the first frame states, 0 where it states none; None without a tag."""
     place = start + frame.tag
     if data[place : place + 4] in (b"Xing", b"Info"):
@@ -126,15 +126,15 @@ def survey(read: Read, size: int, name: str, is_thorough: bool) -> Survey | None
     Raises:
         RowError: "truncated audio" where frames are missing at the end, "broken audio" where others are.
     """
-    begin, tag = 0, id3_size(read(0, 10))
+    begin, tag = 0, read_id3_size(read(0, 10))
     while tag:
-        begin, tag = begin + tag, id3_size(read(begin + tag, 10))
+        begin, tag = begin + tag, read_id3_size(read(begin + tag, 10))
     head = read(begin, JUNK + 4096)
     start = find_frames(head, 0, JUNK)
-    frame = frame_at(head, start) if start is not None else None
+    frame = parse_frame(head, start) if start is not None else None
     if start is None or frame is None:
         return None
-    stated = stated_bytes(head, start, frame)
+    stated = read_stated_bytes(head, start, frame)
     first = begin + start
     if stated:
         slack = max(SLACK, stated // 100)
@@ -143,7 +143,7 @@ def survey(read: Read, size: int, name: str, is_thorough: bool) -> Survey | None
                 "truncated audio", f"{name}: {stated} bytes of MP3 are stated, {size - first} are there"
             )
         behind = read(first + stated, 4)
-        more = frame_at(behind, 0, int.from_bytes(head[start : start + 4], "big"))
+        more = parse_frame(behind, 0, int.from_bytes(head[start : start + 4], "big"))
         if more is None and not is_thorough:
             return Survey(first, size, 0, frame.samples, is_stated=True)
     data = read(first, size - first)
@@ -174,7 +174,7 @@ def count_frames(data: bytes, name: str) -> tuple[int, int, bool]:
         if frame is None:
             further = find_frames(data, place, len(data), like)
             if further is None or data.startswith(LEFTOVER_MARKS, place):
-                if further is None or id3_size(data[place : place + 10]) != further - place:
+                if further is None or read_id3_size(data[place : place + 10]) != further - place:
                     break
                 place, is_joined = further, True
                 continue
@@ -186,7 +186,7 @@ def count_frames(data: bytes, name: str) -> tuple[int, int, bool]:
     return place, frames, is_joined
 
 
-def tag_frame(data: bytes, frames: int) -> bytes:
+def make_tag_frame(data: bytes, frames: int) -> bytes:
     """Return a frame that states the number of frames that follow it, as encoders write it.
 
     Args:

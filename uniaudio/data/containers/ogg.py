@@ -18,7 +18,7 @@ REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
-class Page:
+class OggPage:
     """A page of ``size`` bytes at a place; ``serial`` names its logical stream, in which it is number ``sequence``."""
 
     place: int
@@ -28,7 +28,7 @@ class Page:
     sequence: int
 
 
-def read_page(data: bytes, place: int) -> Page | None:
+def read_page(data: bytes, place: int) -> OggPage | None:
     """Return the page that begins at a place, or None where no whole one does."""
     head = data[place : place + HEADER]
     if len(head) < HEADER or head[:4] != MARK:
@@ -38,10 +38,10 @@ def read_page(data: bytes, place: int) -> Page | None:
     if len(table) < head[26] or place + size > len(data):
         return None
     serial, sequence = (int.from_bytes(head[first : first + 4], "little") for first in (14, 18))
-    return Page(place, size, head[5], serial, sequence)
+    return OggPage(place, size, head[5], serial, sequence)
 
 
-def is_whole(data: bytes, page: Page) -> bool:
+def is_whole_page(data: bytes, page: OggPage) -> bool:
     """Return whether the checksum of a page is right."""
     content = bytearray(data[page.place : page.place + page.size])
     stated = int.from_bytes(content[22:26], "little")
@@ -50,7 +50,7 @@ def is_whole(data: bytes, page: Page) -> bool:
     return int(f"{checksum:032b}"[::-1], 2) == stated
 
 
-def iterate_pages(data: bytes, name: str) -> Iterator[Page]:
+def iterate_pages(data: bytes, name: str) -> Iterator[OggPage]:
     """Yield the pages of a file in order; what follows the last one may be anything but a page.
 
     Raises:
@@ -59,7 +59,7 @@ def iterate_pages(data: bytes, name: str) -> Iterator[Page]:
     place = 0
     sequences: dict[int, int] = {}
     while (page := read_page(data, place)) is not None:
-        if not is_whole(data, page):
+        if not is_whole_page(data, page):
             raise RowError("broken audio", f"{name}: the Ogg page at byte {place} is damaged")
         if page.flags & BEGIN:
             sequences.pop(page.serial, None)

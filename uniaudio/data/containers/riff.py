@@ -78,7 +78,7 @@ def check_wave(read: Read, size: int, name: str) -> Samples | None:
     return None
 
 
-def with_size(data: bytes, samples: Samples) -> bytes:
+def state_size(data: bytes, samples: Samples) -> bytes:
     """Return a WAV file whose header states as many bytes of samples as there are."""
     size = min(samples.present, 0xFFFFFFFE).to_bytes(4, samples.order)
     return data[: samples.start - 4] + size + data[samples.start :]
@@ -94,7 +94,7 @@ def check_samples(read: Read, size: int, start: int, stated: int, slack: int, na
         RowError: as ``check_wave``.
     """
     present = size - start
-    if stated == 0 and present and rest_is_chunks(read, start, size):
+    if stated == 0 and present and has_only_chunks(read, start, size):
         raise RowError("empty audio", name)
     if is_unknown_size(stated):
         return present
@@ -103,14 +103,16 @@ def check_samples(read: Read, size: int, start: int, stated: int, slack: int, na
             "truncated audio", f"{name}: {stated} bytes of samples are stated, {present} are there"
         )
     end = start + stated
-    if size - end > LEFTOVER and not any(rest_is_chunks(read, first, size) for first in (end, end + end % 2)):
+    if size - end > LEFTOVER and not any(
+        has_only_chunks(read, first, size) for first in (end, end + end % 2)
+    ):
         raise RowError(
             "truncated audio", f"{name}: {stated} bytes of samples are stated, {size - end} more follow them"
         )
     return min(stated, present)
 
 
-def rest_is_chunks(read: Read, place: int, size: int) -> bool:
+def has_only_chunks(read: Read, place: int, size: int) -> bool:
     """Return whether nothing but chunks, tags or padding follows from a place on."""
     for _ in range(MAX_CHUNKS):
         chunk = read(place, 12)

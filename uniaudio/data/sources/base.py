@@ -47,7 +47,7 @@ class AudioRef:
     span: tuple[float, float] | None = None
     suffix: str = ""
 
-    def known_seconds(self) -> float:
+    def read_seconds(self) -> float:
         """Return the length in seconds, from the row or from the audio header.
 
         Raises:
@@ -87,7 +87,7 @@ class Place(NamedTuple):
     offset: int = 0
 
 
-def digest_of(facts: Sequence[Any]) -> str:
+def hash_values(facts: Sequence[Any]) -> str:
     """Return a short hash of plain values."""
     return hashlib.blake2b(json.dumps(facts, default=str).encode(), digest_size=16).hexdigest()
 
@@ -133,15 +133,15 @@ class IndexedSource(ABC):
         """
         return str(self.size)
 
-    def row_or_error(self, index: int) -> Row | RowError:
+    def read_row_or_error(self, index: int) -> Row | RowError:
         """Return a row by its index, or why it cannot be used, whatever was raised."""
-        row = row_or_error(lambda: self.row(index), f"row {index}")
+        row = read_row_or_error(lambda: self.row(index), f"row {index}")
         assert row is not None
         return row
 
     def rows(self) -> Iterator[Row | RowError]:
         """Yield all rows in order; a row that cannot be used comes as its error."""
-        return map(self.row_or_error, range(self.size))
+        return map(self.read_row_or_error, range(self.size))
 
 
 class ShardedSource(ABC):
@@ -166,7 +166,7 @@ class ShardedSource(ABC):
         Args:
             columns: those that are used.
         """
-        return digest_of([*self.shards])
+        return hash_values([*self.shards])
 
     @abstractmethod
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
@@ -209,7 +209,7 @@ KINDS = {
 }
 
 
-def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> AudioRef:
+def parse_audio(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> AudioRef:
     """Understand an audio column.
 
     It may be a path, a member of an archive (``clips.tar::a/b.flac``), a part of a file (``{"path": ..., "offset": ...,
@@ -221,7 +221,7 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
     """
     if isinstance(value, RowError):
         raise value.copy()
-    length = stated_seconds(row.get("duration"))
+    length = parse_seconds(row.get("duration"))
     if isinstance(value, Mapping) and value.get("array") is not None and value.get("bytes") is None:
         return AudioRef(encode_samples(value["array"], value.get("sampling_rate"), name), name, length)
     if isinstance(value, Mapping) and value.get("bytes") is not None:
@@ -241,15 +241,17 @@ def audio_ref(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> Au
             part = FilePart(folder / path, int(value["offset"]), int(value["size"]))
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise RowError("broken metadata", f"{name}: offset and size must be whole numbers") from problem
-        seconds = stated_seconds(value["seconds"]) if "seconds" in value else length
+        seconds = parse_seconds(value["seconds"]) if "seconds" in value else length
         return AudioRef(part, name, seconds, suffix=part.path.suffix)
     archive, inside, member = path.partition(IN_ARCHIVE)
     if inside:
-        return AudioRef(archive_member(folder / archive, member), name, length, suffix=Path(member).suffix)
+        return AudioRef(
+            find_archive_member(folder / archive, member), name, length, suffix=Path(member).suffix
+        )
     return AudioRef(folder / path, name, length)
 
 
-def stated_seconds(value: Any) -> float | None:
+def parse_seconds(value: Any) -> float | None:
     """Return a stated length in seconds, or None for what is no positive number: then the audio itself tells."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -260,7 +262,7 @@ def stated_seconds(value: Any) -> float | None:
 
 
 @lru_cache(maxsize=64)
-def archive_members(archive: Path) -> Mapping[str, FilePart]:
+def list_archive_members(archive: Path) -> Mapping[str, FilePart]:
     """Return where the files of a tar lie, by their names: those before the damage, where there is some."""
     members_by_name: dict[str, FilePart] = {}
     with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive, "r:") as tar:
@@ -270,7 +272,7 @@ def archive_members(archive: Path) -> Mapping[str, FilePart]:
     return members_by_name
 
 
-def archive_member(archive: Path, member: str) -> FilePart:
+def find_archive_member(archive: Path, member: str) -> FilePart:
     """Return where a file of a tar lies; nothing is unpacked.
 
     Raises:
@@ -278,7 +280,7 @@ def archive_member(archive: Path, member: str) -> FilePart:
     """
     if not archive.is_file():
         raise RowError("missing file", str(archive))
-    members = archive_members(archive)
+    members = list_archive_members(archive)
     if member not in members:
         raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
     return members[member]
@@ -299,14 +301,16 @@ def make_row(
         fetch: what a source makes of an audio column before it is understood.
 
     Raises:
-        RowError: see ``audio_refs``.
+        RowError: see ``parse_row_audio``.
     """
     clips = {**stored, **card.locate_clips(stored)}
     clips |= {name: fetch(clips[name]) for name in card.audio if name in clips}
-    return Row(key, columns, audio_refs(clips, card, folder, key))
+    return Row(key, columns, parse_row_audio(clips, card, folder, key))
 
 
-def audio_refs(columns: Mapping[str, Any], card: DatasetCard, folder: Path, key: str) -> tuple[AudioRef, ...]:
+def parse_row_audio(
+    columns: Mapping[str, Any], card: DatasetCard, folder: Path, key: str
+) -> tuple[AudioRef, ...]:
     """Return one reference per audio column of a row.
 
     Raises:
@@ -314,13 +318,13 @@ def audio_refs(columns: Mapping[str, Any], card: DatasetCard, folder: Path, key:
     """
     for name in card.audio:
         if name not in columns:
-            raise RowError("missing column", no_audio_column(f"row {key}", name, columns))
+            raise RowError("missing column", explain_missing_audio(f"row {key}", name, columns))
     stated = columns if len(card.audio) == 1 else {}  # `duration` speaks of one clip
-    refs = (audio_ref(columns[name], stated, folder, f"{key}.{name}") for name in card.audio)
-    return tuple(with_segment(ref, card, columns) for ref in refs)
+    refs = (parse_audio(columns[name], stated, folder, f"{key}.{name}") for name in card.audio)
+    return tuple(apply_segment(ref, card, columns) for ref in refs)
 
 
-def with_segment(ref: AudioRef, card: DatasetCard, columns: Mapping[str, Any]) -> AudioRef:
+def apply_segment(ref: AudioRef, card: DatasetCard, columns: Mapping[str, Any]) -> AudioRef:
     """Return a reference to the segment of the recording that a row names, where it names one.
 
     Raises:
@@ -330,12 +334,12 @@ def with_segment(ref: AudioRef, card: DatasetCard, columns: Mapping[str, Any]) -
     return ref if span is None else replace(ref, span=span)
 
 
-def no_audio_column(what: str, name: str, columns: Iterable[Any]) -> str:
+def explain_missing_audio(what: str, name: str, columns: Iterable[Any]) -> str:
     """Return the sentence that a row, or none of the rows, has an audio column that the card names."""
     return f"{what} has no audio column '{name}'; columns: {', '.join(map(str, columns))}"
 
 
-def row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Row | RowError | None:
+def read_row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Row | RowError | None:
     """Return what a source makes of one row, or why it cannot be used, whatever was raised.
 
     Args:
@@ -351,7 +355,7 @@ def row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Row | R
         return problem
 
 
-def keeps_row(card: DatasetCard, columns: Mapping[str, Any], split: str) -> bool:
+def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str) -> bool:
     """Return whether a row of the stored split belongs to a split of the card.
 
     Raises:

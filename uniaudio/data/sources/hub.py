@@ -13,11 +13,11 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
-    digest_of,
-    keeps_row,
+    explain_missing_audio,
+    hash_values,
+    is_row_in_split,
     make_row,
-    no_audio_column,
-    row_or_error,
+    read_row_or_error,
 )
 from uniaudio.data.sources.class_names import name_columns, naming_of_columns
 from uniaudio.data.sources.parquet import rows_of_table
@@ -49,12 +49,12 @@ class HubSource(ShardedSource):
         self.namings = naming_of_columns(features)
         for name in set(card.audio) - set(card.audio_texts) if features else ():
             if name not in features:
-                raise UserError(f"{card.path}: {no_audio_column(load.location, name, features)}")
+                raise UserError(f"{card.path}: {explain_missing_audio(load.location, name, features)}")
         if features:
             stream = stream.decode(False)  # takes away the step that decodes what comes from the Hub
         # without features nothing is encoded either: for audio, both want a library that we can do without
         stream.info.features = None
-        used = card.columns_to_read(split, set(features))
+        used = card.list_columns_to_read(split, set(features))
         if used is not None and features:
             stream = stream.select_columns([name for name in features if name in used or name in card.audio])
         self.data = stream
@@ -62,14 +62,14 @@ class HubSource(ShardedSource):
 
     def fingerprint(self, columns: Collection[str]) -> str:
         facts = self.data.info
-        return digest_of([*self.shards, self.card.load.revision, facts.version, facts.dataset_size])
+        return hash_values([*self.shards, self.card.load.revision, facts.version, facts.dataset_size])
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         wait_for_hub(self.card.load.timeout)
         try:
             for number, columns in enumerate(self.rows_of(shard, place.row), place.row):
                 key = f"{shard}/{number}"
-                yield row_or_error(partial(self.row_of, key, columns), key), Place(number + 1)
+                yield read_row_or_error(partial(self.row_of, key, columns), key), Place(number + 1)
         except (UserError, BrokenShardError):
             raise
         except Exception as problem:  # `datasets` lets those of several network libraries through
@@ -96,7 +96,7 @@ class HubSource(ShardedSource):
     def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
         stored = set(self.card.audio) - set(self.card.audio_texts)
         light = name_columns({n: value for n, value in columns.items() if n not in stored}, self.namings)
-        if not keeps_row(self.card, light, self.split):
+        if not is_row_in_split(self.card, light, self.split):
             return None
         return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetch_clip)
 

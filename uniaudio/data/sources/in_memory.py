@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.sources.base import IndexedSource, Row, keeps_row, make_row, no_audio_column
+from uniaudio.data.sources.base import IndexedSource, Row, explain_missing_audio, is_row_in_split, make_row
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 HASHED_ROWS = 10_000  # encoded at once
@@ -94,7 +94,7 @@ def kept_rows(
             yield key, columns
             continue
         try:
-            kept = keeps_row(card, columns, split)
+            kept = is_row_in_split(card, columns, split)
         except RowError as problem:
             first = first or UserError(f"{card.path}: {key}: {problem.detail}")
             yield key, problem
@@ -123,7 +123,7 @@ def check_audio_columns(card: DatasetCard, rows: Sequence[Mapping[str, Any] | Ro
         )
     for name in set(card.audio) - set(card.audio_texts) if readable else ():
         if not any(name in columns for columns in readable):
-            raise UserError(f"{card.path}: {no_audio_column('every row', name, readable[0])}")
+            raise UserError(f"{card.path}: {explain_missing_audio('every row', name, readable[0])}")
 
 
 def unique(keys: Iterable[str]) -> list[str]:

@@ -17,11 +17,11 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
-    digest_of,
-    keeps_row,
+    explain_missing_audio,
+    hash_values,
+    is_row_in_split,
     make_row,
-    no_audio_column,
-    row_or_error,
+    read_row_or_error,
 )
 from uniaudio.data.sources.class_names import Naming, features_of_schema, name_columns, naming_of_columns
 from uniaudio.data.sources.paths import files_of_split, is_remote, short_names, size_of
@@ -74,7 +74,7 @@ class ParquetSource(ShardedSource):
         )
 
     def fingerprint(self, columns: Collection[str]) -> str:
-        return digest_of(
+        return hash_values(
             [self.shards, [(size_of(shard.place), shard.rows, shard.start) for shard in self.table]]
         )
 
@@ -150,7 +150,7 @@ class ParquetSource(ShardedSource):
         """
         for name in self.card.audio:
             if name not in names and name not in self.card.audio_texts:
-                raise UserError(f"{self.card.path}: {no_audio_column(what.place, name, names)}")
+                raise UserError(f"{self.card.path}: {explain_missing_audio(what.place, name, names)}")
         keep = self.card.split(self.split).keep
         if keep is not None and (absent := sorted(keep.names - set(names))):
             raise UserError(
@@ -162,7 +162,7 @@ class ParquetSource(ShardedSource):
 
         Where one is missing all are read, so that the message about it can name them.
         """
-        used = self.card.columns_to_read(self.split, set(schema.names))
+        used = self.card.list_columns_to_read(self.split, set(schema.names))
         made_of = {name for text in self.card.audio_texts.values() for name in text.names}
         light, heavy = [], []
         for field in schema:
@@ -177,7 +177,7 @@ class ParquetSource(ShardedSource):
     def keeps(self, columns: Mapping[str, Any]) -> bool:
         """Return whether a row belongs to the split, or it cannot be told: ``row_of`` then says so."""
         try:
-            return keeps_row(self.card, columns, self.split)
+            return is_row_in_split(self.card, columns, self.split)
         except RowError:
             return True
 
@@ -213,14 +213,14 @@ class ParquetSource(ShardedSource):
         folder: Path,
     ) -> Row | RowError | None:
         def make() -> Row | None:
-            if not keeps_row(self.card, columns, self.split):
+            if not is_row_in_split(self.card, columns, self.split):
                 return None
             stored = dict(columns)
             if clips is not None:
                 stored |= {name: plain(clips.column(name), 0) for name in clips.schema.names}
             return make_row(self.card, key, columns, stored, folder)
 
-        return row_or_error(make, key)
+        return read_row_or_error(make, key)
 
 
 def is_time(field: pyarrow.Field) -> bool:

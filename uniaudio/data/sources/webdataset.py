@@ -19,11 +19,11 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
-    digest_of,
-    keeps_row,
-    row_or_error,
-    stated_seconds,
-    with_segment,
+    apply_segment,
+    hash_values,
+    is_row_in_split,
+    parse_seconds,
+    read_row_or_error,
 )
 from uniaudio.data.sources.paths import files_of_split, short_names, size_of
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
@@ -56,14 +56,14 @@ class WebDatasetSource(ShardedSource):
         self.names = short_names(self.shards)
 
     def fingerprint(self, columns: Collection[str]) -> str:
-        return digest_of([self.shards, [size_of(place) for place in self.shards]])
+        return hash_values([self.shards, [size_of(place) for place in self.shards]])
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         last = place
         try:
             for number, sample in enumerate(self.samples(shard, place.offset), place.row + 1):
                 name = f"{self.names[shard]}/{sample.key}"
-                row = row_or_error(functools.partial(self.row_of, name, sample), name)
+                row = read_row_or_error(functools.partial(self.row_of, name, sample), name)
                 last = Place(number, sample.place)
                 yield row, last
         except BrokenShardError as problem:
@@ -135,20 +135,20 @@ class WebDatasetSource(ShardedSource):
         absent = sorted(keep.names - set(columns)) if keep is not None else []
         if absent:  # of one sample, as where its .json is missing: no reason to end a run
             return RowError("missing column", f"{name}: splits.{self.split}.keep needs '{absent[0]}'")
-        if not keeps_row(self.card, columns, self.split):
+        if not is_row_in_split(self.card, columns, self.split):
             return None
         if len(clips) != len(self.card.audio):
             if not clips:
                 return RowError("missing audio", f"{name}: no audio")
             rename = "the name of a sample ends at its first dot, so rename those with dots in it"
             return RowError("too many clips", f"{name}: {len(clips)} audio files; {rename}")
-        length = stated_seconds(columns.get("duration")) if len(clips) == 1 else None
+        length = parse_seconds(columns.get("duration")) if len(clips) == 1 else None
         refs = (
             AudioRef(clip.content, name, length, suffix=Path(clip.name).suffix)
             for clip in clips
             if clip.content is not None
         )
-        return Row(name, columns, tuple(with_segment(ref, self.card, columns) for ref in refs))
+        return Row(name, columns, tuple(apply_segment(ref, self.card, columns) for ref in refs))
 
 
 def extension_of(name: str) -> str:

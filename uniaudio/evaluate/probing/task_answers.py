@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
 from uniaudio.errors import RowError
 from uniaudio.evaluate.probing.suite import TaskFile
@@ -28,7 +28,7 @@ def read_column(fields: Mapping[str, Any], name: str) -> Any:
     if name not in fields:
         raise RowError(
             "missing column",
-            f"no column '{name}'{did_you_mean(name, list(fields))}; columns: {', '.join(sorted(fields))}",
+            f"no column '{name}'{suggest_name(name, list(fields))}; columns: {', '.join(sorted(fields))}",
         )
     if isinstance(fields[name], RowError):
         raise fields[name]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uniaudio.config.search_paths import cache_root
+from uniaudio.config.search_paths import get_cache_root
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
@@ -159,7 +159,7 @@ def locate_cache_file(model: str, data: str, pooling: str, layer: int | None) ->
         layer: number of a hidden state, None for the frames themselves.
     """
     name = hashlib.sha256(f"{data}\n{pooling}\n{layer}".encode()).hexdigest()
-    return cache_root() / "embeddings" / model[:16] / f"{name[:32]}.safetensors"
+    return get_cache_root() / "embeddings" / model[:16] / f"{name[:32]}.safetensors"
 
 
 def describe_pooling(rows: TaskRows, protocol: Protocol) -> str:

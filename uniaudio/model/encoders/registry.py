@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.config.encoders import EncoderConfig
-from uniaudio.config.nearest import did_you_mean
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.trust import (
     NO_TRUST,
     Trust,
-    look_into_working_folder,
+    add_working_folder_to_path,
     require_code,
     require_remote_code,
 )
@@ -119,7 +119,7 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
     if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
         known = ["auto", "remote", *FAMILIES]
         raise UserError(
-            f"{where}.kind: '{config.kind}' is not one of {', '.join(known)}{did_you_mean(config.kind, known)}; "
+            f"{where}.kind: '{config.kind}' is not one of {', '.join(known)}{suggest_name(config.kind, known)}; "
             "a class of your own is written module:Class"
         )
     if config.kind == "remote" or (config.kind == "auto" and "auto_map" in values and kind not in FAMILIES):
@@ -127,7 +127,7 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
     if kind not in FAMILIES:
         known = sorted(FAMILIES)
         raise UserError(
-            f"{where}: {config.path} holds a {kind} model, no audio encoder known here{did_you_mean(kind, known)}; "
+            f"{where}: {config.path} holds a {kind} model, no audio encoder known here{suggest_name(kind, known)}; "
             f"known: {', '.join(known)}; `kind: remote` takes a model with its own code, module:Class a class of yours"
         )
     if config.kind != "auto" and FAMILIES[config.kind] is not FAMILIES[kind]:
@@ -160,7 +160,7 @@ def import_encoder_class(config: EncoderConfig, where: str, trust: Trust) -> typ
     """
     require_code(config.kind, where, trust)
     module, _, name = config.kind.partition(":")
-    look_into_working_folder()
+    add_working_folder_to_path()
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:
