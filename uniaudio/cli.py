@@ -35,7 +35,11 @@ Overrides = Annotated[
     typer.Argument(help="Overrides such as train.max_steps=100; +mini applies the miniature variant."),
 ]
 Model = Annotated[
-    str, typer.Argument(help="Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH.")
+    str,
+    typer.Argument(
+        help="Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH; options as in "
+        "'MODEL?pad_to=30'."
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with a model.")
@@ -153,7 +157,10 @@ def plan(
 def probe(
     models: Annotated[
         list[str],
-        typer.Argument(help="Run folders, checkpoints, folders or Hub names of encoders, random:PATH."),
+        typer.Argument(
+            help="Run folders, checkpoints, folders or Hub names of encoders, random:PATH; options as in "
+            "'MODEL?pad_to=30'."
+        ),
     ],
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER with a manifest (.jsonl, .csv, .tsv); repeatable.")
@@ -167,6 +174,13 @@ def probe(
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references/--no-references",
+            help="Also probe the untrained encoders of runs: with the run's settings, and at their best.",
+        ),
+    ] = True,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -180,7 +194,7 @@ def probe(
     from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
-    run_probe(models, data or [], suite, protocol, out, seeds, layers, trust)
+    run_probe(models, data or [], suite, protocol, out, seeds, layers, trust, references)
 
 
 @app.command("eval", rich_help_panel=EVALUATE, epilog="Example: uniaudio eval runs/birds --out answers.json")

@@ -13,7 +13,10 @@ from conftest import tiny_whisper, tone
 from made_up_checkpoints import save_miniature
 
 import uniaudio
+from uniaudio.build.embedder import Embedder
+from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
@@ -47,6 +50,20 @@ def test_the_mean_and_the_frames_of_every_clip_in_order(embedder):
         np.testing.assert_allclose(vector, alone(clip).mean(0), atol=1e-5)
     assert embedder.embed([]).shape == (0, 64)
     assert embedder.embed([], pool="none") == []
+
+
+def test_options_of_a_model_are_those_of_a_config(embedder, tmp_path):
+    config = EncoderConfig(path=str(tmp_path / "whisper"), pad_to=2, tail_frames=3)
+    wanted = Embedder(load_audio_encoder(config, "encoders.w")).embed(CLIPS)
+    padded = uniaudio.load_encoder(f"{tmp_path}/whisper?pad_to=2&tail_frames=3", device="cpu").embed(CLIPS)
+    np.testing.assert_array_equal(padded, wanted)
+    assert np.abs(padded - embedder.embed(CLIPS)).max() > 0.01
+    drawn = uniaudio.load_encoder(f"random:{tmp_path}/whisper?pad_to=2", device="cpu")
+    assert drawn.encoder.pad_to == 2
+    with pytest.raises(UserError, match=r"whisper: pad_to: 40 s is not between 0 and Whisper's 30 s$"):
+        uniaudio.load_encoder(f"{tmp_path}/whisper?pad_to=40")
+    with pytest.raises(UserError, match=r"whisper\.chunk_seconds: a whisper encoder has no such setting"):
+        uniaudio.load_encoder(f"{tmp_path}/whisper?chunk_seconds=4")
 
 
 def test_files_arrays_and_tensors_are_the_same_clip(embedder, tmp_path):

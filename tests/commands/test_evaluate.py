@@ -16,6 +16,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.suite_table import suite_tables
 from uniaudio.train.checkpoint.integrity import FileRecord, read_listing, write_listing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -81,6 +82,32 @@ def test_without_labels_and_what_is_refused(trained, tmp_path):
     template.write_text(template.read_text() + "scoring: {metric: spider}\n")
     with pytest.raises(UserError, match=r"scoring\.metric"):
         run_evaluation(str(trained), None, None, None)
+
+
+def test_a_run_is_probed_beside_its_untrained_encoder_as_trained_from_and_at_its_best(trained, tmp_path):
+    start, run = str(trained.parent / "whisper"), str(trained)
+    best = f"{start}?pad_to=30"
+    data = [f"tones={trained.parent / 'tones'}"]
+    result = run_probe([run, f"{run}?pad_to=3"], data, out=tmp_path / "p.json", seeds=1, references=True)
+    assert result["models"] == [best, start, run, f"{run}?pad_to=3"]
+    roles = {"start": start, "best": best}
+    stored = json.loads((tmp_path / "p.json").read_text())
+    assert stored["references"] == {run: roles, f"{run}?pad_to=3": roles}
+    assert len(set(stored["fingerprints"].values())) == 4  # a run that reads clips otherwise is another model
+    assert match_checkpoints(trained, stored["fingerprints"].values()).keys() == {stored["fingerprints"][run]}
+    with pytest.raises(UserError, match=r"whisper\.chunk_seconds: a whisper encoder has no such setting"):
+        run_probe([f"{run}?chunk_seconds=3"], ["tones=nowhere"])
+    shown = suite_tables(result)[0]
+    assert list(shown.columns[3].cells) == [
+        "whisper?pad_to=30 (untrained, at its best)",
+        "whisper (untrained, with the run's settings)",
+        "out",
+        "out?pad_to=3",
+    ]
+    knn = {model: scores["knn"]["mean"] for model, scores in result["scores"]["tones"].items()}
+    gains = f"({knn[run] - knn[best]:+.3f}; {knn[run] - knn[start]:+.3f})"
+    assert list(shown.columns[6].cells)[2].endswith(gains)
+    assert shown.caption.startswith("differences of runs: to the encoder untrained, at its best; ")
 
 
 def test_probes_state_which_weights_they_are_of(trained, tmp_path):

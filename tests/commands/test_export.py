@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_whisper
 from made_up_checkpoints import save_miniature
 from made_up_runs import suite_results
 from transformers import AutoModel, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.build.encoder_provenance import collect_provenance, collect_results
 from uniaudio.build.encoders import load_encoder
@@ -80,6 +82,40 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
     again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(again(samples, attention_mask=mask).last_hidden_state, frames)
+
+
+def test_a_model_that_pads_gives_the_frames_of_stock_whisper_cut_to_the_clip(tmp_path, fresh_model_code):
+    tiny_whisper().save_pretrained(tmp_path / "w")
+    write(f"{tmp_path}/w?pad_to=30", tmp_path / "exported")
+    model = AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    lengths = (16_000, 5_000)
+    samples, mask = make_noise(lengths).pad()
+    clips = [clip.numpy() / 32768.0 for clip in make_noise(lengths).rows()]
+    stock = WhisperEncoder.from_pretrained(tmp_path / "exported", subfolder="whisper_encoder")
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path / "exported" / "whisper_encoder")
+    with torch.no_grad():
+        frames = model(samples, attention_mask=mask).last_hidden_state
+        wanted = stock(**extractor(clips, sampling_rate=16_000, return_tensors="pt")).last_hidden_state
+    for row, samples_of_row in enumerate(lengths):
+        count = -(-samples_of_row // 320)
+        torch.testing.assert_close(frames[row, :count], wanted[row, :count], atol=2e-3, rtol=1e-3)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "# w?pad_to=30\n" in card
+    assert "- w\n" in card.replace(str(tmp_path) + "/", "")
+    assert "its frames, cut to the clip, equal those of this model" in " ".join(card.split())
+
+
+def test_options_are_refused_before_anything_is_written(run, tmp_path, capsys):
+    for options, sentence in (
+        ("tail_frame=2", "a model has no option 'tail_frame' (did you mean 'tail_frames'?)"),
+        ("frame_rate=2", "whisper.frame_rate: a whisper encoder has no such setting; leave it out"),
+        ("second.pad_to=2", "has no encoder 'second'; it has whisper"),
+    ):
+        assert sentence in " ".join(refusal(capsys, f"{run}?{options}", tmp_path / "no").split())
+    assert not (tmp_path / "no").exists()
+    assert collect_provenance(f"{run}?pad_to=3")["name"] == "out?pad_to=3"
+    rows = collect_provenance(f"{run}?pad_to=3")["results"]
+    assert [row["model"] for row in rows] == ["out, step-000008", "elsewhere/out (other weights, abababab)"]
 
 
 def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys):

@@ -39,7 +39,7 @@ ELSEWHERE = {
     "uniaudio demo": "tests/demo",
     "uniaudio train papers/": "tests/e2e/test_papers.py",
     "uniaudio train CONFIG train.compile=true": "tests/train/test_compiled_runs.py",
-    "uniaudio probe runs/birds openai/whisper-small --suite realdata": "needs recordings",
+    "uniaudio probe runs/birds random:openai/whisper-small --suite realdata": "needs recordings",
     "uniaudio probe runs/birds --suite xares": "needs recordings",
     "uniaudio export runs/birds exported --push-to-hub": "tests/export/test_hub_upload.py",
     "uniaudio serve": "test_the_page_opens",

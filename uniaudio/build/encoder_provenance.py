@@ -11,6 +11,7 @@ from uniaudio import __version__
 from uniaudio.build.encoders import AVERAGED, find_checkpoint
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
+from uniaudio.config.model_spec import split_options
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import short_names
@@ -26,6 +27,7 @@ PART = "encoder "  # what the names of the encoders' bases begin with
 def collect_provenance(spec: str) -> dict[str, Any]:
     """Return the facts that a model card states; of a model that is no run, its name alone.
 
+    Options of the MODEL belong to its name; results of the run are then those of other models.
     Data sets come from the recipes of the stages that were begun, results from ``probes.json`` and ``answers.json`` in
     the run folder. Paths are cut to their last part: a card tells nothing of the machine.
 
@@ -33,8 +35,11 @@ def collect_provenance(spec: str) -> dict[str, Any]:
         UserError: when a recipe of the run cannot be read any more, for its data and their licences belong on the card.
     """
     nothing = {"steps": 0, "stages": [], "datasets": [], "domains": [], "audio_hours": None, "results": []}
-    facts: dict[str, Any] = {"name": Path(spec).name, "uniaudio": __version__, "bases": [spec], **nothing}
-    folder = find_checkpoint(spec)
+    path, options = split_options(spec)
+    ending = spec.removeprefix(path)
+    name = Path(path).name + ending
+    facts: dict[str, Any] = {"name": name, "uniaudio": __version__, "bases": [path], **nothing}
+    folder = find_checkpoint(path)
     if folder is None:
         return facts
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
@@ -42,12 +47,12 @@ def collect_provenance(spec: str) -> dict[str, Any]:
     bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
     run = folder.parent.parent
     facts |= {
-        "name": run.resolve().name + (AVERAGED if spec.endswith(AVERAGED) else ""),
+        "name": run.resolve().name + (AVERAGED if path.endswith(AVERAGED) else "") + ending,
         "steps": state["step"],
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
         "bases": [describe_base(name, base) for name, base in bases.items() if name.startswith(PART)],
         "audio_hours": state["stage_seconds"] / SECONDS_PER_HOUR,
-        "results": collect_results(run, spec),
+        "results": collect_results(run, "" if options else path),
     }
     return facts | collect_data(config, state["stage"] + 1)
 
@@ -87,7 +92,8 @@ def collect_results(run: Path, spec: str) -> list[dict[str, str]]:
     checkpoints of the run are named by their step, and those of other models keep their own name.
 
     Args:
-        spec: the checkpoint that is exported, as the run folder or a checkpoint in it; ``:ema``: its averages.
+        spec: the checkpoint that is exported, as the run folder or a checkpoint in it; ``:ema``: its averages. Empty:
+            none of them as it is.
 
     Raises:
         UserError: when a file in the place of the results cannot be read or holds something else.
@@ -119,7 +125,7 @@ def collect_results(run: Path, spec: str) -> list[dict[str, str]]:
 def name_weights(run: Path, spec: str, fingerprints: Collection[str]) -> dict[str, str]:
     """Return the names of those fingerprints that checkpoints of a run have; the exported one has the run's name."""
     name, averaged = run.resolve().name, AVERAGED if spec.endswith(AVERAGED) else ""
-    folder = find_checkpoint(spec)
+    folder = find_checkpoint(spec) if spec else None
     exported = "" if folder is None else f"{folder.name}{averaged}"
     return {
         fingerprint: f"{name}{averaged}" if checkpoint == exported else f"{name}, {checkpoint}"

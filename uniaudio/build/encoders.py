@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import nn
 
 from uniaudio.build.fusion import fuse
-from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
+from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
@@ -21,6 +22,7 @@ from uniaudio.model.encoders.registry import (
     import_encoder_class,
     is_local,
     load_audio_encoder,
+    settings_of,
 )
 from uniaudio.model.encoders.weights import RANDOM, stock_config
 from uniaudio.model.fingerprint import base_identity
@@ -93,7 +95,8 @@ def load_part(settings: EncoderConfig, where: str, seed: int, trust: Trust) -> A
         UserError: naming the key ``where``.
     """
     if is_run(settings.path):
-        encoder = load_encoder(settings.path, torch.device("cpu"), trust)
+        model = ModelSpec(settings.path, select_given(settings, LISTENING))
+        encoder = load_model_spec(model, torch.device("cpu"), trust)
         merge_lora(encoder)
         encoder.requires_grad_(True)
     else:
@@ -151,17 +154,39 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
         return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
 
 
-def sketch_model(path: str) -> AudioEncoder | None:
+def sketch_model(model: ModelSpec) -> AudioEncoder | None:
     """Build the encoder of a model without weights; None where ``sketch_encoder`` has none.
 
     Raises:
         UserError: when the folder holds no known encoder.
     """
-    settings = randomize_weights(EncoderConfig(path=path), path, NO_TRUST) if is_local(path) else None
+    path = model.path
+    settings = randomize_weights(model.configure_model(), path, NO_TRUST) if is_local(path) else None
     if settings is None:
         return None
     with torch.device("meta"):
         return load_audio_encoder(settings, path)
+
+
+def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
+    """Check a MODEL and its options without reading weights or asking the Hub.
+
+    Raises:
+        UserError: for options that are unknown, out of bounds, or none of the encoder's.
+    """
+    model = parse_model_spec(spec)
+    folder = find_checkpoint(model.path) if model.has_options else None
+    if folder is not None:
+        config = load_stored_run(folder / CONFIG, folder.parent.parent, trust)
+        encoders = model.configure_run(config.encoders)
+    elif model.has_options and not is_run(model.path):
+        encoders = {model.path: model.configure_model(trust.remote_code)}
+    else:
+        return
+    for name, settings in encoders.items():
+        if ":" not in settings.kind and is_local(settings.path) and not is_run(settings.path):
+            kind, family = family_of(settings, name)
+            settings_of(settings, family, kind, name)
 
 
 def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
@@ -211,19 +236,24 @@ def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = N
     """Load an encoder from a run or checkpoint folder, the folder or Hub name of a known model, or ``random:PATH``.
 
     Args:
+        spec: with options behind it, such as ``?pad_to=30``, see ``parse_model_spec``.
         trust: code that the model may run.
 
     Raises:
         UserError: when it is none of them, or needs code that was not allowed.
     """
-    device = device or choose_device()
-    checkpoint = open_checkpoint(spec)
+    return load_model_spec(parse_model_spec(spec), device or choose_device(), trust)
+
+
+def load_model_spec(model: ModelSpec, device: torch.device, trust: Trust) -> AudioEncoder:
+    """Load the encoder of a MODEL that was taken apart, see ``load_encoder``."""
+    checkpoint = open_checkpoint(model.path)
     if checkpoint is None:
-        if is_run(spec):
-            raise UserError(f"{spec} is a run folder without a whole checkpoint")
-        model = EncoderConfig(path=spec, trust_remote_code=trust.remote_code)
-        return load_audio_encoder(model, spec, trust=trust).to(device).eval()
-    config = read_stored_config(checkpoint, trust)
+        if is_run(model.path):
+            raise UserError(f"{model.path} is a run folder without a whole checkpoint")
+        settings = model.configure_model(trust.remote_code)
+        return load_audio_encoder(settings, model.path, trust=trust).to(device).eval()
+    config = apply_options(read_stored_config(checkpoint, trust), model)
     config.require_trust(decoder=False)
     check_bases(checkpoint, {**checkpoint.bases, **identify_encoder_bases(config)})
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
@@ -232,6 +262,17 @@ def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = N
     )
     put_tensors(holder, structure, trained, checkpoint.path)
     return holder.encoder.to(device).eval()
+
+
+def apply_options(config: RunConfig, model: ModelSpec) -> RunConfig:
+    """Return a run's config with the options of a MODEL over the settings of its encoders.
+
+    Raises:
+        UserError: when they name no encoder of it.
+    """
+    if not model.has_options:
+        return config
+    return config.model_copy(update={"encoders": model.configure_run(config.encoders)})
 
 
 def read_stored_config(checkpoint: Checkpoint, trust: Trust = NO_TRUST) -> RunConfig:

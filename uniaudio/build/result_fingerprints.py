@@ -8,6 +8,7 @@ from typing import Any
 
 from uniaudio.build.encoders import AVERAGED, find_checkpoint, identify_encoder
 from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import model_digest
@@ -36,8 +37,13 @@ def fingerprint_checkpoint(spec: str) -> str:
 
 
 def fingerprint_model(spec: str, encoder: AudioEncoder) -> str:
-    """Return the fingerprint of a run's checkpoint; of another model, a SHA-256 of the loaded encoder's content."""
-    return model_digest(encoder) if find_checkpoint(spec) is None else fingerprint_checkpoint(spec)
+    """Return the fingerprint of a run's checkpoint; of another model, and of a run whose settings the options of the
+    MODEL change, a SHA-256 of the loaded encoder's content.
+    """
+    model = parse_model_spec(spec)
+    if model.has_options or find_checkpoint(model.path) is None:
+        return model_digest(encoder)
+    return fingerprint_checkpoint(spec)
 
 
 def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:

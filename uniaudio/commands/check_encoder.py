@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.encoders import load_encoder
-from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
@@ -212,6 +212,7 @@ def check_encoder(spec: str, kind: str, trust: Trust = NO_TRUST) -> None:
     if kind == "auto":
         encoder = load_encoder(spec, trust=trust)
     else:
-        settings = EncoderConfig(kind=kind, path=spec, trust_remote_code=trust.remote_code)
-        encoder = load_audio_encoder(settings, spec, trust=trust)
+        model = parse_model_spec(spec)
+        settings = model.configure_model(trust.remote_code).model_copy(update={"kind": kind})
+        encoder = load_audio_encoder(settings, model.path, trust=trust)
     show_findings(check_contract(encoder), spec)

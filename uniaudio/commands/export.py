@@ -17,7 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.encoder_provenance import collect_provenance
-from uniaudio.build.encoders import find_checkpoint, is_run, load_encoder, sketch_encoder, sketch_model
+from uniaudio.build.encoders import (
+    check_model,
+    find_checkpoint,
+    is_run,
+    load_encoder,
+    sketch_encoder,
+    sketch_model,
+)
+from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -48,17 +56,19 @@ def export_checkpoint(
     """
     from uniaudio.export.hf import require_new_folder
 
-    check_request(spec, to, push_to_hub)
+    model = parse_model_spec(spec)
+    check_request(model.path, to, push_to_hub)
+    check_model(spec, trust)
     require_new_folder(out)
     if push_to_hub is not None:
         check_login(push_to_hub)
     console = Console()
     config = None
-    if (checkpoint := find_checkpoint(spec)) is not None:
+    if (checkpoint := find_checkpoint(model.path)) is not None:
         config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
         config.require_trust(decoder=False)  # before recipes are read
     if to == "onnx":
-        check_onnx(spec, config)
+        check_onnx(model, config)
     facts = collect_provenance(spec)
     with console.status("loading the encoder"):
         encoder = load_encoder(spec, torch.device("cpu"), trust)
@@ -74,7 +84,7 @@ def export_checkpoint(
         console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
 
 
-def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
+def check_request(path: str, to: str, push_to_hub: str | None) -> None:
     """Refuse what cannot work.
 
     Raises:
@@ -84,8 +94,8 @@ def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
         raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{suggest_name(to, list(WRITERS))}")
     if push_to_hub is not None and to != "hf":
         raise UserError(f"--push-to-hub goes with --to hf, not with --to {to}")
-    if is_run(spec) and find_checkpoint(spec) is None:
-        raise UserError(f"{spec} is a run folder without a whole checkpoint")
+    if is_run(path) and find_checkpoint(path) is None:
+        raise UserError(f"{path} is a run folder without a whole checkpoint")
     if to == "onnx":
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
@@ -94,7 +104,7 @@ def check_request(spec: str, to: str, push_to_hub: str | None) -> None:
             )
 
 
-def check_onnx(spec: str, config: RunConfig | None) -> None:
+def check_onnx(model: ModelSpec, config: RunConfig | None) -> None:
     """Refuse an encoder that ONNX cannot hold, before its weights are read where it can be built without them.
 
     Args:
@@ -107,7 +117,7 @@ def check_onnx(spec: str, config: RunConfig | None) -> None:
 
     if config is not None and config.fusion is not None:
         raise UserError(FUSED)
-    sketch = sketch_model(spec) if config is None else sketch_encoder(config)
+    sketch = sketch_model(model) if config is None else sketch_encoder(config)
     if sketch is not None:
         find_stock_module(sketch)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from rich.console import Console
 
-from uniaudio.build.encoders import load_encoder
+from uniaudio.build.encoders import check_model, load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_models
+from uniaudio.build.untrained_encoders import add_references
 from uniaudio.commands.evaluate import write_json
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, parse_folders
+from uniaudio.evaluate.probing.references import REFERENCES
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import suite_tables
@@ -32,6 +35,7 @@ def run_probe(
     seeds: int = 3,
     layers: bool = False,
     trust: Trust = NO_TRUST,
+    references: bool = False,
 ) -> dict[str, Any]:
     """Probe models on labelled folders, each a task, or on the tasks of a suite; print tables and write JSON.
 
@@ -39,7 +43,7 @@ def run_probe(
 
     Args:
         data: labelled folders as ``NAME=FOLDER``. suite: a path, or a name found in suites/.
-        layers: also probe every hidden state.
+        layers: also probe every hidden state. references: also probe the untrained encoders of runs.
 
     Returns:
         What is written, see docs/evaluation-probes.md.
@@ -55,11 +59,16 @@ def run_probe(
     console = Console()
     if not console.is_terminal:  # a log file has no width
         console.width = max(console.width, LOG_WIDTH)
+    for spec in models:
+        check_model(spec, trust)
+    models, compared = add_references(models, trust, references)
     chosen = build_folder_suite(parse_folders(data)) if suite is None else load_suite(suite)
     tasks = read_tasks(chosen)
     encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
     result = run_suite(chosen, tasks, encoders, cast(Protocol, protocol), seeds, layers, console)
     result[FINGERPRINTS] = fingerprint_models(encoders)
+    if compared:
+        result[REFERENCES] = {run: asdict(reference) for run, reference in compared.items()}
     for table in suite_tables(result):
         console.print(table)
     write_json(out, result)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
+
+LISTENING = (
+    "pad_to",
+    "tail_frames",
+    "chunk_seconds",
+    "frame_rate",
+)  # how an encoder reads a clip; see its family
 
 
 class LoraConfig(Strict):
@@ -91,3 +99,9 @@ class EncoderConfig(Strict):
         if self.settings and ":" not in self.kind:
             raise ValueError("settings belong to an encoder class of your own, kind: module:Class")
         return self
+
+
+def select_given(settings: EncoderConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Return those of some settings that are not at their defaults."""
+    defaults = EncoderConfig.model_fields
+    return {name: value for name in names if (value := getattr(settings, name)) != defaults[name].default}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uniaudio.config.model_spec import split_options
 from uniaudio.errors import UserError
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes them, and their order
@@ -251,6 +252,8 @@ def mark_model(name: str, fingerprint: str | None) -> str:
 
 
 def is_in_folder(model: str, folder: Path) -> bool:
-    """Return whether a model is a run folder or a checkpoint in it."""
+    """Return whether a model is a run folder or a checkpoint in it, and not one with options of its own."""
+    if split_options(model)[1]:
+        return False
     path = Path(model.removesuffix(":ema")).resolve()
     return path == folder.resolve() or folder.resolve() in path.parents

@@ -8,6 +8,7 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from uniaudio.model.encoders.weights import RANDOM_WEIGHTS
 from uniaudio.outputs import apply_umask
 
 
@@ -38,6 +39,7 @@ def save_miniature_whisper(
         bos_token_id=1,
         eos_token_id=2,
         decoder_start_token_id=1,
+        **RANDOM_WEIGHTS,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

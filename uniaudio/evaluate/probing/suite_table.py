@@ -7,15 +7,30 @@ from typing import Any
 
 from rich.table import Table
 
+from uniaudio.config.model_spec import split_options
 from uniaudio.data.skipped_rows import Skip
+from uniaudio.evaluate.probing.references import (
+    AS_TRAINED,
+    AT_BEST,
+    describe_roles,
+    read_references,
+)
 from uniaudio.evaluate.probing.task_rows import describe_rows
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Lay out what ``run_suite`` returned; differences are to the first model."""
-    labels = short_names(sorted(result["models"]))
+    """Lay out what ``run_suite`` returned.
+
+    Differences of a run are to its untrained encoder, at its best and with the run's settings; those of other models,
+    and of runs whose encoder is not there, to the first model.
+    """
+    roles = describe_roles(read_references(result))
+    labels = {
+        model: f"{name} ({roles[model]})" if model in roles else name
+        for model, name in short_names(sorted(result["models"])).items()
+    }
     tables = [score_table(result, labels)]
     if len(result["tasks"]) > 1:
         tables.append(average_table(result, labels))
@@ -41,11 +56,13 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         *PROBES.values(),
         numbers=3,
     )
+    baselines = find_baselines(result)
     for task, models in result["scores"].items():
         facts = result["tasks"][task]
-        first = models[result["models"][0]]
         for place, model in enumerate(result["models"]):
-            cells = [cell(models[model].get(p), first.get(p) if place else None) for p in PROBES]
+            cells = [
+                cell(models[model].get(p), [models[name].get(p) for name in baselines[model]]) for p in PROBES
+            ]
             label = f"{task} (unseen)" if facts.get("unseen") else task
             about = (label, facts["domain"] or "", facts["metric"]) if place == 0 else ("", "", "")
             table.add_row(*about, labels[model], *cells)
@@ -54,17 +71,30 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         for task, facts in result["tasks"].items()
         for note in describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"])
     ]
+    if any(len(names) > 1 for names in baselines.values()):
+        notes.insert(0, f"differences of runs: to the encoder {AT_BEST}; {AS_TRAINED}")
     if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
-def cell(score: Mapping[str, float] | None, first: Mapping[str, float] | None) -> str:
-    """Return "mean ± std", with the difference to the first model where one is given."""
+def find_baselines(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the models that each model is compared with, the one that counts first."""
+    references = read_references(result)
+    first = result["models"][0]
+    return {
+        model: (references[model].names if model in references else []) or ([first] if model != first else [])
+        for model in result["models"]
+    }
+
+
+def cell(score: Mapping[str, float] | None, baselines: Sequence[Mapping[str, float] | None] = ()) -> str:
+    """Return "mean ± std", with the differences to other scores where there are any."""
     if score is None:
         return ""
     text = f"{score['mean']:.3f} ± {score['std']:.3f}"
-    return text if first is None else f"{text} ({score['mean'] - first['mean']:+.3f})"
+    differences = [f"{score['mean'] - other['mean']:+.3f}" for other in baselines if other is not None]
+    return f"{text} ({'; '.join(differences)})" if differences else text
 
 
 def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
@@ -75,11 +105,21 @@ def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table
         )
     )
     table = new_table("weighted averages", "model", "probe", *parts, numbers=len(parts))
+    baselines = {model: names if len(names) > 1 else [] for model, names in find_baselines(result).items()}
     for model, probes in result["average"].items():
         for place, (probe, averages) in enumerate(probes.items()):
-            cells = [f"{averages[part]:.3f}" if part in averages else "" for part in parts]
+            others = [result["average"][name].get(probe, {}) for name in baselines[model]]
+            cells = [format_average(averages, part, others) for part in parts]
             table.add_row(labels[model] if place == 0 else "", PROBES[probe], *cells)
     return table
+
+
+def format_average(averages: Mapping[str, float], part: str, baselines: Sequence[Mapping[str, float]]) -> str:
+    """Return an average, with the differences to those of a run's untrained encoders."""
+    if part not in averages:
+        return ""
+    differences = [f"{averages[part] - other[part]:+.3f}" for other in baselines if part in other]
+    return f"{averages[part]:.3f}" + (f" ({'; '.join(differences)})" if differences else "")
 
 
 def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[Table]:
@@ -92,18 +132,25 @@ def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[T
         )
         for model, states in models.items():
             for number, state in enumerate(states):
-                cells = [cell(state[probe], None) for probe in probes]
+                cells = [cell(state[probe]) for probe in probes]
                 table.add_row(labels[model] if number == 0 else "", str(number), *cells)
         tables.append(table)
     return tables
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the last parts of paths, as many as tell the names apart; what stands before a colon is kept."""
-    parts = {name: name.rpartition(":")[2].rstrip("/").split("/") for name in names}
-    before = {name: name.rpartition(":")[0] for name in names}
+    """Return the last parts of paths, as many as tell the names apart; what stands before a colon is kept, and so are
+    options.
+    """
+    paths = {name: split_options(name)[0] for name in names}
+    parts = {name: path.rpartition(":")[2].rstrip("/").split("/") for name, path in paths.items()}
+    before = {name: path.rpartition(":")[0] for name, path in paths.items()}
     for count in range(1, max(map(len, parts.values()), default=0) + 1):
-        short = {name: f"{before[name]}:{'/'.join(parts[name][-count:])}".removeprefix(":") for name in names}
+        short = {
+            name: f"{before[name]}:{'/'.join(parts[name][-count:])}".removeprefix(":")
+            + name.removeprefix(paths[name])
+            for name in names
+        }
         if len(set(short.values())) == len(names):
             return short
     return {name: name for name in names}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.trust import (
     NO_TRUST,
@@ -29,15 +29,22 @@ from uniaudio.model.encoders.weights import (
 
 @dataclass(frozen=True)
 class Family:
-    """A module of this package and its loading function, imported when it is needed; settings that it takes."""
+    """A module of this package and its loading function, imported when it is needed.
+
+    Args:
+        settings: those of a config that it takes. pretrained_with: the values of them with which the weights were
+            trained by their authors; an untrained encoder is at its best with these.
+    """
 
     module: str
     loader: str
     settings: tuple[str, ...] = ()
+    pretrained_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 HERE = "uniaudio.model.encoders"
-WHISPER = Family(f"{HERE}.whisper", "load_whisper", ("pad_to", "tail_frames"))
+WHISPER = Family(f"{HERE}.whisper", "load_whisper", ("pad_to", "tail_frames"), {"pad_to": 30.0})
+# Qwen2-Audio and Audio Flamingo 3 were trained with a mask over the silence, those of Omni on short pieces without any
 QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper")
 QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
 WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
@@ -141,11 +148,7 @@ def settings_of(config: EncoderConfig, family: Family, kind: str, where: str) ->
     Raises:
         UserError: when one was given that it does not take.
     """
-    given = {
-        name: value
-        for name in ("pad_to", "tail_frames", "chunk_seconds", "frame_rate", "trust_remote_code")
-        if (value := getattr(config, name)) != EncoderConfig.model_fields[name].default
-    }
+    given = select_given(config, (*LISTENING, "trust_remote_code"))
     for name in given:
         if name not in family.settings and name != "trust_remote_code":
             raise UserError(f"{where}.{name}: a {kind} encoder has no such setting; leave it out")

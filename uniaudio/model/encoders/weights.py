@@ -16,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from uniaudio.errors import UserError
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
+RANDOM_WEIGHTS = {"initialization": "random"}  # in the config.json of weights that nobody has trained
 FILES = ["*.json", "*.safetensors"]
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
