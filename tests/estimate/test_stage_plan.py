@@ -288,7 +288,7 @@ HEADS = {**SMALL, "intermediate_size": 64, "num_attention_heads": 2, "num_key_va
     ],
 )
 def test_decoders_with_states_experts_or_layers_of_several_kinds_have_a_plan(run, tmp_path, family, settings):
-    AutoConfig.configure_model(family, **settings).save_pretrained(tmp_path / "other")
+    AutoConfig.for_model(family, **settings).save_pretrained(tmp_path / "other")
     plan = plan_stage(run(decoder={"path": str(tmp_path / "other")}), 0, CLIP, torch.float32)
     assert plan.cost.flops > 0
     assert plan.cost.per_clip > 0
@@ -300,7 +300,7 @@ def test_experts_count_for_the_tokens_that_choose_them(run, tmp_path):
     flops_of = {}
     for experts, chosen in ((4, 1), (8, 1), (8, 2)):
         settings = {**HEADS, "num_local_experts": experts, "num_experts_per_tok": chosen}
-        AutoConfig.configure_model("mixtral", **settings).save_pretrained(tmp_path / "other")
+        AutoConfig.for_model("mixtral", **settings).save_pretrained(tmp_path / "other")
         plan = plan_stage(run(decoder={"path": str(tmp_path / "other")}), 0, CLIP, torch.float32)
         flops_of[experts, chosen] = plan.cost.flops
     assert flops_of[8, 1] == pytest.approx(flops_of[4, 1], rel=0.01)

@@ -60,7 +60,7 @@ TABLES = {"gpt2", "gptj", "codegen", "gpt_bigcode", "opt", "mpt"}  # with so man
 
 
 def tiny_config(family, **changes):
-    return AutoConfig.configure_model(family, **{**FAMILIES.get(family, LLAMA), **changes})
+    return AutoConfig.for_model(family, **{**FAMILIES.get(family, LLAMA), **changes})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,7 +99,7 @@ def test_what_check_needs_is_known_without_weights(family):
 )
 def test_what_can_never_answer_is_refused_by_its_config(family, reason):
     with pytest.raises(UserError, match=reason):
-        refuse_unusable_class(AutoConfig.configure_model(family))
+        refuse_unusable_class(AutoConfig.for_model(family))
 
 
 TARGET = torch.tensor([5, 9, 2, 7, 7, 8, 2, 11])  # ids of the answers behind two prompts
@@ -206,7 +206,7 @@ def test_updates_stand_where_layers_call_their_linear_maps():
 def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokenizer, family):
     folder, vocabulary = tone_run.parent / "other", len(chat_tokenizer)
     if family == "whisper":  # its own decoder
-        other = AutoConfig.configure_model(family, **WHISPER, vocab_size=vocabulary)
+        other = AutoConfig.for_model(family, **WHISPER, vocab_size=vocabulary)
     else:
         other = tiny_config(family, vocab_size=vocabulary, num_hidden_layers=2)
     other.save_pretrained(folder)

@@ -159,7 +159,7 @@ def test_a_model_of_pictures_and_text_is_refused(tone_run):
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "mistral3", "idefics3", "qwen2_audio", "gemma3"])
 def test_other_such_models_are_refused_by_their_config(kind):
     with pytest.raises(UserError, match=r"reads more than text|cannot generate from embeddings"):
-        refuse_unusable_class(AutoConfig.configure_model(kind))
+        refuse_unusable_class(AutoConfig.for_model(kind))
 
 
 @pytest.fixture

@@ -49,4 +49,4 @@ def tower_config(config: dict[str, Any]) -> Any:
         raise UserError(
             f"config.json names the audio tower {model_type}, which is none of {', '.join(TOWERS)}"
         )
-    return with_stock_attention(AutoConfig.configure_model(**{**audio, "model_type": model_type}))
+    return with_stock_attention(AutoConfig.for_model(**{**audio, "model_type": model_type}))
