@@ -10,7 +10,7 @@ from typing import Any
 from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.records import build
-from uniaudio.config.strict_yaml import parse_scalar
+from uniaudio.config.strict_yaml import parse_override_value
 from uniaudio.errors import UserError
 
 SOURCE = ("kind", "revision")  # which weights a name stands for, and who reads them; a run states its own
@@ -111,7 +111,7 @@ def parse_model_spec(text: str) -> ModelSpec:
             raise UserError(f"{text}: write {key}=VALUE")
         if option in parts.setdefault(name, {}):
             raise UserError(f"{text}: {key} is given twice")
-        parts[name][option] = value if option in TEXTS else parse_scalar(value)
+        parts[name][option] = value if option in TEXTS else parse_override_value(value)
     checked = {name: check_options(text, options) for name, options in parts.items()}
     return ModelSpec(path, checked.pop("", {}), checked)
 
