@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check reference docs bench realdata clean
+.PHONY: demo test lint types check reference docs bench realdata real clean
 
 demo: .stamp-run
 	$(BIN)/uniaudio demo
@@ -34,6 +34,11 @@ bench: .stamp-dev
 # the figures of docs/results.md; UNIAUDIO_REALDATA names the folder of recordings
 realdata: .stamp-run
 	$(BIN)/python benchmarks/realdata.py
+
+# the figures of docs/results.md with real models; UNIAUDIO_REALMODELS, UNIAUDIO_REALAUDIO and UNIAUDIO_REALDATA name the
+# folders (docs/real-models.md). It goes on where it was stopped; `make real REAL="--list"` says how far it is
+real: .stamp-run
+	$(BIN)/python benchmarks/real.py $(REAL)
 
 .venv:
 	$(PYTHON) -m venv .venv

@@ -89,6 +89,14 @@ def encoder(seed: int = 0) -> WhisperAudioEncoder:
     return WhisperAudioEncoder(tiny_whisper(seed)).eval()
 
 
+def test_a_sample_of_the_clips_is_probed(tones):
+    whole, rows, again = the_task(tones), the_task(tones, max_clips=4), the_task(tones, max_clips=4)
+    assert {part: len(members) for part, members in rows.parts.items()} == {"train": 4, "test": 4}
+    assert rows.numbers.tolist() == again.numbers.tolist() != list(range(8))
+    assert [whole.answers[whole.numbers.tolist().index(n)] for n in rows.numbers] == list(rows.answers)
+    assert len(the_task(tones, max_clips=10_000).answers) == len(whole.answers)
+
+
 def test_every_kind_of_task_from_file_to_scores(tones):
     name = write_suite(
         tones,
@@ -466,8 +474,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_suites_fit_their_cards(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("UNIAUDIO_DATA", str(tmp_path))
-    monkeypatch.setenv("UNIAUDIO_REALDATA", str(tmp_path))
+    for variable in ("UNIAUDIO_DATA", "UNIAUDIO_REALDATA", "UNIAUDIO_REALAUDIO"):
+        monkeypatch.setenv(variable, str(tmp_path))
     suite = load_suite(path.stem)
     assert {task.domain for task, _ in suite.tasks.values()} >= {"speech", "sound"}
 

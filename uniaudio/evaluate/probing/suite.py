@@ -85,6 +85,9 @@ class TaskFile(Strict):
     """
     weight: PositiveFloat | None = None
     """Weight in averages. Default: the number of test clips."""
+    max_clips: PositiveInt | None = None
+    """Most clips of each split or fold, a random sample that is the same for every model. Default: all clips.
+    """
     probes: tuple[ProbeKind, ...] | None = Field(None, min_length=1)
     """Probes to train. Default: all three for `clip`, else `linear`."""
     private: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,7 +186,10 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
         answers.append(answer)
     if not answers:
         raise UserError(f"{where}: no row can be used{describe_first_skip(skipped)}")
-    parts = {part: np.array(rows, dtype=np.int64) for part, rows in sorted(members.items())}
+    parts = {
+        part: sample_rows(np.array(rows, dtype=np.int64), task.max_clips, f"{name} {part}")
+        for part, rows in sorted(members.items())
+    }
     rows = TaskRows(
         name,
         task,
@@ -198,8 +202,17 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
         list_classes(task, answers),
         tuple(skipped),
     )
+    if task.max_clips is not None:
+        rows = rows.select(np.sort(np.concatenate(list(parts.values()))), parts)
     check_labels(rows, where)
     return rows
+
+
+def sample_rows(rows: Indices, most: int | None, seed: str) -> Indices:
+    """Return at most so many rows, in ascending order; which ones is a function of their number and the seed."""
+    if most is None or len(rows) <= most:
+        return rows
+    return np.array(sorted(random.Random(seed).sample(rows.tolist(), most)), dtype=np.int64)
 
 
 def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tuple[str | None, Any]:

@@ -1,0 +1,131 @@
+"""The training runs over real models and labelled audio, by the question that each of them answers.
+
+A run is ``configs/real.yaml``, or a config on top of it, with a few values changed. Those that are compared are trained
+on the same number of seconds of audio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SHORT_STEPS = 100  # about ten minutes of one core with the 135 M decoder
+THREE_SEEDS = (0, 1, 2)
+STAGE_SHARES = {"speech": 0.71, "sounds": 0.12, "music": 0.17}  # of the draws of the recipe real
+SMOLLM2 = "${realmodels}/smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        config: name of a run config. overrides: changes of it. seeds: one training for each.
+        short: whether it is cut to the length of the comparisons. stages: whether it is probed after every stage.
+    """
+
+    overrides: tuple[str, ...] = ()
+    config: str = "real"
+    seeds: tuple[int, ...] = (0,)
+    short: bool = True
+    stages: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A table: what is compared, and the runs by the name that the table gives them."""
+
+    title: str
+    arms: Mapping[str, str]
+
+
+RUNS: dict[str, Run] = {
+    "real": Run(seeds=THREE_SEEDS, short=False),
+    "real_qwen": Run(config="real_qwen", short=False),
+    "joint": Run(seeds=THREE_SEEDS),
+    "whisper_decoder": Run(
+        ("decoder.kind=whisper", "decoder.path=${realmodels}/whisper-base"), seeds=THREE_SEEDS
+    ),
+    "random_lm": Run((f"decoder.path=random:{SMOLLM2}",), seeds=THREE_SEEDS),
+    "random_lm_trained": Run((f"decoder.path=random:{SMOLLM2}", "decoder.train=full")),
+    "gemma": Run(("decoder.path=${realmodels}/gemma-3-270m",)),
+    "qwen": Run(("decoder.path=${realmodels}/qwen2.5-coder-0.5b-instruct",)),
+    "one_wording": Run(("stages.0.recipe={one_wording}",)),
+    "encoder_lora": Run(("encoders.whisper.train=lora", "encoders.whisper.lr=5e-4")),
+    "encoder_frozen": Run(("encoders.whisper.train=frozen",)),
+    "stages": Run(config="real_continual", stages=True),
+    "stages_replay": Run(
+        ("stages.1.recipe=real_sounds_replay", "stages.2.recipe=real_music_replay"),
+        config="real_continual",
+        stages=True,
+    ),
+    "stages_distill": Run(
+        tuple(f"stages.{number}.continual={{distill: {{weight: 0.02}}}}" for number in (1, 2)),
+        config="real_continual",
+        stages=True,
+    ),
+    "stages_replay_distill": Run(
+        (
+            "stages.1.recipe=real_sounds_replay",
+            "stages.2.recipe=real_music_replay",
+            *(f"stages.{number}.continual={{distill: {{weight: 0.02}}}}" for number in (1, 2)),
+        ),
+        config="real_continual",
+        stages=True,
+    ),
+    "rate_25": Run(("adapter.rate=25",)),
+    "rate_6.25": Run(("adapter.rate=6.25",)),
+}
+
+QUESTIONS: dict[str, Question] = {
+    "main": Question(
+        "Whisper base before and after training",
+        {"SmolLM2-135M": "real", "Qwen2.5-Coder-0.5B": "real_qwen"},
+    ),
+    "a": Question(
+        "Which decoder asks the questions",
+        {
+            "pretrained LM, frozen": "joint",
+            "Whisper's own decoder, frozen": "whisper_decoder",
+            "LM of random weights, frozen": "random_lm",
+            "LM of random weights, trained": "random_lm_trained",
+        },
+    ),
+    "b": Question(
+        "Which pretrained LM",
+        {"SmolLM2-135M": "joint", "Gemma 3 270M": "gemma", "Qwen2.5-Coder-0.5B": "qwen"},
+    ),
+    "c": Question("Wordings of each question", {"five": "joint", "one": "one_wording"}),
+    "d": Question(
+        "What is trained of the encoder",
+        {"in full": "joint", "LoRA": "encoder_lora", "frozen": "encoder_frozen"},
+    ),
+    "e": Question(
+        "Speech, then sounds, then music",
+        {
+            "joint": "joint",
+            "in stages": "stages",
+            "with replay": "stages_replay",
+            "with distillation": "stages_distill",
+            "with both": "stages_replay_distill",
+        },
+    ),
+    "f": Question("Audio tokens a second", {"25": "rate_25", "12.5": "joint", "6.25": "rate_6.25"}),
+}
+
+
+def shorten(run: Run, steps: int) -> list[str]:
+    """Return the overrides that cut a run to the length of the comparisons, over all of its stages together."""
+    if not run.short:
+        return []
+    lengths = stage_steps(steps) if run.stages else [steps]
+    changes = ["train.micro_batches=1", "train.save_every=50", "train.log_every=5"]
+    for number, count in enumerate(lengths):
+        changes += [f"stages.{number}.steps={count}", f"stages.{number}.warmup={max(1, count // 10)}"]
+    return changes
+
+
+def stage_steps(steps: int) -> list[int]:
+    """Return the steps of the three stages, in proportion to the draws of the joint recipe."""
+    first, second, _ = (max(1, round(share * steps)) for share in STAGE_SHARES.values())
+    return [first, second, max(1, steps - first - second)]

@@ -1,0 +1,212 @@
+"""Real runs: cells go on where they were stopped, every run's config is valid, tables say what the cells hold."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import real
+import real_runs
+import real_tables
+from cells import Cell, run_cells
+
+from uniaudio.config.run import load_run
+from uniaudio.config.search_paths import REAL_FOLDERS
+from uniaudio.data.recipe import load_recipe
+
+WRITE = "import json, sys; json.dump({'value': int(sys.argv[2])}, open(sys.argv[1], 'w'))"
+
+
+@pytest.fixture
+def real_folders(tmp_path, monkeypatch):
+    """Folders that are named and empty."""
+    for name, (variable, _) in REAL_FOLDERS.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    return tmp_path
+
+
+def a_cell(folder: Path, name: str, *needs: Path, code: str = WRITE) -> Cell:
+    return Cell(name, (sys.executable, "-c", code, "{out}", "7"), folder / f"{name}.json", needs)
+
+
+def test_cells_are_run_in_order_and_once(tmp_path):
+    first = a_cell(tmp_path, "first")
+    second = a_cell(tmp_path, "second", first.result)
+    said: list[str] = []
+    assert run_cells([second, first], 2, 1, said.append) == 0
+    assert [line.split(" in ")[0] for line in said] == [
+        "first: started",
+        "first: done",
+        "second: started",
+        "second: done",
+    ]
+    assert json.loads(second.result.read_text())["value"] == 7
+    assert not second.unfinished.exists()
+    said.clear()
+    assert run_cells([second, first], 2, 1, said.append) == 0
+    assert said == []
+
+
+def test_a_failed_cell_leaves_out_those_that_need_it(tmp_path):
+    broken = a_cell(tmp_path, "broken", code="print('no memory'); raise SystemExit(3)")
+    after, other = a_cell(tmp_path, "after", broken.result), a_cell(tmp_path, "other")
+    said: list[str] = []
+    assert run_cells([broken, after, other], 1, 1, said.append) == 1
+    assert (other.is_done, after.is_done) == (True, False)
+    assert f"broken: failed, see {broken.log}" in said
+    assert "after: left out, it needs what failed" in said
+    assert broken.log.read_text() == "no memory\n"
+
+
+def test_a_signal_stops_the_commands_and_keeps_the_rest_for_later(tmp_path):
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(60)"
+    long, after = a_cell(tmp_path, "long", code=code), a_cell(tmp_path, "after")
+
+    def interrupt() -> None:
+        while not (long.log.exists() and long.log.read_text()):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert run_cells([long, after], 1, 1, said.append) == 75
+    assert said == ["long: started", "long: stopped"]
+    assert not after.is_done
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("name", real_runs.RUNS)
+def test_every_run_is_a_valid_config_of_the_same_length(name, real_folders):
+    run = real_runs.RUNS[name]
+    changes = [c.replace("{one_wording}", str(real.one_wording(real_folders))) for c in run.overrides]
+    config = load_run(run.config, [*changes, *real_runs.shorten(run, 100)])
+    assert (config.total_steps == 100) == run.short
+    assert [len(config.stages) == 3] == [run.stages]
+    for stage in config.stages:
+        load_recipe(stage.recipe, near=config.folder)
+
+
+def test_questions_compare_runs_that_there_are():
+    named = {name for question in real_runs.QUESTIONS.values() for name in question.arms.values()}
+    assert named == set(real_runs.RUNS)
+
+
+def test_one_wording_asks_the_same_tasks_in_one_way(tmp_path):
+    recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
+    assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
+    assert recipe.train_shares() == whole.train_shares()
+    for entry, other in zip(recipe.train, whole.train, strict=True):
+        assert [template.task for template in entry.templates] == [t.task for t in other.templates]
+        assert {len(template.prompts) for template in entry.templates} == {1}
+    assert [entry.name for entry in recipe.evaluate] == [entry.name for entry in whole.evaluate]
+
+
+def test_a_plan_says_what_is_done_and_how_far_a_training_came(real_folders):
+    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
+    cells = {cell.name: cell for cell in real.make_plan(plan, real.choose_runs(["d"]))}
+    assert {name.split("/")[0] for name in cells} == {
+        *("before", "before_best", "random", "encoder_lora_seed0", "encoder_frozen_seed0"),
+        *(f"joint_seed{seed}" for seed in range(3)),
+    }
+    train, answers = cells["encoder_lora_seed0/train"], cells["encoder_lora_seed0/answers"]
+    assert (real.describe_state(plan, train), real.describe_state(plan, answers)) == (
+        "to do",
+        "waits for others",
+    )
+    (plan.folder_of("encoder_lora", 0) / "checkpoints" / "step-000050").mkdir(parents=True)
+    assert real.describe_state(plan, train) == "stopped after step 50"
+    train.result.parent.mkdir(parents=True)
+    train.result.write_text("{}")
+    assert (real.describe_state(plan, train), real.describe_state(plan, answers)) == ("done", "to do")
+    assert "--resume" in train.command
+    assert cells["before_best/masked"].command[4].endswith("whisper-base?pad_to=30")
+    with pytest.raises(SystemExit, match="questions are main, a"):
+        real.choose_runs(["g"])
+
+
+def test_what_is_missing_is_fetched_by_a_script_or_named(real_folders):
+    for name, sets in real.SETS.items():
+        for folder in sets:
+            (real_folders / name / folder).mkdir()
+            (real_folders / name / folder / "manifest.jsonl").touch()
+    assert real.missing_folders("realmodels", ["qwen"]) == [
+        *("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct", "whisper-base")
+    ]
+    with pytest.raises(SystemExit, match="holds no smollm2-135m-instruct, whisper-base"):
+        real.fetch_missing(["joint"], {})
+    script = real_folders / "fetch.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "for name in ('smollm2-135m-instruct', 'whisper-base'):\n"
+        "    folder = pathlib.Path(sys.argv[1], name)\n"
+        "    folder.mkdir()\n"
+        "    (folder / 'config.json').touch()\n"
+    )
+    real.fetch_missing(["joint"], {"realmodels": script})
+    (real_folders / "realaudio" / "drums" / "manifest.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"labelled audio sets: .*\(UNIAUDIO_REALAUDIO\) holds no drums"):
+        real.fetch_missing(["joint"], {})
+
+
+def test_the_stages_of_a_run_are_probed_at_their_ends(real_folders):
+    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
+    cells = real.plan_run(plan, "stages", real_runs.RUNS["stages"], 0)
+    folders = [Path(cell.command[4]).name for cell in cells if "/stage" in cell.name.removeprefix("stages_")]
+    assert folders == ["step-000071", "step-000083"]
+
+
+def test_a_training_is_summed_up_over_an_interruption(tmp_path):
+    rows = [
+        {"step": 5, "loss": 3.0, "seconds": 30.0, "audio_seconds": 90.0},
+        {"step": 10, "loss": 9.0, "seconds": 30.0, "audio_seconds": 90.0},
+        {"event": "stopped", "step": 10},
+        {"step": 10, "loss": 1.0, "seconds": 90.0, "audio_seconds": 90.0},
+        {"event": "finished", "step": 10},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = real.summarise_training(tmp_path)
+    assert summary == {"steps": 10, "minutes": 2.0, "audio_hours": 0.05, "loss": 2.0}
+
+
+def probed(**scores: float) -> dict:
+    """A made-up cell of a probe: drums are unseen."""
+    names = {"esc10": "trained", "drums": "unseen"}
+    return {
+        "tasks": {task: {"unseen": True} if part == "unseen" else {} for task, part in names.items()},
+        "scores": {task: {"m": {"knn": {"mean": scores[task], "std": 0.0}}} for task in names},
+        "average": {"m": {"knn": {part: scores[task] for task, part in names.items()}}},
+    }
+
+
+def write_cell(folder: Path, name: str, content: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_tables_hold_means_over_seeds_and_what_was_forgotten(tmp_path):
+    start = probed(esc10=0.8, drums=0.5)
+    for seed, drums in enumerate((0.4, 0.6)):
+        write_cell(tmp_path / str(seed), "masked", probed(esc10=0.9, drums=drums))
+    rows = {"ours": [tmp_path / "0", tmp_path / "1"], "to do": [tmp_path / "2"]}
+    lines = real_tables.probe_table(rows, "masked", start).splitlines()
+    assert lines[0].endswith("| kNN, trained | kNN, unseen | forgotten, linear | forgotten, kNN |")
+    assert lines[2] == "| ours |  |  |  |  | 0.900 ± 0.000 | 0.500 ± 0.100 |  | 5.0 ± 5.0 |"
+    assert lines[3].replace(" ", "") == "|todo|||||||||"
+    by_task = real_tables.task_table(rows, "masked", "knn").splitlines()
+    assert by_task[0] == "|  | esc10 | drums (unseen) |"
+    assert by_task[2] == "| ours | 0.900 ± 0.000 | 0.500 ± 0.100 |"
+
+
+def test_answers_stand_beside_the_cost_of_the_training(tmp_path):
+    write_cell(
+        tmp_path, "answers", {"esc10:sound": {"metric": "accuracy", "score": 0.9}, "process_seconds": 3}
+    )
+    write_cell(tmp_path, "train", {"loss": 1.234, "audio_hours": 0.5, "minutes": 9.87})
+    table = real_tables.answer_table({"ours": [tmp_path]})
+    assert table.splitlines()[0] == "|  | esc10:sound, accuracy | loss | hours of audio | minutes |"
+    assert table.splitlines()[2] == "| ours | 0.900 | 1.23 | 0.50 | 9.9 |"
