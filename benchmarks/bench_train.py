@@ -33,7 +33,7 @@ from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCo
 from uniaudio.train.checkpoint.store import begin_checkpoint, finish_checkpoint, write_share
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_accelerator
-from uniaudio.train.loop import train
+from uniaudio.train.loop import train_stages
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.types import Batch
@@ -106,7 +106,7 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
         write_start=lambda: None,
     )
     data: Any = SimpleNamespace(open_steps=open_steps, join_states=join_states, tasks=("asr",))
-    train(models, data, models, config, accelerator, resume=False)
+    train_stages(models, data, models, config, accelerator, resume=False)
     return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 
 

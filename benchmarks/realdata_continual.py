@@ -30,7 +30,7 @@ from uniaudio.commands.soup import make_soup
 from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import find_realdata_root
 from uniaudio.data.sources.manifest import read_jsonl
-from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize
+from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize_matrix
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.task_scores import probe_held
@@ -179,7 +179,7 @@ def summarise(seeds: list[dict], start: dict, console: Console) -> dict:
         for method in seeds[0]:
             matrices = [seed[method][kind] for seed in seeds]
             finals = [[m.scores[2][i] for m in matrices] for i in range(len(sets))]
-            summaries = [summarize(m) for m in matrices]
+            summaries = [summarize_matrix(m) for m in matrices]
             cells = [
                 f"{spread(values)} ({100 * (statistics.mean(values) - start[n][kind]['mean']):+.1f})"
                 for n, values in zip(sets, finals, strict=True)

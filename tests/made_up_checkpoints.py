@@ -25,7 +25,7 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.tiny.checkpoints import MAKERS, POSITIONS, WHISPER, save_checkpoint, wave
+from uniaudio.tiny.checkpoints import MAKERS, POSITIONS, WHISPER, save_model, wave
 
 
 def whisper() -> PreTrainedModel:
@@ -110,5 +110,5 @@ MINIATURES: Mapping[str, Callable[[], PreTrainedModel]] = {
 
 
 def save_miniature(kind: str, folder: Path, seed: int = 0) -> PreTrainedModel:
-    """Write a tiny checkpoint of a family to a folder and return the stock model, see ``save_checkpoint``."""
-    return save_checkpoint(MINIATURES[kind], folder, seed)
+    """Write a tiny checkpoint of a family to a folder and return the stock model, see ``save_model``."""
+    return save_model(MINIATURES[kind], folder, seed)

@@ -10,7 +10,7 @@ from made_up_sources import Shards
 from uniaudio.data.sampler import Mark, ShardCursor
 from uniaudio.data.skipped_rows import BrokenShard
 from uniaudio.data.sources.base import BrokenShardError, Place, open_source
-from uniaudio.data.sources.paths import size_of
+from uniaudio.data.sources.paths import read_size
 from uniaudio.errors import UserError
 from uniaudio.train.skip_counts import SkipLedger
 
@@ -41,7 +41,7 @@ def complaint(skips, allowed=0.05):
 
 
 def cut_to(file, share):
-    os.truncate(file, int(size_of(str(file)) * share))
+    os.truncate(file, int(read_size(str(file)) * share))
 
 
 def test_four_tars_cut_in_half_have_lost_half_of_all_rows(tars):

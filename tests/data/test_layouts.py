@@ -12,7 +12,7 @@ from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out, walk_files
 from uniaudio.data.sources.paths import files_of_split
-from uniaudio.data.sources.split_names import choose_files, has_words, named_splits
+from uniaudio.data.sources.split_names import choose_files, find_named_splits, has_words
 from uniaudio.errors import UserError
 
 
@@ -188,8 +188,8 @@ def test_the_name_of_a_split_is_a_whole_word_of_a_path(files, name, own):
 def test_words_of_names():
     assert has_words("train-clean-100", "train.clean")
     assert not has_words("constrain", "train")
-    assert named_splits("esc_train_v2") == {"train"}
-    assert named_splits("dev-test") == {"validation", "test"}
+    assert find_named_splits("esc_train_v2") == {"train"}
+    assert find_named_splits("dev-test") == {"validation", "test"}
     assert choose_files([["x_train.tar"], ["x_train_extra.tar"]], "train", {"train", "train_extra"}) == [
         True,
         False,

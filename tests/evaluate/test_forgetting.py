@@ -14,7 +14,7 @@ from uniaudio.evaluate.forgetting import (
     ScoreMatrix,
     broken_guards,
     matrix_table,
-    summarize,
+    summarize_matrix,
     summary_table,
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
@@ -75,17 +75,17 @@ def looped(matrix, floors):
 
 @given(matrices(), st.dictionaries(st.sampled_from([f"set {j}" for j in range(6)]), st.floats(0, 1)))
 def test_every_measure_equals_its_loop(matrix, floors):
-    summary, wanted = summarize(matrix, floors), looped(matrix, floors)
+    summary, wanted = summarize_matrix(matrix, floors), looped(matrix, floors)
     assert summary.average_accuracy == pytest.approx(wanted["accuracy"])
     assert summary.backward_transfer == pytest.approx(wanted["backward"])
     assert summary.forgetting == pytest.approx(wanted["forgetting"])
     assert summary.forward_transfer == pytest.approx(wanted["forward"])
-    assert summarize(matrix).forward_transfer is None
+    assert summarize_matrix(matrix).forward_transfer is None
 
 
 @given(matrices())
 def test_forgetting_is_at_least_the_loss_and_never_negative(matrix):
-    summary = summarize(matrix)
+    summary = summarize_matrix(matrix)
     if summary.forgetting is not None:
         assert summary.forgetting >= 0
         assert summary.forgetting >= -summary.backward_transfer - 1e-12
@@ -99,7 +99,7 @@ def test_json_round_trip(matrix):
 
 
 def test_the_example_by_hand():
-    summary = summarize(example(), {"digits": 0.1, "events": 0.3, "elsewhere": 0.9})
+    summary = summarize_matrix(example(), {"digits": 0.1, "events": 0.3, "elsewhere": 0.9})
     assert summary.average_accuracy == pytest.approx((0.82 + 0.75 + 0.70) / 3)
     # digits 0.82 - 0.90, events (watched) 0.70 - 0.80; genres came last, pitch has no last score
     assert summary.backward_transfer == pytest.approx((-0.08 - 0.10) / 2)
@@ -119,7 +119,7 @@ def test_the_example_by_hand():
 
 def test_rows_before_a_set_was_learned_do_not_count_in_the_mean_forgetting():
     matrix = ScoreMatrix(("start", "a", "b"), ("x",), ((0.9,), (0.5,), (0.6,)), (1,))
-    summary = summarize(matrix)
+    summary = summarize_matrix(matrix)
     assert summary.forgetting == 0.0
     assert summary.backward_transfer == pytest.approx(0.1)
     assert summary.per_set["x"]["forgetting"] == pytest.approx(0.3)
@@ -127,13 +127,13 @@ def test_rows_before_a_set_was_learned_do_not_count_in_the_mean_forgetting():
 
 def test_a_set_without_a_score_when_it_was_learned_is_left_out():
     matrix = ScoreMatrix(("start", "a", "b"), ("x", "y"), ((0.1, 0.5), (None, 0.5), (0.6, 0.4)), (1, None))
-    summary = summarize(matrix)
+    summary = summarize_matrix(matrix)
     assert summary.backward_transfer == pytest.approx(-0.1)
     assert summary.forgetting == pytest.approx(0.1)
 
 
 def test_a_model_without_training_has_forgotten_nothing():
-    summary = summarize(ScoreMatrix(("start",), ("x",), ((0.5,),), (None,)))
+    summary = summarize_matrix(ScoreMatrix(("start",), ("x",), ((0.5,),), (None,)))
     assert summary.average_accuracy == 0.5
     assert (summary.backward_transfer, summary.forgetting, summary.forward_transfer) == (None, None, None)
 
@@ -178,7 +178,10 @@ def test_the_matrix_table_tells_scores_and_changes():
 
 def test_the_summary_table_has_one_row_a_matrix():
     empty = ScoreMatrix(("start",), ("x",), ((None,),), (None,))
-    summaries = {"probe/linear": summarize(example(), {"digits": 0.1}), "probe/knn": summarize(empty)}
+    summaries = {
+        "probe/linear": summarize_matrix(example(), {"digits": 0.1}),
+        "probe/knn": summarize_matrix(empty),
+    }
     rows = [line.replace("│", " ").split() for line in text(summary_table(summaries)).splitlines()]
     assert ["probe/linear", "0.757", "-9.0", "11.5", "+40.0"] in rows
     assert ["probe/knn", "–", "–", "–", "–"] in rows

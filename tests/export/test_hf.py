@@ -21,7 +21,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
-from uniaudio.export.describe import describe
+from uniaudio.export.describe import describe_encoder
 from uniaudio.export.hf import make_noise, require_new_folder, verify_hf, write_hf
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -140,7 +140,7 @@ def test_an_exported_folder_is_an_encoder_of_this_package_again(tmp_path, name):
     assert torch.equal(one.values, other.values)
     assert torch.equal(one.lengths, other.lengths)
     assert (again.dim, again.frame_rate, again.reach) == (encoder.dim, encoder.frame_rate, encoder.reach)
-    assert describe(again) == describe(encoder)
+    assert describe_encoder(again) == describe_encoder(encoder)
 
 
 def test_a_model_loaded_with_its_extractor(tmp_path):

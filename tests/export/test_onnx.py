@@ -19,7 +19,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
-from uniaudio.export.onnx_file import FUSED, can_mask, compare, find_stock_module, write_onnx
+from uniaudio.export.onnx_file import FUSED, can_mask, compare_outputs, find_stock_module, write_onnx
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import as_float
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -132,12 +132,12 @@ def test_log_mels_of_a_tower_with_a_mask(exported):
 def test_a_file_that_differs_from_the_encoder_is_refused(exported):
     file = exported(normed_wave)
     path = file.folder / "encoder.onnx"
-    assert compare(file.encoder, file.stock, path) < 1e-5
+    assert compare_outputs(file.encoder, file.stock, path) < 1e-5
     bias = file.encoder.model.encoder.layers[0].feed_forward.output_dense.bias
     with torch.no_grad():
         bias[0] += 0.1
         with pytest.raises(RuntimeError, match="differs from torch"):
-            compare(file.encoder, file.stock, path)
+            compare_outputs(file.encoder, file.stock, path)
         bias[0] -= 0.1
 
 
@@ -147,7 +147,7 @@ def test_the_other_families_agree_with_their_files(tmp_path, kind):
     save_miniature(kind, tmp_path / "weights")
     encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path / "weights")), "test")
     stock = write_onnx(encoder, tmp_path / "onnx", {})
-    assert compare(encoder, stock, tmp_path / "onnx" / "encoder.onnx") < 1e-5
+    assert compare_outputs(encoder, stock, tmp_path / "onnx" / "encoder.onnx") < 1e-5
     assert stock.masked == (kind == "w2v_bert")
 
 

@@ -3,11 +3,11 @@
 from made_up_runs import folder_results
 
 from uniaudio.report.changes import (
-    Change,
+    ScoreChange,
     TaskChange,
     compare_answer_sets,
     compare_probes,
-    summarize,
+    summarize_changes,
     summarize_loss,
 )
 from uniaudio.report.scores import Roles, read_scores
@@ -15,7 +15,7 @@ from uniaudio.report.significance import Comparison
 
 
 def change(task, delta, verdict, what="linear probe"):
-    return Change(task, what, 0.5, 0.5 + delta, Comparison(verdict, "spread", "margin"))
+    return ScoreChange(task, what, 0.5, 0.5 + delta, Comparison(verdict, "spread", "margin"))
 
 
 def test_measures_of_a_set_are_put_together():
@@ -30,12 +30,12 @@ def test_measures_of_a_set_are_put_together():
 
 
 def test_the_sentence_names_few_and_counts_many():
-    few = summarize("run", "start", [change("esc10", 0.033, "better"), change("asr", -0.1, "worse")])
+    few = summarize_changes("run", "start", [change("esc10", 0.033, "better"), change("asr", -0.1, "worse")])
     assert few.sentence == (
         "Of 2 sets compared with start, run improved on esc10 (linear probe +0.033) and lost on asr "
         "(linear probe -0.100)."
     )
-    many = summarize("run", "start", [change(f"s{i}", 0.01 * i, "better") for i in range(1, 9)])
+    many = summarize_changes("run", "start", [change(f"s{i}", 0.01 * i, "better") for i in range(1, 9)])
     assert (
         many.sentence
         == "Of 8 sets compared with start, run improved on 8 (most on s8, linear probe +0.080) and lost on none."
@@ -45,16 +45,18 @@ def test_the_sentence_names_few_and_counts_many():
         change("a", -0.2, "worse", "kNN probe"),
         change("b", 0.001, "unclear"),
     ]
-    assert summarize("run", "start", mixed).sentence == (
+    assert summarize_changes("run", "start", mixed).sentence == (
         "Of 2 sets compared with start, run improved on none and lost on none; measures disagree on a "
         "(kNN probe -0.200); 1 moved within chance."
     )
-    none = summarize("run", "start", [change("a", 0.001, "unclear")])
+    none = summarize_changes("run", "start", [change("a", 0.001, "unclear")])
     assert none.sentence == "Against start, run moved nothing beyond chance on one set compared."
 
 
 def test_lists_are_sorted_by_the_largest_change():
-    summary = summarize("run", "start", [change("small", 0.1, "better"), change("large", 0.3, "better")])
+    summary = summarize_changes(
+        "run", "start", [change("small", 0.1, "better"), change("large", 0.3, "better")]
+    )
     assert [task.task for task in summary.tasks["better"]] == ["large", "small"]
     assert summary.comparisons == 2
     assert len(summary.rules) == 1

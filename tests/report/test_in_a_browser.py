@@ -16,7 +16,7 @@ from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.report.answers import WrongAnswer, WrongAnswers
 from uniaudio.report.clips import SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, Spot
-from uniaudio.report.page import Page, write_page
+from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.run_folder import compute_cost, read_run
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
@@ -95,7 +95,7 @@ def page_with_clips(tmp_path_factory):
     clip = SoundBudget().add_player("clip", (8000 * np.sin(np.arange(32000) / 6)).astype(np.int16))
     spots = [Spot((i % 20) / 20, i / 400, i % 24, f"clips/test/{i}") for i in range(400)]
     wrong = WrongAnswers([WrongAnswer("clips/test/1", "low", "high", "high", 0.7, [clip])], 9)
-    content = Page(
+    content = ReportPage(
         "clips",
         [run],
         wrong={"tones:tone": wrong},

@@ -18,7 +18,7 @@ from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.store import MomentFiles, load_checkpoint, stage_ends
 from uniaudio.train.engines.launch import make_accelerator
-from uniaudio.train.loop import train
+from uniaudio.train.loop import train_stages
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.state import TrainState
@@ -145,7 +145,7 @@ class Data:
 
 def run(config_path, model, *overrides, resume=False, opened=None):
     config = load_run(config_path, ["train.precision=no", *overrides])
-    return train(Models(model), Data(opened), None, config, make_accelerator(config), resume)
+    return train_stages(Models(model), Data(opened), None, config, make_accelerator(config), resume)
 
 
 def saved(config_path, folder="out"):

@@ -10,7 +10,7 @@ from uniaudio.build.activation_checkpointing import DECODER
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.recipe import load_recipe
-from uniaudio.estimate.fitting import clip_of
+from uniaudio.estimate.fitting import estimate_clip
 from uniaudio.estimate.memory import MARGIN
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.train.recomputing import Recomputing
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 @pytest.fixture
 def plan(tone_run):
     config = load_run(str(tone_run))
-    clip = clip_of(load_recipe(config.stages[0].recipe, near=config.folder))
+    clip = estimate_clip(load_recipe(config.stages[0].recipe, near=config.folder))
     return plan_stage(config, 0, clip, torch.float32)
 
 

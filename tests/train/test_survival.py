@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from run_folders import latest_checkpoint
 
-from uniaudio.train.checkpoint.store import is_whole, load_checkpoint
+from uniaudio.train.checkpoint.store import is_complete, load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +171,7 @@ def test_a_process_that_dies_ends_the_launch_and_the_resume_gives_the_same_losse
     finally:
         end(process)
     assert "finished" not in {row.get("event") for row in rows(folder)}
-    assert is_whole(latest_checkpoint(folder))
+    assert is_complete(latest_checkpoint(folder))
     run(long_run, *overrides, "--resume", processes=2)
     assert losses(folder) == whole_of_two
 
@@ -230,7 +230,7 @@ def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themsel
             os.kill(pid, signal.SIGKILL)
         end(process)
     assert "ends: the process that started it is gone" in log.read_text()
-    assert is_whole(latest_checkpoint(folder))
+    assert is_complete(latest_checkpoint(folder))
     assert load_checkpoint(latest_checkpoint(folder)).state["step"] >= 2
 
 
@@ -293,7 +293,7 @@ def test_sigterm_to_a_single_process_leaves_with_75_and_kills_at_random_moments_
         finally:
             end(process)
         path = latest_checkpoint(folder)
-        assert is_whole(path)
+        assert is_complete(path)
         state = load_checkpoint(path).state
         assert path.name == f"step-{state['step']:06d}"
         assert reached[-1] < state["step"] < 60

@@ -21,7 +21,7 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
 from uniaudio.types import SAMPLE_RATE
 
-Clip = str | Path | NDArray[Any] | torch.Tensor
+ClipInput = str | Path | NDArray[Any] | torch.Tensor
 LONGEST = 24 * 3600.0  # seconds of a file; encoders cut what is beyond their reach
 LOUDEST = 2.0  # size of a float sample; beyond it the samples were never in [-1, 1]
 
@@ -61,7 +61,7 @@ class Embedder:
     @overload
     def embed(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[ClipInput],
         pool: Literal["mean"] = "mean",
         *,
         sampling_rate: int = SAMPLE_RATE,
@@ -71,7 +71,7 @@ class Embedder:
     @overload
     def embed(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[ClipInput],
         pool: Literal["none"],
         *,
         sampling_rate: int = SAMPLE_RATE,
@@ -80,7 +80,7 @@ class Embedder:
 
     def embed(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[ClipInput],
         pool: Literal["mean", "none"] = "mean",
         *,
         sampling_rate: int = SAMPLE_RATE,
@@ -111,7 +111,7 @@ class Embedder:
             return embed_clips(self.encoder, waves, batch_seconds)
 
 
-def load_samples(clip: Clip, rate: int, name: str) -> NDArray[Any]:
+def load_samples(clip: ClipInput, rate: int, name: str) -> NDArray[Any]:
     """Return float32 samples ``[S]`` in [-1, 1] at 16 kHz.
 
     Raises:

@@ -14,7 +14,7 @@ from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.model_spec import split_options
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.suite_table import short_names
+from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.report.answers import check_answers
 from uniaudio.report.results import shorten_model
 from uniaudio.report.run_folder import read_json
@@ -104,7 +104,7 @@ def collect_results(run: Path, spec: str) -> list[dict[str, str]]:
     answers = check_answers(read_json(file), str(file)) if file.is_file() else {}
     signed = {str(entry["fingerprint"]) for entry in answers.values() if entry.get("fingerprint")}
     known = name_weights(run, spec, {*table.fingerprints.values(), *signed})
-    short = short_names(table.models)
+    short = shorten_paths(table.models)
     rows = []
     for task, models in table.scores.items():
         for model, probes in models.items():

@@ -20,7 +20,7 @@ from uniaudio.model.encoders.registry import (
     HF_AUTO,
     family_of,
     import_encoder_class,
-    is_local,
+    is_local_path,
     load_audio_encoder,
     settings_of,
 )
@@ -161,7 +161,7 @@ def sketch_model(model: ModelSpec) -> AudioEncoder | None:
         UserError: when the folder holds no known encoder.
     """
     path = model.path
-    settings = randomize_weights(model.configure_model(), path, NO_TRUST) if is_local(path) else None
+    settings = randomize_weights(model.configure_model(), path, NO_TRUST) if is_local_path(path) else None
     if settings is None:
         return None
     with torch.device("meta"):
@@ -184,7 +184,7 @@ def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
     else:
         return
     for name, settings in encoders.items():
-        if ":" not in settings.kind and is_local(settings.path) and not is_run(settings.path):
+        if ":" not in settings.kind and is_local_path(settings.path) and not is_run(settings.path):
             kind, family = family_of(settings, name)
             settings_of(settings, family, kind, name)
 
@@ -201,7 +201,7 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
         return None
     if is_run(settings.path):
         return None
-    if not is_local(settings.path):
+    if not is_local_path(settings.path):
         if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
             raise UserError(f"{where}.path: there is no folder {settings.path}")
         return None

@@ -13,7 +13,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import model_digest
 from uniaudio.train.checkpoint.integrity import EMA
-from uniaudio.train.checkpoint.store import is_whole, step_folders
+from uniaudio.train.checkpoint.store import is_complete, step_folders
 
 
 def fingerprint_checkpoint(spec: str) -> str:
@@ -67,7 +67,7 @@ def match_checkpoints(run: Path, fingerprints: Collection[str]) -> dict[str, str
     for folder in reversed(step_folders(run / "checkpoints")):
         if not missing:
             break
-        if is_whole(folder):
+        if is_complete(folder):
             for ending in ("", AVERAGED) if (folder / EMA).is_file() else ("",):
                 fingerprint = fingerprint_checkpoint(f"{folder}{ending}")
                 if fingerprint in missing:

@@ -29,7 +29,7 @@ LONGEST_DECODED = 120.0  # seconds of a clip; longer ones are not decoded to be 
 
 
 @dataclass(frozen=True)
-class Pairing:
+class CheckedEntry:
     """What was seen of one line of a recipe."""
 
     name: str
@@ -49,7 +49,7 @@ class AverageClip:
     answer: int
 
 
-def check_entry(entry: RecipeEntry) -> Pairing:
+def check_entry(entry: RecipeEntry) -> CheckedEntry:
     """Render the first rows of a source with the templates of an entry and read their audio headers.
 
     The answers of an entry are as long as those to all of its templates together.
@@ -75,7 +75,7 @@ def check_entry(entry: RecipeEntry) -> Pairing:
         notes += note_time_columns(rows, entry.dataset, template)
     notes += note_odd_clips(rows, SECONDS_DECODED)
     notes += entry.augmenter.notes() if entry.augmenter is not None else []
-    return Pairing(
+    return CheckedEntry(
         entry.name,
         entry.split,
         source.size,

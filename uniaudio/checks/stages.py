@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from uniaudio.checks.recipe import Pairing, check_entry
+from uniaudio.checks.recipe import CheckedEntry, check_entry
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode, Stage
 from uniaudio.data.recipe import Recipe, load_recipe
@@ -136,7 +136,7 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
             require_metric(line.template.scoring.metric)
 
 
-def read_pairings(recipe: Recipe) -> list[Pairing]:
+def read_pairings(recipe: Recipe) -> list[CheckedEntry]:
     """Return what the first rows of a recipe's sources are like, without those that cannot be used.
 
     Their rows come with the first step, which counts what is left out and may find others that can be used.
@@ -148,7 +148,7 @@ def read_pairings(recipe: Recipe) -> list[Pairing]:
     return pairings
 
 
-def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[Pairing]) -> None:
+def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[CheckedEntry]) -> None:
     """Refuse a budget that the average clip of a dataset does not fit into.
 
     With ``data.max_seconds``, clips up to that length that are above the budget are trained on alone.

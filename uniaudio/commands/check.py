@@ -13,7 +13,7 @@ from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.meta_stages import sketch_stages
-from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, Pairing, check_entry
+from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
 from uniaudio.checks.stages import check_budget, check_stage_rows
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
@@ -119,7 +119,7 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
 
 
 def build_pairing_table(
-    stage: Stage, recipe: Recipe, train: list[Pairing], evaluated: list[Pairing]
+    stage: Stage, recipe: Recipe, train: list[CheckedEntry], evaluated: list[CheckedEntry]
 ) -> Table:
     """Lay out what a stage draws and what it is evaluated on."""
     table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
@@ -144,7 +144,7 @@ def describe_step_cost(
     stage: Stage,
     encoders: list[PretrainedConfig],
     recipe: Recipe,
-    pairings: list[Pairing],
+    pairings: list[CheckedEntry],
     decoder: SketchedDecoder | None,
 ) -> str:
     """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""

@@ -25,7 +25,7 @@ TOKENS_PER_SECOND = 12.5
 
 
 @dataclass(frozen=True)
-class Speed:
+class LoaderSpeed:
     """What a number of workers delivered."""
 
     workers: int
@@ -36,7 +36,7 @@ class Speed:
     memory_mib: float
 
 
-def measure(mixture: Mixture, tasks: tuple[str, ...], workers: int, seconds: float) -> Speed:
+def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seconds: float) -> LoaderSpeed:
     """Take batches for so many seconds; the time to the first one is told apart."""
     started = time.perf_counter()
     steps = make_loader(mixture, tasks, 0, 1, workers, 2)
@@ -54,7 +54,7 @@ def measure(mixture: Mixture, tasks: tuple[str, ...], workers: int, seconds: flo
     memory = sum(
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    return Speed(workers, audio / used, questions / used, longest, begin - started, memory / 2**10)
+    return LoaderSpeed(workers, audio / used, questions / used, longest, begin - started, memory / 2**10)
 
 
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
@@ -77,7 +77,7 @@ def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
 
 def bench_recipe(
     name: str, seconds: float, workers: list[int] | None, console: Console | None = None
-) -> list[Speed]:
+) -> list[LoaderSpeed]:
     """Print how many seconds of audio per second each number of workers delivers."""
     console = console or Console()
     opened = open_recipe(name)
@@ -88,7 +88,7 @@ def bench_recipe(
     speeds = []
     for count in tried:
         with console.status(f"{count} workers, {seconds:g} s"):
-            speeds.append(measure(mixture, recipe.tasks(), count, seconds))
+            speeds.append(measure_loading(mixture, recipe.tasks(), count, seconds))
     table = Table(title=f"recipe {recipe.name}, micro-batches of {budget:g} s", title_justify="left")
     for column in ("workers", "audio-s/s", "questions/s", "longest wait s", "first batch s", "memory MiB"):
         table.add_column(column, justify="right")

@@ -22,7 +22,7 @@ from uniaudio.evaluate.forgetting import (
     START,
     ScoreMatrix,
     matrix_table,
-    summarize,
+    summarize_matrix,
     summary_table,
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
@@ -197,7 +197,7 @@ def show_matrices(
     matrices: Mapping[str, ScoreMatrix], fingerprints: Mapping[str, str], out: Path, console: Console
 ) -> dict[str, Any]:
     """Print the tables and write JSON, with the fingerprint of every stage's checkpoint, and heat maps."""
-    summaries = {name: summarize(matrix) for name, matrix in matrices.items()}
+    summaries = {name: summarize_matrix(matrix) for name, matrix in matrices.items()}
     for name, matrix in matrices.items():
         console.print(matrix_table(name, matrix))
     console.print(summary_table(summaries))

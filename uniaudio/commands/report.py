@@ -20,8 +20,8 @@ from uniaudio.config.run import load_stored_run
 from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips
-from uniaudio.evaluate.forgetting import summarize
-from uniaudio.evaluate.probing.suite_table import short_names
+from uniaudio.evaluate.forgetting import summarize_matrix
+from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.evaluate.routing import read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file
@@ -41,8 +41,14 @@ from uniaudio.report.heat_tables import (
     build_reliability,
     build_routing_tables,
 )
-from uniaudio.report.page import Page, write_page
-from uniaudio.report.results import Answers, compare, merge_all_scores, read_forgetting, read_results
+from uniaudio.report.page import ReportPage, write_page
+from uniaudio.report.results import (
+    AnswersByModel,
+    compare_runs,
+    merge_all_scores,
+    read_forgetting,
+    read_results,
+)
 from uniaudio.report.run_folder import RunRecord, compute_cost, describe_ending, read_run
 from uniaudio.report.run_provenance import (
     collect_base_facts,
@@ -101,9 +107,9 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     table, roles = merge_all_scores(
         runs, wanted.probes, other_scores, find_domains(every_recipe), match_checkpoints, notes
     )
-    model_names = short_names(table.models)
+    model_names = shorten_paths(table.models)
     model_names |= {model: run for run, model in roles.runs.items()}
-    summaries, changes = compare(runs, table, roles, model_names, run_answers, other_answers, entries)
+    summaries, changes = compare_runs(runs, table, roles, model_names, run_answers, other_answers, entries)
     sounds = SoundBudget()
     wrong = choose_wrong_answers(run_answers, entries, sounds if wanted.audio else None, notes)
     maps, players = map_embeddings(
@@ -112,7 +118,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     if sounds.left_out:
         notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
     matrices = read_forgetting(runs, match_checkpoints, notes)
-    page = Page(
+    page = ReportPage(
         title=wanted.title or f"Report: {', '.join(names)}",
         runs=runs,
         summaries=summaries,
@@ -131,7 +137,7 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         wrong=wrong,
         questions=wanted.questions,
         forgetting=[build_forgetting_table(name, matrix) for name, matrix in matrices.items()],
-        forgotten={name: summarize(matrix) for name, matrix in matrices.items()},
+        forgotten={name: summarize_matrix(matrix) for name, matrix in matrices.items()},
         maps=maps,
         map_players=players,
         routes=[
@@ -161,7 +167,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
         raise UserError(f"{twice[0]} is given twice; name every run once")
-    short = short_names(paths)
+    short = shorten_paths(paths)
     return [short[path] for path in paths]
 
 
@@ -188,7 +194,7 @@ def find_domains(recipes: Sequence[Recipe]) -> dict[str, str]:
     return domains
 
 
-def group_answers(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
+def group_answers(answers: AnswersByModel) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the results of every run on every set, under a heading each."""
     return [
         (f"{run}: {name}" if len(answers) > 1 else name, entry)
@@ -197,13 +203,15 @@ def group_answers(answers: Answers) -> list[tuple[str, Mapping[str, Any]]]:
     ]
 
 
-def build_for_every_set(answers: Answers, make: Callable[[str, Mapping[str, Any]], T | None]) -> list[T]:
+def build_for_every_set(
+    answers: AnswersByModel, make: Callable[[str, Mapping[str, Any]], T | None]
+) -> list[T]:
     """Return what can be made of the results of every run on every set."""
     return [made for name, entry in group_answers(answers) if (made := make(name, entry)) is not None]
 
 
 def choose_wrong_answers(
-    answers: Answers, entries: Mapping[str, EvalEntry], sounds: SoundBudget | None, notes: list[str]
+    answers: AnswersByModel, entries: Mapping[str, EvalEntry], sounds: SoundBudget | None, notes: list[str]
 ) -> dict[str, WrongAnswers]:
     """Choose wrong answers of every set, the first few of them with their clips where the data are there.
 

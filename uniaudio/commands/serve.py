@@ -38,7 +38,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
         raise UserError("the page needs the package gradio: pip install 'uniaudio[serve]'")
     console = Console()
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
-        if not is_local(host):
+        if not is_local_address(host):
             console.print(
                 f"[yellow]the page can be reached from other machines through {host}, without a password; "
                 f"whoever reaches it can use the model[/]"
@@ -54,7 +54,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
             def answer(data: bytes, question: str, task: TrainedTask | None) -> Reply:
                 return answer_upload(loaded, data, question, task, limits)
 
-            page = build_page(answer, checkpoint.rstrip("/"), describe(loaded), tasks, limits)
+            page = build_page(answer, checkpoint.rstrip("/"), describe_model(loaded), tasks, limits)
             server = build_server(page, limits, list_host_names(host))
         listener.listen()  # whoever opens the address that is printed below is not turned away
         shown = f"[{host}]" if ":" in host else host
@@ -82,7 +82,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def is_local(host: str) -> bool:
+def is_local_address(host: str) -> bool:
     """Return whether an address is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -95,7 +95,7 @@ def list_host_names(host: str) -> Sequence[str]:
     return () if host in ("0.0.0.0", "::", "") else (*LOCAL_NAMES, host)
 
 
-def describe(loaded: LoadedModel) -> str:
+def describe_model(loaded: LoadedModel) -> str:
     """Return one line about the parts of a model."""
     model, config = loaded.model, loaded.config
     millions = sum(p.numel() for p in model.encoder.parameters()) / 1e6

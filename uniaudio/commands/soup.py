@@ -30,7 +30,7 @@ from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folder
 from uniaudio.evaluate.probing.probes import ProbeKind
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.evaluate.probing.task_scores import probe_held
-from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_whole, save_checkpoint
+from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_complete, save_checkpoint
 from uniaudio.train.optim import component_of
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
 from uniaudio.train.trainable import LORA, held_tensors, put_tensors
@@ -246,7 +246,7 @@ def write_held_soup(
     if kept.is_dir():
         shutil.copytree(kept, out / "decoder")
     (out / "soup.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    assert is_whole(saved)
+    assert is_complete(saved)
     if config.reads_environment:  # of a run made here; others stay somebody else's
         remember_run(out, config.collect_trust_settings(), config.trust)
     load_encoder(str(out), torch.device("cpu"), config.trust)  # what was written can be read

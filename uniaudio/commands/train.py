@@ -51,7 +51,7 @@ from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoin
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
 from uniaudio.train.loggers import tell_of_finished_run
-from uniaudio.train.loop import train
+from uniaudio.train.loop import train_stages
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.run_lock import hold_run_folder
@@ -119,7 +119,7 @@ def train_in_held_folder(
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
     data = StageData(config, recipes, models.format)
     evaluator = RunEvaluator(config, recipes, models.format, models.bases, sets)
-    return train(models, data, evaluator, config, accelerator, continued, checkpoint)
+    return train_stages(models, data, evaluator, config, accelerator, continued, checkpoint)
 
 
 def open_newest(config: RunConfig) -> Checkpoint:

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from uniaudio.config.records import Strict
 
 
-class Adapter(Strict):
+class AdapterSettings(Strict):
     """The adapter (projector) between encoder and decoder: it maps the encoder's frames to audio tokens in
     the decoder's embedding space.
 
@@ -29,7 +29,7 @@ class Adapter(Strict):
         return getattr(self, "rate", None)
 
 
-class StackConfig(Adapter):
+class StackConfig(AdapterSettings):
     """Neighbouring frames are stacked to `rate` tokens per second, then pass through an MLP."""
 
     kind: Literal["stack"] = "stack"
@@ -40,7 +40,7 @@ class StackConfig(Adapter):
     """
 
 
-class PoolConfig(Adapter):
+class PoolConfig(AdapterSettings):
     """The mean of neighbouring frames, `rate` a second, then an MLP."""
 
     kind: Literal["pool"]
@@ -49,7 +49,7 @@ class PoolConfig(Adapter):
     """Audio tokens per second of sound; must divide the encoder's frame rate."""
 
 
-class ConvConfig(Adapter):
+class ConvConfig(AdapterSettings):
     """Convolutions of stride 2 down to `rate` tokens per second."""
 
     kind: Literal["conv"]
@@ -60,7 +60,7 @@ class ConvConfig(Adapter):
     """Kernel size of each convolution in frames, an odd number."""
 
 
-class QformerConfig(Adapter):
+class QformerConfig(AdapterSettings):
     """Window-level Q-Former (SALMONN): `queries` tokens for every window of `window_seconds`, by cross
     attention to the frames of the window.
     """
@@ -82,7 +82,7 @@ class QformerConfig(Adapter):
         return self.queries / self.window_seconds
 
 
-class PerceiverConfig(Adapter):
+class PerceiverConfig(AdapterSettings):
     """Perceiver resampler: `queries` tokens for every clip, whatever its length."""
 
     kind: Literal["perceiver"]
@@ -95,7 +95,7 @@ class PerceiverConfig(Adapter):
     """Attention heads of each layer; must divide `hidden`."""
 
 
-class TokensConfig(Adapter):
+class TokensConfig(AdapterSettings):
     """A fixed number of tokens for every clip: frames are interpolated over the clip's duration, stacked and
     passed through a SwiGLU MLP (MoWE-Audio).
     """

@@ -80,7 +80,7 @@ class EncoderConfig(Strict):
     """
     cache: bool | Literal["bfloat16"] = False
     """Keep the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once:
-    `true` as float32, `check_bfloat16` rounded to half the size. Read by: train, check.
+    `true` as float32, `bfloat16` rounded to half the size. Read by: train, check.
     """
     frame_rate: PositiveFloat | None = None
     """Frames per second of an encoder with `kind: remote`. Default: measured on a clip."""

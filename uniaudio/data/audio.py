@@ -67,7 +67,7 @@ def open_cached(path: Path) -> FileIO:
     return FileIO(path)
 
 
-Encoded = bytes | memoryview | Path | FilePart
+EncodedAudio = bytes | memoryview | Path | FilePart
 
 
 class PartStream(io.RawIOBase):
@@ -221,7 +221,7 @@ def parse_plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] 
     return None
 
 
-def open_reader(source: Encoded | OpenFile, name: str) -> Reader:
+def open_reader(source: EncodedAudio | OpenFile, name: str) -> Reader:
     """Open a file, a part of one or bytes for reading at any place.
 
     Raises:
@@ -244,7 +244,7 @@ def open_reader(source: Encoded | OpenFile, name: str) -> Reader:
 
 @contextmanager
 def open_streams(
-    source: Encoded | OpenFile, name: str, suffix: str = "", is_thorough: bool = False
+    source: EncodedAudio | OpenFile, name: str, suffix: str = "", is_thorough: bool = False
 ) -> Iterator[list[ClipFile]]:
     """Open a file, a part of one or bytes with libsndfile (wav, flac, mp3, ogg, opus ...).
 
@@ -352,7 +352,7 @@ def make_handle(data: Reader) -> Any:
     return PartStream(data.part) if isinstance(data, PartReader) else ByteStream(data.data)
 
 
-def open_for_header(source: Encoded, name: str) -> soundfile.SoundFile:
+def open_for_header(source: EncodedAudio, name: str) -> soundfile.SoundFile:
     """Open a file, a part of one or bytes with libsndfile, to look at its header.
 
     Raises:
@@ -368,7 +368,7 @@ def make_broken_audio_error(name: str, problem: Exception) -> RowError:
     return RowError("broken audio", f"{name} ({getattr(problem, 'error_string', problem)})")
 
 
-def probe_seconds(source: Encoded, name: str = "", suffix: str = "") -> float:
+def probe_seconds(source: EncodedAudio, name: str = "", suffix: str = "") -> float:
     """Return the length in seconds as the header states it, or the frames where it states none.
 
     Raises:
@@ -416,12 +416,12 @@ def check_flac(reader: Reader, name: str) -> flac.Ending | None:
     return ending
 
 
-def suffix_of(source: Encoded, suffix: str) -> str:
+def suffix_of(source: EncodedAudio, suffix: str) -> str:
     return suffix or (source.suffix if isinstance(source, Path) else "")
 
 
 def decode(
-    source: Encoded,
+    source: EncodedAudio,
     max_seconds: float,
     name: str,
     span: tuple[float, float] | None = None,
@@ -440,7 +440,7 @@ def decode(
             "samples out of range", "clip too long", "span outside of the recording".
     """
     suffix = suffix_of(source, suffix)
-    opened: Encoded | OpenFile = source
+    opened: EncodedAudio | OpenFile = source
     if span is None:
         opened = read_at_once(source, name)
         content = opened.content if isinstance(opened, OpenFile) else opened
@@ -462,7 +462,7 @@ def decode(
         return whole if span is None else cut_span(whole, span, max_seconds, name)
 
 
-def read_at_once(source: Encoded, name: str) -> Encoded | OpenFile:
+def read_at_once(source: EncodedAudio, name: str) -> EncodedAudio | OpenFile:
     """Return the bytes of a part of a file, or a file with its content where it is small.
 
     Raises:

@@ -18,7 +18,7 @@ from uniaudio.data.batching import Mixture, PlannedBatch, PlannedRow, StreamStat
 from uniaudio.data.clip_notices import ClipNotice
 from uniaudio.data.collate import collate
 from uniaudio.data.permutation import hash_parts
-from uniaudio.data.row_clips import Clip, decode_clips
+from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ShardedSource
 from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
@@ -171,7 +171,7 @@ class WorkerDataset(IterableDataset):
             batch = replace(batch, audio=with_known_frames(batch.audio, self.stores))
         return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state, tuple(notices))
 
-    def decode(self, planned: PlannedRow) -> tuple[tuple[Clip, ...], tuple[Mask, ...], list[str]]:
+    def decode(self, planned: PlannedRow) -> tuple[tuple[ClipSamples, ...], tuple[Mask, ...], list[str]]:
         """Decode the clips of a row and change them as its entry says.
 
         Returns:
@@ -190,7 +190,9 @@ class WorkerDataset(IterableDataset):
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
             return clips, entry.augmenter.masks(clips, rng), kinds
 
-    def questions(self, planned: PlannedRow, clips: tuple[Clip, ...]) -> tuple[list[Example], list[Skip]]:
+    def questions(
+        self, planned: PlannedRow, clips: tuple[ClipSamples, ...]
+    ) -> tuple[list[Example], list[Skip]]:
         """Return one example per question about decoded clips, and the questions that cannot be packed."""
         entry = self.mixture.recipe.train[planned.entry]
         audio_tokens = sum(self.mixture.slots_for(len(clip)) for clip in clips)

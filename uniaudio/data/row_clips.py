@@ -11,7 +11,7 @@ from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 
-Clip = NDArray[np.int16]  # samples [S] at 16 kHz
+ClipSamples = NDArray[np.int16]  # samples [S] at 16 kHz
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
 
@@ -28,7 +28,7 @@ def read_row_seconds(row: Row) -> list[float]:
     return lengths
 
 
-def decode_clips(row: Row, max_seconds: float, notices: list[str] | None = None) -> tuple[Clip, ...]:
+def decode_clips(row: Row, max_seconds: float, notices: list[str] | None = None) -> tuple[ClipSamples, ...]:
     """Decode the clips of a row and compare their lengths with those that the row states.
 
     Args:

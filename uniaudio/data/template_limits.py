@@ -67,7 +67,7 @@ class TemplateLimitError(TemplateRuntimeError):
     """A template asked for more than one rendering may do."""
 
 
-class Budget(threading.local):
+class RenderBudget(threading.local):
     """What the rendering that goes on in this thread has used."""
 
     steps = 0
@@ -106,10 +106,10 @@ class Budget(threading.local):
             raise TemplateLimitError(f"the template makes more than {SIZE:,} characters")
 
 
-BUDGET = Budget()
+BUDGET = RenderBudget()
 
 
-def size_of(value: Any, most: int = SIZE) -> int:
+def measure_size(value: Any, most: int = SIZE) -> int:
     """Return the characters and items of a value, those inside lists included, or some number over ``most``."""
     if isinstance(value, str | bytes):
         return len(value)
@@ -146,7 +146,7 @@ def count_each(values: Iterable[Any]) -> Iterable[Any]:
 
 def concat_values(*values: Any) -> str:
     """Join values as text: Jinja's ``~``."""
-    BUDGET.allow(sum(map(size_of, values)))
+    BUDGET.allow(sum(map(measure_size, values)))
     return "".join(map(str, values))
 
 
@@ -171,12 +171,14 @@ def check_growth(name: str, value: Any, arguments: tuple[Any, ...], options: Map
     Raises:
         TemplateLimitError: when its result could be too large.
     """
-    size = size_of(value)
+    size = measure_size(value)
     BUDGET.allow(size)
     given = (*arguments, *options.values())
     if name in PADDING and any(isinstance(one, int) and abs(one) > WIDTH for one in given):
         raise TemplateLimitError(f"{name}: a width over {WIDTH:,}")
-    if name == "tojson" and any((one if isinstance(one, int) else size_of(one)) > INDENT for one in given):
+    if name == "tojson" and any(
+        (one if isinstance(one, int) else measure_size(one)) > INDENT for one in given
+    ):
         raise TemplateLimitError(f"tojson: an indentation or separator over {INDENT} characters")
     if name in SLOW and size > SLOW_SIZE:
         raise TemplateLimitError(f"{name}: a text over {SLOW_SIZE:,} characters")
@@ -185,7 +187,7 @@ def check_growth(name: str, value: Any, arguments: tuple[Any, ...], options: Map
         times = str(value).count(old) if old else size + 1
         BUDGET.allow(size + times * len(new))
     elif name in ("indent", "translate", "expandtabs"):
-        longest = max([size_of(one) for one in given] or [1])
+        longest = max([measure_size(one) for one in given] or [1])
         BUDGET.allow(size * longest)
     elif name == "format":
         check_format(value, given)
@@ -201,7 +203,7 @@ def check_format(text: Any, given: tuple[Any, ...]) -> None:
     """
     if WIDE_PERCENT.search(str(text)):
         raise TemplateLimitError(f"format: a width over {WIDTH:,}, or one given as a value")
-    BUDGET.allow(size_of(text) + sum(map(size_of, given)))
+    BUDGET.allow(measure_size(text) + sum(map(measure_size, given)))
 
 
 def multiply(left: Any, right: Any) -> None:
@@ -279,7 +281,7 @@ class LimitedEnvironment(PlainEnvironment):
         if function in self.uncounted:
             return super().call(context, function, *args, **kwargs)
         BUDGET.spend(1, 0)
-        BUDGET.allow(sum(size_of(one) for one in args if isinstance(one, CONTAINERS)))
+        BUDGET.allow(sum(measure_size(one) for one in args if isinstance(one, CONTAINERS)))
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str | bytes | int):
             name = function.__name__
@@ -303,14 +305,14 @@ class LimitedEnvironment(PlainEnvironment):
 def count_result(value: Any) -> Any:
     """Count a value that was made, lists with all that is inside them, and return it."""
     if isinstance(value, str | bytes | list | tuple | set | frozenset | dict):
-        BUDGET.spend(0, size_of(value))
+        BUDGET.spend(0, measure_size(value))
     return value
 
 
 def allow_joined(values: Any, separator: Any) -> list[Any]:
     """Return values that are to be joined as a list, if the result is not too large."""
     kept = list(count_steps(values))
-    BUDGET.allow(size_of(kept) + len(kept) * size_of(separator))
+    BUDGET.allow(measure_size(kept) + len(kept) * measure_size(separator))
     return kept
 
 
@@ -335,7 +337,7 @@ def limited_test(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call_within_limits(*args: Any) -> Any:
-        BUDGET.spend(1, sum(size_of(one) for one in args if isinstance(one, CONTAINERS)))
+        BUDGET.spend(1, sum(measure_size(one) for one in args if isinstance(one, CONTAINERS)))
         return function(*args)
 
     return call_within_limits

@@ -38,7 +38,7 @@ class Sizes:
 
 QUICK = Sizes(train=4, test=2, train_strings=12, test_strings=6)
 
-Clip = tuple[NDArray[np.int16], dict[str, Any]]
+LabelledClip = tuple[NDArray[np.int16], dict[str, Any]]
 
 
 def build_corpus(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> dict[str, Path]:
@@ -54,12 +54,12 @@ def build_corpus(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> dic
     if speech_available():
         makers |= {"digits": digit_clips, "strings": string_clips}
     return {
-        name: write_set(folder / name, maker(np.random.default_rng([seed, number]), sizes))
+        name: write_corpus_set(folder / name, maker(np.random.default_rng([seed, number]), sizes))
         for number, (name, maker) in enumerate(makers.items())
     }
 
 
-def write_set(folder: Path, clips: Iterator[Clip]) -> Path:
+def write_corpus_set(folder: Path, clips: Iterator[LabelledClip]) -> Path:
     """Write clips as 16-bit wav, and their facts with ``audio`` and ``duration`` as ``manifest.jsonl``."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -76,14 +76,14 @@ def splits(train: int, test: int) -> Iterator[str]:
     yield from ["train"] * train + ["test"] * test
 
 
-def sound_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[Clip]:
+def sound_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Every event with its own drawn pitch, speed and colour each time."""
     for label, synth in EVENTS.items():
         for split in splits(sizes.train, sizes.test):
             yield record(synth(rng, CLIP), rng), {"label": label, "split": split}
 
 
-def instrument_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[Clip]:
+def instrument_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Every instrument at pitches from C3 to C5 (MIDI 48 to 72): pitch does not tell the instrument."""
     for label, synth in INSTRUMENTS.items():
         for split in splits(sizes.train, sizes.test):
@@ -112,7 +112,7 @@ def spoken_clip(text: str, rng: np.random.Generator, split: str) -> tuple[NDArra
     return record(np.pad(speak(text, voice), (before, after)), noise), voice.name
 
 
-def digit_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[Clip]:
+def digit_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Single digits; the voices of the test split do not occur in training."""
     for label in DIGITS:
         for split in splits(sizes.train, sizes.test):
@@ -120,7 +120,7 @@ def digit_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[Clip]:
             yield samples, {"label": label, "split": split, "speaker": voice}
 
 
-def string_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[Clip]:
+def string_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Strings of 2 to 4 digits; neither the strings nor the voices of the test split occur in training."""
     used: dict[str, str] = {}
     for split in splits(sizes.train_strings, sizes.test_strings):

@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 
 from uniaudio.types import SAMPLE_RATE
 
-Wave = NDArray[np.float64]
-Synth = Callable[[np.random.Generator, int], Wave]
+Sound = NDArray[np.float64]
+Synth = Callable[[np.random.Generator, int], Sound]
 
 
-def seconds(size: int) -> Wave:
+def seconds(size: int) -> Sound:
     """``[S]`` the time of every sample."""
     return np.arange(size) / SAMPLE_RATE
 
 
-def tone(frequency: float | Wave, size: int, partials: Sequence[float] | Wave, spread: float = 0.0) -> Wave:
+def tone(
+    frequency: float | Sound, size: int, partials: Sequence[float] | Sound, spread: float = 0.0
+) -> Sound:
     """Return a sum of harmonics below 7.5 kHz.
 
     Args:
@@ -38,7 +40,7 @@ def tone(frequency: float | Wave, size: int, partials: Sequence[float] | Wave, s
     return wave
 
 
-def band(noise: Wave, low: float, high: float) -> Wave:
+def band(noise: Sound, low: float, high: float) -> Sound:
     """Keep what lies between two frequencies in Hz, with soft edges."""
     spectrum = np.fft.rfft(noise)
     frequency = np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE)
@@ -46,7 +48,7 @@ def band(noise: Wave, low: float, high: float) -> Wave:
     return np.fft.irfft(spectrum * gain, len(noise))
 
 
-def swell(size: int, attack: float, decay: float | None = None) -> Wave:
+def swell(size: int, attack: float, decay: float | None = None) -> Sound:
     """Envelope: linear rise over ``attack`` seconds, then steady or falling by e every ``decay`` seconds."""
     time = seconds(size)
     envelope = np.minimum(time / attack, 1.0)
@@ -55,7 +57,7 @@ def swell(size: int, attack: float, decay: float | None = None) -> Wave:
     return envelope * np.minimum((time[-1] - time) / 0.02, 1.0)
 
 
-def place(size: int, starts: Sequence[float] | NDArray[Any], hit: Callable[[], Wave]) -> Wave:
+def place(size: int, starts: Sequence[float] | NDArray[Any], hit: Callable[[], Sound]) -> Sound:
     """Add a freshly made ``hit`` at every start time (seconds) that lies within the clip."""
     wave = np.zeros(size)
     for start in starts:
@@ -66,36 +68,36 @@ def place(size: int, starts: Sequence[float] | NDArray[Any], hit: Callable[[], W
     return wave
 
 
-def flute(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def flute(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     vibrato = 1 + 0.006 * np.sin(2 * np.pi * rng.uniform(4, 6) * seconds(size))
     breath = 0.15 * band(rng.standard_normal(size), frequency, 4 * frequency)
     return (tone(frequency * vibrato, size, [1, 0.25, 0.08, 0.03]) + breath) * swell(size, 0.08)
 
 
-def violin(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def violin(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     vibrato = 1 + 0.012 * np.sin(2 * np.pi * rng.uniform(5, 7) * seconds(size))
     partials = 1 / np.arange(1, 20) * rng.uniform(0.5, 1.2, 19)
     return tone(frequency * vibrato, size, partials) * swell(size, rng.uniform(0.1, 0.25))
 
 
-def organ(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def organ(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     stops = np.zeros(16)
     stops[[0, 1, 2, 3, 5, 7, 15]] = rng.uniform(0.4, 1.0, 7)
     return tone(frequency / 2, size, stops) * swell(size, 0.02)
 
 
-def clarinet(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def clarinet(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     partials = np.array([(k % 2) / k + 0.03 for k in range(1, 16)]) * rng.uniform(0.7, 1.3, 15)
     return tone(frequency, size, partials) * swell(size, 0.05)
 
 
-def trumpet(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def trumpet(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     opening = swell(size, rng.uniform(0.06, 0.12))
     dull, bright = np.exp(-np.arange(14) / 1.5), np.exp(-np.arange(14) / 6)
     return opening * ((1 - opening) * tone(frequency, size, dull) + opening * tone(frequency, size, bright))
 
 
-def guitar(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def guitar(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     """Karplus-Strong: a burst of noise runs round a loop that averages neighbours."""
     period = max(2, round(SAMPLE_RATE / frequency))
     loop = rng.uniform(-1, 1, period)
@@ -106,7 +108,7 @@ def guitar(frequency: float, rng: np.random.Generator, size: int) -> Wave:
     return np.concatenate(rounds)[:size] * swell(size, 0.002, 1.5)
 
 
-def piano(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def piano(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     wave = np.zeros(size)
     for k in range(1, 10):
         partial = np.zeros(k)
@@ -115,7 +117,7 @@ def piano(frequency: float, rng: np.random.Generator, size: int) -> Wave:
     return wave
 
 
-def marimba(frequency: float, rng: np.random.Generator, size: int) -> Wave:
+def marimba(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     wave = np.zeros(size)
     for ratio, amplitude, decay in ((1, 1.0, 0.22), (3.93, 0.5, 0.07), (9.2, 0.25, 0.03)):
         fall = swell(size, 0.002, decay * rng.uniform(0.8, 1.3))
@@ -123,7 +125,7 @@ def marimba(frequency: float, rng: np.random.Generator, size: int) -> Wave:
     return wave
 
 
-INSTRUMENTS: dict[str, Callable[[float, np.random.Generator, int], Wave]] = {
+INSTRUMENTS: dict[str, Callable[[float, np.random.Generator, int], Sound]] = {
     "flute": flute,
     "violin": violin,
     "organ": organ,
@@ -135,10 +137,10 @@ INSTRUMENTS: dict[str, Callable[[float, np.random.Generator, int], Wave]] = {
 }
 
 
-def dog(rng: np.random.Generator, size: int) -> Wave:
+def dog(rng: np.random.Generator, size: int) -> Sound:
     base, length = rng.uniform(280, 650), int(rng.uniform(0.1, 0.22) * SAMPLE_RATE)
 
-    def bark() -> Wave:
+    def bark() -> Sound:
         fall = base * np.linspace(1.3, 0.7, length)
         voice = tone(fall, length, 1 / np.arange(1, 10)) + band(rng.standard_normal(length), 400, 2500)
         return voice * swell(length, 0.015, 0.08)
@@ -146,7 +148,7 @@ def dog(rng: np.random.Generator, size: int) -> Wave:
     return place(size, np.cumsum(rng.uniform(0.25, 0.45, rng.integers(1, 4))) - 0.2, bark)
 
 
-def siren(rng: np.random.Generator, size: int) -> Wave:
+def siren(rng: np.random.Generator, size: int) -> Sound:
     low, high, rate = rng.uniform(450, 750), rng.uniform(1000, 1600), rng.uniform(0.8, 3)
     swing = np.sin(2 * np.pi * rate * seconds(size) + rng.uniform(0, 6))
     if rng.random() < 0.3:
@@ -154,28 +156,28 @@ def siren(rng: np.random.Generator, size: int) -> Wave:
     return tone((low + high) / 2 + (high - low) / 2 * swing, size, [1, 0.3, 0.15])
 
 
-def rain(rng: np.random.Generator, size: int) -> Wave:
+def rain(rng: np.random.Generator, size: int) -> Sound:
     drops = np.where(rng.random(size) < rng.uniform(0.001, 0.004), rng.standard_normal(size), 0)
     return band(rng.standard_normal(size), 600, 6000) * rng.uniform(0.15, 0.4) + 4 * band(drops, 1500, 7000)
 
 
-def clock(rng: np.random.Generator, size: int) -> Wave:
+def clock(rng: np.random.Generator, size: int) -> Sound:
     pitch, step = rng.uniform(1800, 4200), rng.uniform(0.22, 0.5)
     length = int(0.03 * SAMPLE_RATE)
 
-    def tick() -> Wave:
+    def tick() -> Sound:
         return (tone(pitch, length, [1]) + 0.5 * rng.standard_normal(length)) * swell(length, 0.001, 0.005)
 
     return place(size, rng.uniform(0, step) + step * np.arange(int(4 / step)), tick)
 
 
-def engine(rng: np.random.Generator, size: int) -> Wave:
+def engine(rng: np.random.Generator, size: int) -> Sound:
     wobble = 1 + 0.04 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * seconds(size))
     hum = tone(rng.uniform(35, 95) * wobble, size, np.exp(-np.arange(24) / 8) * rng.uniform(0.3, 1, 24))
     return hum + 0.4 * band(rng.standard_normal(size), 40, 500)
 
 
-def bell(rng: np.random.Generator, size: int) -> Wave:
+def bell(rng: np.random.Generator, size: int) -> Sound:
     base, decay = rng.uniform(350, 1000), rng.uniform(0.4, 1.0)
     partials = ((0.5, 0.5), (1, 1.0), (1.19, 0.7), (1.5, 0.4), (2, 0.8), (2.74, 0.4), (3.76, 0.25))
     return place(
@@ -187,17 +189,17 @@ def bell(rng: np.random.Generator, size: int) -> Wave:
     )
 
 
-def whistle(rng: np.random.Generator, size: int) -> Wave:
+def whistle(rng: np.random.Generator, size: int) -> Sound:
     slide = np.linspace(rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2), size)
     trill = 1 + 0.02 * np.sin(2 * np.pi * rng.uniform(5, 25) * seconds(size))
     pitch = rng.uniform(1400, 2800) * slide * trill
     return (tone(pitch, size, [1]) + 0.1 * band(rng.standard_normal(size), 1500, 5000)) * swell(size, 0.05)
 
 
-def knock(rng: np.random.Generator, size: int) -> Wave:
+def knock(rng: np.random.Generator, size: int) -> Sound:
     pitch, length = rng.uniform(90, 260), int(0.12 * SAMPLE_RATE)
 
-    def thump() -> Wave:
+    def thump() -> Sound:
         body = tone(pitch, length, [1, 0.5, 0.2], spread=0.3)
         return (body + 0.4 * band(rng.standard_normal(length), 80, 900)) * swell(length, 0.002, 0.025)
 
@@ -216,7 +218,7 @@ EVENTS: dict[str, Synth] = {
 }
 
 
-def record(wave: Wave | NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int16]:
+def record(wave: Sound | NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int16]:
     """As a cheap microphone in some room would: background noise at 8 to 30 dB below, a tilt, a random level.
 
     The level and the tilt are drawn per clip, so that neither loudness nor background tells the class.

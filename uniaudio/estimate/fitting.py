@@ -56,7 +56,7 @@ def chooser(
         if limit is None or blueprint is None:
             return Recomputing(always)
         try:
-            clip = clip_of(recipes[index])
+            clip = estimate_clip(recipes[index])
             plain = plan_stage(config, index, clip, dtype, world_size(), blueprint=blueprint)
         except UserError as problem:
             return Recomputing(always, obstacle=str(problem))
@@ -74,7 +74,7 @@ def chooser(
     return choose
 
 
-def clip_of(recipe: Recipe) -> AverageClip:
+def estimate_clip(recipe: Recipe) -> AverageClip:
     """Return the average example by the first rows of a recipe's sources, or a usual one where they do not tell."""
     try:
         return estimate_average_clip(recipe)

@@ -24,7 +24,7 @@ TRACED_CLIPS = 2  # of the step that is recorded
 
 
 @dataclass(frozen=True)
-class Change:
+class RecomputeEffect:
     """What it changes when a part recomputes.
 
     Args:
@@ -55,7 +55,7 @@ class StagePlan:
     frozen: int
     cost: LinearCost
     decoder: LinearCost
-    changes: Mapping[str, Change]
+    changes: Mapping[str, RecomputeEffect]
     logits: float
     pass_hours: float | None
     stage_hours: float
@@ -173,7 +173,7 @@ def plan_stage(
 
 def trace_step(
     blueprint: Blueprint, config: RunConfig, stage: int, clip: AverageClip, dtype: torch.dtype
-) -> tuple[StepTrace, dict[str, Change], tuple[int, int]]:
+) -> tuple[StepTrace, dict[str, RecomputeEffect], tuple[int, int]]:
     """Run a step of a stage's model without values.
 
     Returns:
@@ -209,7 +209,7 @@ def trace_step(
     for name in parts:
         change = trace.cost([name]) + plain * -1
         if change.saved_bytes(1) < 0:
-            changes[name] = Change(change, trace.largest_layer(name))
+            changes[name] = RecomputeEffect(change, trace.largest_layer(name))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.untyped_storage().nbytes() for p in model.parameters() if not p.requires_grad)
     return trace, changes, (trained, frozen)

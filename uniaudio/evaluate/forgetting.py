@@ -114,7 +114,7 @@ class ForgettingSummary:
     per_set: dict[str, dict[str, float | None]]
 
 
-def summarize(matrix: ScoreMatrix, floors: Mapping[str, float] | None = None) -> ForgettingSummary:
+def summarize_matrix(matrix: ScoreMatrix, floors: Mapping[str, float] | None = None) -> ForgettingSummary:
     """Summarise what was kept, lost and gained, with S the last row and l the row in which set j was learned.
 
     - average accuracy: mean_j R[S, j] (Lopez-Paz & Ranzato 2017)

@@ -14,7 +14,7 @@ from uniaudio.model.rebuild import STOCK, STOCK_EXTRACTORS, STOCK_MODELS
 OWN = "uniaudio."
 
 
-def describe(value: Any) -> Any:
+def describe_encoder(value: Any) -> Any:
     """Return JSON values from which ``rebuild`` makes the same encoder again, weights aside.
 
     Parts of this package are described by class and constructor arguments, stock modules by class and configuration.
@@ -24,7 +24,7 @@ def describe(value: Any) -> Any:
         UserError: for code that is neither of this package nor of transformers, naming the class.
     """
     if isinstance(value, InitArgsModule):
-        given = {name: describe(argument) for name, argument in value.made_with.items()}
+        given = {name: describe_encoder(argument) for name, argument in value.made_with.items()}
         return {"part": locate_class(type(value), OWN), "given": given}
     if isinstance(value, Stock):
         return {
@@ -38,9 +38,9 @@ def describe(value: Any) -> Any:
             "values": value.to_dict(),
         }
     if isinstance(value, Mapping):
-        return {"mapping": [[name, describe(item)] for name, item in value.items()]}
+        return {"mapping": [[name, describe_encoder(item)] for name, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+        return [describe_encoder(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(f"export: {type(value).__name__} cannot be described in plain values")

@@ -15,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio import __version__
 from uniaudio.errors import UserError
-from uniaudio.export.describe import describe, find_parts
+from uniaudio.export.describe import describe_encoder, find_parts
 from uniaudio.export.hub_config import UniaudioConfig
 from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.model.encoders.base import AudioEncoder
@@ -42,9 +42,9 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
         The files and folders that were written.
 
     Raises:
-        UserError: when the encoder holds code of others, see ``describe``.
+        UserError: when the encoder holds code of others, see ``describe_encoder``.
     """
-    described = describe(encoder)
+    described = describe_encoder(encoder)
     folder.mkdir(parents=True, exist_ok=True)
     config = UniaudioConfig(
         encoder=described,

@@ -159,7 +159,7 @@ def write_onnx(encoder: AudioEncoder, folder: Path, facts: Mapping[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     program.save(folder / FILE)
     stock.extractor.save_pretrained(folder)
-    compare(encoder, stock, folder / FILE)
+    compare_outputs(encoder, stock, folder / FILE)
     return stock
 
 
@@ -177,7 +177,7 @@ def silence_exporter() -> Iterator[None]:
 
 
 @torch.no_grad()
-def compare(encoder: AudioEncoder, stock: StockModule, path: Path) -> float:
+def compare_outputs(encoder: AudioEncoder, stock: StockModule, path: Path) -> float:
     """Compare onnxruntime with the encoder on clips alone and in a batch.
 
     Returns:

@@ -92,15 +92,19 @@ def branched_attention(
     lengths = [prefix + branches.inside for prefix in branches.prefixes]
     rows = zip(branches.prefixes, query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
     for prefix, q, k, v in rows:
-        parts.append(attend(q[:prefix], k[:prefix], v[:prefix], None, scale))
+        parts.append(attend_with_branches(q[:prefix], k[:prefix], v[:prefix], None, scale))
         for first, end, mask in branches.groups:
             branch = slice(prefix + first, prefix + end)
             keys, values = (torch.cat([x[:prefix], x[branch]]) for x in (k, v))
-            parts.append(attend(q[branch], keys, values, F.pad(mask, (prefix, 0), value=True), scale))
+            parts.append(
+                attend_with_branches(q[branch], keys, values, F.pad(mask, (prefix, 0), value=True), scale)
+            )
     return torch.cat(parts)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def attend_with_branches(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
     """Call the kernel for one row, ``[q, H, d]`` and ``[s, G, d]``: under a mask, or causally without one."""
     mixed = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],

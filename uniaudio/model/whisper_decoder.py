@@ -19,8 +19,8 @@ from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.model.decoder import DTYPES, label_losses, make_trainable
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
     fill,
+    find_model_folder,
     read_model_config,
     read_tensors,
     with_random_weights,
@@ -256,7 +256,7 @@ def load_whisper_decoder(
         UserError: when it is no Whisper, or has no decoder.
     """
     drawn = path.startswith(RANDOM)
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     kind = read_model_config(folder)["model_type"]
     if kind != "whisper":
         raise UserError(f"decoder.path: {path} holds a {kind} model, but decoder.kind is whisper")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.errors import UserError
-from uniaudio.report.changes import Change
+from uniaudio.report.changes import ScoreChange
 from uniaudio.report.clips import Player
 from uniaudio.report.significance import get_score_interval
 
@@ -37,7 +37,7 @@ class AnswerRow:
     skipped: int
     cut: int
     labels: Mapping[str, float]
-    change: Change | None
+    change: ScoreChange | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def has_answers(data: Any) -> bool:
 
 
 def build_answer_rows(
-    answers: Mapping[str, Mapping[str, Mapping[str, Any]]], changes: Mapping[str, Sequence[Change]]
+    answers: Mapping[str, Mapping[str, Mapping[str, Any]]], changes: Mapping[str, Sequence[ScoreChange]]
 ) -> list[AnswerRow]:
     """Return the figures by evaluation set, the models of a set one below the other.
 
@@ -115,7 +115,9 @@ def build_answer_rows(
     return rows
 
 
-def build_answer_row(name: str, model: str, entry: Mapping[str, Any], change: Change | None) -> AnswerRow:
+def build_answer_row(
+    name: str, model: str, entry: Mapping[str, Any], change: ScoreChange | None
+) -> AnswerRow:
     """Return the figures of one model on one set."""
     labels = entry.get("labels") or {}
     return AnswerRow(

@@ -15,7 +15,7 @@ EVALUATED = "answers"
 
 
 @dataclass(frozen=True)
-class Change:
+class ScoreChange:
     """One score of one set before and after; ``what`` is measured by which probe or metric."""
 
     task: str
@@ -34,7 +34,7 @@ class TaskChange:
     """All comparisons of one set: better where one is and none is worse, worse likewise, else mixed or unclear."""
 
     task: str
-    changes: tuple[Change, ...]
+    changes: tuple[ScoreChange, ...]
 
     @property
     def verdict(self) -> str:
@@ -59,7 +59,7 @@ class Summary:
     comparisons: int
 
 
-def compare_probes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
+def compare_probes(table: ScoreTable, roles: Roles, run: str) -> list[ScoreChange]:
     """Compare every probe of a run's own model with that of the starting one."""
     trained, start = roles.runs.get(run), roles.starts.get(run)
     if trained is None or start is None:
@@ -71,7 +71,7 @@ def compare_probes(table: ScoreTable, roles: Roles, run: str) -> list[Change]:
             if first is not None and second is not None:
                 comparison = compare_spreads((first.mean, first.std), (second.mean, second.std))
                 name = f"{PROBES.get(probe, probe)} probe"
-                changes.append(Change(task, name, first.mean, second.mean, comparison))
+                changes.append(ScoreChange(task, name, first.mean, second.mean, comparison))
     return changes
 
 
@@ -79,7 +79,7 @@ def compare_answer_sets(
     first: Mapping[str, Mapping[str, Any]],
     second: Mapping[str, Mapping[str, Any]],
     scorings: Mapping[str, Scoring],
-) -> list[Change]:
+) -> list[ScoreChange]:
     """Compare the answers of a run with those of another model on every evaluation set that both answered.
 
     Args:
@@ -90,13 +90,13 @@ def compare_answer_sets(
         if name in first and first[name].get("metric") == entry["metric"]:
             comparison = compare_answers(first[name], entry, scorings.get(name, Scoring()))
             before, after = float(first[name]["score"]), float(entry["score"])
-            changes.append(Change(name, f"{EVALUATED}, {entry['metric']}", before, after, comparison))
+            changes.append(ScoreChange(name, f"{EVALUATED}, {entry['metric']}", before, after, comparison))
     return changes
 
 
-def summarize(run: str, against: str, changes: Sequence[Change]) -> Summary:
+def summarize_changes(run: str, against: str, changes: Sequence[ScoreChange]) -> Summary:
     """Sort the comparisons of a run by what they say, and say it in one sentence."""
-    by_task: dict[str, list[Change]] = {}
+    by_task: dict[str, list[ScoreChange]] = {}
     for change in changes:
         by_task.setdefault(change.task, []).append(change)
     task_changes = [TaskChange(task, tuple(members)) for task, members in by_task.items()]

@@ -165,7 +165,7 @@ def build_metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         for event in run.events:
             if event["event"] == "evaluation":
                 for name, result in event.get("results", {}).items():
-                    if is_number(result.get("score")):
+                    if is_any_number(result.get("score")):
                         by_series = scores.setdefault((name, str(result.get("metric", "score"))), {})
                         by_series.setdefault(series, []).append((event["step"], result["score"]))
     charts = [
@@ -181,7 +181,7 @@ def build_metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     return [drawn for drawn in charts if drawn is not None]
 
 
-def is_number(value: Any) -> bool:
+def is_any_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

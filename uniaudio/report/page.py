@@ -38,7 +38,7 @@ COLORS = 8  # 6 signs and 8 colours make 24 pairs before one comes again
 
 
 @dataclass(frozen=True)
-class Page:
+class ReportPage:
     """Everything on the page; what is empty has no section.
 
     Args:
@@ -118,7 +118,7 @@ def make_environment() -> Environment:
     return made
 
 
-def write_page(page: Page, path: Path) -> Path:
+def write_page(page: ReportPage, path: Path) -> Path:
     """Write the page and return its path."""
     jinja = make_environment()
     script = jinja.get_template(SCRIPT).render()

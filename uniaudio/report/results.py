@@ -10,7 +10,13 @@ from uniaudio.data.recipe import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import check_answers, has_answers
-from uniaudio.report.changes import Change, Summary, compare_answer_sets, compare_probes, summarize
+from uniaudio.report.changes import (
+    ScoreChange,
+    Summary,
+    compare_answer_sets,
+    compare_probes,
+    summarize_changes,
+)
 from uniaudio.report.run_folder import RunRecord, read_json
 from uniaudio.report.scores import (
     FINGERPRINTS,
@@ -26,7 +32,7 @@ from uniaudio.report.scores import (
     rename_models,
 )
 
-Answers = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
+AnswersByModel = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
 Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has
 
 
@@ -36,7 +42,7 @@ def read_results(
     against: Sequence[Path],
     match: Match,
     notes: list[str],
-) -> tuple[Answers, Answers, list[tuple[Path, Any]]]:
+) -> tuple[AnswersByModel, AnswersByModel, list[tuple[Path, Any]]]:
     """Read the answers of the runs, those of other models, and the files with scores of other models.
 
     Answers in the place of a run's that another model gave stand with those of other models, under its own name.
@@ -50,8 +56,8 @@ def read_results(
             "give those of other models with --against"
         )
     files = [*answers, *(run.folder / "answers.json" for run in runs[len(answers) :])]
-    of_runs: Answers = {}
-    others: Answers = {}
+    of_runs: AnswersByModel = {}
+    others: AnswersByModel = {}
     for run, file in zip(runs, files, strict=True):
         if file not in answers and not file.is_file():
             continue
@@ -172,15 +178,15 @@ def describe_foreign(where: str, run: RunRecord) -> str:
     )
 
 
-def compare(
+def compare_runs(
     runs: Sequence[RunRecord],
     table: ScoreTable,
     roles: Roles,
     names: Mapping[str, str],
-    answers: Answers,
-    others: Answers,
+    answers: AnswersByModel,
+    others: AnswersByModel,
     entries: Mapping[str, EvalEntry],
-) -> tuple[list[Summary], dict[str, list[Change]]]:
+) -> tuple[list[Summary], dict[str, list[ScoreChange]]]:
     """Compare each run's probes with its start, and its answers with another model's or the first run's."""
     scorings = {name: entry.template.scoring for name, entry in entries.items()}
     base = next(iter([*others, *answers]), None)
@@ -194,7 +200,7 @@ def compare(
         if probed or answered:
             start = [names[roles.starts[run.name]]] if probed else []
             against = " and ".join(dict.fromkeys([*start, *([base] if answered and base else [])]))
-            summaries.append(summarize(run.name, against, [*probed, *answered]))
+            summaries.append(summarize_changes(run.name, against, [*probed, *answered]))
     return summaries, changes
 
 

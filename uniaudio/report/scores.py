@@ -110,7 +110,7 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
     fingerprints = {str(k): str(v) for k, v in stated.items()} if isinstance(stated, Mapping) else {}
     for name, models in data["scores"].items():
         try:
-            tasks[name] = read_task(name, data["tasks"].get(name, {}), domains)
+            tasks[name] = parse_task(name, data["tasks"].get(name, {}), domains)
             scores[name] = {
                 model: {
                     probe: Score(float(value["mean"]), float(value.get("std") or 0.0))
@@ -126,7 +126,7 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
     return ScoreTable(tasks, scores, fingerprints)
 
 
-def read_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:
+def parse_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:
     """Return what a file says of a task; for what it does not say, the usual."""
     return Task(
         name,

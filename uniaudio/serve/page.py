@@ -25,7 +25,7 @@ THEME = gr.themes.Default(  # with fonts of the machine: gradio's own choice is 
 AnswerUpload = Callable[[bytes, str, TrainedTask | None], Reply]
 
 
-class Page(gr.Blocks):
+class WebPage(gr.Blocks):
     """Components and functions whose inputs are uploaded files only.
 
     An application that is mounted in another one does not check this: it would read any file of the machine whose path
@@ -52,7 +52,7 @@ class Page(gr.Blocks):
 
 def build_page(
     answer: AnswerUpload, name: str, facts: str, tasks: Sequence[TrainedTask], limits: Limits
-) -> Page:
+) -> WebPage:
     """Return the page of one checkpoint; its one public function is ``/ask`` of clip, question and task.
 
     Args:
@@ -82,7 +82,7 @@ def build_page(
         task, wording = choices.get(key, (None, ""))
         return wording, gr.Label(visible=bool(task and task.labels))
 
-    with Page(title=f"{name} – uniaudio", analytics_enabled=False, delete_cache=(60, KEEP)) as page:
+    with WebPage(title=f"{name} – uniaudio", analytics_enabled=False, delete_cache=(60, KEEP)) as page:
         gr.Markdown(f"# Ask about a clip\n`{name.replace('`', '')}` · {html.escape(facts)}")
         with gr.Row():
             with gr.Column():

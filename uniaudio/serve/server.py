@@ -10,14 +10,14 @@ from fastapi import FastAPI
 
 from uniaudio.serve.guard import Guard
 from uniaudio.serve.limits import Limits
-from uniaudio.serve.page import THEME, Page
+from uniaudio.serve.page import THEME, WebPage
 
 LAST_SECONDS = (
     1  # that open connections get when the server stops; those of an open page never end by themselves
 )
 
 
-def build_server(page: Page, limits: Limits, hosts: Sequence[str]) -> uvicorn.Server:
+def build_server(page: WebPage, limits: Limits, hosts: Sequence[str]) -> uvicorn.Server:
     """Return a server for a page, to be run on a socket.
 
     Args:

@@ -85,7 +85,7 @@ MAKERS: Mapping[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def save_checkpoint(make: Callable[[], PreTrainedModel], folder: Path, seed: int = 0) -> PreTrainedModel:
+def save_model(make: Callable[[], PreTrainedModel], folder: Path, seed: int = 0) -> PreTrainedModel:
     """Write a tiny checkpoint to a folder as ``transformers`` does; its weights are a function of the seed.
 
     Returns:

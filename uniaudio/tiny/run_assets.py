@@ -12,7 +12,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.config.search_paths import get_miniature_root
-from uniaudio.tiny.checkpoints import MAKERS, save_checkpoint
+from uniaudio.tiny.checkpoints import MAKERS, save_model
 from uniaudio.tiny.whisper import save_miniature_whisper
 from uniaudio.types import SAMPLE_RATE
 
@@ -28,13 +28,13 @@ def ensure_parts() -> Path:
         return root
     unfinished = root.with_name(f".{root.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    write_set(unfinished / "notes", [{"midi": NOTES[i % len(NOTES)]} for i in range(TRAINED + TESTED)])
-    write_set(unfinished / "noises", [{"label": NOISES[i % len(NOISES)]} for i in range(TRAINED + TESTED)])
+    write_clips(unfinished / "notes", [{"midi": NOTES[i % len(NOTES)]} for i in range(TRAINED + TESTED)])
+    write_clips(unfinished / "noises", [{"label": NOISES[i % len(NOISES)]} for i in range(TRAINED + TESTED)])
     save_miniature_whisper(unfinished / "whisper", d_model=64, layers=4)
     for number in range(3):
         save_miniature_whisper(unfinished / f"whisper_{number}", d_model=32, layers=2, seed=number + 1)
     for kind, make in MAKERS.items():
-        save_checkpoint(make, unfinished / kind)
+        save_model(make, unfinished / kind)
     try:
         unfinished.rename(root)
     except OSError:  # another process was faster
@@ -42,7 +42,7 @@ def ensure_parts() -> Path:
     return root
 
 
-def write_set(folder: Path, facts: list[dict[str, object]]) -> None:
+def write_clips(folder: Path, facts: list[dict[str, object]]) -> None:
     """Write clips of half a second to one and a half, a function of their facts and numbers, and their manifest."""
     folder.mkdir(parents=True)
     rows = []

@@ -88,7 +88,7 @@ class Run:
         self.tracker.close()
 
 
-def train(
+def train_stages(
     models: Models,
     data: TrainingData,
     evaluator: Evaluator,

@@ -56,7 +56,7 @@ WITH_EFFECT_FROM_HERE_ON = (
 
 
 @dataclass(frozen=True)
-class Change:
+class SettingChange:
     """One setting that is not as it was when a checkpoint was written."""
 
     key: str
@@ -74,7 +74,7 @@ def show_value(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[Change]:
+def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[SettingChange]:
     """Compare a config with that of the checkpoint which it is to continue; nothing is written.
 
     Returns:
@@ -105,13 +105,13 @@ def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[Change]:
     return changes
 
 
-def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -> list[Change]:
+def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -> list[SettingChange]:
     """Return what differs between two configs of a run whose checkpoint is at ``position`` and has an effect on it.
 
     Stages that have not begun may be anything.
     """
     changes = [
-        Change(key, before, now, effect_of(key, before, now, position))
+        SettingChange(key, before, now, effect_of(key, before, now, position))
         for key, before, now in differences(saved.resolve_values(), config.resolve_values())
         if not is_of_later_stage(key, position.stage)
     ]
@@ -172,7 +172,7 @@ def is_at_cap(position: TrainState, config: RunConfig) -> bool:
     return most is not None and position.step >= most
 
 
-def print_changes(changes: Sequence[Change], step: int) -> None:
+def print_changes(changes: Sequence[SettingChange], step: int) -> None:
     """Say which settings are others from a step on."""
     for change in changes:
         Console().print(

@@ -17,7 +17,7 @@ from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
 from uniaudio.evaluate.metrics.normalize import challenge_text, normalize_text
-from uniaudio.evaluate.metrics.scoring import is_right, measures, score
+from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions, score_answers
 from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
 from uniaudio.evaluate.metrics.text_units import separate_units
 
@@ -155,17 +155,19 @@ def test_precision_of_tags_is_scikit_learns_of_zeros_and_ones(pairs):
 
 def test_scores_of_templates():
     words = Scoring(metric="wer", normalize="words")
-    assert score(["the cat sat", "a dog"], [["The cat, sat."], ["the dog"]], words) == pytest.approx(1 / 5)
+    assert score_answers(["the cat sat", "a dog"], [["The cat, sat."], ["the dog"]], words) == pytest.approx(
+        1 / 5
+    )
     plain = Scoring(metric="accuracy", normalize="lowercase")
-    assert score(["Dog", "cat"], [["dog"], ["dog", "wolf"]], plain) == 0.5
+    assert score_answers(["Dog", "cat"], [["dog"], ["dog", "wolf"]], plain) == 0.5
     assert is_right("WOLF ", ["dog", "wolf"], plain)
     assert not is_right("Dog", ["dog"], Scoring(normalize="none"))
     tags = Scoring(metric="map", separator=",")
-    assert score(["Rain, dog", "rain"], [["dog,rain"], ["rain"]], tags) == 1
-    measured = measures(["a cat"], [["a bat"]], words)
+    assert score_answers(["Rain, dog", "rain"], [["dog,rain"], ["rain"]], tags) == 1
+    measured = measure_with_companions(["a cat"], [["a bat"]], words)
     assert {name: measure.score() for name, measure in measured.items()} == {"wer": 0.5, "cer": 0.2}
-    assert list(measures(["a"], [["a"]], tags)) == ["map", "accuracy"]
-    assert list(measures(["a"], [["a"]], Scoring(metric="meteor"))) == ["meteor", "bleu"]
+    assert list(measure_with_companions(["a"], [["a"]], tags)) == ["map", "accuracy"]
+    assert list(measure_with_companions(["a"], [["a"]], Scoring(metric="meteor"))) == ["meteor", "bleu"]
 
 
 def test_normalising():
@@ -205,7 +207,7 @@ def test_combining_marks_are_parts_of_words(how, text, words):
 
 def test_a_wrong_vowel_sign_is_an_error():
     scoring = Scoring(metric="wer", normalize="words")
-    assert score(["मैं स्कूल जाती हूँ"], [["मैं स्कूल जाता हूँ"]], scoring) == 0.25
+    assert score_answers(["मैं स्कूल जाती हूँ"], [["मैं स्कूल जाता हूँ"]], scoring) == 0.25
     assert not is_right("जाती", ["जाता"], scoring)
 
 
@@ -253,14 +255,14 @@ def test_units_by_script(text, units):
 def test_words_of_languages_without_blanks():
     # one of five characters wrong, one of three words
     answers, references = ["今天天汽好", "a b d"], [["今天天气好"], ["a b c"]]
-    rate = partial(score, answers, references)
+    rate = partial(score_answers, answers, references)
     assert rate(Scoring(metric="wer")) == pytest.approx(2 / 8)
     assert rate(Scoring(metric="wer", tokenize="zh")) == pytest.approx(2 / 8)
     assert rate(Scoring(metric="wer", tokenize="words")) == pytest.approx(2 / 4)
     assert rate(Scoring(metric="wer", tokenize="characters")) == pytest.approx(2 / 8)
     # blanks that a recogniser sets between characters are no errors, but where it is told so
-    assert score(["今 天 天气 好"], [["今天天气好"]], Scoring(metric="cer")) == 0
-    assert score(
+    assert score_answers(["今 天 天气 好"], [["今天天气好"]], Scoring(metric="cer")) == 0
+    assert score_answers(
         ["今 天 天气 好"], [["今天天气好"]], Scoring(metric="cer", tokenize="words")
     ) == pytest.approx(3 / 5)
 
@@ -270,10 +272,10 @@ def test_bleu_of_chinese_counts_characters():
     expected = BLEU(tokenize="zh").corpus_score([answer], [[truth]]).score / 100
     assert 0.5 < expected < 1
     for tokenize in ("auto", "zh"):
-        assert score([answer], [[truth]], Scoring(metric="bleu", tokenize=tokenize)) == pytest.approx(
+        assert score_answers([answer], [[truth]], Scoring(metric="bleu", tokenize=tokenize)) == pytest.approx(
             expected
         )
-    assert score([answer], [[truth]], Scoring(metric="bleu", tokenize="words")) == 0
+    assert score_answers([answer], [[truth]], Scoring(metric="bleu", tokenize="words")) == 0
 
 
 def test_a_tokenizer_that_is_not_installed(monkeypatch):

@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.probes import (
     probe_folds,
     train_probe,
 )
-from uniaudio.evaluate.probing.suite_table import short_names
+from uniaudio.evaluate.probing.suite_table import shorten_paths
 
 
 def clusters(count, spread, seed=0):
@@ -76,9 +76,9 @@ def test_easy_sets_are_solved_and_noise_is_not():
 
 def test_models_are_named_by_as_much_of_their_path_as_tells_them_apart():
     names = ["/a/b/whisper", "random:/a/b/whisper", "runs/one", "/x/runs/one"]
-    assert short_names(names[:3]) == dict(zip(names, ["whisper", "random:whisper", "one"], strict=False))
-    assert short_names([]) == {}
-    assert short_names(names[2:]) == {"runs/one": "runs/one", "/x/runs/one": "x/runs/one"}
+    assert shorten_paths(names[:3]) == dict(zip(names, ["whisper", "random:whisper", "one"], strict=False))
+    assert shorten_paths([]) == {}
+    assert shorten_paths(names[2:]) == {"runs/one": "runs/one", "/x/runs/one": "x/runs/one"}
 
 
 def test_folds_trained_together_equal_a_fold_alone_in_what_they_learn():

@@ -18,7 +18,7 @@ from uniaudio.train.checkpoint.store import (
     Snapshot,
     choose_checkpoint,
     has_checkpoints,
-    is_whole,
+    is_complete,
     load_checkpoint,
     save_checkpoint,
 )
@@ -124,7 +124,7 @@ def test_an_odd_listing_is_no_whole_checkpoint(run, listing, reason):
         file.unlink()
     else:
         file.write_bytes(listing if isinstance(listing, bytes) else listing.encode())
-    assert not is_whole(file.parent)
+    assert not is_complete(file.parent)
     assert reason in find_damage(file.parent)
     assert newest(run).path.name == "step-000001"
     with pytest.raises(UserError, match="is not a whole checkpoint"):

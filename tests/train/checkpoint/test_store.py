@@ -35,7 +35,7 @@ from uniaudio.train.checkpoint.store import (
     check_bases,
     find_stage_ends,
     finish_checkpoint,
-    is_whole,
+    is_complete,
     load_checkpoint,
     mark,
     save_checkpoint,
@@ -207,12 +207,12 @@ def test_latest_leads_to_no_folder_outside_of_its_run(save, config, tmp_path, na
 def test_a_cut_checkpoint_is_never_taken_for_a_whole_one(save, tmp_path, name):
     first, second = save(1), save(2)
     os.truncate(second / name, (second / name).stat().st_size - 1)
-    assert not is_whole(second)
+    assert not is_complete(second)
     assert latest_checkpoint(tmp_path / "run") == first
     with pytest.raises(UserError, match="is not a whole checkpoint"):
         load_checkpoint(second)
     (second / name).unlink()
-    assert not is_whole(second)
+    assert not is_complete(second)
 
 
 def test_unfinished_folders_are_ignored_and_removed(save, tmp_path):
@@ -389,7 +389,7 @@ def test_a_kill_at_any_point_leaves_a_whole_checkpoint_and_the_next_save_works(
         killed_at(count, work(run_dir), torn)
         path = latest_checkpoint(run_dir)
         assert path is not None, (count, order[:count])
-        assert is_whole(path)
+        assert is_complete(path)
         found.append(value_of(path))
         for next_step in (1, 3)[step - 1 :]:
             path = save_checkpoint(run_dir, snapshot(next_step, value=30 + next_step), config, BASES)
@@ -750,7 +750,7 @@ def test_what_fails_in_the_background_is_told_whatever_it_is(engine, config, tmp
     ):
         writer.wait()
     assert writer.failed
-    assert is_whole(first)
+    assert is_complete(first)
     assert load_checkpoint(latest_checkpoint(tmp_path / "run")).state["step"] == 1
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import Encoded, FilePart, decode, probe_seconds
+from uniaudio.data.audio import EncodedAudio, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.segment import read_span
@@ -41,7 +41,7 @@ class AudioRef:
         suffix: of the file's name, where ``source`` is no path.
     """
 
-    source: Encoded
+    source: EncodedAudio
     name: str
     seconds: float | None = None
     span: tuple[float, float] | None = None

@@ -46,7 +46,7 @@ def naming_of(feature: Any) -> Naming | None:
         inner = naming_of(feature["feature"])
         return None if inner is None else lambda value: name_items(value, inner)
     inside = naming_of_columns({name: part for name, part in feature.items() if not name.startswith("_")})
-    return (lambda value: name_columns(value, inside)) if inside else None
+    return (lambda value: name_class_columns(value, inside)) if inside else None
 
 
 def naming_of_class(names: list[str]) -> Naming:
@@ -72,7 +72,7 @@ def name_items(value: Any, naming: Naming) -> Any:
     return value
 
 
-def name_columns(row: Any, namings: Mapping[str, Naming]) -> Any:
+def name_class_columns(row: Any, namings: Mapping[str, Naming]) -> Any:
     """Return a row, or a mapping in one, with the names of its classes."""
     if not isinstance(row, Mapping) or not namings:
         return row

@@ -19,7 +19,7 @@ from uniaudio.data.sources.base import (
     make_row,
     read_row_or_error,
 )
-from uniaudio.data.sources.class_names import name_columns, naming_of_columns
+from uniaudio.data.sources.class_names import name_class_columns, naming_of_columns
 from uniaudio.data.sources.parquet import rows_of_table
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
@@ -95,7 +95,9 @@ class HubSource(ShardedSource):
 
     def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
         stored = set(self.card.audio) - set(self.card.audio_texts)
-        light = name_columns({n: value for n, value in columns.items() if n not in stored}, self.namings)
+        light = name_class_columns(
+            {n: value for n, value in columns.items() if n not in stored}, self.namings
+        )
         if not is_row_in_split(self.card, light, self.split):
             return None
         return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetch_clip)

@@ -14,7 +14,7 @@ from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.paths import SPLIT, refuse_other_splits
-from uniaudio.data.sources.split_names import has_words, named_splits, other_words
+from uniaudio.data.sources.split_names import find_named_splits, has_words, other_words
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
@@ -137,7 +137,9 @@ def manifest_in(card: DatasetCard, split: str, folder: Path, suffixes: tuple[str
         exact = [file for file in files if file.stem == word]
         if exact:
             return min(exact, key=lambda file: suffixes.index(file.suffix.lower()))
-        named = [file for file in files if has_words(file.stem, word) and len(named_splits(file.stem)) < 2]
+        named = [
+            file for file in files if has_words(file.stem, word) and len(find_named_splits(file.stem)) < 2
+        ]
         if len(named) > 1:
             raise UserError(
                 f"{card.path}: splits.{split}: several manifests in {folder} name the split '{word}' "
@@ -195,14 +197,14 @@ def name_rows(
         if isinstance(row, RowError):
             named_rows.append((row.key, row))
             continue
-        clip = clip_of(row, card)
+        clip = locate_clip(row, card)
         if isinstance(clip, dict) and "offset" in clip:
             clip = row.get("key")
         named_rows.append((clip if isinstance(clip, str) else str(number), row))
     return named_rows
 
 
-def clip_of(row: Mapping[str, Any], card: DatasetCard) -> Any:
+def locate_clip(row: Mapping[str, Any], card: DatasetCard) -> Any:
     """Return the first audio column of a row, as it stands or as the card makes it of others."""
     text = card.audio_texts.get(card.audio[0])
     if text is None:

@@ -23,8 +23,13 @@ from uniaudio.data.sources.base import (
     make_row,
     read_row_or_error,
 )
-from uniaudio.data.sources.class_names import Naming, features_of_schema, name_columns, naming_of_columns
-from uniaudio.data.sources.paths import files_of_split, is_remote, short_names, size_of
+from uniaudio.data.sources.class_names import (
+    Naming,
+    features_of_schema,
+    name_class_columns,
+    naming_of_columns,
+)
+from uniaudio.data.sources.paths import files_of_split, is_remote, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
@@ -60,7 +65,7 @@ class ParquetSource(ShardedSource):
         places = files_of_split(card, split, ".parquet", self.left_out)
         self.table: list[Shard] = []
         rows = 0
-        for place, name in zip(places, short_names(places), strict=True):
+        for place, name in zip(places, shorten_names(places), strict=True):
             shards, count = ([Shard(place, name)], 0) if is_remote(place) else local_shards(place, name)
             self.table += shards
             rows += count
@@ -75,7 +80,7 @@ class ParquetSource(ShardedSource):
 
     def fingerprint(self, columns: Collection[str]) -> str:
         return hash_values(
-            [self.shards, [(size_of(shard.place), shard.rows, shard.start) for shard in self.table]]
+            [self.shards, [(read_size(shard.place), shard.rows, shard.start) for shard in self.table]]
         )
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
@@ -97,7 +102,7 @@ class ParquetSource(ShardedSource):
 
     def add_estimate(self, problem: BrokenShardError, what: Shard, last: Place) -> None:
         """State the rows that are lost with the rest of a shard, by the footer; of a file without one, by its size."""
-        sizes = {shard.place: size_of(shard.place) for shard in self.table}
+        sizes = {shard.place: read_size(shard.place) for shard in self.table}
         rows = sum(shard.rows or 0 for shard in self.table)
         read = sum(sizes[place] or 0 for place in {s.place for s in self.table if s.rows is not None})
         mean = read / rows if rows else 0.0
@@ -263,7 +268,7 @@ def rows_of_table(table: pyarrow.Table, namings: Mapping[str, Naming]) -> list[d
             name: [read_value(name, value) for value in table.column(name)] for name in table.column_names
         }
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [name_columns(row, namings) for row in rows]
+    return [name_class_columns(row, namings) for row in rows]
 
 
 def read_value(name: str, value: pyarrow.Scalar) -> Any:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.folder_walk import HIDDEN, walk_files
-from uniaudio.data.sources.split_names import SAME, bears, choose_files, has_words, named_splits, other_words
+from uniaudio.data.sources.split_names import (
+    SAME,
+    bears,
+    choose_files,
+    find_named_splits,
+    has_words,
+    other_words,
+)
 from uniaudio.errors import UserError
 
 MOST_PLACES = 1_000_000  # that one text with braces may name
@@ -30,7 +37,7 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
-def size_of(place: str) -> int | None:
+def read_size(place: str) -> int | None:
     """Return the bytes of a local file; None for a URL, or where there is no file any more."""
     try:
         return None if is_remote(place) else Path(place).stat().st_size
@@ -174,10 +181,10 @@ def files_of_split(
         return files_found
     split_files = []
     for place, parts, is_of_split in zip(files_found, paths, chosen, strict=True):
-        names = named_splits(parts[-1].partition("?")[0])
+        names = find_named_splits(parts[-1].partition("?")[0])
         if not is_of_split:
             left_out[
-                "file of another split" if any(map(named_splits, parts)) else "file that names no split"
+                "file of another split" if any(map(find_named_splits, parts)) else "file that names no split"
             ] += 1
         elif len(names) > 1 and not bears(parts, name):
             raise UserError(
@@ -197,10 +204,10 @@ def refuse_files_of_splits(
     Raises:
         UserError: naming one of them.
     """
-    written = [named_splits(Path(place).name) for place in card.load.places if not Path(place).is_dir()]
+    written = [find_named_splits(Path(place).name) for place in card.load.places if not Path(place).is_dir()]
     meant = set[str]().union(*written)
     for place, parts in zip(files_found, paths, strict=True):
-        names = set[str]().union(*map(named_splits, parts))
+        names = set[str]().union(*map(find_named_splits, parts))
         if names and (names != meant or len(meant) > 1):
             raise UserError(
                 f"{card.path}: splits.{split}: {place} names another split ({', '.join(sorted(names))}) and no file "
@@ -252,7 +259,7 @@ def folder_of_split(card: DatasetCard, split: str, left_out: Counter[str] | None
         left_out[f"folder beside {named[0]}/"] += len(others)
         return folder / named[0]
     refuse_other_splits(card, split)
-    if others := [other for other in beside if other.lower() in USUAL and named_splits(other) != {name}]:
+    if others := [other for other in beside if other.lower() in USUAL and find_named_splits(other) != {name}]:
         raise UserError(
             f"{card.path}: splits.{split}: {folder} has folders of other splits ({', '.join(others)}) and none that "
             f"names '{name}'; name a folder of this split alone, or set splits.{split}.name"
@@ -262,7 +269,7 @@ def folder_of_split(card: DatasetCard, split: str, left_out: Counter[str] | None
 
 def folders_of_split(names: Sequence[str], split: str) -> list[str]:
     """Return the folders that name a split, where folders name splits at all: classes may be called train, too."""
-    if split == ONLY_SPLIT and not any(named_splits(name) - {ONLY_SPLIT} for name in names):
+    if split == ONLY_SPLIT and not any(find_named_splits(name) - {ONLY_SPLIT} for name in names):
         return []
     for word in (split, *other_words(split)):
         if exact := [name for name in names if name.lower() == word.lower()]:
@@ -283,7 +290,7 @@ def below_common(places: Sequence[str]) -> list[list[str]]:
     return [path[common:] for path in parts]
 
 
-def short_names(places: Sequence[str]) -> list[str]:
+def shorten_names(places: Sequence[str]) -> list[str]:
     """Return the names of files without suffix; those of all with their folders where some are alike."""
     stems = [Path(place).stem for place in places]
     if len(set(stems)) == len(stems):

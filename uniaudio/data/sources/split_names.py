@@ -33,7 +33,7 @@ def other_words(split: str) -> tuple[str, ...]:
     return tuple(word for word in group if word != split.lower())
 
 
-def named_splits(name: str) -> set[str]:
+def find_named_splits(name: str) -> set[str]:
     """Return the splits, by the first of the usual words for each, that a name contains."""
     return {group[0] for group in SAME if any(has_words(name, word) for word in group)}
 
@@ -74,6 +74,6 @@ def has_word(parts: Sequence[str], word: str) -> bool:
     for part in reversed([part.partition("?")[0] for part in parts]):
         if has_words(part, word):
             return True
-        if named_splits(part):
+        if find_named_splits(part):
             return False
     return False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniaudio.data.audio import Encoded, FilePart
+from uniaudio.data.audio import EncodedAudio, FilePart
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import is_remote
@@ -35,7 +35,7 @@ class Member:
     name: str
     start: int
     end: int
-    content: Encoded | None
+    content: EncodedAudio | None
 
 
 class TarReader:
@@ -96,7 +96,7 @@ class TarReader:
                     f"{self.place}: damaged at byte {at} (zeros, and more members behind them)"
                 )
 
-    def content(self, name: str, size: int) -> Encoded | None:
+    def content(self, name: str, size: int) -> EncodedAudio | None:
         """Read what belongs to a header, or pass over it."""
         audio, at = self.is_audio(name), self.at
         if audio and self.local is not None:

@@ -25,7 +25,7 @@ from uniaudio.data.sources.base import (
     parse_seconds,
     read_row_or_error,
 )
-from uniaudio.data.sources.paths import files_of_split, short_names, size_of
+from uniaudio.data.sources.paths import files_of_split, read_size, shorten_names
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 
@@ -53,10 +53,10 @@ class WebDatasetSource(ShardedSource):
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
         self.shards = tuple(files_of_split(card, split, ".tar", self.left_out))
-        self.names = short_names(self.shards)
+        self.names = shorten_names(self.shards)
 
     def fingerprint(self, columns: Collection[str]) -> str:
-        return hash_values([self.shards, [size_of(place) for place in self.shards]])
+        return hash_values([self.shards, [read_size(place) for place in self.shards]])
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         last = place
@@ -76,7 +76,7 @@ class WebDatasetSource(ShardedSource):
         A cut archive does not say how long it was. It is taken to have been as long as the longest one; where it is
         the longest itself, as much is taken to lie behind the cut as before it.
         """
-        sizes = [size_of(place) for place in self.shards]
+        sizes = [read_size(place) for place in self.shards]
         known = [size for size in sizes if size is not None]
         size = sizes[shard]
         if not last.row or size is None or len(known) < len(sizes):

@@ -21,7 +21,7 @@ from uniaudio.evaluate.generation.predictions import (
 )
 from uniaudio.evaluate.metrics.classification import compute_label_metrics, probabilities
 from uniaudio.evaluate.metrics.intervals import interval
-from uniaudio.evaluate.metrics.scoring import is_right, measures
+from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions
 from uniaudio.model.audio_lm import AudioLM
 
 
@@ -49,7 +49,7 @@ def evaluate_entry(
     entry, answered = examples.entry, whole.answered
     scoring = entry.template.scoring
     answers, references = [a.answer for a in answered], [a.references for a in answered]
-    measured = measures(answers, references, scoring)
+    measured = measure_with_companions(answers, references, scoring)
     metrics = {name: measure.score() for name, measure in measured.items()}
     empty = [name for name, value in metrics.items() if not np.isfinite(value)]
     if empty:

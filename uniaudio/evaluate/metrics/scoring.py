@@ -27,7 +27,7 @@ def is_right(answer: str, references: Sequence[str], scoring: Scoring) -> bool:
     }
 
 
-def measure(answers: Sequence[str], references: References, scoring: Scoring, metric: str) -> Summed:
+def measure_metric(answers: Sequence[str], references: References, scoring: Scoring, metric: str) -> Summed:
     """Return one metric of a set of answers.
 
     Args:
@@ -54,12 +54,14 @@ def normalize_tags(text: str, scoring: Scoring) -> str:
     return scoring.separator.join(normalize_text(tag, scoring.normalize) for tag in tags)
 
 
-def measures(answers: Sequence[str], references: References, scoring: Scoring) -> dict[str, Summed]:
+def measure_with_companions(
+    answers: Sequence[str], references: References, scoring: Scoring
+) -> dict[str, Summed]:
     """Return the metric of a template and its companions, by name, the metric itself first."""
     names = COMPANIONS.get(scoring.metric, (scoring.metric,))
-    return {name: measure(answers, references, scoring, name) for name in names}
+    return {name: measure_metric(answers, references, scoring, name) for name in names}
 
 
-def score(answers: Sequence[str], references: References, scoring: Scoring) -> float:
+def score_answers(answers: Sequence[str], references: References, scoring: Scoring) -> float:
     """Return the metric of a template: more is better, but for the error rates ``wer`` and ``cer``."""
-    return measure(answers, references, scoring, scoring.metric).score()
+    return measure_metric(answers, references, scoring, scoring.metric).score()

@@ -79,10 +79,10 @@ def score_frames(
     Clips are drawn in batches; the loss is the mean over their frames. ``std`` is over seeds.
     """
     data = FrameTask(rows, embedded, rate, protocol)
-    return score_over_seeds(lambda number: score_trial(data, number), len(rows.trials), seeds)
+    return score_over_seeds(lambda number: score_frame_trial(data, number), len(rows.trials), seeds)
 
 
-def score_trial(data: FrameTask, number: int) -> float:
+def score_frame_trial(data: FrameTask, number: int) -> float:
     """Train and test the probe of one trial; random numbers come from torch's own generator."""
     trial, task = data.rows.trials[number], data.rows.task
     probe = build_linear_probe(data.frames.values.shape[1], len(data.classes))

@@ -228,7 +228,7 @@ def score_trained_probes(
             seed_slice = slice(place * seeds, (place + 1) * seeds)
             with torch.no_grad():
                 logits = compute_member_logits(trained, seed_slice, fold.test_x)
-            scores[number] = score(logits, fold.test_y)
+            scores[number] = score_logits(logits, fold.test_y)
     return scores
 
 
@@ -241,7 +241,7 @@ def compute_member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Te
     return hidden
 
 
-def score(logits: Tensor, truth: Tensor) -> Tensor:
+def score_logits(logits: Tensor, truth: Tensor) -> Tensor:
     """Return accuracy or mAP of logits ``[S, N, K]``, one float64 for each seed."""
     if not truth.is_floating_point():
         return (logits.argmax(-1) == truth).double().mean(1)

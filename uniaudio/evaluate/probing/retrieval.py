@@ -153,10 +153,10 @@ def score_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Train the pairing and return recall@1, the mean over folds: ``{"linear": {"mean", "std"}}``, std over seeds."""
     data = RetrievalTask(rows, embedded, reader, protocol)
-    return score_over_seeds(lambda number: score_trial(data, number), len(rows.trials), seeds)
+    return score_over_seeds(lambda number: score_retrieval_trial(data, number), len(rows.trials), seeds)
 
 
-def score_trial(data: RetrievalTask, number: int) -> float:
+def score_retrieval_trial(data: RetrievalTask, number: int) -> float:
     """Train and test the probe of one trial; random numbers come from torch's own generator."""
     trial, task = data.rows.trials[number], data.rows.task
     probe = data.pairing()

@@ -227,9 +227,9 @@ def split_names(task: TaskFile, card: DatasetCard) -> tuple[str, ...]:
         return task.folds
     if task.folds is not None or task.split_column is not None:
         return tuple(card.splits)
-    return named_splits(task)
+    return list_splits(task)
 
 
-def named_splits(task: TaskFile) -> tuple[str, ...]:
+def list_splits(task: TaskFile) -> tuple[str, ...]:
     """Return the splits that train, choose and test, each once."""
     return tuple(dict.fromkeys(s for s in (task.train, task.valid, task.test) if s is not None))

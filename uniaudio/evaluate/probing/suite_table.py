@@ -29,7 +29,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     roles = describe_roles(read_references(result))
     labels = {
         model: f"{name} ({roles[model]})" if model in roles else name
-        for model, name in short_names(sorted(result["models"])).items()
+        for model, name in shorten_paths(sorted(result["models"])).items()
     }
     tables = [score_table(result, labels)]
     if len(result["tasks"]) > 1:
@@ -138,7 +138,7 @@ def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[T
     return tables
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
+def shorten_paths(names: Sequence[str]) -> dict[str, str]:
     """Return the last parts of paths, as many as tell the names apart; what stands before a colon is kept, and so are
     options.
     """

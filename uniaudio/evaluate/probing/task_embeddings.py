@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uniaudio.config.search_paths import get_cache_root
 from uniaudio.data.clip_notices import ADVICE
-from uniaudio.data.row_clips import decode_clips
+from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
@@ -27,10 +27,9 @@ from uniaudio.tensor_cache import read_cached, write_cached
 from uniaudio.types import SAMPLE_RATE
 
 Protocol = Literal["masked", "xares"]
-Clip = NDArray[np.int16]
 Advance = Callable[[int, float], None]  # clips done and their seconds of audio
 BATCH_SECONDS = 60.0  # encoded at a time
-NO_CLIP: Clip = np.zeros(0, np.int16)
+NO_CLIP: ClipSamples = np.zeros(0, np.int16)
 PENDING_SECONDS = 1800.0  # decoded at a time and sorted by length
 
 
@@ -183,7 +182,7 @@ class ClipReader:
         self.notices: Counter[str] = Counter()
         self.skips: dict[int, Skip] = {}
 
-    def __iter__(self) -> Iterator[tuple[int, Clip]]:
+    def __iter__(self) -> Iterator[tuple[int, ClipSamples]]:
         """Yield the usable clips with the number of their row.
 
         Raises:
@@ -207,22 +206,22 @@ class ClipReader:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PieceBatch:
     """Pieces of clips that are encoded together, the row of each, and how many clips begin among them."""
 
     rows: list[int]
-    pieces: list[Clip]
+    pieces: list[ClipSamples]
     clips: int
 
 
-def iterate_masked_batches(clips: ClipReader) -> Iterator[Batch]:
+def iterate_masked_batches(clips: ClipReader) -> Iterator[PieceBatch]:
     """Yield clips of similar length side by side, out of windows of the rows: no clip sees another."""
-    pending: list[tuple[int, Clip]] = []
+    pending: list[tuple[int, ClipSamples]] = []
     seconds = 0.0
 
-    def cut() -> Iterator[Batch]:
+    def cut() -> Iterator[PieceBatch]:
         for batch in batch_by_length([len(clip) for _, clip in pending], BATCH_SECONDS * SAMPLE_RATE):
-            yield Batch([pending[i][0] for i in batch], [pending[i][1] for i in batch], len(batch))
+            yield PieceBatch([pending[i][0] for i in batch], [pending[i][1] for i in batch], len(batch))
 
     for number, clip in clips:
         pending.append((number, clip))
@@ -234,7 +233,7 @@ def iterate_masked_batches(clips: ClipReader) -> Iterator[Batch]:
     yield from cut()
 
 
-def iterate_padded_batches(clips: ClipReader) -> Iterator[Batch]:
+def iterate_padded_batches(clips: ClipReader) -> Iterator[PieceBatch]:
     """Yield pieces as X-ARES encodes them: every part apart, in order, so many at a time, padded to the longest.
 
     Clips are cut into whole crops where the task has a ``crop``; what is left over falls away, and a clip that is
@@ -244,7 +243,9 @@ def iterate_padded_batches(clips: ClipReader) -> Iterator[Batch]:
     part_of = np.empty(len(rows.answers), dtype=np.int64)
     for number, members in enumerate(rows.parts.values()):
         part_of[members] = number
-    waiting: list[list[tuple[int, bool, Clip]]] = [[] for _ in rows.parts]  # (row, first of its clip, piece)
+    waiting: list[list[tuple[int, bool, ClipSamples]]] = [
+        [] for _ in rows.parts
+    ]  # (row, first of its clip, piece)
     for row, clip in clips:
         pieces = waiting[part_of[row]]
         pieces += [(row, i == 0, piece) for i, piece in enumerate(crop_clip(clip, rows.task.crop))]
@@ -256,14 +257,14 @@ def iterate_padded_batches(clips: ClipReader) -> Iterator[Batch]:
             yield pad_pieces(pieces)
 
 
-def pad_pieces(pieces: Sequence[tuple[int, bool, Clip]]) -> Batch:
+def pad_pieces(pieces: Sequence[tuple[int, bool, ClipSamples]]) -> PieceBatch:
     """Pad pieces with silence to the longest of them: to the encoder, the silence is sound like any other."""
     longest = max(len(piece) for _, _, piece in pieces)
     clips = [np.pad(piece, (0, longest - len(piece))) for _, _, piece in pieces]
-    return Batch([row for row, _, _ in pieces], clips, sum(first for _, first, _ in pieces))
+    return PieceBatch([row for row, _, _ in pieces], clips, sum(first for _, first, _ in pieces))
 
 
-def crop_clip(clip: Clip, seconds: float | None) -> list[Clip]:
+def crop_clip(clip: ClipSamples, seconds: float | None) -> list[ClipSamples]:
     """Cut a clip into whole pieces of so many seconds; a shorter clip is padded with silence to one."""
     if seconds is None:
         return [clip]
@@ -275,7 +276,7 @@ def crop_clip(clip: Clip, seconds: float | None) -> list[Clip]:
 
 @torch.no_grad()
 def encode_batches(
-    encoder: AudioEncoder, batches: Iterator[Batch], layers: bool, frames: bool, advance: Advance
+    encoder: AudioEncoder, batches: Iterator[PieceBatch], layers: bool, frames: bool, advance: Advance
 ) -> list[Embedded]:
     """Encode batches and put the pieces in the order of the rows; mean over the frames given unless ``frames``."""
     was_training = encoder.training

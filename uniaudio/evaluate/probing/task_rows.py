@@ -19,7 +19,7 @@ from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import AudioRef, Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error
-from uniaudio.evaluate.probing.suite import TaskFile, named_splits, split_names
+from uniaudio.evaluate.probing.suite import TaskFile, list_splits, split_names
 from uniaudio.evaluate.probing.task_answers import format_class, parse_answer, read_column
 
 Indices = NDArray[np.int64]
@@ -228,7 +228,7 @@ def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tupl
             part = str(read_column(fields, task.folds))
         if task.split_column is not None:
             part = format_class(read_column(fields, task.split_column), task.split_column)
-            if part not in named_splits(task):
+            if part not in list_splits(task):
                 return None, None
         return part, parse_answer(task, read_column(fields, task.answers))
 

@@ -11,7 +11,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.weights import RANDOM, checkpoint_folder, load_pretrained
+from uniaudio.model.encoders.weights import RANDOM, find_model_folder, load_pretrained
 
 HOP = 160  # samples of a spectrogram frame
 SPECIAL = 2  # class and distillation token before the patches
@@ -67,7 +67,7 @@ def load_ast(path: str, revision: str | None = None, seed: int = 0) -> AstAudioE
     Raises:
         UserError: when there is no such folder or a tensor is missing.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     config = ASTConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
     model = load_pretrained(ASTModel, folder, seed if path.startswith(RANDOM) else None, config)

@@ -16,8 +16,8 @@ from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
     fill,
+    find_model_folder,
     read_tensors,
     with_random_weights,
     with_stock_attention,
@@ -87,7 +87,7 @@ def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudi
     Raises:
         UserError: when there is no such folder, or a tensor is missing or unknown.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     config = with_stock_attention(ClapAudioConfig.from_pretrained(folder))
     model = with_random_weights(lambda: ClapAudioModel(config), seed)
     if not path.startswith(RANDOM):

@@ -15,7 +15,7 @@ from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
+    find_model_folder,
     load_pretrained,
     read_model_config,
     stock_config,
@@ -101,7 +101,7 @@ def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAu
     Raises:
         UserError: when there is no such folder, a tensor is missing, or it hears more than one channel.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     mimi = read_model_config(folder)["model_type"] == "mimi"
     config = stock_config(folder)
     if config.audio_channels != 1:

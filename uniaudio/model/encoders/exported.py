@@ -10,8 +10,8 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
     fill,
+    find_model_folder,
     read_model_config,
     read_tensors,
     with_random_weights,
@@ -67,7 +67,7 @@ def load_exported(path: str, revision: str | None = None, seed: int = 0) -> Audi
     Raises:
         UserError: when it names classes or arguments that encoders do not have, or a tensor is missing or unknown.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     described = read_model_config(folder).get("encoder")
     with (
         convert_to_user_error(f"{folder}: its config.json describes no known encoder"),

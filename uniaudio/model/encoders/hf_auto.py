@@ -20,7 +20,7 @@ from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     FILES,
     RANDOM,
-    checkpoint_folder,
+    find_model_folder,
     load_pretrained,
     read_model_config,
     stock_config,
@@ -188,7 +188,7 @@ def load_remote(
             is missing.
     """
     name = path.removeprefix(RANDOM)
-    folder = checkpoint_folder(name, revision, [*FILES, "*.py"] if trust_remote_code else FILES)
+    folder = find_model_folder(name, revision, [*FILES, "*.py"] if trust_remote_code else FILES)
     read_model_config(folder)
     if not trust_remote_code:
         refuse_code(folder, name)

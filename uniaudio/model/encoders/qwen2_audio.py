@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModel
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
     fill,
+    find_model_folder,
     read_model_config,
     read_tensors,
     with_random_weights,
@@ -29,7 +29,7 @@ def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -
     Raises:
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     config = tower_config(read_model_config(folder))
     tower = with_random_weights(lambda: AutoModel.from_config(config), seed)
     if not path.startswith(RANDOM):

@@ -18,8 +18,8 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import chunks_of, cut_into_chunks, keep_first
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
     fill,
+    find_model_folder,
     read_model_config,
     read_tensors,
     with_random_weights,
@@ -179,7 +179,7 @@ def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudi
     Raises:
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     config_values = read_model_config(folder)
     third = config_values["model_type"].startswith("qwen3")
     thinker = config_values.get("thinker_config", config_values)

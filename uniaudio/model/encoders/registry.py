@@ -21,7 +21,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
+    find_model_folder,
     read_model_config,
     refuse_unusable_files,
 )
@@ -116,7 +116,7 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
         UserError: when the config says another kind, or nobody knows the architecture.
     """
     try:
-        folder = checkpoint_folder(config.path.removeprefix(RANDOM), config.revision)
+        folder = find_model_folder(config.path.removeprefix(RANDOM), config.revision)
         if not config.path.startswith(RANDOM):
             refuse_unusable_files(str(folder), "weights")
         values = read_model_config(folder)
@@ -186,6 +186,6 @@ def load_imported_encoder(config: EncoderConfig, where: str, trust: Trust) -> Au
         raise UserError(f"{where}: {config.kind} does not take these settings ({problem})") from problem
 
 
-def is_local(path: str) -> bool:
+def is_local_path(path: str) -> bool:
     """Return whether a path names a folder on this machine, ``random:`` aside."""
     return Path(path.removeprefix(RANDOM)).is_dir()

@@ -20,7 +20,7 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import as_float
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
+    find_model_folder,
     load_pretrained,
     read_model_config,
     stock_config,
@@ -305,7 +305,7 @@ def load_wave(
         UserError: when there is no such folder, it holds another family, a tensor is missing, or it has parts that are
             not built here.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     kind = read_model_config(folder)["model_type"]
     if kind not in KINDS:
         raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")

@@ -22,10 +22,10 @@ ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 Module = TypeVar("Module", bound=nn.Module)
-Config = TypeVar("Config", bound=PretrainedConfig)
+ConfigClass = TypeVar("ConfigClass", bound=PretrainedConfig)
 
 
-def checkpoint_folder(path: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
+def find_model_folder(path: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
     """Return a local folder: the path itself, or the files of a Hub repository in the local cache.
 
     Args:
@@ -78,7 +78,7 @@ def stock_config(path: Path | str, revision: str | None = None, trusted: bool = 
     return with_stock_attention(config)
 
 
-def with_stock_attention(config: Config) -> Config:
+def with_stock_attention(config: ConfigClass) -> ConfigClass:
     """Let transformers choose the code of attention and experts, in the configuration and those inside it."""
     config._attn_implementation = None
     config._experts_implementation = None

@@ -18,8 +18,8 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    checkpoint_folder,
     fill,
+    find_model_folder,
     read_model_config,
     read_tensors,
     with_random_weights,
@@ -182,7 +182,7 @@ def load_whisper(
     Raises:
         UserError: when there is no such folder, it is no Whisper, or a tensor of the encoder is missing or unknown.
     """
-    folder = checkpoint_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path.removeprefix(RANDOM), revision)
     kind = read_model_config(folder)["model_type"]
     if kind != "whisper":
         raise UserError(f"{folder} holds a {kind} model, not a Whisper")

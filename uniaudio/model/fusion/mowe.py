@@ -164,7 +164,7 @@ class MoweEncoder(CompositeEncoder):
             clips = owner[wanted].unique()
             place = torch.full((len(base),), -1)
             place[clips] = torch.arange(len(clips))
-            frames = self.hear(index, name, audio.select(clips), masks_of(masks, place))
+            frames = self.hear(index, name, audio.select(clips), renumber_masks(masks, place))
             if frames is None:
                 continue
             offsets = Ragged.find_row_starts(base.lengths[clips])
@@ -195,7 +195,7 @@ class MoweEncoder(CompositeEncoder):
         return frames[:0] + 0 * frames.sum() if silent else frames
 
 
-def masks_of(masks: Tensor | None, place: Tensor) -> Tensor | None:
+def renumber_masks(masks: Tensor | None, place: Tensor) -> Tensor | None:
     """Return the masks of some clips, numbered anew: ``place [C]`` is a clip's new number, or -1 where it is left
     out.
     """

@@ -323,7 +323,7 @@ def find_stage_ends(
     return ends, complaints
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Return whether every file that belongs to a checkpoint is there in its full size; contents are not read."""
     return not find_damage(folder, checksums=False)
 
@@ -459,10 +459,10 @@ def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) 
         kinds: Sequence[str] = ("sha256",) if "sha256" in saved and "sha256" in now else ("path", "revision")
         if any(saved.get(kind) != now.get(kind) for kind in kinds):
             raise UserError(
-                f"{checkpoint.path} was trained with the {part} {describe(saved)}, "
-                f"but the config names {describe(now)}"
+                f"{checkpoint.path} was trained with the {part} {describe_weights(saved)}, "
+                f"but the config names {describe_weights(now)}"
             )
 
 
-def describe(base: Mapping[str, str]) -> str:
+def describe_weights(base: Mapping[str, str]) -> str:
     return f"{base.get('path', 'nothing')} ({(base.get('sha256') or base.get('revision') or 'unknown')[:12]})"
