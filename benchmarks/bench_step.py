@@ -71,8 +71,14 @@ def figures(run: Run) -> dict[str, float]:
     return {"clips": len(seconds), **time_steps(step, run.steps)}
 
 
-def examples_of(seconds: list[float], sizes: Sizes) -> list[Example]:
-    """Return one example for every clip, with random ids as its text."""
+def examples_of(
+    seconds: list[float], sizes: Sizes, before: int = BEFORE, after: int = AFTER
+) -> list[Example]:
+    """Return one example for every clip, with random ids as its text.
+
+    Args:
+        before, after: tokens of the prompt around the clip.
+    """
     generator = np.random.default_rng(0)
 
     def written(count: int) -> str:
@@ -84,7 +90,7 @@ def examples_of(seconds: list[float], sizes: Sizes) -> list[Example]:
             task="asr",
             dataset="noise",
             clips=(clip,),
-            prompt=(written(BEFORE), written(AFTER)),
+            prompt=(written(before), written(after)),
             answer=written(max(3, int(ANSWER_RATE * length))),
         )
         for i, (clip, length) in enumerate(zip(noise(seconds), seconds, strict=True))
@@ -153,15 +159,15 @@ def ids_of(example: Example) -> list[list[int]]:
     return [*written.prompt(example.prompt), written.answer(example.answer)]
 
 
-def ours(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:
-    """``AudioLM`` over packed batches, as a run trains it."""
-    return packed_step(
-        seconds,
-        examples,
-        AudioLM(
-            WhisperAudioEncoder(sizes.new_encoder()), new_adapter(sizes), TextDecoder(sizes.new_decoder())
-        ),
-    )
+def ours(seconds: list[float], examples: list[Example], sizes: Sizes, pad_to: float | None = None) -> Step:
+    """``AudioLM`` over packed batches, as a run trains it.
+
+    Args:
+        pad_to: seconds of every clip with the silence behind it. None: no silence.
+    """
+    encoder = WhisperAudioEncoder(sizes.new_encoder(), pad_to)
+    model = AudioLM(encoder, new_adapter(sizes), TextDecoder(sizes.new_decoder()))
+    return packed_step(seconds, examples, model)
 
 
 def ours_at_25(seconds: list[float], examples: list[Example], sizes: Sizes) -> Step:

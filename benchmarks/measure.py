@@ -67,7 +67,8 @@ class Benchmark:
         cases: case -> sides in the order of their turns; the first one is what the others are compared with.
         figures: measures one side, in a process of its own; None from a process that has nothing to tell.
         headline: the figure that a side is named by, its seconds or its rate. ratios: name -> figure of both sides.
-        same: case -> sides that compute the same function, so that ``loss`` (or ``same_figure``) must agree.
+        same: case -> sides that compute the same function, so that ``loss`` (or ``same_figure``) must agree, relative
+            to its size to within ``agreement``.
         steps: timed steps of a run, and those of a quick one. runs: of a side.
         prepare: writes into a folder what all runs share. threads: of every run; None: all cores.
         launch: side -> what starts Python in its place, and threads; None: nothing special.
@@ -83,6 +84,7 @@ class Benchmark:
     ratios: Mapping[str, str] = field(default_factory=lambda: dict(RATIOS))
     same: Mapping[str, Sequence[str]] = field(default_factory=dict)
     same_figure: str = "loss"
+    agreement: float = AGREEMENT
     quick_cases: Sequence[str] | None = None
     steps: tuple[int, int] = (2, 1)
     runs: int = 3
@@ -159,7 +161,7 @@ def refuse_disagreement(benchmark: Benchmark, result: Result) -> None:
         if case not in result["cases"]:
             continue
         apart = disagreement(result["cases"][case], names, benchmark.same_figure)
-        if apart > AGREEMENT:
+        if apart > benchmark.agreement:
             raise SystemExit(
                 f"{benchmark.name}, {case}: {', '.join(names)} do not compute the same: "
                 f"their {benchmark.same_figure} differs by {apart:.2g}"

@@ -28,11 +28,14 @@ from rich.console import Console
 from sizes import CHOICES, SIZED
 from tables import draw, has_curve, moved_table, summary
 
+from uniaudio.config.search_paths import real_root
+
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = {  # what it measures
     "encoder": "bench_encoder.py",
     "decoder": "bench_decoder.py",
     "step": "bench_step.py",
+    "real": "bench_real.py",  # the step with real weights, where UNIAUDIO_REALMODELS names their folder
     "questions": "bench_questions.py",
     "loader": "bench_data.py",
     "features": "bench_features.py",
@@ -97,7 +100,8 @@ def parse() -> argparse.Namespace:
     for name in arguments.names:
         if name not in sizable:
             parser.error(f"{name} takes no size of {' and '.join(parts)}; these do: {', '.join(sizable)}")
-    arguments.names = arguments.names or sizable
+    has_models = real_root("realmodels") is not None
+    arguments.names = arguments.names or [name for name in sizable if name != "real" or has_models]
     if not arguments.quick:
         arguments.store = arguments.store or HERE / "results"
         arguments.figures = arguments.figures or HERE.parent / "docs/figures"

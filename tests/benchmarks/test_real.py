@@ -16,6 +16,7 @@ from cells import Cell, run_cells
 from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import REAL_FOLDERS
 from uniaudio.data.recipe import load_recipe
+from uniaudio.evaluate.probing.suite import load_suite
 
 WRITE = "import json, sys; json.dump({'value': int(sys.argv[2])}, open(sys.argv[1], 'w'))"
 
@@ -151,6 +152,14 @@ def test_what_is_missing_is_fetched_by_a_script_or_named(real_folders):
     (real_folders / "realaudio" / "drums" / "manifest.jsonl").unlink()
     with pytest.raises(SystemExit, match=r"labelled audio sets: .*\(UNIAUDIO_REALAUDIO\) holds no drums"):
         real.fetch_missing(["joint"], {})
+
+
+def test_the_quick_suite_has_a_trained_and_an_unseen_set(real_folders):
+    tasks = load_suite(real.quick_suite(real_folders / "out")).tasks
+    assert {name: (task.unseen, task.max_clips) for name, (task, _) in tasks.items()} == {
+        "esc10": (False, 80),
+        "digits": (True, 80),
+    }
 
 
 def test_the_stages_of_a_run_are_probed_at_their_ends(real_folders):
