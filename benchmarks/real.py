@@ -42,6 +42,7 @@ UNTRAINED = {  # name of the cells -> spec behind the folder of models, and what
     "random": (f"random:{MODEL}", "random weights"),
 }
 PROTOCOLS = ("masked", "xares")
+BY_PROTOCOL = {protocol: protocol for protocol in PROTOCOLS}  # cell -> protocol
 IN_MODELS = re.compile(r"\$\{realmodels\}/([\w.-]+)")
 SETS = {
     "realaudio": ("tuxpaint_words", "fillets_cs", "fillets_nl", "langid", "instruments", "drums"),
@@ -82,7 +83,12 @@ def uniaudio(*arguments: str) -> tuple[str, ...]:
 
 
 def probe_cells(
-    plan: Plan, folder: Path, spec: str, needs: tuple[Path, ...], names: Mapping[str, str]
+    plan: Plan,
+    folder: Path,
+    spec: str,
+    needs: tuple[Path, ...],
+    names: Mapping[str, str],
+    options: Sequence[str] = (),
 ) -> list[Cell]:
     """Return the cells with a model's probes: name of the cell -> protocol."""
     cells = []
@@ -91,7 +97,7 @@ def probe_cells(
         cells.append(
             Cell(
                 f"{folder.name}/{name}",
-                uniaudio(*command, "--out", "{out}"),
+                uniaudio(*command, *options, "--out", "{out}"),
                 folder / f"{name}.json",
                 needs,
             )
@@ -105,9 +111,7 @@ def plan_untrained(plan: Plan) -> list[Cell]:
     for name, (spec, _) in UNTRAINED.items():
         prefix, _, file = spec.rpartition(":")
         model = f"{prefix}{':' if prefix else ''}{real_root('realmodels')}/{file}"
-        cells += probe_cells(
-            plan, plan.out / "cells" / name, model, (), dict(zip(PROTOCOLS, PROTOCOLS, strict=True))
-        )
+        cells += probe_cells(plan, plan.out / "cells" / name, model, (), BY_PROTOCOL)
     return cells
 
 
@@ -119,20 +123,19 @@ def plan_run(plan: Plan, name: str, run: Run, seed: int) -> list[Cell]:
     if plan.quick and not run.short:
         changes += [f"train.max_steps={QUICK['steps']}", "train.log_every=1"]
     settings = (f"output_dir={folder}", f"seed={seed}", "train.tensorboard=false")
-    command = uniaudio("train", run.config, *settings, *changes, "--resume", "auto")
+    trust = ["--trust-remote-code"] if run.trusted else []
+    command = uniaudio("train", run.config, *settings, *changes, *trust, "--resume", "auto")
     train = Cell(
         f"{cells.name}/train", command, cells / "train.json", (), partial(summarise_training, folder)
     )
     limit = ("--max-examples", str(plan.answers)) if run.short or plan.quick else ()
     answers = Cell(
         f"{cells.name}/answers",
-        uniaudio("eval", str(folder), *limit, "--out", "{out}"),
+        uniaudio("eval", str(folder), *limit, *trust, "--out", "{out}"),
         cells / "answers.json",
         (train.result,),
     )
-    probes = probe_cells(
-        plan, cells, str(folder), (train.result,), dict(zip(PROTOCOLS, PROTOCOLS, strict=True))
-    )
+    probes = probe_cells(plan, cells, str(folder), (train.result,), BY_PROTOCOL, trust)
     if run.stages:
         step = 0
         for number, count in enumerate(stage_steps(plan.steps)[:-1], 1):
@@ -206,13 +209,12 @@ def quick_suite(out: Path) -> str:
 
 
 def choose_runs(names: Sequence[str]) -> list[str]:
-    """Return the runs that names of runs and of questions stand for; all of them for no name.
+    """Return the runs that names of runs and of questions stand for; those of a night for no name.
 
     Raises:
         SystemExit: for a name that is neither.
     """
-    if not names:
-        return list(RUNS)
+    names = names or [key for key, question in QUESTIONS.items() if question.nightly]
     chosen: dict[str, None] = {}
     for name in names:
         if name not in QUESTIONS and name not in RUNS:
@@ -326,7 +328,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/real_models"))
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="runs or questions; default: all"
+        "--only", nargs="+", default=[], metavar="NAME", help="runs or questions; default: main and a to f"
     )
     parser.add_argument("--list", action="store_true", help="print the plan and what is done, run nothing")
     parser.add_argument(

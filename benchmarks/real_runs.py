@@ -21,22 +21,90 @@ class Run:
 
     Args:
         config: name of a run config. overrides: changes of it. seeds: one training for each.
-        short: whether it is cut to the length of the comparisons. stages: whether it is probed after every stage.
+        short: whether it is cut to the length of the comparisons. share: of that length. stages: whether it is probed
+            after every stage. trusted: whether its encoders bring code of their own, which may run.
     """
 
     overrides: tuple[str, ...] = ()
     config: str = "real"
     seeds: tuple[int, ...] = (0,)
     short: bool = True
+    share: float = 1.0
     stages: bool = False
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
 class Question:
-    """A table: what is compared, and the runs by the name that the table gives them."""
+    """A table: what is compared, and the runs by the name that the table gives them.
+
+    Args:
+        nightly: whether it is answered without being named.
+    """
 
     title: str
     arms: Mapping[str, str]
+    nightly: bool = True
+
+
+FUSION_SHARE = 0.5  # about five minutes: the frames of frozen encoders are computed once
+POOL = ("crepe-tiny", "ge2e", "sfx", "distillmos")
+SECONDS = {"crepe": "crepe-tiny", "sfx": "sfx"}  # name in the runs -> folder of the second encoder
+OPERATORS: dict[str, str] = {
+    "concat": "{kind: concat}",
+    "sum": "{kind: sum}",
+    "mix": "{kind: mix}",
+    "gate": "{kind: gate}",
+    "gate_stft": "{kind: gate, stft: {}}",
+    "moe_concat": "{kind: moe_concat}",
+    "moe_proj": "{kind: moe_proj}",
+    "explicit": "{kind: explicit, stft: {}}",
+    "wq": "{kind: wq}",
+    "unimoe": "{kind: unimoe}",
+    "layers": "{kind: layers}",
+    "hconv": "{kind: hconv}",
+    "chconv": "{kind: chconv}",
+}
+READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
+TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
+WHISPER_FRAMES = "{path: '${realmodels}/whisper-base', train: frozen, cache: true}"
+
+
+def second_encoder(folder: str, train: str = "frozen", cache: bool = True) -> str:
+    """Return the settings of an encoder that brings code of its own."""
+    kept = f", cache: {str(cache).lower()}" if cache else ""
+    return (
+        f"{{kind: remote, path: '${{realmodels}}/{folder}', train: {train}{kept}, trust_remote_code: true}}"
+    )
+
+
+def fusion_runs() -> dict[str, Run]:
+    """Return the runs over two encoders for every operator, each encoder alone, and the mixture of weak encoders."""
+    runs = {}
+
+    def add(name: str, *overrides: str) -> None:
+        runs[name] = Run(overrides, config="real_fusion", share=FUSION_SHARE, trusted=True)
+
+    add("whisper_alone", f"encoders={{whisper: {WHISPER_FRAMES}}}", "fusion=null")
+    for name, folder in SECONDS.items():
+        add(f"{name}_alone", f"encoders={{second: {second_encoder(folder)}}}", "fusion=null")
+        for operator, settings in OPERATORS.items():
+            fused = [f"fusion={settings[:-1]}, rate: 25, lr: 1e-3}}"]
+            if operator in READS_LAYERS:
+                fused += [
+                    "encoders.whisper.cache=false",
+                    f"encoders.second={second_encoder(folder, cache=False)}",
+                ]
+            else:
+                fused += [f"encoders.second={second_encoder(folder)}"]
+            add(f"{name}_{operator}", *fused)
+            if operator in TRAINED_TOO:
+                trained = second_encoder(folder, "full", cache=False)
+                whisper = ["encoders.whisper.train=full", "encoders.whisper.cache=false"]
+                add(f"{name}_{operator}_trained", fused[0], *whisper, f"encoders.second={trained}")
+    pool = ", ".join(f"{folder.split('-')[0]}: {second_encoder(folder)}" for folder in POOL)
+    add("mowe", f"encoders={{whisper: {WHISPER_FRAMES}, {pool}}}", "fusion={kind: mowe, rate: 25, lr: 1e-3}")
+    return runs
 
 
 RUNS: dict[str, Run] = {
@@ -77,6 +145,8 @@ RUNS: dict[str, Run] = {
     "rate_6.25": Run(("adapter.rate=6.25",)),
 }
 
+RUNS |= fusion_runs()
+
 QUESTIONS: dict[str, Question] = {
     "main": Question(
         "Whisper base before and after training",
@@ -114,10 +184,24 @@ QUESTIONS: dict[str, Question] = {
 }
 
 
+for second, folder in SECONDS.items():
+    fusions = [name for name in RUNS if name.startswith(f"{second}_")]
+    QUESTIONS[f"fusion_{second}"] = Question(
+        f"Whisper base and {folder}",
+        {
+            "Whisper alone": "whisper_alone",
+            **{name.replace("_", " "): name for name in fusions},
+            "MoWE": "mowe",
+        },
+        nightly=False,
+    )
+
+
 def shorten(run: Run, steps: int) -> list[str]:
     """Return the overrides that cut a run to the length of the comparisons, over all of its stages together."""
     if not run.short:
         return []
+    steps = max(1, round(run.share * steps))
     lengths = stage_steps(steps) if run.stages else [steps]
     changes = ["train.micro_batches=1", "train.save_every=50", "train.log_every=5"]
     for number, count in enumerate(lengths):

@@ -86,8 +86,9 @@ def test_every_run_is_a_valid_config_of_the_same_length(name, real_folders):
     run = real_runs.RUNS[name]
     changes = [c.replace("{one_wording}", str(real.one_wording(real_folders))) for c in run.overrides]
     config = load_run(run.config, [*changes, *real_runs.shorten(run, 100)])
-    assert (config.total_steps == 100) == run.short
-    assert [len(config.stages) == 3] == [run.stages]
+    assert (config.total_steps == 100 * run.share) == run.short
+    assert (len(config.stages) == 3) == run.stages
+    assert all(encoder.trust_remote_code for name, encoder in config.encoders.items() if name != "whisper")
     for stage in config.stages:
         load_recipe(stage.recipe, near=config.folder)
 
@@ -97,10 +98,18 @@ def test_questions_compare_runs_that_there_are():
     assert named == set(real_runs.RUNS)
 
 
+def test_encoders_with_code_of_their_own_are_allowed_in_every_command(real_folders):
+    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
+    for cell in real.plan_run(plan, "sfx_gate", real_runs.RUNS["sfx_gate"], 0):
+        assert "--trust-remote-code" in cell.command
+    for cell in real.plan_run(plan, "joint", real_runs.RUNS["joint"], 0):
+        assert "--trust-remote-code" not in cell.command
+
+
 def test_one_wording_asks_the_same_tasks_in_one_way(tmp_path):
     recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
-    assert recipe.train_shares() == whole.train_shares()
+    assert recipe.compute_train_shares() == whole.compute_train_shares()
     for entry, other in zip(recipe.train, whole.train, strict=True):
         assert [template.task for template in entry.templates] == [t.task for t in other.templates]
         assert {len(template.prompts) for template in entry.templates} == {1}
@@ -126,6 +135,7 @@ def test_a_plan_says_what_is_done_and_how_far_a_training_came(real_folders):
     assert (real.describe_state(plan, train), real.describe_state(plan, answers)) == ("done", "to do")
     assert "--resume" in train.command
     assert cells["before_best/masked"].command[4].endswith("whisper-base?pad_to=30")
+    assert not any("fusion" in real_runs.RUNS[name].config for name in real.choose_runs([]))
     with pytest.raises(SystemExit, match="questions are main, a"):
         real.choose_runs(["g"])
 
