@@ -11,6 +11,7 @@ from uniaudio.config.records import Strict
 
 LISTENING = (
     "pad_to",
+    "pad_stride",
     "tail_frames",
     "chunk_seconds",
     "frame_rate",
@@ -71,6 +72,10 @@ class EncoderConfig(Strict):
     pad_to: PositiveFloat | None = None
     """Whisper only: seconds to which shorter clips are padded with silence, 30 for the stock behaviour.
     Default: no padding.
+    """
+    pad_stride: PositiveInt | None = None
+    """Whisper only, with `pad_to`: the silence is not appended to every clip; all clips of a batch attend to
+    every n-th frame of it instead, which costs little more than no padding. 16 or 32, with a `tail_frames` of 10.
     """
     tail_frames: int = Field(default=0, ge=0)
     """Whisper only: frames of silence after the end of each clip."""

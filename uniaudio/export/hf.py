@@ -119,7 +119,9 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
         version=__version__,
         place=place,
         stock=STOCK if (folder / STOCK).is_dir() else "",
-        pads=encoder.reach is not None and getattr(encoder, "pad_to", None) == encoder.reach,
+        pads=encoder.reach is not None
+        and getattr(encoder, "pad_to", None) == encoder.reach
+        and getattr(encoder, "pad_stride", None) is None,
         soxr=any("import soxr" in file.read_text(encoding="utf-8") for file in folder.glob("*.py")),
     )
     path = folder / "README.md"

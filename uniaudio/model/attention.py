@@ -30,6 +30,7 @@ class Segments:
         branches: what of every row are continuations that do not see each other, where there are any.
         keys: where rows attend to more tokens than their own: the places ``[S]`` of all of them on the device, and
             how many belong to each row.
+        log_counts: ``[S]`` logarithm of how many tokens each of these keys stands for, where any stands for several.
     """
 
     lengths: tuple[int, ...]
@@ -37,6 +38,7 @@ class Segments:
     longest: int
     branches: Branches | None = None
     keys: tuple[Tensor, Segments] | None = None
+    log_counts: Tensor | None = None
 
     @classmethod
     def of(
@@ -45,18 +47,31 @@ class Segments:
         device: torch.device,
         branches: Branches | None = None,
         keys: Ragged | None = None,
+        log_counts: Tensor | None = None,
     ) -> Segments:
         """Build from row lengths (a CPU tensor or a list); rows of length 0 are allowed.
 
         Args:
-            keys: places of the tokens that every row attends to, on the CPU.
+            keys: places of the tokens that every row attends to, on the CPU. log_counts: of these keys, on the CPU.
         """
         counts = tuple(int(n) for n in lengths)
         offsets = torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32)
         seen = None
         if keys is not None:
             seen = (keys.values.to(device, non_blocking=True), cls.of(keys.lengths, device))
-        return cls(counts, offsets.to(device, non_blocking=True), max(counts, default=0), branches, seen)
+        if log_counts is not None:
+            log_counts = log_counts.to(device, non_blocking=True)
+        offsets = offsets.to(device, non_blocking=True)
+        return cls(counts, offsets, max(counts, default=0), branches, seen, log_counts)
+
+    def select_keys(
+        self, key: Float[Tensor, "T G d"], value: Float[Tensor, "T G d"]
+    ) -> tuple[Float[Tensor, "S G d"], Float[Tensor, "S G d"], Segments]:
+        """Return keys and values that the rows attend to, and where those of each row lie."""
+        if self.keys is None:
+            return key, value, self
+        places, keys = self.keys
+        return key.index_select(0, places), value.index_select(0, places), keys
 
 
 def packed_attention(
@@ -84,6 +99,23 @@ def packed_attention(
     if takes_kernel(query, dropout):
         return variable_length_attention(query, key, value, segments, keys, causal, scale)
     return attention_by_segment(query, key, value, segments, keys, causal, scale, dropout)
+
+
+def weigh_keys(
+    query: Float[Tensor, "T H d"],
+    key: Float[Tensor, "S G d"],
+    value: Float[Tensor, "S G d"],
+    log_counts: Float[Tensor, " S"],
+    scale: float,
+) -> tuple[Float[Tensor, "T H D"], Float[Tensor, "S G D"], Float[Tensor, "S G D"]]:
+    """Let every key count as often as it stands for a token: its logarithm is added to the key's logits.
+
+    The kernels take no such term, so one more channel of queries (1) and keys (the term over ``scale``) carries it;
+    there are 8 more channels, because kernels want multiples of 8. The first ``d`` channels of the result count.
+    """
+    ones = F.pad(query.new_ones(*query.shape[:2], 1), (0, 7))
+    terms = (log_counts / scale).to(key.dtype)[:, None, None].expand(-1, key.shape[1], 1)
+    return torch.cat([query, ones], -1), torch.cat([key, F.pad(terms, (0, 7))], -1), F.pad(value, (0, 8))
 
 
 def takes_kernel(query: Float[Tensor, "T H d"], dropout: float) -> bool:
@@ -177,10 +209,7 @@ def packed_attention_for_transformers(
     if segments is None or attention_mask is not None:
         raise ValueError("packed attention needs segments and no mask")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    keys = None
-    if segments.keys is not None:
-        places, keys = segments.keys
-        key, value = key.index_select(0, places), value.index_select(0, places)
+    key, value, keys = segments.select_keys(key, value)
     mixed = packed_attention(
         query, key, value, segments, causal=True, scale=scaling, dropout=dropout, key_segments=keys
     )

@@ -13,9 +13,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
-from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.attention import Segments, packed_attention, weigh_keys
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first
+from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.weights import (
     RANDOM,
     fill,
@@ -43,6 +44,8 @@ class WhisperAudioEncoder(AudioEncoder):
     Args:
         whisper: the stock module; its parameters are trained in place.
         pad_to: seconds up to which silence is appended before encoding; its frames are dropped after.
+        pad_stride: with ``pad_to``, the silence is not appended: all clips of a batch attend to every n-th frame of
+            it, see ``shared_silence``. A short tail lets the convolutions see where the clip ends.
         tail_frames: encoder frames of silence appended to every chunk (up to 30 s in all), dropped after.
         pool: neighbouring frames averaged before the last LayerNorm, as in the towers of Qwen2-Audio.
     """
@@ -51,17 +54,25 @@ class WhisperAudioEncoder(AudioEncoder):
     takes_masks = True
 
     def __init__(
-        self, whisper: PreTrainedModel, pad_to: float | None = None, tail_frames: int = 0, pool: int = 1
+        self,
+        whisper: PreTrainedModel,
+        pad_to: float | None = None,
+        tail_frames: int = 0,
+        pool: int = 1,
+        pad_stride: int | None = None,
     ) -> None:
         super().__init__()
         if pad_to is not None and not 0 < pad_to <= REACH / SAMPLE_RATE:
             raise UserError(f"pad_to: {pad_to:g} s is not between 0 and Whisper's 30 s")
+        if pad_stride is not None and pad_to is None:
+            raise UserError("pad_stride: needs pad_to, the seconds up to which there is silence")
         self.whisper = whisper
         self.mel = LogMel(whisper.config.num_mel_bins)
         self.dim = whisper.config.d_model
         self.layer_dims = (self.dim,) * (whisper.config.encoder_layers + 1)
         self.pad_to = pad_to
         self.tail_frames = tail_frames
+        self.pad_stride = pad_stride
         self.pool = pool
         self.frame = FRAME * pool  # samples of one frame that is given out
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
@@ -98,7 +109,7 @@ class WhisperAudioEncoder(AudioEncoder):
         """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame."""
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
-        least = round((self.pad_to or 0) * SAMPLE_RATE)
+        least = 0 if self.pad_stride else round((self.pad_to or 0) * SAMPLE_RATE)
         filled = self.tail_frames or self.pool > 1
         wanted = torch.tensor(
             [
@@ -114,8 +125,14 @@ class WhisperAudioEncoder(AudioEncoder):
     def encode(self, mel: Ragged, layers: bool) -> list[Ragged]:
         """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output."""
         stem = self.convolve(mel)
-        segments = Segments.of(stem.lengths, stem.device)
         hidden = stem.values
+        if self.pad_to is not None and self.pad_stride is not None:
+            grid = SilenceGrid(round(self.pad_to * SAMPLE_RATE) // FRAME, self.pad_stride)
+            segments = grid.add_to(stem.lengths, stem.device)
+            silence = encode_silent_frames(self.whisper, grid.positions).to(hidden.dtype)
+            hidden = torch.cat([hidden, silence])
+        else:
+            segments = Segments.of(stem.lengths, stem.device)
         states = []
         for layer in self.whisper.layers:
             if layers:
@@ -128,6 +145,7 @@ class WhisperAudioEncoder(AudioEncoder):
 
     def pool_frames(self, hidden: Float[Tensor, "T E"], lengths: Tensor) -> Ragged:
         """Average neighbouring frames; the silence before made their number a multiple in every chunk."""
+        hidden = hidden[: int(lengths.sum())]  # shared silence stands behind them
         if self.pool > 1:
             hidden = hidden.unflatten(0, (-1, self.pool)).mean(1)
         return Ragged(hidden, torch.div(lengths, self.pool, rounding_mode="floor"))
@@ -168,12 +186,23 @@ def self_attention(attention: Any, hidden: Float[Tensor, "A E"], segments: Segme
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     dropout = attention.dropout if attention.training else 0.0
-    mixed = packed_attention(query, key, value, segments, causal=False, dropout=dropout)
-    return attention.out_proj(mixed.reshape(len(hidden), -1))
+    key, value, keys = segments.select_keys(key, value)
+    scale = attention.head_dim**-0.5
+    if segments.log_counts is not None:
+        query, key, value = weigh_keys(query, key, value, segments.log_counts, scale)
+    mixed = packed_attention(
+        query, key, value, segments, causal=False, scale=scale, dropout=dropout, key_segments=keys
+    )
+    return attention.out_proj(mixed[..., : attention.head_dim].reshape(len(hidden), -1))
 
 
 def load_whisper(
-    path: str, revision: str | None = None, pad_to: float | None = None, tail_frames: int = 0, seed: int = 0
+    path: str,
+    revision: str | None = None,
+    pad_to: float | None = None,
+    tail_frames: int = 0,
+    pad_stride: int | None = None,
+    seed: int = 0,
 ) -> WhisperAudioEncoder:
     """Load an encoder in float32 from a full or encoder-only Whisper checkpoint, by folder or Hub name.
 
@@ -191,4 +220,4 @@ def load_whisper(
     whisper = with_random_weights(lambda: WhisperEncoder(config), seed)
     if not path.startswith(RANDOM):
         fill(whisper, read_tensors(folder, PREFIXES), folder)
-    return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames)
+    return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames, pad_stride=pad_stride)
