@@ -207,9 +207,9 @@ def useful_flops(model: AudioLM, lengths: Sequence[float]) -> float:
     for seconds in lengths:
         answer = answer_length(seconds)
         audio_tokens = seconds * RATE
-        total += flops.TRAINED * flops.whisper_forward_flops(parts.encoder.whisper.config, seconds)
+        total += flops.TRAINED * flops.count_whisper_flops(parts.encoder.whisper.config, seconds)
         total += flops.TRAINED * adapter * audio_tokens
         tokens = audio_tokens + BEFORE + AFTER + answer
-        total += flops.FROZEN_BELOW_GRADIENT * flops.decoder_forward_flops(config, tokens)
-        total += flops.FROZEN_BELOW_GRADIENT * flops.head_forward_flops(config, answer)
+        total += flops.FROZEN_BELOW_GRADIENT * flops.count_decoder_flops(config, tokens)
+        total += flops.FROZEN_BELOW_GRADIENT * flops.count_head_flops(config, answer)
     return total

@@ -41,10 +41,8 @@ def modelled(setting: Setting) -> Iterator[Row]:
     for name, expected in SECTION_7.items():
         config = qwen3_config(name)
         tokens = 150 + 24 + 40
-        frozen = flops.decoder_forward_flops(config, tokens) + flops.head_forward_flops(config, 40)
-        total = (
-            flops.TRAINED * flops.whisper_forward_flops(encoder, 12) + flops.FROZEN_BELOW_GRADIENT * frozen
-        )
+        frozen = flops.count_decoder_flops(config, tokens) + flops.count_head_flops(config, 40)
+        total = flops.TRAINED * flops.count_whisper_flops(encoder, 12) + flops.FROZEN_BELOW_GRADIENT * frozen
         yield {
             "name": f"large-v3 + {name}, 12 s clips",
             "GFLOP per audio-s": total / 12e9,

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from uniaudio.feature_cache import Clips, FeatureStore, clip_key, with_known_frames
+from uniaudio.feature_cache import Clips, FeatureStore, clip_key, look_up_frames
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import read_cached
 
@@ -91,7 +91,7 @@ def test_clips_bring_what_is_known_of_them():
     keys = [clip_key(row) for row in audio.rows()]
     first.write(keys[1], torch.full((3, 2), 1.0))
     first.write(keys[2], torch.full((2, 2), 2.0))
-    found = with_known_frames(audio, (first, second))
+    found = look_up_frames(audio, (first, second))
     assert torch.equal(found.values, audio.values)
     assert found.keys == tuple(keys)
     assert found.known["first"].lengths.tolist() == [0, 3, 2]
@@ -106,15 +106,15 @@ def test_chosen_clips_keep_their_own_frames():
     for number, row in enumerate(audio.rows()):
         if number != 1:
             store.write(clip_key(row), torch.full((number + 1, 2), float(number)))
-    found = with_known_frames(audio, (store,)).select([2, 1, 0])
+    found = look_up_frames(audio, (store,)).select([2, 1, 0])
     assert isinstance(found, Clips)
     assert found.lengths.tolist() == [20, 30, 40]
     assert found.keys == tuple(clip_key(row) for row in found.rows())
     assert found.known["first"].lengths.tolist() == [3, 0, 1]
     assert found.known["first"].values[:, 0].tolist() == [2, 2, 2, 0]
     assert isinstance(found.to("cpu"), Clips)
-    assert with_known_frames(audio, (store,)).select([1]).looked_up == (0, 1)
-    assert len(with_known_frames(audio, (store,)).select([]).keys) == 0
+    assert look_up_frames(audio, (store,)).select([1]).looked_up == (0, 1)
+    assert len(look_up_frames(audio, (store,)).select([]).keys) == 0
 
 
 def writer():

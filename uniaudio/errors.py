@@ -55,7 +55,7 @@ class RowError(Exception):
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        detail = printable(detail)
+        detail = escape_text(detail)
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
@@ -70,7 +70,7 @@ class LostProcessError(Exception):
     """Another process of the run is gone. The command line prints the sentence without a traceback, exit code 1."""
 
 
-def printable(text: str) -> str:
+def escape_text(text: str) -> str:
     """Return a text that every file and terminal takes: control signs and lone surrogates escaped, values of
     environment variables masked, and of bounded length.
 
@@ -86,7 +86,7 @@ def printable(text: str) -> str:
     )
 
 
-def first_line(problem: BaseException) -> str:
+def read_first_line(problem: BaseException) -> str:
     """Return the first line of what a library said, or the name of the exception where it said nothing."""
     lines = str(problem).strip().splitlines()
     return lines[0] if lines else type(problem).__name__
@@ -112,7 +112,7 @@ def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
         raise
     except Exception as problem:
         raise UserError(
-            f"{what} ({printable(first_line(problem))})" + (f"; {fix}" if fix else "")
+            f"{what} ({escape_text(read_first_line(problem))})" + (f"; {fix}" if fix else "")
         ) from problem
 
 
@@ -138,6 +138,6 @@ class convert_to_row_error:  # written as a class, which is entered four times f
         if isinstance(problem, RowError):
             problem.key = problem.key or self.key
         elif isinstance(problem, Exception) and not isinstance(problem, UserError | LostProcessError):
-            error = RowError(self.reason, f"{self.name} ({first_line(problem)})")
+            error = RowError(self.reason, f"{self.name} ({read_first_line(problem)})")
             error.key = self.key
             raise error from problem

@@ -92,7 +92,7 @@ class Clips(Ragged):
         return Clips(self.values.to(device, non_blocking=non_blocking), self.lengths, self.keys, known)
 
 
-def with_known_frames(audio: Ragged, stores: Sequence[FeatureStore]) -> Clips:
+def look_up_frames(audio: Ragged, stores: Sequence[FeatureStore]) -> Clips:
     """Look up clips of int16 samples, on the CPU, in the stores of several encoders."""
     keys = tuple(clip_key(clip) for clip in audio.rows())
     return Clips(audio.values, audio.lengths, keys, {store.name: store.read_all(keys) for store in stores})

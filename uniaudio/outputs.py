@@ -31,7 +31,7 @@ def check_output_folder(folder: Path, where: str) -> Path:
         f"{where}: {shorten(folder)} cannot be written", f"give {where} another folder"
     ):
         folder = folder.expanduser()
-        with made_for_a_moment(folder):
+        with create_temporarily(folder):
             write_trial(folder / f".uniaudio-{uuid.uuid4().hex}")
     return folder
 
@@ -52,7 +52,7 @@ def check_output_file(file: Path, where: str) -> Path:
         file = file.expanduser()
         if file.is_dir():
             raise UserError(f"{where}: {shorten(file)} is a folder; name a file")
-        with made_for_a_moment(file.parent):
+        with create_temporarily(file.parent):
             if file.exists():
                 file.open("ab").close()
                 write_trial(file.with_name(f".uniaudio-{uuid.uuid4().hex}"))
@@ -81,7 +81,7 @@ def is_main_rank() -> bool:
 
 
 @contextmanager
-def made_for_a_moment(folder: Path) -> Iterator[None]:
+def create_temporarily(folder: Path) -> Iterator[None]:
     """Make a folder and those above it, and remove the ones that were not there, where nothing came into them."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

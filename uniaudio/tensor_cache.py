@@ -19,7 +19,7 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 NOT_ITS_OWN = ("training", "name_or_path", "recomputes")
 
 
-def model_digest(model: nn.Module) -> str:
+def hash_model(model: nn.Module) -> str:
     """Return a SHA-256 of what decides a model's output: classes, plain settings and weights; hexadecimal text.
 
     Neither its name nor its path counts, so that a copy shares the cache and another weight does not. The version of

@@ -16,7 +16,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.suite_table import suite_tables
+from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.train.checkpoint.integrity import FileRecord, read_listing, write_listing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -97,7 +97,7 @@ def test_a_run_is_probed_beside_its_untrained_encoder_as_trained_from_and_at_its
     assert match_checkpoints(trained, stored["fingerprints"].values()).keys() == {stored["fingerprints"][run]}
     with pytest.raises(UserError, match=r"whisper\.chunk_seconds: a whisper encoder has no such setting"):
         run_probe([f"{run}?chunk_seconds=3"], ["tones=nowhere"])
-    shown = suite_tables(result)[0]
+    shown = build_suite_tables(result)[0]
     assert list(shown.columns[3].cells) == [
         "whisper?pad_to=30 (untrained, at its best)",
         "whisper (untrained, with the run's settings)",

@@ -10,7 +10,7 @@ import pytest
 from made_up_files import card, clip_bytes, numbers, write_parquet
 
 from uniaudio.data.sources.base import Row, open_source
-from uniaudio.data.sources.class_names import naming_of_columns
+from uniaudio.data.sources.class_names import make_column_namings
 from uniaudio.errors import RowError, UserError
 
 NAMES = ["low", "mid", "high"]
@@ -61,7 +61,7 @@ def test_classes_have_their_names_and_stay_numbers(tmp_path, kind):
 
 def test_features_of_every_shape():
     label = {"names": NAMES, "_type": "ClassLabel"}
-    namings = naming_of_columns(
+    namings = make_column_namings(
         {
             "old": {"feature": {"label": label}, "_type": "Sequence"},
             "bare": [label],
@@ -204,6 +204,6 @@ def test_whatever_a_library_raises_while_opening_is_a_sentence(tmp_path, monkeyp
     def fail(*args, **options):
         raise RuntimeError("odd\nand long")
 
-    monkeypatch.setattr("uniaudio.data.sources.parquet.files_of_split", fail)
+    monkeypatch.setattr("uniaudio.data.sources.parquet.list_split_files", fail)
     with pytest.raises(UserError, match=r"set\.yaml: load\.parquet: \S+ cannot be opened \(odd\)$"):
         open_source(card(tmp_path, {"parquet": "data"}), "train")

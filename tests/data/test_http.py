@@ -17,7 +17,7 @@ from uniaudio.data.sources.http import (
     HttpFile,
     HttpStream,
     UnavailableError,
-    http_errors,
+    convert_http_errors,
     parse_retry_after,
 )
 from uniaudio.data.sources.retries import OutageLog, read_patiently
@@ -173,9 +173,9 @@ def test_an_end_that_is_none_is_refused(server):
 
 
 def test_versions_are_compared_by_what_both_answers_say():
-    assert not FileVersion(5, '"a"').differs(FileVersion(None, 'W/"a"', "today"))
-    assert FileVersion(5).differs(FileVersion(6))
-    assert FileVersion(5, '"a"').differs(FileVersion(5, '"b"'))
+    assert not FileVersion(5, '"a"').is_other_than(FileVersion(None, 'W/"a"', "today"))
+    assert FileVersion(5).is_other_than(FileVersion(6))
+    assert FileVersion(5, '"a"').is_other_than(FileVersion(5, '"b"'))
 
 
 def test_retry_after_is_understood():
@@ -198,7 +198,7 @@ def test_retry_after_is_understood():
     ],
 )
 def test_what_the_library_raises_becomes_one_of_two_errors(raised, kind):
-    with pytest.raises(kind), http_errors("u"):
+    with pytest.raises(kind), convert_http_errors("u"):
         raise raised
 
 

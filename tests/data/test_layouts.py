@@ -11,7 +11,7 @@ from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out, walk_files
-from uniaudio.data.sources.paths import files_of_split
+from uniaudio.data.sources.paths import list_split_files
 from uniaudio.data.sources.split_names import choose_files, find_named_splits, has_words
 from uniaudio.errors import UserError
 
@@ -204,7 +204,7 @@ def split_card(tmp_path, load, *names):
 
 
 def chosen_names(card, split, left_out=None):
-    return [Path(place).name for place in files_of_split(card, split, ".tar", left_out)]
+    return [Path(place).name for place in list_split_files(card, split, ".tar", left_out)]
 
 
 def test_files_that_name_other_splits_are_never_train(tmp_path):
@@ -213,19 +213,19 @@ def test_files_that_name_other_splits_are_never_train(tmp_path):
     assert chosen_names(mixed, "train", left_out) == ["esc_train.tar"]
     assert left_out == {"file of another split": 1, "file that names no split": 1}
     with pytest.raises(UserError, match="has no split 'validation'"):
-        files_of_split(mixed, "validation", ".tar")
+        list_split_files(mixed, "validation", ".tar")
     (tmp_path / "data" / "esc_train.tar").unlink()
     with pytest.raises(
         UserError, match=r"splits\.train: \S+esc_test\.tar names another split \(test\) and no file"
     ):
-        files_of_split(mixed, "train", ".tar")
+        list_split_files(mixed, "train", ".tar")
     # but what a card names itself, it means
     assert chosen_names(split_card(tmp_path, "data/esc_test.tar"), "train") == ["esc_test.tar"]
     both = split_card(tmp_path, "data", "a_train_test.tar", "b_train.tar")
     with pytest.raises(
         UserError, match=r"a_train_test\.tar names several splits \(test, train\); write {split}"
     ):
-        files_of_split(both, "train", ".tar")
+        list_split_files(both, "train", ".tar")
 
 
 def test_folders_of_splits_by_other_words_and_classes_that_are_called_train(tmp_path):
@@ -259,9 +259,9 @@ def test_patterns_take_files_by_suffix_in_any_depth_and_compressed_archives_are_
     (tmp_path / "data" / "z.tar.gz").write_bytes(b"x")
     packed = card(tmp_path, {"webdataset": "data/z.tar.gz"})
     with pytest.raises(UserError, match=r"z\.tar\.gz is compressed.*unpack it"):
-        files_of_split(packed, "train", ".tar")
+        list_split_files(packed, "train", ".tar")
     left_out = Counter()
-    files_of_split(card(tmp_path, {"webdataset": "data"}), "train", ".tar", left_out)
+    list_split_files(card(tmp_path, {"webdataset": "data"}), "train", ".tar", left_out)
     assert left_out == {"compressed archive": 1, "no .tar file": 1}
 
 

@@ -21,8 +21,8 @@ from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.generation.predictions import PredictionSettings, question_chunks
-from uniaudio.tiny.recipe_texts import recipe_texts
+from uniaudio.evaluate.generation.predictions import PredictionSettings, iterate_question_chunks
+from uniaudio.tiny.recipe_texts import collect_recipe_texts
 
 ROWS = 24  # of a manifest
 KEEPS = (None, "fold != 3", "fold < 5", "label == 'low' or fold > 1")
@@ -104,7 +104,7 @@ def evaluate_once(recipe, format):
             settings = PredictionSettings(max_new_tokens=8, batch_seconds=60.0)
             examples = open_examples(entry, limit)
             skips = []
-            chunks = question_chunks(examples, format, settings, lambda n: n // 1280 + 1, skips)
+            chunks = iterate_question_chunks(examples, format, settings, lambda n: n // 1280 + 1, skips)
             usable = sum(map(len, chunks))
             check_skips(skip for _, skip in skips)
             assert usable + len(skips) == examples.size
@@ -114,7 +114,7 @@ def try_tools(recipe, out):
     (entry,) = recipe.train
     stats = measure_entry(entry, 1000)
     assert stats.unusable < stats.looked_at
-    recipe_texts(recipe, 100)
+    collect_recipe_texts(recipe, 100)
     out.mkdir()
     rows, lost, _ = pack_split(entry.dataset, entry.split, out, 1 << 20, Console(quiet=True))
     manifest = out / "rows" / "train.jsonl"

@@ -15,7 +15,7 @@ from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.audio import decode
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source, parse_audio, parse_seconds
-from uniaudio.data.sources.in_memory import unique
+from uniaudio.data.sources.in_memory import make_unique
 from uniaudio.data.sources.paths import expand_braces
 from uniaudio.errors import RowError, UserError
 
@@ -204,7 +204,7 @@ def test_line_ends_in_a_transcript_and_marks_at_the_beginning_of_a_file(tmp_path
 
 
 def test_keys_that_come_again_stay_apart():
-    assert unique(["a", "a", "a#2", "b", "a"]) == ["a", "a#2", "a#2#2", "b", "a#3"]
+    assert make_unique(["a", "a", "a#2", "b", "a"]) == ["a", "a#2", "a#2#2", "b", "a#3"]
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import soundfile
 
 from uniaudio.demo.corpus import QUICK, TEST_VOICES, TRAIN_VOICES, Sizes, build_corpus
 from uniaudio.demo.sounds import EVENTS, INSTRUMENTS
-from uniaudio.demo.speech import Voice, speak, speech_available
+from uniaudio.demo.speech import Voice, is_speech_available, speak
 
-needs_speech = pytest.mark.skipif(not speech_available(), reason="espeakng-loader is not installed")
+needs_speech = pytest.mark.skipif(not is_speech_available(), reason="espeakng-loader is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -138,5 +138,5 @@ def test_an_unknown_voice_is_named():
 
 
 def test_without_espeak_the_corpus_has_its_synthetic_half(monkeypatch, tmp_path):
-    monkeypatch.setattr("uniaudio.demo.corpus.speech_available", lambda: False)
+    monkeypatch.setattr("uniaudio.demo.corpus.is_speech_available", lambda: False)
     assert sorted(build_corpus(tmp_path, sizes=QUICK)) == ["instruments", "sounds"]

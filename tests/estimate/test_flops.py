@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.estimate.flops import decoder_forward_flops, head_forward_flops, whisper_forward_flops
+from uniaudio.estimate.flops import count_decoder_flops, count_head_flops, count_whisper_flops
 
 
 def test_whisper_forward_matches_the_counter():
@@ -15,7 +15,7 @@ def test_whisper_forward_matches_the_counter():
     encoder = WhisperEncoder(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(torch.zeros(1, config.num_mel_bins, 3000))
-    assert whisper_forward_flops(config, 30.0) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert count_whisper_flops(config, 30.0) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_decoder_and_head_match_the_counter():
@@ -34,5 +34,5 @@ def test_decoder_and_head_match_the_counter():
         decoder(torch.zeros(1, 64, dtype=torch.long), use_cache=False)
     # the counter sees the full square of the attention, causal work is half of it
     square = config.num_hidden_layers * 4 * 128 * 64 * 64 / 2
-    modelled = decoder_forward_flops(config, 64) + square + head_forward_flops(config, 64)
+    modelled = count_decoder_flops(config, 64) + square + count_head_flops(config, 64)
     assert modelled == pytest.approx(counter.get_total_flops(), rel=0.01)

@@ -22,10 +22,10 @@ from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
-from uniaudio.estimate.fake_model import equal_clips
+from uniaudio.estimate.fake_model import make_equal_clips
 from uniaudio.estimate.memory import ENGINES, Machine
 from uniaudio.estimate.stage_plan import plan_stage
-from uniaudio.estimate.step_trace import attention_backward_flops, attention_flops
+from uniaudio.estimate.step_trace import count_attention_backward_flops, count_attention_flops
 from uniaudio.train.engines.base import Engine
 
 WHISPER = {"d_model": 128, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 512}
@@ -49,8 +49,8 @@ ALL = {
     "decoder": {"path": "qwen", "recompute": True},
 }
 ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: count_attention_backward_flops,
 }
 CLIP = AverageClip(4.0, 24, 10)
 
@@ -115,7 +115,7 @@ def test_every_choice_costs_what_a_real_step_keeps_and_computes(run, changes, dt
     )
     plan = plan_stage(config, 0, CLIP, dtype)
     model = build_model(config, config.decoder.path, torch.device("cpu")).model.train()
-    batch = equal_clips(model, CLIP, 3)
+    batch = make_equal_clips(model, CLIP, 3)
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -130,7 +130,7 @@ def test_every_choice_costs_what_a_real_step_keeps_and_computes(run, changes, dt
         with hooks, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             total = model(batch).total
         total.backward()
-    assert plan.cost.saved_bytes(3) == pytest.approx(sum(kept.values()), rel=2e-3)
+    assert plan.cost.compute_saved_bytes(3) == pytest.approx(sum(kept.values()), rel=2e-3)
     assert plan.cost.flops * 3 == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert plan.frozen == sum(p.nbytes for p in model.parameters() if not p.requires_grad)
@@ -194,7 +194,7 @@ def test_memory_is_within_a_tenth_of_what_a_step_allocates(run, tmp_path, change
             )  # they were mapped from their files, and nothing was allocated
         trained = [p for p in model.parameters() if p.requires_grad]
         engine = Engine(model, torch.optim.AdamW(trained), None)
-        batch = equal_clips(model, CLIP, 8)
+        batch = make_equal_clips(model, CLIP, 8)
         for _ in range(2):
             for _ in range(2):  # micro-batches: the gradients of the first are there in the second
                 engine.backward(engine.forward(batch).total)
@@ -230,9 +230,9 @@ def test_operations_are_those_of_the_formulas(run):
     """The formulas leave out what the adapter does, and count a gradient of the mel spectrogram."""
     config = run(decoder={"path": "qwen", "dtype": "float32"})
     plan = plan_stage(config, 0, CLIP, torch.float32)
-    encoder = flops.TRAINED * flops.whisper_forward_flops(WhisperConfig(**WHISPER, num_mel_bins=80), 4.0)
+    encoder = flops.TRAINED * flops.count_whisper_flops(WhisperConfig(**WHISPER, num_mel_bins=80), 4.0)
     qwen = Qwen3Config(**QWEN)
-    read = flops.decoder_forward_flops(qwen, 50 + 34) + flops.head_forward_flops(qwen, 10)
+    read = flops.count_decoder_flops(qwen, 50 + 34) + flops.count_head_flops(qwen, 10)
     assert plan.cost.flops == pytest.approx(encoder + flops.FROZEN_BELOW_GRADIENT * read, rel=0.06)
 
 

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from uniaudio.evaluate.forgetting import (
     ScoreMatrix,
-    broken_guards,
-    matrix_table,
+    build_matrix_table,
+    build_summary_table,
+    find_broken_guards,
     summarize_matrix,
-    summary_table,
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 
@@ -165,7 +165,7 @@ def test_json_without_a_part_is_refused():
 
 
 def test_the_matrix_table_tells_scores_and_changes():
-    printed = text(matrix_table("probe/linear", example()))
+    printed = text(build_matrix_table("probe/linear", example()))
     lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith("│")}
     assert "0.500" in lines["start"]
     assert "(" not in lines["start"]
@@ -182,7 +182,7 @@ def test_the_summary_table_has_one_row_a_matrix():
         "probe/linear": summarize_matrix(example(), {"digits": 0.1}),
         "probe/knn": summarize_matrix(empty),
     }
-    rows = [line.replace("│", " ").split() for line in text(summary_table(summaries)).splitlines()]
+    rows = [line.replace("│", " ").split() for line in text(build_summary_table(summaries)).splitlines()]
     assert ["probe/linear", "0.757", "-9.0", "11.5", "+40.0"] in rows
     assert ["probe/knn", "–", "–", "–", "–"] in rows
 
@@ -206,25 +206,25 @@ def test_the_picture_is_written(tmp_path):
 
 def test_a_guard_breaks_past_its_border_only():
     reference = {"fsdd_digits": 0.9, "esc10": 0.7}
-    assert broken_guards(reference, {"fsdd_digits": 0.89, "esc10": 0.8, "new": 0.0}, 1.0) == []
-    assert broken_guards(reference, {"fsdd_digits": 0.85, "esc10": 0.7}, 1.0) == [
+    assert find_broken_guards(reference, {"fsdd_digits": 0.89, "esc10": 0.8, "new": 0.0}, 1.0) == []
+    assert find_broken_guards(reference, {"fsdd_digits": 0.85, "esc10": 0.7}, 1.0) == [
         "fsdd_digits fell from 0.900 to 0.850, more than 1 point below its start"
     ]
-    assert len(broken_guards(reference, {"fsdd_digits": 0.88999, "esc10": 0.68999}, 1.0)) == 2
-    assert broken_guards(reference, reference, 0.0) == []
-    assert "more than 0.5 points" in broken_guards({"x": 0.5}, {"x": 0.49}, 0.5)[0]
-    assert broken_guards({}, {}, 1.0) == []
+    assert len(find_broken_guards(reference, {"fsdd_digits": 0.88999, "esc10": 0.68999}, 1.0)) == 2
+    assert find_broken_guards(reference, reference, 0.0) == []
+    assert "more than 0.5 points" in find_broken_guards({"x": 0.5}, {"x": 0.49}, 0.5)[0]
+    assert find_broken_guards({}, {}, 1.0) == []
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_no_rounding_breaks_a_guard_at_its_border(start, drop):
-    assert broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000}, drop / 10) == []
-    assert len(broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000 - 1e-6}, drop / 10)) == 1
+    assert find_broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000}, drop / 10) == []
+    assert len(find_broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000 - 1e-6}, drop / 10)) == 1
 
 
 def test_a_guard_does_not_pass_unmeasured():
-    assert len(broken_guards({"x": 0.5}, {"x": float("nan")}, 1.0)) == 1
+    assert len(find_broken_guards({"x": 0.5}, {"x": float("nan")}, 1.0)) == 1
     with pytest.raises(ValueError, match="without a score now: y"):
-        broken_guards({"x": 0.5, "y": 0.5}, {"x": 0.5}, 1.0)
+        find_broken_guards({"x": 0.5, "y": 0.5}, {"x": 0.5}, 1.0)
     with pytest.raises(ValueError, match="max_drop is -1"):
-        broken_guards({"x": 0.5}, {"x": 0.5}, -1)
+        find_broken_guards({"x": 0.5}, {"x": 0.5}, -1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_whisper
 
-from uniaudio.feature_cache import FeatureStore, clip_key, with_known_frames
+from uniaudio.feature_cache import FeatureStore, clip_key, look_up_frames
 from uniaudio.model.cached_encoder import attach_frame_cache, list_frame_stores
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.encoder import FusedEncoder
@@ -64,15 +64,15 @@ def test_hits_and_misses_come_in_the_order_of_the_clips():
     wanted = one_by_one(encoder, audio())
     heard = Heard(encoder, store)
     some = audio(9000, 700)
-    encoder(with_known_frames(some, (store,)))
+    encoder(look_up_frames(some, (store,)))
     assert heard.lengths == [[9000, 700]]
-    clips = with_known_frames(audio(), (store,))
+    clips = look_up_frames(audio(), (store,))
     assert clips.looked_up == (2, 5)
     frames = encoder(clips).frames
     assert heard.lengths[1:] == [[4000, 2500, 7000]]  # the misses alone, packed
     for row, alone in zip(frames.rows(), wanted, strict=True):
         torch.testing.assert_close(row, alone, atol=1e-5, rtol=0)
-    again = encoder(with_known_frames(audio(), (store,))).frames
+    again = encoder(look_up_frames(audio(), (store,))).frames
     assert len(heard.lengths) == 2  # nothing ran
     assert torch.equal(again.values, frames.values)  # what was computed is what was kept
     assert again.lengths.tolist() == [encoder.num_frames(n) for n in LENGTHS]
@@ -83,12 +83,12 @@ def test_rounded_frames_are_the_same_before_and_after_the_disk():
     encoder, store = whisper(), FeatureStore("e", torch.bfloat16)
     exact = encoder(audio()).frames.values
     Heard(encoder, store)
-    first = encoder(with_known_frames(audio(), (store,))).frames.values
-    second = encoder(with_known_frames(audio(), (store,))).frames.values
+    first = encoder(look_up_frames(audio(), (store,))).frames.values
+    second = encoder(look_up_frames(audio(), (store,))).frames.values
     assert torch.equal(first, second)
     assert torch.equal(first, exact.bfloat16().float())
     assert first.dtype == torch.float32
-    mixed = encoder(with_known_frames(audio(4000, 3000), (store,))).frames.values
+    mixed = encoder(look_up_frames(audio(4000, 3000), (store,))).frames.values
     assert torch.equal(mixed[:13], first[:13])
 
 
@@ -96,15 +96,15 @@ def test_rounded_frames_are_the_same_before_and_after_the_disk():
 def test_layers_masks_and_plain_samples_go_to_the_encoder():
     encoder, store = whisper(), FeatureStore("e")
     heard = Heard(encoder, store)
-    clips = with_known_frames(audio(), (store,))
+    clips = look_up_frames(audio(), (store,))
     encoder(clips)
-    known = with_known_frames(audio(), (store,))
+    known = look_up_frames(audio(), (store,))
     assert len(encoder(known, layers=True).layers) == 3
     masked = encoder(known, masks=torch.tensor([[0, 0, 2, 9]])).frames.values
     assert not torch.equal(masked, encoder(known).frames.values)
     assert torch.equal(encoder(audio()).frames.values, encoder(known).frames.values)
     assert len(heard.lengths) == 4
-    encoder(with_known_frames(audio(), (FeatureStore("somebody else"),)))
+    encoder(look_up_frames(audio(), (FeatureStore("somebody else"),)))
     assert len(heard.lengths) == 5
 
 
@@ -139,9 +139,9 @@ def test_parts_of_a_fused_encoder_recall_each_their_own(make, names):
     stores = tuple(FeatureStore(name) for name in names)
     heard = [Heard(encoder.encoders[name], store) for name, store in zip(names, stores, strict=True)]
     assert list_frame_stores(encoder) == stores
-    encoder(with_known_frames(audio(9000, 2500), stores))
+    encoder(look_up_frames(audio(9000, 2500), stores))
     for _ in range(2):
-        frames = encoder(with_known_frames(audio(), stores)).frames.values
+        frames = encoder(look_up_frames(audio(), stores)).frames.values
         torch.testing.assert_close(frames, wanted, atol=1e-5, rtol=0)
     once = [sorted(length for lengths in part.lengths for length in lengths) for part in heard]
     for lengths in once:  # a weak encoder of a MoWE hears only the clips that are sent to it
@@ -157,7 +157,7 @@ def test_whatever_is_known_no_value_of_the_device_is_read(known, monkeypatch):
     with torch.no_grad():
         for row in audio(*known).rows() if known else ():
             store.write(clip_key(row), encoder(Ragged.from_rows([row])).frames.values)
-    clips = with_known_frames(audio(), (store,))
+    clips = look_up_frames(audio(), (store,))
     assert clips.looked_up == (len(known), 5)
     told = []
     attach_frame_cache(encoder, store, lambda store, keys, frames: told.append((keys, frames)))

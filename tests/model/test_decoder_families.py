@@ -13,7 +13,7 @@ from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import LoraConfig
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.estimate.flops import any_decoder_forward_flops
+from uniaudio.estimate.flops import count_any_decoder_flops
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.decoder import TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
@@ -83,7 +83,7 @@ def test_a_decoder_reads_rows_and_answers_in_a_batch_as_alone(family):
 def test_what_check_needs_is_known_without_weights(family):
     lm = build_on_meta(tiny_config(family))
     assert position_limit(lm) == (256 if family in TABLES else None)
-    assert any_decoder_forward_flops(lm.config, 10, count_layer_parameters(lm)) > 0
+    assert count_any_decoder_flops(lm.config, 10, count_layer_parameters(lm)) > 0
 
 
 @pytest.mark.parametrize(

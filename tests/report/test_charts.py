@@ -16,10 +16,10 @@ from uniaudio.report.charts import (
     build_domain_bars,
     build_loss_charts,
     build_metric_charts,
+    compute_running_mean,
     find_stage_starts,
     reduce_points,
     round_step,
-    running_mean,
 )
 from uniaudio.report.run_folder import read_run
 
@@ -54,7 +54,7 @@ def test_three_to_eight_round_ticks(span):
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=60))
 def test_the_running_mean_equals_its_sum(values):
-    for i, mean in enumerate(running_mean(values)):
+    for i, mean in enumerate(compute_running_mean(values)):
         weights = [0.3 * 0.7 ** (i - j) for j in range(i + 1)]
         expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
         assert mean == pytest.approx(expected, abs=1e-9)

@@ -113,13 +113,13 @@ def test_stored_intervals_come_first_and_a_share_has_wilsons():
 
 
 def test_bootstrap_equals_a_loop_over_the_same_draws():
-    from uniaudio.evaluate.metrics.intervals import draws
+    from uniaudio.evaluate.metrics.intervals import draw_resamples
 
     truth = [f"one two three four {i}" for i in range(12)]
     first = [(t, t.replace("two", "x") if i % 3 else t) for i, t in enumerate(truth)]
     second = [(t, t.replace("one", "y") if i % 4 == 0 else t) for i, t in enumerate(truth)]
     deltas = []
-    for row in itertools.chain.from_iterable(draws(12)):
+    for row in itertools.chain.from_iterable(draw_resamples(12)):
         errors = [sum(n * (a != r) for n, (r, a) in zip(row, side, strict=True)) for side in (first, second)]
         deltas.append((errors[1] - errors[0]) / (5 * sum(row)))
     deltas.sort()

@@ -8,7 +8,7 @@ from uniaudio import errors
 from uniaudio.cli import main
 from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import expand_path
-from uniaudio.errors import RowError, UserError, printable
+from uniaudio.errors import RowError, UserError, escape_text
 from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
 
 SECRET = "s3cret-t0ken"
@@ -89,7 +89,7 @@ def test_rows_and_long_texts_are_masked_before_they_are_cut(monkeypatch, tmp_pat
     assert SECRET in place
     assert RowError("missing file", place).detail == "${env:BUCKET}//train.tar"
     assert str(UserError(f"{place}: 403, see /a/b")) == "${env:BUCKET}//train.tar: 403, see /a/b"
-    assert SECRET[:4] not in printable("x" * 490 + place)
+    assert SECRET[:4] not in escape_text("x" * 490 + place)
 
 
 PLACES = {

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.tiny.synthetic_clips import LONGEST_CLIP, NOISE, silent_tokens, stretch_tokens
+from uniaudio.tiny.synthetic_clips import LONGEST_CLIP, NOISE, draw_silent_tokens, stretch_tokens
 
 BLANK = 0
 answers = st.lists(st.integers(1, 9), min_size=1, max_size=40)
@@ -40,6 +40,6 @@ def test_cues_vary_and_are_stretched():
 
 def test_an_empty_cue_says_nothing():
     rng = random.Random(0)
-    cues = [silent_tokens(BLANK, rng) for _ in range(100)]
+    cues = [draw_silent_tokens(BLANK, rng) for _ in range(100)]
     assert {token for cue in cues for token in cue} == {BLANK, NOISE}
     assert all(1 <= len(cue) <= LONGEST_CLIP for cue in cues)

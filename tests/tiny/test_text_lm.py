@@ -14,9 +14,9 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import answer_losses, embed_synthetic_clips
-from uniaudio.tiny.recipe_texts import RecipeText, recipe_texts
+from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
 from uniaudio.tiny.synthetic_clips import NOISE
-from uniaudio.tiny.text_lm import build_text_lm, miniature_decoder, train_text_lm
+from uniaudio.tiny.text_lm import build_miniature_decoder, build_text_lm, train_text_lm
 from uniaudio.tiny.tokenizer import train_tokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -72,7 +72,7 @@ def test_the_strings_of_the_final_check_are_never_taught(book):
     rng = random.Random(1)
     assert book.kept_words
     assert not book.kept_words & {text.answer for text in TEXTS}
-    assert not book.kept_words & {book.unknown_words(rng) for _ in range(3000)}
+    assert not book.kept_words & {book.draw_unknown_words(rng) for _ in range(3000)}
 
 
 def test_batches_start_plain_and_hold_lessons_of_similar_length(book):
@@ -151,7 +151,7 @@ def write_recipe(folder: Path, answers: list[str]) -> Path:
 
 
 def test_texts_come_from_the_training_rows_without_audio(tmp_path):
-    texts = recipe_texts(load_recipe(str(write_recipe(tmp_path, ["dog", "cat", "bird"] * 8))))
+    texts = collect_recipe_texts(load_recipe(str(write_recipe(tmp_path, ["dog", "cat", "bird"] * 8))))
     assert {text.answer for text in texts} == {"dog", "cat"}  # "bird" is no label, "hidden" is a test row
     assert {text.pieces for text in texts} == {("", "What is it?"), ("Name it.", "")}
     assert len(texts) == len(set(texts)) == 4
@@ -161,14 +161,14 @@ def test_the_decoder_is_trained_once_for_the_same_texts(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
     recipe = load_recipe(str(write_recipe(tmp_path, ["dog", "cat"] * 4)))
     said: list[str] = []
-    first = miniature_decoder(TINY, [recipe], said.append)
+    first = build_miniature_decoder(TINY, [recipe], said.append)
     assert said
     said.clear()
-    assert miniature_decoder(TINY, [recipe], said.append) == first
+    assert build_miniature_decoder(TINY, [recipe], said.append) == first
     assert not said
     changed = load_recipe(str(write_recipe(tmp_path, ["dog"] * 4)))
-    assert miniature_decoder(TINY, [changed], None) != first
-    assert miniature_decoder(TINY.model_copy(update={"seed": 1}), [recipe], None) != first
+    assert build_miniature_decoder(TINY, [changed], None) != first
+    assert build_miniature_decoder(TINY.model_copy(update={"seed": 1}), [recipe], None) != first
 
 
 @pytest.mark.slow

@@ -52,9 +52,9 @@ def test_the_cheapest_that_suffices_is_chosen(plan):
     for limit in (*total.values(), 0.9999 * total[()], 0.9999 * max(total[DECODER,], total["whisper",]), 1.0):
         fitting = [parts for parts in sizes if total[parts] <= limit]
         expected = min(fitting, key=work.__getitem__, default=("whisper", DECODER))
-        found = plan.cheapest("single", 1, limit, ["whisper", DECODER])
+        found = plan.find_cheapest("single", 1, limit, ["whisper", DECODER])
         assert set(found.recomputed) == set(expected)
-    assert plan.cheapest("single", 1, 1.0, [DECODER]).recomputed == (DECODER,)
+    assert plan.find_cheapest("single", 1, 1.0, [DECODER]).recomputed == (DECODER,)
 
 
 def test_a_run_without_enough_memory_recomputes_and_gives_the_same_losses(tone_run, plan, capsys):

@@ -13,7 +13,7 @@ from rich.console import Console
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import GuardConfig
 from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.evaluate.forgetting import broken_guards
+from uniaudio.evaluate.forgetting import find_broken_guards
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.evaluate.probing.task_scores import probe_held
@@ -97,4 +97,4 @@ def describe_guard_drops(
     """
     reference = read_reference(settings, run_dir)
     known = {name: reference[name] for name in settings.sets}
-    return broken_guards(known, score_guarded_sets(encoder, sets, settings), settings.max_drop)
+    return find_broken_guards(known, score_guarded_sets(encoder, sets, settings), settings.max_drop)

@@ -40,7 +40,7 @@ from uniaudio.model.whisper_decoder import (
     load_whisper_decoder,
 )
 from uniaudio.outputs import apply_umask
-from uniaudio.tiny.text_lm import miniature_decoder, qwen_config
+from uniaudio.tiny.text_lm import build_miniature_decoder, make_qwen_config
 from uniaudio.train.checkpoint.store import Checkpoint, check_bases
 from uniaudio.train.trainable import go_through_stages, put_tensors
 
@@ -84,7 +84,9 @@ def train_miniature(config: RunConfig, recipes: Sequence[Recipe]) -> Path:
         UserError: when it cannot be trained, or another machine does not see it.
     """
     assert config.decoder.miniature is not None
-    folder = gather_objects(miniature_decoder(config.decoder.miniature, recipes) if is_main() else None)[0]
+    folder = gather_objects(
+        build_miniature_decoder(config.decoder.miniature, recipes) if is_main() else None
+    )[0]
     assert folder is not None
     if not all(gather_objects(folder.is_dir())):
         raise UserError(
@@ -211,7 +213,7 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
     """
     if config.decoder.miniature is not None:
         small = config.decoder.miniature
-        return qwen_config(small, small.vocabulary, 0, 0)
+        return make_qwen_config(small, small.vocabulary, 0, 0)
     refuse_unusable_files(config.decoder.folder, "decoder.path")
     with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.folder} cannot be read"):
         architecture = stock_config(config.decoder.folder, config.decoder.revision)

@@ -11,7 +11,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.tensor_cache import model_digest
+from uniaudio.tensor_cache import hash_model
 from uniaudio.train.checkpoint.integrity import EMA
 from uniaudio.train.checkpoint.store import is_complete, step_folders
 
@@ -42,7 +42,7 @@ def fingerprint_model(spec: str, encoder: AudioEncoder) -> str:
     """
     model = parse_model_spec(spec)
     if model.has_options or find_checkpoint(model.path) is None:
-        return model_digest(encoder)
+        return hash_model(encoder)
     return fingerprint_checkpoint(spec)
 
 

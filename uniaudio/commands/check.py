@@ -169,14 +169,14 @@ def describe_step_cost(
     operations = 0.0
     for part, settings in zip(encoders, config.encoders.values(), strict=True):
         times = {"full": flops.TRAINED, "lora": flops.FROZEN_BELOW_GRADIENT, "frozen": 1}[settings.train]
-        operations += times * examples * flops.whisper_forward_flops(part, seconds)
+        operations += times * examples * flops.count_whisper_flops(part, seconds)
     architecture = read_decoder_config(config) if config.decoder.miniature is not None else None
     architecture = decoder.config if decoder is not None else architecture
     if architecture is not None:
         tokens = estimate_audio_tokens(config, seconds) + words * TOKENS_PER_WORD + QUESTION
         parameters = None if decoder is None else decoder.layer_parameters
-        forward = flops.any_decoder_forward_flops(architecture, tokens, parameters)
-        forward += flops.head_forward_flops(architecture, words * TOKENS_PER_WORD + 1)
+        forward = flops.count_any_decoder_flops(architecture, tokens, parameters)
+        forward += flops.count_head_flops(architecture, words * TOKENS_PER_WORD + 1)
         operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
     return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
 

@@ -17,7 +17,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.sources.base import open_source
-from uniaudio.tiny.recipe_texts import recipe_texts
+from uniaudio.tiny.recipe_texts import collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 
 BUDGET = 120.0  # seconds of a micro-batch, where there is no run config
@@ -59,7 +59,7 @@ def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seco
 
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
     """Mix a recipe for a model that takes 12.5 tokens a second, with a tokenizer of the recipe's own texts."""
-    texts = recipe_texts(recipe, limit=200)
+    texts = collect_recipe_texts(recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     return Mixture(
         recipe=recipe,

@@ -29,7 +29,7 @@ from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import Row, open_source
-from uniaudio.errors import RowError, UserError, convert_to_row_error, printable
+from uniaudio.errors import RowError, UserError, convert_to_row_error, escape_text
 from uniaudio.types import SAMPLE_RATE
 
 LONGEST = 3600.0  # seconds of a clip
@@ -172,7 +172,7 @@ def pack_rows(
                     name: convert_plain_value(value)
                     for name, value in name_classes(row.columns, card).items()
                 }
-                packed = {**columns, "key": printable(row.key)}
+                packed = {**columns, "key": escape_text(row.key)}
                 packed.pop("duration", None)
                 make_manifest_line({name: value for name, value in packed.items() if name not in card.audio})
                 clips = decode_clips(row, LONGEST)

@@ -21,13 +21,13 @@ from uniaudio.data.sources.base import IndexedSource, open_source
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files
 from uniaudio.errors import UserError
-from uniaudio.evaluate.generation.entry_metrics import answers_table
+from uniaudio.evaluate.generation.entry_metrics import build_answers_table
 from uniaudio.evaluate.generation.single_question import answer_question
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
-from uniaudio.evaluate.probing.suite_table import suite_tables
+from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.report.scores import FINGERPRINTS
-from uniaudio.tiny.pretrain import one_thread
+from uniaudio.tiny.pretrain import use_one_thread
 
 PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip
 
@@ -53,17 +53,17 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         console.print("espeak-ng is not installed, so nothing is spoken: pip install espeakng-loader")
     console.print(f"generated {', '.join(corpus)} in {out / 'corpus'}")
     config = load_run(write_files(out, corpus, quick))
-    with one_thread():
+    with use_one_thread():
         if run_training(config, None):
             raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
         trained = time.monotonic()
         probes = probe_before_and_after(out, corpus, 1 if quick else 3, console)
-    for table in suite_tables(probes):
+    for table in build_suite_tables(probes):
         console.print(table)
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)
     answers = evaluate_recipe(loaded, recipe, make_prediction_settings(loaded.config))
-    console.print(answers_table(answers))
+    console.print(build_answers_table(answers))
     examples = answer_examples(loaded, recipe)
     for item in examples:
         console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)

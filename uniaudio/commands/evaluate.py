@@ -19,10 +19,10 @@ from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import is_main, world_size
 from uniaudio.errors import UserError
-from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
+from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
 from uniaudio.evaluate.generation.progress import EvaluationBar
-from uniaudio.evaluate.metrics.challenge import challenge_scores, challenge_table
+from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_challenge_scores
 from uniaudio.evaluate.metrics.text_metrics import require_metric
 
 PROTOCOLS = ("own", "xares-llm")
@@ -151,11 +151,11 @@ def run_evaluation(
         bar = EvaluationBar(console, is_main(), world_size())
         results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
         results = sign_answers(results, spec)
-        console.print(answers_table(results))
+        console.print(build_answers_table(results))
         shown: dict[str, Any] = results
         if protocol == "xares-llm":
-            shown = challenge_scores(results)
-            console.print(challenge_table(shown))
+            shown = collect_challenge_scores(results)
+            console.print(build_challenge_table(shown))
             shown["entries"] = results
         write_json(out if is_main() else None, shown)
     return shown

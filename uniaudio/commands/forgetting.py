@@ -21,9 +21,9 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
     START,
     ScoreMatrix,
-    matrix_table,
+    build_matrix_table,
+    build_summary_table,
     summarize_matrix,
-    summary_table,
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, format_row_counts
@@ -199,8 +199,8 @@ def show_matrices(
     """Print the tables and write JSON, with the fingerprint of every stage's checkpoint, and heat maps."""
     summaries = {name: summarize_matrix(matrix) for name, matrix in matrices.items()}
     for name, matrix in matrices.items():
-        console.print(matrix_table(name, matrix))
-    console.print(summary_table(summaries))
+        console.print(build_matrix_table(name, matrix))
+    console.print(build_summary_table(summaries))
     result = {
         name: {
             **matrix.to_json(),

@@ -12,7 +12,7 @@ from uniaudio.checks.recipe import AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import load_recipe
-from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
+from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS, Machine
 from uniaudio.estimate.stage_plan import StagePlan, plan_stage
 from uniaudio.units import GIB
@@ -30,7 +30,7 @@ def show_plan(
         UserError: as ``plan_stage`` and ``estimate_average_clip``.
     """
     console = console or Console()
-    dtype = precision_on_gpu(config)
+    dtype = choose_gpu_precision(config)
     blueprint = Blueprint.from_config(config)
     auto = list_parts(config, "auto")
     usable = MARGIN * GIB * (config.train.memory_gib or machine.memory_gib)
@@ -88,7 +88,7 @@ def build_recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str]
         table.add_column(column, justify="left" if column in ("engine", "chosen by auto") else "right")
     least = plan.recomputing(auto)
     for engine in ENGINES:
-        chosen = plan.cheapest(engine, machine.gpus, usable, auto)
+        chosen = plan.find_cheapest(engine, machine.gpus, usable, auto)
         names = [name for name in chosen.recomputed if name not in plan.recomputed]
         sizes = [f"{p.total(engine, machine.gpus) / GIB:.2f}" for p in (plan, least, chosen)]
         fits = chosen.total(engine, machine.gpus) <= usable

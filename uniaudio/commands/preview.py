@@ -19,8 +19,8 @@ from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import IndexedSource, Row, Source, open_source
 from uniaudio.data.template import Template
-from uniaudio.errors import RowError, UserError, convert_to_user_error, printable
-from uniaudio.tiny.recipe_texts import recipe_texts
+from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
+from uniaudio.tiny.recipe_texts import collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 from uniaudio.train.checkpoint.integrity import BASES
 
@@ -69,14 +69,14 @@ def show_row(
             seconds = read_row_seconds(row)
         except RowError as problem:
             key = row.key if isinstance(row, Row) else problem.key
-            last = f"{entry.name}, row {printable(key)}: {problem}"
+            last = f"{entry.name}, row {escape_text(key)}: {problem}"
             console.print(f"skipped: {last}", style="yellow", markup=False, highlight=False)
             continue
         for template, (prompt, answer) in examples:
             task_note = f"  {template.task}" if len(entry.templates) > 1 else ""
             show(
                 console,
-                f"{title}{entry.name}{task_note}  row {printable(row.key)}",
+                f"{title}{entry.name}{task_note}  row {escape_text(row.key)}",
                 prompt,
                 answer,
                 seconds,
@@ -121,7 +121,7 @@ def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> 
         except (OSError, ValueError) as problem:
             if decoder is not None:
                 raise UserError(f"--decoder {decoder}: no tokenizer could be loaded ({problem})") from problem
-    texts = recipe_texts(recipe, limit=200)
+    texts = collect_recipe_texts(recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     console.print(
         f"[yellow]token counts are those of a small tokenizer trained on this recipe's texts"

@@ -19,7 +19,7 @@ from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, parse_
 from uniaudio.evaluate.probing.references import REFERENCES
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
-from uniaudio.evaluate.probing.suite_table import suite_tables
+from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.evaluate.probing.task_embeddings import Protocol
 from uniaudio.report.scores import FINGERPRINTS
 
@@ -69,7 +69,7 @@ def run_probe(
     result[FINGERPRINTS] = fingerprint_models(encoders)
     if compared:
         result[REFERENCES] = {run: asdict(reference) for run, reference in compared.items()}
-    for table in suite_tables(result):
+    for table in build_suite_tables(result):
         console.print(table)
     write_json(out, result)
     return result

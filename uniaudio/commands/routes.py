@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from uniaudio.evaluate.routing import read_choices, routes_tables, write_routes
+from uniaudio.evaluate.routing import build_routes_tables, read_choices, write_routes
 from uniaudio.outputs import check_output_folder
 
 
@@ -15,7 +15,7 @@ def show_routes(run: Path, out: Path | None, last: float) -> None:
     out = check_output_folder(out or run, "output")
     routes = read_choices(run, last)
     console = Console()
-    for table in routes_tables(routes):
+    for table in build_routes_tables(routes):
         console.print(table)
     for file in write_routes(routes, out):
         console.print(str(file), highlight=False, soft_wrap=True)

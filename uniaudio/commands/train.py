@@ -44,7 +44,7 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.data.worker_faults import explain_worker_faults
 from uniaudio.distributed import explain_lost_processes, gather_objects, is_main, shutdown_process_group
 from uniaudio.errors import UserError
-from uniaudio.estimate.fitting import chooser
+from uniaudio.estimate.fitting import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import as_audio_lm
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
@@ -201,7 +201,7 @@ class RunModels:
         self.reference: dict[str, Any] | None = None
         if config.guard is not None and not continued and is_main():
             self.reference = measure_reference(loaded.model.encoder, sets, config.guard)
-        self.choose = chooser(config, recipes, loaded.model, accelerator.device)
+        self.choose = make_chooser(config, recipes, loaded.model, accelerator.device)
         self.first: nn.Module | None = loaded.model
 
     def build(self) -> nn.Module:

@@ -19,7 +19,7 @@ from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
-from uniaudio.tiny.text_lm import miniature_decoder
+from uniaudio.tiny.text_lm import build_miniature_decoder
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.launch import make_accelerator, precision_of
 from uniaudio.units import GIB
@@ -75,7 +75,7 @@ def measure_step_peak(config: RunConfig) -> float:
     accelerator = make_accelerator(config)
     recipes = load_stage_recipes(config)
     small = config.decoder.miniature
-    decoder = config.decoder.path if small is None else str(miniature_decoder(small, recipes))
+    decoder = config.decoder.path if small is None else str(build_miniature_decoder(small, recipes))
     loaded = build_model(config, decoder, accelerator.device)
     data = StageData(config, recipes, loaded.format)
     steps = islice(make_loader(data.open_mixture(0, loaded.model), data.tasks, 0, 1, 0, 2), LOOKED_AT)

@@ -15,7 +15,7 @@ from uniaudio.config.limits import LONGEST_SOURCE
 from uniaudio.data.comparison import compile_condition, compile_text, prepare_comparisons
 from uniaudio.data.field_values import Null, is_plain, wrap_value, write_value
 from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvironment, is_bounded
-from uniaudio.errors import RowError, UserError, convert_to_row_error, first_line
+from uniaudio.errors import RowError, UserError, convert_to_row_error, read_first_line
 
 
 def build_environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
@@ -191,4 +191,4 @@ def convert_template_errors(source: str, where: str) -> Iterator[None]:
         ValueError,
         AttributeError,
     ) as problem:  # of a constant text
-        raise UserError(f"{where}: {first_line(problem)} in {shown!r}") from problem
+        raise UserError(f"{where}: {read_first_line(problem)} in {shown!r}") from problem

@@ -23,7 +23,7 @@ from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ShardedSource
 from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import RowError, UserError, convert_to_row_error
-from uniaudio.feature_cache import FeatureStore, with_known_frames
+from uniaudio.feature_cache import FeatureStore, look_up_frames
 from uniaudio.orphans import end_with_parent
 from uniaudio.types import Batch, Example
 
@@ -168,7 +168,7 @@ class WorkerDataset(IterableDataset):
         mixture = self.mixture
         batch = collate(examples, mixture.format, mixture.slots_for, self.tasks, mixture.shares_prefixes)
         if self.stores:
-            batch = replace(batch, audio=with_known_frames(batch.audio, self.stores))
+            batch = replace(batch, audio=look_up_frames(batch.audio, self.stores))
         return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state, tuple(notices))
 
     def decode(self, planned: PlannedRow) -> tuple[tuple[ClipSamples, ...], tuple[Mask, ...], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uniaudio.data.sources.base import BrokenShardError
-from uniaudio.errors import RowError, printable
+from uniaudio.errors import RowError, escape_text
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Skip:
     @classmethod
     def of(cls, source: str, row: str, problem: RowError) -> Skip:
         """Return what is listed of a row that could not be used."""
-        return cls(source, printable(problem.key or row), problem.reason, problem.detail)
+        return cls(source, escape_text(problem.key or row), problem.reason, problem.detail)
 
     @property
     def sentence(self) -> str:
@@ -58,4 +58,4 @@ class BrokenShard(Skip):
         if lost is None:
             lost = read
         share = min(1.0, lost / (total or (read + lost) * shards)) if lost else 1 / shards
-        return cls(source, printable(shard), problem.reason, problem.detail, lost, share)
+        return cls(source, escape_text(shard), problem.reason, problem.detail, lost, share)

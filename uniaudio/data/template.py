@@ -79,14 +79,14 @@ class TemplateFile(Strict):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def labels_are_written(cls, labels: Any) -> Any:
+    def check_labels_are_written(cls, labels: Any) -> Any:
         odd = [label for label in labels or () if label is None or isinstance(label, bool)]
         if odd:
             raise ValueError(f"a label is {odd[0]}, which is not text; put it in quotes")
         return tuple(labels) if isinstance(labels, list) else labels
 
     @model_validator(mode="after")
-    def one_target(self) -> TemplateFile:
+    def check_one_target(self) -> TemplateFile:
         if (self.target is None) == (self.target_one_of is None):
             raise ValueError("give exactly one of `target` and `target_one_of`")
         if self.labels is not None and self.labels_from is not None:

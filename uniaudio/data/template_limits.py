@@ -267,9 +267,9 @@ class LimitedEnvironment(PlainEnvironment):
     def limit_filters(self) -> None:
         """Count what the filters do; called when all of them are there."""
         for name, function in self.filters.items():
-            self.filters[name] = limited_filter(name, function)
+            self.filters[name] = limit_filter(name, function)
         for name, function in self.tests.items():
-            self.tests[name] = limited_test(function)  # type: ignore[arg-type]
+            self.tests[name] = limit_test(function)  # type: ignore[arg-type]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Work out an operator that can make large values."""
@@ -316,7 +316,7 @@ def allow_joined(values: Any, separator: Any) -> list[Any]:
     return kept
 
 
-def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def limit_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a filter that counts what it makes."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0  # the position of the value
 
@@ -332,7 +332,7 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     return call_within_limits
 
 
-def limited_test(function: Callable[..., Any]) -> Callable[..., Any]:
+def limit_test(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a test that looks at the size of lists before it compares them."""
 
     @wraps(function)

@@ -60,14 +60,14 @@ class WorkerPlaces:
         for pid in re.findall(r"\d+", pids):
             for worker in [each() for each in self.references]:
                 if worker is not None and worker.pid.value == int(pid):
-                    return row_at(worker)
+                    return read_current_row(worker)
         return ""
 
 
 PLACES = WorkerPlaces()
 
 
-def row_at(worker: Any) -> str:
+def read_current_row(worker: Any) -> str:
     """Return the name of the row that a worker is at."""
     return str(worker.at.value.decode(errors="replace"))
 
@@ -82,7 +82,7 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
     low = text.lower()
     died = DIED.match(text)
     if died is not None:
-        row = PLACES.row_of(died[1]) or (row_at(worker) if worker is not None else "")
+        row = PLACES.row_of(died[1]) or (read_current_row(worker) if worker is not None else "")
         if "bus error" in low:
             return ENLARGE_SHARED_MEMORY
         how = "killed" in died[2]
@@ -96,7 +96,7 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
         worker is None or not PLACES.has(worker) or text.startswith("Caught ")
     ):  # what was raised in the worker
         return None
-    row = row_at(worker) or "its start"
+    row = read_current_row(worker) or "its start"
     if getattr(problem, "errno", None) == errno.EMFILE or any(sign in low for sign in TOO_MANY_FILES):
         return RAISE_FILE_LIMIT
     if isinstance(problem, CUT):

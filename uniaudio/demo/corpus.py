@@ -13,7 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.demo.sounds import EVENTS, INSTRUMENTS, record
-from uniaudio.demo.speech import Voice, speak, speech_available
+from uniaudio.demo.speech import Voice, is_speech_available, speak
 from uniaudio.types import SAMPLE_RATE
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -50,9 +50,9 @@ def build_corpus(folder: Path, seed: int = 0, sizes: Sizes | None = None) -> dic
     speech in a fresh process only: espeak-ng carries a noise generator from one word to the next.
     """
     sizes = sizes or Sizes()
-    makers = {"sounds": sound_clips, "instruments": instrument_clips}
-    if speech_available():
-        makers |= {"digits": digit_clips, "strings": string_clips}
+    makers = {"sounds": draw_sound_clips, "instruments": draw_instrument_clips}
+    if is_speech_available():
+        makers |= {"digits": draw_digit_clips, "strings": draw_string_clips}
     return {
         name: write_corpus_set(folder / name, maker(np.random.default_rng([seed, number]), sizes))
         for number, (name, maker) in enumerate(makers.items())
@@ -71,22 +71,22 @@ def write_corpus_set(folder: Path, clips: Iterator[LabelledClip]) -> Path:
     return folder
 
 
-def splits(train: int, test: int) -> Iterator[str]:
+def repeat_splits(train: int, test: int) -> Iterator[str]:
     """``train`` times "train", then ``test`` times "test"."""
     yield from ["train"] * train + ["test"] * test
 
 
-def sound_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
+def draw_sound_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Every event with its own drawn pitch, speed and colour each time."""
     for label, synth in EVENTS.items():
-        for split in splits(sizes.train, sizes.test):
+        for split in repeat_splits(sizes.train, sizes.test):
             yield record(synth(rng, CLIP), rng), {"label": label, "split": split}
 
 
-def instrument_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
+def draw_instrument_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Every instrument at pitches from C3 to C5 (MIDI 48 to 72): pitch does not tell the instrument."""
     for label, synth in INSTRUMENTS.items():
-        for split in splits(sizes.train, sizes.test):
+        for split in repeat_splits(sizes.train, sizes.test):
             midi = int(rng.integers(48, 73))
             frequency = 440 * 2 ** ((midi + rng.uniform(-0.2, 0.2) - 69) / 12)
             yield record(synth(frequency, rng, CLIP), rng), {"label": label, "split": split, "midi": midi}
@@ -104,7 +104,7 @@ def draw_voice(rng: np.random.Generator, split: str) -> Voice:
     )
 
 
-def spoken_clip(text: str, rng: np.random.Generator, split: str) -> tuple[NDArray[np.int16], str]:
+def draw_spoken_clip(text: str, rng: np.random.Generator, split: str) -> tuple[NDArray[np.int16], str]:
     """The recorded text with up to 0.2 s of room before and after, and the name of the voice."""
     voice = draw_voice(rng, split)
     before, after = (int(rng.uniform(0.02, 0.2) * SAMPLE_RATE) for _ in range(2))
@@ -112,21 +112,21 @@ def spoken_clip(text: str, rng: np.random.Generator, split: str) -> tuple[NDArra
     return record(np.pad(speak(text, voice), (before, after)), noise), voice.name
 
 
-def digit_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
+def draw_digit_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Single digits; the voices of the test split do not occur in training."""
     for label in DIGITS:
-        for split in splits(sizes.train, sizes.test):
-            samples, voice = spoken_clip(label, rng, split)
+        for split in repeat_splits(sizes.train, sizes.test):
+            samples, voice = draw_spoken_clip(label, rng, split)
             yield samples, {"label": label, "split": split, "speaker": voice}
 
 
-def string_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
+def draw_string_clips(rng: np.random.Generator, sizes: Sizes) -> Iterator[LabelledClip]:
     """Strings of 2 to 4 digits; neither the strings nor the voices of the test split occur in training."""
     used: dict[str, str] = {}
-    for split in splits(sizes.train_strings, sizes.test_strings):
+    for split in repeat_splits(sizes.train_strings, sizes.test_strings):
         while True:
             text = " ".join(rng.choice(DIGITS, rng.integers(2, 5)))
             if used.setdefault(text, split) == split:
                 break
-        samples, voice = spoken_clip(text, rng, split)
+        samples, voice = draw_spoken_clip(text, rng, split)
         yield samples, {"text": text, "split": split, "speaker": voice}

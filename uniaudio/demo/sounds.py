@@ -14,12 +14,12 @@ Sound = NDArray[np.float64]
 Synth = Callable[[np.random.Generator, int], Sound]
 
 
-def seconds(size: int) -> Sound:
+def make_times(size: int) -> Sound:
     """``[S]`` the time of every sample."""
     return np.arange(size) / SAMPLE_RATE
 
 
-def tone(
+def make_tone(
     frequency: float | Sound, size: int, partials: Sequence[float] | Sound, spread: float = 0.0
 ) -> Sound:
     """Return a sum of harmonics below 7.5 kHz.
@@ -40,7 +40,7 @@ def tone(
     return wave
 
 
-def band(noise: Sound, low: float, high: float) -> Sound:
+def filter_band(noise: Sound, low: float, high: float) -> Sound:
     """Keep what lies between two frequencies in Hz, with soft edges."""
     spectrum = np.fft.rfft(noise)
     frequency = np.fft.rfftfreq(len(noise), 1 / SAMPLE_RATE)
@@ -48,16 +48,16 @@ def band(noise: Sound, low: float, high: float) -> Sound:
     return np.fft.irfft(spectrum * gain, len(noise))
 
 
-def swell(size: int, attack: float, decay: float | None = None) -> Sound:
+def make_envelope(size: int, attack: float, decay: float | None = None) -> Sound:
     """Envelope: linear rise over ``attack`` seconds, then steady or falling by e every ``decay`` seconds."""
-    time = seconds(size)
+    time = make_times(size)
     envelope = np.minimum(time / attack, 1.0)
     if decay is not None:
         envelope = envelope * np.exp(-np.maximum(time - attack, 0) / decay)
     return envelope * np.minimum((time[-1] - time) / 0.02, 1.0)
 
 
-def place(size: int, starts: Sequence[float] | NDArray[Any], hit: Callable[[], Sound]) -> Sound:
+def place_hits(size: int, starts: Sequence[float] | NDArray[Any], hit: Callable[[], Sound]) -> Sound:
     """Add a freshly made ``hit`` at every start time (seconds) that lies within the clip."""
     wave = np.zeros(size)
     for start in starts:
@@ -69,32 +69,34 @@ def place(size: int, starts: Sequence[float] | NDArray[Any], hit: Callable[[], S
 
 
 def flute(frequency: float, rng: np.random.Generator, size: int) -> Sound:
-    vibrato = 1 + 0.006 * np.sin(2 * np.pi * rng.uniform(4, 6) * seconds(size))
-    breath = 0.15 * band(rng.standard_normal(size), frequency, 4 * frequency)
-    return (tone(frequency * vibrato, size, [1, 0.25, 0.08, 0.03]) + breath) * swell(size, 0.08)
+    vibrato = 1 + 0.006 * np.sin(2 * np.pi * rng.uniform(4, 6) * make_times(size))
+    breath = 0.15 * filter_band(rng.standard_normal(size), frequency, 4 * frequency)
+    return (make_tone(frequency * vibrato, size, [1, 0.25, 0.08, 0.03]) + breath) * make_envelope(size, 0.08)
 
 
 def violin(frequency: float, rng: np.random.Generator, size: int) -> Sound:
-    vibrato = 1 + 0.012 * np.sin(2 * np.pi * rng.uniform(5, 7) * seconds(size))
+    vibrato = 1 + 0.012 * np.sin(2 * np.pi * rng.uniform(5, 7) * make_times(size))
     partials = 1 / np.arange(1, 20) * rng.uniform(0.5, 1.2, 19)
-    return tone(frequency * vibrato, size, partials) * swell(size, rng.uniform(0.1, 0.25))
+    return make_tone(frequency * vibrato, size, partials) * make_envelope(size, rng.uniform(0.1, 0.25))
 
 
 def organ(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     stops = np.zeros(16)
     stops[[0, 1, 2, 3, 5, 7, 15]] = rng.uniform(0.4, 1.0, 7)
-    return tone(frequency / 2, size, stops) * swell(size, 0.02)
+    return make_tone(frequency / 2, size, stops) * make_envelope(size, 0.02)
 
 
 def clarinet(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     partials = np.array([(k % 2) / k + 0.03 for k in range(1, 16)]) * rng.uniform(0.7, 1.3, 15)
-    return tone(frequency, size, partials) * swell(size, 0.05)
+    return make_tone(frequency, size, partials) * make_envelope(size, 0.05)
 
 
 def trumpet(frequency: float, rng: np.random.Generator, size: int) -> Sound:
-    opening = swell(size, rng.uniform(0.06, 0.12))
+    opening = make_envelope(size, rng.uniform(0.06, 0.12))
     dull, bright = np.exp(-np.arange(14) / 1.5), np.exp(-np.arange(14) / 6)
-    return opening * ((1 - opening) * tone(frequency, size, dull) + opening * tone(frequency, size, bright))
+    return opening * (
+        (1 - opening) * make_tone(frequency, size, dull) + opening * make_tone(frequency, size, bright)
+    )
 
 
 def guitar(frequency: float, rng: np.random.Generator, size: int) -> Sound:
@@ -105,7 +107,7 @@ def guitar(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     for _ in range(size // period + 1):
         rounds.append(loop)
         loop = 0.996 * (0.5 * loop + 0.5 * np.roll(loop, 1))
-    return np.concatenate(rounds)[:size] * swell(size, 0.002, 1.5)
+    return np.concatenate(rounds)[:size] * make_envelope(size, 0.002, 1.5)
 
 
 def piano(frequency: float, rng: np.random.Generator, size: int) -> Sound:
@@ -113,15 +115,15 @@ def piano(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     for k in range(1, 10):
         partial = np.zeros(k)
         partial[-1] = rng.uniform(0.6, 1.0) / k
-        wave += tone(frequency, size, partial, spread=0.0006) * swell(size, 0.004, 0.9 / k)
+        wave += make_tone(frequency, size, partial, spread=0.0006) * make_envelope(size, 0.004, 0.9 / k)
     return wave
 
 
 def marimba(frequency: float, rng: np.random.Generator, size: int) -> Sound:
     wave = np.zeros(size)
     for ratio, amplitude, decay in ((1, 1.0, 0.22), (3.93, 0.5, 0.07), (9.2, 0.25, 0.03)):
-        fall = swell(size, 0.002, decay * rng.uniform(0.8, 1.3))
-        wave += tone(frequency * ratio, size, [amplitude]) * fall
+        fall = make_envelope(size, 0.002, decay * rng.uniform(0.8, 1.3))
+        wave += make_tone(frequency * ratio, size, [amplitude]) * fall
     return wave
 
 
@@ -142,23 +144,27 @@ def dog(rng: np.random.Generator, size: int) -> Sound:
 
     def bark() -> Sound:
         fall = base * np.linspace(1.3, 0.7, length)
-        voice = tone(fall, length, 1 / np.arange(1, 10)) + band(rng.standard_normal(length), 400, 2500)
-        return voice * swell(length, 0.015, 0.08)
+        voice = make_tone(fall, length, 1 / np.arange(1, 10)) + filter_band(
+            rng.standard_normal(length), 400, 2500
+        )
+        return voice * make_envelope(length, 0.015, 0.08)
 
-    return place(size, np.cumsum(rng.uniform(0.25, 0.45, rng.integers(1, 4))) - 0.2, bark)
+    return place_hits(size, np.cumsum(rng.uniform(0.25, 0.45, rng.integers(1, 4))) - 0.2, bark)
 
 
 def siren(rng: np.random.Generator, size: int) -> Sound:
     low, high, rate = rng.uniform(450, 750), rng.uniform(1000, 1600), rng.uniform(0.8, 3)
-    swing = np.sin(2 * np.pi * rate * seconds(size) + rng.uniform(0, 6))
+    swing = np.sin(2 * np.pi * rate * make_times(size) + rng.uniform(0, 6))
     if rng.random() < 0.3:
         swing = np.sign(swing)
-    return tone((low + high) / 2 + (high - low) / 2 * swing, size, [1, 0.3, 0.15])
+    return make_tone((low + high) / 2 + (high - low) / 2 * swing, size, [1, 0.3, 0.15])
 
 
 def rain(rng: np.random.Generator, size: int) -> Sound:
     drops = np.where(rng.random(size) < rng.uniform(0.001, 0.004), rng.standard_normal(size), 0)
-    return band(rng.standard_normal(size), 600, 6000) * rng.uniform(0.15, 0.4) + 4 * band(drops, 1500, 7000)
+    return filter_band(rng.standard_normal(size), 600, 6000) * rng.uniform(0.15, 0.4) + 4 * filter_band(
+        drops, 1500, 7000
+    )
 
 
 def clock(rng: np.random.Generator, size: int) -> Sound:
@@ -166,44 +172,56 @@ def clock(rng: np.random.Generator, size: int) -> Sound:
     length = int(0.03 * SAMPLE_RATE)
 
     def tick() -> Sound:
-        return (tone(pitch, length, [1]) + 0.5 * rng.standard_normal(length)) * swell(length, 0.001, 0.005)
+        return (make_tone(pitch, length, [1]) + 0.5 * rng.standard_normal(length)) * make_envelope(
+            length, 0.001, 0.005
+        )
 
-    return place(size, rng.uniform(0, step) + step * np.arange(int(4 / step)), tick)
+    return place_hits(size, rng.uniform(0, step) + step * np.arange(int(4 / step)), tick)
 
 
 def engine(rng: np.random.Generator, size: int) -> Sound:
-    wobble = 1 + 0.04 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * seconds(size))
-    hum = tone(rng.uniform(35, 95) * wobble, size, np.exp(-np.arange(24) / 8) * rng.uniform(0.3, 1, 24))
-    return hum + 0.4 * band(rng.standard_normal(size), 40, 500)
+    wobble = 1 + 0.04 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * make_times(size))
+    hum = make_tone(rng.uniform(35, 95) * wobble, size, np.exp(-np.arange(24) / 8) * rng.uniform(0.3, 1, 24))
+    return hum + 0.4 * filter_band(rng.standard_normal(size), 40, 500)
 
 
 def bell(rng: np.random.Generator, size: int) -> Sound:
     base, decay = rng.uniform(350, 1000), rng.uniform(0.4, 1.0)
     partials = ((0.5, 0.5), (1, 1.0), (1.19, 0.7), (1.5, 0.4), (2, 0.8), (2.74, 0.4), (3.76, 0.25))
-    return place(
+    return place_hits(
         size,
         [rng.uniform(0, 0.3)],
         lambda: np.sum(
-            [tone(base * r, size, [a]) * swell(size, 0.002, decay / np.sqrt(r)) for r, a in partials], axis=0
+            [
+                make_tone(base * r, size, [a]) * make_envelope(size, 0.002, decay / np.sqrt(r))
+                for r, a in partials
+            ],
+            axis=0,
         ),
     )
 
 
 def whistle(rng: np.random.Generator, size: int) -> Sound:
     slide = np.linspace(rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2), size)
-    trill = 1 + 0.02 * np.sin(2 * np.pi * rng.uniform(5, 25) * seconds(size))
+    trill = 1 + 0.02 * np.sin(2 * np.pi * rng.uniform(5, 25) * make_times(size))
     pitch = rng.uniform(1400, 2800) * slide * trill
-    return (tone(pitch, size, [1]) + 0.1 * band(rng.standard_normal(size), 1500, 5000)) * swell(size, 0.05)
+    return (
+        make_tone(pitch, size, [1]) + 0.1 * filter_band(rng.standard_normal(size), 1500, 5000)
+    ) * make_envelope(size, 0.05)
 
 
 def knock(rng: np.random.Generator, size: int) -> Sound:
     pitch, length = rng.uniform(90, 260), int(0.12 * SAMPLE_RATE)
 
     def thump() -> Sound:
-        body = tone(pitch, length, [1, 0.5, 0.2], spread=0.3)
-        return (body + 0.4 * band(rng.standard_normal(length), 80, 900)) * swell(length, 0.002, 0.025)
+        body = make_tone(pitch, length, [1, 0.5, 0.2], spread=0.3)
+        return (body + 0.4 * filter_band(rng.standard_normal(length), 80, 900)) * make_envelope(
+            length, 0.002, 0.025
+        )
 
-    return place(size, rng.uniform(0, 0.3) + rng.uniform(0.14, 0.28) * np.arange(rng.integers(2, 6)), thump)
+    return place_hits(
+        size, rng.uniform(0, 0.3) + rng.uniform(0.14, 0.28) * np.arange(rng.integers(2, 6)), thump
+    )
 
 
 EVENTS: dict[str, Synth] = {
@@ -224,7 +242,7 @@ def record(wave: Sound | NDArray[np.float32], rng: np.random.Generator) -> NDArr
     The level and the tilt are drawn per clip, so that neither loudness nor background tells the class.
     """
     tilted = wave + rng.uniform(-0.4, 0.4) * np.concatenate([[0.0], wave[:-1]])
-    noise = band(rng.standard_normal(len(wave)), 20, rng.uniform(500, 7000))
+    noise = filter_band(rng.standard_normal(len(wave)), 20, rng.uniform(500, 7000))
     power = np.sqrt(np.mean(tilted**2) / (np.mean(noise**2) + 1e-12))
     mixed = tilted + noise * power * 10 ** (-rng.uniform(8, 30) / 20)
     return np.round(mixed / np.abs(mixed).max() * rng.uniform(0.1, 0.9) * 32767).astype(np.int16)

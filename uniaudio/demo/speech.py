@@ -33,7 +33,7 @@ class Voice:
     range: int = 50
 
 
-def speech_available() -> bool:
+def is_speech_available() -> bool:
     """Whether the optional wheel is installed (``pip install uniaudio[speech]``)."""
     return importlib.util.find_spec("espeakng_loader") is not None
 

@@ -68,14 +68,14 @@ class Blueprint:
         memo: dict[int, Any] = {}
         for tensor in (*model.encoder.parameters(), *model.encoder.buffers()):
             bare = torch.empty_like(tensor, device="meta")
-            memo[id(tensor)] = as_parameter(bare, tensor)
+            memo[id(tensor)] = convert_to_parameter(bare, tensor)
         decoder: Any = model.decoder
         if isinstance(decoder, WhisperTextDecoder):
             return cls(copy.deepcopy(model.encoder, memo), decoder.decoder.config)
         return cls(copy.deepcopy(model.encoder, memo), decoder.lm.config.get_text_config())
 
 
-def as_parameter(bare: Tensor, model_tensor: Tensor) -> Tensor:
+def convert_to_parameter(bare: Tensor, model_tensor: Tensor) -> Tensor:
     """Return a tensor as a parameter where ``model_tensor`` is one."""
     if not isinstance(model_tensor, nn.Parameter):
         return bare
@@ -119,7 +119,7 @@ def build_fake_model(blueprint: Blueprint, config: RunConfig, stage: int, dtype:
                         bare = torch.empty_strided(
                             tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
                         )
-                    made[id(tensor)] = as_parameter(bare, tensor)
+                    made[id(tensor)] = convert_to_parameter(bare, tensor)
                 if tensor is not None:
                     place[name] = made[id(tensor)]
     return model.train()
@@ -148,14 +148,14 @@ def build_meta_decoder(
     return decoder
 
 
-def equal_clips(model: AudioLM, clip: AverageClip, clips: int) -> Batch:
+def make_equal_clips(model: AudioLM, clip: AverageClip, clips: int) -> Batch:
     """Return a batch of clips of silence that are all as long as the average one."""
     silence = np.zeros(round(clip.seconds * SAMPLE_RATE), dtype=np.int16)
     example = Example("", "plan", "", (silence,), ("1", str(clip.question - 1)), str(clip.answer))
     return collate([example] * clips, TokenCounts(), model.slots_for, ("plan",))  # type: ignore[arg-type]
 
 
-def precision_on_gpu(config: RunConfig) -> torch.dtype:
+def choose_gpu_precision(config: RunConfig) -> torch.dtype:
     """Return the dtype of a run on a GPU: bfloat16 unless the config says otherwise."""
     stated = DTYPES.get(config.decoder.dtype)
     return stated or (torch.float32 if config.train.precision == "no" else torch.bfloat16)

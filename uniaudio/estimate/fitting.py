@@ -12,7 +12,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, is_main, world_size
 from uniaudio.errors import UserError
-from uniaudio.estimate.fake_model import Blueprint, precision_on_gpu
+from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.memory import MARGIN
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.audio_lm import AudioLM, as_audio_lm
@@ -24,7 +24,7 @@ from uniaudio.units import GIB
 SUPPOSED = AverageClip(10.0, QUESTION, 8)  # where the length of clips is not known
 
 
-def usable_bytes(config: RunConfig, device: torch.device) -> float | None:
+def find_usable_bytes(config: RunConfig, device: torch.device) -> float | None:
     """Return the bytes that the model, its optimizer and activations may take in a process; None: any number.
 
     They are nine tenths of ``train.memory_gib``, or of the GPU's memory, the smallest of all ranks'.
@@ -36,7 +36,7 @@ def usable_bytes(config: RunConfig, device: torch.device) -> float | None:
     return MARGIN * min(stated) if stated else None
 
 
-def chooser(
+def make_chooser(
     config: RunConfig, recipes: Sequence[Recipe], built: AudioLM, device: torch.device
 ) -> Callable[[int, Engine], Recomputing]:
     """Return a function of stage index and engine that lets parts of the engine's model recompute, and says which.
@@ -48,9 +48,9 @@ def chooser(
         built: the model as it is before the first stage. device: of the engine.
     """
     auto, always = list_parts(config, "auto"), tuple(list_parts(config, True))
-    limit = usable_bytes(config, device) if auto else None
+    limit = find_usable_bytes(config, device) if auto else None
     blueprint = Blueprint.from_model(built) if limit is not None and is_main() else None
-    dtype = precision_on_gpu(config) if device.type == "cuda" else precision_of(config) or torch.float32
+    dtype = choose_gpu_precision(config) if device.type == "cuda" else precision_of(config) or torch.float32
 
     def estimate(index: int, engine: str) -> Recomputing:
         if limit is None or blueprint is None:
@@ -60,7 +60,7 @@ def chooser(
             plain = plan_stage(config, index, clip, dtype, world_size(), blueprint=blueprint)
         except UserError as problem:
             return Recomputing(always, obstacle=str(problem))
-        best = plain.cheapest(engine, world_size(), limit, auto)
+        best = plain.find_cheapest(engine, world_size(), limit, auto)
         needed, without = (plan.total(engine, world_size()) for plan in (best, plain))
         return Recomputing(best.recomputed, needed, without, limit, best.flops / plain.flops - 1)
 

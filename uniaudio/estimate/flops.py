@@ -12,7 +12,7 @@ TRAINED = 3  # forward + gradient of inputs + gradient of weights, in forwards
 FROZEN_BELOW_GRADIENT = 2  # forward + gradient of inputs
 
 
-def whisper_forward_flops(config: WhisperConfig, seconds: float) -> float:
+def count_whisper_flops(config: WhisperConfig, seconds: float) -> float:
     """Return the operations of one encoder forward over one clip of ``seconds`` (at most 30) without padding."""
     frames = seconds * 50
     width, feed_forward = config.d_model, config.encoder_ffn_dim
@@ -21,7 +21,7 @@ def whisper_forward_flops(config: WhisperConfig, seconds: float) -> float:
     return convolutions + config.encoder_layers * per_layer
 
 
-def decoder_forward_flops(config: PretrainedConfig, tokens: float) -> float:
+def count_decoder_flops(config: PretrainedConfig, tokens: float) -> float:
     """Return the operations of the decoder's layers over one causal sequence of ``tokens``, without its head."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -32,12 +32,12 @@ def decoder_forward_flops(config: PretrainedConfig, tokens: float) -> float:
     return config.num_hidden_layers * tokens * (projections + feed_forward + attention)
 
 
-def head_forward_flops(config: PretrainedConfig, labels: float) -> float:
+def count_head_flops(config: PretrainedConfig, labels: float) -> float:
     """Return the operations of the language-model head over ``labels`` labelled positions."""
     return 2 * config.hidden_size * config.vocab_size * labels
 
 
-def any_decoder_forward_flops(config: PretrainedConfig, tokens: float, layer_parameters: int | None) -> float:
+def count_any_decoder_flops(config: PretrainedConfig, tokens: float, layer_parameters: int | None) -> float:
     """Return the operations of the layers of any decoder over one sequence of ``tokens``, about, without its head.
 
     Args:
@@ -49,5 +49,5 @@ def any_decoder_forward_flops(config: PretrainedConfig, tokens: float, layer_par
         return config.decoder_layers * tokens * (12 * width**2 + 4 * width * config.decoder_ffn_dim)
     known = ("num_attention_heads", "intermediate_size", "hidden_size", "num_hidden_layers")
     if layer_parameters is None or all(isinstance(getattr(config, name, None), int) for name in known):
-        return decoder_forward_flops(config, tokens)
+        return count_decoder_flops(config, tokens)
     return 2 * layer_parameters * tokens

@@ -35,7 +35,9 @@ class Machine:
         return self.tflops * 1e12 * self.efficiency
 
 
-def parameter_bytes(engine: str, gpus: int, trained: int, frozen: int) -> tuple[float, float, float, float]:
+def compute_parameter_bytes(
+    engine: str, gpus: int, trained: int, frozen: int
+) -> tuple[float, float, float, float]:
     """Return the bytes of weights, frozen weights, gradients and optimizer on one of so many GPUs.
 
     Args:

@@ -15,8 +15,8 @@ from uniaudio.checks.recipe import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import convert_to_user_error
-from uniaudio.estimate.fake_model import Blueprint, build_fake_model, equal_clips
-from uniaudio.estimate.memory import PARTS, parameter_bytes
+from uniaudio.estimate.fake_model import Blueprint, build_fake_model, make_equal_clips
+from uniaudio.estimate.memory import PARTS, compute_parameter_bytes
 from uniaudio.estimate.step_trace import LinearCost, StepTrace
 from uniaudio.units import SECONDS_PER_HOUR
 
@@ -74,8 +74,12 @@ class StagePlan:
 
         The decoder's layers come first in the backward; what they kept is gone when an encoder's turn comes.
         """
-        freed = {name: self.decoder.saved_bytes(self.clips) * (name != DECODER) for name in self.recomputed}
-        sizes = (self.changes[name].layer.saved_bytes(self.clips) - freed[name] for name in self.recomputed)
+        freed = {
+            name: self.decoder.compute_saved_bytes(self.clips) * (name != DECODER) for name in self.recomputed
+        }
+        sizes = (
+            self.changes[name].layer.compute_saved_bytes(self.clips) - freed[name] for name in self.recomputed
+        )
         return max(*sizes, 0.0, 0.0)
 
     @property
@@ -90,8 +94,8 @@ class StagePlan:
 
     def memory(self, engine: str, gpus: int) -> dict[str, float]:
         """Return the bytes of every part on one of so many GPUs, when gradients of a micro-batch before are there."""
-        weights, frozen, gradients, moments = parameter_bytes(engine, gpus, self.trained, self.frozen)
-        activations = self.cost.saved_bytes(self.clips) + max(
+        weights, frozen, gradients, moments = compute_parameter_bytes(engine, gpus, self.trained, self.frozen)
+        activations = self.cost.compute_saved_bytes(self.clips) + max(
             0.0, self.working - self.logits
         )  # logits are gone by then
         sizes = (weights, frozen, gradients, moments, activations, self.logits)
@@ -101,7 +105,7 @@ class StagePlan:
         """Return the bytes of all parts together."""
         return sum(self.memory(engine, gpus).values())
 
-    def cheapest(self, engine: str, gpus: int, limit: float, parts: Collection[str]) -> Self:
+    def find_cheapest(self, engine: str, gpus: int, limit: float, parts: Collection[str]) -> Self:
         """Return the plan with the fewest FLOPs that stays within ``limit`` bytes; if none does, the smallest.
 
         Args:
@@ -138,7 +142,7 @@ def plan_stage(
     What the config lets recompute in any case does.
 
     Args:
-        dtype: of autocast and the frozen decoder; ``precision_on_gpu`` gives that of a GPU. gpus: a step has a
+        dtype: of autocast and the frozen decoder; ``choose_gpu_precision`` gives that of a GPU. gpus: a step has a
             micro-batch for each of them where the config does not say how many. recipe: whose sets have hours.
         blueprint: of the model; None reads the configs of local checkpoints.
 
@@ -162,9 +166,9 @@ def plan_stage(
         trained=sizes[0],
         frozen=sizes[1],
         cost=trace.cost(),
-        decoder=trace.of_layers(DECODER),
+        decoder=trace.compute_layers_cost(DECODER),
         changes=changes,
-        logits=logits_bytes(blueprint, config, clip.answer * clips, dtype),
+        logits=compute_logits_bytes(blueprint, config, clip.answer * clips, dtype),
         pass_hours=hours,
         stage_hours=stage.hours if stage.hours is not None else step_hours * (stage.steps or 0),
     )
@@ -194,7 +198,7 @@ def trace_step(
         for part in parts.values():
             part.recompute()
         model.train()
-        batch = equal_clips(model, clip, TRACED_CLIPS)
+        batch = make_equal_clips(model, clip, TRACED_CLIPS)
 
         def forward() -> Tensor:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -208,14 +212,14 @@ def trace_step(
     changes = {}
     for name in parts:
         change = trace.cost([name]) + plain * -1
-        if change.saved_bytes(1) < 0:
-            changes[name] = RecomputeEffect(change, trace.largest_layer(name))
+        if change.compute_saved_bytes(1) < 0:
+            changes[name] = RecomputeEffect(change, trace.find_largest_layer(name))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.untyped_storage().nbytes() for p in model.parameters() if not p.requires_grad)
     return trace, changes, (trained, frozen)
 
 
-def logits_bytes(blueprint: Blueprint, config: RunConfig, labels: float, dtype: torch.dtype) -> float:
+def compute_logits_bytes(blueprint: Blueprint, config: RunConfig, labels: float, dtype: torch.dtype) -> float:
     """Return the bytes of the logits that exist at a time.
 
     A frozen head makes its gradient chunk by chunk in the forward (``model/cross_entropy.py``): float32 logits and

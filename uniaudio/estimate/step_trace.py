@@ -37,7 +37,7 @@ class LinearCost:
     def __mul__(self, times: float) -> LinearCost:
         return LinearCost(self.fixed * times, self.per_clip * times, self.flops * times)
 
-    def saved_bytes(self, clips: float) -> float:
+    def compute_saved_bytes(self, clips: float) -> float:
         """Return the bytes that a micro-batch of so many clips keeps."""
         return self.fixed + self.per_clip * clips
 
@@ -57,7 +57,7 @@ class LayerCall:
     flops: float = 0.0
 
 
-def attention_flops(query: Shape, key: Shape, value: Shape, *given: Any, **_: Any) -> float:
+def count_attention_flops(query: Shape, key: Shape, value: Shape, *given: Any, **_: Any) -> float:
     """Return the FLOPs of attention ``[B, H, T, d]`` over ``[B, G, S, d]``: two products, half of each if causal.
 
     Args:
@@ -68,14 +68,14 @@ def attention_flops(query: Shape, key: Shape, value: Shape, *given: Any, **_: An
     return products / 2 if causal else products
 
 
-def attention_backward_flops(
+def count_attention_backward_flops(
     gradient: Shape, query: Shape, key: Shape, value: Shape, mixed: Shape, sums: Shape, *given: Any, **_: Any
 ) -> float:
     """Return twice those of the forward; what the kernel computes again is no useful work."""
-    return 2 * attention_flops(query, key, value, *given)
+    return 2 * count_attention_flops(query, key, value, *given)
 
 
-def grouped_product_flops(left: Shape, right: Shape, *_: Any, **__: Any) -> float:
+def count_grouped_product_flops(left: Shape, right: Shape, *_: Any, **__: Any) -> float:
     """Return the FLOPs of the products of experts, each with its share of the rows or of the inner dimension."""
     return 2.0 * left[0] * left[1] * right[-1]
 
@@ -83,11 +83,11 @@ def grouped_product_flops(left: Shape, right: Shape, *_: Any, **__: Any) -> floa
 # torch's own table does not know the kernel that attends on a CPU, nor the product of experts
 FLOPS: Mapping[Any, Callable[..., float]] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(attention_flops),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(count_attention_flops),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
-        attention_backward_flops
+        count_attention_backward_flops
     ),
-    torch.ops.aten._grouped_mm: shape_wrapper(grouped_product_flops),
+    torch.ops.aten._grouped_mm: shape_wrapper(count_grouped_product_flops),
 }
 
 
@@ -127,12 +127,12 @@ class StepTrace(TorchDispatchMode):
         if packet in FLOPS:
             self.flops += FLOPS[packet](*args, **kwargs, out_val=out)
         elif packet is torch.ops.aten.topk or (packet is torch.ops.aten.max and isinstance(out, tuple)):
-            out = (out[0], evenly_spread(out[1], args[0].shape[-1]))
+            out = (out[0], spread_evenly(out[1], args[0].shape[-1]))
         elif packet is torch.ops.aten.argmax:
             out = torch.zeros(out.shape, dtype=out.dtype)
-        given = list(tensors_in(args))
+        given = list(iterate_tensors(args))
         if given and all(self.is_weight(tensor) for tensor in given):
-            self.add_to(self.made_of_weights, tensors_in((out,)))
+            self.add_to(self.made_of_weights, iterate_tensors((out,)))
         return out
 
     def is_weight(self, tensor: Tensor) -> bool:
@@ -149,7 +149,7 @@ class StepTrace(TorchDispatchMode):
                 storages[storage._cdata] = storage
 
     @contextmanager
-    def keeping(self, storages: Storages, call: LayerCall | None = None) -> Iterator[None]:
+    def track_storages(self, storages: Storages, call: LayerCall | None = None) -> Iterator[None]:
         """Add what autograd keeps; for the call of a layer, see how far it is needed again."""
         begun = self.flops
 
@@ -170,7 +170,7 @@ class StepTrace(TorchDispatchMode):
         call = LayerCall(next(self.owners[id(p)] for p in places if id(p) in self.owners), {})
         self.add_to(call.inputs, (tensor for tensor in given if isinstance(tensor, Tensor)))
         self.layers.append(call)
-        with self.keeping(call.inside, call):
+        with self.track_storages(call.inside, call):
             return layer(*given)
 
     def run(self, forward: Callable[[], Tensor]) -> None:
@@ -178,7 +178,7 @@ class StepTrace(TorchDispatchMode):
         token = LAYER_CHECKPOINT.set(self.run_layer)
         try:
             with self:
-                with self.keeping(self.outside):
+                with self.track_storages(self.outside):
                     total = forward()
                 if total.requires_grad:
                     total.backward()
@@ -192,38 +192,38 @@ class StepTrace(TorchDispatchMode):
             again = call.part in recomputed
             storages |= call.inputs if again else call.inside
             flops += call.flops * again
-        return self.size_of_storages(storages, flops)
+        return self.measure_storages(storages, flops)
 
-    def of_layers(self, part: str) -> LinearCost:
+    def compute_layers_cost(self, part: str) -> LinearCost:
         """Return what the layers of a part keep when they do not recompute."""
         calls = [call.inside for call in self.layers if call.part == part]
-        return self.size_of_storages({key: storage for inside in calls for key, storage in inside.items()})
+        return self.measure_storages({key: storage for inside in calls for key, storage in inside.items()})
 
-    def largest_layer(self, part: str) -> LinearCost:
+    def find_largest_layer(self, part: str) -> LinearCost:
         """Return what the largest layer of a part keeps beyond its inputs, while its backward runs."""
         inside = [
-            self.size_of_storages({key: s for key, s in call.inside.items() if key not in call.inputs})
+            self.measure_storages({key: s for key, s in call.inside.items() if key not in call.inputs})
             for call in self.layers
             if call.part == part
         ]
-        return max(inside, key=lambda cost: cost.saved_bytes(1), default=LinearCost())
+        return max(inside, key=lambda cost: cost.compute_saved_bytes(1), default=LinearCost())
 
-    def size_of_storages(self, storages: Storages, flops: float = 0.0) -> LinearCost:
+    def measure_storages(self, storages: Storages, flops: float = 0.0) -> LinearCost:
         """Return the bytes of storages, those made of weights as fixed ones."""
         fixed = sum(s.nbytes() for key, s in storages.items() if key in self.made_of_weights)
         everything = sum(s.nbytes() for s in storages.values())
         return LinearCost(fixed, (everything - fixed) / self.clips, flops / self.clips)
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
+def iterate_tensors(values: Any) -> Iterator[Tensor]:
     """Go through the tensors among arguments or results, those in lists included."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
+            yield from iterate_tensors(value)
 
 
-def evenly_spread(chosen: Tensor, choices: int) -> Tensor:
+def spread_evenly(chosen: Tensor, choices: int) -> Tensor:
     """Return indices in the place of ``chosen [..., k]``: every choice as often as the others."""
     return (torch.arange(chosen.numel()) % choices).view(chosen.shape)

@@ -67,7 +67,7 @@ class ScoreMatrix:
     def changes(self) -> list[list[float | None]]:
         """Return ``R[i][j] - R[0][j]`` in points, S + 1 rows of N, None where one of the two was not measured."""
         return [
-            [difference(score, first, POINTS) for score, first in zip(row, self.scores[0], strict=True)]
+            [subtract_scores(score, first, POINTS) for score, first in zip(row, self.scores[0], strict=True)]
             for row in self.scores
         ]
 
@@ -138,37 +138,37 @@ def summarize_matrix(matrix: ScoreMatrix, floors: Mapping[str, float] | None = N
         column = matrix.column(index)
         known = row or 0
         if known < last and column[known] is not None:
-            backward.append(difference(column[last], column[known]))
-            lost.append(difference(highest(column[known:]), column[last]))
+            backward.append(subtract_scores(column[last], column[known]))
+            lost.append(subtract_scores(find_highest(column[known:]), column[last]))
         if row and floors and name in floors:
-            forward.append(difference(column[row - 1], floors[name]))
+            forward.append(subtract_scores(column[row - 1], floors[name]))
     return ForgettingSummary(
         average_accuracy=mean(matrix.scores[last]),
         backward_transfer=mean(backward),
         forgetting=mean(lost),
         forward_transfer=mean(forward),
-        per_set={name: set_summary(matrix.column(index)) for index, name in enumerate(matrix.sets)},
+        per_set={name: summarize_set(matrix.column(index)) for index, name in enumerate(matrix.sets)},
     )
 
 
-def set_summary(column: list[float | None]) -> dict[str, float | None]:
+def summarize_set(column: list[float | None]) -> dict[str, float | None]:
     """Return ``start``, ``final``, ``best``, ``change`` and ``forgetting`` of the scores of one set, by stage."""
-    start, final, best = column[0], column[-1], highest(column)
+    start, final, best = column[0], column[-1], find_highest(column)
     return {
         "start": start,
         "final": final,
         "best": best,
-        "change": difference(final, start),
-        "forgetting": difference(best, final),
+        "change": subtract_scores(final, start),
+        "forgetting": subtract_scores(best, final),
     }
 
 
-def difference(first: float | None, second: float | None, unit: float = 1.0) -> float | None:
+def subtract_scores(first: float | None, second: float | None, unit: float = 1.0) -> float | None:
     """Return (first - second) * unit, or None where one of them is unknown."""
     return None if first is None or second is None else (first - second) * unit
 
 
-def highest(scores: Iterable[float | None]) -> float | None:
+def find_highest(scores: Iterable[float | None]) -> float | None:
     """Return the highest known score, or None where none is known."""
     return max((score for score in scores if score is not None), default=None)
 
@@ -179,7 +179,7 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def matrix_table(title: str, matrix: ScoreMatrix) -> Table:
+def build_matrix_table(title: str, matrix: ScoreMatrix) -> Table:
     """Lay out stages by sets: the score, and after the first row its change against ``start`` in points."""
     table = Table(title=f"{title}: score (change against start in points)", title_justify="left")
     table.add_column("stage", overflow="fold")
@@ -196,7 +196,7 @@ def matrix_table(title: str, matrix: ScoreMatrix) -> Table:
     return table
 
 
-def summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
+def build_summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
     """Lay out one row a matrix: the average accuracy as a score, what was lost and transferred in points."""
     table = Table(title="forgetting and transfer (all but the accuracy in points)", title_justify="left")
     table.add_column("scores", overflow="fold")
@@ -214,7 +214,9 @@ def summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
     return table
 
 
-def broken_guards(reference: Mapping[str, float], now: Mapping[str, float], max_drop: float) -> list[str]:
+def find_broken_guards(
+    reference: Mapping[str, float], now: Mapping[str, float], max_drop: float
+) -> list[str]:
     """Tell which sets fell by more than they may; a score that is no number has fallen.
 
     Args:

@@ -53,7 +53,7 @@ def read_choices(run: Path, last: float) -> dict[str, Any]:
     return {"from_step": late[0]["step"], "to_step": end, "groups": groups, "values": values}
 
 
-def routes_tables(routes: Mapping[str, Any]) -> list[Table]:
+def build_routes_tables(routes: Mapping[str, Any]) -> list[Table]:
     """Lay out one table for every group of choices, tasks by choices."""
     tables = []
     for group, tasks in routes["groups"].items():

@@ -38,7 +38,7 @@ class UniaudioOutput(ModelOutput):
 
 
 @contextlib.contextmanager
-def plain_construction() -> Iterator[None]:
+def construct_plainly() -> Iterator[None]:
     """Make modules on the CPU and in float32, whatever transformers has set while it loads.
 
     Constants such as filter banks are computed when a module is made. On the device ``meta`` they would be lost, in
@@ -72,7 +72,7 @@ class UniaudioModel(PreTrainedModel):
 
     def __init__(self, config: UniaudioConfig) -> None:
         super().__init__(config)
-        with plain_construction():
+        with construct_plainly():
             self.encoder: AudioEncoder = rebuild(config.encoder, PARTS.__getitem__)
         self.constants = copy_constants(self)
         self.encoder.to(torch.get_default_dtype())

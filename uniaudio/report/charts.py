@@ -50,7 +50,7 @@ class Chart:
 
     def smooth_path(self, line: Line) -> str:
         """Return the path of the running mean of a line."""
-        values = running_mean([y for _, y in line.points])
+        values = compute_running_mean([y for _, y in line.points])
         return self.path([(x, y) for (x, _), y in zip(line.points, values, strict=True)])
 
     def ticks(self) -> list[tuple[str, float]]:
@@ -76,7 +76,7 @@ def round_step(span: float) -> float:
     return max(factor * power for factor in (1, 2, 5) if factor * power <= rough * (1 + 1e-9))
 
 
-def running_mean(values: Sequence[float]) -> list[float]:
+def compute_running_mean(values: Sequence[float]) -> list[float]:
     """Return the exponential moving average, corrected for its start."""
     result, mean, weight = [], 0.0, 0.0
     for value in values:

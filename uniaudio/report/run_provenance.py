@@ -11,8 +11,8 @@ from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.sources.manifest import manifest_file
-from uniaudio.errors import UserError, printable
+from uniaudio.data.sources.manifest import find_manifest
+from uniaudio.errors import UserError, escape_text
 from uniaudio.report.run_folder import RunRecord
 
 PACKAGES = ("uniaudio", "torch", "transformers", "accelerate", "soundfile", "scikit-learn")
@@ -53,7 +53,7 @@ def collect_data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> 
                 name,
                 card.license,
                 ", ".join(used),
-                printable(f"{card.load.kind}: {card.load.location}"),
+                escape_text(f"{card.load.kind}: {card.load.location}"),
                 hash_card(card),
                 drawn.get(name),
                 describe_skips(name, runs),
@@ -77,14 +77,14 @@ def hash_card(card: DatasetCard) -> str:
         return f"commit {card.load.revision[:SHORT]}" if card.load.revision else "no commit stated"
     if card.load.kind in SUFFIXES:
         try:
-            file = manifest_file(card, next(iter(card.splits)), SUFFIXES[card.load.kind])
-            return f"manifest {sha256(file.read_bytes())}"
+            file = find_manifest(card, next(iter(card.splits)), SUFFIXES[card.load.kind])
+            return f"manifest {hash_content(file.read_bytes())}"
         except (UserError, OSError):
             return "no manifest found"
-    return f"card {sha256(card.path.read_bytes())}"
+    return f"card {hash_content(card.path.read_bytes())}"
 
 
-def sha256(content: bytes) -> str:
+def hash_content(content: bytes) -> str:
     """Return the first digits of a hash."""
     return hashlib.sha256(content).hexdigest()[:SHORT]
 

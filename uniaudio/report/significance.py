@@ -10,7 +10,7 @@ from typing import Any, Literal
 from scipy.stats import binomtest
 
 from uniaudio.data.template import Scoring
-from uniaudio.evaluate.metrics.intervals import Summed, interval
+from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.normalize import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
 
@@ -70,7 +70,7 @@ def compare_pairs(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
 
 def compare_bootstrap(first: Summed, second: Summed) -> Comparison:
     """Compare two error rates on the same questions by drawing the questions anew, both models together."""
-    low, high = interval(first.clips, lambda counts: second.resample(counts) - first.resample(counts))
+    low, high = compute_interval(first.clips, lambda counts: second.resample(counts) - first.resample(counts))
     gain = first.score() - second.score()  # fewer errors are better
     why = f"95 %: {low:+.3f} to {high:+.3f}"
     return Comparison(get_verdict(gain, not low <= 0 <= high), "bootstrap", why)

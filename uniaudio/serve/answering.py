@@ -13,7 +13,7 @@ from uniaudio.build.model import LoadedModel
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.generation.single_question import answer_samples, split_question
-from uniaudio.evaluate.metrics.classification import probabilities
+from uniaudio.evaluate.metrics.classification import compute_probabilities
 from uniaudio.ragged import Ragged
 from uniaudio.serve.limits import Limits, decode_upload, limit_time
 from uniaudio.serve.spectrogram import draw_spectrogram
@@ -79,5 +79,5 @@ def score_labels(
     device = next(loaded.model.parameters()).device
     likelihoods = loaded.model.label_log_likelihoods(prompt.to(device), Ragged.from_rows(answers))
     lengths = [len(answer) for answer in answers]
-    shares = probabilities(likelihoods.double().cpu().numpy(), lengths, task.likelihood)
+    shares = compute_probabilities(likelihoods.double().cpu().numpy(), lengths, task.likelihood)
     return dict(zip(task.labels, shares[0].tolist(), strict=True))

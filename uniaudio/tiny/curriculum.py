@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.tiny.recipe_texts import RecipeText
-from uniaudio.tiny.synthetic_clips import fillers, silent_tokens, stretch_tokens
+from uniaudio.tiny.synthetic_clips import draw_fillers, draw_silent_tokens, stretch_tokens
 
 LONGEST_ANSWER = 160  # tokens; of a longer answer only the end is taught
 POOL = 8  # batches drawn and sorted by length together
@@ -60,7 +60,7 @@ class Curriculum:
         self.answer_words = sorted({word for text in texts for word in text.answer.split()})
         self.pieces = sorted(set(format.answer(" ".join(self.words))[:-1]))
         rng = random.Random(f"held out {seed}")
-        self.kept_words = {self.shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
+        self.kept_words = {self.draw_shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
 
     def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[TextExample]]:
         """``steps`` batches of ``size`` examples of similar length, so that little is padded.
@@ -83,7 +83,7 @@ class Curriculum:
         """One example: with probability ``easy`` a plain copy, else one of the mixture described above."""
         text = self.question(rng)
         if rng.random() < easy:
-            tokens = self.blind_tokens(rng, 8)
+            tokens = self.draw_blind_tokens(rng, 8)
             return self.draw_example(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng, plain=True)
         kind = rng.random()
         long = len(text.answer.split()) > LONG
@@ -93,11 +93,11 @@ class Curriculum:
             answer = self.span(rng, text.answer.split()) if long and rng.random() < 0.8 else text.answer
             return self.make_example(text.pieces, answer, rng)
         if kind < 0.8:
-            return self.make_example(text.pieces, self.unknown_words(rng), rng)
-        tokens = self.blind_tokens(rng, rng.choice((4, 16)))
+            return self.make_example(text.pieces, self.draw_unknown_words(rng), rng)
+        tokens = self.draw_blind_tokens(rng, rng.choice((4, 16)))
         return self.draw_example(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng)
 
-    def held_out(self, kind: Literal["known", "unseen", "empty"]) -> list[TextExample]:
+    def list_held_out(self, kind: Literal["known", "unseen", "empty"]) -> list[TextExample]:
         """The examples of the final check; the strings of ``unseen`` were never drawn in training."""
         rng = random.Random(f"check {kind}")
         if kind == "unseen":
@@ -113,19 +113,19 @@ class Curriculum:
         """A text of the recipe, all tasks equally often."""
         return rng.choice(self.by_task[rng.choice(self.tasks)])
 
-    def shuffled_words(self, rng: random.Random) -> str:
+    def draw_shuffled_words(self, rng: random.Random) -> str:
         """1 to 8 words of the answers in any order."""
         return " ".join(rng.choice(self.answer_words) for _ in range(rng.randint(1, 8)))
 
-    def unknown_words(self, rng: random.Random) -> str:
+    def draw_unknown_words(self, rng: random.Random) -> str:
         """Shuffled words or a span of a sentence, but none of the strings kept for the final check."""
         while True:
             shuffled = rng.random() < 0.6
-            words = self.shuffled_words(rng) if shuffled else self.span(rng, rng.choice(self.sentences))
+            words = self.draw_shuffled_words(rng) if shuffled else self.span(rng, rng.choice(self.sentences))
             if words not in self.kept_words:
                 return words
 
-    def blind_tokens(self, rng: random.Random, most: int) -> list[int]:
+    def draw_blind_tokens(self, rng: random.Random, most: int) -> list[int]:
         """1 to ``most`` ordinary token ids drawn blindly."""
         return [rng.choice(self.pieces) for _ in range(rng.randint(1, most))]
 
@@ -163,9 +163,9 @@ class Curriculum:
             if said and index == speaking:
                 audio = said if plain else stretch_tokens(said, blank, rng)
             elif said:
-                audio = fillers(rng.randint(1, 8), blank, rng)
+                audio = draw_fillers(rng.randint(1, 8), blank, rng)
             else:
-                audio = silent_tokens(blank, rng)
+                audio = draw_silent_tokens(blank, rng)
             ids += [*audio, *piece]
             is_clip += [0.0 if plain else 1.0] * len(audio) + [0.0] * len(piece)
         ids += answer

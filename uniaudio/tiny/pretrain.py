@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Compute with one thread for a while.
 
     Models this small gain a fifth at most from a second thread, lose a factor of ten to it on a busy machine
@@ -98,7 +98,7 @@ def build_optimizers(lm: Qwen3ForCausalLM, lr: float) -> list[torch.optim.Optimi
     ]
 
 
-def learning_rate(step: int, steps: int) -> float:
+def compute_learning_rate(step: int, steps: int) -> float:
     """Share of the peak: linear warm-up over the first 5 %, then linear down to 2 %."""
     warmup = max(1, steps // 20)
     return min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
@@ -110,7 +110,9 @@ def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progr
     generator = torch.Generator().manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     started = time.monotonic()
-    schedules = [LambdaLR(each, lambda step: learning_rate(step, settings.steps)) for each in optimizers]
+    schedules = [
+        LambdaLR(each, lambda step: compute_learning_rate(step, settings.steps)) for each in optimizers
+    ]
     lm.train()
     for step, examples in enumerate(book.batches(rng, settings.batch, settings.steps)):
         losses, right = answer_losses(lm, examples, embed_synthetic_clips(lm, examples, generator))
@@ -128,7 +130,7 @@ def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progr
 
 
 @torch.no_grad()
-def reading_accuracy(lm: Qwen3ForCausalLM, examples: Sequence[TextExample], seed: int = 0) -> float:
+def measure_reading_accuracy(lm: Qwen3ForCausalLM, examples: Sequence[TextExample], seed: int = 0) -> float:
     """Share of the answer tokens that the model predicts right (given the ones before) from noisy synthetic clips."""
     lm.eval()
     generator = torch.Generator().manual_seed(seed)

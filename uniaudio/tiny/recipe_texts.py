@@ -22,7 +22,7 @@ class RecipeText:
     answer: str
 
 
-def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list[RecipeText]:
+def collect_recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list[RecipeText]:
     """Render the rows of all train entries, up to ``limit`` rows each, several times for the several prompts.
 
     Only columns are read, no audio is decoded. The first rendering is the one of evaluation, the others draw
@@ -32,7 +32,7 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
     texts: dict[RecipeText, None] = {}
     for entry in recipe.train:
         rng = random.Random(entry.name)
-        for row in islice(entry_rows(entry), limit):
+        for row in islice(iterate_entry_rows(entry), limit):
             for number in range(renderings):
                 for template in entry.templates:
                     try:
@@ -45,6 +45,6 @@ def recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list
     return list(texts)
 
 
-def entry_rows(entry: Entry) -> Iterator[Row]:
+def iterate_entry_rows(entry: Entry) -> Iterator[Row]:
     """The usable rows of an entry in the order of its source."""
     return (row for row in open_source(entry.dataset, entry.split).rows() if isinstance(row, Row))

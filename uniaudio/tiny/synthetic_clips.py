@@ -13,7 +13,7 @@ from collections.abc import Sequence
 NOISE = -1  # stands for a position whose embedding is drawn at random, a new one every time
 
 
-def fillers(count: int, blank: int, rng: random.Random) -> list[int]:
+def draw_fillers(count: int, blank: int, rng: random.Random) -> list[int]:
     """``count`` positions that mean nothing: the blank token, noise, or a mixture of both."""
     share = rng.choice((0.0, 0.3, 1.0))
     return [NOISE if rng.random() < share else blank for _ in range(count)]
@@ -44,18 +44,18 @@ def stretch_tokens(
     tokens: list[int] = []
     for index, token in enumerate(answer):
         if index and answer[index - 1] == token:
-            tokens += fillers(rng.randint(1, 1 + gap), blank, rng)
+            tokens += draw_fillers(rng.randint(1, 1 + gap), blank, rng)
         elif index:
-            tokens += fillers(rng.randint(0, gap), blank, rng)
+            tokens += draw_fillers(rng.randint(0, gap), blank, rng)
         tokens += [token] * (rng.randint(1, longest // 3) if drawn_out else rng.randint(1, repeats))
     edge = max(longest - len(tokens), 8) // 2 if rng.random() < 0.3 else 4
     return [
-        *fillers(rng.randint(0, edge), blank, rng),
+        *draw_fillers(rng.randint(0, edge), blank, rng),
         *tokens,
-        *fillers(rng.randint(0, edge), blank, rng),
+        *draw_fillers(rng.randint(0, edge), blank, rng),
     ]
 
 
-def silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CLIP) -> list[int]:
+def draw_silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CLIP) -> list[int]:
     """A clip that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
-    return fillers(rng.randint(1, rng.choice((8, longest))), blank, rng)
+    return draw_fillers(rng.randint(1, rng.choice((8, longest))), blank, rng)

@@ -22,8 +22,8 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
 from uniaudio.tiny.curriculum import Curriculum
-from uniaudio.tiny.pretrain import Progress, fit, one_thread, reading_accuracy
-from uniaudio.tiny.recipe_texts import RecipeText, recipe_texts
+from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_one_thread
+from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 
 LESSONS_VERSION = 2  # part of the cache key: raise it when the training below changes
@@ -31,7 +31,7 @@ LESSONS_VERSION = 2  # part of the cache key: raise it when the training below c
 POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
 
 
-def qwen_config(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3Config:
+def make_qwen_config(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3Config:
     """Return the architecture of a miniature decoder."""
     return Qwen3Config(
         vocab_size=vocabulary,
@@ -60,7 +60,7 @@ def build_text_lm(settings: MiniatureConfig, vocabulary: int, end: int, pad: int
             f"decoder.miniature: hidden ({settings.hidden}) must be an even multiple of heads "
             f"({settings.heads}), and heads a multiple of kv_heads ({settings.kv_heads})"
         )
-    lm = Qwen3ForCausalLM(qwen_config(settings, vocabulary, end, pad))
+    lm = Qwen3ForCausalLM(make_qwen_config(settings, vocabulary, end, pad))
     # Five times the usual size: at 0.02 copying forms later (tied embeddings give too small logits at first).
     torch.nn.init.normal_(lm.get_input_embeddings().weight, std=0.1)
     return lm
@@ -92,7 +92,7 @@ def train_text_lm(
     )
     format = ChatFormat(tokenizer)
     book = Curriculum(texts, extra, format, seed=settings.seed)
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), use_one_thread():
         torch.manual_seed(settings.seed)
         lm = build_text_lm(settings, len(tokenizer), format.end_of_turn, format.pad)
         started = time.monotonic()
@@ -100,9 +100,9 @@ def train_text_lm(
         facts = {
             "texts": len(texts),
             "seconds": round(time.monotonic() - started, 1),
-            "accuracy_known": reading_accuracy(lm, book.held_out("known")),
-            "accuracy_unseen": reading_accuracy(lm, book.held_out("unseen")),
-            "accuracy_no_cue": reading_accuracy(lm, book.held_out("empty")),
+            "accuracy_known": measure_reading_accuracy(lm, book.list_held_out("known")),
+            "accuracy_unseen": measure_reading_accuracy(lm, book.list_held_out("unseen")),
+            "accuracy_no_cue": measure_reading_accuracy(lm, book.list_held_out("empty")),
         }
     if progress:
         progress(
@@ -138,7 +138,7 @@ def read_extra_texts(settings: MiniatureConfig) -> list[str]:
     return [line.strip() for line in read_text_file(path).split("\n") if line.strip()]
 
 
-def miniature_decoder(
+def build_miniature_decoder(
     settings: MiniatureConfig, recipes: Sequence[Recipe], progress: Progress | None = print
 ) -> Path:
     """The folder of the decoder for these settings and recipes; trained on the first call, found on the next.
@@ -146,7 +146,7 @@ def miniature_decoder(
     The folder's name is a hash of settings and texts, so a changed recipe never meets an old decoder. Call it
     on one process first: the others then only find it.
     """
-    texts = list(dict.fromkeys(text for recipe in recipes for text in recipe_texts(recipe)))
+    texts = list(dict.fromkeys(text for recipe in recipes for text in collect_recipe_texts(recipe)))
     content = json.dumps(
         [
             LESSONS_VERSION,

@@ -17,7 +17,7 @@ from uniaudio.feature_cache import FeatureStore
 from uniaudio.model.cached_encoder import attach_frame_cache
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.tensor_cache import model_digest
+from uniaudio.tensor_cache import hash_model
 from uniaudio.train.trainable import named_encoders
 from uniaudio.units import GIB
 
@@ -110,7 +110,7 @@ def feature_stores(
             continue
         settings = config.encoders[name]
         dtype = torch.bfloat16 if settings.cache == "bfloat16" else None
-        content = f"{model_digest(part)}\n{settings.revision}\n{precision}\n{device.type}\n{dtype}"
+        content = f"{hash_model(part)}\n{settings.revision}\n{precision}\n{device.type}\n{dtype}"
         stores[name] = FeatureStore(hashlib.sha256(content.encode()).hexdigest()[:32], dtype)
     return stores
 

@@ -20,9 +20,13 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation import predictions
-from uniaudio.evaluate.generation.entry_metrics import answers_table, evaluate_entry
+from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss, tokenize_labels
-from uniaudio.evaluate.metrics.classification import compute_label_metrics, probabilities, ranking
+from uniaudio.evaluate.metrics.classification import (
+    compute_label_metrics,
+    compute_probabilities,
+    compute_ranking,
+)
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
@@ -123,10 +127,10 @@ def test_figures_of_the_labels_are_those_of_the_answers(model_and_set):
 
 def test_probabilities_of_labels():
     scores = np.log([[0.2, 0.2, 0.1], [0.01, 0.02, 0.3]])
-    result = probabilities(scores, [2, 4, 2], "sum")
+    result = compute_probabilities(scores, [2, 4, 2], "sum")
     np.testing.assert_allclose(result, [[0.4, 0.4, 0.2], [1 / 33, 2 / 33, 30 / 33]])
     # divided by the tokens, the longer of two equal labels is likelier
-    mean = probabilities(scores, [2, 4, 2], "mean")
+    mean = compute_probabilities(scores, [2, 4, 2], "mean")
     np.testing.assert_allclose(
         mean[0], np.array([0.2**0.5, 0.2**0.25, 0.1**0.5]) / (0.2**0.5 + 0.2**0.25 + 0.1**0.5)
     )
@@ -145,11 +149,11 @@ def test_figures_by_hand_with_several_right_labels():
 
 def test_clips_that_differ_by_rounding_rank_as_equals():
     chances = np.array([[0.3, 0.7], [0.3 + 1e-7, 0.7 - 1e-7], [0.3 - 1e-7, 0.7 + 1e-7], [0.31, 0.69], [1, 0]])
-    ranks = ranking(chances)[:, 0]
+    ranks = compute_ranking(chances)[:, 0]
     assert len(set(ranks[:3])) == 1
     assert ranks[2] < ranks[3] < ranks[4] < np.inf
     # what is sure keeps its order
-    sure = ranking(np.array([[1 - 1e-9], [1 - 2e-9], [1e-9], [2e-9]]))[:, 0]
+    sure = compute_ranking(np.array([[1 - 1e-9], [1 - 2e-9], [1e-9], [2e-9]]))[:, 0]
     assert list(sure.argsort()) == [2, 3, 1, 0]
 
 
@@ -193,7 +197,7 @@ def test_the_table_shows_intervals_rows_and_cut_answers():
     new = {**result, "interval": [0.25, 0.75], "labels": {"accuracy": 0.75, "interval": [0.5, 1.0]}}
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(answers_table({"old": result, "esc50:environmental_sound": new}))
+        console.print(build_answers_table({"old": result, "esc50:environmental_sound": new}))
     text = capture.get()
     assert "0.250–0.750" in text
     assert "0.500–1.000" in text

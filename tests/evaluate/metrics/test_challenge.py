@@ -3,12 +3,16 @@
 import pytest
 from rich.console import Console
 
-from uniaudio.evaluate.metrics.challenge import challenge_score, challenge_scores, challenge_table
+from uniaudio.evaluate.metrics.challenge import (
+    build_challenge_table,
+    collect_challenge_scores,
+    compute_challenge_score,
+)
 
 
 def test_accuracy_is_of_whole_strings():
     answers = ["Dog-bark!", "the  cat", "rain", "a rain"]
-    scored = challenge_score("accuracy", answers, ["dog bark", "The cat.", "Rain", "rain"])
+    scored = compute_challenge_score("accuracy", answers, ["dog bark", "The cat.", "Rain", "rain"])
     assert (scored.metric, scored.score) == ("Accuracy", 0.75)
     assert scored.interval[0] <= 0.75 <= scored.interval[1]
 
@@ -23,14 +27,14 @@ def test_accuracy_is_of_whole_strings():
     ],
 )
 def test_error_rates_are_turned_round(metric, answers, truth, name, score):
-    scored = challenge_score(metric, answers, truth)
+    scored = compute_challenge_score(metric, answers, truth)
     assert (scored.metric, scored.score) == (name, pytest.approx(score))
 
 
 def test_lists_of_tags_are_zeros_and_ones():
     # dog: named twice, once rightly, of 1 in 3: 1 * 1/2 + 0; rain: named once of twice: 1/2 * 1 + 1/2 * 2/3
     answers = ["Dog; rain", "dog", "wind"]
-    scored = challenge_score("map", answers, ["dog;RAIN", "rain", "wind"])
+    scored = compute_challenge_score("map", answers, ["dog;RAIN", "rain", "wind"])
     assert scored.metric == "mAP"
     assert scored.score == pytest.approx((1 / 2 + (1 / 2 + 1 / 3) + 1) / 3)
 
@@ -40,7 +44,7 @@ def results(metric, *pairs):
 
 
 def test_overall_is_the_plain_mean_of_what_is_scored():
-    result = challenge_scores(
+    result = collect_challenge_scores(
         {
             "esc50:sound": results("accuracy", ("dog", "Dog"), ("cat", "dog")),
             "libri:asr": results("wer", ("a b c d", "a b c x")),
@@ -55,7 +59,7 @@ def test_overall_is_the_plain_mean_of_what_is_scored():
     }
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(challenge_table(result))
+        console.print(build_challenge_table(result))
     assert "0.625" in capture.get()
-    nothing = challenge_scores({"clotho:captioning": results("meteor", ("a dog", "a dog barks"))})
+    nothing = collect_challenge_scores({"clotho:captioning": results("meteor", ("a dog", "a dog barks"))})
     assert nothing["overall"] is None

@@ -16,7 +16,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
-from uniaudio.evaluate.metrics.normalize import challenge_text, normalize_text
+from uniaudio.evaluate.metrics.normalize import normalize_challenge_text, normalize_text
 from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions, score_answers
 from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
 from uniaudio.evaluate.metrics.text_units import separate_units
@@ -181,7 +181,7 @@ def test_normalising():
 
 
 def test_text_of_the_challenge():
-    assert challenge_text(' Ｗｅｌｌ-known:  "Fan" (ﬁne)… ') == "well known fan fine"
+    assert normalize_challenge_text(' Ｗｅｌｌ-known:  "Fan" (ﬁne)… ') == "well known fan fine"
 
 
 @pytest.mark.parametrize("how", ["lowercase", "words", "whisper"])

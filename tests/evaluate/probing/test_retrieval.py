@@ -13,7 +13,7 @@ from uniaudio.evaluate.probing.retrieval import (
     LinearPairing,
     RetrievalTask,
     XaresPairing,
-    pair_loss,
+    compute_pair_loss,
     score_ranking,
     score_retrieval,
 )
@@ -93,7 +93,9 @@ def test_the_contrastive_loss_equals_a_loop():
     for matrix in (similarity, similarity.T):
         for row in range(4):
             total -= matrix[row, row] - math.log(sum(math.exp(value) for value in matrix[row]))
-    loss = pair_loss(torch.from_numpy(audio), torch.from_numpy(text), torch.tensor(0.3, dtype=torch.float64))
+    loss = compute_pair_loss(
+        torch.from_numpy(audio), torch.from_numpy(text), torch.tensor(0.3, dtype=torch.float64)
+    )
     assert loss.item() == pytest.approx(total / 8)
 
 
@@ -108,7 +110,7 @@ def test_texts_of_xares_are_means_of_tokens_that_went_through_the_mlp():
         torch.testing.assert_close(row, expected)
     audio, text = probe.audio(torch.ones(2, 10)), embedded_texts
     small = sum(z.abs().mean() / z.pow(2).sum().sqrt() for z in (audio, text))
-    expected = pair_loss(audio, text, probe.scale) + small
+    expected = compute_pair_loss(audio, text, probe.scale) + small
     torch.testing.assert_close(probe.loss(torch.ones(2, 10), torch.tensor([3, 1])), expected)
 
 

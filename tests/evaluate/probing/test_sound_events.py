@@ -9,11 +9,11 @@ from sklearn.metrics import f1_score
 from uniaudio.evaluate.probing.sound_events import (
     build_frame_targets,
     compute_f1,
+    compute_onset_f1,
     events_to_segments,
     find_onsets,
     frames_to_segments,
     match_onsets,
-    onset_f1,
     pool_whole_segments,
 )
 from uniaudio.evaluate.probing.task_answers import Event
@@ -91,6 +91,6 @@ def test_matching_is_the_largest_there_is(truth, guess, collar):
 def test_onset_f1_with_a_collar():
     truth = [[Event(0.10, 1, "dog"), Event(0.50, 1, "dog")], [Event(0.0, 1, "cat")]]
     guess = [[[0.14, 0.80], []], [[], [0.30]]]
-    assert onset_f1(truth, guess, CLASSES, 0.05, "micro") == pytest.approx(2 * 1 / (3 + 3))
-    assert onset_f1(truth, guess, CLASSES, 0.05, "macro") == pytest.approx((2 * 1 / 4 + 0) / 2)
-    assert onset_f1(truth, guess, CLASSES, 0.30, "micro") == pytest.approx(1.0)
+    assert compute_onset_f1(truth, guess, CLASSES, 0.05, "micro") == pytest.approx(2 * 1 / (3 + 3))
+    assert compute_onset_f1(truth, guess, CLASSES, 0.05, "macro") == pytest.approx((2 * 1 / 4 + 0) / 2)
+    assert compute_onset_f1(truth, guess, CLASSES, 0.30, "micro") == pytest.approx(1.0)

@@ -28,7 +28,7 @@ from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
 from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.tensor_cache import model_digest
+from uniaudio.tensor_cache import hash_model
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, mo
 
     def embed(model, **task):
         rows = the_task(tones, **task)
-        return embed_task(model, model_digest(model), rows, hash_contents(rows.rows()), "masked")[1][0]
+        return embed_task(model, hash_model(model), rows, hash_contents(rows.rows()), "masked")[1][0]
 
     first = embed(model)
     again = embed(encoder())
@@ -245,14 +245,14 @@ def test_a_damaged_cache_file_is_made_again(tones):
 
 
 def test_the_digest_of_a_model_knows_weights_and_settings_and_no_path(tones):
-    assert model_digest(encoder()) == model_digest(encoder())
-    assert model_digest(encoder()) != model_digest(encoder(seed=1))
+    assert hash_model(encoder()) == hash_model(encoder())
+    assert hash_model(encoder()) != hash_model(encoder(seed=1))
     other = encoder()
     other.pad_to = 123.0
-    assert model_digest(other) != model_digest(encoder())
+    assert hash_model(other) != hash_model(encoder())
     shutil.copytree(tones / "whisper", tones / "copy")
     here, copy = (load_encoder(str(tones / name)) for name in ("whisper", "copy"))
-    assert model_digest(here) == model_digest(copy)
+    assert hash_model(here) == hash_model(copy)
 
 
 def test_a_suite_inherits_and_drops_tasks(tones):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores, weighted_average
+from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores, average_with_weights
 
 STANDINGS = {
     "digits": TaskWeight(300, "speech"),
@@ -47,14 +47,16 @@ def test_a_probe_is_averaged_over_the_tasks_that_have_it():
 
 def test_scores_outside_of_zero_to_one_are_refused():
     with pytest.raises(ValueError, match="must lie in"):
-        weighted_average([-0.1], [1])
+        average_with_weights([-0.1], [1])
     with pytest.raises(ValueError, match="no scores"):
-        weighted_average([], [])
+        average_with_weights([], [])
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1e4)), min_size=1, max_size=20))
 def test_the_average_is_bounded_by_the_scores_and_ignores_the_scale_of_weights(pairs):
     scores, weights = zip(*pairs, strict=True)
-    average = weighted_average(scores, weights)
+    average = average_with_weights(scores, weights)
     assert min(scores) - 1e-9 <= average <= max(scores) + 1e-9
-    assert average == pytest.approx(weighted_average(scores, [7 * weight for weight in weights]), abs=1e-9)
+    assert average == pytest.approx(
+        average_with_weights(scores, [7 * weight for weight in weights]), abs=1e-9
+    )

@@ -10,7 +10,12 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from uniaudio.evaluate.probing.probes import Fold
-from uniaudio.evaluate.probing.xares import XaresFold, linear_score, score_xares_folds, xares_knn
+from uniaudio.evaluate.probing.xares import (
+    XaresFold,
+    predict_xares_knn,
+    score_linear_probe,
+    score_xares_folds,
+)
 
 
 def data(count, classes=4, width=12, seed=0, spread=0.4):
@@ -70,7 +75,9 @@ def reference(folds, seed, epochs, batch, several=False):
 def test_the_linear_probe_equals_plain_torch(several):
     folds = [fold(several), fold(several, seed=1)]
     expected = [reference(folds, seed, 20, 8, several) for seed in (42, 43)]
-    assert [linear_score(folds, 4, seed, 20, 8) for seed in (42, 43)] == pytest.approx(expected, abs=1e-6)
+    assert [score_linear_probe(folds, 4, seed, 20, 8) for seed in (42, 43)] == pytest.approx(
+        expected, abs=1e-6
+    )
     scores = score_xares_folds(folds, 4, 2, 20, 8, ("linear",))
     assert scores["linear"]["mean"] == pytest.approx(np.mean(expected))
     assert scores["linear"]["std"] == pytest.approx(np.std(expected))
@@ -89,7 +96,7 @@ def test_knn_divides_training_features_and_test_vectors():
         weights = np.exp(similarity[nearest] / 0.07)
         votes = [sum(w for w, i in zip(weights, nearest, strict=True) if y[i] == label) for label in range(4)]
         guesses.append(int(np.argmax(votes)))
-    assert xares_knn(x, y, test, 4).tolist() == guesses
+    assert predict_xares_knn(x, y, test, 4).tolist() == guesses
     chosen = XaresFold(Fold(x, y, test, truth), test, truth)
     right = np.mean([guess == label for guess, label in zip(guesses, truth.tolist(), strict=True)])
     assert score_xares_folds([chosen], 4, 1, 1, 32, ("knn",))["knn"]["mean"] == pytest.approx(right)

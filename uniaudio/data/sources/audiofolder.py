@@ -11,7 +11,7 @@ from uniaudio.data.sources.audio_suffixes import CLIPS
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
 from uniaudio.data.sources.folder_walk import describe_suffix, walk_files
 from uniaudio.data.sources.in_memory import ListedSource
-from uniaudio.data.sources.paths import folder_of_split
+from uniaudio.data.sources.paths import find_split_folder
 from uniaudio.errors import RowError
 
 
@@ -24,7 +24,7 @@ class AudioFolderSource(ListedSource):
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        folder = folder_of_split(card, split, self.left_out)
+        folder = find_split_folder(card, split, self.left_out)
         clips, metadata = set[str](), list[Path]()
         for file in walk_files(folder, self.left_out):
             if file.name in METADATA:

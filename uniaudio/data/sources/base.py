@@ -25,7 +25,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.segment import read_span
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, printable
+from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, escape_text
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
@@ -383,7 +383,7 @@ def open_source(card: DatasetCard, split: str) -> Source:
     )
     collects = gc.isenabled()
     gc.disable()  # millions of small objects are made and none is garbage: looking for it would double the time
-    where = f"{card.path}: load.{card.load.kind}: {printable(card.load.location)} cannot be opened"
+    where = f"{card.path}: load.{card.load.kind}: {escape_text(card.load.location)} cannot be opened"
     try:
         with convert_to_user_error(where):
             source = kind(card, split)

@@ -12,7 +12,7 @@ from uniaudio.data.field_values import ClassIndex
 Naming = Callable[[Any], Any]
 
 
-def features_of_schema(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+def read_schema_features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Return the features that `datasets` wrote into the metadata of a Parquet file; none for other files."""
     try:
         content = orjson.loads((metadata or {}).get(b"huggingface", b"{}"))
@@ -22,13 +22,13 @@ def features_of_schema(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]
         return {}
 
 
-def naming_of_columns(features: Mapping[str, Any]) -> dict[str, Naming]:
+def make_column_namings(features: Mapping[str, Any]) -> dict[str, Naming]:
     """Return a function for each column with classes somewhere in it, from its stored value to one with names."""
-    by_column = {name: naming_of(feature) for name, feature in features.items()}
+    by_column = {name: make_naming(feature) for name, feature in features.items()}
     return {name: naming for name, naming in by_column.items() if naming is not None}
 
 
-def naming_of(feature: Any) -> Naming | None:
+def make_naming(feature: Any) -> Naming | None:
     """Return what puts names to the classes in a feature, or None where there are none.
 
     Args:
@@ -41,15 +41,15 @@ def naming_of(feature: Any) -> Naming | None:
         return None
     if feature.get("_type") == "ClassLabel":
         names = feature.get("names")
-        return naming_of_class([str(name) for name in names]) if isinstance(names, list) else None
+        return make_class_naming([str(name) for name in names]) if isinstance(names, list) else None
     if "feature" in feature:
-        inner = naming_of(feature["feature"])
+        inner = make_naming(feature["feature"])
         return None if inner is None else lambda value: name_items(value, inner)
-    inside = naming_of_columns({name: part for name, part in feature.items() if not name.startswith("_")})
+    inside = make_column_namings({name: part for name, part in feature.items() if not name.startswith("_")})
     return (lambda value: name_class_columns(value, inside)) if inside else None
 
 
-def naming_of_class(names: list[str]) -> Naming:
+def make_class_naming(names: list[str]) -> Naming:
     def name_class(value: Any) -> Any:
         if not isinstance(value, int) or isinstance(value, bool):
             return value

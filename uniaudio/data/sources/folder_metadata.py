@@ -47,22 +47,26 @@ def read_metadata(
     Raises:
         UserError: when a file cannot be read or has no column with paths.
     """
-    spelled = {simple_spelling(clip): clip for clip in clips}
+    spelled = {simplify_path(clip): clip for clip in clips}
     rows: list[MetadataRow] = []
     errors: list[RowError] = []
     described: set[str] = set()
-    for file in sorted(first_of_folders(metadata, left_out), key=lambda file: (-len(file.parts), file)):
+    for file in sorted(
+        choose_first_of_folders(metadata, left_out), key=lambda file: (-len(file.parts), file)
+    ):
         nearest: list[MetadataRow] = []
         lines = read_rows(file)
         refuse_without_paths(card, lines, file)
         for number, row in enumerate(lines, 1):
             if isinstance(row, RowError):
-                errors.append(located_error(row.reason, f"{file}: {row.detail}", f"{file.name} {row.key}"))
+                errors.append(
+                    make_located_error(row.reason, f"{file}: {row.detail}", f"{file.name} {row.key}")
+                )
                 continue
-            paths = {audio: row.get(column) for audio, column in path_columns(card, row).items()}
+            paths = {audio: row.get(column) for audio, column in find_path_columns(card, row).items()}
             if not paths or not all(isinstance(path, str) and path for path in paths.values()):
                 detail = f"{file}: row {number} names no file"
-                errors.append(located_error("missing column", detail, f"{file.name} row {number}"))
+                errors.append(make_located_error("missing column", detail, f"{file.name} row {number}"))
                 continue
             named = {audio: locate(str(path), file, folder, spelled) for audio, path in paths.items()}
             if folder != file.parent and folder.is_relative_to(file.parent) and is_outside(named.values()):
@@ -76,13 +80,13 @@ def read_metadata(
     return rows, errors
 
 
-def located_error(reason: str, detail: str, key: str) -> RowError:
+def make_located_error(reason: str, detail: str, key: str) -> RowError:
     error = RowError(reason, detail)
     error.key = key
     return error
 
 
-def first_of_folders(metadata: Iterable[Path], left_out: Counter[str]) -> list[Path]:
+def choose_first_of_folders(metadata: Iterable[Path], left_out: Counter[str]) -> list[Path]:
     """Return one metadata file of each folder."""
     chosen: dict[Path, Path] = {}
     for file in sorted(metadata, key=lambda file: METADATA.index(file.name)):
@@ -105,7 +109,7 @@ def read_rows(file: Path) -> list[dict[str, Any] | RowError]:
     ]
 
 
-def path_columns(card: DatasetCard, row: Mapping[str, Any]) -> dict[str, str]:
+def find_path_columns(card: DatasetCard, row: Mapping[str, Any]) -> dict[str, str]:
     """Return which column of a metadata row holds the path of each audio column of the card; empty for none."""
     several = {audio: f"{audio}{ONE_OF_SEVERAL}" for audio in card.audio}
     if set(several.values()) <= set(row):
@@ -120,7 +124,7 @@ def refuse_without_paths(card: DatasetCard, rows: Iterable[dict[str, Any] | RowE
         UserError: saying what the card would have to name.
     """
     read = [row for row in rows if not isinstance(row, RowError)]
-    if not read or any(path_columns(card, row) for row in read):
+    if not read or any(find_path_columns(card, row) for row in read):
         return
     known = [name.removesuffix(ONE_OF_SEVERAL) for name in read[0] if name.endswith(ONE_OF_SEVERAL)]
     if known:
@@ -139,12 +143,12 @@ def locate(path: str, file: Path, folder: Path, spelled: Mapping[str, str]) -> s
     """
     for written in (path, path.replace("\\", "/")):
         relative = os.path.relpath(os.path.join(file.parent, written), folder)
-        if simple_spelling(relative) in spelled:
-            return spelled[simple_spelling(relative)]
+        if simplify_path(relative) in spelled:
+            return spelled[simplify_path(relative)]
     return relative
 
 
-def simple_spelling(path: str) -> str:
+def simplify_path(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 

@@ -47,7 +47,7 @@ class FileVersion:
     etag: str | None = None
     modified: str | None = None
 
-    def differs(self, other: FileVersion) -> bool:
+    def is_other_than(self, other: FileVersion) -> bool:
         """Return whether two answers speak of different files; what one of them does not say is not compared."""
         if self.etag and other.etag and self.etag.removeprefix("W/") != other.etag.removeprefix("W/"):
             return True
@@ -85,7 +85,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 @contextlib.contextmanager
-def http_errors(url: str) -> Iterator[None]:
+def convert_http_errors(url: str) -> Iterator[None]:
     """Turn what the library raises into the two errors of sources.
 
     Raises:
@@ -116,13 +116,13 @@ def request_part(url: str, first: int, last: int | None, timeout: float) -> Part
     known = VERSIONS.get(url, FileVersion())
     if known.etag and not known.etag.startswith("W/"):
         headers["If-Range"] = known.etag
-    with http_errors(url):
+    with convert_http_errors(url):
         try:
             request = urllib.request.Request(quote(url, safe=URL_SIGNS), headers=headers)
             answer = urllib.request.urlopen(request, timeout=timeout)
         except urllib.error.HTTPError as problem:
             with problem:
-                return refused_part(url, first, known, problem)
+                return handle_refusal(url, first, known, problem)
         try:
             return check_answer(url, first, last, answer)
         except BaseException:
@@ -130,7 +130,7 @@ def request_part(url: str, first: int, last: int | None, timeout: float) -> Part
             raise
 
 
-def refused_part(url: str, first: int, known: FileVersion, problem: urllib.error.HTTPError) -> Part:
+def handle_refusal(url: str, first: int, known: FileVersion, problem: urllib.error.HTTPError) -> Part:
     """Return an empty part where nothing lies behind ``first``.
 
     Raises:
@@ -139,7 +139,7 @@ def refused_part(url: str, first: int, known: FileVersion, problem: urllib.error
     if problem.code == 416:
         named = UNSATISFIED.fullmatch(problem.headers.get("Content-Range", "").strip())
         total = int(named[1]) if named else known.total
-        if known.differs(FileVersion(total)):
+        if known.is_other_than(FileVersion(total)):
             raise BrokenShardError(f"{url}: the file changed while it was being read")
         if total is not None and first < total:
             raise BrokenShardError(f"{url}: the server does not send byte {first} of {total}")
@@ -185,7 +185,7 @@ def check_answer(url: str, first: int, last: int | None, answer: Any) -> Part:
         raise BrokenShardError(f"{url}: the server answers {answer.status} instead of a part of the file")
     version = FileVersion(total, headers.get("ETag"), headers.get("Last-Modified"))
     known = VERSIONS.setdefault(url, version)
-    if known.differs(version):
+    if known.is_other_than(version):
         raise BrokenShardError(f"{url}: the file changed while it was being read")
     return Part(answer, first, length, total)
 
@@ -215,7 +215,7 @@ class HttpStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        with http_errors(self.url):
+        with convert_http_errors(self.url):
             count = int(self.answer.readinto(buffer))
         if self.left is not None:
             self.left -= count
@@ -262,7 +262,7 @@ class HttpFile(io.RawIOBase):
         if wanted <= 0:
             return 0
         part = request_part(self.url, self.place, self.place + wanted - 1, self.timeout)
-        with part.answer, http_errors(self.url):
+        with part.answer, convert_http_errors(self.url):
             if part.first != self.place or part.length != wanted:
                 raise BrokenShardError(f"{self.url}: the server does not send the part that was asked for")
             data = part.answer.read(wanted)

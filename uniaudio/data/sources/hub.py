@@ -19,8 +19,8 @@ from uniaudio.data.sources.base import (
     make_row,
     read_row_or_error,
 )
-from uniaudio.data.sources.class_names import name_class_columns, naming_of_columns
-from uniaudio.data.sources.parquet import rows_of_table
+from uniaudio.data.sources.class_names import make_column_namings, name_class_columns
+from uniaudio.data.sources.parquet import convert_table
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
 from uniaudio.errors import RowError, UserError, convert_to_user_error
@@ -41,12 +41,14 @@ class HubSource(ShardedSource):
         self.card, self.split = card, split
         load, stored = card.load, card.split(split)
         wait_for_hub(load.timeout)
-        with convert_to_user_error(f"{card.path}: load.hub: {load.location} cannot be opened", advice(load)):
+        with convert_to_user_error(
+            f"{card.path}: load.hub: {load.location} cannot be opened", give_advice(load)
+        ):
             stream = datasets.load_dataset(
                 load.location, load.config, split=stored.name, revision=load.revision, streaming=True
             )
         features = dict(stream.features.to_dict()) if stream.features else {}
-        self.namings = naming_of_columns(features)
+        self.namings = make_column_namings(features)
         for name in set(card.audio) - set(card.audio_texts) if features else ():
             if name not in features:
                 raise UserError(f"{card.path}: {explain_missing_audio(load.location, name, features)}")
@@ -91,7 +93,7 @@ class HubSource(ShardedSource):
             UnicodeDecodeError
         ):  # `datasets` reads all values of many rows at once, and one of them is no text
             for table in part.skip(skipped).with_format("arrow").iter(AT_ONCE):
-                yield from rows_of_table(table, {})
+                yield from convert_table(table, {})
 
     def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
         stored = set(self.card.audio) - set(self.card.audio_texts)
@@ -116,7 +118,7 @@ class HubSource(ShardedSource):
             raise RowError("missing file", str(problem)) from problem
 
 
-def advice(load: Load) -> str:
+def give_advice(load: Load) -> str:
     """Return what to do where `datasets` does not open a dataset."""
     if load.revision is None:
         return (

@@ -32,8 +32,8 @@ class ListedSource(IndexedSource):
     ) -> None:
         self.card = card
         self.folder = folder
-        kept = list(kept_rows(card, split, rows))
-        names = unique(key for key, _ in kept)
+        kept = list(iterate_kept_rows(card, split, rows))
+        names = make_unique(key for key, _ in kept)
         self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
         self.size = len(self.listed)
         check_audio_columns(card, [columns for _, columns in kept])
@@ -79,7 +79,7 @@ def encode_value(value: Any) -> bytes:
         return b"nested too deep"
 
 
-def kept_rows(
+def iterate_kept_rows(
     card: DatasetCard, split: str, rows: Iterable[tuple[str, Mapping[str, Any] | RowError]]
 ) -> Iterator[tuple[str, Mapping[str, Any] | RowError]]:
     """Yield the rows that belong to a split, and as an error those of which it cannot be told.
@@ -126,7 +126,7 @@ def check_audio_columns(card: DatasetCard, rows: Sequence[Mapping[str, Any] | Ro
             raise UserError(f"{card.path}: {explain_missing_audio('every row', name, readable[0])}")
 
 
-def unique(keys: Iterable[str]) -> list[str]:
+def make_unique(keys: Iterable[str]) -> list[str]:
     """Return the keys, with ``#2``, ``#3`` ... behind those that came before, whatever the keys themselves end with."""
     times: dict[str, int] = {}
     distinct = []

@@ -12,7 +12,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.manifest import read_lines
-from uniaudio.data.sources.paths import folder_of_split
+from uniaudio.data.sources.paths import find_split_folder
 from uniaudio.errors import RowError
 
 START, END = "segment_start", "segment_end"
@@ -29,7 +29,7 @@ class KaldiSource(ListedSource):
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        folder = folder_of_split(card, split, self.left_out)
+        folder = find_split_folder(card, split, self.left_out)
         (audio,) = card.audio if len(card.audio) == 1 else ("audio",)
         rows = list(read_utterances(folder))
         usable: dict[str, Columns] = {}
@@ -67,15 +67,15 @@ def read_pairs(path: Path, least: int = 2) -> Iterator[tuple[int, str, str | Row
     for number, line in read_lines(path):
         key, *rest = line.split(maxsplit=1)
         if len(line.split(maxsplit=least - 1)) < least:
-            yield number, key, broken_line(path, number, f"needs at least {least} words, has {line!r}")
+            yield number, key, make_line_error(path, number, f"needs at least {least} words, has {line!r}")
         elif key in seen:
-            yield number, key, broken_line(path, number, f"'{key}' is already in an earlier line")
+            yield number, key, make_line_error(path, number, f"'{key}' is already in an earlier line")
         else:
             yield number, key, rest[0] if rest else ""
         seen.add(key)
 
 
-def broken_line(path: Path, number: int, problem: str) -> RowError:
+def make_line_error(path: Path, number: int, problem: str) -> RowError:
     return RowError("broken metadata", f"{path}: line {number}: {problem}")
 
 
@@ -84,7 +84,7 @@ def read_recordings(path: Path) -> Iterator[tuple[str, str | RowError]]:
     for number, key, place in read_pairs(path):
         if isinstance(place, str) and place.endswith("|"):
             fix = "write the audio to a file, commands from data are not run"
-            yield key, broken_line(path, number, f"{key} is a command; {fix}")
+            yield key, make_line_error(path, number, f"{key} is a command; {fix}")
         else:
             yield key, place
 
@@ -105,12 +105,12 @@ def read_utterances(folder: Path) -> Iterator[tuple[str, Columns | RowError]]:
         recordings.setdefault(key, place)
     for number, key, rest in read_pairs(segments, least=4) if segments.is_file() else ():
         try:
-            yield key, rest if isinstance(rest, RowError) else columns_of_segment(rest.split(), recordings)
+            yield key, rest if isinstance(rest, RowError) else parse_segment(rest.split(), recordings)
         except ValueError as problem:
-            yield key, broken_line(segments, number, str(problem))
+            yield key, make_line_error(segments, number, str(problem))
 
 
-def columns_of_segment(words: list[str], recordings: dict[str, str | RowError]) -> Columns | RowError:
+def parse_segment(words: list[str], recordings: dict[str, str | RowError]) -> Columns | RowError:
     """Return the columns of a line of ``segments``, or why its recording cannot be used.
 
     Raises:

@@ -14,7 +14,7 @@ from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.paths import SPLIT, refuse_other_splits
-from uniaudio.data.sources.split_names import find_named_splits, has_words, other_words
+from uniaudio.data.sources.split_names import find_named_splits, has_words, list_other_words
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
@@ -70,7 +70,7 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
         UserError: naming the file, when it or its header cannot be read.
     """
     lines = list(io.StringIO(read_text_of_rows(path), newline=""))  # the ends of lines inside of quotes stay
-    form = format_of_table(path, lines[0] if lines else "")
+    form = choose_table_format(path, lines[0] if lines else "")
     with convert_to_user_error(f"{path}: cannot be read"):
         reader = csv.reader(lines, **form)
         header = next(reader, [])
@@ -98,7 +98,7 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     return rows
 
 
-def format_of_table(path: Path, header: str) -> dict[str, Any]:
+def choose_table_format(path: Path, header: str) -> dict[str, Any]:
     """Return how a table is cut: by its suffix; where its first line holds no comma, by what stands there instead."""
     if path.suffix.lower() in FORMATS and path.suffix.lower() != ".csv":
         return FORMATS[path.suffix.lower()]
@@ -108,7 +108,7 @@ def format_of_table(path: Path, header: str) -> dict[str, Any]:
     return {**FORMATS[".csv"], "delimiter": delimiter}
 
 
-def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> Path:
+def find_manifest(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> Path:
     """Return the manifest itself, or the one in a folder: that of the stored split, else ``manifest``.
 
     Raises:
@@ -117,7 +117,7 @@ def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> P
     name = card.split(split).name
     path = Path(card.load.location.replace(SPLIT, name))
     if path.is_dir():
-        return manifest_in(card, split, path, suffixes)
+        return find_manifest_in(card, split, path, suffixes)
     if not path.is_file():
         raise UserError(f"{card.path}: load.{card.load.kind}: there is no manifest {path}")
     if path.stem != name and SPLIT not in card.load.location:
@@ -125,7 +125,7 @@ def manifest_file(card: DatasetCard, split: str, suffixes: tuple[str, ...]) -> P
     return path
 
 
-def manifest_in(card: DatasetCard, split: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
+def find_manifest_in(card: DatasetCard, split: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
     """Return the manifest of a split in a folder: by the split's name, another word for it, or its name as a word.
 
     Raises:
@@ -133,7 +133,7 @@ def manifest_in(card: DatasetCard, split: str, folder: Path, suffixes: tuple[str
     """
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file())
     name = card.split(split).name
-    for word in (name, *other_words(name)):
+    for word in (name, *list_other_words(name)):
         exact = [file for file in files if file.stem == word]
         if exact:
             return min(exact, key=lambda file: suffixes.index(file.suffix.lower()))
@@ -161,7 +161,7 @@ class JsonlSource(ListedSource):
     """A manifest file, or a folder with ``manifest.jsonl`` (``<name>.jsonl`` for a stored split of that name)."""
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        path = manifest_file(card, split, (".jsonl",))
+        path = find_manifest(card, split, (".jsonl",))
         super().__init__(card, split, name_rows(read_jsonl(path), card), path.parent)
 
 
@@ -169,18 +169,18 @@ class CsvSource(ListedSource):
     """A table, or a folder with ``manifest.csv`` (or ``.tsv``; ``<name>.csv`` for a stored split of that name)."""
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        path = manifest_file(card, split, (".csv", ".tsv"))
+        path = find_manifest(card, split, (".csv", ".tsv"))
         rows = read_table(path)
         for row in rows:
             if not isinstance(row, RowError):
-                row.update(stated_length(row))
+                row.update(find_length_column(row))
         super().__init__(card, split, name_rows(rows, card), path.parent)
 
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: None if value in EMPTY_CELLS else value for name, value in columns.items()}
 
 
-def stated_length(row: Mapping[str, str]) -> dict[str, float]:
+def find_length_column(row: Mapping[str, str]) -> dict[str, float]:
     """Return the one column of a table that is a number to us, so that it spares a look at the audio's header."""
     try:
         return {"duration": float(row["duration"])}

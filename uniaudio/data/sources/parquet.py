@@ -25,11 +25,11 @@ from uniaudio.data.sources.base import (
 )
 from uniaudio.data.sources.class_names import (
     Naming,
-    features_of_schema,
+    make_column_namings,
     name_class_columns,
-    naming_of_columns,
+    read_schema_features,
 )
-from uniaudio.data.sources.paths import files_of_split, is_remote, read_size, shorten_names
+from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
@@ -54,7 +54,7 @@ class Shard:
 
 
 class ParquetSource(ShardedSource):
-    """One file, a folder, a glob, ``{000..012}`` or URLs; see ``files_of_split`` for which of them are the split.
+    """One file, a folder, a glob, ``{000..012}`` or URLs; see ``list_split_files`` for which of them are the split.
 
     A shard is a row group of a local file, or a whole remote one: its footer is only read when its turn comes. The
     columns without audio are read first, so row groups of which nothing is kept cost little.
@@ -62,11 +62,11 @@ class ParquetSource(ShardedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        places = files_of_split(card, split, ".parquet", self.left_out)
+        places = list_split_files(card, split, ".parquet", self.left_out)
         self.table: list[Shard] = []
         rows = 0
         for place, name in zip(places, shorten_names(places), strict=True):
-            shards, count = ([Shard(place, name)], 0) if is_remote(place) else local_shards(place, name)
+            shards, count = ([Shard(place, name)], 0) if is_remote(place) else list_local_shards(place, name)
             self.table += shards
             rows += count
         broken = [shard for shard in self.table if shard.damage]
@@ -123,25 +123,25 @@ class ParquetSource(ShardedSource):
                 count = file.metadata.row_group(group).num_rows
                 first = max(0, skipped - before)
                 if first < count:
-                    rows = self.rows_of_group(what, file, group, what.start + before, range(first, count))
+                    rows = self.iterate_group(what, file, group, what.start + before, range(first, count))
                     for number, row in enumerate(rows, before + first + 1):
                         yield row, Place(number)
                 before += count
 
-    def rows_of_group(
+    def iterate_group(
         self, what: Shard, file: pq.ParquetFile, group: int, start: int, wanted: range
     ) -> Iterator[Row | RowError | None]:
         """Yield the wanted rows of a row group, whose first row is row ``start`` of the file."""
         schema = file.schema_arrow
         self.check_columns(what, schema.names)
         light, heavy = self.used_columns(schema)
-        namings = naming_of_columns(features_of_schema(schema.metadata))
+        namings = make_column_namings(read_schema_features(schema.metadata))
         columns = (
-            rows_of_table(file.read_row_group(group, columns=light), namings)
+            convert_table(file.read_row_group(group, columns=light), namings)
             if light
             else [{} for _ in range(wanted.stop)]
         )
-        kept = [i in wanted and self.keeps(row) for i, row in enumerate(columns)]
+        kept = [i in wanted and self.is_kept(row) for i, row in enumerate(columns)]
         clips = self.clips(file, group, heavy if any(kept) else [])
         for i in wanted:
             key = f"{what.name}/{start + i}"
@@ -179,7 +179,7 @@ class ParquetSource(ShardedSource):
                 light.append(field.name)
         return light, heavy
 
-    def keeps(self, columns: Mapping[str, Any]) -> bool:
+    def is_kept(self, columns: Mapping[str, Any]) -> bool:
         """Return whether a row belongs to the split, or it cannot be told: ``row_of`` then says so."""
         try:
             return is_row_in_split(self.card, columns, self.split)
@@ -222,7 +222,7 @@ class ParquetSource(ShardedSource):
                 return None
             stored = dict(columns)
             if clips is not None:
-                stored |= {name: plain(clips.column(name), 0) for name in clips.schema.names}
+                stored |= {name: convert_audio_value(clips.column(name), 0) for name in clips.schema.names}
             return make_row(self.card, key, columns, stored, folder)
 
         return read_row_or_error(make, key)
@@ -235,17 +235,17 @@ def is_time(field: pyarrow.Field) -> bool:
     )
 
 
-def plain(column: pyarrow.Array, i: int) -> Any:
+def convert_audio_value(column: pyarrow.Array, i: int) -> Any:
     """Return a value of an audio column; bytes stay where Arrow has them, for copies cost more than reading."""
     if pyarrow.types.is_struct(column.type):
-        return {field.name: plain(column.field(field.name), i) for field in column.type}
+        return {field.name: convert_audio_value(column.field(field.name), i) for field in column.type}
     value = column[i]
     if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
         return memoryview(value.as_buffer()) if value.is_valid else None
     return value.as_py()
 
 
-def local_shards(place: str, name: str) -> tuple[list[Shard], int]:
+def list_local_shards(place: str, name: str) -> tuple[list[Shard], int]:
     """Return the row groups of a local file and its number of rows; a damaged file is one shard that says so."""
     try:
         metadata = pq.read_metadata(place)
@@ -259,7 +259,7 @@ def local_shards(place: str, name: str) -> tuple[list[Shard], int]:
     return shards or [Shard(place, name, range(0))], start
 
 
-def rows_of_table(table: pyarrow.Table, namings: Mapping[str, Naming]) -> list[dict[str, Any]]:
+def convert_table(table: pyarrow.Table, namings: Mapping[str, Naming]) -> list[dict[str, Any]]:
     """Return the rows of a table, classes by their names; a value that cannot be read is its error."""
     try:
         rows = table.to_pylist()
@@ -288,4 +288,4 @@ def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
     """
     with convert_to_user_error(f"{path}: cannot be read"):
         table = pq.read_table(path)
-        return rows_of_table(table, naming_of_columns(features_of_schema(table.schema.metadata)))
+        return convert_table(table, make_column_namings(read_schema_features(table.schema.metadata)))

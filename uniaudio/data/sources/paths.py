@@ -14,11 +14,11 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.folder_walk import HIDDEN, walk_files
 from uniaudio.data.sources.split_names import (
     SAME,
-    bears,
     choose_files,
     find_named_splits,
     has_words,
-    other_words,
+    is_named_after,
+    list_other_words,
 )
 from uniaudio.errors import UserError
 
@@ -100,7 +100,7 @@ def expand_places(
             files_found.append(place)
             continue
         matched = [place] if Path(place).exists() else sorted(glob(place, recursive=True))
-        files = [file for path in matched for file in files_at(path, suffix, left_out)]
+        files = [file for path in matched for file in list_files(path, suffix, left_out)]
         typed = [file for file in files if file.lower().endswith(suffix)]
         if typed and len(matched) > 1:  # a README beside the shards that a pattern finds
             left_out[f"no {suffix} file"] += len(files) - len(typed)
@@ -118,7 +118,7 @@ def expand_places(
     return list(dict.fromkeys(files_found))  # two patterns may find the same file; its rows come once
 
 
-def files_at(place: str, suffix: str, left_out: Counter[str]) -> list[str]:
+def list_files(place: str, suffix: str, left_out: Counter[str]) -> list[str]:
     """Return a file, or the files with a suffix in a folder, in order."""
     if not Path(place).is_dir():
         return [place]
@@ -151,7 +151,7 @@ def check_url(url: str, where: str) -> None:
         raise UserError(f"{where}: {url} cannot be read ({problem})") from problem
 
 
-def files_of_split(
+def list_split_files(
     card: DatasetCard, split: str, suffix: str, left_out: Counter[str] | None = None
 ) -> list[str]:
     """Return the files and URLs of a split, in a stable order.
@@ -173,7 +173,7 @@ def files_of_split(
     files_found = expand_places(places, suffix, where, left_out)
     if any(SPLIT in place for place in card.load.places):
         return files_found
-    paths = below_common(files_found)
+    paths = strip_common_folders(files_found)
     chosen = choose_files(paths, name, {stored.name for stored in card.splits.values()})
     if chosen is None:
         refuse_other_splits(card, split)
@@ -186,7 +186,7 @@ def files_of_split(
             left_out[
                 "file of another split" if any(map(find_named_splits, parts)) else "file that names no split"
             ] += 1
-        elif len(names) > 1 and not bears(parts, name):
+        elif len(names) > 1 and not is_named_after(parts, name):
             raise UserError(
                 f"{where}: {place} names several splits ({', '.join(sorted(names))}); write {SPLIT} in the place, or "
                 f"give each split a card that names its files"
@@ -230,7 +230,7 @@ def refuse_other_splits(card: DatasetCard, split: str) -> None:
         )
 
 
-def folder_of_split(card: DatasetCard, split: str, left_out: Counter[str] | None = None) -> Path:
+def find_split_folder(card: DatasetCard, split: str, left_out: Counter[str] | None = None) -> Path:
     """Return the card's folder, or its sub-folder that names the stored split.
 
     Args:
@@ -248,7 +248,7 @@ def folder_of_split(card: DatasetCard, split: str, left_out: Counter[str] | None
     beside = sorted(
         path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
     )
-    named = [name] if (folder / name).is_dir() else folders_of_split(beside, name)
+    named = [name] if (folder / name).is_dir() else choose_split_folders(beside, name)
     if len(named) > 1:
         raise UserError(
             f"{card.path}: splits.{split}: several folders of {folder} name the split '{name}' ({', '.join(named)}); "
@@ -267,11 +267,11 @@ def folder_of_split(card: DatasetCard, split: str, left_out: Counter[str] | None
     return folder
 
 
-def folders_of_split(names: Sequence[str], split: str) -> list[str]:
+def choose_split_folders(names: Sequence[str], split: str) -> list[str]:
     """Return the folders that name a split, where folders name splits at all: classes may be called train, too."""
     if split == ONLY_SPLIT and not any(find_named_splits(name) - {ONLY_SPLIT} for name in names):
         return []
-    for word in (split, *other_words(split)):
+    for word in (split, *list_other_words(split)):
         if exact := [name for name in names if name.lower() == word.lower()]:
             return exact
         if files_found := [name for name in names if has_words(name, word)]:
@@ -279,7 +279,7 @@ def folders_of_split(names: Sequence[str], split: str) -> list[str]:
     return []
 
 
-def below_common(places: Sequence[str]) -> list[list[str]]:
+def strip_common_folders(places: Sequence[str]) -> list[list[str]]:
     """Return the parts of each path below the folders that all have in common."""
     parts = [place.split("/") for place in places]
     common = 0
@@ -295,4 +295,4 @@ def shorten_names(places: Sequence[str]) -> list[str]:
     stems = [Path(place).stem for place in places]
     if len(set(stems)) == len(stems):
         return stems
-    return ["/".join((*path[:-1], Path(path[-1]).stem)) for path in below_common(places)]
+    return ["/".join((*path[:-1], Path(path[-1]).stem)) for path in strip_common_folders(places)]

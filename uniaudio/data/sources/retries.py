@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from uniaudio.data.sources.base import Place, Row, ShardedSource
 from uniaudio.data.sources.http import UnavailableError
-from uniaudio.errors import RowError, UserError, first_line, printable
+from uniaudio.errors import RowError, UserError, escape_text, read_first_line
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
 MAX_OUTAGE = 600.0  # seconds, where a run's `data.max_outage` does not say
@@ -83,7 +83,7 @@ def read_patiently(
                     yield row, behind
                 return
             except OSError as problem:
-                reason = printable(first_line(problem))
+                reason = escape_text(read_first_line(problem))
                 if paused >= max_outage:
                     raise UserError(
                         f"dataset {name}: {source.shards[shard]} cannot be read from row {place.row} on, tried "

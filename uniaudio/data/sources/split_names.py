@@ -27,7 +27,7 @@ def has_words(name: str, split: str) -> bool:
     )
 
 
-def other_words(split: str) -> tuple[str, ...]:
+def list_other_words(split: str) -> tuple[str, ...]:
     """Return the other usual words for a split."""
     group = next((group for group in SAME if split.lower() in group), ())
     return tuple(word for word in group if word != split.lower())
@@ -38,7 +38,7 @@ def find_named_splits(name: str) -> set[str]:
     return {group[0] for group in SAME if any(has_words(name, word) for word in group)}
 
 
-def bears(parts: Sequence[str], name: str) -> bool:
+def is_named_after(parts: Sequence[str], name: str) -> bool:
     """Return whether a file is named after a split: ``train.tar``, ``train-a.tar``, ``train_01.tar``,
     ``train/a.tar``.
     """
@@ -56,8 +56,8 @@ def choose_files(paths: Sequence[Sequence[str]], split: str, splits: Collection[
         paths: of the files, as parts below the folder that all have in common. splits: the stored splits of a card.
     """
     longer = [other for other in splits if other != split and has_words(other, split)]
-    for word in (split, *other_words(split)):
-        for names in (bears, has_word):
+    for word in (split, *list_other_words(split)):
+        for names in (is_named_after, has_word):
             chosen = [
                 names(parts, word) and not any(names(parts, other) for other in longer) for parts in paths
             ]

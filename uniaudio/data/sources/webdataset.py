@@ -25,7 +25,7 @@ from uniaudio.data.sources.base import (
     parse_seconds,
     read_row_or_error,
 )
-from uniaudio.data.sources.paths import files_of_split, read_size, shorten_names
+from uniaudio.data.sources.paths import list_split_files, read_size, shorten_names
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 
@@ -43,7 +43,7 @@ class Sample:
 
 
 class WebDatasetSource(ShardedSource):
-    """Samples of one or more tars, local or by URL; see ``files_of_split`` for which of them are the split.
+    """Samples of one or more tars, local or by URL; see ``list_split_files`` for which of them are the split.
 
     The members of a sample share the name up to the first dot. Columns: ``__key__``, the keys of ``.json``, ``text``
     for ``.txt``, and for any other text its content under the extension. One audio member is the clip, or as many as
@@ -52,7 +52,7 @@ class WebDatasetSource(ShardedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        self.shards = tuple(files_of_split(card, split, ".tar", self.left_out))
+        self.shards = tuple(list_split_files(card, split, ".tar", self.left_out))
         self.names = shorten_names(self.shards)
 
     def fingerprint(self, columns: Collection[str]) -> str:
@@ -125,10 +125,10 @@ class WebDatasetSource(ShardedSource):
                 clips.append(member)
             elif extension == "json":
                 try:
-                    columns.update(json_object(member))
+                    columns.update(parse_json_member(member))
                 except (ValueError, RecursionError) as problem:
                     return RowError("broken metadata", f"{name}: {member.name} ({problem})")
-            elif (text := text_of(member)) is not None:
+            elif (text := decode_member(member)) is not None:
                 columns["text" if extension == "txt" else extension] = text
         columns["__key__"] = sample.key
         keep = self.card.split(self.split).keep
@@ -159,7 +159,7 @@ def is_audio(name: str) -> bool:
     return Path(name).suffix.lower() in CLIPS
 
 
-def text_of(member: Member) -> str | None:
+def decode_member(member: Member) -> str | None:
     """Return a text member's content; None for anything else, such as a picture or an array."""
     try:
         return decode_text(member.content).strip() if isinstance(member.content, bytes) else None
@@ -167,7 +167,7 @@ def text_of(member: Member) -> str | None:
         return None
 
 
-def json_object(member: Member) -> dict[str, Any]:
+def parse_json_member(member: Member) -> dict[str, Any]:
     """Return the keys of a JSON member.
 
     Raises:

@@ -19,8 +19,8 @@ from uniaudio.evaluate.generation.predictions import (
     predict_entry,
     tokenize_labels,
 )
-from uniaudio.evaluate.metrics.classification import compute_label_metrics, probabilities
-from uniaudio.evaluate.metrics.intervals import interval
+from uniaudio.evaluate.metrics.classification import compute_label_metrics, compute_probabilities
+from uniaudio.evaluate.metrics.intervals import compute_interval
 from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions
 from uniaudio.model.audio_lm import AudioLM
 
@@ -57,7 +57,9 @@ def evaluate_entry(
             f"{entry.name}: {empty[0]} has nothing to compare: all right answers are empty after normalising; "
             f"set scoring.normalize of template {entry.template.task} to another than {scoring.normalize}"
         )
-    intervals = {name: interval(len(answered), measure.resample) for name, measure in measured.items()}
+    intervals = {
+        name: compute_interval(len(answered), measure.resample) for name, measure in measured.items()
+    }
     answer_records = [describe_answer(item, scoring) for item in answered]
     result = {
         "task": entry.template.task,
@@ -101,7 +103,7 @@ def score_closed_set(
     """
     tokens = tokenize_labels(names, format).lengths.tolist()
     scores = np.array([item.log_likelihoods for item in answered], np.float64)
-    chances = probabilities(scores, tokens, scoring.likelihood)
+    chances = compute_probabilities(scores, tokens, scoring.likelihood)
     truth = np.array([[name in item.references for name in names] for item in answered])
     for record, row in zip(answer_records, chances, strict=True):
         best = int(row.argmax())
@@ -109,7 +111,7 @@ def score_closed_set(
     return compute_label_metrics(names, chances, truth)
 
 
-def answers_table(results: dict[str, dict[str, Any]]) -> Table:
+def build_answers_table(results: dict[str, dict[str, Any]]) -> Table:
     """Lay out the figures of several evaluation sets; below a score stands its 95 % interval."""
     table = Table(title="answers", title_justify="left")
     table.add_column("set", overflow="fold")

@@ -89,7 +89,7 @@ class Answers:
     tokens: int = 0
 
 
-def question_chunks(
+def iterate_question_chunks(
     examples: EvalExamples,
     format: ChatFormat,
     settings: PredictionSettings,
@@ -198,7 +198,7 @@ def predict_entry(
     longest = max(names, key=lambda name: len(format.answer(name))) if names else None
     local = Answers()
     skipped = 0
-    for usable in question_chunks(examples, format, settings, model.slots_for, local.skips, longest):
+    for usable in iterate_question_chunks(examples, format, settings, model.slots_for, local.skips, longest):
         advance(len(local.skips) - skipped)
         skipped = len(local.skips)
         for indices in batch_questions(
@@ -256,7 +256,7 @@ def answer_loss(
     device = next(model.parameters()).device
     task = (examples.entry.template.task,)
     local = Answers()
-    for usable in question_chunks(examples, format, settings, model.slots_for, local.skips):
+    for usable in iterate_question_chunks(examples, format, settings, model.slots_for, local.skips):
         for indices in batch_questions(usable, settings.batch_seconds):
             batch = collate([usable[i].example for i in indices], format, model.slots_for, task).to(device)
             loss = model(batch)

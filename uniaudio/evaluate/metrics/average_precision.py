@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniaudio.evaluate.metrics.intervals import Array
-from uniaudio.evaluate.metrics.text_metrics import mean_over_present
+from uniaudio.evaluate.metrics.text_metrics import average_present
 
 
 def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False) -> float:
@@ -31,7 +31,7 @@ def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], ab
     return float(np.sum(each) / (truth.shape[1] if absent else present.sum()))
 
 
-def resampled_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
+def resample_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
     """Return the mean average precision over the classes that occur in every resample ``[R]``.
 
     ``AP = sum_i (recall_i - recall_(i-1)) * precision_i`` over the different scores from the highest on, as
@@ -42,7 +42,7 @@ def resampled_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) 
         counts: ``[R, N]``: how often each clip counts in each of R resamples.
     """
     each = [average_precision(scores[:, k], truth[:, k], counts) for k in range(scores.shape[1])]
-    return mean_over_present(np.stack(each, 1))
+    return average_present(np.stack(each, 1))
 
 
 def average_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:

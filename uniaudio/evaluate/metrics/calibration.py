@@ -48,7 +48,9 @@ def find_bins(confidence: Array, bins: int) -> NDArray[np.int64]:
     return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
-def reliability(confidence: Array, right: NDArray[np.bool_], bins: int = BINS) -> list[dict[str, Any]]:
+def compute_reliability(
+    confidence: Array, right: NDArray[np.bool_], bins: int = BINS
+) -> list[dict[str, Any]]:
     """Return the bins of a reliability diagram, as plain values."""
     place = find_bins(confidence, bins)
     rows = []

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from uniaudio.evaluate.metrics.intervals import Array, Summed, interval, mean_of
-from uniaudio.evaluate.metrics.normalize import challenge_text
+from uniaudio.evaluate.metrics.intervals import Array, Summed, compute_interval, make_mean
+from uniaudio.evaluate.metrics.normalize import normalize_challenge_text
 from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
 
 SEPARATOR = ";"
@@ -41,7 +41,9 @@ class ChallengeScore:
     interval: tuple[float, float]
 
 
-def challenge_score(metric: str, answers: Sequence[str], references: Sequence[str]) -> ChallengeScore | None:
+def compute_challenge_score(
+    metric: str, answers: Sequence[str], references: Sequence[str]
+) -> ChallengeScore | None:
     """Return the score of a set, or None where the suite has another metric than can be had here.
 
     Args:
@@ -49,19 +51,19 @@ def challenge_score(metric: str, answers: Sequence[str], references: Sequence[st
     """
     if metric not in NAMES:
         return None
-    measure = challenge_measure(metric, answers, references)
-    low, high = interval(measure.clips, measure.resample)
+    measure = make_challenge_measure(metric, answers, references)
+    low, high = compute_interval(measure.clips, measure.resample)
     return ChallengeScore(NAMES[metric], measure.score(), (low, high))
 
 
-def challenge_measure(metric: str, answers: Sequence[str], references: Sequence[str]) -> Summed:
+def make_challenge_measure(metric: str, answers: Sequence[str], references: Sequence[str]) -> Summed:
     """Return the score as a function of sums over clips."""
     if metric == "map":  # the marks between the tags are punctuation, so the tags are taken apart first
         given, true = ([normalize_list(text) for text in texts] for texts in (answers, references))
         return tag_precision(given, [[text] for text in true], SEPARATOR)
-    given, true = ([challenge_text(text) for text in texts] for texts in (answers, references))
+    given, true = ([normalize_challenge_text(text) for text in texts] for texts in (answers, references))
     if metric == "accuracy":
-        return mean_of(np.array([a == b for a, b in zip(given, true, strict=True)], np.float64))
+        return make_mean(np.array([a == b for a, b in zip(given, true, strict=True)], np.float64))
     rate = error_rate(given, [[text] for text in true], metric)
 
     def invert_rate(sums: Array) -> Array:
@@ -72,10 +74,10 @@ def challenge_measure(metric: str, answers: Sequence[str], references: Sequence[
 
 def normalize_list(text: str) -> str:
     """Even out every tag of a list."""
-    return SEPARATOR.join(challenge_text(tag) for tag in text.split(SEPARATOR))
+    return SEPARATOR.join(normalize_challenge_text(tag) for tag in text.split(SEPARATOR))
 
 
-def challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def collect_challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the protocol's figures of results of ``evaluate_entry`` by name.
 
     Returns:
@@ -87,7 +89,7 @@ def challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     for name, result in results.items():
         answers = [item["answer"] for item in result["answers"]]
         references = [item["reference"] for item in result["answers"]]
-        scored = challenge_score(result["metric"], answers, references)
+        scored = compute_challenge_score(result["metric"], answers, references)
         if scored is None:
             missing[name] = f"{result['metric']}: {NOT_SCORED}"
         else:
@@ -97,8 +99,8 @@ def challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     return {"protocol": "xares-llm", "overall": overall, "scores": scores, "not_scored": missing}
 
 
-def challenge_table(result: Mapping[str, Any]) -> Table:
-    """Lay out what ``challenge_scores`` returned."""
+def build_challenge_table(result: Mapping[str, Any]) -> Table:
+    """Lay out what ``collect_challenge_scores`` returned."""
     table = Table(title="xares-llm", title_justify="left")
     for column in ("set", "metric", "score", "95 %"):
         table.add_column(column, justify="left" if column in ("set", "metric") else "right", overflow="fold")

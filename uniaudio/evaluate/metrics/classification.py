@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, softmax
 
-from uniaudio.evaluate.metrics.average_precision import mean_average_precision, resampled_precision
-from uniaudio.evaluate.metrics.calibration import calibration_error, reliability
-from uniaudio.evaluate.metrics.intervals import Array, interval, mean_of
+from uniaudio.evaluate.metrics.average_precision import mean_average_precision, resample_precision
+from uniaudio.evaluate.metrics.calibration import calibration_error, compute_reliability
+from uniaudio.evaluate.metrics.intervals import Array, compute_interval, make_mean
 
 TINY = 1e-15  # probabilities nearer to 0 or 1 have log-odds of 34.5 either way
 
 
-def probabilities(log_likelihoods: Array, tokens: Sequence[int], likelihood: str) -> Array:
+def compute_probabilities(log_likelihoods: Array, tokens: Sequence[int], likelihood: str) -> Array:
     """Return ``[N, K]`` that add up to 1: ``p_k = exp(s_k) / sum_j exp(s_j)``.
 
     Args:
@@ -27,7 +27,7 @@ def probabilities(log_likelihoods: Array, tokens: Sequence[int], likelihood: str
     return np.asarray(softmax(scores, axis=1), np.float64)
 
 
-def ranking(chances: Array) -> Array:
+def compute_ranking(chances: Array) -> Array:
     """Return what clips are ranked by: the log-odds of their probabilities, to three decimals.
 
     The same clip in another batch differs by float32's rounding, about 1e-6 here; so near neighbours rank as equals in
@@ -53,10 +53,10 @@ def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[n
     clips = np.arange(len(best))
     right, confidence = truth[clips, best], chances[clips, best]
     there = truth.any(0)
-    ranks, true = ranking(chances[:, there]), truth[:, there]
-    sums = {"accuracy": mean_of(right.astype(np.float64)), "ece": calibration_error(confidence, right)}
-    intervals = {name: interval(len(best), measure.resample) for name, measure in sums.items()}
-    intervals["map"] = interval(len(best), lambda counts: resampled_precision(ranks, true, counts))
+    ranks, true = compute_ranking(chances[:, there]), truth[:, there]
+    sums = {"accuracy": make_mean(right.astype(np.float64)), "ece": calibration_error(confidence, right)}
+    intervals = {name: compute_interval(len(best), measure.resample) for name, measure in sums.items()}
+    intervals["map"] = compute_interval(len(best), lambda counts: resample_precision(ranks, true, counts))
     confusion = np.zeros((len(names), len(names)), np.int64)
     np.add.at(confusion, (np.where(right, best, truth.argmax(1)), best), 1)
     return {
@@ -67,5 +67,5 @@ def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[n
         "interval": intervals["accuracy"],
         "intervals": intervals,
         "confusion": confusion.tolist(),
-        "bins": reliability(confidence, right),
+        "bins": compute_reliability(confidence, right),
     }

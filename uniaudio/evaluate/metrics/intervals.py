@@ -46,18 +46,18 @@ class Summed:
         return self.value(counts @ self.rows)
 
 
-def ratio(sums: Array) -> Array:
+def divide_sums(sums: Array) -> Array:
     """Divide the first column by the second: a mean, or an error rate."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[:, 0] / sums[:, 1]
 
 
-def mean_of(values: Array) -> Summed:
+def make_mean(values: Array) -> Summed:
     """Return the mean over clips as a score."""
-    return Summed(np.stack([values, np.ones_like(values)], 1), ratio)
+    return Summed(np.stack([values, np.ones_like(values)], 1), divide_sums)
 
 
-def draws(clips: int, seed: int = SEED) -> Iterator[Array]:
+def draw_resamples(clips: int, seed: int = SEED) -> Iterator[Array]:
     """Yield how often each clip is drawn in each resample, ``[r, clips]`` at a time, ``RESAMPLES`` rows in all.
 
     The rows are a function of the seed and of the number of clips alone.
@@ -70,14 +70,14 @@ def draws(clips: int, seed: int = SEED) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=rows * clips).reshape(rows, clips).astype(np.float64)
 
 
-def interval(clips: int, resample: Callable[[Array], Array], seed: int = SEED) -> list[float]:
+def compute_interval(clips: int, resample: Callable[[Array], Array], seed: int = SEED) -> list[float]:
     """Return the 2.5 and the 97.5 per cent quantile of a score over resamples of the clips.
 
     Args:
         resample: counts ``[R, N]`` to scores ``[R]``, as ``Summed.resample``; scores that are not finite are left
             out.
     """
-    scores = np.concatenate([resample(counts) for counts in draws(clips, seed)])
+    scores = np.concatenate([resample(counts) for counts in draw_resamples(clips, seed)])
     scores = scores[np.isfinite(scores)]
     if not len(scores):
         return [float("nan"), float("nan")]

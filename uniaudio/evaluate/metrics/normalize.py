@@ -54,7 +54,7 @@ def normalize_text(text: str, how: str) -> str:
         return text
     text = text.translate(PLAIN_QUOTES)
     if how == "whisper_english":
-        return " ".join(whisper_english()(text).split())
+        return " ".join(load_whisper_normalizer()(text).split())
     text = text.lower()
     if how == "words":
         return join_words(text, WORDS)
@@ -72,14 +72,14 @@ def join_words(text: str, table: KeepWords) -> str:
 
 
 @cache
-def whisper_english() -> Any:
+def load_whisper_normalizer() -> Any:
     """Return transformers' own normaliser; its import takes a moment and not every set wants it."""
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     return EnglishTextNormalizer({})
 
 
-def challenge_text(text: str) -> str:
+def normalize_challenge_text(text: str) -> str:
     """Return a text as XARES-LLM compares it: NFKC, lower case, hyphens as blanks, no ASCII punctuation."""
     text = unicodedata.normalize("NFKC", text).lower().replace("-", " ")
     return " ".join(text.translate(CHALLENGE_MARKS).split())

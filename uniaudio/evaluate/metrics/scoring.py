@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from uniaudio.data.template import Scoring
-from uniaudio.evaluate.metrics.intervals import Summed, mean_of
+from uniaudio.evaluate.metrics.intervals import Summed, make_mean
 from uniaudio.evaluate.metrics.normalize import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import TEXT_METRICS, References, tag_precision
 
@@ -38,7 +38,7 @@ def measure_metric(answers: Sequence[str], references: References, scoring: Scor
     """
     if metric == "accuracy":
         right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
-        return mean_of(np.array(right, np.float64))
+        return make_mean(np.array(right, np.float64))
     if metric == "map":
         lists = [[normalize_tags(text, scoring) for text in group] for group in references]
         return tag_precision([normalize_tags(a, scoring) for a in answers], lists, scoring.separator)

@@ -10,8 +10,12 @@ import jiwer
 import numpy as np
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.metrics.intervals import Array, Summed, mean_of, ratio
-from uniaudio.evaluate.metrics.text_units import bleu_tokenizer, drop_meaningless_blanks, separate_units
+from uniaudio.evaluate.metrics.intervals import Array, Summed, divide_sums, make_mean
+from uniaudio.evaluate.metrics.text_units import (
+    choose_bleu_tokenizer,
+    drop_meaningless_blanks,
+    separate_units,
+)
 
 References = Sequence[Sequence[str]]
 LOWER_IS_BETTER = ("wer", "cer")
@@ -37,7 +41,7 @@ def error_rate(answers: Sequence[str], references: References, unit: str, tokeni
         alignment = process(truth, answer)
         errors = alignment.substitutions + alignment.deletions + alignment.insertions
         rows.append((errors, alignment.substitutions + alignment.deletions + alignment.hits))
-    return Summed(np.array(rows, np.float64), ratio)
+    return Summed(np.array(rows, np.float64), divide_sums)
 
 
 def bleu(answers: Sequence[str], references: References, tokenize: str = "auto") -> Summed:
@@ -52,7 +56,7 @@ def bleu(answers: Sequence[str], references: References, tokenize: str = "auto")
     """
     from sacrebleu.metrics.bleu import BLEU  # a moment to import, and few sets want it
 
-    tokenizer = bleu_tokenizer(tokenize)
+    tokenizer = choose_bleu_tokenizer(tokenize)
     if tokenizer == "13a":
         answers = [separate_units(answer, tokenize) for answer in answers]
         references = [[separate_units(truth, tokenize) for truth in truths] for truths in references]
@@ -85,7 +89,7 @@ def meteor(answers: Sequence[str], references: References, tokenize: str = "word
         meteor_score([truth.split() for truth in truths], answer.split(), wordnet=NoSynonyms())
         for answer, truths in zip(answers, references, strict=True)
     ]
-    return mean_of(np.array(scores, np.float64))
+    return make_mean(np.array(scores, np.float64))
 
 
 class NoSynonyms:
@@ -114,7 +118,7 @@ def cider(answers: Sequence[str], references: References, tokenize: str = "words
 
     result = cider_d(list(answers), [list(truths) for truths in references])
     assert isinstance(result, tuple)  # with the scores of all clips
-    return mean_of(result[1]["cider_d"].double().numpy())
+    return make_mean(result[1]["cider_d"].double().numpy())
 
 
 def tag_precision(answers: Sequence[str], references: References, separator: str) -> Summed:
@@ -142,12 +146,12 @@ def tag_precision(answers: Sequence[str], references: References, separator: str
         with np.errstate(invalid="ignore", divide="ignore"):
             hit_share, precision = both / true, np.where(answered > 0, both / answered, 0.0)
             each = hit_share * precision + (1 - hit_share) * true / sums[:, -1:]
-        return mean_over_present(each)
+        return average_present(each)
 
     return Summed(rows, value)
 
 
-def mean_over_present(values: Array) -> Array:
+def average_present(values: Array) -> Array:
     """Return the mean of every row over the entries that are numbers; not a number where there are none."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
@@ -164,7 +168,7 @@ def require_metric(metric: str, tokenize: str = "auto") -> None:
     if package is not None and find_spec(package) is None:
         raise UserError(f"scoring.metric: {metric} needs the extra {extra}: pip install 'uniaudio[{extra}]'")
     if metric == "bleu":
-        bleu_tokenizer(tokenize)
+        choose_bleu_tokenizer(tokenize)
 
 
 TEXT_METRICS: dict[str, Callable[..., Summed]] = {

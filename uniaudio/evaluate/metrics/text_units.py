@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from uniaudio.errors import UserError, first_line
+from uniaudio.errors import UserError, read_first_line
 
 # Scripts that put no blanks between words, by their Unicode blocks. Hangul and Ethiopic separate words.
 UNSPACED = (
@@ -58,7 +58,7 @@ def drop_meaningless_blanks(text: str, tokenize: str) -> str:
     return text if tokenize == "words" else BLANK_BESIDE.sub("", text)
 
 
-def bleu_tokenizer(tokenize: str) -> str:
+def choose_bleu_tokenizer(tokenize: str) -> str:
     """Return the name of sacrebleu's tokenizer for texts that ``separate_units`` has gone over.
 
     Raises:
@@ -71,7 +71,7 @@ def bleu_tokenizer(tokenize: str) -> str:
         BLEU(tokenize=name)
     except RuntimeError as problem:
         raise UserError(
-            f"scoring.tokenize: {tokenize}: sacrebleu's {name} is not installed ({first_line(problem)}); "
+            f"scoring.tokenize: {tokenize}: sacrebleu's {name} is not installed ({read_first_line(problem)}); "
             f"pip install 'sacrebleu[{tokenize}]', or set tokenize: auto to count characters"
         ) from problem
     return name

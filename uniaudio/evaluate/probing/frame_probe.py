@@ -12,10 +12,10 @@ from uniaudio.evaluate.probing.sound_events import (
     Active,
     build_frame_targets,
     compute_f1,
+    compute_onset_f1,
     events_to_segments,
     find_onsets,
     frames_to_segments,
-    onset_f1,
     pool_whole_segments,
 )
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
@@ -58,7 +58,7 @@ class FrameTask:
         events = [self.rows.answers[clip] for clip in clips]
         if settings.metric == "onset_f1":
             onsets = [find_onsets(guess, self.rate) for guess in guesses]
-            return onset_f1(events, onsets, self.classes, settings.collar, settings.average)
+            return compute_onset_f1(events, onsets, self.classes, settings.collar, settings.average)
         if self.protocol == "xares":
             pooled = [pool_whole_segments(guess, self.rate, settings.resolution) for guess in guesses]
             truth = [pool_whole_segments(self.active[c], self.rate, settings.resolution) for c in clips]

@@ -38,10 +38,10 @@ class Pairing(nn.Module):
 
     def loss(self, x: Tensor, numbers: Tensor) -> Tensor:
         """Return the mean of the two cross-entropies, clips over texts and texts over clips; pairs lie side by side."""
-        return pair_loss(self.audio(x), self.text(numbers), self.scale)
+        return compute_pair_loss(self.audio(x), self.text(numbers), self.scale)
 
 
-def pair_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+def compute_pair_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """Symmetric contrastive loss of N pairs ``[N, W]``: ``CE(e^scale a t^T)`` along both axes, halved."""
     similarity = scale.exp() * audio @ text.T
     pairs = torch.arange(len(audio))
@@ -74,9 +74,9 @@ class XaresPairing(Pairing):
     def __init__(self, width: int, tokens: Ragged, vocabulary: int) -> None:
         super().__init__()
         self.tokens = tokens
-        self.audio_side = nn.Sequential(nn.LayerNorm(width), *two_layers(width))
+        self.audio_side = nn.Sequential(nn.LayerNorm(width), *build_two_layers(width))
         self.table = nn.Embedding(vocabulary, XARES_WIDTH)
-        self.text_side = two_layers(XARES_WIDTH)
+        self.text_side = build_two_layers(XARES_WIDTH)
 
     def audio(self, x: Tensor) -> Tensor:
         return self.audio_side(x)
@@ -90,10 +90,10 @@ class XaresPairing(Pairing):
         small = sum(
             (side.abs().mean() / side.square().sum().sqrt() for side in (audio, text)), audio.new_zeros(())
         )
-        return pair_loss(audio, text, self.scale) + small
+        return compute_pair_loss(audio, text, self.scale) + small
 
 
-def two_layers(width: int) -> nn.Sequential:
+def build_two_layers(width: int) -> nn.Sequential:
     """Linear, GELU, Linear to X-ARES's width."""
     return nn.Sequential(nn.Linear(width, XARES_WIDTH), nn.GELU(), nn.Linear(XARES_WIDTH, XARES_WIDTH))
 

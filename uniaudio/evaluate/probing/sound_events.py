@@ -105,7 +105,7 @@ def match_onsets(truth: Sequence[float], guess: Sequence[float], collar: float) 
     return pairs
 
 
-def onset_f1(
+def compute_onset_f1(
     truth: Sequence[Sequence[Event]],
     guess: Sequence[Sequence[Sequence[float]]],
     classes: Mapping[str, int],

@@ -48,7 +48,7 @@ class FrameFile(Strict):
 
     @field_validator("keys", mode="before")
     @classmethod
-    def three_names(cls, keys: Any) -> Any:
+    def check_three_names(cls, keys: Any) -> Any:
         return tuple(keys) if isinstance(keys, list) else keys
 
 

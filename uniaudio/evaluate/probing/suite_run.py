@@ -27,7 +27,7 @@ from uniaudio.evaluate.probing.task_scores import ProbeScores, score_task
 from uniaudio.evaluate.probing.text_model import TextModel
 from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.tensor_cache import model_digest
+from uniaudio.tensor_cache import hash_model
 
 
 class SuiteProgress(Progress):
@@ -77,7 +77,7 @@ def run_suite(
     """
     retrieves = any(rows.task.kind == "retrieval" for rows in tasks)
     reader = TextModel(suite.text_model) if suite.text_model is not None and retrieves else None
-    digests = {name: model_digest(encoder) for name, encoder in encoders.items()}
+    digests = {name: hash_model(encoder) for name, encoder in encoders.items()}
     data = {rows.name: hash_contents(rows.rows()) for rows in tasks}
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ from uniaudio.evaluate.probing.task_rows import describe_rows
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 
 
-def suite_tables(result: Mapping[str, Any]) -> list[Table]:
+def build_suite_tables(result: Mapping[str, Any]) -> list[Table]:
     """Lay out what ``run_suite`` returned.
 
     Differences of a run are to its untrained encoder, at its best and with the run's settings; those of other models,
@@ -34,10 +34,10 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     tables = [score_table(result, labels)]
     if len(result["tasks"]) > 1:
         tables.append(average_table(result, labels))
-    return [*tables, *layer_tables(result, labels)] if "layers" in result else tables
+    return [*tables, *build_layer_tables(result, labels)] if "layers" in result else tables
 
 
-def new_table(title: str, *columns: str, numbers: int) -> Table:
+def make_table(title: str, *columns: str, numbers: int) -> Table:
     """Return a table whose last columns hold numbers."""
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
@@ -47,7 +47,7 @@ def new_table(title: str, *columns: str, numbers: int) -> Table:
 
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return mean ± spread of every task, model and probe."""
-    table = new_table(
+    table = make_table(
         f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
         "task",
         "domain",
@@ -104,7 +104,7 @@ def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table
             part for probes in result["average"].values() for averages in probes.values() for part in averages
         )
     )
-    table = new_table("weighted averages", "model", "probe", *parts, numbers=len(parts))
+    table = make_table("weighted averages", "model", "probe", *parts, numbers=len(parts))
     baselines = {model: names if len(names) > 1 else [] for model, names in find_baselines(result).items()}
     for model, probes in result["average"].items():
         for place, (probe, averages) in enumerate(probes.items()):
@@ -122,12 +122,12 @@ def format_average(averages: Mapping[str, float], part: str, baselines: Sequence
     return f"{averages[part]:.3f}" + (f" ({'; '.join(differences)})" if differences else "")
 
 
-def layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[Table]:
+def build_layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> list[Table]:
     """Return for each task the scores of every hidden state, from the first to the frames."""
     tables = []
     for task, models in result["layers"].items():
         probes = [probe for probe in PROBES if probe in next(iter(models.values()))[0]]
-        table = new_table(
+        table = make_table(
             f"{task} by layer", "model", "layer", *(PROBES[p] for p in probes), numbers=1 + len(probes)
         )
         for model, states in models.items():

@@ -28,7 +28,7 @@ class TaskWeight:
     unseen: bool = False
 
 
-def weighted_average(scores: Sequence[float], weights: Sequence[float]) -> float:
+def average_with_weights(scores: Sequence[float], weights: Sequence[float]) -> float:
     """Return the mean of scores in [0, 1] by positive weights.
 
     Raises:
@@ -65,7 +65,7 @@ def average_scores(
             for part in ("trained", "unseen") if with_unseen else ():
                 parts[part] = [task for task in scored if task_weights[task].unseen == (part == "unseen")]
             averages[model][probe] = {
-                part: weighted_average(
+                part: average_with_weights(
                     [scores[task][model][probe]["mean"] for task in tasks],
                     [task_weights[task].weight for task in tasks],
                 )

@@ -42,11 +42,16 @@ def score_xares_folds(
     """
     results = {}
     if "linear" in kinds:
-        by_seed = np.array([linear_score(folds, classes, SEED + s, epochs, batch) for s in range(seeds)])
+        by_seed = np.array(
+            [score_linear_probe(folds, classes, SEED + s, epochs, batch) for s in range(seeds)]
+        )
         results["linear"] = {"mean": float(by_seed.mean()), "std": float(by_seed.std())}
     if "knn" in kinds:
         right = [
-            (xares_knn(fold.fold.train_x, fold.fold.train_y, fold.fold.test_x, classes) == fold.fold.test_y)
+            (
+                predict_xares_knn(fold.fold.train_x, fold.fold.train_y, fold.fold.test_x, classes)
+                == fold.fold.test_y
+            )
             .double()
             .numpy()
             for fold in folds
@@ -62,17 +67,17 @@ def score_xares_folds(
     return results
 
 
-def linear_score(folds: Sequence[XaresFold], classes: int, seed: int, epochs: int, batch: int) -> float:
+def score_linear_probe(folds: Sequence[XaresFold], classes: int, seed: int, epochs: int, batch: int) -> float:
     """Train and test one linear probe for each fold; return the mean of their scores.
 
     The weights of all folds come from one generator, in their order; so does the order of the examples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return float(np.mean([fold_score(fold, classes, epochs, batch) for fold in folds]))
+        return float(np.mean([score_fold(fold, classes, epochs, batch) for fold in folds]))
 
 
-def fold_score(chosen: XaresFold, classes: int, epochs: int, batch: int) -> float:
+def score_fold(chosen: XaresFold, classes: int, epochs: int, batch: int) -> float:
     """Train and test the probe of one fold; random numbers come from torch's own generator."""
     fold = chosen.fold
     probe = build_linear_probe(fold.train_x.shape[1], classes)
@@ -81,28 +86,28 @@ def fold_score(chosen: XaresFold, classes: int, epochs: int, batch: int) -> floa
         len(fold.train_x),
         epochs,
         batch,
-        lambda rows: class_loss(probe(fold.train_x[rows]), fold.train_y[rows]),
-        lambda: class_score(probe(chosen.valid_x), chosen.valid_y),
+        lambda rows: compute_class_loss(probe(fold.train_x[rows]), fold.train_y[rows]),
+        lambda: compute_class_score(probe(chosen.valid_x), chosen.valid_y),
     )
     with torch.no_grad():
-        return class_score(probe(fold.test_x), fold.test_y)
+        return compute_class_score(probe(fold.test_x), fold.test_y)
 
 
-def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def compute_class_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of class indices, or the binary one of float targets ``[N, K]``; the mean."""
     if targets.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits, targets)
     return F.cross_entropy(logits, targets)
 
 
-def class_score(logits: Tensor, targets: Tensor) -> float:
+def compute_class_score(logits: Tensor, targets: Tensor) -> float:
     """Accuracy, or for float targets the mAP in which classes without positives count as 0."""
     if targets.is_floating_point():
         return mean_average_precision(logits.numpy(), targets.numpy(), absent=True)
     return (logits.argmax(1) == targets).double().mean().item()
 
 
-def xares_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
+def predict_xares_knn(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int) -> Tensor:
     """Vote among 10 neighbours, weighted by softmax(similarity / 0.07); return class indices ``[M]``.
 
     ``train_x [N, E]`` is divided by the norm of each of its E columns, ``test_x [M, E]`` by that of each row.

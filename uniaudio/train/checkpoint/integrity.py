@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uniaudio.errors import first_line
+from uniaudio.errors import read_first_line
 
 COMPLETE = "complete.json"  # lists the other files; written last
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer"
@@ -98,7 +98,7 @@ def find_damage(folder: Path, names: Collection[str] | None = None, checksums: b
     try:
         records = read_listing(folder)
     except (OSError, ValueError, RecursionError) as problem:
-        reason = "it is missing" if isinstance(problem, FileNotFoundError) else first_line(problem)
+        reason = "it is missing" if isinstance(problem, FileNotFoundError) else read_first_line(problem)
         return f"{COMPLETE} cannot be used: {reason}"
     for name, record in records.items():
         try:
@@ -127,4 +127,4 @@ def compare_file(path: Path, record: FileRecord) -> str:
 def describe_read_error(problem: OSError) -> str:
     if isinstance(problem, FileNotFoundError):
         return "is missing"
-    return f"cannot be read ({problem.strerror or first_line(problem)})"
+    return f"cannot be read ({problem.strerror or read_first_line(problem)})"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uniaudio.config.run import RunConfig
-from uniaudio.errors import UserError, convert_to_user_error, first_line
+from uniaudio.errors import UserError, convert_to_user_error, read_first_line
 from uniaudio.outputs import apply_umask
 from uniaudio.train.checkpoint.integrity import (
     BASES,
@@ -131,7 +131,7 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
         mark(temporary, rank).write_text(json.dumps({WRITTEN: records}))
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
         try:
-            mark(temporary, rank).write_text(json.dumps({PROBLEM: first_line(problem)}))
+            mark(temporary, rank).write_text(json.dumps({PROBLEM: read_first_line(problem)}))
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)  # the main rank sees that it is gone
         raise refusal(folder, problem) from problem
@@ -346,7 +346,7 @@ def places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
     except FileNotFoundError:
         return newest_first, ""
     except (OSError, UnicodeDecodeError) as problem:
-        return newest_first, f"{folder / 'latest'} cannot be read ({first_line(problem)})"
+        return newest_first, f"{folder / 'latest'} cannot be read ({read_first_line(problem)})"
     if not STEP.fullmatch(named):  # a path would lead out of this run
         return newest_first, f"{folder / 'latest'} names no checkpoint"
     last = step_of(folder / named)
