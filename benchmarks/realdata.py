@@ -26,6 +26,7 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.search_paths import find_realdata_root
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.references import read_references
 from uniaudio.evaluate.probing.task_embeddings import Protocol
 
 FILES = {"masked": "probes.json", "xares": "probes_xares.json"}
@@ -72,12 +73,15 @@ def main() -> None:
         folder.name: run_evaluation(str(folder), None, folder / "answers.json", None)
         for folder in (out, frozen)
     }
-    before = config.encoders["whisper"].path
-    names = {before: "before", str(out): "after", f"random:{before}": "random"}
+    drawn = f"random:{config.encoders['whisper'].path}"
     suites = {
-        protocol: run_probe(list(names), suite="realdata", protocol=protocol, out=out / FILES[protocol])
+        protocol: run_probe(
+            [str(out), drawn], suite="realdata", protocol=protocol, out=out / FILES[protocol], references=True
+        )
         for protocol in get_args(Protocol)
     }
+    (before,) = read_references(suites["masked"]).values()
+    names = {before.start: "before", before.best: "before, at its best", str(out): "after", drawn: "random"}
     print(f"report: {report_runs([out, frozen], None, Wanted())}")
     result = {
         "training_minutes": minutes,

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.encoders import load_encoder
+from uniaudio.build.untrained_encoders import find_spec_at_best
 from uniaudio.commands.soup import make_soup
 from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import find_realdata_root
@@ -161,14 +162,28 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}"
 
 
-def summarise(seeds: list[dict], start: dict, console: Console) -> dict:
-    """Print one table for each kind of probe and return the figures."""
-    result: dict = {"start": {n: {k: r[k]["mean"] for k in KINDS} for n, r in start.items()}}
+def points(values: list[float], score: dict[str, float]) -> str:
+    """Return how many points a mean over seeds is above a score."""
+    return f"{100 * (statistics.mean(values) - score['mean']):+.1f}"
+
+
+def summarise(seeds: list[dict], start: dict, best: dict, console: Console) -> dict:
+    """Print one table for each kind of probe and return the figures.
+
+    Args:
+        start, best: scores of the untrained encoder, with the settings of the runs and at its best.
+    """
+    result: dict = {
+        name: {n: {k: r[k]["mean"] for k in KINDS} for n, r in scores.items()}
+        for name, scores in (("start", start), ("start, at its best", best))
+    }
     sets = list(start)
     for kind in KINDS:
-        table = Table(title=f"{kind}: after both stages, mean ± spread over seeds (points against the start)")
+        title = f"{kind}: after both stages, mean ± spread over seeds (points against the start at its best; as it was)"
+        table = Table(title=title)
         for column in ("method", *sets, "backward transfer", "forgetting"):
             table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_row("start, at its best", *(f"{best[n][kind]['mean']:.3f}" for n in sets), "", "")
         table.add_row("start", *(f"{start[n][kind]['mean']:.3f}" for n in sets), "", "")
         table.add_row(
             "after speech",
@@ -181,7 +196,7 @@ def summarise(seeds: list[dict], start: dict, console: Console) -> dict:
             finals = [[m.scores[2][i] for m in matrices] for i in range(len(sets))]
             summaries = [summarize_matrix(m) for m in matrices]
             cells = [
-                f"{spread(values)} ({100 * (statistics.mean(values) - start[n][kind]['mean']):+.1f})"
+                f"{spread(values)} ({points(values, best[n][kind])}; {points(values, start[n][kind])})"
                 for n, values in zip(sets, finals, strict=True)
             ]
             transfer = mean(s.backward_transfer for s in summaries)
@@ -228,15 +243,17 @@ def main() -> None:
         "fsdd_speaker": speaker_set(root, out)
     }
     sets = hold_folders(folders, console.print)
-    base = load_run(CONFIG).encoders["whisper"].path
-    start = probe_held(load_encoder(base), sets, 3)
+    settings = load_run(CONFIG).encoders["whisper"]
+    start = probe_held(load_encoder(settings.path), sets, 3)
+    at_best = find_spec_at_best(settings, "encoders.whisper")
+    best = start if at_best is None else probe_held(load_encoder(at_best), sets, 3)
     reservoir = make_reservoir(out)
     seeds, minutes = [], []
     for seed in range(arguments.seeds):
         minutes.append(run_seed(out, seed, methods, reservoir, arguments.jobs))
         seeds.append(probe_seed(out, seed, methods, sets, start))
         console.print(f"seed {seed}: {json.dumps({k: round(v, 1) for k, v in minutes[-1].items()})} minutes")
-    result = summarise(seeds, start, console)
+    result = summarise(seeds, start, best, console)
     drawn = [method for method in DRAWN if method in seeds[0]]
     draw_matrices(
         {m: mean_matrix([seed[m]["linear"] for seed in seeds]) for m in drawn}, out / "forgetting.png"

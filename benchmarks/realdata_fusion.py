@@ -26,6 +26,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.config.search_paths import find_realdata_root
+from uniaudio.evaluate.probing.references import read_references
 from uniaudio.tiny.whisper import save_miniature_whisper
 
 PROBED = ("esc10", "fsdd_digits")
@@ -82,7 +83,8 @@ def one(name: str, overrides: list[str], out: Path, root: Path) -> dict[str, Any
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     speed = [row["audio_seconds_per_second"] for row in rows if "loss" in row][1:]
     data = [f"{label}={root / label}" for label in PROBED]
-    probes = run_probe([str(folder)], data, out=folder / "probes.json")["scores"]
+    probed = run_probe([str(folder)], data, out=folder / "probes.json", references=name == "whisper alone")
+    probes = probed["scores"]
     answers = run_evaluation(str(folder), None, folder / "answers.json", None)
     encoder = load_encoder(str(folder), torch.device("cpu"))
     row = {
@@ -93,6 +95,8 @@ def one(name: str, overrides: list[str], out: Path, root: Path) -> dict[str, Any
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "trained": sum(p.numel() for p in encoder.parameters() if p.requires_grad),
     }
+    for reference in read_references(probed).values():
+        row["at its best"] = {label: probes[label][reference.best] for label in PROBED}
     known.write_text(json.dumps(row, indent=1) + "\n")
     return row
 
@@ -106,6 +110,9 @@ def show(rows: dict[str, dict[str, Any]], console: Console) -> None:
     for column in ("fusion", "trained", *probed, *sets, "loss", "cost"):
         table.add_column(column, justify="left" if column == "fusion" else "right", overflow="fold")
     for name, row in rows.items():
+        if "at its best" in row:
+            untrained = [row["at its best"][s][p]["mean"] for s in PROBED for p in ("linear", "mlp", "knn")]
+            table.add_row("whisper, padded to 30 s", "", *(f"{score:.3f}" for score in untrained))
         scores = [f"{row['probes'][s][p]['mean']:.3f}" for s in PROBED for p in ("linear", "mlp", "knn")]
         cells = [f"{row['answers'][s]['score']:.3f}" if s in row["answers"] else "" for s in sets]
         cost = base / row["audio_seconds_per_second"]

@@ -10,7 +10,7 @@ from uniaudio.report.changes import (
     summarize_changes,
     summarize_loss,
 )
-from uniaudio.report.scores import Roles, read_scores
+from uniaudio.report.scores import read_scores
 from uniaudio.report.significance import Comparison
 
 
@@ -64,8 +64,7 @@ def test_lists_are_sorted_by_the_largest_change():
 
 def test_probes_are_compared_with_the_start_of_the_run():
     table = read_scores(folder_results([f"s{i}" for i in range(6)], ["start", "trained", "third"]), "f", {})
-    roles = Roles({"run": "start", "other": "third"}, {"run": "trained"}, ())
-    changes = compare_probes(table, roles, "run")
+    changes = compare_probes(table, "start", "trained")
     assert len(changes) == 18
     verdicts = {c.task: c.comparison.verdict for c in changes}
     assert verdicts == {
@@ -76,7 +75,7 @@ def test_probes_are_compared_with_the_start_of_the_run():
         "s4": "better",
         "s5": "worse",
     }
-    assert compare_probes(table, roles, "other") == []
+    assert compare_probes(table, "start", "nobody") == []
 
 
 def test_answers_are_compared_where_sets_and_metrics_are_the_same():

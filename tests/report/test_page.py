@@ -245,6 +245,33 @@ def heads_of(text, title):
     return [head["text"] for head in Document(section[: section.find("<h2")]).all("th")]
 
 
+def test_the_untrained_encoder_stands_on_the_page_at_its_best_and_as_it_started(tmp_path):
+    run = write_run(tmp_path / "birds", ["t"], steps=40)
+    best = f"{START}?pad_to=30"
+    results = folder_results(
+        ["s0"], [best, str(run), START]
+    )  # the run is .05 above the one, .35 above the other
+    results["references"] = {str(run): {"start": START, "best": best}}
+    write_json(run / "probes.json", results)
+    page, _ = document([run], None)
+    leads = [p["text"] for p in page.all("p")]
+    of_best, of_start = (text for text in leads if text.startswith("Of one set compared with "))
+    assert of_best.startswith(
+        "Of one set compared with encoder?pad_to=30 (untrained, at its best), birds improved on s0"
+    )
+    assert "+0.050" in of_best
+    assert of_start.startswith(
+        "Of one set compared with encoder (untrained, with the run's settings), birds improved"
+    )
+    assert "+0.350" in of_start
+    heads = [th["text"] for th in page.all("th") if th["attrs"]["scope"] == "col"]
+    place = heads.index("encoder?pad_to=30untrained, at its best")
+    assert heads[place : place + 3] == [heads[place], "encoderuntrained, with the run's settings", "birds"]
+    cells = [td["text"] for td in page.all("td") if "+0.050" in td["text"]]
+    assert len(cells) == 3
+    assert all(cell.index("+0.050") < cell.index("+0.350") for cell in cells)
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed):
     run, other = (write_run(tmp_path / name / "birds", ["t"], steps=40) for name in ("here", "there"))

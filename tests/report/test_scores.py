@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from made_up_runs import folder_results, suite_results
 
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.references import Reference
 from uniaudio.report.scores import (
     Score,
     ScoreTable,
@@ -100,9 +101,10 @@ def test_a_run_is_known_by_its_folder_and_its_start_by_the_config(tmp_path):
     assert roles.starts == {"run": models[1]}
     assert roles.others == [models[0], "other"]
     assert roles.columns == [models[1], models[2], models[0], "other"]
-    assert roles.start_of(models[2]) == models[1]
-    assert roles.start_of("other") == models[1]
-    assert roles.start_of(models[1]) is None
+    assert roles.list_baselines(models[2]) == [models[1]]
+    assert roles.list_baselines("other") == [models[1]]
+    assert roles.list_baselines(models[1]) == []
+    assert [roles.describe(model) for model in models] == ["", "", "", ""]
 
 
 def table_of(models, **fingerprints):
@@ -146,4 +148,25 @@ def test_two_runs_have_a_start_each(tmp_path):
     roles = assign_roles(models, members, {"a": ["w1"], "b": ["w2"]})
     assert roles.starts == {"a": "w1", "b": "w2"}
     assert roles.runs == {"a": models[2], "b": models[3]}
-    assert roles.start_of(models[3]) == "w2"
+    assert roles.list_baselines(models[3]) == ["w2"]
+
+
+def test_a_run_is_compared_with_its_encoder_at_its_best_first():
+    models = ["w?pad_to=30", "w?tail_frames=5", "run", "other"]
+    references = {"run": {"start": "w?tail_frames=5", "best": "w?pad_to=30"}}
+    table = read_scores({**folder_results(["s"], models), "references": references}, "f.json", {})
+    table = merge_tables([rename_models(table, {"run": "after", "w?pad_to=30": "padded"})])
+    assert table.references == {"after": Reference("w?tail_frames=5", "padded")}
+    roles = assign_roles(table.models, {"mine": ["after"]}, {"mine": ["w"]}, table.references)
+    assert (roles.starts, roles.best) == ({"mine": "w?tail_frames=5"}, {"mine": "padded"})
+    assert roles.columns == ["padded", "w?tail_frames=5", "after", "other"]
+    assert roles.list_baselines("after") == ["padded", "w?tail_frames=5"]
+    assert roles.list_baselines("other") == ["padded"]
+    assert roles.list_baselines("padded") == roles.list_baselines("w?tail_frames=5") == []
+    assert roles.describe("padded") == "untrained, at its best"
+    assert roles.describe("w?tail_frames=5") == "untrained, with the run's settings"
+    alike = {"run": Reference("w", "w")}  # trained with the silence that it knows
+    roles = assign_roles(["w", "run"], {"mine": ["run"]}, {}, alike)
+    assert (roles.starts, roles.best, roles.describe("w")) == ({"mine": "w"}, {}, "")
+    with pytest.raises(UserError, match=r"f\.json: 'references' must hold start and best by run"):
+        read_scores({"scores": {}, "tasks": {}, "references": {"run": "w"}}, "f.json", {})

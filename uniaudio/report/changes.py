@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.data.template import Scoring
-from uniaudio.report.scores import PROBES, Roles, ScoreTable
+from uniaudio.report.scores import PROBES, ScoreTable
 from uniaudio.report.significance import RULES, Comparison, Verdict, compare_answers, compare_spreads
 
 NAMED = 2  # sets that the sentence names; of more it gives the number
@@ -48,7 +48,7 @@ class Summary:
 
     Args:
         sentence: plain words. tasks: by verdict. rules: those that were used. comparisons: how many were made, of
-            which one in twenty would pass by chance.
+            which one in twenty would pass by chance. also: the same sentence against other baselines.
     """
 
     run: str
@@ -57,13 +57,11 @@ class Summary:
     tasks: Mapping[str, Sequence[TaskChange]]
     rules: Sequence[str]
     comparisons: int
+    also: Sequence[str] = ()
 
 
-def compare_probes(table: ScoreTable, roles: Roles, run: str) -> list[ScoreChange]:
-    """Compare every probe of a run's own model with that of the starting one."""
-    trained, start = roles.runs.get(run), roles.starts.get(run)
-    if trained is None or start is None:
-        return []
+def compare_probes(table: ScoreTable, start: str, trained: str) -> list[ScoreChange]:
+    """Compare every probe of a run's own model with that of an untrained one."""
     changes = []
     for task in table.tasks:
         for probe in table.probes:

@@ -26,6 +26,7 @@ from uniaudio.report.charts import (
 from uniaudio.report.clips import LONGEST, Player
 from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
 from uniaudio.report.heat_tables import HeatTable, Reliability
+from uniaudio.report.results import name_baseline
 from uniaudio.report.run_folder import Cost, RunRecord
 from uniaudio.report.run_provenance import DataFact
 from uniaudio.report.scores import PROBES, Roles, ScoreTable
@@ -82,9 +83,10 @@ class ReportPage:
         return {**trained, **{model: len(self.runs) + i for i, model in enumerate(rest)}}
 
     @property
-    def start_names(self) -> list[str]:
-        """What the page calls the models with which training began, each once."""
-        return list(dict.fromkeys(self.names[model] for model in self.roles.starts.values()))
+    def baseline_names(self) -> list[str]:
+        """What the page calls the untrained encoders, each once, with what it is where there are two."""
+        models = [*self.roles.best.values(), *self.roles.starts.values()]
+        return list(dict.fromkeys(name_baseline(model, self.roles, self.names) for model in models))
 
 
 def allow_breaks(text: object) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def merge_all_scores(
     if files:
         table = merge_tables([read_scores(read_json(file), str(file), domains) for file in files])
         table, members = match_models(table, runs, match)
-        roles = assign_roles(table.models, members, starts)
+        roles = assign_roles(table.models, members, starts, table.references)
         notes += [
             describe_foreign(", ".join(map(str, files)), run)
             for run in runs
@@ -133,20 +134,28 @@ def merge_all_scores(
         scores, members = match_models(read_scores(read_json(file), str(file), domains), [run], match)
         if scores.models and not members[run.name]:
             notes.append(describe_foreign(str(file), run))
-        run_roles = assign_roles(scores.models, members, starts)
+        run_roles = assign_roles(scores.models, members, starts, scores.references)
         new = {model: str(run.folder) for model in run_roles.runs.values()}
         scores = rename_models(scores, new)
         clashes = {model: f"{model} ({run.name})" for model in find_disagreements(table, scores)}
         table = merge_tables([table, rename_models(scores, clashes)])
-        began = {name: clashes.get(model, model) for name, model in run_roles.starts.items()}
+        began, best = (
+            {name: clashes.get(model, model) for name, model in models.items()}
+            for models in (run_roles.starts, run_roles.best)
+        )
         rest = [clashes.get(model, model) for model in run_roles.others]
         trained = {name: clashes.get(new[model], new[model]) for name, model in run_roles.runs.items()}
-        roles = Roles({**roles.starts, **began}, {**roles.runs, **trained}, [*roles.others, *rest])
+        roles = Roles(
+            {**roles.starts, **began},
+            {**roles.runs, **trained},
+            [*roles.others, *rest],
+            {**roles.best, **best},
+        )
     for file, data in others:
         beside, _ = match_models(read_scores(data, str(file), domains), runs, match)
         fresh = [model for model in beside.models if model not in table.models]
         table = merge_tables([beside, table])
-        roles = Roles(roles.starts, roles.runs, [*roles.others, *fresh])
+        roles = replace(roles, others=[*roles.others, *fresh])
     return table, roles
 
 
@@ -187,21 +196,41 @@ def compare_runs(
     others: AnswersByModel,
     entries: Mapping[str, EvalEntry],
 ) -> tuple[list[Summary], dict[str, list[ScoreChange]]]:
-    """Compare each run's probes with its start, and its answers with another model's or the first run's."""
+    """Compare each run's probes with its untrained encoder, at its best where that was measured, and its answers with
+    another model's or the first run's.
+
+    Where the encoder at its best is another one than the start, a second sentence tells the difference to the start.
+    """
     scorings = {name: entry.template.scoring for name, entry in entries.items()}
     base = next(iter([*others, *answers]), None)
     summaries, changes = [], {}
     for run in runs:
-        probed = compare_probes(table, roles, run.name)
+        trained = roles.runs.get(run.name)
+        baselines = [] if trained is None else roles.list_baselines(trained)
+        probed = compare_probes(table, baselines[0], trained) if trained is not None and baselines else []
         answered = []
         if base is not None and base != run.name and run.name in answers:
             answered = compare_answer_sets({**answers, **others}[base], answers[run.name], scorings)
         changes[run.name] = answered
         if probed or answered:
-            start = [names[roles.starts[run.name]]] if probed else []
+            start = [name_baseline(baselines[0], roles, names)] if probed else []
             against = " and ".join(dict.fromkeys([*start, *([base] if answered and base else [])]))
-            summaries.append(summarize_changes(run.name, against, [*probed, *answered]))
+            summary = summarize_changes(run.name, against, [*probed, *answered])
+            also = [
+                summarize_changes(
+                    run.name, name_baseline(other, roles, names), compare_probes(table, other, trained)
+                ).sentence
+                for other in baselines[1:]
+                if trained is not None
+            ]
+            summaries.append(replace(summary, also=also))
     return summaries, changes
+
+
+def name_baseline(model: str, roles: Roles, names: Mapping[str, str]) -> str:
+    """Return the name of an untrained encoder, with what it is where there are two."""
+    role = roles.describe(model)
+    return f"{names[model]} ({role})" if role else names[model]
 
 
 def read_forgetting(runs: Sequence[RunRecord], match: Match, notes: list[str]) -> dict[str, ScoreMatrix]:

@@ -9,6 +9,13 @@ from typing import Any
 
 from uniaudio.config.model_spec import split_options
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.references import (
+    AS_TRAINED,
+    AT_BEST,
+    REFERENCES,
+    Reference,
+    read_references,
+)
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes them, and their order
 RANDOM = "random:"  # before a model of random weights
@@ -42,11 +49,13 @@ class ScoreTable:
     """``scores[task][model][probe]``; the higher the better.
 
     ``fingerprints`` tells by model which weights were measured; those of files that do not say so are missing.
+    ``references`` tells by run which models are its untrained encoder.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Mapping[str, Score]]] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, Reference] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -123,7 +132,13 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
                 f"{where}: '{name}' holds no probe scores ({{model: {{probe: {{mean, std}}}}}}); write the file "
                 "with `uniaudio probe --out`"
             ) from problem
-    return ScoreTable(tasks, scores, fingerprints)
+    try:
+        references = read_references(data)
+    except (AttributeError, TypeError) as problem:
+        raise UserError(
+            f"{where}: '{REFERENCES}' must hold start and best by run; write the file with `uniaudio probe --out`"
+        ) from problem
+    return ScoreTable(tasks, scores, fingerprints, references)
 
 
 def parse_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:
@@ -145,7 +160,8 @@ def rename_models(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
         for task, models in table.scores.items()
     }
     fingerprints = {names.get(model, model): text for model, text in table.fingerprints.items()}
-    return ScoreTable(table.tasks, scores, fingerprints)
+    references = {names.get(model, model): one.rename(names) for model, one in table.references.items()}
+    return ScoreTable(table.tasks, scores, fingerprints, references)
 
 
 def find_disagreements(table: ScoreTable, other: ScoreTable) -> list[str]:
@@ -166,13 +182,15 @@ def merge_tables(tables: Sequence[ScoreTable]) -> ScoreTable:
     tasks: dict[str, Task] = {}
     scores: dict[str, dict[str, dict[str, Score]]] = {}
     fingerprints: dict[str, str] = {}
+    references: dict[str, Reference] = {}
     for table in tables:
         tasks.update(table.tasks)
         fingerprints.update(table.fingerprints)
+        references.update(table.references)
         for task, models in table.scores.items():
             for model, probes in models.items():
                 scores.setdefault(task, {}).setdefault(model, {}).update(probes)
-    return ScoreTable(tasks, scores, fingerprints)
+    return ScoreTable(tasks, scores, fingerprints, references)
 
 
 @dataclass(frozen=True)
@@ -181,46 +199,69 @@ class Roles:
 
     Args:
         starts: of each run, the model that its training began with. runs: each run's own model. others: the rest.
+        best: of each run, the same encoder at its best, where it was measured and is another one.
     """
 
     starts: Mapping[str, str] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
     others: Sequence[str] = ()
+    best: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
-        """Every model once: the starts, the runs, the others."""
-        return list(dict.fromkeys([*self.starts.values(), *self.runs.values(), *self.others]))
+        """Every model once: the encoders at their best, the starts, the runs, the others."""
+        ordered = [*self.best.values(), *self.starts.values(), *self.runs.values(), *self.others]
+        return list(dict.fromkeys(ordered))
 
-    def start_of(self, model: str) -> str | None:
-        """Return what a model is compared with: a run with its own start, any other model with the first start."""
-        if model in self.starts.values():
-            return None
-        starts = [self.starts.get(run) for run, trained in self.runs.items() if trained == model]
-        return next(iter([*starts, *self.starts.values()]), None)
+    def list_baselines(self, model: str) -> list[str]:
+        """Return what a model is compared with, the one that counts first: a run with its untrained encoder at its best
+        and as it started, any other model with that of the first run, and an untrained encoder with nothing.
+        """
+        if model in self.starts.values() or model in self.best.values():
+            return []
+        runs = [run for run, trained in self.runs.items() if trained == model]
+        run = next(iter([*runs, *self.starts]), "")
+        baselines = [roles[run] for roles in (self.best, self.starts) if run in roles]
+        return baselines if runs else baselines[:1]
+
+    def describe(self, model: str) -> str:
+        """Return in plain words which untrained encoder a model is, where there are two; else an empty text."""
+        if model in self.best.values():
+            return AT_BEST
+        return AS_TRAINED if self.best and model in self.starts.values() else ""
 
 
 def assign_roles(
-    models: Sequence[str], runs: Mapping[str, Sequence[str]], starts: Mapping[str, Sequence[str]]
+    models: Sequence[str],
+    runs: Mapping[str, Sequence[str]],
+    starts: Mapping[str, Sequence[str]],
+    references: Mapping[str, Reference] | None = None,
 ) -> Roles:
     """Tell the models of a score table apart.
 
-    The start of a run is the model that its config names as an encoder; where none is, the first one that is no run's.
+    The start of a run is the one that its references state, or else the model that its config names as an encoder;
+    where none is, the first one that is no run's.
     A run without a model in the table has no start.
 
     Args:
         models: in the order of the table. runs: the models that are each run's own, see ``models_of_run``; the last one
-            counts. starts: paths of the encoders in each run's config.
+            counts. starts: paths of the encoders in each run's config. references: by the name of a run's model.
     """
     trained = {name: members[-1] for name, members in runs.items() if members}
     free = [model for model in models if model not in trained.values()]
     began: dict[str, str] = {}
-    for name in trained:
-        named = [model for model in free if model in starts.get(name, ())]
-        if named or free:
-            began[name] = [*named, *free][0]
-    taken = {*began.values(), *trained.values()}
-    return Roles(began, trained, [model for model in models if model not in taken])
+    best: dict[str, str] = {}
+    for name, model in trained.items():
+        reference = (references or {}).get(model, Reference())
+        stated = [other for other in free if other == reference.start]
+        named = [other for other in free if other in starts.get(name, ())]
+        others = [other for other in free if other != reference.best]
+        if begun := [*stated, *named, *others]:
+            began[name] = begun[0]
+        if reference.best in free and reference.best is not None and reference.best != began.get(name):
+            best[name] = reference.best
+    taken = {*began.values(), *trained.values(), *best.values()}
+    return Roles(began, trained, [model for model in models if model not in taken], best)
 
 
 def find_run_models(

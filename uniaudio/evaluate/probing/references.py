@@ -28,6 +28,11 @@ class Reference:
         """Those that are there, the one that counts first."""
         return list(dict.fromkeys(name for name in (self.best, self.start) if name is not None))
 
+    def rename(self, names: Mapping[str, str]) -> Reference:
+        """Return it with other names for some models."""
+        start, best = (None if name is None else names.get(name, name) for name in (self.start, self.best))
+        return Reference(start, best)
+
 
 def read_references(result: Mapping[str, Any]) -> dict[str, Reference]:
     """Return the references of stored results by run; those that state none have none."""
