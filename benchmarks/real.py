@@ -97,7 +97,8 @@ def probe_cells(
         cells.append(
             Cell(
                 f"{folder.name}/{name}",
-                uniaudio(*command, *options, "--out", "{out}"),
+                # the untrained encoders are cells of their own
+                uniaudio(*command, "--no-references", *options, "--out", "{out}"),
                 folder / f"{name}.json",
                 needs,
             )
@@ -149,10 +150,14 @@ def plan_report(plan: Plan, seeds: Sequence[int]) -> Cell:
     """Return the cell that writes the report about the main runs."""
     folders = [plan.folder_of("real", seed) for seed in seeds]
     page = plan.out / "report.html"
-    needs = [plan.cells_of("real", seed) / f"{name}.json" for seed in seeds for name in ("train", "answers")]
+    cells = [plan.cells_of("real", seed) for seed in seeds]
+    needs = [cell / f"{name}.json" for cell in cells for name in ("train", "answers", "masked")]
+    needs += [plan.out / "cells" / name / "masked.json" for name in UNTRAINED]
+    probes = [word for file in needs if file.stem == "masked" for word in ("--probes", str(file))]
+    answers = [word for file in needs if file.stem == "answers" for word in ("--answers", str(file))]
     return Cell(
         "real/report",
-        uniaudio("report", *map(str, folders), "-o", str(page)),
+        uniaudio("report", *map(str, folders), "-o", str(page), *probes, *answers),
         plan.out / "cells" / "report.json",
         tuple(needs),
         lambda: {"page": str(page)},

@@ -59,4 +59,4 @@ def test_references_stand_in_front_once_and_keep_the_name_they_have(make_run, tm
     models, references = add_references(["w", "w?pad_to=30.0", first])
     assert (models, references[first]) == (["w", "w?pad_to=30.0", first], Reference("w", "w?pad_to=30.0"))
     models, references = add_references([first, best], add=False)
-    assert (models, references[first].names) == ([first, best], [best])
+    assert (models, references) == ([first, best], {first: Reference(path, best)})

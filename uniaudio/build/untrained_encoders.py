@@ -60,7 +60,7 @@ def add_references(
     An encoder that is among the models under another path keeps that name.
 
     Args:
-        add: False: leave the models as they are, and out of the references what is not among them.
+        add: False: leave the models as they are.
     """
     references: dict[str, Reference] = {}
     added: list[str] = []
@@ -68,15 +68,10 @@ def add_references(
         reference = find_reference(model, trust)
         if reference is None:
             continue
-        roles: dict[str, str | None] = {}
-        for role, spec in (("best", reference.best), ("start", reference.start)):
-            known = None if spec is None else find_same_model(spec, [*models, *added])
-            if known is None and spec is not None and add:
-                added.append(spec)
-                known = spec
-            roles[role] = known
-        references[model] = Reference(**roles)
-    return [*added, *models], references
+        known = {spec: find_same_model(spec, [*models, *added]) for spec in reference.names}
+        added += [spec for spec, name in known.items() if name is None and spec not in added]
+        references[model] = reference.rename({spec: name for spec, name in known.items() if name is not None})
+    return [*(added if add else ()), *models], references
 
 
 def find_same_model(spec: str, models: Sequence[str]) -> str | None:

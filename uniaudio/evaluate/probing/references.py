@@ -13,11 +13,11 @@ AS_TRAINED = "untrained, with the run's settings"
 
 @dataclass(frozen=True)
 class Reference:
-    """The names of the untrained encoder of a run among the models of a table; None where it is not there.
+    """The names of the untrained encoder of a run, whether a table has scores of it or not.
 
     Args:
         start: it reads clips by the settings of the run. best: it reads them as its authors trained it; what a run has
-            learned beyond that is the gain of its training.
+            learned beyond that is the gain of its training. None where it is not known.
     """
 
     start: str | None = None
@@ -25,7 +25,7 @@ class Reference:
 
     @property
     def names(self) -> list[str]:
-        """Those that are there, the one that counts first."""
+        """Those that are known, the one that counts first."""
         return list(dict.fromkeys(name for name in (self.best, self.start) if name is not None))
 
     def rename(self, names: Mapping[str, str]) -> Reference:

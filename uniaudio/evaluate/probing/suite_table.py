@@ -82,10 +82,12 @@ def find_baselines(result: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the models that each model is compared with, the one that counts first."""
     references = read_references(result)
     first = result["models"][0]
-    return {
-        model: (references[model].names if model in references else []) or ([first] if model != first else [])
-        for model in result["models"]
-    }
+    baselines = {}
+    for model in result["models"]:
+        names = references[model].names if model in references else []
+        measured = [name for name in names if name in result["models"]]
+        baselines[model] = measured or ([first] if model != first else [])
+    return baselines
 
 
 def cell(score: Mapping[str, float] | None, baselines: Sequence[Mapping[str, float] | None] = ()) -> str:
