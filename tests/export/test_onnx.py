@@ -17,6 +17,7 @@ from uniaudio.build.encoders import sketch_model
 from uniaudio.build.fusion import fuse
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
+from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.onnx_file import FUSED, can_mask, compare_outputs, find_stock_module, write_onnx
@@ -168,7 +169,7 @@ def test_families_whose_frames_are_not_the_modules_output_are_refused_without_th
     save_miniature(kind, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"AudioEncoder cannot be exported, because .*; use --to hf"):
-        find_stock_module(sketch_model(str(tmp_path)))
+        find_stock_module(sketch_model(parse_model_spec(str(tmp_path))))
 
 
 @pytest.mark.parametrize("settings", [{"kind": "concat", "start": "random"}, {"kind": "mowe"}])

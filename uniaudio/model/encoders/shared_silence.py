@@ -57,13 +57,13 @@ class SilenceGrid:
         begins = torch.stack([Ragged.find_row_starts(frames), total + first], 1).flatten()
         places = Ragged.index_slices(begins, torch.stack([frames, second], 1).flatten())
         keys = Ragged(places, frames + second)
-        stands_for = self.ends - torch.maximum(
+        frames_behind = self.ends - torch.maximum(
             self.begins, torch.cat([lengths, lengths.new_zeros(1)])[:, None]
         )
         rows = torch.arange(len(frames)) * count
         log_counts = torch.zeros(len(places))
         target = Ragged.index_slices(Ragged.find_row_starts(keys.lengths) + frames, second)
-        log_counts[target] = stands_for.flatten()[Ragged.index_slices(rows + first, second)].float().log()
+        log_counts[target] = frames_behind.flatten()[Ragged.index_slices(rows + first, second)].float().log()
         log_counts[len(places) - count :] = (self.ends - self.begins).float().log()
         return Segments.of(frames, device, keys=keys, log_counts=log_counts)
 
