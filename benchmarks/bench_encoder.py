@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.mel import encoder_frames
+from uniaudio.model.mel import count_encoder_frames
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
@@ -51,7 +51,7 @@ def stock(seconds: list[float], sizes: Sizes) -> Step:
     extractor = WhisperFeatureExtractor(feature_size=sizes.mel_bins)
     waves = [as_float(clip) for clip in noise(seconds)]
     batches = [[waves[i] for i in members] for members in stock_micro_batches(seconds)]
-    total = sum(encoder_frames(len(wave)) for wave in waves)
+    total = sum(count_encoder_frames(len(wave)) for wave in waves)
 
     def step() -> dict[str, float]:
         whisper.zero_grad(set_to_none=True)
@@ -64,7 +64,7 @@ def stock(seconds: list[float], sizes: Sizes) -> Step:
         loss = 0.0
         for batch, mel in zip(batches, mels, strict=True):
             hidden = whisper(mel).last_hidden_state
-            frames = torch.cat([hidden[i, : encoder_frames(len(wave))] for i, wave in enumerate(batch)])
+            frames = torch.cat([hidden[i, : count_encoder_frames(len(wave))] for i, wave in enumerate(batch)])
             part = squared_projection(frames) / total
             part.backward()
             loss += part.item()

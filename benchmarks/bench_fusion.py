@@ -33,7 +33,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.fusion.align import frames_at
+from uniaudio.model.fusion.align import count_frames_at
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.gate import GatedResidual, GateFusion
 from uniaudio.model.fusion.moe import MoeFusion
@@ -150,7 +150,7 @@ def packed(case: str, side: str, count: int) -> Step:
         whisper(384, 4, 6, 5).eval().requires_grad_(False),
     ]
     torch.manual_seed(0)
-    total = sum(frames_at(25.0, len(wave)) for wave in waves)
+    total = sum(count_frames_at(25.0, len(wave)) for wave in waves)
     if side == "packed":
         encoders = {f"e{i}": WhisperAudioEncoder(w) for i, w in enumerate(both)}
         encoder = FusedEncoder(encoders, GateFusion(("e0", "e1"), (384, 384), 384), 25.0).train()
@@ -182,7 +182,9 @@ def packed(case: str, side: str, count: int) -> Step:
                 states = [w(mel).last_hidden_state for w in both]
                 streams = [state.flatten(0, 1).unflatten(0, (-1, 2)).mean(1) for state in states]
             fused = gate(streams)[0].unflatten(0, (len(micro_batch), -1))
-            real = torch.arange(750)[None] < torch.tensor([[frames_at(25.0, len(wave))] for wave in batch])
+            real = torch.arange(750)[None] < torch.tensor(
+                [[count_frames_at(25.0, len(wave))] for wave in batch]
+            )
             part = fused[real].square().sum() / total
             part.backward()
             loss += part.item()

@@ -67,7 +67,7 @@ def figures(run: Run) -> dict[str, float]:
     examples = examples_of(1 if run.quick else 4, count, run.side != ALONE, sizes.vocabulary)
     encoder, lm = WhisperAudioEncoder(sizes.new_encoder()), sizes.new_decoder()
     model = AudioLM(encoder, new_adapter(sizes), TextDecoder(lm)).train()
-    batch = collate(examples, WrittenIds(), model.slots_for, ("asked",), share=run.side == OURS)
+    batch = collate(examples, WrittenIds(), model.count_slots, ("asked",), share=run.side == OURS)
     step = whole_step(model, batch) if part == STEP else decoder_step(model, batch, part == LOSS)
     return {"clips": len(batch.audio), "tokens": len(batch.tokens.values), **time_steps(step, run.steps)}
 

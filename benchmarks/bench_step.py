@@ -182,7 +182,7 @@ def packed_step(seconds: list[float], examples: list[Example], model: AudioLM) -
     """Forward and backward over micro-batches by audio seconds."""
     model.train()
     batches = [
-        collate([examples[i] for i in members], WrittenIds(), model.slots_for, ("asr",))
+        collate([examples[i] for i in members], WrittenIds(), model.count_slots, ("asr",))
         for members in our_micro_batches(seconds)
     ]
     answer_tokens = sum(batch.answer_tokens for batch in batches)

@@ -51,7 +51,7 @@ def model_and_batches() -> tuple[AudioLM, list[Batch]]:
     model = AudioLM(encoder, new_adapter(sizes), TextDecoder(lm))
     examples = examples_of(list(LENGTHS) * 4, sizes)
     groups = [examples[i : i + 4] for i in range(0, len(examples), 4)]
-    return model, [collate(group, WrittenIds(), model.slots_for, ("asr",)) for group in groups]
+    return model, [collate(group, WrittenIds(), model.count_slots, ("asr",)) for group in groups]
 
 
 def config_in(folder: Path, steps: int) -> RunConfig:
@@ -158,7 +158,7 @@ def timed_checkpoints(folder: Path, background: bool, times: int = 3) -> dict[st
             begun = time.perf_counter()
             engine.backward(engine.forward(batches[0]).total)
             done = time.perf_counter()
-            writer.before_update()
+            writer.wait_for_copies()
             stood.append(time.perf_counter() - done + begun - started)
             engine.step(1.0)
             writer.wait()

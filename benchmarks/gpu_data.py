@@ -54,7 +54,7 @@ def waiting_for_data(setting: Setting) -> Iterator[Row]:
             recipe=recipe,
             sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
             format=ChatFormat(train_tokenizer([QUESTION, *(f" {word}" for word in WORDS)], VOCABULARY)),
-            slots_for=model.slots_for,
+            count_slots=model.count_slots,
             seed=0,
             audio_seconds=setting.budget,
             per_example=0.0,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from uniaudio.data.collate import collate
 from uniaudio.estimate import flops
 from uniaudio.model.adapters.stack import StackAdapter
-from uniaudio.model.audio_lm import AudioLM, as_audio_lm
+from uniaudio.model.audio_lm import AudioLM, cast_to_audio_lm
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
@@ -110,7 +110,7 @@ def new_engine(setting: Setting, model: AudioLM) -> Engine:
 
 def our_batch(model: AudioLM, clips: Clips, share: bool = False) -> Batch:
     """Pack clips into one micro-batch, on the host; with ``share`` questions about one clip share its tokens."""
-    return collate(clips.examples, WrittenIds(), model.slots_for, ("asr",), share)
+    return collate(clips.examples, WrittenIds(), model.count_slots, ("asr",), share)
 
 
 def our_step(engine: Engine, batch: Batch, device: torch.device) -> Step:
@@ -130,7 +130,7 @@ def stock_step(engine: Engine, clips: Clips, micro_batch: int, device: torch.dev
 
     The mel spectrograms and ids lie ready on the device, so the stock side gets them for nothing.
     """
-    model = as_audio_lm(engine.plain)
+    model = cast_to_audio_lm(engine.plain)
     written = WrittenIds()
     texts = [
         [torch.tensor(ids, device=device) for ids in (*written.prompt(e.prompt), written.answer(e.answer))]

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.compile import compile_layers
-from uniaudio.model.fp8 import to_float8
+from uniaudio.model.fp8 import convert_to_float8
 from uniaudio.model.generation import pad_left
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
@@ -139,7 +139,7 @@ def eight_bits(setting: Setting) -> Iterator[Row]:
         model = new_model(setting, name)
         batch = our_batch(model, mix(setting, model))
         off = measured(setting, model, batch)
-        to_float8(model.decoder.lm.base_model)
+        convert_to_float8(model.decoder.lm.base_model)
         on = measured(setting, model, batch)
         yield off_and_on(f"decoder {name} in FP8", off, on, exact=False)
         if name == setting.decoders[-1]:

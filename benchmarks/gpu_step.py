@@ -20,7 +20,7 @@ from gpu_timing import Setting, fastest, first_that_fits, free, peak_gib
 from sizes import qwen3_config, whisper_config
 
 from uniaudio.estimate import flops
-from uniaudio.model.audio_lm import AudioLM, as_audio_lm
+from uniaudio.model.audio_lm import AudioLM, cast_to_audio_lm
 from uniaudio.train.engines.base import Engine
 
 Row = dict[str, Any]
@@ -97,7 +97,7 @@ def our_side(setting: Setting, engine: Engine, clips: Clips) -> Row:
     def attempt(count: int) -> Row:
         micro_batches = clips.every(len(clips.examples) // count)
         free(setting.device)
-        step = our_step(engine, our_batch(as_audio_lm(engine.plain), micro_batches), setting.device)
+        step = our_step(engine, our_batch(cast_to_audio_lm(engine.plain), micro_batches), setting.device)
         seconds = fastest(step, setting)
         return figures(setting, engine, micro_batches, seconds)
 
@@ -129,7 +129,7 @@ def stock_side(setting: Setting, engine: Engine, clips: Clips) -> Row:
 
 def figures(setting: Setting, engine: Engine, clips: Clips, seconds: float) -> Row:
     """Return the figures of one side."""
-    operations = useful_flops(as_audio_lm(engine.plain), clips.lengths)
+    operations = useful_flops(cast_to_audio_lm(engine.plain), clips.lengths)
     return {
         "seconds": seconds,
         "clips": len(clips.examples),
@@ -161,7 +161,7 @@ def side_by_side(ours: Row, stock: Row) -> Row:
 
 def agreement(setting: Setting, engine: Engine, clips: Clips) -> Row:
     """Compare loss and norm of the gradient of both sides over the same clips of 30 s, relative to the stock ones."""
-    batch = our_batch(as_audio_lm(engine.plain), clips)
+    batch = our_batch(cast_to_audio_lm(engine.plain), clips)
     loss, norm = our_step(engine, batch, setting.device)()
     stock_loss, stock_norm = stock_step(engine, clips, len(clips.examples), setting.device)()
     off = {"loss": abs(float(loss / stock_loss) - 1), "norm": abs(norm / stock_norm - 1)}

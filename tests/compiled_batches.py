@@ -21,7 +21,7 @@ from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.qwen_omni import OmniAudioEncoder
 from uniaudio.model.encoders.wav2vec2 import WaveAudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.fp8 import to_float8
+from uniaudio.model.fp8 import convert_to_float8
 from uniaudio.model.lora import add_lora
 from uniaudio.ragged import Ragged
 
@@ -97,7 +97,7 @@ def compared(kind, **given):
         model.encoder.requires_grad_(False).eval()
     if "fp8" in given:
         model.decoder.requires_grad_(False)
-        to_float8(model.decoder.lm.base_model)
+        convert_to_float8(model.decoder.lm.base_model)
     if "recompute" in given:
         model.encoder.recompute()
         model.decoder.recompute()

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from uniaudio.train.checkpoint.store import is_complete, places_by_preference, replaced_folder
+from uniaudio.train.checkpoint.store import is_complete, list_places_by_preference, name_replaced_folder
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest checkpoint whose files all have their size; the contents are not compared."""
-    places, _ = places_by_preference(run_dir)
+    places, _ = list_places_by_preference(run_dir)
     return next(
-        (path for place in places for path in (place, replaced_folder(place)) if is_complete(path)), None
+        (path for place in places for path in (place, name_replaced_folder(place)) if is_complete(path)), None
     )

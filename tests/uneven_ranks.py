@@ -72,7 +72,7 @@ def steps(name, model, given, steps=3):
             values, auxiliary = engine.forward(given)
             collected = AuxiliaryLosses()
             collected.add(auxiliary)
-            extra, _ = collected.objective()
+            extra, _ = collected.compute_objective()
             loss = values.square().mean()
             engine.backward(loss + extra)
         assert engine.step(config.train.clip) < 1e9

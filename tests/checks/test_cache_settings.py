@@ -12,7 +12,7 @@ from uniaudio.build.encoders import build_encoder
 from uniaudio.commands import train as training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.train.feature_writer import feature_stores
+from uniaudio.train.feature_writer import make_feature_stores
 from uniaudio.train.stage_setup import refuse_what_shards_cannot
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -94,7 +94,7 @@ def test_an_encoder_that_reads_the_question_has_no_cache(tone_run):
     encoder = build_encoder(config)
     encoder.takes_prompts = True
     with pytest.raises(UserError, match=r"encoders.whisper.cache: this encoder reads the question"):
-        feature_stores(encoder, config, None, torch.device("cpu"))
+        make_feature_stores(encoder, config, None, torch.device("cpu"))
 
 
 def test_zero3_must_run_every_module(tone_run):

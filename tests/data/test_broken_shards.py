@@ -117,11 +117,11 @@ def test_one_broken_shard_of_many_ends_no_run_however_early_it_comes_and_counts_
     again = SkipLedger(0.05, json.loads(json.dumps(ledger.counts())))
     assert again.shards == {"set": {"a.tar": (500, 0.0005, "cut")}}
     said = SkipLedger(0.05)
-    (sentence,) = again.new_shards(said)
+    (sentence,) = again.report_new_shards(said)
     assert sentence == (
         "dataset set: shard a.tar is broken (cut): about 500 of its rows are lost, 0.1% of the dataset"
     )
-    assert again.new_shards(said) == []
+    assert again.report_new_shards(said) == []
 
 
 def test_rows_and_shards_count_together():

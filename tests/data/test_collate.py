@@ -28,7 +28,7 @@ class WrittenIds:
         return [int(word) for word in text.split()]
 
 
-def slots_for(samples):
+def count_slots(samples):
     return samples // 100
 
 
@@ -69,7 +69,7 @@ def put_together(batch):
 
 def test_rows_hold_what_comes_after_the_clip():
     questions = [(("1 2", "3"), "7 9"), (("1 2", "4 5"), "8 9"), (("1", "3"), "7 9"), (("1", "6"), "8 9")]
-    batch = collate(examples([((300,), questions)]), WrittenIds(), slots_for, TASKS, share=True)
+    batch = collate(examples([((300,), questions)]), WrittenIds(), count_slots, TASKS, share=True)
     assert [row.tolist() for row in batch.tokens.rows()] == [
         [1, 2, 0, 0, 0, 3, 7, 9],
         [4, 5, 8, 9],
@@ -97,14 +97,14 @@ def test_rows_hold_what_comes_after_the_clip():
 )
 def test_what_is_not_shared(groups):
     some = examples(groups)
-    batch = collate(some, WrittenIds(), slots_for, TASKS, share=True)
+    batch = collate(some, WrittenIds(), count_slots, TASKS, share=True)
     assert batch.prefixes is None
-    assert torch.equal(batch.tokens.values, collate(some, WrittenIds(), slots_for, TASKS).tokens.values)
+    assert torch.equal(batch.tokens.values, collate(some, WrittenIds(), count_slots, TASKS).tokens.values)
 
 
 def test_prompts_to_generate_from_are_whole():
     some = examples([((300,), [(("1", "3"), "7 9"), (("1", "4"), "8 9")])])
-    batch = collate_prompts(some, WrittenIds(), slots_for, TASKS)
+    batch = collate_prompts(some, WrittenIds(), count_slots, TASKS)
     assert batch.prefixes is None
     assert [row.tolist() for row in batch.tokens.rows()] == [[1, 0, 0, 0, 3], [1, 0, 0, 0, 4]]
 
@@ -127,8 +127,8 @@ def groups_of_questions(draw):
 @given(groups=groups_of_questions())
 def test_the_same_rows_and_labels_whether_shared_or_not(groups):
     some = examples(groups)
-    shared = collate(some, WrittenIds(), slots_for, TASKS, share=True)
-    whole = collate(some, WrittenIds(), slots_for, TASKS)
+    shared = collate(some, WrittenIds(), count_slots, TASKS, share=True)
+    whole = collate(some, WrittenIds(), count_slots, TASKS)
     assert put_together(shared) == put_together(whole)
     assert shared.audio_tokens == whole.audio_tokens
     assert torch.equal(shared.label_task, whole.label_task)
@@ -140,7 +140,9 @@ def test_the_same_rows_and_labels_whether_shared_or_not(groups):
         key = (example.id.split("/")[0], pieces[:-1])
         tokens += len(pieces[-1].split()) + len(example.answer.split())
         if key not in known:
-            tokens += sum(len(p.split()) for p in pieces[:-1]) + sum(slots_for(len(c)) for c in example.clips)
+            tokens += sum(len(p.split()) for p in pieces[:-1]) + sum(
+                count_slots(len(c)) for c in example.clips
+            )
         known.add(key)
     assert len(shared.tokens.values) == tokens
 
@@ -169,7 +171,7 @@ def test_a_row_costs_the_tokens_it_has(tone_run, chat_tokenizer, shares):
         recipe=recipe,
         sources=[open_source(recipe.train[0].dataset, "train")],
         format=ChatFormat(chat_tokenizer),
-        slots_for=lambda samples: samples // 320 + 1,
+        count_slots=lambda samples: samples // 320 + 1,
         seed=0,
         audio_seconds=1e9,
         per_example=0.0,

@@ -24,7 +24,7 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
-from uniaudio.train.checkpoint.store import load_checkpoint, stage_ends
+from uniaudio.train.checkpoint.store import list_stage_ends, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -99,8 +99,8 @@ def test_a_task_more_goes_on_from_the_finished_run(finished, buzzes, tmp_path):
         i for row in told if row.get("step", 0) > 4 and "ids" in row for step in row["ids"] for i in step
     ]
     assert {i.split("/")[0] for i in new_ids} == {"buzzes", "tones"}
-    assert sorted(stage_ends(tmp_path / "new")) == [0, 1]
-    old, new = (load_checkpoint(stage_ends(tmp_path / "new")[i]).model for i in (0, 1))
+    assert sorted(list_stage_ends(tmp_path / "new")) == [0, 1]
+    old, new = (load_checkpoint(list_stage_ends(tmp_path / "new")[i]).model for i in (0, 1))
     assert all(torch.equal(old[n], t) for n, t in load_checkpoint(latest_checkpoint(finished)).model.items())
     assert any(not torch.equal(old[n], new[n]) for n in old)
 

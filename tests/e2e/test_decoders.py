@@ -90,7 +90,7 @@ def test_answers_of_whispers_decoder_in_a_batch_equal_answers_alone(tone_run, wh
     ]
 
     def answers(some):
-        batch = collate_prompts(some, loaded.format, loaded.model.slots_for, ("tone",))
+        batch = collate_prompts(some, loaded.format, loaded.model.count_slots, ("tone",))
         assert batch.audio_tokens == 0
         return generate(loaded.model, batch, loaded.format, 6)
 

@@ -15,7 +15,7 @@ from uniaudio.build.model import load_model
 from uniaudio.commands import train as training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.model.lora import lora_modules
+from uniaudio.model.lora import list_lora_modules
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.store import load_checkpoint
 from uniaudio.train.signals import CONTINUE_LATER
@@ -143,7 +143,7 @@ def test_low_rank_stage_then_merged(tone_run, built):
     code, out = run(tone_run, "out", [LORA, merged, again])
     assert code == 0
     assert len(built) == 3
-    assert [len(lora_modules(model)) for model in built] == [4, 0, 2]
+    assert [len(list_lora_modules(model)) for model in built] == [4, 0, 2]
     base = frames(load_encoder(str(tone_run.parent / "whisper"), CPU))
     for model, spec in zip(built, (at(out, 2), at(out, 4), str(out)), strict=True):
         trained = frames(model.encoder)

@@ -22,7 +22,7 @@ from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.onnx_file import FUSED, can_mask, compare_outputs, find_stock_module, write_onnx
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import as_float
+from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
@@ -82,7 +82,7 @@ def exported(tmp_path_factory):
 
 
 def clips_of(*lengths):
-    return [as_float(clip) for clip in make_noise(lengths).rows()]
+    return [convert_to_float(clip) for clip in make_noise(lengths).rows()]
 
 
 @torch.no_grad()

@@ -16,10 +16,10 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.flops import count_any_decoder_flops
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.decoder import TextDecoder, make_trainable
-from uniaudio.model.decoder_limits import build_on_meta, position_limit, refuse_unusable_class
+from uniaudio.model.decoder_limits import build_on_meta, find_position_limit, refuse_unusable_class
 from uniaudio.model.generation import pad_left
 from uniaudio.model.label_scores import label_log_likelihoods
-from uniaudio.model.lora import lora_modules, lora_targets, merge_lora
+from uniaudio.model.lora import find_lora_targets, list_lora_modules, merge_lora
 from uniaudio.ragged import Ragged
 
 IDS = {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 2}
@@ -82,7 +82,7 @@ def test_a_decoder_reads_rows_and_answers_in_a_batch_as_alone(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_check_needs_is_known_without_weights(family):
     lm = build_on_meta(tiny_config(family))
-    assert position_limit(lm) == (256 if family in TABLES else None)
+    assert find_position_limit(lm) == (256 if family in TABLES else None)
     assert count_any_decoder_flops(lm.config, 10, count_layer_parameters(lm)) > 0
 
 
@@ -197,9 +197,9 @@ def test_scores_of_labels_are_those_of_every_label_alone(family, dtype):
 def test_updates_stand_where_layers_call_their_linear_maps():
     """The kernels of Mamba read the weights of its other maps directly."""
     decoder = make_decoder("mamba", "lora")
-    assert {name.rsplit(".", 1)[-1] for name in lora_modules(decoder.lm)} == {"in_proj"}
+    assert {name.rsplit(".", 1)[-1] for name in list_lora_modules(decoder.lm)} == {"in_proj"}
     with pytest.raises(UserError, match="'out_proj' matches no linear map; there are in_proj"):
-        lora_targets(make_decoder("mamba").lm, ["out_proj"])
+        find_lora_targets(make_decoder("mamba").lm, ["out_proj"])
 
 
 @pytest.mark.parametrize("family", [*NAMED, "whisper"])

@@ -14,11 +14,11 @@ from uniaudio.model import fp8
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.fp8 import (
     Float8Linear,
-    product,
+    convert_to_float8,
+    multiply_on_units,
+    multiply_scaled,
     quantize_rows,
     refuse_without_units,
-    to_float8,
-    unit_product,
 )
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
@@ -154,10 +154,10 @@ def test_the_operation_of_the_units_gives_the_same_product():
     """On a CPU the same call that a GPU gets, with output in float32."""
     left, right = quantize_rows(torch.randn(7, 64)), quantize_rows(torch.randn(48, 64))
     try:
-        found = unit_product(*left, *right, torch.float32)
+        found = multiply_on_units(*left, *right, torch.float32)
     except RuntimeError:
         pytest.skip("this torch has no product with scales by row on a CPU")
-    torch.testing.assert_close(found, product(*left, *right, torch.float32), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found, multiply_scaled(*left, *right, torch.float32), rtol=1e-6, atol=1e-5)
 
 
 def test_traced_in_one_piece_for_any_number_of_tokens():
@@ -176,7 +176,7 @@ def test_traced_in_one_piece_for_any_number_of_tokens():
 
 def test_maps_of_the_layers_alone_are_replaced(qwen):
     before = {name for name, part in qwen.named_modules() if type(part) is nn.Linear}
-    to_float8(qwen.base_model)
+    convert_to_float8(qwen.base_model)
     replaced = {name for name, part in qwen.named_modules() if isinstance(part, Float8Linear)}
     assert before - replaced == {"lm_head"}
     assert len(replaced) == 2 * len(MAPS)
@@ -189,11 +189,11 @@ def test_maps_of_the_layers_alone_are_replaced(qwen):
 def test_sizes_that_the_units_cannot_take_stay():
     body = nn.Module()
     body.layers = nn.ModuleList([nn.ModuleDict({"odd": nn.Linear(24, 16), "even": nn.Linear(32, 16)})])
-    to_float8(body)
+    convert_to_float8(body)
     assert type(body.layers[0]["odd"]) is nn.Linear
     assert isinstance(body.layers[0]["even"], Float8Linear)
     with pytest.raises(UserError, match="multiples of 16, and the layers of Module have none"):
-        to_float8(body)
+        convert_to_float8(body)
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_a_model_scores_labels_behind_the_prompts_that_it_generates_from(whisper
     torch.manual_seed(3)
     encoder = WhisperAudioEncoder(whisper)
     model = AudioLM(encoder, StackAdapter(64, 50.0, 64), TextDecoder(qwen)).double().eval()
-    batch = collate_prompts(examples(), format, model.slots_for, ("t",))
+    batch = collate_prompts(examples(), format, model.count_slots, ("t",))
     labels = [format.answer(text) for text in ("low", "high", "low and high", "no tone at all")]
     found = model.label_log_likelihoods(batch, packed_labels(labels))
     rows = model.embed_batch(batch)[0].rows()
@@ -193,7 +193,7 @@ def test_whispers_own_decoder(tmp_path, whisper, chat_tokenizer, dtype):
     reader = load_whisper_decoder(str(tmp_path / "full"))
     model = CrossAttentionLM(WhisperAudioEncoder(whisper), LinearBridge(64, 64), reader).to(dtype).eval()
     format = ChatFormat(chat_tokenizer)
-    batch = collate_prompts(examples(), format, model.slots_for, ("t",))
+    batch = collate_prompts(examples(), format, model.count_slots, ("t",))
     labels = [format.answer(text) for text in ("low", "high", "low and high")]
     found = model.label_log_likelihoods(batch, packed_labels(labels))
     heard, _ = model.encode_prompts(batch, model.decoder.embed(batch.tokens.values))

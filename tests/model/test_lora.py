@@ -7,7 +7,7 @@ from made_up_checkpoints import MINIATURES, save_miniature
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.registry import load_audio_encoder
-from uniaudio.model.lora import add_lora, lora_targets, merge_lora
+from uniaudio.model.lora import add_lora, find_lora_targets, merge_lora
 from uniaudio.ragged import Ragged
 
 WITH_ATTENTION = [kind for kind in MINIATURES if kind != "encodec"]
@@ -63,13 +63,13 @@ def test_the_update_is_alpha_over_rank_b_a():
 
 def test_targets_that_match_nothing_are_told_with_what_there_is(tmp_path):
     encoder = load("whisper", tmp_path)
-    assert len(lora_targets(encoder, "qkv")) == 2 * 3
-    assert len(lora_targets(encoder, "all")) == 2 * 6
-    assert len(lora_targets(encoder, [r"layers\.1\.fc"])) == 2
+    assert len(find_lora_targets(encoder, "qkv")) == 2 * 3
+    assert len(find_lora_targets(encoder, "all")) == 2 * 6
+    assert len(find_lora_targets(encoder, [r"layers\.1\.fc"])) == 2
     with pytest.raises(UserError, match=r"'nothing' matches no linear map; there are fc1, fc2, k_proj"):
-        lora_targets(encoder, ["fc1", "nothing"])
+        find_lora_targets(encoder, ["fc1", "nothing"])
     with pytest.raises(UserError, match="'qkv' matches no linear map"):
-        lora_targets(load("encodec", tmp_path / "e"), "qkv")
+        find_lora_targets(load("encodec", tmp_path / "e"), "qkv")
 
 
 def test_the_start_is_a_function_of_the_seed(tmp_path):

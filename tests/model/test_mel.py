@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from uniaudio.model.mel import LogMel, encoder_frames
+from uniaudio.model.mel import LogMel, count_encoder_frames
 from uniaudio.ragged import Ragged
 
 LENGTHS = [1, 399, 1600, 12345, 16000, 16001, 159_840, 479_800, 479_999, 480_000]
@@ -24,7 +24,7 @@ def test_equals_the_stock_extractor(bins):
     for samples, frames in zip(LENGTHS, mel.rows(), strict=True):
         wave = clip(samples).astype(np.float32) / 32768
         stock = extractor(wave, sampling_rate=16000, return_tensors="pt").input_features[0].T
-        assert len(frames) == 2 * encoder_frames(samples)
+        assert len(frames) == 2 * count_encoder_frames(samples)
         torch.testing.assert_close(frames, stock[: len(frames)], atol=1e-6, rtol=0)
 
 

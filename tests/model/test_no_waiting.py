@@ -39,7 +39,7 @@ def gated():
 def batch_for(model):
     lengths = (16000, 5000, 700, 33 * 16000)
     examples = [Example(str(n), "a", "d", (np.ones(n, np.int16),), ("1 2", "3"), "4 5 6") for n in lengths]
-    return collate(examples, WrittenIds(), model.slots_for, ("a", "b"))
+    return collate(examples, WrittenIds(), model.count_slots, ("a", "b"))
 
 
 @pytest.fixture

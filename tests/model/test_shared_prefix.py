@@ -17,10 +17,10 @@ from uniaudio.config.encoders import LoraConfig
 from uniaudio.data.collate import collate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.audio_lm import AudioLM, question_means
+from uniaudio.model.audio_lm import AudioLM, average_questions
 from uniaudio.model.decoder import TextDecoder, make_trainable
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.shared_prefix import key_places, row_positions
+from uniaudio.model.shared_prefix import compute_row_positions, find_key_places
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.types import Example, SharedPrefixes
 
@@ -68,7 +68,7 @@ def examples(groups):
 
 
 def shared_and_not(model, some):
-    return (collate(some, WrittenIds(), model.slots_for, TASKS, share) for share in (True, False))
+    return (collate(some, WrittenIds(), model.count_slots, TASKS, share) for share in (True, False))
 
 
 def loss_and_gradients(model, batch):
@@ -197,9 +197,9 @@ def test_keys_before_the_queries_of_a_segment(grouped):
 def test_places_and_positions():
     lengths = torch.tensor([5, 1, 2, 3])
     prefixes = SharedPrefixes(torch.tensor([0, 0, 2, 2]), torch.tensor([0, 3, 0, 1]))
-    assert row_positions(lengths, prefixes).tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 1, 2, 3]
-    assert row_positions(lengths, None).tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 0, 1, 2]
-    places = [row.tolist() for row in key_places(lengths, prefixes).rows()]
+    assert compute_row_positions(lengths, prefixes).tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 1, 2, 3]
+    assert compute_row_positions(lengths, None).tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 0, 1, 2]
+    places = [row.tolist() for row in find_key_places(lengths, prefixes).rows()]
     assert places == [[0, 1, 2, 3, 4], [0, 1, 2, 5], [6, 7], [6, 8, 9, 10]]
 
 
@@ -219,7 +219,7 @@ def test_a_router_that_reads_the_question_reads_the_same():
     model = build()
     batch, whole = shared_and_not(model, examples(MIXED))
     assert torch.equal(batch.clip_example, whole.clip_example)
-    means = [question_means(b, model.decoder.embed(b.tokens.values)) for b in (batch, whole)]
+    means = [average_questions(b, model.decoder.embed(b.tokens.values)) for b in (batch, whole)]
     torch.testing.assert_close(*means, **EXACT)
 
 
@@ -260,10 +260,10 @@ def test_sharers_see_their_own_leader_only():
         for example in some
     ]
     before, after = (
-        model.read(collate(questions, WrittenIds(), model.slots_for, TASKS, True))[0]
+        model.read(collate(questions, WrittenIds(), model.count_slots, TASKS, True))[0]
         for questions in (some, changed)
     )
-    batch = collate(some, WrittenIds(), model.slots_for, TASKS, True)
+    batch = collate(some, WrittenIds(), model.count_slots, TASKS, True)
     owner = batch.tokens.row_index()
     moved = (before - after).abs().amax(-1) > 1e-9
     for row, example in enumerate(some):

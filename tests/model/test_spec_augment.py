@@ -67,7 +67,7 @@ def example(number, masked):
 
 def test_an_example_is_masked_in_the_same_way_alone_and_in_a_batch(model, chat_tokenizer):
     def loss(*examples):
-        return float(model(collate(examples, ChatFormat(chat_tokenizer), model.slots_for, ("tag",))).total)
+        return float(model(collate(examples, ChatFormat(chat_tokenizer), model.count_slots, ("tag",))).total)
 
     with torch.no_grad():
         together = loss(example(1, True), example(2, False), example(3, True))

@@ -46,7 +46,7 @@ def wav(samples):
 def plain_likelihood(loaded, samples, pieces, label):
     """Sum of log-probabilities of the answer, token by token through the stock model."""
     example = Example("x", "ask", "ask", (samples,), pieces, "-")
-    batch = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
+    batch = collate_prompts([example], loaded.format, loaded.model.count_slots, ("ask",))
     row = loaded.model.embed_batch(batch)[0].values
     total, said = 0.0, []
     for token in loaded.format.answer(label):

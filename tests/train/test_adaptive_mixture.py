@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uniaudio.config.stages import BalanceConfig
-from uniaudio.train.adaptive_mixture import AdaptiveMixture, move_mixture_weights, shares
+from uniaudio.train.adaptive_mixture import AdaptiveMixture, compute_shares, move_mixture_weights
 
 SETTINGS = BalanceConfig(every=1, bound=4.0, rate=0.5)
 TASKS = {"a": ["x"], "b": ["y"], "c": ["z"]}
@@ -96,7 +96,7 @@ def test_factors_stay_within_the_bound_and_shares_are_shares(rounds, bound, rate
         assert all(1 / bound <= factor <= bound for factor in balance.factors.values())
     assert balance.round == len(rounds)
     given_shares = {name: share / sum(usual) for name, share in zip("abc", usual, strict=True)}
-    found = shares(given_shares, balance.factors)
+    found = compute_shares(given_shares, balance.factors)
     assert sum(found.values()) == pytest.approx(1)
     for name, share in found.items():  # the bound holds for the ratio of any two
         ratio = share / found["a"] / (given_shares[name] / given_shares["a"])
@@ -115,4 +115,4 @@ def test_it_goes_on_from_json_as_if_never_stopped(rounds):
 
 
 def test_shares_are_usual_ones_times_factors():
-    assert shares({"a": 0.25, "b": 0.75}, {"a": 3.0}) == pytest.approx({"a": 0.5, "b": 0.5})
+    assert compute_shares({"a": 0.25, "b": 0.75}, {"a": 3.0}) == pytest.approx({"a": 0.5, "b": 0.5})

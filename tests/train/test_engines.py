@@ -497,7 +497,7 @@ def test_recomputing_the_frozen_decoders_layers_gives_the_same_gradients(
     assert decoder.packed == (attention == "packed")
     model = AudioLM(encoder, StackAdapter(encoder.dim, 50.0, 64), decoder).double()
     model.train()
-    batch = collate(examples(3), ChatFormat(chat_tokenizer), model.slots_for, ("tag",))
+    batch = collate(examples(3), ChatFormat(chat_tokenizer), model.count_slots, ("tag",))
     seen = []
     qwen.model.layers[0].mlp.register_forward_pre_hook(lambda *told: seen.append(told))
 

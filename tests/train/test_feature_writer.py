@@ -21,7 +21,7 @@ from uniaudio.config.run import load_run
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.train import feature_writer as features
-from uniaudio.train.feature_writer import FeatureWriter, feature_stores
+from uniaudio.train.feature_writer import FeatureWriter, make_feature_stores
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -208,7 +208,7 @@ def test_weights_settings_and_precision_have_frames_of_their_own(tone_run):
         config = load_run(tone_run, [*CACHED, *overrides])
         encoder = build_encoder(config)
         encoder.whisper.layers[1].fc1.bias.data[3] += change
-        return feature_stores(encoder, config, precision, CPU)["whisper"].name
+        return make_feature_stores(encoder, config, precision, CPU)["whisper"].name
 
     tiny_whisper(seed=1).save_pretrained(tone_run.parent / "second")
     names = [

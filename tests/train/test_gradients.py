@@ -14,8 +14,8 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.train.optim import build_optimizer, lr_share
-from uniaudio.train.trainable import TrainableParameters, held_tensors, put_tensors
+from uniaudio.train.optim import build_optimizer, compute_lr_share
+from uniaudio.train.trainable import TrainableParameters, collect_tensors, put_tensors
 from uniaudio.types import Example
 
 
@@ -42,7 +42,7 @@ def examples(count):
 
 
 def batch(model, format, some):
-    return collate(some, format, model.slots_for, ("speak", "tag"))
+    return collate(some, format, model.count_slots, ("speak", "tag"))
 
 
 def optimizer_of(model, config):
@@ -52,7 +52,7 @@ def optimizer_of(model, config):
 def held(model):
     """What a checkpoint of the first stage holds, copied."""
     return {
-        name: p.detach().clone() for name, p in held_tensors(model, TrainableParameters.of(model)).items()
+        name: p.detach().clone() for name, p in collect_tensors(model, TrainableParameters.of(model)).items()
     }
 
 
@@ -151,12 +151,12 @@ def test_learning_rates_by_component_and_schedule(model, tone_run):
         ("adapter", 1e-3),
     }
     assert all(group["weight_decay"] == 0 for group in groups if all(p.dim() == 1 for p in group["params"]))
-    shares = [lr_share(config.stages[0], step, 8, 0.0) for step in range(8)]
+    shares = [compute_lr_share(config.stages[0], step, 8, 0.0) for step in range(8)]
     assert shares[:2] == [0.5, 1.0]
     assert shares[2] == 1.0
     assert shares == sorted(shares[:2]) + sorted(shares[2:], reverse=True)
-    assert lr_share(config.stages[0], 8, 8, 0.0) == pytest.approx(0.1)
-    hours = [lr_share(config.stages[0], step, None, step / 8) for step in range(9)]
+    assert compute_lr_share(config.stages[0], 8, 8, 0.0) == pytest.approx(0.1)
+    hours = [compute_lr_share(config.stages[0], step, None, step / 8) for step in range(9)]
     assert hours[0] == pytest.approx(0.5)  # the warm-up counts steps, the cosine the hours that were heard
     assert hours[2] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + 0.5**0.5))
     assert hours[8] == pytest.approx(0.1)

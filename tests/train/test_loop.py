@@ -16,7 +16,7 @@ from torch import nn
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint.store import MomentFiles, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint.store import MomentFiles, list_stage_ends, load_checkpoint
 from uniaudio.train.engines.launch import make_accelerator
 from uniaudio.train.loop import train_stages
 from uniaudio.train.loss_spikes import LossSpikeDetector
@@ -393,7 +393,7 @@ def test_a_run_killed_exactly_at_the_boundary_goes_on_in_the_next_stage(tone_run
 def test_a_stop_at_the_boundary_keeps_the_end_of_the_stage(tone_run):
     """What `continual` of the next stage measures from."""
     assert run(tone_run, Model(stops_at=6), two_stages()) == 75  # in the last step of the first stage
-    assert stage_ends(tone_run.parent / "out").keys() == {0}
+    assert list_stage_ends(tone_run.parent / "out").keys() == {0}
 
 
 def test_a_run_that_is_resumed_beyond_its_cap_ends_at_once(tone_run):
@@ -422,7 +422,7 @@ def test_hours_of_audio_end_a_stage_and_are_counted_across_a_resume(tone_run):
     assert run(tone_run, builder(), stages, to("whole", tone_run)) == 0
     state = saved(tone_run, "whole").state
     assert (state["step"], state["stage"], state["stage_step"]) == (9, 1, 2)
-    found = stage_ends(tone_run.parent / "whole")
+    found = list_stage_ends(tone_run.parent / "whole")
     ends = load_checkpoint(found[0]).state
     assert (ends["step"], ends["stage_seconds"], ends["stage_done"]) == (7, 7.0, True)
     opened = []

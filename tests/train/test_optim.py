@@ -20,9 +20,9 @@ from uniaudio.errors import UserError
 from uniaudio.train.optim import (
     build_optimizer,
     component_of,
-    layers_below_last,
-    lr_share,
-    parameter_rates,
+    compute_lr_share,
+    compute_parameter_rates,
+    count_layers_above,
     set_learning_rate,
 )
 from uniaudio.train.trainable import go_through_stages
@@ -59,7 +59,7 @@ def decay_of(name, layers):
 
 def test_rates_are_those_of_the_components(tone_run):
     model, config, stage = opened(tone_run, {}, "encoders.whisper.lr=3e-4", "adapter.lr=5e-4")
-    rates = parameter_rates(model, config, stage)
+    rates = compute_parameter_rates(model, config, stage)
     assert set(rates) == {n for n, p in model.named_parameters() if p.requires_grad}
     for name, rate in rates.items():
         wanted = ("whisper", 3e-4) if name.startswith("encoder.") else ("adapter", 5e-4)
@@ -70,7 +70,7 @@ def test_the_last_expression_that_matches_sets_the_rate(tone_run):
     patterns = {"fc1": 1e-2, "layers\\.1\\.": 1e-3, "layers\\.1\\.fc2": 1e-4, "^adapter.*bias": 1e-5}
     model, config, stage = opened(tone_run, {"lr": patterns}, "encoders.whisper.lr=3e-4", "adapter.lr=5e-4")
     seen = set()
-    for name, rate in parameter_rates(model, config, stage).items():
+    for name, rate in compute_parameter_rates(model, config, stage).items():
         component = "whisper" if name.startswith("encoder.") else "adapter"
         wanted = (component, 3e-4 if component == "whisper" else 5e-4)
         for pattern, lr in patterns.items():
@@ -84,7 +84,7 @@ def test_the_last_expression_that_matches_sets_the_rate(tone_run):
 def test_low_rank_updates_are_found_by_the_name_of_their_map(tone_run):
     stage = {"lr": {"fc1\\.lora_B": 1e-2, "q_proj": 2e-2}, "train": {"^encoder": "lora"}}
     model, config, stage = opened(tone_run, stage)
-    for name, rate in parameter_rates(model, config, stage).items():
+    for name, rate in compute_parameter_rates(model, config, stage).items():
         if name.startswith("encoder."):
             low = "fc1.lora_B" in name
             assert rate.lr == (1e-2 if low else 2e-2 if "q_proj" in name else 1e-3)
@@ -119,7 +119,7 @@ def test_layers_get_less_the_further_down_they_are(tone_run):
         tone_run, {"layer_decay": 0.5, "lr": {"fc1": 8e-3}}, "encoders.whisper={path: deep, lr: 4e-3}"
     )
     depths = set()
-    for name, rate in parameter_rates(model, config, stage).items():
+    for name, rate in compute_parameter_rates(model, config, stage).items():
         if not name.startswith("encoder."):
             assert (rate.name, rate.lr) == ("adapter", 1e-3)
             continue
@@ -129,7 +129,7 @@ def test_layers_get_less_the_further_down_they_are(tone_run):
         assert rate.lr == pytest.approx(peak * 0.5**depth, rel=1e-12)
         assert rate.name == ("whisper[fc1]" if "fc1" in name else "whisper") + (f"-{depth}" if depth else "")
     assert depths == {0, 1, 2, 3, 4}
-    below = layers_below_last(model, config)
+    below = count_layers_above(model, config)
     assert below["encoder.whisper.conv1.weight"] == below["encoder.whisper.embed_positions.weight"] == 4
     assert below["encoder.whisper.layers.0.fc1.weight"] == 3
     assert below["encoder.whisper.layer_norm.weight"] == 0
@@ -142,7 +142,7 @@ def test_low_rank_updates_stand_in_their_layers(tone_run):
         {"layer_decay": 0.1, "train": {"^encoder": "lora"}},
         "encoders.whisper={path: deep, lr: 1e-2}",
     )
-    for name, rate in parameter_rates(model, config, stage).items():
+    for name, rate in compute_parameter_rates(model, config, stage).items():
         if name.startswith("encoder."):
             assert rate.lr == pytest.approx(1e-2 * 0.1 ** decay_of(name, 3))
 
@@ -157,7 +157,7 @@ def test_fused_encoders_count_their_own_layers(tone_run):
         "fusion={kind: gate, lr: 7e-3}",
     )
     found = set()
-    for name, rate in parameter_rates(model, config, stage).items():
+    for name, rate in compute_parameter_rates(model, config, stage).items():
         component = component_of(name, config)
         found.add(component)
         if component == "whisper":
@@ -180,7 +180,7 @@ def test_groups_hold_every_trained_parameter_once_and_only_matrices_decay(tone_r
         "train.betas=[0.8, 0.95]",
     )
     optimizer = build_optimizer(model, config, stage, CPU)
-    rates = parameter_rates(model, config, stage)
+    rates = compute_parameter_rates(model, config, stage)
     group_of = {}
     for group in optimizer.param_groups:
         assert group["betas"] == (0.8, 0.95)
@@ -206,26 +206,28 @@ def stage(**settings):
 
 def test_warm_up_then_half_a_cosine():
     planned = stage(steps=12, warmup=4, final_lr_share=0.2)
-    found = [lr_share(planned, step, 12, 0.0) for step in range(12)]
+    found = [compute_lr_share(planned, step, 12, 0.0) for step in range(12)]
     wanted = [0.25, 0.5, 0.75, 1.0]
     for step in range(8):
         wanted.append(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 8)))
     assert found == pytest.approx(wanted)
     assert found[8] == pytest.approx(0.6)  # half way
-    assert lr_share(planned, 12, 12, 0.0) == pytest.approx(0.2)
+    assert compute_lr_share(planned, 12, 12, 0.0) == pytest.approx(0.2)
 
 
 def test_a_constant_rate_only_warms_up():
     planned = stage(warmup=3, schedule="constant", final_lr_share=0.1)
-    assert [lr_share(planned, s, 8, 0.0) for s in range(8)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1])
+    assert [compute_lr_share(planned, s, 8, 0.0) for s in range(8)] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]
+    )
     by_hours = stage(steps=None, hours=1, warmup=2, schedule="constant")
-    assert [lr_share(by_hours, s, None, 0.5) for s in range(3)] == [0.5, 1.0, 1.0]
+    assert [compute_lr_share(by_hours, s, None, 0.5) for s in range(3)] == [0.5, 1.0, 1.0]
 
 
 def test_where_hours_end_a_stage_they_move_the_cosine():
     planned = stage(steps=None, hours=2, warmup=2, final_lr_share=0.1)
     heard = [0.0, 0.1, 0.5, 0.9, 1.0, 1.3]
-    found = [lr_share(planned, step, None, done) for step, done in enumerate(heard)]
+    found = [compute_lr_share(planned, step, None, done) for step, done in enumerate(heard)]
     wanted = []
     for step, done in enumerate(heard):
         cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
@@ -237,9 +239,9 @@ def test_where_hours_end_a_stage_they_move_the_cosine():
 
 def test_of_hours_and_a_last_step_the_nearer_end_moves_the_cosine():
     planned = stage(steps=None, hours=2)
-    far = lr_share(planned, 10, 100_000, 0.75)
+    far = compute_lr_share(planned, 10, 100_000, 0.75)
     assert far == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.75)))
-    near = lr_share(planned, 60, 100, 0.001)
+    near = compute_lr_share(planned, 60, 100, 0.001)
     assert near == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.6)))
 
 
@@ -249,7 +251,7 @@ def test_shares_rise_fall_and_stay_between_their_ends(data):
     warmup = data.draw(st.integers(0, steps))
     last = data.draw(st.floats(0, 1))
     planned = stage(steps=steps, warmup=warmup, final_lr_share=last)
-    found = [lr_share(planned, step, steps, 0.0) for step in range(steps)]
+    found = [compute_lr_share(planned, step, steps, 0.0) for step in range(steps)]
     assert all(0 <= share <= 1 + 1e-12 for share in found)
     assert all(a < b for a, b in itertools.pairwise(found[:warmup]))
     after = found[warmup:]

@@ -11,7 +11,7 @@ from torch.autograd import DeviceType
 
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
-from uniaudio.train.profile import BACKWARD, MARK, mark_calls, parts_table, time_by_part
+from uniaudio.train.profile import BACKWARD, MARK, build_parts_table, mark_calls, sum_time_by_part
 
 
 def event(name, own=0.0, parent=None, number=-1, device=0.0, total=0.0):
@@ -46,7 +46,7 @@ def made_up_events():
 
 
 def test_time_goes_to_the_innermost_part_and_the_backward_to_the_part_of_its_forward():
-    found = time_by_part(made_up_events(), on_device=False)
+    found = sum_time_by_part(made_up_events(), on_device=False)
     assert found == {
         "encoder": {"forward": 2.5, "backward": 4.125},
         "mel": {"forward": 1.25, "backward": 0.0},
@@ -57,7 +57,7 @@ def test_time_goes_to_the_innermost_part_and_the_backward_to_the_part_of_its_for
 
 
 def test_on_a_device_its_own_time_counts_and_waiting_for_data_is_the_hosts():
-    found = time_by_part(made_up_events(), on_device=True)
+    found = sum_time_by_part(made_up_events(), on_device=True)
     assert found["encoder"] == {"forward": 0.02, "backward": 0.04}
     assert found["data"]["forward"] == 8.0
 
@@ -93,7 +93,7 @@ def test_a_part_gets_the_time_that_it_takes_in_a_real_trace():
         other(one(x)).sum().backward()
     for hook in hooks:
         hook.remove()
-    found = time_by_part(looked.events(), on_device=False)
+    found = sum_time_by_part(looked.events(), on_device=False)
     assert found["one"]["forward"] == pytest.approx(0.05, rel=0.5)
     assert found["one"]["backward"] < 0.02
     assert found["other"]["forward"] < 0.02
@@ -114,7 +114,7 @@ def test_a_run_that_asks_for_it_gets_a_trace_and_a_table(tone_run, tmp_path, fre
     with gzip.open(tmp_path / "out/profile/trace.json.gz", "rt") as trace:
         assert "uniaudio::encoder" in trace.read()
     assert "time by part" in capsys.readouterr().out
-    assert parts_table(told).row_count == len(told["parts"])
+    assert build_parts_table(told).row_count == len(told["parts"])
 
 
 def test_nobody_looks_at_a_run_that_does_not_ask(tone_run, tmp_path, fresh_accelerate):

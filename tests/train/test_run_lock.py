@@ -22,7 +22,7 @@ def lock(tmp_path):
 
 
 def me(**changes):
-    return replace(Holder.of_this_process(), **changes)
+    return replace(Holder.describe_this_process(), **changes)
 
 
 def put(path, holder, seconds_ago=0.0):
@@ -74,7 +74,7 @@ def test_the_lock_of_a_dead_run_is_taken_over_and_that_is_said(tmp_path, lock, d
 
 def test_a_process_that_was_killed_but_not_waited_for_is_gone(lock):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    put(lock, me(pid=process.pid, started=run_lock.start_of(process.pid)))
+    put(lock, me(pid=process.pid, started=run_lock.read_process_start(process.pid)))
     with pytest.raises(UserError, match=f"process {process.pid} "):
         take(lock, me())
     process.kill()
@@ -155,7 +155,7 @@ def test_a_lock_that_says_nothing_is_waited_for_and_then_taken_over(lock, monkey
 def test_a_run_whose_lock_was_taken_over_ends(tmp_path, lock, monkeypatch):
     monkeypatch.setattr(run_lock, "BEAT", 0.02)
     ended = threading.Event()
-    monkeypatch.setattr(run_lock, "end_for", lambda folder, holder: ended.set())
+    monkeypatch.setattr(run_lock, "exit_process", lambda folder, holder: ended.set())
     with hold_run_folder(tmp_path):
         lock.unlink()  # somebody tidied up: it comes back
         until = time.monotonic() + 5

@@ -61,14 +61,14 @@ def test_the_first_skip_of_each_reason_is_told_once_for_every_source():
     ledger = SkipLedger(0.05)
     skips = [Skip("a", str(i), reason, "x") for i, reason in enumerate(["one", "two", "one"])]
     skips.append(Skip("b", "9", "one", ""))
-    assert [(skip.source, skip.row) for skip in ledger.first_skips(skips)] == [
+    assert [(skip.source, skip.row) for skip in ledger.find_first_skips(skips)] == [
         ("a", "0"),
         ("a", "1"),
         ("b", "9"),
     ]
     ledger.add({"a": 3}, skips)
-    assert ledger.first_skips([*skips, Skip("b", "10", "two", "")]) == [Skip("b", "10", "two", "")]
-    assert SkipLedger(0.05, ledger.counts()).first_skips(skips) == []
+    assert ledger.find_first_skips([*skips, Skip("b", "10", "two", "")]) == [Skip("b", "10", "two", "")]
+    assert SkipLedger(0.05, ledger.counts()).find_first_skips(skips) == []
     assert (
         skips[0].sentence == "dataset a: row 0 is left out: one (x); further ones are listed in skipped.jsonl"
     )

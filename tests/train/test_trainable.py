@@ -11,14 +11,14 @@ from conftest import tiny_whisper, tone
 from uniaudio.build.model import build_model
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.model.lora import lora_modules, plain_name
+from uniaudio.model.lora import list_lora_modules, strip_lora_name
 from uniaudio.ragged import Ragged
 from uniaudio.train.trainable import (
     LORA,
     TrainableParameters,
+    collect_tensors,
     enter_stage,
     go_through_stages,
-    held_tensors,
     put_tensors,
 )
 
@@ -92,7 +92,7 @@ def test_without_expressions_it_is_as_the_components_say(tone_run, mode):
         assert not encoder
     elif mode == "lora":
         assert all(LORA in name for name in encoder)
-        assert {f"{name}.weight" for name in lora_modules(model)} == QKV
+        assert {f"{name}.weight" for name in list_lora_modules(model)} == QKV
         assert {name for name, usual in structure.usual.items() if usual == "lora"} == QKV
     else:
         assert f"{LAYERS}.0.fc1.weight" in encoder
@@ -127,14 +127,14 @@ def test_the_last_expression_that_matches_holds(tone_run, train):
             low.add(name)
     values = snapshot(model)
     go_through_stages(model, config, 0)
-    assert {f"{name}.weight" for name in lora_modules(model)} == low
+    assert {f"{name}.weight" for name in list_lora_modules(model)} == low
     assert {name for name in trained(model) if LORA not in name} == full
     found = {name.split(f".{LORA}")[0] + ".weight" for name in trained(model) if LORA in name}
     assert found == low
     assert len([name for name in trained(model) if LORA in name]) == 2 * len(low)
     for name, value in snapshot(model).items():
         if LORA not in name:
-            assert torch.equal(value, values[plain_name(name)])
+            assert torch.equal(value, values[strip_lora_name(name)])
 
 
 def test_low_rank_updates_begin_at_nothing(tone_run):
@@ -180,8 +180,8 @@ def test_a_trained_decoder_can_be_frozen_for_a_stage(tone_run):
 def test_low_rank_updates_of_the_decoder_are_never_merged(tone_run, merge):
     config = read(tone_run, [{}, merge], "decoder.train=lora", "encoders.whisper.train=lora")
     model, _ = entered(config, 1)
-    assert any(name.startswith("decoder.") for name in lora_modules(model))
-    assert any(name.startswith("encoder.") for name in lora_modules(model))  # merged ones begin anew
+    assert any(name.startswith("decoder.") for name in list_lora_modules(model))
+    assert any(name.startswith("encoder.") for name in list_lora_modules(model))  # merged ones begin anew
 
 
 def test_an_expression_that_matches_nothing_is_told_with_beginnings_of_names(tone_run):
@@ -212,7 +212,9 @@ def test_every_encoder_of_a_fused_one_has_its_own_rank(tone_run):
     assert {r for n, r in ranks.items() if n.startswith("encoder.encoders.second.")} == {5}
     assert {r for n, r in ranks.items() if n.startswith("adapter.")} == {3}  # the first encoder's
     scalings = {
-        name: part.scaling["default"] for name, part in model.named_modules() if name in lora_modules(model)
+        name: part.scaling["default"]
+        for name, part in model.named_modules()
+        if name in list_lora_modules(model)
     }
     assert {s for n, s in scalings.items() if ".encoders.second." in n} == {1.0}
     assert {s for n, s in scalings.items() if ".encoders.whisper." in n} == {2.0}
@@ -240,10 +242,10 @@ def test_merged_updates_are_the_same_function(tone_run, dtype, second):
     shake(model)
     before, weights = frames(model, dtype), snapshot(model)
     assert (before - start).abs().max() > 1e-3
-    low = lora_modules(model)
+    low = list_lora_modules(model)
     assert len(low) == 4
     enter_stage(model, structure, config, 1)
-    assert not lora_modules(model)
+    assert not list_lora_modules(model)
     close = {"atol": 1e-5, "rtol": 0} if dtype == torch.float32 else {"atol": 1e-10, "rtol": 0}
     torch.testing.assert_close(frames(model, dtype), before, **close)
     for name, value in snapshot(model).items():
@@ -254,7 +256,7 @@ def test_merged_updates_are_the_same_function(tone_run, dtype, second):
         b, a = (weights[f"{owner}.lora_{side}.default.weight"] for side in "BA")
         wanted = weights[f"{owner}.base_layer.weight"].double() + 7 / 3 * product(b, a)
         torch.testing.assert_close(value.double(), wanted, **close)
-    held = held_tensors(model, structure)
+    held = collect_tensors(model, structure)
     assert {f"{name}.weight" for name in low} <= set(held)
     assert not any(LORA in name or ".base_layer." in name for name in held)
 
@@ -270,11 +272,11 @@ def test_only_what_is_opened_is_merged(tone_run):
     before = frames(model)
     enter_stage(model, structure, config, 1)
     torch.testing.assert_close(frames(model), before, atol=1e-5, rtol=0)
-    left = lora_modules(model)
+    left = list_lora_modules(model)
     assert left
     assert all(".layers.0." in name for name in left)
-    assert f"{LAYERS}.1.fc1.weight" in held_tensors(model, structure)
-    assert f"{LAYERS}.0.fc1.base_layer.weight" not in held_tensors(model, structure)
+    assert f"{LAYERS}.1.fc1.weight" in collect_tensors(model, structure)
+    assert f"{LAYERS}.0.fc1.base_layer.weight" not in collect_tensors(model, structure)
 
 
 def test_updates_go_on_over_two_stages(tone_run):
@@ -287,7 +289,7 @@ def test_updates_go_on_over_two_stages(tone_run):
         enter_stage(model, structure, config, index)
         assert torch.equal(frames(model), before)
         assert all(torch.equal(p, values[name]) for name, p in snapshot(model).items())
-        assert {name for name in values if LORA in name} <= set(held_tensors(model, structure))
+        assert {name for name in values if LORA in name} <= set(collect_tensors(model, structure))
         assert any(LORA in name for name in trained(model)) == (index == 2)
 
 
@@ -306,7 +308,7 @@ def test_merged_and_new_updates(tone_run):
     a, b = (weights[f"{name}.lora_{side}.default.weight"] for side in "AB")
     wanted = weights[f"{name}.base_layer.weight"].double() + 2 * product(b, a)
     torch.testing.assert_close(after[f"{name}.base_layer.weight"].double(), wanted, atol=1e-5, rtol=0)
-    assert f"{name}.base_layer.weight" in held_tensors(model, structure)
+    assert f"{name}.base_layer.weight" in collect_tensors(model, structure)
     assert f"{name}.base_layer.weight" not in trained(model)
     new = f"{name}.lora_A.default.weight"
     # in other directions than the first began in
@@ -345,7 +347,7 @@ def test_a_saved_state_gives_an_equal_model_at_every_stage(tone_run, decoder):
             for name, value in snapshot(model).items():
                 torch.testing.assert_close(dict(resumed.named_parameters())[name].detach(), value)
         shake(model, index)
-        saved = {name: t.detach().clone() for name, t in held_tensors(model, structure).items()}
+        saved = {name: t.detach().clone() for name, t in collect_tensors(model, structure).items()}
         again = copy.deepcopy(fresh)
         other = go_through_stages(again, config, index)
         put_tensors(again, other, saved, "here")
@@ -362,7 +364,7 @@ def test_the_tensors_of_another_structure_are_refused(tone_run):
     config = read(tone_run, [{"train": {"^encoder": "lora"}}, {"merge_lora": True}])
     model, structure = entered(config)
     saved = snapshot(model)
-    held = {name: saved[name] for name in held_tensors(model, structure)}
+    held = {name: saved[name] for name in collect_tensors(model, structure)}
     one = next(name for name in held if LORA in name)
     with pytest.raises(UserError, match=rf"mine: the tensors are not .* missing \['{one}'\], unknown none"):
         put_tensors(model, structure, {n: t for n, t in held.items() if n != one}, "mine")

@@ -6,14 +6,14 @@ from typing import Any
 
 from uniaudio.config.run import RunConfig
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.train.trainable import named_encoders
+from uniaudio.train.trainable import list_named_encoders
 
 DECODER = "decoder"  # beside the names of the encoders
 
 
 def get_part(model: AudioLM, config: RunConfig, name: str) -> Any:
     """Return the decoder or an encoder of a model by its name in the config."""
-    return model.decoder if name == DECODER else named_encoders(config, model.encoder)[name]
+    return model.decoder if name == DECODER else list_named_encoders(config, model.encoder)[name]
 
 
 def list_parts(config: RunConfig, value: str | bool) -> list[str]:

@@ -18,14 +18,14 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import (
     HF_AUTO,
-    family_of,
+    choose_settings,
+    find_family,
     import_encoder_class,
     is_local_path,
     load_audio_encoder,
-    settings_of,
 )
-from uniaudio.model.encoders.weights import RANDOM, stock_config
-from uniaudio.model.fingerprint import base_identity
+from uniaudio.model.encoders.weights import RANDOM, read_stock_config
+from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.checkpoint.store import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
@@ -185,8 +185,8 @@ def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
         return
     for name, settings in encoders.items():
         if ":" not in settings.kind and is_local_path(settings.path) and not is_run(settings.path):
-            kind, family = family_of(settings, name)
-            settings_of(settings, family, kind, name)
+            kind, family = find_family(settings, name)
+            choose_settings(settings, family, kind, name)
 
 
 def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
@@ -205,7 +205,7 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
         if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
             raise UserError(f"{where}.path: there is no folder {settings.path}")
         return None
-    if family_of(settings, where)[1] is HF_AUTO:
+    if find_family(settings, where)[1] is HF_AUTO:
         return None
     return settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
 
@@ -221,7 +221,7 @@ def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
     if ":" in settings.kind:  # what a class of the user's own reads is its own affair
         return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
-        return base_identity(settings.path, settings.revision)
+        return identify_base(settings.path, settings.revision)
     folder = find_checkpoint(settings.path)
     if folder is None:
         raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
@@ -305,5 +305,5 @@ def read_prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
     kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
     path = str(kept) if kept.is_dir() else config.decoder.folder
     allowed = config.decoder.trust_remote_code and config.trust.remote_code
-    decoder = stock_config(path, config.decoder.revision, allowed)
+    decoder = read_stock_config(path, config.decoder.revision, allowed)
     return int(decoder.get_text_config().hidden_size)

@@ -31,7 +31,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
-from uniaudio.model.encoders.weights import RANDOM, refuse_unusable_files, stock_config
+from uniaudio.model.encoders.weights import RANDOM, read_stock_config, refuse_unusable_files
 from uniaudio.model.whisper_decoder import (
     START,
     CrossAttentionLM,
@@ -216,7 +216,7 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
         return make_qwen_config(small, small.vocabulary, 0, 0)
     refuse_unusable_files(config.decoder.folder, "decoder.path")
     with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.folder} cannot be read"):
-        architecture = stock_config(config.decoder.folder, config.decoder.revision)
+        architecture = read_stock_config(config.decoder.folder, config.decoder.revision)
     if isinstance(architecture, WhisperConfig):
         return architecture
     refuse_unusable_class(architecture)

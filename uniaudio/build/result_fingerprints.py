@@ -13,7 +13,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import hash_model
 from uniaudio.train.checkpoint.integrity import EMA
-from uniaudio.train.checkpoint.store import is_complete, step_folders
+from uniaudio.train.checkpoint.store import is_complete, list_step_folders
 
 
 def fingerprint_checkpoint(spec: str) -> str:
@@ -64,7 +64,7 @@ def match_checkpoints(run: Path, fingerprints: Collection[str]) -> dict[str, str
     """
     missing = set(fingerprints)
     matches: dict[str, str] = {}
-    for folder in reversed(step_folders(run / "checkpoints")):
+    for folder in reversed(list_step_folders(run / "checkpoints")):
         if not missing:
             break
         if is_complete(folder):

@@ -19,9 +19,9 @@ from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError
-from uniaudio.model.audio_lm import as_audio_lm
+from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.cached_encoder import list_frame_stores
-from uniaudio.train.adaptive_mixture import AdaptiveMixture, shares
+from uniaudio.train.adaptive_mixture import AdaptiveMixture, compute_shares
 from uniaudio.types import Batch
 
 
@@ -49,14 +49,14 @@ class StageData:
     def open_mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
         """Open the sources of a recipe (default: the stage's own) and mix them as the stage says."""
         recipe = recipe or self.recipes[stage]
-        lm = as_audio_lm(model)
+        lm = cast_to_audio_lm(model)
         budget, data = self.config.stages[stage].budget, self.config.data
         micro_batches = self.config.train.micro_batches or world_size()
         return Mixture(
             recipe=recipe,
             sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
             format=self.format,
-            slots_for=lm.slots_for,
+            count_slots=lm.count_slots,
             seed=self.config.seed + stage,
             audio_seconds=budget.audio_seconds,
             per_example=budget.per_example,
@@ -81,7 +81,7 @@ class StageData:
         mixture = self.open_mixture(stage, model)
         if balance.round:
             train = mixture.recipe.train
-            moved = shares({entry.name: entry.share for entry in train}, balance.factors)
+            moved = compute_shares({entry.name: entry.share for entry in train}, balance.factors)
             entries = tuple(replace(entry, share=moved[entry.name]) for entry in train)
             mixture = replace(
                 mixture,

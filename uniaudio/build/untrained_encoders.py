@@ -11,7 +11,7 @@ from uniaudio.config.model_spec import SOURCE, parse_model_spec, write_model_spe
 from uniaudio.config.run import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.evaluate.probing.references import Reference
-from uniaudio.model.encoders.registry import family_of
+from uniaudio.model.encoders.registry import find_family
 from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, find_model_folder, read_model_config
 
 
@@ -44,7 +44,7 @@ def find_spec_at_best(settings: EncoderConfig, where: str) -> str | None:
     """
     if is_run(settings.path) or settings.path.startswith(RANDOM):
         return None
-    _, family = family_of(settings, where)
+    _, family = find_family(settings, where)
     stated = read_model_config(find_model_folder(settings.path, settings.revision))
     if not family.pretrained_with or RANDOM_WEIGHTS.items() <= stated.items():
         return None

@@ -11,8 +11,8 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.train.feature_writer import cached_parts, wants_cache
-from uniaudio.train.trainable import modes_of
+from uniaudio.train.feature_writer import find_cached_parts, has_cache
+from uniaudio.train.trainable import choose_modes
 from uniaudio.units import SECONDS_PER_HOUR
 
 
@@ -28,7 +28,7 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
     Raises:
         UserError: naming encoder and stage.
     """
-    if not wants_cache(config):
+    if not has_cache(config):
         return
     recipes = load_stage_recipes(config)
     for name, settings in config.encoders.items():
@@ -53,7 +53,7 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
 def list_frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) -> list[int]:
     """Return the stages that train nothing of an encoder."""
     prefix = "encoder." if config.fusion is None else f"encoder.encoders.{name}."
-    modes = [modes_of(usual, stage, whole=False) for stage in config.stages]
+    modes = [choose_modes(usual, stage, whole=False) for stage in config.stages]
     return [
         index
         for index, mode_of in enumerate(modes)
@@ -64,7 +64,7 @@ def list_frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) 
 def describe_cache_sizes(encoder: AudioEncoder, config: RunConfig) -> list[str]:
     """Return a sentence on the disk that the frames of each encoder take."""
     lines = []
-    for name, part in cached_parts(encoder, config).items():
+    for name, part in find_cached_parts(encoder, config).items():
         dtype = torch.bfloat16 if config.encoders[name].cache == "bfloat16" else torch.float32
         size = part.dim * part.frame_rate * dtype.itemsize * SECONDS_PER_HOUR
         lines.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk for each hour of different audio")

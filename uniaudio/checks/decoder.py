@@ -17,7 +17,7 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.model.decoder_limits import build_on_meta, position_limit
+from uniaudio.model.decoder_limits import build_on_meta, find_position_limit
 from uniaudio.model.whisper_decoder import START
 
 ROWS_READ = 20  # of every source
@@ -62,7 +62,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
         limit: int | None = int(architecture.max_target_positions)
     else:
         lm = build_on_meta(architecture)
-        limit, parameters = position_limit(lm), count_layer_parameters(lm)
+        limit, parameters = find_position_limit(lm), count_layer_parameters(lm)
     format = ChatFormat(
         load_tokenizer(settings, settings.folder),
         START if whisper else None,

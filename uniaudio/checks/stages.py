@@ -15,8 +15,8 @@ from uniaudio.config.stages import Mode, Stage
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.text_metrics import require_metric
-from uniaudio.model.lora import plain_name
-from uniaudio.train.trainable import TrainableParameters, modes_of, refuse_nothing
+from uniaudio.model.lora import strip_lora_name
+from uniaudio.train.trainable import TrainableParameters, choose_modes, refuse_nothing
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ParameterNames:
     def of(cls, model: nn.Module, parts: tuple[str, ...] = ()) -> ParameterNames:
         """Read the names off a model as it was built."""
         linear = {
-            plain_name(f"{name}.weight")
+            strip_lora_name(f"{name}.weight")
             for name, part in model.named_modules()
             if isinstance(part, nn.Linear)
         }
@@ -64,7 +64,7 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
                     raise UserError(
                         f"{where}.train: '{pattern}' is to get low-rank updates, but matches no linear map"
                     )
-        modes = modes_of(names.usual, stage, whole=False)
+        modes = choose_modes(names.usual, stage, whole=False)
         full = [name for name, mode in modes.items() if mode == "full"]
         trained = full + [
             factor

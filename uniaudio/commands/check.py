@@ -20,7 +20,7 @@ from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
-from uniaudio.model.encoders.weights import refuse_unusable_files, stock_config
+from uniaudio.model.encoders.weights import read_stock_config, refuse_unusable_files
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
@@ -114,7 +114,7 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
     for text in describe_cache_sizes(sketch, config):
         console.print(text, highlight=False)
-    parts = [stock_config(e.path.removeprefix("random:")) for e in config.encoders.values()]
+    parts = [read_stock_config(e.path.removeprefix("random:")) for e in config.encoders.values()]
     return parts if all(part.model_type == "whisper" for part in parts) else []
 
 

@@ -65,7 +65,7 @@ def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
         recipe=recipe,
         sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
         format=ChatFormat(train_tokenizer(words, 512)),
-        slots_for=lambda samples: max(1, round(samples / 16000 * TOKENS_PER_SECOND)),
+        count_slots=lambda samples: max(1, round(samples / 16000 * TOKENS_PER_SECOND)),
         seed=0,
         audio_seconds=budget,
         per_example=0.5,

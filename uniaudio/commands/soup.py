@@ -33,7 +33,7 @@ from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_complete, save_checkpoint
 from uniaudio.train.optim import component_of
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
-from uniaudio.train.trainable import LORA, held_tensors, put_tensors
+from uniaudio.train.trainable import LORA, collect_tensors, put_tensors
 
 GRID = tuple(i / 10 for i in range(11))
 HELD_OUT = 4  # every fourth clip of a train split chooses the share; the test split never does
@@ -167,7 +167,7 @@ def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None) ->
     )
     return {
         name: t.detach().clone()
-        for name, t in held_tensors(holder, structure).items()
+        for name, t in collect_tensors(holder, structure).items()
         if component_of(name, config) in config.encoders
     }
 

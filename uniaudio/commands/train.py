@@ -46,17 +46,17 @@ from uniaudio.distributed import explain_lost_processes, gather_objects, is_main
 from uniaudio.errors import UserError
 from uniaudio.estimate.fitting import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
-from uniaudio.model.audio_lm import as_audio_lm
+from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import building_device, make_accelerator, spreads_weights
-from uniaudio.train.loggers import tell_of_finished_run
+from uniaudio.train.engines.launch import choose_building_device, make_accelerator, name_spreading_engine
+from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.run_lock import hold_run_folder
-from uniaudio.train.stage_setup import refuse_what_shards_cannot, remembers
-from uniaudio.train.state import TrainState, newest
+from uniaudio.train.stage_setup import has_reference, refuse_what_shards_cannot
+from uniaudio.train.state import TrainState, find_newest_checkpoint
 from uniaudio.train.trainable import TrainableParameters
 
 
@@ -112,7 +112,7 @@ def train_in_held_folder(
     if checkpoint is not None:
         position = TrainState.from_state(checkpoint.state)
         if is_finished(position, config):
-            tell_of_finished_run(Path(config.output_dir), is_main(), position.step)
+            print_finished_run(Path(config.output_dir), is_main(), position.step)
             return 0
         stage = position.stage + bool(checkpoint.state.get(STAGE_END))
     check_later_stages(config, recipes, accelerator, stage)
@@ -129,7 +129,9 @@ def open_newest(config: RunConfig) -> Checkpoint:
         UserError: when there is none that can be used, or the config does not fit it.
     """
     run_dir = Path(config.output_dir)
-    checkpoint = newest(run_dir, [index for index, stage in enumerate(config.stages) if remembers(stage)])
+    checkpoint = find_newest_checkpoint(
+        run_dir, [index for index, stage in enumerate(config.stages) if has_reference(stage)]
+    )
     check_resume(config, checkpoint)
     if config.guard is not None and not is_finished(TrainState.from_state(checkpoint.state), config):
         read_reference(config.guard, run_dir)
@@ -150,7 +152,7 @@ def check_later_stages(
         UserError: see ``check_stage_rows``; for means that the engine cannot do.
     """
     for stage in config.stages[begun:]:
-        refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
+        refuse_what_shards_cannot(name_spreading_engine(accelerator), stage, config)
     refusal = None
     if is_main():
         try:
@@ -183,7 +185,7 @@ class RunModels:
         continued: bool,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self.config, self.device = config, building_device(accelerator)
+        self.config, self.device = config, choose_building_device(accelerator)
         self.run_dir = Path(config.output_dir)
         self.kept = self.run_dir / "decoder"
         self.miniature: Path | None = None  # one that is not in the run folder yet
@@ -241,7 +243,7 @@ class RunEvaluator:
     samples: EvalSamples = field(default_factory=EvalSamples)
 
     def wrap_model(self, model: nn.Module) -> LoadedModel:
-        return LoadedModel(as_audio_lm(model), self.format, self.config, self.bases)
+        return LoadedModel(cast_to_audio_lm(model), self.format, self.config, self.bases)
 
     def compute_validation_losses(
         self, stage: int, model: nn.Module, count: int, shared: bool
@@ -260,5 +262,5 @@ class RunEvaluator:
     def check_guard(self, model: nn.Module) -> list[str]:
         """Return a sentence for each guarded set that lost more than the guard allows."""
         assert self.config.guard is not None
-        encoder = as_audio_lm(model).encoder
+        encoder = cast_to_audio_lm(model).encoder
         return describe_guard_drops(encoder, self.sets, self.config.guard, Path(self.config.output_dir))

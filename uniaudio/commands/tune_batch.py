@@ -21,7 +21,7 @@ from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
 from uniaudio.tiny.text_lm import build_miniature_decoder
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import make_accelerator, precision_of
+from uniaudio.train.engines.launch import choose_precision, make_accelerator
 from uniaudio.units import GIB
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
@@ -84,7 +84,7 @@ def measure_step_peak(config: RunConfig) -> float:
     )
     model = loaded.model.train()
     engine = Engine(
-        model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), precision_of(config)
+        model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), choose_precision(config)
     )
     optimizer_bytes = 8 * sum(
         p.numel() for p in model.parameters() if p.requires_grad

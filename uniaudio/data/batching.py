@@ -97,7 +97,7 @@ class Mixture:
             first, and the tokens of its questions of the last (None: not counted), a shared beginning once.
         pool: examples that a stream sorts by length together. window: rows of a shard that are shuffled together.
         micro_batches: of one step, over all ranks. streams: logical streams, a multiple of ``micro_batches``.
-        slots_for: audio tokens of a clip of so many samples.
+        count_slots: audio tokens of a clip of so many samples.
         patience: seconds to wait for a read. max_outage: seconds of pauses that are added in an outage of the network.
         shares_prefixes: whether questions about the same clips may share the beginning of their prompts.
     """
@@ -105,7 +105,7 @@ class Mixture:
     recipe: Recipe
     sources: Sequence[Source]
     format: ChatFormat
-    slots_for: Callable[[int], int]
+    count_slots: Callable[[int], int]
     seed: int
     audio_seconds: float
     per_example: float
@@ -297,7 +297,7 @@ class LogicalStream:
         """Return the audio tokens of clips of such lengths; none where the budget does not count tokens."""
         if self.mixture.tokens is None:
             return []
-        return [self.mixture.slots_for(round(length * SAMPLE_RATE)) for length in seconds]
+        return [self.mixture.count_slots(round(length * SAMPLE_RATE)) for length in seconds]
 
     def check_texts(self, rendered: Rendered, audio_tokens: int) -> None:
         """Refuse texts that cannot be used; the ids themselves are only looked at where the budget counts them."""

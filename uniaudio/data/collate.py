@@ -17,7 +17,7 @@ from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
 def collate(
     examples: Sequence[Example],
     format: TextIds,
-    slots_for: Callable[[int], int],
+    count_slots: Callable[[int], int],
     tasks: tuple[str, ...],
     share: bool = False,
 ) -> Batch:
@@ -30,7 +30,7 @@ def collate(
         predicts                        dog    <end>
 
     Args:
-        slots_for: audio tokens of a clip of so many samples.
+        count_slots: audio tokens of a clip of so many samples.
         share: let questions about the same clips share one beginning, the clips included, where their prompts have
             the same ids up to there (see ``SharedPrefixes``).
 
@@ -39,26 +39,26 @@ def collate(
     """
     answers = [format.answer(example.answer) for example in examples]
     assert all(len(answer) > 1 for answer in answers)  # it is never empty and ends with end-of-turn
-    return pack(examples, answers, format, slots_for, tasks, share)
+    return pack(examples, answers, format, count_slots, tasks, share)
 
 
 def collate_prompts(
-    examples: Sequence[Example], format: TextIds, slots_for: Callable[[int], int], tasks: tuple[str, ...]
+    examples: Sequence[Example], format: TextIds, count_slots: Callable[[int], int], tasks: tuple[str, ...]
 ) -> Batch:
     """Pack the same prompts without answers, to generate from. There are no labels, and every row is whole."""
-    return pack(examples, [[] for _ in examples], format, slots_for, tasks, share=False)
+    return pack(examples, [[] for _ in examples], format, count_slots, tasks, share=False)
 
 
 def pack(
     examples: Sequence[Example],
     answers: Sequence[list[int]],
     format: TextIds,
-    slots_for: Callable[[int], int],
+    count_slots: Callable[[int], int],
     tasks: tuple[str, ...],
     share: bool,
 ) -> Batch:
     clips, clip_numbers = find_different_clips(examples)
-    slots = [slots_for(len(clip)) for clip in clips]
+    slots = [count_slots(len(clip)) for clip in clips]
     first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
     prompts = [format.prompt(example.prompt) for example in examples]
     leaders = find_leading_rows(examples, prompts) if share else list(range(len(examples)))

@@ -166,7 +166,7 @@ class WorkerDataset(IterableDataset):
                 replace(example, shares_clips=i > 0, masks=masks) for i, example in enumerate(answerable)
             ]
         mixture = self.mixture
-        batch = collate(examples, mixture.format, mixture.slots_for, self.tasks, mixture.shares_prefixes)
+        batch = collate(examples, mixture.format, mixture.count_slots, self.tasks, mixture.shares_prefixes)
         if self.stores:
             batch = replace(batch, audio=look_up_frames(batch.audio, self.stores))
         return MicroBatch(batch, tuple(skips), planned.drawn, planned.cost, planned.state, tuple(notices))
@@ -195,7 +195,7 @@ class WorkerDataset(IterableDataset):
     ) -> tuple[list[Example], list[Skip]]:
         """Return one example per question about decoded clips, and the questions that cannot be packed."""
         entry = self.mixture.recipe.train[planned.entry]
-        audio_tokens = sum(self.mixture.slots_for(len(clip)) for clip in clips)
+        audio_tokens = sum(self.mixture.count_slots(len(clip)) for clip in clips)
         row = f"{entry.dataset.name}/{entry.split}/{planned.row.key}"
         usable, skips = [], []
         for task, rendered in planned.questions:

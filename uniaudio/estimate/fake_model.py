@@ -25,8 +25,8 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import with_stock_attention
-from uniaudio.model.fp8 import FP8, to_float8
+from uniaudio.model.encoders.weights import use_stock_attention
+from uniaudio.model.fp8 import FP8, convert_to_float8
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.train.trainable import go_through_stages
 from uniaudio.types import SAMPLE_RATE, Batch, Example
@@ -138,12 +138,12 @@ def build_meta_decoder(
         return whisper
     with convert_to_user_error(f"decoder: a {architecture.model_type} model cannot be built without weights"):
         lm = AutoModelForCausalLM.from_config(
-            with_stock_attention(architecture), dtype=torch.float32 if settings.train == "full" else dtype
+            use_stock_attention(architecture), dtype=torch.float32 if settings.train == "full" else dtype
         )
     with torch.device("cpu"):  # of what describes rows
         decoder = TextDecoder(lm, settings.attention)
     if settings.dtype == FP8:
-        to_float8(lm.base_model)
+        convert_to_float8(lm.base_model)
     make_trainable(decoder, decoder.lm.base_model, settings.train, settings.lora, 0)
     return decoder
 
@@ -152,7 +152,7 @@ def make_equal_clips(model: AudioLM, clip: AverageClip, clips: int) -> Batch:
     """Return a batch of clips of silence that are all as long as the average one."""
     silence = np.zeros(round(clip.seconds * SAMPLE_RATE), dtype=np.int16)
     example = Example("", "plan", "", (silence,), ("1", str(clip.question - 1)), str(clip.answer))
-    return collate([example] * clips, TokenCounts(), model.slots_for, ("plan",))  # type: ignore[arg-type]
+    return collate([example] * clips, TokenCounts(), model.count_slots, ("plan",))  # type: ignore[arg-type]
 
 
 def choose_gpu_precision(config: RunConfig) -> torch.dtype:

@@ -15,9 +15,9 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.memory import MARGIN
 from uniaudio.estimate.stage_plan import plan_stage
-from uniaudio.model.audio_lm import AudioLM, as_audio_lm
+from uniaudio.model.audio_lm import AudioLM, cast_to_audio_lm
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import precision_of
+from uniaudio.train.engines.launch import choose_precision
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.units import GIB
 
@@ -50,7 +50,9 @@ def make_chooser(
     auto, always = list_parts(config, "auto"), tuple(list_parts(config, True))
     limit = find_usable_bytes(config, device) if auto else None
     blueprint = Blueprint.from_model(built) if limit is not None and is_main() else None
-    dtype = choose_gpu_precision(config) if device.type == "cuda" else precision_of(config) or torch.float32
+    dtype = (
+        choose_gpu_precision(config) if device.type == "cuda" else choose_precision(config) or torch.float32
+    )
 
     def estimate(index: int, engine: str) -> Recomputing:
         if limit is None or blueprint is None:
@@ -68,7 +70,7 @@ def make_chooser(
         chosen: Recomputing = gather_objects(estimate(index, engine.name))[0]
         for name in chosen.parts:
             if name not in always:
-                get_part(as_audio_lm(engine.plain), config, name).recompute()
+                get_part(cast_to_audio_lm(engine.plain), config, name).recompute()
         return chosen
 
     return choose

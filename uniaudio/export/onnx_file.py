@@ -22,7 +22,7 @@ from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlam
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.export.hf import make_noise
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import as_float
+from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.encoders.w2v_bert import W2vBertAudioEncoder
 from uniaudio.model.encoders.wav2vec2 import WaveAudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -75,7 +75,7 @@ class StockModule:
         lengths = tuple(min(length, longest) for length in lengths)
         if not self.masked and not self.whole:
             lengths = lengths[:1] * len(lengths)
-        clips = [as_float(clip) for clip in make_noise(lengths).rows()]
+        clips = [convert_to_float(clip) for clip in make_noise(lengths).rows()]
         return [F.pad(clip, (0, REACH - len(clip))) for clip in clips] if self.whole else clips
 
 

@@ -61,7 +61,7 @@ class AudioLM(nn.Module):
             self.encoder.eval()
         return self
 
-    def slots_for(self, samples: int) -> int:
+    def count_slots(self, samples: int) -> int:
         """Return the audio tokens that a clip of ``samples`` takes in the decoder's sequence."""
         return self.adapter.num_tokens(self.encoder.num_frames(samples))
 
@@ -82,7 +82,7 @@ class AudioLM(nn.Module):
         if batch.prefixes is not None and not self.shares_prefixes:
             raise ValueError("rows share a beginning, but this decoder reads whole rows only")
         if not batch.answer_tokens:
-            hidden, _ = self.read(self.silence(batch))
+            hidden, _ = self.read(self.make_silence(batch))
             total, _, _ = self.decoder.losses(hidden[:0], batch.labels, self.label_chunk)
             return LossSum(total + hidden.sum() * 0.0, 0, total.new_zeros(len(batch.tasks), 3).detach())
         hidden, encoded = self.read(batch)
@@ -97,13 +97,13 @@ class AudioLM(nn.Module):
             batch.answer_tokens,
             per_task,
             encoded.losses,
-            choices_by_task(encoded.stats, batch),
+            sum_choices_by_task(encoded.stats, batch),
             encoded.frames,
         )
 
-    def silence(self, empty: Batch) -> Batch:
+    def make_silence(self, empty: Batch) -> Batch:
         """Return a batch of one clip of silence behind one token, on the device of an empty one, without labels."""
-        device, slots = empty.labels.device, self.slots_for(SILENCE)
+        device, slots = empty.labels.device, self.count_slots(SILENCE)
         return replace(
             empty,
             audio=Ragged(torch.zeros(SILENCE, dtype=torch.int16, device=device), torch.tensor([SILENCE])),
@@ -192,18 +192,18 @@ class AudioLM(nn.Module):
         """Encode the clips of a batch; an encoder that reads the question gets its mean embedding, ``text [T, D]``."""
         given = {}
         if getattr(self.encoder, "takes_prompts", False) and text is not None:
-            given["prompts"] = question_means(batch, text)
+            given["prompts"] = average_questions(batch, text)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
             return self.encoder(batch.audio, masks=batch.masks, **given)
 
 
-def as_audio_lm(model: nn.Module) -> AudioLM:
+def cast_to_audio_lm(model: nn.Module) -> AudioLM:
     """Return the model that an engine trains as what it is."""
     assert isinstance(model, AudioLM)
     return model
 
 
-def question_means(batch: Batch, text: Tensor) -> Tensor:
+def average_questions(batch: Batch, text: Tensor) -> Tensor:
     """Return for every clip the mean embedding ``[C, D]`` of the text tokens of the question about it."""
     positions = Ragged.count_within_rows(batch.tokens.lengths)
     ends = torch.repeat_interleave(batch.prompt_lengths, batch.tokens.lengths)
@@ -217,7 +217,7 @@ def question_means(batch: Batch, text: Tensor) -> Tensor:
     return (sums / counts.clamp(min=1))[batch.clip_example.to(text.device)]
 
 
-def choices_by_task(stats: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def sum_choices_by_task(stats: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """Add per-clip statistics ``[C]`` up by the task of the clip's first question: ``[K, 2]`` of sums and clips."""
     if not stats:
         return {}

@@ -39,14 +39,16 @@ class CachedForward:
         assert isinstance(audio, Clips)
         missing = (known.lengths == 0).nonzero()[:, 0]
         if not len(missing):
-            return Encoded(self.as_read(known))
+            return Encoded(self.round_as_stored(known))
         unknown = audio if len(missing) == len(audio) else audio.select(missing)
         frames = self.compute(unknown).frames
         self.tell(self.store, unknown.keys, frames)
-        frames = self.as_read(frames)
-        return Encoded(frames if unknown is audio else merge_frames(self.as_read(known), frames, missing))
+        frames = self.round_as_stored(frames)
+        return Encoded(
+            frames if unknown is audio else merge_frames(self.round_as_stored(known), frames, missing)
+        )
 
-    def as_read(self, frames: Ragged) -> Ragged:
+    def round_as_stored(self, frames: Ragged) -> Ragged:
         """Return frames as they are when they come from the disk, so that every epoch trains on the same."""
         if self.store.dtype is None:
             return frames

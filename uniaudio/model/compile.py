@@ -15,7 +15,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from uniaudio.errors import UserError
-from uniaudio.model.decoder import TextDecoder, stock_layers
+from uniaudio.model.decoder import TextDecoder, find_stock_layers
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.whisper_decoder import WhisperTextDecoder
 
@@ -46,7 +46,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = BACKEND
     for part in model.modules():
         if isinstance(part, TextDecoder):
             stacks += part.packed
-            for layer in stock_layers(part.lm) if part.packed else ():
+            for layer in find_stock_layers(part.lm) if part.packed else ():
                 layer.compile(dynamic=True, backend=backend)
         elif isinstance(part, AudioEncoder | WhisperTextDecoder) and "layer" in vars(part):
             function: Any = part.layer

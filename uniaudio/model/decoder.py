@@ -17,17 +17,21 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
-from uniaudio.model.decoder_limits import position_limit, refuse_unusable_class, refuse_without_generation
+from uniaudio.model.decoder_limits import (
+    find_position_limit,
+    refuse_unusable_class,
+    refuse_without_generation,
+)
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
+    read_stock_config,
     refuse_unusable_files,
-    stock_config,
-    with_random_weights,
 )
-from uniaudio.model.fingerprint import base_identity
-from uniaudio.model.fp8 import FP8, refuse_without_units, to_float8
+from uniaudio.model.fingerprint import identify_base
+from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
 from uniaudio.model.lora import add_lora
-from uniaudio.model.shared_prefix import key_places, row_positions
+from uniaudio.model.shared_prefix import compute_row_positions, find_key_places
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import SharedPrefixes
@@ -46,7 +50,7 @@ class TextDecoder(nn.Module):
         lm: any ``AutoModelForCausalLM``. On the meta device nothing is compared: it is taken to be exact where it runs.
         attention: ``packed`` (rows side by side, no padding), ``padded`` (the stock way), or ``auto``: packed
             when every layer is plain full attention.
-        identity: what a checkpoint records of the weights (see ``base_identity``).
+        identity: what a checkpoint records of the weights (see ``identify_base``).
 
     Attributes:
         pads_exactly: whether rows can be generated together, padded on the left.
@@ -65,18 +69,18 @@ class TextDecoder(nn.Module):
         self.dim = lm.get_input_embeddings().embedding_dim
         self.identity = identity or {}
         self.recomputes = False
-        obstacle = why_not_packed(lm)
+        obstacle = explain_why_not_packed(lm)
         self.stock_attention = lm.config._attn_implementation
         register_packed_attention()
-        if not obstacle and attention != "padded" and not self.packs_exactly():
+        if not obstacle and attention != "padded" and not self.can_pack_exactly():
             obstacle = f"{type(lm).__name__} gives other results when rows are packed"
         if attention == "packed" and obstacle:
             raise UserError(
                 f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded"
             )
         self.packed = attention != "padded" and not obstacle
-        self.plain_head = self.head_is_plain()
-        self.positions = position_limit(lm)
+        self.plain_head = self.has_plain_head()
+        self.positions = find_position_limit(lm)
         self.pads_exactly = self.can_pad_prompts()
 
     def train(self, mode: bool = True) -> TextDecoder:
@@ -131,8 +135,8 @@ class TextDecoder(nn.Module):
         if branches is not None:
             positions = branches.positions
         else:
-            positions = row_positions(embeds.lengths, prefixes).to(embeds.device, non_blocking=True)
-        keys = None if prefixes is None else key_places(embeds.lengths, prefixes)
+            positions = compute_row_positions(embeds.lengths, prefixes).to(embeds.device, non_blocking=True)
+        keys = None if prefixes is None else find_key_places(embeds.lengths, prefixes)
         rows = embeds.values[None].clone()  # a view would be compiled apart from what layers return
         self.set_attention(PACKED)
         try:
@@ -180,7 +184,7 @@ class TextDecoder(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
         """Return the summed loss, the loss of every label and whether the most likely token was right."""
         head = self.lm.get_output_embeddings()
-        return label_losses(hidden, labels, chunk, head, None if self.plain_head else self.logits)
+        return compute_label_losses(hidden, labels, chunk, head, None if self.plain_head else self.logits)
 
     def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
         """Turn hidden states of the last layer into logits, with the scaling or capping that this architecture adds."""
@@ -196,7 +200,7 @@ class TextDecoder(nn.Module):
         return logits
 
     @torch.no_grad()
-    def packs_exactly(self) -> bool:
+    def can_pack_exactly(self) -> bool:
         """Compare two short rows packed with the same rows padded, so that no architecture is trusted by its name."""
         table = self.lm.get_input_embeddings()
         ids = torch.arange(8, device=self.lm.device) % table.num_embeddings
@@ -231,7 +235,7 @@ class TextDecoder(nn.Module):
         return close(together.logits[0][1], alone.logits[0][0])
 
     @torch.no_grad()
-    def head_is_plain(self) -> bool:
+    def has_plain_head(self) -> bool:
         """Compare the head alone with the whole model on four tokens, so that no architecture is judged by its name.
 
         Raises:
@@ -253,14 +257,14 @@ class TextDecoder(nn.Module):
         )
 
 
-def stock_layers(lm: Any) -> list[nn.Module]:
+def find_stock_layers(lm: Any) -> list[nn.Module]:
     """Return the layers of a stock model that its own class says must stay in one piece; of None: none."""
     kinds = set(getattr(lm, "_no_split_modules", None) or ())
     return [part for part in lm.modules() if type(part).__name__ in kinds] if kinds else []
 
 
 @record_function("uniaudio::loss")  # a part of its own in a profile of the step
-def label_losses(
+def compute_label_losses(
     hidden: Float[Tensor, "L D"],
     labels: Int[Tensor, " L"],
     chunk: int,
@@ -321,7 +325,7 @@ def close(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def why_not_packed(lm: PreTrainedModel) -> str:
+def explain_why_not_packed(lm: PreTrainedModel) -> str:
     """Return why rows cannot be packed in this decoder, or an empty text."""
     config = lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -369,13 +373,13 @@ def load_decoder(
     with convert_to_user_error(f"decoder.path: {path} cannot be loaded as a causal language model"):
         if adapter := find_adapter_config_file(path, revision=revision):  # on the Hub
             refuse_unusable_files(str(Path(adapter).parent), "decoder.path")
-        config = stock_config(
+        config = read_stock_config(
             path, revision, trust_remote_code
         )  # its file may name a kernel on the Hub for attention
         refuse_unusable_class(config)
         if drawn:
             settings = {"dtype": kind, "trust_remote_code": trust_remote_code}
-            lm = with_random_weights(lambda: AutoModelForCausalLM.from_config(config, **settings), seed)
+            lm = build_with_random_weights(lambda: AutoModelForCausalLM.from_config(config, **settings), seed)
             loading: dict[str, Any] = {"missing_keys": ()}
         else:
             lm, loading = AutoModelForCausalLM.from_pretrained(
@@ -392,8 +396,8 @@ def load_decoder(
             f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
             "it is of another kind of model, or was saved without its head"
         )
-    decoder = TextDecoder(lm.to(device), attention, base_identity(path_or_name, revision))
+    decoder = TextDecoder(lm.to(device), attention, identify_base(path_or_name, revision))
     if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
-        to_float8(lm.base_model)
+        convert_to_float8(lm.base_model)
     make_trainable(decoder, lm.base_model, train, lora, seed)
     return decoder

@@ -78,7 +78,7 @@ def refuse_without_generation(kind: type[PreTrainedModel]) -> None:
         )
 
 
-def position_limit(lm: PreTrainedModel) -> int | None:
+def find_position_limit(lm: PreTrainedModel) -> int | None:
     """Return the number of positions of a model that looks them up in a table; None where they are computed.
 
     The table may be trained (GPT-2, OPT) or made of sines (GPT-J); its rows may be some more than the positions.

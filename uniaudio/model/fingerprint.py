@@ -14,7 +14,7 @@ HASHED_WHOLE = (
 )  # bytes; of larger files the size and the first mebibyte (the safetensors header) count
 
 
-def base_identity(path: str, revision: str | None) -> dict[str, str]:
+def identify_base(path: str, revision: str | None) -> dict[str, str]:
     """Return a content hash of a folder's config and tensors, or a Hub name with its commit.
 
     Raises:

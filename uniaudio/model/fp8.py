@@ -34,7 +34,7 @@ def quantize_rows(rows: Float[Tensor, "R K"]) -> tuple[Float8e4m3fn[Tensor, "R K
     return (rows / scale).to(E4M3), scale
 
 
-def product(
+def multiply_scaled(
     left: Float8e4m3fn[Tensor, "M K"],
     left_scale: Float[Tensor, "M 1"],
     right: Float8e4m3fn[Tensor, "N K"],
@@ -43,7 +43,7 @@ def product(
 ) -> Float[Tensor, "M N"]:
     """Return ``(left_scale left) (right_scale right)^T``, on the units of a GPU (in bfloat16) or in float32."""
     if left.device.type == "cuda":
-        result = unit_product(left, left_scale, right, right_scale, torch.bfloat16)
+        result = multiply_on_units(left, left_scale, right, right_scale, torch.bfloat16)
     else:
         with torch.autocast(left.device.type, enabled=False):
             result = left.float() @ right.float().T * left_scale * right_scale.T
@@ -51,7 +51,7 @@ def product(
     return result if result.dtype == dtype else result.to(dtype)
 
 
-def unit_product(
+def multiply_on_units(
     left: Float8e4m3fn[Tensor, "M K"],
     left_scale: Float[Tensor, "M 1"],
     right: Float8e4m3fn[Tensor, "N K"],
@@ -80,7 +80,7 @@ class FrozenProduct(torch.autograd.Function):
         scale: Float[Tensor, "O 1"],
     ) -> Float[Tensor, "T O"]:
         ctx.save_for_backward(weight, scale)  # not a view of it, which would keep what an engine has gathered
-        return product(*quantize_rows(x), weight.view(E4M3), scale, x.dtype)
+        return multiply_scaled(*quantize_rows(x), weight.view(E4M3), scale, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "T O"]) -> tuple[Tensor, None, None]:
@@ -90,10 +90,14 @@ class FrozenProduct(torch.autograd.Function):
         before that is rounded. The weight is then exactly that of the forward. The units want it by columns: it is
         turned here, for a second copy would take the memory that was saved.
         """
-        weight, scale = ctx.saved_tensors
+        weight, scale = ctx.read_saved_tensors
         turned = weight.view(E4M3).t().contiguous()
         ones = torch.ones(len(turned), 1, device=gradient.device)
-        return product(*quantize_rows(gradient.float() * scale.T), turned, ones, gradient.dtype), None, None
+        return (
+            multiply_scaled(*quantize_rows(gradient.float() * scale.T), turned, ones, gradient.dtype),
+            None,
+            None,
+        )
 
 
 class Float8Linear(nn.Module):
@@ -117,7 +121,7 @@ class Float8Linear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def to_float8(body: nn.Module) -> None:
+def convert_to_float8(body: nn.Module) -> None:
     """Put 8-bit linear maps in the place of those in the stacks of layers of a frozen model, one after the other.
 
     What is outside of the stacks (embeddings, head) stays, and so does a map whose sizes the units cannot take.

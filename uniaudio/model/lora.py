@@ -20,7 +20,7 @@ READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
 LINEAR = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear map with its weight the other way round
 
 
-def lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
+def find_lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """Return the full names of the linear maps that ``targets`` means.
 
     Args:
@@ -84,7 +84,7 @@ def add_lora(
     Raises:
         UserError: when a target matches nothing.
     """
-    insert_lora(module, lora_targets(module, targets), rank, alpha, dropout, seed)
+    insert_lora(module, find_lora_targets(module, targets), rank, alpha, dropout, seed)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
@@ -101,7 +101,7 @@ def insert_lora(
         inject_adapter_in_model(settings, module)
 
 
-def lora_modules(module: nn.Module) -> list[str]:
+def list_lora_modules(module: nn.Module) -> list[str]:
     """Return the full names of the linear maps that have low-rank updates."""
     return [name for name, part in module.named_modules() if isinstance(part, LoraLayer)]
 
@@ -119,6 +119,6 @@ def merge_lora(module: nn.Module, names: Collection[str] | None = None) -> None:
             setattr(module.get_submodule(parent), last, part.get_base_layer())
 
 
-def plain_name(parameter: str) -> str:
+def strip_lora_name(parameter: str) -> str:
     """Return the name that a parameter has without low-rank updates beside it."""
     return parameter.replace(".base_layer.", ".")

@@ -19,7 +19,7 @@ EDGE = WINDOW // 2  # samples that the first and the last window reach beyond th
 ROOM = 3 * HOP  # buffer beyond a clip: two edges, rounded up so that every clip starts on a hop
 
 
-def encoder_frames(samples: int) -> int:
+def count_encoder_frames(samples: int) -> int:
     """Return the number of encoder frames of a clip: whole frames of 20 ms, at least one."""
     return max(-(-samples // FRAME), 1)
 
@@ -50,7 +50,7 @@ class LogMel(Float32Constants):
         if len(audio) and int(audio.lengths.max()) > REACH:
             raise ValueError("a clip is longer than 30 s: cut it into chunks before the mel")
         frames_per_clip = torch.tensor(
-            [2 * encoder_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
+            [2 * count_encoder_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
         )
         mel = Ragged(
             self.filters.new_zeros(int(frames_per_clip.sum()), self.filters.shape[1]), frames_per_clip

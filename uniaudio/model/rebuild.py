@@ -65,18 +65,18 @@ def rebuild(described: Any, find: Callable[[str], type]) -> Any:
         given = {name: rebuild(value, find) for name, value in described["given"].items()}
         return find(described["part"])(**given)
     if "stock" in described:
-        kind = stock_class(described["stock"], STOCK_MODELS)
+        kind = find_stock_class(described["stock"], STOCK_MODELS)
         config = kind.config_class.from_dict(described["values"])
         if described["attention"] not in ATTENTION:
             raise ValueError(f"attention {described['attention']} is none of eager, sdpa")
         config._attn_implementation = described["attention"]
         return kind(config)
     if "extractor" in described:
-        return stock_class(described["extractor"], STOCK_EXTRACTORS).from_dict(described["values"])
+        return find_stock_class(described["extractor"], STOCK_EXTRACTORS).from_dict(described["values"])
     return {name: rebuild(value, find) for name, value in described["mapping"]}
 
 
-def stock_class(place: str, listed: tuple[str, ...]) -> Any:
+def find_stock_class(place: str, listed: tuple[str, ...]) -> Any:
     """Return a class of transformers by ``module:Class``.
 
     Raises:

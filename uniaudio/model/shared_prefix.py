@@ -14,13 +14,13 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import SharedPrefixes
 
 
-def row_positions(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes | None) -> Int[Tensor, " T"]:
+def compute_row_positions(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes | None) -> Int[Tensor, " T"]:
     """Return on the CPU where every token of packed rows stands: from 0, or from the end of the row's prefix."""
     starts = prefixes.lengths if prefixes is not None else torch.zeros_like(lengths)
     return Ragged.index_slices(starts, lengths)
 
 
-def key_places(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes) -> Ragged:
+def find_key_places(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes) -> Ragged:
     """Return on the CPU the tokens that every row attends to: ``[S]`` places among the T tokens of all rows.
 
     With rows ``a b c d e`` and ``f``, of which the second shares three tokens of the first::

@@ -43,12 +43,12 @@ def mask_mel(mel: Ragged, chunks_of_clip: Sequence[int], masks: Tensor) -> Ragge
                 low, high = (round(edge * bins / PER_MILLE) for edge in (begin, begin + width))
                 values[rows, low:high] = mean
                 continue
-            for low, high in inside(begin, width, chunk - first_chunk[clip], rows):
+            for low, high in iterate_masked_rows(begin, width, chunk - first_chunk[clip], rows):
                 values[low:high] = mean
     return Ragged(values, mel.lengths)
 
 
-def inside(begin: int, width: int, number: int, rows: slice) -> Iterator[tuple[int, int]]:
+def iterate_masked_rows(begin: int, width: int, number: int, rows: slice) -> Iterator[tuple[int, int]]:
     """Yield the rows of a clip's ``number``-th chunk that a mask along time covers, if any."""
     low = max(begin - number * FRAMES_OF_CHUNK, 0)
     high = min(begin + width - number * FRAMES_OF_CHUNK, rows.stop - rows.start)

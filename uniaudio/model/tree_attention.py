@@ -39,7 +39,7 @@ class Branches:
         inside = torch.cat([torch.arange(n) for n in lengths.tolist()])
         positions = torch.cat([part for n in prefixes.tolist() for part in (torch.arange(n), inside + n)])
         groups = tuple(
-            (a, b, block_mask(lengths, a, b).to(device)) for a, b in group_by_length(lengths.tolist())
+            (a, b, make_block_mask(lengths, a, b).to(device)) for a, b in group_by_length(lengths.tolist())
         )
         return cls(
             tuple(prefixes.tolist()),
@@ -71,7 +71,7 @@ def group_by_length(lengths: list[int]) -> list[tuple[int, int]]:
     return [*groups, (start, end)] if end > start else groups
 
 
-def block_mask(lengths: Tensor, start: int, end: int) -> Tensor:
+def make_block_mask(lengths: Tensor, start: int, end: int) -> Tensor:
     """Return ``[q, q]`` bool: tokens ``start:end`` of the branches see those before them in the same branch."""
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[start:end]
     return (owner[:, None] == owner[None]).tril()

@@ -16,16 +16,16 @@ from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
-from uniaudio.model.decoder import DTYPES, label_losses, make_trainable
+from uniaudio.model.decoder import DTYPES, compute_label_losses, make_trainable
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
     fill,
     find_model_folder,
     read_model_config,
     read_tensors,
-    with_random_weights,
 )
-from uniaudio.model.fingerprint import base_identity
+from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.generation import generate_with_cross_attention
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.model.tree_attention import Branches
@@ -59,7 +59,7 @@ class WhisperTextDecoder(nn.Module):
     """Whisper's decoder over packed rows; the head is its table of token embeddings.
 
     Args:
-        decoder: the stock module, frozen as it comes. identity: see ``base_identity``.
+        decoder: the stock module, frozen as it comes. identity: see ``identify_base``.
     """
 
     def __init__(self, decoder: WhisperDecoder, identity: dict[str, str] | None = None) -> None:
@@ -68,7 +68,7 @@ class WhisperTextDecoder(nn.Module):
         self.dim = decoder.config.d_model
         self.identity = identity or {}
         self.recomputes = False
-        self.layer = decoder_layer
+        self.layer = apply_decoder_layer
 
     def can_recompute(self) -> bool:
         """Return True: it calls its layers one by one."""
@@ -128,14 +128,14 @@ class WhisperTextDecoder(nn.Module):
         self, hidden: Float[Tensor, "L D"], labels: Int[Tensor, " L"], chunk: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
         """Return the summed loss, the loss of every label and whether the most likely token was right."""
-        return label_losses(hidden, labels, chunk, self.decoder.embed_tokens, self.logits)
+        return compute_label_losses(hidden, labels, chunk, self.decoder.embed_tokens, self.logits)
 
     def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
         """Score every token of the vocabulary with its own embedding."""
         return F.linear(hidden, self.decoder.embed_tokens.weight)
 
 
-def decoder_layer(
+def apply_decoder_layer(
     layer: Any,
     hidden: Float[Tensor, "T D"],
     frames: Float[Tensor, "A D"],
@@ -144,16 +144,20 @@ def decoder_layer(
 ) -> Float[Tensor, "T D"]:
     """Apply one stock pre-norm layer to packed rows: self attention, cross attention, feed-forward."""
     training = layer.training
-    mixed = attend(layer.self_attn, layer.self_attn_layer_norm(hidden), None, query_segments, query_segments)
+    mixed = attend_rows(
+        layer.self_attn, layer.self_attn_layer_norm(hidden), None, query_segments, query_segments
+    )
     hidden = hidden + F.dropout(mixed, layer.dropout, training)
-    mixed = attend(layer.encoder_attn, layer.encoder_attn_layer_norm(hidden), frames, query_segments, cross)
+    mixed = attend_rows(
+        layer.encoder_attn, layer.encoder_attn_layer_norm(hidden), frames, query_segments, cross
+    )
     hidden = hidden + F.dropout(mixed, layer.dropout, training)
     inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
     inner = layer.fc2(F.dropout(inner, layer.activation_dropout, training))
     return hidden + F.dropout(inner, layer.dropout, training)
 
 
-def attend(
+def attend_rows(
     attention: Any,
     hidden: Float[Tensor, "T D"],
     frames: Tensor | None,
@@ -180,7 +184,7 @@ def attend(
 class CrossAttentionLM(AudioLM):
     """An encoder that is read by cross attention: clips take no places in the text, and their marks are empty."""
 
-    def slots_for(self, samples: int) -> int:
+    def count_slots(self, samples: int) -> int:
         """Return 0."""
         return 0
 
@@ -265,7 +269,7 @@ def load_whisper_decoder(
     config._attn_implementation = "sdpa"
     try:
         with convert_to_user_error(f"the decoder in {path} cannot be loaded"):
-            decoder = with_random_weights(lambda: WhisperDecoder(config), seed if drawn else None)
+            decoder = build_with_random_weights(lambda: WhisperDecoder(config), seed if drawn else None)
             if not drawn:
                 fill(decoder, read_tensors(folder, PREFIXES), folder)
     except UserError as problem:
@@ -273,6 +277,6 @@ def load_whisper_decoder(
     device = torch.device(device)
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     decoder = decoder.to(device, DTYPES.get(dtype) or rough)
-    reader = WhisperTextDecoder(decoder, base_identity(path, revision))
+    reader = WhisperTextDecoder(decoder, identify_base(path, revision))
     make_trainable(reader, decoder, train, lora, seed)
     return reader

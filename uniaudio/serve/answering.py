@@ -72,7 +72,7 @@ def score_labels(
     """
     example = Example("question", "ask", "ask", (samples,), pieces, "-")
     try:
-        prompt = collate_prompts([example], loaded.format, loaded.model.slots_for, ("ask",))
+        prompt = collate_prompts([example], loaded.format, loaded.model.count_slots, ("ask",))
         answers = [torch.tensor(loaded.format.answer(label)) for label in task.labels]
     except RowError as problem:
         raise UserError(f"the question cannot be used: {problem}") from problem

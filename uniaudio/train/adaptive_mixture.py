@@ -71,7 +71,7 @@ def move_mixture_weights(
     return AdaptiveMixture(balance.round + 1, factors, dict(losses))
 
 
-def shares(usual: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+def compute_shares(usual: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
     """Return the share of draws of every entry: its usual one times its factor, so that they add up to 1."""
     grown = {name: share * factors.get(name, 1.0) for name, share in usual.items()}
     return {name: value / sum(grown.values()) for name, value in grown.items()}

@@ -26,7 +26,7 @@ class AuxiliaryLosses:
         for name, loss in losses.items():
             self.held.setdefault(name, []).append(loss)
 
-    def objective(self) -> tuple[Tensor | None, dict[str, float]]:
+    def compute_objective(self) -> tuple[Tensor | None, dict[str, float]]:
         """Return what to add to the last micro-batch's objective, and the value of every loss.
 
         Every rank must call it at the same point. A loss is ``g(sum of sums / sum of counts)`` over the global batch.

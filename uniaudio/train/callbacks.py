@@ -31,7 +31,7 @@ class StepCallbacks:
     position: TrainState
     watch: HangWatch
 
-    def on_plain(self, work: Callable[[nn.Module], Any]) -> Any:
+    def run_with_plain_model(self, work: Callable[[nn.Module], Any]) -> Any:
         """Call with the model in eval mode: on the main process, or on all where no rank has it whole.
 
         The others wait. Returns the result of the main process on all ranks.
@@ -45,7 +45,7 @@ class StepCallbacks:
         self.watch.rearm()
         return gather_objects(result)[0]
 
-    def on_all(self, work: Callable[[nn.Module, bool], Any]) -> Any:
+    def run_on_all(self, work: Callable[[nn.Module, bool], Any]) -> Any:
         """Call with the model in eval mode on every rank, and with whether they may share the work out.
 
         They may where each has the model whole; elsewhere all must run the same batches, for weights are put together
@@ -60,7 +60,7 @@ class StepCallbacks:
 
     def evaluate(self) -> None:
         """Let the model answer the evaluation sets."""
-        results = self.on_all(self.evaluator.evaluate)
+        results = self.run_on_all(self.evaluator.evaluate)
         self.tracker.event("evaluation", step=self.position.step, results=results)
 
     def check_guards(self, over: bool) -> bool:
@@ -68,7 +68,7 @@ class StepCallbacks:
         guard = self.config.guard
         if guard is None or (self.position.step % guard.every and not over):
             return False
-        broken = self.on_plain(self.evaluator.check_guard)
+        broken = self.run_with_plain_model(self.evaluator.check_guard)
         for sentence in broken:
             self.tracker.warn(f"guard: {sentence}")
         self.tracker.event("guard", step=self.position.step, broken=broken)
@@ -77,7 +77,7 @@ class StepCallbacks:
     def move_mixture(self, settings: BalanceConfig) -> None:
         """Measure the validation losses and move the mixture; the next round draws in its own order."""
         index = self.position.stage
-        losses = self.on_all(
+        losses = self.run_on_all(
             lambda model, shared: self.evaluator.compute_validation_losses(
                 index, model, settings.examples, shared
             )

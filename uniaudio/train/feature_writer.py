@@ -18,7 +18,7 @@ from uniaudio.model.cached_encoder import attach_frame_cache
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import hash_model
-from uniaudio.train.trainable import named_encoders
+from uniaudio.train.trainable import list_named_encoders
 from uniaudio.units import GIB
 
 LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
@@ -82,13 +82,13 @@ class FeatureWriter:
             self.thread = None
 
 
-def cached_parts(encoder: AudioEncoder, config: RunConfig) -> dict[str, AudioEncoder]:
+def find_cached_parts(encoder: AudioEncoder, config: RunConfig) -> dict[str, AudioEncoder]:
     """Return the encoders whose frames the config wants kept, by name."""
-    parts = named_encoders(config, encoder)
+    parts = list_named_encoders(config, encoder)
     return {name: parts[name] for name, settings in config.encoders.items() if settings.cache}
 
 
-def feature_stores(
+def make_feature_stores(
     encoder: AudioEncoder, config: RunConfig, precision: torch.dtype | None, device: torch.device
 ) -> dict[str, FeatureStore]:
     """Return where the frames of the encoders lie that the stage does not train, by name; whole weights are needed.
@@ -100,7 +100,7 @@ def feature_stores(
         UserError: for an encoder that hears a clip differently from question to question.
     """
     stores = {}
-    for name, part in cached_parts(encoder, config).items():
+    for name, part in find_cached_parts(encoder, config).items():
         if getattr(part, "takes_prompts", False):
             raise UserError(
                 f"encoders.{name}.cache: this encoder reads the question, so a clip has no frames of its own; "
@@ -126,17 +126,17 @@ def keep_features(
     Returns:
         What writes new frames, None where no encoder keeps any.
     """
-    stores = feature_stores(models[0].encoder, config, precision, device) if wants_cache(config) else {}
+    stores = make_feature_stores(models[0].encoder, config, precision, device) if has_cache(config) else {}
     if not stores:
         return None
     writer = FeatureWriter()
     for model in models:
-        parts = cached_parts(model.encoder, config)
+        parts = find_cached_parts(model.encoder, config)
         for name, store in stores.items():
             attach_frame_cache(parts[name], store, writer.put)
     return writer
 
 
-def wants_cache(config: RunConfig) -> bool:
+def has_cache(config: RunConfig) -> bool:
     """Return whether the frames of any encoder are to be kept."""
     return any(settings.cache for settings in config.encoders.values())

@@ -81,7 +81,7 @@ class Tracker:
         if not self.console.is_terminal:
             self.console.print(f"{text}  eta {self.eta()}", highlight=False)
         if self.board is not None:
-            for name, value in flat(row):
+            for name, value in flatten_row(row):
                 self.board.add_scalar(name, value, row["step"])
 
     def eta(self) -> str:
@@ -135,7 +135,7 @@ class Tracker:
             self.board.close()
 
 
-def tell_of_finished_run(run_dir: Path, main: bool, step: int) -> None:
+def print_finished_run(run_dir: Path, main: bool, step: int) -> None:
     """Say that nothing is left to do; the row that says so is written if a kill came before it."""
     if not main:
         return
@@ -164,12 +164,12 @@ def keep_rows(path: Path, last_step: int) -> None:
     temporary.replace(path)
 
 
-def flat(row: Mapping[str, Any], prefix: str = "train") -> list[tuple[str, float]]:
+def flatten_row(row: Mapping[str, Any], prefix: str = "train") -> list[tuple[str, float]]:
     """Return the numbers of a row with their paths as names."""
     pairs: list[tuple[str, float]] = []
     for key, value in row.items():
         if isinstance(value, Mapping):
-            pairs += flat(value, f"{prefix}/{key}")
+            pairs += flatten_row(value, f"{prefix}/{key}")
         elif isinstance(value, int | float) and key != "step":
             pairs.append((f"{prefix}/{key}", float(value)))
     return pairs

@@ -25,20 +25,26 @@ from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.callbacks import StepCallbacks
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter
-from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, check_bases, load_checkpoint, step_folder
-from uniaudio.train.continual.distill import frames_of
-from uniaudio.train.loggers import Tracker, tell_of_finished_run
+from uniaudio.train.checkpoint.store import (
+    STAGE_END,
+    Checkpoint,
+    check_bases,
+    load_checkpoint,
+    name_step_folder,
+)
+from uniaudio.train.continual.distill import count_frames
+from uniaudio.train.loggers import Tracker, print_finished_run
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
-from uniaudio.train.optim import lr_share, set_learning_rate
+from uniaudio.train.optim import compute_lr_share, set_learning_rate
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.skip_counts import SkipLedger
 from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
-from uniaudio.train.state import TrainState, newest
+from uniaudio.train.state import TrainState, find_newest_checkpoint
 from uniaudio.train.watchdog import HangWatch
 from uniaudio.types import Batch, LossSum
 
@@ -109,11 +115,11 @@ def train_stages(
     """
     run_dir = Path(config.output_dir)
     if resume:
-        checkpoint = checkpoint or newest(run_dir)
+        checkpoint = checkpoint or find_newest_checkpoint(run_dir)
         print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
-    position = starting_position(config, checkpoint, models.bases)
+    position = find_start(config, checkpoint, models.bases)
     if checkpoint is not None and is_finished(position, config):
-        tell_of_finished_run(run_dir, accelerator.is_main_process, position.step)
+        print_finished_run(run_dir, accelerator.is_main_process, position.step)
         return 0
     if accelerator.is_main_process and not resume:  # of an earlier run that never came to a checkpoint
         shutil.rmtree(run_dir / FISHER, ignore_errors=True)
@@ -139,7 +145,7 @@ def train_stages(
             steps = None
             gc.collect()
             barrier()
-            checkpoint = load_checkpoint(step_folder(run_dir, position.step), verify=False)
+            checkpoint = load_checkpoint(name_step_folder(run_dir, position.step), verify=False)
             position = position.next_stage()
             model = open_stage(models, data, config, accelerator, position, checkpoint)
         run.tracker.event("finished", step=position.step)
@@ -156,7 +162,7 @@ def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> I
     return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
 
 
-def starting_position(
+def find_start(
     config: RunConfig, checkpoint: Checkpoint | None, bases: Mapping[str, Mapping[str, str]]
 ) -> TrainState:
     """Return where to begin: at the start, within the stage of a checkpoint, or in the stage after it."""
@@ -170,7 +176,7 @@ def starting_position(
     return position
 
 
-def without_graph(loss: LossSum) -> LossSum:
+def detach_loss(loss: LossSum) -> LossSum:
     """Return what the metrics need of a loss, without holding on to what the backward needed."""
     return replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)
 
@@ -258,10 +264,10 @@ class StageRun:
         if self.is_over:
             return True
         steps = steps or self.open_steps()
-        metrics = self.new_metrics()
+        metrics = self.make_metrics()
         self.model.engine.plain.train()
         while not self.is_over:
-            step = self.next_step(steps, metrics)
+            step = self.wait_for_step(steps, metrics)
             totals = self.exchange_totals(step, metrics)
             if totals.stop_requested:
                 if position.stage_step or not position.stage:  # else the stage before has saved the same
@@ -271,7 +277,7 @@ class StageRun:
             self.account(step, totals, losses, norm, metrics)
             if position.step % settings.log_every == 0 or self.is_over:
                 self.log(metrics, norm)
-                metrics = self.new_metrics()
+                metrics = self.make_metrics()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
                 self.callbacks.evaluate()
             balance = self.stage.balance
@@ -289,7 +295,7 @@ class StageRun:
         """Open the data of the stage where the position is."""
         return open_steps(self.run.data, self.model, self.position)
 
-    def next_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
+    def wait_for_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
         """Wait for the data of a step."""
         begin = time.monotonic()
         with self.run.profile.part("data"):
@@ -306,7 +312,7 @@ class StageRun:
             The micro-batches with their losses, and the norm of the gradients before clipping.
         """
         engine, ranks = self.model.engine, self.run.accelerator.num_processes
-        share = lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
+        share = compute_lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
         set_learning_rate(engine.optimizer, share)
         auxiliary = AuxiliaryLosses()
         loss_sums: list[Tensor] = []
@@ -323,15 +329,15 @@ class StageRun:
                 # parallelism averages gradients over ranks, hence the factor; nothing else divides.
                 objective = loss.total * (ranks / max(totals.answer_tokens, 1.0))
                 if self.model.distiller is not None and loss.frames is not None:
-                    distance = self.distance_to_teacher(moved, loss.frames)
+                    distance = self.compute_distance_to_teacher(moved, loss.frames)
                     objective = objective + distance * (ranks / max(totals.frames, 1.0))
                 auxiliary.add(loss.auxiliary)
                 if is_last:  # what counts once in a step
-                    objective = self.with_penalties(objective, auxiliary, metrics)
+                    objective = self.add_penalties(objective, auxiliary, metrics)
                     objective = objective * self.spikes.verdict(loss_sums, totals.answer_tokens)
                 engine.backward(objective)
-            losses.append((batch, without_graph(loss)))
-        self.run.writer.before_update()
+            losses.append((batch, detach_loss(loss)))
+        self.run.writer.wait_for_copies()
         with self.run.profile.part("optimizer"):
             # the norm is taken over all ranks; nothing is updated where it is not finite
             norm = engine.step(max_norm=self.config.train.clip)
@@ -347,17 +353,17 @@ class StageRun:
         step_seed = self.config.seed * 1_000_003 + self.position.step
         torch.manual_seed(step_seed * 4099 + index * accelerator.num_processes + accelerator.process_index)
 
-    def distance_to_teacher(self, batch: Batch, frames: Ragged) -> Tensor:
+    def compute_distance_to_teacher(self, batch: Batch, frames: Ragged) -> Tensor:
         """Return the sum, over the frames of a micro-batch, of their distance to those of the distilled model."""
         assert self.model.distiller is not None
         with self.model.engine.autocast():
             before = self.model.distiller.frames(batch)
         return self.model.distiller.total(before, frames)
 
-    def with_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
+    def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
         """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
         if self.has_auxiliary:
-            extra, values = auxiliary.objective()
+            extra, values = auxiliary.compute_objective()
             metrics.add_auxiliary(values)
             objective = objective if extra is None else objective + extra
         for name, anchor in self.model.anchors.items():
@@ -376,7 +382,7 @@ class StageRun:
         tokens = sum(batch.answer_tokens for batch in step.micro)
         frames = 0
         if self.model.distiller is not None:
-            frames = sum(frames_of(self.model.engine.plain, batch) for batch in step.micro)
+            frames = sum(count_frames(self.model.engine.plain, batch) for batch in step.micro)
         seconds = sum(batch.audio_seconds for batch in step.micro)
         costs = [0.0] * accelerator.num_processes
         costs[accelerator.process_index] = step.cost
@@ -402,20 +408,20 @@ class StageRun:
             UserError: on all ranks together, when they are too many.
         """
         ledger = self.run.ledger
-        for skip in ledger.first_skips(step.skips):
+        for skip in ledger.find_first_skips(step.skips):
             self.tracker.warn(skip.sentence)
         for notice in ledger.add(step.drawn, step.skips, step.notices):
             self.tracker.warn(notice.sentence)
             self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
         self.tracker.write_skips(self.position.step + 1, step.skips)
         if any_rank:
-            of_all = self.ledger_of_all()
-            for sentence in of_all.new_shards(self.known_shards):
+            of_all = self.sum_ledgers()
+            for sentence in of_all.report_new_shards(self.known_shards):
                 self.tracker.warn(sentence)
             if complaint := of_all.complaint():
                 raise UserError(complaint)
 
-    def ledger_of_all(self) -> SkipLedger:
+    def sum_ledgers(self) -> SkipLedger:
         """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
         return SkipLedger(self.run.ledger.allowed, *gather_objects(self.run.ledger.counts()))
 
@@ -445,10 +451,10 @@ class StageRun:
             metrics.ids.append(ids)
         self.tracker.advance()
         self.run.watch.rearm()
-        self.run.profile.step_done(engine.plain)
+        self.run.profile.count_step(engine.plain)
         self.run.writer.tell()
 
-    def new_metrics(self) -> MetricSums:
+    def make_metrics(self) -> MetricSums:
         """Return empty sums for the next row of metrics."""
         per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
         return MetricSums(per_task, self.config.adapter.tokens_per_second)
@@ -469,7 +475,7 @@ class StageRun:
 
     def save(self) -> None:
         """Begin to write a checkpoint."""
-        self.position.skips = self.ledger_of_all().counts()
+        self.position.skips = self.sum_ledgers().counts()
         streams = [state for state in gather_objects(self.position.stream) if state is not None]
         joined = self.run.data.join_states(streams) if streams else None
         state = {**self.position.to_json(), "stream": joined, STAGE_END: self.is_over and self.is_whole}

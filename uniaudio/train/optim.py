@@ -12,13 +12,13 @@ from torch import nn
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
-from uniaudio.model.lora import plain_name
+from uniaudio.model.lora import strip_lora_name
 from uniaudio.train.trainable import refuse_nothing
 
 LAYER = re.compile(r"\.(?:layers?|blocks|h)\.(\d+)\.")
 
 
-def learning_rates(config: RunConfig) -> dict[str, float]:
+def list_learning_rates(config: RunConfig) -> dict[str, float]:
     """Return the peak learning rate of each component: the encoders by their names, fusion, adapter and decoder."""
     rates = {name: encoder.lr for name, encoder in config.encoders.items()}
     if config.fusion is not None:
@@ -44,22 +44,22 @@ class Rate:
     lr: float
 
 
-def parameter_rates(model: nn.Module, config: RunConfig, stage: Stage) -> dict[str, Rate]:
+def compute_parameter_rates(model: nn.Module, config: RunConfig, stage: Stage) -> dict[str, Rate]:
     """Return the rate of every trained parameter of a stage by its name.
 
     Raises:
         UserError: for an expression of ``lr`` that matches no trained parameter.
     """
-    usual = learning_rates(config)
+    usual = list_learning_rates(config)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     rates = {name: Rate(component_of(name, config), usual[component_of(name, config)]) for name in names}
     for pattern, lr in stage.lr.items():
-        matched = [name for name in names if re.search(pattern, plain_name(name))]
+        matched = [name for name in names if re.search(pattern, strip_lora_name(name))]
         refuse_nothing(matched, names, f"stages.{stage.name}.lr", pattern)
         rates |= {name: Rate(f"{component_of(name, config)}[{pattern}]", lr) for name in matched}
     if stage.layer_decay == 1.0:
         return rates
-    below = layers_below_last(model, config)
+    below = count_layers_above(model, config)
     for name, rate in rates.items():
         if name in below:
             depth = below[name]
@@ -69,7 +69,7 @@ def parameter_rates(model: nn.Module, config: RunConfig, stage: Stage) -> dict[s
     return rates
 
 
-def layers_below_last(model: nn.Module, config: RunConfig) -> dict[str, int]:
+def count_layers_above(model: nn.Module, config: RunConfig) -> dict[str, int]:
     """Return for every parameter of an encoder how many layers lie above it (Clark et al. 2020, layer-wise rates).
 
     What comes before the layers (convolutions, positions) is one below the first of them; what comes after them
@@ -101,7 +101,7 @@ def build_optimizer(
     Raises:
         UserError: when nothing is trained, or an expression of ``lr`` matches nothing.
     """
-    rates = parameter_rates(model, config, stage)
+    rates = compute_parameter_rates(model, config, stage)
     members: dict[tuple[Rate, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name in rates:
@@ -124,7 +124,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, betas=config.train.betas, fused=device.type == "cuda")
 
 
-def lr_share(stage: Stage, step: int, steps: int | None, done: float) -> float:
+def compute_lr_share(stage: Stage, step: int, steps: int | None, done: float) -> float:
     """Return the share of the peak learning rate at a step of a stage (0-based).
 
     Linear warm-up, then half a cosine down to ``final_lr_share``, or constant.

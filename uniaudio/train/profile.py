@@ -45,7 +45,7 @@ class StepProfile:
         """Return the context of a part of the step."""
         return contextlib.nullcontext() if self.looking is None else record_function(MARK + name)
 
-    def step_done(self, model: nn.Module) -> None:
+    def count_step(self, model: nn.Module) -> None:
         """Count a step; begin or end the look when it is time.
 
         Args:
@@ -60,7 +60,7 @@ class StepProfile:
             self.end()
 
     def begin(self, model: nn.Module) -> None:
-        for name, module in named_parts(model):
+        for name, module in iterate_parts(model):
             self.hooks += mark_calls(name, module)
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
@@ -80,7 +80,7 @@ class StepProfile:
         for hook in self.hooks:
             hook.remove()
         on_device = torch.cuda.is_available()
-        parts = time_by_part(done.events() or [], on_device)
+        parts = sum_time_by_part(done.events() or [], on_device)
         facts = {
             "steps": LOOKED_AT,
             "seconds_per_step": seconds / LOOKED_AT,
@@ -90,11 +90,11 @@ class StepProfile:
         self.folder.mkdir(parents=True, exist_ok=True)
         done.export_chrome_trace(str(self.folder / "trace.json.gz"))
         (self.folder / "parts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        self.tracker.console.print(parts_table(facts))
+        self.tracker.console.print(build_parts_table(facts))
         self.tracker.say(f"{self.folder / 'trace.json.gz'}: open it in a viewer of Chrome traces")
 
 
-def named_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def iterate_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of an ``AudioLM`` whose calls get names; an inner name counts before the one around it."""
     yield "decoder", model
     encoder: Any = model.encoder
@@ -121,7 +121,7 @@ def mark_calls(name: str, module: nn.Module) -> list[Any]:
     return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
 
 
-def time_by_part(events: Iterable[Any], on_device: bool) -> dict[str, dict[str, float]]:
+def sum_time_by_part(events: Iterable[Any], on_device: bool) -> dict[str, dict[str, float]]:
     """Add up the time of a profile's events: ``{part: {"forward", "backward"}}`` in seconds.
 
     Args:
@@ -167,7 +167,7 @@ def backward_of(event: Any) -> int | None:
     return None
 
 
-def parts_table(facts: dict[str, Any]) -> Table:
+def build_parts_table(facts: dict[str, Any]) -> Table:
     """Lay out milliseconds a step, forward and backward, and the share of each part in the step."""
     whole = facts["seconds_per_step"]
     title = f"time by part: {whole * 1e3:.1f} ms a step ({facts['clock']} time, {facts['steps']} steps)"

@@ -111,20 +111,20 @@ def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -
     Stages that have not begun may be anything.
     """
     changes = [
-        SettingChange(key, before, now, effect_of(key, before, now, position))
-        for key, before, now in differences(saved.resolve_values(), config.resolve_values())
+        SettingChange(key, before, now, describe_effect(key, before, now, position))
+        for key, before, now in find_differences(saved.resolve_values(), config.resolve_values())
         if not is_of_later_stage(key, position.stage)
     ]
     return [change for change in changes if change.effect is not Effect.NONE]
 
 
-def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def find_differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield (dotted key, value before, value now) of what differs; a record that came or went is one difference."""
     if isinstance(before, list) and isinstance(now, list) and all(isinstance(v, dict) for v in before + now):
         before, now = ({str(index): value for index, value in enumerate(values)} for values in (before, now))
     if isinstance(before, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*before, *now]):
-            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            yield from find_differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
     elif before != now:
         yield key, before, now
 
@@ -135,7 +135,7 @@ def is_of_later_stage(key: str, stage: int) -> bool:
     return of_stage is not None and int(of_stage[1]) > stage
 
 
-def effect_of(key: str, before: Any, now: Any, position: TrainState) -> Effect:
+def describe_effect(key: str, before: Any, now: Any, position: TrainState) -> Effect:
     """Return what a changed setting does to a run whose checkpoint is at ``position``."""
     if key == "train.micro_batches" and None in (before, now):
         return Effect.NONE  # null is the number of processes, which the data's fingerprint holds

@@ -50,26 +50,28 @@ class Holder:
     since: str
 
     @classmethod
-    def of_this_process(cls) -> Holder:
+    def describe_this_process(cls) -> Holder:
         """Describe the calling process, with a new token."""
         pid = os.getpid()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(uuid.uuid4().hex, socket.gethostname(), this_machine(), pid, start_of(pid), since)
+        return cls(
+            uuid.uuid4().hex, socket.gethostname(), identify_machine(), pid, read_process_start(pid), since
+        )
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
 
     def is_gone(self) -> bool:
         """Return whether the process is known to have ended; nothing is known of other machines."""
-        if self.machine != this_machine():
+        if self.machine != identify_machine():
             return False
         if not Path("/proc/self/stat").exists():
             return not is_running(self.pid)
-        now = start_of(self.pid)
+        now = read_process_start(self.pid)
         return now is None or (self.started is not None and now != self.started)
 
 
-def this_machine() -> str:
+def identify_machine() -> str:
     """Return the boot of this machine and its space of process ids; containers on one machine differ in the second."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -78,7 +80,7 @@ def this_machine() -> str:
     return " ".join(parts)
 
 
-def start_of(pid: int) -> int | None:
+def read_process_start(pid: int) -> int | None:
     """Return when a process started, in ticks since boot; None for one that is gone, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rsplit(")", 1)[1].split()
@@ -113,7 +115,7 @@ def read_holder(path: Path) -> Holder | None:
         return Holder("unreadable", "an unknown machine", "", 0, None, since)
 
 
-def age_of(path: Path) -> float:
+def measure_age(path: Path) -> float:
     """Return the seconds since a file was changed, by the clock of the disk it is on: others may be set wrong."""
     probe = path.with_name(f"{UNLINKED}{uuid.uuid4().hex}")
     probe.touch()
@@ -172,13 +174,13 @@ def is_stale(path: Path, holder: Holder, say: Callable[[str], None]) -> bool:
     """
     if holder.is_gone():
         return True
-    if holder.machine == this_machine():
+    if holder.machine == identify_machine():
         return False
     first: int | None = None
     while (now := read_holder(path)) is not None and now.token == holder.token:
-        if age_of(path) > STALE:
+        if measure_age(path) > STALE:
             return True
-        changed = change_of(path)
+        changed = read_change_time(path)
         if first is None:
             first = changed
             if now.pid:
@@ -189,7 +191,7 @@ def is_stale(path: Path, holder: Holder, say: Callable[[str], None]) -> bool:
     return False  # another one's by now
 
 
-def change_of(path: Path) -> int:
+def read_change_time(path: Path) -> int:
     """Return when a file was changed, in nanoseconds; 0 for one that is gone."""
     try:
         return path.stat().st_mtime_ns
@@ -216,7 +218,7 @@ def take(path: Path, holder: Holder, say: Callable[[str], None] = lambda sentenc
             if now is None or now.token != before.token:
                 continue
             raise UserError(describe_holder(path.parent, before))
-        claim, claimant = path.with_name(f"{path.name}-{before.token}"), Holder.of_this_process()
+        claim, claimant = path.with_name(f"{path.name}-{before.token}"), Holder.describe_this_process()
         take(claim, claimant, say)
         try:
             now = read_holder(path)
@@ -266,14 +268,14 @@ class Heartbeat:
         if now is not None and now.token == self.holder.token:
             os.utime(self.path)
         elif now is not None and now.token != "unreadable":
-            end_for(self.path.parent, now)
+            exit_process(self.path.parent, now)
 
     def stop(self) -> None:
         self.over.set()
         self.thread.join()
 
 
-def end_for(run_dir: Path, holder: Holder) -> None:
+def exit_process(run_dir: Path, holder: Holder) -> None:
     """End this process at once: its folder is another run's."""
     Console(stderr=True).print(
         f"uniaudio: {run_dir} was taken over by {holder}; this run ends", highlight=False, soft_wrap=True
@@ -302,7 +304,7 @@ def hold_run_folder(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         if heartbeat is not None:
-            let_go(heartbeat)
+            release_lock(heartbeat)
 
 
 def begin_to_hold(run_dir: Path) -> Heartbeat:
@@ -310,7 +312,7 @@ def begin_to_hold(run_dir: Path) -> Heartbeat:
     check_output_folder(run_dir, "output_dir")
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
-    path, holder = run_dir / LOCK, Holder.of_this_process()
+    path, holder = run_dir / LOCK, Holder.describe_this_process()
     console = Console()
 
     def say(sentence: str) -> None:
@@ -323,7 +325,7 @@ def begin_to_hold(run_dir: Path) -> Heartbeat:
     return Heartbeat(path, holder, made)
 
 
-def let_go(heartbeat: Heartbeat) -> None:
+def release_lock(heartbeat: Heartbeat) -> None:
     """Stop renewing a lock and remove it, and the folders made for it if nothing came into them."""
     heartbeat.stop()
     path = heartbeat.path
@@ -345,7 +347,7 @@ def refuse_held_folder(run_dir: Path) -> None:
     holder = read_holder(path)
     if holder is None or holder.is_gone():
         return
-    if holder.machine == this_machine() or time.time() - path.stat().st_mtime <= STALE:
+    if holder.machine == identify_machine() or time.time() - path.stat().st_mtime <= STALE:
         raise UserError(describe_holder(run_dir, holder))
 
 

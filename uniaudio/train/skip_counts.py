@@ -46,7 +46,7 @@ class SkipLedger:
         if shard not in known or known[shard][1] < share:
             known[shard] = (rows, share, detail)
 
-    def new_shards(self, known: SkipLedger) -> list[str]:
+    def report_new_shards(self, known: SkipLedger) -> list[str]:
         """Return a sentence for each broken shard that another ledger does not know, and let it know them."""
         sentences = []
         for source, shards in self.shards.items():
@@ -60,7 +60,7 @@ class SkipLedger:
                 known.add_shard(source, shard, rows, share, detail)
         return sentences
 
-    def first_skips(self, skips: Sequence[Any]) -> list[Any]:
+    def find_first_skips(self, skips: Sequence[Any]) -> list[Any]:
         """Return of every source the first skip of each reason that was not counted before."""
         first: dict[tuple[str, str], Any] = {}
         for skip in skips:

@@ -15,21 +15,26 @@ from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
 from uniaudio.model.compile import compile_layers
 from uniaudio.train.checkpoint.integrity import EMA
-from uniaudio.train.checkpoint.store import Checkpoint, MomentFiles, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint.store import Checkpoint, MomentFiles, list_stage_ends, load_checkpoint
 from uniaudio.train.continual.distill import Distiller
 from uniaudio.train.continual.ema import MovingAverage
-from uniaudio.train.continual.l2_sp_ewc import Anchor, anchored_parameters, copies, kept_fisher
+from uniaudio.train.continual.l2_sp_ewc import (
+    Anchor,
+    copy_parameters,
+    find_anchored_parameters,
+    load_or_estimate_fisher,
+)
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import make_engine, precision_of, spreads_weights
+from uniaudio.train.engines.launch import choose_precision, make_engine, name_spreading_engine
 from uniaudio.train.feature_writer import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.protocols import Models, TrainingData
 from uniaudio.train.state import TrainState
 from uniaudio.train.trainable import (
     TrainableParameters,
+    collect_tensors,
     enter_stage,
     go_through_stages,
-    held_tensors,
     put_tensors,
 )
 from uniaudio.types import Batch
@@ -80,25 +85,25 @@ def open_stage(
     """
     run_dir, index = Path(config.output_dir), position.stage
     stage = config.stages[index]
-    refuse_what_shards_cannot(spreads_weights(accelerator), stage, config)
+    refuse_what_shards_cannot(name_spreading_engine(accelerator), stage, config)
     within = checkpoint is not None and checkpoint.state["stage"] == index
     model = models.build()
     if index == 0:
         structure = TrainableParameters.of(model)
     else:
         structure = go_through_stages(model, config, index - 1)
-        before = checkpoint if not within else end_of_stage(run_dir, index - 1, needed=remembers(stage))
+        before = checkpoint if not within else end_of_stage(run_dir, index - 1, needed=has_reference(stage))
         if before is not None:
             put_tensors(model, structure, before.model, before.path)
     enter_stage(model, structure, config, index)
-    held = held_tensors(model, structure)
+    held = collect_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill
     distiller = Distiller(model, distill, accelerator.device) if distill is not None else None
     if within and checkpoint is not None:
         put_tensors(model, structure, checkpoint.model, checkpoint.path)
     listening = [model] if distiller is None else [model, distiller.model]
-    features = keep_features(listening, config, precision_of(config), accelerator.device)
+    features = keep_features(listening, config, choose_precision(config), accelerator.device)
     carried = {name: t.detach().cpu().clone() for name, t in held.items() if not t.requires_grad}
     if config.train.compile:  # before weights are spread, and after what copies modules or puts others in
         compile_layers(model)
@@ -114,7 +119,7 @@ def open_stage(
     return StageModel(engine, carried, anchors, distiller, average, features)
 
 
-def remembers(stage: Stage) -> bool:
+def has_reference(stage: Stage) -> bool:
     """Return whether a stage needs the weights that it began with."""
     ways = stage.continual
     return any(way is not None for way in (ways.l2sp, ways.ewc, ways.distill))
@@ -128,7 +133,7 @@ def end_of_stage(run_dir: Path, index: int, needed: bool) -> Checkpoint | None:
     """
     if not needed:
         return None
-    path = stage_ends(run_dir).get(index)
+    path = list_stage_ends(run_dir).get(index)
     if path is None:
         raise UserError(
             f"{run_dir}: the checkpoint at the end of stage {index} is gone, but `continual` measures from there"
@@ -144,12 +149,14 @@ def make_anchors(
     where = f"stages.{stage.name}.continual"
     l2sp, ewc = stage.continual.l2sp, stage.continual.ewc
     if l2sp is not None:
-        anchors["l2sp"] = Anchor(copies(anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight)
+        anchors["l2sp"] = Anchor(
+            copy_parameters(find_anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight
+        )
     if ewc is not None:
-        parameters = anchored_parameters(model, ewc.on, f"{where}.ewc")
+        parameters = find_anchored_parameters(model, ewc.on, f"{where}.ewc")
         path = run_dir / FISHER / f"{stage.name}.safetensors"
-        fisher = kept_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
-        anchors["ewc"] = Anchor(copies(parameters), ewc.weight, fisher)
+        fisher = load_or_estimate_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
+        anchors["ewc"] = Anchor(copy_parameters(parameters), ewc.weight, fisher)
     return anchors
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.integrity import STATE, find_damage
-from uniaudio.train.checkpoint.store import Checkpoint, choose_checkpoint, load_checkpoint, stage_ends
+from uniaudio.train.checkpoint.store import Checkpoint, choose_checkpoint, list_stage_ends, load_checkpoint
 
 
 @dataclass
@@ -53,7 +53,7 @@ class TrainState:
         return TrainState(step=self.step, stage=self.stage + 1, skips=self.skips)
 
 
-def newest(run_dir: Path, remembered: Collection[int] = ()) -> Checkpoint:
+def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> Checkpoint:
     """Read the newest checkpoint of a run whose files all match their checksums; say so where newer ones do not.
 
     The main rank chooses, so that all read the same one; every rank must call it at the same point.
@@ -95,7 +95,7 @@ def find_damage_of_stage_start(run_dir: Path, path: Path, remembered: Collection
     stage = json.loads((path / STATE).read_text())["stage"]
     if stage not in remembered:
         return ""
-    start = stage_ends(run_dir).get(stage - 1)
+    start = list_stage_ends(run_dir).get(stage - 1)
     if start is None:
         return f"the checkpoint at the end of stage {stage - 1} is gone or damaged, and `continual` needs it"
     damage = find_damage(start)

@@ -18,13 +18,13 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode, Stage
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.lora import insert_lora, lora_modules, merge_lora, plain_name
+from uniaudio.model.lora import insert_lora, list_lora_modules, merge_lora, strip_lora_name
 
 DECODER = "decoder."
 LORA = "lora_"  # in the names of the factors of a low-rank update
 
 
-def named_encoders(config: RunConfig, encoder: AudioEncoder) -> dict[str, AudioEncoder]:
+def list_named_encoders(config: RunConfig, encoder: AudioEncoder) -> dict[str, AudioEncoder]:
     """Return the encoders of a whole one by their names in the config."""
     if config.fusion is None:
         return {next(iter(config.encoders)): encoder}
@@ -47,10 +47,10 @@ class TrainableParameters:
     @classmethod
     def of(cls, model: nn.Module) -> TrainableParameters:
         """Read the usual modes off a model as it was built."""
-        low_rank = {f"{name}.weight" for name in lora_modules(model)}
+        low_rank = {f"{name}.weight" for name in list_lora_modules(model)}
         usual: dict[str, Mode] = {}
         for name, parameter in model.named_parameters():
-            plain = plain_name(name)
+            plain = strip_lora_name(name)
             if LORA not in name:
                 usual[plain] = (
                     "lora" if plain in low_rank else "full" if parameter.requires_grad else "frozen"
@@ -82,12 +82,16 @@ def enter_stage(
     """
     stage = config.stages[index]
     if index:  # what the stage before trained; before the first one nothing has changed yet
-        structure.changed |= {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
-    modes = modes_of(structure.usual, stage, whole)
+        structure.changed |= {
+            strip_lora_name(name) for name, p in model.named_parameters() if p.requires_grad
+        }
+    modes = choose_modes(structure.usual, stage, whole)
     linear = {f"{name}.weight": name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    beside = set(lora_modules(model))
+    beside = set(list_lora_modules(model))
     wanted = {
-        plain_name(name).removesuffix(".weight") for name in linear if modes.get(plain_name(name)) == "lora"
+        strip_lora_name(name).removesuffix(".weight")
+        for name in linear
+        if modes.get(strip_lora_name(name)) == "lora"
     }
     merged = {
         name
@@ -97,15 +101,15 @@ def enter_stage(
     merge_lora(model, merged)
     structure.changed |= {f"{name}.weight" for name in merged}
     new = sorted(wanted - (beside - merged))
-    for lora, names in by_settings(new, config).items():
+    for lora, names in group_by_settings(new, config).items():
         # of a seed of its own: a new update beside a merged one begins in other directions than that one did
         insert_lora(model, names, lora.rank, lora.alpha, lora.dropout, config.seed + index)
     for name, parameter in model.named_parameters():
-        owner = f"{name.split('.' + LORA)[0]}.weight" if LORA in name else plain_name(name)
+        owner = f"{name.split('.' + LORA)[0]}.weight" if LORA in name else strip_lora_name(name)
         parameter.requires_grad_(modes[owner] == ("lora" if LORA in name else "full"))
 
 
-def modes_of(usual: Mapping[str, Mode], stage: Stage, whole: bool) -> dict[str, Mode]:
+def choose_modes(usual: Mapping[str, Mode], stage: Stage, whole: bool) -> dict[str, Mode]:
     """Return how a stage trains every parameter, by plain name.
 
     Raises:
@@ -138,7 +142,7 @@ def refuse_nothing(matched: Iterable[str], names: Iterable[str], where: str, pat
         raise UserError(f"{where}: '{pattern}' matches no parameter; their names begin with {shown}")
 
 
-def by_settings(names: Iterable[str], config: RunConfig) -> dict[LoraConfig, list[str]]:
+def group_by_settings(names: Iterable[str], config: RunConfig) -> dict[LoraConfig, list[str]]:
     """Group linear maps by the rank and scale of their new low-rank updates: their encoder's, or the first one's."""
     groups: dict[LoraConfig, list[str]] = {}
     first = next(iter(config.encoders.values())).lora
@@ -151,12 +155,12 @@ def by_settings(names: Iterable[str], config: RunConfig) -> dict[LoraConfig, lis
     return groups
 
 
-def held_tensors(model: nn.Module, structure: TrainableParameters) -> dict[str, Tensor]:
+def collect_tensors(model: nn.Module, structure: TrainableParameters) -> dict[str, Tensor]:
     """Return what a checkpoint holds: all that is trained now or may have been changed by earlier stages."""
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or LORA in name or plain_name(name) in structure.changed
+        if parameter.requires_grad or LORA in name or strip_lora_name(name) in structure.changed
     }
 
 
@@ -168,7 +172,7 @@ def put_tensors(
     Raises:
         UserError: when a tensor is missing, unknown or of another shape.
     """
-    held = held_tensors(model, structure)
+    held = collect_tensors(model, structure)
     missing, unknown = sorted(set(held) - set(given)), sorted(set(given) - set(held))
     if missing or unknown:
         raise UserError(

@@ -33,7 +33,7 @@ def prompts(model, format, lengths):
         )
         for n in lengths
     ]
-    return collate_prompts(examples, format, model.slots_for, ("t",))
+    return collate_prompts(examples, format, model.count_slots, ("t",))
 
 
 def test_answers_in_a_batch_equal_answers_alone_and_a_plain_loop(model, chat_tokenizer):

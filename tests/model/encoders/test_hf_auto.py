@@ -12,7 +12,7 @@ from uniaudio.commands.check_encoder import check_contract
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.hf_auto import hidden_states_of, usual_rate
+from uniaudio.model.encoders.hf_auto import find_hidden_states, round_rate
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
 
@@ -179,17 +179,17 @@ def test_frames_are_found_in_what_a_model_gives():
         {"logits": logits, "hidden_states": frames},
         {"hidden_states": other, "last_hidden_state": frames},
     ):
-        (found,) = hidden_states_of(output, "Model")
+        (found,) = find_hidden_states(output, "Model")
         assert torch.equal(found, frames[0])
-    states = hidden_states_of({"hidden_states": (short, pooled, other, frames), "logits": logits}, "Model")
+    states = find_hidden_states({"hidden_states": (short, pooled, other, frames), "logits": logits}, "Model")
     assert [len(state) for state in states] == [3, 7, 7]
     assert torch.equal(states[-1], frames[0])
     with pytest.raises(UserError, match="Model gives no frames"):
-        hidden_states_of({"logits": logits, "pooler_output": pooled, "hidden_states": ()}, "Model")
+        find_hidden_states({"logits": logits, "pooler_output": pooled, "hidden_states": ()}, "Model")
 
 
 def test_rates_are_those_that_models_have():
-    assert [usual_rate(rate, "Model") for rate in (12.75, 25.0, 40.25, 49.75, 74.75, 100.25)] == [
+    assert [round_rate(rate, "Model") for rate in (12.75, 25.0, 40.25, 49.75, 74.75, 100.25)] == [
         12.5,
         25,
         40,
@@ -200,4 +200,4 @@ def test_rates_are_those_that_models_have():
     with pytest.raises(
         UserError, match=r"Model gives 33 frames per second; if that is right, set frame_rate"
     ):
-        usual_rate(33.0, "Model")
+        round_rate(33.0, "Model")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniaudio.model.fusion.align import align, frames_at
+from uniaudio.model.fusion.align import align, count_frames_at
 from uniaudio.ragged import Ragged
 
 RATES = [3.2, 10.0, 12.5, 13.0, 16.0, 25.0, 40.0, 50.0, 75.0]
@@ -83,10 +83,10 @@ def test_no_clip_reaches_into_another():
     ("samples", "frames"), [(0, 1), (1, 1), (640, 1), (641, 2), (16000, 25), (480_000, 750)]
 )
 def test_frames_cover_every_sample(samples, frames):
-    assert frames_at(25.0, samples) == frames
+    assert count_frames_at(25.0, samples) == frames
 
 
 def test_rates_that_are_no_whole_numbers_are_exact():
-    assert frames_at(3.2, 5000) == 1
-    assert frames_at(3.2, 5001) == 2
-    assert frames_at(3.2, 160_000) == 32
+    assert count_frames_at(3.2, 5000) == 1
+    assert count_frames_at(3.2, 5001) == 2
+    assert count_frames_at(3.2, 160_000) == 32

@@ -96,7 +96,7 @@ def test_any_cut_of_the_batch_gives_the_same_loss_and_gradient(kind, cut):
         part.frames.values.sum().backward(
             inputs=variables
         )  # the task's graph is freed; that of the losses is not
-    objective, values = collected.objective()
+    objective, values = collected.compute_objective()
     assert values.keys() == set(operator.auxiliary)
     got = torch.autograd.grad(objective, variables, allow_unused=True)
     torch.testing.assert_close(objective, whole, atol=1e-7, rtol=1e-6)

@@ -109,7 +109,7 @@ def test_gradients_reach_every_trained_part(settings):
     encoded = encoder(audio(16_000, 9_000))
     collected = AuxiliaryLosses()
     collected.add(encoded.losses)
-    extra, _ = collected.objective()
+    extra, _ = collected.compute_objective()
     direction = torch.randn_like(encoded.frames.values)
     ((encoded.frames.values * direction).sum() + (0 if extra is None else extra)).backward()
     without = [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
@@ -187,7 +187,7 @@ def test_the_result_is_base_and_weighted_weak_frames_side_by_side():
     for clip, frames in zip(clips.rows(), got.rows(), strict=True):
         alone = Ragged.from_rows([clip])
         base = encoder.align_states(
-            "base", [encoder.encoders["base"](alone).frames], encoder.meeting_lengths(alone)
+            "base", [encoder.encoders["base"](alone).frames], encoder.count_meeting_frames(alone)
         )[0]
         r_ind = encoder.independent.theta.softmax(0)
         weigh = encoder.dependent.weigh
@@ -196,7 +196,7 @@ def test_the_result_is_base_and_weighted_weak_frames_side_by_side():
         for weights in (r_ind, 0.9 * r_dep + 0.1 * (0.1 / 3)):
             best = int(weights.argmax())
             weak = encoder.encoders[f"weak{best}"](alone).frames
-            weak = encoder.align_states(f"weak{best}", [weak], encoder.meeting_lengths(alone))[0]
+            weak = encoder.align_states(f"weak{best}", [weak], encoder.count_meeting_frames(alone))[0]
             parts.append(weights[best] * weak.values)
         torch.testing.assert_close(frames, torch.cat(parts, 1), atol=2e-6, rtol=0)
 
@@ -212,7 +212,9 @@ def test_routing_losses_equal_their_equation_for_any_cut():
         encoder.independent.theta.copy_(torch.tensor([0.0, 1.0, 0.5]))
     clips = audio(16_000, 9_000, 20_000, 4_000)
     base = encoder.run("base", clips, False, None)
-    pooled = encoder.align_states("base", [base.frames], encoder.meeting_lengths(clips))[0].mean().detach()
+    pooled = (
+        encoder.align_states("base", [base.frames], encoder.count_meeting_frames(clips))[0].mean().detach()
+    )
     rows = [(encoder.dependent.weigh.weight @ p + encoder.dependent.weigh.bias).softmax(0) for p in pooled]
     h_ind = entropy(encoder.independent.theta.softmax(0))
     h_dep = sum(-(r * r.log()).sum() for r in rows) / 4
@@ -224,7 +226,7 @@ def test_routing_losses_equal_their_equation_for_any_cut():
         collected = AuxiliaryLosses()
         for part in cut:
             collected.add(encoder(clips.select(part)).losses)
-        objective, values = collected.objective()
+        objective, values = collected.compute_objective()
         assert set(values) == {"entropy_independent", "entropy_dependent", "diversity"}
         torch.testing.assert_close(objective, wanted, atol=1e-6, rtol=1e-5)
         for one, other in zip(torch.autograd.grad(objective, router), gradients, strict=True):
@@ -277,10 +279,10 @@ def train_router(diversity, steps=150):
         encoded = encoder(clips)
         collected = AuxiliaryLosses()
         collected.add(encoded.losses)
-        extra, _ = collected.objective()
+        extra, _ = collected.compute_objective()
         read = encoder.dependent.read(
             encoder.align_states(
-                "base", [encoder.run("base", clips, False, None).frames], encoder.meeting_lengths(clips)
+                "base", [encoder.run("base", clips, False, None).frames], encoder.count_meeting_frames(clips)
             )[0]
         )
         task = -0.05 * encoder.dependent(read)[:, 0].mean()  # the pull towards one encoder

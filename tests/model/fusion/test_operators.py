@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from uniaudio.errors import UserError
-from uniaudio.model.fusion.base import per_clip
-from uniaudio.model.fusion.hconv import HierarchicalConvolution, convolutions
+from uniaudio.model.fusion.base import average_per_clip
+from uniaudio.model.fusion.hconv import HierarchicalConvolution, count_convolutions
 from uniaudio.model.fusion.simple import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.wq import WqFusion
 from uniaudio.ragged import Ragged
@@ -326,7 +326,7 @@ def test_hierarchy_has_the_published_sizes(layers, width, sizes):
 
 
 def test_the_number_of_convolutions_is_exact_at_powers_of_three():
-    assert [convolutions(n) for n in (1, 2, 3, 8, 9, 26, 27, 80, 81, 242, 243)] == [
+    assert [count_convolutions(n) for n in (1, 2, 3, 8, 9, 26, 27, 80, 81, 242, 243)] == [
         0,
         0,
         1,
@@ -345,4 +345,4 @@ def test_the_number_of_convolutions_is_exact_at_powers_of_three():
 
 def test_per_clip_is_the_mean_over_real_frames():
     frames = Ragged(torch.zeros(4, 1), torch.tensor([1, 3]))
-    assert per_clip(frames, torch.tensor([1.0, 2.0, 4.0, 6.0])).tolist() == [1.0, 4.0]
+    assert average_per_clip(frames, torch.tensor([1.0, 2.0, 4.0, 6.0])).tolist() == [1.0, 4.0]

@@ -22,8 +22,8 @@ from uniaudio.train.checkpoint.store import (
     load_checkpoint,
     save_checkpoint,
 )
-from uniaudio.train.continual.l2_sp_ewc import checksum_file, kept_fisher
-from uniaudio.train.state import newest
+from uniaudio.train.continual.l2_sp_ewc import checksum_file, load_or_estimate_fisher
+from uniaudio.train.state import find_newest_checkpoint
 
 PIECE = "optimizer-00000-of-00001.safetensors"
 CONTENTS = ("model.safetensors", "ema.safetensors", PIECE, "state.json", "bases.json", "config.yaml")
@@ -68,9 +68,9 @@ def run(tone_run, tmp_path):
 @pytest.mark.parametrize("damage", [flip, cut, zero, delete, replace_by_folder])
 def test_the_checkpoint_before_a_damaged_one_is_used_and_the_console_says_so(run, capsys, name, damage):
     second = run / "checkpoints" / "step-000002"
-    assert newest(run).path == second
+    assert find_newest_checkpoint(run).path == second
     damage(second / name)
-    checkpoint = newest(run)
+    checkpoint = find_newest_checkpoint(run)
     assert checkpoint.path.name == "step-000001"
     assert checkpoint.model["w"].tolist() == [1.0] * 3
     said = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_an_odd_listing_is_no_whole_checkpoint(run, listing, reason):
         file.write_bytes(listing if isinstance(listing, bytes) else listing.encode())
     assert not is_complete(file.parent)
     assert reason in find_damage(file.parent)
-    assert newest(run).path.name == "step-000001"
+    assert find_newest_checkpoint(run).path.name == "step-000001"
     with pytest.raises(UserError, match="is not a whole checkpoint"):
         find_checkpoint(str(file.parent))
 
@@ -156,16 +156,16 @@ def test_the_listing_names_the_parts_of_all_processes_and_no_other_folder(run):
 )
 def test_an_odd_latest_is_said_and_the_newest_step_is_used(run, content, said, capsys):
     (run / "checkpoints" / "latest").write_bytes(content)
-    assert newest(run).path.name == "step-000002"
+    assert find_newest_checkpoint(run).path.name == "step-000002"
     assert latest_checkpoint(run).name == "step-000002"
     assert said in capsys.readouterr().out
 
 
 def test_checkpoints_of_an_abandoned_end_are_the_last_resort(run):
     (run / "checkpoints" / "latest").write_text("step-000001\n")
-    assert newest(run).path.name == "step-000001"
+    assert find_newest_checkpoint(run).path.name == "step-000001"
     flip(run / "checkpoints" / "step-000001" / "model.safetensors")
-    assert newest(run).path.name == "step-000002"
+    assert find_newest_checkpoint(run).path.name == "step-000002"
 
 
 def test_where_no_checkpoint_is_left_one_sentence_says_why(run):
@@ -174,7 +174,7 @@ def test_where_no_checkpoint_is_left_one_sentence_says_why(run):
     with pytest.raises(
         UserError, match=r"no checkpoint that can be used: .*step-000002.*step-000001.*output_dir"
     ):
-        newest(run)
+        find_newest_checkpoint(run)
     with pytest.raises(UserError, match="no checkpoint that can be used"):
         find_checkpoint(str(run))
     assert has_checkpoints(run)
@@ -193,18 +193,20 @@ def test_a_run_of_which_only_damaged_checkpoints_are_left_is_not_begun_anew(run,
 def test_stored_fisher_information_that_is_damaged_is_measured_again(tmp_path, capsys):
     model = torch.nn.Linear(2, 1)
     path = tmp_path / "fisher" / "two.safetensors"
-    measured = kept_fisher(path, model, dict(model.named_parameters()), [], 4)
+    measured = load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4)
     stored = path.read_bytes()
-    assert kept_fisher(path, model, dict(model.named_parameters()), [], 4).keys() == measured.keys()
+    assert (
+        load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4).keys() == measured.keys()
+    )
     assert capsys.readouterr().out == ""
     for damage in (flip, cut, zero):
         path.write_bytes(stored)
         damage(path)
-        kept_fisher(path, model, dict(model.named_parameters()), [], 4)
+        load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4)
         assert "is measured again" in capsys.readouterr().out
         assert path.read_bytes() == stored
     checksum_file(path).unlink()
-    kept_fisher(path, model, dict(model.named_parameters()), [], 4)
+    load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4)
     assert "is measured again" in capsys.readouterr().out
 
 

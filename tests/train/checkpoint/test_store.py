@@ -33,17 +33,17 @@ from uniaudio.train.checkpoint.store import (
     Snapshot,
     begin_checkpoint,
     check_bases,
+    distribute_tensors,
     find_stage_ends,
     finish_checkpoint,
     is_complete,
+    list_stage_ends,
     load_checkpoint,
-    mark,
+    name_mark,
+    name_step_folder,
+    name_unfinished_folder,
     save_checkpoint,
-    shared_out,
-    stage_ends,
-    step_folder,
-    unfinished_folder,
-    verify,
+    verify_tensors,
     write_share,
 )
 from uniaudio.train.engines.base import Engine
@@ -167,7 +167,7 @@ def test_damaged_ends_of_stages_are_named(tone_run, tmp_path):
         f"checkpoint {path} is damaged" for path in (first, second)
     ]
     assert "state.json does not match its checksum) and passed over" in complaints[0]
-    assert stage_ends(run) == {1: second}  # its state can be read
+    assert list_stage_ends(run) == {1: second}  # its state can be read
 
 
 def test_every_so_many_steps_and_the_ends_of_stages_are_kept_too(tone_run, tmp_path):
@@ -175,7 +175,7 @@ def test_every_so_many_steps_and_the_ends_of_stages_are_kept_too(tone_run, tmp_p
     for step in range(1, 11):
         path = save_checkpoint(tmp_path / "run", snapshot(step, end=step == 3), config, BASES)
     assert names(path.parent) == ["step-000003", "step-000004", "step-000008", "step-000010"]
-    assert stage_ends(tmp_path / "run") == {0: path.with_name("step-000003")}
+    assert list_stage_ends(tmp_path / "run") == {0: path.with_name("step-000003")}
 
 
 def test_a_run_taken_up_further_back_keeps_its_new_checkpoint(save):
@@ -419,7 +419,7 @@ def test_two_kills_between_the_moves_of_the_same_step_do_not_lose_it(tone_run, t
             finish_checkpoint(run_dir, snapshot(1, value=20), 1, config, BASES)
 
         assert in_child(work) == signal.SIGKILL
-        assert not step_folder(run_dir, 1).exists()
+        assert not name_step_folder(run_dir, 1).exists()
         assert value_of(latest_checkpoint(run_dir)) == 10
 
 
@@ -520,7 +520,7 @@ def test_a_mark_that_is_only_being_written_does_not_count(config, save, tmp_path
     first, run_dir = save(1), tmp_path / "run"
     begin_checkpoint(run_dir, 2)
     write_share(run_dir, share(0), 0, 2)
-    mark(unfinished_folder(step_folder(run_dir, 2)), 1).touch()
+    name_mark(name_unfinished_folder(name_step_folder(run_dir, 2)), 1).touch()
     with pytest.raises(UserError, match="process 1 did not write its part"):
         finish_checkpoint(run_dir, share(0), 2, config, BASES, patience=0.2)
     assert latest_checkpoint(run_dir) == first
@@ -548,7 +548,7 @@ def test_a_disk_that_runs_full_at_any_point_leaves_the_previous_one(config, smal
     save_checkpoint(small_disk, snapshot(1), config, BASES)
     outcomes = []
     for pages in range(24):
-        shutil.rmtree(step_folder(small_disk, 2), ignore_errors=True)
+        shutil.rmtree(name_step_folder(small_disk, 2), ignore_errors=True)
         (small_disk / "checkpoints" / "latest").write_text("step-000001\n")
         free = shutil.disk_usage(small_disk).free
         filler.write_bytes(b"x" * (free - pages * 4096))
@@ -561,7 +561,7 @@ def test_a_disk_that_runs_full_at_any_point_leaves_the_previous_one(config, smal
             assert "earlier ones are intact" in told
         path = latest_checkpoint(small_disk)
         assert value_of(path) == (1 if told else 2)
-        assert value_of(step_folder(small_disk, 1)) == 1
+        assert value_of(name_step_folder(small_disk, 1)) == 1
         assert not left_over(small_disk)
         outcomes.append(told is None)
         filler.unlink()
@@ -622,9 +622,9 @@ def test_a_folder_without_permission_is_told(save, tmp_path):
 )
 def test_a_file_with_other_tensors_than_were_to_be_written_is_refused(save, tmp_path, monkeypatch, wrong):
     first = save(1)
-    verify(first / "model.safetensors", {"w": torch.zeros(3)})
+    verify_tensors(first / "model.safetensors", {"w": torch.zeros(3)})
     with pytest.raises(OSError, match="does not hold what was written"):
-        verify(first / "model.safetensors", wrong)
+        verify_tensors(first / "model.safetensors", wrong)
     real = module.save_file
     monkeypatch.setattr(module, "save_file", lambda tensors, path: real(wrong, path))
     with pytest.raises(UserError, match="does not hold what was written"):
@@ -653,14 +653,14 @@ SIZES = st.dictionaries(st.text("abc.", min_size=1, max_size=4), st.integers(0, 
 
 @given(SIZES, st.integers(1, 9), st.randoms(use_true_random=False))
 def test_shares_are_complete_balanced_and_the_same_on_every_rank(sizes, world, random):
-    shares = shared_out(sizes, world)
+    shares = distribute_tensors(sizes, world)
     assert len(shares) == world
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     loads = [sum(sizes[name] for name in share) for share in shares]
     assert max(loads) - min(loads) <= max(sizes.values(), default=0)
     shuffled = list(sizes.items())
     random.shuffle(shuffled)
-    assert shared_out(dict(shuffled), world) == shares
+    assert distribute_tensors(dict(shuffled), world) == shares
 
 
 # ------------------------------------------------------------------------------------------------- in the background
@@ -692,7 +692,7 @@ def test_the_background_writes_what_was_there_when_it_was_asked(engine, config, 
     expected = engine.plain.weight.detach().clone()
     moment = engine.optimizer.state[engine.plain.weight]["exp_avg"].clone()
     writer.save(engine, {"carried": torch.ones(2)}, {"weight": expected + 1}, 1, state(1), {"a": 1})
-    writer.before_update()
+    writer.wait_for_copies()
     update(engine)  # training goes on
     assert not torch.equal(engine.plain.weight, expected)
     writer.tell()
@@ -714,7 +714,7 @@ def test_a_save_waits_for_the_one_before(engine, config, tmp_path):
     writer = CheckpointWriter(tmp_path / "run", config, BASES, lambda step, facts: told.append(step))
     weights = {}
     for step in (1, 2, 3):
-        writer.before_update()
+        writer.wait_for_copies()
         update(engine)
         weights[step] = engine.plain.weight.detach().clone()
         writer.save(engine, {}, {}, step, state(step), {})
@@ -723,7 +723,7 @@ def test_a_save_waits_for_the_one_before(engine, config, tmp_path):
     assert told == [1, 2, 3]
     for step in (2, 3):  # the copies share their place in memory, one after another
         assert torch.equal(
-            load_checkpoint(step_folder(tmp_path / "run", step)).model["weight"], weights[step]
+            load_checkpoint(name_step_folder(tmp_path / "run", step)).model["weight"], weights[step]
         )
 
 
@@ -790,7 +790,7 @@ def test_a_slow_copy_holds_up_the_update_and_not_the_other_way_round(
     def weights_of(out):
         overrides = [f"output_dir={tmp_path / out}", "train.save_every=1", "train.keep_last=9"]
         run_training(load_run(str(tone_run), [*overrides, "train.max_steps=4"]), None)
-        return [load_checkpoint(step_folder(tmp_path / out, step)).model for step in range(1, 5)]
+        return [load_checkpoint(name_step_folder(tmp_path / out, step)).model for step in range(1, 5)]
 
     usual = weights_of("usual")
     copy = HostCopies.copy

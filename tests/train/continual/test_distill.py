@@ -10,7 +10,7 @@ from uniaudio.build.model import build_model
 from uniaudio.config.run import load_run
 from uniaudio.config.stages import DistillConfig
 from uniaudio.data.collate import collate
-from uniaudio.train.continual.distill import Distiller, frames_of
+from uniaudio.train.continual.distill import Distiller, count_frames
 from uniaudio.types import Example
 
 FUSED = [
@@ -27,7 +27,7 @@ def opened(tone_run, *overrides):
         Example(f"t/{i}", "tone", "t", (tone(seconds, 300 * (i + 1), i),), ("Which?", text), "low")
         for i, (seconds, text) in enumerate([(0.5, ""), (0.33, " Tone."), (0.71, " user")])
     ]
-    batch = collate(examples, loaded.format, loaded.model.slots_for, ("tone",))
+    batch = collate(examples, loaded.format, loaded.model.count_slots, ("tone",))
     return loaded.model, batch
 
 
@@ -62,7 +62,7 @@ def test_totals_equal_the_sum_over_frames(tone_run, kind):
     assert distiller.total(distiller.frames(batch), before).item() == pytest.approx(0, abs=1e-3)
     shake(model)
     now = model(batch).frames
-    assert frames_of(model, batch) == len(now.values) == len(before.values)
+    assert count_frames(model, batch) == len(now.values) == len(before.values)
     total = distiller.total(distiller.frames(batch), now)
     wanted = 0.7 * distance(now.values.detach(), before.values.detach(), kind)
     assert wanted > 0.1

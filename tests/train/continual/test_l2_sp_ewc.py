@@ -12,10 +12,10 @@ from uniaudio.errors import UserError
 from uniaudio.model.lora import add_lora
 from uniaudio.train.continual.l2_sp_ewc import (
     Anchor,
-    anchored_parameters,
-    copies,
-    diagonal_fisher,
-    kept_fisher,
+    copy_parameters,
+    estimate_fisher,
+    find_anchored_parameters,
+    load_or_estimate_fisher,
 )
 
 
@@ -72,7 +72,7 @@ def moved(model, seed=1):
 @given(st.floats(0.01, 100), st.integers(0, 1000), st.booleans())
 def test_penalty_and_gradient_equal_the_equation(weight, seed, weighed):
     model = Model()
-    start = copies({n: p for n, p in model.named_parameters() if n.startswith("encoder")})
+    start = copy_parameters({n: p for n, p in model.named_parameters() if n.startswith("encoder")})
     fisher = {n: torch.rand_like(t) for n, t in start.items()} if weighed else None
     anchor = Anchor(start, weight, fisher)
     assert anchor.penalty(model).item() == 0
@@ -95,7 +95,7 @@ def test_penalty_and_gradient_equal_the_equation(weight, seed, weighed):
 
 def test_the_penalty_pulls_back_to_the_start():
     model = Model()
-    anchor = Anchor(copies(dict(model.encoder.named_parameters(prefix="encoder"))), 1.0)
+    anchor = Anchor(copy_parameters(dict(model.encoder.named_parameters(prefix="encoder"))), 1.0)
     moved(model)
     first = anchor.penalty(model).item()
     for _ in range(50):
@@ -131,7 +131,7 @@ def test_fisher_is_the_mean_of_squared_gradients_example_by_example():
     model.train()
     examples = rows(6)
     parameters = dict(model.named_parameters())
-    found = diagonal_fisher(model, parameters, iter(examples), 4)
+    found = estimate_fisher(model, parameters, iter(examples), 4)
     assert model.training
     model.eval()  # it was measured without dropout
     wanted = manual_fisher(model, examples[:4])
@@ -150,8 +150,8 @@ def test_examples_without_answers_count_for_nothing():
     model = Model().eval()
     parameters = dict(model.named_parameters())
     with_empty = [rows(2)[0], Row(torch.zeros(3, dtype=torch.float64), ()), rows(2)[1]]
-    found = diagonal_fisher(model, parameters, with_empty, 3)
-    wanted = diagonal_fisher(model, parameters, rows(2), 2)
+    found = estimate_fisher(model, parameters, with_empty, 3)
+    wanted = estimate_fisher(model, parameters, rows(2), 2)
     for name in found:
         torch.testing.assert_close(found[name], wanted[name])
 
@@ -160,16 +160,16 @@ def test_fisher_is_read_back_and_not_measured_again(tmp_path):
     model = Model()
     parameters = {"encoder.weight": model.encoder.weight, "encoder.bias": model.encoder.bias}
     path = tmp_path / "fisher" / "one.safetensors"
-    first = kept_fisher(path, model, parameters, rows(3), 3)
+    first = load_or_estimate_fisher(path, model, parameters, rows(3), 3)
     assert sorted(file.name for file in path.parent.iterdir()) == ["one.safetensors", "one.sha256"]
-    wanted = diagonal_fisher(model, parameters, rows(3), 3)
+    wanted = estimate_fisher(model, parameters, rows(3), 3)
     moved(model)
 
     def never():
         raise AssertionError("measured again")
         yield
 
-    again = kept_fisher(path, model, parameters, never(), 3)
+    again = load_or_estimate_fisher(path, model, parameters, never(), 3)
     for name in parameters:
         assert torch.equal(again[name], first[name])
         torch.testing.assert_close(first[name], wanted[name])
@@ -179,10 +179,10 @@ def test_a_file_about_other_parameters_is_not_taken(tmp_path):
     """It is of an earlier try with another ``on``: what is kept must be of what is held."""
     model = Model()
     path = tmp_path / "one.safetensors"
-    kept_fisher(path, model, {"encoder.weight": model.encoder.weight}, rows(3), 3)
+    load_or_estimate_fisher(path, model, {"encoder.weight": model.encoder.weight}, rows(3), 3)
     more = {"encoder.weight": model.encoder.weight, "encoder.bias": model.encoder.bias}
-    found = kept_fisher(path, model, more, rows(3), 3)
-    wanted = diagonal_fisher(model, more, rows(3), 3)
+    found = load_or_estimate_fisher(path, model, more, rows(3), 3)
+    wanted = estimate_fisher(model, more, rows(3), 3)
     assert found.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name])
@@ -190,14 +190,14 @@ def test_a_file_about_other_parameters_is_not_taken(tmp_path):
 
 def test_what_can_be_held_is_trained_in_full_and_matches():
     model = Model()
-    assert list(anchored_parameters(model, "^encoder", "w")) == ["encoder.weight", "encoder.bias"]
+    assert list(find_anchored_parameters(model, "^encoder", "w")) == ["encoder.weight", "encoder.bias"]
     model.encoder.bias.requires_grad_(False)
-    assert list(anchored_parameters(model, "^encoder|^adapter", "w")) == [
+    assert list(find_anchored_parameters(model, "^encoder|^adapter", "w")) == [
         "encoder.weight",
         "adapter.weight",
         "adapter.bias",
     ]
-    assert anchored_parameters(model, "weight$", "w")["encoder.weight"] is model.encoder.weight
+    assert find_anchored_parameters(model, "weight$", "w")["encoder.weight"] is model.encoder.weight
 
 
 @pytest.mark.parametrize("why", ["no match", "frozen", "low-rank"])
@@ -208,12 +208,14 @@ def test_nothing_to_hold_is_refused(why):
     if why == "low-rank":
         add_lora(model, 2, 4, 0.0, ["^encoder"])
     with pytest.raises(UserError, match=r"stages\.a\.continual\.ewc\.on: '.*' matches no parameter that"):
-        anchored_parameters(model, "^encodre" if why == "no match" else "^encoder", "stages.a.continual.ewc")
+        find_anchored_parameters(
+            model, "^encodre" if why == "no match" else "^encoder", "stages.a.continual.ewc"
+        )
 
 
 def test_copies_stay_where_they_were():
     model = Model()
-    kept = copies(dict(model.named_parameters()))
+    kept = copy_parameters(dict(model.named_parameters()))
     before = model.encoder.weight.detach().clone()
     moved(model)
     assert torch.equal(kept["encoder.weight"], before)

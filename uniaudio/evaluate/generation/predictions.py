@@ -93,14 +93,14 @@ def iterate_question_chunks(
     examples: EvalExamples,
     format: ChatFormat,
     settings: PredictionSettings,
-    slots_for: Callable[[int], int],
+    count_slots: Callable[[int], int],
     skips: list[tuple[int, Skip]],
     longest: str | None = None,
 ) -> Iterator[list[Question]]:
     """Read this process's rows of an evaluation set and yield those that can be asked, ``CHUNK_SECONDS`` at a time.
 
     Args:
-        slots_for: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
+        count_slots: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
         longest: the label of most tokens, where all labels are scored.
     """
     first, step = settings.share
@@ -113,7 +113,7 @@ def iterate_question_chunks(
             continue
         example, references = item
         try:
-            audio_tokens = sum(slots_for(len(clip)) for clip in example.clips)
+            audio_tokens = sum(count_slots(len(clip)) for clip in example.clips)
             format.check_question(example.prompt, longest or example.answer, audio_tokens)
             for text in references:
                 format.check_data_text(text)
@@ -198,7 +198,9 @@ def predict_entry(
     longest = max(names, key=lambda name: len(format.answer(name))) if names else None
     local = Answers()
     skipped = 0
-    for usable in iterate_question_chunks(examples, format, settings, model.slots_for, local.skips, longest):
+    for usable in iterate_question_chunks(
+        examples, format, settings, model.count_slots, local.skips, longest
+    ):
         advance(len(local.skips) - skipped)
         skipped = len(local.skips)
         for indices in batch_questions(
@@ -226,7 +228,7 @@ def answer_batch(
     """
     device = next(model.parameters()).device
     examples, task = [question.example for question in questions], (template.task,)
-    prompts = collate_prompts(examples, format, model.slots_for, task).to(device)
+    prompts = collate_prompts(examples, format, model.count_slots, task).to(device)
     read = model.read_prompts(prompts)
     generated = generate(model, prompts, format, settings.max_new_tokens, read)
     scores: list[tuple[float, ...] | None] = [None] * len(questions)
@@ -237,7 +239,7 @@ def answer_batch(
         answers.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
         answers.tokens += int(labels.lengths[truth].sum())
     else:
-        loss = model(collate(examples, format, model.slots_for, task).to(device))
+        loss = model(collate(examples, format, model.count_slots, task).to(device))
         answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
     answers.answered += [
         Prediction(question.place, question.example.id, question.references, said.text, score, said.is_cut)
@@ -256,9 +258,9 @@ def answer_loss(
     device = next(model.parameters()).device
     task = (examples.entry.template.task,)
     local = Answers()
-    for usable in iterate_question_chunks(examples, format, settings, model.slots_for, local.skips):
+    for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local.skips):
         for indices in batch_questions(usable, settings.batch_seconds):
-            batch = collate([usable[i].example for i in indices], format, model.slots_for, task).to(device)
+            batch = collate([usable[i].example for i in indices], format, model.count_slots, task).to(device)
             loss = model(batch)
             local.loss, local.tokens = local.loss + float(loss.total), local.tokens + loss.answer_tokens
     whole = gather_answers(local, examples, settings)

@@ -64,8 +64,8 @@ def answer_samples(
     """
     example = Example("question", "ask", "ask", (samples,), pieces, "-")
     try:
-        format.check_question(pieces, example.answer, model.slots_for(len(samples)))
-        batch = collate_prompts([example], format, model.slots_for, ("ask",))
+        format.check_question(pieces, example.answer, model.count_slots(len(samples)))
+        batch = collate_prompts([example], format, model.count_slots, ("ask",))
     except RowError as problem:
         raise UserError(f"the question cannot be used: {problem}") from problem
     device = next(model.parameters()).device

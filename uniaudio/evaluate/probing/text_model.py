@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.weights import stock_config
+from uniaudio.model.encoders.weights import read_stock_config
 from uniaudio.ragged import Ragged
 
 BATCH = 64  # texts read at a time, of similar length
@@ -52,7 +52,7 @@ class TextModel:
         """
         try:
             model = AutoModel.from_pretrained(
-                self.path, config=stock_config(self.path), trust_remote_code=False, use_safetensors=True
+                self.path, config=read_stock_config(self.path), trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError) as problem:
             raise UserError(f"text_model: {self.path} cannot be loaded ({problem})") from problem

@@ -20,7 +20,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
 
-def frames_per_token(frame_rate: float, rate: float) -> int:
+def count_frames_per_token(frame_rate: float, rate: float) -> int:
     """Return how many frames make one token.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from uniaudio.errors import UserError
-from uniaudio.model.adapters.base import Adapter, frames_per_token
+from uniaudio.model.adapters.base import Adapter, count_frames_per_token
 from uniaudio.ragged import Ragged
 
 
@@ -32,7 +32,7 @@ class ConvAdapter(Adapter):
         kernel: int = 5,
     ) -> None:
         super().__init__()
-        times = frames_per_token(frame_rate, rate)
+        times = count_frames_per_token(frame_rate, rate)
         if times & (times - 1):
             raise UserError(
                 f"adapter.rate: {frame_rate:g} frames per second are {times} times {rate:g}, but convolutions "

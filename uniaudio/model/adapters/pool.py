@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from uniaudio.model.adapters.base import Adapter, frames_per_token
-from uniaudio.model.encoders.chunking import chunks_of
+from uniaudio.model.adapters.base import Adapter, count_frames_per_token
+from uniaudio.model.encoders.chunking import list_chunk_lengths
 from uniaudio.ragged import Ragged
 
 
@@ -26,7 +26,7 @@ class PoolAdapter(Adapter):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.group = frames_per_token(frame_rate, rate)
+        self.group = count_frames_per_token(frame_rate, rate)
         hidden = hidden or decoder_dim
         self.norm = nn.LayerNorm(encoder_dim)
         self.up = nn.Linear(encoder_dim, hidden)
@@ -38,7 +38,7 @@ class PoolAdapter(Adapter):
 
     def forward(self, frames: Ragged) -> Ragged:
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
-        groups = [size for n in frames.lengths.tolist() for size in chunks_of(n, self.group)]
+        groups = [size for n in frames.lengths.tolist() for size in list_chunk_lengths(n, self.group)]
         means = frames.with_lengths(torch.tensor(groups, dtype=torch.int64)).mean()
         tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
         return Ragged(self.down(nn.functional.gelu(self.up(self.norm(means)))), tokens)

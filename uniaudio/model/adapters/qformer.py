@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.encoders.chunking import chunks_of
+from uniaudio.model.encoders.chunking import list_chunk_lengths
 from uniaudio.ragged import Ragged
 
 SLOWEST = 10_000.0  # of the sinusoids that tell frames their place
@@ -115,11 +115,15 @@ class QueryAdapter(Adapter):
     def forward(self, frames: Ragged) -> Ragged:
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         lengths = frames.lengths.tolist()
-        windows = lengths if self.window is None else [w for n in lengths for w in chunks_of(n, self.window)]
+        windows = (
+            lengths
+            if self.window is None
+            else [w for n in lengths for w in list_chunk_lengths(n, self.window)]
+        )
         key_segments = Segments.of(windows, frames.device)
         query_segments = Segments.of([len(self.queries)] * len(windows), frames.device)
         placed = self.norm(self.project(frames.values))
-        placed = placed + places(torch.tensor(windows, dtype=torch.int64), self.dim).to(placed)
+        placed = placed + encode_positions(torch.tensor(windows, dtype=torch.int64), self.dim).to(placed)
         queries = self.queries.repeat(len(windows), 1).to(placed.dtype)
         for layer in self.layers:
             queries = layer(queries, placed, query_segments, key_segments)
@@ -127,7 +131,7 @@ class QueryAdapter(Adapter):
         return Ragged(self.out(self.norm_out(queries)), tokens)
 
 
-def places(lengths: Tensor, dim: int) -> Float[Tensor, "A H"]:
+def encode_positions(lengths: Tensor, dim: int) -> Float[Tensor, "A H"]:
     """Return sinusoids of every frame's place in its segment, as in Vaswani et al. 2017, halves side by side."""
     step = Ragged.count_within_rows(lengths)
     rates = SLOWEST ** (-torch.arange(dim // 2, dtype=torch.float64) / max(dim // 2, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from uniaudio.model.adapters.base import Adapter, frames_per_token
+from uniaudio.model.adapters.base import Adapter, count_frames_per_token
 from uniaudio.ragged import Ragged
 
 
@@ -25,7 +25,7 @@ class StackAdapter(Adapter):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.stack = frames_per_token(frame_rate, rate)
+        self.stack = count_frames_per_token(frame_rate, rate)
         hidden = hidden or decoder_dim
         self.norm = nn.LayerNorm(self.stack * encoder_dim)
         self.up = nn.Linear(self.stack * encoder_dim, hidden)

@@ -43,20 +43,20 @@ class AstAudioEncoder(ChunkedAudioEncoder):
     def recompute(self) -> None:
         self.recomputes = True
 
-    def frames_of(self, samples: int) -> int:
+    def count_frames(self, samples: int) -> int:
         """Return the times at which a patch begins within the sound, at least one."""
         return max(1, math.ceil(samples / self.step))
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
         features = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
-        hidden = self.model.embeddings(self.on_device(features.input_values))
+        hidden = self.model.embeddings(self.move_to_device(features.input_values))
         states = []
         for layer in self.model.layers:
-            states.append(self.over_time(hidden))
+            states.append(self.unfold_over_time(hidden))
             hidden = run_layer(self.recomputes, layer, hidden, None)
-        return [*states, self.over_time(self.model.layernorm(hidden))]
+        return [*states, self.unfold_over_time(self.model.layernorm(hidden))]
 
-    def over_time(self, hidden: Tensor) -> list[Tensor]:
+    def unfold_over_time(self, hidden: Tensor) -> list[Tensor]:
         """Average patches ``[W, 2 + frequencies * times, E]``, which stand frequency by frequency."""
         return list(hidden[:, SPECIAL:].unflatten(1, (-1, self.times)).mean(1))
 

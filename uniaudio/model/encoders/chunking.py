@@ -8,7 +8,7 @@ from torch import Tensor
 from uniaudio.ragged import Ragged
 
 
-def chunks_of(samples: int, reach: int) -> list[int]:
+def list_chunk_lengths(samples: int, reach: int) -> list[int]:
     """Return the lengths of the chunks of one clip: whole reaches, then the rest; a clip of 0 has one chunk of 0."""
     whole, rest = divmod(samples, reach)
     return [reach] * whole + ([rest] if rest or not whole else [])
@@ -16,7 +16,7 @@ def chunks_of(samples: int, reach: int) -> list[int]:
 
 def cut_into_chunks(audio: Ragged, reach: int) -> Ragged:
     """Cut clips longer than ``reach`` samples; the samples stay where they are, only the lengths change."""
-    lengths = [chunk for samples in audio.lengths.tolist() for chunk in chunks_of(samples, reach)]
+    lengths = [chunk for samples in audio.lengths.tolist() for chunk in list_chunk_lengths(samples, reach)]
     return audio.with_lengths(torch.tensor(lengths, dtype=torch.int64))
 
 
@@ -28,6 +28,6 @@ def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
     return Ragged(frames.values[index.to(frames.device, non_blocking=True)], kept)
 
 
-def as_float(samples: Tensor) -> Tensor:
+def convert_to_float(samples: Tensor) -> Tensor:
     """Return samples as float32 in [-1, 1): int16 is scaled, floats are taken as they are."""
     return samples.float() if samples.is_floating_point() else samples.float() / 32768.0

@@ -16,11 +16,11 @@ from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
     fill,
     find_model_folder,
     read_tensors,
-    with_random_weights,
-    with_stock_attention,
+    use_stock_attention,
 )
 from uniaudio.types import SAMPLE_RATE
 
@@ -56,7 +56,7 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         self.frame_rate = self.times / extractor.max_length_s
         self.train(model.training)  # a new module trains its batch norms until it is set not to
 
-    def frames_of(self, samples: int) -> int:
+    def count_frames(self, samples: int) -> int:
         """Return the times that begin within the sound, at least one."""
         return max(1, math.ceil(samples * self.times / self.chunk))
 
@@ -65,16 +65,16 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         loud = [resample_to(wave, rate) for wave in waves]
         features = self.extractor(loud, sampling_rate=rate, return_tensors="pt").input_features
         output = self.model(
-            self.on_device(features),
+            self.move_to_device(features),
             is_longer=torch.zeros(len(waves), 1, dtype=torch.bool),  # no chunk is longer than the window
             output_hidden_states=True,
             output_hidden_states_before_downsampling=True,
         )
-        states = [self.over_time(state) for state in output.hidden_states[: self.stages]]
+        states = [self.unfold_over_time(state) for state in output.hidden_states[: self.stages]]
         last = output.last_hidden_state.mean(2).transpose(1, 2)  # [W, E, frequency, time]
         return [*states, list(last)]
 
-    def over_time(self, hidden: Tensor) -> list[Tensor]:
+    def unfold_over_time(self, hidden: Tensor) -> list[Tensor]:
         """Unfold ``[W, E, strips * frequency, time]`` to ``[W, strips * time, E]`` at the times of the last stage."""
         unfolded = hidden.unflatten(2, (self.strips, -1)).mean(3).flatten(2)
         coarse = unfolded.unflatten(2, (self.times, -1)).mean(3)
@@ -88,21 +88,21 @@ def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudi
         UserError: when there is no such folder, or a tensor is missing or unknown.
     """
     folder = find_model_folder(path.removeprefix(RANDOM), revision)
-    config = with_stock_attention(ClapAudioConfig.from_pretrained(folder))
-    model = with_random_weights(lambda: ClapAudioModel(config), seed)
+    config = use_stock_attention(ClapAudioConfig.from_pretrained(folder))
+    model = build_with_random_weights(lambda: ClapAudioModel(config), seed)
     if not path.startswith(RANDOM):
-        fill(model, saved_tensors(folder, model), folder)
-    return ClapAudioEncoder(model.float(), extractor_of(folder, config))
+        fill(model, read_saved_tensors(folder, model), folder)
+    return ClapAudioEncoder(model.float(), load_extractor(folder, config))
 
 
-def saved_tensors(folder: Path, model: ClapAudioModel) -> dict[str, Tensor]:
+def read_saved_tensors(folder: Path, model: ClapAudioModel) -> dict[str, Tensor]:
     """Return the saved tensors; indices that the model computes itself are taken from it."""
     tensors = read_tensors(folder, PREFIXES)
     computed = {name: tensor for name, tensor in model.state_dict().items() if name not in tensors}
     return {**tensors, **{n: t for n, t in computed.items() if "relative_position_index" in n}}
 
 
-def extractor_of(folder: Path, config: ClapAudioConfig) -> ClapFeatureExtractor:
+def load_extractor(folder: Path, config: ClapAudioConfig) -> ClapFeatureExtractor:
     """Return the folder's feature extractor, or one that suits the config."""
     if (folder / "preprocessor_config.json").is_file():
         return ClapFeatureExtractor.from_pretrained(folder)

@@ -18,7 +18,7 @@ from uniaudio.model.encoders.weights import (
     find_model_folder,
     load_pretrained,
     read_model_config,
-    stock_config,
+    read_stock_config,
 )
 from uniaudio.model.init_args import InitArgsModule
 from uniaudio.types import SAMPLE_RATE
@@ -78,7 +78,7 @@ class CodecAudioEncoder(ChunkedAudioEncoder):
         self.dim = self.layer_dims[-1]
         self.frame_rate = rate / math.prod(parts.strides)
 
-    def frames_of(self, samples: int) -> int:
+    def count_frames(self, samples: int) -> int:
         """Return the frames that every stride leaves, rounded up in turn."""
         length = max(1, round(samples * self.rate / SAMPLE_RATE))
         for stride in self.model.strides:
@@ -91,7 +91,7 @@ class CodecAudioEncoder(ChunkedAudioEncoder):
             samples = torch.from_numpy(resample_to(wave, self.rate))
             wanted = max(1, round(len(wave) * self.rate / SAMPLE_RATE))
             samples = nn.functional.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-            by_chunk.append(self.model(self.on_device(samples)[None, None]))
+            by_chunk.append(self.model(self.move_to_device(samples)[None, None]))
         return [list(states) for states in zip(*by_chunk, strict=True)]
 
 
@@ -103,7 +103,7 @@ def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAu
     """
     folder = find_model_folder(path.removeprefix(RANDOM), revision)
     mimi = read_model_config(folder)["model_type"] == "mimi"
-    config = stock_config(folder)
+    config = read_stock_config(folder)
     if config.audio_channels != 1:
         raise UserError(f"{folder} expects {config.audio_channels} channels, but clips are mono")
     kind = MimiModel if mimi else EncodecModel

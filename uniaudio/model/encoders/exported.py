@@ -10,11 +10,11 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
     fill,
     find_model_folder,
     read_model_config,
     read_tensors,
-    with_random_weights,
 )
 from uniaudio.model.rebuild import rebuild
 
@@ -48,7 +48,7 @@ PARTS = {
 PREFIXES = ("encoder.",)
 
 
-def part_class(place: str) -> type:
+def find_part_class(place: str) -> type:
     """Return a class of this package by ``module:Class``.
 
     Raises:
@@ -73,7 +73,7 @@ def load_exported(path: str, revision: str | None = None, seed: int = 0) -> Audi
         convert_to_user_error(f"{folder}: its config.json describes no known encoder"),
         torch.device("cpu"),
     ):
-        encoder: AudioEncoder = with_random_weights(lambda: rebuild(described, part_class), seed)
+        encoder: AudioEncoder = build_with_random_weights(lambda: rebuild(described, find_part_class), seed)
     if not isinstance(encoder, AudioEncoder):
         raise UserError(f"{folder}: its config.json describes no encoder but {type(encoder).__name__}")
     if not path.startswith(RANDOM):

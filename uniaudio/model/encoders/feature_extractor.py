@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import as_float, chunks_of, cut_into_chunks
+from uniaudio.model.encoders.chunking import convert_to_float, cut_into_chunks, list_chunk_lengths
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -40,17 +40,17 @@ class ChunkedAudioEncoder(AudioEncoder):
         super().recompute()
         recompute_stock_layers(self.model)
 
-    def frames_of(self, samples: int) -> int:
+    def count_frames(self, samples: int) -> int:
         """Return the frames of one chunk."""
         raise NotImplementedError
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
-        """Return for each hidden state the frames ``[frames_of(n), E]`` of every chunk, or more of them."""
+        """Return for each hidden state the frames ``[count_frames(n), E]`` of every chunk, or more of them."""
         raise NotImplementedError
 
     def num_frames(self, samples: int) -> int:
         """Return the frames of all chunks of a clip."""
-        return sum(self.frames_of(chunk) for chunk in chunks_of(samples, self.chunk))
+        return sum(self.count_frames(chunk) for chunk in list_chunk_lengths(samples, self.chunk))
 
     def train(self, mode: bool = True) -> ChunkedAudioEncoder:
         """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
@@ -67,18 +67,18 @@ class ChunkedAudioEncoder(AudioEncoder):
             weight = next(self.parameters())
             return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
         chunks = cut_into_chunks(audio, self.chunk)
-        samples = as_float(chunks.values).cpu().numpy()
+        samples = convert_to_float(chunks.values).cpu().numpy()
         waves = [
             np.pad(samples[begin : begin + length], (0, max(0, self.least - length)))
             for begin, length in zip(chunks.offsets.tolist(), chunks.lengths.tolist(), strict=False)
         ]
-        kept = [self.frames_of(n) for n in chunks.lengths.tolist()]
+        kept = [self.count_frames(n) for n in chunks.lengths.tolist()]
         states = [
             Ragged(torch.cat([rows[:count] for rows, count in zip(state, kept, strict=True)]), counts)
             for state in self.encode_chunks(waves)
         ]
         return Encoded(states[-1], tuple(states) if layers else None)
 
-    def on_device(self, features: Tensor) -> Tensor:
+    def move_to_device(self, features: Tensor) -> Tensor:
         """Bring features to the device and dtype of the weights."""
         return features.to(next(self.model.parameters()))

@@ -20,11 +20,11 @@ from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
     FILES,
     RANDOM,
+    build_with_random_weights,
     find_model_folder,
     load_pretrained,
     read_model_config,
-    stock_config,
-    with_random_weights,
+    read_stock_config,
 )
 from uniaudio.types import SAMPLE_RATE
 
@@ -62,9 +62,9 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         self.layer_dims = (*(before[i].shape[-1] for i in self.used), frames.shape[-1])
         self.dim = frames.shape[-1]
         if frame_rate is None:
-            self.frame_rate = usual_rate(len(frames) / TRIAL_SECONDS, type(model).__name__)
+            self.frame_rate = round_rate(len(frames) / TRIAL_SECONDS, type(model).__name__)
 
-    def frames_of(self, samples: int) -> int:
+    def count_frames(self, samples: int) -> int:
         """Return ``ceil(samples * rate / 16000)``, at least one."""
         return max(1, math.ceil(samples * self.frame_rate / SAMPLE_RATE))
 
@@ -81,11 +81,11 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         features = self.extractor(resample_to(wave, rate), sampling_rate=rate, return_tensors="pt")
         device = next(self.model.parameters()).device
         given = {
-            name: self.on_device(value) if value.is_floating_point() else value.to(device)
+            name: self.move_to_device(value) if value.is_floating_point() else value.to(device)
             for name, value in features.items()
             if isinstance(value, Tensor)
         }
-        return hidden_states_of(self.model(**given), type(self.model).__name__)
+        return find_hidden_states(self.model(**given), type(self.model).__name__)
 
     def check_num_frames(self, states: list[Tensor], samples: int) -> list[Tensor]:
         """Bring the frames of a chunk to their stated number.
@@ -93,7 +93,7 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         Raises:
             UserError: when the model has many more or fewer, or none.
         """
-        wanted, given = self.frames_of(samples), len(states[-1])
+        wanted, given = self.count_frames(samples), len(states[-1])
         if abs(wanted - given) > SLACK or not given:
             raise UserError(
                 f"{type(self.model).__name__} gave {given} frames for {samples / SAMPLE_RATE:.2f} s, but at "
@@ -104,7 +104,7 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         return [torch.cat([state, state[-1:].expand(wanted - given, -1)]) for state in states]
 
 
-def hidden_states_of(output: Any, name: str) -> list[Tensor]:
+def find_hidden_states(output: Any, name: str) -> list[Tensor]:
     """Return the hidden states ``[T, E]`` in a model's output for one clip, the frames last.
 
     Raises:
@@ -131,7 +131,7 @@ def is_frames(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 3
 
 
-def usual_rate(measured: float, name: str) -> float:
+def round_rate(measured: float, name: str) -> float:
     """Return the usual frame rate next to a measured one.
 
     Raises:
@@ -145,7 +145,7 @@ def usual_rate(measured: float, name: str) -> float:
     return nearest
 
 
-def code_places(folder: Path) -> list[str]:
+def list_code_places(folder: Path) -> list[str]:
     """Return the places of Python code that the configs of a folder name; ``repository--`` before another's."""
     places = []
     for name in ("config.json", "preprocessor_config.json"):
@@ -163,7 +163,7 @@ def refuse_code(folder: Path, name: str) -> None:
     Raises:
         UserError: when the checkpoint wants to run code, naming whose.
     """
-    places = code_places(folder)
+    places = list_code_places(folder)
     if not places:
         return
     others = sorted({place.split("--")[0] for place in places if "--" in place} - {name})
@@ -195,12 +195,12 @@ def load_remote(
     trust = {"trust_remote_code": trust_remote_code}
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
-        config = stock_config(folder, trusted=trust_remote_code)
+        config = read_stock_config(folder, trusted=trust_remote_code)
         config.output_hidden_states = True  # models that know no such setting leave it unread
         if hasattr(config, "layerdrop"):
             config.layerdrop = 0.0  # a skipped layer has no hidden state
         if path.startswith(RANDOM):
-            model = with_random_weights(lambda: AutoModel.from_config(config, **trust), seed)
+            model = build_with_random_weights(lambda: AutoModel.from_config(config, **trust), seed)
         else:
             model = load_pretrained(AutoModel, folder, None, config, **trust)
     except (OSError, ValueError, ImportError, AttributeError) as problem:

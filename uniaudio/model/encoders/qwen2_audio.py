@@ -9,12 +9,12 @@ from transformers import AutoConfig, AutoModel
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
     fill,
     find_model_folder,
     read_model_config,
     read_tensors,
-    with_random_weights,
-    with_stock_attention,
+    use_stock_attention,
 )
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
@@ -30,14 +30,14 @@ def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
     folder = find_model_folder(path.removeprefix(RANDOM), revision)
-    config = tower_config(read_model_config(folder))
-    tower = with_random_weights(lambda: AutoModel.from_config(config), seed)
+    config = get_tower_config(read_model_config(folder))
+    tower = build_with_random_weights(lambda: AutoModel.from_config(config), seed)
     if not path.startswith(RANDOM):
         fill(tower, read_tensors(folder, PREFIXES), folder)
     return WhisperAudioEncoder(tower.float(), pool=PAIR)
 
 
-def tower_config(config: dict[str, Any]) -> Any:
+def get_tower_config(config: dict[str, Any]) -> Any:
     """Return the tower's audio configuration out of a full or a part one.
 
     Raises:
@@ -49,4 +49,4 @@ def tower_config(config: dict[str, Any]) -> Any:
         raise UserError(
             f"config.json names the audio tower {model_type}, which is none of {', '.join(TOWERS)}"
         )
-    return with_stock_attention(AutoConfig.for_model(**{**audio, "model_type": model_type}))
+    return use_stock_attention(AutoConfig.for_model(**{**audio, "model_type": model_type}))

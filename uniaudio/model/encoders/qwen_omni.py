@@ -15,18 +15,18 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import chunks_of, cut_into_chunks, keep_first
+from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
     fill,
     find_model_folder,
     read_model_config,
     read_tensors,
-    with_random_weights,
-    with_stock_attention,
+    use_stock_attention,
 )
-from uniaudio.model.encoders.whisper import encoder_layer
-from uniaudio.model.mel import HOP, REACH, LogMel, encoder_frames
+from uniaudio.model.encoders.whisper import apply_encoder_layer
+from uniaudio.model.mel import HOP, REACH, LogMel, count_encoder_frames
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
@@ -75,11 +75,11 @@ class OmniAudioEncoder(AudioEncoder):
             )
         windows = max(1, config.n_window_infer // self.window) if self.third else 1
         self.block = self.window * windows
-        self.per_window = after_convolutions(self.window) if self.third else self.window // 4
+        self.per_window = count_convolved_frames(self.window) if self.third else self.window // 4
         self.frame_rate = self.per_window * SAMPLE_RATE / HOP / self.window
         self.reach = self.block * HOP / SAMPLE_RATE
         self.chunk = REACH // (self.block * HOP) * self.block * HOP  # samples
-        self.layer = encoder_layer
+        self.layer = apply_encoder_layer
 
     def can_recompute(self) -> bool:
         """Return True: it calls its layers one by one."""
@@ -87,17 +87,19 @@ class OmniAudioEncoder(AudioEncoder):
 
     def num_frames(self, samples: int) -> int:
         """Return the frames of all windows: ``ceil(samples / 640)``, or 13 a second and one for each begun 80 ms."""
-        return sum(self.frames_of(self.mel_frames(chunk)) for chunk in chunks_of(samples, self.chunk))
+        return sum(
+            self.count_frames(self.mel_frames(chunk)) for chunk in list_chunk_lengths(samples, self.chunk)
+        )
 
     def mel_frames(self, samples: int) -> int:
         """Return the mel frames of a chunk: an even number, and one of whole pairs of pairs before the pooling."""
-        frames = 2 * encoder_frames(samples)
+        frames = 2 * count_encoder_frames(samples)
         return frames if self.third else -(-frames // 4) * 4
 
-    def frames_of(self, mel_frames: int) -> int:
+    def count_frames(self, mel_frames: int) -> int:
         """Return the encoder frames of a chunk."""
         whole, rest = divmod(mel_frames, self.window)
-        last = after_convolutions(rest) if self.third else rest // 4
+        last = count_convolved_frames(rest) if self.third else rest // 4
         return whole * self.per_window + last
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
@@ -107,7 +109,9 @@ class OmniAudioEncoder(AudioEncoder):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), counts))
         mel = self.mel(cut_into_chunks(audio, self.chunk))
         if masks is not None and len(masks):
-            mel = mask_mel(mel, [len(chunks_of(n, self.chunk)) for n in audio.lengths.tolist()], masks)
+            mel = mask_mel(
+                mel, [len(list_chunk_lengths(n, self.chunk)) for n in audio.lengths.tolist()], masks
+            )
         stem = self.convolve(mel)
         segments = Segments.of(self.blocks(mel.lengths), stem.device)
         hidden = stem.values
@@ -128,9 +132,9 @@ class OmniAudioEncoder(AudioEncoder):
         """Return the positions of every attention block, before the pooling."""
         pool = 1 if self.third else 2
         return [
-            pool * self.frames_of(part)
+            pool * self.count_frames(part)
             for n in mel_lengths.tolist()
-            for part in chunks_of(self.round_up_to_window(n), self.block)
+            for part in list_chunk_lengths(self.round_up_to_window(n), self.block)
         ]
 
     def round_up_to_window(self, mel_frames: int) -> int:
@@ -139,20 +143,26 @@ class OmniAudioEncoder(AudioEncoder):
     def convolve(self, mel: Ragged) -> Ragged:
         """Cut mel frames ``[F, M]`` into windows, convolve each alone and add positions: ``[T, E]``."""
         wanted = torch.tensor([self.round_up_to_window(n) for n in mel.lengths.tolist()], dtype=torch.int64)
-        lengths = [part for n in wanted.tolist() for part in chunks_of(n, self.window)]
-        real = [part for n in mel.lengths.tolist() for part in chunks_of(n, self.window)]
+        lengths = [part for n in wanted.tolist() for part in list_chunk_lengths(n, self.window)]
+        real = [part for n in mel.lengths.tolist() for part in list_chunk_lengths(n, self.window)]
         padded = mel.values.new_zeros(len(real), self.window, mel.values.shape[1])
         starts = torch.arange(len(real)) * self.window
         place = Ragged.index_slices(starts, torch.tensor(real, dtype=torch.int64))
         padded.flatten(0, 1)[place.to(mel.device, non_blocking=True)] = mel.values
-        embedded = self.three_convolutions(padded) if self.third else self.two_convolutions(padded, lengths)
+        embedded = (
+            self.apply_three_convolutions(padded)
+            if self.third
+            else self.apply_two_convolutions(padded, lengths)
+        )
         positions = self.tower.positional_embedding.positional_embedding[: embedded.shape[1]]
         embedded = embedded + positions.to(embedded.dtype)
-        counts = [after_convolutions(n) if self.third else n // 2 for n in lengths]
+        counts = [count_convolved_frames(n) if self.third else n // 2 for n in lengths]
         full = Ragged(embedded.flatten(0, 1), torch.full((len(lengths),), embedded.shape[1]))
         return keep_first(full, torch.tensor(counts, dtype=torch.int64))
 
-    def two_convolutions(self, padded: Float[Tensor, "W F M"], lengths: list[int]) -> Float[Tensor, "W T E"]:
+    def apply_two_convolutions(
+        self, padded: Float[Tensor, "W F M"], lengths: list[int]
+    ) -> Float[Tensor, "W T E"]:
         """Apply Qwen2.5-Omni's stem; what the first convolution says of the filling does not reach the second."""
         inside = torch.arange(padded.shape[1])[None] < torch.tensor(lengths)[:, None]
         inside = inside[:, None].to(padded.device, non_blocking=True)
@@ -160,7 +170,7 @@ class OmniAudioEncoder(AudioEncoder):
         hidden = F.gelu(self.tower.conv1(hidden)) * inside
         return F.gelu(self.tower.conv2(hidden)).transpose(1, 2)
 
-    def three_convolutions(self, padded: Float[Tensor, "W F M"]) -> Float[Tensor, "W T E"]:
+    def apply_three_convolutions(self, padded: Float[Tensor, "W F M"]) -> Float[Tensor, "W T E"]:
         """Apply Qwen3-Omni's stem over time and frequency."""
         hidden = padded.transpose(1, 2)[:, None].to(self.tower.conv2d1.weight.dtype)
         for convolution in (self.tower.conv2d1, self.tower.conv2d2, self.tower.conv2d3):
@@ -168,7 +178,7 @@ class OmniAudioEncoder(AudioEncoder):
         return self.tower.conv_out(hidden.permute(0, 3, 1, 2).flatten(2))
 
 
-def after_convolutions(mel_frames: int) -> int:
+def count_convolved_frames(mel_frames: int) -> int:
     """Return the frames that three convolutions of stride 2 leave: ``ceil(F / 8)``."""
     return -(-mel_frames // STRIDE_3)
 
@@ -187,8 +197,8 @@ def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudi
     audio = {key: value for key, value in audio.items() if key != "model_type"}
     config = (Qwen3OmniMoeAudioEncoderConfig if third else Qwen2_5OmniAudioEncoderConfig)(**audio)
     kind: type[nn.Module] = Qwen3OmniMoeAudioEncoder if third else Qwen2_5OmniAudioEncoder
-    with_stock_attention(config)
-    tower = with_random_weights(lambda: kind(config), seed)
+    use_stock_attention(config)
+    tower = build_with_random_weights(lambda: kind(config), seed)
     if not path.startswith(RANDOM):
         fill(tower, read_tensors(folder, PREFIXES), folder)
     return OmniAudioEncoder(tower.float())

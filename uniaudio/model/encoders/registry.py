@@ -99,8 +99,8 @@ def load_audio_encoder(
         return load_imported_encoder(config, where, trust)
     if config.trust_remote_code:
         require_remote_code(config.path, where, trust)
-    kind, family = family_of(config, where)
-    settings = settings_of(config, family, kind, where)
+    kind, family = find_family(config, where)
+    settings = choose_settings(config, family, kind, where)
     load = getattr(importlib.import_module(family.module), family.loader)
     try:
         encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
@@ -109,7 +109,7 @@ def load_audio_encoder(
     return encoder
 
 
-def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
+def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
     """Return the model type of a checkpoint and its family, reading no more than its config.json.
 
     Raises:
@@ -142,7 +142,7 @@ def family_of(config: EncoderConfig, where: str) -> tuple[str, Family]:
     return kind, FAMILIES[kind]
 
 
-def settings_of(config: EncoderConfig, family: Family, kind: str, where: str) -> dict[str, Any]:
+def choose_settings(config: EncoderConfig, family: Family, kind: str, where: str) -> dict[str, Any]:
     """Return the settings that were given for this family.
 
     Raises:

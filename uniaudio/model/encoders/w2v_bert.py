@@ -15,7 +15,7 @@ from uniaudio.model.encoders.weights import (
     RANDOM,
     find_model_folder,
     load_pretrained,
-    with_stock_attention,
+    use_stock_attention,
 )
 from uniaudio.types import SAMPLE_RATE
 
@@ -42,7 +42,7 @@ class W2vBertAudioEncoder(ChunkedAudioEncoder):
         if getattr(model, "masked_spec_embed", None) is not None:
             model.masked_spec_embed.requires_grad_(False)
 
-    def frames_of(self, samples: int) -> int:
+    def count_frames(self, samples: int) -> int:
         """Return whole groups of filter-bank frames, of which there are ``floor((samples - 400) / 160) + 1``."""
         bands = (max(samples, self.least) - WINDOW) // HOP + 1
         return max(1, bands // self.extractor.stride)
@@ -52,7 +52,7 @@ class W2vBertAudioEncoder(ChunkedAudioEncoder):
         mask = features.attention_mask.to(next(self.model.parameters()).device)
         self.renew_rotary(mask.device)
         output = self.model(
-            self.on_device(features.input_features), attention_mask=mask, output_hidden_states=True
+            self.move_to_device(features.input_features), attention_mask=mask, output_hidden_states=True
         )
         return [list(state) for state in (*output.hidden_states[:-1], output.last_hidden_state)]
 
@@ -79,7 +79,7 @@ def load_w2v_bert(
         UserError: when there is no such folder, a tensor is missing, or it has an adapter.
     """
     folder = find_model_folder(path.removeprefix(RANDOM), revision)
-    config = with_stock_attention(Wav2Vec2BertConfig.from_pretrained(folder))
+    config = use_stock_attention(Wav2Vec2BertConfig.from_pretrained(folder))
     if config.add_adapter:
         raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")
     config.apply_spec_augment = False

@@ -17,13 +17,13 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import as_float
+from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.encoders.weights import (
     RANDOM,
     find_model_folder,
     load_pretrained,
     read_model_config,
-    stock_config,
+    read_stock_config,
 )
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
@@ -68,7 +68,7 @@ class WaveAudioEncoder(AudioEncoder):
         self.per_chunk = max(1, round(chunk_seconds * self.frame_rate))
         self.reach = self.per_chunk / self.frame_rate
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
-        self.layer = wave_layer
+        self.layer = apply_wave_layer
         unused = getattr(model, "masked_spec_embed", None)
         if unused is not None:  # stands for masked frames in pre-training, which is not done here
             unused.requires_grad_(False)
@@ -87,7 +87,7 @@ class WaveAudioEncoder(AudioEncoder):
         weight = self.model.feature_projection.projection.weight
         if not len(audio):
             return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
-        waves = audio.with_values(as_float(audio.values))
+        waves = audio.with_values(convert_to_float(audio.values))
         if self.normalize:
             waves = normalize_rows(waves)
         features = self.convolve(self.cut(waves))
@@ -134,7 +134,7 @@ class WaveAudioEncoder(AudioEncoder):
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
             if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
                 hidden = layer.conv(hidden)
-                hidden = layer.activation(normed_over_time(hidden, layer.layer_norm, starts, lengths))
+                hidden = layer.activation(normalize_over_time(hidden, layer.layer_norm, starts, lengths))
             else:
                 hidden = layer(hidden)
         rows = Ragged.index_slices(starts, lengths).to(hidden.device, non_blocking=True)
@@ -191,11 +191,11 @@ class RelativeBias:
         return self.known[frames]
 
 
-def wave_layer(
+def apply_wave_layer(
     layer: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None, pre_norm: bool
 ) -> Float[Tensor, "A E"]:
     """Apply one stock layer to packed frames, norms before or after its halves."""
-    attended = self_attention(
+    attended = apply_wave_attention(
         layer.attention, layer.layer_norm(hidden) if pre_norm else hidden, segments, bias
     )
     hidden = hidden + layer.dropout(attended)
@@ -207,7 +207,7 @@ def wave_layer(
     return layer.final_layer_norm(hidden + layer.feed_forward(hidden))
 
 
-def self_attention(
+def apply_wave_attention(
     attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None
 ) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention, with WavLM's gated position bias where there is one."""
@@ -218,14 +218,14 @@ def self_attention(
     if bias is None:
         mixed = packed_attention(query, key, value, segments, causal=False, dropout=dropout)
     else:
-        mixed = biased_attention(
-            query, key, value, bias_gate(attention, hidden.view(heads)), segments, bias, dropout
+        mixed = attend_with_bias(
+            query, key, value, compute_bias_gate(attention, hidden.view(heads)), segments, bias, dropout
         )
     return attention.out_proj(mixed.reshape(len(hidden), -1))
 
 
 @torch.compiler.disable(reason="it loops over segments, whose number and lengths change with every batch")
-def biased_attention(
+def attend_with_bias(
     query: Float[Tensor, "A H d"],
     key: Float[Tensor, "A H d"],
     value: Float[Tensor, "A H d"],
@@ -244,14 +244,14 @@ def biased_attention(
     return torch.cat(parts)
 
 
-def bias_gate(attention: Any, hidden: Float[Tensor, "A H d"]) -> Float[Tensor, "A H"]:
+def compute_bias_gate(attention: Any, hidden: Float[Tensor, "A H d"]) -> Float[Tensor, "A H"]:
     """Return how much every frame and head listens to positions (WavLM, Chen et al. 2022, section 3.1)."""
     halves = attention.gru_rel_pos_linear(hidden).unflatten(-1, (2, 4)).sum(-1).sigmoid()
     update, reset = halves.unbind(-1)
     return update * (reset * attention.gru_rel_pos_const.view(1, -1) - 1.0) + 2.0
 
 
-def normed_over_time(
+def normalize_over_time(
     hidden: Float[Tensor, "1 C T"], norm: nn.GroupNorm, starts: Tensor, lengths: Tensor
 ) -> Float[Tensor, "1 C T"]:
     """Apply a group norm to every chunk's own frames, in float32; frames of no chunk stay as they are.
@@ -309,7 +309,7 @@ def load_wave(
     kind = read_model_config(folder)["model_type"]
     if kind not in KINDS:
         raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")
-    config = stock_config(folder)
+    config = read_stock_config(folder)
     check_parts(config, folder)
     config.apply_spec_augment = False
     config.layerdrop = 0.0

@@ -62,7 +62,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def stock_config(path: Path | str, revision: str | None = None, trusted: bool = False) -> PretrainedConfig:
+def read_stock_config(
+    path: Path | str, revision: str | None = None, trusted: bool = False
+) -> PretrainedConfig:
     """Return the configuration of a model of transformers, without what its file says of attention.
 
     An implementation of attention that a file names may be a package or a kernel on the Hub, which would be fetched and
@@ -75,10 +77,10 @@ def stock_config(path: Path | str, revision: str | None = None, trusted: bool = 
         OSError, ValueError: as transformers does, also where code would be needed that is not trusted.
     """
     config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusted)
-    return with_stock_attention(config)
+    return use_stock_attention(config)
 
 
-def with_stock_attention(config: ConfigClass) -> ConfigClass:
+def use_stock_attention(config: ConfigClass) -> ConfigClass:
     """Let transformers choose the code of attention and experts, in the configuration and those inside it."""
     config._attn_implementation = None
     config._experts_implementation = None
@@ -167,7 +169,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None
     module.load_state_dict(dict(tensors))
 
 
-def with_random_weights(make: Callable[[], Module], seed: int | None) -> Module:
+def build_with_random_weights(make: Callable[[], Module], seed: int | None) -> Module:
     """Build a module whose weights are a function of ``seed`` (None: whatever they are, they will be overwritten).
 
     The run's own random generator is left where it was.
@@ -190,7 +192,7 @@ def load_pretrained(kind: type[Any], folder: Path, seed: int | None, config: Any
         UserError: when a tensor of the model is missing in the folder or the files cannot be read.
     """
     if seed is not None:
-        return with_random_weights(lambda: kind(config), seed).float()
+        return build_with_random_weights(lambda: kind(config), seed).float()
     try:
         with torch.random.fork_rng(devices=[]):  # loading weights must not move the run's generator
             model, report = kind.from_pretrained(

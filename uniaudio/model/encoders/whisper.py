@@ -19,11 +19,11 @@ from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.weights import (
     RANDOM,
+    build_with_random_weights,
     fill,
     find_model_folder,
     read_model_config,
     read_tensors,
-    with_random_weights,
 )
 from uniaudio.model.mel import FRAME, REACH, LogMel
 from uniaudio.model.spec_augment import mask_mel
@@ -76,7 +76,7 @@ class WhisperAudioEncoder(AudioEncoder):
         self.pool = pool
         self.frame = FRAME * pool  # samples of one frame that is given out
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
-        self.layer = encoder_layer
+        self.layer = apply_encoder_layer
 
     def can_recompute(self) -> bool:
         """Return True: it calls its layers one by one."""
@@ -98,14 +98,14 @@ class WhisperAudioEncoder(AudioEncoder):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
         chunks = cut_into_chunks(audio, REACH)
         kept = torch.tensor([self.num_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
-        mel = self.mel(self.with_silence(chunks))
+        mel = self.mel(self.append_silence(chunks))
         if masks is not None and len(masks):
             mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
         states = self.encode(mel, layers)
         cut = [keep_first(state, kept).with_lengths(frames_per_clip) for state in states]
         return Encoded(cut[-1], tuple(cut) if layers else None)
 
-    def with_silence(self, chunks: Ragged) -> Ragged:
+    def append_silence(self, chunks: Ragged) -> Ragged:
         """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame."""
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
@@ -168,17 +168,19 @@ class WhisperAudioEncoder(AudioEncoder):
         return Ragged(F.dropout(hidden, self.whisper.dropout, self.training), frames)
 
 
-def encoder_layer(layer: Any, hidden: Float[Tensor, "A E"], segments: Segments) -> Float[Tensor, "A E"]:
+def apply_encoder_layer(layer: Any, hidden: Float[Tensor, "A E"], segments: Segments) -> Float[Tensor, "A E"]:
     """Apply one stock pre-norm layer (Whisper's, or one of the same names) to packed frames."""
     training = layer.training
-    attended = self_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), segments)
+    attended = apply_whisper_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), segments)
     hidden = hidden + F.dropout(attended, layer.dropout, training)
     inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
     inner = layer.fc2(F.dropout(inner, layer.activation_dropout, training))
     return hidden + F.dropout(inner, layer.dropout, training)
 
 
-def self_attention(attention: Any, hidden: Float[Tensor, "A E"], segments: Segments) -> Float[Tensor, "A E"]:
+def apply_whisper_attention(
+    attention: Any, hidden: Float[Tensor, "A E"], segments: Segments
+) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention."""
     heads = (len(hidden), attention.num_heads, attention.head_dim)
     query, key, value = (
@@ -217,7 +219,7 @@ def load_whisper(
         raise UserError(f"{folder} holds a {kind} model, not a Whisper")
     config = WhisperConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
-    whisper = with_random_weights(lambda: WhisperEncoder(config), seed)
+    whisper = build_with_random_weights(lambda: WhisperEncoder(config), seed)
     if not path.startswith(RANDOM):
         fill(whisper, read_tensors(folder, PREFIXES), folder)
     return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames, pad_stride=pad_stride)

@@ -11,7 +11,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
 
-def frames_at(rate: float, samples: int) -> int:
+def count_frames_at(rate: float, samples: int) -> int:
     """Return the frames of a clip at a rate: whole frames that cover all its samples, at least one."""
     exact = Fraction(rate).limit_denominator(10_000)
     return max(1, -(-samples * exact.numerator // (SAMPLE_RATE * exact.denominator)))
@@ -32,7 +32,7 @@ def align(frames: Ragged, rate: float, to_rate: float, lengths: Tensor, method: 
     if rate == to_rate and torch.equal(frames.lengths, lengths):
         return frames
     if method == "linear":
-        return linear(frames, rate, to_rate, lengths)
+        return interpolate_linearly(frames, rate, to_rate, lengths)
     ratio = Fraction(rate).limit_denominator(10_000) / Fraction(to_rate).limit_denominator(10_000)
     step = Ragged.count_within_rows(lengths)
     # In units of 1 / denominator of an old frame, so that the borders are whole numbers and exact.
@@ -54,7 +54,7 @@ def align(frames: Ragged, rate: float, to_rate: float, lengths: Tensor, method: 
     return Ragged(result, lengths)
 
 
-def linear(frames: Ragged, rate: float, to_rate: float, lengths: Tensor) -> Ragged:
+def interpolate_linearly(frames: Ragged, rate: float, to_rate: float, lengths: Tensor) -> Ragged:
     """Interpolate between the middles of old frames; before the first and after the last middle the value is held."""
     step = Ragged.count_within_rows(lengths)
     last = torch.repeat_interleave(frames.lengths - 1, lengths).clamp(min=0)

@@ -44,7 +44,7 @@ class FusionOperator(InitArgsModule):
 
 
 @torch.no_grad()
-def identity_or_zero(linear: nn.Linear, base: bool) -> None:
+def initialize_identity_or_zero(linear: nn.Linear, base: bool) -> None:
     """Start a projection so that only the base stream passes, unchanged as far as the widths allow.
 
     With a fused width equal to the base's, training starts from exactly the base encoder's frames.
@@ -56,7 +56,7 @@ def identity_or_zero(linear: nn.Linear, base: bool) -> None:
         linear.weight.copy_(torch.eye(*linear.weight.shape, device=linear.weight.device))
 
 
-def per_clip(frames: Ragged, values: Tensor) -> Tensor:
+def average_per_clip(frames: Ragged, values: Tensor) -> Tensor:
     """Return the mean ``[C, ...]`` of per-frame values ``[A, ...]`` over each clip's frames, without gradient."""
     return frames.with_values(values.detach().float()).mean()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.fusion.align import align, frames_at
+from uniaudio.model.fusion.align import align, count_frames_at
 from uniaudio.model.fusion.base import FusionOperator
 from uniaudio.model.fusion.stft_residual import StftBranch
 from uniaudio.ragged import Ragged
@@ -68,10 +68,10 @@ class CompositeEncoder(AudioEncoder):
             if encoder.can_recompute():
                 encoder.recompute()
 
-    def meeting_lengths(self, audio: Ragged) -> Tensor:
+    def count_meeting_frames(self, audio: Ragged) -> Tensor:
         """Return the frames ``[C]`` of every clip at the meeting rate."""
         return torch.tensor(
-            [frames_at(self.meeting_rate, n) for n in audio.lengths.tolist()], dtype=torch.int64
+            [count_frames_at(self.meeting_rate, n) for n in audio.lengths.tolist()], dtype=torch.int64
         )
 
     def run(self, name: str, audio: Ragged, layers: bool, masks: Tensor | None) -> Encoded:
@@ -114,11 +114,11 @@ class FusedEncoder(CompositeEncoder):
 
     def num_frames(self, samples: int) -> int:
         """Return ``ceil(seconds * rate)``, at least one, for each frame of the operator."""
-        return frames_at(self.meeting_rate, samples) * self.operator.frames_per_frame
+        return count_frames_at(self.meeting_rate, samples) * self.operator.frames_per_frame
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips; ``layers`` are the aligned streams and the fused frames."""
-        lengths = self.meeting_lengths(audio)
+        lengths = self.count_meeting_frames(audio)
         streams = []
         for name in self.encoders:
             encoded = self.run(name, audio, self.operator.uses_layers, masks)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns, per_clip
+from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, name_columns
 from uniaudio.model.fusion.gate import GatedResidual
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
@@ -60,8 +60,10 @@ class ExplicitInjection(FusionOperator):
             for r, o in zip(residuals, others, strict=True)
         ]
         stats = {
-            **name_columns("gate", self.names, per_clip(base, gate)),
-            **name_columns("residual energy", self.names[1:], per_clip(base, torch.stack(energy, -1))),
+            **name_columns("gate", self.names, average_per_clip(base, gate)),
+            **name_columns(
+                "residual energy", self.names[1:], average_per_clip(base, torch.stack(energy, -1))
+            ),
         }
         losses = {}
         if self.training:

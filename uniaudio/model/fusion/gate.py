@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns, per_clip
+from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, name_columns
 from uniaudio.ragged import Ragged
 
 
@@ -47,4 +47,6 @@ class GateFusion(FusionOperator):
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         base = streams[0][-1]
         fused, gate = self.gated([stream[-1].values for stream in streams])
-        return Fused(base.with_values(fused), stats=name_columns("gate", self.names, per_clip(base, gate)))
+        return Fused(
+            base.with_values(fused), stats=name_columns("gate", self.names, average_per_clip(base, gate))
+        )

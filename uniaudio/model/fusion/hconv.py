@@ -16,7 +16,7 @@ from uniaudio.ragged import Ragged
 KERNEL, STRIDE, PADDING = 5, 3, 2
 
 
-def convolutions(layers: int) -> int:
+def count_convolutions(layers: int) -> int:
     """Return ``floor(log3 layers)``, in whole numbers: a floating logarithm is wrong at exact powers of 3 by chance."""
     count = 0
     while STRIDE ** (count + 1) <= layers:
@@ -37,7 +37,7 @@ class HierarchicalConvolution(nn.Module):
 
     def __init__(self, layers: int, width: int, dim: int) -> None:
         super().__init__()
-        count = convolutions(layers)
+        count = count_convolutions(layers)
         if not count:
             raise UserError(f"fusion.kind hconv: {layers} hidden states are too few, it takes 3 or more")
         left = layers

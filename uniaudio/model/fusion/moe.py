@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, entropy, name_columns, per_clip
+from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, entropy, name_columns
 from uniaudio.model.fusion.experts import run_experts
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
@@ -62,8 +62,8 @@ class MoeFusion(FusionOperator):
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)  # [A, experts]
         slots = [str(i) for i in range(len(self.experts))]
         stats = {
-            **name_columns("expert", slots, per_clip(base, load)),
-            "routing entropy": per_clip(base, entropy(probabilities)),
+            **name_columns("expert", slots, average_per_clip(base, load)),
+            "routing entropy": average_per_clip(base, entropy(probabilities)),
         }
         losses = {"load_balance": self.load_balance(inputs.detach(), load)} if self.training else {}
         return Fused(base.with_values(mixed), losses, stats)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from uniaudio.distributed import world_size
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.fusion.align import frames_at
-from uniaudio.model.fusion.base import entropy, name_columns, per_clip
+from uniaudio.model.fusion.align import count_frames_at
+from uniaudio.model.fusion.base import average_per_clip, entropy, name_columns
 from uniaudio.model.fusion.encoder import CompositeEncoder, is_trained
 from uniaudio.model.fusion.routers import DependentRouter, IndependentRouter, smooth_weights
 from uniaudio.ragged import Ragged
@@ -74,7 +74,7 @@ class MoweEncoder(CompositeEncoder):
 
     def num_frames(self, samples: int) -> int:
         """Return ``ceil(seconds * rate)``, at least one."""
-        return frames_at(self.meeting_rate, samples)
+        return count_frames_at(self.meeting_rate, samples)
 
     def forward(
         self, audio: Ragged, layers: bool = False, masks: Tensor | None = None, prompts: Tensor | None = None
@@ -84,7 +84,7 @@ class MoweEncoder(CompositeEncoder):
         Args:
             prompts: ``[C, P]`` mean embedding of the question about every clip, for a router that reads it.
         """
-        lengths = self.meeting_lengths(audio)
+        lengths = self.count_meeting_frames(audio)
         encoded = self.run(self.base, audio, layers, masks)
         base = self.align_states(self.base, [encoded.frames], lengths)[0]
         chosen, weights, stats, losses = self.route(base, prompts)
@@ -114,7 +114,9 @@ class MoweEncoder(CompositeEncoder):
             weights.append(shares[best].expand(len(owner), 1))
             routed = routed + nn.functional.one_hot(best, len(self.pool))
             if self.training:
-                losses["entropy_independent"] = self.mean_entropy(self.independent().float()[None], len(base))
+                losses["entropy_independent"] = self.compute_mean_entropy(
+                    self.independent().float()[None], len(base)
+                )
         if self.dependent is not None:
             read = self.dependent.read(base)
             rows = owner if self.dependent.per_frame else None
@@ -125,11 +127,13 @@ class MoweEncoder(CompositeEncoder):
             weights.append(weight[spread])
             routed = routed + nn.functional.one_hot(best[spread, 0], len(self.pool))
             stats["routing entropy"] = (
-                per_clip(base, entropy(shares)) if rows is not None else entropy(shares.detach().float())
+                average_per_clip(base, entropy(shares))
+                if rows is not None
+                else entropy(shares.detach().float())
             )
             if self.training:
                 alone = self.dependent(read.detach(), rows, prompts).float()
-                losses["entropy_dependent"] = self.mean_entropy(alone, len(alone))
+                losses["entropy_dependent"] = self.compute_mean_entropy(alone, len(alone))
                 losses["diversity"] = Auxiliary(
                     alone.sum(0), float(len(alone)), lambda mean: -self.diversity_weight * entropy(mean)
                 )
@@ -137,11 +141,11 @@ class MoweEncoder(CompositeEncoder):
         return (
             chosen,
             weights,
-            {**name_columns("weak", self.pool, per_clip(base, routed / routers)), **stats},
+            {**name_columns("weak", self.pool, average_per_clip(base, routed / routers)), **stats},
             losses,
         )
 
-    def mean_entropy(self, shares: Tensor, count: int) -> Auxiliary:
+    def compute_mean_entropy(self, shares: Tensor, count: int) -> Auxiliary:
         """Return the mean entropy of ``count`` rows; one row stands for all of them where the clip does not matter."""
         total = entropy(shares).sum() * (count / max(len(shares), 1))
         return Auxiliary(total[None], float(count), lambda mean: self.entropy_weight * mean[0])
@@ -164,7 +168,7 @@ class MoweEncoder(CompositeEncoder):
             clips = owner[wanted].unique()
             place = torch.full((len(base),), -1)
             place[clips] = torch.arange(len(clips))
-            frames = self.hear(index, name, audio.select(clips), renumber_masks(masks, place))
+            frames = self.encode_with(index, name, audio.select(clips), renumber_masks(masks, place))
             if frames is None:
                 continue
             offsets = Ragged.find_row_starts(base.lengths[clips])
@@ -176,7 +180,7 @@ class MoweEncoder(CompositeEncoder):
                 results[slot] = results[slot].index_add(0, rows, scaled.to(results[slot].dtype))
         return results
 
-    def hear(self, index: int, name: str, audio: Ragged, masks: Tensor | None) -> Tensor | None:
+    def encode_with(self, index: int, name: str, audio: Ragged, masks: Tensor | None) -> Tensor | None:
         """Return a weak encoder's frames ``[A', width]`` of its clips.
 
         Without clips it runs on a moment of silence and gives no frames, where other ranks may have some: sharded
@@ -190,7 +194,7 @@ class MoweEncoder(CompositeEncoder):
             silence = torch.zeros(SILENCE, dtype=audio.values.dtype, device=audio.device)
             audio = Ragged(silence, torch.tensor([SILENCE]))
         encoded = self.run(name, audio, layers=False, masks=masks)
-        frames = self.align_states(name, [encoded.frames], self.meeting_lengths(audio))[0].values
+        frames = self.align_states(name, [encoded.frames], self.count_meeting_frames(audio))[0].values
         frames = self.project[index](frames)
         return frames[:0] + 0 * frames.sum() if silent else frames
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, identity_or_zero, name_columns
+from uniaudio.model.fusion.base import Fused, FusionOperator, initialize_identity_or_zero, name_columns
 from uniaudio.ragged import Ragged
 
 
@@ -24,7 +24,7 @@ class ConcatFusion(FusionOperator):
         self.names, self.dim = tuple(names), dim
         self.out = nn.Linear(sum(dims), dim)
         if start == "base":
-            identity_or_zero(self.out, base=True)
+            initialize_identity_or_zero(self.out, base=True)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         last = [stream[-1] for stream in streams]
@@ -42,7 +42,7 @@ class SumFusion(FusionOperator):
         self.project = nn.ModuleList(projections)
         if start == "base":
             for index, linear in enumerate(projections):
-                identity_or_zero(linear, base=index == 0)
+                initialize_identity_or_zero(linear, base=index == 0)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         last = [stream[-1] for stream in streams]
@@ -66,7 +66,7 @@ class ScalarMix(FusionOperator):
         self.gamma = nn.Parameter(torch.tensor(float(len(dims))))
         if start == "base":
             for index, linear in enumerate(projections):
-                identity_or_zero(linear, base=index == 0)
+                initialize_identity_or_zero(linear, base=index == 0)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         last = [stream[-1] for stream in streams]

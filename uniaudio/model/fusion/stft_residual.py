@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.chunking import as_float
+from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.float32 import Float32Constants
-from uniaudio.model.fusion.align import frames_at
+from uniaudio.model.fusion.align import count_frames_at
 from uniaudio.model.init_args import InitArgsModule
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
@@ -67,7 +67,9 @@ class StftBranch(InitArgsModule):
     @torch.no_grad()
     def log_magnitude(self, audio: Ragged) -> Float[Tensor, "A M"]:
         """Return the log-magnitude mel bands of every frame, float32."""
-        counts = torch.tensor([frames_at(self.rate, n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        counts = torch.tensor(
+            [count_frames_at(self.rate, n) for n in audio.lengths.tolist()], dtype=torch.int64
+        )
         filters, window = self.bands.filters, self.bands.window
         if not len(audio):
             return filters.new_zeros(0, filters.shape[1])
@@ -76,7 +78,7 @@ class StftBranch(InitArgsModule):
         starts = Ragged.find_row_starts(sizes)
         buffer = filters.new_zeros(int(sizes.sum()))
         place = Ragged.index_slices(starts + before, audio.lengths)
-        buffer[place.to(buffer.device, non_blocking=True)] = as_float(audio.values).to(buffer.dtype)
+        buffer[place.to(buffer.device, non_blocking=True)] = convert_to_float(audio.values).to(buffer.dtype)
         step = Ragged.count_within_rows(counts)
         begins = (torch.repeat_interleave(starts, counts) + step * self.hop).to(
             buffer.device, non_blocking=True

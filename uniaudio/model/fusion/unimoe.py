@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, entropy, name_columns, per_clip
+from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, entropy, name_columns
 from uniaudio.model.fusion.experts import run_experts
 from uniaudio.ragged import Ragged
 
@@ -73,7 +73,7 @@ class UniMoeFusion(FusionOperator):
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)
         slots = [str(i) for i in range(len(self.experts))]
         stats = {
-            **name_columns("expert", slots, per_clip(base, load)),
-            "routing entropy": per_clip(base, entropy(logits.softmax(-1))),
+            **name_columns("expert", slots, average_per_clip(base, load)),
+            "routing entropy": average_per_clip(base, entropy(logits.softmax(-1))),
         }
         return Fused(base.with_values(fused), stats=stats)

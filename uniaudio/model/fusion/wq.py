@@ -116,7 +116,7 @@ class WqFusion(FusionOperator):
             )
         ]
         lengths = base.lengths * len(streams)
-        place = side_by_side(base.lengths, len(streams)).to(base.device, non_blocking=True)
+        place = index_side_by_side(base.lengths, len(streams)).to(base.device, non_blocking=True)
         frames = torch.cat(parts).index_select(0, place)
         position = Ragged.count_within_rows(lengths)
         position = (position % torch.repeat_interleave(base.lengths.clamp(min=1), lengths)).to(
@@ -138,7 +138,7 @@ class WqFusion(FusionOperator):
         return Fused(result, stats=name_columns("gate", self.names, columns))
 
 
-def side_by_side(lengths: Tensor, streams: int) -> Tensor:
+def index_side_by_side(lengths: Tensor, streams: int) -> Tensor:
     """Return for every row of ``[clip 0: stream 0, stream 1, ...; clip 1: ...]`` its row in ``[stream 0; stream 1;
     ...]``.
     """

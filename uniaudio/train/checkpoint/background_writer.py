@@ -17,10 +17,10 @@ from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.store import (
     Snapshot,
     begin_checkpoint,
+    distribute_tensors,
     finish_checkpoint,
-    refusal,
-    shared_out,
-    step_folder,
+    make_write_error,
+    name_step_folder,
     write_share,
 )
 from uniaudio.train.engines.base import Engine
@@ -80,7 +80,7 @@ class CheckpointWriter:
         """Begin to copy and write what belongs to a checkpoint. Every rank must call it at the same point.
 
         What is copied does not change before the next update, so the thread copies while the next forward and backward
-        run; call ``before_update`` behind them. Engines that have to put tensors together copy at once.
+        run; call ``wait_for_copies`` behind them. Engines that have to put tensors together copy at once.
 
         Args:
             carried: tensors that earlier stages changed and this one does not train. facts: for ``on_saved``.
@@ -107,7 +107,7 @@ class CheckpointWriter:
         self.thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self.thread.start()
 
-    def before_update(self) -> None:
+    def wait_for_copies(self) -> None:
         """Wait until all that the next update changes is copied."""
         self.copied.wait()
 
@@ -141,7 +141,7 @@ class CheckpointWriter:
     def explain_problem(self, problem: Exception, step: int) -> UserError:
         if isinstance(problem, UserError):
             return problem
-        return refusal(step_folder(self.run_dir, step), repr(problem))
+        return make_write_error(name_step_folder(self.run_dir, step), repr(problem))
 
     @property
     def failed(self) -> bool:
@@ -187,7 +187,7 @@ def take_snapshot(
     Args:
         copies: where to; nothing may read the snapshot before this one any more.
     """
-    names_of_rank = set(shared_out(engine.sizes, world_size())[rank()])
+    names_of_rank = set(distribute_tensors(engine.sizes, world_size())[rank()])
     main = rank() == 0
     model, moments = {}, {}
     for whole in engine.list_trained():

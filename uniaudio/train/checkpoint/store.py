@@ -80,11 +80,11 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def step_folder(run_dir: Path, step: int) -> Path:
+def name_step_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:06d}"
 
 
-def unfinished_folder(folder: Path) -> Path:
+def name_unfinished_folder(folder: Path) -> Path:
     return folder.with_name(f"{UNFINISHED}{folder.name}")
 
 
@@ -94,17 +94,17 @@ def begin_checkpoint(run_dir: Path, step: int) -> None:
     Raises:
         UserError: when the disk refuses.
     """
-    folder = step_folder(run_dir, step)
+    folder = name_step_folder(run_dir, step)
     try:
-        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
+        shutil.rmtree(name_unfinished_folder(folder), ignore_errors=True)
         if (
-            replaced_folder(folder).exists() and not folder.exists()
+            name_replaced_folder(folder).exists() and not folder.exists()
         ):  # a kill came between the moves of finish_checkpoint
-            replaced_folder(folder).rename(folder)
-        shutil.rmtree(replaced_folder(folder), ignore_errors=True)
-        unfinished_folder(folder).mkdir(parents=True)
+            name_replaced_folder(folder).rename(folder)
+        shutil.rmtree(name_replaced_folder(folder), ignore_errors=True)
+        name_unfinished_folder(folder).mkdir(parents=True)
     except OSError as problem:
-        raise refusal(folder, problem) from problem
+        raise make_write_error(folder, problem) from problem
 
 
 def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> None:
@@ -113,8 +113,8 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
     Raises:
         UserError: when the disk refuses; the previous checkpoint stays valid.
     """
-    folder = step_folder(run_dir, snapshot.step)
-    temporary = unfinished_folder(folder)
+    folder = name_step_folder(run_dir, snapshot.step)
+    temporary = name_unfinished_folder(folder)
     shares = {f"{OPTIMIZER}-{rank:05d}-of-{world:05d}.safetensors": snapshot.moments}
     if rank == 0:
         shares[MODEL] = snapshot.model
@@ -126,22 +126,22 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
             save_file(dict(tensors), temporary / name)
             apply_umask(temporary / name)
             flush(temporary / name)
-            verify(temporary / name, tensors)
+            verify_tensors(temporary / name, tensors)
             records[name] = FileRecord.of(temporary / name).to_json()
-        mark(temporary, rank).write_text(json.dumps({WRITTEN: records}))
+        name_mark(temporary, rank).write_text(json.dumps({WRITTEN: records}))
     except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
         try:
-            mark(temporary, rank).write_text(json.dumps({PROBLEM: read_first_line(problem)}))
+            name_mark(temporary, rank).write_text(json.dumps({PROBLEM: read_first_line(problem)}))
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)  # the main rank sees that it is gone
-        raise refusal(folder, problem) from problem
+        raise make_write_error(folder, problem) from problem
 
 
-def mark(temporary: Path, rank: int) -> Path:
+def name_mark(temporary: Path, rank: int) -> Path:
     return temporary / f".written-{rank:05d}"
 
 
-def verify(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def verify_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Open a file that was written and compare names and shapes.
 
     Raises:
@@ -166,8 +166,8 @@ def finish_checkpoint(
     Raises:
         UserError: when a rank's part or the rest could not be written; the previous checkpoint stays valid.
     """
-    folder = step_folder(run_dir, snapshot.step)
-    temporary = unfinished_folder(folder)
+    folder = name_step_folder(run_dir, snapshot.step)
+    temporary = name_unfinished_folder(folder)
     try:
         records = wait_for_parts(temporary, world, patience)
         state = json.dumps({"step": snapshot.step, **snapshot.state}, indent=2)
@@ -181,15 +181,15 @@ def finish_checkpoint(
             flush(temporary / name)
         flush(temporary)
         if folder.exists():  # moved, for removing it takes time in which there would be neither
-            folder.rename(replaced_folder(folder))
+            folder.rename(name_replaced_folder(folder))
         temporary.rename(folder)
         flush(folder.parent)
         point_latest(folder)
         settings = config.train
-        prune(folder.parent, settings.keep_last, snapshot.step, settings.keep_every)
+        prune_checkpoints(folder.parent, settings.keep_last, snapshot.step, settings.keep_every)
     except OSError as problem:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise refusal(folder, problem) from problem
+        raise make_write_error(folder, problem) from problem
     return folder
 
 
@@ -202,7 +202,7 @@ def wait_for_parts(temporary: Path, world: int, patience: float) -> dict[str, Fi
     until = time.monotonic() + patience
     records: dict[str, FileRecord] = {}
     for rank in range(world):
-        while not (content := read_mark(mark(temporary, rank))):
+        while not (content := read_mark(name_mark(temporary, rank))):
             if not temporary.exists():
                 raise OSError(f"the part of process {rank} could not be written")
             if time.monotonic() > until:
@@ -212,7 +212,7 @@ def wait_for_parts(temporary: Path, world: int, patience: float) -> dict[str, Fi
             raise OSError(f"process {rank}: {content[PROBLEM]}")
         records |= {name: FileRecord.from_json(entry) for name, entry in content[WRITTEN].items()}
     for rank in range(world):
-        mark(temporary, rank).unlink()
+        name_mark(temporary, rank).unlink()
     return records
 
 
@@ -224,11 +224,11 @@ def read_mark(mark: Path) -> dict[str, Any]:
         return {}
 
 
-def replaced_folder(folder: Path) -> Path:
+def name_replaced_folder(folder: Path) -> Path:
     return folder.with_name(f"{UNFINISHED}{folder.name}{REPLACED}")
 
 
-def refusal(folder: Path, problem: object) -> UserError:
+def make_write_error(folder: Path, problem: object) -> UserError:
     return UserError(f"checkpoint {folder} could not be written ({problem}); earlier ones are intact")
 
 
@@ -244,7 +244,7 @@ def save_checkpoint(
     try:
         write_share(run_dir, snapshot, 0, 1)
     except UserError:
-        shutil.rmtree(unfinished_folder(step_folder(run_dir, snapshot.step)), ignore_errors=True)
+        shutil.rmtree(name_unfinished_folder(name_step_folder(run_dir, snapshot.step)), ignore_errors=True)
         raise
     return finish_checkpoint(run_dir, snapshot, 1, config, bases)
 
@@ -258,36 +258,36 @@ def point_latest(folder: Path) -> None:
     temporary.replace(latest)
 
 
-def step_folders(folder: Path) -> list[Path]:
+def list_step_folders(folder: Path) -> list[Path]:
     """Return the checkpoints, whole or not, by their step (the names sort otherwise from a million steps on)."""
-    return sorted((path for path in folder.glob("step-*") if STEP.fullmatch(path.name)), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if STEP.fullmatch(path.name)), key=parse_step)
 
 
-def step_of(folder: Path) -> int:
+def parse_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def prune(folder: Path, keep: int, step: int, every: int | None = None) -> None:
+def prune_checkpoints(folder: Path, keep: int, step: int, every: int | None = None) -> None:
     """Keep the last few whole checkpoints up to the one of ``step``, those of every so many steps and of stage ends.
 
     A damaged checkpoint counts as none of them, so that there are always ``keep`` to fall back on; it goes when they
     are all newer. Later ones, of a run that was taken up again further back, do not count: they would push out the
     new one. What a killed run left unfinished goes.
     """
-    old = [path for path in step_folders(folder) if step_of(path) <= step]
+    old = [path for path in list_step_folders(folder) if parse_step(path) <= step]
     whole = 0
     while whole < keep < whole + len(old):
         path = old.pop()
         # the one of this step was verified when it was written
-        whole += not find_damage(path, checksums=step_of(path) != step)
+        whole += not find_damage(path, checksums=parse_step(path) != step)
     for path in old if whole == keep else ():
-        if not (every and step_of(path) % every == 0) and not ends_stage(path):
+        if not (every and parse_step(path) % every == 0) and not is_stage_end(path):
             shutil.rmtree(path)
     for rest in folder.glob(f"{UNFINISHED}step-*"):
         shutil.rmtree(rest)
 
 
-def ends_stage(folder: Path) -> bool:
+def is_stage_end(folder: Path) -> bool:
     """Return whether a checkpoint is the last one of its stage."""
     try:
         state = json.loads((folder / STATE).read_text())
@@ -296,7 +296,7 @@ def ends_stage(folder: Path) -> bool:
         return False
 
 
-def stage_ends(run_dir: Path) -> dict[int, Path]:
+def list_stage_ends(run_dir: Path) -> dict[int, Path]:
     """Return the checkpoint at the end of every finished stage, by the stage's index; damaged ones are left out."""
     return find_stage_ends(run_dir)[0]
 
@@ -313,8 +313,8 @@ def find_stage_ends(
     """
     ends: dict[int, Path] = {}
     complaints = []
-    for path in step_folders(run_dir / "checkpoints"):
-        if not find_damage(path, (STATE,)) and not ends_stage(path):
+    for path in list_step_folders(run_dir / "checkpoints"):
+        if not find_damage(path, (STATE,)) and not is_stage_end(path):
             continue
         if damage := find_damage(path, names):
             complaints.append(f"checkpoint {path} is damaged ({damage}) and passed over")
@@ -328,19 +328,19 @@ def is_complete(folder: Path) -> bool:
     return not find_damage(folder, checksums=False)
 
 
-def places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
+def list_places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
     """Return where checkpoints of a run are or should be, the one to take first; and what is wrong with ``latest``.
 
     That is the one that ``latest`` names, then those before it, the newest first; those behind it, of a run that was
     taken up again further back, come last.
     """
     folder = run_dir / "checkpoints"
-    places = set(step_folders(folder))
+    places = set(list_step_folders(folder))
     for moved in folder.glob(f"{UNFINISHED}step-*{REPLACED}"):
         name = moved.name.removeprefix(UNFINISHED).removesuffix(REPLACED)
         if STEP.fullmatch(name):
             places.add(folder / name)
-    newest_first = sorted(places, key=step_of, reverse=True)
+    newest_first = sorted(places, key=parse_step, reverse=True)
     try:
         named = (folder / "latest").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -349,16 +349,16 @@ def places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
         return newest_first, f"{folder / 'latest'} cannot be read ({read_first_line(problem)})"
     if not STEP.fullmatch(named):  # a path would lead out of this run
         return newest_first, f"{folder / 'latest'} names no checkpoint"
-    last = step_of(folder / named)
+    last = parse_step(folder / named)
     problem_of_latest = (
         "" if folder / named in places else f"{folder / named}, which `latest` names, is missing"
     )
-    return sorted(newest_first, key=lambda place: step_of(place) > last), problem_of_latest
+    return sorted(newest_first, key=lambda place: parse_step(place) > last), problem_of_latest
 
 
 def has_checkpoints(run_dir: Path) -> bool:
     """Return whether there are checkpoints in a run folder, be they damaged."""
-    return bool(places_by_preference(run_dir)[0])
+    return bool(list_places_by_preference(run_dir)[0])
 
 
 def choose_checkpoint(
@@ -372,10 +372,10 @@ def choose_checkpoint(
         names: files that will be read; None for all of them.
         find_other_damage: returns why an undamaged checkpoint cannot be used either, or an empty text.
     """
-    places, problem_of_latest = places_by_preference(run_dir)
+    places, problem_of_latest = list_places_by_preference(run_dir)
     complaints = [problem_of_latest] if problem_of_latest else []
     for place in places:
-        for path in (place, replaced_folder(place)):
+        for path in (place, name_replaced_folder(place)):
             if not path.exists():
                 continue
             damage = find_damage(path, names) or find_other_damage(path)
@@ -437,7 +437,7 @@ class MomentFiles:
             return stored.get_tensor(key)
 
 
-def shared_out(sizes: Mapping[str, int], world: int) -> list[list[str]]:
+def distribute_tensors(sizes: Mapping[str, int], world: int) -> list[list[str]]:
     """Deal names out to ranks, the largest first, each to the rank that has least so far."""
     shares: list[list[str]] = [[] for _ in range(world)]
     loads = [0] * world

@@ -32,7 +32,7 @@ class Distiller:
     @torch.no_grad()
     def frames(self, batch: Batch) -> Ragged:
         """Return the frames ``[A, E]`` that the encoder gave when the stage began."""
-        text = self.model.decoder.embed(batch.tokens.values) if reads_prompts(self.model.encoder) else None
+        text = self.model.decoder.embed(batch.tokens.values) if has_prompts(self.model.encoder) else None
         frames: Ragged = self.model.encode(batch, text).frames
         return frames
 
@@ -49,10 +49,10 @@ class Distiller:
         return self.settings.weight * apart.sum()
 
 
-def reads_prompts(encoder: nn.Module) -> bool:
+def has_prompts(encoder: nn.Module) -> bool:
     return bool(getattr(encoder, "takes_prompts", False))
 
 
-def frames_of(model: Any, batch: Batch) -> int:
+def count_frames(model: Any, batch: Batch) -> int:
     """Return the number of encoder frames of a batch, without encoding it."""
     return sum(model.encoder.num_frames(n) for n in batch.audio.lengths.tolist())

@@ -42,7 +42,7 @@ class Anchor:
         return self.weight / 2 * torch.stack(terms).sum()
 
 
-def anchored_parameters(model: nn.Module, pattern: str, where: str) -> dict[str, nn.Parameter]:
+def find_anchored_parameters(model: nn.Module, pattern: str, where: str) -> dict[str, nn.Parameter]:
     """Return the parameters that a penalty can hold: trained in full, with a name that matches.
 
     Raises:
@@ -58,12 +58,12 @@ def anchored_parameters(model: nn.Module, pattern: str, where: str) -> dict[str,
     return anchored
 
 
-def copies(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copy_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the values of parameters now, apart from what becomes of them."""
     return {name: p.detach().clone() for name, p in parameters.items()}
 
 
-def diagonal_fisher(
+def estimate_fisher(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], examples: Iterable[Batch], count: int
 ) -> dict[str, Tensor]:
     """Return the diagonal of the empirical Fisher information (Kirkpatrick et al. 2017, section 2.1).
@@ -95,7 +95,7 @@ def diagonal_fisher(
     return {name: sum_over_ranks(value) / max(total, 1.0) for name, value in sums.items()}
 
 
-def kept_fisher(
+def load_or_estimate_fisher(
     path: Path,
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
@@ -112,7 +112,7 @@ def kept_fisher(
         stored = {}
     if all(name in stored and stored[name].shape == p.shape for name, p in parameters.items()):
         return {name: stored[name].to(p.device) for name, p in parameters.items()}
-    fisher = diagonal_fisher(model, parameters, examples, count)
+    fisher = estimate_fisher(model, parameters, examples, count)
     if is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")

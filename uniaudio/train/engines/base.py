@@ -106,11 +106,11 @@ class Engine:
         for name, parameter in self.plain.named_parameters():
             if parameter.requires_grad:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(updates), device=self.step_device(parameter)),
+                    "step": torch.tensor(float(updates), device=self.get_step_device(parameter)),
                     **{kind: self.spread(saved.get(name, kind), parameter) for kind in MOMENTS},
                 }
 
-    def step_device(self, parameter: Tensor) -> torch.device:
+    def get_step_device(self, parameter: Tensor) -> torch.device:
         """Return where AdamW keeps its count of updates: on the device when it is fused."""
         fused = self.optimizer.param_groups[0].get("fused")
         return parameter.device if fused else torch.device("cpu")

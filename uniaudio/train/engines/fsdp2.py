@@ -19,7 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from uniaudio.distributed import world_size
-from uniaudio.model.decoder import stock_layers
+from uniaudio.model.decoder import find_stock_layers
 from uniaudio.train.engines.base import Engine, Whole
 
 # of the model, beside its forward, that need whole parameters
@@ -53,7 +53,7 @@ class Fsdp2Engine(Engine):
         places = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
         policy = CPUOffloadPolicy() if offload else OffloadPolicy()
-        for layer in decoder_layers(plain):
+        for layer in find_decoder_layers(plain):
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
         fully_shard(plain, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
         for method in METHODS:
@@ -86,6 +86,6 @@ class Fsdp2Engine(Engine):
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
+def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of the decoder that its own class says must stay in one piece."""
-    return stock_layers(getattr(getattr(model, "decoder", None), "lm", None))
+    return find_stock_layers(getattr(getattr(model, "decoder", None), "lm", None))

@@ -60,7 +60,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config  # brings DeepSpeed along
 
         unset_hf_deepspeed_config()  # models are loaded whole and tried out before they are spread
-        refuse_deepspeed_conflicts(plugin.deepspeed_config, config)
+        refuse_deepspeed_conflicts(plugin.make_deepspeed_config, config)
     if config.train.compile:
         refuse_to_compile(accelerator)
     return accelerator
@@ -116,7 +116,7 @@ def refuse_to_compile(accelerator: Accelerator) -> None:
     Raises:
         UserError: with the fix.
     """
-    if spreads_weights(accelerator) == "zero3":
+    if name_spreading_engine(accelerator) == "zero3":
         raise UserError(
             "train.compile: under zero3 every linear map is put together by itself, which leaves nothing to compile; "
             "launch with configs/accelerate/ddp.yaml, zero1.yaml, zero2.yaml or fsdp2.yaml, or leave it out"
@@ -124,12 +124,12 @@ def refuse_to_compile(accelerator: Accelerator) -> None:
     refuse_without_compiler(accelerator.device)
 
 
-def building_device(accelerator: Accelerator) -> torch.device:
+def choose_building_device(accelerator: Accelerator) -> torch.device:
     """Return where a model is put together: on the CPU where its weights will be spread, for they may fit no device."""
-    return torch.device("cpu") if spreads_weights(accelerator) else accelerator.device
+    return torch.device("cpu") if name_spreading_engine(accelerator) else accelerator.device
 
 
-def spreads_weights(accelerator: Accelerator) -> str:
+def name_spreading_engine(accelerator: Accelerator) -> str:
     """Return the name of the engine that was launched if no rank will have the whole model, else an empty text."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
@@ -138,7 +138,7 @@ def spreads_weights(accelerator: Accelerator) -> str:
     return "fsdp2" if fsdp else ""
 
 
-def precision_of(config: RunConfig) -> torch.dtype | None:
+def choose_precision(config: RunConfig) -> torch.dtype | None:
     """Return the dtype of autocast, or None for float32: bf16 on CUDA unless the config says otherwise."""
     wanted = config.train.precision
     if wanted == "auto":
@@ -150,12 +150,12 @@ def make_engine(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConfig
 ) -> Engine:
     """Put a model and its optimizer into the engine that was launched."""
-    precision = precision_of(config)
+    precision = choose_precision(config)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         if precision is not None:
             autocast_inside(model, precision)
-        return ZeroEngine(model, optimizer, precision, plugin.deepspeed_config, config.train.clip)
+        return ZeroEngine(model, optimizer, precision, plugin.make_deepspeed_config, config.train.clip)
     if accelerator.num_processes == 1:
         return Engine(model, optimizer, precision)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":

@@ -41,7 +41,7 @@ class ZeroEngine(Engine):
         self.stage = int(settings["zero_optimization"]["stage"])
         self.name = f"zero{self.stage}"
         self.whole = self.stage < 3
-        config = deepspeed_config(settings, clip)
+        config = make_deepspeed_config(settings, clip)
         if (
             self.stage == 3
         ):  # spread tensor by tensor: `initialize` would first take all of the model to the device
@@ -108,7 +108,7 @@ class ZeroEngine(Engine):
             return
         for flat in self.partitions():  # AdamW would make its states at the first update
             self.optimizer.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
-            self.optimizer.state[flat]["step"] = torch.zeros((), device=self.step_device(flat))
+            self.optimizer.state[flat]["step"] = torch.zeros((), device=self.get_step_device(flat))
         if self.stage < 3:
             self.link_moments()
         for name, parameter in self.plain.named_parameters():
@@ -124,7 +124,7 @@ class ZeroEngine(Engine):
         super().close()
 
 
-def deepspeed_config(settings: Mapping[str, Any], clip: float) -> dict[str, Any]:
+def make_deepspeed_config(settings: Mapping[str, Any], clip: float) -> dict[str, Any]:
     """Return DeepSpeed's config with what belongs to the run config filled in."""
     config = copy.deepcopy(dict(settings))
     for unset in ("train_batch_size", "bf16", "fp16", "optimizer", "scheduler"):
