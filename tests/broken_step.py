@@ -106,11 +106,11 @@ def one_step(engine, config, step, poisoned):
 
 def state(engine):
     """Return copies of all trained weights and moments."""
-    found = {}
+    result = {}
     for whole in engine.list_trained():
-        found[whole.name] = whole.weight.clone()
-        found |= {f"{whole.name}|{kind}": moment.clone() for kind, moment in whole.moments.items()}
-    return found
+        result[whole.name] = whole.weight.clone()
+        result |= {f"{whole.name}|{kind}": moment.clone() for kind, moment in whole.moments.items()}
+    return result
 
 
 def changed(one, other):
@@ -128,9 +128,9 @@ def through(name, steps, poisoned):
     for step in steps:
         norms.append(one_step(engine, config, step, step == poisoned))
         states.append(state(engine))
-    told = engine.name
+    message = engine.name
     engine.close()
-    return norms, states, told
+    return norms, states, message
 
 
 def alone(steps, clip):
@@ -148,13 +148,13 @@ def alone(steps, clip):
 
 
 def main():
-    told = {}
+    message = {}
     for name in sys.argv[1:]:
         norms, states, engine = through(name, (1, 2, 3), poisoned=2)
         _, without, _ = through(name, (1, 3), poisoned=None)
         expected = alone((1, 3), 0.05)
         weights = states[-1]
-        told[name] = {
+        message[name] = {
             "engine": engine,
             "finite": gather_objects([math.isfinite(norm) for norm in norms]),
             "first step changed": not any(torch.equal(states[0][n], states[1][n]) for n in expected),
@@ -163,7 +163,7 @@ def main():
             "off from one process": max(float((weights[n] - expected[n]).abs().max()) for n in expected),
         }
     if is_main():
-        print(json.dumps(told), flush=True)
+        print(json.dumps(message), flush=True)
     shutdown_process_group()
 
 

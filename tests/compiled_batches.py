@@ -66,15 +66,15 @@ def batches(count):
 
 def results(model, count):
     """Return losses, gradients and the graphs compiled so far, for every batch."""
-    found = []
+    result = []
     for index, batch in enumerate(batches(count)):
         model.zero_grad(set_to_none=True)
         torch.manual_seed(index)
         loss = model(batch)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        found.append((loss.item(), gradients, counters["stats"]["unique_graphs"]))
-    return found
+        result.append((loss.item(), gradients, counters["stats"]["unique_graphs"]))
+    return result
 
 
 def compared(kind, **given):
@@ -109,10 +109,10 @@ def compared(kind, **given):
     compiled = results(model, count)
     assert [name for name, _ in model.named_parameters()] == names
     apart = [
-        float((ours[name] - own).norm() / own.norm().clamp(min=1e-30))
-        for (_, own_gradients, _), (_, ours, _) in zip(plain, compiled, strict=True)
-        for name, own in own_gradients.items()
-        if own.norm() > 1e-7
+        float((ours[name] - single).norm() / single.norm().clamp(min=1e-30))
+        for (_, single_gradients, _), (_, ours, _) in zip(plain, compiled, strict=True)
+        for name, single in single_gradients.items()
+        if single.norm() > 1e-7
     ]
     model.eval()
     with torch.no_grad():
@@ -137,8 +137,8 @@ def described(case):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     register()
-    told = {}
+    message = {}
     for case in sys.argv[1:]:
         kind, given = described(case)
-        told[case] = compared(kind, **given)
-    print(json.dumps(told))
+        message[case] = compared(kind, **given)
+    print(json.dumps(message))

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoFeatureExtractor, AutoModel  # noqa: E402
 
-found = {}
+result = {}
 for folder in [Path(argument) for argument in sys.argv[1:] if argument != "--with-soxr"]:
     wanted = load_file(folder.parent / f"{folder.name}.safetensors")
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
@@ -44,7 +44,7 @@ for folder in [Path(argument) for argument in sys.argv[1:] if argument != "--wit
     rough = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
     with torch.no_grad():
         frames = rough(**inputs).last_hidden_state.float()
-    found[folder.name] = {
+    result[folder.name] = {
         "equal": all(torch.equal(row, wanted[f"frames{i}"]) for i, row in enumerate(rows)),
         "int16 equal": torch.equal(again, output.last_hidden_state),
         "pooled equal": torch.equal(output.pooler_output, wanted["pooled"]),
@@ -56,4 +56,4 @@ for folder in [Path(argument) for argument in sys.argv[1:] if argument != "--wit
         "dim": model.config.hidden_size,
         "frames of a second": model.num_frames(16_000),
     }
-print(json.dumps(found))
+print(json.dumps(result))

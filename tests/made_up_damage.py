@@ -213,8 +213,8 @@ def json_text(value: Any) -> str:
 
 def odd_value(rng: random.Random, column: str) -> Any:
     """Return a value that a column should not hold, more often one that concerns it."""
-    own = {"audio": (*ODD_PATHS, *ODD_PARTS), "duration": ODD_NUMBERS}.get(column, ODD_TEXTS)
-    return rng.choice(rng.choice((own, own, ODD_NUMBERS, ODD_TEXTS, ODD_CONTAINERS)))
+    single = {"audio": (*ODD_PATHS, *ODD_PARTS), "duration": ODD_NUMBERS}.get(column, ODD_TEXTS)
+    return rng.choice(rng.choice((single, single, ODD_NUMBERS, ODD_TEXTS, ODD_CONTAINERS)))
 
 
 def mutate_columns(row: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:

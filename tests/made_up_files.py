@@ -62,11 +62,11 @@ def write_tar(path, numbers, format=tarfile.PAX_FORMAT, folder=""):
 
 
 def numbers(rows):
-    found = []
+    result = []
     for row in rows:
         assert isinstance(row, Row), row
-        found.append((row.columns["n"], int(decode(row.audio[0].source, 1, row.key)[0])))
-    return found
+        result.append((row.columns["n"], int(decode(row.audio[0].source, 1, row.key)[0])))
+    return result
 
 
 def several_questions(folder):

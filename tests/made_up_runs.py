@@ -76,8 +76,14 @@ def write_run(
         "stages": [{"name": "one", "recipe": "nowhere", "steps": steps}],
     }
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    told = {"step": steps, "stage": 0, "stage_step": steps, "stage_seconds": 36.0 * steps, "stage_done": True}
-    write_json(state / "state.json", told)
+    message = {
+        "step": steps,
+        "stage": 0,
+        "stage_step": steps,
+        "stage_seconds": 36.0 * steps,
+        "stage_done": True,
+    }
+    write_json(state / "state.json", message)
     write_json(state / "bases.json", {"encoder whisper": {"path": START, "sha256": "ab" * 32}})
     write_rows(
         folder / "skipped.jsonl", [{"step": 3, "source": "clips", "key": "7", "reason": "broken audio"}]
@@ -146,7 +152,7 @@ def answers_of(sets: dict[str, list[str]], count: int = 60, right: float = 0.7, 
     random.seed(seed)
     results = {}
     for name, labels in sets.items():
-        told = []
+        message = []
         for i in range(count):
             truth = labels[i % len(labels)]
             given = (
@@ -154,7 +160,7 @@ def answers_of(sets: dict[str, list[str]], count: int = 60, right: float = 0.7, 
                 if random.random() < right
                 else random.choice([x for x in labels if x != truth] or labels)
             )
-            told.append(
+            message.append(
                 {
                     "id": f"clips/test/{i}",
                     "reference": truth,
@@ -164,7 +170,7 @@ def answers_of(sets: dict[str, list[str]], count: int = 60, right: float = 0.7, 
                     "confidence": 0.9 if given == truth else 0.4,
                 }
             )
-        share = sum(item["right"] for item in told) / count
+        share = sum(item["right"] for item in message) / count
         bins = [
             {
                 "low": 0.2,
@@ -186,7 +192,7 @@ def answers_of(sets: dict[str, list[str]], count: int = 60, right: float = 0.7, 
             "examples": count,
             "skipped": [],
             "labels": {"names": labels, "accuracy": share, "map": 0.8, "ece": 0.16, "bins": bins},
-            "answers": told,
+            "answers": message,
         }
     return results
 

@@ -31,29 +31,29 @@ def spread(heads, query):
 def forward(query, key, value, cu_query, cu_key, max_q, max_k, causal=False, scale=None, *_):
     mixed = torch.empty_like(query)
     for q, k in segments(cu_query, cu_key, max_q, max_k):
-        own = weights(query[q], spread(key[k], query), causal, scale)
-        mixed[q] = torch.einsum("hqk,khd->qhd", own, spread(value[k], query))
+        single = weights(query[q], spread(key[k], query), causal, scale)
+        mixed[q] = torch.einsum("hqk,khd->qhd", single, spread(value[k], query))
     return mixed, query.new_zeros(query.shape[1], len(query)).float(), torch.zeros(2, dtype=torch.uint64)
 
 
 def backward(
     gradient, query, key, value, mixed, sums, cu_query, cu_key, max_q, max_k, causal, state, scale=None, *_
 ):
-    found = [torch.zeros_like(x) for x in (query, key, value)]
+    result = [torch.zeros_like(x) for x in (query, key, value)]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     for q, k in segments(cu_query, cu_key, max_q, max_k):
         keys, values = spread(key[k], query), spread(value[k], query)
-        own = weights(query[q], keys, causal, scale)
+        single = weights(query[q], keys, causal, scale)
         arriving = torch.einsum("qhd,khd->hqk", gradient[q], values)
-        scores = own * (arriving - (own * arriving).sum(-1, keepdim=True)) * factor
-        found[0][q] = torch.einsum("hqk,khd->qhd", scores, keys)
+        scores = single * (arriving - (single * arriving).sum(-1, keepdim=True)) * factor
+        result[0][q] = torch.einsum("hqk,khd->qhd", scores, keys)
         for place, whole in (
             (1, torch.einsum("hqk,qhd->khd", scores, query[q])),
-            (2, torch.einsum("hqk,qhd->khd", own, gradient[q])),
+            (2, torch.einsum("hqk,qhd->khd", single, gradient[q])),
         ):
-            groups = found[place].shape[1]
-            found[place][k] = whole.unflatten(1, (groups, -1)).sum(2)
-    return tuple(found)
+            groups = result[place].shape[1]
+            result[place][k] = whole.unflatten(1, (groups, -1)).sum(2)
+    return tuple(result)
 
 
 def register():

@@ -60,8 +60,8 @@ class PretendedGpu(TorchDispatchMode):
         frames = (frame for frame, _ in traceback.walk_stack(None))
         place = next(frame for frame in frames if not frame.f_code.co_filename.startswith(NOT_TOLD))
         if self.tells_of_waits:
-            told = ("called a synchronizing CUDA operation", UserWarning)
-            warnings.warn_explicit(*told, place.f_code.co_filename, place.f_lineno)
+            message = ("called a synchronizing CUDA operation", UserWarning)
+            warnings.warn_explicit(*message, place.f_code.co_filename, place.f_lineno)
 
 
 def on_the_gpu(value):
@@ -83,13 +83,13 @@ def move(module, *given, **more):
     if device is None or device.type != "cuda":
         return real_to(module, *given, **more)
     for part in module.modules():
-        for own in (part._parameters, part._buffers):
-            for name, values in own.items():
+        for single in (part._parameters, part._buffers):
+            for name, values in single.items():
                 if not is_real(values):
                     continue
                 moved = values.detach().to(device)
-                own[name] = (
-                    torch.nn.Parameter(moved, values.requires_grad) if own is part._parameters else moved
+                single[name] = (
+                    torch.nn.Parameter(moved, values.requires_grad) if single is part._parameters else moved
                 )
     return module
 

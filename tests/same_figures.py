@@ -3,17 +3,17 @@
 import pytest
 
 
-def assert_same_figures(found, expected):
+def assert_same_figures(result, expected):
     """Texts and counts are equal, numbers to the rounding of float32."""
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert result.keys() == expected.keys()
         for key, value in expected.items():
-            assert_same_figures(found[key], value)
+            assert_same_figures(result[key], value)
     elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(result) == len(expected)
+        for one, other in zip(result, expected, strict=True):
             assert_same_figures(one, other)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert result == pytest.approx(expected, abs=1e-5)
     else:
-        assert found == expected
+        assert result == expected

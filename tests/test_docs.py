@@ -114,7 +114,7 @@ def test_every_module_of_the_reference_exists():
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly_and_asks_nobody_for_anything(tmp_path):
+def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -122,6 +122,6 @@ def test_the_site_builds_strictly_and_asks_nobody_for_anything(tmp_path):
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > 20
     loaded = r'<(?:script|img|iframe|link)\b[^>]*?(?:src|href)="?(?:https?:)?//[^">]*'
-    assert {page.name: found for page in pages if (found := re.findall(loaded, page.read_text()))} == {}
+    assert {page.name: result for page in pages if (result := re.findall(loaded, page.read_text()))} == {}
     styles = "".join(file.read_text() for file in (tmp_path / "site").rglob("*.css"))
     assert re.findall(r"url\([\"']?(?:https?:)?//", styles) == []

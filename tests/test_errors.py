@@ -24,7 +24,7 @@ def test_an_exception_without_words_is_named():
 
 
 @pytest.mark.parametrize("error", [UserError("mine"), RowError("empty audio", "a.wav"), KeyboardInterrupt()])
-def test_our_own_errors_and_signals_pass_unchanged(error):
+def test_our_errors_and_signals_pass_unchanged(error):
     with pytest.raises(type(error)) as caught, convert_to_user_error("x"), convert_to_row_error("y", "z"):
         raise error
     assert caught.value is error

@@ -91,28 +91,28 @@ def test_clips_bring_what_is_known_of_them():
     keys = [clip_key(row) for row in audio.rows()]
     first.write(keys[1], torch.full((3, 2), 1.0))
     first.write(keys[2], torch.full((2, 2), 2.0))
-    found = look_up_frames(audio, (first, second))
-    assert torch.equal(found.values, audio.values)
-    assert found.keys == tuple(keys)
-    assert found.known["first"].lengths.tolist() == [0, 3, 2]
-    assert found.known["first"].values[:, 0].tolist() == [1, 1, 1, 2, 2]
-    assert found.known["second"].lengths.tolist() == [0, 0, 0]
-    assert found.looked_up == (2, 6)
+    result = look_up_frames(audio, (first, second))
+    assert torch.equal(result.values, audio.values)
+    assert result.keys == tuple(keys)
+    assert result.known["first"].lengths.tolist() == [0, 3, 2]
+    assert result.known["first"].values[:, 0].tolist() == [1, 1, 1, 2, 2]
+    assert result.known["second"].lengths.tolist() == [0, 0, 0]
+    assert result.looked_up == (2, 6)
 
 
-def test_chosen_clips_keep_their_own_frames():
+def test_chosen_clips_keep_their_frames():
     audio = clips(40, 30, 20)
     store = FeatureStore("first")
     for number, row in enumerate(audio.rows()):
         if number != 1:
             store.write(clip_key(row), torch.full((number + 1, 2), float(number)))
-    found = look_up_frames(audio, (store,)).select([2, 1, 0])
-    assert isinstance(found, Clips)
-    assert found.lengths.tolist() == [20, 30, 40]
-    assert found.keys == tuple(clip_key(row) for row in found.rows())
-    assert found.known["first"].lengths.tolist() == [3, 0, 1]
-    assert found.known["first"].values[:, 0].tolist() == [2, 2, 2, 0]
-    assert isinstance(found.to("cpu"), Clips)
+    result = look_up_frames(audio, (store,)).select([2, 1, 0])
+    assert isinstance(result, Clips)
+    assert result.lengths.tolist() == [20, 30, 40]
+    assert result.keys == tuple(clip_key(row) for row in result.rows())
+    assert result.known["first"].lengths.tolist() == [3, 0, 1]
+    assert result.known["first"].values[:, 0].tolist() == [2, 2, 2, 0]
+    assert isinstance(result.to("cpu"), Clips)
     assert look_up_frames(audio, (store,)).select([1]).looked_up == (0, 1)
     assert len(look_up_frames(audio, (store,)).select([]).keys) == 0
 

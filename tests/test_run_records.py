@@ -42,7 +42,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=[str(line[:40]) for line in ODD])
-def test_an_odd_line_is_counted_and_hinders_no_reader(tmp_path, odd):
+def test_an_odd_line_counts_and_hinders_no_reader(tmp_path, odd):
     good = [json.dumps(row).encode() for row in GOOD]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], odd, *good[1:], odd]))
     (tmp_path / "skipped.jsonl").write_bytes(

@@ -238,11 +238,11 @@ def test_config_of_a_paper(name):
     assert Path(config.output_dir).name == Path(mini.output_dir).name == Path(name).stem
     assert config.output_dir != mini.output_dir
     assert list(config.encoders) == list(mini.encoders)
-    for own, small in zip(config.encoders.values(), mini.encoders.values(), strict=True):
-        assert own.train == small.train
+    for single, small in zip(config.encoders.values(), mini.encoders.values(), strict=True):
+        assert single.train == small.train
     for part in ("fusion", "adapter", "decoder"):
-        own, small = getattr(config, part), getattr(mini, part)
-        assert getattr(own, "kind", None) == getattr(small, "kind", None)
+        single, small = getattr(config, part), getattr(mini, part)
+        assert getattr(single, "kind", None) == getattr(small, "kind", None)
     assert config.decoder.train == mini.decoder.train
     assert mini.total_steps <= 40
     for stage in config.stages:

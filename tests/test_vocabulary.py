@@ -84,6 +84,9 @@ SHARED_NAMES = frozenset(  # the same name in two folders, each of which says wh
         "whisper.py",
     ]
 )
+DEFINED_TWICE = frozenset(  # one for each benchmark suite
+    ["UniaudioEncoder"]
+)
 SHORT = frozenset(  # one idea each, with one user
     [
         "build/run_config.py",
@@ -101,7 +104,9 @@ SHORT = frozenset(  # one idea each, with one user
         "train/signals.py",
     ]
 )
-FILES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+FILES = [
+    path for folder in ("uniaudio", "benchmarks", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 IDS = [str(path.relative_to(ROOT)) for path in FILES]
 
 
@@ -177,12 +182,25 @@ def test_titles_of_pages_use_plain_words():
     assert not [title for title in titles if words_of(title) & IN_TITLES]
 
 
-def test_a_module_name_stands_once_or_its_folder_makes_it_plain():
+def test_a_module_name_is_unique_or_its_folder_makes_it_plain():
     counts = Counter(path.name for path in PACKAGE.rglob("*.py"))
     assert {name for name, count in counts.items() if count > 1} <= SHARED_NAMES
     assert not {
         name for name in counts if name in {"utils.py", "helpers.py", "misc.py", "common.py", "parts.py"}
     }
+
+
+def test_a_name_means_one_thing_in_the_package():
+    places: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        place = str(path.relative_to(PACKAGE))
+        if place in ("cli.py", "__init__.py"):  # commands and `load_encoder`: the names of what they call
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(place)
+    twice = {name for name, files in places.items() if len(files) > 1}
+    assert twice <= DEFINED_TWICE
 
 
 def test_short_modules_have_several_users_or_a_family():

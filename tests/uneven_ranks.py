@@ -29,13 +29,13 @@ class Little(AudioEncoder):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 8))
-        self.heard = []
+        self.seen = []
 
     def num_frames(self, samples):
         return max(1, samples // 640)
 
     def forward(self, audio, layers=False, masks=None):
-        self.heard.append(len(audio))
+        self.seen.append(len(audio))
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()])
         rows = [
             nn.functional.pad(wave.float(), (0, 640))[: c * 640].view(c, 640)
@@ -124,14 +124,14 @@ def under(engine):
     generator = torch.Generator().manual_seed(rank())
     audio = Ragged(torch.randn(16_000, generator=generator), torch.tensor([6_000, 10_000]))
     routed, weights = steps(engine, Routed(mowe), audio)
-    heard = gather_objects([mowe.encoders[name].heard[0] for name in ("first", "second", "third")])
+    seen = gather_objects([mowe.encoders[name].seen[0] for name in ("first", "second", "third")])
     frames = Ragged(torch.randn(7, 4, generator=generator), torch.tensor([3, 4]))
     mixed, more = steps(engine, Experts(), frames)
-    return {"mowe": routed, "moe": mixed, "heard": heard, "weights": [weights, more]}
+    return {"mowe": routed, "moe": mixed, "heard": seen, "weights": [weights, more]}
 
 
 if __name__ == "__main__":
-    told = {engine: under(engine) for engine in sys.argv[1:]}
+    message = {engine: under(engine) for engine in sys.argv[1:]}
     if is_main():
-        print(json.dumps(told), flush=True)
+        print(json.dumps(message), flush=True)
     shutdown_process_group()

@@ -118,18 +118,18 @@ def test_sections_run_on_a_pretended_gpu(pretended_gpu, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "told"),
+    ("mistake", "message"),
     [
         ("torch.ones(2, device='cuda') + torch.ones(2)", "found at least two devices, cuda:0 and cpu"),
         ("torch.ones(2, device='cuda') @ torch.ones(2).double().cuda()", "same dtype"),
         ("print(waits(lambda: torch.ones(2, device='cuda').sum().item()))", "<string>:1"),
     ],
 )
-def test_a_pretended_gpu_finds_mistakes(pretended_gpu, mistake, told):
+def test_a_pretended_gpu_finds_mistakes(pretended_gpu, mistake, message):
     start = "import sys; sys.path[:0] = ['tests', 'benchmarks']; import torch; from gpu_parity import waits; "
     start += "from pretended_gpu import PretendedGpu, pretend; gpu = PretendedGpu(); pretend(gpu); gpu.__enter__(); "
     done = pretending(pretended_gpu, "-c", start + mistake)
-    assert told in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
 
 
 def pretending(library: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -140,15 +140,15 @@ def stored(hours: float, when: str) -> dict[str, Any]:
     side = {"hours": hours, "peak_gib": 80.0, "clips": 40, "audio_seconds": 640.0}
     row = {"name": "a step", "ours": side, "stock": {**side, "hours": 500.0}}
     machine = {"processor": "x", "cores": 16, "threads": 16, "torch": "2.13.0", "budget": 640.0}
-    told = {**machine, "gpu": "NVIDIA H200", "when": when, "commit": None}
-    return gpu_results.as_result({"full step on the mix": [row]}, told, False)
+    message = {**machine, "gpu": "NVIDIA H200", "when": when, "commit": None}
+    return gpu_results.as_result({"full step on the mix": [row]}, message, False)
 
 
-def test_what_moved_since_the_last_time_is_told(tmp_path, capsys):
+def test_what_moved_since_the_last_time_is_reported(tmp_path, capsys):
     gpu.store(stored(1000.0, "2026-11-20T10:00:00"), tmp_path)
     gpu.store(stored(1500.0, "2026-11-21T10:00:00"), tmp_path)
-    told = capsys.readouterr().out
-    assert "+50%" in told
+    message = capsys.readouterr().out
+    assert "+50%" in message
     assert {path.name for path in tmp_path.iterdir()} == {
         f"nvidia_h200_16_cores_torch_2.13_2026-11-{day}.json" for day in (20, 21)
     }
@@ -166,7 +166,7 @@ def test_without_a_gpu_it_says_what_to_do():
     assert "--device cpu" in done.stderr
 
 
-def test_a_wrong_number_is_told_and_nan_is_wrong():
+def test_a_wrong_number_is_reported_and_nan_is_wrong():
     assert gpu_parity.judged("x", 0.1, None, 0.2)["verdict"] == "same"
     assert gpu_parity.judged("x", 0.3, 0.1, 0.2)["verdict"] == "DIFFERENT"
     assert gpu_parity.judged("x", float("nan"), None, 0.2)["verdict"] == "DIFFERENT"
@@ -215,8 +215,8 @@ def test_the_first_size_that_fits():
         gpu_timing.first_that_fits((8, 4), action, torch.device("cpu"))
 
 
-def test_a_machine_without_git_is_told_of_too(monkeypatch):
+def test_a_machine_without_git_is_reported_of_too(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    told = gpu.facts(gpu.setting_of(arguments()))
-    assert told["torch"] == torch.__version__
-    assert told["dtype"] == "float32"
+    message = gpu.facts(gpu.setting_of(arguments()))
+    assert message["torch"] == torch.__version__
+    assert message["dtype"] == "float32"

@@ -107,24 +107,24 @@ def test_a_process_is_measured_with_its_descendants():
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (["no-such-program-at-all"], "cannot be started"),
         ([sys.executable, "-c", "print('here'); raise SystemExit(3)"], "ended with code 3\nhere"),
     ],
 )
-def test_a_command_that_fails_is_told_by_its_side(command, told):
-    with pytest.raises(SystemExit, match=f"(?s){CHECKOUT[:4]}.*{told}"):
+def test_a_command_that_fails_is_reported_by_its_side(command, message):
+    with pytest.raises(SystemExit, match=f"(?s){CHECKOUT[:4]}.*{message}"):
         spawn(command, {}, CHECKOUT)
 
 
 def test_sides_that_must_compute_the_same_are_held_to_it():
-    own = benchmark(same={"mix": ("stock", "ours"), "30": ("stock", "ours")})
+    single = benchmark(same={"mix": ("stock", "ours"), "30": ("stock", "ours")})
     losses = {"stock": {"loss": {"value": 4.0}}, "ours": {"loss": {"value": 4.001}}}
-    refuse_disagreement(own, {"cases": {"mix": losses}})
+    refuse_disagreement(single, {"cases": {"mix": losses}})
     losses["ours"]["loss"]["value"] = 4.1
     with pytest.raises(SystemExit, match="mix: stock, ours do not compute the same"):
-        refuse_disagreement(own, {"cases": {"mix": losses}})
+        refuse_disagreement(single, {"cases": {"mix": losses}})
 
 
 def test_checkout_and_command_belong_together(monkeypatch, tmp_path, capsys):
@@ -132,6 +132,6 @@ def test_checkout_and_command_belong_together(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", ["bench", *words])
         with pytest.raises(SystemExit):
             measure.parse(benchmark(checkout="mix"))
-    told = capsys.readouterr().err
-    assert "belong together" in told
-    assert "there is no folder gone" in told
+    message = capsys.readouterr().err
+    assert "belong together" in message
+    assert "there is no folder gone" in message

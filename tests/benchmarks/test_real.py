@@ -98,7 +98,7 @@ def test_questions_compare_runs_that_there_are():
     assert named == set(real_runs.RUNS)
 
 
-def test_encoders_with_code_of_their_own_are_allowed_in_every_command(real_folders):
+def test_encoders_with_foreign_code_are_allowed_in_every_command(real_folders):
     plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
     for cell in real.plan_run(plan, "sfx_gate", real_runs.RUNS["sfx_gate"], 0):
         assert "--trust-remote-code" in cell.command
@@ -106,7 +106,7 @@ def test_encoders_with_code_of_their_own_are_allowed_in_every_command(real_folde
         assert "--trust-remote-code" not in cell.command
 
 
-def test_one_wording_asks_the_same_tasks_in_one_way(tmp_path):
+def test_one_wording_has_the_same_tasks_in_one_way(tmp_path):
     recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
     assert recipe.compute_train_shares() == whole.compute_train_shares()

@@ -134,8 +134,8 @@ def test_only_the_same_machine_threads_and_size_are_compared(tmp_path):
     other_benchmark = {**result([8.0], [2.0], when="2026-11-24T10:00:00"), "benchmark": "encoder"}
     for one in (*same, *others, quick, steps, other_benchmark):
         store_result(tmp_path, one)
-    found = history(tmp_path, result([8.0], [1.0], when="2026-11-30T10:00:00"))
-    assert [one["machine"]["when"][8:10] for one in found] == ["18", "19", "20"]
+    actual = history(tmp_path, result([8.0], [1.0], when="2026-11-30T10:00:00"))
+    assert [one["machine"]["when"][8:10] for one in actual] == ["18", "19", "20"]
 
 
 def test_a_day_has_one_file_and_keeps_the_newest_of_each_benchmark(tmp_path):
@@ -165,7 +165,7 @@ def test_tables_and_curve_show_every_side(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 5000
 
 
-def test_a_side_without_a_load_is_told_as_such():
+def test_a_side_without_a_load_is_reported_as_such():
     new = result([8.0], [2.0])
     del new["cases"]["mix"]["ours"]["load"]
     (move, _) = moved(new, {**new, "cases": result([8.0], [1.0])["cases"]})

@@ -40,10 +40,10 @@ def scripts(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "HERE", tmp_path)
     names = {"step": 0, "encoder": 0, "labels": 1}
     monkeypatch.setattr(run, "BENCHMARKS", {name: f"{name}.py" for name in names})
-    found = tmp_path / "found.json"
+    result = tmp_path / "found.json"
     for name, code in names.items():
-        (tmp_path / f"{name}.py").write_text(SCRIPT.format(template=str(found), name=name, code=code))
-    return found
+        (tmp_path / f"{name}.py").write_text(SCRIPT.format(template=str(result), name=name, code=code))
+    return result
 
 
 def call(monkeypatch, *words):
@@ -63,9 +63,9 @@ def test_results_are_stored_drawn_and_compared(scripts, tmp_path, monkeypatch, c
 
     scripts.write_text(json.dumps(made_up([1.0, 1.1, 1.2], "2026-11-21T10:00:00")))
     call(monkeypatch, "step", *folders)
-    told = capsys.readouterr().out
-    assert "-50%" in told
-    assert "better" in told
+    message = capsys.readouterr().out
+    assert "-50%" in message
+    assert "better" in message
     assert len(list(store.glob("*.json"))) == 2
 
     call(monkeypatch, "--compare", *folders)
@@ -90,7 +90,7 @@ def test_a_quick_call_leaves_nothing_behind(scripts, tmp_path, monkeypatch):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_an_unknown_name_is_told_with_those_there_are(scripts, monkeypatch, capsys):
+def test_an_unknown_name_is_reported_with_those_there_are(scripts, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "stap")
     assert "there is no benchmark stap; known: step, encoder, labels" in capsys.readouterr().err
@@ -101,8 +101,10 @@ def test_other_sizes_are_stored_and_drawn_beside_the_usual_ones(scripts, tmp_pat
     folders = ("--store", store, "--figures", figures)
     scripts.write_text(json.dumps(made_up([2.0], "2026-11-20T10:00:00")))
     call(monkeypatch, "step", *folders)
-    asked = "int((arguments['--encoder'], arguments['--decoder']) != ('base', '0.6B'))"
-    (tmp_path / "step.py").write_text(SCRIPT.format(template=str(scripts), name="step base+0.6B", code=asked))
+    requests = "int((arguments['--encoder'], arguments['--decoder']) != ('base', '0.6B'))"
+    (tmp_path / "step.py").write_text(
+        SCRIPT.format(template=str(scripts), name="step base+0.6B", code=requests)
+    )
     call(monkeypatch, "--encoder", "base", "--decoder", "0.6B", *folders)  # the one that has both
     assert "nothing stored to compare with" in capsys.readouterr().out
     (file,) = store.glob("*.json")
@@ -110,7 +112,7 @@ def test_other_sizes_are_stored_and_drawn_beside_the_usual_ones(scripts, tmp_pat
     assert {path.name for path in figures.iterdir()} == {"bench_step.png", "bench_step_base+0.6B.png"}
 
 
-def test_a_benchmark_without_sizes_is_told(scripts, monkeypatch, capsys):
+def test_a_benchmark_without_sizes_is_reported(scripts, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call(monkeypatch, "labels", "--decoder", "0.6B")
     assert "labels takes no size of decoder; these do: step" in capsys.readouterr().err

@@ -75,12 +75,12 @@ def test_both_whole_runs_train_on_every_clip_once(small_runs, tmp_path, fresh_ac
         return bench_run.figures(Run("mix", side, True, 1, shared, scratch))
 
     theirs, ours = figures("Qwen2-Audio"), figures("ours")
-    for found in (theirs, ours):
-        assert found["clips"] == facts["clips"] == 4
-        assert found["steps"] == 1
-        assert found["audio_seconds"] == pytest.approx(facts["audio_seconds"])
-        assert 0 <= found["data_wait_share"] < 1
-        assert found["loss"] == pytest.approx(7.6, abs=0.5)  # ln 2048
+    for result in (theirs, ours):
+        assert result["clips"] == facts["clips"] == 4
+        assert result["steps"] == 1
+        assert result["audio_seconds"] == pytest.approx(facts["audio_seconds"])
+        assert 0 <= result["data_wait_share"] < 1
+        assert result["loss"] == pytest.approx(7.6, abs=0.5)  # ln 2048
     assert ours["audio_seconds_per_second"] * ours["seconds_per_clip"] == pytest.approx(
         facts["audio_seconds"] / 4
     )

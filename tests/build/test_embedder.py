@@ -45,8 +45,8 @@ def test_the_mean_and_the_frames_of_every_clip_in_order(embedder):
     assert vectors.shape == (4, 64)
     assert vectors.dtype == np.float32
     assert [len(f) for f in frames] == [25, 60, 1, 100]
-    for clip, vector, own in zip(CLIPS, vectors, frames, strict=True):
-        np.testing.assert_allclose(own, alone(clip), atol=1e-5)
+    for clip, vector, single in zip(CLIPS, vectors, frames, strict=True):
+        np.testing.assert_allclose(single, alone(clip), atol=1e-5)
         np.testing.assert_allclose(vector, alone(clip).mean(0), atol=1e-5)
     assert embedder.embed([]).shape == (0, 64)
     assert embedder.embed([], pool="none") == []
@@ -86,7 +86,7 @@ def test_other_rates_are_resampled(embedder):
 
 
 @pytest.mark.parametrize(
-    ("clips", "told"),
+    ("clips", "message"),
     [
         ("dog.wav", r"give a list"),
         (["no such file.wav"], "missing file"),
@@ -97,8 +97,8 @@ def test_other_rates_are_resampled(embedder):
         ([CLIPS[0].astype(np.float32)], r"in \[-1, 1\]"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(embedder, clips, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_meant_is_refused(embedder, clips, message):
+    with pytest.raises(UserError, match=message):
         embedder.embed(clips)
 
 
@@ -120,8 +120,8 @@ def test_eight_threads_get_the_same_numbers(tmp_path, kind):
     wanted = [embedder.embed([CLIPS[i] for i in order]) for order in orders]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            found = pool.map(lambda order: embedder.embed([CLIPS[i] for i in order]), orders)
-            for one, other in zip(wanted, found, strict=True):
+            result = pool.map(lambda order: embedder.embed([CLIPS[i] for i in order]), orders)
+            for one, other in zip(wanted, result, strict=True):
                 np.testing.assert_array_equal(one, other)
 
 

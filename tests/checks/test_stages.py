@@ -92,19 +92,19 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_it_is_told_before_any_model_is_loaded_and_by_check(recipes, kind, monkeypatch):
+def test_it_is_reported_before_any_model_is_loaded_and_by_check(recipes, kind, monkeypatch):
     second, message = MISTAKES[kind]
     monkeypatch.setattr(training, "build_model", None)
     run = config(recipes, second)
     for attempt in (lambda: run_training(run, None), lambda: check_run(run, Console(quiet=True))):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as output:
             attempt()
-        assert message in str(told.value)
-        assert "\n" not in str(told.value)
+        assert message in str(output.value)
+        assert "\n" not in str(output.value)
     assert not (recipes.parent / "out").exists()
 
 
-def test_a_budget_below_the_average_clip_is_told_whatever_stage_it_is_of(recipes, monkeypatch):
+def test_a_budget_below_the_average_clip_is_reported_whatever_stage_it_is_of(recipes, monkeypatch):
     monkeypatch.setattr(training, "build_model", None)
     budget = {"budget": {"audio_seconds": 1, "per_example": 0.9}}
     run = load_run(recipes, [f"stages={json.dumps([STAGE | budget])}"])
@@ -133,10 +133,10 @@ def test_the_first_stage_has_no_recipe_before_it(recipes):
         (ways(l2sp={"weight": 1, "on": "lm.model"}), "stages.two.continual.l2sp.on: 'lm.model' matches no"),
     ],
 )
-def test_what_only_the_whole_model_shows_is_told_before_the_first_step(recipes, second, message):
-    with pytest.raises(UserError) as told:
+def test_what_only_the_whole_model_shows_is_reported_before_the_first_step(recipes, second, message):
+    with pytest.raises(UserError) as output:
         run_training(config(recipes, second), None)
-    assert message in str(told.value)
+    assert message in str(output.value)
     assert not (recipes.parent / "out").exists()
 
 
@@ -166,7 +166,7 @@ def refuse(*arguments):
     raise UserError("no data")
 
 
-def test_means_that_the_engine_cannot_do_are_told_whatever_stage_they_are_of(recipes, monkeypatch):
+def test_means_that_the_engine_cannot_do_are_reported_whatever_stage_they_are_of(recipes, monkeypatch):
     plugin = SimpleNamespace(zero_stage=3)
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=2)
     run = config(recipes, ways(ema={"decay": 0.9}))

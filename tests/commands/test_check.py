@@ -110,7 +110,7 @@ def test_an_unused_column_of_a_card_may_be_wrong(setup):
         ([{"audio": "0.wav", "category": ["a"]}], "template error: .*a list is no text"),
     ],
 )
-def test_the_reason_of_the_first_row_is_told_where_none_can_be_used(setup, rows, reason):
+def test_the_reason_of_the_first_row_is_reported_where_none_can_be_used(setup, rows, reason):
     write_rows(setup, rows)
     with pytest.raises(
         UserError, match=rf"dataset d, split train: none of the first 1 rows can be used \(.*{reason}"
@@ -129,7 +129,7 @@ def test_samples_of_archives_that_cannot_be_used_say_why(setup):
         check(setup)
 
 
-def test_what_is_passed_over_is_told(setup):
+def test_what_is_passed_over_is_reported(setup):
     write_tar(setup / "data" / "set_train.tar", [1, 3])
     write_tar(setup / "data" / "set_test.tar", [2])
     change(setup, "d.yaml", load={"webdataset": "data"}, columns={"label": "{{ text }}"})
@@ -137,7 +137,7 @@ def test_what_is_passed_over_is_told(setup):
     assert "d:t, split train: passed over: file of another split (1), no .tar file (4)" in text
 
 
-def test_answers_that_may_be_numbers_of_classes_are_told(setup):
+def test_answers_that_may_be_numbers_of_classes_are_reported(setup):
     write_rows(setup, [{"audio": f"{n}.wav", "category": n} for n in range(3)])
     assert "all answers seen are whole numbers (0, 1, 2); if they number classes" in check(setup)
     change(setup, "t.yaml", labels=[0, 1, 2])

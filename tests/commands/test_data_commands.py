@@ -81,10 +81,10 @@ def test_a_packed_recipe_holds_the_same_rows(tone_run, tmp_path, quiet):
         row = old.row(index)
         if row.key == "1.wav":
             continue
-        ref, twin = row.audio[0], by_key[row.key].audio[0]
+        ref, other_run = row.audio[0], by_key[row.key].audio[0]
         samples = decode(ref.source, 10, "old")
-        assert np.array_equal(decode(twin.source, 10, "new"), samples)
-        assert twin.read_seconds() == pytest.approx(len(samples) / 16000)
+        assert np.array_equal(decode(other_run.source, 10, "new"), samples)
+        assert other_run.read_seconds() == pytest.approx(len(samples) / 16000)
         assert by_key[row.key].columns["label"] == row.columns["label"]
     assert len(list((tmp_path / "packed" / "tones").glob("*.tar"))) == 2  # one for each split
     with pytest.raises(UserError, match="is not empty; give --out a new folder"):

@@ -55,18 +55,27 @@ def test_two_processes_give_what_one_gives(trained, tmp_path):
         "--main_process_port",
         free_port(),
     ]
-    asked = ["eval", trained, "--out", tmp_path / "two.json", "--protocol", "xares-llm", "--batch-seconds", 2]
+    requests = [
+        "eval",
+        trained,
+        "--out",
+        tmp_path / "two.json",
+        "--protocol",
+        "xares-llm",
+        "--batch-seconds",
+        2,
+    ]
     done = subprocess.run(
-        [str(part) for part in (*launch, "-m", "uniaudio", *asked)],
+        [str(part) for part in (*launch, "-m", "uniaudio", *requests)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads((tmp_path / "two.json").read_text())
-    assert_same_figures(told["entries"], whole)
-    assert told["overall"] == told["scores"]["tones:tone"]["score"] == result["score"]
+    message = json.loads((tmp_path / "two.json").read_text())
+    assert_same_figures(message["entries"], whole)
+    assert message["overall"] == message["scores"]["tones:tone"]["score"] == result["score"]
     assert done.stdout.count("tones:tone: 5 rows") == 1  # the main process alone tells, and asked its share
     assert "xares-llm" in done.stdout
 

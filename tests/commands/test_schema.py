@@ -53,12 +53,12 @@ FRAGMENTS = {  # keys that do not stand at the top of a file
 
 def all_records():
     """Every record of the package that has fields."""
-    waiting, found = [Strict], []
+    waiting, result = [Strict], []
     while waiting:
         record = waiting.pop()
         waiting += record.__subclasses__()
-        found += [record] if record is not Strict and record.__module__.startswith("uniaudio.") else []
-    return found
+        result += [record] if record is not Strict and record.__module__.startswith("uniaudio.") else []
+    return result
 
 
 def test_the_page_is_generated_from_the_sources():

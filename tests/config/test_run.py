@@ -100,7 +100,7 @@ def test_bases_of_bases_merge_mappings_and_replace_lists(tmp_path):
         read_layers(tmp_path / "c.yaml", "config")
 
 
-def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):
+def test_a_file_of_the_user_comes_before_the_shipped_one(tmp_path, monkeypatch):
     shipped = find_file("template", "asr").resolve()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "templates").mkdir()
@@ -109,7 +109,7 @@ def test_a_users_own_file_comes_before_the_shipped_one(tmp_path, monkeypatch):
     assert find_file("template", "asr").resolve() != shipped
 
 
-def test_a_missing_folder_of_recordings_is_told(tone_run, monkeypatch):
+def test_a_missing_folder_of_recordings_is_reported(tone_run, monkeypatch):
     monkeypatch.setattr("uniaudio.config.search_paths.find_realdata_root", lambda: None)
     with pytest.raises(
         UserError, match=r"encoders\.whisper\.path: no folder of real recordings; set UNIAUDIO_REALDATA"

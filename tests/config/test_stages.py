@@ -77,11 +77,11 @@ def test_hours_leave_the_number_of_steps_open(tone_run):
         ({"continual": {"distill": {"weight": 1, "distance": "l1"}}}, "'l1' is not one of mse, cosine"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(tone_run, change, message):
-    with pytest.raises(UserError) as told:
+def test_mistakes_are_reported_in_one_sentence(tone_run, change, message):
+    with pytest.raises(UserError) as output:
         load_run(tone_run, [stages(change)])
-    assert message in str(told.value)
-    assert "\n" not in str(told.value)
+    assert message in str(output.value)
+    assert "\n" not in str(output.value)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,6 @@ def test_mistakes_are_told_in_one_sentence(tone_run, change, message):
     ],
 )
 def test_so_are_those_of_all_stages_and_of_the_guard(tone_run, overrides, message):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         load_run(tone_run, overrides)
-    assert message in str(told.value)
+    assert message in str(output.value)

@@ -56,7 +56,7 @@ def test_gain(db):
 
 @pytest.mark.parametrize("kind", ["white", "pink", "brown"])
 @pytest.mark.parametrize("snr", [0.0, 15.0])
-def test_noise_has_the_ratio_it_was_asked_for(kind, snr):
+def test_noise_has_the_ratio_that_is_set(kind, snr):
     clip = voice(2.0) // 4
     noisy = augmented(clip, {"noise": {"snr_db": (snr, snr), "kind": kind}})
     assert decibels(clip) - decibels(noisy.astype(int) - clip) == pytest.approx(snr, abs=0.1)
@@ -178,7 +178,7 @@ def test_any_chain_gives_a_clip_and_the_same_one_again(steps, count, level, seed
 
 
 @pytest.mark.parametrize("name", sorted(CONDITIONS))
-def test_conditions_are_heard_and_fixed(name):
+def test_conditions_change_clips_and_fixed(name):
     clip = voice()
     first, second = (Augmenter(CONDITIONS[name], name).augment(clip, random.Random(s)) for s in (1, 1))
     assert np.array_equal(first, second)

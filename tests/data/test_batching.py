@@ -65,11 +65,11 @@ def for_hypothesis(shared, mixture):
 
 def planned(mixture, stream, pools, state=None):
     """The batches of a stream's first pools."""
-    found = []
+    result = []
     for batch in mixture.stream(stream, state):
         if batch.state.pool >= pools:
-            return found
-        found.append(batch)
+            return result
+        result.append(batch)
 
 
 def keys(batches):
@@ -164,7 +164,7 @@ def test_first_k_and_the_rest_are_all(shared, first, seed, stream, window, shard
     ]
 
 
-def test_unusable_rows_are_skipped_and_told_once(mixture):
+def test_unusable_rows_are_skipped_and_reported_once(mixture):
     source = Rows(16, seconds=lambda i: {3: 0.0, 5: 600.0}.get(i, 1.0), bad={7})
     mix = mixture(source, streams=1, micro_batches=1)
     batches = planned(mix, 0, 1)

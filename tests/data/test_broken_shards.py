@@ -76,7 +76,7 @@ def test_a_tar_that_is_damaged_in_the_middle_has_lost_what_lies_behind(tars):
     assert losses(tars) == []
 
 
-def test_two_tars_written_one_behind_the_other_are_told(tars):
+def test_two_tars_written_one_behind_the_other_are_reported(tars):
     first, second = tars / "0.tar", tars / "1.tar"
     first.write_bytes(first.read_bytes() + second.read_bytes())
     (skip,) = losses(tars)

@@ -21,7 +21,7 @@ def write(folder, name="mine", **changes):
     return load_card(str(path))
 
 
-def test_columns_are_rendered_over_the_rows_own(tmp_path):
+def test_columns_are_rendered_over_those_of_the_row(tmp_path):
     card = write(tmp_path)
     assert card.fields({"label": "low", "word": "old"}) == {"label": "low", "word": "LOW"}
     missing = card.fields({})["word"]
@@ -39,7 +39,7 @@ def test_splits_keep_their_rows(tmp_path):
         card.split("tests")
 
 
-def test_a_condition_that_cannot_be_told_shows_the_row(tmp_path):
+def test_a_condition_that_cannot_be_decided_shows_the_row(tmp_path):
     card = write(tmp_path, splits={"train": {"keep": "fold < 5"}})
     with pytest.raises(UserError, match=r"splits\.train\.keep .*\(in a row with fold='five'\)"):
         card.keeps({"fold": "five"}, "train")

@@ -84,15 +84,15 @@ def test_ids_are_those_of_the_stock_template(tokenizer):
 def test_train_prompt_equals_inference_prompt_and_end_of_turn_is_labelled(tokenizer, request):
     format = ChatFormat(tokenizer)
     trained = collate([example()], format, lambda n: n // 800, ("task",))
-    asked = collate_prompts([example()], format, lambda n: n // 800, ("task",))
-    length = len(asked.tokens.values)
-    assert torch.equal(trained.tokens.values[:length], asked.tokens.values)
-    assert torch.equal(trained.audio_positions, asked.audio_positions)
+    requests = collate_prompts([example()], format, lambda n: n // 800, ("task",))
+    length = len(requests.tokens.values)
+    assert torch.equal(trained.tokens.values[:length], requests.tokens.values)
+    assert torch.equal(trained.audio_positions, requests.audio_positions)
     assert trained.audio_positions.tolist() == [
         *range(trained.audio_positions[0], trained.audio_positions[0] + 4),
         *range(trained.audio_positions[4], trained.audio_positions[4] + 2),
     ]
-    assert asked.answer_tokens == 0
+    assert requests.answer_tokens == 0
     assert trained.labels[-1] == format.end_of_turn
     assert format.decode([format.end_of_turn]) == END[request.node.callspec.params["tokenizer"]]
     assert torch.equal(trained.labels, trained.tokens.values[length:])

@@ -104,7 +104,7 @@ def test_a_template_that_cannot_be_used_is_one_sentence(chat_tokenizer, template
     assert "\n" not in str(problem.value)
 
 
-def test_a_run_asks_tomorrow_what_it_learned_today(chat_tokenizer, monkeypatch):
+def test_a_run_still_uses_the_prompts_that_it_learned_today(chat_tokenizer, monkeypatch):
     chat_tokenizer.chat_template = DATED
     set_day(monkeypatch, 1)
     today = ChatFormat(chat_tokenizer)

@@ -43,12 +43,12 @@ def examples(groups):
 
 def columns(batch):
     """Return for every row ``(token or number of the audio token, whether it is audio)`` and its labels by place."""
-    heard = dict(zip(batch.audio_positions.tolist(), batch.audio_index.tolist(), strict=True))
+    seen = dict(zip(batch.audio_positions.tolist(), batch.audio_index.tolist(), strict=True))
     answers = dict(zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True))
     rows, begin = [], 0
     for row in batch.tokens.rows():
         places = range(begin, begin + len(row))
-        ids = [(heard.get(p, int(row[p - begin])), p in heard) for p in places]
+        ids = [(seen.get(p, int(row[p - begin])), p in seen) for p in places]
         rows.append((ids, [(p - begin, answers[p]) for p in places if p in answers]))
         begin += len(row)
     return rows

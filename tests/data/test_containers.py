@@ -308,7 +308,7 @@ def test_ogg_that_is_cut_or_damaged_is_refused(data, tmp_path):
     assert "is damaged" in the_one_result(data[:middle] + bytes(9) + data[middle + 9 :], tmp_path)
 
 
-def test_pages_that_are_missing_are_told(tmp_path):
+def test_pages_that_are_missing_are_reported(tmp_path):
     data = encoded(noisy_tone(20.0), format="OGG", subtype="VORBIS")
     pages = [place for place in range(len(data)) if data.startswith(b"OggS", place)]
     assert len(pages) > 4

@@ -7,7 +7,7 @@ import pytest
 from made_up_sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.eval_sample import MOST_CANDIDATES, EvalSamples, choose_sample, sample_rows
+from uniaudio.data.eval_sample import MOST_CANDIDATES, EvalSamples, choose_sample, sample_indexed_rows
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError
@@ -69,7 +69,9 @@ class LabelledShards(Labelled, Shards):
 
 
 def labels_of(source, sample):
-    return Counter(row.columns["label"] for row in sample_rows(source, sample) if isinstance(row, Row))
+    return Counter(
+        row.columns["label"] for row in sample_indexed_rows(source, sample) if isinstance(row, Row)
+    )
 
 
 def test_a_sorted_set_keeps_all_classes_in_their_shares(entry):
@@ -77,7 +79,7 @@ def test_a_sorted_set_keeps_all_classes_in_their_shares(entry):
     sample = choose_sample(entry, source, 200)
     assert sample.rows == 320
     assert labels_of(source, sample) == {str(digit): 20 for digit in range(10)}
-    keys = [row.key for row in sample_rows(source, sample)]
+    keys = [row.key for row in sample_indexed_rows(source, sample)]
     assert keys == sorted(keys, key=lambda key: int(key.split(".")[0]))  # in the order of the source
     assert labels_of(source, choose_sample(entry, source, 10)) == {str(digit): 1 for digit in range(10)}
 
@@ -87,7 +89,7 @@ def test_without_a_cap_all_rows(entry, limit):
     source = open_source(entry.dataset, entry.split)
     sample = choose_sample(entry, source, limit)
     assert (sample.addresses, sample.rows) == (None, 320)
-    assert len(list(sample_rows(source, sample))) == 320
+    assert len(list(sample_indexed_rows(source, sample))) == 320
 
 
 def test_rare_classes_have_one_row_at_least(entry):
@@ -114,9 +116,10 @@ def test_the_choice_is_of_the_rows_and_not_of_their_order(entry):
 
     one, other = (kind(300, lambda i: i % 3) for kind in (LabelledRows, Reversed))
     chosen = [
-        {row.key for row in sample_rows(s, choose_sample(entry, s, n))} for s, n in ((one, 60), (one, 90))
+        {row.key for row in sample_indexed_rows(s, choose_sample(entry, s, n))}
+        for s, n in ((one, 60), (one, 90))
     ]
-    assert {row.key for row in sample_rows(other, choose_sample(entry, other, 60))} == chosen[0]
+    assert {row.key for row in sample_indexed_rows(other, choose_sample(entry, other, 60))} == chosen[0]
     assert chosen[0] < chosen[1]  # a larger cap adds rows
 
 
@@ -148,5 +151,5 @@ def test_shards_give_rows_alike_and_hidden_rows_are_none(entry):
 
 def test_rows_that_cannot_be_used_are_part_of_the_sample(entry):
     source = LabelledRows(400, lambda i: i % 2, bad=range(0, 40))
-    rows = list(sample_rows(source, choose_sample(entry, source, 100)))
+    rows = list(sample_indexed_rows(source, choose_sample(entry, source, 100)))
     assert sum(isinstance(row, RowError) for row in rows) == 10

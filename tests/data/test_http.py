@@ -126,7 +126,7 @@ def test_parts_are_read(server):
     ],
     ids=str,
 )
-def test_an_answer_that_is_not_the_part_that_was_asked_for_is_refused(server, headers):
+def test_an_answer_that_is_not_the_part_that_was_requested_is_refused(server, headers):
     odd(server, **headers)
     raised = read_both(server)
     assert [type(problem) for problem in raised] == [BrokenShardError] * 2
@@ -223,7 +223,7 @@ def outage(faults, max_outage=600.0):
     return rows, slept, said, waited
 
 
-def test_a_server_that_asks_for_patience_gets_it_within_the_limit():
+def test_a_server_that_sends_retry_after_gets_it_within_the_limit():
     rows, slept, said, waited = outage([UnavailableError("503", 120.0), UnavailableError("503", 0.0)])
     assert len(list(rows)) == 1
     assert slept == waited == [120.0, 2.0]

@@ -106,7 +106,7 @@ def test_a_damaged_file_breaks_its_shard_alone(tmp_path):
         list(source.read(1, Place()))
 
 
-def test_mistakes_are_told_when_a_dataset_is_opened(tmp_path):
+def test_mistakes_are_reported_when_a_dataset_is_opened(tmp_path):
     write_parquet(tmp_path / "data")
     with pytest.raises(UserError, match=r"load\.hub: \S+data cannot be opened .*test"):
         hub(tmp_path, splits={"train": {"name": "test"}})
@@ -127,5 +127,5 @@ class InWorkers(IterableDataset):
 
 def test_torch_workers_do_not_take_rows_from_each_other(tmp_path):
     write_parquet(tmp_path / "data", files=2, rows=3)
-    found = list(DataLoader(InWorkers(hub(tmp_path)), batch_size=None, num_workers=2))
-    assert found == [[1, 2], [1, 2], [4, 5], [4, 5]]
+    result = list(DataLoader(InWorkers(hub(tmp_path)), batch_size=None, num_workers=2))
+    assert result == [[1, 2], [1, 2], [4, 5], [4, 5]]

@@ -104,7 +104,7 @@ def test_bad_rows_of_metadata_are_rows_that_cannot_be_used(tmp_path):
     assert [getattr(row, "reason", "") for row in rows] == ["", "broken metadata", "missing column"]
 
 
-def test_every_suffix_that_is_read_is_taken_and_others_are_counted(tmp_path):
+def test_every_suffix_that_is_read_is_taken_and_others_are_left_out_by_number(tmp_path):
     names = ("a.WAV", "b.aif", "c.W64", "d.caf", "e.oga", "f.MP3", "g.sph")
     write_clips(tmp_path / "data", *names, "h.txt", "i.raw", "j", ".k.wav", ".git/l.wav")
     source = audiofolder(tmp_path)
@@ -162,7 +162,7 @@ def test_files_of_a_folder_that_is_read_under_two_names_come_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "name", "own"),
+    ("files", "name", "single"),
     [
         (["esc_train.tar", "esc_test.tar"], "train", ["esc_train.tar"]),
         (["esc_train.tar", "esc_test.tar"], "test", ["esc_test.tar"]),
@@ -180,9 +180,9 @@ def test_files_of_a_folder_that_is_read_under_two_names_come_once(tmp_path):
         (["retrained.tar", "contest.tar"], "train", None),
     ],
 )
-def test_the_name_of_a_split_is_a_whole_word_of_a_path(files, name, own):
+def test_the_name_of_a_split_is_a_whole_word_of_a_path(files, name, single):
     chosen = choose_files([file.split("/") for file in files], name, {name})
-    assert (None if chosen is None else [f for f, c in zip(files, chosen, strict=True) if c]) == own
+    assert (None if chosen is None else [f for f, c in zip(files, chosen, strict=True) if c]) == single
 
 
 def test_words_of_names():

@@ -53,7 +53,7 @@ def global_order(mixture, world, workers, state=None, steps=6):
         list(islice(make_loader(mixture, ("tone",), rank, world, workers, 2, state), steps))
         for rank in range(world)
     ]
-    found = []
+    result = []
     for s in range(steps):
         micro = [None] * mixture.micro_batches
         for rank in range(world):
@@ -63,13 +63,13 @@ def global_order(mixture, world, workers, state=None, steps=6):
                     tuple(batch.labels.tolist()),
                     batch.audio.values.sum().item(),
                 )
-        found.append(micro)
+        result.append(micro)
 
     def state_after(step):
         states = [json.loads(json.dumps(ranks[rank][step - 1].state.to_json())) for rank in range(world)]
         return PlanState.from_json(join_states(states))
 
-    return found, state_after
+    return result, state_after
 
 
 @pytest.mark.slow
@@ -182,8 +182,8 @@ def test_what_a_user_should_know_about_streams_shards_and_workers(mixture):
     assert "8 workers are not started; raise data.streams" in describe_sharing(
         mixture(Rows(10)), workers=11, world=4
     )
-    told = describe_sharing(mixture(Shards(5)), workers=2, world=1)
-    assert told == (
+    message = describe_sharing(mixture(Shards(5)), workers=2, world=1)
+    assert message == (
         "dataset tones has 1 shard(s) for 12 streams: several streams read the same shard and take its rows in turns"
     )
 

@@ -32,7 +32,7 @@ def test_weights_and_replay_become_shares(tone_run):
     assert recipe.compute_train_shares() == pytest.approx([0.75, 0.25])
 
 
-def test_a_replayed_pairing_is_counted_once(tone_run):
+def test_a_replayed_pairing_counts_once(tone_run):
     write(tone_run, "old", train=[LINE])
     recipe = load_recipe(write(tone_run, train=[LINE], replay=[{"recipe": "old", "share": 0.25}]))
     assert recipe.compute_train_shares() == pytest.approx([1.0])
@@ -75,7 +75,7 @@ def test_mistakes_are_found_before_any_data(tone_run, content, message):
     assert message in str(mistake.value)
 
 
-def test_a_replayed_recipe_replays_its_own(tone_run):
+def test_a_replayed_recipe_replays_its_replays(tone_run):
     card(tone_run, "first")
     card(tone_run, "second")
     write(tone_run, "oldest", train=[{**LINE, "dataset": "first"}])

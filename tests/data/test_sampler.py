@@ -18,13 +18,13 @@ def cursor(source, stream=0, streams=1, size=4, mark=Mark(), seed=3):
 
 def epoch_rows(source, stream, streams, epoch, size=4):
     """Keys that a stream takes while its mark is in one epoch."""
-    reader, found = cursor(source, stream, streams, size), []
+    reader, result = cursor(source, stream, streams, size), []
     while True:
         row = reader.take()
         if reader.mark.epoch == epoch:
-            found.append(row.key)
+            result.append(row.key)
         if reader.mark.epoch > epoch:
-            return found
+            return result
 
 
 @given(size=st.integers(1, 60), streams=st.integers(1, 9), epochs=st.integers(1, 3))
@@ -66,8 +66,8 @@ def test_sharded_rows_come_once_in_each_epoch_over_all_streams(counts, streams, 
     if not sum(counts):
         return
     source = Shards(*counts)
-    found = [key for stream in range(streams) for key in epoch_rows(source, stream, streams, epoch, size)]
-    assert sorted(found) == sorted(f"{s}/{r}" for s, count in enumerate(counts) for r in range(count))
+    result = [key for stream in range(streams) for key in epoch_rows(source, stream, streams, epoch, size)]
+    assert sorted(result) == sorted(f"{s}/{r}" for s, count in enumerate(counts) for r in range(count))
 
 
 @settings(max_examples=40)
@@ -107,7 +107,7 @@ def test_windows_are_shuffled_and_epochs_differ():
     assert second not in (in_order, first)
 
 
-def test_a_broken_shard_is_told_and_the_others_go_on():
+def test_a_broken_shard_is_reported_and_the_others_go_on():
     source = Shards(4, 4, 4, broken={1: 2})
     reader, keys = cursor(source, size=100), []
     for _ in range(10):
@@ -123,7 +123,7 @@ def test_a_broken_shard_is_told_and_the_others_go_on():
     assert reader.take_troubles() == []
     again = cursor(source, size=100, mark=reader.mark)
     again.take()
-    assert all(told.row != "shard1" for told in again.take_troubles()) or again.mark.epoch == 1
+    assert all(message.row != "shard1" for message in again.take_troubles()) or again.mark.epoch == 1
 
 
 def test_one_row_serves_every_stream_and_no_row_is_a_mistake():

@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.server.asked.append((self.path, self.headers.get("Range")))
+        self.server.requests.append((self.path, self.headers.get("Range")))
         fault = self.server.faults.pop(0) if self.server.faults else None
         file = self.server.folder / unquote(self.path).lstrip("/")
         if fault == "silence":
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path):
     serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving.folder, serving.faults, serving.asked, serving.ranges = tmp_path, [], [], True
+    serving.folder, serving.faults, serving.requests, serving.ranges = tmp_path, [], [], True
     serving.awake = threading.Event()
     threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
     serving.url = f"http://127.0.0.1:{serving.server_port}"
@@ -92,7 +92,7 @@ def test_tars_by_url_and_from_a_place_by_range(server, tars):
     for start in (0, 4, 9):
         rest = list(tars.read(0, whole[start][1]))
         assert [behind for _, behind in rest] == [behind for _, behind in whole[start + 1 :]]
-    assert server.asked[-1] == ("/set-0.tar", f"bytes={whole[9][1].offset}-")
+    assert server.requests[-1] == ("/set-0.tar", f"bytes={whole[9][1].offset}-")
 
 
 def test_every_place_of_a_tar_by_url(tars):
@@ -103,7 +103,7 @@ def test_urls_with_signs_of_any_language(server, tmp_path):
     write_tar(tmp_path / "Töne 1" / "ä#.tar", range(3))
     source = open_source(card(tmp_path, {"webdataset": f"{server.url}/Töne 1/ä%23.tar"}), "train")
     assert numbers(source.rows()) == [(i, i) for i in range(3)]
-    assert server.asked == [("/T%C3%B6ne%201/%C3%A4%23.tar", "bytes=0-")]
+    assert server.requests == [("/T%C3%B6ne%201/%C3%A4%23.tar", "bytes=0-")]
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_beginning(server, tars):
@@ -118,7 +118,7 @@ def test_a_dropped_connection_is_taken_up_where_it_ended(server, tars):
     rows, slept = patiently(tars)
     assert numbers(row for row, _ in rows) == [(i, i) for i in range(10)]
     assert slept == [1.0, 2.0, 1.0]
-    offsets = [int(asked[1].removeprefix("bytes=").removesuffix("-")) for asked in server.asked]
+    offsets = [int(requests[1].removeprefix("bytes=").removesuffix("-")) for requests in server.requests]
     assert offsets[0] == 0 < offsets[1] == offsets[2] < offsets[3]
 
 
@@ -156,7 +156,7 @@ def test_a_refusal_is_not_tried_again(server, tars, code):
     server.faults = [code]
     with pytest.raises(BrokenShardError, match=str(code)):
         patiently(tars)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_file_that_vanishes_in_mid_stream_is_a_broken_shard_behind_its_rows(server, tars, tmp_path):
@@ -177,7 +177,7 @@ def test_parquet_by_url_reads_only_what_it_needs(server, tmp_path):
     write_parquet(tmp_path / "far", files=2, rows=6, group=2)
     place = f"{server.url}/far/train-{{00000..00001}}-of-00002.parquet"
     source = open_source(card(tmp_path, {"parquet": place}), "train")
-    assert server.asked == []  # footers are read when a shard's turn comes
+    assert server.requests == []  # footers are read when a shard's turn comes
     assert len(source.shards) == 2
     whole, _ = patiently(source, 1)
     assert numbers(row for row, _ in whole) == [(i, i) for i in range(6, 12)]
@@ -196,7 +196,7 @@ def test_a_refusal_of_any_request_of_a_parquet_file(server, tmp_path, code, erro
     place = f"{server.url}/far/train-00000-of-00001.parquet"
     source = open_source(card(tmp_path, {"parquet": place}), "train")
     assert len(list(source.read(0, Place()))) == 5
-    for good in range(len(server.asked)):
+    for good in range(len(server.requests)):
         server.faults = [None] * good + [code]
         with pytest.raises(error, match=str(code)):
             list(source.read(0, Place()))

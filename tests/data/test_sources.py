@@ -368,7 +368,7 @@ def test_manifests_of_which_no_row_can_be_read_are_mistakes(tmp_path):
         open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train")
 
 
-def test_rows_of_which_a_condition_cannot_be_told_are_bad_rows_of_every_split(tmp_path):
+def test_rows_of_which_a_condition_cannot_be_decided_are_bad_rows_of_every_split(tmp_path):
     (tmp_path / "a.wav").write_bytes(clip_bytes(1))
     rows = [{"fold": 1}, {"fold": "none"}, {}, {"fold": 7}]
     (tmp_path / "rows.jsonl").write_text(

@@ -22,7 +22,7 @@ def write_members(path, *members, format=tarfile.PAX_FORMAT):
             add(tar, name, content)
 
 
-def told(source):
+def output(source):
     """Keys of rows and reasons of errors."""
     return [row.key if isinstance(row, Row) else row.reason for row in source.rows()]
 
@@ -61,8 +61,8 @@ def test_a_place_is_the_byte_of_the_next_samples_first_header(tmp_path, format):
         begins = [member.offset for member in tar if member.name.endswith(".flac")]
         last = tar.getmembers()[-1]
         end = last.offset_data + -(-last.size // 512) * 512
-    found = [behind for _, behind in source_of(tmp_path).read(0, Place())]
-    assert found == [Place(i + 1, at) for i, at in enumerate([*begins[1:], end])]
+    result = [behind for _, behind in source_of(tmp_path).read(0, Place())]
+    assert result == [Place(i + 1, at) for i, at in enumerate([*begins[1:], end])]
 
 
 def test_a_cut_tar_gives_all_samples_that_are_whole(tmp_path):
@@ -74,11 +74,11 @@ def test_a_cut_tar_gives_all_samples_that_are_whole(tmp_path):
         clips = [m.offset_data + -(-m.size // 512) * 512 for m in tar if m.name.endswith(".flac")]
     for size in range(0, ends[-1] + 1, 512):
         (tmp_path / "a.tar").write_bytes(content[:size])
-        found = []
+        result = []
         with pytest.raises(BrokenShardError, match=rf"a\.tar: cut at byte {size}"):
-            found.extend(row.columns["n"] for row, _ in source_of(tmp_path).read(0, Place()))
+            result.extend(row.columns["n"] for row, _ in source_of(tmp_path).read(0, Place()))
         # a sample is known to be whole when the next one has begun
-        assert found == list(range(sum(begun <= size for begun in clips[1:])))
+        assert result == list(range(sum(begun <= size for begun in clips[1:])))
     (tmp_path / "a.tar").write_bytes(content[: ends[-1] + 512])
     assert numbers(source_of(tmp_path).rows()) == [(i, i) for i in range(4)]
 
@@ -115,7 +115,7 @@ def test_sizes_that_cannot_be_are_damage(tmp_path):
         list(source_of(tmp_path).read(0, Place()))
 
 
-def test_the_first_of_samples_with_one_key_is_used_and_the_others_told(tmp_path):
+def test_the_first_of_samples_with_one_key_is_used_and_the_others_reported(tmp_path):
     write_members(
         tmp_path / "a.tar",
         ("a.wav", clip_bytes(1)),
@@ -127,7 +127,7 @@ def test_the_first_of_samples_with_one_key_is_used_and_the_others_told(tmp_path)
         ("b.json", b'{"n": 4}'),
     )
     source = source_of(tmp_path)
-    assert told(source) == ["a/a", "duplicate key", "duplicate key", "a/b"]
+    assert output(source) == ["a/a", "duplicate key", "duplicate key", "a/b"]
     assert numbers(row for row in source.rows() if isinstance(row, Row)) == [(1, 1), (4, 4)]
     assert check_places(source) == [4]
 
@@ -146,7 +146,7 @@ def test_bad_samples_are_rows_that_cannot_be_used(tmp_path):
         ("f.flac", clip_bytes(5, "FLAC")),
     )
     source = source_of(tmp_path)
-    assert told(source) == [
+    assert output(source) == [
         "missing audio",
         "broken metadata",
         "broken metadata",
@@ -191,7 +191,7 @@ def test_links_folders_and_names_in_other_encodings(tmp_path):
         tar.addfile(link)
         add(tar, "b.wav", clip_bytes(2))
     source = source_of(tmp_path)
-    assert told(source) == ["a/\\xfc", "a/b"]
+    assert output(source) == ["a/\\xfc", "a/b"]
     assert check_places(source) == [2]
 
 
@@ -205,7 +205,7 @@ def test_pairs_and_conditions(tmp_path):
         ),
     )
     source = source_of(tmp_path, audio=["first", "second"], splits={"train": {"keep": "__key__ != '2'"}})
-    assert told(source) == ["a/0", "a/1", "a/3"]
+    assert output(source) == ["a/0", "a/1", "a/3"]
     assert check_places(source) == [4]  # a row that is not kept counts as well
     assert [len(row.audio) for row in source.rows()] == [2, 2, 2]
 
@@ -237,7 +237,7 @@ def test_files_with_the_same_name_give_different_keys(tmp_path):
     for part in ("de", "en"):
         write_tar(tmp_path / "x" / part / "0.tar", range(1))
     assert [row.key.partition("/")[0] for row in source_of(tmp_path, "x").rows()] == ["de", "en"]
-    assert len(set(told(source_of(tmp_path, "x")))) == 2
+    assert len(set(output(source_of(tmp_path, "x")))) == 2
 
 
 def test_tars_through_fsspec(tmp_path):

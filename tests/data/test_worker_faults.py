@@ -30,19 +30,19 @@ def workers():
 
 
 def sentence(problem, worker=None):
-    with pytest.raises(UserError) as told, explain_worker_faults(worker):
+    with pytest.raises(UserError) as message, explain_worker_faults(worker):
         raise problem
-    assert "\n" not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(message.value)
+    return str(message.value)
 
 
 KILLED = "DataLoader worker (pid {}) is killed by signal: {}. "
 
 
 def test_a_death_that_comes_up_anywhere_names_the_row_of_that_process(workers):
-    told = sentence(RuntimeError(KILLED.format(7001, "Killed")))
-    assert told.startswith("a data worker died; it was at: tones, row 1 (killed by the system")
-    assert "data.workers" in told
+    message = sentence(RuntimeError(KILLED.format(7001, "Killed")))
+    assert message.startswith("a data worker died; it was at: tones, row 1 (killed by the system")
+    assert "data.workers" in message
     exited = "DataLoader worker (pid(s) 12, 7000) exited unexpectedly"
     assert sentence(RuntimeError(exited)) == "a data worker died; it was at: tones, row 0"
     lost = "DataLoader worker (pid 7001) exited unexpectedly with exit code 1. Details are lost"
@@ -66,10 +66,10 @@ def test_a_pipe_that_ends_is_the_death_of_the_worker_that_was_waited_for(workers
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
     ],
 )
-def test_what_does_not_suffice_is_told_with_its_setting(workers, problem, setting):
-    told = sentence(problem, workers[0])
-    assert setting in told
-    assert "data.workers" in told
+def test_what_does_not_suffice_is_reported_with_its_setting(workers, problem, setting):
+    message = sentence(problem, workers[0])
+    assert setting in message
+    assert "data.workers" in message
 
 
 def test_other_problems_pass(workers):

@@ -41,8 +41,8 @@ def test_every_label_is_in_both_splits(corpus):
     for name, labels in (("sounds", EVENTS), ("instruments", INSTRUMENTS)):
         facts = [facts for facts, _ in read(corpus[name])]
         for split, count in (("train", QUICK.train), ("test", QUICK.test)):
-            found = sorted(row["label"] for row in facts if row["split"] == split)
-            assert found == sorted(list(labels) * count)
+            result = sorted(row["label"] for row in facts if row["split"] == split)
+            assert result == sorted(list(labels) * count)
 
 
 def test_classes_differ_in_spectrum_and_clips_within_a_class_differ(corpus):

@@ -36,7 +36,7 @@ def uniaudio(*arguments, expect=0):
 def here(capsys, fresh_accelerate):
     """Run a command in this process, which saves its start; returns what it told."""
 
-    def told(*arguments, expect=0):
+    def output(*arguments, expect=0):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])
@@ -44,7 +44,7 @@ def here(capsys, fresh_accelerate):
         assert (left.value.code or 0) == expect, captured
         return captured.out if expect == 0 else captured.err
 
-    return told
+    return output
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_a_paper_in_miniature_from_check_to_routes(tmp_path, monkeypatch, here):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
     assert "+mini" in here("check", "papers/mini/mowe", expect=2)
-    told = uniaudio("check", "papers/mowe", "+mini")
-    assert "tiny_english" in told
-    assert "128 wide" in told  # 64 of the base and 32 of each router's choice
+    output = uniaudio("check", "papers/mowe", "+mini")
+    assert "tiny_english" in output
+    assert "128 wide" in output  # 64 of the base and 32 of each router's choice
     uniaudio("train", "papers/mowe", "+mini", "train.max_steps=4", "train.log_every=2")
     assert "weak" in here("routes", "runs/mini/mowe")
     assert (tmp_path / "runs" / "mini" / "mowe" / "routes.png").is_file()
@@ -72,13 +72,13 @@ def test_a_paper_in_miniature_from_check_to_routes(tmp_path, monkeypatch, here):
 @pytest.mark.slow
 def test_from_check_to_report(tone_run, here):
     out, tones = tone_run.parent / "out", tone_run.parent / "tones"
-    told = uniaudio("check", tone_run)
-    assert "tones:tone" in told
-    assert "100.0%" in told
-    assert "GFLOP a step" in told
-    told = here("preview", tone_run, "-n", 3)
-    assert told.count("supervised tokens") == 3
-    assert "<audio 0." in told
+    output = uniaudio("check", tone_run)
+    assert "tones:tone" in output
+    assert "100.0%" in output
+    assert "GFLOP a step" in output
+    output = here("preview", tone_run, "-n", 3)
+    assert output.count("supervised tokens") == 3
+    assert "<audio 0." in output
     uniaudio("train", tone_run)
     probes = tone_run.parent / "probes.json"
     models = (tone_run.parent / "whisper", out, f"random:{tone_run.parent / 'whisper'}")

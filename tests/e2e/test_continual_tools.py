@@ -93,10 +93,10 @@ def test_a_task_more_goes_on_from_the_finished_run(finished, buzzes, tmp_path):
     assert {e.name: e.share for e in recipe.train} == {"buzzes:buzz": 0.75, "tones:tone": 0.25}
     assert run_training(load_run(config, ["data.log_ids=true"]), "yes") == 0
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
-    told = rows(tmp_path / "new")
-    assert [row["step"] for row in told if "loss" in row] == [1, 2, 3, 4, 5, 6, 7]
+    message = rows(tmp_path / "new")
+    assert [row["step"] for row in message if "loss" in row] == [1, 2, 3, 4, 5, 6, 7]
     new_ids = [
-        i for row in told if row.get("step", 0) > 4 and "ids" in row for step in row["ids"] for i in step
+        i for row in message if row.get("step", 0) > 4 and "ids" in row for step in row["ids"] for i in step
     ]
     assert {i.split("/")[0] for i in new_ids} == {"buzzes", "tones"}
     assert sorted(list_stage_ends(tmp_path / "new")) == [0, 1]
@@ -105,7 +105,7 @@ def test_a_task_more_goes_on_from_the_finished_run(finished, buzzes, tmp_path):
     assert any(not torch.equal(old[n], new[n]) for n in old)
 
 
-def test_what_cannot_be_added_to_is_told(finished, buzzes, tmp_path):
+def test_what_cannot_be_added_to_is_reported(finished, buzzes, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="is not empty"):
@@ -249,9 +249,9 @@ def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch)
     stage = "{name: %s, recipe: tone_recipe, steps: 3, budget: {audio_seconds: 6}}"
     overrides = tune_overrides(str(tone_run), [f"stages=[{stage % 'a'}, {stage % 'b'}]"])
     config = load_run(tone_run, overrides)
-    found = {stage.budget.audio_seconds for stage in config.stages}
-    assert len(found) == 1
-    assert 80 < found.pop() <= 90  # a tenth of a GiB a second, nine tenths of ten
+    results = {stage.budget.audio_seconds for stage in config.stages}
+    assert len(results) == 1
+    assert 80 < results.pop() <= 90  # a tenth of a GiB a second, nine tenths of ten
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="searches in one process"):
         tune_overrides(str(tone_run), [])

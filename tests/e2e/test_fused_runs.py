@@ -180,11 +180,11 @@ class Levels(AudioEncoder):
 """
 
 
-def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
+def test_an_encoder_class_of_the_user(tone_run, monkeypatch):
     (tone_run.parent / "my_levels.py").write_text(OWN)
     monkeypatch.chdir(tone_run.parent)
-    own = "{kind: 'my_levels:Levels', settings: {width: 6}, lr: 1e-2}"
-    alone = [f"encoders={{levels: {own}}}"]
+    single = "{kind: 'my_levels:Levels', settings: {width: 6}, lr: 1e-2}"
+    alone = [f"encoders={{levels: {single}}}"]
     with pytest.raises(
         UserError, match=r"encoders.levels: needs code of its own \(kind: my_levels:Levels\); give --allow"
     ):
@@ -194,7 +194,7 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
     run_training(load_run(tone_run, alone, allowed), None)
     encoder = load_encoder(str(tone_run.parent / "out"), torch.device("cpu"))
     assert (type(encoder).__name__, encoder.dim) == ("Levels", 6)
-    fused = [f"encoders.levels={own}", "fusion.kind=gate", f"output_dir={tone_run.parent / 'fused'}"]
+    fused = [f"encoders.levels={single}", "fusion.kind=gate", f"output_dir={tone_run.parent / 'fused'}"]
     run_training(load_run(tone_run, fused, allowed), None)
     wrong = "encoders={levels: {kind: 'my_levels:Levels', settings: {no: 1}}}"
     with pytest.raises(UserError, match="does not take these settings"):
@@ -210,7 +210,7 @@ def test_an_encoder_class_of_the_users_own(tone_run, monkeypatch):
         ("pathlib:Path", "is no subclass of uniaudio's AudioEncoder"),
     ],
 )
-def test_an_encoder_class_that_is_none_is_told(tone_run, kind, message):
+def test_an_encoder_class_that_is_none_is_reported(tone_run, kind, message):
     with pytest.raises(UserError, match=message):
         run_training(load_run(tone_run, [f"encoders.whisper.kind={kind}"], Trust(code=True)), None)
 
@@ -239,8 +239,8 @@ def test_an_encoder_class_that_is_none_is_told(tone_run, kind, message):
 )
 def test_mistakes_end_with_one_sentence(tone_run, second, overrides, message):
     for look in (lambda config: run_training(config, None), check_run):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as output:
             look(load_run(tone_run, overrides))
-    assert message in str(told.value)
-    assert "\n" not in str(told.value)
+    assert message in str(output.value)
+    assert "\n" not in str(output.value)
     assert not Path(tone_run.parent / "out" / "metrics.jsonl").exists()

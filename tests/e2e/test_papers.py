@@ -33,8 +33,8 @@ def here(cache, tmp_path, monkeypatch):
 
 
 def rows(folder):
-    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in found if "loss" in row]
+    result = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in result if "loss" in row]
 
 
 @pytest.mark.slow

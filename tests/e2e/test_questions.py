@@ -27,7 +27,7 @@ def test_losses_are_those_without_sharing(tone_run, monkeypatch, kind):
         return hidden(decoder, embeds, prefixes)
 
     monkeypatch.setattr(TextDecoder, "hidden", watched)
-    told, counts = {}, {}
+    message, counts = {}, {}
     for how in ("on", "off"):
         if how == "off":
             monkeypatch.setattr(AudioLM, "shares_prefixes", False)
@@ -36,9 +36,9 @@ def test_losses_are_those_without_sharing(tone_run, monkeypatch, kind):
         shared.clear(), tokens.clear()
         assert run_training(load_run(tone_run, [*settings, "train.max_steps=6"]), None) == 0
         assert any(shared) == (how == "on" and kind == "packed")
-        told[how] = [row for row in rows_of(out) if "loss" in row]
+        message[how] = [row for row in rows_of(out) if "loss" in row]
         counts[how] = sum(tokens)
-    assert len(told["on"]) == 6
+    assert len(message["on"]) == 6
     assert (counts["on"] < 0.9 * counts["off"]) == (kind == "packed")
-    for one, other in zip(told["on"], told["off"], strict=True):
+    for one, other in zip(message["on"], message["off"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-4)

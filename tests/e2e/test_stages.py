@@ -128,9 +128,9 @@ def test_adapter_first_then_all(tone_run):
             "whisper-2": 2.5e-4,
         }
     )
-    told = events(out, "stage")
-    assert [row["stage"] for row in told] == ["s0", "s1"]
-    assert told[0]["trained"] < told[1]["trained"]
+    output = events(out, "stage")
+    assert [row["stage"] for row in output] == ["s0", "s1"]
+    assert output[0]["trained"] < output[1]["trained"]
 
 
 LORA = {"train": {"^encoder": "frozen", "^encoder.*(q_proj|fc1)": "lora"}}
@@ -176,7 +176,7 @@ def test_a_run_stopped_in_any_stage_goes_on_to_the_same_end(tone_run):
         assert_same_end(whole, part)
 
 
-def test_mistakes_of_expressions_are_told_before_the_first_step(tone_run):
+def test_mistakes_of_expressions_are_reported_before_the_first_step(tone_run):
     for stage, message in [
         (
             {"train": {"^encoder\\.wisper": "full"}},
@@ -184,9 +184,9 @@ def test_mistakes_of_expressions_are_told_before_the_first_step(tone_run):
         ),
         ({"train": {"layers": "full"}}, "set decoder.train, or begin the expression with ^encoder"),
     ]:
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as output:
             run(tone_run, "out", [stage | {"name": "s1"}])
-        assert message in str(told.value)
+        assert message in str(output.value)
         assert not (tone_run.parent / "out" / "checkpoints").exists()
 
 
@@ -298,15 +298,15 @@ def test_the_mixture_moves_within_its_bounds_and_resumes_where_it_was(two_tasks)
     settings = ["train.save_every=2", "data.log_ids=true"]
     code, whole = run(two_tasks, "whole", [stage], *settings)
     assert code == 0
-    told = events(whole, "balance")
-    assert [(row["step"], row["round"]) for row in told] == [(2, 1), (4, 2)]
-    assert set(told[0]["factors"].values()) == {1.0}
-    assert set(told[0]["losses"]) == {"tone", "name"}
-    assert sorted(told[1]["factors"].values()) == pytest.approx([1 / 6, 6])
-    assert all(1 / 6 <= f <= 6 for row in told for f in row["factors"].values())
+    output = events(whole, "balance")
+    assert [(row["step"], row["round"]) for row in output] == [(2, 1), (4, 2)]
+    assert set(output[0]["factors"].values()) == {1.0}
+    assert set(output[0]["losses"]) == {"tone", "name"}
+    assert sorted(output[1]["factors"].values()) == pytest.approx([1 / 6, 6])
+    assert all(1 / 6 <= f <= 6 for row in output for f in row["factors"].values())
     rows = [row for row in metrics(whole) if "ids" in row]
     drawn = [i.split("/")[0] for row in rows[4:6] for ids in row["ids"] for i in ids]
-    more = max(told[1]["factors"], key=told[1]["factors"].get)
+    more = max(output[1]["factors"], key=output[1]["factors"].get)
     name = next(n for n in ("tones", "others") if more.startswith(n))
     assert drawn.count(name) > 0.8 * len(drawn)  # 36 to 1
     before = [i.split("/")[0] for row in rows[:4] for ids in row["ids"] for i in ids]
@@ -314,12 +314,12 @@ def test_the_mixture_moves_within_its_bounds_and_resumes_where_it_was(two_tasks)
     run(two_tasks, "part", [stage], *settings, "train.max_steps=5")  # within a round
     code, part = run(two_tasks, "part", [stage], *settings, resume="yes")
     assert code == 0
-    assert [row["factors"] for row in events(part, "balance")] == [row["factors"] for row in told]
+    assert [row["factors"] for row in events(part, "balance")] == [row["factors"] for row in output]
     assert_same_end(whole, part)
 
 
 @pytest.mark.parametrize("action", ["alarm", "stop"])
-def test_a_guarded_set_that_gets_worse_is_told_or_ends_the_run(tone_run, action, capsys, monkeypatch):
+def test_a_guarded_set_that_gets_worse_is_reported_or_ends_the_run(tone_run, action, capsys, monkeypatch):
     """The score stands in for a probe: how near the encoder's frames are to those of the start, 1 to 0."""
     start = frames(load_encoder(str(tone_run.parent / "whisper"), CPU))
 
@@ -336,18 +336,18 @@ def test_a_guarded_set_that_gets_worse_is_told_or_ends_the_run(tone_run, action,
     breaking = [guard, "encoders.whisper.lr=1.0", "train.max_loss_ratio=1e9", "train.save_every=100"]
     code, out = run(tone_run, "out", [{"steps": 4}], *breaking)
     assert json.loads((out / "guard.json").read_text())["scores"]["tones"] == pytest.approx(1, abs=1e-4)
-    told = events(out, "guard")
-    assert told[0]["step"] == 2
-    (sentence,) = told[0]["broken"]
+    output = events(out, "guard")
+    assert output[0]["step"] == 2
+    (sentence,) = output[0]["broken"]
     assert sentence.startswith("tones fell from 1.000 to ")
     assert sentence.endswith("more than 20 points below its start")
     assert "guard: tones fell from 1.000" in " ".join("".join(capsys.readouterr()).split())
     step = load_checkpoint(latest_checkpoint(out)).state["step"]
     if action == "alarm":
-        assert (code, step, len(told)) == (0, 4, 2)
+        assert (code, step, len(output)) == (0, 4, 2)
         assert not events(out, "stopped")
     else:
-        assert (code, step, len(told)) == (CONTINUE_LATER, 2, 1) == (75, 2, 1)
+        assert (code, step, len(output)) == (CONTINUE_LATER, 2, 1) == (75, 2, 1)
         assert [row["step"] for row in events(out, "stopped")] == [2]
 
 

@@ -44,9 +44,9 @@ def test_every_block_of_the_tutorial_in_order(tmp_path):
         else:
             result = run(lines[0].removeprefix("$ "), tmp_path)
             assert result.returncode == 2
-            told = result.stderr.splitlines()
+            message = result.stderr.splitlines()
             for line in lines[1:]:
-                assert any(own.startswith(line) for own in told), (line, told)
+                assert any(single.startswith(line) for single in message), (line, message)
     assert [line.split()[1] for line in done if line.startswith("uniaudio")] == [
         *("demo", "check", "preview", "train", "eval", "probe", "report", "ask"),
     ]

@@ -61,12 +61,12 @@ def assert_the_same(encoder):
     expected = gradients(encoder, before)
     assert encoder.can_recompute()
     encoder.recompute()
-    found = gradients(encoder, after)
-    assert found.keys() == expected.keys()
-    assert len(found) > 10
+    result = gradients(encoder, after)
+    assert result.keys() == expected.keys()
+    assert len(result) > 10
     for name, gradient in expected.items():
         assert gradient.dtype == torch.float64
-        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(result[name], gradient, rtol=1e-12, atol=1e-12)
     assert sum(after.values()) < sum(before.values())
 
 
@@ -86,7 +86,7 @@ def test_gradients_of_a_fused_encoder_do_not_change(tmp_path):
 def test_nothing_is_run_twice_without_a_graph(tmp_path):
     encoder = loaded("whisper", tmp_path).eval()
     seen = []
-    encoder.whisper.layers[0].fc1.register_forward_hook(lambda *told: seen.append(told))
+    encoder.whisper.layers[0].fc1.register_forward_hook(lambda *message: seen.append(message))
     encoder.recompute()
     with torch.no_grad():
         encoder(clips().with_values(clips().values.float()))

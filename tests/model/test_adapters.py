@@ -68,9 +68,9 @@ def attend(queries, keys, values, heads):
     for q in queries:
         parts = []
         for h in range(heads):
-            own = slice(h * width, (h + 1) * width)
-            scores = torch.stack([q[own] @ k[own] for k in keys]) / math.sqrt(width)
-            parts.append(sum(w * v[own] for w, v in zip(scores.softmax(0), values, strict=True)))
+            single = slice(h * width, (h + 1) * width)
+            scores = torch.stack([q[single] @ k[single] for k in keys]) / math.sqrt(width)
+            parts.append(sum(w * v[single] for w, v in zip(scores.softmax(0), values, strict=True)))
         results.append(torch.cat(parts))
     return results
 
@@ -244,6 +244,6 @@ def test_a_full_window_is_plain_stacking():
         (lambda: QueryAdapter(E, 50, D, heads=4), "4 does not divide the width 6"),
     ],
 )
-def test_settings_that_do_not_fit_are_told(make, message):
+def test_settings_that_do_not_fit_are_reported(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -39,7 +39,7 @@ def one_by_one(encoder, clips):
     return [encoder(Ragged.from_rows([row])).frames.values for row in clips.rows()]
 
 
-class Heard:
+class SeenClips:
     """Counts what an encoder hears and keeps what it tells."""
 
     def __init__(self, encoder, store):
@@ -62,18 +62,18 @@ class Heard:
 def test_hits_and_misses_come_in_the_order_of_the_clips():
     encoder, store = whisper(), FeatureStore("e")
     wanted = one_by_one(encoder, audio())
-    heard = Heard(encoder, store)
+    seen = SeenClips(encoder, store)
     some = audio(9000, 700)
     encoder(look_up_frames(some, (store,)))
-    assert heard.lengths == [[9000, 700]]
+    assert seen.lengths == [[9000, 700]]
     clips = look_up_frames(audio(), (store,))
     assert clips.looked_up == (2, 5)
     frames = encoder(clips).frames
-    assert heard.lengths[1:] == [[4000, 2500, 7000]]  # the misses alone, packed
+    assert seen.lengths[1:] == [[4000, 2500, 7000]]  # the misses alone, packed
     for row, alone in zip(frames.rows(), wanted, strict=True):
         torch.testing.assert_close(row, alone, atol=1e-5, rtol=0)
     again = encoder(look_up_frames(audio(), (store,))).frames
-    assert len(heard.lengths) == 2  # nothing ran
+    assert len(seen.lengths) == 2  # nothing ran
     assert torch.equal(again.values, frames.values)  # what was computed is what was kept
     assert again.lengths.tolist() == [encoder.num_frames(n) for n in LENGTHS]
 
@@ -82,7 +82,7 @@ def test_hits_and_misses_come_in_the_order_of_the_clips():
 def test_rounded_frames_are_the_same_before_and_after_the_disk():
     encoder, store = whisper(), FeatureStore("e", torch.bfloat16)
     exact = encoder(audio()).frames.values
-    Heard(encoder, store)
+    SeenClips(encoder, store)
     first = encoder(look_up_frames(audio(), (store,))).frames.values
     second = encoder(look_up_frames(audio(), (store,))).frames.values
     assert torch.equal(first, second)
@@ -95,7 +95,7 @@ def test_rounded_frames_are_the_same_before_and_after_the_disk():
 @torch.no_grad()
 def test_layers_masks_and_plain_samples_go_to_the_encoder():
     encoder, store = whisper(), FeatureStore("e")
-    heard = Heard(encoder, store)
+    seen = SeenClips(encoder, store)
     clips = look_up_frames(audio(), (store,))
     encoder(clips)
     known = look_up_frames(audio(), (store,))
@@ -103,18 +103,18 @@ def test_layers_masks_and_plain_samples_go_to_the_encoder():
     masked = encoder(known, masks=torch.tensor([[0, 0, 2, 9]])).frames.values
     assert not torch.equal(masked, encoder(known).frames.values)
     assert torch.equal(encoder(audio()).frames.values, encoder(known).frames.values)
-    assert len(heard.lengths) == 4
+    assert len(seen.lengths) == 4
     encoder(look_up_frames(audio(), (FeatureStore("somebody else"),)))
-    assert len(heard.lengths) == 5
+    assert len(seen.lengths) == 5
 
 
 @torch.no_grad()
-def test_a_copy_recalls_with_its_own_weights():
+def test_a_copy_reads_the_cache_with_its_weights():
     encoder = whisper()
     attach_frame_cache(encoder, FeatureStore("e"), print)
-    twin = copy.deepcopy(encoder)
-    twin.whisper.layer_norm.bias += 1
-    moved = twin(audio()).frames.values - encoder(audio()).frames.values
+    other_run = copy.deepcopy(encoder)
+    other_run.whisper.layer_norm.bias += 1
+    moved = other_run(audio()).frames.values - encoder(audio()).frames.values
     torch.testing.assert_close(moved, torch.ones_like(moved), atol=1e-4, rtol=0)
 
 
@@ -133,17 +133,17 @@ def mowe():
 @pytest.mark.parametrize(
     ("make", "names"), [(fused, ["other"]), (fused, ["base", "other"]), (mowe, ["base", "a", "b"])]
 )
-def test_parts_of_a_fused_encoder_recall_each_their_own(make, names):
+def test_parts_of_a_fused_encoder_read_each_their_cache(make, names):
     encoder = make()
     wanted = encoder(audio()).frames.values
     stores = tuple(FeatureStore(name) for name in names)
-    heard = [Heard(encoder.encoders[name], store) for name, store in zip(names, stores, strict=True)]
+    seen = [SeenClips(encoder.encoders[name], store) for name, store in zip(names, stores, strict=True)]
     assert list_frame_stores(encoder) == stores
     encoder(look_up_frames(audio(9000, 2500), stores))
     for _ in range(2):
         frames = encoder(look_up_frames(audio(), stores)).frames.values
         torch.testing.assert_close(frames, wanted, atol=1e-5, rtol=0)
-    once = [sorted(length for lengths in part.lengths for length in lengths) for part in heard]
+    once = [sorted(length for lengths in part.lengths for length in lengths) for part in seen]
     for lengths in once:  # a weak encoder of a MoWE hears only the clips that are sent to it
         assert len(set(lengths)) == len(lengths)
     if make is fused:
@@ -159,8 +159,8 @@ def test_whatever_is_known_no_value_of_the_device_is_read(known, monkeypatch):
             store.write(clip_key(row), encoder(Ragged.from_rows([row])).frames.values)
     clips = look_up_frames(audio(), (store,))
     assert clips.looked_up == (len(known), 5)
-    told = []
-    attach_frame_cache(encoder, store, lambda store, keys, frames: told.append((keys, frames)))
+    message = []
+    attach_frame_cache(encoder, store, lambda store, keys, frames: message.append((keys, frames)))
     linear = torch.nn.Linear(64, 3)
     for module in (encoder, linear):
         module.to("meta")
@@ -172,5 +172,5 @@ def test_whatever_is_known_no_value_of_the_device_is_read(known, monkeypatch):
     linear(frames.values).sum().backward()
     assert frames.lengths.tolist() == [encoder.num_frames(n) for n in LENGTHS]
     assert linear.weight.grad.is_meta
-    assert sum(len(keys) for keys, _ in told) == 5 - len(known)
-    assert all(computed.values.is_meta for _, computed in told)
+    assert sum(len(keys) for keys, _ in message) == 5 - len(known)
+    assert all(computed.values.is_meta for _, computed in message)

@@ -38,13 +38,13 @@ def compiled(*cases):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_same_and_settled(told, tolerance, most):
-    assert told["loss"] <= tolerance
-    assert told["gradient"] <= tolerance
-    assert told["gradients"] >= 20
-    assert 2 <= told["graphs"][0] <= most
-    assert set(told["graphs"]) == {told["graphs"][0]}  # the first batch was the last to be compiled for
-    assert told["with_evaluation"] <= 2 * most
+def assert_same_and_settled(message, tolerance, most):
+    assert message["loss"] <= tolerance
+    assert message["gradient"] <= tolerance
+    assert message["gradients"] >= 20
+    assert 2 <= message["graphs"][0] <= most
+    assert set(message["graphs"]) == {message["graphs"][0]}  # the first batch was the last to be compiled for
+    assert message["with_evaluation"] <= 2 * most
 
 
 CUDA = f"whisper dtype=float64 kernel=1 batches={BATCHES}"
@@ -69,11 +69,11 @@ REAL = [f"whisper backend=inductor batches={BATCHES}{more}" for more in ("", " k
 
 
 def test_on_cuda_a_layer_is_one_graph_for_all_batches():
-    told = compiled(CUDA)[CUDA]
-    assert len(told["graphs"]) == BATCHES
-    assert told["stacks"] == told["graphs"][0] == 2  # encoder and decoder, once each
-    assert told["breaks"] == 0
-    assert_same_and_settled(told, 1e-12, 2)
+    message = compiled(CUDA)[CUDA]
+    assert len(message["graphs"]) == BATCHES
+    assert message["stacks"] == message["graphs"][0] == 2  # encoder and decoder, once each
+    assert message["breaks"] == 0
+    assert_same_and_settled(message, 1e-12, 2)
 
 
 @pytest.mark.slow

@@ -37,21 +37,21 @@ def alone(query, key, value, causal, scale):
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("single", [True, False])
 def test_the_kernel_gets_what_every_segment_alone_would(
-    calls, monkeypatch, own, groups, causal, scale, native
+    calls, monkeypatch, single, groups, causal, scale, native
 ):
     monkeypatch.setattr(attention, "GROUPED", native)
     torch.manual_seed(0)
-    asked, heard = [3, 1, 6], [3, 1, 6] if own else [5, 4, 6]
-    query = torch.randn(sum(asked), 4, 8, dtype=torch.float64)
-    key, value = torch.randn(2, sum(heard), groups, 8, dtype=torch.float64)
-    segments, keys = (Segments.of(lengths, query.device) for lengths in (asked, heard))
-    found = variable_length_attention(query, key, value, segments, keys, causal, scale)
-    rows = (query.split(asked), key.split(heard), value.split(heard))
+    requests, inputs = [3, 1, 6], [3, 1, 6] if single else [5, 4, 6]
+    query = torch.randn(sum(requests), 4, 8, dtype=torch.float64)
+    key, value = torch.randn(2, sum(inputs), groups, 8, dtype=torch.float64)
+    segments, keys = (Segments.of(lengths, query.device) for lengths in (requests, inputs))
+    result = variable_length_attention(query, key, value, segments, keys, causal, scale)
+    rows = (query.split(requests), key.split(inputs), value.split(inputs))
     expected = torch.cat([alone(*row, causal, scale) for row in zip(*rows, strict=True)])
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result, expected, atol=1e-12, rtol=1e-12)
     window = (-1, 0) if causal else (-1, -1)
     assert calls == [(torch.int32, torch.int32, 6, 6, window)]
     looped = packed_attention(query, key, value, segments, causal, scale, key_segments=keys)
-    torch.testing.assert_close(found, looped, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result, looped, atol=1e-12, rtol=1e-12)

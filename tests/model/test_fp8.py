@@ -28,14 +28,14 @@ MAPS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 def e4m3_numbers():
     """All finite numbers by the definition: a bit of sign, 4 of exponent with bias 7, 3 of mantissa."""
-    found = []
+    result = []
     for bits in range(128):
         exponent, mantissa = bits >> 3, bits & 7
         if bits == 127:
             continue  # NaN
         size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
-        found += [size, -size]
-    return np.array(found)
+        result += [size, -size]
+    return np.array(result)
 
 
 NUMBERS = e4m3_numbers()
@@ -43,12 +43,12 @@ NUMBERS = e4m3_numbers()
 
 def in_e4m3(rows):
     """Round a matrix by a search among the numbers; return what the rows have become, in float64."""
-    found = np.zeros(rows.shape)
+    result = np.zeros(rows.shape)
     for r, row in enumerate(rows):
         scale = max(np.abs(row).max(), 1e-30) / 448
         for c, value in enumerate(row):
-            found[r, c] = NUMBERS[np.abs(NUMBERS - value / scale).argmin()] * scale
-    return found
+            result[r, c] = NUMBERS[np.abs(NUMBERS - value / scale).argmin()] * scale
+    return result
 
 
 def random(*shape, seed=0, spread=3.0):
@@ -63,8 +63,8 @@ def linear(inputs, outputs, bias=False, seed=0):
     return made
 
 
-def apart(found, expected):
-    return float((found - expected).detach().norm() / expected.detach().norm())
+def apart(result, expected):
+    return float((result - expected).detach().norm() / expected.detach().norm())
 
 
 def test_numbers_are_those_of_the_dtype():
@@ -75,12 +75,12 @@ def test_numbers_are_those_of_the_dtype():
 def test_rounding_takes_the_nearest_number_and_the_largest_value_stays():
     values = random(6, 40)
     numbers, scale = quantize_rows(torch.tensor(values, dtype=torch.float32))
-    found = numbers.double() * scale.double()
-    np.testing.assert_allclose(found, in_e4m3(values), rtol=1e-6)
+    result = numbers.double() * scale.double()
+    np.testing.assert_allclose(result, in_e4m3(values), rtol=1e-6)
     largest = np.abs(values).max(1, keepdims=True)
-    np.testing.assert_allclose(found.abs().amax(1, keepdim=True), largest, rtol=1e-6)
+    np.testing.assert_allclose(result.abs().amax(1, keepdim=True), largest, rtol=1e-6)
     assert (
-        np.abs(found.numpy() - values) <= np.maximum(np.abs(values) / 16, largest * 2.2e-6) * 1.00001
+        np.abs(result.numpy() - values) <= np.maximum(np.abs(values) / 16, largest * 2.2e-6) * 1.00001
     ).all()
 
 
@@ -154,10 +154,10 @@ def test_the_operation_of_the_units_gives_the_same_product():
     """On a CPU the same call that a GPU gets, with output in float32."""
     left, right = quantize_rows(torch.randn(7, 64)), quantize_rows(torch.randn(48, 64))
     try:
-        found = multiply_on_units(*left, *right, torch.float32)
+        result = multiply_on_units(*left, *right, torch.float32)
     except RuntimeError:
         pytest.skip("this torch has no product with scales by row on a CPU")
-    torch.testing.assert_close(found, multiply_scaled(*left, *right, torch.float32), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(result, multiply_scaled(*left, *right, torch.float32), rtol=1e-6, atol=1e-5)
 
 
 def test_traced_in_one_piece_for_any_number_of_tokens():
@@ -274,15 +274,15 @@ def test_plan_counts_one_byte_a_weight(tone_run):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["decoder.train=lora"], "fp8 is for a frozen decoder, but decoder.train is lora"),
         (["decoder.train=full"], "fp8 is for a frozen decoder, but decoder.train is full"),
         (["decoder.kind=whisper"], "fp8 is for causal decoders"),
     ],
 )
-def test_only_frozen_causal_decoders(tone_run, settings, told):
-    with pytest.raises(UserError, match=told):
+def test_only_frozen_causal_decoders(tone_run, settings, message):
+    with pytest.raises(UserError, match=message):
         load_run(tone_run, ["decoder.dtype=fp8", *settings])
 
 

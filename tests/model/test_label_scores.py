@@ -98,11 +98,11 @@ def test_scores_equal_a_whole_forward_for_every_label(family, dtype, monkeypatch
         monkeypatch.setattr(branches, "GROUP", group)
         monkeypatch.setattr(label_scores, "TOGETHER", together)
         monkeypatch.setattr(label_scores, "LOGITS", logits)
-        found = label_log_likelihoods(decoder, Ragged.from_rows(prefixes), packed_labels(LABELS), read)
-        assert found.dtype == dtype
+        result = label_log_likelihoods(decoder, Ragged.from_rows(prefixes), packed_labels(LABELS), read)
+        assert result.dtype == dtype
         # Gemma's own attention and Mamba's scan have float32 inside, whatever the weights are
         narrow = NARROW[torch.float32 if family in ("gemma2", "mamba") else dtype]
-        torch.testing.assert_close(found, expected, atol=narrow, rtol=narrow)
+        torch.testing.assert_close(result, expected, atol=narrow, rtol=narrow)
 
 
 @pytest.mark.parametrize("lengths", [(3, 1, 4), (1,), (9,), (2, 2, 2, 2)])
@@ -156,7 +156,7 @@ def test_a_model_scores_labels_behind_the_prompts_that_it_generates_from(whisper
     model = AudioLM(encoder, StackAdapter(64, 50.0, 64), TextDecoder(qwen)).double().eval()
     batch = collate_prompts(examples(), format, model.count_slots, ("t",))
     labels = [format.answer(text) for text in ("low", "high", "low and high", "no tone at all")]
-    found = model.label_log_likelihoods(batch, packed_labels(labels))
+    result = model.label_log_likelihoods(batch, packed_labels(labels))
     rows = model.embed_batch(batch)[0].rows()
     embed = model.decoder.embed
 
@@ -166,12 +166,12 @@ def test_a_model_scores_labels_behind_the_prompts_that_it_generates_from(whisper
 
     model.decoder.set_attention(model.decoder.stock_attention)
     with torch.no_grad():
-        torch.testing.assert_close(found, one_by_one(stock, rows, labels), atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(result, one_by_one(stock, rows, labels), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 @torch.no_grad()
-def test_whispers_own_decoder(tmp_path, whisper, chat_tokenizer, dtype):
+def test_the_decoder_of_whisper(tmp_path, whisper, chat_tokenizer, dtype):
     torch.manual_seed(0)
     config = WhisperConfig(
         d_model=64,
@@ -195,9 +195,9 @@ def test_whispers_own_decoder(tmp_path, whisper, chat_tokenizer, dtype):
     format = ChatFormat(chat_tokenizer)
     batch = collate_prompts(examples(), format, model.count_slots, ("t",))
     labels = [format.answer(text) for text in ("low", "high", "low and high")]
-    found = model.label_log_likelihoods(batch, packed_labels(labels))
-    heard, _ = model.encode_prompts(batch, model.decoder.embed(batch.tokens.values))
-    frames, rows = heard.rows(), batch.tokens.rows()
+    result = model.label_log_likelihoods(batch, packed_labels(labels))
+    inputs, _ = model.encode_prompts(batch, model.decoder.embed(batch.tokens.values))
+    frames, rows = inputs.rows(), batch.tokens.rows()
 
     def alone(b, prefix, ids):
         given = torch.cat([rows[b], torch.tensor(ids)])[None]
@@ -205,7 +205,7 @@ def test_whispers_own_decoder(tmp_path, whisper, chat_tokenizer, dtype):
 
     prefixes = [row.to(dtype) for row in rows]
     expected = one_by_one(alone, prefixes, labels)
-    torch.testing.assert_close(found, expected, atol=NARROW[dtype], rtol=NARROW[dtype])
+    torch.testing.assert_close(result, expected, atol=NARROW[dtype], rtol=NARROW[dtype])
     many = [format.answer("low and high " * 3)] * 5  # more than Whisper's positions together, but not alone
     assert model.label_log_likelihoods(batch, packed_labels(many)).shape == (3, 5)
     with pytest.raises(UserError, match="longer than Whisper's 60 positions"):

@@ -61,7 +61,7 @@ def test_the_update_is_alpha_over_rank_b_a():
     ]
 
 
-def test_targets_that_match_nothing_are_told_with_what_there_is(tmp_path):
+def test_targets_that_match_nothing_are_reported_with_what_there_is(tmp_path):
     encoder = load("whisper", tmp_path)
     assert len(find_lora_targets(encoder, "qkv")) == 2 * 3
     assert len(find_lora_targets(encoder, "all")) == 2 * 6

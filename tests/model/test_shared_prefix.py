@@ -39,7 +39,7 @@ class WrittenIds:
 
 
 @pytest.fixture(autouse=True)
-def norms_in_their_own_precision(monkeypatch):
+def norms_in_float32(monkeypatch):
     """Qwen's norms round to float32 whatever the weights are, which would hide what is compared here."""
 
     def forward(norm, x):
@@ -97,7 +97,7 @@ def assert_equal_gradients(some, others):
     assert any(name.startswith("encoder") for name in some)
     for name, gradient in some.items():
         torch.testing.assert_close(
-            gradient, others[name], **EXACT, msg=lambda told, name=name: f"{name}: {told}"
+            gradient, others[name], **EXACT, msg=lambda message, name=name: f"{name}: {message}"
         )
 
 
@@ -249,7 +249,7 @@ def test_nothing_waits_for_the_device(monkeypatch):
     assert all(p.grad.is_meta for p in model.parameters() if p.requires_grad)
 
 
-def test_sharers_see_their_own_leader_only():
+def test_sharers_see_their_leader_only():
     """A change of one group's clip leaves the losses of all other groups alone."""
     model = build().eval()
     some = examples(MIXED)

@@ -55,8 +55,8 @@ def test_loss_and_gradient_equal_the_stock_model_on_each_row_alone(folder):
     other = frames.values.clone().requires_grad_()
     logits = torch.cat(
         [
-            stock(encoder_outputs=(heard[None],), decoder_input_ids=row[None]).logits[0]
-            for row, heard in zip(ids.rows(), frames.with_values(other).rows(), strict=True)
+            stock(encoder_outputs=(seen[None],), decoder_input_ids=row[None]).logits[0]
+            for row, seen in zip(ids.rows(), frames.with_values(other).rows(), strict=True)
         ]
     )[places]
     wanted = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -64,9 +64,9 @@ def test_loss_and_gradient_equal_the_stock_model_on_each_row_alone(folder):
     assert torch.equal(right, logits.argmax(-1) == labels)
     wanted.sum().backward()
     torch.testing.assert_close(values.grad, other.grad, atol=1e-5, rtol=1e-4)
-    own = dict(stock.model.decoder.named_parameters())
+    single = dict(stock.model.decoder.named_parameters())
     for name, parameter in reader.decoder.named_parameters():
-        torch.testing.assert_close(parameter.grad, own[name].grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, single[name].grad, atol=1e-5, rtol=1e-4)
 
 
 def test_frozen_or_low_rank(folder):
@@ -80,7 +80,7 @@ def test_frozen_or_low_rank(folder):
     assert lora.training
 
 
-def test_rows_that_are_too_long_and_other_folders_are_told(folder, qwen, tmp_path):
+def test_rows_that_are_too_long_and_other_folders_are_reported(folder, qwen, tmp_path):
     reader = load_whisper_decoder(folder)
     long = Ragged(torch.zeros(21, 32), torch.tensor([21]))
     with pytest.raises(UserError, match="a row of 21 tokens is longer than Whisper's 20 positions"):

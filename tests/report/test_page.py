@@ -245,7 +245,7 @@ def heads_of(text, title):
     return [head["text"] for head in Document(section[: section.find("<h2")]).all("th")]
 
 
-def test_the_untrained_encoder_stands_on_the_page_at_its_best_and_as_it_started(tmp_path):
+def test_the_untrained_encoder_is_on_the_page_at_its_best_and_as_it_started(tmp_path):
     run = write_run(tmp_path / "birds", ["t"], steps=40)
     best = f"{START}?pad_to=30"
     results = folder_results(

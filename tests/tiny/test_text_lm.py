@@ -43,28 +43,30 @@ def book(format):
     return Curriculum(TEXTS, ["an extra line"], format)
 
 
-def test_a_lesson_is_the_prompt_of_training_with_a_cue_for_the_audio(format, book):
+def test_an_example_is_the_prompt_of_training_with_a_synthetic_clip(format, book):
     text = TEXTS[0]
-    lesson = book.make_example(text.pieces, text.answer, random.Random(0))
+    example = book.make_example(text.pieces, text.answer, random.Random(0))
     before, after = format.prompt(text.pieces)
-    ids = lesson.ids.tolist()
+    ids = example.ids.tolist()
     assert ids[: len(before)] == before
-    assert ids[-lesson.answer :] == format.answer("zero")
-    assert ids[-lesson.answer - len(after) : -lesson.answer] == after
-    cue = ids[len(before) : len(ids) - lesson.answer - len(after)]
-    assert set(cue) - {NOISE, format.pad} <= set(format.answer("zero")) | set(format.answer(" zero"))
-    assert lesson.is_clip.nonzero().flatten().tolist() == list(range(len(before), len(before) + len(cue)))
+    assert ids[-example.answer :] == format.answer("zero")
+    assert ids[-example.answer - len(after) : -example.answer] == after
+    synthetic = ids[len(before) : len(ids) - example.answer - len(after)]
+    assert set(synthetic) - {NOISE, format.pad} <= set(format.answer("zero")) | set(format.answer(" zero"))
+    assert example.is_clip.nonzero().flatten().tolist() == list(
+        range(len(before), len(before) + len(synthetic))
+    )
 
 
 def test_of_two_clips_one_speaks(format, book):
     text = TEXTS[20]
     for seed in range(20):
-        lesson = book.make_example(text.pieces, text.answer, random.Random(seed))
-        first, between, last = format.prompt(text.pieces)
-        inner = lesson.ids.tolist()[len(first) : -lesson.answer - len(last)]
-        at = next(i for i in range(len(inner)) if inner[i : i + len(between)] == between)
+        example = book.make_example(text.pieces, text.answer, random.Random(seed))
+        first, gap, last = format.prompt(text.pieces)
+        inner = example.ids.tolist()[len(first) : -example.answer - len(last)]
+        at = next(i for i in range(len(inner)) if inner[i : i + len(gap)] == gap)
         quiet = {NOISE, format.pad}
-        speaks = [not set(clip) <= quiet for clip in (inner[:at], inner[at + len(between) :])]
+        speaks = [not set(clip) <= quiet for clip in (inner[:at], inner[at + len(gap) :])]
         assert sorted(speaks) == [False, True]
 
 
@@ -75,37 +77,37 @@ def test_the_strings_of_the_final_check_are_never_taught(book):
     assert not book.kept_words & {book.draw_unknown_words(rng) for _ in range(3000)}
 
 
-def test_batches_start_plain_and_hold_lessons_of_similar_length(book):
+def test_batches_start_plain_and_hold_examples_of_similar_length(book):
     batches = list(book.batches(random.Random(0), 8, 100))
     assert len(batches) == 100
     assert all(len(batch) == 8 for batch in batches)
-    assert all(lesson.is_clip.sum() == 0 for batch in batches[:16] for lesson in batch)
-    assert any(lesson.is_clip.sum() > 0 for batch in batches[60:] for lesson in batch)
-    used = sum(len(lesson.ids) for batch in batches for lesson in batch)
-    padded = sum(8 * max(len(lesson.ids) for lesson in batch) for batch in batches)
+    assert all(example.is_clip.sum() == 0 for batch in batches[:16] for example in batch)
+    assert any(example.is_clip.sum() > 0 for batch in batches[60:] for example in batch)
+    used = sum(len(example.ids) for batch in batches for example in batch)
+    padded = sum(8 * max(len(example.ids) for example in batch) for batch in batches)
     assert used > 0.75 * padded
 
 
 def test_losses_do_not_depend_on_the_padding(format, book):
     torch.manual_seed(0)
     lm = build_text_lm(TINY, len(format.tokenizer), format.end_of_turn, format.pad).eval()
-    lessons = [
+    examples = [
         book.draw_example(TEXTS[i].pieces, format.answer(TEXTS[i].answer), [9, 8], random.Random(i), True)
         for i in (0, 22)
     ]
     generator = torch.Generator()
-    together, _ = answer_losses(lm, lessons, embed_synthetic_clips(lm, lessons, generator))
-    alone = [answer_losses(lm, [one], embed_synthetic_clips(lm, [one], generator))[0] for one in lessons]
+    together, _ = answer_losses(lm, examples, embed_synthetic_clips(lm, examples, generator))
+    alone = [answer_losses(lm, [one], embed_synthetic_clips(lm, [one], generator))[0] for one in examples]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_noise_falls_on_cues_only(format, book):
+def test_noise_falls_on_synthetic_clips_only(format, book):
     lm = build_text_lm(TINY, len(format.tokenizer), format.end_of_turn, format.pad)
-    lessons = [book.make_example(text.pieces, text.answer, random.Random(3)) for text in TEXTS[:4]]
-    one, two = (embed_synthetic_clips(lm, lessons, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    examples = [book.make_example(text.pieces, text.answer, random.Random(3)) for text in TEXTS[:4]]
+    one, two = (embed_synthetic_clips(lm, examples, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     moved = (one != two).any(-1)
-    for row, lesson in enumerate(lessons):
-        assert torch.equal(moved[row, : len(lesson.ids)], lesson.is_clip.bool())
+    for row, example in enumerate(examples):
+        assert torch.equal(moved[row, : len(example.ids)], example.is_clip.bool())
 
 
 def test_it_is_stored_like_any_model_and_the_seed_decides(tmp_path):
@@ -172,7 +174,7 @@ def test_the_decoder_is_trained_once_for_the_same_texts(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_learns_to_read_a_cue_it_has_never_seen(tmp_path):
+def test_it_learns_to_read_a_synthetic_clip_it_has_never_seen(tmp_path):
     settings = TINY.model_copy(
         update={
             "hidden": 64,

@@ -17,7 +17,7 @@ def test_it_loads_as_any_whisper_folder(tmp_path):
     assert frames.values.isfinite().all()
 
 
-def test_sizes_are_what_was_asked_for(tmp_path):
+def test_sizes_are_what_was_requested(tmp_path):
     config = WhisperConfig.from_pretrained(save_miniature_whisper(tmp_path / "w", 48, 3, 4, mels=128))
     assert (config.d_model, config.encoder_layers, config.encoder_attention_heads) == (48, 3, 4)
     assert config.num_mel_bins == 128

@@ -96,10 +96,10 @@ def test_factors_stay_within_the_bound_and_shares_are_shares(rounds, bound, rate
         assert all(1 / bound <= factor <= bound for factor in balance.factors.values())
     assert balance.round == len(rounds)
     given_shares = {name: share / sum(usual) for name, share in zip("abc", usual, strict=True)}
-    found = compute_shares(given_shares, balance.factors)
-    assert sum(found.values()) == pytest.approx(1)
-    for name, share in found.items():  # the bound holds for the ratio of any two
-        ratio = share / found["a"] / (given_shares[name] / given_shares["a"])
+    result = compute_shares(given_shares, balance.factors)
+    assert sum(result.values()) == pytest.approx(1)
+    for name, share in result.items():  # the bound holds for the ratio of any two
+        ratio = share / result["a"] / (given_shares[name] / given_shares["a"])
         assert bound**-2 * (1 - 1e-9) <= ratio <= bound**2 * (1 + 1e-9)
 
 

@@ -63,9 +63,11 @@ def losses(folder):
 def assert_same_run(folder, plain):
     assert losses(folder) == pytest.approx(losses(plain), rel=1e-5)
     assert len(losses(folder)) == 4
-    ours, own = (load_file(f / "checkpoints" / "step-000004" / "model.safetensors") for f in (folder, plain))
-    assert ours.keys() == own.keys()
-    for name, tensor in own.items():
+    ours, single = (
+        load_file(f / "checkpoints" / "step-000004" / "model.safetensors") for f in (folder, plain)
+    )
+    assert ours.keys() == single.keys()
+    for name, tensor in single.items():
         assert (ours[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
 
 
@@ -81,8 +83,8 @@ def test_the_numbers_of_plain_layers(engine, tone_run):
         pytest.importorskip("deepspeed")
     start = (sys.executable, WORKER) if engine == "one" else launched(engine)
     out = tone_run.parent / engine
-    told = run(start, tone_run, f"output_dir={out}", "train.evaluate_every=2")
-    counts = [int(n) for n in re.findall(r'"graphs": (\d+)', told)]
+    message = run(start, tone_run, f"output_dir={out}", "train.evaluate_every=2")
+    counts = [int(n) for n in re.findall(r'"graphs": (\d+)', message)]
     assert counts
     assert all(4 <= count <= MOST for count in counts), counts
     assert_same_run(out, plain_run(tone_run))

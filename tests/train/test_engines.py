@@ -116,12 +116,12 @@ def with_deepspeed(folder, zero, **more):
         **more,
     }
     (folder / "deepspeed.json").write_text(json.dumps(settings))
-    own = {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": False}
+    single = {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": False}
     return dump_yaml(
         {
             "compute_environment": "LOCAL_MACHINE",
             "distributed_type": "DEEPSPEED",
-            "deepspeed_config": own,
+            "deepspeed_config": single,
             "num_machines": 1,
             "num_processes": 2,
             "machine_rank": 0,
@@ -152,20 +152,20 @@ def saved(folder, step=8):
     return load_file(path / "model.safetensors"), moments, len(shards)
 
 
-def assert_same(found, expected):
+def assert_same(result, expected):
     """Compare tensor by tensor: the distance, relative to the size of the tensor."""
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == torch.float32
-        assert (found[name] - tensor).norm() <= STATE * tensor.norm(), name
+        assert result[name].dtype == torch.float32
+        assert (result[name] - tensor).norm() <= STATE * tensor.norm(), name
 
 
 def assert_same_run(folder, whole):
     """Compare losses and norms of all steps and what was saved at the end with another run."""
     assert of_steps(folder, "loss") == pytest.approx(of_steps(whole, "loss"), rel=LOSS)
     assert of_steps(folder, "grad_norm") == pytest.approx(of_steps(whole, "grad_norm"), rel=NORM)
-    for found, expected in zip(saved(folder)[:2], saved(whole)[:2], strict=True):
-        assert_same(found, expected)
+    for result, expected in zip(saved(folder)[:2], saved(whole)[:2], strict=True):
+        assert_same(result, expected)
 
 
 KINDS = {  # what is trained under every engine, in the processes of one launch
@@ -234,7 +234,7 @@ class Runs:
         engine = name.partition(" ")[0]
         if engine not in self.made:
             self.made.add(engine)
-            runs = [self.arguments(own) for own in KINDS.get(engine, [engine])]
+            runs = [self.arguments(single) for single in KINDS.get(engine, [engine])]
             if engine in CONTINUED:
                 runs.append(self.cut(CONTINUED[engine], engine))
             file = self.folder / f"{engine}.json"
@@ -286,7 +286,7 @@ def make_unreadable(clips):
         soundfile.write(clips / f"{index}.wav", samples, rate, subtype="FLOAT")
 
 
-def told(engine):
+def message(engine):
     return (TOLD.get(engine, engine), 1 if engine == "one" else 2)
 
 
@@ -294,8 +294,8 @@ def told(engine):
 def test_two_processes_give_the_losses_and_states_of_one(runs, engine):
     """Two micro-batches on each of two ranks, or four on one; some of these runs are evaluated meanwhile."""
     whole, folder = runs("one"), runs(engine)
-    assert stages(whole) == [told("one")]
-    assert stages(folder) == [told(engine)]
+    assert stages(whole) == [message("one")]
+    assert stages(folder) == [message(engine)]
     assert of_steps(folder, "loss").keys() == set(range(1, 9))
     assert_same_run(folder, whole)
     assert rows(folder)[-1] == {"event": "finished", "step": 8}
@@ -332,37 +332,37 @@ def test_two_processes_choose_together_what_recomputes(runs, engine):
 )
 def test_a_run_goes_on_under_another_engine(runs, engine, other):
     folder = runs.continued(engine, other)
-    assert stages(folder) == [told(engine), told(other)]
+    assert stages(folder) == [message(engine), message(other)]
     assert_same_run(folder, runs("one"))
 
 
 def test_a_run_goes_on_in_another_precision(runs):
     folder = runs.continued("zero2", "one", "train.precision=bf16")
-    found, expected = of_steps(folder, "loss"), of_steps(runs("one"), "loss")
-    assert found == pytest.approx(expected, rel=BF16)
-    assert all(found[step] == pytest.approx(expected[step], rel=LOSS) for step in range(1, 5))
-    assert max(abs(found[step] / expected[step] - 1) for step in range(5, 9)) > 1e-5  # really bfloat16
+    result, expected = of_steps(folder, "loss"), of_steps(runs("one"), "loss")
+    assert result == pytest.approx(expected, rel=BF16)
+    assert all(result[step] == pytest.approx(expected[step], rel=LOSS) for step in range(1, 5))
+    assert max(abs(result[step] / expected[step] - 1) for step in range(5, 9)) > 1e-5  # really bfloat16
     assert all(tensor.dtype == torch.float32 for part in saved(folder)[:2] for tensor in part.values())
 
 
 def test_bf16_with_a_bf16_decoder(runs):
     exact = of_steps(runs("one"), "loss")
     exact_norms = of_steps(runs("one"), "grad_norm")
-    found, norms = {}, {}
+    result, norms = {}, {}
     for engine in ("ddp", "zero2", "zero3_spread", "fsdp2"):
         folder = runs(f"{engine} bf16")
-        assert stages(folder) == [told(engine)]
-        found[engine] = of_steps(folder, "loss")
-        assert found[engine] == pytest.approx(exact, rel=BF16)
+        assert stages(folder) == [message(engine)]
+        result[engine] = of_steps(folder, "loss")
+        assert result[engine] == pytest.approx(exact, rel=BF16)
         norms[engine] = of_steps(folder, "grad_norm")
         assert norms[engine] == pytest.approx(exact_norms, rel=BF16_NORM)
-        assert max(abs(found[engine][step] / exact[step] - 1) for step in exact) > 1e-5  # really bfloat16
+        assert max(abs(result[engine][step] / exact[step] - 1) for step in exact) > 1e-5  # really bfloat16
         for part in saved(folder)[:2]:
             assert all(tensor.dtype == torch.float32 for tensor in part.values())
             # not rounded to bfloat16 on the way
             assert any(not torch.equal(tensor.bfloat16().float(), tensor) for tensor in part.values())
-    for one, other in pairwise(found):
-        assert found[one] == pytest.approx(found[other], rel=APART)
+    for one, other in pairwise(result):
+        assert result[one] == pytest.approx(result[other], rel=APART)
         assert norms[one] == pytest.approx(norms[other], rel=APART_NORM)
 
 
@@ -374,7 +374,7 @@ def test_an_8_bit_decoder(runs):
     assert max(abs(losses[step] / plain[step] - 1) for step in plain) > 1e-4  # really 8 bits
     for engine in ("ddp", "zero3_spread", "fsdp2"):
         folder = runs(f"{engine} fp8")
-        assert stages(folder) == [told(engine)]
+        assert stages(folder) == [message(engine)]
         assert of_steps(folder, "loss") == pytest.approx(losses, rel=BF16)
         assert of_steps(folder, "grad_norm") == pytest.approx(norms, rel=BF16_NORM)
         assert {name.split(".")[0] for name in saved(folder)[0]} == {"encoder", "adapter"}
@@ -383,24 +383,24 @@ def test_an_8_bit_decoder(runs):
 def test_questions_that_share_the_beginning_of_their_prompts(runs):
     """Under a budget of tokens micro-batches then hold more of them, on every engine the same as in one process."""
     whole = runs("one questions")
-    shared, alone = (questions_heard(runs(f"one {kind}")) for kind in ("questions", "unshared"))
+    shared, alone = (questions_seen(runs(f"one {kind}")) for kind in ("questions", "unshared"))
     assert shared > 1.1 * alone
     for engine in ("ddp", "zero3_spread"):
         folder = runs(f"{engine} questions")
-        assert stages(folder) == [told(engine)]
-        assert questions_heard(folder) == shared
+        assert stages(folder) == [message(engine)]
+        assert questions_seen(folder) == shared
         assert_same_run(folder, whole)
 
 
-def questions_heard(folder):
+def questions_seen(folder):
     return sum(len(step) for row in rows(folder) if "ids" in row for step in row["ids"])
 
 
 def test_a_rank_without_a_readable_clip_stays_in_step(runs):
     """Rows that fail to decode can leave a micro-batch empty, and layers are gathered by all ranks together."""
     whole = runs("one unreadable")
-    heard = [len(micro) for row in rows(whole) if "ids" in row for micro in row["ids"]]
-    assert min(heard) < max(heard)
+    inputs = [len(micro) for row in rows(whole) if "ids" in row for micro in row["ids"]]
+    assert min(inputs) < max(inputs)
     for engine in ("zero3_spread", "fsdp2"):
         assert_same_run(runs(f"{engine} unreadable"), whole)
 
@@ -415,14 +415,14 @@ def test_evaluation_during_training(runs):
     }
     expected = results["one evaluated"]
     assert [step for step, _ in expected] == [4, 8]
-    first, last = (told["tones:tone"] for _, told in expected)
+    first, last = (message["tones:tone"] for _, message in expected)
     assert first["examples"] == 10
     assert first["loss"] > last["loss"]
     assert first["labels"].keys() == {"accuracy", "map", "ece", "interval", "intervals"}
     for engine in EVALUATED:
-        for (step, found), (same_step, wanted) in zip(results[engine], expected, strict=True):
+        for (step, result), (same_step, wanted) in zip(results[engine], expected, strict=True):
             assert step == same_step
-            assert_same_figures(found, wanted)
+            assert_same_figures(result, wanted)
         assert_same_run(runs(engine), runs("one"))  # which was not evaluated
 
 
@@ -437,9 +437,9 @@ def test_a_step_without_a_finite_gradient_is_left_out_on_all_ranks():
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert list(told) == engines
-    for engine, facts in told.items():
+    message = json.loads(done.stdout.strip().splitlines()[-1])
+    assert list(message) == engines
+    for engine, facts in message.items():
         assert facts["engine"] == engine
         assert facts["finite"] == [[True, False, True]] * 2, engine  # of the norms, on both ranks
         assert facts["first step changed"], engine
@@ -499,7 +499,7 @@ def test_recomputing_the_frozen_decoders_layers_gives_the_same_gradients(
     model.train()
     batch = collate(examples(3), ChatFormat(chat_tokenizer), model.count_slots, ("tag",))
     seen = []
-    qwen.model.layers[0].mlp.register_forward_pre_hook(lambda *told: seen.append(told))
+    qwen.model.layers[0].mlp.register_forward_pre_hook(lambda *message: seen.append(message))
 
     def gradients():
         model.zero_grad()
@@ -512,10 +512,10 @@ def test_recomputing_the_frozen_decoders_layers_gives_the_same_gradients(
         decoder.recompute()
         model.train()
         assert not qwen.model.layers[0].mlp.training
-    found = gradients()
+    result = gradients()
     assert len(seen) == (3 if recomputes else 2)
-    assert {name.split(".")[0] for name in found} == {"encoder", "adapter"}
-    assert found.keys() == expected.keys()
+    assert {name.split(".")[0] for name in result} == {"encoder", "adapter"}
+    assert result.keys() == expected.keys()
     for name, gradient in expected.items():
         assert gradient.dtype == torch.float64
-        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(result[name], gradient, rtol=1e-9, atol=1e-12)

@@ -40,15 +40,15 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def encoded(monkeypatch):
     """How many clips each encoder, by its first weight, has encoded."""
-    counted = Counter()
+    counts = Counter()
     real = WhisperAudioEncoder.forward
 
     def forward(self, audio, **more):
-        counted[float(self.whisper.conv1.weight.detach().flatten()[0])] += len(audio)
+        counts[float(self.whisper.conv1.weight.detach().flatten()[0])] += len(audio)
         return real(self, audio, **more)
 
     monkeypatch.setattr(WhisperAudioEncoder, "forward", forward)
-    return counted
+    return counts
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ FUSIONS = {
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_encoders_of_a_fused_one_keep_each_their_own(tone_run, second, encoded, name):
+def test_encoders_of_a_fused_one_keep_separate_frames(tone_run, second, encoded, name):
     settings = [*CACHED, second, *FUSIONS[name], *LONG]
     off = [f"encoders.{part}.cache=false" for part in load_run(tone_run, settings).encoders]
     plain = run(tone_run, "plain", *settings, *off)
@@ -147,7 +147,7 @@ def test_encoders_of_a_fused_one_keep_each_their_own(tone_run, second, encoded, 
         assert rows[0]["choices"]["tone"] == pytest.approx(plain[0]["choices"]["tone"], abs=1e-5)
 
 
-def test_an_encoder_that_a_stage_before_has_trained_has_frames_of_its_own(tone_run, cache, encoded):
+def test_an_encoder_that_a_stage_before_has_trained_has_other_frames(tone_run, cache, encoded):
     """Frozen, trained, frozen: no frames of the first stage are met in the third one, also not by a resumed run."""
     stage = {"recipe": "tone_recipe", "steps": 9, "schedule": "constant", "budget": {"audio_seconds": 6}}
     frozen = stage | {"train": {"^encoder": "frozen"}}
@@ -169,7 +169,7 @@ def test_an_encoder_that_a_stage_before_has_trained_has_frames_of_its_own(tone_r
     assert not encoded
 
 
-def test_the_copy_that_distillation_listens_to_recalls_as_well(tone_run, second, encoded):
+def test_the_copy_that_distillation_listens_to_uses_the_cache_as_well(tone_run, second, encoded):
     settings = [
         *CACHED,
         second,
@@ -203,7 +203,7 @@ def test_another_clip_is_a_miss_and_another_run_of_the_same_is_none(tone_run, ca
     torch.testing.assert_close(load_file(new[0])["frames"], wanted, atol=1e-5, rtol=0)
 
 
-def test_weights_settings_and_precision_have_frames_of_their_own(tone_run):
+def test_weights_settings_and_precision_have_separate_frames(tone_run):
     def name(*overrides, change=0.0, precision=None):
         config = load_run(tone_run, [*CACHED, *overrides])
         encoder = build_encoder(config)
@@ -233,9 +233,9 @@ def test_a_full_disk_ends_the_writing_and_not_the_run(tone_run, cache, monkeypat
     rows = run(tone_run, "out", *CACHED, *LONG)
     assert hits(rows)[-1] == 0
     assert files(cache) == []
-    told = capsys.readouterr().out
-    assert told.count("the feature cache takes no more frames") == 1
-    assert "less than 1073741824" in told
+    message = capsys.readouterr().out
+    assert message.count("the feature cache takes no more frames") == 1
+    assert "less than 1073741824" in message
 
 
 def test_a_writer_that_fails_takes_on_and_tells_once(tmp_path):

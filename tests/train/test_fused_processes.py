@@ -100,9 +100,9 @@ def test_uneven_routes_give_the_same_numbers_under_every_engine(engine, uneven):
     """Encoders and experts that a rank does not use take part in what the ranks exchange."""
     if engine not in uneven:
         pytest.skip("DeepSpeed on CPUs compiles a small module and needs g++")
-    told, ddp = uneven[engine], uneven["ddp"]
-    assert told["heard"] == ddp["heard"]
+    message, ddp = uneven[engine], uneven["ddp"]
+    assert message["heard"] == ddp["heard"]
     for kind in ("mowe", "moe"):
-        assert told[kind] == pytest.approx(ddp[kind], rel=1e-5)
-    for weights, expected in zip(told["weights"], ddp["weights"], strict=True):
+        assert message[kind] == pytest.approx(ddp[kind], rel=1e-5)
+    for weights, expected in zip(message["weights"], ddp["weights"], strict=True):
         assert weights == pytest.approx(expected, rel=1e-4, abs=1e-4)

@@ -162,7 +162,7 @@ def test_learning_rates_by_component_and_schedule(model, tone_run):
     assert hours[8] == pytest.approx(0.1)
 
 
-def test_slots_that_do_not_match_are_told_with_both_numbers(model, chat_tokenizer):
+def test_slots_that_do_not_match_are_reported_with_both_numbers(model, chat_tokenizer):
     wrong = collate(examples(1), ChatFormat(chat_tokenizer), lambda n: 3, ("speak", "tag"))
     with pytest.raises(ValueError, match="3 places for audio but 1 audio tokens"):
         model(wrong)
@@ -190,19 +190,19 @@ def test_tensors_of_a_checkpoint_come_back_bit_for_bit(model):
 
 def test_questions_that_share_a_clip_have_the_losses_and_gradients_of_each_alone(model, chat_tokenizer):
     format, some = ChatFormat(chat_tokenizer), examples(3)
-    asked = [
+    requests = [
         replace(example, task=task, prompt=("", prompt), shares_clips=task == "tag")
         for example in some
         for task, prompt in (("speak", "Which tone is it?"), ("tag", "What is that?"))
     ]
     model.train()
-    together = batch(model, format, asked)
+    together = batch(model, format, requests)
     assert len(together.audio.lengths) == 3
     loss = model(together)
     loss.total.backward()
     shared = gradients(model)
     model.zero_grad()
-    alone = model(batch(model, format, [replace(example, shares_clips=False) for example in asked]))
+    alone = model(batch(model, format, [replace(example, shares_clips=False) for example in requests]))
     alone.total.backward()
     assert torch.allclose(loss.total, alone.total, rtol=1e-5)
     assert torch.allclose(loss.per_task, alone.per_task, rtol=1e-4)

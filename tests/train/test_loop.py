@@ -219,8 +219,8 @@ def test_a_step_left_out_leaves_weights_and_moments_untouched_and_the_data_goes_
     state = saved(tone_run).state
     assert (state["step"], state["stage_step"], state["updates"], state["bad"]) == (5, 5, 4, 1)
     assert state["stream"] == {"n": 5}
-    told = "step 5 was left out: its loss or gradient is not finite; its examples: tones/9, tones/10"
-    assert told in capsys.readouterr().out
+    output = "step 5 was left out: its loss or gradient is not finite; its examples: tones/9, tones/10"
+    assert output in capsys.readouterr().out
     [event] = events(tone_run, "left_out")
     assert (event["step"], event["ids"]) == (5, ["tones/9", "tones/10"])
     assert event["reason"] == "its loss or gradient is not finite"
@@ -281,7 +281,7 @@ def test_bad_steps_in_a_row_end_the_run_and_others_do_not(tone_run):
     assert [event["step"] for event in events(tone_run, "left_out")] == [1, 4, 5, 6]
 
 
-def test_bad_steps_in_a_row_are_counted_across_a_resume(tone_run):
+def test_bad_steps_in_a_row_count_across_a_resume(tone_run):
     run(tone_run, Model(bad=range(1, 100), stops_at=4), "train.max_bad_steps=4")
     assert saved(tone_run).state["bad"] == 2
     with pytest.raises(UserError, match=r"^4 steps in a row .*the last: step 4 "):
@@ -416,14 +416,14 @@ def test_every_stage_has_a_fresh_optimizer(tone_run):
         torch.testing.assert_close(square / (1 - beta2), (mean / (1 - beta1)) ** 2)
 
 
-def test_hours_of_audio_end_a_stage_and_are_counted_across_a_resume(tone_run):
+def test_hours_of_audio_end_a_stage_and_count_across_a_resume(tone_run):
     """A step hears one second: 6.5 s are over after seven steps."""
     stages = two_stages(f"hours: {6.5 / 3600}", "steps: 2")
     assert run(tone_run, builder(), stages, to("whole", tone_run)) == 0
     state = saved(tone_run, "whole").state
     assert (state["step"], state["stage"], state["stage_step"]) == (9, 1, 2)
-    found = list_stage_ends(tone_run.parent / "whole")
-    ends = load_checkpoint(found[0]).state
+    result = list_stage_ends(tone_run.parent / "whole")
+    ends = load_checkpoint(result[0]).state
     assert (ends["step"], ends["stage_seconds"], ends["stage_done"]) == (7, 7.0, True)
     opened = []
     assert run(tone_run, builder(stops_at=7), stages) == 75
@@ -434,7 +434,7 @@ def test_hours_of_audio_end_a_stage_and_are_counted_across_a_resume(tone_run):
     same(everything(tone_run, "whole"), everything(tone_run))
     lr = [row["lr"]["adapter"] for row in rows(tone_run, "whole") if "loss" in row][:7]
     assert lr == [row["lr"]["adapter"] for row in rows(tone_run) if "loss" in row][:7]
-    expected = [0.5 * (1 + math.cos(math.pi * heard / 6.5)) * 1e-3 for heard in range(7)]
+    expected = [0.5 * (1 + math.cos(math.pi * seen / 6.5)) * 1e-3 for seen in range(7)]
     assert lr == pytest.approx(expected)
 
 

@@ -99,12 +99,12 @@ def test_low_rank_updates_are_found_by_the_name_of_their_map(tone_run):
 )
 def test_a_rate_for_nothing_that_is_trained_is_refused(tone_run, stage, pattern):
     model, config, stage = opened(tone_run, stage)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         build_optimizer(model, config, stage, CPU)
-    assert str(told.value).startswith(
+    assert str(message.value).startswith(
         f"stages.one.lr: '{pattern}' matches no parameter; their names begin with"
     )
-    assert "adapter." in str(told.value)
+    assert "adapter." in str(message.value)
 
 
 def test_a_stage_that_trains_nothing_is_refused(tone_run):
@@ -147,7 +147,7 @@ def test_low_rank_updates_stand_in_their_layers(tone_run):
             assert rate.lr == pytest.approx(1e-2 * 0.1 ** decay_of(name, 3))
 
 
-def test_fused_encoders_count_their_own_layers(tone_run):
+def test_fused_encoders_count_layers_of_each(tone_run):
     deep_whisper(tone_run.parent / "deep")
     model, config, stage = opened(
         tone_run,
@@ -156,10 +156,10 @@ def test_fused_encoders_count_their_own_layers(tone_run):
         "encoders.deep={path: deep, lr: 2e-3}",
         "fusion={kind: gate, lr: 7e-3}",
     )
-    found = set()
+    result = set()
     for name, rate in compute_parameter_rates(model, config, stage).items():
         component = component_of(name, config)
-        found.add(component)
+        result.add(component)
         if component == "whisper":
             assert name.startswith("encoder.encoders.whisper.")
             assert rate.lr == pytest.approx(1e-3 * 0.5 ** decay_of(name, 2))
@@ -168,7 +168,7 @@ def test_fused_encoders_count_their_own_layers(tone_run):
             assert rate.lr == pytest.approx(2e-3 * 0.5 ** decay_of(name, 4))
         else:
             assert (rate.name, rate.lr) == (component, {"fusion": 7e-3, "adapter": 1e-3}[component])
-    assert found == {"whisper", "deep", "fusion", "adapter"}
+    assert result == {"whisper", "deep", "fusion", "adapter"}
 
 
 def test_groups_hold_every_trained_parameter_once_and_only_matrices_decay(tone_run):
@@ -206,12 +206,12 @@ def stage(**settings):
 
 def test_warm_up_then_half_a_cosine():
     planned = stage(steps=12, warmup=4, final_lr_share=0.2)
-    found = [compute_lr_share(planned, step, 12, 0.0) for step in range(12)]
+    result = [compute_lr_share(planned, step, 12, 0.0) for step in range(12)]
     wanted = [0.25, 0.5, 0.75, 1.0]
     for step in range(8):
         wanted.append(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 8)))
-    assert found == pytest.approx(wanted)
-    assert found[8] == pytest.approx(0.6)  # half way
+    assert result == pytest.approx(wanted)
+    assert result[8] == pytest.approx(0.6)  # half way
     assert compute_lr_share(planned, 12, 12, 0.0) == pytest.approx(0.2)
 
 
@@ -226,15 +226,15 @@ def test_a_constant_rate_only_warms_up():
 
 def test_where_hours_end_a_stage_they_move_the_cosine():
     planned = stage(steps=None, hours=2, warmup=2, final_lr_share=0.1)
-    heard = [0.0, 0.1, 0.5, 0.9, 1.0, 1.3]
-    found = [compute_lr_share(planned, step, None, done) for step, done in enumerate(heard)]
+    inputs = [0.0, 0.1, 0.5, 0.9, 1.0, 1.3]
+    result = [compute_lr_share(planned, step, None, done) for step, done in enumerate(inputs)]
     wanted = []
-    for step, done in enumerate(heard):
+    for step, done in enumerate(inputs):
         cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
         wanted.append(cosine * min((step + 1) / 2, 1))
-    assert found == pytest.approx(wanted)
-    assert found[2] == pytest.approx(0.55)
-    assert found[-1] == pytest.approx(0.1)
+    assert result == pytest.approx(wanted)
+    assert result[2] == pytest.approx(0.55)
+    assert result[-1] == pytest.approx(0.1)
 
 
 def test_of_hours_and_a_last_step_the_nearer_end_moves_the_cosine():
@@ -251,16 +251,16 @@ def test_shares_rise_fall_and_stay_between_their_ends(data):
     warmup = data.draw(st.integers(0, steps))
     last = data.draw(st.floats(0, 1))
     planned = stage(steps=steps, warmup=warmup, final_lr_share=last)
-    found = [compute_lr_share(planned, step, steps, 0.0) for step in range(steps)]
-    assert all(0 <= share <= 1 + 1e-12 for share in found)
-    assert all(a < b for a, b in itertools.pairwise(found[:warmup]))
-    after = found[warmup:]
+    result = [compute_lr_share(planned, step, steps, 0.0) for step in range(steps)]
+    assert all(0 <= share <= 1 + 1e-12 for share in result)
+    assert all(a < b for a, b in itertools.pairwise(result[:warmup]))
+    after = result[warmup:]
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after))
     assert all(share >= last - 1e-12 for share in after)
     if warmup < steps:
         assert after[0] == pytest.approx(1.0)
     if warmup:
-        assert found[warmup - 1] == pytest.approx(1.0)
+        assert result[warmup - 1] == pytest.approx(1.0)
 
 
 def test_every_group_gets_its_share():

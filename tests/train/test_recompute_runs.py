@@ -52,8 +52,8 @@ def test_the_cheapest_that_suffices_is_chosen(plan):
     for limit in (*total.values(), 0.9999 * total[()], 0.9999 * max(total[DECODER,], total["whisper",]), 1.0):
         fitting = [parts for parts in sizes if total[parts] <= limit]
         expected = min(fitting, key=work.__getitem__, default=("whisper", DECODER))
-        found = plan.find_cheapest("single", 1, limit, ["whisper", DECODER])
-        assert set(found.recomputed) == set(expected)
+        result = plan.find_cheapest("single", 1, limit, ["whisper", DECODER])
+        assert set(result.recomputed) == set(expected)
     assert plan.find_cheapest("single", 1, 1.0, [DECODER]).recomputed == (DECODER,)
 
 
@@ -62,23 +62,23 @@ def test_a_run_without_enough_memory_recomputes_and_gives_the_same_losses(tone_r
     assert stage["recompute"] == []
     assert "reckoned_gib" not in stage  # a CPU has no limit of its own
     needed = plan.recomputing(["whisper", DECODER]).total("single", 1)
-    (stage,), found = train(tone_run, "tight", f"train.memory_gib={gib(needed) * 1.0001}")
+    (stage,), result = train(tone_run, "tight", f"train.memory_gib={gib(needed) * 1.0001}")
     assert set(stage["recompute"]) == {"whisper", DECODER}
     assert stage["reckoned_gib"] == pytest.approx(needed / GIB)
     assert stage["reckoned_gib"] <= stage["limit_gib"]
-    assert found == losses
+    assert result == losses
     assert "recompute: whisper, decoder;" in capsys.readouterr().out
 
 
-def test_a_resumed_run_may_choose_anew_and_too_little_memory_is_told(tone_run, plan, capsys):
+def test_a_resumed_run_may_choose_anew_and_too_little_memory_is_reported(tone_run, plan, capsys):
     plenty = gib(plan.total("single", 1)) * 1.0001
     (stage,), losses = train(tone_run, "run", f"train.memory_gib={plenty}", "train.save_every=2")
     assert stage["recompute"] == []
     assert stage["limit_gib"] >= stage["reckoned_gib"]
     shutil.rmtree(tone_run.parent / "run" / "checkpoints" / "step-000004")
-    stages, found = train(tone_run, "run", "train.memory_gib=0.0001", "train.save_every=2")
+    stages, result = train(tone_run, "run", "train.memory_gib=0.0001", "train.save_every=2")
     assert set(stages[-1]["recompute"]) == {"whisper", DECODER}
-    assert found == losses
+    assert result == losses
     assert "lower stages.one.budget.audio_seconds" in capsys.readouterr().out
 
 
@@ -86,17 +86,17 @@ def test_settings_override_the_choice(tone_run):
     always = ("encoders.whisper.recompute=true", "decoder.recompute=false")
     (stage,), losses = train(tone_run, "always", *always)
     assert stage["recompute"] == ["whisper"]
-    (stage,), found = train(tone_run, "bounded", *always, "train.memory_gib=0.0001")
+    (stage,), result = train(tone_run, "bounded", *always, "train.memory_gib=0.0001")
     assert stage["recompute"] == ["whisper"]
-    assert found == losses
+    assert result == losses
 
 
 def test_sentences():
     assert Recomputing().sentence("budget") == ""
     assert Recomputing(("a",)).sentence("budget") == "recompute: a"
-    told = Recomputing(("a",), 3 * GIB, 5 * GIB, 4 * GIB, 0.2)
-    assert told.fits
-    assert told.sentence("budget") == (
+    message = Recomputing(("a",), 3 * GIB, 5 * GIB, 4 * GIB, 0.2)
+    assert message.fits
+    assert message.sentence("budget") == (
         "recompute: a; 3.00 GiB estimated of 4.00 GiB (5.00 GiB without, 20.0% more operations)"
     )
     assert not Recomputing(("a",), 5 * GIB, 5 * GIB, 4 * GIB).fits

@@ -16,7 +16,7 @@ def test_no_lock_is_no_wait(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_an_old_lock_is_removed_and_told(tmp_path, caplog):
+def test_an_old_lock_is_removed_and_reported(tmp_path, caplog):
     lock = tmp_path / "lock"
     lock.touch()
     os.utime(lock, (time.time() - 61,) * 2)

@@ -38,7 +38,7 @@ class Notice:
     kind: str = "anti-phase channels"
 
 
-def test_notices_are_new_once_for_each_source_and_kind_and_counted_over_ranks_and_resumes():
+def test_notices_are_new_once_for_each_source_and_kind_and_add_up_over_ranks_and_resumes():
     ledger = SkipLedger(0.05)
     first = Notice()
     assert ledger.add({"tones": 3}, [], [first, Notice(), Notice(kind="clipped samples")]) == [
@@ -57,7 +57,7 @@ def test_notices_are_new_once_for_each_source_and_kind_and_counted_over_ranks_an
     assert SkipLedger(0.05, counts[0]).notices == {}
 
 
-def test_the_first_skip_of_each_reason_is_told_once_for_every_source():
+def test_the_first_skip_of_each_reason_is_reported_once_for_every_source():
     ledger = SkipLedger(0.05)
     skips = [Skip("a", str(i), reason, "x") for i, reason in enumerate(["one", "two", "one"])]
     skips.append(Skip("b", "9", "one", ""))

@@ -61,11 +61,11 @@ def run(config, *overrides, processes=1, expect=0, **how):
 
 def rows(folder):
     """Read the metrics; the last line may be half written."""
-    path, found = Path(folder) / "metrics.jsonl", []
+    path, result = Path(folder) / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            result.append(json.loads(line))
+    return result
 
 
 def losses(folder):
@@ -92,11 +92,11 @@ def children(pid):
 
 def ranks(launcher):
     """Return the processes of a launch by their rank."""
-    found = {}
+    result = {}
     for pid in children(launcher):
-        told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        found |= {int(value[5:]): pid for value in told if value.startswith(b"RANK=")}
-    return found
+        message = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        result |= {int(value[5:]): pid for value in message if value.startswith(b"RANK=")}
+    return result
 
 
 def end(process):
@@ -176,7 +176,7 @@ def test_a_process_that_dies_ends_the_launch_and_the_resume_gives_the_same_losse
     assert losses(folder) == whole_of_two
 
 
-def test_a_process_that_hangs_is_told_by_the_stacks_of_the_others(long_run, tmp_path):
+def test_a_process_that_hangs_is_reported_by_the_stacks_of_the_others(long_run, tmp_path):
     folder, log = tmp_path / "held", tmp_path / "log"
     process = start(
         long_run, f"output_dir={folder}", "train.hang_seconds=3", "stages.0.steps=1000", processes=2, log=log

@@ -129,8 +129,8 @@ def test_the_last_expression_that_matches_holds(tone_run, train):
     go_through_stages(model, config, 0)
     assert {f"{name}.weight" for name in list_lora_modules(model)} == low
     assert {name for name in trained(model) if LORA not in name} == full
-    found = {name.split(f".{LORA}")[0] + ".weight" for name in trained(model) if LORA in name}
-    assert found == low
+    result = {name.split(f".{LORA}")[0] + ".weight" for name in trained(model) if LORA in name}
+    assert result == low
     assert len([name for name in trained(model) if LORA in name]) == 2 * len(low)
     for name, value in snapshot(model).items():
         if LORA not in name:
@@ -158,9 +158,9 @@ def test_a_frozen_decoder_is_never_opened(tone_run, pattern, mode, allowed):
     if allowed:
         assert not any(name.startswith("decoder") for name in trained(entered(config)[0]))
         return
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         entered(config)
-    text = str(told.value)
+    text = str(message.value)
     assert text.startswith(f"stages.s0.train: '{pattern}' matches decoder.")
     assert "decoder.train says frozen; set decoder.train, or begin the expression with ^encoder" in text
     assert "\n" not in text
@@ -184,20 +184,20 @@ def test_low_rank_updates_of_the_decoder_are_never_merged(tone_run, merge):
     assert any(name.startswith("encoder.") for name in list_lora_modules(model))  # merged ones begin anew
 
 
-def test_an_expression_that_matches_nothing_is_told_with_beginnings_of_names(tone_run):
+def test_an_expression_that_matches_nothing_is_reported_with_beginnings_of_names(tone_run):
     config = read(tone_run, [{}, {"train": {"^encoder\\.wisper": "full"}}])
     entered(config, 0)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         entered(config, 1)
-    assert str(told.value).startswith(
+    assert str(message.value).startswith(
         "stages.s1.train: '^encoder\\.wisper' matches no parameter; their names begin with adapter."
     )
-    assert "encoder.whisper.layers" in str(told.value)
+    assert "encoder.whisper.layers" in str(message.value)
     model = build(config)
     go_through_stages(model, config, 1, whole=False)  # a part of a model may lack what matches
 
 
-def test_every_encoder_of_a_fused_one_has_its_own_rank(tone_run):
+def test_every_encoder_of_a_fused_one_has_a_separate_rank(tone_run):
     tiny_whisper(seed=1).save_pretrained(tone_run.parent / "second")
     config = read(
         tone_run,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_rows
+from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_indexed_rows
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.row_clips import decode_clips
@@ -82,7 +82,9 @@ def iterate_examples(
     """
     entry = examples.entry
     first, step = share
-    for index, row in islice(enumerate(sample_rows(examples.source, examples.sample)), first, None, step):
+    for index, row in islice(
+        enumerate(sample_indexed_rows(examples.source, examples.sample)), first, None, step
+    ):
         name = entry.dataset.name
         if isinstance(row, RowError):
             yield Skip.of(name, f"row {index}", row)

@@ -121,7 +121,7 @@ def draw_addresses(groups: Mapping[str | None, list[tuple[int, Address]]], limit
     return [address for answer, pairs in groups.items() for _, address in sorted(pairs)[: counts[answer]]]
 
 
-def sample_rows(source: Source, sample: EvalSample) -> Iterator[Row | RowError]:
+def sample_indexed_rows(source: Source, sample: EvalSample) -> Iterator[Row | RowError]:
     """Yield the rows of a sample in the order of the source; those that cannot be used come as their error."""
     if sample.addresses is None:
         yield from source.rows()

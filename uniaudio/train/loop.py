@@ -32,7 +32,7 @@ from uniaudio.train.checkpoint.store import (
     load_checkpoint,
     name_step_folder,
 )
-from uniaudio.train.continual.distill import count_frames
+from uniaudio.train.continual.distill import count_batch_frames
 from uniaudio.train.loggers import Tracker, print_finished_run
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
@@ -382,7 +382,7 @@ class StageRun:
         tokens = sum(batch.answer_tokens for batch in step.micro)
         frames = 0
         if self.model.distiller is not None:
-            frames = sum(count_frames(self.model.engine.plain, batch) for batch in step.micro)
+            frames = sum(count_batch_frames(self.model.engine.plain, batch) for batch in step.micro)
         seconds = sum(batch.audio_seconds for batch in step.micro)
         costs = [0.0] * accelerator.num_processes
         costs[accelerator.process_index] = step.cost

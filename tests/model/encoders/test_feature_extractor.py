@@ -122,7 +122,7 @@ def test_codecs_equal_the_stock_encoders_before_quantisation(tmp_path):
     assert encoder.frame_rate == 12.5
 
 
-def test_options_that_are_not_built_are_told(tmp_path):
+def test_options_that_are_not_built_are_reported(tmp_path):
     both("w2v_bert", tmp_path)
     file = tmp_path / "model" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "add_adapter": True}))
@@ -230,9 +230,9 @@ def test_the_audio_side_of_a_full_clap_is_taken(tmp_path):
     text = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     full = ClapModel(ClapConfig(audio_config=audio, text_config=text, projection_dim=8))
     full.save_pretrained(tmp_path)
-    own, wanted = load(tmp_path).model.state_dict(), full.audio_model.state_dict()
-    assert own.keys() == wanted.keys()
-    assert all(torch.equal(own[name], wanted[name]) for name in wanted)
+    single, wanted = load(tmp_path).model.state_dict(), full.audio_model.state_dict()
+    assert single.keys() == wanted.keys()
+    assert all(torch.equal(single[name], wanted[name]) for name in wanted)
 
 
 @torch.no_grad()
@@ -267,8 +267,8 @@ def test_w2v_bert_with_other_positions(positions, tmp_path):
     assert rough.dtype == torch.bfloat16
     assert (rough[-50:].float() - exact[-50:]).abs().mean() < 0.02 * exact.abs().mean()
     if positions == "rotary":  # rounded to bfloat16 they would be radians off after some seconds
-        own, stated = (m.encoder.embed_positions.inv_freq for m in (encoder.model, model))
-        torch.testing.assert_close(own, stated, atol=0, rtol=1e-6)
+        single, stated = (m.encoder.embed_positions.inv_freq for m in (encoder.model, model))
+        torch.testing.assert_close(single, stated, atol=0, rtol=1e-6)
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def test_it_keeps_the_contract_once_allowed(folder):
     torch.testing.assert_close(frames[5], frames[4])
 
 
-def test_a_rate_that_does_not_fit_is_told(folder):
+def test_a_rate_that_does_not_fit_is_reported(folder):
     with pytest.raises(UserError, match=r"gave 25 frames for 1\.00 s, but at 50 per second there must be 50"):
         load(folder, trust_remote_code=True, frame_rate=50.0)(Ragged.from_rows([torch.rand(16_000)]))
     config = json.loads((folder / "preprocessor_config.json").read_text())
@@ -125,7 +125,7 @@ def test_settings_of_another_family_are_refused(folder):
         load(folder, trust_remote_code=True, pad_to=10)
 
 
-def test_whose_code_it_is_is_told(folder):
+def test_whose_code_it_is_is_reported(folder):
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config["auto_map"] = {name: f"someone/else--{place}" for name, place in config["auto_map"].items()}
@@ -179,8 +179,8 @@ def test_frames_are_found_in_what_a_model_gives():
         {"logits": logits, "hidden_states": frames},
         {"hidden_states": other, "last_hidden_state": frames},
     ):
-        (found,) = find_hidden_states(output, "Model")
-        assert torch.equal(found, frames[0])
+        (result,) = find_hidden_states(output, "Model")
+        assert torch.equal(result, frames[0])
     states = find_hidden_states({"hidden_states": (short, pooled, other, frames), "logits": logits}, "Model")
     assert [len(state) for state in states] == [3, 7, 7]
     assert torch.equal(states[-1], frames[0])

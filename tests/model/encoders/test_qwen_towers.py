@@ -98,8 +98,8 @@ def test_omni_towers_equal_the_stock_one_on_the_clip_alone(kind, samples, tmp_pa
     frames = samples // 160
     features = mel(samples)[0, :, :frames]
     stock = tower(features, feature_lens=torch.tensor([frames]))
-    own = encoder(pack(samples), layers=True)
-    last = own.frames.values
+    single = encoder(pack(samples), layers=True)
+    last = single.frames.values
     third = kind == "qwen3_omni"
     mapped = tower.proj2(tower.act(tower.proj1(last))) if third else tower.proj(last)
     torch.testing.assert_close(mapped, stock.last_hidden_state, atol=3e-6, rtol=0)
@@ -107,7 +107,7 @@ def test_omni_towers_equal_the_stock_one_on_the_clip_alone(kind, samples, tmp_pa
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", TOWERS)
-def test_a_clip_alone_equals_the_clip_in_a_batch_and_frames_are_counted(kind, tmp_path):
+def test_a_clip_alone_equals_the_clip_in_a_batch_and_the_number_of_frames_is_right(kind, tmp_path):
     _, encoder = loaded(kind, tmp_path)
     lengths = [16_000, 1, 7_777, 40_001, 320, 500_000]
     together = encoder(pack(*lengths), layers=True)
@@ -152,13 +152,13 @@ def test_a_full_checkpoint_gives_its_tower_alone(tmp_path):
     full = Qwen2AudioForConditionalGeneration(config).eval()
     full.save_pretrained(tmp_path / "full")
     encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path / "full")), "encoders.a")
-    own = full.model.audio_tower.state_dict()
+    single = full.model.audio_tower.state_dict()
     for name, tensor in encoder.whisper.state_dict().items():
-        assert torch.equal(tensor, own[name])
+        assert torch.equal(tensor, single[name])
     assert AutoConfig.from_pretrained(tmp_path / "full").model_type == "qwen2_audio"
 
 
-def test_random_weights_are_a_function_of_the_seed_and_wrong_bins_are_told(tmp_path):
+def test_random_weights_are_a_function_of_the_seed_and_wrong_bins_are_reported(tmp_path):
     tower, _ = loaded("qwen3_omni", tmp_path)
     path = f"random:{tmp_path / 'qwen3_omni'}"
     one, same, other = (

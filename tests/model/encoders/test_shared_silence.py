@@ -74,7 +74,7 @@ def test_equals_the_loops(whisper, pad_to, stride, tail):
     assert all(torch.equal(layer.lengths, together.frames.lengths) for layer in together.layers)
 
 
-def test_a_silent_frame_stands_for_each_position_once():
+def test_a_silent_frame_replaces_each_position_once():
     grid = SilenceGrid(reach=50, stride=16)  # cells of 16, 16, 16 and 2
     segments = grid.add_to(torch.tensor([5, 20, 50, 60]), torch.device("cpu"))
     places, keys = segments.keys

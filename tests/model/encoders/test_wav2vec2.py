@@ -219,13 +219,13 @@ def test_low_rank_updates_train_and_merge_to_the_same_function(tmp_path):
     torch.testing.assert_close(encoder(pack(16_000)).frames.values, unmerged, atol=2e-6, rtol=1e-5)
 
 
-def test_heads_are_left_out_and_missing_tensors_told(tmp_path):
+def test_heads_are_left_out_and_missing_tensors_reported(tmp_path):
     torch.manual_seed(0)
     full = HubertForCTC(HubertConfig(**WAVE, num_conv_pos_embeddings=16))
     full.save_pretrained(tmp_path / "model")
-    own = full.hubert.state_dict()
+    single = full.hubert.state_dict()
     for name, tensor in load(tmp_path).model.state_dict().items():
-        assert torch.equal(tensor, own[name])
+        assert torch.equal(tensor, single[name])
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(UserError, match=r"tensors of HubertModel are missing: .*encoder\.layers\.2"):

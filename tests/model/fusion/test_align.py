@@ -48,15 +48,15 @@ def interpolated(frame_list, rate, to_rate, length):
 )
 def test_equals_the_loop_over_time(lengths, rate, to_rate, method):
     torch.manual_seed(0)
-    own, wanted = (torch.tensor(column) for column in zip(*lengths, strict=True))
-    frames = Ragged(torch.randn(int(own.sum()), 3, dtype=torch.float64), own)
+    single, wanted = (torch.tensor(column) for column in zip(*lengths, strict=True))
+    frames = Ragged(torch.randn(int(single.sum()), 3, dtype=torch.float64), single)
     got = align(frames, rate, to_rate, wanted, method)
     reference = area if method == "area" else interpolated
     for row, made, length in zip(frames.rows(), got.rows(), wanted.tolist(), strict=True):
         torch.testing.assert_close(made, reference(list(row), rate, to_rate, length), atol=1e-9, rtol=0)
 
 
-def test_pairs_are_averaged_and_an_odd_last_frame_stands_alone():
+def test_pairs_are_averaged_and_an_odd_last_frame_stays_alone():
     frames = Ragged(torch.tensor([[1.0], [3.0], [7.0]]), torch.tensor([3]))
     assert align(frames, 50, 25, torch.tensor([2])).values.flatten().tolist() == [2.0, 7.0]
 

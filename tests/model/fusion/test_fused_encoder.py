@@ -27,14 +27,14 @@ class Slow(AudioEncoder):
         super().__init__()
         self.dim, self.layer_dims = dim, (dim,) * 4
         self.layers = nn.ModuleList(nn.Linear(3 if i == 0 else dim, dim) for i in range(4))
-        self.heard: list[int] = []
+        self.seen: list[int] = []
         self.requires_grad_(not frozen)
 
     def num_frames(self, samples):
         return max(1, samples // 1280)
 
     def forward(self, audio, layers=False, masks=None):
-        self.heard.append(len(audio))
+        self.seen.append(len(audio))
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()])
         rows = []
         for wave, count in zip(audio.rows(), counts.tolist(), strict=True):
@@ -43,8 +43,8 @@ class Slow(AudioEncoder):
         states = [torch.cat(rows)]
         for layer in self.layers:
             states.append(layer(states[-1]).tanh())
-        found = tuple(Ragged(state, counts) for state in states[1:])
-        return Encoded(found[-1], found if layers else None)
+        result = tuple(Ragged(state, counts) for state in states[1:])
+        return Encoded(result[-1], result if layers else None)
 
 
 class Holder(Strict):
@@ -132,7 +132,7 @@ def test_one_encoder_is_enough_where_layers_are_fused():
         assert encoder(audio(16_000)).frames.values.shape == (25, 64)
 
 
-def test_what_cannot_be_fused_is_told_in_one_sentence():
+def test_what_cannot_be_fused_is_reported_in_one_sentence():
     with pytest.raises(UserError, match=r"no encoder gives 100 frames per second \(whisper 50, slow 12.5\)"):
         fuse(config(kind="sum", rate=100), pair())
     with pytest.raises(UserError, match="no whole number of samples"):
@@ -171,8 +171,8 @@ def test_weak_encoders_hear_only_the_clips_routed_to_them():
     send(encoder, [2, 0, 2, 2], samples)
     with torch.no_grad():
         encoded = encoder(audio(*samples))
-    heard = {name: encoder.encoders[name].heard for name in encoder.pool}
-    assert heard == {"weak0": [1], "weak1": [], "weak2": [3]}
+    seen = {name: encoder.encoders[name].seen for name in encoder.pool}
+    assert seen == {"weak0": [1], "weak1": [], "weak2": [3]}
     assert encoded.stats["weak/weak0"].tolist() == [0, 1, 0, 0]
     assert encoded.stats["weak/weak2"].tolist() == [1, 0, 1, 1]
 
@@ -242,9 +242,7 @@ def test_an_encoder_without_clips_gets_a_gradient_of_zero(frozen):
     send(encoder, [1, 1], samples)
     encoder(audio(*samples)).frames.values.sum().backward()
     idle = encoder.encoders["weak0"]
-    assert idle.heard == (
-        [] if frozen else [1]
-    )  # one moment of silence, so that every rank runs every module
+    assert idle.seen == ([] if frozen else [1])  # one moment of silence, so that every rank runs every module
     if not frozen:
         assert all(p.grad is not None and p.grad.abs().max() == 0 for p in idle.parameters())
         assert any(p.grad.abs().max() > 0 for p in encoder.encoders["weak1"].parameters())

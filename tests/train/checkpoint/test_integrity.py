@@ -242,8 +242,8 @@ def test_runs_whose_stored_state_is_damaged_at_random_end_exact_or_are_refused(t
             outcomes.append("refused")
             continue
         assert run_training(config, "yes") == 0
-        found = weights(out)
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        result = weights(out)
+        assert all(torch.equal(result[name], tensor) for name, tensor in expected.items())
         outcomes.append("exact")
     assert outcomes[0] == "refused"
     assert outcomes.count("exact") >= 5

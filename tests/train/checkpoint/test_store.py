@@ -77,9 +77,9 @@ def value_of(path):
         averages.model["w"],
         *(moments.get("w", m) for m in ("exp_avg", "exp_avg_sq")),
     ]
-    found = {value for tensor in tensors for value in tensor.tolist()} | {loaded.state["value"]}
-    assert len(found) == 1
-    return found.pop()
+    result = {value for tensor in tensors for value in tensor.tolist()} | {loaded.state["value"]}
+    assert len(result) == 1
+    return result.pop()
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_what_is_saved_is_read(save, tmp_path):
     assert json.loads((path / "complete.json").read_text()).keys() == FILES - {"complete.json"}
 
 
-def test_what_was_not_saved_is_told(save, config, tmp_path):
+def test_what_was_not_saved_is_reported(save, config, tmp_path):
     path = save(5)
     with pytest.raises(UserError, match=r"step-000005 holds no exp_avg of v; start a new run"):
         MomentFiles(path).get("v", "exp_avg")
@@ -382,7 +382,7 @@ def test_a_kill_at_any_point_leaves_a_whole_checkpoint_and_the_next_save_works(
         assert order.count("rename") == (2 if step == 1 else 1)
         assert order.count("replace") == 1
         assert order.index("rename") < order.index("replace") < order.index("rmdir")  # prune comes last
-    found = []
+    result = []
     for count in range(1, len(order) + 1):
         run_dir = tmp_path / f"killed-{count}"
         shutil.copytree(before, run_dir)
@@ -390,15 +390,15 @@ def test_a_kill_at_any_point_leaves_a_whole_checkpoint_and_the_next_save_works(
         path = latest_checkpoint(run_dir)
         assert path is not None, (count, order[:count])
         assert is_complete(path)
-        found.append(value_of(path))
+        result.append(value_of(path))
         for next_step in (1, 3)[step - 1 :]:
             path = save_checkpoint(run_dir, snapshot(next_step, value=30 + next_step), config, BASES)
             assert latest_checkpoint(run_dir) == path
             assert value_of(path) == 30 + next_step
         assert names(path.parent) == ["step-000003"]
         assert not left_over(run_dir)
-    assert set(found) == ({10.0} if torn and step == 2 else {10.0, 20.0})
-    assert found == sorted(found)  # once the new one is taken, it stays
+    assert set(result) == ({10.0} if torn and step == 2 else {10.0, 20.0})
+    assert result == sorted(result)  # once the new one is taken, it stays
 
 
 def test_two_kills_between_the_moves_of_the_same_step_do_not_lose_it(tone_run, tmp_path):
@@ -552,18 +552,18 @@ def test_a_disk_that_runs_full_at_any_point_leaves_the_previous_one(config, smal
         (small_disk / "checkpoints" / "latest").write_text("step-000001\n")
         free = shutil.disk_usage(small_disk).free
         filler.write_bytes(b"x" * (free - pages * 4096))
-        told = None
+        message = None
         try:
             save_checkpoint(small_disk, snapshot(2, size=2000), config, BASES)
         except UserError as refusal:
-            told = str(refusal)
-            assert "step-000002 could not be written" in told
-            assert "earlier ones are intact" in told
+            message = str(refusal)
+            assert "step-000002 could not be written" in message
+            assert "earlier ones are intact" in message
         path = latest_checkpoint(small_disk)
-        assert value_of(path) == (1 if told else 2)
+        assert value_of(path) == (1 if message else 2)
         assert value_of(name_step_folder(small_disk, 1)) == 1
         assert not left_over(small_disk)
-        outcomes.append(told is None)
+        outcomes.append(message is None)
         filler.unlink()
     assert outcomes == sorted(outcomes)
     assert 8 < outcomes.count(False) < 20  # of 8 kB per tensor file, and one page for every small one
@@ -586,14 +586,14 @@ def test_a_file_size_limit_leaves_the_previous_one(config, save, tmp_path):
     assert not left_over(tmp_path / "run")
 
 
-def test_a_folder_that_cannot_be_made_is_told(config, save, tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(config, save, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("a file in its place")
     with pytest.raises(UserError, match=r"checkpoints/step-000001 could not be written \(.*; earlier"):
         save(1)
 
 
-def test_a_folder_without_permission_is_told(save, tmp_path):
+def test_a_folder_without_permission_is_reported(save, tmp_path):
     first = save(1)
     first.parent.chmod(0o555)
 
@@ -684,11 +684,13 @@ def state(step):
     return {"stage": 0, "stage_step": step}
 
 
-def test_the_background_writes_what_was_there_when_it_was_asked(engine, config, tmp_path, monkeypatch):
-    told, go = [], threading.Event()
+def test_the_background_writes_what_was_there_at_the_call(engine, config, tmp_path, monkeypatch):
+    message, go = [], threading.Event()
     real = module.save_file
     monkeypatch.setattr(module, "save_file", lambda tensors, path: go.wait(20) and real(tensors, path))
-    writer = CheckpointWriter(tmp_path / "run", config, BASES, lambda step, facts: told.append((step, facts)))
+    writer = CheckpointWriter(
+        tmp_path / "run", config, BASES, lambda step, facts: message.append((step, facts))
+    )
     expected = engine.plain.weight.detach().clone()
     moment = engine.optimizer.state[engine.plain.weight]["exp_avg"].clone()
     writer.save(engine, {"carried": torch.ones(2)}, {"weight": expected + 1}, 1, state(1), {"a": 1})
@@ -696,11 +698,11 @@ def test_the_background_writes_what_was_there_when_it_was_asked(engine, config, 
     update(engine)  # training goes on
     assert not torch.equal(engine.plain.weight, expected)
     writer.tell()
-    assert told == []
+    assert message == []
     assert latest_checkpoint(tmp_path / "run") is None
     go.set()
     writer.wait()
-    assert told == [(1, {"a": 1})]
+    assert message == [(1, {"a": 1})]
     path = latest_checkpoint(tmp_path / "run")
     loaded = load_checkpoint(path)
     assert torch.equal(loaded.model["weight"], expected)
@@ -710,17 +712,17 @@ def test_the_background_writes_what_was_there_when_it_was_asked(engine, config, 
 
 
 def test_a_save_waits_for_the_one_before(engine, config, tmp_path):
-    told = []
-    writer = CheckpointWriter(tmp_path / "run", config, BASES, lambda step, facts: told.append(step))
+    message = []
+    writer = CheckpointWriter(tmp_path / "run", config, BASES, lambda step, facts: message.append(step))
     weights = {}
     for step in (1, 2, 3):
         writer.wait_for_copies()
         update(engine)
         weights[step] = engine.plain.weight.detach().clone()
         writer.save(engine, {}, {}, step, state(step), {})
-        assert told == list(range(1, step))
+        assert message == list(range(1, step))
     writer.wait()
-    assert told == [1, 2, 3]
+    assert message == [1, 2, 3]
     for step in (2, 3):  # the copies share their place in memory, one after another
         assert torch.equal(
             load_checkpoint(name_step_folder(tmp_path / "run", step)).model["weight"], weights[step]
@@ -730,7 +732,9 @@ def test_a_save_waits_for_the_one_before(engine, config, tmp_path):
 @pytest.mark.parametrize(
     "problem", [OSError(28, "No space left on device"), MemoryError(), TypeError("no JSON")]
 )
-def test_what_fails_in_the_background_is_told_whatever_it_is(engine, config, tmp_path, monkeypatch, problem):
+def test_what_fails_in_the_background_is_reported_whatever_it_is(
+    engine, config, tmp_path, monkeypatch, problem
+):
     writer = CheckpointWriter(tmp_path / "run", config, BASES)
     writer.save(engine, {}, {}, 1, state(1), {})
     writer.wait()
@@ -797,7 +801,7 @@ def test_a_slow_copy_holds_up_the_update_and_not_the_other_way_round(
     monkeypatch.setattr(
         HostCopies, "copy", lambda self, name, tensor: (time.sleep(0.01), copy(self, name, tensor))[1]
     )
-    for expected, found in zip(usual, weights_of("slow"), strict=True):
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for expected, result in zip(usual, weights_of("slow"), strict=True):
+        assert all(torch.equal(expected[name], result[name]) for name in expected)
     changed = [name for name in usual[0] if not torch.equal(usual[0][name], usual[1][name])]
     assert changed  # what the checkpoints hold moves from step to step

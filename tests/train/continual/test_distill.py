@@ -10,7 +10,7 @@ from uniaudio.build.model import build_model
 from uniaudio.config.run import load_run
 from uniaudio.config.stages import DistillConfig
 from uniaudio.data.collate import collate
-from uniaudio.train.continual.distill import Distiller, count_frames
+from uniaudio.train.continual.distill import Distiller, count_batch_frames
 from uniaudio.types import Example
 
 FUSED = [
@@ -62,7 +62,7 @@ def test_totals_equal_the_sum_over_frames(tone_run, kind):
     assert distiller.total(distiller.frames(batch), before).item() == pytest.approx(0, abs=1e-3)
     shake(model)
     now = model(batch).frames
-    assert count_frames(model, batch) == len(now.values) == len(before.values)
+    assert count_batch_frames(model, batch) == len(now.values) == len(before.values)
     total = distiller.total(distiller.frames(batch), now)
     wanted = 0.7 * distance(now.values.detach(), before.values.detach(), kind)
     assert wanted > 0.1
@@ -82,13 +82,13 @@ def test_the_copy_stays_still_and_takes_no_gradient(tone_run):
         optimizer.step()
         optimizer.zero_grad()
     assert torch.equal(distiller.frames(batch).values, before)
-    own = dict(model.encoder.named_parameters())
+    single = dict(model.encoder.named_parameters())
     for name, parameter in distiller.model.encoder.named_parameters():
         assert torch.equal(parameter, kept[name])
         assert parameter.grad is None
         assert not parameter.requires_grad
-        assert parameter.data_ptr() != own[name].data_ptr()
-    assert any(not torch.equal(own[name], value) for name, value in kept.items())
+        assert parameter.data_ptr() != single[name].data_ptr()
+    assert any(not torch.equal(single[name], value) for name, value in kept.items())
     assert model.encoder is not distiller.model.encoder
     assert model.encoder.training  # the student's mode is its own
     assert not distiller.model.encoder.training

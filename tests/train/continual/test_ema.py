@@ -26,11 +26,11 @@ def test_it_equals_the_recursion_for_what_is_trained():
         history.append({name: p.detach().clone().flatten().tolist() for name, p in built.named_parameters()})
         average.update(built)
     for name, tensor in average.tensors.items():
-        for place, found in enumerate(tensor.flatten().tolist()):
+        for place, result in enumerate(tensor.flatten().tolist()):
             wanted = dict(model().named_parameters())[name].flatten()[place].item()
             for values in history:
                 wanted = 0.9 * wanted + (1 - 0.9) * values[name][place]
-            assert found == pytest.approx(wanted, rel=1e-12)
+            assert result == pytest.approx(wanted, rel=1e-12)
 
 
 def test_it_is_apart_from_the_parameters_and_takes_no_gradient():

@@ -109,7 +109,7 @@ def test_the_penalty_pulls_back_to_the_start():
 
 def manual_fisher(model, examples):
     """Squares of every example's own gradient, each derivative by central differences."""
-    found = {}
+    result = {}
     for name, parameter in model.named_parameters():
         flat = parameter.data.view(-1)
         squares = torch.zeros_like(flat)
@@ -122,8 +122,8 @@ def manual_fisher(model, examples):
                         sides.append(model(row).total.item())
                 flat[place] = old
                 squares[place] += ((sides[0] - sides[1]) / (2 * step)) ** 2
-        found[name] = (squares / len(examples)).view_as(parameter)
-    return found
+        result[name] = (squares / len(examples)).view_as(parameter)
+    return result
 
 
 def test_fisher_is_the_mean_of_squared_gradients_example_by_example():
@@ -131,29 +131,29 @@ def test_fisher_is_the_mean_of_squared_gradients_example_by_example():
     model.train()
     examples = rows(6)
     parameters = dict(model.named_parameters())
-    found = estimate_fisher(model, parameters, iter(examples), 4)
+    result = estimate_fisher(model, parameters, iter(examples), 4)
     assert model.training
     model.eval()  # it was measured without dropout
     wanted = manual_fisher(model, examples[:4])
-    for name, value in found.items():
+    for name, value in result.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-9)
         assert not value.requires_grad
-    assert found["encoder.weight"].min() > 0
-    assert not found["unused.weight"].any()
+    assert result["encoder.weight"].min() > 0
+    assert not result["unused.weight"].any()
     assert all(p.grad is None for p in model.parameters())
     # the square of the mean gradient would be something else
     mean = torch.autograd.grad(sum(model(r).total for r in examples[:4]) / 4, [model.encoder.weight])[0]
-    assert (mean.square() - found["encoder.weight"]).abs().max() > 1e-2
+    assert (mean.square() - result["encoder.weight"]).abs().max() > 1e-2
 
 
 def test_examples_without_answers_count_for_nothing():
     model = Model().eval()
     parameters = dict(model.named_parameters())
     with_empty = [rows(2)[0], Row(torch.zeros(3, dtype=torch.float64), ()), rows(2)[1]]
-    found = estimate_fisher(model, parameters, with_empty, 3)
+    result = estimate_fisher(model, parameters, with_empty, 3)
     wanted = estimate_fisher(model, parameters, rows(2), 2)
-    for name in found:
-        torch.testing.assert_close(found[name], wanted[name])
+    for name in result:
+        torch.testing.assert_close(result[name], wanted[name])
 
 
 def test_fisher_is_read_back_and_not_measured_again(tmp_path):
@@ -181,11 +181,11 @@ def test_a_file_about_other_parameters_is_not_taken(tmp_path):
     path = tmp_path / "one.safetensors"
     load_or_estimate_fisher(path, model, {"encoder.weight": model.encoder.weight}, rows(3), 3)
     more = {"encoder.weight": model.encoder.weight, "encoder.bias": model.encoder.bias}
-    found = load_or_estimate_fisher(path, model, more, rows(3), 3)
+    result = load_or_estimate_fisher(path, model, more, rows(3), 3)
     wanted = estimate_fisher(model, more, rows(3), 3)
-    assert found.keys() == wanted.keys()
+    assert result.keys() == wanted.keys()
     for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name])
+        torch.testing.assert_close(result[name], wanted[name])
 
 
 def test_what_can_be_held_is_trained_in_full_and_matches():

@@ -147,14 +147,14 @@ def survey(read: Read, size: int, name: str, is_thorough: bool) -> Survey | None
         if more is None and not is_thorough:
             return Survey(first, size, 0, frame.samples, is_stated=True)
     data = read(first, size - first)
-    end, frames, is_joined = count_frames(data, name)
+    end, frames, is_joined = count_mpeg_frames(data, name)
     is_stated = bool(stated) and not is_joined and abs(end - (stated or 0)) <= max(SLACK, end // 100)
     if not is_stated and stated is not None:
         frames -= 1  # the frame of the tag has no sound
     return Survey(first, first + end, 0 if is_stated else frames * frame.samples, frame.samples, is_stated)
 
 
-def count_frames(data: bytes, name: str) -> tuple[int, int, bool]:
+def count_mpeg_frames(data: bytes, name: str) -> tuple[int, int, bool]:
     """Return (their size in bytes, their number, whether several files were joined) of frames at the begin of ``data``.
 
     Raises:

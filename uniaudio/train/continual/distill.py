@@ -53,6 +53,6 @@ def has_prompts(encoder: nn.Module) -> bool:
     return bool(getattr(encoder, "takes_prompts", False))
 
 
-def count_frames(model: Any, batch: Batch) -> int:
+def count_batch_frames(model: Any, batch: Batch) -> int:
     """Return the number of encoder frames of a batch, without encoding it."""
     return sum(model.encoder.num_frames(n) for n in batch.audio.lengths.tolist())
