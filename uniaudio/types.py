@@ -58,7 +58,8 @@ class SharedPrefixes:
         f sees      a b c       f
 
     Args:
-        leaders: ``[B]`` int64, always on the CPU: the row that holds the beginning, itself for a whole row.
+        leaders: ``[B]`` int64, always on the CPU: the row that holds the beginning, itself for a whole row. It may go
+            on where the beginning of a whole row ends, as all rows of a batch do behind the same system prompt.
         lengths: ``[B]`` int64, always on the CPU: tokens of the beginning, 0 for a whole row.
     """
 
@@ -86,7 +87,7 @@ class Batch:
         prompt_lengths: ``[B]`` int64, always on the CPU: tokens of every row before its answer.
         ids: B example ids. audio_tokens: N. audio_seconds: real audio in the batch, in seconds.
         prefixes: which rows hold only what comes after the beginning of another row; None: all rows are whole. The
-            first question about a clip is.
+            first row is, and the first question about a clip lacks at most what stands before the clip.
     """
 
     audio: Ragged

@@ -128,9 +128,35 @@ def test_losses_and_gradients_equal_those_of_every_question_alone():
     assert_equal_gradients(gradients, gradients_without)
 
 
+SYSTEM = " ".join(map(str, range(21, 38)))  # 17 ids
+WITH_SYSTEM = [
+    ((4000,), [(SYSTEM, "3 4", "5 6 7"), (SYSTEM, "8", "9 9")]),
+    ((700,), [(SYSTEM + " 1", "3 4", "5 6"), (SYSTEM + " 1", "7", "5 6"), (SYSTEM, "3", "5 6")]),
+    ((2000, 5000), [(SYSTEM, "3", "5 6")]),  # begins with another text: its own clip comes first
+    ((3000,), [(SYSTEM[:44], "4", "5 6")]),  # too little in common
+    ((900,), [(SYSTEM, "4", "5 6"), (SYSTEM, "4 4", "8 6")]),
+]
+
+
+def test_a_system_prompt_is_read_once_for_a_batch():
+    model = build()
+    batch, whole = shared_and_not(model, examples(WITH_SYSTEM))
+    assert batch.prefixes.leaders.tolist() == [0, 0, 0, 2, 0, 5, 6, 0, 7]
+    clip = model.slots_for(700)
+    assert batch.prefixes.lengths[:5].tolist() == [0, 17 + model.slots_for(4000), 17, 18 + clip, 17]
+    loss, gradients = loss_and_gradients(model, batch)
+    plain, plain_gradients = each_alone(model, whole)
+    torch.testing.assert_close(loss.total, plain, **EXACT)
+    assert_equal_gradients(gradients, plain_gradients)
+    means = [average_questions(b, model.decoder.embed(b.tokens.values)) for b in (batch, whole)]
+    torch.testing.assert_close(*means, **EXACT)
+
+
 TEXTS = st.lists(st.integers(1, 300), min_size=1, max_size=5).map(lambda ids: " ".join(map(str, ids)))
 QUESTIONS = st.lists(
-    st.tuples(st.sampled_from(["", "1", "1 2"]), TEXTS, TEXTS.map(lambda text: text + " 2")),
+    st.tuples(
+        st.sampled_from(["", "1", "1 2", SYSTEM, SYSTEM + " 1"]), TEXTS, TEXTS.map(lambda text: text + " 2")
+    ),
     min_size=1,
     max_size=5,
 )
@@ -201,6 +227,9 @@ def test_places_and_positions():
     assert compute_row_positions(lengths, None).tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 0, 1, 2]
     places = [row.tolist() for row in find_key_places(lengths, prefixes).rows()]
     assert places == [[0, 1, 2, 3, 4], [0, 1, 2, 5], [6, 7], [6, 8, 9, 10]]
+    chained = SharedPrefixes(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 3, 4, 2]))
+    places = [row.tolist() for row in find_key_places(lengths, chained).rows()]
+    assert places == [[0, 1, 2, 3, 4], [0, 1, 2, 5], [0, 1, 2, 5, 6, 7], [0, 1, 8, 9, 10]]
 
 
 def test_no_row_pays_where_none_shares(monkeypatch):

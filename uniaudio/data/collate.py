@@ -13,6 +13,10 @@ from uniaudio.data.chat_format import TextIds, prefix_of
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
 
+FEWEST_SHARED = (
+    16  # tokens at the beginning of rows, as of a system prompt: fewer are not worth gathering their keys
+)
+
 
 def collate(
     examples: Sequence[Example],
@@ -32,7 +36,8 @@ def collate(
     Args:
         count_slots: audio tokens of a clip of so many samples.
         share: let questions about the same clips share one beginning, the clips included, where their prompts have
-            the same ids up to there (see ``SharedPrefixes``).
+            the same ids up to there, and all rows the ids that the first one begins with, such as a system prompt
+            (see ``SharedPrefixes``).
 
     Raises:
         RowError: when a text of an example cannot be used.
@@ -62,6 +67,7 @@ def pack(
     first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
     prompts = [format.prompt(example.prompt) for example in examples]
     leaders = find_leading_rows(examples, prompts) if share else list(range(len(examples)))
+    openings = [count_common_ids(prompts[0][0], pieces[0]) if share else 0 for pieces in prompts]
     shared: list[int] = []
     tokens: list[int] = []
     lengths: list[int] = []
@@ -72,8 +78,9 @@ def pack(
     for row, (pieces, numbers, answer) in enumerate(zip(prompts, clip_numbers, answers, strict=True)):
         start = len(tokens)
         if leaders[row] == row:
-            shared.append(0)
-            tokens += pieces[0]
+            shared.append(openings[row] if row else 0)
+            leaders[row] = 0 if shared[row] else row
+            tokens += pieces[0][shared[row] :]
             for clip, piece in zip(numbers, pieces[1:], strict=True):
                 audio_positions += range(len(tokens), len(tokens) + slots[clip])
                 audio_index += range(first[clip], first[clip + 1])
@@ -132,6 +139,13 @@ def find_leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[i
         # a row without a token of its own before the answer would have nowhere to predict the first one
         leaders.append(known.setdefault(prefix_of(pieces), row) if pieces[-1] else row)
     return leaders
+
+
+def count_common_ids(first: Sequence[int], ids: Sequence[int]) -> int:
+    """Return how many ids two prompts begin with in common before their first clips; 0 where they are few."""
+    pairs = enumerate(zip(first, ids, strict=False))
+    common = next((place for place, (one, other) in pairs if one != other), min(len(first), len(ids)))
+    return common if common >= FEWEST_SHARED else 0
 
 
 def pack_masks(examples: Sequence[Example], clip_numbers: Sequence[range]) -> torch.Tensor:

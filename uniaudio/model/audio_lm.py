@@ -14,6 +14,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.generation import generate_rows
 from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.shared_prefix import find_key_places
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
 
@@ -204,16 +205,21 @@ def cast_to_audio_lm(model: nn.Module) -> AudioLM:
 
 
 def average_questions(batch: Batch, text: Tensor) -> Tensor:
-    """Return for every clip the mean embedding ``[C, D]`` of the text tokens of the question about it."""
-    positions = Ragged.count_within_rows(batch.tokens.lengths)
-    ends = torch.repeat_interleave(batch.prompt_lengths, batch.tokens.lengths)
-    is_answer = (positions < ends).to(text.device)
-    is_answer = is_answer.index_fill(0, batch.audio_positions, False)[:, None]
-    sums = batch.tokens.with_values(text * is_answer).mean() * batch.tokens.lengths.to(text.device)[:, None]
-    counts = (
-        batch.tokens.with_values(is_answer.to(text.dtype)).mean()
-        * batch.tokens.lengths.to(text.device)[:, None]
-    )
+    """Return for every clip the mean embedding ``[C, D]`` of the text tokens of the question about it.
+
+    A beginning that a row shares counts as its text, too.
+    """
+    rows, ends = Ragged(torch.arange(len(text)), batch.tokens.lengths), batch.prompt_lengths
+    if batch.prefixes is not None:
+        rows, ends = find_key_places(batch.tokens.lengths, batch.prefixes), ends + batch.prefixes.lengths
+    is_prompt = Ragged.count_within_rows(rows.lengths) < torch.repeat_interleave(ends, rows.lengths)
+    is_text = torch.ones(len(text), dtype=torch.bool, device=text.device)
+    places = rows.values.to(text.device)
+    is_text = is_text.index_fill(0, batch.audio_positions, False)[places] & is_prompt.to(text.device)
+    weights = is_text[:, None].to(text.dtype)
+    sizes = rows.lengths.to(text.device)[:, None]
+    sums = rows.with_values(text[places] * weights).mean() * sizes
+    counts = rows.with_values(weights).mean() * sizes
     return (sums / counts.clamp(min=1))[batch.clip_example.to(text.device)]
 
 

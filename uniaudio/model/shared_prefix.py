@@ -1,4 +1,4 @@
-"""Several questions about one clip: a row that shares the beginning of another one, read once for both.
+"""Rows that share the beginning of another one, read once for both: several questions about a clip, a system prompt.
 
 Only keys and values of the beginning are repeated, for the rows that share it. All the rest of a layer, which is most
 of its work, sees each token once.
@@ -26,8 +26,11 @@ def find_key_places(lengths: Int[Tensor, " B"], prefixes: SharedPrefixes) -> Rag
     With rows ``a b c d e`` and ``f``, of which the second shares three tokens of the first::
 
         places      0 1 2 3 4 | 0 1 2 5
+
+    The row that holds the beginning may itself begin in an earlier, whole one.
     """
-    starts = Ragged.find_row_starts(lengths)
-    parts = torch.stack([prefixes.lengths, lengths], 1)
-    begins = torch.stack([starts[prefixes.leaders], starts], 1).flatten()
+    starts, leaders = Ragged.find_row_starts(lengths), prefixes.leaders
+    inherited = torch.minimum(prefixes.lengths, prefixes.lengths[leaders])
+    parts = torch.stack([inherited, prefixes.lengths - inherited, lengths], 1)
+    begins = torch.stack([starts[leaders[leaders]], starts[leaders], starts], 1).flatten()
     return Ragged(Ragged.index_slices(begins, parts.flatten()), parts.sum(1))
