@@ -142,8 +142,8 @@ def test_a_system_prompt_is_read_once_for_a_batch():
     model = build()
     batch, whole = shared_and_not(model, examples(WITH_SYSTEM))
     assert batch.prefixes.leaders.tolist() == [0, 0, 0, 2, 0, 5, 6, 0, 7]
-    clip = model.slots_for(700)
-    assert batch.prefixes.lengths[:5].tolist() == [0, 17 + model.slots_for(4000), 17, 18 + clip, 17]
+    clip = model.count_slots(700)
+    assert batch.prefixes.lengths[:5].tolist() == [0, 17 + model.count_slots(4000), 17, 18 + clip, 17]
     loss, gradients = loss_and_gradients(model, batch)
     plain, plain_gradients = each_alone(model, whole)
     torch.testing.assert_close(loss.total, plain, **EXACT)
