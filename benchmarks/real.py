@@ -48,6 +48,9 @@ SETS = {
     "realaudio": ("tuxpaint_words", "fillets_cs", "fillets_nl", "langid", "instruments", "drums"),
     "realdata": ("esc10", "fsdd_digits", "fsdd_connected", "ljspeech_mini"),
 }
+STAGE_CELLS = dict(
+    zip(STAGE_SHARES, ("stage1", "stage2", "masked"), strict=True)
+)  # the last stage ends the run
 LAST_ROWS = 10  # of metrics.jsonl: the loss at the end
 QUICK = {"steps": 3, "clips": 80, "answers": 2}
 
@@ -282,7 +285,7 @@ def write_tables(plan: Plan) -> str:
         if any(RUNS[name].stages for name in question.arms.values()):
             section += [
                 "Linear probes after each stage:",
-                stage_table(rows, list(STAGE_SHARES)[:-1], "linear"),
+                stage_table(rows, STAGE_CELLS, "linear"),
             ]
         sections.append("\n\n".join(section))
     return "\n\n".join(sections)

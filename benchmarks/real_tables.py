@@ -109,13 +109,18 @@ def answer_table(rows: Rows) -> str:
     return make_table(columns, lines)
 
 
-def stage_table(rows: Rows, stages: Sequence[str], probe: str) -> str:
-    """Return the scores after every stage of the runs that have several."""
+def stage_table(rows: Rows, stages: Mapping[str, str], probe: str) -> str:
+    """Return the scores after every stage of the runs that have several.
+
+    Args:
+        stages: what a stage is called -> the cell with the probes at its end.
+    """
     lines: list[list[str]] = []
     facts: dict[str, Any] = {}
+    first = next(iter(stages.values()))
     for name, folders in rows.items():
-        for number, stage in enumerate(stages, 1):
-            cells = read_cells(folders, f"stage{number}")
+        for stage, file in stages.items() if read_cells(folders, first) else ():
+            cells = read_cells(folders, file)
             for cell in cells:
                 facts |= cell["tasks"]
             if cells:

@@ -221,6 +221,18 @@ def test_tables_hold_means_over_seeds_and_what_was_forgotten(tmp_path):
     assert by_task[2] == "| ours | 0.900 ± 0.000 | 0.500 ± 0.100 |"
 
 
+def test_a_run_in_stages_is_told_stage_by_stage(tmp_path):
+    for cell, drums in (("stage1", 0.5), ("masked", 0.3)):
+        write_cell(tmp_path / "stages", cell, probed(esc10=0.9, drums=drums))
+    write_cell(tmp_path / "joint", "masked", probed(esc10=1.0, drums=1.0))
+    rows = {"joint": [tmp_path / "joint"], "in stages": [tmp_path / "stages"]}
+    table = real_tables.stage_table(rows, {"speech": "stage1", "sounds": "stage2", "music": "masked"}, "knn")
+    assert table.splitlines()[2:] == [
+        "| in stages, after speech | 0.900 | 0.500 |",
+        "| in stages, after music | 0.900 | 0.300 |",
+    ]
+
+
 def test_answers_stand_beside_the_cost_of_the_training(tmp_path):
     write_cell(
         tmp_path, "answers", {"esc10:sound": {"metric": "accuracy", "score": 0.9}, "process_seconds": 3}
