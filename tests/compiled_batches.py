@@ -10,7 +10,7 @@ import json
 import sys
 
 import torch
-from made_up_checkpoints import MINIATURES
+from helpers.checkpoints import MINIATURES
 from plain_kernel import register
 from torch._dynamo.utils import counters
 from transformers import Qwen3Config, Qwen3ForCausalLM

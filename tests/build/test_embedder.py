@@ -10,7 +10,7 @@ import soundfile
 import soxr
 import torch
 from conftest import tiny_whisper, tone
-from made_up_checkpoints import save_miniature
+from helpers.checkpoints import save_miniature
 
 import uniaudio
 from uniaudio.build.embedder import Embedder

@@ -2,8 +2,8 @@
 
 import pytest
 from conftest import tiny_whisper
-from made_up_checkpoints import save_miniature
-from made_up_runs import write_run, write_weights
+from helpers.checkpoints import save_miniature
+from helpers.runs import write_run, write_weights
 
 from uniaudio.build.untrained_encoders import add_references, find_reference
 from uniaudio.config.strict_yaml import dump_yaml

@@ -6,7 +6,7 @@ import json
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
-from made_up_files import add, clip_bytes, write_tar
+from helpers.files import add, clip_bytes, write_tar
 from rich.console import Console
 
 from uniaudio.checks.recipe import estimate_average_clip

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made_up_checkpoints import MINIATURES, save_miniature
+from helpers.checkpoints import MINIATURES, save_miniature
 from torch import nn
 
 from uniaudio.commands.check_encoder import check_contract, show_findings

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import tiny_whisper
-from made_up_files import clip_bytes
+from helpers.files import clip_bytes
 
 from uniaudio.commands.embed import embed_files
 from uniaudio.errors import UserError

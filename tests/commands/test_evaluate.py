@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from same_figures import assert_same_figures
+from helpers.figures import assert_same_figures
 
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_checkpoints
 from uniaudio.commands.evaluate import run_evaluation

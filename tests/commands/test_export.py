@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_whisper
-from made_up_checkpoints import save_miniature
-from made_up_runs import suite_results
+from helpers.checkpoints import save_miniature
+from helpers.runs import suite_results
 from transformers import AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 

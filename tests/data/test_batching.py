@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
+from helpers.sources import Rows, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_sources import Rows, Shards
 
 from uniaudio.data.batching import Mixture, PlannedRow, StreamState, fill_micro_batches, level_micro_batches
 from uniaudio.data.chat_format import ChatFormat

@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from made_up_files import card, write_parquet, write_tar
-from made_up_sources import Shards
+from helpers.files import card, write_parquet, write_tar
+from helpers.sources import Shards
 
 from uniaudio.data.sampler import Mark, ShardCursor
 from uniaudio.data.skipped_rows import BrokenShard

@@ -7,7 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
-from made_up_files import card, clip_bytes, numbers, write_parquet
+from helpers.files import card, clip_bytes, numbers, write_parquet
 
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.class_names import make_column_namings

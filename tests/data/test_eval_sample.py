@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from made_up_sources import Rows, Shards
+from helpers.sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.eval_sample import MOST_CANDIDATES, EvalSamples, choose_sample, sample_indexed_rows

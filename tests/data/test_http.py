@@ -8,7 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from made_up_files import card, numbers, write_tar
+from helpers.files import card, numbers, write_tar
 
 from uniaudio.data.sources.base import BrokenShardError, Place, open_source
 from uniaudio.data.sources.http import (

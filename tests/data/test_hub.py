@@ -6,8 +6,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
-from every_place import check_places
-from made_up_files import card, clip_bytes, numbers, write_parquet
+from helpers.files import card, clip_bytes, numbers, write_parquet
+from helpers.resuming import check_places
 from torch.utils.data import DataLoader, IterableDataset
 
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source

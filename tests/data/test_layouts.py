@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
-from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
+from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out, walk_files

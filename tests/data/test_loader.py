@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from made_up_sources import Rows, Shards
+from helpers.sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.batching import Mixture

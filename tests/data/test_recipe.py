@@ -1,5 +1,5 @@
 import pytest
-from made_up_files import write_tar
+from helpers.files import write_tar
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe

@@ -6,7 +6,7 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
-from made_up_damage import GOOD_CLIPS, json_text, mutated_line, write_clips
+from helpers.damage import GOOD_CLIPS, json_text, mutated_line, write_clips
 from rich.console import Console
 
 from uniaudio.checks.recipe import check_entry

@@ -4,9 +4,9 @@ import struct
 from collections import Counter
 
 import pytest
+from helpers.sources import Rows, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_sources import Rows, Shards
 
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, list_units
 from uniaudio.errors import RowError, UserError

@@ -10,9 +10,9 @@ from urllib.parse import unquote
 import fsspec
 import pyarrow
 import pytest
-from every_place import check_places
 from fsspec.implementations.memory import MemoryFileSystem
-from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
+from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
+from helpers.resuming import check_places
 
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
 from uniaudio.data.sources.remote import classify_error

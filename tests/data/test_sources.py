@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from every_place import check_places
-from made_up_files import card, clip_bytes, numbers, write_parquet, write_tar
+from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
+from helpers.resuming import check_places
 
 from uniaudio.data.audio import decode
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source, parse_audio, parse_seconds

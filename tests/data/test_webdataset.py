@@ -4,8 +4,8 @@ import json
 import tarfile
 
 import pytest
-from every_place import check_places
-from made_up_files import add, card, clip_bytes, numbers, write_tar
+from helpers.files import add, card, clip_bytes, numbers, write_tar
+from helpers.resuming import check_places
 
 from uniaudio.data.audio import FilePart, probe_seconds
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source

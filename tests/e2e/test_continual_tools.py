@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import tone
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel, WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import chat_template_utils
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from bird_folder import README, in_folder, make_bird_folder
+from helpers.bird_folder import README, in_folder, make_bird_folder
 
 from uniaudio.cli import main
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_whisper, tone
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import tone
-from made_up_damage import mutate_bytes, mutate_text
+from helpers.damage import mutate_bytes, mutate_text
 
 from uniaudio.config.search_paths import find_realdata_root
 from uniaudio.config.strict_yaml import dump_yaml

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.run_config import open_run

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_up_files import several_questions
+from helpers.files import several_questions
 
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from conftest import tone
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 from safetensors.torch import load_file
 
 from uniaudio.build import guard as guarding

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_whisper
-from made_up_checkpoints import MINIATURES, save_miniature
+from helpers.checkpoints import MINIATURES, save_miniature
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor

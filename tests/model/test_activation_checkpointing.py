@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made_up_checkpoints import save_miniature
+from helpers.checkpoints import save_miniature
 
 from uniaudio.build.encoders import load_part
 from uniaudio.config.encoders import EncoderConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made_up_checkpoints import MINIATURES, save_miniature
+from helpers.checkpoints import MINIATURES, save_miniature
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError

@@ -1,6 +1,6 @@
 """The sentence and the lists: every case."""
 
-from made_up_runs import folder_results
+from helpers.runs import folder_results
 
 from uniaudio.report.changes import (
     ScoreChange,

@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
+from helpers.runs import write_rows, write_run
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import write_rows, write_run
 
 from uniaudio.report.charts import (
     HEIGHT,

@@ -1,6 +1,6 @@
 """Heat maps: every cell by hand."""
 
-from made_up_runs import forgetting_results
+from helpers.runs import forgetting_results
 
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.heat_tables import (

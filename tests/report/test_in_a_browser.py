@@ -2,7 +2,7 @@
 
 import pytest
 from browser import Browser, find_chromium
-from made_up_runs import (
+from helpers.runs import (
     START,
     answers_of,
     forgetting_results,

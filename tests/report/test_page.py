@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_up_runs import (
+from helpers.runs import (
     START,
     answers_of,
     folder_results,

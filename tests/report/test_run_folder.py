@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_up_runs import training_rows, write_rows, write_run
+from helpers.runs import training_rows, write_rows, write_run
 
 from uniaudio.errors import UserError
 from uniaudio.report.run_folder import compute_cost, describe_ending, read_run

@@ -1,9 +1,9 @@
 """Probe scores from files, means against a loop, and which model is which."""
 
 import pytest
+from helpers.runs import folder_results, suite_results
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import folder_results, suite_results
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.references import Reference

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from browser import Browser, find_chromium
-from served_page import echo, served
+from helpers.served_page import echo, served
 
 from uniaudio.errors import UserError
 from uniaudio.serve.limits import Limits

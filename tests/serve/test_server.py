@@ -11,7 +11,7 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from served_page import NAME, echo, served
+from helpers.served_page import NAME, echo, served
 
 from uniaudio.errors import UserError
 from uniaudio.serve.limits import Limits

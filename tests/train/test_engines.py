@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from made_up_files import several_questions
+from helpers.figures import assert_same_figures
+from helpers.files import several_questions
 from safetensors.torch import load_file
-from same_figures import assert_same_figures
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.chat_format import ChatFormat

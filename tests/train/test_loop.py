@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 from torch import nn
 
 from uniaudio.config.run import load_run

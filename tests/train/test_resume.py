@@ -6,7 +6,7 @@ import shutil
 import stat
 
 import pytest
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 
 from uniaudio.train.checkpoint.store import is_complete, load_checkpoint
 

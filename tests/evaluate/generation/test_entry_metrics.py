@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.figures import assert_same_figures
 from rich.console import Console
-from same_figures import assert_same_figures
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.commands.evaluate import get_row_limit

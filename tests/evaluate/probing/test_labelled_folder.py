@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_up_files import clip_bytes, write_tar
+from helpers.files import clip_bytes, write_tar
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders

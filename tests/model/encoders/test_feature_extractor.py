@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soxr
 import torch
-from made_up_checkpoints import save_miniature
+from helpers.checkpoints import save_miniature
 from safetensors.torch import load_file, save_file
 from transformers import (
     ASTFeatureExtractor,

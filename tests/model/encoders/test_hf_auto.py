@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from made_up_checkpoints import save_miniature
+from helpers.checkpoints import save_miniature
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fusion_operators import make, streams
+from helpers.fusion_operators import make, streams
 from torch.nn import functional as F
 
 from uniaudio.model.fusion.stft_residual import StftBranch

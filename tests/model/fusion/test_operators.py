@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fusion_operators import LAYERS, MAKE, make, streams
+from helpers.fusion_operators import LAYERS, MAKE, make, streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F

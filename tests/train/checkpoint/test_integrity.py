@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from run_folders import latest_checkpoint
+from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import find_checkpoint, open_checkpoint
 from uniaudio.commands.train import run_training

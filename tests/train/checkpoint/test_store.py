@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.run_folders import latest_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import latest_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn

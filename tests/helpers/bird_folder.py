@@ -10,7 +10,7 @@ import soundfile
 from conftest import tiny_qwen, tiny_whisper, tone
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "README.md"
 # the size of the run alone: the README's is for a GPU
 SMALLER = {
     "steps: 2000, warmup: 100, budget: {audio_seconds: 300}": "steps: 6, warmup: 2, budget: {audio_seconds: 6}"
