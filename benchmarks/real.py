@@ -38,7 +38,8 @@ MODEL = "whisper-base"
 BEST = f"{MODEL}?pad_to=30"  # with the silence that Whisper was trained with
 UNTRAINED = {  # name of the cells -> spec behind the folder of models, and what the tables call it
     "before_best": (BEST, "before, padded to 30 s (its best)"),
-    "before": (MODEL, "before, as trained from"),
+    "before": (f"{MODEL}?pad_to=30&pad_stride=16&tail_frames=2", "before, as trained from (shared silence)"),
+    "before_cut": (MODEL, "before, without silence"),
     "random": (f"random:{MODEL}", "random weights"),
 }
 PROTOCOLS = ("masked", "xares")
@@ -110,7 +111,7 @@ def probe_cells(
 
 
 def plan_untrained(plan: Plan) -> list[Cell]:
-    """Return the probes of the encoder before training: at its best, as trained from, and with random weights."""
+    """Return the probes of the untrained encoder, with and without silence behind the clips, and of random weights."""
     cells = []
     for name, (spec, _) in UNTRAINED.items():
         prefix, _, file = spec.rpartition(":")

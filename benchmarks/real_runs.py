@@ -67,7 +67,10 @@ OPERATORS: dict[str, str] = {
 }
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
 TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
-WHISPER_FRAMES = "{path: '${realmodels}/whisper-base', train: frozen, cache: true}"
+WHISPER_FRAMES = (
+    "{path: '${realmodels}/whisper-base', train: frozen, cache: true,"
+    " pad_to: 30, pad_stride: 16, tail_frames: 2}"
+)
 
 
 def second_encoder(folder: str, train: str = "frozen", cache: bool = True) -> str:

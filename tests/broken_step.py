@@ -41,7 +41,7 @@ def accelerator_for(engine, **settings):
     config = SimpleNamespace(train=TrainConfig(**{"precision": "no", **settings}))
     accelerator = make_accelerator(config)
     if engine == "zero3":  # else weights as small as these would not be spread at all
-        zero = accelerator.state.deepspeed_plugin.make_deepspeed_config["zero_optimization"]
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
         zero["stage3_param_persistence_threshold"] = 0
     return accelerator, config
 

@@ -281,7 +281,7 @@ def test_accelerate_file(name):
     config = load_config_from_file(str(ROOT / name))
     assert config.compute_environment == "LOCAL_MACHINE"
     assert config.mixed_precision is None
-    deepspeed = config.make_deepspeed_config
+    deepspeed = config.deepspeed_config
     assert (config.distributed_type == DistributedType.DEEPSPEED) == bool(deepspeed)
     if deepspeed:
         assert deepspeed["gradient_accumulation_steps"] == 1

@@ -120,7 +120,7 @@ def test_a_plan_says_what_is_done_and_how_far_a_training_came(real_folders):
     plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
     cells = {cell.name: cell for cell in real.make_plan(plan, real.choose_runs(["d"]))}
     assert {name.split("/")[0] for name in cells} == {
-        *("before", "before_best", "random", "encoder_lora_seed0", "encoder_frozen_seed0"),
+        *("before", "before_best", "before_cut", "random", "encoder_lora_seed0", "encoder_frozen_seed0"),
         *(f"joint_seed{seed}" for seed in range(3)),
     }
     train, answers = cells["encoder_lora_seed0/train"], cells["encoder_lora_seed0/answers"]

@@ -90,7 +90,7 @@ class FrozenProduct(torch.autograd.Function):
         before that is rounded. The weight is then exactly that of the forward. The units want it by columns: it is
         turned here, for a second copy would take the memory that was saved.
         """
-        weight, scale = ctx.read_saved_tensors
+        weight, scale = ctx.saved_tensors
         turned = weight.view(E4M3).t().contiguous()
         ones = torch.ones(len(turned), 1, device=gradient.device)
         return (

@@ -60,7 +60,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config  # brings DeepSpeed along
 
         unset_hf_deepspeed_config()  # models are loaded whole and tried out before they are spread
-        refuse_deepspeed_conflicts(plugin.make_deepspeed_config, config)
+        refuse_deepspeed_conflicts(plugin.deepspeed_config, config)
     if config.train.compile:
         refuse_to_compile(accelerator)
     return accelerator
@@ -155,7 +155,7 @@ def make_engine(
     if plugin is not None:
         if precision is not None:
             autocast_inside(model, precision)
-        return ZeroEngine(model, optimizer, precision, plugin.make_deepspeed_config, config.train.clip)
+        return ZeroEngine(model, optimizer, precision, plugin.deepspeed_config, config.train.clip)
     if accelerator.num_processes == 1:
         return Engine(model, optimizer, precision)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
