@@ -135,7 +135,7 @@ def mix_usual(folder: Path, count: int) -> dict[str, float]:
 
 def mix_ours(folder: Path, count: int) -> dict[str, float]:
     """Mix with a mixture: rows come planned, with their wording, in micro-batches."""
-    return paced((batch.rows for batch in mixture(folder / "mix_parquet.yaml").stream(0)), count)
+    return paced((batch.rows for batch in mixture(folder / "mix_parquet.yaml").iterate_stream(0)), count)
 
 
 def clips_usual(folder: Path, count: int) -> dict[str, float]:
@@ -243,7 +243,7 @@ def timed(action: Callable[[bytes], Any], clips: list[bytes], seconds: float) ->
 def growth(folder: Path, count: int) -> dict[str, float]:
     """Return the memory of the process after a tenth of the rows and after all of them, in MiB."""
     marks, taken = {}, 0
-    for batch in mixture(folder / "mix_webdataset.yaml").stream(0):
+    for batch in mixture(folder / "mix_webdataset.yaml").iterate_stream(0):
         taken += len(batch.rows)
         for mark in (count // 10, count):
             if taken >= mark and mark not in marks:
@@ -270,7 +270,7 @@ def resume(folder: Path, scratch: Path, rows: int) -> dict[str, float]:
     started = time.perf_counter()
     mix = mixture(scratch / "many_only.yaml")
     opened = time.perf_counter()
-    next(mix.stream(0, StreamState(pool=rows * 7 // 10 // 128)))
+    next(mix.iterate_stream(0, StreamState(pool=rows * 7 // 10 // 128)))
     return {"resume_seconds": time.perf_counter() - opened, "open_seconds": opened - started, "rows": rows}
 
 

@@ -53,7 +53,7 @@ PEER_CLIPS = 4  # at a time
 class WrittenIds:
     """Stands for the chat format of a tokenizer: texts are token ids, written as numbers."""
 
-    def prompt(self, pieces: Sequence[str]) -> list[list[int]]:
+    def encode_prompt(self, pieces: Sequence[str]) -> list[list[int]]:
         """Return the ids of every piece."""
         return [[int(word) for word in piece.split()] for piece in pieces]
 
@@ -156,7 +156,7 @@ def padded_loss(lm: torch.nn.Module, rows: list[Tensor], labels: list[Tensor], a
 def ids_of(example: Example) -> list[list[int]]:
     """Return the ids before the clip, after it, and of the answer."""
     written = WrittenIds()
-    return [*written.prompt(example.prompt), written.answer(example.answer)]
+    return [*written.encode_prompt(example.prompt), written.answer(example.answer)]
 
 
 def ours(seconds: list[float], examples: list[Example], sizes: Sizes, pad_to: float | None = None) -> Step:

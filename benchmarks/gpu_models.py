@@ -133,7 +133,10 @@ def stock_step(engine: Engine, clips: Clips, micro_batch: int, device: torch.dev
     model = cast_to_audio_lm(engine.plain)
     written = WrittenIds()
     texts = [
-        [torch.tensor(ids, device=device) for ids in (*written.prompt(e.prompt), written.answer(e.answer))]
+        [
+            torch.tensor(ids, device=device)
+            for ids in (*written.encode_prompt(e.prompt), written.answer(e.answer))
+        ]
         for e in clips.examples
     ]
     answer_tokens = sum(len(answer) for _, _, answer in texts)

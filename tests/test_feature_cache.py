@@ -58,7 +58,7 @@ def test_half_precision_takes_half_the_room():
     for store in (whole, half):
         store.write("ab", frames)
     assert torch.equal(half.read("ab"), frames.bfloat16())
-    sizes = [store.file("ab").stat().st_size for store in (half, whole)]
+    sizes = [store.locate_file("ab").stat().st_size for store in (half, whole)]
     assert sizes[0] == pytest.approx(500 * 64 * 2, abs=200)
     assert sizes[1] == pytest.approx(500 * 64 * 4, abs=200)
 
@@ -69,7 +69,7 @@ def test_half_precision_takes_half_the_room():
 def test_a_damaged_file_counts_as_missing_and_is_written_anew(damage):
     store = FeatureStore("an_encoder")
     store.write("ab12", torch.ones(50, 3))
-    file = store.file("ab12")
+    file = store.locate_file("ab12")
     file.write_bytes(damage(file.read_bytes()))
     assert store.read("ab12") is None
     store.write("ab12", torch.ones(50, 3))

@@ -36,13 +36,13 @@ class FeatureStore:
     def folder(self) -> Path:
         return get_cache_root() / "features" / self.name
 
-    def file(self, key: str) -> Path:
+    def locate_file(self, key: str) -> Path:
         """Return where the frames of a clip lie; in 256 folders, for some file systems are slow with large ones."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def read(self, key: str) -> Tensor | None:
         """Return the frames ``[A, E]`` of a clip, None where they are not known."""
-        known_frames = read_cached(self.file(key))
+        known_frames = read_cached(self.locate_file(key))
         return None if known_frames is None else known_frames[FRAMES]
 
     def write(self, key: str, frames: Tensor) -> None:
@@ -51,7 +51,7 @@ class FeatureStore:
         Raises:
             OSError: when they cannot be written.
         """
-        write_cached(self.file(key), {FRAMES: frames.to(self.dtype or frames.dtype)})
+        write_cached(self.locate_file(key), {FRAMES: frames.to(self.dtype or frames.dtype)})
 
     def read_all(self, keys: Sequence[str]) -> Ragged:
         """Return the frames of C clips, a row without any for those that are not known."""

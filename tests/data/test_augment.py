@@ -213,7 +213,7 @@ def test_folders_of_noise_are_read_as_folders_of_clips(tmp_path):
     step = AugmentStep.model_validate({"noise": {"snr_db": (5, 5), "files": str(tmp_path / "one")}})
     files, _ = find_audio_files(str(tmp_path / "one"))
     assert [str(file.relative_to(tmp_path / "one")) for file in files] == ["a.WAV", "c.wav", "link/b.wav"]
-    assert Augmenter((step,), "test").notes() == [
+    assert Augmenter((step,), "test").list_notes() == [
         f"test: files: of {tmp_path / 'one'}, passed over: file with suffix .txt (1), file without suffix (1), "
         f"hidden file or folder (1)"
     ]

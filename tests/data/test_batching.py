@@ -66,7 +66,7 @@ def for_hypothesis(shared, mixture):
 def planned(mixture, stream, pools, state=None):
     """The batches of a stream's first pools."""
     result = []
-    for batch in mixture.stream(stream, state):
+    for batch in mixture.iterate_stream(stream, state):
         if batch.state.pool >= pools:
             return result
         result.append(batch)
@@ -132,7 +132,9 @@ def test_the_decoder_has_a_budget_too(mixture):
         tokens = 0
         for row in batch.rows:
             [(_, rendered)] = row.questions
-            tokens += sum(map(len, format.prompt(rendered.prompt))) + len(format.answer(rendered.answer))
+            tokens += sum(map(len, format.encode_prompt(rendered.prompt))) + len(
+                format.answer(rendered.answer)
+            )
             tokens += round(row.seconds * 16000) // 1280 + 1
         assert tokens <= 200
         assert batch.cost == pytest.approx(tokens / 200) or batch.cost > tokens / 200
@@ -153,10 +155,10 @@ def test_first_k_and_the_rest_are_all(shared, first, seed, stream, window, shard
             seed=seed, window=window,
         )  # fmt: skip
 
-    whole = list(islice(mix().stream(stream), first + 10))
+    whole = list(islice(mix().iterate_stream(stream), first + 10))
     state = whole[first - 1].state if first else StreamState()
     state = StreamState.from_json(json.loads(json.dumps(state.to_json())))
-    rest = list(islice(mix().stream(stream, state), 10))
+    rest = list(islice(mix().iterate_stream(stream, state), 10))
     assert [keys([batch]) for batch in rest] == [keys([batch]) for batch in whole[first:]]
     assert [batch.state for batch in rest] == [batch.state for batch in whole[first:]]
     assert [q for b in rest for r in b.rows for q in r.questions] == [
@@ -182,12 +184,12 @@ def test_unusable_rows_are_skipped_and_reported_once(mixture):
     again = planned(mix, 0, 1, first.state)
     assert not any(batch.skips or batch.drawn for batch in again)
     with pytest.raises(UserError, match="none of 16 rows in a row can be used"):
-        next(mixture(Rows(16, seconds=lambda i: 600.0), streams=1, micro_batches=1).stream(0))
+        next(mixture(Rows(16, seconds=lambda i: 600.0), streams=1, micro_batches=1).iterate_stream(0))
 
 
 def test_a_state_is_small(mixture):
     mix = mixture(*[Shards(50, 50) for _ in range(50)], streams=8, pool=256)
-    states = [next(mix.stream(index)).state.to_json() for index in range(8)]
+    states = [next(mix.iterate_stream(index)).state.to_json() for index in range(8)]
     assert len(json.dumps(states)) < 20_000
 
 

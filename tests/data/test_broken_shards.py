@@ -37,7 +37,7 @@ def losses(folder, kind="webdataset"):
 def complaint(skips, allowed=0.05):
     ledger = SkipLedger(allowed)
     ledger.add({"set": 100}, skips)
-    return ledger.complaint()
+    return ledger.explain_problem()
 
 
 def cut_to(file, share):
@@ -113,7 +113,7 @@ def test_one_broken_shard_of_many_ends_no_run_however_early_it_comes_and_counts_
     ledger = SkipLedger(0.05)
     for _ in range(3):
         ledger.add({"set": 12}, [skip])
-    assert ledger.complaint() == ""
+    assert ledger.explain_problem() == ""
     again = SkipLedger(0.05, json.loads(json.dumps(ledger.counts())))
     assert again.shards == {"set": {"a.tar": (500, 0.0005, "cut")}}
     said = SkipLedger(0.05)
@@ -127,7 +127,9 @@ def test_one_broken_shard_of_many_ends_no_run_however_early_it_comes_and_counts_
 def test_rows_and_shards_count_together():
     ledger = SkipLedger(0.05)
     ledger.add({"set": 100}, [BrokenShard("set", "a.tar", "broken shard", "cut", 30, 0.06)])
-    assert ledger.complaint().startswith("set lost about 30 rows, 6.0% of the dataset, in 1 broken shard(s)")
+    assert ledger.explain_problem().startswith(
+        "set lost about 30 rows, 6.0% of the dataset, in 1 broken shard(s)"
+    )
 
 
 def test_a_compressed_tar_is_refused_in_one_sentence(tmp_path):

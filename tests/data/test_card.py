@@ -32,9 +32,9 @@ def test_columns_are_rendered_over_those_of_the_row(tmp_path):
 def test_splits_keep_their_rows(tmp_path):
     card = write(tmp_path)
     assert (card.split("train").name, card.split("test").name) == ("train", "validation")
-    assert (card.keeps({"fold": 1}, "train"), card.keeps({"fold": 1}, "test")) == (True, False)
+    assert (card.is_in_split({"fold": 1}, "train"), card.is_in_split({"fold": 1}, "test")) == (True, False)
     with pytest.raises(UserError, match="the rows have no column 'fold'; they have label"):
-        card.keeps({"label": "low"}, "train")
+        card.is_in_split({"label": "low"}, "train")
     with pytest.raises(UserError, match=r"no split 'tests' \(did you mean 'test'\?\); splits: train, test"):
         card.split("tests")
 
@@ -42,7 +42,7 @@ def test_splits_keep_their_rows(tmp_path):
 def test_a_condition_that_cannot_be_decided_shows_the_row(tmp_path):
     card = write(tmp_path, splits={"train": {"keep": "fold < 5"}})
     with pytest.raises(UserError, match=r"splits\.train\.keep .*\(in a row with fold='five'\)"):
-        card.keeps({"fold": "five"}, "train")
+        card.is_in_split({"fold": "five"}, "train")
 
 
 def test_one_clip_or_several(tmp_path):

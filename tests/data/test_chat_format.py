@@ -73,7 +73,7 @@ def example(answer="a dog barks"):
 
 def test_ids_are_those_of_the_stock_template(tokenizer):
     format = ChatFormat(tokenizer)
-    ids = [*format.prompt(["the cat"])[0], *format.answer("a dog barks")]
+    ids = [*format.encode_prompt(["the cat"])[0], *format.answer("a dog barks")]
     stock = tokenizer.apply_chat_template(
         [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "a dog barks"}],
         tokenize=False,
@@ -115,7 +115,7 @@ def test_without_a_chat_template_there_is_plain_markup(chat_tokenizer):
         tokenizer_object=chat_tokenizer.backend_tokenizer, eos_token="<|endoftext|>", pad_token="<|im_end|>"
     )
     format = ChatFormat(tokenizer)
-    text = format.decode([*format.prompt(["Which tone?"])[0], *format.answer("low")])
+    text = format.decode([*format.encode_prompt(["Which tone?"])[0], *format.answer("low")])
     assert text == "Which tone?\nlow<|endoftext|>"
 
 
@@ -130,7 +130,7 @@ def test_data_never_become_markup(tokenizer):
     with pytest.raises(RowError, match="special token in text"):
         format.answer(f"a dog {end} barks")
     with pytest.raises(RowError, match="special token in text"):
-        format.prompt([f"a dog {end}", ""])
+        format.encode_prompt([f"a dog {end}", ""])
 
 
 def with_added(tokenizer, *tokens, **options):
@@ -162,7 +162,7 @@ def test_added_tokens_between_signs_are_markup_though_not_marked_as_special(chat
     )
     format = ChatFormat(tokenizer)
     assert reason_of(lambda: format.answer(text)) == "special token in text"
-    assert reason_of(lambda: format.prompt(["ok", text])) == "special token in text"
+    assert reason_of(lambda: format.encode_prompt(["ok", text])) == "special token in text"
     assert format.answer("covid  in\n\nC++, don't")
 
 
@@ -182,8 +182,8 @@ def test_text_that_becomes_markup_only_when_normalized_is_refused_too(chat_token
     format = ChatFormat(tokenizer)
     assert "<THINK>" not in format.special_texts
     assert reason_of(lambda: format.answer("a <THINK> b")) == "special token in text"
-    assert reason_of(lambda: format.prompt(["a ", " <THINK> b"])) == "special token in text"
-    assert format.prompt(["a ", " b"])  # its own markup may stand there
+    assert reason_of(lambda: format.encode_prompt(["a ", " <THINK> b"])) == "special token in text"
+    assert format.encode_prompt(["a ", " b"])  # its own markup may stand there
 
 
 def test_lone_surrogates_are_a_broken_text(tokenizer):
@@ -192,7 +192,7 @@ def test_lone_surrogates_are_a_broken_text(tokenizer):
 
 def test_a_question_has_a_limit_of_tokens(tokenizer):
     whole = ChatFormat(tokenizer)
-    tokens = sum(map(len, whole.prompt(["the cat", "?"]))) + len(whole.answer("a dog barks"))
+    tokens = sum(map(len, whole.encode_prompt(["the cat", "?"]))) + len(whole.answer("a dog barks"))
     ChatFormat(tokenizer, None, tokens, tokens + 7).check_question(["the cat", "?"], "a dog barks", 7)
     short = ChatFormat(tokenizer, None, tokens - 1)
     assert reason_of(lambda: short.check_question(["the cat", "?"], "a dog barks")) == "text too long"

@@ -113,7 +113,9 @@ def test_a_run_still_uses_the_prompts_that_it_learned_today(chat_tokenizer, monk
     assert ChatFormat(chat_tokenizer).prefix != today.prefix
     kept = ChatMarkup.from_base(today.markup.to_base())
     assert kept == today.markup
-    assert ChatFormat(chat_tokenizer, markup=kept).prompt(["a", "b"]) == today.prompt(["a", "b"])
+    assert ChatFormat(chat_tokenizer, markup=kept).encode_prompt(["a", "b"]) == today.encode_prompt(
+        ["a", "b"]
+    )
 
 
 def test_ids_without_embeddings_are_refused_where_a_text_can_get_them(chat_tokenizer):

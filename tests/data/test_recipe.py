@@ -102,7 +102,7 @@ def test_a_recipe_inherits_and_takes_constants(tone_run):
     recipe = load_recipe(child)
     assert dict(recipe.train[0].constants) == {"label": "low"}
     assert [(entry.name, entry.max_examples) for entry in recipe.evaluate] == [("tones:tone", 3)]
-    assert recipe.tasks() == ("tone",)
+    assert recipe.list_tasks() == ("tone",)
 
 
 def test_two_splits_of_one_dataset_have_different_names(tone_run):

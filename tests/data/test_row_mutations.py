@@ -91,7 +91,7 @@ def train_once(recipe, format):
     mixture = Mixture(
         recipe, sources, format, lambda n: n // 1280 + 1, 0, 1e6, 0.1, 3.0, 1, 1, pool=sources[0].size
     )
-    step = next(make_loader(mixture, recipe.tasks(), 0, 1, 0, 2))
+    step = next(make_loader(mixture, recipe.list_tasks(), 0, 1, 0, 2))
     assert step.drawn == {"rows": 2 * sources[0].size}
     assert len(step.micro[0].ids) + len(step.skips) == 2 * sources[0].size
     return step.micro[0].ids, step.skips

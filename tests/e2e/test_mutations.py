@@ -182,7 +182,7 @@ def read_everything(recipe: Recipe, format: ChatFormat) -> bool:
         "pool": 8,
     }
     mixture = Mixture(recipe, sources, format, lambda samples: samples // 1280 + 1, seed=0, **limits)
-    for step in islice(make_loader(mixture, recipe.tasks(), 0, 1, 0, 2), 1):
+    for step in islice(make_loader(mixture, recipe.list_tasks(), 0, 1, 0, 2), 1):
         assert all(skip.reason and skip.row for skip in step.skips)
         usable |= any(len(batch.labels) for batch in step.micro)
     return usable

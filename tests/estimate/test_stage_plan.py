@@ -200,7 +200,7 @@ def test_memory_is_within_a_tenth_of_what_a_step_allocates(run, tmp_path, change
                 engine.backward(engine.forward(batch).total)
             engine.step(1.0)
 
-    predicted = sum(plan.memory("single", 1).values())
+    predicted = sum(plan.compute_memory("single", 1).values())
     assert predicted == pytest.approx(allocated_peak(two_steps, tmp_path), rel=0.1)
 
 
@@ -208,7 +208,7 @@ def test_engines_spread_what_they_should(run):
     plan = plan_stage(run(), 0, CLIP, torch.float32)
     p, b, n = plan.trained, plan.frozen, 4
     parts = ("weights", "frozen", "gradients", "optimizer")
-    state = {engine: tuple(plan.memory(engine, n)[part] for part in parts) for engine in ENGINES}
+    state = {engine: tuple(plan.compute_memory(engine, n)[part] for part in parts) for engine in ENGINES}
     assert state["single"] == state["ddp"] == (4 * p, b, 4 * p, 8 * p)
     assert state["zero1"] == (4 * p, b, 4 * p, 12 * p / n)
     assert state["zero2"] == (4 * p, b, 4 * p / n, 12 * p / n)
@@ -218,12 +218,12 @@ def test_engines_spread_what_they_should(run):
 def test_the_largest_micro_batch_fills_the_memory(run):
     config = run()
     plan = plan_stage(config, 0, CLIP, torch.float32)
-    limit = 2 * sum(plan.memory("ddp", 2).values())
-    largest = plan.largest("ddp", 2, limit)
+    limit = 2 * sum(plan.compute_memory("ddp", 2).values())
+    largest = plan.find_largest("ddp", 2, limit)
     clips = largest / CLIP.seconds
-    fuller = sum(plan.memory("ddp", 2).values()) + (clips - plan.clips) * plan.cost.per_clip
+    fuller = sum(plan.compute_memory("ddp", 2).values()) + (clips - plan.clips) * plan.cost.per_clip
     assert fuller == pytest.approx(limit)
-    assert plan.largest("ddp", 2, 1.0) == 0
+    assert plan.find_largest("ddp", 2, 1.0) == 0
 
 
 def test_operations_are_those_of_the_formulas(run):

@@ -20,7 +20,7 @@ from uniaudio.types import Example
 class WrittenIds:
     """Stands for a chat format: texts are token ids, written as numbers."""
 
-    def prompt(self, pieces):
+    def encode_prompt(self, pieces):
         return [[int(word) for word in piece.split()] for piece in pieces]
 
     def answer(self, text):

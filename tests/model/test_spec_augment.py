@@ -61,7 +61,7 @@ def model(whisper, qwen):
 def example(number, masked):
     clip = np.random.default_rng(number).integers(-3000, 3000, 8000 + 900 * number, dtype=np.int16)
     augmenter = Augmenter((AugmentStep.model_validate({"spec_augment": {}}),), "test")
-    masks = augmenter.masks([clip], random.Random(number)) if masked else ()
+    masks = augmenter.draw_masks([clip], random.Random(number)) if masked else ()
     return Example(f"a/b/{number}", "tag", "a", (clip,), ("", "What is it?"), "low", masks=masks)
 
 

@@ -61,7 +61,7 @@ def test_means_equal_a_loop(data):
     results = suite_results(sets, ["a", "b"], data.draw(st.integers(0, 99)))
     if data.draw(st.booleans()):
         del results["scores"][sets[0]]["b"]
-    averages = read_scores(results, "f", {}).averages(["a", "b"], "knn")
+    averages = read_scores(results, "f", {}).compute_averages(["a", "b"], "knn")
     sums = {}
     for name in sets:
         if set(results["scores"][name]) == {"a", "b"}:

@@ -46,7 +46,7 @@ def book(format):
 def test_an_example_is_the_prompt_of_training_with_a_synthetic_clip(format, book):
     text = TEXTS[0]
     example = book.make_example(text.pieces, text.answer, random.Random(0))
-    before, after = format.prompt(text.pieces)
+    before, after = format.encode_prompt(text.pieces)
     ids = example.ids.tolist()
     assert ids[: len(before)] == before
     assert ids[-example.answer :] == format.answer("zero")
@@ -62,7 +62,7 @@ def test_of_two_clips_one_speaks(format, book):
     text = TEXTS[20]
     for seed in range(20):
         example = book.make_example(text.pieces, text.answer, random.Random(seed))
-        first, gap, last = format.prompt(text.pieces)
+        first, gap, last = format.encode_prompt(text.pieces)
         inner = example.ids.tolist()[len(first) : -example.answer - len(last)]
         at = next(i for i in range(len(inner)) if inner[i : i + len(gap)] == gap)
         quiet = {NOISE, format.pad}
@@ -78,7 +78,7 @@ def test_the_strings_of_the_final_check_are_never_taught(book):
 
 
 def test_batches_start_plain_and_hold_examples_of_similar_length(book):
-    batches = list(book.batches(random.Random(0), 8, 100))
+    batches = list(book.iterate_batches(random.Random(0), 8, 100))
     assert len(batches) == 100
     assert all(len(batch) == 8 for batch in batches)
     assert all(example.is_clip.sum() == 0 for batch in batches[:16] for example in batch)

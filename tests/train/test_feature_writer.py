@@ -247,8 +247,8 @@ def test_a_writer_that_fails_takes_on_and_tells_once(tmp_path):
     for _ in range(20):  # more than may wait
         writer.put(Refusing(), ["ab"], Ragged(torch.zeros(2, 3), torch.tensor([2])))
     writer.close()
-    assert "could not be written" in writer.complaint()
-    assert writer.complaint() is None
+    assert "could not be written" in writer.explain_problem()
+    assert writer.explain_problem() is None
 
 
 # ---------------------------------------------------------------------- several processes

@@ -21,7 +21,7 @@ def test_a_continued_run_tells_of_every_step_once(tmp_path):
     for step in (1, 2, 3):
         first.log({"step": step, "loss": 1.0})
         first.write_skips(step, [Skip("tones", str(step))])
-    first.event("finished", step=3)
+    first.log_event("finished", step=3)
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "lo')  # killed while writing
@@ -51,7 +51,7 @@ def test_a_new_run_in_an_old_folder_starts_with_empty_records(tmp_path):
 def test_other_ranks_write_skips_only(tmp_path):
     other = Tracker(tmp_path / "run", main=False, start_step=0, total_steps=9, tensorboard=False)
     other.log({"step": 1, "loss": 1.0})
-    other.event("finished", step=1)
+    other.log_event("finished", step=1)
     assert not (tmp_path / "run").exists()
     other.write_skips(1, [Skip("tones", "7")])
     assert lines(tmp_path / "run" / "skipped.jsonl") == [{"step": 1, "source": "tones", "row": "7"}]

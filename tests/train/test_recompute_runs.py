@@ -43,8 +43,10 @@ def gib(size):
 
 def test_the_cheapest_that_suffices_is_chosen(plan):
     """For every memory size: off, then what costs least, then both; too little memory takes all there is."""
-    sizes = {parts: plan.recomputing(parts) for parts in ((), (DECODER,), ("whisper",), ("whisper", DECODER))}
-    total = {parts: option.total("single", 1) for parts, option in sizes.items()}
+    sizes = {
+        parts: plan.add_recomputing(parts) for parts in ((), (DECODER,), ("whisper",), ("whisper", DECODER))
+    }
+    total = {parts: option.compute_total("single", 1) for parts, option in sizes.items()}
     work = {parts: option.flops for parts, option in sizes.items()}
     assert total["whisper", DECODER] < min(total[DECODER,], total["whisper",])
     assert max(total[DECODER,], total["whisper",]) < total[()]
@@ -61,7 +63,7 @@ def test_a_run_without_enough_memory_recomputes_and_gives_the_same_losses(tone_r
     (stage,), losses = train(tone_run, "plenty")
     assert stage["recompute"] == []
     assert "reckoned_gib" not in stage  # a CPU has no limit of its own
-    needed = plan.recomputing(["whisper", DECODER]).total("single", 1)
+    needed = plan.add_recomputing(["whisper", DECODER]).compute_total("single", 1)
     (stage,), result = train(tone_run, "tight", f"train.memory_gib={gib(needed) * 1.0001}")
     assert set(stage["recompute"]) == {"whisper", DECODER}
     assert stage["reckoned_gib"] == pytest.approx(needed / GIB)
@@ -71,7 +73,7 @@ def test_a_run_without_enough_memory_recomputes_and_gives_the_same_losses(tone_r
 
 
 def test_a_resumed_run_may_choose_anew_and_too_little_memory_is_reported(tone_run, plan, capsys):
-    plenty = gib(plan.total("single", 1)) * 1.0001
+    plenty = gib(plan.compute_total("single", 1)) * 1.0001
     (stage,), losses = train(tone_run, "run", f"train.memory_gib={plenty}", "train.save_every=2")
     assert stage["recompute"] == []
     assert stage["limit_gib"] >= stage["reckoned_gib"]
@@ -92,12 +94,12 @@ def test_settings_override_the_choice(tone_run):
 
 
 def test_sentences():
-    assert Recomputing().sentence("budget") == ""
-    assert Recomputing(("a",)).sentence("budget") == "recompute: a"
+    assert Recomputing().describe("budget") == ""
+    assert Recomputing(("a",)).describe("budget") == "recompute: a"
     message = Recomputing(("a",), 3 * GIB, 5 * GIB, 4 * GIB, 0.2)
     assert message.fits
-    assert message.sentence("budget") == (
+    assert message.describe("budget") == (
         "recompute: a; 3.00 GiB estimated of 4.00 GiB (5.00 GiB without, 20.0% more operations)"
     )
     assert not Recomputing(("a",), 5 * GIB, 5 * GIB, 4 * GIB).fits
-    assert "could not be estimated (why)" in Recomputing(obstacle="why").sentence("budget")
+    assert "could not be estimated (why)" in Recomputing(obstacle="why").describe("budget")

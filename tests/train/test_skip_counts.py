@@ -19,17 +19,17 @@ def test_the_share_does_not_depend_on_the_number_of_ranks(ranks, lost, stops):
     ledgers[0].add({"tones": lost}, [Skip("tones", "0", "missing file", "")] * lost)
     together = SkipLedger(0.05, *(json.loads(json.dumps(ledger.counts())) for ledger in ledgers))
     assert together.drawn["tones"] == 1000
-    assert bool(together.complaint()) is stops
+    assert bool(together.explain_problem()) is stops
     if stops:
-        assert together.complaint().startswith("tones lost 60 of 1000 rows (60 missing file)")
+        assert together.explain_problem().startswith("tones lost 60 of 1000 rows (60 missing file)")
 
 
 def test_a_handful_of_rows_is_not_judged():
     ledger = SkipLedger(0.05)
     ledger.add({"tones": 9}, [Skip("tones", "0", "missing file", "")])
-    assert ledger.complaint() == ""
+    assert ledger.explain_problem() == ""
     ledger.add({"tones": 1}, [])
-    assert ledger.complaint().startswith("tones lost 1 of 10 rows")
+    assert ledger.explain_problem().startswith("tones lost 1 of 10 rows")
 
 
 @dataclass
@@ -52,7 +52,7 @@ def test_notices_are_new_once_for_each_source_and_kind_and_add_up_over_ranks_and
     together = SkipLedger(0.05, *counts)
     assert together.counts()["notices"] == {"tones": {"anti-phase channels": 4, "clipped samples": 1}}
     assert together.add({}, [], [Notice()]) == []
-    assert together.complaint() == ""
+    assert together.explain_problem() == ""
     del counts[0]["notices"]  # a checkpoint of an earlier version
     assert SkipLedger(0.05, counts[0]).notices == {}
 

@@ -40,7 +40,7 @@ class StageData:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of all tasks that are trained, sorted."""
-        return tuple(sorted({task for recipe in self.recipes for task in recipe.tasks()}))
+        return tuple(sorted({task for recipe in self.recipes for task in recipe.list_tasks()}))
 
     def list_entry_tasks(self, stage: int) -> dict[str, list[str]]:
         """Return the tasks of each entry of a stage's recipe."""
@@ -94,7 +94,7 @@ class StageData:
         for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
             if passed_over := describe_left_out(source.left_out):
                 notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
-            notes += entry.augmenter.notes() if entry.augmenter is not None else []
+            notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
         for note in notes if is_main() and state is None else ():
             Console().print(note, style="yellow", highlight=False)
         return make_loader(
@@ -128,6 +128,6 @@ class StageData:
         alone = replace(
             self.open_mixture(stage, model, recipe), audio_seconds=1e-6, tokens=None, micro_batches=1
         )
-        known = tuple(sorted({*self.tasks, *recipe.tasks()}))
+        known = tuple(sorted({*self.tasks, *recipe.list_tasks()}))
         for step in make_loader(alone, known, 0, 1, 0, 2):
             yield from step.micro

@@ -74,7 +74,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
         notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
         notes += note_time_columns(rows, entry.dataset, template)
     notes += note_odd_clips(rows, SECONDS_DECODED)
-    notes += entry.augmenter.notes() if entry.augmenter is not None else []
+    notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
     return CheckedEntry(
         entry.name,
         entry.split,

@@ -43,7 +43,7 @@ class ParameterNames:
         }
         return cls(TrainableParameters.of(model).usual, linear, parts)
 
-    def covers(self, pattern: str) -> bool:
+    def is_covered(self, pattern: str) -> bool:
         """Return whether all that an expression can match is known."""
         return not self.parts or pattern.lstrip("^").startswith(self.parts)
 
@@ -57,7 +57,7 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
     for index, stage in enumerate(config.stages):
         where = f"stages.{stage.name}"
         for pattern, mode in stage.train.items():
-            if names.covers(pattern):
+            if names.is_covered(pattern):
                 matched = [name for name in names.usual if re.search(pattern, name)]
                 refuse_nothing(matched, names.usual, f"{where}.train", pattern)
                 if mode == "lora" and not any(name in names.linear for name in matched):
@@ -77,7 +77,7 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
                 f"stage {stage.name}: nothing is trained; set `train: full` or `lora` for an encoder or in the stage"
             )
         for pattern in stage.lr:
-            if names.covers(pattern):
+            if names.is_covered(pattern):
                 matched = [name for name in trained if re.search(pattern, name)]
                 refuse_nothing(matched, trained, f"{where}.lr", pattern)
         check_anchors(stage, index, full, names)
@@ -99,7 +99,7 @@ def check_anchors(stage: Stage, index: int, full: Sequence[str], names: Paramete
     l2sp, ewc = stage.continual.l2sp, stage.continual.ewc
     patterns = {name: way.on for name, way in (("l2sp", l2sp), ("ewc", ewc)) if way is not None}
     for name, pattern in patterns.items():
-        if names.covers(pattern) and not any(re.search(pattern, each) for each in full):
+        if names.is_covered(pattern) and not any(re.search(pattern, each) for each in full):
             raise UserError(
                 f"{where}.{name}.on: '{pattern}' matches no parameter that the stage trains in full"
             )

@@ -88,7 +88,7 @@ def bench_recipe(
     speeds = []
     for count in tried:
         with console.status(f"{count} workers, {seconds:g} s"):
-            speeds.append(measure_loading(mixture, recipe.tasks(), count, seconds))
+            speeds.append(measure_loading(mixture, recipe.list_tasks(), count, seconds))
     table = Table(title=f"recipe {recipe.name}, micro-batches of {budget:g} s", title_justify="left")
     for column in ("workers", "audio-s/s", "questions/s", "longest wait s", "first batch s", "memory MiB"):
         table.add_column(column, justify="right")

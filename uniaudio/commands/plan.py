@@ -67,10 +67,10 @@ def build_memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table
         table.add_column(column, justify="left" if column == "engine" else "right")
     limit = machine.memory_gib * GIB
     for engine in ENGINES:
-        parts = plan.memory(engine, machine.gpus)
+        parts = plan.compute_memory(engine, machine.gpus)
         total = sum(parts.values())
         numbers = (f"{value / GIB:.2f}" for value in (*parts.values(), total))
-        largest = plan.largest(engine, machine.gpus, limit)
+        largest = plan.find_largest(engine, machine.gpus, limit)
         text = f"{largest:.0f}" if largest < float("inf") else "any"
         table.add_row(engine, *numbers, text, style="" if total <= limit else "red")
     return table
@@ -86,12 +86,12 @@ def build_recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str]
     table = Table(title=title, title_justify="left")
     for column in ("engine", "as it is", "with all", "chosen by auto", "GiB", "more operations"):
         table.add_column(column, justify="left" if column in ("engine", "chosen by auto") else "right")
-    least = plan.recomputing(auto)
+    least = plan.add_recomputing(auto)
     for engine in ENGINES:
         chosen = plan.find_cheapest(engine, machine.gpus, usable, auto)
         names = [name for name in chosen.recomputed if name not in plan.recomputed]
-        sizes = [f"{p.total(engine, machine.gpus) / GIB:.2f}" for p in (plan, least, chosen)]
-        fits = chosen.total(engine, machine.gpus) <= usable
+        sizes = [f"{p.compute_total(engine, machine.gpus) / GIB:.2f}" for p in (plan, least, chosen)]
+        fits = chosen.compute_total(engine, machine.gpus) <= usable
         more = f"{chosen.flops / plan.flops - 1:.1%}"
         text = ", ".join(names) or "nothing"
         table.add_row(engine, *sizes[:2], text, sizes[2], more, style="" if fits else "red")
@@ -102,9 +102,9 @@ def describe_recomputing(plan: StagePlan, auto: Sequence[str]) -> str:
     """Say what each part saves and costs when it recomputes; an empty text where none can."""
     text = []
     for name in auto:
-        with_it = plan.recomputing([name])
+        with_it = plan.add_recomputing([name])
         if with_it.recomputed != plan.recomputed:
-            saved = plan.total("single", 1) - with_it.total("single", 1)
+            saved = plan.compute_total("single", 1) - with_it.compute_total("single", 1)
             more = with_it.flops / plan.flops - 1
             text.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
     return f"activation checkpointing: {'; '.join(text)}" if text else ""

@@ -96,7 +96,7 @@ def tokenize_question(
     """
     rendered = entry.render_question(row, template, rng)
     format.check_question(rendered.prompt, rendered.answer)
-    return format.prompt(rendered.prompt), format.answer(rendered.answer)
+    return format.encode_prompt(rendered.prompt), format.answer(rendered.answer)
 
 
 def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:

@@ -337,7 +337,7 @@ class Augmenter:
             folder: describe_left_out(find_audio_files(folder)[1]) for folder in named if folder is not None
         }
 
-    def notes(self) -> list[str]:
+    def list_notes(self) -> list[str]:
         """Return a line for each folder of noises or responses in which something is passed over."""
         return [
             f"{self.where}: files: of {folder}, passed over: {described}"
@@ -349,7 +349,7 @@ class Augmenter:
     def transforms(self) -> tuple[Transform, ...]:
         return tuple(step.transform for step in self.steps if isinstance(step.transform, Transform))
 
-    def masks(
+    def draw_masks(
         self, clips: Sequence[NDArray[np.int16]], rng: random.Random
     ) -> tuple[tuple[int, int, int, int], ...]:
         """Draw what the encoder is not to see of the clips of an example: (clip, axis, begin, width)."""

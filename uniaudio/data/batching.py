@@ -145,7 +145,7 @@ class Mixture:
     def derive_entry_seed(self, entry: int) -> int:
         return hash_parts(self.seed, self.recipe.train[entry].name)
 
-    def stream(
+    def iterate_stream(
         self, index: int, state: StreamState | None = None, say: Callable[[str], None] = lambda what: None
     ) -> Iterator[PlannedBatch]:
         """Yield the endless micro-batches of a logical stream from a position on.
@@ -156,7 +156,7 @@ class Mixture:
         Raises:
             UserError: when a whole pool holds nothing that can be used, or a source has no rows.
         """
-        return LogicalStream(self, index, state or StreamState(), say).batches()
+        return LogicalStream(self, index, state or StreamState(), say).iterate_batches()
 
 
 def used_columns(entry: Entry) -> frozenset[str]:
@@ -206,7 +206,7 @@ class LogicalStream:
     def marks(self) -> dict[int, Mark]:
         return {i: cursor.mark for i, cursor in enumerate(self.cursors) if isinstance(cursor, ShardCursor)}
 
-    def batches(self) -> Iterator[PlannedBatch]:
+    def iterate_batches(self) -> Iterator[PlannedBatch]:
         """Yield micro-batch after micro-batch, pool after pool."""
         pool, taken = self.state.pool, self.state.taken
         pending: list[Skip] = []
@@ -319,7 +319,7 @@ class LogicalStream:
             return audio_share
         tokens, known = 0, set()
         for question in questions:
-            pieces = mixture.format.prompt(question.prompt)
+            pieces = mixture.format.encode_prompt(question.prompt)
             tokens += len(pieces[-1]) + len(mixture.format.answer(question.answer))
             prefix = prefix_of(pieces)
             if prefix not in known or not mixture.shares_prefixes:

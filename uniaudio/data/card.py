@@ -251,7 +251,7 @@ class DatasetCard:
                     rendered[name] = problem
         return {**row, **rendered}
 
-    def keeps(self, row: Mapping[str, Any], split: str) -> bool:
+    def is_in_split(self, row: Mapping[str, Any], split: str) -> bool:
         """Return whether a row of the stored split belongs to this split.
 
         Raises:

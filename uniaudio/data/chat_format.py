@@ -20,7 +20,7 @@ SHOWN = 60  # characters of a text in messages
 class TextIds(Protocol):
     """Makes the ids of prompts and answers: a ``ChatFormat`` wherever there is a tokenizer."""
 
-    def prompt(self, pieces: Sequence[str]) -> list[list[int]]: ...
+    def encode_prompt(self, pieces: Sequence[str]) -> list[list[int]]: ...
     def answer(self, text: str) -> list[int]: ...
 
 
@@ -77,7 +77,7 @@ class ChatFormat:
         if vocabulary is not None:
             self.check_vocabulary(vocabulary)
 
-    def prompt(self, pieces: Sequence[str]) -> list[list[int]]:
+    def encode_prompt(self, pieces: Sequence[str]) -> list[list[int]]:
         """Return the ids around the clips: clip ``i`` stands between list ``i`` and list ``i + 1``.
 
         Raises:
@@ -111,7 +111,7 @@ class ChatFormat:
         Raises:
             RowError: "text too long", "special token in text", "broken text", "empty answer".
         """
-        text_tokens = len(self.answer(answer)) + sum(map(len, self.prompt(prompt)))
+        text_tokens = len(self.answer(answer)) + sum(map(len, self.encode_prompt(prompt)))
         if text_tokens > self.max_text_tokens:
             raise RowError(
                 "text too long",

@@ -65,7 +65,7 @@ def pack(
     clips, clip_numbers = find_different_clips(examples)
     slots = [count_slots(len(clip)) for clip in clips]
     first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
-    prompts = [format.prompt(example.prompt) for example in examples]
+    prompts = [format.encode_prompt(example.prompt) for example in examples]
     leaders = find_leading_rows(examples, prompts) if share else list(range(len(examples)))
     openings = [count_common_ids(prompts[0][0], pieces[0]) if share else 0 for pieces in prompts]
     shared: list[int] = []

@@ -129,7 +129,8 @@ class WorkerDataset(IterableDataset):
         gc.collect()
         gc.freeze()  # the imported modules live on anyway; looking through them again and again makes the rows wait
         streams = {
-            index: self.mixture.stream(index, self.states.get(index), self.say) for index in set(self.turns)
+            index: self.mixture.iterate_stream(index, self.states.get(index), self.say)
+            for index in set(self.turns)
         }
         self.pid.value = os.getpid()
         in_worker = get_worker_info() is not None
@@ -160,7 +161,7 @@ class WorkerDataset(IterableDataset):
                 skips += [Skip.of(dataset, row.row.key, problem)] * len(row.questions)
                 continue
             notices += [ClipNotice(dataset, row.row.key, kind) for kind in kinds]
-            answerable, unusable = self.questions(row, clips)
+            answerable, unusable = self.make_questions(row, clips)
             skips += unusable
             examples += [
                 replace(example, shares_clips=i > 0, masks=masks) for i, example in enumerate(answerable)
@@ -188,9 +189,9 @@ class WorkerDataset(IterableDataset):
         with convert_to_row_error("broken audio", planned.row.key):
             rng = random.Random(hash_parts("augment", self.mixture.seed, entry.name, planned.k))
             clips = tuple(entry.augmenter.augment(clip, rng) for clip in clips)
-            return clips, entry.augmenter.masks(clips, rng), kinds
+            return clips, entry.augmenter.draw_masks(clips, rng), kinds
 
-    def questions(
+    def make_questions(
         self, planned: PlannedRow, clips: tuple[ClipSamples, ...]
     ) -> tuple[list[Example], list[Skip]]:
         """Return one example per question about decoded clips, and the questions that cannot be packed."""

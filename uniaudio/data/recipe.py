@@ -212,7 +212,7 @@ class Recipe:
         """Return the share of draws of every training entry, in order."""
         return [entry.share for entry in self.train]
 
-    def tasks(self) -> tuple[str, ...]:
+    def list_tasks(self) -> tuple[str, ...]:
         """Return the names of all tasks, sorted."""
         trained = [template for entry in self.train for template in entry.templates]
         return tuple(sorted({template.task for template in [*trained, *(e.template for e in self.evaluate)]}))

@@ -29,7 +29,7 @@ class Segment:
     stop: str
     stop_is_end: bool
 
-    def span(self, columns: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    def compute_span(self, columns: Mapping[str, Any], name: str) -> tuple[float, float] | None:
         """Return (start, end) in seconds as a row states them; None where both columns are empty.
 
         Raises:
@@ -83,12 +83,12 @@ def read_span(
         RowError: as ``Segment.span``, and for an ``offset`` above zero whose end nobody states.
     """
     if segment is not None:
-        return segment.span(columns, name)
+        return segment.compute_span(columns, name)
     offset = read_number(columns.get(NEMO.start)) if is_automatic else None
     if offset is None or math.isnan(offset):
         return None
     if read_number(columns.get(NEMO.stop)) is not None:
-        return NEMO.span(columns, name)
+        return NEMO.compute_span(columns, name)
     if offset == 0:
         return None
     raise RowError(

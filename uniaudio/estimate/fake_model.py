@@ -85,7 +85,7 @@ def convert_to_parameter(bare: Tensor, model_tensor: Tensor) -> Tensor:
 class TokenCounts:
     """Stands for the chat format of a tokenizer: a text is the number of its tokens."""
 
-    def prompt(self, pieces: tuple[str, ...]) -> list[list[int]]:
+    def encode_prompt(self, pieces: tuple[str, ...]) -> list[list[int]]:
         return [[0] * int(piece) for piece in pieces]
 
     def answer(self, text: str) -> list[int]:

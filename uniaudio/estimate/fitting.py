@@ -63,7 +63,7 @@ def make_chooser(
         except UserError as problem:
             return Recomputing(always, obstacle=str(problem))
         best = plain.find_cheapest(engine, world_size(), limit, auto)
-        needed, without = (plan.total(engine, world_size()) for plan in (best, plain))
+        needed, without = (plan.compute_total(engine, world_size()) for plan in (best, plain))
         return Recomputing(best.recomputed, needed, without, limit, best.flops / plain.flops - 1)
 
     def choose(index: int, engine: Engine) -> Recomputing:

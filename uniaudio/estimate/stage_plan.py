@@ -61,7 +61,7 @@ class StagePlan:
     stage_hours: float
     recomputed: tuple[str, ...] = ()
 
-    def recomputing(self, parts: Collection[str]) -> Self:
+    def add_recomputing(self, parts: Collection[str]) -> Self:
         """Return the plan when these parts recompute, too; one that cannot or keeps nothing changes nothing."""
         new = [name for name in parts if name in self.changes and name not in self.recomputed]
         cost = sum((self.changes[name].cost for name in new), self.cost)
@@ -92,7 +92,7 @@ class StagePlan:
         """FLOPs for one second of audio."""
         return self.cost.flops / self.clip.seconds
 
-    def memory(self, engine: str, gpus: int) -> dict[str, float]:
+    def compute_memory(self, engine: str, gpus: int) -> dict[str, float]:
         """Return the bytes of every part on one of so many GPUs, when gradients of a micro-batch before are there."""
         weights, frozen, gradients, moments = compute_parameter_bytes(engine, gpus, self.trained, self.frozen)
         activations = self.cost.compute_saved_bytes(self.clips) + max(
@@ -101,9 +101,9 @@ class StagePlan:
         sizes = (weights, frozen, gradients, moments, activations, self.logits)
         return dict(zip(PARTS, sizes, strict=True))
 
-    def total(self, engine: str, gpus: int) -> float:
+    def compute_total(self, engine: str, gpus: int) -> float:
         """Return the bytes of all parts together."""
-        return sum(self.memory(engine, gpus).values())
+        return sum(self.compute_memory(engine, gpus).values())
 
     def find_cheapest(self, engine: str, gpus: int, limit: float, parts: Collection[str]) -> Self:
         """Return the plan with the fewest FLOPs that stays within ``limit`` bytes; if none does, the smallest.
@@ -113,17 +113,17 @@ class StagePlan:
         """
         able = [name for name in parts if name in self.changes and name not in self.recomputed]
         options = [
-            self.recomputing(chosen)
+            self.add_recomputing(chosen)
             for number in range(len(able) + 1)
             for chosen in combinations(able, number)
         ]
         options.sort(key=lambda plan: plan.flops)
-        smallest = min(options, key=lambda plan: plan.total(engine, gpus))
-        return next((plan for plan in options if plan.total(engine, gpus) <= limit), smallest)
+        smallest = min(options, key=lambda plan: plan.compute_total(engine, gpus))
+        return next((plan for plan in options if plan.compute_total(engine, gpus) <= limit), smallest)
 
-    def largest(self, engine: str, gpus: int, limit: float) -> float:
+    def find_largest(self, engine: str, gpus: int, limit: float) -> float:
         """Return the seconds of audio of the largest micro-batch that stays within so many bytes; 0: none does."""
-        free = limit - self.total(engine, gpus)
+        free = limit - self.compute_total(engine, gpus)
         more = free / self.cost.per_clip if self.cost.per_clip else float("inf")
         return max(0.0, (self.clips + more) * self.clip.seconds)
 
@@ -172,7 +172,7 @@ def plan_stage(
         pass_hours=hours,
         stage_hours=stage.hours if stage.hours is not None else step_hours * (stage.steps or 0),
     )
-    return plain.recomputing(list_parts(config, True))
+    return plain.add_recomputing(list_parts(config, True))
 
 
 def trace_step(

@@ -125,7 +125,7 @@ def write_page(page: ReportPage, path: Path) -> Path:
     jinja = make_environment()
     script = jinja.get_template(SCRIPT).render()
     bars = {
-        probe: build_domain_bars(page.table.averages(page.roles.columns, probe), page.series)
+        probe: build_domain_bars(page.table.compute_averages(page.roles.columns, probe), page.series)
         for probe in page.table.probes
     }
     text = jinja.get_template("page.html.jinja").render(

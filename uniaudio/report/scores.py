@@ -81,7 +81,7 @@ class ScoreTable:
             if any(probe in scores for scores in self.scores[name].values())
         ]
 
-    def averages(self, models: Sequence[str], probe: str) -> dict[str, dict[str, float]]:
+    def compute_averages(self, models: Sequence[str], probe: str) -> dict[str, dict[str, float]]:
         """Return ``{domain: {model: weighted mean}}``, and the mean over all tasks, also where only one domain is.
 
         A mean is taken over the tasks of which every one of the models has a score: models are compared on the same.
@@ -91,11 +91,11 @@ class ScoreTable:
         groups = {domain: [task for task in known if task.domain == domain] for domain in domains}
         groups = {**(groups if len(groups) > 1 else {}), **({ALL: known} if known else {})}
         return {
-            domain: {model: self.weighted_mean(tasks, model, probe) for model in models}
+            domain: {model: self.compute_weighted_mean(tasks, model, probe) for model in models}
             for domain, tasks in groups.items()
         }
 
-    def weighted_mean(self, tasks: Iterable[Task], model: str, probe: str) -> float:
+    def compute_weighted_mean(self, tasks: Iterable[Task], model: str, probe: str) -> float:
         """Return sum(weight * score) / sum(weight) over tasks that all have a score."""
         pairs = [(task.weight, self.scores[task.name][model][probe].mean) for task in tasks]
         return sum(weight * mean for weight, mean in pairs) / sum(weight for weight, _ in pairs)

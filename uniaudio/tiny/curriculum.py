@@ -62,7 +62,7 @@ class Curriculum:
         rng = random.Random(f"held out {seed}")
         self.kept_words = {self.draw_shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
 
-    def batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[TextExample]]:
+    def iterate_batches(self, rng: random.Random, size: int, steps: int) -> Iterator[list[TextExample]]:
         """``steps`` batches of ``size`` examples of similar length, so that little is padded.
 
         The first fifth of the steps are short strings of blindly drawn tokens, their clip the string itself;
@@ -81,7 +81,7 @@ class Curriculum:
 
     def draw(self, rng: random.Random, easy: float = 0.0) -> TextExample:
         """One example: with probability ``easy`` a plain copy, else one of the mixture described above."""
-        text = self.question(rng)
+        text = self.draw_question(rng)
         if rng.random() < easy:
             tokens = self.draw_blind_tokens(rng, 8)
             return self.draw_example(text.pieces, [*tokens, self.format.end_of_turn], tokens, rng, plain=True)
@@ -90,7 +90,7 @@ class Curriculum:
         if kind < 0.15 and not long:
             return self.draw_example(text.pieces, self.answer_ids(text.answer), None, rng)
         if kind < 0.5:
-            answer = self.span(rng, text.answer.split()) if long and rng.random() < 0.8 else text.answer
+            answer = self.draw_span(rng, text.answer.split()) if long and rng.random() < 0.8 else text.answer
             return self.make_example(text.pieces, answer, rng)
         if kind < 0.8:
             return self.make_example(text.pieces, self.draw_unknown_words(rng), rng)
@@ -102,14 +102,15 @@ class Curriculum:
         rng = random.Random(f"check {kind}")
         if kind == "unseen":
             return [
-                self.make_example(self.question(rng).pieces, words, rng) for words in sorted(self.kept_words)
+                self.make_example(self.draw_question(rng).pieces, words, rng)
+                for words in sorted(self.kept_words)
             ]
-        texts = [self.question(rng) for _ in range(HELD_OUT)]
+        texts = [self.draw_question(rng) for _ in range(HELD_OUT)]
         if kind == "known":
             return [self.make_example(text.pieces, text.answer, rng) for text in texts]
         return [self.draw_example(text.pieces, self.answer_ids(text.answer), None, rng) for text in texts]
 
-    def question(self, rng: random.Random) -> RecipeText:
+    def draw_question(self, rng: random.Random) -> RecipeText:
         """A text of the recipe, all tasks equally often."""
         return rng.choice(self.by_task[rng.choice(self.tasks)])
 
@@ -121,7 +122,9 @@ class Curriculum:
         """Shuffled words or a span of a sentence, but none of the strings kept for the final check."""
         while True:
             shuffled = rng.random() < 0.6
-            words = self.draw_shuffled_words(rng) if shuffled else self.span(rng, rng.choice(self.sentences))
+            words = (
+                self.draw_shuffled_words(rng) if shuffled else self.draw_span(rng, rng.choice(self.sentences))
+            )
             if words not in self.kept_words:
                 return words
 
@@ -129,7 +132,7 @@ class Curriculum:
         """1 to ``most`` ordinary token ids drawn blindly."""
         return [rng.choice(self.pieces) for _ in range(rng.randint(1, most))]
 
-    def span(self, rng: random.Random, sentence: Sequence[str]) -> str:
+    def draw_span(self, rng: random.Random, sentence: Sequence[str]) -> str:
         """A run of 1 to 24 words of a sentence."""
         start = rng.randrange(len(sentence))
         return " ".join(sentence[start : start + rng.randint(1, 24)])
@@ -156,7 +159,7 @@ class Curriculum:
     ) -> TextExample:
         """Put chat markup, synthetic clips and answer together; of several clips one says something."""
         blank = self.format.pad
-        prompt = self.format.prompt(pieces)
+        prompt = self.format.encode_prompt(pieces)
         speaking = rng.randrange(len(prompt) - 1) if said else -1
         ids, is_clip = list(prompt[0]), [0.0] * len(prompt[0])
         for index, piece in enumerate(prompt[1:]):

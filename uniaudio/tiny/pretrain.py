@@ -114,7 +114,7 @@ def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progr
         LambdaLR(each, lambda step: compute_learning_rate(step, settings.steps)) for each in optimizers
     ]
     lm.train()
-    for step, examples in enumerate(book.batches(rng, settings.batch, settings.steps)):
+    for step, examples in enumerate(book.iterate_batches(rng, settings.batch, settings.steps)):
         losses, right = answer_losses(lm, examples, embed_synthetic_clips(lm, examples, generator))
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)

@@ -61,7 +61,7 @@ class StepCallbacks:
     def evaluate(self) -> None:
         """Let the model answer the evaluation sets."""
         results = self.run_on_all(self.evaluator.evaluate)
-        self.tracker.event("evaluation", step=self.position.step, results=results)
+        self.tracker.log_event("evaluation", step=self.position.step, results=results)
 
     def check_guards(self, over: bool) -> bool:
         """Probe the guarded sets when it is time or the stage is ``over``; return whether the run must stop."""
@@ -71,7 +71,7 @@ class StepCallbacks:
         broken = self.run_with_plain_model(self.evaluator.check_guard)
         for sentence in broken:
             self.tracker.warn(f"guard: {sentence}")
-        self.tracker.event("guard", step=self.position.step, broken=broken)
+        self.tracker.log_event("guard", step=self.position.step, broken=broken)
         return bool(broken) and guard.action == "stop"
 
     def move_mixture(self, settings: BalanceConfig) -> None:
@@ -90,4 +90,4 @@ class StepCallbacks:
         )
         self.position.balance = balance.to_json()
         self.position.stream = None
-        self.tracker.event("balance", step=self.position.step, **balance.to_json())
+        self.tracker.log_event("balance", step=self.position.step, **balance.to_json())

@@ -67,7 +67,7 @@ class FeatureWriter:
         for key, row in zip(keys, rows, strict=True):
             store.write(key, row)
 
-    def complaint(self) -> str | None:
+    def explain_problem(self) -> str | None:
         """Return, once, why frames are not kept any more."""
         if self.problem is None or self.has_reported:
             return None

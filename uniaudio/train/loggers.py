@@ -79,12 +79,12 @@ class Tracker:
         if self.bar is not None:
             self.bar.update(self.task, description=text)
         if not self.console.is_terminal:
-            self.console.print(f"{text}  eta {self.eta()}", highlight=False)
+            self.console.print(f"{text}  eta {self.estimate_remaining()}", highlight=False)
         if self.board is not None:
             for name, value in flatten_row(row):
                 self.board.add_scalar(name, value, row["step"])
 
-    def eta(self) -> str:
+    def estimate_remaining(self) -> str:
         """Return the remaining time as h:mm:ss, or a question mark before anything was measured."""
         remaining = self.bar.tasks[0].time_remaining if self.bar is not None else None
         if remaining is None:
@@ -101,7 +101,7 @@ class Tracker:
         """Print what went wrong and was got over."""
         self.say(sentence, "yellow")
 
-    def event(self, name: str, **facts: Any) -> None:
+    def log_event(self, name: str, **facts: Any) -> None:
         """Append a row that is no training row: ``{"event": name, ...}``."""
         if self.main:
             self.write({"event": name, **facts})
@@ -124,7 +124,7 @@ class Tracker:
 
     def end_with(self, event: str, step: int) -> None:
         """Append the last row of a run and close."""
-        self.event(event, step=step)
+        self.log_event(event, step=step)
         self.close()
 
     def close(self) -> None:

@@ -86,7 +86,7 @@ class Run:
 
     def report_saved(self, step: int, facts: Mapping[str, Any]) -> None:
         """Note in the metrics that a checkpoint is whole."""
-        self.tracker.event("saved", step=step, **facts)
+        self.tracker.log_event("saved", step=step, **facts)
 
     def close(self) -> None:
         """Let what is being written come to its end, however the run ends."""
@@ -137,7 +137,7 @@ def train_stages(
             run.writer.wait()
             model.close()
             if not finished:
-                run.tracker.event("stopped", step=position.step)
+                run.tracker.log_event("stopped", step=position.step)
                 return CONTINUE_LATER
             if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
                 break
@@ -148,7 +148,7 @@ def train_stages(
             checkpoint = load_checkpoint(name_step_folder(run_dir, position.step), verify=False)
             position = position.next_stage()
             model = open_stage(models, data, config, accelerator, position, checkpoint)
-        run.tracker.event("finished", step=position.step)
+        run.tracker.log_event("finished", step=position.step)
     return 0
 
 
@@ -242,9 +242,9 @@ class StageRun:
             f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine.name}, "
             f"{processes} process{'es' if processes > 1 else ''}"
         )
-        if sentence := recomputing.sentence(f"stages.{name}.budget.audio_seconds"):
+        if sentence := recomputing.describe(f"stages.{name}.budget.audio_seconds"):
             (self.tracker.say if recomputing.fits else self.tracker.warn)(sentence)
-        self.tracker.event(
+        self.tracker.log_event(
             "stage",
             step=self.position.step,
             stage=name,
@@ -334,7 +334,7 @@ class StageRun:
                 auxiliary.add(loss.auxiliary)
                 if is_last:  # what counts once in a step
                     objective = self.add_penalties(objective, auxiliary, metrics)
-                    objective = objective * self.spikes.verdict(loss_sums, totals.answer_tokens)
+                    objective = objective * self.spikes.compute_factor(loss_sums, totals.answer_tokens)
                 engine.backward(objective)
             losses.append((batch, detach_loss(loss)))
         self.run.writer.wait_for_copies()
@@ -358,7 +358,7 @@ class StageRun:
         assert self.model.distiller is not None
         with self.model.engine.autocast():
             before = self.model.distiller.frames(batch)
-        return self.model.distiller.total(before, frames)
+        return self.model.distiller.compute_total(before, frames)
 
     def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
         """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
@@ -367,7 +367,7 @@ class StageRun:
             metrics.add_auxiliary(values)
             objective = objective if extra is None else objective + extra
         for name, anchor in self.model.anchors.items():
-            penalty = anchor.penalty(self.model.engine.plain)
+            penalty = anchor.compute_penalty(self.model.engine.plain)
             metrics.add_auxiliary({name: float(penalty.detach())})
             objective = objective + penalty
         return objective
@@ -412,13 +412,13 @@ class StageRun:
             self.tracker.warn(skip.sentence)
         for notice in ledger.add(step.drawn, step.skips, step.notices):
             self.tracker.warn(notice.sentence)
-            self.tracker.event("notice", step=self.position.step + 1, **asdict(notice))
+            self.tracker.log_event("notice", step=self.position.step + 1, **asdict(notice))
         self.tracker.write_skips(self.position.step + 1, step.skips)
         if any_rank:
             of_all = self.sum_ledgers()
             for sentence in of_all.report_new_shards(self.known_shards):
                 self.tracker.warn(sentence)
-            if complaint := of_all.complaint():
+            if complaint := of_all.explain_problem():
                 raise UserError(complaint)
 
     def sum_ledgers(self) -> SkipLedger:
@@ -470,7 +470,7 @@ class StageRun:
         }
         self.tracker.log(row)
         features = self.model.features
-        if features is not None and (complaint := features.complaint()):
+        if features is not None and (complaint := features.explain_problem()):
             self.tracker.warn(complaint)
 
     def save(self) -> None:

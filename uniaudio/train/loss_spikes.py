@@ -37,7 +37,7 @@ class LossSpikeDetector:
         settled = self.position.updates >= SETTLED
         return self.settings.max_loss_ratio * self.usual_loss if settled else float("inf")
 
-    def verdict(self, losses: Sequence[Tensor], tokens: float) -> Tensor:
+    def compute_factor(self, losses: Sequence[Tensor], tokens: float) -> Tensor:
         """Return 1, or NaN where the step's loss explodes: a gradient that is not finite is never applied.
 
         Every engine leaves such a step out on all ranks, so this one way does for all of them and waits for no device.
@@ -82,7 +82,7 @@ class LossSpikeDetector:
             f"step {position.step} was left out: {reason}; its examples: {', '.join(everyone[:NAMED])}{more}"
         )
         self.tracker.warn(sentence)
-        self.tracker.event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=everyone)
+        self.tracker.log_event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=everyone)
         most = self.settings.max_bad_steps
         if position.bad >= most:
             raise UserError(

@@ -71,13 +71,13 @@ class MetricSums:
         for name, value in values.items():
             self.auxiliary.setdefault(name, []).append(value)
 
-    def padding(self, audio_seconds: float, audio_tokens: float) -> float:
+    def compute_padding(self, audio_seconds: float, audio_tokens: float) -> float:
         """Return the share of audio tokens that stand for no sound, 0 where the adapter has no rate."""
         if self.token_rate is None or not audio_tokens:
             return 0.0
         return 1 - audio_seconds * self.token_rate / audio_tokens
 
-    def choices_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    def average_choices_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return for each task the mean of what the encoder chose over the clips of all ranks."""
         choices: dict[str, dict[str, float]] = {}
         everyone = gather_objects({name: sums.tolist() for name, sums in self.choices.items()})
@@ -113,7 +113,7 @@ class MetricSums:
             "audio_seconds": audio_seconds,
             "audio_seconds_per_second": audio_seconds / seconds,
             "data_wait_share": waited / world_size() / seconds,
-            "padding_share": self.padding(audio_seconds, audio_tokens),
+            "padding_share": self.compute_padding(audio_seconds, audio_tokens),
             "budget_fill": sum(self.fill) / max(len(self.fill), 1),
             "cost_spread": sum(self.spread) / max(len(self.spread), 1),
             "memory_gib": memory_gib(device),
@@ -122,7 +122,7 @@ class MetricSums:
             row["feature_cache_hits"] = known / looked_up
         if self.auxiliary:
             row["auxiliary"] = {name: sum(v) / len(v) for name, v in self.auxiliary.items()}
-        if choices := self.choices_by_task(tasks):
+        if choices := self.average_choices_by_task(tasks):
             row["choices"] = choices
         if with_ids:
             steps = zip(*gather_objects(self.ids), strict=True)

@@ -32,7 +32,7 @@ class Recomputing:
         """Whether the memory suffices, by the estimate."""
         return self.needed is None or self.limit is None or self.needed <= self.limit
 
-    def sentence(self, budget: str) -> str:
+    def describe(self, budget: str) -> str:
         """Return a sentence for the log; empty where there is nothing to tell.
 
         Args:

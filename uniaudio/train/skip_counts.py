@@ -96,7 +96,7 @@ class SkipLedger:
             "notices": {source: dict(kinds) for source, kinds in self.notices.items()},
         }
 
-    def complaint(self) -> str:
+    def explain_problem(self) -> str:
         """Return one sentence about the first source that lost too much, or an empty text."""
         for source in sorted({*self.reasons, *self.shards}):
             reasons, shards = self.reasons.get(source, Counter[str]()), self.shards.get(source, {})

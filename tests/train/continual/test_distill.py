@@ -59,11 +59,11 @@ def test_totals_equal_the_sum_over_frames(tone_run, kind):
     model.eval()
     distiller = Distiller(model, DistillConfig(weight=0.7, distance=kind))
     before = model(batch).frames
-    assert distiller.total(distiller.frames(batch), before).item() == pytest.approx(0, abs=1e-3)
+    assert distiller.compute_total(distiller.frames(batch), before).item() == pytest.approx(0, abs=1e-3)
     shake(model)
     now = model(batch).frames
     assert count_batch_frames(model, batch) == len(now.values) == len(before.values)
-    total = distiller.total(distiller.frames(batch), now)
+    total = distiller.compute_total(distiller.frames(batch), now)
     wanted = 0.7 * distance(now.values.detach(), before.values.detach(), kind)
     assert wanted > 0.1
     assert total.item() == pytest.approx(wanted, rel=1e-4)
@@ -78,7 +78,7 @@ def test_the_copy_stays_still_and_takes_no_gradient(tone_run):
     model.train()
     for _ in range(3):
         loss = model(batch)
-        (loss.total + distiller.total(distiller.frames(batch), loss.frames)).backward()
+        (loss.total + distiller.compute_total(distiller.frames(batch), loss.frames)).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert torch.equal(distiller.frames(batch).values, before)
@@ -103,21 +103,21 @@ def test_the_gradient_is_in_the_student_alone_and_points_back(tone_run):
     distiller = Distiller(model, DistillConfig(weight=1.0))
     shake(model)
     loss = model(batch)
-    distiller.total(distiller.frames(batch), loss.frames).backward()
+    distiller.compute_total(distiller.frames(batch), loss.frames).backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert "encoder.whisper.layers.0.fc1.weight" in moved
     assert all(name.startswith("encoder.") for name in moved)
     # of the frames themselves: 2 (now - before)
     frames = loss.frames.with_values(loss.frames.values.detach().requires_grad_())
-    distiller.total(distiller.frames(batch), frames).backward()
+    distiller.compute_total(distiller.frames(batch), frames).backward()
     wanted = 2 * (frames.values.detach() - distiller.frames(batch).values)
     torch.testing.assert_close(frames.values.grad, wanted)
-    first = distiller.total(distiller.frames(batch), loss.frames).item()
+    first = distiller.compute_total(distiller.frames(batch), loss.frames).item()
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-5 * parameter.grad
-    assert distiller.total(distiller.frames(batch), model(batch).frames).item() < first
+    assert distiller.compute_total(distiller.frames(batch), model(batch).frames).item() < first
 
 
 def test_a_copy_that_reads_the_question_reads_it(tone_run):

@@ -75,9 +75,9 @@ def test_penalty_and_gradient_equal_the_equation(weight, seed, weighed):
     start = copy_parameters({n: p for n, p in model.named_parameters() if n.startswith("encoder")})
     fisher = {n: torch.rand_like(t) for n, t in start.items()} if weighed else None
     anchor = Anchor(start, weight, fisher)
-    assert anchor.penalty(model).item() == 0
+    assert anchor.compute_penalty(model).item() == 0
     moved(model, seed)
-    penalty = anchor.penalty(model)
+    penalty = anchor.compute_penalty(model)
     penalty.backward()
     wanted = 0.0
     for name, parameter in model.named_parameters():
@@ -97,14 +97,14 @@ def test_the_penalty_pulls_back_to_the_start():
     model = Model()
     anchor = Anchor(copy_parameters(dict(model.encoder.named_parameters(prefix="encoder"))), 1.0)
     moved(model)
-    first = anchor.penalty(model).item()
+    first = anchor.compute_penalty(model).item()
     for _ in range(50):
         model.zero_grad()
-        anchor.penalty(model).backward()
+        anchor.compute_penalty(model).backward()
         with torch.no_grad():
             for parameter in model.encoder.parameters():
                 parameter -= 0.3 * parameter.grad
-    assert anchor.penalty(model).item() < 1e-9 * first
+    assert anchor.compute_penalty(model).item() < 1e-9 * first
 
 
 def manual_fisher(model, examples):

@@ -38,11 +38,11 @@ class AudioFolderSource(ListedSource):
             above = folder.parents[: len(folder.parts) - len(place.parts)]
             metadata += [up / name for up in above for name in METADATA if (up / name).is_file()]
         described, errors = read_metadata(card, folder, metadata, clips, self.left_out)
-        rows: list[tuple[str, dict[str, Any] | RowError]] = list(self.rows_of(card, clips, described))
+        rows: list[tuple[str, dict[str, Any] | RowError]] = list(self.iterate_rows(card, clips, described))
         rows += [(error.key, error) for error in errors]
         super().__init__(card, split, rows, folder)
 
-    def rows_of(
+    def iterate_rows(
         self, card: DatasetCard, clips: set[str], described: list[MetadataRow]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (name, columns) of the clips in the order of their names."""

@@ -363,7 +363,7 @@ def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str) -
         UserError: when the row lacks a column that the condition needs.
     """
     try:
-        return card.keeps(columns, split)
+        return card.is_in_split(columns, split)
     except UserError as problem:
         keep = card.split(split).keep
         if keep is None or not keep.names <= set(columns):

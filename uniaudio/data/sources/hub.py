@@ -69,15 +69,15 @@ class HubSource(ShardedSource):
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         wait_for_hub(self.card.load.timeout)
         try:
-            for number, columns in enumerate(self.rows_of(shard, place.row), place.row):
+            for number, columns in enumerate(self.iterate_rows(shard, place.row), place.row):
                 key = f"{shard}/{number}"
-                yield read_row_or_error(partial(self.row_of, key, columns), key), Place(number + 1)
+                yield read_row_or_error(partial(self.build_row, key, columns), key), Place(number + 1)
         except (UserError, BrokenShardError):
             raise
         except Exception as problem:  # `datasets` lets those of several network libraries through
             raise classify_error(problem, self.shards[shard]) from problem
 
-    def rows_of(self, shard: int, skipped: int) -> Iterator[dict[str, Any]]:
+    def iterate_rows(self, shard: int, skipped: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a shard but the first ``skipped``.
 
         Taken in batches, for row by row `datasets` would look at the torch worker that it runs in, and give the rows
@@ -95,7 +95,7 @@ class HubSource(ShardedSource):
             for table in part.skip(skipped).with_format("arrow").iter(AT_ONCE):
                 yield from convert_table(table, {})
 
-    def row_of(self, key: str, columns: Mapping[str, Any]) -> Row | None:
+    def build_row(self, key: str, columns: Mapping[str, Any]) -> Row | None:
         stored = set(self.card.audio) - set(self.card.audio_texts)
         light = name_class_columns(
             {n: value for n, value in columns.items() if n not in stored}, self.namings

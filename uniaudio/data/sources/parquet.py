@@ -89,7 +89,7 @@ class ParquetSource(ShardedSource):
         try:
             if what.damage:
                 raise BrokenShardError(f"{what.place}: {what.damage}")
-            for row, last in self.rows_of(what, place.row):
+            for row, last in self.iterate_rows(what, place.row):
                 yield row, last
         except BrokenShardError as problem:
             self.add_estimate(problem, what, last)
@@ -114,7 +114,7 @@ class ParquetSource(ShardedSource):
         )
         problem.total = rows + sum((sizes[place] or 0) / mean for place in unknown)
 
-    def rows_of(self, what: Shard, skipped: int) -> Iterator[tuple[Row | RowError | None, Place]]:
+    def iterate_rows(self, what: Shard, skipped: int) -> Iterator[tuple[Row | RowError | None, Place]]:
         """Yield the rows of a shard but the first ``skipped``."""
         with open_in_jumps(what.place, self.card.load.timeout) as stream:
             file = pq.ParquetFile(stream)
@@ -134,7 +134,7 @@ class ParquetSource(ShardedSource):
         """Yield the wanted rows of a row group, whose first row is row ``start`` of the file."""
         schema = file.schema_arrow
         self.check_columns(what, schema.names)
-        light, heavy = self.used_columns(schema)
+        light, heavy = self.choose_columns(schema)
         namings = make_column_namings(read_schema_features(schema.metadata))
         columns = (
             convert_table(file.read_row_group(group, columns=light), namings)
@@ -142,10 +142,10 @@ class ParquetSource(ShardedSource):
             else [{} for _ in range(wanted.stop)]
         )
         kept = [i in wanted and self.is_kept(row) for i, row in enumerate(columns)]
-        clips = self.clips(file, group, heavy if any(kept) else [])
+        clips = self.make_clip_reader(file, group, heavy if any(kept) else [])
         for i in wanted:
             key = f"{what.name}/{start + i}"
-            yield self.row_of(key, columns[i], clips(i), Path(what.place).parent) if kept[i] else None
+            yield self.build_row(key, columns[i], clips(i), Path(what.place).parent) if kept[i] else None
 
     def check_columns(self, what: Shard, names: Sequence[str]) -> None:
         """Refuse a file without the columns that the card says where clips are and which rows to keep by.
@@ -162,7 +162,7 @@ class ParquetSource(ShardedSource):
                 f"{keep.where}: the rows have no column '{absent[0]}'; they have {', '.join(sorted(names))}"
             )
 
-    def used_columns(self, schema: pyarrow.Schema) -> tuple[list[str], list[str]]:
+    def choose_columns(self, schema: pyarrow.Schema) -> tuple[list[str], list[str]]:
         """Return the columns that are read: those without and those with clips.
 
         Where one is missing all are read, so that the message about it can name them.
@@ -190,7 +190,7 @@ class ParquetSource(ShardedSource):
         """Return whether a column holds clips as the Hub has them; those that the card does not name are never read."""
         return pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
 
-    def clips(
+    def make_clip_reader(
         self, file: pq.ParquetFile, group: int, heavy: list[str]
     ) -> Callable[[int], pyarrow.RecordBatch | None]:
         """Return a function from the row of a group to its audio columns, as a batch of one row.
@@ -210,7 +210,7 @@ class ParquetSource(ShardedSource):
 
         return audio
 
-    def row_of(
+    def build_row(
         self,
         key: str,
         columns: Mapping[str, Any],

@@ -51,7 +51,7 @@ class TarReader:
         self.local = None if is_remote(place) else Path(place)
         self.size = os.fstat(self.stream.fileno()).st_size if self.local is not None else 0
 
-    def members(self) -> Iterator[Member]:
+    def iterate_members(self) -> Iterator[Member]:
         """Yield the files that follow.
 
         Raises:
@@ -59,18 +59,18 @@ class TarReader:
         """
         with self.stream:
             start, name = self.at, None
-            while (info := self.header()) is not None:
+            while (info := self.read_header()) is not None:
                 if info.type in LONG_NAME or info.type in PAX:
                     name = self.long_name(info) or name
                     continue
                 # links and folders may state a size, but nothing follows their header
                 if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
-                    content = self.content(name or info.name, info.size)
+                    content = self.read_content(name or info.name, info.size)
                     if info.isreg():
                         yield Member(name or info.name, start, self.at, content)
                 start, name = self.at, None
 
-    def header(self) -> tarfile.TarInfo | None:
+    def read_header(self) -> tarfile.TarInfo | None:
         """Read the next header; None is the end, which an archive must state: one that stops without it is cut."""
         at, data = self.at, self.take(RECORD)
         if not data.strip(b"\0"):
@@ -96,7 +96,7 @@ class TarReader:
                     f"{self.place}: damaged at byte {at} (zeros, and more members behind them)"
                 )
 
-    def content(self, name: str, size: int) -> EncodedAudio | None:
+    def read_content(self, name: str, size: int) -> EncodedAudio | None:
         """Read what belongs to a header, or pass over it."""
         audio, at = self.is_audio(name), self.at
         if audio and self.local is not None:

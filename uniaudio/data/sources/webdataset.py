@@ -63,7 +63,7 @@ class WebDatasetSource(ShardedSource):
         try:
             for number, sample in enumerate(self.samples(shard, place.offset), place.row + 1):
                 name = f"{self.names[shard]}/{sample.key}"
-                row = read_row_or_error(functools.partial(self.row_of, name, sample), name)
+                row = read_row_or_error(functools.partial(self.build_row, name, sample), name)
                 last = Place(number, sample.place)
                 yield row, last
         except BrokenShardError as problem:
@@ -100,7 +100,9 @@ class WebDatasetSource(ShardedSource):
         again = offset % RECORD == 1
         start = offset - again
         key, group = "", list[Member]()
-        for member in TarReader(self.shards[shard], start, self.card.load.timeout, is_audio).members():
+        for member in TarReader(
+            self.shards[shard], start, self.card.load.timeout, is_audio
+        ).iterate_members():
             named = NAME.fullmatch(member.name)
             if named is None:
                 continue  # a README, or what some systems leave in archives: no part of any sample
@@ -113,7 +115,7 @@ class WebDatasetSource(ShardedSource):
         if group:
             yield Sample(key, group, again, group[-1].end)
 
-    def row_of(self, name: str, sample: Sample) -> Row | RowError | None:
+    def build_row(self, name: str, sample: Sample) -> Row | RowError | None:
         """Put the members of a sample together."""
         if sample.again:
             return RowError("duplicate key", name)

@@ -36,7 +36,7 @@ class Distiller:
         frames: Ragged = self.model.encode(batch, text).frames
         return frames
 
-    def total(self, before: Ragged, now: Ragged) -> Tensor:
+    def compute_total(self, before: Ragged, now: Ragged) -> Tensor:
         """Return the weighted distance summed over the frames of a micro-batch, in float32.
 
         ``mse``: the squared distance of two frames, summed over features. ``cosine``: 1 minus their cosine.

@@ -32,7 +32,7 @@ class Anchor:
     ) -> None:
         self.start, self.weight, self.fisher = start, weight, fisher
 
-    def penalty(self, model: nn.Module) -> Tensor:
+    def compute_penalty(self, model: nn.Module) -> Tensor:
         """Return the penalty of the model's parameters as they are now, a scalar with gradient."""
         now = dict(model.named_parameters())
         terms = []

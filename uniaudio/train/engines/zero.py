@@ -70,7 +70,7 @@ class ZeroEngine(Engine):
         norm = self.engine.get_global_grad_norm()
         return float(norm)
 
-    def partitions(self) -> list[Tensor]:
+    def list_partitions(self) -> list[Tensor]:
         """Return this rank's flat parts of the weights, as AdamW knows them."""
         inner = self.engine.optimizer
         parts: list[Tensor] = (
@@ -106,7 +106,7 @@ class ZeroEngine(Engine):
         if self.stage == 0:
             super().load_moments(saved, updates)
             return
-        for flat in self.partitions():  # AdamW would make its states at the first update
+        for flat in self.list_partitions():  # AdamW would make its states at the first update
             self.optimizer.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
             self.optimizer.state[flat]["step"] = torch.zeros((), device=self.get_step_device(flat))
         if self.stage < 3:
