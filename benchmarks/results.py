@@ -52,6 +52,9 @@ FIGURES: Mapping[str, Figure] = {
     "last_mib": Figure("MiB", -1),
     "per_second": Figure("1/s", 1),
     "audio_seconds_per_second": Figure("x real time", 1),
+    "processor_seconds": SECONDS,  # of all threads
+    **dict.fromkeys(("knn", "linear", "cosine"), Figure("", 1)),
+    **dict.fromkeys(("wer", "cer", "wer_with_silence", "cer_with_silence"), Figure("", -1)),
     "times_faster": Figure("x", 1),
     "times_faster_with_mel": Figure("x", 1),
     "times_faster_whole": Figure("x", 1),
