@@ -12,6 +12,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
+from uniaudio.data.template import Wording
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import Example
 
@@ -212,3 +213,41 @@ def test_only_so_many_ids_are_remembered(chat_tokenizer, monkeypatch):
     answers = [format.answer(f"tone {i}") for i in range(100)]
     assert len(format.known) < 50
     assert answers == [format.answer(f"tone {i}") for i in range(100)]
+
+
+TASK = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+
+
+@pytest.fixture
+def whisper_format(chat_tokenizer):
+    changed = copy.deepcopy(chat_tokenizer)
+    changed.chat_template = None
+    changed.add_special_tokens({"additional_special_tokens": list(TASK)})
+    return ChatFormat(changed, TASK[0])
+
+
+def test_templates_may_write_whispers_task_tokens(whisper_format, chat_tokenizer):
+    token = whisper_format.tokenizer.convert_tokens_to_ids
+    before, after = whisper_format.prompt(["", Wording("".join(TASK[1:]), TASK[1:])])
+    assert [*before, *after] == token(list(TASK))  # as Whisper was trained: the answer follows at once
+    (asked,) = whisper_format.prompt([Wording("<|en|>Which word?", ("<|en|>",))])
+    assert asked == [*token(list(TASK[:2])), *whisper_format.encode("Which word?\n")]
+    plain = ChatFormat(chat_tokenizer)
+    special = plain.special_texts[0]
+    with pytest.raises(RowError, match="special token in text"):  # no other decoder's
+        plain.prompt([Wording(special, (special,))])
+
+
+def test_rows_never_write_task_tokens(whisper_format):
+    for piece in (
+        "<|en|>",
+        Wording("<|en|> a <|en|>", ("<|en|>",)),
+        Wording("<|en|> a <|transcribe|>", ("<|en|>",)),
+        Wording("<|e<|en|>n|>", ("<|transcribe|>",)),
+    ):
+        with pytest.raises(RowError, match="special token in text"):
+            whisper_format.prompt([piece])
+    with pytest.raises(RowError, match=r"has no token <.transcrib.> .did you mean '<.transcribe.>'"):
+        whisper_format.prompt([Wording("<|transcrib|>", ("<|transcrib|>",))])
+    with pytest.raises(RowError, match="special token in text"):
+        whisper_format.answer("<|en|>")

@@ -1,3 +1,4 @@
+import pickle
 import random
 
 import pytest
@@ -145,3 +146,16 @@ def test_evaluation_takes_the_first_wording_and_training_draws_by_the_generator(
     assert {template.render({"word": "no"}, None).prompt for _ in range(5)} == {("", "Which word?")}
     first = [template.render({"word": "no"}, random.Random(7)) for _ in range(3)]
     assert first[0] == first[1] == first[2]
+
+
+def test_task_tokens_of_a_wording_are_known_and_data_cannot_add_any(tmp_path):
+    prompts = ["<|en|><audio><|transcribe|>Say {{ word }}:<|{{ word }}|>"]
+    template = write(tmp_path, prompts=prompts, labels=None)
+    pieces = template.render({"word": "<|no|>"}, None).prompt
+    assert pieces == ("<|en|>", "<|transcribe|>Say <|no|>:<|<|no|>|>")
+    assert [piece.tokens for piece in pieces] == [("<|en|>",), ("<|transcribe|>",)]
+    copies = pickle.loads(pickle.dumps(pieces))
+    assert (copies, [piece.tokens for piece in copies]) == (pieces, [piece.tokens for piece in pieces])
+    for character in "\ue003\ue004":
+        with pytest.raises(RowError, match="column 'word' holds a reserved character"):
+            template.render({"word": f"a{character}b"}, None)

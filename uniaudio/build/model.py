@@ -23,7 +23,7 @@ from uniaudio.config.run import DecoderConfig, RunConfig
 from uniaudio.config.search_paths import allow_environment
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.chat_format import ChatFormat
-from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
+from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error
@@ -33,7 +33,6 @@ from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.encoders.weights import RANDOM, read_stock_config, refuse_unusable_files
 from uniaudio.model.whisper_decoder import (
-    START,
     CrossAttentionLM,
     LinearBridge,
     WhisperTextDecoder,
@@ -118,7 +117,7 @@ def build_model(
     whisper = config.decoder.kind == "whisper"
     tokenizer = load_tokenizer(config.decoder, path)
     # ranks that read a template around midnight would disagree
-    markup = markup or gather_objects(read_chat_markup(tokenizer, START if whisper else None))[0]
+    markup = markup or gather_objects(read_chat_markup(tokenizer, TRANSCRIPT if whisper else None))[0]
     decoder = open_decoder(config, path, device)
     format = ChatFormat(
         tokenizer,

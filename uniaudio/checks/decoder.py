@@ -13,12 +13,12 @@ from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.chat_markup import TRANSCRIPT
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit
-from uniaudio.model.whisper_decoder import START
 
 ROWS_READ = 20  # of every source
 
@@ -65,7 +65,7 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
         limit, parameters = find_position_limit(lm), count_layer_parameters(lm)
     format = ChatFormat(
         load_tokenizer(settings, settings.folder),
-        START if whisper else None,
+        TRANSCRIPT if whisper else None,
         config.data.max_text_tokens,
         limit,
         vocabulary=int(architecture.vocab_size),

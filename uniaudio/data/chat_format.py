@@ -9,7 +9,9 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from uniaudio.config.limits import MAX_TEXT_TOKENS
-from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
+from uniaudio.config.nearest import suggest_name
+from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
+from uniaudio.data.template import Wording
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 REMEMBERED = 500_000  # ids that are kept, with their texts; some tens of megabytes
@@ -81,14 +83,39 @@ class ChatFormat:
         """Return the ids around the clips: clip ``i`` stands between list ``i`` and list ``i + 1``.
 
         Raises:
-            RowError: when a piece cannot be used, see ``checked``, or becomes markup.
+            RowError: when a piece cannot be used, see ``check_data_text``, or becomes markup.
         """
-        texts = [self.check_data_text(piece) for piece in pieces]
+        tokens = [self.find_task_tokens(piece) for piece in pieces]
+        texts = [self.check_prompt_text(*pair) for pair in zip(pieces, tokens, strict=True)]
         texts[0] = self.prefix + texts[0]
-        texts[-1] = texts[-1] + self.suffix
+        if not texts[-1].endswith(tokens[-1] or ("\0",)):  # an answer follows such a token at once
+            texts[-1] = texts[-1] + self.suffix
         ids = [self.encode_once(text) for text in texts]
-        self.refuse_markup((id for piece in ids for id in piece), self.num_markup, " ".join(pieces))
+        allowed = self.num_markup + sum(map(len, tokens))
+        self.refuse_markup((id for piece in ids for id in piece), allowed, " ".join(pieces))
         return ids
+
+    def find_task_tokens(self, piece: str) -> tuple[str, ...]:
+        """Return the task tokens that a template wrote into a piece of a prompt, if the decoder is Whisper's own."""
+        is_whisper = self.prefix == TRANSCRIPT
+        return piece.tokens if is_whisper and isinstance(piece, Wording) else ()
+
+    def check_prompt_text(self, piece: str, tokens: Sequence[str]) -> str:
+        """Return a piece of a prompt when it holds the task tokens that its template wrote, and no other markup.
+
+        Raises:
+            RowError: as ``check_data_text``, and for a token that the decoder does not have.
+        """
+        rest = str(piece)
+        for token in tokens:
+            if token not in self.special_texts:
+                raise RowError(
+                    "special token in text",
+                    f"the decoder has no token {token}{suggest_name(token, self.special_texts)}",
+                )
+            rest = rest.replace(token, " ", 1)
+        self.check_data_text(rest)
+        return str(piece)
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer with the end-of-turn id: exactly what is supervised.

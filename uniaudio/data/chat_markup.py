@@ -19,6 +19,7 @@ from uniaudio.config.limits import LONGEST_SOURCE
 from uniaudio.data.template_limits import BUDGET, LimitedEnvironment
 from uniaudio.errors import UserError, convert_to_user_error
 
+TRANSCRIPT = "<|startoftranscript|>"  # before every prompt of Whisper's own decoder, as in its training
 USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
 NO_THOUGHT = {"enable_thinking": False, "thinking": False}  # switches of templates; others ignore them
 PREFIX_KEY, SUFFIX_KEY, END_KEY = "prompt_prefix", "prompt_suffix", "end_of_turn"  # in ``bases.json``

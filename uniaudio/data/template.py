@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,36 @@ AUDIO = "<audio>"  # the mark in template files
 MARK = (
     "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
 )
+TOKEN = re.compile(r"<\|([\w.-]+)\|>")  # a special token of Whisper as a template file writes it
+OPENING, CLOSING = "\ue003", "\ue004"  # stand around its name while rendering, for the same reason
+WRITTEN_TOKEN = re.compile(f"{OPENING}([^{OPENING}{CLOSING}]*){CLOSING}")
+RESERVED = {MARK: "U+E000", OPENING: "U+E003", CLOSING: "U+E004"}
+
+
+class Wording(str):
+    """A piece of a prompt that knows which special tokens the template wrote into it.
+
+    Args:
+        text: the piece with those tokens. tokens: their texts, which the data of a row cannot add to.
+    """
+
+    tokens: tuple[str, ...]
+
+    def __new__(cls, text: str, tokens: tuple[str, ...] = ()) -> Wording:
+        piece = super().__new__(cls, text)
+        piece.tokens = tokens
+        return piece
+
+    def __getnewargs__(self) -> tuple[str, tuple[str, ...]]:  # type: ignore[override]  # what pickle calls
+        return str(self), self.tokens
+
+    @classmethod
+    def from_rendered(cls, text: str) -> str:
+        """Return a rendered piece with its tokens as the template file writes them; most pieces have none."""
+        if OPENING not in text:
+            return text
+        tokens = tuple(f"<|{name}|>" for name in WRITTEN_TOKEN.findall(text))
+        return cls(WRITTEN_TOKEN.sub(r"<|\1|>", text), tokens)
 
 
 class Scoring(Strict):
@@ -68,7 +99,8 @@ class TemplateFile(Strict):
     """Text file with one label a line, relative to the template, in place of `labels`."""
     prompts: tuple[str, ...] = Field(min_length=1)
     """Wordings of the question as Jinja texts with `<audio>` in place of each clip. Training draws one,
-    evaluation takes the first.
+    evaluation takes the first. For Whisper's own decoder they may hold its task tokens, such as
+    `<|transcribe|>`.
     """
     target: str | None = None
     """The answer as a Jinja text. Either `target` or `target_one_of` is required."""
@@ -137,8 +169,10 @@ class Template:
                     "it has no value" if name in values else f"columns: {', '.join(sorted(map(str, fields)))}"
                 )
                 raise RowError("missing column", f"template {self.task} needs '{name}'; {lacks}")
-            if MARK in str(values[name]):
-                raise RowError("template error", f"column '{name}' holds a reserved character (U+E000)")
+            text = str(values[name])
+            for character, code in RESERVED.items():
+                if character in text:
+                    raise RowError("template error", f"column '{name}' holds a reserved character ({code})")
         prompt = self.prompts[rng.randrange(len(self.prompts)) if rng else 0].render(values)
         pieces = tuple(prompt.split(MARK))
         if len(pieces) != self.num_clips + 1:
@@ -151,7 +185,7 @@ class Template:
             if self.labels and answer not in self.labels:
                 raise RowError("unknown label", f"'{answer}' is not one of the labels of {self.task}")
         answer = references[rng.randrange(len(references)) if rng else 0]
-        return Rendered(pieces, answer, references)
+        return Rendered(tuple(map(Wording.from_rendered, pieces)), answer, references)
 
     def references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Return all right answers of a row, stripped; the evaluation knows them all."""
@@ -189,7 +223,8 @@ def load_template(name_or_path: str, near: Path | None = None) -> Template:
         )
     labels = read_labels(data, path)
     prompts = tuple(
-        Text(prompt.replace(AUDIO, MARK), f"{path}: prompts[{i}]") for i, prompt in enumerate(data.prompts)
+        Text(TOKEN.sub(rf"{OPENING}\1{CLOSING}", prompt.replace(AUDIO, MARK)), f"{path}: prompts[{i}]")
+        for i, prompt in enumerate(data.prompts)
     )
     target = None if data.target is None else Text(data.target, f"{path}: target")
     counts = [prompt.source.count(MARK) for prompt in prompts]

@@ -32,7 +32,6 @@ from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded
 
-START = "<|startoftranscript|>"  # before every prompt, as in Whisper's own training
 PREFIXES = ("model.decoder.", "decoder.", "")  # where full and part checkpoints keep the tensors
 
 

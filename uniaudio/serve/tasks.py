@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.template import AUDIO, MARK, Template
+from uniaudio.data.template import AUDIO, MARK, Template, Wording
 from uniaudio.errors import RowError
 
 
@@ -61,11 +61,11 @@ def iterate_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Map
 def render_fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:
     """Return the wordings that need nothing but the template's labels and the constants."""
     values = {**constants, **({"labels": template.labels} if template.labels else {})}
-    wordings = []
+    wordings: list[str] = []
     for prompt in template.prompts:
         if prompt.names <= values.keys():
             try:
-                wordings.append(prompt.render(values).replace(MARK, AUDIO))
+                wordings.append(Wording.from_rendered(prompt.render(values).replace(MARK, AUDIO)))
             except (
                 RowError
             ):  # a constant of a kind that this wording cannot take; training leaves it out, too
