@@ -3,8 +3,28 @@
 import ast
 
 import pytest
+from transformers.dynamic_module_utils import get_relative_imports
 
+from uniaudio.export.hf import MODEL, collect_code
 from uniaudio.export.source_code import ModuleSource, cut_module, flatten_modules, remove_shapes
+from uniaudio.model.encoders.exported import PARTS
+
+ALL_PARTS = {f"{module}:{name}" for name, module in PARTS.items()}
+# what the exported code takes from transformers, as seen in 4.57.6; a new name is to be tried there first
+IN_TRANSFORMERS_4 = {
+    "transformers": {
+        *("ASTFeatureExtractor", "ASTModel", "ClapFeatureExtractor", "EncodecModel", "MimiModel"),
+        *("PreTrainedModel", "PretrainedConfig", "SeamlessM4TFeatureExtractor", "Wav2Vec2BertModel"),
+        *("WhisperFeatureExtractor", "__version__"),
+    },
+    "transformers.audio_utils": {"mel_filter_bank"},
+    "transformers.models.audio_spectrogram_transformer": {"modeling_audio_spectrogram_transformer"},
+    "transformers.models.clap.modeling_clap": {"ClapAudioModel"},
+    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni": {"Qwen2_5OmniAudioEncoder"},
+    "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe": {"Qwen3OmniMoeAudioEncoder"},
+    "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert": {"Wav2Vec2BertRotaryPositionalEmbedding"},
+    "transformers.utils": {"ModelOutput"},
+}
 
 
 def source_of(text: str, *kept: str, name: str = "uniaudio.made_up") -> ModuleSource:
@@ -106,3 +126,32 @@ def test_a_module_that_acts_when_it_is_imported_is_not_cut(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="acting:2 does something"):
         ModuleSource.read("acting")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"uniaudio.model.encoders.whisper:WhisperAudioEncoder"},
+        {"uniaudio.model.fusion.wq:WqFusion"},
+        ALL_PARTS,
+    ],
+    ids=["whisper", "wq", "all"],
+)
+def test_the_modelling_file_names_every_other_file(tmp_path, parts):
+    """transformers 4 copies what that file imports and not what its imports import."""
+    files = collect_code(parts)
+    (tmp_path / "model.py").write_text(files[f"{MODEL}.py"])
+    named = get_relative_imports(tmp_path / "model.py")
+    assert {f"{name}.py" for name in named} == set(files) - {f"{MODEL}.py"}
+    assert not [name for name in named if "." in name]  # it copies files of one folder only
+
+
+def test_nothing_is_imported_that_transformers_4_lacks():
+    imports = [
+        node
+        for text in collect_code(ALL_PARTS).values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers"
+    ]
+    for node in imports:
+        assert {alias.name for alias in node.names} <= IN_TRANSFORMERS_4.get(node.module, set()), node.module

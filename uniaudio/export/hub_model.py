@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, __version__
 from transformers.utils import ModelOutput
 
 from uniaudio.export.hub_config import UniaudioConfig
@@ -80,10 +80,25 @@ class UniaudioModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as every model of transformers is loaded, and put the computed constants back, which that empties."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).restore_constants()
-        return loaded
+        """Load as every model of transformers is loaded, and put the computed constants back, which that empties.
+
+        Raises:
+            ValueError: when the tensors in the file are not those of the model. transformers itself would go on with
+                whatever is in memory.
+        """
+        older: dict[str, str] = {}
+        for part in PARTS.values():
+            older |= part.map_older_names() if issubclass(part, AudioEncoder) else {}
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"key_mapping": older} if older else {}
+        loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if wrong := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
+            raise ValueError(
+                f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
+                f"model, or transformers {__version__} names them differently"
+            )
+        loaded.restore_constants()
+        return (loaded, loading) if with_info else loaded
 
     def restore_constants(self) -> None:
         """Set the computed buffers, in the precision that they were computed in, where the model is."""

@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from transformers import __version__
+
 STOCK = "transformers."
 MODELS = "transformers.models"
 STOCK_MODELS = (  # each is built from its configuration alone, and neither fetches nor imports anything for it
@@ -69,7 +71,8 @@ def rebuild(described: Any, find: Callable[[str], type]) -> Any:
         config = kind.config_class.from_dict(described["values"])
         if described["attention"] not in ATTENTION:
             raise ValueError(f"attention {described['attention']} is none of eager, sdpa")
-        config._attn_implementation = described["attention"]
+        # "sdpa" is what transformers chooses itself, from the release on in which the class has it
+        config._attn_implementation = "eager" if described["attention"] == "eager" else None
         return kind(config)
     if "extractor" in described:
         return find_stock_class(described["extractor"], STOCK_EXTRACTORS).from_dict(described["values"])
@@ -80,9 +83,12 @@ def find_stock_class(place: str, listed: tuple[str, ...]) -> Any:
     """Return a class of transformers by ``module:Class``.
 
     Raises:
-        ValueError: when it is not listed.
+        ValueError: when it is not listed, or the installed transformers has no such class.
     """
     if place not in listed:
         raise ValueError(f"{place} is none of the classes of transformers that encoders are made of")
     module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as problem:
+        raise ValueError(f"transformers {__version__} has no {name}; install a newer release") from problem

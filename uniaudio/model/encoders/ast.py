@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer
 
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
@@ -16,6 +17,20 @@ from uniaudio.model.encoders.weights import RANDOM, find_model_folder, load_pret
 HOP = 160  # samples of a spectrogram frame
 SPECIAL = 2  # class and distillation token before the patches
 WINDOW = 400  # samples of the shortest clip that has a spectrogram frame
+# tensors of a layer in this release of transformers -> in releases with a class ``ASTEncoder`` that holds the layers
+OLDER_NAMES = {
+    rf"model\.layers\.(\d+)\.{new}": rf"model.encoder.layer.\1.{older}"
+    for new, older in (
+        (r"attention\.q_proj", "attention.attention.query"),
+        (r"attention\.k_proj", "attention.attention.key"),
+        (r"attention\.v_proj", "attention.attention.value"),
+        (r"attention\.o_proj", "attention.output.dense"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+        ("layernorm_before", "layernorm_before"),
+        ("layernorm_after", "layernorm_after"),
+    )
+}
 
 
 class AstAudioEncoder(ChunkedAudioEncoder):
@@ -36,6 +51,10 @@ class AstAudioEncoder(ChunkedAudioEncoder):
         self.layer_dims = (self.dim,) * (config.num_hidden_layers + 1)
         self.frame_rate = extractor.sampling_rate / self.step
 
+    @classmethod
+    def map_older_names(cls) -> dict[str, str]:
+        return OLDER_NAMES if hasattr(modeling_audio_spectrogram_transformer, "ASTEncoder") else {}
+
     def can_recompute(self) -> bool:
         """Return True: it calls its layers one by one."""
         return True
@@ -51,7 +70,7 @@ class AstAudioEncoder(ChunkedAudioEncoder):
         features = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
         hidden = self.model.embeddings(self.move_to_device(features.input_values))
         states = []
-        for layer in self.model.layers:
+        for layer in self.model.layers if hasattr(self.model, "layers") else self.model.encoder.layer:
             states.append(self.unfold_over_time(hidden))
             hidden = run_layer(self.recomputes, layer, hidden, None)
         return [*states, self.unfold_over_time(self.model.layernorm(hidden))]

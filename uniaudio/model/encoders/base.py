@@ -32,6 +32,11 @@ class AudioEncoder(InitArgsModule):
         """Return the number of frames that a clip of ``samples`` at 16 kHz gives; at least one."""
         raise NotImplementedError
 
+    @classmethod
+    def map_older_names(cls) -> dict[str, str]:
+        """Return patterns for names of its tensors and what the installed transformers, if older, writes instead."""
+        return {}
+
     def can_recompute(self) -> bool:
         """Return whether ``recompute`` would change anything."""
         return False

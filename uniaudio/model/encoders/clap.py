@@ -64,7 +64,7 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         rate = self.extractor.sampling_rate
         loud = [resample_to(wave, rate) for wave in waves]
         features = self.extractor(loud, sampling_rate=rate, return_tensors="pt").input_features
-        output = self.model(
+        output = self.model.audio_encoder(
             self.move_to_device(features),
             is_longer=torch.zeros(len(waves), 1, dtype=torch.bool),  # no chunk is longer than the window
             output_hidden_states=True,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import EncodecModel, MimiModel
+from transformers import EncodecModel, MimiModel, __version__
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
@@ -49,11 +49,18 @@ class EncodecParts(InitArgsModule):
 class MimiParts(InitArgsModule):
     """Mimi's encoder (Défossez et al. 2024): convolutions, a causal transformer, a last stride; 12.5 frames a
     second.
+
+    Raises:
+        ValueError: under releases of transformers that keep transformer and last stride outside of the encoder.
     """
 
     def __init__(self, model: MimiModel) -> None:
         super().__init__()
         self.encoder = model.encoder
+        if not hasattr(self.encoder, "downsample"):
+            raise ValueError(
+                f"Mimi's encoder is not one module in transformers {__version__}; install a newer release"
+            )
         config = model.encoder.config
         last = () if model.encoder.downsample is None else (config.latent_stride,)
         self.strides = (*reversed(config.upsampling_ratios), *last)

@@ -35,7 +35,8 @@ class LayerFusion(FusionOperator):
         )
         for linear, width in zip(self.project, dims, strict=True):
             if isinstance(linear, nn.Linear) and width == dim:
-                nn.init.eye_(linear.weight)
+                with torch.no_grad():
+                    linear.weight.copy_(torch.eye(width))
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         base = streams[0][-1]
