@@ -6,11 +6,15 @@ import shutil
 import stat
 
 import pytest
+import torch
 from helpers.run_folders import latest_checkpoint
 
+from uniaudio.build.model import load_model
+from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
+from uniaudio.model.decoder import load_decoder
 from uniaudio.train.resume import Effect, compare_configs, is_finished
 from uniaudio.train.state import TrainState
 
@@ -188,3 +192,14 @@ def test_a_run_is_finished_at_the_end_of_its_last_stage_or_at_its_cap(tone_run):
     capped = load_run(tone_run, ["train.max_steps=3"])
     assert is_finished(TrainState(step=3, stage_step=3), capped)
     assert not is_finished(TrainState(step=2, stage_step=2), capped)
+
+
+def test_a_decoder_of_random_weights_is_the_same_after_loading(tone_run, capsys):
+    random_lm = f"decoder.path=random:{tone_run.parent / 'qwen'}"
+    check_run(load_run(tone_run, [random_lm]))
+    assert "no folder here" not in capsys.readouterr().out
+    assert run_training(load_run(tone_run, [random_lm, "seed=3", "train.max_steps=1"]), None) == 0
+    loaded = load_model(str(tone_run.parent / "out"))
+    drawn = load_decoder(loaded.config.decoder.path, seed=3)
+    for one, other in zip(loaded.model.decoder.parameters(), drawn.parameters(), strict=True):
+        assert torch.equal(one, other)
