@@ -58,5 +58,7 @@ def test_references_stand_in_front_once_and_keep_the_name_they_have(make_run, tm
     monkeypatch.chdir(tmp_path)
     models, references = add_references(["w", "w?pad_to=30.0", first])
     assert (models, references[first]) == (["w", "w?pad_to=30.0", first], Reference("w", "w?pad_to=30.0"))
+    later = make_run("later", path=first)
+    assert add_references([first, later]) == ([first, later], {later: Reference(first, None)})
     models, references = add_references([first, best], add=False)
     assert (models, references) == ([first, best], {first: Reference(path, best)})

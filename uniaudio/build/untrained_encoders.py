@@ -57,16 +57,18 @@ def add_references(
 ) -> tuple[list[str], dict[str, Reference]]:
     """Return models with the untrained encoders of the runs among them in front, and those encoders by run.
 
-    An encoder that is among the models under another path keeps that name.
+    An encoder that is among the models under another path keeps that name. A run that another one of them went on with
+    is compared with nothing.
 
     Args:
         add: False: leave the models as they are.
     """
+    stated = {model: one for model in models if (one := find_reference(model, trust)) is not None}
+    continued = {find_same_model(one.start, models) for one in stated.values() if one.start is not None}
     references: dict[str, Reference] = {}
     added: list[str] = []
-    for model in models:
-        reference = find_reference(model, trust)
-        if reference is None:
+    for model, reference in stated.items():
+        if model in continued:  # another run went on with it: there it is the start
             continue
         known = {spec: find_same_model(spec, [*models, *added]) for spec in reference.names}
         added += [spec for spec, name in known.items() if name is None and spec not in added]
