@@ -58,7 +58,12 @@ class Cell:
     def start(self, threads: int) -> subprocess.Popen[bytes]:
         """Start the command, its output in the log."""
         self.result.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            "OMP_WAIT_POLICY": "passive",  # waiting threads that spin take the cores from those that work
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         command = [part.replace("{out}", str(self.unfinished)) for part in self.command]
         with self.log.open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

@@ -52,6 +52,15 @@ def test_cells_are_run_in_order_and_once(tmp_path):
     assert said == []
 
 
+def test_threads_of_a_cell_do_not_spin(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
+    cell = a_cell(tmp_path, "cell", code=code)
+    assert run_cells([cell], 1, 3, print) == 0
+    environment = json.loads(cell.result.read_text())
+    assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("3", "passive")
+
+
 def test_a_failed_cell_leaves_out_those_that_need_it(tmp_path):
     broken = a_cell(tmp_path, "broken", code="print('no memory'); raise SystemExit(3)")
     after, other = a_cell(tmp_path, "after", broken.result), a_cell(tmp_path, "other")
