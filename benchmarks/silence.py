@@ -11,7 +11,7 @@ are left out.
 Sets with labels: kNN, linear probe (three seeds), mean cosine to the vector of the same clip padded to 30 s. Sets with
 texts: error rates of Whisper's own decoder, which reads the frames of the clip alone, or those of the silence, too
 (``_with_silence``); of a run it is the decoder of the checkpoint that the run started from. Processor seconds are those
-of the encoder. Every model, set and length of silence is a cell, a JSON file under OUT/cells: the same command goes on
+of the encoder. Every model, set and length of silence is a cell, a JSON file under OUT: the same command goes on
 where it was stopped.
 """
 
@@ -238,7 +238,9 @@ def parse() -> argparse.Namespace:
         arguments.models = [str(root / name) for name in MODELS]
     if arguments.quick:
         arguments.clips, arguments.texts = min(arguments.clips, 40), min(arguments.texts, 2)
-        arguments.out = arguments.out / "quick"
+    arguments.out = (
+        arguments.out / f"{arguments.clips}_clips_{arguments.texts}_texts"
+    )  # cells of the same clips
     return arguments
 
 
