@@ -90,10 +90,8 @@ DEFINED_TWICE = frozenset(  # one for each benchmark suite
 SHORT = frozenset(  # one idea each, with one user
     [
         "build/run_config.py",
-        "build/shared_evaluation.py",
         "data/samples.py",
         "estimate/flops.py",
-        "evaluate/figure_style.py",
         "export/xares_encoder.py",
         "export/xares_llm_encoder.py",
         "model/shared_prefix.py",

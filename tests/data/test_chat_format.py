@@ -230,8 +230,8 @@ def test_templates_may_write_whispers_task_tokens(whisper_format, chat_tokenizer
     token = whisper_format.tokenizer.convert_tokens_to_ids
     before, after = whisper_format.prompt(["", Wording("".join(TASK[1:]), TASK[1:])])
     assert [*before, *after] == token(list(TASK))  # as Whisper was trained: the answer follows at once
-    (asked,) = whisper_format.prompt([Wording("<|en|>Which word?", ("<|en|>",))])
-    assert asked == [*token(list(TASK[:2])), *whisper_format.encode("Which word?\n")]
+    (requested,) = whisper_format.prompt([Wording("<|en|>Which word?", ("<|en|>",))])
+    assert requested == [*token(list(TASK[:2])), *whisper_format.encode("Which word?\n")]
     plain = ChatFormat(chat_tokenizer)
     special = plain.special_texts[0]
     with pytest.raises(RowError, match="special token in text"):  # no other decoder's

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from rich.console import Console
 
+from uniaudio.build.encoders import choose_device
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import sign_answers
-from uniaudio.build.shared_evaluation import join_processes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
-from uniaudio.distributed import is_main, world_size
+from uniaudio.distributed import explain_lost_processes, is_main, world_size
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
@@ -26,6 +32,29 @@ from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_c
 from uniaudio.evaluate.metrics.text_metrics import require_metric
 
 PROTOCOLS = ("own", "xares-llm")
+PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
+# what a launch file may ask for, for training
+SPREADING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+
+
+@contextlib.contextmanager
+def join_processes() -> Iterator[torch.device]:
+    """Join the processes that ``accelerate launch`` started, if any, and give this one's device.
+
+    Weights are not spread, whatever the launch file says: nothing is trained.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield choose_device()
+        return
+    for variable in SPREADING:
+        os.environ.pop(variable, None)
+    cuda = torch.cuda.is_available()
+    state = PartialState(cpu=not cuda, backend="nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        with explain_lost_processes():
+            yield state.device
+    finally:
+        state.destroy_process_group()
 
 
 def make_prediction_settings(config: RunConfig, **changes: Any) -> PredictionSettings:

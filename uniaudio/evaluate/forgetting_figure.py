@@ -12,12 +12,22 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from uniaudio.evaluate.figure_style import COLORS, STYLE
 from uniaudio.evaluate.forgetting import UNKNOWN, ScoreMatrix
 
 DARK = "#2b2f36"  # a PNG has its own white paper, so its words need not read on dark paper too
 PALE = "#e3e6ea"
-FRAME = COLORS[1]  # orange is seen on blue, on red and on white
+FRAME = "#f58518"  # orange is seen on blue, on red and on white
+STYLE = {
+    "text.color": DARK,
+    "axes.labelcolor": DARK,
+    "xtick.color": DARK,
+    "ytick.color": DARK,
+    "axes.edgecolor": "#8a8f98",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "legend.frameon": False,
+}
 
 
 def draw_matrices(matrices: Mapping[str, ScoreMatrix], path: Path) -> None:
@@ -38,8 +48,7 @@ def draw_matrices(matrices: Mapping[str, ScoreMatrix], path: Path) -> None:
     heights = [0.52 * len(matrix.stages) + 1.1 for matrix in matrices.values()]
     widest = max(len(matrix.sets) for matrix in matrices.values())
     names = max(len(stage) for matrix in matrices.values() for stage in matrix.stages)
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), DARK)
-    with matplotlib.rc_context({**STYLE, **colors}):
+    with matplotlib.rc_context(STYLE):
         size = (max(5.0, 1.6 + 0.07 * names + 0.95 * widest), sum(heights) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(matrices), 1, height_ratios=heights, squeeze=False)
