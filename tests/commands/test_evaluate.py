@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.figures import assert_same_figures
 
+from uniaudio.build.model import load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_checkpoints
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.probe import run_probe
@@ -78,6 +79,16 @@ def test_two_processes_give_what_one_gives(trained, tmp_path):
     assert message["overall"] == message["scores"]["tones:tone"]["score"] == result["score"]
     assert done.stdout.count("tones:tone: 5 rows") == 1  # the main process alone tells, and asked its share
     assert "xares-llm" in done.stdout
+
+
+def test_a_run_answers_with_other_settings_of_its_encoder(trained, tmp_path):
+    spec = f"{trained}?pad_to=3"
+    assert load_model(spec).model.encoder.pad_to == 3
+    (result,) = run_evaluation(spec, None, None, 2, labels=False).values()
+    assert (result["model"], result["examples"]) == (spec, 2)
+    assert match_checkpoints(trained, [result["fingerprint"]]) == {}
+    with pytest.raises(UserError, match=r"out\?pad=3: a model has no option 'pad'"):
+        load_model(f"{trained}?pad=3")
 
 
 def test_without_labels_and_what_is_refused(trained, tmp_path):

@@ -13,12 +13,14 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from uniaudio.build.activation_checkpointing import get_part, list_parts
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import (
+    apply_options,
     build_encoder,
     choose_device,
     identify_encoder_bases,
     open_checkpoint,
     read_stored_config,
 )
+from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.run import DecoderConfig, RunConfig
 from uniaudio.config.search_paths import allow_environment
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -190,10 +192,11 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
         UserError: when it needs code that was not allowed, there is no whole checkpoint, or its encoder or decoder is
             not the one it was trained with.
     """
-    checkpoint = open_checkpoint(spec)
+    chosen = parse_model_spec(spec)
+    checkpoint = open_checkpoint(chosen.path)
     if checkpoint is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
-    config = read_stored_config(checkpoint, trust)
+    config = apply_options(read_stored_config(checkpoint, trust), chosen)
     config.require_trust()
     path = find_decoder(config, checkpoint.path.parent.parent / "decoder")
     loaded = build_model(config, path, device or choose_device(), read_stored_markup(checkpoint))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from uniaudio.build.encoders import AVERAGED, find_checkpoint, identify_encoder
 from uniaudio.config.encoders import EncoderConfig
-from uniaudio.config.model_spec import parse_model_spec
+from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import hash_model
@@ -53,7 +54,10 @@ def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:
 
 def sign_answers(results: Mapping[str, dict[str, Any]], spec: str) -> dict[str, dict[str, Any]]:
     """Return results of evaluation sets with the name and the fingerprint of the model that gave the answers."""
-    fingerprint = fingerprint_checkpoint(spec)
+    path, options = split_options(spec)
+    fingerprint = fingerprint_checkpoint(path)
+    if options:  # the same weights, but clips are read otherwise
+        fingerprint = hashlib.sha256(f"{fingerprint}?{options}".encode()).hexdigest()
     return {name: {**result, "model": spec, "fingerprint": fingerprint} for name, result in results.items()}
 
 
