@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
 from uniaudio.commands import export
-from uniaudio.commands.export import check_onnx
+from uniaudio.commands.export import check_onnx, suite_command
 from uniaudio.commands.train import run_training
 from uniaudio.config.fusion import SumConfig
 from uniaudio.errors import UserError
@@ -116,6 +117,14 @@ def test_options_are_refused_before_anything_is_written(run, tmp_path, capsys):
     assert collect_provenance(f"{run}?pad_to=3")["name"] == "out?pad_to=3"
     rows = collect_provenance(f"{run}?pad_to=3")["results"]
     assert [row["model"] for row in rows] == ["out, step-000008", "elsewhere/out (other weights, abababab)"]
+
+
+def test_the_command_of_a_suite_names_the_entry_from_where_it_runs():
+    """Both suites make the name of a module of it."""
+    entry = Path("runs/entry/uniaudio_encoder.py")
+    assert suite_command("xares", entry) == f"python -m xares.run {entry} src/tasks/*.py"
+    wanted = "cd '/a b' && python -m xares_llm.run entry/uniaudio_encoder.py task1 task1"
+    assert suite_command("xares-llm", Path("/a b/entry/uniaudio_encoder.py")) == wanted
 
 
 def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys):

@@ -166,6 +166,7 @@ def test_an_entry_of_the_challenge_under_transformers_4(tmp_path, transformers_4
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["difference"] == 0.0
+    assert result["same after loading"]
     assert result["frames"] == [encoder.num_frames(n) for n in LENGTHS]
     assert result["mask"] == "torch.int64"
     assert not result["training"]  # after the suite's trainer said train()

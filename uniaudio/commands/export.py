@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,10 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SUITE_FILE, SUITE_CLASS = "uniaudio_encoder.py", "UniaudioEncoder"
 SUITE_FOLDER = "encoder"  # the folder that AutoModel loads, beside the file of a suite
 SUITES: Mapping[str, ModuleType] = {"xares": xares_encoder, "xares-llm": xares_llm_encoder}
+SUITE_TASKS = {
+    "xares": "src/tasks/*.py",
+    "xares-llm": "task1 task1",
+}  # what a suite is to run, in its repository
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -141,9 +146,21 @@ def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str
         write_hf(encoder, out / SUITE_FOLDER, facts)
         write_card(out / SUITE_FOLDER, encoder, facts, str(out / SUITE_FOLDER))
         verify_hf(encoder, out / SUITE_FOLDER)
-        return f"python -m {suite.replace('-', '_')}.run {write_suite_file(out, suite)}"
+        return suite_command(suite, write_suite_file(out, suite))
 
     return write
+
+
+def suite_command(suite: str, file: Path) -> str:
+    """Return the command line that runs a suite on the file of an entry.
+
+    Both suites make the name of a module of the path, so it must be relative to the folder in which they run.
+    """
+    module = f"python -m {suite.replace('-', '_')}.run"
+    if not file.is_absolute():
+        return f"{module} {file} {SUITE_TASKS[suite]}"
+    place = file.parent.parent
+    return f"cd {shlex.quote(str(place))} && {module} {file.relative_to(place)} {SUITE_TASKS[suite]}"
 
 
 def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
