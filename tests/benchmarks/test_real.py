@@ -230,7 +230,7 @@ def test_tables_hold_means_over_seeds_and_what_was_forgotten(tmp_path):
     assert by_task[2] == "| ours | 0.900 ± 0.000 | 0.500 ± 0.100 |"
 
 
-def test_a_run_in_stages_is_told_stage_by_stage(tmp_path):
+def test_a_run_in_stages_is_reported_stage_by_stage(tmp_path):
     for cell, drums in (("stage1", 0.5), ("masked", 0.3)):
         write_cell(tmp_path / "stages", cell, probed(esc10=0.9, drums=drums))
     write_cell(tmp_path / "joint", "masked", probed(esc10=1.0, drums=1.0))

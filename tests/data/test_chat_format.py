@@ -228,14 +228,14 @@ def whisper_format(chat_tokenizer):
 
 def test_templates_may_write_whispers_task_tokens(whisper_format, chat_tokenizer):
     token = whisper_format.tokenizer.convert_tokens_to_ids
-    before, after = whisper_format.prompt(["", Wording("".join(TASK[1:]), TASK[1:])])
+    before, after = whisper_format.encode_prompt(["", Wording("".join(TASK[1:]), TASK[1:])])
     assert [*before, *after] == token(list(TASK))  # as Whisper was trained: the answer follows at once
-    (requested,) = whisper_format.prompt([Wording("<|en|>Which word?", ("<|en|>",))])
+    (requested,) = whisper_format.encode_prompt([Wording("<|en|>Which word?", ("<|en|>",))])
     assert requested == [*token(list(TASK[:2])), *whisper_format.encode("Which word?\n")]
     plain = ChatFormat(chat_tokenizer)
     special = plain.special_texts[0]
     with pytest.raises(RowError, match="special token in text"):  # no other decoder's
-        plain.prompt([Wording(special, (special,))])
+        plain.encode_prompt([Wording(special, (special,))])
 
 
 def test_rows_never_write_task_tokens(whisper_format):
@@ -246,8 +246,8 @@ def test_rows_never_write_task_tokens(whisper_format):
         Wording("<|e<|en|>n|>", ("<|transcribe|>",)),
     ):
         with pytest.raises(RowError, match="special token in text"):
-            whisper_format.prompt([piece])
+            whisper_format.encode_prompt([piece])
     with pytest.raises(RowError, match=r"has no token <.transcrib.> .did you mean '<.transcribe.>'"):
-        whisper_format.prompt([Wording("<|transcrib|>", ("<|transcrib|>",))])
+        whisper_format.encode_prompt([Wording("<|transcrib|>", ("<|transcrib|>",))])
     with pytest.raises(RowError, match="special token in text"):
         whisper_format.answer("<|en|>")
