@@ -26,7 +26,7 @@ from uniaudio.config.search_paths import real_root
 ENCODER = "whisper-base"
 DECODERS = {"SmolLM2-135M": "smollm2-135m-instruct", "Qwen2.5-Coder-0.5B": "qwen2.5-coder-0.5b-instruct"}
 EQUAL = " equal"
-BEFORE, AFTER = 28, 14  # prompt tokens around a clip, with a system prompt
+SYSTEM, BEFORE, AFTER = 24, 4, 14  # prompt tokens: of the system prompt, and around a clip
 SHORTEST, LONGEST = 0.3, 5.5  # seconds
 PADDED = "ours, padded"
 AGREEMENT = 2e-5
@@ -85,7 +85,7 @@ def figures(run: Run) -> dict[str, float]:
     """Time one side's step."""
     parts = real_parts(run.case.removesuffix(EQUAL))
     seconds = short_clips(4 if run.quick or run.case.endswith(EQUAL) else 16)
-    examples = bench_step.examples_of(seconds, parts, BEFORE, AFTER)
+    examples = bench_step.examples_of(seconds, parts, BEFORE, AFTER, SYSTEM)
     if run.side == "stock":
         step = bench_step.stock(seconds, examples, parts)
     else:

@@ -72,25 +72,26 @@ def figures(run: Run) -> dict[str, float]:
 
 
 def examples_of(
-    seconds: list[float], sizes: Sizes, before: int = BEFORE, after: int = AFTER
+    seconds: list[float], sizes: Sizes, before: int = BEFORE, after: int = AFTER, system: int = 0
 ) -> list[Example]:
     """Return one example for every clip, with random ids as its text.
 
     Args:
-        before, after: tokens of the prompt around the clip.
+        before, after: tokens of the prompt around the clip. system: tokens in front of them that all examples have.
     """
     generator = np.random.default_rng(0)
 
     def written(count: int) -> str:
         return " ".join(map(str, generator.integers(audio_id(sizes), size=count)))
 
+    opening = written(system)
     return [
         Example(
             id=str(i),
             task="asr",
             dataset="noise",
             clips=(clip,),
-            prompt=(written(before), written(after)),
+            prompt=(f"{opening} {written(before)}", written(after)),
             answer=written(max(3, int(ANSWER_RATE * length))),
         )
         for i, (clip, length) in enumerate(zip(noise(seconds), seconds, strict=True))
@@ -182,7 +183,7 @@ def packed_step(seconds: list[float], examples: list[Example], model: AudioLM) -
     """Forward and backward over micro-batches by audio seconds."""
     model.train()
     batches = [
-        collate([examples[i] for i in members], WrittenIds(), model.count_slots, ("asr",))
+        collate([examples[i] for i in members], WrittenIds(), model.count_slots, ("asr",), share=True)
         for members in our_micro_batches(seconds)
     ]
     answer_tokens = sum(batch.answer_tokens for batch in batches)

@@ -24,8 +24,11 @@ def test_the_sides_agree_where_both_pad(small_models):
     parts = bench_real.real_parts("SmolLM2-135M")
     assert (parts.widths, parts.vocabulary, parts.mel_bins) == ((64, 64), 2048, 80)
     seconds = bench_real.short_clips(2)
-    examples = bench_step.examples_of(seconds, parts, bench_real.BEFORE, bench_real.AFTER)
+    examples = bench_step.examples_of(seconds, parts, bench_real.BEFORE, bench_real.AFTER, bench_real.SYSTEM)
     assert [len(piece.split()) for piece in examples[0].prompt] == [28, 14]
+    openings = [example.prompt[0].split() for example in examples]
+    assert openings[0][:24] == openings[1][:24]
+    assert openings[0][24:] != openings[1][24:]
     stock = bench_step.stock(seconds, examples, parts)()["loss"]
     assert bench_step.ours(seconds, examples, parts, 30.0)()["loss"] == pytest.approx(
         stock, rel=bench_real.AGREEMENT
