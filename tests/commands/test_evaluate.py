@@ -119,10 +119,10 @@ def test_a_run_is_probed_beside_its_untrained_encoder_as_trained_from_and_at_its
         run_probe([f"{run}?chunk_seconds=3"], ["tones=nowhere"])
     shown = build_suite_tables(result)[0]
     assert list(shown.columns[3].cells) == [
-        "whisper?pad_to=30 (untrained, at its best)",
+        "whisper\n?pad_to=30 (untrained, at its best)",
         "whisper (untrained, with the run's settings)",
         "out",
-        "out?pad_to=3",
+        "out\n?pad_to=3",
     ]
     knn = {model: scores["knn"]["mean"] for model, scores in result["scores"]["tones"].items()}
     gains = f"({knn[run] - knn[best]:+.3f}; {knn[run] - knn[start]:+.3f})"

@@ -41,7 +41,9 @@ def make_table(title: str, *columns: str, numbers: int) -> Table:
     """Return a table whose last columns hold numbers."""
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place >= len(columns) - numbers else "left")
+        table.add_column(
+            column, justify="right" if place >= len(columns) - numbers else "left", overflow="fold"
+        )
     return table
 
 
@@ -65,7 +67,8 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
             ]
             label = f"{task} (unseen)" if facts.get("unseen") else task
             about = (label, facts["domain"] or "", facts["metric"]) if place == 0 else ("", "", "")
-            table.add_row(*about, labels[model], *cells)
+            # options on lines of their own: those of models that differ in them alone are seen in narrow terminals too
+            table.add_row(*about, labels[model].replace("?", "\n?").replace("&", "\n&"), *cells)
     notes = [
         note
         for task, facts in result["tasks"].items()
