@@ -141,7 +141,7 @@ def test_what_only_the_whole_model_shows_is_reported_before_the_first_step(recip
 
 
 def test_a_miniature_decoder_is_copied_into_the_run_folder_when_everything_is_checked(recipes, monkeypatch):
-    monkeypatch.setattr(models, "miniature_decoder", lambda settings, recipes: Path("qwen").absolute())
+    monkeypatch.setattr(models, "build_miniature_decoder", lambda settings, recipes: Path("qwen").absolute())
     monkeypatch.chdir(recipes.parent)
     out, miniature = recipes.parent / "out", "decoder={miniature: {}}"
     with pytest.raises(UserError, match=r"stages\.two\.train: 'nothing' matches no parameter"):
@@ -152,7 +152,7 @@ def test_a_miniature_decoder_is_copied_into_the_run_folder_when_everything_is_ch
         run_training(config(recipes, {}, miniature), None)
     assert not (out / "decoder").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(models, "miniature_decoder", lambda settings, recipes_: recipes.parent / "qwen")
+    monkeypatch.setattr(models, "build_miniature_decoder", lambda settings, recipes_: recipes.parent / "qwen")
     assert run_training(config(recipes, {}, miniature), None) == 0
     assert sorted(p.name for p in (out / "decoder").iterdir()) == sorted(
         p.name for p in (recipes.parent / "qwen").iterdir()

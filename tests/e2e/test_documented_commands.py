@@ -46,6 +46,8 @@ ELSEWHERE = {
     "uniaudio train configs/real.yaml": "needs pretrained models",
     "uniaudio eval runs/real ": "needs pretrained models",
     'uniaudio probe "$UNIAUDIO_REALMODELS': "needs pretrained models",
+    'uniaudio probe "$W"': "needs pretrained models",
+    "W=$UNIAUDIO_REALMODELS": "needs pretrained models",
     "python -m venv": "needs a registry",
     "UNIAUDIO_TRANSFORMERS_457=": "needs another version of transformers",
     "python -m xares": "needs the package of X-ARES; tests/export runs what is written for it",

@@ -95,7 +95,7 @@ def built(monkeypatch):
         source.build = note
         return real(source, *rest)
 
-    monkeypatch.setattr(training, "train", spied)
+    monkeypatch.setattr(training, "train_stages", spied)
     return models
 
 
