@@ -83,7 +83,7 @@ def assert_same_end(one, other):
 def built(monkeypatch):
     """The models that the next runs train, one for each stage."""
     models = []
-    real = training.train
+    real = training.train_stages
 
     def spied(source, *rest):
         build = source.build

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,42 +18,14 @@ from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose, read_text_file
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
 from uniaudio.data.jinja import Text
+from uniaudio.data.wording import CLOSING, OPENING, TOKEN, Wording
 from uniaudio.errors import RowError, UserError
 
 AUDIO = "<audio>"  # the mark in template files
 MARK = (
     "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
 )
-TOKEN = re.compile(r"<\|([\w.-]+)\|>")  # a special token of Whisper as a template file writes it
-OPENING, CLOSING = "\ue003", "\ue004"  # stand around its name while rendering, for the same reason
-WRITTEN_TOKEN = re.compile(f"{OPENING}([^{OPENING}{CLOSING}]*){CLOSING}")
 RESERVED = {MARK: "U+E000", OPENING: "U+E003", CLOSING: "U+E004"}
-
-
-class Wording(str):
-    """A piece of a prompt that knows which special tokens the template wrote into it.
-
-    Args:
-        text: the piece with those tokens. tokens: their texts, which the data of a row cannot add to.
-    """
-
-    tokens: tuple[str, ...]
-
-    def __new__(cls, text: str, tokens: tuple[str, ...] = ()) -> Wording:
-        piece = super().__new__(cls, text)
-        piece.tokens = tokens
-        return piece
-
-    def __getnewargs__(self) -> tuple[str, tuple[str, ...]]:  # type: ignore[override]  # what pickle calls
-        return str(self), self.tokens
-
-    @classmethod
-    def from_rendered(cls, text: str) -> str:
-        """Return a rendered piece with its tokens as the template file writes them; most pieces have none."""
-        if OPENING not in text:
-            return text
-        tokens = tuple(f"<|{name}|>" for name in WRITTEN_TOKEN.findall(text))
-        return cls(WRITTEN_TOKEN.sub(r"<|\1|>", text), tokens)
 
 
 class Scoring(Strict):

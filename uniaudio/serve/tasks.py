@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.template import AUDIO, MARK, Template, Wording
+from uniaudio.data.template import AUDIO, MARK, Template
+from uniaudio.data.wording import Wording
 from uniaudio.errors import RowError
 
 
