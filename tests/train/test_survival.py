@@ -198,7 +198,7 @@ def test_a_process_that_hangs_is_reported_by_the_stacks_of_the_others(long_run, 
     sentence = f"process 0: no step came to an end in 3 s (train.hang_seconds); its stacks are in {stacks}"
     assert sentence in log.read_text()
     assert "loop.py" in written
-    assert " in go" in written  # where the loop stands
+    assert " in train_to_end" in written  # where the loop stands
     assert any(
         f" in {name}" in written for name in ("all_reduce", "all_gather_object", "backward", "barrier")
     )
