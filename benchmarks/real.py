@@ -29,6 +29,8 @@ from cells import Cell, run_cells
 from real_runs import QUESTIONS, RUNS, SHORT_STEPS, STAGE_SHARES, Run, shorten, stage_steps
 from real_tables import answer_table, probe_table, read_cells, stage_table, task_table
 
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.model_spec import write_model_spec
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.search_paths import REAL_FOLDERS, find_file, real_root
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
@@ -36,9 +38,10 @@ from uniaudio.train.checkpoint.store import STEP
 
 MODEL = "whisper-base"
 BEST = f"{MODEL}?pad_to=30"  # with the silence that Whisper was trained with
+SETTINGS = EncoderConfig(**read_layers(find_file("config", "real"), "config")["encoders"]["whisper"])
 UNTRAINED = {  # name of the cells -> spec behind the folder of models, and what the tables call it
     "before_best": (BEST, "before, padded to 30 s (its best)"),
-    "before": (f"{MODEL}?pad_to=30&pad_stride=16&tail_frames=2", "before, as trained from (shared silence)"),
+    "before": (write_model_spec(MODEL, SETTINGS), "before, as trained from (shared silence)"),
     "before_cut": (MODEL, "before, without silence"),
     "random": (f"random:{MODEL}", "random weights"),
 }

@@ -6,8 +6,12 @@ on the same number of seconds of audio.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from uniaudio.config.overrides import read_layers
+from uniaudio.config.search_paths import find_file
 
 SHORT_STEPS = 100  # about ten minutes of one core with the 135 M decoder
 THREE_SEEDS = (0, 1, 2)
@@ -67,10 +71,7 @@ OPERATORS: dict[str, str] = {
 }
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
 TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
-WHISPER_FRAMES = (
-    "{path: '${realmodels}/whisper-base', train: frozen, cache: true,"
-    " pad_to: 30, pad_stride: 16, tail_frames: 2}"
-)
+WHISPER_FRAMES = json.dumps(read_layers(find_file("config", "real_fusion"), "config")["encoders"]["whisper"])
 
 
 def second_encoder(folder: str, train: str = "frozen", cache: bool = True) -> str:

@@ -21,7 +21,7 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.search_paths import find_realdata_root, real_root
+from uniaudio.config.search_paths import REAL_FOLDERS, find_realdata_root, real_root
 from uniaudio.config.strict_yaml import dump_yaml
 
 # a first call may import or compile, and other tests run beside it
@@ -76,31 +76,30 @@ def fresh_model_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     forget()
 
 
+def require_folder(name: str, root: Path | None) -> Path:
+    """Return a folder of ``REAL_FOLDERS``, or skip the test and say which variable names it."""
+    if root is None:
+        variable, content = REAL_FOLDERS[name]
+        pytest.skip(f"no folder of {content}: set {variable} to run this test")
+    return root
+
+
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of real recordings and weights; tests that use it carry the marker ``realdata``."""
-    root = find_realdata_root()
-    if root is None:
-        pytest.skip("no folder of real recordings: set UNIAUDIO_REALDATA to run this test")
-    return root
+    return require_folder("realdata", find_realdata_root())
 
 
 @pytest.fixture(scope="session")
 def realaudio() -> Path:
     """The folder of labelled audio sets; tests that use it carry the marker ``realaudio``."""
-    root = real_root("realaudio")
-    if root is None:
-        pytest.skip("no folder of labelled audio sets: set UNIAUDIO_REALAUDIO to run this test")
-    return root
+    return require_folder("realaudio", real_root("realaudio"))
 
 
 @pytest.fixture(scope="session")
 def realmodels() -> Path:
     """The folder of pretrained models; tests that use it carry the marker ``realmodels``."""
-    root = real_root("realmodels")
-    if root is None:
-        pytest.skip("no folder of pretrained models: set UNIAUDIO_REALMODELS to run this test")
-    return root
+    return require_folder("realmodels", real_root("realmodels"))
 
 
 @pytest.fixture(scope="session")

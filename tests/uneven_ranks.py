@@ -127,7 +127,7 @@ def under(engine):
     seen = gather_objects([mowe.encoders[name].seen[0] for name in ("first", "second", "third")])
     frames = Ragged(torch.randn(7, 4, generator=generator), torch.tensor([3, 4]))
     mixed, more = steps(engine, Experts(), frames)
-    return {"mowe": routed, "moe": mixed, "heard": seen, "weights": [weights, more]}
+    return {"mowe": routed, "moe": mixed, "clips_seen": seen, "weights": [weights, more]}
 
 
 if __name__ == "__main__":

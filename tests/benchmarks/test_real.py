@@ -115,7 +115,7 @@ def test_encoders_with_foreign_code_are_allowed_in_every_command(real_folders):
         assert "--trust-remote-code" not in cell.command
 
 
-def test_one_wording_has_the_same_tasks_in_one_way(tmp_path):
+def test_one_wording_has_the_same_tasks_in_one_way(real_folders, tmp_path):
     recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
     assert recipe.compute_train_shares() == whole.compute_train_shares()

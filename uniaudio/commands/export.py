@@ -40,10 +40,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SUITE_FILE, SUITE_CLASS = "uniaudio_encoder.py", "UniaudioEncoder"
 SUITE_FOLDER = "encoder"  # the folder that AutoModel loads, beside the file of a suite
 SUITES: Mapping[str, ModuleType] = {"xares": xares_encoder, "xares-llm": xares_llm_encoder}
-SUITE_TASKS = {
-    "xares": "src/tasks/*.py",
-    "xares-llm": "task1 task1",
-}  # what a suite is to run, in its repository
+# what a suite is to run, in its repository
+SUITE_TASKS = {"xares": "src/tasks/*.py", "xares-llm": "task1 task1"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 

@@ -9,13 +9,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
-LISTENING = (
-    "pad_to",
-    "pad_stride",
-    "tail_frames",
-    "chunk_seconds",
-    "frame_rate",
-)  # how an encoder reads a clip; see its family
+# how an encoder reads a clip; see its family
+LISTENING = ("pad_to", "pad_stride", "tail_frames", "chunk_seconds", "frame_rate")
 
 
 class LoraConfig(Strict):

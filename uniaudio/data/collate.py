@@ -13,9 +13,8 @@ from uniaudio.data.chat_format import TextIds, prefix_of
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
 
-FEWEST_SHARED = (
-    16  # tokens at the beginning of rows, as of a system prompt: fewer are not worth gathering their keys
-)
+# tokens at the beginning of rows, as of a system prompt: fewer are not worth gathering their keys
+FEWEST_SHARED = 16
 
 
 def collate(

@@ -31,7 +31,6 @@ class SilenceGrid:
     """
 
     def __init__(self, reach: int, stride: int) -> None:
-        self.stride = stride
         self.begins = torch.arange(0, reach, stride)  # [M]
         self.ends = (self.begins + stride).clamp(max=reach)
         self.positions = (self.begins + self.ends) // 2
@@ -46,24 +45,20 @@ class SilenceGrid:
             lengths: ``[B]`` encoder frames of every clip, on the CPU.
         """
         count = len(self)
-        frames = torch.cat([lengths, torch.tensor([count])])
-        # the silent row attends to all of itself, which its own frames stand for; it has no second part
-        covered = (self.ends <= lengths[:, None]).sum(
-            1
-        )  # silent frames that stand for nothing behind the clip
+        # silent frames that stand for nothing behind a clip; the silent row has all of them as its own keys
+        covered = (self.ends <= lengths[:, None]).sum(1)
         first = torch.cat([covered, torch.tensor([count])])
         second = count - first
-        total = int(lengths.sum())
-        begins = torch.stack([Ragged.find_row_starts(frames), total + first], 1).flatten()
+        frames = torch.cat([lengths, torch.tensor([count])])
+        begins = torch.stack([Ragged.find_row_starts(frames), int(lengths.sum()) + first], 1).flatten()
         places = Ragged.index_slices(begins, torch.stack([frames, second], 1).flatten())
         keys = Ragged(places, frames + second)
-        frames_behind = self.ends - torch.maximum(
-            self.begins, torch.cat([lengths, lengths.new_zeros(1)])[:, None]
-        )
-        rows = torch.arange(len(frames)) * count
+        behind = (self.ends - torch.maximum(self.begins, lengths[:, None])).flatten()  # [B * M]
+        taken = Ragged.index_slices(torch.arange(len(frames)) * count + first, second)
         log_counts = torch.zeros(len(places))
-        target = Ragged.index_slices(Ragged.find_row_starts(keys.lengths) + frames, second)
-        log_counts[target] = frames_behind.flatten()[Ragged.index_slices(rows + first, second)].float().log()
+        log_counts[Ragged.index_slices(Ragged.find_row_starts(keys.lengths) + frames, second)] = (
+            behind[taken].float().log()
+        )
         log_counts[len(places) - count :] = (self.ends - self.begins).float().log()
         return Segments.of(frames, device, keys=keys, log_counts=log_counts)
 
