@@ -11,7 +11,6 @@ from uniaudio.data.sampler import Mark, ShardCursor
 from uniaudio.data.skipped_rows import BrokenShard
 from uniaudio.data.sources.base import BrokenShardError, Place, open_source
 from uniaudio.data.sources.paths import read_size
-from uniaudio.errors import UserError
 from uniaudio.train.skip_counts import SkipLedger
 
 ROWS = 20
@@ -130,15 +129,6 @@ def test_rows_and_shards_count_together():
     assert ledger.explain_problem().startswith(
         "set lost about 30 rows, 6.0% of the dataset, in 1 broken shard(s)"
     )
-
-
-def test_a_compressed_tar_is_refused_in_one_sentence(tmp_path):
-    write_tar(tmp_path / "a.tar", range(2))
-    for name in ("a.tar.gz", "a.tgz"):
-        (tmp_path / "a.tar").rename(tmp_path / name)
-        with pytest.raises(UserError, match=r"is compressed, so .*; unpack it"):
-            open_source(card(tmp_path, {"webdataset": str(tmp_path / name)}), "train")
-        (tmp_path / name).rename(tmp_path / "a.tar")
 
 
 def test_broken_shards_still_raise_behind_their_rows(tars):

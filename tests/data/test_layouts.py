@@ -11,7 +11,7 @@ from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out, walk_files
-from uniaudio.data.sources.paths import list_split_files
+from uniaudio.data.sources.paths import TARS, list_split_files
 from uniaudio.data.sources.split_names import choose_files, find_named_splits, has_words
 from uniaudio.errors import UserError
 
@@ -204,7 +204,7 @@ def split_card(tmp_path, load, *names):
 
 
 def chosen_names(card, split, left_out=None):
-    return [Path(place).name for place in list_split_files(card, split, ".tar", left_out)]
+    return [Path(place).name for place in list_split_files(card, split, (".tar",), left_out)]
 
 
 def test_files_that_name_other_splits_are_never_train(tmp_path):
@@ -213,19 +213,19 @@ def test_files_that_name_other_splits_are_never_train(tmp_path):
     assert chosen_names(mixed, "train", left_out) == ["esc_train.tar"]
     assert left_out == {"file of another split": 1, "file that names no split": 1}
     with pytest.raises(UserError, match="has no split 'validation'"):
-        list_split_files(mixed, "validation", ".tar")
+        list_split_files(mixed, "validation", (".tar",))
     (tmp_path / "data" / "esc_train.tar").unlink()
     with pytest.raises(
         UserError, match=r"splits\.train: \S+esc_test\.tar names another split \(test\) and no file"
     ):
-        list_split_files(mixed, "train", ".tar")
+        list_split_files(mixed, "train", (".tar",))
     # but what a card names itself, it means
     assert chosen_names(split_card(tmp_path, "data/esc_test.tar"), "train") == ["esc_test.tar"]
     both = split_card(tmp_path, "data", "a_train_test.tar", "b_train.tar")
     with pytest.raises(
         UserError, match=r"a_train_test\.tar names several splits \(test, train\); write {split}"
     ):
-        list_split_files(both, "train", ".tar")
+        list_split_files(both, "train", (".tar",))
 
 
 def test_folders_of_splits_by_other_words_and_classes_that_are_called_train(tmp_path):
@@ -250,19 +250,29 @@ def test_folders_of_other_splits_alone_are_refused(tmp_path):
         audiofolder(tmp_path)
 
 
-def test_patterns_take_files_by_suffix_in_any_depth_and_compressed_archives_are_refused(tmp_path):
+def test_patterns_take_files_by_suffix_in_any_depth(tmp_path):
     for name in ("a/x.tar", "a/b/y.TAR", "z.tar"):
         write_tar(tmp_path / "data" / name, [1])
     (tmp_path / "data" / "a" / "notes.txt").write_text("x")
     deep = card(tmp_path, {"webdataset": "data/**/*"})
     assert sorted(map(str.lower, chosen_names(deep, "train"))) == ["x.tar", "y.tar", "z.tar"]
-    (tmp_path / "data" / "z.tar.gz").write_bytes(b"x")
-    packed = card(tmp_path, {"webdataset": "data/z.tar.gz"})
-    with pytest.raises(UserError, match=r"z\.tar\.gz is compressed.*unpack it"):
-        list_split_files(packed, "train", ".tar")
+    (tmp_path / "data" / "z.tar.xz").write_bytes(b"x")
+    packed = card(tmp_path, {"webdataset": "data/z.tar.xz"})
+    with pytest.raises(UserError, match=r"z\.tar\.xz is compressed in a way that is not read; unpack it"):
+        list_split_files(packed, "train", TARS)
     left_out = Counter()
-    list_split_files(card(tmp_path, {"webdataset": "data"}), "train", ".tar", left_out)
+    list_split_files(card(tmp_path, {"webdataset": "data"}), "train", TARS, left_out)
     assert left_out == {"compressed archive": 1, "no .tar file": 1}
+
+
+def test_a_compressed_tar_beside_its_unpacked_one_is_not_read_twice(tmp_path):
+    for name in ("x.tar", "x.tar.gz", "y.tgz"):
+        write_tar(tmp_path / "data" / name, [1])
+    left_out = Counter()
+    for place in ("data", "data/*"):
+        files = list_split_files(card(tmp_path, {"webdataset": place}), "train", TARS, left_out)
+        assert [Path(file).name for file in files] == ["x.tar", "y.tgz"]
+    assert +left_out == {"compressed archive beside its unpacked one": 2}
 
 
 def test_manifests_by_other_words_for_a_split(tmp_path):

@@ -61,6 +61,15 @@ def write_tar(path, numbers, format=tarfile.PAX_FORMAT, folder=""):
                 add(tar, f"{name}.txt", f"text {n}\n".encode())
 
 
+def compress(path, suffix):
+    """Write a file compressed beside itself, as ``a.tar.gz`` of ``a.tar``, and return the new path."""
+    codec = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}[suffix]
+    packed = path.with_name(path.name + suffix)
+    with pyarrow.CompressedOutputStream(str(packed), codec) as stream:
+        stream.write(path.read_bytes())
+    return packed
+
+
 def numbers(rows):
     result = []
     for row in rows:

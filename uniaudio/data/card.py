@@ -32,7 +32,9 @@ class Load(Strict):
     parquet: str | tuple[str, ...] | None = None
     """Parquet files: a file, folder, pattern or URL, or a list of them."""
     webdataset: str | tuple[str, ...] | None = None
-    """WebDataset tars: a file, folder, pattern (`set_{0000..0127}.tar`) or URL, or a list of them."""
+    """WebDataset tars, compressed or not: a file, folder, pattern (`set_{0000..0127}.tar`) or URL, or a list of
+    them.
+    """
     audiofolder: str | None = None
     """A folder of clips, with or without a metadata file."""
     jsonl: str | None = None

@@ -62,7 +62,7 @@ class ParquetSource(ShardedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        places = list_split_files(card, split, ".parquet", self.left_out)
+        places = list_split_files(card, split, (".parquet",), self.left_out)
         self.table: list[Shard] = []
         rows = 0
         for place, name in zip(places, shorten_names(places), strict=True):

@@ -28,8 +28,12 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 SPLIT = "{split}"  # in a place: the stored split's name
 ONLY_SPLIT = "train"  # the name of the split where the stored data know no splits; also a card's default
 HTTP = ("http://", "https://")
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
+# compressed tars that are read as they are: suffixes to codecs
+CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.zst": "zstd"}
+TARS = (".tar", *CODECS)
+COMPRESSED = (*CODECS, ".tar.xz", ".txz", ".zip")
 PACKED = "compressed archive"
+UNPACKED = "compressed archive beside its unpacked one"
 USUAL = tuple(word for group in SAME for word in group)  # names of folders that hold splits
 
 
@@ -43,6 +47,12 @@ def read_size(place: str) -> int | None:
         return None if is_remote(place) else Path(place).stat().st_size
     except OSError:
         return None
+
+
+def find_codec(place: str) -> str | None:
+    """Return the codec of a compressed tar by its suffix; None for any other file or URL."""
+    name = place.partition("?")[0].lower() if is_remote(place) else place.lower()
+    return next((codec for suffix, codec in CODECS.items() if name.endswith(suffix)), None)
 
 
 def expand_braces(text: str) -> list[str]:
@@ -81,11 +91,12 @@ def shorten_place(text: str) -> str:
 
 
 def expand_places(
-    places: Sequence[str], suffix: str, where: str, left_out: Counter[str] | None = None
+    places: Sequence[str], suffixes: tuple[str, ...], where: str, left_out: Counter[str] | None = None
 ) -> list[str]:
-    """Return files and URLs in a stable order: braces and globs expanded, folders searched for ``suffix``.
+    """Return files and URLs in a stable order: braces and globs expanded, folders searched for the suffixes.
 
     Args:
+        suffixes: of the files, the usual one first.
         left_out: is counted what folders and globs hold besides, by reason.
 
     Raises:
@@ -100,34 +111,55 @@ def expand_places(
             files_found.append(place)
             continue
         matched = [place] if Path(place).exists() else sorted(glob(place, recursive=True))
-        files = [file for path in matched for file in list_files(path, suffix, left_out)]
-        typed = [file for file in files if file.lower().endswith(suffix)]
+        files = [file for path in matched for file in list_files(path, suffixes, left_out)]
+        typed = [file for file in files if file.lower().endswith(suffixes)]
         if typed and len(matched) > 1:  # a README beside the shards that a pattern finds
-            left_out[f"no {suffix} file"] += len(files) - len(typed)
+            left_out[f"no {suffixes[0]} file"] += len(files) - len(typed)
             files = typed
+        if len(files) > 1:
+            files = leave_packed_copies(files, left_out)
         if not files:
             packed = f"; {left_out[PACKED]} are compressed, unpack them first" if left_out[PACKED] else ""
-            raise UserError(f"{where}: there is no {suffix.removeprefix('.')} file at {place}{packed}")
+            raise UserError(f"{where}: there is no {suffixes[0].removeprefix('.')} file at {place}{packed}")
         for file in files:
-            if file.lower().endswith(COMPRESSED):
+            if file.lower().endswith(COMPRESSED) and not file.lower().endswith(suffixes):
                 raise UserError(
-                    f"{where}: {file} is compressed, so that no row could be read alone; unpack it (gunzip, "
-                    f"unzstd, xz -d) and name the {suffix} file"
+                    f"{where}: {file} is compressed in a way that is not read; unpack it and name the "
+                    f"{suffixes[0]} file"
                 )
         files_found += files
     return list(dict.fromkeys(files_found))  # two patterns may find the same file; its rows come once
 
 
-def list_files(place: str, suffix: str, left_out: Counter[str]) -> list[str]:
-    """Return a file, or the files with a suffix in a folder, in order."""
+def leave_packed_copies(files: Sequence[str], left_out: Counter[str]) -> list[str]:
+    """Return the files without the compressed tars that lie beside the unpacked ones: their rows would come twice."""
+    unpacked = {file.lower() for file in files}
+    kept = [
+        file
+        for file in files
+        if find_codec(file) is None or f"{strip_suffix(file)}.tar".lower() not in unpacked
+    ]
+    if len(kept) < len(files):
+        left_out[UNPACKED] += len(files) - len(kept)
+    return kept
+
+
+def strip_suffix(place: str) -> str:
+    """Return a path without the suffix of its file, both parts of ``.tar.gz``."""
+    suffix = next((suffix for suffix in CODECS if place.lower().endswith(suffix)), None)
+    return place[: -len(suffix)] if suffix is not None else str(Path(place).with_suffix(""))
+
+
+def list_files(place: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[str]:
+    """Return a file, or the files with one of the suffixes in a folder, in order."""
     if not Path(place).is_dir():
         return [place]
     files_found = []
     for file in sorted(walk_files(Path(place), left_out)):
-        if file.name.lower().endswith(suffix):
+        if file.name.lower().endswith(suffixes):
             files_found.append(str(file))
         else:
-            left_out[PACKED if file.name.lower().endswith(COMPRESSED) else f"no {suffix} file"] += 1
+            left_out[PACKED if file.name.lower().endswith(COMPRESSED) else f"no {suffixes[0]} file"] += 1
     return files_found
 
 
@@ -152,7 +184,7 @@ def check_url(url: str, where: str) -> None:
 
 
 def list_split_files(
-    card: DatasetCard, split: str, suffix: str, left_out: Counter[str] | None = None
+    card: DatasetCard, split: str, suffixes: tuple[str, ...], left_out: Counter[str] | None = None
 ) -> list[str]:
     """Return the files and URLs of a split, in a stable order.
 
@@ -161,7 +193,7 @@ def list_split_files(
     split ``train``.
 
     Args:
-        left_out: is counted what is passed over, by reason.
+        suffixes: of the files, the usual one first. left_out: is counted what is passed over, by reason.
 
     Raises:
         UserError: for a place that does not exist or cannot be read, for a split that no file names, and for files of
@@ -170,7 +202,7 @@ def list_split_files(
     left_out = Counter() if left_out is None else left_out
     name, where = card.split(split).name, f"{card.path}: load.{card.load.kind}"
     places = [place.replace(SPLIT, name) for place in card.load.places]
-    files_found = expand_places(places, suffix, where, left_out)
+    files_found = expand_places(places, suffixes, where, left_out)
     if any(SPLIT in place for place in card.load.places):
         return files_found
     paths = strip_common_folders(files_found)
@@ -292,7 +324,7 @@ def strip_common_folders(places: Sequence[str]) -> list[list[str]]:
 
 def shorten_names(places: Sequence[str]) -> list[str]:
     """Return the names of files without suffix; those of all with their folders where some are alike."""
-    stems = [Path(place).stem for place in places]
+    stems = [Path(strip_suffix(place)).name for place in places]
     if len(set(stems)) == len(stems):
         return stems
-    return ["/".join((*path[:-1], Path(path[-1]).stem)) for path in strip_common_folders(places)]
+    return ["/".join((*path[:-1], strip_suffix(path[-1]))) for path in strip_common_folders(places)]

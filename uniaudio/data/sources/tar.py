@@ -10,8 +10,9 @@ from pathlib import Path
 
 from uniaudio.data.audio import EncodedAudio, FilePart
 from uniaudio.data.sources.base import BrokenShardError
+from uniaudio.data.sources.compressed import open_decompressed
 from uniaudio.data.sources.http import BLOCK
-from uniaudio.data.sources.paths import is_remote
+from uniaudio.data.sources.paths import find_codec, is_remote
 from uniaudio.data.sources.remote import open_onwards
 
 RECORD = 512  # bytes: tars are made of them
@@ -29,7 +30,8 @@ class Member:
 
     Args:
         start, end: where its first header begins and where the next one does.
-        content: a part of the tar for audio on disk, else bytes; None for a large file that is no audio.
+        content: a part of the tar for audio on disk in a tar that is not compressed, else bytes; None for a large
+            file that is no audio.
     """
 
     name: str
@@ -42,13 +44,15 @@ class TarReader:
     """The members of a tar from the header at ``offset`` on. Names are only names: nothing is written anywhere.
 
     Args:
-        place: a file or URL. timeout: in seconds, for a URL. is_audio: of a name.
+        place: a file or URL, which may be compressed (offsets are then those in the tar inside). timeout: in seconds,
+            for a URL. is_audio: of a name.
     """
 
     def __init__(self, place: str, offset: int, timeout: float, is_audio: Callable[[str], bool]) -> None:
         self.place, self.at, self.is_audio = place, offset, is_audio
-        self.stream = open_onwards(place, offset, timeout)
-        self.local = None if is_remote(place) else Path(place)
+        packed = find_codec(place) is not None
+        self.stream = (open_decompressed if packed else open_onwards)(place, offset, timeout)
+        self.local = None if packed or is_remote(place) else Path(place)
         self.size = os.fstat(self.stream.fileno()).st_size if self.local is not None else 0
 
     def iterate_members(self) -> Iterator[Member]:

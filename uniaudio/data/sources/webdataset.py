@@ -25,11 +25,14 @@ from uniaudio.data.sources.base import (
     parse_seconds,
     read_row_or_error,
 )
-from uniaudio.data.sources.paths import list_split_files, read_size, shorten_names
+from uniaudio.data.sources.compressed import PausedReaders
+from uniaudio.data.sources.paths import TARS, find_codec, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key and extension, as the format defines them
+
+PAUSED = PausedReaders[Member]()  # of compressed tars
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class WebDatasetSource(ShardedSource):
 
     The members of a sample share the name up to the first dot. Columns: ``__key__``, the keys of ``.json``, ``text``
     for ``.txt``, and for any other text its content under the extension. One audio member is the clip, or as many as
-    the card has audio columns, in their order. Local clips stay in the tar until they are decoded.
+    the card has audio columns, in their order. Local clips stay in the tar until they are decoded, unless the tar is
+    compressed (``.tar.gz``, ``.tar.bz2``, ``.tar.zst``).
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
-        self.shards = tuple(list_split_files(card, split, ".tar", self.left_out))
+        self.shards = tuple(list_split_files(card, split, TARS, self.left_out))
         self.names = shorten_names(self.shards)
 
     def fingerprint(self, columns: Collection[str]) -> str:
@@ -79,8 +83,8 @@ class WebDatasetSource(ShardedSource):
         sizes = [read_size(place) for place in self.shards]
         known = [size for size in sizes if size is not None]
         size = sizes[shard]
-        if not last.row or size is None or len(known) < len(sizes):
-            return
+        if not last.row or size is None or len(known) < len(sizes) or any(map(find_codec, self.shards)):
+            return  # of a compressed tar, the file's size does not say what it holds
         mean = last.offset / last.row
         end = max(known) if problem.is_cut else size
         left = end - last.offset
@@ -100,15 +104,23 @@ class WebDatasetSource(ShardedSource):
         again = offset % RECORD == 1
         start = offset - again
         key, group = "", list[Member]()
-        for member in TarReader(
-            self.shards[shard], start, self.card.load.timeout, is_audio
-        ).iterate_members():
+        place = self.shards[shard]
+        members = (
+            PAUSED.take(place, start)
+            or TarReader(place, start, self.card.load.timeout, is_audio).iterate_members()
+        )
+        for member in members:
             named = NAME.fullmatch(member.name)
             if named is None:
                 continue  # a README, or what some systems leave in archives: no part of any sample
             same = named[1] == key
             if group and (not same or member.name in {other.name for other in group}):
-                yield Sample(key, group, again, member.start + same)
+                try:
+                    yield Sample(key, group, again, member.start + same)
+                except GeneratorExit:
+                    if find_codec(place) is not None:
+                        PAUSED.put(place, member.start, member, members)
+                    raise
                 group, again = [], same
             key = named[1]
             group.append(member)

@@ -1,0 +1,110 @@
+"""Compressed archives, read onwards: bytes of the archive inside, from any of its offsets."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import BinaryIO, Generic, TypeVar
+
+import pyarrow
+
+from uniaudio.data.sources.http import BLOCK
+from uniaudio.data.sources.paths import find_codec, is_remote
+from uniaudio.data.sources.remote import classify_error, open_onwards
+
+MOST_PAUSED = 128  # readers, each with an open file and the state of its decompressor
+
+Item = TypeVar("Item")
+
+
+class DecompressedFile(io.RawIOBase):
+    """What a compressed file holds, read onwards.
+
+    Args:
+        place: a local file or URL whose suffix names the codec. timeout: in seconds, for a URL.
+
+    Raises:
+        BrokenShardError: when it is damaged, cut or not there. OSError: when another try may help.
+    """
+
+    def __init__(self, place: str, timeout: float) -> None:
+        self.place = place
+        packed = open_onwards(place, 0, timeout) if is_remote(place) else None
+        try:
+            inside = pyarrow.PythonFile(packed) if packed is not None else pyarrow.OSFile(place)
+            self.stream = pyarrow.CompressedInputStream(inside, find_codec(place))
+        except (OSError, pyarrow.ArrowException) as problem:
+            raise classify_error(problem, place) from problem
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            return int(self.stream.readinto(buffer))
+        except (OSError, pyarrow.ArrowException) as problem:
+            raise classify_error(problem, self.place) from problem
+
+    def close(self) -> None:
+        if not self.closed:
+            self.stream.close()
+        super().close()
+
+
+def open_decompressed(place: str, offset: int, timeout: float) -> BinaryIO:
+    """Open what a compressed file holds at one of its offsets; everything before it has to be decompressed.
+
+    Raises:
+        BrokenShardError, OSError: as ``DecompressedFile``.
+    """
+    stream = io.BufferedReader(DecompressedFile(place, timeout), BLOCK)
+    while offset > 0:
+        passed = len(stream.read(min(offset, BLOCK)))
+        if not passed:
+            break  # the file became shorter: what follows is found to be cut
+        offset -= passed
+    return stream
+
+
+class PausedReaders(Generic[Item]):
+    """Readers of compressed files that were left in the middle, by where they go on.
+
+    Rows are read window by window, and a window begins where the last one ended: without its reader all that lies
+    before would be decompressed again for every window. The readers left longest ago are given up beyond ``most``.
+    """
+
+    def __init__(self, most: int = MOST_PAUSED) -> None:
+        self.most = most
+        self.lock = threading.Lock()
+        self.readers: OrderedDict[tuple[str, int], tuple[Item, Iterator[Item]]] = OrderedDict()
+        self.process = os.getpid()
+
+    def put(self, place: str, offset: int, first: Item, rest: Iterator[Item]) -> None:
+        """Keep a reader that has read one item too many: ``first`` is the item that begins at ``offset``."""
+        with self.lock:
+            self.drop_inherited()
+            self.readers[place, offset] = (first, rest)
+            if len(self.readers) > self.most:
+                self.readers.popitem(last=False)
+
+    def take(self, place: str, offset: int) -> Iterator[Item] | None:
+        """Return the items from an offset on where a reader was left there."""
+        with self.lock:
+            self.drop_inherited()
+            kept = self.readers.pop((place, offset), None)
+        return None if kept is None else resume_items(*kept)
+
+    def drop_inherited(self) -> None:
+        """Forget the readers of the process that this one was forked from: both would move one file's position."""
+        if self.process != os.getpid():
+            self.process = os.getpid()
+            self.readers.clear()
+
+
+def resume_items(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
+    """Yield an item that was read before, and the rest."""
+    yield first
+    yield from rest
