@@ -15,6 +15,7 @@ from transformers import Qwen3ForCausalLM
 
 from uniaudio.config.run import MiniatureConfig
 from uniaudio.tiny.curriculum import Curriculum, TextExample
+from uniaudio.tiny.muon import Muon
 
 NOISE_LIMIT = 2.0  # of the spread of the embeddings, in training
 CHECK_NOISE = 0.7  # in the final check
@@ -93,7 +94,7 @@ def build_optimizers(lm: Qwen3ForCausalLM, lr: float) -> list[torch.optim.Optimi
     matrices = [p for p in lm.parameters() if p.dim() == 2 and p is not embeddings]
     others = [p for p in lm.parameters() if p.dim() != 2 or p is embeddings]
     return [
-        torch.optim.Muon(matrices, lr=10 * lr, weight_decay=0.0),
+        Muon(matrices, lr=10 * lr),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

@@ -26,7 +26,7 @@ from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_
 from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 
-LESSONS_VERSION = 2  # part of the cache key: raise it when the training below changes
+TRAINING_VERSION = 3  # part of the cache key: raise it when the training below changes
 
 POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
 
@@ -149,7 +149,7 @@ def build_miniature_decoder(
     texts = list(dict.fromkeys(text for recipe in recipes for text in collect_recipe_texts(recipe)))
     content = json.dumps(
         [
-            LESSONS_VERSION,
+            TRAINING_VERSION,
             transformers.__version__,
             settings.model_dump(mode="json"),
             read_extra_texts(settings),
