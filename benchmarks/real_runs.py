@@ -116,7 +116,13 @@ RUNS: dict[str, Run] = {
     "real_qwen": Run(config="real_qwen", short=False),
     "joint": Run(seeds=THREE_SEEDS),
     "whisper_decoder": Run(
-        ("decoder.kind=whisper", "decoder.path=${realmodels}/whisper-base"), seeds=THREE_SEEDS
+        (
+            "decoder.kind=whisper",
+            "decoder.path=${realmodels}/whisper-base",
+            "encoders.whisper.tail_frames=25",  # the silence by which this decoder learned to stop
+            "encoders.whisper.keep_tail=true",
+        ),
+        seeds=THREE_SEEDS,
     ),
     "random_lm": Run((f"decoder.path=random:{SMOLLM2}",), seeds=THREE_SEEDS),
     "random_lm_trained": Run((f"decoder.path=random:{SMOLLM2}", "decoder.train=full")),

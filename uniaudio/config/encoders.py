@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from uniaudio.config.records import Strict
 
 # how an encoder reads a clip; see its family
-LISTENING = ("pad_to", "pad_stride", "tail_frames", "chunk_seconds", "frame_rate")
+LISTENING = ("pad_to", "pad_stride", "tail_frames", "keep_tail", "chunk_seconds", "frame_rate")
 
 
 class LoraConfig(Strict):
@@ -74,6 +74,10 @@ class EncoderConfig(Strict):
     """
     tail_frames: int = Field(default=0, ge=0)
     """Whisper only: frames of silence after the end of each clip."""
+    keep_tail: bool = False
+    """Whisper only: the frames of `tail_frames` are given out with those of the clip. Whisper's own decoder needs
+    them to hear where speech ends; with `pad_to: 30` and `pad_stride: 16`, a tail of 25 frames is enough.
+    """
     chunk_seconds: PositiveFloat | None = None
     """Longest piece, in seconds, that attends to itself, for encoders without a fixed input length (the
     wav2vec 2.0 family); longer clips are cut. Default: 30.

@@ -61,9 +61,12 @@ def encode_by_loops(encoder, samples, stride, reach):
     return whisper.layer_norm(hidden)
 
 
-@pytest.mark.parametrize(("pad_to", "stride", "tail"), [(30, 16, 0), (30, 32, 10), (2, 7, 3), (1.3, 1, 0)])
-def test_equals_the_loops(whisper, pad_to, stride, tail):
-    encoder = WhisperAudioEncoder(whisper, pad_to, tail, pad_stride=stride).eval()
+@pytest.mark.parametrize(
+    ("pad_to", "stride", "tail", "keep"),
+    [(30, 16, 0, False), (30, 32, 10, False), (2, 7, 3, False), (1.3, 1, 0, False), (30, 16, 25, True)],
+)
+def test_equals_the_loops(whisper, pad_to, stride, tail, keep):
+    encoder = WhisperAudioEncoder(whisper, pad_to, tail, pad_stride=stride, keep_tail=keep).eval()
     lengths = [16_000, 1, 21_000, 48_123]  # shorter and longer than the silence reaches
     with torch.no_grad():
         together = encoder(pack(*lengths), layers=True)

@@ -135,3 +135,24 @@ def test_real_weights_equal_the_stock_encoder(realdata):
         ours = encoder(pack(480_000)).frames.values
         theirs = stock(stock_features(480_000)).last_hidden_state[0]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("pad_to", [None, 3.0])
+def test_a_kept_tail_is_what_the_encoder_makes_of_silence_behind_the_clip(whisper, pad_to):
+    samples = {700: 3 + 4, 3 * 320: 3 + 4, 480_000 - 640: 1498 + 2, 480_000: 1500, 480_000 + 320: 1501 + 4}
+    clips = [torch.randn(count) for count in samples]
+    encoder = WhisperAudioEncoder(whisper, pad_to, tail_frames=4, keep_tail=True).eval()
+    plain = WhisperAudioEncoder(whisper, pad_to).eval()
+    assert [encoder.num_frames(count) for count in samples] == list(samples.values())
+    with torch.no_grad():
+        frames = encoder(Ragged.from_rows(clips)).frames
+        silent = [torch.cat([clip, torch.zeros(-len(clip) % 320 + 4 * 320)]) for clip in clips[:2]]
+        expected = plain(Ragged.from_rows(silent)).frames
+    assert frames.lengths.tolist() == list(samples.values())
+    for row in range(2):
+        torch.testing.assert_close(frames.rows()[row], expected.rows()[row], atol=1e-5, rtol=0)
+
+
+def test_a_tail_of_no_frames_cannot_be_kept(whisper):
+    with pytest.raises(UserError, match="keep_tail: needs tail_frames"):
+        WhisperAudioEncoder(whisper, keep_tail=True)

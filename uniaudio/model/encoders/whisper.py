@@ -47,6 +47,8 @@ class WhisperAudioEncoder(AudioEncoder):
         pad_stride: with ``pad_to``, the silence is not appended: all clips of a batch attend to every n-th frame of
             it, see ``shared_silence``. A short tail lets the convolutions see where the clip ends.
         tail_frames: encoder frames of silence appended to every chunk (up to 30 s in all), dropped after.
+        keep_tail: give out the tail of a clip with its frames, for a reader that learned where speech ends by the
+            silence behind it, as Whisper's own decoder did.
         pool: neighbouring frames averaged before the last LayerNorm, as in the towers of Qwen2-Audio.
     """
 
@@ -60,12 +62,15 @@ class WhisperAudioEncoder(AudioEncoder):
         tail_frames: int = 0,
         pool: int = 1,
         pad_stride: int | None = None,
+        keep_tail: bool = False,
     ) -> None:
         super().__init__()
         if pad_to is not None and not 0 < pad_to <= REACH / SAMPLE_RATE:
             raise UserError(f"pad_to: {pad_to:g} s is not between 0 and Whisper's 30 s")
         if pad_stride is not None and pad_to is None:
             raise UserError("pad_stride: needs pad_to, the seconds up to which there is silence")
+        if keep_tail and not tail_frames:
+            raise UserError("keep_tail: needs tail_frames, the frames of silence behind a clip that are given out")
         self.whisper = whisper
         self.mel = LogMel(whisper.config.num_mel_bins)
         self.dim = whisper.config.d_model
@@ -73,6 +78,7 @@ class WhisperAudioEncoder(AudioEncoder):
         self.pad_to = pad_to
         self.tail_frames = tail_frames
         self.pad_stride = pad_stride
+        self.keep_tail = keep_tail
         self.pool = pool
         self.frame = FRAME * pool  # samples of one frame that is given out
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
@@ -85,8 +91,14 @@ class WhisperAudioEncoder(AudioEncoder):
     def num_frames(self, samples: int) -> int:
         """Return ``ceil(samples / 320)``, at least 1: chunks of 30 s hold whole frames, so cutting changes nothing.
 
-        Pooled frames are so many times longer.
+        Pooled frames are so many times longer. With ``keep_tail`` those of the tail are added, as far as the last
+        chunk has room for them.
         """
+        frames = self.count_frames(samples)
+        return frames + min(self.tail_frames, -frames % (REACH // self.frame)) * self.keep_tail
+
+    def count_frames(self, samples: int) -> int:
+        """Return the frames of a clip without any silence behind it."""
         return max(-(-samples // self.frame), 1)
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
@@ -110,10 +122,10 @@ class WhisperAudioEncoder(AudioEncoder):
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
         least = 0 if self.pad_stride else round((self.pad_to or 0) * SAMPLE_RATE)
-        filled = self.tail_frames or self.pool > 1
+        filled = self.tail_frames > 0 or self.pool > 1
         wanted = torch.tensor(
             [
-                min(REACH, max(least, n, (self.num_frames(n) + self.tail_frames) * self.frame * bool(filled)))
+                min(REACH, max(least, n, (self.count_frames(n) + self.tail_frames) * self.frame * filled))
                 for n in chunks.lengths.tolist()
             ]
         )
@@ -204,6 +216,7 @@ def load_whisper(
     pad_to: float | None = None,
     tail_frames: int = 0,
     pad_stride: int | None = None,
+    keep_tail: bool = False,
     seed: int = 0,
 ) -> WhisperAudioEncoder:
     """Load an encoder in float32 from a full or encoder-only Whisper checkpoint, by folder or Hub name.
@@ -222,4 +235,4 @@ def load_whisper(
     whisper = build_with_random_weights(lambda: WhisperEncoder(config), seed)
     if not path.startswith(RANDOM):
         fill(whisper, read_tensors(folder, PREFIXES), folder)
-    return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames, pad_stride=pad_stride)
+    return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames, pad_stride=pad_stride, keep_tail=keep_tail)
