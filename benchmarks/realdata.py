@@ -24,7 +24,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import RunConfig, load_run
-from uniaudio.config.search_paths import find_realdata_root
+from uniaudio.config.search_paths import real_root
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.references import read_references
 from uniaudio.evaluate.probing.task_embeddings import Protocol
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/realdata"))
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    if find_realdata_root() is None:
+    if real_root("realdata") is None:
         raise SystemExit("no folder of real recordings: set UNIAUDIO_REALDATA")
     out: Path = arguments.out
     frozen = out.with_name(f"{out.name}_frozen")

@@ -29,7 +29,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.untrained_encoders import find_spec_at_best
 from uniaudio.commands.soup import make_soup
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import find_realdata_root
+from uniaudio.config.search_paths import real_root
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize_matrix
 from uniaudio.evaluate.forgetting_figure import draw_matrices
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", default=",".join(METHODS))
     arguments = parser.parse_args()
-    root = find_realdata_root()
+    root = real_root("realdata")
     if root is None:
         raise SystemExit("no folder of real recordings: set UNIAUDIO_REALDATA")
     console = Console(width=150)

@@ -25,7 +25,7 @@ from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import find_realdata_root
+from uniaudio.config.search_paths import real_root
 from uniaudio.evaluate.probing.references import read_references
 from uniaudio.tiny.whisper import save_miniature_whisper
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of runs; those they stand on must be there")
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
-    root = find_realdata_root()
+    root = real_root("realdata")
     if root is None:
         raise SystemExit("no folder of real recordings: set UNIAUDIO_REALDATA")
     out = arguments.out.absolute()

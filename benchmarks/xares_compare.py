@@ -34,7 +34,7 @@ from rich.table import Table
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.export import SUITE_FILE, export_checkpoint
-from uniaudio.config.search_paths import find_realdata_root
+from uniaudio.config.search_paths import real_root
 from uniaudio.evaluate.probing.sgd_probe import SEED
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
@@ -205,7 +205,7 @@ def main() -> None:
     python = os.environ.get(PYTHON)
     if not python:
         raise SystemExit(f"set {PYTHON} to a Python with the package xares; --help says how to make one")
-    if arguments.suite == "realdata" and find_realdata_root() is None:
+    if arguments.suite == "realdata" and real_root("realdata") is None:
         raise SystemExit("no folder of real recordings: set UNIAUDIO_REALDATA")
     names = ("xares", "torch", "torchaudio", "transformers")
     versions = json.loads(subprocess.check_output([python, "-c", VERSIONS % (names,)], text=True))

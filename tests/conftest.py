@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,8 +22,13 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.search_paths import REAL_FOLDERS, find_realdata_root, real_root
+from uniaudio.config.search_paths import REAL_FOLDERS, real_root
 from uniaudio.config.strict_yaml import dump_yaml
+
+# recordings that lie beside the checkout are used without being named, also by the processes that tests start
+RECORDINGS = Path(__file__).parents[2] / "shared" / "realdata"
+if RECORDINGS.is_dir():
+    os.environ.setdefault("UNIAUDIO_REALDATA", str(RECORDINGS))
 
 # a first call may import or compile, and other tests run beside it
 settings.register_profile("uniaudio", deadline=None)
@@ -87,7 +93,7 @@ def require_folder(name: str, root: Path | None) -> Path:
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of real recordings and weights; tests that use it carry the marker ``realdata``."""
-    return require_folder("realdata", find_realdata_root())
+    return require_folder("realdata", real_root("realdata"))
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def test_a_file_of_the_user_comes_before_the_shipped_one(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_of_recordings_is_reported(tone_run, monkeypatch):
-    monkeypatch.setattr("uniaudio.config.search_paths.find_realdata_root", lambda: None)
+    monkeypatch.delenv("UNIAUDIO_REALDATA", raising=False)
     with pytest.raises(
         UserError, match=r"encoders\.whisper\.path: no folder of real recordings; set UNIAUDIO_REALDATA"
     ):

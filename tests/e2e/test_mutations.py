@@ -14,7 +14,7 @@ import soundfile
 from conftest import tone
 from helpers.damage import mutate_bytes, mutate_text
 
-from uniaudio.config.search_paths import find_realdata_root
+from uniaudio.config.search_paths import real_root
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import FilePart, decode
 from uniaudio.data.batching import Mixture
@@ -93,7 +93,7 @@ class Outcomes:
 
 def clips():
     """Short clips in every format that is written here, of a recording where there is one."""
-    root = find_realdata_root()
+    root = real_root("realdata")
     if root is None:
         samples = tone(0.4, 700, 0)
     else:

@@ -112,17 +112,6 @@ def real_root(name: str) -> Path | None:
     return Path(folder).expanduser().absolute() if folder else None
 
 
-def find_realdata_root() -> Path | None:
-    """Return the folder of real recordings: ``$UNIAUDIO_REALDATA``, else ``../shared/realdata`` or None."""
-    if (named := real_root("realdata")) is not None:
-        return named
-    for base in (Path.cwd(), PACKAGE.parent):
-        folder = base.parent / "shared" / "realdata"
-        if folder.is_dir():
-            return folder
-    return None
-
-
 def get_cache_root() -> Path:
     """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
     folder = os.environ.get("UNIAUDIO_CACHE")
@@ -161,7 +150,7 @@ def expand_path(text: str, near: Path, where: str) -> str:
     if text.startswith("${"):
         variable, _, rest = text[2:].partition("}")
         if variable in REAL_FOLDERS:
-            root = find_realdata_root() if variable == "realdata" else real_root(variable)
+            root = real_root(variable)
             if root is None:
                 name, content = REAL_FOLDERS[variable]
                 raise UserError(f"{where}: no folder of {content}; set {name} to it")

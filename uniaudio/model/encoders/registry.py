@@ -43,7 +43,8 @@ class Family:
 
 
 HERE = "uniaudio.model.encoders"
-WHISPER = Family(f"{HERE}.whisper", "load_whisper", ("pad_to", "pad_stride", "tail_frames", "keep_tail"), {"pad_to": 30.0})
+WHISPER_OPTIONS = ("pad_to", "pad_stride", "tail_frames", "keep_tail")
+WHISPER = Family(f"{HERE}.whisper", "load_whisper", WHISPER_OPTIONS, {"pad_to": 30.0})
 # Qwen2-Audio and Audio Flamingo 3 were trained with a mask over the silence, those of Omni on short pieces without any
 QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper")
 QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")

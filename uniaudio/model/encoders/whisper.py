@@ -70,7 +70,9 @@ class WhisperAudioEncoder(AudioEncoder):
         if pad_stride is not None and pad_to is None:
             raise UserError("pad_stride: needs pad_to, the seconds up to which there is silence")
         if keep_tail and not tail_frames:
-            raise UserError("keep_tail: needs tail_frames, the frames of silence behind a clip that are given out")
+            raise UserError(
+                "keep_tail: needs tail_frames, the frames of silence behind a clip that are given out"
+            )
         self.whisper = whisper
         self.mel = LogMel(whisper.config.num_mel_bins)
         self.dim = whisper.config.d_model
@@ -235,4 +237,6 @@ def load_whisper(
     whisper = build_with_random_weights(lambda: WhisperEncoder(config), seed)
     if not path.startswith(RANDOM):
         fill(whisper, read_tensors(folder, PREFIXES), folder)
-    return WhisperAudioEncoder(whisper.float(), pad_to, tail_frames, pad_stride=pad_stride, keep_tail=keep_tail)
+    return WhisperAudioEncoder(
+        whisper.float(), pad_to, tail_frames, pad_stride=pad_stride, keep_tail=keep_tail
+    )
