@@ -19,6 +19,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
+from uniaudio.data.segment import SegmentColumns
 from uniaudio.data.sources.base import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.generation.predictions import PredictionSettings, iterate_question_chunks
@@ -122,7 +123,7 @@ def try_tools(recipe, out):
     assert len((out / "skipped.jsonl").read_text().split("\n")) == lost + 1
     load = entry.dataset.load.model_copy(update={"jsonl": str(manifest)})
     # clips are cut when they are packed, as the card written for them says
-    packed = open_source(replace(entry.dataset, load=load, finds_segments=False), "train")
+    packed = open_source(replace(entry.dataset, load=load, segment=SegmentColumns()), "train")
     assert not any(isinstance(row, RowError) for row in packed.rows())
     assert packed.size == rows
 

@@ -11,7 +11,14 @@ import soundfile
 import yaml
 
 from uniaudio.data.card import load_card
-from uniaudio.data.segment import Segment, list_unused_time_columns
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.segment import (
+    MANIFEST_SEGMENTS,
+    NEMO,
+    Segment,
+    SegmentColumns,
+    list_unused_time_columns,
+)
 from uniaudio.data.sources.base import open_source
 from uniaudio.errors import RowError, UserError
 
@@ -73,7 +80,10 @@ def test_a_segment_is_decoded_and_planned_alone(recording, kind, columns, settin
         ({"offset": 0, "duration": ""}, {}, 1.0),
         ({"offset": 0.3, "duration": 0.2}, {"segment": "none"}, 1.0),
         ({"start": "", "end": ""}, {"segment": {"start": "start", "end": "end"}}, 1.0),
-        ({"start": 0.3, "end": 0.5}, {}, 1.0),  # not named: said by `check`
+        ({"start": "", "end": ""}, {}, 1.0),
+        ({"start": 0, "text": "x"}, {}, 1.0),
+        ({"start": 0.3, "end": 0.5}, {"segment": "none"}, 1.0),
+        ({"begin_time": 0.3, "end_time": 0.5}, {}, 1.0),  # not named: said by `check`
     ],
 )
 def test_what_is_no_segment_is_the_whole_recording(recording, kind, columns, settings, seconds):
@@ -82,13 +92,56 @@ def test_what_is_no_segment_is_the_whole_recording(recording, kind, columns, set
     assert len(row.audio[0].decode(2.0)) == seconds * 16000
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"start": 0.3, "end": 0.5},
+        {"start": "0.3", "duration": 0.2},
+        {"start": 0.3, "end": 0.5, "duration": 9.0},  # that of the recording
+        {"start": "", "offset": 0.3, "duration": 0.2},
+    ],
+)
+def test_a_manifest_need_not_name_start_and_end(recording, kind, columns):
+    (row,) = open_rows(recording.parent, kind, [{"audio": "long.wav", **columns}]).rows()
+    assert row.audio[0].decode(0.25).tolist() == [300] * 1600 + [400] * 1600
+
+
+def test_columns_of_other_sources_may_mean_something_else(recording):
+    columns = {"start": 0.3, "end": 0.5, "offset": "far", "duration": 1.0}
+    (row,) = open_rows(recording.parent, "parquet", [{"audio": "long.wav", **columns}]).rows()
+    assert row.audio[0].span is None
+
+
+@pytest.mark.parametrize(("target", "is_cut"), [("{{ label }}", True), ("{{ start }} to {{ end }}", False)])
+def test_times_that_a_template_writes_are_no_segment(recording, target, is_cut):
+    folder = recording.parent
+    open_rows(folder, "jsonl", [{"audio": "long.wav", "start": 0.3, "end": 0.5, "label": "beep"}])
+    inputs = [name for name in ("label", "start", "end") if name in target]
+    template = {"task": "t", "domain": "sound", "inputs": inputs, "prompts": ["<audio>?"], "target": target}
+    (folder / "t.yaml").write_text(yaml.safe_dump(template))
+    recipe = {"recipe": "r", "train": [{"dataset": "d", "template": "t"}]}
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+    (entry,) = load_recipe(str(folder / "r.yaml")).train
+    (row,) = open_source(entry.dataset, "train").rows()
+    assert row.audio[0].span == ((0.3, 0.5) if is_cut else None)
+
+
 @pytest.mark.parametrize(
     ("columns", "settings", "message"),
     [
+        ({"start": 0.5, "end": 0.3}, {}, r"broken metadata: .*a segment from 0\.5 to 0\.3 s"),
+        ({"start": -1, "end": 0.3}, {}, r"broken metadata: .*a segment from -1 to 0\.3 s"),
+        ({"start": "x", "end": 0.3}, {}, r"broken metadata: .*start and end must be seconds, got 'x' and 0\.3"),
+        ({"start": "0:01", "duration": 1}, {}, r"start and duration must be seconds, got '0:01' and 1"),
+        ({"start": "nan", "end": 1}, {}, r"broken metadata: .*a segment from nan to 1 s"),
+        ({"start": 0, "end": "inf"}, {}, r"broken metadata: .*a segment from 0 to inf s"),
+        ({"start": 0.4}, {}, r"broken metadata: .*start is 0\.4, and neither an end nor a duration"),
+        ({"offset": "x", "duration": 1}, {}, r"offset and duration must be seconds, got 'x' and 1"),
         (
             {"offset": 0.3},
             {},
-            r"broken metadata: long\.wav\.audio: an offset of 0\.3 and no duration; name the",
+            r"broken metadata: long\.wav\.audio: offset is 0\.3, and neither an end nor a duration",
         ),
         ({"offset": 0.3, "duration": -1}, {}, r"broken metadata: .*a segment from 0\.3 to -0\.7 s"),
         (
@@ -131,8 +184,18 @@ def test_a_card_names_a_beginning_and_an_end_of_one_clip(recording, settings, me
         open_rows(recording.parent, "jsonl", [{"audio": "long.wav"}], **settings)
 
 
+def test_a_segment_beyond_the_file_skips_the_row(recording):
+    (row,) = open_rows(recording.parent, "jsonl", [{"audio": "long.wav", "start": 0.5, "end": 1.2}]).rows()
+    with pytest.raises(RowError, match=r"span outside of the recording: .*0\.5 to 1\.2 s of 1\.00 s"):
+        row.audio[0].decode(2.0)
+
+
 def test_columns_with_times_that_nobody_uses_are_named():
-    assert list_unused_time_columns(["audio", "start", "end", "text"], None, ["text"]) == ["start", "end"]
-    assert list_unused_time_columns(["start", "end"], None, ["start"]) == ["end"]
-    assert list_unused_time_columns(["start", "end"], Segment("start", "end", True), []) == []
-    assert list_unused_time_columns(["offset", "duration"], None, []) == []
+    unknown, named = SegmentColumns(), SegmentColumns(Segment("start", "end", True))
+    of_manifest = SegmentColumns(None, MANIFEST_SEGMENTS, True)
+    assert list_unused_time_columns(["audio", "start", "end", "text"], unknown, ["text"]) == ["start", "end"]
+    assert list_unused_time_columns(["start", "end"], unknown, ["start"]) == ["end"]
+    assert list_unused_time_columns(["start", "end"], named, []) == []
+    assert list_unused_time_columns(["start", "end"], of_manifest, []) == []
+    assert list_unused_time_columns(["begin_time", "end_time"], of_manifest, []) == ["end_time", "begin_time"]
+    assert list_unused_time_columns(["offset", "duration"], SegmentColumns(None, (NEMO,)), []) == []

@@ -138,7 +138,7 @@ def note_time_columns(rows: Sequence[Row], card: DatasetCard, template: Template
     """Return a line about columns that look like times of a segment, where nothing makes use of them."""
     stored = {str(name) for row in rows for name in row.columns}
     used = set(template.inputs).union(*(text.names for text in card.columns.values()))
-    columns = list_unused_time_columns(stored, card.segment, used) if card.finds_segments else []
+    columns = list_unused_time_columns(stored, card.segment, used) if card.segment.automatic else []
     if not columns:
         return []
     return [

@@ -167,7 +167,7 @@ def used_columns(entry: Entry) -> frozenset[str]:
         card.audio,
         TIME_COLUMNS,
         ("duration", "segment_start", "segment_end"),  # what sources themselves read
-        (card.segment.start, card.segment.stop) if card.segment is not None else (),
+        card.time_columns,
         keep.names if keep is not None else (),
         *(text.names for text in card.columns.values()),
         *(template.inputs for template in entry.templates),

@@ -14,11 +14,12 @@ from uniaudio.config.overrides import read_layers
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import expand_path, find_file
 from uniaudio.data.jinja import Condition, Text
-from uniaudio.data.segment import NEMO, Segment
+from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, Segment, SegmentColumns
 from uniaudio.errors import RowError, UserError
 
 KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
 SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
+MANIFESTS = ("jsonl", "csv")  # kinds whose columns say which piece of a recording a row is
 
 
 class Load(Strict):
@@ -144,7 +145,7 @@ class CardFile(Strict):
     """
     segment: SegmentFile | Literal["none"] | None = None
     """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
-    `duration`, where a row has both.
+    `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
     """
     columns: dict[str, str] = Field(default_factory=dict)
     """Columns that are made of others: names to Jinja texts. Default: the stored columns alone."""
@@ -181,7 +182,6 @@ class DatasetCard:
         audio_texts: those of them that are made of other columns.
         used: the columns that templates take (None: all). No other is rendered or, where each is stored apart, read.
         segment: the columns with times, where a clip is a part of its recording.
-        finds_segments: whether NeMo's pair of columns is taken for a segment without being named.
     """
 
     name: str
@@ -194,14 +194,12 @@ class DatasetCard:
     path: Path
     used: frozenset[str] | None = None
     audio_texts: Mapping[str, Text] = field(default_factory=dict)
-    segment: Segment | None = None
-    finds_segments: bool = True
+    segment: SegmentColumns = SegmentColumns()
 
     @property
     def time_columns(self) -> frozenset[str]:
         """The columns that say where a clip is and how long: a source reads them whatever the templates take."""
-        named = (self.segment.start, self.segment.stop) if self.segment is not None else (NEMO.start,)
-        return frozenset({NEMO.stop, *named})
+        return self.segment.names | {NEMO.stop}
 
     def locate_clips(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return the audio columns that the card makes of others, such as ``clips/{{ path }}``.
@@ -297,12 +295,21 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
             for name, split in data.splits.items()
         },
         path=path,
-        segment=data.segment.segment() if isinstance(data.segment, SegmentFile) else None,
-        finds_segments=data.segment is None and len(data.audio) == 1,
+        segment=choose_segment_columns(data),
         audio_texts={
             name: made for name, text in audio.items() if (made := text or columns.get(name)) is not None
         },
     )
+
+
+def choose_segment_columns(data: CardFile) -> SegmentColumns:
+    """Return the columns with times that a card names, or those that count where it says nothing."""
+    if isinstance(data.segment, SegmentFile):
+        return SegmentColumns(data.segment.segment())
+    if data.segment == "none" or len(data.audio) > 1:
+        return SegmentColumns()
+    is_manifest = data.load.kind in MANIFESTS
+    return SegmentColumns(None, MANIFEST_SEGMENTS if is_manifest else (NEMO,), is_manifest)
 
 
 def parse_audio_columns(audio: Sequence[str], where: str) -> list[tuple[str, Text | None]]:

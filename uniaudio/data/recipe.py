@@ -351,7 +351,9 @@ def open_pair(
             )
         if line.constants[name] is None:
             raise UserError(f"{where}: constants: '{name}' has no value; give it one or leave it out")
-    return replace(card, used=frozenset(inputs) - set(line.constants)), templates
+    used = frozenset(inputs) - set(line.constants)
+    read = used.union(*(card.columns[name].names for name in used if name in card.columns))
+    return replace(card, used=used, segment=card.segment.without(read)), templates
 
 
 def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uniaudio.errors import RowError
@@ -54,6 +54,61 @@ class Segment:
 
 
 NEMO = Segment("offset", "duration", stop_is_end=False)
+# pairs of columns that need not be named: in manifests, and in sources whose columns may mean anything else, too
+MANIFEST_SEGMENTS = (Segment("start", "end", stop_is_end=True), Segment("start", "duration", stop_is_end=False), NEMO)
+
+
+@dataclass(frozen=True)
+class SegmentColumns:
+    """Where a card's rows may state the times of a segment.
+
+    Args:
+        named: the columns that the card names. automatic: pairs that count where it says nothing, the first that a row
+            has. is_strict: whether a value in them that is no number is an error; else it means something else.
+    """
+
+    named: Segment | None = None
+    automatic: tuple[Segment, ...] = ()
+    is_strict: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All columns that are looked at."""
+        pairs = (self.named,) if self.named is not None else self.automatic
+        return frozenset(name for pair in pairs for name in (pair.start, pair.stop))
+
+    def without(self, used: Set[str]) -> SegmentColumns:
+        """Return what is left where templates make other use of ``start`` and ``end``: they speak of them."""
+        kept = (pair for pair in self.automatic if pair is NEMO or not {pair.start, "end"} & used)
+        return replace(self, automatic=tuple(kept))
+
+    def read_span(self, columns: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+        """Return the segment of the recording that a row states, or None for all of it.
+
+        Raises:
+            RowError: as ``Segment.compute_span``, and for a beginning above zero whose end nobody states.
+        """
+        if self.named is not None:
+            return self.named.compute_span(columns, name)
+        for pair in self.automatic:
+            if self.has_time(columns, pair.start) and self.has_time(columns, pair.stop):
+                return pair.compute_span(columns, name)
+        for pair in self.automatic:
+            if self.has_time(columns, pair.start) and read_number(columns[pair.start]) != 0:
+                raise RowError(
+                    "broken metadata",
+                    f"{name}: {pair.start} is {columns[pair.start]!r}, and neither an end nor a duration is there; name "
+                    "the columns of the segment in `segment` of the card, or write `segment: none` there",
+                )
+        return None
+
+    def has_time(self, columns: Mapping[str, Any], name: str) -> bool:
+        """Return whether a row states a time in a column: where strict, anything but nothing, which has to be one."""
+        value = columns.get(name)
+        if self.is_strict:
+            return not is_empty(value)
+        number = read_number(value)
+        return number is not None and not math.isnan(number)
 
 
 def is_empty(value: Any) -> bool:
@@ -70,36 +125,8 @@ def read_number(value: Any) -> float | None:
         return None
 
 
-def read_span(
-    columns: Mapping[str, Any], segment: Segment | None, is_automatic: bool, name: str
-) -> tuple[float, float] | None:
-    """Return the segment of the recording that a row names, or None for all of it.
-
-    Args:
-        segment: of the card. is_automatic: whether the card says nothing: then NeMo's pair ``offset`` and ``duration``
-            is a segment wherever both are numbers.
-
-    Raises:
-        RowError: as ``Segment.span``, and for an ``offset`` above zero whose end nobody states.
-    """
-    if segment is not None:
-        return segment.compute_span(columns, name)
-    offset = read_number(columns.get(NEMO.start)) if is_automatic else None
-    if offset is None or math.isnan(offset):
-        return None
-    if read_number(columns.get(NEMO.stop)) is not None:
-        return NEMO.compute_span(columns, name)
-    if offset == 0:
-        return None
-    raise RowError(
-        "broken metadata",
-        f"{name}: an offset of {offset:g} and no duration; name the columns of the segment in `segment` of the card, "
-        f"or write `segment: none` there",
-    )
-
-
 def list_unused_time_columns(
-    columns: Iterable[str], segment: Segment | None, used: Iterable[str]
+    columns: Iterable[str], segment: SegmentColumns, used: Iterable[str]
 ) -> list[str]:
     """Return the columns that look like times of a segment, where the card names no segment.
 
@@ -107,6 +134,6 @@ def list_unused_time_columns(
         used: columns that a card or template makes use of otherwise.
     """
     present = set(columns)
-    if segment is not None or {NEMO.start, NEMO.stop} <= present:
+    if segment.named is not None or any({p.start, p.stop} <= present for p in segment.automatic):
         return []
     return [name for name in TIME_COLUMNS if name in present - set(used)]

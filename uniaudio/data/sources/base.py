@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from uniaudio.data.audio import EncodedAudio, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.samples import encode_samples
-from uniaudio.data.segment import read_span
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, escape_text
 
@@ -330,7 +329,7 @@ def apply_segment(ref: AudioRef, card: DatasetCard, columns: Mapping[str, Any]) 
     Raises:
         RowError: when its times cannot be used.
     """
-    span = read_span(columns, card.segment, card.finds_segments, ref.name)
+    span = card.segment.read_span(columns, ref.name)
     return ref if span is None else replace(ref, span=span)
 
 
