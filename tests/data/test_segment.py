@@ -132,7 +132,11 @@ def test_times_that_a_template_writes_are_no_segment(recording, target, is_cut):
     [
         ({"start": 0.5, "end": 0.3}, {}, r"broken metadata: .*a segment from 0\.5 to 0\.3 s"),
         ({"start": -1, "end": 0.3}, {}, r"broken metadata: .*a segment from -1 to 0\.3 s"),
-        ({"start": "x", "end": 0.3}, {}, r"broken metadata: .*start and end must be seconds, got 'x' and 0\.3"),
+        (
+            {"start": "x", "end": 0.3},
+            {},
+            r"broken metadata: .*start and end must be seconds, got 'x' and 0\.3",
+        ),
         ({"start": "0:01", "duration": 1}, {}, r"start and duration must be seconds, got '0:01' and 1"),
         ({"start": "nan", "end": 1}, {}, r"broken metadata: .*a segment from nan to 1 s"),
         ({"start": 0, "end": "inf"}, {}, r"broken metadata: .*a segment from 0 to inf s"),

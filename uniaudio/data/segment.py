@@ -55,7 +55,11 @@ class Segment:
 
 NEMO = Segment("offset", "duration", stop_is_end=False)
 # pairs of columns that need not be named: in manifests, and in sources whose columns may mean anything else, too
-MANIFEST_SEGMENTS = (Segment("start", "end", stop_is_end=True), Segment("start", "duration", stop_is_end=False), NEMO)
+MANIFEST_SEGMENTS = (
+    Segment("start", "end", stop_is_end=True),
+    Segment("start", "duration", stop_is_end=False),
+    NEMO,
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,8 @@ class SegmentColumns:
             if self.has_time(columns, pair.start) and read_number(columns[pair.start]) != 0:
                 raise RowError(
                     "broken metadata",
-                    f"{name}: {pair.start} is {columns[pair.start]!r}, and neither an end nor a duration is there; name "
-                    "the columns of the segment in `segment` of the card, or write `segment: none` there",
+                    f"{name}: {pair.start} is {columns[pair.start]!r}, and neither an end nor a duration is there; "
+                    "name the columns of the segment in `segment` of the card, or write `segment: none` there",
                 )
         return None
 
