@@ -194,7 +194,7 @@ class DatasetCard:
     path: Path
     used: frozenset[str] | None = None
     audio_texts: Mapping[str, Text] = field(default_factory=dict)
-    segment: SegmentColumns = SegmentColumns()
+    segment: SegmentColumns = field(default_factory=SegmentColumns)
 
     @property
     def time_columns(self) -> frozenset[str]:
