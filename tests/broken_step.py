@@ -17,7 +17,7 @@ from torch import nn
 
 from uniaudio.config.run import TrainConfig
 from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group, world_size
-from uniaudio.train.engines.launch import make_accelerator, make_engine
+from uniaudio.train.engines.accelerator import make_accelerator, make_engine
 
 MICRO = 2  # micro-batches of a rank in a step
 SWITCHES = (

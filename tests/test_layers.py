@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "uniaudio"
 BASE = {
     "errors",
+    "extras",
     "outputs",
     "orphans",
     "run_records",
@@ -23,6 +24,7 @@ MIDDLE = {"data", "model", "tiny", "train", "evaluate", "export", "report", "dem
 ALLOWED = {
     "errors": set(),
     "units": set(),
+    "extras": {"errors"},
     "outputs": {"errors"},
     "orphans": set(),
     "run_records": set(),

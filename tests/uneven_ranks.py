@@ -17,7 +17,7 @@ from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
-from uniaudio.train.engines.launch import make_engine
+from uniaudio.train.engines.accelerator import make_engine
 from uniaudio.types import Encoded
 
 

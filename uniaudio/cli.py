@@ -14,6 +14,7 @@ import typer
 
 from uniaudio import __version__
 from uniaudio.errors import LostProcessError, UserError
+from uniaudio.orphans import leave_message
 from uniaudio.outputs import check_file_option, check_folder_option
 
 TRAIN, EVALUATE, DATA, USE = "Train", "Evaluate", "Data", "Use"  # panels of `uniaudio --help`
@@ -78,7 +79,7 @@ def train(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Train an encoder, alone or under `accelerate launch`.
+    """Train an encoder in this process.
 
     Reads: the config, its recipes, cards and templates, the data and the pretrained weights.
     Writes: the run folder (output_dir) with config.yaml, metrics.jsonl, skipped.jsonl, tensorboard/ and checkpoints/.
@@ -92,14 +93,66 @@ def train(
     from uniaudio.commands.train import run_training
     from uniaudio.config.trust import Trust
 
-    if resume not in (None, "auto", "yes"):
-        raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
+    check_resume_option(resume)
     overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
     if tune_batch:
         from uniaudio.commands.tune_batch import tune_overrides
 
         overrides = tune_overrides(config, overrides, trust)
     raise typer.Exit(run_training(open_run(config, overrides, trust), resume))
+
+
+@app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio launch ddp configs/birds.yaml -n 2")
+def launch(
+    engine: Annotated[
+        str,
+        typer.Argument(
+            help="single, ddp, zero1, zero2, zero3, zero3_offload, fsdp2, or the path of a file of accelerate."
+        ),
+    ],
+    config: Config,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--processes", help="Processes on each machine; default: one for each GPU.", min=1
+        ),
+    ] = None,
+    machines: Annotated[int, typer.Option(help="Machines; run the command on each.", min=1)] = 1,
+    rank: Annotated[int, typer.Option(help="Number of this machine, from 0.", min=0)] = 0,
+    address: Annotated[str, typer.Option(help="Host name or IP of machine 0.")] = "",
+    port: Annotated[int, typer.Option(help="Port of machine 0.", min=1, max=65535)] = 29500,
+    rendezvous: Annotated[str, typer.Option(help="How machines meet: static or c10d.")] = "static",
+    resume: Annotated[
+        str | None, typer.Option(help="Continue the run in output_dir; with 'auto', only if there is one.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Train in several processes, on one or several machines.
+
+    Reads: the launch file of the engine, then as `uniaudio train`.
+    Writes: as `uniaudio train`.
+    Prints: as `uniaudio train`, and ends with its exit code (75: stopped early, use --resume).
+    """
+    from uniaudio.build.run_config import open_run
+    from uniaudio.commands.launch import Machines, launch_training
+    from uniaudio.config.trust import Trust
+
+    check_resume_option(resume)
+    run = open_run(config, overrides or [], Trust(trust_remote_code, allow_code))
+    arguments = [config, *(overrides or [])]
+    arguments += ["--trust-remote-code"] * trust_remote_code + ["--allow-code"] * allow_code
+    if resume is not None:
+        arguments += ["--resume", *(["auto"] if resume == "auto" else [])]
+    places = Machines(machines, rank, address, port, rendezvous)
+    raise typer.Exit(launch_training(engine, run, arguments, processes, places))
+
+
+def check_resume_option(resume: str | None) -> None:
+    """Refuse a value of --resume that is none."""
+    if resume not in (None, "auto", "yes"):
+        raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio check configs/birds.yaml")
@@ -679,5 +732,6 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=with_resume_value(sys.argv[1:] if arguments is None else arguments))
     except (UserError, LostProcessError) as error:
-        typer.echo(f"uniaudio: {error}", err=True)
+        if not leave_message(str(error)):
+            typer.echo(f"uniaudio: {error}", err=True)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -1,4 +1,4 @@
-"""Processes that end themselves when the process that started them is gone."""
+"""Processes of a launch: they end when their launcher is gone, and leave it their last sentence."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 EVERY = 1.0  # seconds between two looks
 EXIT_CODE = 1
+MESSAGES = "UNIAUDIO_LAUNCH_MESSAGES"  # environment variable: folder where ranks leave their last sentences
+LAUNCH_COMMAND = (
+    "UNIAUDIO_LAUNCH_COMMAND"  # the same: the command that launches a config, which stands for {}
+)
+
+
+def leave_message(sentence: str) -> bool:
+    """Leave the last sentence of this rank for its launcher, if that collects them; it shows equal ones once."""
+    folder = os.environ.get(MESSAGES)
+    if folder is None:
+        return False
+    with contextlib.suppress(OSError):  # the launcher is gone, and its folder with it
+        Path(folder, f"rank{int(os.environ.get('RANK', '0')):05d}").write_text(sentence, encoding="utf-8")
+        return True
+    return False
 
 
 def is_launched() -> bool:

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "pip install": "needs a registry",
     "sbatch ": "needs a scheduler",
     "accelerate launch": "tests/train/test_engines.py starts every file of configs/accelerate",
+    "uniaudio launch": "tests/commands/test_launch.py",
     "python benchmarks/": "tests/benchmarks",
     "UNIAUDIO_REALDATA=": "needs recordings",
     "uniaudio demo": "tests/demo",

@@ -17,7 +17,7 @@ def lines(path):
 
 
 def test_a_continued_run_tells_of_every_step_once(tmp_path):
-    first = Tracker(tmp_path, main=True, start_step=0, total_steps=9, tensorboard=False)
+    first = Tracker(tmp_path, main=True, start_step=0, total_steps=9)
     for step in (1, 2, 3):
         first.log({"step": step, "loss": 1.0})
         first.write_skips(step, [Skip("tones", str(step))])
@@ -25,7 +25,7 @@ def test_a_continued_run_tells_of_every_step_once(tmp_path):
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "lo')  # killed while writing
-    second = Tracker(tmp_path, main=True, start_step=2, total_steps=9, tensorboard=False)
+    second = Tracker(tmp_path, main=True, start_step=2, total_steps=9)
     second.log({"step": 3, "loss": 2.0})
     second.write_skips(3, [Skip("tones", "3")])
     second.close()
@@ -44,26 +44,15 @@ def test_a_continued_run_tells_of_every_step_once(tmp_path):
 def test_a_new_run_in_an_old_folder_starts_with_empty_records(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (tmp_path / "skipped.jsonl").write_text('{"step": 1, "row": "1"}\n')
-    Tracker(tmp_path, main=True, start_step=0, total_steps=9, tensorboard=False).close()
+    Tracker(tmp_path, main=True, start_step=0, total_steps=9).close()
     assert lines(tmp_path / "metrics.jsonl") == lines(tmp_path / "skipped.jsonl") == []
 
 
 def test_other_ranks_write_skips_only(tmp_path):
-    other = Tracker(tmp_path / "run", main=False, start_step=0, total_steps=9, tensorboard=False)
+    other = Tracker(tmp_path / "run", main=False, start_step=0, total_steps=9)
     other.log({"step": 1, "loss": 1.0})
     other.log_event("finished", step=1)
     assert not (tmp_path / "run").exists()
     other.write_skips(1, [Skip("tones", "7")])
     assert lines(tmp_path / "run" / "skipped.jsonl") == [{"step": 1, "source": "tones", "row": "7"}]
     other.close()
-
-
-def test_tensorboard_gets_the_numbers_of_a_row(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    tracker = Tracker(tmp_path, main=True, start_step=0, total_steps=2, tensorboard=True)
-    tracker.log({"step": 2, "loss": 0.5, "tasks": {"asr": 0.25}, "stage": "one"})
-    tracker.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) == {"train/loss", "train/tasks/asr"}
-    assert [(e.step, e.value) for e in events.Scalars("train/tasks/asr")] == [(2, 0.25)]

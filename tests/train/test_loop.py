@@ -17,7 +17,7 @@ from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.store import MomentFiles, list_stage_ends, load_checkpoint
-from uniaudio.train.engines.launch import make_accelerator
+from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.loop import train_stages
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.recomputing import Recomputing

@@ -12,11 +12,11 @@ from uniaudio.evaluate.generation.single_question import answer_question, read_c
 def answer_file_question(
     spec: str, clip: Path, text: str, max_new_tokens: int, trust: Trust = NO_TRUST
 ) -> str:
-    """Load a model and answer one question about one clip.
+    """Load a model and answer one question about one clip; an answer without text is "(empty answer)".
 
     Raises:
         UserError: when the clip cannot be used, before the model is loaded, or the model cannot be loaded.
     """
     read_clip(clip)
     loaded = load_model(spec, trust=trust)
-    return answer_question(loaded.model, loaded.format, clip, text, max_new_tokens)
+    return answer_question(loaded.model, loaded.format, clip, text, max_new_tokens) or "(empty answer)"

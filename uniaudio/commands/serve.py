@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError
+from uniaudio.extras import require_package
 from uniaudio.serve.answering import Reply, answer_upload
 from uniaudio.serve.limits import Limits
 from uniaudio.serve.tasks import TrainedTask, list_tasks
@@ -34,8 +34,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
     Raises:
         UserError: when gradio is missing, the address cannot be taken or the checkpoint cannot be loaded.
     """
-    if find_spec("gradio") is None:
-        raise UserError("the page needs the package gradio: pip install 'uniaudio[serve]'")
+    require_package("gradio", "the page")
     console = Console()
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local_address(host):

@@ -47,9 +47,10 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.fitting import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
+from uniaudio.report.clips import find_examples
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.launch import choose_building_device, make_accelerator, name_spreading_engine
+from uniaudio.train.engines.accelerator import choose_building_device, make_accelerator, name_spreading_engine
 from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
 from uniaudio.train.recomputing import Recomputing
@@ -57,7 +58,12 @@ from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import has_reference, refuse_what_shards_cannot
 from uniaudio.train.state import TrainState, find_newest_checkpoint
+from uniaudio.train.trackers import AnswerSample, list_tracker_names, refuse_missing_trackers
 from uniaudio.train.trainable import TrainableParameters
+from uniaudio.types import SAMPLE_RATE, Example
+
+# of every evaluation, what experiment trackers get to look at
+ANSWERS_OF_A_SET, MOST_ANSWERS, SECONDS_OF_A_CLIP = 4, 16, 10
 
 
 def run_training(config: RunConfig, resume: str | None) -> int:
@@ -71,6 +77,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     """
     refuse_begun_run(config, resume)
     config.require_trust()
+    refuse_missing_trackers(config)
     recipes = load_stage_recipes(config)
     sketch_stages(config)
     sets = read_guarded_sets(config)
@@ -241,6 +248,7 @@ class RunEvaluator:
     bases: dict[str, dict[str, str]]
     sets: list[TaskRows]
     samples: EvalSamples = field(default_factory=EvalSamples)
+    clips: dict[str, Example] = field(default_factory=dict)
 
     def wrap_model(self, model: nn.Module) -> LoadedModel:
         return LoadedModel(cast_to_audio_lm(model), self.format, self.config, self.bases)
@@ -253,11 +261,31 @@ class RunEvaluator:
             self.wrap_model(model), self.recipes[stage], count, shared, self.samples
         )
 
-    def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
-        """Return the scores of the evaluation sets of the last stage."""
+    def evaluate(self, model: nn.Module, shared: bool) -> tuple[dict[str, Any], list[AnswerSample]]:
+        """Return the scores of the evaluation sets of the last stage, and some answers where a tracker takes them."""
         settings = make_prediction_settings(self.config, shared=shared)
         results = evaluate_recipe(self.wrap_model(model), self.recipes[-1], settings, samples=self.samples)
-        return drop_answers(results)
+        wanted = is_main() and list_tracker_names(self.config)
+        shown = self.collect_samples(results) if wanted else []
+        return drop_answers(results), shown
+
+    def collect_samples(self, results: dict[str, dict[str, Any]]) -> list[AnswerSample]:
+        """Return the first answers of every set with their clips; those are read once."""
+        shown = []
+        for entry in self.recipes[-1].evaluate:
+            answers = {item["id"]: item for item in results[entry.name]["answers"][:ANSWERS_OF_A_SET]}
+            if missing := [name for name in answers if name not in self.clips]:
+                self.clips.update(find_examples(entry, missing))
+            for name, item in answers.items():
+                example = self.clips.get(name)
+                question = " ".join("".join(example.prompt).split()) if example else ""
+                clip = (
+                    example.clips[0][: SECONDS_OF_A_CLIP * SAMPLE_RATE] if example and example.clips else None
+                )
+                shown.append(
+                    AnswerSample(entry.name, name, question, item["reference"], item["answer"], clip)
+                )
+        return shown[:MOST_ANSWERS]
 
     def check_guard(self, model: nn.Module) -> list[str]:
         """Return a sentence for each guarded set that lost more than the guard allows."""

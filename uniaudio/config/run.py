@@ -27,6 +27,10 @@ from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, require_code, require_remote_code
 
+TrackerName = Literal[
+    "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
+]
+
 
 class MiniatureConfig(Strict):
     """A small Qwen3 that is trained from scratch on the texts of the recipe, then frozen; for runs without a
@@ -201,7 +205,17 @@ class TrainConfig(Strict):
     training. Read by: train, check.
     """
     tensorboard: bool = True
-    """Write TensorBoard event files beside `metrics.jsonl` (experiment tracking)."""
+    """Write TensorBoard event files beside `metrics.jsonl`, where its package is installed (extra `tensorboard`)."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers besides `metrics.jsonl`; each needs its package, for `wandb`, `trackio` and `mlflow` the
+    extra of that name.
+    """
+    project: str = "uniaudio"
+    """Project of the trackers (experiment in MLflow)."""
+    run_name: str | None = None
+    """Name of the run in the trackers. Default: that of the run folder."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run in the trackers."""
     label_chunk: PositiveInt = 2048
     """Answer tokens whose logits are in memory at a time. Read by: train, plan."""
 

@@ -60,8 +60,8 @@ class StepCallbacks:
 
     def evaluate(self) -> None:
         """Let the model answer the evaluation sets."""
-        results = self.run_on_all(self.evaluator.evaluate)
-        self.tracker.log_event("evaluation", step=self.position.step, results=results)
+        results, samples = self.run_on_all(self.evaluator.evaluate)
+        self.tracker.log_evaluation(self.position.step, results, samples)
 
     def check_guards(self, over: bool) -> bool:
         """Probe the guarded sets when it is time or the stage is ``over``; return whether the run must stop."""

@@ -1,8 +1,10 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard, skipped.jsonl, and a progress bar."""
+"""What a run writes while it goes: metrics.jsonl, skipped.jsonl, experiment trackers, and a progress bar."""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +20,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
+from uniaudio.orphans import LAUNCH_COMMAND, is_launched
 from uniaudio.run_records import is_count, parse_record
+from uniaudio.train.trackers import AnswerSample, ExperimentTrackers, flatten_numbers, list_tracker_names
 
 
 class Tracker:
@@ -28,15 +33,21 @@ class Tracker:
     Args:
         start_step: steps that are done already; rows after them (of a run that was killed later) are dropped.
         total_steps: what the progress bar counts to; None: nobody knows yet.
+        trackers: names the config whose experiment trackers are started; None: none.
     """
 
     def __init__(
-        self, run_dir: Path, main: bool, start_step: int, total_steps: int | None, tensorboard: bool
+        self,
+        run_dir: Path,
+        main: bool,
+        start_step: int,
+        total_steps: int | None,
+        trackers: RunConfig | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.main = main
         self.console = Console()
-        self.board: Any = None
+        self.experiments: ExperimentTrackers | None = None
         self.bar: Progress | None = None
         if not main:
             return
@@ -44,10 +55,10 @@ class Tracker:
         self.metrics = run_dir / "metrics.jsonl"
         for records in (self.metrics, run_dir / "skipped.jsonl"):
             keep_rows(records, start_step)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only when asked for
-
-            self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
+        if trackers is not None and list_tracker_names(trackers):
+            self.experiments = ExperimentTrackers(trackers, start_step, self.warn)
+            for sentence in self.experiments.describe():
+                self.say(sentence)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -80,9 +91,16 @@ class Tracker:
             self.bar.update(self.task, description=text)
         if not self.console.is_terminal:
             self.console.print(f"{text}  eta {self.estimate_remaining()}", highlight=False)
-        if self.board is not None:
-            for name, value in flatten_row(row):
-                self.board.add_scalar(name, value, row["step"])
+        if self.experiments is not None:
+            self.experiments.log(dict(flatten_numbers(row, "train")), row["step"])
+
+    def log_evaluation(
+        self, step: int, results: Mapping[str, Mapping[str, Any]], samples: Sequence[AnswerSample]
+    ) -> None:
+        """Append the scores of the evaluation sets; the trackers get some of the answers as well."""
+        self.log_event("evaluation", step=step, results=results)
+        if self.experiments is not None:
+            self.experiments.log_evaluation(results, samples, step)
 
     def estimate_remaining(self) -> str:
         """Return the remaining time as h:mm:ss, or a question mark before anything was measured."""
@@ -128,11 +146,29 @@ class Tracker:
         self.close()
 
     def close(self) -> None:
-        """Stop the bar and flush TensorBoard."""
+        """Stop the bar and the trackers."""
         if self.bar is not None:
             self.bar.stop()
-        if self.board is not None:
-            self.board.close()
+        if self.experiments is not None:
+            self.experiments.finish()
+
+
+def describe_stop(run_dir: Path, step: int) -> str:
+    """Say that a run was stopped in order, and the command that continues it."""
+    config = shlex.quote(str(run_dir / "config.yaml"))
+    command = f"uniaudio train {config} --resume"
+    if is_launched():
+        launch = os.environ.get(LAUNCH_COMMAND)
+        command = "the same command and --resume" if launch is None else launch.format(config)
+    return f"stopped at step {step}, saved; continue with: {command}"
+
+
+def describe_end(config: RunConfig, step: int) -> str:
+    """Say where the results of a finished run are, and what comes next."""
+    run_dir = Path(config.output_dir)
+    folder = shlex.quote(str(run_dir))
+    following = [f"uniaudio report {folder}", f"uniaudio export {folder} {shlex.quote(run_dir.name)}_encoder"]
+    return f"finished at step {step}; results are in {run_dir}; next: {' or '.join(following)}"
 
 
 def print_finished_run(run_dir: Path, main: bool, step: int) -> None:
@@ -145,7 +181,7 @@ def print_finished_run(run_dir: Path, main: bool, step: int) -> None:
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
     if not any('"finished"' in line for line in lines):
-        Tracker(run_dir, main, step, step, tensorboard=False).end_with("finished", step)
+        Tracker(run_dir, main, step, step).end_with("finished", step)
 
 
 def keep_rows(path: Path, last_step: int) -> None:
@@ -162,14 +198,3 @@ def keep_rows(path: Path, last_step: int) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
-
-
-def flatten_row(row: Mapping[str, Any], prefix: str = "train") -> list[tuple[str, float]]:
-    """Return the numbers of a row with their paths as names."""
-    pairs: list[tuple[str, float]] = []
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            pairs += flatten_row(value, f"{prefix}/{key}")
-        elif isinstance(value, int | float) and key != "step":
-            pairs.append((f"{prefix}/{key}", float(value)))
-    return pairs

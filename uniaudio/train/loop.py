@@ -33,7 +33,7 @@ from uniaudio.train.checkpoint.store import (
     name_step_folder,
 )
 from uniaudio.train.continual.distill import count_batch_frames
-from uniaudio.train.loggers import Tracker, print_finished_run
+from uniaudio.train.loggers import Tracker, describe_end, describe_stop, print_finished_run
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
@@ -77,7 +77,7 @@ class Run:
             with convert_to_user_error(f"output_dir: {run_dir} cannot be written", "set another output_dir"):
                 models.write_start()
                 config.save(run_dir / "config.yaml")
-        self.tracker = Tracker(run_dir, main, position.step, config.total_steps, config.train.tensorboard)
+        self.tracker = Tracker(run_dir, main, position.step, config.total_steps, config)
         # the ledgers of all ranks are added up, so only one goes on from the checkpoint's
         counts = [position.skips] if position.skips and main else []
         self.ledger = SkipLedger(config.data.max_skipped_share, *counts)
@@ -138,6 +138,7 @@ def train_stages(
             model.close()
             if not finished:
                 run.tracker.log_event("stopped", step=position.step)
+                run.tracker.say(describe_stop(run_dir, position.step))
                 return CONTINUE_LATER
             if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
                 break
@@ -149,6 +150,7 @@ def train_stages(
             position = position.next_stage()
             model = open_stage(models, data, config, accelerator, position, checkpoint)
         run.tracker.log_event("finished", step=position.step)
+        run.tracker.say(describe_end(config, position.step))
     return 0
 
 

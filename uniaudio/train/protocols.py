@@ -10,6 +10,7 @@ from torch import nn
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.recomputing import Recomputing
+from uniaudio.train.trackers import AnswerSample
 from uniaudio.types import Batch
 
 
@@ -88,8 +89,8 @@ class TrainingData(Protocol):
 class Evaluator(Protocol):
     """Evaluates the model between steps. With ``shared`` the ranks may share the examples out; all of them call."""
 
-    def evaluate(self, model: nn.Module, shared: bool) -> dict[str, Any]:
-        """Return the scores of the evaluation sets, for the metrics."""
+    def evaluate(self, model: nn.Module, shared: bool) -> tuple[dict[str, Any], list[AnswerSample]]:
+        """Return the scores of the evaluation sets, for the metrics, and some answers, for the trackers."""
         ...
 
     def compute_validation_losses(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 
-import jiwer
 import numpy as np
 
 from uniaudio.errors import UserError
@@ -16,10 +14,17 @@ from uniaudio.evaluate.metrics.text_units import (
     drop_meaningless_blanks,
     separate_units,
 )
+from uniaudio.extras import require_package
 
 References = Sequence[Sequence[str]]
 LOWER_IS_BETTER = ("wer", "cer")
-EXTRA = {"cider": ("aac_metrics", "captions")}  # metrics that need a package of an optional extra
+PACKAGES = {  # that metrics need, of optional extras
+    "wer": "jiwer",
+    "cer": "jiwer",
+    "bleu": "sacrebleu",
+    "meteor": "nltk",
+    "cider": "aac_metrics",
+}
 
 
 def error_rate(answers: Sequence[str], references: References, unit: str, tokenize: str = "words") -> Summed:
@@ -30,6 +35,8 @@ def error_rate(answers: Sequence[str], references: References, unit: str, tokeni
     Args:
         tokenize: what counts as a word, see ``separate_units``.
     """
+    import jiwer
+
     process = jiwer.process_words if unit == "wer" else jiwer.process_characters
     cut = separate_units if unit == "wer" else drop_meaningless_blanks
     rows = []
@@ -164,9 +171,8 @@ def require_metric(metric: str, tokenize: str = "auto") -> None:
     Raises:
         UserError: naming the extra.
     """
-    package, extra = EXTRA.get(metric, (None, ""))
-    if package is not None and find_spec(package) is None:
-        raise UserError(f"scoring.metric: {metric} needs the extra {extra}: pip install 'uniaudio[{extra}]'")
+    if metric in PACKAGES:
+        require_package(PACKAGES[metric], f"scoring.metric: {metric}")
     if metric == "bleu":
         choose_bleu_tokenizer(tokenize)
 

@@ -73,15 +73,27 @@ def refuse_conflicts(config: RunConfig) -> None:
         UserError: naming both values.
     """
     launched = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
-    wanted = config.train.precision
-    if launched not in ("no", wanted) and not (wanted == "auto" and launched == "bf16"):
-        raise UserError(
-            f"the accelerate file says mixed_precision {launched}, but train.precision is {wanted}; "
-            "leave the precision to the run config"
-        )
+    if launched != "no":  # which is also what a launch file without the key gives
+        refuse_other_precision(launched, config)
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
             "the accelerate file sets FSDP 1; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml"
+        )
+
+
+def refuse_other_precision(launched: str, config: RunConfig) -> None:
+    """Refuse a ``mixed_precision`` of the launch file that is not the precision of the run.
+
+    Raises:
+        UserError: naming both values.
+    """
+    wanted = config.train.precision
+    of_run = "no" if choose_precision(config) is None else "bf16"
+    if launched != of_run:
+        shown = wanted if wanted != "auto" else f"auto, which is {of_run} here"
+        raise UserError(
+            f"the accelerate file says mixed_precision {launched}, but train.precision is {shown}; "
+            "leave the precision to the run config"
         )
 
 

@@ -1,0 +1,180 @@
+"""``uniaudio launch``: what is handed to accelerate's launcher, and what the launch ends with."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from uniaudio.commands import launch as launching
+from uniaudio.commands.launch import Machines, find_launch_file, launch_training, read_outcome
+from uniaudio.config.run import load_run
+from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.errors import UserError
+from uniaudio.orphans import leave_message
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """Settings of the launch file and options that reach accelerate, with a launcher that starts nothing."""
+    seen = {}
+
+    def run_launcher(options):
+        seen["file"] = load_yaml(Path(options[1]))
+        seen["options"] = options[2:]
+        return 0, ""
+
+    monkeypatch.setattr(launching, "run_launcher", run_launcher)
+    return seen
+
+
+def test_one_machine_takes_the_shipped_file_and_a_free_port(tone_run, handed_over):
+    config = load_run(tone_run)
+    assert launch_training("zero2", config, ["run.yaml", "seed=1"], 3, Machines()) == 0
+    shipped = load_yaml(find_launch_file("zero2"))
+    file = handed_over["file"]
+    assert file["deepspeed_config"] == shipped["deepspeed_config"] | {
+        "deepspeed_multinode_launcher": "standard"
+    }
+    assert (file["num_processes"], file["num_machines"], file["main_process_port"]) == (3, 1, 0)
+    assert handed_over["options"] == [
+        "--rdzv_backend",
+        "static",
+        "-m",
+        "uniaudio.train",
+        "run.yaml",
+        "seed=1",
+    ]
+
+
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_several_machines_are_named(tone_run, handed_over, rendezvous):
+    launch_training("ddp", load_run(tone_run), ["run.yaml"], 4, Machines(2, 1, "node0", 29511, rendezvous))
+    file = handed_over["file"]
+    assert (file["num_machines"], file["machine_rank"], file["num_processes"]) == (2, 1, 8)
+    assert (file["main_process_ip"], file["main_process_port"]) == ("node0", 29511)
+    assert (file["rdzv_backend"], file["same_network"]) == (rendezvous, rendezvous == "static")
+    assert handed_over["options"][:2] == ["--rdzv_backend", rendezvous]
+
+
+def test_processes_of_a_launch_file_of_the_user_are_kept(tone_run, handed_over, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(find_launch_file("ddp").read_text().replace("num_processes: 8", "num_processes: 5"))
+    launch_training(str(file), load_run(tone_run), [], None, Machines())
+    assert handed_over["file"]["num_processes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("engine", "processes", "machines", "message"),
+    [
+        ("dpp", 2, Machines(), "there is no engine 'dpp'.*ddp"),
+        ("no/such.yaml", 2, Machines(), "there is no launch file no/such.yaml"),
+        ("single", 2, Machines(), "single starts one process; take ddp"),
+        ("ddp_2x8", 2, Machines(), "ddp_2x8 is for 2 machines; give --machines 2"),
+        ("ddp", 2, Machines(2), "--machines 2: give --address"),
+        ("ddp", 2, Machines(2, 2, "node0"), "--rank 2: the 2 machines have the ranks 0 to 1"),
+        ("ddp", 2, Machines(1, 1), "--rank and --address belong to several machines"),
+        ("ddp", 2, Machines(2, 0, "node0", rendezvous="etcd"), "--rendezvous etcd: give static or c10d"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(tone_run, handed_over, engine, processes, machines, message):
+    with pytest.raises(UserError, match=message):
+        launch_training(engine, load_run(tone_run), [], processes, machines)
+    assert handed_over == {}
+
+
+@pytest.mark.parametrize(("stated", "precision"), [("fp16", "auto"), ("bf16", "no"), ("'no'", "bf16")])
+def test_another_precision_in_the_launch_file_is_refused(tone_run, handed_over, tmp_path, stated, precision):
+    file = tmp_path / "mine.yaml"
+    file.write_text(find_launch_file("ddp").read_text() + f"mixed_precision: {stated}\n")
+    with pytest.raises(UserError, match=f"mixed_precision {stated.strip(chr(39))}, but train.precision is"):
+        launch_training(str(file), load_run(tone_run, [f"train.precision={precision}"]), [], 2, Machines())
+
+
+def test_engines_of_deepspeed_name_their_extra(tone_run, handed_over, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(
+        UserError, match=r"launch zero1 needs the extra deepspeed: pip install 'uniaudio\[deep"
+    ):
+        launch_training("zero1", load_run(tone_run), [], 2, Machines())
+
+
+def failed(**codes):
+    failures = {int(rank[4:]): ProcessFailure(int(rank[4:]), 1, code, "") for rank, code in codes.items()}
+    return ChildFailedError("train", failures)
+
+
+@pytest.mark.parametrize(
+    ("problem", "stopped_by", "code", "ending"),
+    [
+        (None, None, 0, ""),
+        (failed(rank0=75, rank1=75), signal.SIGTERM, 75, ""),
+        (failed(rank0=75, rank1=-15), signal.SIGTERM, 75, ""),
+        (failed(rank0=2, rank1=1), None, 2, ""),
+        (subprocess.CalledProcessError(75, "train"), signal.SIGINT, 75, ""),
+        (failed(rank0=-15, rank1=-9), None, 137, "process 1 was ended by SIGKILL (out of memory?); continue"),
+        (failed(rank1=1), None, 1, "process 1 failed with exit code 1"),
+        (failed(rank0=-15), signal.SIGTERM, 143, "stopped by SIGTERM before the first step"),
+    ],
+)
+def test_a_launch_ends_as_its_run(problem, stopped_by, code, ending):
+    result = read_outcome(problem, stopped_by)
+    assert result[0] == code
+    assert result[1].startswith(ending)
+    assert bool(result[1]) == bool(ending)
+
+
+def test_what_the_launcher_itself_refuses_is_one_sentence():
+    with pytest.raises(UserError, match=r"accelerate could not launch the run \(port 29500 is taken\)"):
+        read_outcome(ConnectionError("port 29500 is taken"), None)
+
+
+def test_equal_last_sentences_are_shown_once(tone_run, monkeypatch, capsys):
+    def run_launcher(options):
+        for rank, sentence in enumerate(["seed is wrong", "seed is wrong", "process 2 lost another one"]):
+            monkeypatch.setenv("RANK", str(rank))
+            assert leave_message(sentence)
+        return 2, ""
+
+    monkeypatch.setattr(launching, "run_launcher", run_launcher)
+    assert launch_training("ddp", load_run(tone_run), [], 3, Machines()) == 2
+    assert capsys.readouterr().err == "uniaudio: seed is wrong\nuniaudio: process 2 lost another one\n"
+    assert not leave_message("alone")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="not needed by DDP, but by the machines that run this"
+)
+def test_a_stopped_launch_ends_with_75_and_leaves_nothing_behind(tone_run):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    words = ("launch", "ddp", str(tone_run), "-n", "2", "stages.0.steps=100000", "train.log_every=1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "uniaudio", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        lines = []
+        for line in launcher.stdout:
+            lines.append(line)
+            if "step 2/" in line:
+                break
+        ranks = psutil.Process(launcher.pid).children()
+        launcher.send_signal(signal.SIGTERM)
+        rest, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert "SIGTERM" not in errors
+    assert rest.splitlines()[-1].startswith("stopped at step ")
+    deadline = time.monotonic() + 5
+    while any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
