@@ -45,7 +45,7 @@ real: .stamp-run
 	$(BIN)/pip install --quiet --upgrade pip
 
 .stamp-run: .venv pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[speech]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[all]'
 	touch .stamp-run
 
 .stamp-dev: .venv pyproject.toml constraints.txt

@@ -43,7 +43,7 @@ def test_the_readme_opens_with_what_it_is_and_the_two_commands():
     assert opening.startswith("# uniaudio\n\n**uniaudio** trains ")
     assert len(opening.splitlines()) <= 8
     commands = [line.split("#")[0].strip() for line in block.splitlines()]
-    assert commands == ["pip install -c constraints.txt -e '.[speech]'", "uniaudio demo"]
+    assert commands == ["pip install -c constraints.txt -e '.[all]'", "uniaudio demo"]
 
 
 def test_classes_of_the_architecture_page_are_in_the_files_it_names():

@@ -49,8 +49,8 @@ from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.report.clips import find_examples
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
-from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.accelerator import choose_building_device, make_accelerator, name_spreading_engine
+from uniaudio.train.engines.base import Engine
 from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
 from uniaudio.train.recomputing import Recomputing

@@ -20,8 +20,8 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
 from uniaudio.tiny.text_lm import build_miniature_decoder
-from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.accelerator import choose_precision, make_accelerator
+from uniaudio.train.engines.base import Engine
 from uniaudio.units import GIB
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
