@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.model.decoder import TextDecoder
-from uniaudio.model.generation import pad_left
+from uniaudio.model.decoding import pad_left
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.ragged import Ragged
 

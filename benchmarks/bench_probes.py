@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from transformers import WhisperFeatureExtractor
 
 from uniaudio.evaluate.embedding import embed_clips
-from uniaudio.evaluate.probing.probes import KINDS, predict_knn, probe
+from uniaudio.evaluate.probing.clip_probes import KINDS, predict_knn, probe
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.types import SAMPLE_RATE
 

@@ -21,7 +21,7 @@ from sizes import Sizes
 from transformers import AutoConfig, AutoModelForCausalLM, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.config.search_paths import real_root
+from uniaudio.config.path_variables import real_root
 
 ENCODER = "whisper-base"
 DECODERS = {"SmolLM2-135M": "smollm2-135m-instruct", "Qwen2.5-Coder-0.5B": "qwen2.5-coder-0.5b-instruct"}

@@ -32,7 +32,8 @@ from real_tables import answer_table, probe_table, read_cells, stage_table, task
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import write_model_spec
 from uniaudio.config.overrides import read_layers
-from uniaudio.config.search_paths import REAL_FOLDERS, find_file, real_root
+from uniaudio.config.path_variables import REAL_FOLDERS, real_root
+from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.train.checkpoint.store import STEP
 

@@ -24,8 +24,8 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
+from uniaudio.config.path_variables import real_root
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import real_root
 from uniaudio.evaluate.probing.references import read_references
 from uniaudio.tiny.whisper import save_miniature_whisper
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from sizes import CHOICES, SIZED
 from tables import draw, has_curve, moved_table, summary
 
-from uniaudio.config.search_paths import real_root
+from uniaudio.config.path_variables import real_root
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = {  # what it measures

@@ -40,8 +40,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.untrained_encoders import find_reference
 from uniaudio.config.model_spec import parse_model_spec
+from uniaudio.config.path_variables import real_root
 from uniaudio.config.records import build
-from uniaudio.config.search_paths import real_root
 from uniaudio.data.card import load_card
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.normalize import normalize_text

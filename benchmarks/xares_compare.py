@@ -34,12 +34,12 @@ from rich.table import Table
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.export import SUITE_FILE, export_checkpoint
-from uniaudio.config.search_paths import real_root
-from uniaudio.evaluate.probing.sgd_probe import SEED
+from uniaudio.config.path_variables import real_root
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.task_embeddings import hold_clips
 from uniaudio.evaluate.probing.task_rows import TaskRows
+from uniaudio.evaluate.probing.xares_training import SEED
 from uniaudio.types import SAMPLE_RATE
 
 PYTHON = "UNIAUDIO_XARES"  # environment variable

@@ -22,7 +22,7 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.search_paths import REAL_FOLDERS, real_root
+from uniaudio.config.path_variables import REAL_FOLDERS, real_root
 from uniaudio.config.strict_yaml import dump_yaml
 
 # recordings that lie beside the checkout are used without being named, also by the processes that tests start

@@ -8,8 +8,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from uniaudio.config.path_variables import REAL_FOLDERS, get_miniature_root
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import REAL_FOLDERS, get_miniature_root
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import open_source

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uniaudio.config.search_paths import get_cache_root
+from uniaudio.config.path_variables import get_cache_root
 from uniaudio.ragged import Ragged
 from uniaudio.tensor_cache import read_cached, write_cached
 

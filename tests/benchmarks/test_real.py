@@ -13,8 +13,8 @@ import real_runs
 import real_tables
 from cells import Cell, run_cells
 
+from uniaudio.config.path_variables import REAL_FOLDERS
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import REAL_FOLDERS
 from uniaudio.data.recipe import load_recipe
 from uniaudio.evaluate.probing.suite import load_suite
 

@@ -14,7 +14,7 @@ import soundfile
 from conftest import tone
 from helpers.damage import mutate_bytes, mutate_text
 
-from uniaudio.config.search_paths import real_root
+from uniaudio.config.path_variables import real_root
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import FilePart, decode
 from uniaudio.data.batching import Mixture

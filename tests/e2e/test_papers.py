@@ -12,7 +12,7 @@ from uniaudio.build.run_config import open_run
 from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
-from uniaudio.config.search_paths import get_miniature_root
+from uniaudio.config.path_variables import get_miniature_root
 from uniaudio.train.checkpoint.store import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,8 +6,8 @@ import yaml
 
 from uniaudio import errors
 from uniaudio.cli import main
+from uniaudio.config.path_variables import expand_path
 from uniaudio.config.run import load_run
-from uniaudio.config.search_paths import expand_path
 from uniaudio.errors import RowError, UserError, escape_text
 from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
 

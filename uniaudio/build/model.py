@@ -21,8 +21,8 @@ from uniaudio.build.encoders import (
     read_stored_config,
 )
 from uniaudio.config.model_spec import parse_model_spec
+from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.run import DecoderConfig, RunConfig
-from uniaudio.config.search_paths import allow_environment
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup

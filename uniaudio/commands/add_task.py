@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.config.overrides import apply_override, read_layers
+from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.records import build
 from uniaudio.config.run import RunConfig, load_run, load_stored_run
-from uniaudio.config.search_paths import allow_environment, make_portable_name
+from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.trust import remember_run

@@ -26,8 +26,8 @@ from uniaudio.build.encoders import (
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
-from uniaudio.evaluate.probing.probes import ProbeKind
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_complete, save_checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from uniaudio.build.guard import (
+from uniaudio.build.guarded_sets import (
     describe_guard_drops,
     measure_reference,
     read_guarded_sets,

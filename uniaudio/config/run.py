@@ -15,14 +15,9 @@ from uniaudio.config.encoders import EncoderConfig, LoraConfig
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.config.overrides import apply_override, read_layers
+from uniaudio.config.path_variables import VARIABLE, allow_environment, expand_path
 from uniaudio.config.records import Strict, build
-from uniaudio.config.search_paths import (
-    VARIABLE,
-    allow_environment,
-    expand_path,
-    find_file,
-    make_portable_name,
-)
+from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, require_code, require_remote_code

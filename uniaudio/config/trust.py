@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.search_paths import get_cache_root
+from uniaudio.config.path_variables import get_cache_root
 from uniaudio.errors import UserError
 
 

@@ -11,9 +11,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.overrides import read_layers
+from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
-from uniaudio.config.search_paths import expand_path, find_file
-from uniaudio.data.jinja import Condition, Text
+from uniaudio.config.search_paths import find_file
+from uniaudio.data.conditions import Condition
+from uniaudio.data.jinja import Text
 from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, Segment, SegmentColumns
 from uniaudio.errors import RowError, UserError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, meta
 
 from uniaudio.config.limits import LONGEST_SOURCE
-from uniaudio.data.comparison import compile_condition, compile_text, prepare_comparisons
+from uniaudio.data.comparison import compile_text, prepare_comparisons
 from uniaudio.data.field_values import Null, is_plain, wrap_value, write_value
 from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvironment, is_bounded
 from uniaudio.errors import RowError, UserError, convert_to_row_error, read_first_line
@@ -47,10 +46,6 @@ def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **opt
 PLAIN = build_environment(PlainEnvironment)  # for templates that cannot multiply anything
 LIMITED = build_environment(LimitedEnvironment)
 SHOWN = 200  # of them in a message
-COMPARISON = re.compile(
-    r"""(?P<column>[^\W\d]\w*) *(?P<sign>[!=]=) *(?:'(?P<text>[^'\\]*)'|"(?P<quoted>[^"\\]*)"|(?P<number>-?\d+))"""
-)
-MOST_SEEN = 1000  # values of a column whose answers are kept
 ALONE = re.compile(r"\{\{ *(\w+) *\}\}")  # a text that is one column as it stands
 
 
@@ -107,62 +102,6 @@ class Text:
             if problem.detail.startswith(self.where):
                 raise
             raise RowError(problem.reason, f"{self.where}: {problem.detail}") from problem
-
-
-class Condition:
-    """One Jinja expression that is true or false of a row, for example ``"fold != 5"``."""
-
-    def __init__(self, source: str, where: str) -> None:
-        self.where = where
-        with convert_template_errors(source, where):
-            tree = LIMITED.parse("{{" + source + "}}")
-            self.names = frozenset(meta.find_undeclared_variables(tree))
-            self.compiled = compile_condition(PLAIN if is_bounded(tree) else LIMITED, source)
-            plain = COMPARISON.fullmatch(source.strip())
-            self.comparison = plain if plain is not None and plain["column"] in self.names else None
-            self.single = next(iter(self.names)) if len(self.names) == 1 else None
-            # answers by the value of the only column: many, such as folds, have few values
-            self.seen: dict[Any, bool] = {}
-            self.known = get_literal(self.comparison) if self.comparison is not None else None
-
-    def is_true(self, fields: Mapping[str, Any]) -> bool:
-        """Return whether the condition is true of the fields.
-
-        Raises:
-            UserError: when the rows have no such column or the condition cannot be worked out.
-            RowError: when a column holds the error why this row does not have it.
-        """
-        value = fields.get(self.single) if self.single is not None else None
-        if self.comparison is not None and type(value) is type(self.known):
-            # what most cards compare, for every row of a manifest: worked out here, it takes a tenth of the time
-            return bool((value == self.known) == (self.comparison["sign"] == "=="))
-        key = (type(value), value) if type(value) in (str, int, float, bool) else None
-        if key in self.seen:
-            return self.seen[key]
-        for name in sorted(self.names):
-            if name not in fields:
-                raise UserError(
-                    f"{self.where}: the rows have no column '{name}'; they have {', '.join(sorted(fields))}"
-                )
-            if isinstance(value := fields[name], RowError):
-                raise value.copy()
-        try:
-            with convert_to_row_error("template error", self.where):
-                BUDGET.begin()
-                holds = bool(self.compiled(**fields))
-        except RowError as problem:
-            shown = ", ".join(f"{name}={reprlib.repr(fields[name])}" for name in sorted(self.names))
-            raise UserError(f"{problem.detail} (in a row with {shown})") from problem
-        if key is not None and len(self.seen) < MOST_SEEN:
-            self.seen[key] = holds
-        return holds
-
-
-def get_literal(comparison: re.Match[str]) -> str | int:
-    """Return the value that a plain comparison names."""
-    if comparison["number"]:
-        return int(comparison["number"])
-    return comparison["text"] or comparison["quoted"] or ""
 
 
 @contextmanager

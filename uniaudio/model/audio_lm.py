@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
+from uniaudio.model.decoding import generate_rows
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.generation import generate_rows
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.model.shared_prefix import find_key_places
 from uniaudio.ragged import Ragged

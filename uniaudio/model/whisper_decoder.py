@@ -17,6 +17,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.model.decoder import DTYPES, compute_label_losses, make_trainable
+from uniaudio.model.decoding import generate_with_cross_attention
 from uniaudio.model.encoders.weights import (
     RANDOM,
     build_with_random_weights,
@@ -26,7 +27,6 @@ from uniaudio.model.encoders.weights import (
     read_tensors,
 )
 from uniaudio.model.fingerprint import identify_base
-from uniaudio.model.generation import generate_with_cross_attention
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged

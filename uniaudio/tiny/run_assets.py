@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from uniaudio.config.search_paths import get_miniature_root
+from uniaudio.config.path_variables import get_miniature_root
 from uniaudio.tiny.checkpoints import MAKERS, save_model
 from uniaudio.tiny.whisper import save_miniature_whisper
 from uniaudio.types import SAMPLE_RATE

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from uniaudio.evaluate.probing.probes import Fold
+from uniaudio.evaluate.probing.clip_probes import Fold
 from uniaudio.evaluate.probing.xares import (
     XaresFold,
     predict_xares_knn,

@@ -13,7 +13,7 @@ from uniaudio.data.collate import collate_prompts
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
-from uniaudio.evaluate.generation.greedy import generate
+from uniaudio.evaluate.generation.batch_answers import generate
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.types import Example
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.evaluate.probing.sgd_probe import build_linear_probe, score_over_seeds, train_sgd_probe
 from uniaudio.evaluate.probing.sound_events import (
     Active,
     build_frame_targets,
@@ -20,6 +19,7 @@ from uniaudio.evaluate.probing.sound_events import (
 )
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.xares_training import build_linear_probe, score_over_seeds, train_sgd_probe
 from uniaudio.ragged import Ragged
 
 

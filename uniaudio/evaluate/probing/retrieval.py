@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.evaluate.probing.sgd_probe import score_over_seeds, train_sgd_probe
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.text_model import TextModel
+from uniaudio.evaluate.probing.xares_training import score_over_seeds, train_sgd_probe
 from uniaudio.ragged import Ragged
 
 TEMPERATURE = 0.07  # at the start; learned

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from uniaudio.config.overrides import read_layers
+from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
-from uniaudio.config.search_paths import expand_path, find_file
+from uniaudio.config.search_paths import find_file
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.probes import KINDS, ProbeKind
+from uniaudio.evaluate.probing.clip_probes import KINDS, ProbeKind
 
 Domain = Literal["speech", "sound", "music"]
 TaskKind = Literal["clip", "multilabel", "frame", "retrieval"]

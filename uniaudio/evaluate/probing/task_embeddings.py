@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uniaudio.config.search_paths import get_cache_root
+from uniaudio.config.path_variables import get_cache_root
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.frame_probe import score_frames
-from uniaudio.evaluate.probing.probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.retrieval import score_retrieval
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, encode_task
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uniaudio.evaluate.metrics.average_precision import mean_average_precision
-from uniaudio.evaluate.probing.probes import RESAMPLES, Fold, vote
-from uniaudio.evaluate.probing.sgd_probe import SEED, build_linear_probe, train_sgd_probe
+from uniaudio.evaluate.probing.clip_probes import RESAMPLES, Fold, vote
+from uniaudio.evaluate.probing.xares_training import SEED, build_linear_probe, train_sgd_probe
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from uniaudio.evaluate.probing.probes import (
+from uniaudio.evaluate.probing.clip_probes import (
     Fold,
     ProbeSettings,
     SeedwiseLinear,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from uniaudio.build.guard import read_reference
+from uniaudio.build.guarded_sets import read_reference
 from uniaudio.config.stages import GuardConfig
 from uniaudio.errors import UserError
 
