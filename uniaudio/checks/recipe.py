@@ -127,7 +127,7 @@ def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Te
                 f"dataset {card.name}: template {template.task} needs {name}{suggest_name(name, stored)}, but the "
                 f"columns are {listed}; add it under `columns` of the card"
             )
-        for used in sorted(text.names - stored) if text is not None else ():
+        for used in text.list_missing(stored) if text is not None else ():
             raise UserError(
                 f"{card.path}: columns.{name}: uses '{used}'{suggest_name(used, stored)}, but the columns of the rows "
                 f"are {listed}"

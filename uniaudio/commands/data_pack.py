@@ -23,7 +23,7 @@ from uniaudio.config.overrides import read_layers
 from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.field_values import ClassIndex
+from uniaudio.data.field_values import ClassIndex, FirstOf
 from uniaudio.data.jinja import Text
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.row_clips import decode_clips
@@ -211,7 +211,7 @@ def name_classes(columns: Mapping[str, Any], card: DatasetCard) -> dict[str, Any
     return plain_columns
 
 
-def render_or_none(text: Text, columns: Mapping[str, Any]) -> str | None:
+def render_or_none(text: Text | FirstOf, columns: Mapping[str, Any]) -> Any:
     try:
         return text.render(columns)
     except RowError:
@@ -242,7 +242,10 @@ def write_packed_card(card: DatasetCard, splits: list[str], out: Path) -> None:
         "audio": list(card.audio),
         "segment": "none",  # clips are cut: columns with times of the recording mean nothing here
         "splits": {split: {"name": split} for split in splits},
-        "columns": {name: text for name, text in data.get("columns", {}).items() if name not in card.audio},
+        # the items of the column with `each` are stored, one in every row
+        "columns": {
+            n: text for n, text in data.get("columns", {}).items() if n not in (*card.audio, card.each)
+        },
     }
     (out / "datasets" / f"{card.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
 

@@ -15,6 +15,7 @@ from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.conditions import Condition
+from uniaudio.data.field_values import FirstOf
 from uniaudio.data.jinja import Text
 from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, Segment, SegmentColumns
 from uniaudio.errors import RowError, UserError
@@ -95,8 +96,39 @@ class SplitFile(Strict):
     """Name of the stored split."""
     keep: str | None = None
     """Jinja expression on the columns of a row that selects rows, such as `fold != 5`. Default: all rows."""
+    files: tuple[str, ...] = ()
+    """Files of this split below the place of `load` (tars or parquet): patterns such as
+    `ESC-50/train/fold_{1..4}.tar.gz`, or one of them. All of them are the split, whatever their names say.
+    Default: by their names.
+    """
     rows: PositiveInt | None = None
     """Number of rows, for sources that cannot count them; used by `mix: {by: rows}`. Default: counted."""
+
+    @field_validator("files", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def list_files(cls, files: Any) -> Any:
+        return (files,) if isinstance(files, str) else tuple(files) if isinstance(files, list) else files
+
+
+class FirstOfFile(Strict):
+    """A column that is the first of several others that a row has.
+
+    Read by: data commands.
+    """
+
+    first_of: tuple[str, ...] = Field(min_length=1)
+    """Columns in order; a list, or a text such as `label;labels`. Numbers become text, lists stay lists."""
+    each: bool = False
+    """Whether a list there makes several rows of a row, one for each item: captions of a clip as samples of
+    their own. At most one column of a card.
+    """
+
+    @field_validator("first_of", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def cut_text(cls, names: Any) -> Any:
+        if isinstance(names, str):
+            return tuple(name.strip() for name in names.split(";"))
+        return tuple(names) if isinstance(names, list) else names
 
 
 class SegmentFile(Strict):
@@ -149,8 +181,10 @@ class CardFile(Strict):
     """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
     `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
     """
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Columns that are made of others: names to Jinja texts. Default: the stored columns alone."""
+    columns: dict[str, str | FirstOfFile] = Field(default_factory=dict)
+    """Columns that are made of others: names to Jinja texts, or `{first_of: [a, b]}` for the first that a row
+    has. Default: the stored columns alone.
+    """
     splits: dict[str, SplitFile] = Field(min_length=1)
     """Splits by name."""
 
@@ -158,6 +192,18 @@ class CardFile(Strict):
     @classmethod
     def check_one_clip(cls, audio: Any) -> Any:
         return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
+
+    @model_validator(mode="after")
+    def check_columns(self) -> CardFile:
+        each = [name for name, made in self.columns.items() if isinstance(made, FirstOfFile) and made.each]
+        if len(each) > 1:
+            raise ValueError(
+                f"columns: `each` on {' and '.join(each)}, but one column alone can make rows of a row"
+            )
+        is_stated = any(split.files for split in self.splits.values())
+        if is_stated and (self.load.kind not in SEVERAL or len(self.load.places) > 1):
+            raise ValueError(f"splits: `files` need one place of {' or '.join(SEVERAL)} under `load`")
+        return self
 
     @model_validator(mode="after")
     def check_segment(self) -> CardFile:
@@ -168,11 +214,12 @@ class CardFile(Strict):
 
 @dataclass(frozen=True)
 class Split:
-    """A split by its stored name, a condition on rows, and their number where the card states it."""
+    """A split by its stored name, a condition on rows, and their number and files where the card states them."""
 
     name: str
     keep: Condition | None
     rows: int | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,17 +238,38 @@ class DatasetCard:
     license: str
     hours: float | None
     audio: tuple[str, ...]
-    columns: Mapping[str, Text]
+    columns: Mapping[str, Text | FirstOf]
     splits: Mapping[str, Split]
     path: Path
     used: frozenset[str] | None = None
-    audio_texts: Mapping[str, Text] = field(default_factory=dict)
+    audio_texts: Mapping[str, Text | FirstOf] = field(default_factory=dict)
     segment: SegmentColumns = field(default_factory=SegmentColumns)
 
     @property
     def time_columns(self) -> frozenset[str]:
         """The columns that say where a clip is and how long: a source reads them whatever the templates take."""
         return self.segment.names | {NEMO.stop}
+
+    @property
+    def each(self) -> str | None:
+        """The column whose items are rows of their own, where the card has one."""
+        return next(
+            (name for name, made in self.columns.items() if isinstance(made, FirstOf) and made.each), None
+        )
+
+    def divide_columns(self, columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the columns of the rows that a row becomes, one for each item of the column with ``each``.
+
+        A row without a value there stays as it is, so that it is skipped with the reason.
+        """
+        name = self.each
+        made = self.columns.get(name) if name is not None else None
+        if name is None or not isinstance(made, FirstOf):
+            return [columns]
+        try:
+            return [{**columns, name: item} for item in made.list_items(columns)] or [columns]
+        except RowError:
+            return [columns]
 
     def locate_clips(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return the audio columns that the card makes of others, such as ``clips/{{ path }}``.
@@ -223,7 +291,10 @@ class DatasetCard:
             self.audio_texts.values()
         )
         names = {name for name in self.used if name not in self.columns} | self.time_columns
-        used = names.union(keep.names if keep is not None else (), *(text.names for text in texts))
+        used = names.union(
+            keep.names if keep is not None else (),
+            *(text.names & there if isinstance(text, FirstOf) else text.names for text in texts),
+        )
         return frozenset(used) if used - self.time_columns <= there else None
 
     def split(self, name: str) -> Split:
@@ -246,6 +317,8 @@ class DatasetCard:
         """
         rendered: dict[str, Any] = {}
         for name, text in self.columns.items():
+            if name == self.each and name in row:
+                continue  # its item, since the row was divided
             if self.used is None or name in self.used:
                 try:
                     rendered[name] = text.render(row)
@@ -279,7 +352,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
     if data.load.kind != "hub" or places[0].startswith("${"):
         where = f"{path}: load.{data.load.kind}"
         places = tuple(expand_path(place, path.parent, where) for place in places)
-    columns = {name: Text(text, f"{path}: columns.{name}") for name, text in data.columns.items()}
+    columns = {name: make_column(made, f"{path}: columns.{name}") for name, made in data.columns.items()}
     audio = dict(parse_audio_columns(data.audio, f"{path}: audio"))
     return DatasetCard(
         name=data.dataset,
@@ -293,6 +366,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
                 split.name,
                 Condition(split.keep, f"{path}: splits.{name}.keep") if split.keep is not None else None,
                 split.rows,
+                split.files,
             )
             for name, split in data.splits.items()
         },
@@ -312,6 +386,15 @@ def choose_segment_columns(data: CardFile) -> SegmentColumns:
         return SegmentColumns()
     is_manifest = data.load.kind in MANIFESTS
     return SegmentColumns(None, MANIFEST_SEGMENTS if is_manifest else (NEMO,), is_manifest)
+
+
+def make_column(made: str | FirstOfFile, where: str) -> Text | FirstOf:
+    """Return what makes a column of others.
+
+    Raises:
+        UserError: when the syntax of a text is wrong.
+    """
+    return Text(made, where) if isinstance(made, str) else FirstOf(made.first_of, made.each, where)
 
 
 def parse_audio_columns(audio: Sequence[str], where: str) -> list[tuple[str, Text | None]]:

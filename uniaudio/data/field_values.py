@@ -6,7 +6,8 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from jinja2 import Undefined
@@ -193,3 +194,58 @@ def write_value(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         raise RowError("template error", "bytes are no text")
     return str(value)
+
+
+@dataclass(frozen=True)
+class FirstOf:
+    """A column that takes the value of the first of several others that has one.
+
+    Args:
+        ordered: the columns, in order. each: whether a list makes a row of every item. where: file and key, for errors.
+    """
+
+    ordered: tuple[str, ...]
+    each: bool
+    where: str
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The columns of which one is needed."""
+        return frozenset(self.ordered)
+
+    def list_missing(self, stored: Set[str]) -> list[str]:
+        """Return the first column where rows with the stored columns have none of them."""
+        return [] if self.names & stored else [self.ordered[0]]
+
+    def render(self, fields: Mapping[str, Any]) -> Any:
+        """Return the value: a text, or a list; numbers, true and false as Python writes them.
+
+        An empty list and a mapping count as no value.
+
+        Raises:
+            RowError: where none of the columns has a value, or the first that is there is an error.
+        """
+        for name in self.ordered:
+            value = fields.get(name)
+            if isinstance(value, RowError):
+                raise value.copy()
+            if has_no_value(value) or isinstance(value, Mapping) or value in ([], ()):
+                continue
+            return value if isinstance(value, str | list | tuple | ClassIndex) else str(value)
+        listed = ", ".join(sorted(map(str, fields)))
+        raise RowError(
+            "missing column", f"{self.where} needs one of {', '.join(self.ordered)}; columns: {listed}"
+        )
+
+    def list_items(self, fields: Mapping[str, Any]) -> list[Any]:
+        """Return the values of the rows that a row becomes: the items of a list, or the one value.
+
+        Raises:
+            RowError: as ``render``.
+        """
+        value = self.render(fields)
+        if isinstance(value, str):
+            parsed = parse_list(value) if value[-1:] in MAY_END_LIST else None
+            value = parsed if isinstance(parsed, list) else value
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        return [item for item in items if not has_no_value(item)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -71,6 +71,10 @@ class Text:
             self.fixed = self.compiled.render() if not self.names else None
             alone = ALONE.fullmatch(source)
             self.column = alone[1] if alone is not None and alone[1] in self.names else None
+
+    def list_missing(self, stored: Set[str]) -> list[str]:
+        """Return the columns that the text uses and rows with the stored columns do not have."""
+        return sorted(self.names - stored)
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Fill in the fields; a field that is an error says why the row does not have it.

@@ -191,8 +191,8 @@ class ShardCursor:
                 for row, behind in self.read_shard(unit.shard, place):
                     last = behind
                     if row is not None and (behind.row - 1) % unit.parts == unit.part:
-                        rows.append(row)
-                        if len(rows) == self.size:
+                        rows += filter(None, self.source.divide_row(row))
+                        if len(rows) >= self.size:
                             return Mark(mark.epoch, number_of_unit, *behind)
             except RowError as problem:
                 shards = self.source.shards

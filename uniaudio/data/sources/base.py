@@ -153,6 +153,7 @@ class ShardedSource(ABC):
 
     shards: tuple[str, ...]
     size: int | None = None
+    divided_by: DatasetCard | None = None  # whose column with ``each`` makes several rows of a stored one
 
     @cached_property
     def left_out(self) -> Counter[str]:
@@ -179,12 +180,21 @@ class ShardedSource(ABC):
             OSError: when it may be worth to try again.
         """
 
+    def divide_row(self, row: Row | RowError | None) -> list[Row | RowError | None]:
+        """Return the rows that a stored one becomes; places and shares of shards are those of stored rows."""
+        if self.divided_by is None or not isinstance(row, Row):
+            return [row]
+        return [
+            replace(row, key=f"{row.key}#{number}" if number > 1 else row.key, columns=columns)
+            for number, columns in enumerate(self.divided_by.divide_columns(row.columns), 1)
+        ]
+
     def shard_rows(self, shard: int) -> Iterator[Row | RowError | None]:
         """Yield the rows of a shard: what the split does not keep as None, and what breaks as an error at its end."""
         try:
             with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
                 for row, _ in self.read(shard, Place()):
-                    yield row
+                    yield from self.divide_row(row)
         except RowError as problem:
             yield problem
 
@@ -389,6 +399,8 @@ def open_source(card: DatasetCard, split: str) -> Source:
     finally:
         if collects:
             gc.enable()
+    if isinstance(source, ShardedSource) and card.each is not None:
+        source.divided_by, source.size = card, None  # how many rows there are, only reading all of them tells
     if source.size == 0:
         passed_over = describe_left_out(source.left_out)
         raise UserError(

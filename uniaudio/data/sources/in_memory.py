@@ -33,6 +33,8 @@ class ListedSource(IndexedSource):
         self.card = card
         self.folder = folder
         kept = list(iterate_kept_rows(card, split, rows))
+        if card.each is not None:
+            kept = [(key, divided) for key, columns in kept for divided in self.divide_columns(columns)]
         names = make_unique(key for key, _ in kept)
         self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
         self.size = len(self.listed)
@@ -57,6 +59,12 @@ class ListedSource(IndexedSource):
                 raise columns.copy()
             columns = self.with_values(columns)
             return make_row(self.card, key, columns, columns, self.folder)
+
+    def divide_columns(self, columns: Mapping[str, Any] | RowError) -> Sequence[Mapping[str, Any] | RowError]:
+        """Return the columns of the rows that a stored one becomes, see ``DatasetCard.divide_columns``."""
+        if isinstance(columns, RowError):
+            return [columns]
+        return self.card.divide_columns(self.with_values(columns))
 
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the columns of a row as templates are to see them."""

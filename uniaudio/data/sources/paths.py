@@ -69,7 +69,10 @@ def expand_braces(text: str) -> list[str]:
         if dots and first.isdigit() and last.isdigit() and int(first) <= int(last):
             if int(last) - int(first) >= MOST_PLACES:
                 raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
-            choices.append([str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)])
+            # as shells do: with a leading zero, all numbers are as wide as the wider end
+            is_padded = any(end.startswith("0") and end != "0" for end in (first, last))
+            width = max(len(first), len(last)) if is_padded else 0
+            choices.append([str(i).zfill(width) for i in range(int(first), int(last) + 1)])
         elif "," in inside:
             choices.append(inside.split(","))
         else:
@@ -188,7 +191,8 @@ def list_split_files(
 ) -> list[str]:
     """Return the files and URLs of a split, in a stable order.
 
-    ``{split}`` in a place stands for the stored split's name. Without it, files that name the stored split, or that lie
+    They are those that the card states as its ``files``; ``{split}`` in a place stands for the stored split's name.
+    Without both, files that name the stored split, or that lie
     in a folder that does, are the split (see ``choose_files``). Where no file names any split, all of them are the
     split ``train``.
 
@@ -201,9 +205,10 @@ def list_split_files(
     """
     left_out = Counter() if left_out is None else left_out
     name, where = card.split(split).name, f"{card.path}: load.{card.load.kind}"
-    places = [place.replace(SPLIT, name) for place in card.load.places]
+    stated = [join_place(card.load.places[0], file) for file in card.split(split).files]
+    places = [place.replace(SPLIT, name) for place in stated or card.load.places]
     files_found = expand_places(places, suffixes, where, left_out)
-    if any(SPLIT in place for place in card.load.places):
+    if stated or any(SPLIT in place for place in card.load.places):
         return files_found
     paths = strip_common_folders(files_found)
     chosen = choose_files(paths, name, {stored.name for stored in card.splits.values()})
@@ -226,6 +231,11 @@ def list_split_files(
         else:
             split_files.append(place)
     return split_files
+
+
+def join_place(folder: str, file: str) -> str:
+    """Return where a file below a folder or URL is; a full path or URL stays as it is."""
+    return file if is_remote(file) or file.startswith("/") else f"{folder.rstrip('/')}/{file}"
 
 
 def refuse_files_of_splits(
