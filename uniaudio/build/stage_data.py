@@ -13,9 +13,9 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import PlanState, StepBatch, describe_sharing, join_states, make_loader
+from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import is_main, rank, world_size
 from uniaudio.errors import UserError
@@ -48,13 +48,13 @@ class StageData:
 
     def open_mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
         """Open the sources of a recipe (default: the stage's own) and mix them as the stage says."""
-        recipe = recipe or self.recipes[stage]
+        recipe, sources = open_training_entries(recipe or self.recipes[stage])
         lm = cast_to_audio_lm(model)
         budget, data = self.config.stages[stage].budget, self.config.data
         micro_batches = self.config.train.micro_batches or world_size()
         return Mixture(
             recipe=recipe,
-            sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
+            sources=sources,
             format=self.format,
             count_slots=lm.count_slots,
             seed=self.config.seed + stage,

@@ -14,9 +14,10 @@ from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.row_clips import read_row_seconds
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit
 
@@ -96,9 +97,8 @@ def check_questions(
     for entry in (*recipe.train, *recipe.evaluate):
         problems: Counter[str] = Counter()
         first, tried = "", 0
-        rows = [
-            r for r in islice(open_source(entry.dataset, entry.split).rows(), ROWS_READ) if isinstance(r, Row)
-        ]
+        entry, source = open_entry(entry)
+        rows = [row for row in islice(source.rows(), ROWS_READ) if isinstance(row, Row)]
         for row in rows:
             for template in entry.templates:
                 tried += 1

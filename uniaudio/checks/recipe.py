@@ -12,10 +12,11 @@ from statistics import fmean
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe, RecipeEntry
 from uniaudio.data.row_clips import decode_clips, read_row_seconds
 from uniaudio.data.segment import list_unused_time_columns
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError
@@ -58,7 +59,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
         UserError: with the reason of the first row, when a template can use none of them; naming a column that none of
             them has.
     """
-    source = open_source(entry.dataset, entry.split)
+    entry, source = open_entry(entry)
     read = list(islice(source.rows(), ROWS_READ))
     rows = [row for row in read if isinstance(row, Row)]
     if not read:
@@ -120,6 +121,9 @@ def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Te
     stored = {str(name) for row in rows for name in row.columns}
     listed = ", ".join(sorted(stored)) or "none"
     card = entry.dataset
+    for name in sorted(set(card.labels) - stored - set(card.columns)):
+        near = suggest_name(name, stored | set(card.columns))
+        raise UserError(f"{card.path}: labels.{name}: the rows have no such column{near}; they have {listed}")
     for name in sorted(set(template.inputs) - set(entry.constants)):
         text = card.columns.get(name)
         if text is None and name not in stored:

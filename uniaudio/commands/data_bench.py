@@ -15,8 +15,8 @@ from uniaudio.build.recipe import open_recipe
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import make_loader
+from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.sources.base import open_source
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 
@@ -59,11 +59,12 @@ def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seco
 
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
     """Mix a recipe for a model that takes 12.5 tokens a second, with a tokenizer of the recipe's own texts."""
+    recipe, sources = open_training_entries(recipe)
     texts = collect_recipe_texts(recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     return Mixture(
         recipe=recipe,
-        sources=[open_source(entry.dataset, entry.split) for entry in recipe.train],
+        sources=sources,
         format=ChatFormat(train_tokenizer(words, 512)),
         count_slots=lambda samples: max(1, round(samples / 16000 * TOKENS_PER_SECOND)),
         seed=0,

@@ -18,9 +18,10 @@ from rich.table import Table
 from uniaudio.build.recipe import open_recipe
 from uniaudio.checks.recipe import note_odd_clips
 from uniaudio.config.run import RunConfig
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Entry
 from uniaudio.data.row_clips import read_row_seconds
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
 
@@ -53,7 +54,7 @@ class EntryStats:
 
 def measure_entry(entry: Entry, limit: int) -> EntryStats:
     """Read the first rows of a source: lengths from rows or headers, answers as they would be learned."""
-    source = open_source(entry.dataset, entry.split)
+    entry, source = open_entry(entry)
     stats = EntryStats(entry.name, entry.share, source.size)
     usable: list[Row] = []
     for row in islice(source.rows(), limit):

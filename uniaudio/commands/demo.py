@@ -16,8 +16,9 @@ from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.sources.base import IndexedSource, open_source
+from uniaudio.data.sources.base import IndexedSource
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files
 from uniaudio.errors import UserError
@@ -99,7 +100,7 @@ def answer_examples(loaded: LoadedModel, recipe: Recipe) -> list[dict[str, Any]]
     """Ask the first wording of three tasks about a test clip from the middle of each set."""
     answers = []
     for entry in recipe.evaluate[-3:]:
-        source = open_source(entry.dataset, entry.split)
+        entry, source = open_entry(entry)
         assert isinstance(source, IndexedSource)  # a manifest on disk
         row = source.row(source.size // 2)
         rendered = entry.render_question(row, entry.template)

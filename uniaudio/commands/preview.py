@@ -15,9 +15,10 @@ from transformers import AutoTokenizer
 from uniaudio.build.recipe import OpenedRecipe, open_recipe
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
+from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.recipe import Entry, Recipe
 from uniaudio.data.row_clips import read_row_seconds
-from uniaudio.data.sources.base import IndexedSource, Row, Source, open_source
+from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
@@ -40,7 +41,7 @@ def preview(
     """
     console = console or Console()
     recipe, format = open_recipe_and_format(recipe_name, decoder, console)
-    sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]
+    recipe, sources = open_training_entries(recipe)
     for n in range(number):
         index = random.Random(f"{seed}-entry-{n}").choices(
             range(len(sources)), recipe.compute_train_shares()

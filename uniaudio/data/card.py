@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,14 @@ from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.conditions import Condition
-from uniaudio.data.field_values import FirstOf
+from uniaudio.data.field_values import Classes, FirstOf
 from uniaudio.data.jinja import Text
+from uniaudio.data.labels import Label, LabelSet, read_label_sets
 from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, Segment, SegmentColumns
 from uniaudio.errors import RowError, UserError
 
 KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
+WITH_CLASSES = ("hub", "parquet")  # kinds whose columns may be numbers of classes with names
 SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
 MANIFESTS = ("jsonl", "csv")  # kinds whose columns say which piece of a recording a row is
 
@@ -185,6 +188,11 @@ class CardFile(Strict):
     """Columns that are made of others: names to Jinja texts, or `{first_of: [a, b]}` for the first that a row
     has. Default: the stored columns alone.
     """
+    labels: dict[str, LabelSet] = Field(default_factory=dict)
+    """Closed sets of columns, as templates see them: names of columns to a list, or to a text file with one label
+    a line, relative to the card. Of a column with lists, the labels of its items. Default: the names of classes,
+    where the data hold them.
+    """
     splits: dict[str, SplitFile] = Field(min_length=1)
     """Splits by name."""
 
@@ -231,6 +239,7 @@ class DatasetCard:
         audio_texts: those of them that are made of other columns.
         used: the columns that templates take (None: all). No other is rendered or, where each is stored apart, read.
         segment: the columns with times, where a clip is a part of its recording.
+        labels: the closed sets of columns.
     """
 
     name: str
@@ -244,6 +253,7 @@ class DatasetCard:
     used: frozenset[str] | None = None
     audio_texts: Mapping[str, Text | FirstOf] = field(default_factory=dict)
     segment: SegmentColumns = field(default_factory=SegmentColumns)
+    labels: Mapping[str, tuple[Label, ...]] = field(default_factory=dict)
 
     @property
     def time_columns(self) -> frozenset[str]:
@@ -290,12 +300,37 @@ class DatasetCard:
         texts = [self.columns[name] for name in self.used if name in self.columns] + list(
             self.audio_texts.values()
         )
-        names = {name for name in self.used if name not in self.columns} | self.time_columns
+        names = {name for name in (*self.used, *self.labels) if name not in self.columns} | self.time_columns
         used = names.union(
             keep.names if keep is not None else (),
             *(text.names & there if isinstance(text, FirstOf) else text.names for text in texts),
         )
         return frozenset(used) if used - self.time_columns <= there else None
+
+    def find_labels(self, column: str, classes: Mapping[str, Classes]) -> tuple[Any, ...] | None:
+        """Return the closed set of a column as templates see it; None where nothing states one.
+
+        A column that the card makes of one column of classes has what it makes of their names.
+
+        Args:
+            classes: of the stored columns, see ``Source.classes``.
+        """
+        if column in self.labels:
+            return self.labels[column]
+        text = self.columns.get(column)
+        if text is None:
+            return classes[column].values if column in classes else None
+        known = text.names & classes.keys()
+        stored = next(iter(known), "")
+        if isinstance(text, FirstOf):
+            return classes[stored].values if len(known) == 1 else None
+        if not known or len(text.names) > 1:
+            return None
+        made: dict[str, None] = {}
+        for value in classes[stored].values:
+            with suppress(RowError):  # so the rows of this class cannot be used either
+                made[text.render({stored: [value] if classes[stored].in_lists else value})] = None
+        return tuple(made) or None
 
     def split(self, name: str) -> Split:
         """Return a split.
@@ -372,6 +407,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         },
         path=path,
         segment=choose_segment_columns(data),
+        labels=read_label_sets(data.labels, path.parent, f"{path}: labels"),
         audio_texts={
             name: made for name, text in audio.items() if (made := text or columns.get(name)) is not None
         },

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_indexed_rows
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import Row, Source, open_source
+from uniaudio.data.sources.base import Row, Source
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 
@@ -68,7 +69,7 @@ def open_examples(entry: EvalEntry, limit: int | None, samples: EvalSamples | No
     Raises:
         UserError: when the source cannot be opened.
     """
-    source = open_source(entry.dataset, entry.split)
+    entry, source = open_entry(entry)
     return EvalExamples(entry, source, (samples or EvalSamples()).choose(entry, source, limit))
 
 

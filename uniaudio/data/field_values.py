@@ -41,6 +41,18 @@ class ClassIndex(int):
         return ClassIndex, (int(self), self.name)
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a stored column may have.
+
+    Args:
+        values: all of them, in the order of their numbers. in_lists: the column holds lists of them.
+    """
+
+    values: tuple[ClassIndex, ...]
+    in_lists: bool = False
+
+
 class Null(Undefined):
     """A column without a value, inside a template: false, equal to none, replaced by ``default``, never text."""
 

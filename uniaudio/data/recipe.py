@@ -16,8 +16,9 @@ from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
+from uniaudio.data.closed_sets import LineLabels, close_answers
 from uniaudio.data.sources.base import Row, open_source
-from uniaudio.data.template import Rendered, Template, load_template
+from uniaudio.data.template import Rendered, Scoring, Template, load_template
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 
@@ -37,6 +38,10 @@ class EntryFile(Strict):
     """Sampling weight, relative to those of the other lines."""
     constants: dict[str, Any] = Field(default_factory=dict)
     """Values for inputs of the template that the dataset has no column for."""
+    labels: LineLabels = None
+    """Closed set of answers: a list, a text file with one label a line, or sets by column; `none` for open answers.
+    Default: that of the card, else the names of classes in the data, else the template's own.
+    """
     augment: tuple[AugmentStep, ...] = ()
     """Augmentation of the clips, in order. Default: none. Read by: train, check."""
 
@@ -70,6 +75,12 @@ class EvaluateFile(Strict):
     """
     constants: dict[str, Any] = Field(default_factory=dict)
     """Values for inputs of the template that the dataset has no column for."""
+    labels: LineLabels = None
+    """Closed set of answers, as in `train`."""
+    scoring: Scoring = Scoring()
+    """Settings of the template's `scoring` that are others for this set, such as `{metric: map}`. Default: the
+    template's.
+    """
     condition: str | None = None
     """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
 
@@ -143,6 +154,11 @@ class RecipeEntry:
     def name(self) -> str:
         """Unique among the entries of a recipe."""
         raise NotImplementedError
+
+    @property
+    def label_sets(self) -> tuple[tuple[str, ...] | None, ...]:
+        """The closed sets of the templates."""
+        return tuple(template.labels for template in self.templates)
 
     def render_question(self, row: Row, template: Template, rng: random.Random | None = None) -> Rendered:
         """Fill a row of the dataset into one of the templates.
@@ -278,9 +294,12 @@ def resolve_evaluation(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
                 f"{suggest_name(line.condition, CONDITIONS)}; known: {', '.join(sorted(CONDITIONS))}"
             )
         augmenter = Augmenter(CONDITIONS[line.condition], f"{where}.condition")
+    changed = {name: getattr(line.scoring, name) for name in line.scoring.model_fields_set}
     return EvalEntry(
         dataset=card,
-        templates=templates,
+        templates=tuple(
+            replace(template, scoring=template.scoring.model_copy(update=changed)) for template in templates
+        ),
         split=line.split,
         max_examples=line.max_examples,
         constants=line.constants,
@@ -316,7 +335,9 @@ def join_pairings(entries: list[Entry]) -> list[Entry]:
 
 
 def is_same_pairing(one: Entry, other: Entry) -> bool:
-    return (one.name, one.split, one.constants) == (other.name, other.split, other.constants)
+    return one.name == other.name and all(
+        getattr(one, part) == getattr(other, part) for part in ("split", "constants", "label_sets")
+    )
 
 
 def open_pair(
@@ -353,7 +374,8 @@ def open_pair(
             raise UserError(f"{where}: constants: '{name}' has no value; give it one or leave it out")
     used = frozenset(inputs) - set(line.constants)
     read = used.union(*(card.columns[name].names for name in used if name in card.columns))
-    return replace(card, used=used, segment=card.segment.without(read)), templates
+    closed = close_answers(templates, card, line.labels, line.constants, f"{where}: labels", near)
+    return replace(card, used=used, segment=card.segment.without(read)), closed
 
 
 def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.config.text_files import compose, read_text_file
+from uniaudio.config.text_files import compose
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
 from uniaudio.data.jinja import Text
+from uniaudio.data.labels import LabelList, check_label_names, read_label_set
 from uniaudio.data.wording import CLOSING, OPENING, TOKEN, Wording
 from uniaudio.errors import RowError, UserError
 
@@ -64,8 +65,10 @@ class TemplateFile(Strict):
     """Domain of the task, for averages and charts."""
     inputs: tuple[str, ...]
     """Columns that prompts and target use, all of them and no other."""
-    labels: tuple[str | int | float, ...] | None = None
-    """Closed set of answers, also available to the prompts as `labels`. Default: answers are open."""
+    labels: LabelList | None = None
+    """Closed set of answers where neither the recipe nor the data set states one; the prompts have the set that
+    holds as `labels`. Default: answers are open.
+    """
     labels_from: str | None = None
     """Text file with one label a line, relative to the template, in place of `labels`."""
     prompts: tuple[str, ...] = Field(min_length=1)
@@ -79,14 +82,6 @@ class TemplateFile(Strict):
     """Column with a list of right answers: training draws one, evaluation accepts all."""
     scoring: Scoring = Scoring()
     """How answers are scored."""
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def check_labels_are_written(cls, labels: Any) -> Any:
-        odd = [label for label in labels or () if label is None or isinstance(label, bool)]
-        if odd:
-            raise ValueError(f"a label is {odd[0]}, which is not text; put it in quotes")
-        return tuple(labels) if isinstance(labels, list) else labels
 
     @model_validator(mode="after")
     def check_one_target(self) -> TemplateFile:
@@ -106,9 +101,18 @@ class Rendered:
     references: tuple[str, ...]
 
 
+LabelOrigin = Literal["none", "template", "classes", "card", "recipe"]
+
+
 @dataclass(frozen=True)
 class Template:
-    """One task in words. ``num_clips`` counts the ``<audio>`` marks of a prompt."""
+    """One task in words.
+
+    Args:
+        labels: the closed set of answers; None where answers are open. label_origin: what states it.
+        num_clips: ``<audio>`` marks of a prompt.
+        multilabel: an answer is a list of labels with ``scoring.separator`` between them.
+    """
 
     task: str
     domain: str
@@ -120,6 +124,74 @@ class Template:
     scoring: Scoring
     num_clips: int
     path: Path
+    multilabel: bool = False
+    label_origin: LabelOrigin = "none"
+
+    @property
+    def answer_column(self) -> str | None:
+        """The only input that answers are made of; None where they are made of several."""
+        if self.target_one_of is not None:
+            return self.target_one_of
+        names = self.target.names if self.target is not None else frozenset[str]()
+        return next(iter(names)) if len(names) == 1 and names <= set(self.inputs) else None
+
+    @property
+    def lists_labels(self) -> bool:
+        """Whether a wording names the closed set, so that there must be one; an input `labels` is a column instead."""
+        return "labels" not in self.inputs and any("labels" in prompt.names for prompt in self.prompts)
+
+    def with_labels(self, values: Sequence[Any], origin: LabelOrigin, where: str) -> Template:
+        """Return the template with a closed set of answers in place of its own.
+
+        Args:
+            values: the values that the answer's column may have, or the items of its lists. where: what states them,
+                named in errors.
+
+        Raises:
+            UserError: when no answer can be made of a value, or two of them make the same one.
+        """
+        column = self.answer_column
+        if column is None:
+            used = ", ".join(sorted(self.target.names)) if self.target is not None else ""
+            raise UserError(
+                f"{where}: the answers of template {self.task} are made of {used or 'no column'}, and a closed set "
+                "needs one column; leave the labels out"
+            )
+        labels = tuple(self.render_label(column, value, where) for value in values)
+        check_label_names(labels, where)
+        for label in labels:
+            if self.multilabel and self.scoring.separator in label:
+                raise UserError(
+                    f"{where}: '{label}' holds '{self.scoring.separator}', which separates the labels of an answer to "
+                    f"template {self.task}; set scoring.separator of the template to another text"
+                )
+            for character, code in RESERVED.items():
+                if character in label:
+                    raise UserError(f"{where}: '{label}' holds a reserved character ({code})")
+        return replace(self, labels=labels, label_origin=origin)
+
+    def render_label(self, column: str, value: Any, where: str) -> str:
+        """Return the answer for one value of the answer's column.
+
+        Raises:
+            UserError: when none can be made of it.
+        """
+        # a column of several labels holds a list, or their text as it is written
+        for form in ([value], value) if self.multilabel and self.target is not None else (value,):
+            try:
+                text = write_value(value) if self.target is None else self.target.render({column: form})
+                return compose(text.strip())
+            except RowError as problem:
+                reason = problem
+        raise UserError(
+            f"{where}: no answer of template {self.task} can be made of '{value}' ({reason.detail})"
+        )
+
+    def split_labels(self, answer: str) -> tuple[str, ...]:
+        """Return the labels that a right answer names: itself, or the items of its list."""
+        if not self.multilabel:
+            return (answer,)
+        return tuple(item.strip() for item in answer.split(self.scoring.separator) if item.strip())
 
     def render(self, fields: Mapping[str, Any], rng: random.Random | None) -> Rendered:
         """Fill in one row.
@@ -130,7 +202,7 @@ class Template:
         Raises:
             RowError: "missing column", "unknown label", "empty answer", "template error".
         """
-        values = {**fields, **({"labels": self.labels} if self.labels else {})}
+        values = {**fields, **self.label_values}
         for name in self.inputs:
             value = values.get(name)
             if isinstance(value, RowError):
@@ -152,11 +224,21 @@ class Template:
         references = self.references(values)
         if self.labels:
             references = tuple(compose(answer) for answer in references)
-        for answer in references:
-            if self.labels and answer not in self.labels:
-                raise RowError("unknown label", f"'{answer}' is not one of the labels of {self.task}")
+        for label in (label for answer in references if self.labels for label in self.split_labels(answer)):
+            if label not in self.label_set:
+                raise RowError("unknown label", f"'{label}' is not one of the labels of {self.task}")
         answer = references[rng.randrange(len(references)) if rng else 0]
         return Rendered(tuple(map(Wording.from_rendered, pieces)), answer, references)
+
+    @property
+    def label_values(self) -> dict[str, Any]:
+        """What the texts know of the closed set."""
+        return {"labels": self.labels} if self.labels and "labels" not in self.inputs else {}
+
+    @cached_property
+    def label_set(self) -> frozenset[str]:
+        """The closed set, to look labels up in."""
+        return frozenset(self.labels or ())
 
     def references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Return all right answers of a row, stripped; the evaluation knows them all."""
@@ -204,7 +286,7 @@ def load_template(name_or_path: str, near: Path | None = None) -> Template:
             raise UserError(
                 f"{path}: prompts[{i}]: must contain {AUDIO} {max(counts[0], 1)} time(s), found {count}"
             )
-    check_inputs(data, prompts, target, labels, path)
+    check_inputs(data, prompts, target, path)
     return Template(
         task=data.task,
         domain=data.domain,
@@ -216,37 +298,29 @@ def load_template(name_or_path: str, near: Path | None = None) -> Template:
         scoring=data.scoring,
         num_clips=counts[0],
         path=path,
+        multilabel=data.scoring.metric == "map",
+        label_origin="none" if labels is None else "template",
     )
 
 
 def read_labels(data: TemplateFile, path: Path) -> tuple[str, ...] | None:
     """Return the closed set of answers, from the template or from a text file with one label a line."""
-    if data.labels_from is not None:
-        file = path.parent / data.labels_from
-        if not file.is_file():
-            raise UserError(f"{path}: labels_from: there is no file {file}")
-        labels = tuple(line.strip() for line in compose(read_text_file(file)).split("\n") if line.strip())
-    elif data.labels is not None:
-        labels = tuple(compose(str(label)) for label in data.labels)
-    else:
+    stated, key = (data.labels, "labels") if data.labels_from is None else (data.labels_from, "labels_from")
+    if stated is None:
         return None
-    doubled = [label for label, count in Counter(labels).items() if count > 1]
-    if doubled or not labels:
-        raise UserError(f"{path}: labels: {f'{doubled[0]} is written twice' if doubled else 'is empty'}")
-    return labels
+    return tuple(str(label) for label in read_label_set(stated, path.parent, f"{path}: {key}"))
 
 
 def check_inputs(
     data: TemplateFile,
     prompts: tuple[Text, ...],
     target: Text | None,
-    labels: tuple[str, ...] | None,
     path: Path,
 ) -> None:
-    """Every variable that is used must be declared, every declared one used."""
+    """Every variable that is used must be declared, every declared one used; `labels` is always there to use."""
     used_by = {f"prompts[{i}]": prompt.names for i, prompt in enumerate(prompts)}
     used_by["target"] = target.names if target else frozenset({str(data.target_one_of)})
-    known = set(data.inputs) | ({"labels"} if labels else set())
+    known = {*data.inputs, "labels"}
     for key, names in used_by.items():
         for name in sorted(names - known):
             raise UserError(

@@ -12,9 +12,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.data.eval_examples import build_example, iterate_examples, open_examples
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE, Example
 
@@ -75,7 +76,8 @@ def find_examples(entry: EvalEntry, ids: Collection[str]) -> dict[str, Example]:
     keys = {name: key for name in ids if (key := parse_key(name, entry)) is not None}
     wanted = {key: name for name, key in keys.items()}
     examples: dict[str, Example] = {}
-    for row in open_source(entry.dataset, entry.split).rows():
+    entry, source = open_entry(entry)
+    for row in source.rows():
         if isinstance(row, Row) and row.key in wanted:
             try:
                 examples[wanted[row.key]], _ = build_example(row, entry, DECODED)

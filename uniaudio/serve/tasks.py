@@ -36,15 +36,17 @@ def list_tasks(recipes: Sequence[Recipe]) -> list[TrainedTask]:
     """
     tasks: dict[str, TrainedTask] = {}
     for template, constants in iterate_templates(recipes):
-        known = tasks[template.task].wordings if template.task in tasks else ()
-        wordings = dict.fromkeys([*known, *render_fixed_wordings(template, constants)])
+        known = tasks.get(template.task)
+        wordings = dict.fromkeys(
+            [*(known.wordings if known else ()), *render_fixed_wordings(template, constants)]
+        )
         if template.num_clips == 1 and wordings:
+            # the sets of one task are joined; if answers are open in one of them, they are open
+            labels = template.labels or ()
+            if known is not None:
+                labels = tuple(dict.fromkeys([*known.labels, *labels])) if known.labels and labels else ()
             tasks[template.task] = TrainedTask(
-                template.task,
-                template.domain,
-                tuple(wordings),
-                template.labels or (),
-                template.scoring.likelihood,
+                template.task, template.domain, tuple(wordings), labels, template.scoring.likelihood
             )
     return sorted(tasks.values(), key=lambda task: (task.domain, task.task))
 
@@ -61,7 +63,7 @@ def iterate_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Map
 
 def render_fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:
     """Return the wordings that need nothing but the template's labels and the constants."""
-    values = {**constants, **({"labels": template.labels} if template.labels else {})}
+    values = {**constants, **template.label_values}
     wordings: list[str] = []
     for prompt in template.prompts:
         if prompt.names <= values.keys():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.chat_format import check_text
-from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.open_entries import open_training_entries
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.sources.base import Row, Source
 from uniaudio.errors import RowError
 
 
@@ -30,9 +31,10 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3)
     Equal texts are given once, in a stable order.
     """
     texts: dict[RecipeText, None] = {}
-    for entry in recipe.train:
+    recipe, sources = open_training_entries(recipe)
+    for entry, source in zip(recipe.train, sources, strict=True):
         rng = random.Random(entry.name)
-        for row in islice(iterate_entry_rows(entry), limit):
+        for row in islice(iterate_usable_rows(source), limit):
             for number in range(renderings):
                 for template in entry.templates:
                     try:
@@ -45,6 +47,6 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3)
     return list(texts)
 
 
-def iterate_entry_rows(entry: Entry) -> Iterator[Row]:
-    """The usable rows of an entry in the order of its source."""
-    return (row for row in open_source(entry.dataset, entry.split).rows() if isinstance(row, Row))
+def iterate_usable_rows(source: Source) -> Iterator[Row]:
+    """The usable rows of a source in its order."""
+    return (row for row in source.rows() if isinstance(row, Row))

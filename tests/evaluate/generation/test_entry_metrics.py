@@ -16,6 +16,7 @@ from uniaudio.config.run import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples
+from uniaudio.data.jinja import Text
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
@@ -105,6 +106,32 @@ def test_the_loss_of_a_closed_set_is_that_of_its_true_answers(model_and_set):
     assert without["loss"] == expected
     assert "labels" not in without
     assert without["answers"][0].keys() == {"id", "reference", "answer", "right"}
+
+
+def test_lists_of_labels_are_scored_label_by_label(model_and_set):
+    model, format, examples = model_and_set
+    template = examples.entry.template
+    both = replace(
+        template,
+        target=Text("{{ 'high; low' if label == 'high' else 'low' }}", "target"),
+        multilabel=True,
+        scoring=Scoring(metric="map"),
+    )
+    single = evaluate_entry(*model_and_set, settings())
+    examples = replace(examples, entry=replace(examples.entry, templates=(both,)))
+    result = evaluate_entry(model, format, examples, settings())
+    loss, tokens = answer_loss(model, format, examples, settings())
+    assert result["loss"] == pytest.approx(loss / tokens, abs=1e-5)
+    assert {item["reference"] for item in result["answers"]} == {"high; low", "low"}
+    # the same likelihoods as alone: every clip has the low one, so only the high one ranks anything
+    assert result["labels"]["names"] == ["low", "high"]
+    assert np.sum(result["labels"]["confusion"]) == result["examples"]
+    confidence = [item["confidence"] for item in result["answers"]]
+    assert confidence == pytest.approx([item["confidence"] for item in single["answers"]], abs=1e-5)
+    right = [item["label"] in item["reference"].split("; ") for item in result["answers"]]
+    assert result["labels"]["accuracy"] == pytest.approx(np.mean(right))
+    table = build_answers_table({"tones": result})
+    assert f"{result['labels']['map']:.3f}" in str(list(table.columns[4].cells))
 
 
 def test_figures_of_the_labels_are_those_of_the_answers(model_and_set):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from uniaudio.data.audio import EncodedAudio, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.field_values import Classes
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, escape_text
@@ -116,6 +117,11 @@ class IndexedSource(ABC):
         """What lies in the place and is no row, counted by reason."""
         return Counter()
 
+    @cached_property
+    def classes(self) -> Mapping[str, Classes]:
+        """The classes of the columns that hold numbers with names."""
+        return {}
+
     @abstractmethod
     def row(self, index: int) -> Row:
         """Return a row by its index.
@@ -159,6 +165,11 @@ class ShardedSource(ABC):
     def left_out(self) -> Counter[str]:
         """What lies in the place and is no shard, counted by reason."""
         return Counter()
+
+    @cached_property
+    def classes(self) -> Mapping[str, Classes]:
+        """The classes of the columns that hold numbers with names."""
+        return {}
 
     def fingerprint(self, columns: Collection[str]) -> str:
         """Return a text that is another one when the shards are others, as far as is known unread.

@@ -7,7 +7,9 @@ from typing import Any
 
 import orjson
 
-from uniaudio.data.field_values import ClassIndex
+from uniaudio.data.field_values import Classes, ClassIndex
+
+MOST_CLASSES = 1000  # that are scored one by one for every clip without being stated anywhere
 
 Naming = Callable[[Any], Any]
 
@@ -28,6 +30,31 @@ def make_column_namings(features: Mapping[str, Any]) -> dict[str, Naming]:
     return {name: naming for name, naming in by_column.items() if naming is not None}
 
 
+def collect_classes(features: Mapping[str, Any]) -> dict[str, Classes]:
+    """Return the classes of the columns that are one class, or a list of them, with up to ``MOST_CLASSES`` of them.
+
+    Args:
+        features: as for ``make_naming``, by column.
+    """
+    classes: dict[str, Classes] = {}
+    for column, feature in features.items():
+        in_lists = isinstance(feature, list) or (isinstance(feature, Mapping) and "feature" in feature)
+        if in_lists:
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        names = read_class_names(feature)
+        if names and len(names) <= MOST_CLASSES:
+            classes[column] = Classes(tuple(map(ClassIndex, range(len(names)), names)), in_lists)
+    return classes
+
+
+def read_class_names(feature: Any) -> list[str] | None:
+    """Return the names of a ``ClassLabel`` in the order of their numbers; None for any other feature."""
+    if not isinstance(feature, Mapping) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names")
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
 def make_naming(feature: Any) -> Naming | None:
     """Return what puts names to the classes in a feature, or None where there are none.
 
@@ -40,8 +67,8 @@ def make_naming(feature: Any) -> Naming | None:
     if not isinstance(feature, Mapping):
         return None
     if feature.get("_type") == "ClassLabel":
-        names = feature.get("names")
-        return make_class_naming([str(name) for name in names]) if isinstance(names, list) else None
+        names = read_class_names(feature)
+        return None if names is None else make_class_naming(names)
     if "feature" in feature:
         inner = make_naming(feature["feature"])
         return None if inner is None else lambda value: name_items(value, inner)

@@ -19,7 +19,7 @@ from uniaudio.data.sources.base import (
     make_row,
     read_row_or_error,
 )
-from uniaudio.data.sources.class_names import make_column_namings, name_class_columns
+from uniaudio.data.sources.class_names import collect_classes, make_column_namings, name_class_columns
 from uniaudio.data.sources.parquet import convert_table
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
@@ -49,6 +49,7 @@ class HubSource(ShardedSource):
             )
         features = dict(stream.features.to_dict()) if stream.features else {}
         self.namings = make_column_namings(features)
+        self.classes = collect_classes(features)
         for name in set(card.audio) - set(card.audio_texts) if features else ():
             if name not in features:
                 raise UserError(f"{card.path}: {explain_missing_audio(load.location, name, features)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.field_values import Classes
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.sources.base import (
     BrokenShardError,
@@ -25,10 +27,12 @@ from uniaudio.data.sources.base import (
 )
 from uniaudio.data.sources.class_names import (
     Naming,
+    collect_classes,
     make_column_namings,
     name_class_columns,
     read_schema_features,
 )
+from uniaudio.data.sources.folder_features import read_folder_features
 from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
@@ -76,6 +80,22 @@ class ParquetSource(ShardedSource):
         self.size = rows if all_local and card.split(split).keep is None else None
         self.shards = tuple(
             f"{s.place}:{s.groups.start}" if s.groups is not None else s.place for s in self.table
+        )
+
+    @cached_property
+    def classes(self) -> Mapping[str, Classes]:
+        """The classes of the columns that hold numbers with names, by the first file."""
+        what = next(shard for shard in self.table if not shard.damage)
+        try:
+            with open_in_jumps(what.place, self.card.load.timeout) as stream:
+                return collect_classes(self.read_features(what.place, pq.ParquetFile(stream).schema_arrow))
+        except (BrokenShardError, pyarrow.ArrowException, OSError):
+            return {}  # it says what is wrong with it when its turn comes
+
+    def read_features(self, place: str, schema: pyarrow.Schema) -> dict[str, Any]:
+        """Return the features that a file states, or else the files beside it."""
+        return read_schema_features(schema.metadata) or (
+            {} if is_remote(place) else read_folder_features(Path(place).parent)
         )
 
     def fingerprint(self, columns: Collection[str]) -> str:
@@ -135,7 +155,7 @@ class ParquetSource(ShardedSource):
         schema = file.schema_arrow
         self.check_columns(what, schema.names)
         light, heavy = self.choose_columns(schema)
-        namings = make_column_namings(read_schema_features(schema.metadata))
+        namings = make_column_namings(self.read_features(what.place, schema))
         columns = (
             convert_table(file.read_row_group(group, columns=light), namings)
             if light

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import EvalExamples
-from uniaudio.data.template import Scoring
+from uniaudio.data.template import Scoring, Template
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.predictions import (
     Prediction,
@@ -77,7 +77,7 @@ def evaluate_entry(
         "skipped": [asdict(skip) for _, skip in whole.skips],
     }
     if settings.labels and entry.template.labels:
-        result["labels"] = score_closed_set(entry.template.labels, answered, format, scoring, answer_records)
+        result["labels"] = score_closed_set(entry.template, answered, format, answer_records)
     return {**result, "answers": answer_records}
 
 
@@ -92,19 +92,22 @@ def describe_answer(item: Prediction, scoring: Scoring) -> dict[str, Any]:
 
 
 def score_closed_set(
-    names: Sequence[str],
+    template: Template,
     answered: Sequence[Prediction],
     format: ChatFormat,
-    scoring: Scoring,
     answer_records: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the figures of the labels, and add to each answer the likeliest ``label`` and its probability,
     ``confidence``.
     """
+    names = template.labels or ()
     tokens = tokenize_labels(names, format).lengths.tolist()
     scores = np.array([item.log_likelihoods for item in answered], np.float64)
-    chances = compute_probabilities(scores, tokens, scoring.likelihood)
-    truth = np.array([[name in item.references for name in names] for item in answered])
+    chances = compute_probabilities(scores, tokens, template.scoring.likelihood)
+    right = [
+        {label for text in item.references for label in template.split_labels(text)} for item in answered
+    ]
+    truth = np.array([[name in labels for name in names] for labels in right])
     for record, row in zip(answer_records, chances, strict=True):
         best = int(row.argmax())
         record |= {"label": names[best], "confidence": float(row[best])}
@@ -119,13 +122,19 @@ def build_answers_table(results: dict[str, dict[str, Any]]) -> Table:
     for column in ("score", "right", "by label", "loss", "rows"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
-        labels = result.get("labels")
+        by_label = ""
+        if labels := result.get("labels"):
+            by_label = (
+                format_with_interval(labels["map"], labels["intervals"]["map"])
+                if result["metric"] == "map"
+                else format_with_interval(labels["accuracy"], labels["interval"])
+            )
         table.add_row(
             name,
             result["metric"],
             format_with_interval(result["score"], result.get("interval")),
             f"{result['right']:.1%}",
-            format_with_interval(labels["accuracy"], labels["interval"]) if labels else "",
+            by_label,
             f"{result['loss']:.3f}",
             format_row_counts(result),
         )

@@ -114,7 +114,8 @@ def iterate_question_chunks(
         example, references = item
         try:
             audio_tokens = sum(count_slots(len(clip)) for clip in example.clips)
-            format.check_question(example.prompt, longest or example.answer, audio_tokens)
+            for text in dict.fromkeys([example.answer, longest or example.answer]):
+                format.check_question(example.prompt, text, audio_tokens)
             for text in references:
                 format.check_data_text(text)
         except RowError as problem:
@@ -235,10 +236,11 @@ def answer_batch(
     if labels is not None and template.labels is not None:
         rows = model.label_log_likelihoods(prompts, labels, read).tolist()
         scores = [tuple(row) for row in rows]
+    if labels is not None and template.labels is not None and not template.multilabel:
         truth = [template.labels.index(example.answer) for example in examples]
         answers.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
         answers.tokens += int(labels.lengths[truth].sum())
-    else:
+    else:  # a list of labels is none of them
         loss = model(collate(examples, format, model.count_slots, task).to(device))
         answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
     answers.answered += [
