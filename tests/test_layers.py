@@ -47,6 +47,7 @@ ALLOWED = {
     "checks": BASE | {"data", "model", "train", "evaluate", "build"},
     "serve": BASE | {"data", "model", "evaluate", "build"},
     "commands": BASE | MIDDLE | {"build", "estimate", "checks", "serve"},
+    "api": BASE | MIDDLE | {"build", "estimate", "checks", "serve", "commands"},
     "cli": BASE | {"build", "estimate", "checks", "serve", "commands"},
 }
 

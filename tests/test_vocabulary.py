@@ -192,8 +192,8 @@ def test_a_name_means_one_thing_in_the_package():
     places: dict[str, list[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         place = str(path.relative_to(PACKAGE))
-        if place in ("cli.py", "__init__.py"):  # commands and `load_encoder`: the names of what they call
-            continue
+        if place in ("cli.py", "build/embedder.py") or place.startswith("api/"):
+            continue  # commands and the Python API: the names of what they call
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(place)

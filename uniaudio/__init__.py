@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-
-    from uniaudio.build.embedder import Embedder
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from uniaudio.api.models import TrainedModel, load_model
+    from uniaudio.api.runs import Run, check, train
+    from uniaudio.build.embedder import Embedder, EncoderOutput, load_encoder
+    from uniaudio.errors import UserError
 
-def load_encoder(
-    path_or_name: str | Path,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    *,
-    trust_remote_code: bool = False,
-    allow_code: bool = False,
-) -> Embedder:
-    """Load an encoder to use: a run, a checkpoint, an exported folder, or a known model by folder or Hub name.
+__all__ = [
+    "Embedder",
+    "EncoderOutput",
+    "Run",
+    "TrainedModel",
+    "UserError",
+    "__version__",
+    "check",
+    "load_encoder",
+    "load_model",
+    "train",
+]
+PLACES = {  # where each name is defined; imported when it is first used, so that `import uniaudio` costs nothing
+    "Embedder": "uniaudio.build.embedder",
+    "EncoderOutput": "uniaudio.build.embedder",
+    "Run": "uniaudio.api.runs",
+    "TrainedModel": "uniaudio.api.models",
+    "UserError": "uniaudio.errors",
+    "check": "uniaudio.api.runs",
+    "load_encoder": "uniaudio.build.embedder",
+    "load_model": "uniaudio.api.models",
+}
 
-    Nothing heavy is imported before this is called.
+if not TYPE_CHECKING:
 
-    Args:
-        path_or_name: as for ``uniaudio embed``; ``RUN:ema`` takes moving averages, ``random:PATH`` random weights.
-        device: default CUDA where there is one, else the CPU. dtype: of the weights, default float32.
-        trust_remote_code: let Python code that comes with the model run.
-        allow_code: let a run import encoder classes that its config names as ``module:Class``.
+    class CallablePackage(ModuleType):
+        """The package ``uniaudio.train``, which is also the function of that name, see ``uniaudio.api.runs.train``."""
 
-    Raises:
-        UserError: when it is none of these, or needs code that was not allowed.
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            from uniaudio.api.runs import train as run
 
-    Example:
-        >>> import uniaudio
-        >>> encoder = uniaudio.load_encoder("runs/joint")  # doctest: +SKIP
-        >>> encoder.embed(["dog.flac", "rain.wav"]).shape  # doctest: +SKIP
-        (2, 768)
-    """
-    from uniaudio.build.embedder import load_embedder
-    from uniaudio.config.trust import Trust
+            return run(*args, **options)
 
-    return load_embedder(str(path_or_name), device, dtype, Trust(trust_remote_code, allow_code))
+    importlib.import_module("uniaudio.train").__class__ = CallablePackage  # the package's own file is empty
+
+    def __getattr__(name: str) -> Any:
+        if name not in PLACES:
+            raise AttributeError(f"module 'uniaudio' has no attribute '{name}'")
+        return getattr(importlib.import_module(PLACES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,8 +1,11 @@
 """``uniaudio.load_encoder`` and what it gives."""
 
+import copy
+import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -77,6 +80,109 @@ def test_files_arrays_and_tensors_are_the_same_clip(embedder, tmp_path):
         np.testing.assert_array_equal(vector, vectors[0])
 
 
+@dataclass
+class Samples:
+    data: torch.Tensor
+    sample_rate: int
+
+
+class Decoder:
+    """As torchcodec's, which `datasets` gives."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def get_all_samples(self):
+        return self.samples
+
+
+def test_what_libraries_hold_clips_in_is_the_same_clip_alone_and_in_a_list(embedder, tmp_path):
+    clip = CLIPS[0]
+    soundfile.write(tmp_path / "clip.flac", clip, 16_000)
+    encoded = (tmp_path / "clip.flac").read_bytes()
+    floats = torch.from_numpy(clip.astype(np.float32) / 32768)
+    audio = {"array": floats.double().numpy(), "sampling_rate": 16_000, "path": None}
+    kinds = [encoded, bytearray(encoded), memoryview(encoded), io.BytesIO(encoded), (floats[None], 16_000),
+             audio, {**audio, "array": floats.tolist()}, {"bytes": encoded, "path": "clip.flac"},
+             {"bytes": None, "path": str(tmp_path / "clip.flac")}, {"audio": audio, "label": "dog"},
+             Decoder(Samples(torch.stack([floats, floats]), 16_000)), Samples(floats[None], 16_000)]  # fmt: skip
+    wanted = embedder.embed([clip])[0]
+    for kind in kinds:
+        vector = embedder.embed(kind)
+        assert vector.shape == (64,)
+        np.testing.assert_allclose(vector, wanted, atol=1e-6)
+        if isinstance(kind, io.BytesIO):
+            kind.seek(0)
+    np.testing.assert_allclose(embedder.embed(iter(kinds)), [wanted] * len(kinds), atol=1e-6)
+    (frames,) = embedder.embed([clip], pool="none")
+    np.testing.assert_array_equal(embedder.embed(clip, "none"), frames)
+    assert embedder.embed(np.array([str(tmp_path / "clip.flac")])).shape == (1, 64)
+
+
+def test_channels_are_averaged_however_they_lie(embedder):
+    left, right = (clip[:8000].astype(np.float32) / 32768 for clip in CLIPS[1:4:2])
+    wanted = embedder.embed([(left + right) / 2])
+    for stereo in (np.stack([left, right]), np.stack([left, right], 1)):
+        np.testing.assert_allclose(embedder.embed([stereo]), wanted, atol=1e-5)
+
+
+def test_a_layer_and_the_size_of_a_batch(embedder):
+    last = len(embedder.layer_dims) - 1
+    np.testing.assert_array_equal(embedder.embed(CLIPS, layer=last), embedder.embed(CLIPS))
+    np.testing.assert_array_equal(embedder.embed(CLIPS, layer=-1), embedder.embed(CLIPS))
+    first = embedder.embed(CLIPS, layer=0)
+    assert np.abs(first - embedder.embed(CLIPS)).max() > 0.01
+    seen = []
+    hook = embedder.encoder.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    np.testing.assert_allclose(embedder.embed(CLIPS, layer=0, batch_size=3), first, atol=1e-5)
+    hook.remove()
+    assert seen == [3, 1]
+    for options, message in (({"layer": last + 1}, f"0 to {last}"), ({"batch_size": 0}, "above 0")):
+        with pytest.raises(UserError, match=message):
+            embedder.embed(CLIPS, **options)
+
+
+def test_as_a_module_it_has_gradients_modes_and_a_state(embedder, tmp_path):
+    waves = [torch.from_numpy(clip.astype(np.float32) / 32768) for clip in CLIPS]
+    module = uniaudio.load_encoder(tmp_path / "whisper", device="cpu", trainable=True)
+    assert module.training
+    output = module(waves, output_hidden_states=True)
+    assert output.last_hidden_state.shape == (4, 100, 64)
+    assert output.frame_mask.sum(1).tolist() == [25, 60, 1, 100]
+    assert [state.shape[-1] for state in output.hidden_states] == list(module.layer_dims)
+    np.testing.assert_allclose(output.pooler_output.detach(), embedder.embed(CLIPS), atol=1e-5)
+    padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    same = module(padded, [len(wave) for wave in waves])
+    torch.testing.assert_close(same.pooler_output, output.pooler_output)
+    output.pooler_output.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    assert np.abs(module.embed(CLIPS) - embedder.embed(CLIPS)).max() > 1e-4
+    assert module.training  # embed leaves the mode as it was
+    copied = copy.deepcopy(module)
+    copied.load_state_dict(embedder.state_dict())
+    np.testing.assert_array_equal(copied.embed(CLIPS), embedder.embed(CLIPS))
+    assert not embedder.training
+    assert not any(parameter.requires_grad for parameter in embedder.parameters())
+    assert not embedder(waves).pooler_output.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([],), "give a list of waveforms"),
+        (([torch.zeros(0)],), "give a list of waveforms"),
+        ((torch.zeros(5),), r"is \[B, S\]"),
+        ((torch.zeros(2, 5), [5]), "2 clips have 1 to 5 samples"),
+        ((torch.zeros(2, 5), [5, 6]), "2 clips have 1 to 5 samples"),
+        (([torch.zeros(5)], [5]), "belong to a padded tensor"),
+    ],
+)
+def test_what_a_module_cannot_take_is_refused(embedder, given, message):
+    with pytest.raises(UserError, match=message):
+        embedder(*given)
+
+
 def test_other_rates_are_resampled(embedder):
     high = soxr.resample(CLIPS[1].astype(np.float32) / 32768, 16_000, 44_100)
     vector = embedder.embed([high], sampling_rate=44_100)[0]
@@ -88,9 +194,15 @@ def test_other_rates_are_resampled(embedder):
 @pytest.mark.parametrize(
     ("clips", "message"),
     [
-        ("dog.wav", r"give a list"),
         (["no such file.wav"], "missing file"),
-        ([np.zeros((2, 100), np.float32)], r"clips\[0\].*one axis"),
+        ("no such file.wav", "missing file"),
+        (np.zeros((2, 100), np.float32), r"give \[array\] for one clip, list\(array\) for many"),
+        ([np.zeros((2, 100, 2), np.float32)], r"clips\[0\].*one axis"),
+        ([b"no audio"], r"clips\[0\]"),
+        ([{"text": "a bird"}], r"clips\[0\]: a mapping with the keys text"),
+        ([{"array": np.zeros(10)}], "without its `sampling_rate`"),
+        ([3.5], "float is no audio"),
+        (7, "no list of clips"),
         ([np.zeros(0, np.float32)], "at least one sample"),
         ([CLIPS[0], np.zeros(10, np.int64)], r"clips\[1\].*int64"),
         ([np.full(10, np.nan, np.float32)], "finite"),
@@ -133,6 +245,7 @@ def test_bfloat16_is_near(tmp_path, embedder):
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, uniaudio; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "numpy", "transformers", "pandas", "pydantic", "rich")
+    code = f"import sys, uniaudio; uniaudio.train; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,51 +1,84 @@
-"""The encoder as Python users want it: files or arrays in, one vector or all frames per clip out."""
+"""An encoder for Python users: clips in, vectors or frames out; also a module for a training loop of one's own."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
-import soxr
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from uniaudio.build.encoders import choose_device, load_encoder
+from uniaudio.build.encoders import load_encoder as load_audio_encoder
+from uniaudio.build.encoders import open_device
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.data.audio import QUANTA, decode
-from uniaudio.errors import RowError, UserError
+from uniaudio.data.audio_input import AudioInput, Waveform, is_single_clip, iterate_clips, read_samples
+from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
+from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
-ClipInput = str | Path | NDArray[Any] | torch.Tensor
 LONGEST = 24 * 3600.0  # seconds of a file; encoders cut what is beyond their reach
-LOUDEST = 2.0  # size of a float sample; beyond it the samples were never in [-1, 1]
+READ_AHEAD = 10  # batches of clips that are read before the first of them is encoded, to be sorted by length
 
 
-class Embedder:
-    """A trained encoder, frozen and ready.
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Frames of B clips, padded; the names are those of an exported model.
+
+    Args:
+        last_hidden_state: ``[B, A, E]``, 0 beyond a clip's own frames. frame_mask: ``[B, A]``, True on real frames.
+        pooler_output: ``[B, E]`` float32, the mean over each clip's real frames.
+        hidden_states: all hidden states, each ``[B, A, E_l]``, when asked for; the last is ``last_hidden_state``.
+    """
+
+    last_hidden_state: Tensor
+    frame_mask: Tensor
+    pooler_output: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class Embedder(nn.Module):
+    """An encoder, from ``uniaudio.load_encoder``: ``embed`` for vectors, or a module with gradients.
 
     Several threads may call ``embed`` at once: files are read side by side, the encoder takes one batch at a time, and
     everyone gets the same numbers as alone.
 
+    Args:
+        encoder: its low-rank updates are merged into its weights. trainable: in training mode, all weights with
+            gradients; else frozen, in eval mode.
+
     Example:
-        >>> encoder = uniaudio.load_encoder("runs/joint")  # doctest: +SKIP
-        >>> vectors = encoder.embed(["dog.flac", waveform], sampling_rate=44_100)  # doctest: +SKIP
-        >>> frames = encoder.embed(["dog.flac"], pool="none")[0]  # doctest: +SKIP
-        >>> frames.shape[1] == encoder.dim  # doctest: +SKIP
+        >>> encoder = uniaudio.load_encoder("runs/birds", trainable=True)
+        >>> waveforms = [torch.randn(16_000) / 10, torch.randn(8_000) / 10]
+        >>> output = encoder(waveforms)
+        >>> output.pooler_output.shape == (2, encoder.dim)
         True
+        >>> output.pooler_output.square().mean().backward()
 
     Attributes:
-        encoder: the module itself, ragged waveforms in, ragged frames out.
+        encoder: the module inside, ragged waveforms in, ragged frames out.
     """
 
-    def __init__(self, encoder: AudioEncoder) -> None:
+    def __init__(self, encoder: AudioEncoder, trainable: bool = False) -> None:
+        super().__init__()
         merge_lora(encoder)
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder = encoder.requires_grad_(trainable)
+        self.train(trainable)
+        self._one_at_a_time = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the lock, which can be neither copied nor sent."""
+        return {name: value for name, value in self.__dict__.items() if name != "_one_at_a_time"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         self._one_at_a_time = threading.Lock()
 
     @property
@@ -58,92 +91,181 @@ class Embedder:
         """Frames per second."""
         return self.encoder.frame_rate
 
-    @overload
-    def embed(
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """Widths of the hidden states that ``layer`` chooses from; the last one is ``dim``."""
+        return self.encoder.layer_dims
+
+    def forward(
         self,
-        clips: Sequence[ClipInput],
-        pool: Literal["mean"] = "mean",
+        waveforms: Sequence[Waveform] | Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encode waveforms at 16 kHz, with gradients where the mode of torch and of the weights has them.
+
+        Args:
+            waveforms: a list of ``[S_i]``, or padded ``[B, S]`` with the clips in front; floats in [-1, 1] or int16,
+                on any device.
+            lengths: ``[B]`` real samples of padded clips; default: all.
+
+        Raises:
+            UserError: for an empty list, an empty clip, or lengths that do not fit.
+        """
+        encoded = self.encoder(self.pack(waveforms, lengths), layers=output_hidden_states)
+        frames, mask = encoded.frames.pad()
+        pooled = encoded.frames.with_values(encoded.frames.values.float()).mean()
+        states = None
+        if encoded.layers is not None and output_hidden_states:
+            states = tuple(layer.pad()[0] for layer in encoded.layers)
+        return EncoderOutput(frames, mask, pooled, states)
+
+    def pack(self, waveforms: Sequence[Waveform] | Tensor, lengths: Tensor | Sequence[int] | None) -> Ragged:
+        """Return waveforms side by side on the encoder's device."""
+        device = next(self.encoder.parameters()).device
+        if isinstance(waveforms, Tensor):
+            if waveforms.dim() != 2:
+                raise UserError(f"waveforms: a padded tensor is [B, S], not {tuple(waveforms.shape)}")
+            clips, longest = waveforms.shape
+            counts = torch.as_tensor([longest] * clips if lengths is None else lengths)
+            counts = counts.to("cpu", torch.int64)
+            if (
+                counts.shape != (clips,)
+                or not clips
+                or not 1 <= int(counts.min()) <= int(counts.max()) <= longest
+            ):
+                raise UserError(
+                    f"lengths: {clips} clips have 1 to {longest} samples each, not {counts.tolist()}"
+                )
+            return Ragged.from_padded(waveforms.to(device), counts)
+        if lengths is not None:
+            raise UserError("lengths: they belong to a padded tensor; a list of waveforms has its own")
+        rows = [torch.as_tensor(waveform) for waveform in waveforms]
+        if not rows or any(row.dim() != 1 or not len(row) for row in rows):
+            raise UserError(
+                f"waveforms: give a list of waveforms [S], not of {[tuple(row.shape) for row in rows]}"
+            )
+        return Ragged.from_rows([row.to(device) for row in rows])
+
+    @overload
+    def embed(  # type: ignore[overload-overlap]
+        self,
+        clips: AudioInput,
+        pool: Literal["mean", "none"] = "mean",
         *,
         sampling_rate: int = SAMPLE_RATE,
+        layer: int | None = None,
+        batch_size: int | None = None,
         batch_seconds: float = 60.0,
     ) -> NDArray[np.float32]: ...
 
     @overload
     def embed(
         self,
-        clips: Sequence[ClipInput],
+        clips: Iterable[AudioInput],
+        pool: Literal["mean"] = "mean",
+        *,
+        sampling_rate: int = SAMPLE_RATE,
+        layer: int | None = None,
+        batch_size: int | None = None,
+        batch_seconds: float = 60.0,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def embed(
+        self,
+        clips: Iterable[AudioInput],
         pool: Literal["none"],
         *,
         sampling_rate: int = SAMPLE_RATE,
+        layer: int | None = None,
+        batch_size: int | None = None,
         batch_seconds: float = 60.0,
     ) -> list[NDArray[np.float32]]: ...
 
     def embed(
         self,
-        clips: Sequence[ClipInput],
+        clips: Any,
         pool: Literal["mean", "none"] = "mean",
         *,
         sampling_rate: int = SAMPLE_RATE,
+        layer: int | None = None,
+        batch_size: int | None = None,
         batch_seconds: float = 60.0,
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Encode clips of any length; a clip's result does not depend on the clips beside it, up to rounding.
 
         Args:
-            clips: files by path, or mono waveforms ``[S]`` as numpy arrays or torch tensors: floats in [-1, 1] or
-                int16.
+            clips: one clip or many, in a list or anything that can be iterated. A clip is a path, encoded ``bytes``, an
+                open file, a waveform as numpy array or torch tensor (int16, or floats in [-1, 1]; ``[S]``, ``[S, C]``
+                or ``[C, S]``), ``(waveform, rate)``, the ``audio`` of a row of ``datasets`` (decoded or not) or the
+                row itself, or a decoder with ``get_all_samples`` as of ``torchcodec``. Channels are averaged, other
+                rates resampled to 16 kHz.
             pool: ``mean``: the mean over each clip's real frames, ``[C, E]`` float32; ``none``: a list of ``[A_i, E]``.
-            sampling_rate: of the waveforms, in Hz; they are resampled to 16 kHz. A file states its own.
+                Of one clip ``[E]`` or ``[A, E]``.
+            sampling_rate: of the waveforms that do not state theirs, in Hz.
+            layer: a hidden state, 0 to ``len(layer_dims) - 1`` or counted from the end; default: the last frames.
+            batch_size: most clips that are encoded at a time; default: as many as ``batch_seconds`` holds.
             batch_seconds: audio that is encoded at a time; less needs less memory.
 
         Raises:
             UserError: when a clip cannot be used, naming it.
+
+        Example:
+            >>> encoder = uniaudio.load_encoder("runs/birds")
+            >>> encoder.embed("dog.flac").shape == (encoder.dim,)
+            True
+            >>> vectors = encoder.embed(["dog.flac", numpy.zeros(44_100)], sampling_rate=44_100, layer=-2)
+            >>> vectors.shape
+            (2, 64)
+            >>> frames = encoder.embed(["dog.flac"], pool="none")[0]  # [A, E], frame_rate of them for a second
         """
-        if isinstance(clips, str | Path):
-            raise UserError(f"clips: give a list of clips, such as ['{clips}']")
         if pool not in ("mean", "none"):
             raise UserError(f"pool: '{pool}' is neither mean nor none")
-        if not len(clips):
-            return np.zeros((0, self.dim), np.float32) if pool == "mean" else []
-        waves = [load_samples(clip, sampling_rate, f"clips[{i}]") for i, clip in enumerate(clips)]
-        with self._one_at_a_time:
-            if pool == "none":
-                return encode_clips(self.encoder, waves, batch_seconds)
-            return embed_clips(self.encoder, waves, batch_seconds)
-
-
-def load_samples(clip: ClipInput, rate: int, name: str) -> NDArray[Any]:
-    """Return float32 samples ``[S]`` in [-1, 1] at 16 kHz.
-
-    Raises:
-        UserError: when the clip cannot be used.
-    """
-    if isinstance(clip, str | Path):
-        try:
-            return decode(Path(clip), LONGEST, str(clip)).astype(np.float32) / np.float32(QUANTA)
-        except RowError as problem:
-            raise UserError(str(problem)) from problem
-    samples = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
-    if samples.ndim != 1 or not len(samples):
-        raise UserError(
-            f"{name}: a waveform has one axis and at least one sample, not the shape {samples.shape}"
+        states = len(self.layer_dims)
+        if layer is not None and not -states <= layer < states:
+            raise UserError(
+                f"layer: {layer} is not one of the encoder's {states} hidden states, 0 to {states - 1}"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size: {batch_size} is not above 0")
+        is_single = is_single_clip(clips)
+        work = embed_clips if pool == "mean" else encode_clips
+        results: list[NDArray[np.float32]] = []
+        named = [("clip", clips)] if is_single else iterate_clips(clips)
+        for waves in read_in_groups(named, sampling_rate, READ_AHEAD * batch_seconds):
+            with self._one_at_a_time:
+                results += list(work(self.encoder, waves, batch_seconds, layer, batch_size))
+        if is_single:
+            return results[0]
+        if pool == "none":
+            return results
+        return (
+            np.stack(results)
+            if results
+            else np.zeros((0, self.layer_dims[-1 if layer is None else layer]), np.float32)
         )
-    if samples.dtype == np.int16:
-        samples = samples.astype(np.float32) / np.float32(QUANTA)
-    elif np.issubdtype(samples.dtype, np.floating):
-        samples = samples.astype(np.float32)
-    else:
-        raise UserError(f"{name}: samples are int16 or floats in [-1, 1], not {samples.dtype}")
-    loudest = float(np.abs(samples).max())
-    if not loudest <= LOUDEST:  # NaN, too
-        raise UserError(f"{name}: float samples are finite and in [-1, 1], but the largest is {loudest:g}")
-    if rate == SAMPLE_RATE:
-        return samples
-    if rate <= 0:
-        raise UserError(f"sampling_rate: {rate} Hz is not above 0")
-    samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
-    if not len(samples):
-        raise UserError(f"{name}: nothing is left of the waveform at 16 kHz")
-    return samples
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6
+        return (
+            f"Embedder({type(self.encoder).__name__}, {millions:.1f} M parameters, {self.dim} wide, "
+            f"{self.frame_rate:g} frames per second)"
+        )
+
+
+def read_in_groups(
+    clips: Iterable[tuple[str, AudioInput]], rate: int, seconds: float
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Yield the samples of clips in groups of at least so much audio: a long list need not fit the memory."""
+    group: list[NDArray[np.float32]] = []
+    for name, clip in clips:
+        group.append(read_samples(clip, rate, LONGEST, name))
+        if sum(map(len, group)) >= seconds * SAMPLE_RATE:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def load_embedder(
@@ -151,19 +273,41 @@ def load_embedder(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     trust: Trust = NO_TRUST,
+    trainable: bool = False,
 ) -> Embedder:
-    """Load an encoder by run, checkpoint, exported folder, model folder or Hub name.
+    """Load an encoder as ``load_encoder`` does.
 
     Args:
         trust: code that the model may run.
+    """
+    encoder = load_audio_encoder(spec, open_device(device), trust)
+    return Embedder(encoder if dtype is None else encoder.to(dtype), trainable)
+
+
+def load_encoder(
+    path_or_name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    trainable: bool = False,
+    trust_remote_code: bool = False,
+    allow_code: bool = False,
+) -> Embedder:
+    """Load an encoder to use: a run, a checkpoint, an exported folder, or a known model by folder or Hub name.
+
+    Args:
+        path_or_name: as for ``uniaudio embed``; ``RUN:ema`` takes moving averages, ``random:PATH`` random weights.
+        device: default CUDA where there is one, else the CPU. dtype: of the weights, default float32.
+        trainable: in training mode, all weights with gradients; default: frozen, in eval mode.
+        trust_remote_code: let Python code that comes with the model run.
+        allow_code: let a run import encoder classes that its config names as ``module:Class``.
 
     Raises:
-        UserError: when it is none of them, needs code that was not allowed, or the device is not there.
+        UserError: when it is none of these, needs code that was not allowed, or the device is not there.
+
+    Example:
+        >>> encoder = uniaudio.load_encoder("runs/birds")
+        >>> encoder.embed(["dog.flac", "rain.wav"]).shape
+        (2, 64)
     """
-    try:
-        place = choose_device() if device is None else torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"device: {device} cannot be used ({str(problem).splitlines()[0]})") from problem
-    encoder = load_encoder(spec, place, trust)
-    return Embedder(encoder if dtype is None else encoder.to(dtype))
+    return load_embedder(str(path_or_name), device, dtype, Trust(trust_remote_code, allow_code), trainable)

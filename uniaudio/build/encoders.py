@@ -44,6 +44,20 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def open_device(name: str | torch.device | None) -> torch.device:
+    """Return a device that can be used; None: as ``choose_device``.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    try:
+        device = choose_device() if name is None else torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise UserError(f"device: {name} cannot be used ({str(problem).splitlines()[0]})") from problem
+    return device
+
+
 def find_checkpoint(spec: str) -> Path | None:
     """Return the checkpoint that a run folder or checkpoint folder stands for.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.overrides import apply_override, read_layers
+from uniaudio.config.overrides import apply_overrides, read_layers
 from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.records import build
 from uniaudio.config.run import RunConfig, load_run, load_stored_run
@@ -142,8 +142,7 @@ def make_next_stage(
     data |= {"name": name if name not in names else f"{name}_{len(names)}", "recipe": recipe}
     if steps is not None:
         data |= {"steps": steps, "hours": None, "warmup": min(data["warmup"], steps)}
-    for override in overrides:
-        apply_override(data, override, list(Stage.model_fields))
+    apply_overrides(data, overrides, list(Stage.model_fields))
     return build(Stage, json.loads(json.dumps(data)), "add-task --set")
 
 

@@ -1,12 +1,20 @@
-"""The command `ask`: one question about one audio file."""
+"""The command `ask`: questions about clips."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from uniaudio.build.model import load_model
+from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.evaluate.generation.single_question import answer_question, read_clip
+from uniaudio.data.audio_input import AudioInput
+from uniaudio.errors import UserError
+from uniaudio.evaluate.generation.single_question import (
+    answer_all,
+    answer_question,
+    read_clip,
+    split_question,
+)
 
 
 def answer_file_question(
@@ -20,3 +28,29 @@ def answer_file_question(
     read_clip(clip)
     loaded = load_model(spec, trust=trust)
     return answer_question(loaded.model, loaded.format, clip, text, max_new_tokens) or "(empty answer)"
+
+
+def answer_questions(
+    loaded: LoadedModel,
+    clips: Sequence[AudioInput],
+    texts: str | Sequence[str],
+    sampling_rate: int,
+    max_new_tokens: int,
+    batch_seconds: float,
+) -> list[str]:
+    """Answer one question about every clip.
+
+    Args:
+        texts: one question for all clips, or as many as there are clips.
+
+    Raises:
+        UserError: when a clip or a question cannot be used, before any is answered.
+    """
+    questions = [texts] * len(clips) if isinstance(texts, str) else list(texts)
+    if len(questions) != len(clips):
+        raise UserError(
+            f"text: {len(questions)} questions for {len(clips)} clips; give one, or one for each clip"
+        )
+    pieces = [split_question(text) for text in questions]
+    samples = [read_clip(clip, sampling_rate, f"audio[{i}]") for i, clip in enumerate(clips)]
+    return answer_all(loaded.model, loaded.format, samples, pieces, max_new_tokens, batch_seconds)

@@ -30,6 +30,7 @@ from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_
 from uniaudio.evaluate.generation.progress import EvaluationBar
 from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_challenge_scores
 from uniaudio.evaluate.metrics.text_metrics import require_metric
+from uniaudio.train.engines.accelerator import forget_launch
 
 PROTOCOLS = ("own", "xares-llm")
 PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
@@ -46,8 +47,7 @@ def join_processes() -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield choose_device()
         return
-    for variable in SPREADING:
-        os.environ.pop(variable, None)
+    launched = {variable: os.environ.pop(variable, None) for variable in SPREADING}
     cuda = torch.cuda.is_available()
     state = PartialState(cpu=not cuda, backend="nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
@@ -55,6 +55,8 @@ def join_processes() -> Iterator[torch.device]:
             yield state.device
     finally:
         state.destroy_process_group()
+        forget_launch()
+        os.environ.update({variable: value for variable, value in launched.items() if value is not None})
 
 
 def make_prediction_settings(config: RunConfig, **changes: Any) -> PredictionSettings:

@@ -49,7 +49,12 @@ from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.report.clips import find_examples
 from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
-from uniaudio.train.engines.accelerator import choose_building_device, make_accelerator, name_spreading_engine
+from uniaudio.train.engines.accelerator import (
+    choose_building_device,
+    forget_launch,
+    make_accelerator,
+    name_spreading_engine,
+)
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
@@ -81,11 +86,14 @@ def run_training(config: RunConfig, resume: str | None) -> int:
     recipes = load_stage_recipes(config)
     sketch_stages(config)
     sets = read_guarded_sets(config)
-    accelerator = make_accelerator(config)
-    with explain_lost_processes(), explain_worker_faults():
-        with hold_run_folder(Path(config.output_dir)):
-            code = train_in_held_folder(config, resume, accelerator, recipes, sets)
-        shutdown_process_group()
+    try:
+        accelerator = make_accelerator(config)
+        with explain_lost_processes(), explain_worker_faults():
+            with hold_run_folder(Path(config.output_dir)):
+                code = train_in_held_folder(config, resume, accelerator, recipes, sets)
+            shutdown_process_group()
+    finally:
+        forget_launch()
     return code
 
 

@@ -1,8 +1,8 @@
-"""Layers of a YAML file: the file that its ``base`` names, its own keys, overrides of the command line."""
+"""Layers of a config: the file that its ``base`` names, its own keys, overrides of the command line or of Python."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,18 @@ def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str
     """
     if path.resolve() in seen:
         raise UserError(f"{path}: `base` goes round in a circle")
-    data = load_yaml(path)
+    return lay_over_base(load_yaml(path), path, kind, seen)
+
+
+def lay_over_base(
+    data: dict[str, Any], path: Path, kind: Kind, seen: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """Return the keys of a file over those of its ``base``, see ``read_layers``.
+
+    Args:
+        data: the content of the file. path: of the file, near which its base is looked for.
+    """
+    data = dict(data)
     base = data.pop("base", None)
     if base is None:
         return data
@@ -33,7 +44,7 @@ def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str
 
 
 def merge_mappings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``own`` laid over it.
+    """Return ``base`` with the values of ``override`` laid over it.
 
     A mapping that names another ``kind`` replaces the base's: the settings of one kind mean nothing to another.
     """
@@ -46,18 +57,38 @@ def merge_mappings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, 
     return result
 
 
-def apply_override(data: dict[str, Any], override: str, known_first: Sequence[str]) -> None:
-    """Set ``stages.0.steps=10`` in place; the schema checks the result.
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+def apply_overrides(data: dict[str, Any], overrides: Overrides, known_first: Sequence[str]) -> None:
+    """Set ``stages.0.steps=10`` and so on in place; the schema checks the result.
 
     Args:
+        overrides: texts ``key.sub=value``, whose values are YAML, or a mapping of such keys to values.
         known_first: the keys that may stand first.
 
     Raises:
-        UserError: when it is not ``key=value``, or leads through something that has no parts.
+        UserError: when one is not ``key=value``, or leads through something that has no parts.
     """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': write key.sub=value")
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: give a list or a mapping, such as ['{overrides}']")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            set_value(data, str(key), value, f"{key}={value}", known_first)
+        return
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override '{override}': write key.sub=value")
+        set_value(data, key, parse_override_value(text), override, known_first)
+
+
+def set_value(data: dict[str, Any], key: str, value: Any, override: str, known_first: Sequence[str]) -> None:
+    """Set the value of a dotted key in place, see ``apply_overrides``.
+
+    Args:
+        override: how messages call it.
+    """
     parts = key.split(".")
     if parts[0] not in known_first:
         raise UserError(f"override '{override}': unknown key{suggest_name(parts[0], known_first)}")
@@ -69,7 +100,7 @@ def apply_override(data: dict[str, Any], override: str, known_first: Sequence[st
         place = place[index]
         if not isinstance(place, (dict, list)):
             raise UserError(f"override '{override}': {'.'.join(parts[:depth])} is a value, it has no parts")
-    place[find_position(place, parts[-1], override)] = parse_override_value(text)
+    place[find_position(place, parts[-1], override)] = value
 
 
 def find_position(place: dict[str, Any] | list[Any], part: str, override: str) -> Any:

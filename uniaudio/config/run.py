@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from uniaudio.config.adapters import AdapterConfig, StackConfig
 from uniaudio.config.encoders import EncoderConfig, LoraConfig
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.limits import MAX_TEXT_TOKENS
-from uniaudio.config.overrides import apply_override, read_layers
+from uniaudio.config.overrides import Overrides, apply_overrides, lay_over_base, read_layers
 from uniaudio.config.path_variables import VARIABLE, allow_environment, expand_path
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file, make_portable_name
@@ -380,7 +380,7 @@ def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
     return texts.get(value, value) if isinstance(value, str) else value
 
 
-def load_run(path_or_name: str | Path, overrides: Sequence[str] = (), trust: Trust = NO_TRUST) -> RunConfig:
+def load_run(path_or_name: str | Path, overrides: Overrides = (), trust: Trust = NO_TRUST) -> RunConfig:
     """Read a run config, its bases and the overrides ``key.sub=value``; ``+mini`` takes ``mini/NAME.yaml`` beside it.
 
     Args:
@@ -394,13 +394,51 @@ def load_run(path_or_name: str | Path, overrides: Sequence[str] = (), trust: Tru
         path = find_file("config", str(path.parent / "mini" / path.name))
         overrides = [override for override in overrides if override != MINI]
     data = read_layers(path, "config")
-    for override in overrides:
-        apply_override(data, override, list(RunConfig.model_fields))
     folder = "runs/mini" if path.parent.name == "mini" else "runs"
-    data.setdefault("output_dir", f"{folder}/{path.stem}")
+    return build_run({"output_dir": f"{folder}/{path.stem}", **data}, path, overrides, trust)
+
+
+def parse_run(
+    values: Mapping[str, Any], folder: Path, overrides: Overrides = (), trust: Trust = NO_TRUST
+) -> RunConfig:
+    """Make a run config of plain values, as a file would hold them; see ``load_run``.
+
+    Args:
+        folder: in which relative paths and names are looked up first.
+
+    Raises:
+        UserError: naming the key.
+    """
+    path = folder / "config"  # no file: messages say "config: key"
+    return build_run(lay_over_base(make_plain(values), path, "config"), path, overrides, trust)
+
+
+def make_plain(value: Any) -> Any:
+    """Return nested values as YAML could hold them: paths as text, tuples as lists, numbers of numpy as numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): make_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [make_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def build_run(data: dict[str, Any], path: Path, overrides: Overrides, trust: Trust) -> RunConfig:
+    """Return the run config of what a file says, and of overrides; see ``load_run``.
+
+    Args:
+        data: changed in place. path: of the file.
+    """
+    apply_overrides(
+        data,
+        make_plain(overrides) if isinstance(overrides, Mapping) else overrides,
+        list(RunConfig.model_fields),
+    )
     if isinstance(data.get("adapter"), dict):
         data["adapter"].setdefault("kind", "stack")
-    config = expand_paths(build(RunConfig, data, str(path)), path)
+    name = str(path) if path.is_file() else path.name
+    config = expand_paths(build(RunConfig, data, name), path, name=name)
     config = config.model_copy(update={"output_dir": os.path.expanduser(config.output_dir)})
     config._folder = path.parent
     config._trust = trust | (
@@ -431,20 +469,22 @@ def load_stored_run(file: Path, run: Path, trust: Trust = NO_TRUST) -> RunConfig
     return config
 
 
-def expand_paths(config: RunConfig, path: Path, environment: bool = True) -> RunConfig:
+def expand_paths(config: RunConfig, path: Path, environment: bool = True, name: str = "") -> RunConfig:
     """Resolve paths and recipes relative to the config file: a saved config means the same elsewhere.
 
     Args:
         environment: whether paths through environment variables are resolved too, rather than left as they are.
+        name: how messages call the file; default its path.
     """
     texts: dict[str, str] = {}
+    name = name or str(path)
 
     def expand_text_path(text: str, key: str) -> str:
         if VARIABLE.search(text) is None:
-            return expand_path(text, path.parent, f"{path}: {key}")
+            return expand_path(text, path.parent, f"{name}: {key}")
         if not environment:
             return text
-        resolved = expand_path(text, path.parent, f"{path}: {key}")
+        resolved = expand_path(text, path.parent, f"{name}: {key}")
         texts[resolved] = text
         return resolved
 

@@ -12,15 +12,20 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
+Samples = NDArray[np.int16] | NDArray[np.float32]
 MAX_CLIP_SECONDS = 600.0  # of a clip that is probed, embedded or asked about
 
 
-def batch_by_length(lengths: Sequence[float], most: float) -> list[list[int]]:
-    """Return indices in batches of similar length whose lengths add up to at most ``most`` (or hold one item)."""
+def batch_by_length(lengths: Sequence[float], most: float, batch_size: int | None = None) -> list[list[int]]:
+    """Return indices in batches of similar length whose lengths add up to at most ``most`` (or hold one item).
+
+    Args:
+        batch_size: most items of a batch; None: any number.
+    """
     batches: list[list[int]] = []
     room = 0.0
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not batches or lengths[index] > room:
+        if not batches or lengths[index] > room or len(batches[-1]) == batch_size:
             batches.append([])
             room = most
         batches[-1].append(index)
@@ -30,30 +35,43 @@ def batch_by_length(lengths: Sequence[float], most: float) -> list[list[int]]:
 
 @torch.no_grad()
 def encode_clips(
-    encoder: AudioEncoder, clips: Sequence[NDArray[np.int16]], batch_seconds: float = 60.0
+    encoder: AudioEncoder,
+    clips: Sequence[Samples],
+    batch_seconds: float = 60.0,
+    layer: int | None = None,
+    batch_size: int | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Return the frames ``[A_i, E]`` of every clip, in the order of the clips."""
-    rows = encode_in_batches(encoder, clips, batch_seconds, lambda frames: frames.rows())
+    """Return the frames ``[A_i, E]`` of every clip, in the order of the clips, see ``embed_clips``."""
+    rows = encode_in_batches(encoder, clips, batch_seconds, layer, batch_size, lambda frames: frames.rows())
     return [frames.cpu().numpy() for frames in rows]
 
 
 @torch.no_grad()
 def embed_clips(
-    encoder: AudioEncoder, clips: Sequence[NDArray[np.int16]], batch_seconds: float = 60.0
+    encoder: AudioEncoder,
+    clips: Sequence[Samples],
+    batch_seconds: float = 60.0,
+    layer: int | None = None,
+    batch_size: int | None = None,
 ) -> NDArray[np.float32]:
     """Return the mean frame of every clip: ``[C, E]`` float32, in the order of the clips.
 
     Args:
-        clips: int16 mono samples at 16 kHz. batch_seconds: audio that is encoded at a time.
+        clips: mono samples at 16 kHz, int16 or floats. batch_seconds: audio that is encoded at a time.
+        layer: which of the hidden states; None: the last frames. batch_size: most clips at a time.
     """
-    vectors = encode_in_batches(encoder, clips, batch_seconds, lambda frames: tuple(frames.mean()))
+    vectors = encode_in_batches(
+        encoder, clips, batch_seconds, layer, batch_size, lambda frames: tuple(frames.mean())
+    )
     return torch.stack(vectors).cpu().numpy()
 
 
 def encode_in_batches(
     encoder: AudioEncoder,
-    clips: Sequence[NDArray[np.int16]],
+    clips: Sequence[Samples],
     batch_seconds: float,
+    layer: int | None,
+    batch_size: int | None,
     reduce: Callable[[Ragged], tuple[torch.Tensor, ...]],
 ) -> list[torch.Tensor]:
     """Encode in packed batches of similar length and put the results back in order."""
@@ -61,9 +79,11 @@ def encode_in_batches(
     encoder.eval()
     device = next(encoder.parameters()).device
     results: dict[int, torch.Tensor] = {}
-    for batch in batch_by_length([len(clip) for clip in clips], batch_seconds * SAMPLE_RATE):
+    lengths = [len(clip) for clip in clips]
+    for batch in batch_by_length(lengths, batch_seconds * SAMPLE_RATE, batch_size):
         audio = Ragged.from_rows([torch.from_numpy(clips[i]) for i in batch]).to(device)
-        frames = encoder(audio).frames
+        encoded = encoder(audio, layers=layer is not None)
+        frames = encoded.frames if layer is None else encoded.layers[layer]
         results.update(zip(batch, reduce(frames.with_values(frames.values.float())), strict=True))
     encoder.train(was_training)
     return [results[i] for i in range(len(clips))]

@@ -49,7 +49,7 @@ from uniaudio.train.watchdog import HangWatch
 from uniaudio.types import Batch, LossSum
 
 
-class Run:
+class RunServices:
     """What serves a run from its first step to its last, whatever the stage; opening it writes the run's beginning.
 
     Args:
@@ -128,7 +128,7 @@ def train_stages(
         model = open_stage(models, data, config, accelerator, position, checkpoint)
         steps: Iterator[Steps] | None = open_steps(data, model, position)
         barrier()  # every rank has what it needs
-        run = Run(models, data, evaluator, config, accelerator, stop, watch, position)
+        run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position)
         stack.callback(run.close)
         while True:
             stage = StageRun(run, model, position)
@@ -201,7 +201,7 @@ class StepTotals:
 class StageRun:
     """One stage of a run, from where the position is."""
 
-    def __init__(self, run: Run, model: StageModel, position: TrainState) -> None:
+    def __init__(self, run: RunServices, model: StageModel, position: TrainState) -> None:
         self.run, self.model, self.position = run, model, position
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 
 CONTINUE_LATER = 75  # exit code: stopped early, safe to continue with --resume
 
 
 class StopSignal:
-    """Notes SIGTERM (a scheduler) and the first SIGINT (a person); the second SIGINT stops at once."""
+    """Notes SIGTERM (a scheduler) and the first SIGINT (a person); the second SIGINT stops at once.
+
+    Signals come to the main thread of Python alone: training in another one has none to note.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> StopSignal:
-        self.previous = {kind: signal.signal(kind, self.note) for kind in (signal.SIGTERM, signal.SIGINT)}
+        is_reached = threading.current_thread() is threading.main_thread()
+        kinds = (signal.SIGTERM, signal.SIGINT) if is_reached else ()
+        self.previous = {kind: signal.signal(kind, self.note) for kind in kinds}
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:

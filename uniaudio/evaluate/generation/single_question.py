@@ -1,37 +1,36 @@
-"""Answer one question about one clip with a loaded model."""
+"""Answer questions about clips, one each, with a loaded model."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import decode
+from uniaudio.data.audio_input import AudioInput, quantize_samples, read_samples
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
+from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.generation.batch_answers import generate
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.types import Example
+from uniaudio.types import SAMPLE_RATE, Example
 
 
-def read_clip(path: Path) -> NDArray[np.int16]:
-    """Decode one file for a question.
+def read_clip(clip: AudioInput, rate: int = SAMPLE_RATE, name: str = "audio") -> NDArray[np.int16]:
+    """Read one clip for a question, see ``read_samples``.
 
     Raises:
         UserError: when it cannot be used.
     """
-    try:
-        return decode(path, MAX_CLIP_SECONDS, str(path))
-    except RowError as problem:
-        raise UserError(str(problem)) from problem
+    return quantize_samples(read_samples(clip, rate, MAX_CLIP_SECONDS, name))
 
 
-def answer_question(model: AudioLM, format: ChatFormat, clip: Path, text: str, max_new_tokens: int) -> str:
-    """Answer a question about an audio file; an answer that is cut says so."""
+def answer_question(
+    model: AudioLM, format: ChatFormat, clip: AudioInput, text: str, max_new_tokens: int
+) -> str:
+    """Answer a question about a clip; an answer that is cut says so."""
     pieces = split_question(text)
     return answer_samples(model, format, read_clip(clip), pieces, max_new_tokens)
 
@@ -55,19 +54,45 @@ def answer_samples(
     pieces: tuple[str, ...],
     max_new_tokens: int,
 ) -> str:
-    """Answer a question, cut at the place of its clip, about int16 samples ``[S]`` at 16 kHz.
+    """Answer one question about one clip, see ``answer_all``."""
+    return answer_all(model, format, [samples], [pieces], max_new_tokens)[0]
+
+
+def answer_all(
+    model: AudioLM,
+    format: ChatFormat,
+    clips: Sequence[NDArray[np.int16]],
+    questions: Sequence[tuple[str, ...]],
+    max_new_tokens: int,
+    batch_seconds: float = 60.0,
+) -> list[str]:
+    """Answer questions, each cut at the place of its clip, about int16 samples ``[S]`` at 16 kHz.
 
     An answer that has not ended after ``max_new_tokens`` says so behind its text.
 
+    Args:
+        clips, questions: as many of each. batch_seconds: audio of the clips that are answered together.
+
     Raises:
-        UserError: when the question holds the text of a special token, or has more tokens than allowed with its clip.
+        UserError: before any is answered, when a question holds the text of a special token, or has more tokens than
+            allowed with its clip.
     """
-    example = Example("question", "ask", "ask", (samples,), pieces, "-")
+    examples = [
+        Example("question", "ask", "ask", (samples,), pieces, "-")
+        for samples, pieces in zip(clips, questions, strict=True)
+    ]
+    device = next(model.parameters()).device
+    answers: dict[int, str] = {}
     try:
-        format.check_question(pieces, example.answer, model.count_slots(len(samples)))
-        batch = collate_prompts([example], format, model.count_slots, ("ask",))
+        for example in examples:
+            format.check_question(example.prompt, example.answer, model.count_slots(len(example.clips[0])))
+        for batch in batch_by_length([len(clip) for clip in clips], batch_seconds * SAMPLE_RATE):
+            prompts = collate_prompts([examples[i] for i in batch], format, model.count_slots, ("ask",))
+            for i, answer in zip(
+                batch, generate(model, prompts.to(device), format, max_new_tokens), strict=True
+            ):
+                cut = f" … (cut after {max_new_tokens} tokens)" if answer.is_cut else ""
+                answers[i] = answer.text + cut
     except RowError as problem:
         raise UserError(f"the question cannot be used: {problem}") from problem
-    device = next(model.parameters()).device
-    answer = generate(model, batch.to(device), format, max_new_tokens)[0]
-    return f"{answer.text} … (cut after {max_new_tokens} tokens)" if answer.is_cut else answer.text
+    return [answers[i] for i in range(len(examples))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
@@ -64,6 +65,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if config.train.compile:
         refuse_to_compile(accelerator)
     return accelerator
+
+
+def forget_launch() -> None:
+    """Let accelerate forget how it was started: the next training or evaluation of this process starts it anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def refuse_conflicts(config: RunConfig) -> None:
