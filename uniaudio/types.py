@@ -35,6 +35,7 @@ class Example:
         answer: the rendered answer. Never empty.
         shares_clips: the clips are those of the example before it in the batch, and are encoded once for both.
         masks: (clip, axis, begin, width) of what the encoder is not to see, see ``model/spec_augment.py``.
+        window: (start, end) in seconds of the longer clip that the clip is a window of.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Example:
     answer: str
     shares_clips: bool = False
     masks: tuple[tuple[int, int, int, int], ...] = ()
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

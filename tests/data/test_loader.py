@@ -284,7 +284,7 @@ def test_a_condition_degrades_the_clips_of_an_evaluation_in_the_same_way_each_ti
     plain, noisy = load_recipe(str(folder / "loud.yaml")).evaluate
     assert (plain.name, noisy.name) == ("tones:tone", "tones:tone@noise_10db")
     clean, first, second = (
-        [example.clips[0].astype(int) for example, _ in iterate_examples(open_examples(entry, 4), 30.0)]
+        [example.clips[0].astype(int) for _, (example, _) in iterate_examples(open_examples(entry, 4), 30.0)]
         for entry in (plain, noisy, noisy)
     )
     for before, after, again in zip(clean, first, second, strict=True):
@@ -356,7 +356,7 @@ def test_the_budget_holds_by_what_was_decoded(mixture):
 
 def test_evaluation_compares_lengths_too(recipe, tmp_path):
     entry = recipe.evaluate[0]
-    whole = list(iterate_examples(open_examples(entry, None), 30.0))
+    whole = [item for _, item in iterate_examples(open_examples(entry, None), 30.0)]
     rows = [
         {
             "audio": str(ref.source),
@@ -372,7 +372,8 @@ def test_evaluation_compares_lengths_too(recipe, tmp_path):
     )
     split = replace(entry.dataset.splits[entry.split], keep=None)
     card = replace(entry.dataset, load=load, splits={entry.split: split}, columns={}, audio=("audio",))
-    stated = list(iterate_examples(open_examples(replace(entry, dataset=card), None), 30.0))
+    cards_entry = replace(entry, dataset=card)
+    stated = [item for _, item in iterate_examples(open_examples(cards_entry, None), 30.0)]
     assert stated[1].reason == "stated duration is wrong"
     assert [item[0].answer for item in (stated[0], stated[2])] == [
         item[0].answer for item in (whole[0], whole[2])

@@ -167,7 +167,7 @@ def read_everything(recipe: Recipe, format: ChatFormat) -> bool:
     """Go through the evaluation set and one step of training; return whether an example came of it."""
     usable = False
     for entry in recipe.evaluate:
-        for item in iterate_examples(open_examples(entry, 4), 3.0):
+        for _, item in iterate_examples(open_examples(entry, 4), 3.0):
             if isinstance(item, Skip):
                 assert item.reason
             else:

@@ -12,13 +12,14 @@ from statistics import fmean
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.long_clips import LongClips
 from uniaudio.data.open_entries import open_entry
-from uniaudio.data.recipe import Recipe, RecipeEntry
+from uniaudio.data.recipe import Entry, Recipe, RecipeEntry
 from uniaudio.data.row_clips import decode_clips, read_row_seconds
 from uniaudio.data.segment import list_unused_time_columns
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.data.template import Template
+from uniaudio.data.template import JOINED_METRICS, Template
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import SAMPLE_RATE
 
@@ -39,6 +40,7 @@ class CheckedEntry:
     seconds: float  # mean clip length of the rows read
     answer_words: float
     notes: tuple[str, ...] = ()
+    cuts_clips: bool = False  # long clips are cropped or cut into windows
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
         notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
         notes += note_time_columns(rows, entry.dataset, template)
     notes += note_odd_clips(rows, SECONDS_DECODED)
+    notes += note_cut_answers(entry)
     notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
     return CheckedEntry(
         entry.name,
@@ -83,6 +86,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
         fmean(seconds for seconds, _ in rendered[0]),
         sum(fmean(len(answer.split()) for _, answer in usable) for usable in rendered),
         tuple(dict.fromkeys(notes)),
+        entry.long_clips is not None and entry.long_clips.how != "skip",
     )
 
 
@@ -99,7 +103,7 @@ def render_rows(
         if isinstance(row, Row):
             try:
                 answer = entry.render_question(row, template).answer
-                usable.append((sum(read_row_seconds(row)), answer))
+                usable.append((sum(shorten_clips(read_row_seconds(row), entry.long_clips)), answer))
             except RowError as problem:
                 reasons.append(f"{row.key}: {problem}")
     if not usable:
@@ -108,6 +112,29 @@ def render_rows(
             f"({reasons[0]})"
         )
     return usable
+
+
+def shorten_clips(lengths: Sequence[float], long_clips: LongClips | None) -> list[float]:
+    """Return the lengths of a row's clips in seconds as they are used, where `long_clips` states a length."""
+    if long_clips is None or long_clips.how == "skip" or long_clips.seconds is None:
+        return list(lengths)
+    return [min(length, long_clips.seconds) for length in lengths]
+
+
+def note_cut_answers(entry: RecipeEntry) -> list[str]:
+    """Return a line about parts of clips that are trained with answers to the whole clips."""
+    texts = [t.task for t in entry.templates if t.scoring.metric in JOINED_METRICS]
+    if (
+        not isinstance(entry, Entry)
+        or entry.long_clips is None
+        or entry.long_clips.how == "skip"
+        or not texts
+    ):
+        return []
+    return [
+        f"long_clips: {entry.long_clips.how}: a part of a clip is trained with the answer to all of it, which for "
+        f"{', '.join(texts)} may speak of the rest; give such data as segments with texts of their own"
+    ]
 
 
 def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Template) -> None:

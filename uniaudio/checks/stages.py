@@ -123,6 +123,7 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
             continue
         pairings = [check_entry(entry) for entry in recipe.train] if index > begun else read_pairings(recipe)
         check_budget(config, stage, pairings)
+        check_long_clips(config, stage, recipe)
         ewc = stage.continual.ewc
         if ewc is not None and ewc.recipe is not None:
             for entry in load_recipe(ewc.recipe, near=config.folder).train:
@@ -155,13 +156,24 @@ def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[CheckedEntr
     """
     longest = config.data.max_seconds
     for pairing in pairings:
-        if longest is not None and pairing.seconds <= longest:
+        if pairing.cuts_clips or (longest is not None and pairing.seconds <= longest):
             continue
         if pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds:
             raise UserError(
                 f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
                 f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
             )
+
+
+def check_long_clips(config: RunConfig, stage: Stage, recipe: Recipe) -> None:
+    """Refuse crops and windows that are longer than the longest clip of a stage.
+
+    Raises:
+        UserError: see ``Entry.choose_long_clips``.
+    """
+    longest = config.data.max_seconds or stage.budget.audio_seconds
+    for entry in recipe.train:
+        entry.choose_long_clips(longest, f"recipe {recipe.name}: {entry.name}")
 
 
 def refuse_nothing_to_measure(stage: Stage, recipe: Recipe) -> None:

@@ -266,6 +266,8 @@ def write_packed_recipe(recipe: Recipe, out: Path) -> None:
             facts["augment"] = [step.model_dump(mode="json", exclude_none=True) for step in steps]
         else:
             facts |= {"max_examples": entry.max_examples, "condition": entry.condition}
+        if entry.long_clips is not None:
+            facts["long_clips"] = {k: v for k, v in asdict(entry.long_clips).items() if v is not None}
         return facts | {"constants": dict(entry.constants)}
 
     data = {

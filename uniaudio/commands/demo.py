@@ -63,7 +63,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
         console.print(table)
     loaded = load_model(str(out))
     recipe = load_recipe(config.stages[0].recipe)
-    answers = evaluate_recipe(loaded, recipe, make_prediction_settings(loaded.config))
+    answers = evaluate_recipe(loaded, recipe, make_prediction_settings(loaded))
     console.print(build_answers_table(answers))
     examples = answer_examples(loaded, recipe)
     for item in examples:

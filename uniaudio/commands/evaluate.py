@@ -20,7 +20,7 @@ from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import sign_answers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.data.eval_examples import open_examples
+from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import explain_lost_processes, is_main, world_size
@@ -33,6 +33,7 @@ from uniaudio.evaluate.metrics.text_metrics import require_metric
 from uniaudio.train.engines.accelerator import forget_launch
 
 PROTOCOLS = ("own", "xares-llm")
+SHORTEST_WINDOW = 30.0  # seconds
 PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
 # what a launch file may ask for, for training
 SPREADING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
@@ -59,10 +60,19 @@ def join_processes() -> Iterator[torch.device]:
         os.environ.update({variable: value for variable, value in launched.items() if value is not None})
 
 
-def make_prediction_settings(config: RunConfig, **changes: Any) -> PredictionSettings:
-    """Return how a run's evaluation sets are asked: as its config says, but for ``changes``."""
+def make_prediction_settings(loaded: LoadedModel, **changes: Any) -> PredictionSettings:
+    """Return how a model's evaluation sets are asked: as its config says, but for ``changes``.
+
+    Long clips are cut into windows of the encoder's reach, but no shorter ones than ``SHORTEST_WINDOW`` and the longest
+    clips that the run was trained on: chunks of an encoder that reaches less far are read together in training, too.
+    """
+    config, reach = loaded.config, loaded.model.encoder.reach
+    window = LONGEST_CLIP
+    if reach is not None:
+        window = min(max(reach, SHORTEST_WINDOW, config.data.max_seconds or 0.0), LONGEST_CLIP)
     stated = config.evaluate
-    return replace(PredictionSettings(stated.max_new_tokens, stated.batch_seconds), **changes)
+    settings = PredictionSettings(stated.max_new_tokens, stated.batch_seconds, window)
+    return replace(settings, **changes)
 
 
 def get_row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None = None) -> int | None:
@@ -127,7 +137,7 @@ def compute_validation_losses(
     must call it.
     """
     sums: dict[str, list[float]] = {}
-    settings = make_prediction_settings(loaded.config, shared=shared)
+    settings = make_prediction_settings(loaded, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
             examples = open_examples(entry, count, samples)
@@ -175,7 +185,7 @@ def run_evaluation(
         recipe = recipe or load_stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")
-        settings = make_prediction_settings(loaded.config, shared=True, labels=labels)
+        settings = make_prediction_settings(loaded, shared=True, labels=labels)
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
         console = Console(quiet=not is_main())

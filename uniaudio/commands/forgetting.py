@@ -168,7 +168,7 @@ def answer_matrix(
     for name, path in stages.items():
         console.print(f"asking {name}", style="dim")
         loaded = load_model(str(path), trust=config.trust)
-        results = evaluate_recipe(loaded, union, make_prediction_settings(loaded.config), max_examples)
+        results = evaluate_recipe(loaded, union, make_prediction_settings(loaded), max_examples)
         rows.append(tuple(make_higher_better(results[entry]) for entry in entries_by_name))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:

@@ -271,8 +271,9 @@ class RunEvaluator:
 
     def evaluate(self, model: nn.Module, shared: bool) -> tuple[dict[str, Any], list[AnswerSample]]:
         """Return the scores of the evaluation sets of the last stage, and some answers where a tracker takes them."""
-        settings = make_prediction_settings(self.config, shared=shared)
-        results = evaluate_recipe(self.wrap_model(model), self.recipes[-1], settings, samples=self.samples)
+        loaded = self.wrap_model(model)
+        settings = make_prediction_settings(loaded, shared=shared)
+        results = evaluate_recipe(loaded, self.recipes[-1], settings, samples=self.samples)
         wanted = is_main() and list_tracker_names(self.config)
         shown = self.collect_samples(results) if wanted else []
         return drop_answers(results), shown

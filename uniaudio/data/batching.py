@@ -12,15 +12,16 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.data.chat_format import ChatFormat, prefix_of
+from uniaudio.data.long_clips import LongClips
 from uniaudio.data.permutation import count_draws_before, derive_phase, hash_parts, make_row_rng
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_clips import read_row_seconds
-from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor
+from uniaudio.data.row_clips import cut_long_clips, read_row_seconds
+from uniaudio.data.sampler import Cut, IndexedCursor, Mark, ShardCursor, WindowCursor
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import IndexedSource, Row, Source
@@ -140,7 +141,21 @@ class Mixture:
             self.format.max_text_tokens != MAX_TEXT_TOKENS
         ):  # checkpoints from before there was this limit go on
             facts += ((self.format.max_text_tokens,),)
+        if any(long_clips != LongClips("skip") for long_clips in self.long_clips):
+            facts += (self.long_clips,)
         return f"{hash_parts(self.seed, repr(facts)):016x}"
+
+    @cached_property
+    def long_clips(self) -> tuple[LongClips, ...]:
+        """What becomes of the long clips of each entry, with its lengths stated.
+
+        Raises:
+            UserError: for crops and windows that are longer than the longest clip.
+        """
+        return tuple(
+            entry.choose_long_clips(self.max_seconds, f"recipe {self.recipe.name}: {entry.name}")
+            for entry in self.recipe.train
+        )
 
     def derive_entry_seed(self, entry: int) -> int:
         return hash_parts(self.seed, self.recipe.train[entry].name)
@@ -182,15 +197,20 @@ class LogicalStream:
         self.cursors = [self.open_cursor(entry) for entry in range(len(mixture.sources))]
         self.phases = [derive_phase(mixture.seed, entry.name, index) for entry in mixture.recipe.train]
 
-    def open_cursor(self, entry: int) -> IndexedCursor | ShardCursor:
+    def open_cursor(self, entry: int) -> IndexedCursor | WindowCursor | ShardCursor:
         mixture, source, seed = (
             self.mixture,
             self.mixture.sources[entry],
             self.mixture.derive_entry_seed(entry),
         )
+        long_clips, mark = mixture.long_clips[entry], self.state.marks.get(entry, Mark())
+        cut: Cut | None = (
+            partial(cut_long_clips, long_clips=long_clips) if long_clips.how == "windows" else None
+        )
         if isinstance(source, IndexedSource):
-            return IndexedCursor(source, seed, self.index, mixture.streams)
-        name, mark = mixture.recipe.train[entry].dataset.name, self.state.marks.get(entry, Mark())
+            rows = IndexedCursor(source, seed, self.index, mixture.streams)
+            return rows if cut is None else WindowCursor(rows, mixture.window, cut, mark)
+        name = mixture.recipe.train[entry].dataset.name
         return ShardCursor(
             source,
             name,
@@ -201,10 +221,13 @@ class LogicalStream:
             mixture.patience,
             mark,
             mixture.max_outage,
+            cut,
         )
 
     def marks(self) -> dict[int, Mark]:
-        return {i: cursor.mark for i, cursor in enumerate(self.cursors) if isinstance(cursor, ShardCursor)}
+        return {
+            i: cursor.mark for i, cursor in enumerate(self.cursors) if not isinstance(cursor, IndexedCursor)
+        }
 
     def iterate_batches(self) -> Iterator[PlannedBatch]:
         """Yield micro-batch after micro-batch, pool after pool."""
@@ -262,7 +285,7 @@ class LogicalStream:
             skips += [Skip.of(name, f"draw {k}", row)] * num_questions
             return []
         try:
-            seconds = self.read_usable_seconds(row)
+            row, seconds = self.fit_clips(index, entry, k, row)
             clips = self.audio_tokens(seconds)
         except RowError as problem:
             skips += [Skip.of(name, row.key, problem)] * num_questions
@@ -281,17 +304,25 @@ class LogicalStream:
         cost = self.cost(sum(seconds), clips, [rendered for _, rendered in questions])
         return [PlannedRow(index, k, row, sum(seconds), cost, tuple(questions))]
 
-    def read_usable_seconds(self, row: Row) -> list[float]:
-        """Return the seconds of every clip of a row, when they can be used."""
-        lengths, longest = read_row_seconds(row), self.mixture.max_seconds
+    def fit_clips(self, index: int, entry: Entry, k: int, row: Row) -> tuple[Row, list[float]]:
+        """Return a row, cropped where its entry says so, and the seconds of every clip, when they can be used.
+
+        The place of a crop is drawn by the example's generator: it depends on nothing but the seed and the draw.
+        """
+        mixture = self.mixture
+        long_clips = mixture.long_clips[index]
+        if long_clips.how == "crop":
+            rng = random.Random(hash_parts("crop", mixture.seed, entry.name, k))
+            (row,) = cut_long_clips(row, long_clips, rng)
+        lengths = read_row_seconds(row)
+        longest = long_clips.seconds if long_clips.seconds is not None else mixture.max_seconds
         for ref, length in zip(row.audio, lengths, strict=True):
             if length < SHORTEST:
                 raise RowError("empty audio", f"{ref.name}: {length:g} s")
-            if length > longest:
-                raise RowError(
-                    "clip too long", f"{ref.name}: {length:.1f} s, data.max_seconds is {longest:g}"
-                )
-        return lengths
+            if length > longest and long_clips.how == "skip":
+                limit = "long_clips.seconds" if long_clips.seconds is not None else "data.max_seconds"
+                raise RowError("clip too long", f"{ref.name}: {length:.1f} s, {limit} is {longest:g}")
+        return row, lengths
 
     def audio_tokens(self, seconds: Sequence[float]) -> list[int]:
         """Return the audio tokens of clips of such lengths; none where the budget does not count tokens."""

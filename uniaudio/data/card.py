@@ -19,6 +19,7 @@ from uniaudio.data.conditions import Condition
 from uniaudio.data.field_values import Classes, FirstOf
 from uniaudio.data.jinja import Text
 from uniaudio.data.labels import Label, LabelSet, read_label_sets
+from uniaudio.data.long_clips import How, LongClips, LongClipsFile, expand_long_clips
 from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, Segment, SegmentColumns
 from uniaudio.errors import RowError, UserError
 
@@ -184,6 +185,11 @@ class CardFile(Strict):
     """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
     `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
     """
+    long_clips: LongClipsFile | None = None
+    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    and `hop`; a line of a recipe may say otherwise. Default: `skip` in training, `windows` in evaluation. Read by:
+    train, eval, check, plan, data commands.
+    """
     columns: dict[str, str | FirstOfFile] = Field(default_factory=dict)
     """Columns that are made of others: names to Jinja texts, or `{first_of: [a, b]}` for the first that a row
     has. Default: the stored columns alone.
@@ -200,6 +206,19 @@ class CardFile(Strict):
     @classmethod
     def check_one_clip(cls, audio: Any) -> Any:
         return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
+
+    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
+    @classmethod
+    def expand_word(cls, value: Any) -> Any:
+        return expand_long_clips(value)
+
+    @model_validator(mode="after")
+    def check_windows(self) -> CardFile:
+        if self.long_clips is not None and self.long_clips.how == "windows" and len(self.audio) > 1:
+            raise ValueError(
+                "long_clips: windows are cut of one clip, but `audio` names several; take crop or skip"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_columns(self) -> CardFile:
@@ -239,7 +258,7 @@ class DatasetCard:
         audio_texts: those of them that are made of other columns.
         used: the columns that templates take (None: all). No other is rendered or, where each is stored apart, read.
         segment: the columns with times, where a clip is a part of its recording.
-        labels: the closed sets of columns.
+        long_clips: what becomes of long clips, where the card states it. labels: the closed sets of columns.
     """
 
     name: str
@@ -254,6 +273,7 @@ class DatasetCard:
     audio_texts: Mapping[str, Text | FirstOf] = field(default_factory=dict)
     segment: SegmentColumns = field(default_factory=SegmentColumns)
     labels: Mapping[str, tuple[Label, ...]] = field(default_factory=dict)
+    long_clips: LongClips | None = None
 
     @property
     def time_columns(self) -> frozenset[str]:
@@ -408,6 +428,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         path=path,
         segment=choose_segment_columns(data),
         labels=read_label_sets(data.labels, path.parent, f"{path}: labels"),
+        long_clips=LongClips.of(data.long_clips) if data.long_clips is not None else None,
         audio_texts={
             name: made for name, text in audio.items() if (made := text or columns.get(name)) is not None
         },

@@ -183,7 +183,8 @@ class WorkerDataset(IterableDataset):
         """
         entry = self.mixture.recipe.train[planned.entry]
         kinds: list[str] = []
-        clips = decode_clips(planned.row, self.mixture.max_seconds, kinds)
+        # the last window of a clip may be a little longer
+        clips = decode_clips(planned.row, max(self.mixture.max_seconds, planned.seconds), kinds)
         if entry.augmenter is None:
             return clips, (), kinds
         with convert_to_row_error("broken audio", planned.row.key):
@@ -213,6 +214,7 @@ class WorkerDataset(IterableDataset):
                     clips=clips,
                     prompt=rendered.prompt,
                     answer=rendered.answer,
+                    window=planned.row.window,
                 )
             )
         return usable, skips

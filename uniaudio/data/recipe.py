@@ -17,8 +17,9 @@ from uniaudio.config.search_paths import find_file
 from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.closed_sets import LineLabels, close_answers
+from uniaudio.data.long_clips import How, LongClips, LongClipsFile, expand_long_clips
 from uniaudio.data.sources.base import Row, open_source
-from uniaudio.data.template import Rendered, Scoring, Template, load_template
+from uniaudio.data.template import JOINED_METRICS, Rendered, Scoring, Template, load_template
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 
@@ -44,6 +45,15 @@ class EntryFile(Strict):
     """
     augment: tuple[AugmentStep, ...] = ()
     """Augmentation of the clips, in order. Default: none. Read by: train, check."""
+    long_clips: LongClipsFile | None = None
+    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    and `hop`. Default: as the card says, else `skip`.
+    """
+
+    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
+    @classmethod
+    def expand_word(cls, value: Any) -> Any:
+        return expand_long_clips(value)
 
     @field_validator("template", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
@@ -83,6 +93,16 @@ class EvaluateFile(Strict):
     """
     condition: str | None = None
     """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
+    long_clips: LongClipsFile | None = None
+    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    and `hop`. Default: as the card says, else `windows`. The answers to the windows
+    of a clip become one.
+    """
+
+    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
+    @classmethod
+    def expand_word(cls, value: Any) -> Any:
+        return expand_long_clips(value)
 
 
 class ReplayFile(Strict):
@@ -142,6 +162,7 @@ class RecipeEntry:
 
     Args:
         constants: inputs of the templates that the recipe states.
+        long_clips: what becomes of long clips; None where neither the line nor its card says it.
     """
 
     dataset: DatasetCard
@@ -149,6 +170,7 @@ class RecipeEntry:
     split: str
     constants: Mapping[str, Any]
     augmenter: Augmenter | None = None
+    long_clips: LongClips | None = None
 
     @property
     def name(self) -> str:
@@ -189,6 +211,23 @@ class Entry(RecipeEntry):
         """Unique among the entries of a recipe, up to constants."""
         return name_pair(self.dataset, self.templates, self.split, "train")
 
+    def choose_long_clips(self, longest: float, where: str) -> LongClips:
+        """Return what becomes of long clips, with the lengths of crops and windows stated.
+
+        Args:
+            longest: seconds of the longest clip that the run can train on.
+
+        Raises:
+            UserError: for lengths that do not fit that or each other.
+        """
+        chosen = self.long_clips or LongClips()
+        if chosen.seconds is not None and chosen.seconds > longest:
+            raise UserError(
+                f"{where}: long_clips.seconds: {chosen.seconds:g} is more than the longest clip of the run, "
+                f"{longest:g} s (data.max_seconds, by default the stage's budget.audio_seconds); lower it or raise that"
+            )
+        return chosen if chosen.how == "skip" else chosen.fill_seconds(longest, where)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalEntry(RecipeEntry):
@@ -196,6 +235,20 @@ class EvalEntry(RecipeEntry):
 
     max_examples: int | None
     condition: str | None = None
+
+    def choose_long_clips(self, usual: float) -> LongClips:
+        """Return what becomes of long clips, with its lengths stated; windows where neither line nor card says it.
+
+        Args:
+            usual: length of a crop or window that is not stated, in seconds.
+
+        Raises:
+            UserError: for a hop above that.
+        """
+        if self.long_clips is None and len(self.dataset.audio) > 1:
+            return LongClips("skip")
+        chosen = self.long_clips or LongClips("windows")
+        return chosen if chosen.how == "skip" else chosen.fill_seconds(usual, f"evaluation set {self.name}")
 
     @property
     def template(self) -> Template:
@@ -270,6 +323,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
             share=unreplayed * weight / sum(weights),
             constants=line.constants,
             augmenter=Augmenter(line.augment, f"{path}: train[{i}].augment") if line.augment else None,
+            long_clips=choose_long_clips(line, card, f"{path}: train[{i}]"),
         )
         for i, (line, (card, templates), weight) in enumerate(zip(data.train, pairs, weights, strict=True))
     ]
@@ -295,17 +349,38 @@ def resolve_evaluation(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
             )
         augmenter = Augmenter(CONDITIONS[line.condition], f"{where}.condition")
     changed = {name: getattr(line.scoring, name) for name in line.scoring.model_fields_set}
+    scoring = templates[0].scoring.model_copy(update=changed)
+    long_clips = choose_long_clips(line, card, where)
+    if long_clips is not None and long_clips.overlaps and scoring.metric in JOINED_METRICS:
+        raise UserError(
+            f"{where}: long_clips.hop: the answers to windows are joined for {scoring.metric}, and "
+            "windows that overlap would say words twice; leave hop out"
+        )
     return EvalEntry(
         dataset=card,
-        templates=tuple(
-            replace(template, scoring=template.scoring.model_copy(update=changed)) for template in templates
-        ),
+        templates=(replace(templates[0], scoring=scoring),),
         split=line.split,
         max_examples=line.max_examples,
         constants=line.constants,
         condition=line.condition,
         augmenter=augmenter,
+        long_clips=long_clips,
     )
+
+
+def choose_long_clips(line: EntryFile | EvaluateFile, card: DatasetCard, where: str) -> LongClips | None:
+    """Return what becomes of long clips as a line of a recipe says, else as its card does.
+
+    Raises:
+        UserError: for windows of several clips.
+    """
+    if line.long_clips is None:
+        return card.long_clips
+    if line.long_clips.how == "windows" and len(card.audio) > 1:
+        raise UserError(
+            f"{where}: long_clips: windows are cut of one clip, but {card.name} has several; take crop"
+        )
+    return LongClips.of(line.long_clips)
 
 
 def refuse_duplicates(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
@@ -336,7 +411,8 @@ def join_pairings(entries: list[Entry]) -> list[Entry]:
 
 def is_same_pairing(one: Entry, other: Entry) -> bool:
     return one.name == other.name and all(
-        getattr(one, part) == getattr(other, part) for part in ("split", "constants", "label_sets")
+        getattr(one, part) == getattr(other, part)
+        for part in ("split", "constants", "label_sets", "long_clips")
     )
 
 

@@ -1,17 +1,21 @@
-"""The clips of a row: their lengths and their samples; whatever goes wrong is the row's fault."""
+"""The clips of a row: their lengths, parts and samples; whatever goes wrong is the row's fault."""
 
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uniaudio.data.long_clips import LongClips, list_window_spans
 from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 
 ClipSamples = NDArray[np.int16]  # samples [S] at 16 kHz
+WINDOW_MARK = "#t="  # between the key of a row and the time of a window, as in a media fragment
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
 
@@ -26,6 +30,56 @@ def read_row_seconds(row: Row) -> list[float]:
     if not all(map(math.isfinite, lengths)):
         raise RowError("broken audio", f"{row.key}: a length of {lengths} s")
     return lengths
+
+
+def cut_long_clips(row: Row, long_clips: LongClips, rng: random.Random | None = None) -> list[Row]:
+    """Return the rows that stand for a row: itself, its crop, or its windows in order; no audio is decoded.
+
+    Args:
+        long_clips: with its lengths stated, see ``fill_seconds``.
+        rng: chooses the place of a crop; None crops the middle.
+
+    Raises:
+        RowError: when a length cannot be known, or windows would be cut of several clips or be too many.
+    """
+    if long_clips.how == "skip" or long_clips.seconds is None:
+        return [row]
+    lengths = read_row_seconds(row)
+    if long_clips.how == "crop":
+        pairs = zip(row.audio, lengths, strict=True)
+        return [replace(row, audio=tuple(crop_ref(ref, n, long_clips.seconds, rng) for ref, n in pairs))]
+    spans = list_window_spans(max(lengths), long_clips.seconds, long_clips.hop or long_clips.seconds, row.key)
+    if len(spans) == 1:
+        return [row]
+    if len(row.audio) > 1:
+        raise RowError("clip too long", f"{row.key}: windows are cut of one clip, this row has several")
+    return [cut_window(row, span) for span in spans]
+
+
+def crop_ref(ref: AudioRef, length: float, seconds: float, rng: random.Random | None) -> AudioRef:
+    """Return a reference to ``seconds`` of a clip of the given length; a clip that is no longer stays whole."""
+    if length <= seconds:
+        return ref
+    place = rng.random() if rng is not None else 0.5
+    start = place * (length - seconds)
+    return cut_ref(ref, (start, start + seconds))
+
+
+def cut_window(row: Row, span: tuple[float, float]) -> Row:
+    """Return a window of a row's only clip, its time behind the key as in a media fragment: ``KEY#t=30,60``."""
+    start, end = map(format_seconds, span)
+    return Row(f"{row.key}{WINDOW_MARK}{start},{end}", row.columns, (cut_ref(row.audio[0], span),), span)
+
+
+def cut_ref(ref: AudioRef, span: tuple[float, float]) -> AudioRef:
+    """Return a reference to a part of a clip, which may itself be a part of a recording."""
+    begin = ref.span[0] if ref.span is not None else 0.0
+    return replace(ref, span=(begin + span[0], begin + span[1]))
+
+
+def format_seconds(seconds: float) -> str:
+    """Write seconds to the millisecond, without zeros at the end."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def decode_clips(row: Row, max_seconds: float, notices: list[str] | None = None) -> tuple[ClipSamples, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from uniaudio.data.sources.base import BrokenShardError, IndexedSource, Place, R
 from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
+ROWS_TOGETHER = 16  # rows whose windows are shuffled together, where there are as many
 BARREN = 4  # times as many empty epochs as there are streams, before a source counts as empty
 
 
@@ -39,13 +40,31 @@ class IndexedCursor:
         )
 
 
+Cut = Callable[[Row], list[Row]]  # a row to the windows of its clip
+
+
+def cut_rows(rows: Iterable[Row | RowError], cut: Cut) -> list[Row | RowError]:
+    """Return the windows of rows in order; a row whose clip cannot be cut comes as its error."""
+    pieces: list[Row | RowError] = []
+    for row in rows:
+        if isinstance(row, RowError):
+            pieces.append(row)
+            continue
+        try:
+            with convert_to_row_error("unreadable row", row.key, row.key):
+                pieces += cut(row)
+        except RowError as problem:
+            pieces.append(problem)
+    return pieces
+
+
 class Mark(NamedTuple):
-    """A position in the rows of a sharded source that fall to one stream.
+    """A position in the rows of a source that fall to one stream, where rows are shuffled together.
 
     Args:
         epoch: how often the stream went through its part. unit: of the epoch's units, see ``units``.
-        row, offset: the place in the unit's shard.
-        used: rows taken from the window that begins there.
+        row, offset: the place in the unit's shard; of an indexed source the stream's number of the draw.
+        used: rows, or windows of long clips, taken from those that begin there.
     """
 
     epoch: int = 0
@@ -53,6 +72,41 @@ class Mark(NamedTuple):
     row: int = 0
     offset: int = 0
     used: int = 0
+
+
+class WindowCursor:
+    """The windows of the long clips of an indexed source that fall to one stream.
+
+    Rows come to the streams as from an ``IndexedCursor``. Those of several draws are cut, and their windows shuffled
+    together: as many draws as give ``size`` windows, ``ROWS_TOGETHER`` at least. A position in the middle of a clip
+    is the first of these draws and the number of windows used.
+    """
+
+    def __init__(self, rows: IndexedCursor, size: int, cut: Cut, mark: Mark) -> None:
+        self.rows, self.size, self.cut, self.mark = rows, size, cut, mark
+        # streams share the rows of a small source: no more draws than one of them has in an epoch
+        self.least = max(1, min(ROWS_TOGETHER, rows.source.size // rows.streams))
+        self.pieces: list[Row | RowError] = []
+        self.after = mark.row
+
+    def take(self) -> Row | RowError:
+        """Return the next window, or why a row cannot be used."""
+        if not self.pieces:
+            self.read_pieces(self.mark)
+        elif self.mark.used == len(self.pieces):
+            self.read_pieces(Mark(row=self.after))
+        seed = hash_parts(self.rows.seed, "windows", self.rows.stream, self.mark.row)
+        place = permute_index(self.mark.used, len(self.pieces), seed)
+        self.mark = self.mark._replace(used=self.mark.used + 1)
+        return self.pieces[place]
+
+    def read_pieces(self, mark: Mark) -> None:
+        """Cut the rows of the draws from the mark on."""
+        self.mark, self.pieces, draw = mark, [], mark.row
+        while len(self.pieces) < self.size or draw - mark.row < self.least:
+            self.pieces += cut_rows([self.rows.take(draw)[1]], self.cut)
+            draw += 1
+        self.after = draw
 
 
 @dataclass(frozen=True)
@@ -97,6 +151,7 @@ class ShardCursor:
         name: of the dataset, for messages. size: rows of a window; the last one of an epoch may be shorter.
         patience: seconds to wait for a window before the run stops; pauses of an outage do not count.
         max_outage: seconds that an outage of the network is waited out.
+        cut: where long clips are cut into windows: the windows of all rows are shuffled together.
     """
 
     def __init__(
@@ -110,10 +165,11 @@ class ShardCursor:
         patience: float,
         mark: Mark,
         max_outage: float = MAX_OUTAGE,
+        cut: Cut | None = None,
     ) -> None:
         self.source, self.name, self.seed = source, name, seed
         self.stream, self.streams, self.size, self.patience = stream, streams, size, patience
-        self.mark, self.max_outage = mark, max_outage
+        self.mark, self.max_outage, self.cut = mark, max_outage, cut
         self.pause_ends = 0.0  # of an outage that is waited out, on the monotonic clock
         self.window: Window | None = None
         self.coming: Future[Window] | None = None
@@ -176,7 +232,8 @@ class ShardCursor:
         for _ in range(BARREN * self.streams):
             begin, mark = mark, self.read_epoch(mark, rows, skips)
             if rows:
-                return Window(begin, rows, skips, mark)
+                pieces = rows if self.cut is None else cut_rows(rows, self.cut)
+                return Window(begin, pieces, skips, mark)
         broken = f"; {skips[0].row}: {skips[0].detail}" if skips else " (is the split's `keep` right?)"
         raise UserError(f"dataset {self.name} has no rows{broken}")
 

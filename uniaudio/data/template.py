@@ -26,6 +26,7 @@ AUDIO = "<audio>"  # the mark in template files
 MARK = (
     "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
 )
+JOINED_METRICS = ("wer", "cer", "bleu", "meteor", "cider")  # of texts, whose parts in order are the whole
 RESERVED = {MARK: "U+E000", OPENING: "U+E003", CLOSING: "U+E004"}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.data.eval_examples import build_example, iterate_examples, open_examples
+from uniaudio.data.long_clips import LongClips
 from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import EvalEntry
 from uniaudio.data.skipped_rows import Skip
@@ -102,7 +103,8 @@ def spread_examples(entry: EvalEntry, most: int, max_seconds: float) -> Iterator
     Raises:
         UserError: when the source cannot be opened.
     """
-    for item in iterate_examples(open_examples(entry, most), max_seconds):
+    whole = replace(entry, long_clips=LongClips("skip", max_seconds))
+    for _, item in iterate_examples(open_examples(whole, most), max_seconds):
         if not isinstance(item, Skip):
             example, references = item
             yield example, references[0]

@@ -11,12 +11,13 @@ from helpers.figures import assert_same_figures
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from uniaudio.commands.evaluate import get_row_limit
+from uniaudio.commands.evaluate import get_row_limit, make_prediction_settings
 from uniaudio.config.run import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.jinja import Text
+from uniaudio.data.long_clips import LongClips
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
@@ -272,3 +273,57 @@ def test_scoring_keys_of_a_template_are_checked():
     assert Scoring(metric="bleu", normalize="whisper", likelihood="mean").separator == ";"
     with pytest.raises(ValueError, match="metric"):
         Scoring(metric="fense")
+
+
+def cut_examples(examples, metric="accuracy", **changes):
+    """The same set with clips cut into windows of 0.3 s, scored by another metric."""
+    entry, template = examples.entry, examples.entry.template
+    template = replace(template, scoring=template.scoring.model_copy(update={"metric": metric}), **changes)
+    windows = LongClips("windows", 0.3)
+    return replace(examples, entry=replace(entry, templates=(template,), long_clips=windows))
+
+
+def test_a_long_clip_has_one_answer_and_says_those_of_its_windows(model_and_set, monkeypatch):
+    model, format, examples = model_and_set
+    whole = evaluate_entry(model, format, cut_examples(examples), settings())
+    assert (whole["examples"], whole["rows"], len(whole["skipped"])) == (9, 10, 1)
+    long = [answer for answer in whole["answers"] if "windows" in answer]
+    assert 0 < len(long) < 9
+    for answer in long:
+        starts = [window["start"] for window in answer["windows"]]
+        assert starts == pytest.approx([0.3 * i for i in range(len(starts))])
+        assert answer["windows"][-1]["end"] in np.round(0.3 + 0.05 * np.arange(9), 3)
+        assert "#t=" not in answer["id"]
+        assert answer["answer"] in [window["answer"] for window in answer["windows"]]
+        assert answer["label"] in ("low", "high")
+    assert_same_figures(
+        evaluate_entry(model, format, cut_examples(examples), settings(batch_seconds=2.0)), whole
+    )
+    monkeypatch.setattr(predictions, "CHUNK_SECONDS", 0.5)  # windows of a clip come apart
+    assert_same_figures(evaluate_entry(model, format, cut_examples(examples), settings()), whole)
+
+
+def test_windows_whose_answers_are_joined_have_no_loss(model_and_set):
+    model, format, examples = model_and_set
+    short = evaluate_entry(model, format, cut_examples(examples, "wer", labels=None), settings())
+    assert short["loss"] > 0  # of the clips that are no longer than a window
+    entry = replace(cut_examples(examples, "wer", labels=None).entry, long_clips=LongClips("windows", 0.1))
+    cut = evaluate_entry(model, format, replace(examples, entry=entry), settings())
+    assert cut["loss"] is None
+    assert cut["answers"][0]["answer"] == " ".join(
+        window["answer"].strip() for window in cut["answers"][0]["windows"] if window["answer"].strip()
+    )
+    assert answer_loss(model, format, replace(examples, entry=entry), settings()) == (0.0, 0)
+    build_answers_table({"set": cut})
+
+
+@pytest.mark.parametrize(
+    ("reach", "longest", "seconds"),
+    [(30.0, None, 30.0), (2.0, None, 30.0), (10.0, 45.0, 45.0), (None, 20.0, 600.0)],
+)
+def test_windows_are_as_long_as_the_encoder_reaches(reach, longest, seconds):
+    config = SimpleNamespace(evaluate=EvaluateConfig(), data=SimpleNamespace(max_seconds=longest))
+    model = SimpleNamespace(encoder=SimpleNamespace(reach=reach))
+    loaded = SimpleNamespace(config=config, model=model)
+    assert make_prediction_settings(loaded).window_seconds == seconds
+    assert make_prediction_settings(loaded, shared=True).shared

@@ -73,11 +73,16 @@ class AudioRef:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: ``key`` names it within its split; ``columns`` are plain values; one ``AudioRef`` per clip."""
+    """One row: ``key`` names it within its split; ``columns`` are plain values; one ``AudioRef`` per clip.
+
+    Args:
+        window: (start, end) in seconds of the clip that the row is a window of, see ``long_clips.py``.
+    """
 
     key: str
     columns: Mapping[str, Any]
     audio: tuple[AudioRef, ...]
+    window: tuple[float, float] | None = None
 
 
 class Place(NamedTuple):

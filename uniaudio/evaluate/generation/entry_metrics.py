@@ -19,6 +19,7 @@ from uniaudio.evaluate.generation.predictions import (
     predict_entry,
     tokenize_labels,
 )
+from uniaudio.evaluate.generation.window_answers import join_windows
 from uniaudio.evaluate.metrics.classification import compute_label_metrics, compute_probabilities
 from uniaudio.evaluate.metrics.intervals import compute_interval
 from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions
@@ -36,8 +37,9 @@ def evaluate_entry(
 
     Returns:
         ``task``, ``metric``, ``score`` with its ``interval`` of 95 %, ``metrics`` and ``intervals`` of it and its
-        companions, ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first right answer),
-        ``examples``, ``rows`` (of the whole split, None where that is not known), ``skipped`` (rows with reasons),
+        companions, ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first right answer;
+        None where all clips were cut into windows whose answers are joined), ``examples`` (rows), ``rows`` (of the
+        whole split, None where that is not known), ``skipped`` (rows with reasons),
         ``cut`` (answers that had not ended after ``max_new_tokens``), ``max_new_tokens``, ``answers``; for a closed set
         ``labels``, see ``compute_label_metrics``.
 
@@ -46,8 +48,10 @@ def evaluate_entry(
     """
     model.eval()
     whole = predict_entry(model, format, examples, settings, advance)
-    entry, answered = examples.entry, whole.answered
-    scoring = entry.template.scoring
+    entry, scoring = examples.entry, examples.entry.template.scoring
+    labels = entry.template.labels if settings.labels else None
+    label_tokens = tokenize_labels(labels, format).lengths.tolist() if labels else []
+    answered = join_windows(whole.answered, scoring, label_tokens)
     answers, references = [a.answer for a in answered], [a.references for a in answered]
     measured = measure_with_companions(answers, references, scoring)
     metrics = {name: measure.score() for name, measure in measured.items()}
@@ -69,41 +73,50 @@ def evaluate_entry(
         "metrics": metrics,
         "intervals": intervals,
         "right": sum(item["right"] for item in answer_records) / len(answered),
-        "loss": whole.loss / whole.tokens,
+        "loss": whole.loss / whole.tokens if whole.tokens else None,
         "examples": len(answered),
         "rows": len(answered) + len(whole.skips) if examples.sample.addresses is None else examples.rows,
         "cut": sum(item.is_cut for item in answered),
         "max_new_tokens": settings.max_new_tokens,
         "skipped": [asdict(skip) for _, skip in whole.skips],
     }
-    if settings.labels and entry.template.labels:
-        result["labels"] = score_closed_set(entry.template, answered, format, answer_records)
+    if labels:
+        result["labels"] = score_closed_set(entry.template, answered, label_tokens, answer_records)
     return {**result, "answers": answer_records}
 
 
 def describe_answer(item: Prediction, scoring: Scoring) -> dict[str, Any]:
-    """Return what is written of one answer."""
-    return {
+    """Return what is written of one answer; of a long clip also the answers to its windows, with their times."""
+    record: dict[str, Any] = {
         "id": item.id,
         "reference": item.references[0],
         "answer": item.answer,
         "right": is_right(item.answer, item.references, scoring),
     }
+    if item.windows:
+        record["windows"] = [
+            {"start": round(start, 3), "end": round(end, 3), "answer": part.answer}
+            for part in item.windows
+            for start, end in [part.window or (0.0, 0.0)]
+        ]
+    return record
 
 
 def score_closed_set(
     template: Template,
     answered: Sequence[Prediction],
-    format: ChatFormat,
+    label_tokens: Sequence[int],
     answer_records: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the figures of the labels, and add to each answer the likeliest ``label`` and its probability,
     ``confidence``.
+
+    Args:
+        label_tokens: of every label, the end of turn included.
     """
     names = template.labels or ()
-    tokens = tokenize_labels(names, format).lengths.tolist()
     scores = np.array([item.log_likelihoods for item in answered], np.float64)
-    chances = compute_probabilities(scores, tokens, template.scoring.likelihood)
+    chances = compute_probabilities(scores, label_tokens, template.scoring.likelihood)
     right = [
         {label for text in item.references for label in template.split_labels(text)} for item in answered
     ]
@@ -135,7 +148,7 @@ def build_answers_table(results: dict[str, dict[str, Any]]) -> Table:
             format_with_interval(result["score"], result.get("interval")),
             f"{result['right']:.1%}",
             by_label,
-            f"{result['loss']:.3f}",
+            "" if result["loss"] is None else f"{result['loss']:.3f}",
             format_row_counts(result),
         )
     if notes := [note for name, result in results.items() if (note := describe_cut_answers(name, result))]:

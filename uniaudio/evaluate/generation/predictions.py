@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
-from uniaudio.data.eval_examples import EvalExamples, iterate_examples
+from uniaudio.data.eval_examples import LONGEST_CLIP, EvalExamples, iterate_examples
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.template import Template
+from uniaudio.data.template import JOINED_METRICS, Template
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import batch_by_length
@@ -31,14 +32,15 @@ class PredictionSettings:
 
     Args:
         max_new_tokens: of an answer.
-        batch_seconds: audio of a batch; the answers do not depend on it. max_seconds: longer clips are left out.
+        batch_seconds: audio of a batch; the answers do not depend on it.
+        window_seconds: length of the windows of longer clips, and of crops, where `long_clips` does not say.
         labels: score the labels of closed sets too.
         shared: every process holds the whole model, and they share the rows out.
     """
 
     max_new_tokens: int
     batch_seconds: float
-    max_seconds: float = 600.0
+    window_seconds: float = LONGEST_CLIP
     labels: bool = True
     shared: bool = False
 
@@ -64,6 +66,8 @@ class Prediction:
     Args:
         log_likelihoods: of every label of a closed set, where they were scored. is_cut: the answer had not ended
             when it was as long as allowed.
+        window: (start, end) in seconds, of an answer to a window of a clip alone.
+        windows: the answers to the windows of a clip, where this one is made of them.
     """
 
     place: int
@@ -72,6 +76,8 @@ class Prediction:
     answer: str
     log_likelihoods: tuple[float, ...] | None = None
     is_cut: bool = False
+    window: tuple[float, float] | None = None
+    windows: tuple[Prediction, ...] = ()
 
 
 @dataclass
@@ -80,7 +86,8 @@ class Answers:
 
     Args:
         skips: (place, reason) of rows that could not be used.
-        loss: summed over the tokens of the first right answers. tokens: their number.
+        loss: summed over the tokens of the first right answers. tokens: their number. Both without windows whose
+            answers are joined: none of them is to give the whole answer.
     """
 
     answered: list[Prediction] = field(default_factory=list)
@@ -103,11 +110,9 @@ def iterate_question_chunks(
         count_slots: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
         longest: the label of most tokens, where all labels are scored.
     """
-    first, step = settings.share
     chunk: list[Question] = []
     seconds = 0.0
-    for number, item in enumerate(iterate_examples(examples, settings.max_seconds, settings.share)):
-        place = first + number * step
+    for place, item in iterate_examples(examples, settings.window_seconds, settings.share):
         if isinstance(item, Skip):
             skips.append((place, item))
             continue
@@ -130,24 +135,30 @@ def iterate_question_chunks(
         yield chunk
 
 
-def gather_answers(local: Answers, examples: EvalExamples, settings: PredictionSettings) -> Answers:
-    """Put the answers of all processes together, on all of them, in the order of the source.
+def gather_answers(local: Answers, settings: PredictionSettings) -> Answers:
+    """Put the answers of all processes together, on all of them, in the order of the source and of their windows.
 
-    Raises:
-        UserError: on all processes, when no row could be used.
+    A row of which a window cannot be used has no answer, and is skipped once.
     """
     parts = gather_objects(local) if settings.shared else [local]
-    whole = Answers(
-        sorted((item for part in parts for item in part.answered), key=lambda item: item.place),
-        sorted((item for part in parts for item in part.skips), key=lambda item: item[0]),
+    skips = {place: skip for part in parts for place, skip in reversed(part.skips)}
+    answered = [item for part in parts for item in part.answered if item.place not in skips]
+    return Answers(
+        sorted(answered, key=lambda item: (item.place, item.window or (0.0, 0.0))),
+        sorted(skips.items(), key=lambda item: item[0]),
         sum(part.loss for part in parts),
         sum(part.tokens for part in parts),
     )
-    if not whole.tokens:
-        why = whole.skips[0][1].reason if whole.skips else "the split is empty"
-        entry = examples.entry
-        raise UserError(f"{entry.name}: no row of split '{entry.split}' can be used ({why})")
-    return whole
+
+
+def raise_no_row(examples: EvalExamples, answers: Answers) -> NoReturn:
+    """Refuse a set of which no row could be used, with the reason of the first.
+
+    Raises:
+        UserError: always.
+    """
+    why = answers.skips[0][1].reason if answers.skips else "the split is empty"
+    raise UserError(f"{examples.entry.name}: no row of split '{examples.entry.split}' can be used ({why})")
 
 
 def batch_questions(
@@ -210,7 +221,10 @@ def predict_entry(
             answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, local)
             advance(len(indices))
     advance(len(local.skips) - skipped)
-    return gather_answers(local, examples, settings)
+    whole = gather_answers(local, settings)
+    if not whole.answered:
+        raise_no_row(examples, whole)
+    return whole
 
 
 def answer_batch(
@@ -241,12 +255,31 @@ def answer_batch(
         answers.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
         answers.tokens += int(labels.lengths[truth].sum())
     else:  # a list of labels is none of them
-        loss = model(collate(examples, format, model.count_slots, task).to(device))
-        answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
+        add_loss(model, format, examples, template, answers)
     answers.answered += [
-        Prediction(question.place, question.example.id, question.references, said.text, score, said.is_cut)
+        Prediction(
+            question.place,
+            question.example.id,
+            question.references,
+            said.text,
+            score,
+            said.is_cut,
+            question.example.window,
+        )
         for question, said, score in zip(questions, generated, scores, strict=True)
     ]
+
+
+def add_loss(
+    model: AudioLM, format: ChatFormat, examples: Sequence[Example], template: Template, answers: Answers
+) -> None:
+    """Add the loss of the true answers of some questions, without windows whose answers are joined."""
+    joins = template.scoring.metric in JOINED_METRICS
+    whole = [example for example in examples if not (joins and example.window is not None)]
+    if whole:
+        device = next(model.parameters()).device
+        loss = model(collate(whole, format, model.count_slots, (template.task,)).to(device))
+        answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
 
 
 @torch.no_grad()
@@ -257,13 +290,13 @@ def answer_loss(
 
     Every process must call it; with ``settings.shared`` each reads its share.
     """
-    device = next(model.parameters()).device
-    task = (examples.entry.template.task,)
     local = Answers()
+    rows = 0
     for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local.skips):
+        rows += len(usable)
         for indices in batch_questions(usable, settings.batch_seconds):
-            batch = collate([usable[i].example for i in indices], format, model.count_slots, task).to(device)
-            loss = model(batch)
-            local.loss, local.tokens = local.loss + float(loss.total), local.tokens + loss.answer_tokens
-    whole = gather_answers(local, examples, settings)
+            add_loss(model, format, [usable[i].example for i in indices], examples.entry.template, local)
+    whole = gather_answers(local, settings)
+    if not whole.tokens and not rows:
+        raise_no_row(examples, whole)
     return whole.loss, whole.tokens
