@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from local_hub.clients import connect_clients
+from local_hub.server import LocalHub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -235,3 +238,15 @@ def tone_run(tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> Path:
     for name, content in files.items():
         (tmp_path / name).write_text(dump_yaml(content))
     return tmp_path / "run.yaml"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub on this machine over ``tmp_path/hub``, and the only place that this process can reach.
+
+    Users with the token ``hf_me`` are ``me``; ``connect_clients`` sets a token for what follows.
+    """
+    (tmp_path / "hub").mkdir()
+    with LocalHub(tmp_path / "hub", tokens={"hf_me": "me"}) as serving:
+        connect_clients(monkeypatch, serving, tmp_path / "hf")
+        yield serving

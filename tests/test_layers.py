@@ -18,6 +18,7 @@ BASE = {
     "config",
     "tensor_cache",
     "feature_cache",
+    "hub_client",
     "units",
 }
 MIDDLE = {"data", "model", "tiny", "train", "evaluate", "export", "report", "demo"}
@@ -33,6 +34,7 @@ ALLOWED = {
     "types": {"ragged"},
     "config": {"errors"},
     "tensor_cache": set(),
+    "hub_client": {"errors"},
     "feature_cache": {"ragged", "config", "tensor_cache"},
     "data": BASE,
     "model": BASE,

@@ -156,17 +156,23 @@ def check_resume_option(resume: str | None) -> None:
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio check configs/birds.yaml")
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+) -> None:
     """Find mistakes in a run config and its data without a model.
 
-    Reads: the config, its recipes, cards and templates, the first rows of the data, config.json of local models.
+    Reads: the config, its recipes, cards and templates, the first rows of the data, config.json of its models.
     Writes: nothing.
     Prints: parameters, columns, warnings and the cost of a step; the first mistake ends it with exit code 2.
     """
     from uniaudio.build.run_config import open_run
     from uniaudio.commands.check import check_run
+    from uniaudio.config.trust import Trust
 
-    check_run(open_run(config, overrides or []))
+    check_run(open_run(config, overrides or [], Trust(trust_remote_code, allow_code)))
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio plan configs/birds.yaml --gpus 8 --memory 80")
@@ -187,6 +193,7 @@ def plan(
     answer_tokens: Annotated[
         int, typer.Option(help="Answer tokens per question, with --seconds.", min=1)
     ] = 8,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Estimate GPU memory, FLOPs and training time without a GPU.
 
@@ -197,10 +204,12 @@ def plan(
     from uniaudio.build.run_config import open_run
     from uniaudio.checks.recipe import QUESTION, AverageClip
     from uniaudio.commands.plan import show_plan
+    from uniaudio.config.trust import Trust
     from uniaudio.estimate.memory import Machine
 
     clip = None if seconds is None else AverageClip(seconds, QUESTION, answer_tokens)
-    show_plan(open_run(config, overrides or []), Machine(gpus, memory, tflops, efficiency), clip)
+    run = open_run(config, overrides or [], Trust(trust_remote_code))
+    show_plan(run, Machine(gpus, memory, tflops, efficiency), clip)
 
 
 @app.command(

@@ -116,6 +116,19 @@ def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
         ) from problem
 
 
+@contextmanager
+def prefix_user_errors(where: str) -> Iterator[None]:
+    """Put the key of a config in front of the sentences of user errors that are raised inside.
+
+    Raises:
+        UserError: of the same class, with the longer sentence.
+    """
+    try:
+        yield
+    except UserError as problem:
+        raise type(problem)(f"{where}: {problem}") from problem
+
+
 class convert_to_row_error:  # written as a class, which is entered four times faster than a generator
     """Turn whatever is raised while one row is read, decoded or rendered into a skipped row.
 

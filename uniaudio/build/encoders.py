@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,8 +15,9 @@ from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.hf_auto import list_code_places
 from uniaudio.model.encoders.registry import (
     HF_AUTO,
     choose_settings,
@@ -24,7 +26,12 @@ from uniaudio.model.encoders.registry import (
     is_local_path,
     load_audio_encoder,
 )
-from uniaudio.model.encoders.weights import RANDOM, read_stock_config
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    fetch_model_config,
+    find_model_folder,
+    read_stock_config,
+)
 from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
@@ -153,7 +160,7 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
     """Build the config's encoder without weights, so that what does not fit is told before any are read.
 
     Returns:
-        None when an encoder is not a plain local checkpoint: a Hub name, a run, or code of somebody's own.
+        None when an encoder is a run or a class of somebody's own, or needs code that is not trusted.
 
     Raises:
         UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates.
@@ -204,10 +211,16 @@ def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
 
 
 def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
-    """Return the settings with random weights; None when the encoder is not a plain local checkpoint.
+    """Return the settings with random weights and the architecture in a local folder.
+
+    Of a model on the Hub its config.json is fetched; of one that is read with its own feature extractor that one and
+    the code of the model, too.
+
+    Returns:
+        None when the architecture is only known with the weights, or with code that is not trusted.
 
     Raises:
-        UserError: when there is no such folder or class, or the architecture is not known.
+        UserError: when there is no such folder, repository or class, or the architecture is not known.
     """
     if ":" in settings.kind:
         if trust.code:
@@ -215,13 +228,19 @@ def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> Enco
         return None
     if is_run(settings.path):
         return None
-    if not is_local_path(settings.path):
-        if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
-            raise UserError(f"{where}.path: there is no folder {settings.path}")
-        return None
-    if find_family(settings, where)[1] is HF_AUTO:
-        return None
-    return settings.model_copy(update={"path": RANDOM + settings.path.removeprefix(RANDOM)})
+    _, family = find_family(settings, where)
+    changes: dict[str, Any] = {"revision": None}
+    with prefix_user_errors(where):
+        folder = fetch_model_config(settings.path, settings.revision)
+        if family is HF_AUTO:
+            has_code = bool(list_code_places(folder))
+            if has_code and not (settings.trust_remote_code and trust.remote_code):
+                return None
+            changes["trust_remote_code"] = has_code
+            folder = find_model_folder(
+                RANDOM + settings.path.removeprefix(RANDOM), settings.revision, has_code
+            )
+    return settings.model_copy(update={**changes, "path": f"{RANDOM}{folder}"})
 
 
 def identify_encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:

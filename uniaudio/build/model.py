@@ -28,12 +28,17 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import gather_objects, is_main
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder, load_decoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
-from uniaudio.model.encoders.weights import RANDOM, read_stock_config, refuse_unusable_files
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    fetch_model_config,
+    read_stock_config,
+    refuse_unusable_files,
+)
 from uniaudio.model.whisper_decoder import (
     CrossAttentionLM,
     LinearBridge,
@@ -208,17 +213,23 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
 
 
 def read_decoder_config(config: RunConfig) -> PretrainedConfig:
-    """Return the decoder's configuration.
+    """Return the decoder's configuration; of a decoder on the Hub its config.json is fetched.
 
     Raises:
-        UserError: when it is neither miniature nor a folder with a model that can be used.
+        UserError: when it is neither miniature nor a folder or repository with a model that can be used.
     """
     if config.decoder.miniature is not None:
         small = config.decoder.miniature
         return make_qwen_config(small, small.vocabulary, 0, 0)
-    refuse_unusable_files(config.decoder.folder, "decoder.path")
-    with convert_to_user_error(f"decoder.path: the config.json of {config.decoder.folder} cannot be read"):
-        architecture = read_stock_config(config.decoder.folder, config.decoder.revision)
+    settings = config.decoder
+    trusted = settings.trust_remote_code and config.trust.remote_code
+    with prefix_user_errors("decoder.path"):
+        folder = fetch_model_config(settings.folder, settings.revision)
+    refuse_unusable_files(settings.folder, "decoder.path", settings.revision)
+    with convert_to_user_error(f"decoder.path: the config.json of {settings.folder} cannot be read"):
+        # code is fetched from the repository, beside which the folder has the config alone
+        place = settings.folder if trusted else folder
+        architecture = read_stock_config(place, settings.revision if trusted else None, trusted)
     if isinstance(architecture, WhisperConfig):
         return architecture
     refuse_unusable_class(architecture)

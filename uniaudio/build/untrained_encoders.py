@@ -12,7 +12,7 @@ from uniaudio.config.run import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.evaluate.probing.references import Reference
 from uniaudio.model.encoders.registry import find_family
-from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, find_model_folder, read_model_config
+from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, fetch_model_config, read_model_config
 
 
 def find_reference(spec: str, trust: Trust = NO_TRUST) -> Reference | None:
@@ -45,7 +45,7 @@ def find_spec_at_best(settings: EncoderConfig, where: str) -> str | None:
     if is_run(settings.path) or settings.path.startswith(RANDOM):
         return None
     _, family = find_family(settings, where)
-    stated = read_model_config(find_model_folder(settings.path, settings.revision))
+    stated = read_model_config(fetch_model_config(settings.path, settings.revision))
     if not family.pretrained_with or RANDOM_WEIGHTS.items() <= stated.items():
         return None
     source = EncoderConfig(path=settings.path, **{name: getattr(settings, name) for name in SOURCE})

@@ -1,4 +1,4 @@
-"""A local decoder against the rows of a run, without its weights: its class, vocabulary, prompts and positions."""
+"""A decoder against the rows of a run, without its weights: its class, vocabulary, prompts and positions."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ class SketchedDecoder:
     """A decoder as its folder describes it.
 
     Args:
+        format: None for one of the Hub, whose tokenizer is fetched when the run starts.
         layer_parameters: numbers in its layers, embeddings and head left out; None for Whisper's own decoder.
     """
 
     config: PretrainedConfig
-    format: ChatFormat
+    format: ChatFormat | None
     layer_parameters: int | None = None
 
 
 def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
-    """Read configuration and tokenizer of a local decoder and try what can be tried without weights.
+    """Read configuration and, where it is local, tokenizer of a decoder and try what can be tried without weights.
 
     Returns:
-        None for a miniature decoder and for one of the Hub, which are looked at when the run starts.
+        None for a miniature decoder and for one whose code is not trusted, which are looked at when the run starts.
 
     Raises:
         UserError: when training with it would end for what is known here.
@@ -49,8 +50,8 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
     settings = config.decoder
     if settings.miniature is not None:
         return None
-    if not Path(settings.folder).is_dir():
-        return None  # what is no folder was looked at before
+    if settings.trust_remote_code and not config.trust.remote_code:
+        return None
     architecture = read_decoder_config(config)
     whisper = settings.kind == "whisper"
     if whisper != isinstance(architecture, WhisperConfig):
@@ -64,6 +65,8 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
     else:
         lm = build_on_meta(architecture)
         limit, parameters = find_position_limit(lm), count_layer_parameters(lm)
+    if not Path(settings.folder).is_dir():
+        return SketchedDecoder(architecture, None, parameters)
     format = ChatFormat(
         load_tokenizer(settings, settings.folder),
         TRANSCRIPT if whisper else None,
@@ -82,9 +85,7 @@ def count_layer_parameters(lm: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in lm.parameters() if id(parameter) not in outside)
 
 
-def check_questions(
-    sketch: SketchedDecoder, recipe: Recipe, tokens_of: Callable[[float], float]
-) -> list[str]:
+def check_questions(format: ChatFormat, recipe: Recipe, tokens_of: Callable[[float], float]) -> list[str]:
     """Make the ids of the first rows of every entry, and return a sentence for each entry that loses some of them.
 
     Args:
@@ -105,7 +106,7 @@ def check_questions(
                 try:
                     rendered = entry.render_question(row, template)
                     audio = round(sum(map(tokens_of, read_row_seconds(row))))
-                    sketch.format.check_question(rendered.prompt, rendered.answer, audio)
+                    format.check_question(rendered.prompt, rendered.answer, audio)
                 except RowError as problem:
                     first = first or f"{row.key}: {problem}"
                     problems[problem.reason] += 1

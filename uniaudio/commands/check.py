@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
@@ -18,9 +19,9 @@ from uniaudio.checks.stages import check_budget, check_stage_rows
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.errors import UserError
 from uniaudio.estimate import flops
-from uniaudio.model.encoders.weights import read_stock_config, refuse_unusable_files
+from uniaudio.hub_client import HubUnreachableError
+from uniaudio.model.encoders.weights import fetch_model_config, read_model_config, read_stock_config
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
@@ -33,16 +34,19 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         UserError: for the first thing that would not work.
     """
     console = console or Console()
-    check_decoder_folder(config, console)
-    encoders = check_encoder_sizes(config, console)
-    for stage, trained in zip(
-        config.stages, sketch_stages(config), strict=False
-    ):  # none for encoders of the Hub
-        text = ", ".join(f"{component} {size:,}" for component, size in trained.items())
-        console.print(f"stage {stage.name}, trained encoder parameters: {text}", highlight=False)
-    decoder = sketch_decoder(config)
+    encoders: list[PretrainedConfig] = []
+    decoder: SketchedDecoder | None = None
+    with note_unreachable_hub(console):
+        encoders = check_encoder_sizes(config, console)
+        for stage, trained in zip(
+            config.stages, sketch_stages(config), strict=False
+        ):  # none without a sketch
+            text = ", ".join(f"{component} {size:,}" for component, size in trained.items())
+            console.print(f"stage {stage.name}, trained encoder parameters: {text}", highlight=False)
+    with note_unreachable_hub(console):
+        decoder = sketch_decoder(config)
     if decoder is not None:
-        print_prompt(decoder, console)
+        print_prompt(decoder, config, console)
     check_stage_rows(config, load_stage_recipes(config))
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
@@ -55,9 +59,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
                     f"{pairing.name}, split {pairing.split}: {note}", style="yellow", highlight=False
                 )
         check_budget(config, stage, pairings)
-        if decoder is not None:
+        if decoder is not None and decoder.format is not None:
             for note in check_questions(
-                decoder, recipe, lambda seconds: estimate_audio_tokens(config, seconds)
+                decoder.format, recipe, lambda seconds: estimate_audio_tokens(config, seconds)
             ):
                 console.print(note, style="yellow", highlight=False, markup=False)
         console.print(describe_step_cost(config, stage, encoders, recipe, pairings, decoder))
@@ -66,27 +70,19 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     )
 
 
-def check_decoder_folder(config: RunConfig, console: Console) -> None:
-    """Refuse a decoder that is written as a folder and is none; say of any other that is not here when it is looked at.
-
-    Raises:
-        UserError: naming the folder.
-    """
-    path = config.decoder.folder
-    if config.decoder.miniature is not None or Path(path).is_dir():
-        return
-    refuse_unusable_files(path, "decoder.path")
-    first = path.split("/")[0]
-    beside = any(folder is not None and (folder / first).is_dir() for folder in (config.folder, Path()))
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or ("/" in path and beside):
-        raise UserError(f"decoder.path: there is no folder {path}")
-    console.print(
-        f"decoder {path}: no folder here, so it is looked at on the Hub when the run starts", highlight=False
-    )
+@contextmanager
+def note_unreachable_hub(console: Console) -> Iterator[None]:
+    """Say that models of the Hub are not looked at where there is no way to it."""
+    try:
+        yield
+    except HubUnreachableError as problem:
+        console.print(
+            f"not looked at before the run starts: {problem}", style="yellow", highlight=False, markup=False
+        )
 
 
 def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedConfig]:
-    """Build the encoder without weights where all its parts are local folders, and tell its size by component.
+    """Build the encoder without weights and print its size by component.
 
     Returns:
         The parts' configurations if all of them are Whispers, whose operations are known, else nothing.
@@ -97,7 +93,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
             f"{name} ({settings.path or settings.kind})" for name, settings in config.encoders.items()
         )
         console.print(
-            f"encoders {names}: not all are local checkpoints, so they are looked at when the run starts"
+            f"encoders {names}: one is a run, or has code that --trust-remote-code or --allow-code is needed for, so "
+            "they are looked at when the run starts"
         )
         return []
     table = Table(title="encoder", title_justify="left")
@@ -114,8 +111,10 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
     for text in describe_cache_sizes(sketch, config):
         console.print(text, highlight=False)
-    parts = [read_stock_config(e.path.removeprefix("random:")) for e in config.encoders.values()]
-    return parts if all(part.model_type == "whisper" for part in parts) else []
+    folders = [fetch_model_config(part.path, part.revision) for part in config.encoders.values()]
+    if any(read_model_config(folder)["model_type"] != "whisper" for folder in folders):
+        return []
+    return [read_stock_config(folder) for folder in folders]
 
 
 def build_pairing_table(
@@ -189,9 +188,16 @@ def estimate_audio_tokens(config: RunConfig, seconds: float) -> float:
     return seconds * rate if rate else TOKENS_PER_CLIP
 
 
-def print_prompt(decoder: SketchedDecoder, console: Console) -> None:
+def print_prompt(decoder: SketchedDecoder, config: RunConfig, console: Console) -> None:
     """Show what stands around every question, where control characters are written out."""
     format = decoder.format
+    if format is None:
+        console.print(
+            f"decoder {config.decoder.path}: a {decoder.config.model_type} model; its tokenizer is fetched "
+            "from the Hub when the run starts",
+            highlight=False,
+        )
+        return
     prompt = f"{format.prefix}QUESTION{format.suffix}ANSWER{format.decode([format.end_of_turn])}"
     limit = f"; at most {format.max_positions} tokens with audio" if format.max_positions else ""
     console.print(f"prompt: {prompt!r}{limit}", highlight=False, markup=False, soft_wrap=True)

@@ -45,11 +45,11 @@ class Blueprint:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        """Read it off the configs of local checkpoints, without any weights.
+        """Read it off the configs of checkpoints, without any weights.
 
         Raises:
-            UserError: when the encoder or decoder is not a local folder, so that its architecture is not known here;
-                when the decoder cannot be used.
+            UserError: when the encoder is a run, a class of the user's own or needs code that is not trusted, so that
+                its architecture is not known here; when the decoder cannot be used.
         """
         architecture = read_decoder_config(config)
         if not isinstance(architecture, WhisperConfig):
@@ -58,7 +58,8 @@ class Blueprint:
         if encoder is None:
             names = ", ".join(settings.path or settings.kind for settings in config.encoders.values())
             raise UserError(
-                f"encoders: the architecture of {names} is not known without a local folder; fetch it first"
+                f"encoders: the architecture of {names} is not known without its weights or code; give "
+                "--trust-remote-code if it has code of its own that you trust"
             )
         return cls(encoder, architecture)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 from uniaudio.errors import convert_to_user_error
+from uniaudio.model.encoders.weights import fetch_model_config
 
 HASHED_WHOLE = (
     200 * 2**20
@@ -23,9 +22,7 @@ def identify_base(path: str, revision: str | None) -> dict[str, str]:
     name = path.removeprefix("random:")
     folder = Path(name)
     if not folder.is_dir():
-        with convert_to_user_error(f"{name} is neither a folder nor a model that could be fetched"):
-            stored = hf_hub_download(name, "config.json", revision=revision)  # under snapshots/COMMIT/
-        return {"path": path, "revision": Path(stored).parent.name}
+        return {"path": path, "revision": fetch_model_config(path, revision).name}  # under snapshots/COMMIT/
     with convert_to_user_error(f"{folder}: its config.json cannot be read"):
         digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):

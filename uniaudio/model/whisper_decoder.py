@@ -259,7 +259,7 @@ def load_whisper_decoder(
         UserError: when it is no Whisper, or has no decoder.
     """
     drawn = path.startswith(RANDOM)
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     kind = read_model_config(folder)["model_type"]
     if kind != "whisper":
         raise UserError(f"decoder.path: {path} holds a {kind} model, but decoder.kind is whisper")

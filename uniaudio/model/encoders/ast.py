@@ -86,7 +86,7 @@ def load_ast(path: str, revision: str | None = None, seed: int = 0) -> AstAudioE
     Raises:
         UserError: when there is no such folder or a tensor is missing.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     config = ASTConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
     model = load_pretrained(ASTModel, folder, seed if path.startswith(RANDOM) else None, config)

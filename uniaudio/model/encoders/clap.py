@@ -87,7 +87,7 @@ def load_clap(path: str, revision: str | None = None, seed: int = 0) -> ClapAudi
     Raises:
         UserError: when there is no such folder, or a tensor is missing or unknown.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     config = use_stock_attention(ClapAudioConfig.from_pretrained(folder))
     model = build_with_random_weights(lambda: ClapAudioModel(config), seed)
     if not path.startswith(RANDOM):

@@ -108,7 +108,7 @@ def load_codec(path: str, revision: str | None = None, seed: int = 0) -> CodecAu
     Raises:
         UserError: when there is no such folder, a tensor is missing, or it hears more than one channel.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     mimi = read_model_config(folder)["model_type"] == "mimi"
     config = read_stock_config(folder)
     if config.audio_channels != 1:

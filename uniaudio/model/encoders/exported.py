@@ -67,7 +67,7 @@ def load_exported(path: str, revision: str | None = None, seed: int = 0) -> Audi
     Raises:
         UserError: when it names classes or arguments that encoders do not have, or a tensor is missing or unknown.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     described = read_model_config(folder).get("encoder")
     with (
         convert_to_user_error(f"{folder}: its config.json describes no known encoder"),

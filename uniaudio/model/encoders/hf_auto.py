@@ -18,7 +18,6 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import (
-    FILES,
     RANDOM,
     build_with_random_weights,
     find_model_folder,
@@ -188,22 +187,27 @@ def load_remote(
             is missing.
     """
     name = path.removeprefix(RANDOM)
-    folder = find_model_folder(name, revision, [*FILES, "*.py"] if trust_remote_code else FILES)
+    folder = find_model_folder(path, revision, code=trust_remote_code)
     read_model_config(folder)
     if not trust_remote_code:
         refuse_code(folder, name)
     trust = {"trust_remote_code": trust_remote_code}
+    # a sketch on the meta device needs values, too: the model's frames are counted in a trial
+    wanted, here = torch.get_default_device(), torch.device("cpu")
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
-        config = read_stock_config(folder, trusted=trust_remote_code)
-        config.output_hidden_states = True  # models that know no such setting leave it unread
-        if hasattr(config, "layerdrop"):
-            config.layerdrop = 0.0  # a skipped layer has no hidden state
-        if path.startswith(RANDOM):
-            model = build_with_random_weights(lambda: AutoModel.from_config(config, **trust), seed)
-        else:
-            model = load_pretrained(AutoModel, folder, None, config, **trust)
+        with here:
+            extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
+            config = read_stock_config(folder, trusted=trust_remote_code)
+            config.output_hidden_states = True  # models that know no such setting leave it unread
+            if hasattr(config, "layerdrop"):
+                config.layerdrop = 0.0  # a skipped layer has no hidden state
+            if path.startswith(RANDOM):
+                model = build_with_random_weights(lambda: AutoModel.from_config(config, **trust), seed)
+            else:
+                model = load_pretrained(AutoModel, folder, None, config, **trust)
     except (OSError, ValueError, ImportError, AttributeError) as problem:
         reason = (str(problem).strip() or repr(problem)).splitlines()[0]
         raise UserError(f"{name} cannot be loaded with its feature extractor ({reason})") from problem
-    return RemoteAudioEncoder(model.float().eval(), extractor, frame_rate)
+    with here:
+        encoder = RemoteAudioEncoder(model.float().eval(), extractor, frame_rate)
+    return encoder.to(wanted) if wanted.type == "meta" else encoder

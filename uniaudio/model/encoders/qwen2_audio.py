@@ -29,7 +29,7 @@ def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -
     Raises:
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     config = get_tower_config(read_model_config(folder))
     tower = build_with_random_weights(lambda: AutoModel.from_config(config), seed)
     if not path.startswith(RANDOM):

@@ -189,7 +189,7 @@ def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudi
     Raises:
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     config_values = read_model_config(folder)
     third = config_values["model_type"].startswith("qwen3")
     thinker = config_values.get("thinker_config", config_values)

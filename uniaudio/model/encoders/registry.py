@@ -17,11 +17,11 @@ from uniaudio.config.trust import (
     require_code,
     require_remote_code,
 )
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
-    find_model_folder,
+    fetch_model_config,
     read_model_config,
     refuse_unusable_files,
 )
@@ -103,10 +103,8 @@ def load_audio_encoder(
     kind, family = find_family(config, where)
     settings = choose_settings(config, family, kind, where)
     load = getattr(importlib.import_module(family.module), family.loader)
-    try:
+    with prefix_user_errors(where):
         encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
-    except UserError as problem:
-        raise UserError(f"{where}: {problem}") from problem
     return encoder
 
 
@@ -116,13 +114,10 @@ def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
     Raises:
         UserError: when the config says another kind, or nobody knows the architecture.
     """
-    try:
-        folder = find_model_folder(config.path.removeprefix(RANDOM), config.revision)
+    with prefix_user_errors(where):
+        values = read_model_config(fetch_model_config(config.path, config.revision))
         if not config.path.startswith(RANDOM):
-            refuse_unusable_files(str(folder), "weights")
-        values = read_model_config(folder)
-    except UserError as problem:
-        raise UserError(f"{where}: {problem}") from problem
+            refuse_unusable_files(config.path, "weights", config.revision)
     kind = values["model_type"]
     if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
         known = ["auto", "remote", *FAMILIES]

@@ -78,7 +78,7 @@ def load_w2v_bert(
     Raises:
         UserError: when there is no such folder, a tensor is missing, or it has an adapter.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     config = use_stock_attention(Wav2Vec2BertConfig.from_pretrained(folder))
     if config.add_adapter:
         raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")

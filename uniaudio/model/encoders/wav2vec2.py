@@ -305,7 +305,7 @@ def load_wave(
         UserError: when there is no such folder, it holds another family, a tensor is missing, or it has parts that are
             not built here.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     kind = read_model_config(folder)["model_type"]
     if kind not in KINDS:
         raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")

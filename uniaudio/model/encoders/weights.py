@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, prefix_user_errors
+from uniaudio.hub_client import call_hub, convert_hub_errors
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
 RANDOM_WEIGHTS = {"initialization": "random"}  # in the config.json of weights that nobody has trained
-FILES = ["*.json", "*.safetensors"]
+WEIGHTS = "model.safetensors"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+CONFIGS = ("config.json", "preprocessor_config.json")  # of a model whose weights are drawn
+CODE = "*.py"
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -25,26 +32,95 @@ Module = TypeVar("Module", bound=nn.Module)
 ConfigClass = TypeVar("ConfigClass", bound=PretrainedConfig)
 
 
-def find_model_folder(path: str, revision: str | None, patterns: Sequence[str] = FILES) -> Path:
+def find_model_folder(path: str, revision: str | None, code: bool = False) -> Path:
     """Return a local folder: the path itself, or the files of a Hub repository in the local cache.
 
+    All files are of the commit whose config.json was read first in this process.
+
     Args:
-        patterns: the files to fetch; code is not among them unless the caller asks for it.
+        path: ``random:`` before the name of a repository fetches no weights. code: whether its Python files are
+            fetched, too.
 
     Raises:
         UserError: when it is neither.
     """
-    if Path(path).is_dir():
-        return Path(path)
-    if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {path}")
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise UserError(
-            f"{path} is neither a folder nor a model that could be fetched ({reason})"
-        ) from problem
+    name = path.removeprefix(RANDOM)
+    if Path(name).is_dir():
+        return Path(name)
+    commit = fetch_model_config(name, revision).name
+    patterns = (
+        list(CONFIGS) if path.startswith(RANDOM) else choose_model_files(list_model_files(name, commit))
+    )
+    with convert_hub_errors(f"{name} cannot be fetched", name, revision):
+        call = partial(
+            snapshot_download, name, revision=commit, allow_patterns=[*patterns, *([CODE] if code else ())]
+        )
+        folder = Path(call_hub(call))
+        if (
+            not path.startswith(RANDOM)
+            and constants.is_offline_mode()
+            and not any(folder.glob("*.safetensors"))
+        ):
+            raise OfflineModeIsEnabled(f"{folder} holds no weights")
+    return folder
+
+
+def choose_model_files(names: Sequence[str]) -> list[str]:
+    """Return the files of a repository that are read: its JSON files and one set of weights, none in folders below.
+
+    Some repositories hold their weights a second time, in another precision or for another library.
+    """
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.endswith(".safetensors")]
+    if WEIGHTS in weights:
+        weights = [WEIGHTS]
+    elif f"{WEIGHTS}.index.json" in top:
+        weights = [name for name in weights if SHARD.fullmatch(name)]
+    return [name for name in top if name.endswith(".json")] + weights
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Refuse what is written as a folder, for it cannot be a name of the Hub.
+
+    Raises:
+        UserError: naming it.
+    """
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"there is no folder {name}")
+
+
+CONFIG_FOLDERS: dict[tuple[str, str, str | None], Path] = {}  # of repositories asked for in this process
+
+
+def fetch_model_config(path: str, revision: str | None) -> Path:
+    """Return a local folder with the config.json of a model: of a Hub repository nothing else is fetched.
+
+    Raises:
+        UserError: when there is no such folder or repository, or it has no config.json.
+    """
+    name = path.removeprefix(RANDOM)
+    if Path(name).is_dir():
+        return Path(name)
+    refuse_missing_folder(name)
+    key = (constants.ENDPOINT, name, revision)
+    if key not in CONFIG_FOLDERS or not CONFIG_FOLDERS[key].is_dir():
+        with convert_hub_errors(f"{name} is no folder here and cannot be fetched", name, revision):
+            file = call_hub(lambda: hf_hub_download(name, "config.json", revision=revision))
+        CONFIG_FOLDERS[key] = Path(file).parent
+    return CONFIG_FOLDERS[key]
+
+
+def list_model_files(path: str, revision: str | None) -> list[str]:
+    """Return the names of the files of a folder or Hub repository; of a repository in the cache alone those there."""
+    folder = Path(path)
+    if folder.is_dir():
+        return sorted(file.name for file in folder.iterdir())
+    if constants.is_offline_mode():
+        return sorted(file.name for file in fetch_model_config(path, revision).iterdir())
+    with convert_hub_errors(f"{path} is no folder here and cannot be fetched", path, revision):
+        return call_hub(
+            lambda: [s.rfilename for s in HfApi().model_info(path, revision=revision).siblings or ()]
+        )
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -87,16 +163,17 @@ def use_stock_attention(config: ConfigClass) -> ConfigClass:
     return config
 
 
-def refuse_unusable_files(path: str, where: str) -> None:
-    """Refuse an adapter, and a folder or file whose weights are in no format that is read here.
+def refuse_unusable_files(path: str, where: str, revision: str | None = None) -> None:
+    """Refuse an adapter, and a folder, file or Hub repository whose weights are in no format that is read here.
 
     An adapter leads to a base model and to packages that somebody else chose; reading a pickle can run code.
 
     Raises:
         UserError: naming the file and the way out.
     """
-    folder = Path(path)
-    files = [folder.name] if not folder.is_dir() else sorted(file.name for file in folder.iterdir())
+    is_file = Path(path).is_file() or Path(path).suffix.lower() in (*PICKLES, ".gguf")
+    with prefix_user_errors(where):
+        files = [Path(path).name] if is_file else list_model_files(path, revision)
     if ADAPTER in files:
         raise UserError(
             f"{where}: {path} holds an adapter ({ADAPTER}); merge it into its base model, save that, and name its "
@@ -110,9 +187,15 @@ def refuse_unusable_files(path: str, where: str) -> None:
             "safetensors that it was made from"
         )
     if matches := [name for name in files if name.endswith(PICKLES)]:
+        on_hub = (
+            ""
+            if is_file or Path(path).is_dir()
+            else "look for a conversion among its pull requests on the Hub "
+        )
+        on_hub += "(`revision: refs/pr/NUMBER`), or " if on_hub else ""
         raise UserError(
             f"{where}: {path} holds its weights as {matches[0]}, a pickle, which can run code when it is read; "
-            "convert it to safetensors first (see SECURITY.md)"
+            f"{on_hub}convert it to safetensors first (see SECURITY.md)"
         )
 
 

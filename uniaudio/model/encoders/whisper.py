@@ -228,7 +228,7 @@ def load_whisper(
     Raises:
         UserError: when there is no such folder, it is no Whisper, or a tensor of the encoder is missing or unknown.
     """
-    folder = find_model_folder(path.removeprefix(RANDOM), revision)
+    folder = find_model_folder(path, revision)
     kind = read_model_config(folder)["model_type"]
     if kind != "whisper":
         raise UserError(f"{folder} holds a {kind} model, not a Whisper")
