@@ -33,7 +33,8 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that another try m
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between the tries of one call
 TRIES_WITHOUT_ANSWER = 3  # of these, where no connection comes about
 LONGEST_PAUSE = 60.0  # seconds; a server that asks for more gets this much
-TRANSPORT = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"}
+# whose errors are those of a connection, where they are no OSErrors
+TRANSPORT = {"aiohttp", "botocore", "h2", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
 
 
 def list_causes(problem: BaseException) -> list[BaseException]:
@@ -178,7 +179,7 @@ def explain_failure(problem: BaseException, name: str, revision: str | None, kin
             f"the Hub takes no more requests for now (429); wait some minutes, or {log_in} for a higher limit"
         )
     if status is not None and status >= 500:
-        return f"the Hub answers {status}, tried {len(PAUSES) + 1} times; try again later"
+        return f"the Hub answers {status}, several times; try again later"
     if find_cause(problem, HFValidationError):
         return "this is no name of the Hub, which are written OWNER/NAME"
     if has_lost_connection(problem):
@@ -193,3 +194,14 @@ def is_entry_missing(problem: BaseException) -> bool:
     """Return whether the repository is there, but not the file."""
     cause = find_cause(problem, EntryNotFoundError)
     return cause is not None and not isinstance(cause, LocalEntryNotFoundError)
+
+
+def is_hub_url(url: str) -> bool:
+    """Return whether a URL is one of the Hub itself."""
+    return url.startswith((f"{constants.ENDPOINT}/", f"{constants._HF_DEFAULT_ENDPOINT}/"))
+
+
+def make_auth_headers(url: str) -> dict[str, str]:
+    """Return the headers by which the Hub knows the user, for its own addresses alone."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or not is_hub_url(url) else get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}

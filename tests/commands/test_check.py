@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.files import add, clip_bytes, write_tar
 from rich.console import Console
+from transformers import Qwen3Config, WhisperConfig
 
 from uniaudio.checks.recipe import estimate_average_clip
 from uniaudio.commands.check import check_run
@@ -27,8 +28,14 @@ RUN = {
 
 
 @pytest.fixture
-def setup(tmp_path):
-    """A run over ``data/manifest.jsonl`` whose models are names on the Hub, so that only the data are looked at."""
+def setup(tmp_path, hub):
+    """A run over ``data/manifest.jsonl`` whose models are on a Hub, with nothing but their configurations."""
+    for name, config in {
+        "whisper": WhisperConfig(d_model=48, encoder_layers=1),
+        "decoder": Qwen3Config(),
+    }.items():
+        config.save_pretrained(tmp_path / "hub" / "models" / "someone" / name)
+        (tmp_path / "hub" / "models" / "someone" / name / "model.safetensors").touch()
     (tmp_path / "data").mkdir()
     rows = []
     for n, label in enumerate(("low", "mid", "high")):

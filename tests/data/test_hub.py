@@ -2,7 +2,6 @@
 
 import zipfile
 
-import datasets
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
@@ -45,24 +44,6 @@ def test_rows_that_are_not_kept_count(tmp_path):
     source = hub(tmp_path, splits={"train": {"keep": "label == 'odd'"}})
     assert numbers(source.rows()) == [(i, i) for i in (1, 3, 5, 7)]
     assert check_places(source) == [4, 4]
-
-
-def test_what_the_hub_would_decode_is_left_encoded(tmp_path, monkeypatch):
-    """Datasets of audio files come from the Hub with a step that decodes them in threads."""
-    write_parquet(tmp_path / "data", files=2, rows=3)
-    for path in (tmp_path / "data").iterdir():
-        table = pq.read_table(path)
-        features = datasets.Features(
-            {"audio": datasets.Audio(), "label": datasets.Value("string"), "n": datasets.Value("int64")}
-        )
-        pq.write_table(table.cast(features.arrow_schema), path)
-    plain = datasets.load_dataset
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **options: plain(*args, **options).decode(num_threads=2)
-    )
-    source = hub(tmp_path)
-    assert numbers(source.rows()) == [(i, i) for i in range(6)]
-    assert check_places(source) == [3, 3]
 
 
 def test_folders_and_archives_of_audio_files(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     console = console or Console()
     encoders: list[PretrainedConfig] = []
     decoder: SketchedDecoder | None = None
+    encoders_are_known = False
     with note_unreachable_hub(console):
         encoders = check_encoder_sizes(config, console)
         for stage, trained in zip(
@@ -43,8 +45,10 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         ):  # none without a sketch
             text = ", ".join(f"{component} {size:,}" for component, size in trained.items())
             console.print(f"stage {stage.name}, trained encoder parameters: {text}", highlight=False)
-    with note_unreachable_hub(console):
-        decoder = sketch_decoder(config)
+        encoders_are_known = True
+    if encoders_are_known or Path(config.decoder.folder).is_dir():  # a Hub that is away is waited for once
+        with note_unreachable_hub(console):
+            decoder = sketch_decoder(config)
     if decoder is not None:
         print_prompt(decoder, config, console)
     check_stage_rows(config, load_stage_recipes(config))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers.checkpoints import save_miniature
+from helpers.remote_model import save_remote_model
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -16,69 +17,11 @@ from uniaudio.model.encoders.hf_auto import find_hidden_states, round_rate
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
 
-MODEL = """
-import pathlib
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
-from transformers.utils import ModelOutput
-
-pathlib.Path(__file__).with_name("was_run").touch()
-
-
-class LittleConfig(PretrainedConfig):
-    model_type = "little"
-
-    def __init__(self, width=12, hop=640, **rest):
-        super().__init__(**rest)
-        self.width, self.hop = width, hop
-
-
-class LittleExtractor(FeatureExtractionMixin):
-    sampling_rate = 16000
-
-    def __init__(self, hop=640, **rest):
-        super().__init__(**rest)
-        self.hop = hop
-
-    def __call__(self, audio, sampling_rate, return_tensors):
-        assert sampling_rate == 16000
-        wave = torch.as_tensor(audio)
-        frames = wave[: len(wave) // self.hop * self.hop].view(-1, self.hop)
-        levels = torch.stack([frames.abs().mean(1), frames.std(1), frames.amax(1)], 1)
-        return BatchFeature({"input_values": levels[None]})
-
-
-class LittleModel(PreTrainedModel):
-    config_class = LittleConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.line = torch.nn.Linear(3, config.width)
-        self.post_init()
-
-    def _init_weights(self, module):
-        pass
-
-    def forward(self, input_values):
-        return ModelOutput(hidden_states=self.line(input_values))
-"""
-
 
 @pytest.fixture
 def folder(tmp_path, fresh_model_code):
-    """A folder as a repository with code of its own has it."""
-    folder = tmp_path / "little"
-    folder.mkdir()
-    (folder / "modeling_little.py").write_text(MODEL)
-    auto = {"AutoConfig": "modeling_little.LittleConfig", "AutoModel": "modeling_little.LittleModel"}
-    (folder / "config.json").write_text(json.dumps({"model_type": "little", "width": 12, "auto_map": auto}))
-    extractor = {"auto_map": {"AutoFeatureExtractor": "modeling_little.LittleExtractor"}, "hop": 640}
-    (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
-    torch.manual_seed(0)
-    weights = {"line.weight": torch.randn(12, 3), "line.bias": torch.randn(12)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    save_remote_model(tmp_path / "little")
+    return tmp_path / "little"
 
 
 def load(folder, **settings):

@@ -222,9 +222,10 @@ class ShardedSource(ABC):
 
 Source = IndexedSource | ShardedSource
 
-# Kind of a card -> module and class. Imported when asked for: they need this file, and some of them large libraries.
+# Kind of a card -> module and class, or function that chooses one. Imported when asked for: they need this file, and
+# some of them large libraries.
 KINDS = {
-    "hub": ("hub", "HubSource"),
+    "hub": ("hub", "open_hub_source"),
     "parquet": ("parquet", "ParquetSource"),
     "webdataset": ("webdataset", "WebDatasetSource"),
     "audiofolder": ("audiofolder", "AudioFolderSource"),

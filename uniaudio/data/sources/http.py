@@ -13,18 +13,19 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from uniaudio.data.sources.base import BrokenShardError
+from uniaudio.hub_client import PASSING, is_hub_url, make_auth_headers
 
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that another try may change
 URL_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL, or is written as it is
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})")
 BLOCK = 1 << 20  # bytes fetched at once where a file is read in jumps
+TAIL = 1 << 19  # bytes fetched at once where it is first read at its end, as for the footer of a Parquet file
 
 
 class UnavailableError(ConnectionError):
@@ -56,6 +57,8 @@ class FileVersion:
 
 
 VERSIONS: dict[str, FileVersion] = {}  # of the files that this process has begun to read, by URL
+LOCATIONS: dict[str, str] = {}  # where the Hub sent this process to for its large files, by their URL
+GONE = {400, 401, 403, 404, 410}  # answers of such a place when its address is no longer valid
 
 
 @dataclass
@@ -118,8 +121,7 @@ def request_part(url: str, first: int, last: int | None, timeout: float) -> Part
         headers["If-Range"] = known.etag
     with convert_http_errors(url):
         try:
-            request = urllib.request.Request(quote(url, safe=URL_SIGNS), headers=headers)
-            answer = urllib.request.urlopen(request, timeout=timeout)
+            answer = open_url(url, headers, timeout)
         except urllib.error.HTTPError as problem:
             with problem:
                 return handle_refusal(url, first, known, problem)
@@ -128,6 +130,33 @@ def request_part(url: str, first: int, last: int | None, timeout: float) -> Part
         except BaseException:
             answer.close()
             raise
+
+
+def open_url(url: str, headers: Mapping[str, str], timeout: float) -> Any:
+    """Send a GET, to where the Hub sent an earlier one for the same file; the user's token goes to the Hub alone.
+
+    Raises:
+        urllib.error.HTTPError: for an answer that is a refusal.
+    """
+    if location := LOCATIONS.get(url):
+        try:
+            return urllib.request.urlopen(
+                urllib.request.Request(location, headers=dict(headers)), timeout=timeout
+            )
+        except urllib.error.HTTPError as problem:
+            if problem.code not in GONE:
+                raise
+            problem.close()
+            LOCATIONS.pop(url, None)
+    address = quote(url, safe=URL_SIGNS)
+    request = urllib.request.Request(address, headers=dict(headers))
+    auth = make_auth_headers(url)
+    for name, value in auth.items():
+        request.add_unredirected_header(name, value)
+    answer = urllib.request.urlopen(request, timeout=timeout)
+    if answer.geturl() != address and is_hub_url(url):
+        LOCATIONS[url] = answer.geturl()
+    return answer
 
 
 def handle_refusal(url: str, first: int, known: FileVersion, problem: urllib.error.HTTPError) -> Part:
@@ -144,7 +173,8 @@ def handle_refusal(url: str, first: int, known: FileVersion, problem: urllib.err
         if total is not None and first < total:
             raise BrokenShardError(f"{url}: the server does not send byte {first} of {total}")
         return Part(io.BytesIO(), first, 0, total)
-    text = f"{url}: {problem.code} {problem.reason}"
+    said = problem.headers.get("X-Error-Message")  # the Hub's own words
+    text = f"{url}: {problem.code} {problem.reason}" + (f" ({said})" if said else "")
     if problem.code in PASSING:
         raise UnavailableError(text, parse_retry_after(problem.headers.get("Retry-After")))
     raise BrokenShardError(text)
@@ -229,7 +259,7 @@ class HttpStream(io.RawIOBase):
 
 
 class HttpFile(io.RawIOBase):
-    """A file at an http(s) URL, read in jumps.
+    """A file at an http(s) URL, read in jumps; a small one is fetched whole.
 
     Raises:
         BrokenShardError: when the server does not serve parts of files, or another part than was asked for.
@@ -237,11 +267,17 @@ class HttpFile(io.RawIOBase):
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self.timeout, self.place = url, timeout, 0
-        part = request_part(url, 0, 0, timeout)
-        part.answer.close()
-        if getattr(part.answer, "status", 0) != 206 or part.total is None:
-            raise BrokenShardError(f"{url}: the server does not serve parts of files (HTTP range requests)")
-        self.size = part.total
+        self.kept_from, self.kept = 0, b""
+        known = VERSIONS.get(url, FileVersion()).total
+        if known is None:
+            part = request_part(url, 0, 0, timeout)
+            part.answer.close()
+            if getattr(part.answer, "status", 0) != 206 or part.total is None:
+                raise BrokenShardError(
+                    f"{url}: the server does not serve parts of files (HTTP range requests)"
+                )
+            known = part.total
+        self.size = known
 
     def seekable(self) -> bool:
         return True
@@ -257,17 +293,35 @@ class HttpFile(io.RawIOBase):
     def tell(self) -> int:
         return self.place
 
+    def keep(self, first: int, last: int) -> None:
+        """Fetch the bytes ``first`` to ``last`` in one request, for the reads that follow."""
+        self.kept_from, self.kept = first, b""
+        self.kept = self.fetch(first, last - first + 1)
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         wanted = min(len(buffer), self.size - self.place)
         if wanted <= 0:
             return 0
-        part = request_part(self.url, self.place, self.place + wanted - 1, self.timeout)
+        if not self.kept and (self.size <= BLOCK or self.place + wanted == self.size):
+            self.keep(0 if self.size <= BLOCK else max(0, self.size - max(wanted, TAIL)), self.size - 1)
+        begin = self.place - self.kept_from
+        is_kept = 0 <= begin < len(self.kept)
+        data = self.kept[begin : begin + wanted] if is_kept else self.fetch(self.place, wanted)
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)
+
+    def fetch(self, first: int, length: int) -> bytes:
+        """Return a part of the file in one request.
+
+        Raises:
+            BrokenShardError, OSError: as ``request_part`` does, and where the connection ends early.
+        """
+        part = request_part(self.url, first, first + length - 1, self.timeout)
         with part.answer, convert_http_errors(self.url):
-            if part.first != self.place or part.length != wanted:
+            if part.first != first or part.length != length:
                 raise BrokenShardError(f"{self.url}: the server does not send the part that was asked for")
-            data = part.answer.read(wanted)
-        if len(data) != wanted:
-            raise ConnectionError(f"{self.url}: {len(data)} of {wanted} bytes came")
-        buffer[:wanted] = data
-        self.place += wanted
-        return wanted
+            data: bytes = part.answer.read(length)
+        if len(data) != length:
+            raise ConnectionError(f"{self.url}: {len(data)} of {length} bytes came")
+        return data

@@ -1,13 +1,21 @@
-"""Hub datasets, streamed: rows arrive in order and nothing is stored."""
+"""Hub datasets, streamed: rows arrive in order and nothing is stored.
+
+Parquet files and tars are read as those of any other server; the rest is left to `datasets`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from huggingface_hub import constants, snapshot_download
+
 from uniaudio.data.card import DatasetCard, Load
+from uniaudio.data.field_values import Classes
 from uniaudio.data.sources.base import (
     BrokenShardError,
     Place,
@@ -20,33 +28,131 @@ from uniaudio.data.sources.base import (
     read_row_or_error,
 )
 from uniaudio.data.sources.class_names import collect_classes, make_column_namings, name_class_columns
-from uniaudio.data.sources.parquet import convert_table
+from uniaudio.data.sources.http import VERSIONS, FileVersion
+from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describe_repository
+from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
+from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
+from uniaudio.hub_client import call_hub, convert_hub_errors, explain_failure
 
 AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself reads ahead
+# suffixes of what lies beside data
+NO_DATA = frozenset(["", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".pdf"])
 
 
-class HubSource(ShardedSource):
-    """A stream over ``datasets.load_dataset(..., streaming=True)``; its shards are ours.
+def open_hub_source(card: DatasetCard, split: str) -> ShardedSource:
+    """Open a split of a dataset on the Hub by its name, or of a local folder in the Hub's layout.
 
-    ``load.hub`` is a Hub name, or a local folder in the Hub's layout. Shuffling and mixing are never left to
-    ``datasets``: its buffers are lost when a run is continued. Classes that are stored as numbers have their names.
+    The commit is looked up once, so all that is read belongs to it.
+
+    Raises:
+        UserError: when there is no such dataset or split, or it cannot be had, with the fix.
+    """
+    load = card.load
+    where = f"{card.path}: load.hub"
+    what = f"{where}: {load.location} cannot be opened"
+    wait_for_hub(load.timeout)
+    if Path(load.location).is_dir():
+        return StreamedSource(card, split, load.location, None, what)
+    if constants.is_offline_mode():
+        return StreamedSource(card, split, find_fetched_dataset(load, what), None, what)
+    repository = describe_repository(load, what)
+    files = repository.find_split_files(load.config, card.split(split).name, where)
+    suffixes = {Path(file.path).suffix.lower() for file in files or ()} - NO_DATA
+    if files and suffixes == {".parquet"}:
+        return HubParquetSource(card, split, repository, [f for f in files if f.path.endswith(".parquet")])
+    if files and suffixes == {".tar"}:
+        return HubTarSource(card, split, repository, [file for file in files if file.path.endswith(".tar")])
+    return StreamedSource(card, split, repository.name, repository, what)
+
+
+def find_fetched_dataset(load: Load, what: str) -> str:
+    """Return the folder of a dataset in the cache, as ``hf download`` leaves it.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    with convert_hub_errors(what, load.location, load.revision, "dataset"):
+        return str(snapshot_download(load.location, repo_type="dataset", revision=load.revision))
+
+
+def register_sizes(repository: HubRepository, files: Sequence[HubFile]) -> list[str]:
+    """Return the addresses of files, whose sizes the Hub has told and no request needs to find out."""
+    places = [repository.make_url(file.path) for file in files]
+    for place, file in zip(places, files, strict=True):
+        if file.size is not None:
+            VERSIONS.setdefault(place, FileVersion(file.size))
+    return places
+
+
+class HubParquetSource(ParquetSource):
+    """The Parquet files of a split; each is a shard. Classes have the names that README.md states, if it does."""
+
+    def __init__(
+        self, card: DatasetCard, split: str, repository: HubRepository, files: Sequence[HubFile]
+    ) -> None:
+        self.card, self.split, self.files = card, split, files
+        places = register_sizes(repository, files)
+        self.table = [Shard(place, str(number)) for number, place in enumerate(places)]
+        self.shards = tuple(places)
+        with convert_to_user_error(
+            f"{card.path}: load.hub: the features of {repository.name} cannot be read"
+        ):
+            self.features = repository.read_features(card.load.config)
+
+    def fingerprint(self, columns: Collection[str]) -> str:
+        return hash_values([(file.path, file.hash) for file in self.files])
+
+    @cached_property
+    def classes(self) -> Mapping[str, Classes]:
+        return collect_classes(self.features) if self.features else super().classes
+
+    def read_features(self, place: str, schema: pyarrow.Schema) -> dict[str, Any]:
+        return {**super().read_features(place, schema), **self.features}
+
+
+class HubTarSource(WebDatasetSource):
+    """The tars of a split; each is a shard. Columns have the names of `datasets`, too: ``json`` is the whole object."""
+
+    def __init__(
+        self, card: DatasetCard, split: str, repository: HubRepository, files: Sequence[HubFile]
+    ) -> None:
+        self.card, self.split, self.files = card, split, files
+        self.shards = tuple(register_sizes(repository, files))
+        self.names = [str(number) for number in range(len(files))]
+
+    def fingerprint(self, columns: Collection[str]) -> str:
+        return hash_values([(file.path, file.hash) for file in self.files])
+
+    def name_columns(self, parsed: Mapping[str, Any]) -> dict[str, Any]:
+        return {**parsed, **super().name_columns(parsed)}
+
+
+class StreamedSource(ShardedSource):
+    """A stream of `datasets`, whose shards are ours.
+
+    Shuffling and mixing are never left to ``datasets``: its buffers are lost when a run is continued. Classes that are
+    stored as numbers have their names.
+
+    Args:
+        place: a folder, or the name of the repository.
     """
 
-    def __init__(self, card: DatasetCard, split: str) -> None:
+    def __init__(
+        self, card: DatasetCard, split: str, place: str, repository: HubRepository | None, what: str
+    ) -> None:
         import datasets  # slow to import, and only needed here
 
-        self.card, self.split = card, split
+        self.card, self.split, self.repository = card, split, repository
         load, stored = card.load, card.split(split)
-        wait_for_hub(load.timeout)
-        with convert_to_user_error(
-            f"{card.path}: load.hub: {load.location} cannot be opened", give_advice(load)
-        ):
-            stream = datasets.load_dataset(
-                load.location, load.config, split=stored.name, revision=load.revision, streaming=True
-            )
+        commit = repository.commit if repository is not None else None
+        with convert_to_user_error(what, give_advice(load)), convert_hub_failures(what, load):
+            builder = call_hub(lambda: datasets.load_dataset_builder(place, load.config, revision=commit))
+            if hasattr(builder.config, "decode_num_threads"):  # a step that could not be taken away again
+                builder.config.decode_num_threads = 0
+            stream = call_hub(lambda: builder.as_streaming_dataset(split=stored.name))
         features = dict(stream.features.to_dict()) if stream.features else {}
         self.namings = make_column_namings(features)
         self.classes = collect_classes(features)
@@ -54,7 +160,7 @@ class HubSource(ShardedSource):
             if name not in features:
                 raise UserError(f"{card.path}: {explain_missing_audio(load.location, name, features)}")
         if features:
-            stream = stream.decode(False)  # takes away the step that decodes what comes from the Hub
+            stream = stream.decode(False)
         # without features nothing is encoded either: for audio, both want a library that we can do without
         stream.info.features = None
         used = card.list_columns_to_read(split, set(features))
@@ -64,6 +170,9 @@ class HubSource(ShardedSource):
         self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
 
     def fingerprint(self, columns: Collection[str]) -> str:
+        if self.repository is not None:
+            files = self.repository.files.values()
+            return hash_values([(file.path, file.hash) for file in files if not file.path.endswith(".md")])
         facts = self.data.info
         return hash_values([*self.shards, self.card.load.revision, facts.version, facts.dataset_size])
 
@@ -117,6 +226,18 @@ class HubSource(ShardedSource):
                 return {"bytes": file.readall(), "path": path}
         except BrokenShardError as problem:
             raise RowError("missing file", str(problem)) from problem
+
+
+@contextmanager
+def convert_hub_failures(what: str, load: Load) -> Iterator[None]:
+    """Say why the Hub did not give a dataset; what is not its doing passes."""
+    try:
+        yield
+    except Exception as problem:
+        if explain_failure(problem, load.location, load.revision, "dataset"):
+            with convert_hub_errors(what, load.location, load.revision, "dataset"):
+                raise
+        raise
 
 
 def give_advice(load: Load) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet as pq
@@ -33,11 +33,15 @@ from uniaudio.data.sources.class_names import (
     read_schema_features,
 )
 from uniaudio.data.sources.folder_features import read_folder_features
+from uniaudio.data.sources.http import BLOCK, HttpFile
 from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
+FETCHED_WHOLE = (
+    64 * 2**20
+)  # bytes: columns of a remote row group up to this length are fetched in one request
 
 
 @dataclass(frozen=True)
@@ -143,25 +147,31 @@ class ParquetSource(ShardedSource):
                 count = file.metadata.row_group(group).num_rows
                 first = max(0, skipped - before)
                 if first < count:
-                    rows = self.iterate_group(what, file, group, what.start + before, range(first, count))
+                    rows = self.iterate_group(
+                        what, stream, file, group, what.start + before, range(first, count)
+                    )
                     for number, row in enumerate(rows, before + first + 1):
                         yield row, Place(number)
                 before += count
 
     def iterate_group(
-        self, what: Shard, file: pq.ParquetFile, group: int, start: int, wanted: range
+        self, what: Shard, stream: BinaryIO, file: pq.ParquetFile, group: int, start: int, wanted: range
     ) -> Iterator[Row | RowError | None]:
         """Yield the wanted rows of a row group, whose first row is row ``start`` of the file."""
         schema = file.schema_arrow
         self.check_columns(what, schema.names)
         light, heavy = self.choose_columns(schema)
         namings = make_column_namings(self.read_features(what.place, schema))
+        are_all_kept = self.card.split(self.split).keep is None
+        keep_columns(stream, file.metadata.row_group(group), [*light, *(heavy if are_all_kept else ())])
         columns = (
             convert_table(file.read_row_group(group, columns=light), namings)
             if light
             else [{} for _ in range(wanted.stop)]
         )
         kept = [i in wanted and self.is_kept(row) for i, row in enumerate(columns)]
+        if any(kept) and not are_all_kept:
+            keep_columns(stream, file.metadata.row_group(group), heavy)
         clips = self.make_clip_reader(file, group, heavy if any(kept) else [])
         for i in wanted:
             key = f"{what.name}/{start + i}"
@@ -246,6 +256,29 @@ class ParquetSource(ShardedSource):
             return make_row(self.card, key, columns, stored, folder)
 
         return read_row_or_error(make, key)
+
+
+def keep_columns(stream: BinaryIO, group: Any, names: Sequence[str]) -> None:
+    """Fetch the columns of a row group of a remote file in one request, where they lie side by side.
+
+    Args:
+        group: its metadata.
+    """
+    raw = getattr(stream, "raw", None)
+    if not isinstance(raw, HttpFile):
+        return
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names]
+    starts = [
+        min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+        for chunk in chunks
+    ]
+    lengths = [chunk.total_compressed_size for chunk in chunks]
+    if not chunks:
+        return
+    first, end = min(starts), max(start + length for start, length in zip(starts, lengths, strict=True))
+    if end - first <= min(FETCHED_WHOLE, 2 * sum(lengths)) and raw.size > BLOCK:
+        raw.keep(first, end - 1)
 
 
 def is_time(field: pyarrow.Field) -> bool:

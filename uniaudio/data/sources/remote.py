@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from uniaudio.data.sources.base import BrokenShardError
-from uniaudio.data.sources.http import BLOCK, PASSING, HttpFile, HttpStream
+from uniaudio.data.sources.http import BLOCK, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import HTTP, is_remote
-
-# whose errors are those of a connection, where they are no OSErrors; imported by fsspec's file systems alone
-NETWORK = {"aiohttp", "botocore", "h2", "httpcore", "httpx", "httpx2", "requests", "urllib3"}
+from uniaudio.hub_client import PASSING, TRANSPORT
 
 
 def classify_error(problem: Exception, what: str) -> Exception:
@@ -22,6 +20,8 @@ def classify_error(problem: Exception, what: str) -> Exception:
     Args:
         what: names the file or shard.
     """
+    if isinstance(problem, UnavailableError):
+        return problem  # it says how long to wait
     reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     text = reason if reason.startswith(what) else f"{what}: {reason}"
     status = getattr(getattr(problem, "response", None), "status_code", None) or getattr(
@@ -34,7 +34,7 @@ def classify_error(problem: Exception, what: str) -> Exception:
         damaged = type(problem) is OSError and problem.errno is None
         gone = isinstance(problem, FileNotFoundError | PermissionError | IsADirectoryError)
         return BrokenShardError(text) if damaged or gone else ConnectionError(text)
-    if type(problem).__module__.partition(".")[0] in NETWORK:
+    if type(problem).__module__.partition(".")[0] in TRANSPORT:
         return ConnectionError(text)
     return BrokenShardError(text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,18 @@ class WebDatasetSource(ShardedSource):
         if group:
             yield Sample(key, group, again, group[-1].end)
 
+    def name_columns(self, parsed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of a sample from its members by their extensions: texts, and the object of ``.json``."""
+        columns = {
+            "text" if name == "txt" else name: value for name, value in parsed.items() if name != "json"
+        }
+        return {**columns, **parsed.get("json", {})}
+
     def build_row(self, name: str, sample: Sample) -> Row | RowError | None:
         """Put the members of a sample together."""
         if sample.again:
             return RowError("duplicate key", name)
-        columns: dict[str, Any] = {}
+        parsed: dict[str, Any] = {}
         clips = []
         for member in sample.members:
             extension = extension_of(member.name)
@@ -139,12 +146,12 @@ class WebDatasetSource(ShardedSource):
                 clips.append(member)
             elif extension == "json":
                 try:
-                    columns.update(parse_json_member(member))
+                    parsed[extension] = parse_json_member(member)
                 except (ValueError, RecursionError) as problem:
                     return RowError("broken metadata", f"{name}: {member.name} ({problem})")
             elif (text := decode_member(member)) is not None:
-                columns["text" if extension == "txt" else extension] = text
-        columns["__key__"] = sample.key
+                parsed[extension] = text
+        columns = {**self.name_columns(parsed), "__key__": sample.key}
         keep = self.card.split(self.split).keep
         absent = sorted(keep.names - set(columns)) if keep is not None else []
         if absent:  # of one sample, as where its .json is missing: no reason to end a run

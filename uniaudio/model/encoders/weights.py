@@ -105,7 +105,7 @@ def fetch_model_config(path: str, revision: str | None) -> Path:
     key = (constants.ENDPOINT, name, revision)
     if key not in CONFIG_FOLDERS or not CONFIG_FOLDERS[key].is_dir():
         with convert_hub_errors(f"{name} is no folder here and cannot be fetched", name, revision):
-            file = call_hub(lambda: hf_hub_download(name, "config.json", revision=revision))
+            file = hf_hub_download(name, "config.json", revision=revision)  # which tries again itself
         CONFIG_FOLDERS[key] = Path(file).parent
     return CONFIG_FOLDERS[key]
 

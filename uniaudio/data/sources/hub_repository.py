@@ -1,0 +1,179 @@
+"""A dataset repository on the Hub: its commit, its files, and which of them are a split, from one request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import orjson
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+from uniaudio.config.nearest import suggest_name
+from uniaudio.data.card import Load
+from uniaudio.errors import UserError
+from uniaudio.hub_client import call_hub, convert_hub_errors
+
+OLD_INFOS = "dataset_infos.json"  # features as `datasets` wrote them before they stood in README.md
+READ_BY_DATASETS = (".huggingface.yaml",)  # settings beside README.md, which only `datasets` understands
+LISTED_WHOLE = 50_000  # files; of more the description of a repository may leave some out
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository. ``hash``: of its content; ``size``: in bytes, where the Hub says."""
+
+    path: str
+    size: int | None
+    hash: str
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A dataset repository at one commit.
+
+    Args:
+        name: as the Hub calls it now. commit: its hash. metadata: at the top of README.md.
+    """
+
+    name: str
+    commit: str
+    files: Mapping[str, HubFile]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def make_url(self, path: str) -> str:
+        """Return the address of a file at this commit."""
+        return hf_hub_url(self.name, path, repo_type="dataset", revision=self.commit)
+
+    def find_split_files(self, config: str | None, split: str, where: str) -> list[HubFile] | None:
+        """Return the files of a split in their order, by the rules of `datasets`: what README.md lists under `configs`,
+        else the names of files and folders.
+
+        Returns:
+            None where only `datasets` can tell.
+
+        Raises:
+            UserError: naming the configurations or splits that there are.
+        """
+        from datasets.data_files import get_data_patterns, resolve_pattern, sanitize_patterns
+
+        if len(self.files) > LISTED_WHOLE or any(name in self.files for name in READ_BY_DATASETS):
+            return None
+        settings = self.choose_config(config, where)
+        if settings is None:
+            return None
+        root = f"memory://hub-{self.commit}"  # the names alone, for rules that look into a file system
+        names = fsspec.filesystem("memory")
+        names.pipe({f"{root}/{path}": b"" for path in self.files})
+        try:
+            folder = f"{root}/{settings['data_dir']}" if settings.get("data_dir") else root
+            stated = settings.get("data_files")
+            patterns = sanitize_patterns(stated) if stated is not None else get_data_patterns(folder)
+            splits = {str(name): found for name, found in patterns.items()}
+            if split not in splits:
+                raise UserError(
+                    f"{where}: {self.name} has no split '{split}'{suggest_name(split, splits)}; it has "
+                    f"{', '.join(splits)}"
+                )
+            paths: list[str] = []
+            for pattern in splits[split]:
+                with suppress(
+                    FileNotFoundError
+                ):  # several patterns may stand for a split, and some match nothing
+                    paths += resolve_pattern(pattern, folder)
+        finally:
+            names.rm(root, recursive=True)
+        if not paths:
+            patterns = ", ".join(map(str, splits[split]))
+            raise UserError(f"{where}: {self.name} has no file for the split '{split}' ({patterns})")
+        prefix = f"/hub-{self.commit}/"
+        return [self.files[path.partition(prefix)[2]] for path in dict.fromkeys(paths)]
+
+    def choose_config(self, config: str | None, where: str) -> Mapping[str, Any] | None:
+        """Return what README.md says of a configuration; nothing where it lists none, None where it is not clear.
+
+        Raises:
+            UserError: naming the configurations.
+        """
+        listed = self.metadata.get("configs") or []
+        configs = {str(one.get("config_name")): one for one in listed if isinstance(one, Mapping)}
+        if not configs:
+            return {} if config in (None, "default") else None
+        if config is None:
+            stated = [name for name, one in configs.items() if one.get("default")] or ["default"]
+            config = stated[0] if stated[0] in configs else next(iter(configs)) if len(configs) == 1 else None
+        if config is None:
+            raise UserError(
+                f"{where}: {self.name} has several configurations; set `config` to one of {', '.join(configs)}"
+            )
+        if config not in configs:
+            raise UserError(
+                f"{where}: {self.name} has no configuration '{config}'{suggest_name(config, configs)}; it has "
+                f"{', '.join(configs)}"
+            )
+        return configs[config]
+
+    def read_features(self, config: str | None) -> dict[str, Any]:
+        """Return the features of the columns as `datasets` writes them as JSON; nothing where the repository has none.
+
+        Raises:
+            UserError: when they cannot be read.
+        """
+        from datasets.info import DatasetInfosDict
+        from huggingface_hub import DatasetCardData
+
+        if self.metadata.get("dataset_info"):
+            infos = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**self.metadata))
+            features = {name: info.features.to_dict() for name, info in infos.items() if info.features}
+        elif OLD_INFOS in self.files:
+            with convert_hub_errors(
+                f"{self.name}: {OLD_INFOS} cannot be read", self.name, self.commit, "dataset"
+            ):
+                file = call_hub(
+                    lambda: hf_hub_download(self.name, OLD_INFOS, repo_type="dataset", revision=self.commit)
+                )
+                with open(file, "rb") as stream:
+                    stored = orjson.loads(stream.read())
+                features = {name: info.get("features") or {} for name, info in stored.items()}
+        else:
+            return {}
+        name = config or ("default" if "default" in features else next(iter(features), ""))
+        return dict(features.get(name) or (next(iter(features.values())) if len(features) == 1 else {}))
+
+    def require_access(self, path: str) -> None:
+        """Ask for the head of a file, which a gated repository refuses, although it may be listed.
+
+        Raises:
+            Exception: as the Hub's client has it.
+        """
+        call_hub(lambda: get_hf_file_metadata(self.make_url(path), token=None))
+
+
+def describe_repository(load: Load, what: str) -> HubRepository:
+    """Ask the Hub for a dataset.
+
+    Args:
+        what: begins the sentence of an error.
+
+    Raises:
+        UserError: when there is none, it is not to be read, or the Hub cannot be asked.
+    """
+    with convert_hub_errors(what, load.location, load.revision, "dataset"):
+        info = call_hub(
+            lambda: HfApi().dataset_info(
+                load.location, revision=load.revision, files_metadata=True, timeout=load.timeout
+            )
+        )
+        files = {
+            file.rfilename: HubFile(
+                file.rfilename, file.size, (file.lfs.sha256 if file.lfs else file.blob_id) or ""
+            )
+            for file in info.siblings or ()
+        }
+        metadata = info.card_data.to_dict() if info.card_data else {}
+        repository = HubRepository(info.id, info.sha or "", files, metadata)
+        if info.gated and files and not constants.is_offline_mode():
+            repository.require_access(next(iter(files)))
+    return repository
