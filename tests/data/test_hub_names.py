@@ -97,9 +97,9 @@ def test_a_thousand_shards_open_with_three_requests(hub, repository, tmp_path):
     assert len(source.shards) == 1000
     row, _ = next(source.read(999, Place()))
     assert str(row.columns["label"]) == "wren"
-    asked = hub.list_requests("birds")
-    assert len(asked) <= 3, asked
-    assert "train-00999" in asked[1]
+    sent = hub.list_requests("birds")
+    assert len(sent) <= 3, sent
+    assert "train-00999" in sent[1]
 
 
 def test_a_row_group_is_one_request_behind_the_footer(hub, repository, tmp_path):
@@ -251,11 +251,11 @@ def test_offline_what_was_fetched_is_read(hub, repository, tmp_path, monkeypatch
         with pytest.raises(UserError, match=message):
             open_named(tmp_path)
     snapshot_download(NAME, repo_type="dataset")
-    asked = len(hub.requests)
+    before = len(hub.requests)
     go_offline(monkeypatch)
     rows = list(open_named(tmp_path).rows())
     assert (numbers(rows), str(rows[1].columns["label"])) == ([(i, i) for i in range(4)], "rook")
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == before
 
 
 def test_what_passes_is_tried_again(hub, repository, tmp_path, fresh_addresses, capsys):
@@ -301,7 +301,7 @@ def test_a_name_that_is_none_is_refused(hub, tmp_path):
         open_source(card(tmp_path, {"hub": "me/birds/more"}), "train")
 
 
-def test_an_expired_location_is_asked_for_again(hub, repository, tmp_path):
+def test_an_expired_location_is_looked_up_again(hub, repository, tmp_path):
     write_classes(repository)
     source = open_named(tmp_path)
     list(source.read(0, Place()))

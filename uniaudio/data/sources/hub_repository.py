@@ -71,7 +71,7 @@ class HubRepository:
             folder = f"{root}/{settings['data_dir']}" if settings.get("data_dir") else root
             stated = settings.get("data_files")
             patterns = sanitize_patterns(stated) if stated is not None else get_data_patterns(folder)
-            splits = {str(name): found for name, found in patterns.items()}
+            splits = {str(name): listed for name, listed in patterns.items()}
             if split not in splits:
                 raise UserError(
                     f"{where}: {self.name} has no split '{split}'{suggest_name(split, splits)}; it has "
