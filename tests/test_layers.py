@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "uniaudio"
 BASE = {
+    "console",
     "errors",
     "extras",
     "outputs",
@@ -27,6 +28,7 @@ ALLOWED = {
     "units": set(),
     "extras": {"errors"},
     "outputs": {"errors"},
+    "console": {"outputs"},
     "orphans": set(),
     "run_records": set(),
     "ragged": set(),

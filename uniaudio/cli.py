@@ -13,17 +13,18 @@ from typing import Annotated
 import typer
 
 from uniaudio import __version__
+from uniaudio.console import announce, silence_known_warnings
 from uniaudio.errors import LostProcessError, UserError
 from uniaudio.orphans import leave_message
 from uniaudio.outputs import check_file_option, check_folder_option
 
+LOADING = "loading torch and transformers ..."  # said before the slow imports
 TRAIN, EVALUATE, DATA, USE = "Train", "Evaluate", "Data", "Use"  # panels of `uniaudio --help`
 
 app = typer.Typer(
     name="uniaudio",
     help="Train universal audio encoders by asking them questions through a frozen language model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Summarise, pack and time the data of a recipe.", no_args_is_help=True)
@@ -89,6 +90,7 @@ def train(
 
     if is_launched():  # before the slow imports, in which a launcher may die
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
+    announce(LOADING)
     from uniaudio.build.run_config import open_run
     from uniaudio.commands.train import run_training
     from uniaudio.config.trust import Trust
@@ -135,6 +137,7 @@ def launch(
     Writes: as `uniaudio train`.
     Prints: as `uniaudio train`, and ends with its exit code (75: stopped early, use --resume).
     """
+    announce(LOADING)
     from uniaudio.build.run_config import open_run
     from uniaudio.commands.launch import Machines, launch_training
     from uniaudio.config.trust import Trust
@@ -168,6 +171,7 @@ def check(
     Writes: nothing.
     Prints: parameters, columns, warnings and the cost of a step; the first mistake ends it with exit code 2.
     """
+    announce(LOADING)
     from uniaudio.build.run_config import open_run
     from uniaudio.commands.check import check_run
     from uniaudio.config.trust import Trust
@@ -201,6 +205,7 @@ def plan(
     Writes: nothing.
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
+    announce(LOADING)
     from uniaudio.build.run_config import open_run
     from uniaudio.checks.recipe import QUESTION, AverageClip
     from uniaudio.commands.plan import show_plan
@@ -252,6 +257,7 @@ def probe(
     Writes: scores as JSON (--out); embeddings of suites are cached in $UNIAUDIO_CACHE.
     Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
     """
+    announce(LOADING)
     from uniaudio.commands.probe import run_probe
     from uniaudio.config.trust import Trust
 
@@ -283,6 +289,7 @@ def evaluate(
     Writes: scores and answers as JSON (--out).
     Prints: scores by evaluation set with 95 % confidence intervals. Runs under `accelerate launch`, too.
     """
+    announce(LOADING)
     from uniaudio.commands.evaluate import run_evaluation
     from uniaudio.config.trust import Trust
 
@@ -386,6 +393,7 @@ def ask(
     Writes: nothing.
     Prints: the answer.
     """
+    announce(LOADING)
     from uniaudio.commands.ask import answer_file_question
     from uniaudio.config.trust import Trust
 
@@ -409,6 +417,7 @@ def embed(
     Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
     Prints: the file, the number of clips and the width of an embedding.
     """
+    announce(LOADING)
     from uniaudio.commands.embed import embed_files
     from uniaudio.config.trust import Trust
 
@@ -434,6 +443,7 @@ def export(
     Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
     Prints: the files, and a line of Python that loads the exported model.
     """
+    announce(LOADING)
     from uniaudio.commands.export import export_checkpoint
     from uniaudio.config.trust import Trust
 
@@ -530,6 +540,7 @@ def forgetting(
     Writes: forgetting.json and forgetting.png into the run folder or --out.
     Prints: the matrices of scores by stage and set, forgetting and transfer.
     """
+    announce(LOADING)
     from uniaudio.commands.forgetting import measure_forgetting
     from uniaudio.config.trust import Trust
 
@@ -568,6 +579,7 @@ def soup(
     Writes: a new run folder with one checkpoint and soup.json.
     Prints: accuracy by share (WiSE-FT; several runs: model soup), and the path of the checkpoint.
     """
+    announce(LOADING)
     from uniaudio.commands.soup import GRID, make_soup
     from uniaudio.config.trust import Trust
 
@@ -638,6 +650,7 @@ def check_encoder(
     Writes: nothing.
     Prints: frames, batches, hidden states, gradients and dtype, whether each holds; exit code 2 if one does not.
     """
+    announce(LOADING)
     from uniaudio.commands.check_encoder import check_encoder as check
     from uniaudio.config.trust import Trust
 
@@ -663,6 +676,7 @@ def tune_batch(
     Writes: nothing.
     Prints: each budget.audio_seconds it tries with its peak memory, and the override to train with.
     """
+    announce(LOADING)
     from uniaudio.commands.tune_batch import tune_batch as tune
     from uniaudio.config.trust import Trust
 
@@ -686,6 +700,7 @@ def serve(
     Writes: nothing.
     Prints: the address of the page.
     """
+    announce(LOADING)
     from uniaudio.commands.serve import serve as open_page
     from uniaudio.config.trust import Trust
     from uniaudio.serve.limits import Limits
@@ -738,6 +753,7 @@ def with_resume_value(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the exit codes 0, 1, 2 (user's mistake) or 75 (stopped, may continue)."""
+    silence_known_warnings()
     try:
         app(args=with_resume_value(sys.argv[1:] if arguments is None else arguments))
     except (UserError, LostProcessError) as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from uniaudio.build.fusion import fuse
@@ -15,6 +14,7 @@ from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import announce, hide_loading_bars, make_console
 from uniaudio.errors import UserError, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import list_code_places
@@ -86,7 +86,9 @@ def find_checkpoint(spec: str) -> Path | None:
         raise UserError(f"{path} holds no checkpoint that can be used: {complaint}")
     if complaint and complaint not in SAID:
         SAID.add(complaint)
-        Console(stderr=True).print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+        make_console(stderr=True).print(
+            complaint, style="yellow", highlight=False, soft_wrap=True, markup=False
+        )
     return chosen
 
 
@@ -280,6 +282,8 @@ def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = N
 
 def load_model_spec(model: ModelSpec, device: torch.device, trust: Trust) -> AudioEncoder:
     """Load the encoder of a MODEL that was taken apart, see ``load_encoder``."""
+    hide_loading_bars()
+    announce(f"loading the encoder of {model.path} ...")
     checkpoint = open_checkpoint(model.path)
     if checkpoint is None:
         if is_run(model.path):

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import GuardConfig
+from uniaudio.console import make_console
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.forgetting import find_broken_guards
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
@@ -31,7 +30,7 @@ def read_guarded_sets(config: RunConfig) -> list[TaskRows]:
     """
     if config.guard is None:
         return []
-    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+    console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
     return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}", markup=False))
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 from uniaudio.config.run import RunConfig
+from uniaudio.console import make_console
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import PlanState, StepBatch, describe_sharing, join_states, make_loader
@@ -96,7 +96,7 @@ class StageData:
                 notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
             notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
         for note in notes if is_main() and state is None else ():
-            Console().print(note, style="yellow", highlight=False)
+            make_console().print(note, style="yellow", highlight=False)
         return make_loader(
             mixture,
             self.tasks,

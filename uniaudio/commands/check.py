@@ -19,6 +19,7 @@ from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, CheckedEntry, chec
 from uniaudio.checks.stages import check_budget, check_stage_rows
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
+from uniaudio.console import make_console
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.estimate import flops
 from uniaudio.hub_client import HubUnreachableError
@@ -34,7 +35,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     Raises:
         UserError: for the first thing that would not work.
     """
-    console = console or Console()
+    console = console or make_console()
     encoders: list[PretrainedConfig] = []
     decoder: SketchedDecoder | None = None
     encoders_are_known = False

@@ -13,6 +13,7 @@ from rich.table import Table
 from uniaudio.build.encoders import load_encoder
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -197,7 +198,7 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
         table.add_column(column, overflow="fold")
     for finding in findings:
         table.add_row(finding.name, "[green]yes[/green]" if finding.holds else "[red]no[/red]", finding.seen)
-    (console or Console()).print(table)
+    (console or make_console()).print(table)
     failed = [finding for finding in findings if not finding.holds]
     if failed:
         raise UserError(f"{name} does not keep the contract: {failed[0].name} ({failed[0].seen})")

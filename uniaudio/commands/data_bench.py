@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.recipe import open_recipe
+from uniaudio.console import make_console
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import make_loader
@@ -80,7 +81,7 @@ def bench_recipe(
     name: str, seconds: float, workers: list[int] | None, console: Console | None = None
 ) -> list[LoaderSpeed]:
     """Print how many seconds of audio per second each number of workers delivers."""
-    console = console or Console()
+    console = console or make_console()
     opened = open_recipe(name)
     recipe, config = opened.recipe, opened.config
     budget = config.stages[0].budget.audio_seconds if config is not None else BUDGET

@@ -16,12 +16,12 @@ from typing import Any
 
 import soundfile
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uniaudio.build.recipe import open_recipe
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import ClassIndex, FirstOf
 from uniaudio.data.jinja import Text
@@ -74,7 +74,7 @@ def pack_recipe(
     Raises:
         UserError: when ``out`` holds anything, or nothing of a split could be used.
     """
-    console = console or Console()
+    console = console or make_console()
     recipe = open_recipe(name).recipe
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give --out a new folder")
@@ -113,17 +113,16 @@ def pack_split(
     folder.mkdir(exist_ok=True)
     shards = Shards(folder, split, most_bytes)
     rows, lost, seconds = 0, 0, 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        WorkProgress(console, "rows") as progress,
         (folder / f"{split}.jsonl").open("w", encoding="utf-8") as manifest,
         (out / "skipped.jsonl").open("a", encoding="utf-8") as skipped,
     ):
         chosen = source.rows() if most_rows is None else sample_reservoir(source.rows(), most_rows)
         total = source.size if most_rows is None else min(most_rows, source.size or most_rows)
-        task = progress.add_task(f"{card.name}, {split}", total=total)
+        task = progress.begin(f"{card.name}, {split}", total)
         for packed in pack_rows(chosen, card, shards):
-            progress.advance(task)
+            progress.count(task)
             if isinstance(packed, RowError):
                 lost += 1
                 fact = {"split": split, **asdict(Skip.of(card.name, "", packed))}

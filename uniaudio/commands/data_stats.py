@@ -19,6 +19,7 @@ from uniaudio.build.recipe import open_recipe
 from uniaudio.checks.recipe import note_odd_clips
 from uniaudio.config.run import RunConfig
 from uniaudio.data.open_entries import open_entry
+from uniaudio.console import make_console
 from uniaudio.data.recipe import Entry
 from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row
@@ -125,7 +126,7 @@ def show_stats(
     Raises:
         UserError: for steps without a run config, which alone knows how large a step is.
     """
-    console = console or Console()
+    console = console or make_console()
     opened = open_recipe(name)
     recipe, config = opened.recipe, opened.config
     if steps is not None and config is None:

@@ -17,6 +17,7 @@ from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.data.open_entries import open_entry
+from uniaudio.console import make_console
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.sources.base import IndexedSource
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
@@ -46,7 +47,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     Raises:
         UserError: when ``out`` holds something else, or training was stopped.
     """
-    console = Console()
+    console = make_console()
     started = time.monotonic()
     prepare_folder(out)
     corpus = build_corpus(out / "corpus", sizes=QUICK if quick else Sizes())

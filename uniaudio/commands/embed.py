@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from uniaudio.build.embedder import load_embedder
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.audio import decode
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
+
+CLIPS_AT_A_TIME = 32  # so that progress shows
 
 
 def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust: Trust = NO_TRUST) -> None:
@@ -26,7 +28,7 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
     Raises:
         UserError: when no file can be used, before a model is loaded.
     """
-    console = Console()
+    console = make_console()
     used: list[str] = []
     clips: list[NDArray[np.int16]] = []
     refusals: list[RowError] = []
@@ -43,13 +45,21 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
     if not clips:
         raise UserError(f"none of {len(files)} file(s) can be used; the first: {refusals[0]}")
     embedder = load_embedder(spec, trust=trust)
+    means: list[NDArray[np.float32]] = []
+    of_clips: list[NDArray[np.float32]] = []
+    with WorkProgress(console, "clips") as progress:
+        task = progress.begin("embedding", len(clips))
+        for first in range(0, len(clips), CLIPS_AT_A_TIME):
+            some = clips[first : first + CLIPS_AT_A_TIME]
+            means.append(embedder.embed(some))
+            of_clips += embedder.embed(some, pool="none") if frames else []
+            progress.count(task, len(some))
     arrays: dict[str, Any] = {
         "files": np.array(used),
-        "embeddings": embedder.embed(clips),
+        "embeddings": np.concatenate(means),
         "frame_rate": np.array(embedder.frame_rate),
+        **{f"frames_{i}": value for i, value in enumerate(of_clips)},
     }
-    if frames:
-        arrays |= {f"frames_{i}": value for i, value in enumerate(embedder.embed(clips, pool="none"))}
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **arrays)
     left_out = f", {len(refusals)} file(s) left out" if refusals else ""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
 
 from uniaudio.build.encoders import choose_device
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
@@ -21,6 +20,7 @@ from uniaudio.build.result_fingerprints import sign_answers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
+from uniaudio.console import make_console
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import explain_lost_processes, is_main, world_size
@@ -103,7 +103,7 @@ def evaluate_recipe(
     """
     for entry in recipe.evaluate:
         require_metric(entry.template.scoring.metric, entry.template.scoring.tokenize)
-    bar = bar or EvaluationBar(Console(), shown=False)
+    bar = bar or EvaluationBar(make_console(), shown=False)
     results = {}
     with bar.bar:
         for entry in recipe.evaluate:
@@ -188,7 +188,7 @@ def run_evaluation(
         settings = make_prediction_settings(loaded, shared=True, labels=labels)
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
-        console = Console(quiet=not is_main())
+        console = make_console(quiet=not is_main())
         bar = EvaluationBar(console, is_main(), world_size())
         results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
         results = sign_answers(results, spec)

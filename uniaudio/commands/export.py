@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.encoder_provenance import collect_provenance
@@ -30,6 +29,7 @@ from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.export import xares_encoder, xares_llm_encoder
 from uniaudio.model.encoders.base import AudioEncoder
@@ -65,7 +65,7 @@ def export_checkpoint(
     require_new_folder(out)
     if push_to_hub is not None:
         check_login(push_to_hub)
-    console = Console()
+    console = make_console()
     config = None
     if (checkpoint := find_checkpoint(model.path)) is not None:
         config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)

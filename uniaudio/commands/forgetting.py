@@ -16,6 +16,7 @@ from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import make_console
 from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
@@ -59,7 +60,7 @@ def measure_forgetting(
     Raises:
         UserError: when no stage of the run is finished, or there is nothing to measure.
     """
-    console = Console()
+    console = make_console()
     ends, complaints = find_stage_ends(run, (MODEL, STATE, BASES, CONFIG))
     if not ends:
         damage = "".join(f"; {complaint}" for complaint in complaints)

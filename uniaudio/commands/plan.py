@@ -11,6 +11,7 @@ from uniaudio.build.activation_checkpointing import list_parts
 from uniaudio.checks.recipe import AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
+from uniaudio.console import make_console
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS, Machine
@@ -29,7 +30,7 @@ def show_plan(
     Raises:
         UserError: as ``plan_stage`` and ``estimate_average_clip``.
     """
-    console = console or Console()
+    console = console or make_console()
     dtype = choose_gpu_precision(config)
     blueprint = Blueprint.from_config(config)
     auto = list_parts(config, "auto")

@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from uniaudio.build.recipe import OpenedRecipe, open_recipe
+from uniaudio.console import make_console
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
 from uniaudio.data.open_entries import open_training_entries
@@ -39,7 +40,7 @@ def preview(
     Raises:
         UserError: when a label mask would be empty or full, or no row of an entry can be used.
     """
-    console = console or Console()
+    console = console or make_console()
     recipe, format = open_recipe_and_format(recipe_name, decoder, console)
     recipe, sources = open_training_entries(recipe)
     for n in range(number):

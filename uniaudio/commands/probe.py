@@ -7,13 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from rich.console import Console
-
 from uniaudio.build.encoders import check_model, load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_models
 from uniaudio.build.untrained_encoders import add_references
 from uniaudio.commands.evaluate import write_json
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, parse_folders
 from uniaudio.evaluate.probing.references import REFERENCES
@@ -22,8 +21,6 @@ from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.evaluate.probing.task_embeddings import Protocol
 from uniaudio.report.scores import FINGERPRINTS
-
-LOG_WIDTH = 120  # columns
 
 
 def run_probe(
@@ -56,9 +53,7 @@ def run_probe(
         raise UserError("give either --data NAME=FOLDER or --suite NAME")
     if protocol not in get_args(Protocol):
         raise UserError(f"--protocol {protocol}: give {' or '.join(get_args(Protocol))}")
-    console = Console()
-    if not console.is_terminal:  # a log file has no width
-        console.width = max(console.width, LOG_WIDTH)
+    console = make_console()
     for spec in models:
         check_model(spec, trust)
     models, compared = add_references(models, trust, references)

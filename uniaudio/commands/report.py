@@ -17,6 +17,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run import load_stored_run
+from uniaudio.console import make_console
 from uniaudio.data.recipe import EvalEntry, Recipe
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips
@@ -279,7 +280,7 @@ def map_embeddings(
             encoders[run.name] = load_encoder(str(run.folder))
         except UserError as problem:
             notes.append(f"embedding map of {run.name}: {problem}")
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     maps = []
     for one in clips:
         for name, encoder in encoders.items():

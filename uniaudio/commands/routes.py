@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
+from uniaudio.console import make_console
 from uniaudio.evaluate.routing import build_routes_tables, read_choices, write_routes
 from uniaudio.outputs import check_output_folder
 
@@ -14,7 +13,7 @@ def show_routes(run: Path, out: Path | None, last: float) -> None:
     """Print what the encoder of a run chose by task, and write it as JSON and as a heat map."""
     out = check_output_folder(out or run, "output")
     routes = read_choices(run, last)
-    console = Console()
+    console = make_console()
     for table in build_routes_tables(routes):
         console.print(table)
     for file in write_routes(routes, out):

@@ -16,6 +16,7 @@ from rich.console import Console
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.serve.answering import Reply, answer_upload
@@ -35,7 +36,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
         UserError: when gradio is missing, the address cannot be taken or the checkpoint cannot be loaded.
     """
     require_package("gradio", "the page")
-    console = Console()
+    console = make_console()
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local_address(host):
             console.print(

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from uniaudio.build.encoders import (
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
+from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
@@ -100,7 +100,7 @@ def make_soup(
     Raises:
         UserError: when the models do not fit together, or nothing can choose between several shares.
     """
-    console = Console()
+    console = make_console()
     refuse_filled_folder(out)
     opened = [open_checkpoint_or_explain(spec) for spec in specs]
     last = opened[0]

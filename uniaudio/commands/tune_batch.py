@@ -17,6 +17,7 @@ from uniaudio.build.model import build_model, load_stage_recipes
 from uniaudio.build.stage_data import StageData
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.console import make_console
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
 from uniaudio.tiny.text_lm import build_miniature_decoder
@@ -146,7 +147,7 @@ def tune_batch(
     Raises:
         UserError: as ``find_largest_budget``, and for a trial step that fails for another reason.
     """
-    console = console or Console()
+    console = console or make_console()
     config = load_run(name, overrides, trust)
     config.require_trust()
     limit = memory if memory is not None else RESERVE * get_device_memory()

@@ -60,7 +60,8 @@ class StepCallbacks:
 
     def evaluate(self) -> None:
         """Let the model answer the evaluation sets."""
-        results, samples = self.run_on_all(self.evaluator.evaluate)
+        with self.tracker.show_waiting(f"evaluating at step {self.position.step}", plain=True):
+            results, samples = self.run_on_all(self.evaluator.evaluate)
         self.tracker.log_evaluation(self.position.step, results, samples)
 
     def check_guards(self, over: bool) -> bool:
@@ -68,7 +69,8 @@ class StepCallbacks:
         guard = self.config.guard
         if guard is None or (self.position.step % guard.every and not over):
             return False
-        broken = self.run_with_plain_model(self.evaluator.check_guard)
+        with self.tracker.show_waiting("probing the guarded sets", plain=True):
+            broken = self.run_with_plain_model(self.evaluator.check_guard)
         for sentence in broken:
             self.tracker.warn(f"guard: {sentence}")
         self.tracker.log_event("guard", step=self.position.step, broken=broken)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from uniaudio.config.run import RunConfig
+from uniaudio.console import WorkProgress, format_duration, format_number, make_console
 from uniaudio.errors import UserError
 from uniaudio.orphans import LAUNCH_COMMAND, is_launched
 from uniaudio.run_records import is_count, parse_record
@@ -46,9 +40,9 @@ class Tracker:
     ) -> None:
         self.run_dir = run_dir
         self.main = main
-        self.console = Console()
+        self.console = make_console()
         self.experiments: ExperimentTrackers | None = None
-        self.bar: Progress | None = None
+        self.bar: WorkProgress | None = None
         if not main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -59,17 +53,17 @@ class Tracker:
             self.experiments = ExperimentTrackers(trackers, start_step, self.warn)
             for sentence in self.experiments.describe():
                 self.say(sentence)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+        columns = (
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            TextColumn("{task.fields[waiting]}"),
         )
+        self.bar = WorkProgress(self.console, "steps", columns=columns)
         self.bar.start()
-        self.task = self.bar.add_task("training", total=total_steps, completed=start_step)
+        self.task = self.bar.add_task(
+            "training", total=total_steps, completed=start_step, figures="", waiting=""
+        )
         self.total_steps = total_steps
 
     def advance(self) -> None:
@@ -83,14 +77,15 @@ class Tracker:
             return
         self.write(row)
         loss = "left out" if row["loss"] is None else f"loss {row['loss']:.4f}"
-        text = (
-            f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}  {loss}  "
-            f"{row.get('audio_seconds_per_second', 0):.0f} audio-s/s  wait {row.get('data_wait_share', 0):.0%}"
+        figures = (
+            f"{loss}  {format_number(row.get('audio_seconds_per_second', 0))} audio-s/s  "
+            f"data wait {row.get('data_wait_share', 0):.0%}"
         )
         if self.bar is not None:
-            self.bar.update(self.task, description=text)
+            self.bar.update(self.task, description=row.get("stage", "training"), figures=figures)
         if not self.console.is_terminal:
-            self.console.print(f"{text}  eta {self.estimate_remaining()}", highlight=False)
+            step = f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}"
+            self.console.print(f"{step}  {figures}  eta {self.estimate_remaining()}", markup=False)
         if self.experiments is not None:
             self.experiments.log(dict(flatten_numbers(row, "train")), row["step"])
 
@@ -104,11 +99,22 @@ class Tracker:
 
     def estimate_remaining(self) -> str:
         """Return the remaining time as h:mm:ss, or a question mark before anything was measured."""
-        remaining = self.bar.tasks[0].time_remaining if self.bar is not None else None
-        if remaining is None:
-            return "?"
-        minutes, seconds = divmod(round(remaining), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        return format_duration(self.bar.tasks[0].time_remaining if self.bar is not None else None)
+
+    @contextmanager
+    def show_waiting(self, what: str, plain: bool = False) -> Iterator[None]:
+        """Say beside the bar what is being waited for.
+
+        Args:
+            plain: say it where there is no terminal as well; for what takes long.
+        """
+        if self.bar is not None:
+            self.bar.update(self.task, waiting=what)
+            if plain and not self.console.is_terminal:
+                self.say(what)
+        yield
+        if self.bar is not None:
+            self.bar.update(self.task, waiting="")
 
     def say(self, sentence: str, style: str = "") -> None:
         """Print what a person should know now."""
@@ -175,7 +181,7 @@ def print_finished_run(run_dir: Path, main: bool, step: int) -> None:
     """Say that nothing is left to do; the row that says so is written if a kill came before it."""
     if not main:
         return
-    Console().print(
+    make_console().print(
         f"{run_dir}: already finished at step {step}", highlight=False, soft_wrap=True, markup=False
     )
     metrics = run_dir / "metrics.jsonl"

@@ -300,7 +300,7 @@ class StageRun:
     def wait_for_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
         """Wait for the data of a step."""
         begin = time.monotonic()
-        with self.run.profile.part("data"):
+        with self.run.profile.part("data"), self.tracker.show_waiting("waiting for data"):
             step = next(steps)
         metrics.waited += time.monotonic() - begin
         return step

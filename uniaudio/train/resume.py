@@ -13,9 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from uniaudio.config.run import RunConfig, load_run
+from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.store import Checkpoint
 from uniaudio.train.state import TrainState
@@ -175,7 +174,7 @@ def is_at_cap(position: TrainState, config: RunConfig) -> bool:
 def print_changes(changes: Sequence[SettingChange], step: int) -> None:
     """Say which settings are others from a step on."""
     for change in changes:
-        Console().print(
+        make_console().print(
             f"from step {step + 1} on with another setting: {change}",
             style="yellow",
             highlight=False,

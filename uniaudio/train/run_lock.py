@@ -20,8 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from uniaudio.console import make_console
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.outputs import check_output_folder
@@ -277,7 +276,7 @@ class Heartbeat:
 
 def exit_process(run_dir: Path, holder: Holder) -> None:
     """End this process at once: its folder is another run's."""
-    Console(stderr=True).print(
+    make_console(stderr=True).print(
         f"uniaudio: {run_dir} was taken over by {holder}; this run ends", highlight=False, soft_wrap=True
     )
     os._exit(1)
@@ -313,7 +312,7 @@ def begin_to_hold(run_dir: Path) -> Heartbeat:
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     path, holder = run_dir / LOCK, Holder.describe_this_process()
-    console = Console()
+    console = make_console()
 
     def say(sentence: str) -> None:
         console.print(f"{run_dir}: {sentence}", style="yellow", highlight=False, soft_wrap=True, markup=False)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from uniaudio.console import make_console
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.integrity import STATE, find_damage
@@ -78,7 +77,7 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
     if path is None:
         raise UserError(f"--resume: {run_dir} holds no whole checkpoint; leave --resume out to start")
     if complaint and is_main():
-        Console().print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+        make_console().print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
     checkpoint, problem = None, ""
     try:
         checkpoint = load_checkpoint(path, verify=False)

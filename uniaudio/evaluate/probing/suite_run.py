@@ -8,17 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
+from uniaudio.console import WorkProgress, format_number
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.evaluate.probing.suite import Suite
 from uniaudio.evaluate.probing.task_embeddings import Protocol, embed_task
@@ -28,25 +20,6 @@ from uniaudio.evaluate.probing.text_model import TextModel
 from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import hash_model
-
-
-class SuiteProgress(Progress):
-    """Clips that are embedded, with seconds of audio per second, and probes that are trained, with the time left."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def begin(self, text: str, total: int) -> TaskID:
-        return self.add_task(text, total=total, rate="")
 
 
 def read_tasks(suite: Suite) -> list[TaskRows]:
@@ -82,7 +55,7 @@ def run_suite(
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}
     task_weights: dict[str, TaskWeight] = {}
-    with SuiteProgress(console) as progress:
+    with WorkProgress(console, "clips") as progress:
         clips = sum(len(rows.answers) for rows in tasks) * len(encoders)
         embedding, probing = (
             progress.begin("embedding", clips),
@@ -94,9 +67,8 @@ def run_suite(
             nonlocal audio_seconds
             audio_seconds += seconds
             rate = audio_seconds / max(time.monotonic() - started, 1e-9)
-            progress.update(
-                embedding, advance=count, rate=f"{rate:.0f} s of audio/s" if audio_seconds else "cached"
-            )
+            shown = f"{format_number(rate)} audio-s/s" if audio_seconds else "cached"
+            progress.count(embedding, count, shown)
 
         for rows in tasks:
             swept[rows.name] = {}
@@ -107,7 +79,9 @@ def run_suite(
                 swept[rows.name][model] = [
                     score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]
-                progress.update(probing, advance=1, rate=f"{rows.name}")
+                progress.count(probing, rate=rows.name)
+                if not console.is_terminal:
+                    console.print(f"{rows.name}: {model} is probed", markup=False)
             facts[rows.name] = summarize_task(usable, states[0].notices, data[rows.name])
             task_weights[rows.name] = TaskWeight(
                 usable.weight, rows.task.domain, rows.task.private, rows.task.unseen

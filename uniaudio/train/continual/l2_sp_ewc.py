@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from uniaudio.console import make_console
 from uniaudio.distributed import gather_objects, is_main, rank, sum_over_ranks, world_size
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
@@ -133,7 +133,7 @@ def read_fisher(path: Path) -> dict[str, Tensor]:
     except (OSError, UnicodeDecodeError, SafetensorError):
         pass
     if is_main():
-        Console().print(
+        make_console().print(
             f"{path} does not match its checksum; it is measured again",
             style="yellow",
             highlight=False,

@@ -1,0 +1,103 @@
+"""What commands show while they work, on a terminal and in files."""
+
+import io
+import logging
+import warnings
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from uniaudio import console as shown
+from uniaudio.console import (
+    WorkProgress,
+    announce,
+    format_duration,
+    format_number,
+    hide_loading_bars,
+    make_console,
+    silence_known_warnings,
+)
+
+
+def test_tables_and_sentences_are_not_wrapped_in_files(capsys):
+    table = Table("name", "text")
+    table.add_row("row", "word " * 60)
+    console = make_console()
+    console.print(table)
+    console.print("word " * 60)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("word word" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.04, "0.0"), (9.94, "9.9"), (9.96, "10"), (12.4, "12"), (25419.0, "25,419")]
+)
+def test_numbers_below_ten_have_a_decimal(value, text):
+    assert format_number(value) == text
+
+
+def test_durations():
+    assert [format_duration(seconds) for seconds in (None, 59.6, 3725)] == ["?", "0:01:00", "1:02:05"]
+
+
+def test_a_file_gets_a_plain_line_per_interval(monkeypatch):
+    clock = iter(range(0, 10_000, 7))  # seconds
+    monkeypatch.setattr(shown.time, "monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    with WorkProgress(Console(file=stream, width=1000), "clips") as progress:
+        task = progress.begin("embedding", 40)
+        for _ in range(40):
+            progress.count(task)
+    lines = stream.getvalue().splitlines()
+    assert 3 < len(lines) < 40
+    assert all(line.startswith("embedding: ") and " of 40 clips" in line for line in lines)
+    assert all(len(line) <= 100 for line in lines)
+    assert "clips/s  eta 0:0" in lines[-1]
+
+
+def test_a_terminal_gets_a_bar_and_no_lines():
+    stream = io.StringIO()
+    with WorkProgress(Console(file=stream, force_terminal=True, width=80), "clips") as progress:
+        progress.count(progress.begin("embedding", 2), 2, rate="3.0 audio-s/s")
+    assert "2/2" in stream.getvalue()
+    assert " of 2 clips" not in stream.getvalue()
+
+
+def test_only_known_warnings_are_silenced(monkeypatch):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        silence_known_warnings()
+        warnings.warn(
+            "`torch.distributed.all_gather_into_tensor` is deprecated. Use ...", FutureWarning, stacklevel=1
+        )
+        warnings.warn("`torch.distributed.all_gather_into_tensor` is deprecated", UserWarning, stacklevel=1)
+        warnings.warn("something else", FutureWarning, stacklevel=1)
+    assert [warning.category for warning in seen] == [UserWarning, FutureWarning]
+
+
+def test_only_known_log_lines_of_deepspeed_are_dropped(caplog):
+    silence_known_warnings()
+    silence_known_warnings()
+    logger = logging.getLogger("DeepSpeed")
+    assert sum(isinstance(each, shown.KnownLogFilter) for each in logger.filters) == 1
+    logger.warning("Setting accelerator to CPU. If you have GPU ...")
+    logger.warning("the optimizer is unknown")
+    assert caplog.messages == ["the optimizer is unknown"]
+
+
+def test_loading_bars_of_transformers_are_hidden_and_others_are_not(capsys):
+    from transformers.utils import logging as transformers_logging
+
+    hide_loading_bars()
+    list(transformers_logging.tqdm(range(3), desc="Loading weights"))
+    assert capsys.readouterr().err == ""
+    list(transformers_logging.tqdm(range(3), desc="Downloading"))
+    assert "Downloading" in capsys.readouterr().err
+
+
+def test_one_process_of_a_launch_says_what_is_loaded(monkeypatch, capsys):
+    announce("loading")
+    monkeypatch.setenv("RANK", "1")
+    announce("loading")
+    assert capsys.readouterr().err == "loading\n"

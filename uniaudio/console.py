@@ -1,0 +1,151 @@
+"""What commands show while they work: bars on a terminal, plain lines elsewhere, and no noise of libraries."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from uniaudio.outputs import is_main_rank
+
+PLAIN_WIDTH = 1000  # columns of files and pipes: tables and sentences are never wrapped in them
+PLAIN_SECONDS = 20.0  # between two lines of progress where there is no terminal
+
+# Warnings of libraries about their own insides, by category and the beginning of the message. Others are shown.
+KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
+    (FutureWarning, r"`torch\.distributed\.\w+` is deprecated"),  # DeepSpeed calls them several times a step
+    (FutureWarning, r"`broadcast_buffers` is deprecated"),  # its successor synchronizes at the start
+    (FutureWarning, r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated"),
+    (UserWarning, r"Could not find a config file in "),  # peft, of models that are made here
+    (UserWarning, r"Model with `tie_word_embeddings=True` and the tied_target_modules"),
+)
+KNOWN_LOGS = {  # lines that libraries log, by logger
+    "DeepSpeed": ("Setting accelerator to CPU", "A module has unknown inputs or outputs type"),
+    "accelerate.utils.other": ("Detected kernel version",),
+}
+LOADING_BARS = ("Loading weights", "Writing model shards", "Loading checkpoint shards")
+
+
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """Return a console as wide as its terminal; a file or a pipe has no width."""
+    console = Console(stderr=stderr, quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def announce(sentence: str) -> None:
+    """Say on stderr what is being waited for, on the main process of a launch."""
+    if is_main_rank():
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def format_number(value: float) -> str:
+    """Return a rate or a duration: one decimal below 10, none above."""
+    return f"{value:.1f}" if abs(value) < 9.95 else f"{value:,.0f}"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return h:mm:ss, or a question mark where nothing is known yet."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class WorkProgress(Progress):
+    """Bars on a terminal; elsewhere a plain line for each kind of work every ``PLAIN_SECONDS``.
+
+    Args:
+        unit: what is counted ("rows"); rates are per second of it unless ``rate=`` of ``update`` says another.
+    """
+
+    def __init__(
+        self, console: Console, unit: str, shown: bool = True, columns: tuple[ProgressColumn, ...] = ()
+    ) -> None:
+        standard = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            *(columns or standard),
+            console=console,
+            disable=not shown or not console.is_terminal,
+        )
+        self.unit, self.shown = unit, shown
+        self.last_line = time.monotonic()
+
+    def begin(self, text: str, total: int | None) -> TaskID:
+        """Begin a kind of work of so many units; None: nobody knows."""
+        return self.add_task(text, total=total, rate="")
+
+    def count(self, task: TaskID, units: int = 1, rate: str | None = None) -> None:
+        """Count units that are done.
+
+        Args:
+            rate: to show in place of that of the units.
+        """
+        self.update(task, advance=units)
+        speed = self.tasks[self.task_ids.index(task)].speed
+        if rate is None:
+            rate = "" if speed is None else f"{format_number(speed)} {self.unit}/s"
+        self.update(task, rate=rate)
+        if self.shown and not self.console.is_terminal and time.monotonic() - self.last_line >= PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(self.describe(task), markup=False)
+
+    def describe(self, task: TaskID) -> str:
+        """Return a line about a kind of work."""
+        state = self.tasks[self.task_ids.index(task)]
+        total = "?" if state.total is None else f"{state.total:,.0f}"
+        parts = [f"{state.description}: {state.completed:,.0f} of {total} {self.unit}", state.fields["rate"]]
+        parts.append(f"eta {format_duration(state.time_remaining)}")
+        return "  ".join(part for part in parts if part)
+
+
+def silence_known_warnings() -> None:
+    """Keep off the screen what ``KNOWN_WARNINGS`` and ``KNOWN_LOGS`` list; everything else is shown."""
+    for category, message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)
+    for name, beginnings in KNOWN_LOGS.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, KnownLogFilter) for each in logger.filters):
+            logger.addFilter(KnownLogFilter(beginnings))
+
+
+class KnownLogFilter(logging.Filter):
+    """Drops log lines that contain one of the given texts."""
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        super().__init__()
+        self.texts = texts
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in self.texts)
+
+
+def hide_loading_bars() -> None:
+    """Let transformers read and write weights without bars of its own; those of downloads are shown as before."""
+    from transformers.utils import logging as transformers_logging  # slow to import
+
+    def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if str(kwargs.get("desc", "")).startswith(LOADING_BARS):
+            kwargs = {**kwargs, "disable": True}
+        return factory(*args, **kwargs)
+
+    transformers_logging.set_tqdm_hook(make_bar)
