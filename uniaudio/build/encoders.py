@@ -35,7 +35,14 @@ from uniaudio.model.encoders.weights import (
 from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
-from uniaudio.train.checkpoint.store import STEP, Checkpoint, check_bases, choose_checkpoint, load_checkpoint
+from uniaudio.train.checkpoint.store import (
+    STEP,
+    Checkpoint,
+    check_bases,
+    choose_checkpoint,
+    load_checkpoint,
+    resolve_latest,
+)
 from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
@@ -74,7 +81,7 @@ def find_checkpoint(spec: str) -> Path | None:
     Raises:
         UserError: when a checkpoint is named that is damaged, or none of a run can be used.
     """
-    path = Path(spec.removesuffix(AVERAGED))
+    path = resolve_latest(Path(spec.removesuffix(AVERAGED)))
     if (path / COMPLETE).exists() or (STEP.fullmatch(path.name) and path.is_dir()):
         if damage := find_damage(path, checksums=False):
             raise UserError(
@@ -97,13 +104,15 @@ def open_checkpoint(spec: str) -> Checkpoint | None:
     folder = find_checkpoint(spec)
     if folder is None:
         return None
-    named = folder == Path(spec.removesuffix(AVERAGED))  # one that was chosen has been compared just now
+    named = folder == resolve_latest(
+        Path(spec.removesuffix(AVERAGED))
+    )  # one that was chosen has been compared just now
     return load_checkpoint(folder, ema=spec.endswith(AVERAGED), verify=named)
 
 
 def is_run(spec: str) -> bool:
     """Return whether a path is a run folder or a checkpoint rather than a model's own folder."""
-    folder = Path(spec.removesuffix(AVERAGED))
+    folder = resolve_latest(Path(spec.removesuffix(AVERAGED)))
     return (
         (folder / COMPLETE).exists()
         or (folder / "checkpoints").is_dir()

@@ -13,6 +13,7 @@ from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.integrity import CONFIG
+from uniaudio.train.checkpoint.store import resolve_latest
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def open_recipe(name: str) -> OpenedRecipe:
     Raises:
         UserError: when there is none, or it has mistakes.
     """
-    if Path(name).is_dir():
+    if resolve_latest(Path(name)).is_dir():
         return open_run_recipe(name)
     try:
         path = find_file("recipe", name)

@@ -187,9 +187,14 @@ class WandbTracker(RunTracker):
     def log_samples(self, samples: Sequence[AnswerSample], step: int) -> None:
         import wandb
 
-        clips = [s.clip if s.clip is None else wandb.Audio(s.clip, sample_rate=SAMPLE_RATE) for s in samples]
-        rows = [[*sample.texts, clip] for sample, clip in zip(samples, clips, strict=True)]
-        self.log_table("answers", [*SAMPLE_COLUMNS, "clip"], rows, step)
+        self.log_table("answers", SAMPLE_COLUMNS, [sample.texts for sample in samples], step)
+        clips = [
+            wandb.Audio(sample.clip, SAMPLE_RATE, caption=f"{sample.reference} | {sample.answer}")
+            for sample in samples
+            if sample.clip is not None
+        ]
+        if clips:
+            self.tracker.log({"clips": clips, "step": step})
 
     def describe(self) -> str:
         run = self.tracker.tracker

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.run_folders import latest_checkpoint
 
-from uniaudio.build.encoders import find_checkpoint, open_checkpoint
+from uniaudio.build.encoders import find_checkpoint, is_run, open_checkpoint
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
@@ -166,6 +166,18 @@ def test_checkpoints_of_an_abandoned_end_are_the_last_resort(run):
     assert find_newest_checkpoint(run).path.name == "step-000001"
     flip(run / "checkpoints" / "step-000001" / "model.safetensors")
     assert find_newest_checkpoint(run).path.name == "step-000002"
+
+
+def test_latest_is_a_path_of_a_checkpoint(run):
+    latest = run / "checkpoints" / "latest"
+    assert find_checkpoint(str(latest)) == run / "checkpoints" / "step-000002"
+    latest.write_text("step-000001\n")
+    assert find_checkpoint(f"{latest}:ema") == run / "checkpoints" / "step-000001"
+    assert is_run(str(latest))
+    assert open_checkpoint(str(latest)).state["step"] == 1
+    latest.write_text("../../elsewhere\n")
+    with pytest.raises(UserError, match="latest names no checkpoint; name a folder step-N"):
+        find_checkpoint(str(latest))
 
 
 def test_where_no_checkpoint_is_left_one_sentence_says_why(run):

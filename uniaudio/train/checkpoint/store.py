@@ -42,6 +42,7 @@ STAGE_END = "stage_done"  # in the state: the checkpoint is the last one of its 
 REPLACED = "-replaced"  # of a folder that makes way for another one of the same step
 WRITTEN, PROBLEM = "written", "problem"  # keys of a rank's mark: the files it wrote, or why it could not
 STEP = re.compile(r"step-\d{6,15}")  # what else somebody puts beside the checkpoints is left alone
+LATEST = "latest"  # beside the checkpoints, a file with the name of the newest
 WAIT = 0.05  # seconds between two looks at whether the other ranks have written their parts
 
 
@@ -251,8 +252,8 @@ def save_checkpoint(
 
 def point_latest(folder: Path) -> None:
     """Let ``latest``, a file with a folder's name, name this folder; replaced in one move."""
-    latest = folder.parent / "latest"
-    temporary = latest.with_name(f"{UNFINISHED}latest")
+    latest = folder.parent / LATEST
+    temporary = latest.with_name(f"{UNFINISHED}{LATEST}")
     temporary.write_text(folder.name + "\n")
     flush(temporary)
     temporary.replace(latest)
@@ -342,7 +343,7 @@ def list_places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
             places.add(folder / name)
     newest_first = sorted(places, key=parse_step, reverse=True)
     try:
-        named = (folder / "latest").read_text(encoding="utf-8").strip()
+        named = (folder / LATEST).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return newest_first, ""
     except (OSError, UnicodeDecodeError) as problem:
@@ -354,6 +355,21 @@ def list_places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
         "" if folder / named in places else f"{folder / named}, which `latest` names, is missing"
     )
     return sorted(newest_first, key=lambda place: parse_step(place) > last), problem_of_latest
+
+
+def resolve_latest(path: Path) -> Path:
+    """Return the checkpoint that ``checkpoints/latest`` names; any other path as it is.
+
+    Raises:
+        UserError: when it names none.
+    """
+    if path.name != LATEST or not path.is_file():
+        return path
+    with convert_to_user_error(f"{path} cannot be read"):
+        named = path.read_text(encoding="utf-8").strip()
+    if not STEP.fullmatch(named):  # a path would lead out of this run
+        raise UserError(f"{path} names no checkpoint; name a folder step-N beside it")
+    return path.with_name(named)
 
 
 def has_checkpoints(run_dir: Path) -> bool:
