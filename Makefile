@@ -1,6 +1,14 @@
 # Everything runs in .venv, with the exact versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# uv takes the build of torch that fits the machine: the CPU's where there is no NVIDIA device, else that of its CUDA
+# version. Where pip has an index of its own (a mirror, a proxy), pip takes what is there. `make INSTALL=uv ...` decides.
+INSTALL ?= $(shell $(PYTHON) -m pip config list 2>/dev/null | grep -qE 'index-url|find-links' && echo pip || echo uv)
+ifeq ($(INSTALL),uv)
+INSTALLER := $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend auto --quiet
+else
+INSTALLER := $(BIN)/pip install --quiet
+endif
 
 .PHONY: demo test lint types check reference docs bench realdata real clean
 
@@ -45,15 +53,15 @@ real: .stamp-run
 	$(BIN)/pip install --quiet --upgrade pip
 
 .stamp-run: .venv pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[all]'
+	$(INSTALLER) -c constraints.txt -e '.[all]'
 	touch .stamp-run
 
 .stamp-dev: .venv pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALLER) -c constraints.txt -e '.[dev]'
 	touch .stamp-dev .stamp-run
 
 .stamp-docs: .venv pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	$(INSTALLER) -c constraints.txt -e '.[dev,docs]'
 	touch .stamp-docs .stamp-dev .stamp-run
 
 clean:

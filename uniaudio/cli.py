@@ -15,6 +15,7 @@ import typer
 from uniaudio import __version__
 from uniaudio.console import announce, silence_known_warnings
 from uniaudio.errors import LostProcessError, UserError
+from uniaudio.extras import require_package
 from uniaudio.orphans import leave_message
 from uniaudio.outputs import check_file_option, check_folder_option
 
@@ -313,6 +314,8 @@ def data_stats(
     Writes: the figures as JSON (--out) and a histogram of lengths as PNG (--plot).
     Prints: a table by source.
     """
+    if plot is not None:
+        require_package("matplotlib", "--plot")
     from uniaudio.commands.data_stats import show_stats
 
     show_stats(recipe, steps, rows, out, plot)
@@ -477,6 +480,8 @@ def report(
     Writes: an HTML file.
     Prints: the path of the page.
     """
+    require_package("matplotlib", "uniaudio report")
+    require_package("sklearn", "uniaudio report")
     from uniaudio.commands.report import Wanted, report_runs
 
     wanted = Wanted(probes or (), answers or (), against or (), audio, embedding_map)
@@ -501,6 +506,7 @@ def routes(
     Writes: the choices as JSON and as a heat map (PNG) into the run folder or --out.
     Prints: the encoders, experts or layers chosen by task, and the paths of the files.
     """
+    require_package("matplotlib", "uniaudio routes")
     from uniaudio.commands.routes import show_routes
 
     show_routes(run, out, last)
@@ -540,6 +546,7 @@ def forgetting(
     Writes: forgetting.json and forgetting.png into the run folder or --out.
     Prints: the matrices of scores by stage and set, forgetting and transfer.
     """
+    require_package("matplotlib", "uniaudio forgetting")
     announce(LOADING)
     from uniaudio.commands.forgetting import measure_forgetting
     from uniaudio.config.trust import Trust
@@ -700,6 +707,7 @@ def serve(
     Writes: nothing.
     Prints: the address of the page.
     """
+    require_package("gradio", "uniaudio serve")
     announce(LOADING)
     from uniaudio.commands.serve import serve as open_page
     from uniaudio.config.trust import Trust
@@ -737,6 +745,8 @@ def demo(
     Writes: the corpus, a run folder and report.html below --out.
     Prints: probe scores and answers before and after training, and the path of the report.
     """
+    require_package("matplotlib", "uniaudio demo")
+    require_package("sklearn", "uniaudio demo")
     from uniaudio.commands.demo import run_demo
 
     run_demo(out, quick)

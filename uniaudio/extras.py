@@ -13,6 +13,7 @@ EXTRAS = {  # the package as it is imported, and its extra
     "trackio": "trackio",
     "mlflow": "mlflow",
     "matplotlib": "report",
+    "sklearn": "report",
     "jiwer": "metrics",
     "sacrebleu": "metrics",
     "nltk": "metrics",

@@ -6,12 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +22,9 @@ from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 30
 ROWS_DECODED, SECONDS_DECODED = 100, 600.0  # of every source, to see whether clips are odd
@@ -179,6 +179,10 @@ def build_stats_table(name: str, stats: list[EntryStats], steps: int | None) -> 
 
 def draw_lengths(stats: list[EntryStats]) -> Figure:
     """Draw for every source how long its clips and its answers are."""
+    import matplotlib  # of an optional extra
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(9, 1.2 + 1.5 * len(stats)), layout="constrained")
         rows: Any = figure.subplots(len(stats), 2, squeeze=False, sharex="col")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.export import xares_encoder, xares_llm_encoder
+from uniaudio.extras import require_package
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
 
@@ -100,11 +100,8 @@ def check_request(path: str, to: str, push_to_hub: str | None) -> None:
     if is_run(path) and find_checkpoint(path) is None:
         raise UserError(f"{path} is a run folder without a whole checkpoint")
     if to == "onnx":
-        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"--to onnx needs {', '.join(missing)}; install the extra: pip install 'uniaudio[onnx]'"
-            )
+        for package in ONNX_PACKAGES:
+            require_package(package, "--to onnx")
 
 
 def check_onnx(model: ModelSpec, config: RunConfig | None) -> None:

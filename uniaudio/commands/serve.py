@@ -18,7 +18,6 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
-from uniaudio.extras import require_package
 from uniaudio.serve.answering import Reply, answer_upload
 from uniaudio.serve.limits import Limits
 from uniaudio.serve.tasks import TrainedTask, list_tasks
@@ -33,9 +32,8 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
         checkpoint: run folder or checkpoint folder. port: 0 takes a free one; the address is printed.
 
     Raises:
-        UserError: when gradio is missing, the address cannot be taken or the checkpoint cannot be loaded.
+        UserError: when the address cannot be taken or the checkpoint cannot be loaded.
     """
-    require_package("gradio", "the page")
     console = make_console()
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local_address(host):

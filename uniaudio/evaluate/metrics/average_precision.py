@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from uniaudio.evaluate.metrics.intervals import Array
 from uniaudio.evaluate.metrics.text_metrics import average_present
+from uniaudio.extras import require_package
 
 
 def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False) -> float:
@@ -20,7 +21,11 @@ def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], ab
 
     Returns:
         0 where no class has a positive.
+
+    Raises:
+        UserError: when the package that computes it is not installed.
     """
+    require_package("sklearn", "average precision")
     # slow to import, and every training run would wait for it
     from sklearn.metrics import average_precision_score
 
