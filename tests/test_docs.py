@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_commands_exist(page):
     groups = "|".join(GROUPS)
-    named = set(re.findall(rf"(?m)(?:^|`|or: )uniaudio ((?:(?:{groups}) )?[a-z-]+)", page.read_text()))
+    named = set(re.findall(rf"(?m)(?:^|`|or: )uniaudio ((?:(?:{groups}) )?[a-z][a-z-]*)", page.read_text()))
     assert named <= COMMANDS
 
 

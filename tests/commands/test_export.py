@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
-from uniaudio.commands import export
 from uniaudio.commands.export import check_onnx, suite_command
 from uniaudio.commands.train import run_training
 from uniaudio.config.fusion import SumConfig
@@ -244,6 +244,6 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys,
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "without a whole checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")
     assert "not empty" in refusal(capsys, "any", tmp_path / "run")
-    monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "no_such_package"))
-    assert "needs no_such_package" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "--to onnx needs the extra onnx" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from rich.console import Console
+from rich.markup import escape
 
 from uniaudio.build.encoders import choose_device
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
@@ -20,14 +23,13 @@ from uniaudio.build.result_fingerprints import sign_answers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
-from uniaudio.console import make_console
+from uniaudio.console import WorkProgress, format_number, make_console
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import explain_lost_processes, is_main, world_size
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
-from uniaudio.evaluate.generation.progress import EvaluationBar
 from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_challenge_scores
 from uniaudio.evaluate.metrics.text_metrics import require_metric
 from uniaudio.train.engines.accelerator import forget_launch
@@ -37,6 +39,38 @@ SHORTEST_WINDOW = 30.0  # seconds
 PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
 # what a launch file may ask for, for training
 SPREADING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+
+
+class EvaluationBar:
+    """Shows one set after the other: a bar on a terminal, else lines, and one when a set is done.
+
+    Args:
+        shown: False on all processes but the main one. share: the main process answers one row of so many.
+    """
+
+    def __init__(self, console: Console, shown: bool, share: int = 1) -> None:
+        self.console, self.shown, self.share = console, shown, share
+        self.bar = WorkProgress(console, "rows", shown)
+
+    @contextlib.contextmanager
+    def track_set(self, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
+        """Give a function that takes the number of rows answered since, of ``rows`` (None: nobody knows)."""
+        started, done = time.monotonic(), 0
+        task = self.bar.begin(escape(name), None if rows is None else -(-rows // self.share))
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.bar.count(task, count)
+
+        yield advance
+        self.bar.update(task, total=done)  # the split may have fewer rows
+        seconds = time.monotonic() - started
+        if self.shown and not self.console.is_terminal:
+            rate = format_number(done / max(seconds, 1e-3))
+            self.console.print(
+                f"{name}: {done} rows in {format_number(seconds)} s, {rate} rows/s", markup=False
+            )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Scores of texts against values by hand and plain loops."""
 
 import math
+import sys
 import unicodedata
 from collections import Counter
 from functools import partial
@@ -128,12 +129,16 @@ def test_cider_equals_its_definition():
 
 
 def test_a_metric_of_an_extra_that_is_missing(monkeypatch):
-    monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "aac_metrics", None)
     with pytest.raises(
         UserError, match=r"cider needs the extra captions: pip install 'uniaudio\[captions\]'"
     ):
         require_metric("cider")
     require_metric("wer")
+    for metric, package in (("wer", "jiwer"), ("bleu", "sacrebleu"), ("meteor", "nltk")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=f"{metric} needs the extra metrics"):
+            require_metric(metric)
 
 
 @given(
