@@ -15,8 +15,8 @@ from rich.table import Table
 from uniaudio.build.recipe import open_recipe
 from uniaudio.checks.recipe import note_odd_clips
 from uniaudio.config.run import RunConfig
-from uniaudio.data.open_entries import open_entry
 from uniaudio.console import make_console
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Entry
 from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row

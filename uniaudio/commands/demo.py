@@ -16,8 +16,8 @@ from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
-from uniaudio.data.open_entries import open_entry
 from uniaudio.console import make_console
+from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.sources.base import IndexedSource
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus

@@ -22,8 +22,8 @@ from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import sign_answers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
 from uniaudio.console import WorkProgress, format_number, make_console
+from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import explain_lost_processes, is_main, world_size
