@@ -35,7 +35,6 @@ ELSEWHERE = {
     "sbatch ": "needs a scheduler",
     "accelerate launch": "tests/train/test_engines.py starts every file of configs/accelerate",
     "uniaudio launch": "tests/commands/test_launch.py",
-    "uniaudio --install-completion": "changes the shell of the user",
     "python benchmarks/": "tests/benchmarks",
     "UNIAUDIO_REALDATA=": "needs recordings",
     "uniaudio demo": "tests/demo",
