@@ -235,8 +235,10 @@ class TrackioTracker(RunTracker):
                 self.tracker.log({f"clips/{sample.set}/{index}": clip}, step=step)
 
     def finish(self) -> None:
+        import trackio
+
         with contextlib.redirect_stdout(io.StringIO()):
-            super().finish()
+            trackio.finish()  # that of accelerate leaves it to be finished once more when Python ends
 
     def describe(self) -> str:
         return f'trackio show --project "{self.config.train.project}"'
