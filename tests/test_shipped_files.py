@@ -2,15 +2,19 @@
 
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from rich.console import Console
 
-from uniaudio.config.path_variables import REAL_FOLDERS, get_miniature_root
+from uniaudio.commands.data_stats import show_hours
+from uniaudio.config.path_variables import REAL_FOLDERS, get_miniature_root, leave_unset_variables
 from uniaudio.config.run import load_run
 from uniaudio.data.card import load_card
+from uniaudio.data.field_values import ClassIndex
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import open_source
 from uniaudio.data.template import load_template
@@ -66,51 +70,62 @@ SCHEMAS = {
     "aecc_vocalsound": {"label": "Throatclearing"},
     "aecc_voxceleb1": {"label": 1},
     "aecc_voxlingua33": {"label": "Estonian"},
-    "aishell1": {"split": "train", "text": "今天天气", "speaker": "S1"},
-    "audiocaps": {"caption": "a dog barks"},
-    "audioset_balanced": {"human_labels": ["Dog", "Bark"]},
-    "clotho": {"split": "train", "captions": ["a dog barks", "barking"]},
-    "clotho_aqa": {"split": "train", "question": "Is a dog barking?", "answer": "yes"},
+    "aishell1": {"text": "今天 天气", "speaker": "S1"},
+    "audiocaps": {"audiocap_id": 1, "youtube_id": "a", "start_time": 0, "caption": "a dog barks"},
+    "audioset_balanced": {"video_id": "a", "labels": ["/m/0bt9lr"], "human_labels": ["Dog", "Bark"]},
+    "clotho": {"index": 0, "text": "A dog barks. Two dogs bark."},
+    "clotho_aqa": {
+        "file_name": "a.wav",
+        "QuestionText": "Is a dog barking?",
+        "answer": "yes",
+        "confidence": "yes",
+    },
     **{f"common_voice_{lang}": {"sentence": "He went home."} for lang in ("de", "en", "es", "fr")},
     "covost2_de_en": {"sentence": "Er ging.", "translation": "He went."},
-    "crema_d": {"split": "train", "label": "anger", "speaker": "1001"},
+    "crema_d": {"file_name": "1001_DFA_ANG_XX.wav"},
     "drums": {"split": "train", "label": "kick", "group": "kit"},
     "esc10": {"split": "train", "label": "dog"},
     "esc50": {"category": "crying_baby", "fold": 1},
     "fillets_cs": {"split": "train", "text": "Co to je?", "translation": "What is it?", "speaker": "both"},
     "fillets_nl": {"split": "train", "text": "Wat is dat?", "translation": "What is it?", "speaker": "both"},
     "fillets_nl_roles": {"split": "train", "speaker": "big fish"},
-    "fluent_speech_commands": {"split": "train", "label": "increase heat kitchen"},
+    "fluent_speech_commands": {
+        "path": "a.wav",
+        "transcription": "Heat",
+        "action": "increase",
+        "object": "heat",
+        "location": "none",
+    },
     "fma_small": {"split": "train", "label": "Folk"},
-    "fsd50k": {"split": "train", "tags": ["Dog", "Bark"]},
+    "fsd50k": {"labels": ["Bark", "Dog", "Car_passing_by"]},
     "fsdd_connected": {"split": "train", "text": "one two", "speaker": "theo"},
     "fsdd_digits": {"split": "train", "label": "one", "speaker": "theo"},
     "fsdd_speaker": {"audio": "audio/1_theo_0.flac", "speaker": "theo"},
-    "gtzan": {"file": "genres/jazz/jazz.00012.wav", "genre": 5},
+    "gtzan": {"file": "genres/jazz/jazz.00012.wav", "genre": ClassIndex(5, "jazz")},
     "iemocap": {"split": "train", "label": "anger"},
     "instruments": {"split": "train", "label": "flute", "pitch": "C#", "midi": 61},
     "langid": {"split": "train", "label": "lt", "language": "lt"},
-    "libricount": {"split": "train", "count": 3},
+    "libricount": {"file_name": "3_24.wav", "label": ""},
     "librispeech": {"text": "HE WENT HOME", "speaker_id": 19},
     "ljspeech_mini": {"split": "train", "text": "He went home."},
     "minds14_en": {
-        "intent_class": 0,
+        "intent_class": ClassIndex(13, "pay_bill"),
         "path": "en-US~PAY_BILL/1.wav",
         "english_transcription": "pay",
-        "lang_id": 4,
+        "lang_id": ClassIndex(4, "en-US"),
     },
     "musiccaps": {"split": "train", "captions": ["slow guitar"]},
-    "nsynth": {"split": "train", "label": "guitar", "midi": 60},
-    "song_describer": {"split": "test", "captions": ["slow guitar"]},
-    "speech_commands": {"file": "yes/0a.wav", "label": 0},
+    "nsynth": {"file_name": "audio/synth_lead_synthetic_001-061-050.wav", "label": "audio"},
+    "song_describer": {"caption_id": 1, "track_id": 2, "caption": "slow guitar", "is_valid_subset": True},
+    "speech_commands": {"file": "yes/0a.wav", "label": ClassIndex(0, "yes"), "is_unknown": False},
     "spoken_squad": {"split": "train", "question": "who went home?", "answer": "he"},
     "tuxpaint_words": {"split": "train", "text": "гусь", "translation": "goose", "language": "be"},
     "urbansound8k": {"class": "dog_bark", "fold": 1},
     "vggsound": {"split": "train", "label": "dog barking"},
-    "vocalsound": {"split": "train", "label": "throat clearing"},
-    "voxceleb1": {"split": "train", "speaker": "id10001"},
+    "vocalsound": {"file_name": "f0003_0_throatclearing.wav"},
+    "voxceleb1": {"file_name": "id10001/1zcIwhmdeo4/00001.wav", "label": "1zcIwhmdeo4"},
     "voxceleb1_pairs": {"split": "train", "label": "yes"},
-    "voxlingua107": {"split": "train", "language": "Estonian"},
+    "voxlingua107": {"file_name": "et/a.wav", "label": "et"},
     "wavcaps": {"split": "train", "captions": ["a dog barks"]},
     "xares_asvspoof2015": {"binary_spoof": "spoof"},
     "xares_cremad": {"label": "H"},
@@ -133,6 +148,15 @@ SCHEMAS = {
     "xares_clotho": {"split": "train", "captions": ["a dog barks", "barking"]},
     "xares_desed": {"split": "train", "events": [{"onset": 0.5, "offset": 2.0, "label": "Dog"}]},
     "xares_maestro": {"split": "train", "events": [{"start": 0.5, "end": 2.0, "note": 60}]},
+    "audioset": {"video_id": "a", "labels": ["/m/0bt9lr"], "human_labels": ["Dog", "Bark"]},
+    "fsdkaggle2018": {"fname": "a.wav", "label": "Acoustic_guitar", "manually_verified": "1"},
+    "gigaspeech": {
+        "segment_id": "S",
+        "text": "HE WENT <COMMA> HOME <PERIOD>",
+        "source": ClassIndex(1, "podcast"),
+    },
+    "meld": {"text": "hi", "emotion": ClassIndex(1, "joy"), "sentiment": ClassIndex(1, "positive")},
+    "mtg_jamendo": {"split": "train", "tags": ["genre---rock", "mood/theme---happy"]},
 }
 
 # Table 2 of the report on explicit and implicit injection: percent of all draws.
@@ -194,6 +218,19 @@ def test_card(name):
     assert ("# unverified:" in text) != any(folder in text for folder in here)
 
 
+@pytest.mark.parametrize("name", names("data_recipes/datasets/*.yaml"))
+def test_a_card_of_the_hub_names_a_commit_or_says_why_not(name):
+    load = load_card(str(ROOT / name)).load
+    text = (ROOT / name).read_text()
+    if load.kind != "hub" or re.fullmatch(r"[0-9a-f]{40}", load.revision or ""):
+        assert "commit is not known" not in text
+    elif load.revision is None:
+        assert "the commit is not known, so the newest is read" in text
+    else:
+        assert load.revision == "refs/convert/parquet"
+        assert "the branch has no known commit" in text
+
+
 @pytest.mark.parametrize("name", names("data_recipes/*.yaml"))
 def test_recipe(name):
     """Every pairing is rendered on a row as the data set has it, and the splits' conditions are asked."""
@@ -222,6 +259,21 @@ def test_the_catalogue_names_everything():
     for pattern in ("templates/*.yaml", "data_recipes/datasets/*.yaml", "data_recipes/*.yaml"):
         missing = [name for name in names(pattern) if f"`{Path(name).stem}`" not in text]
         assert not missing
+
+
+def test_the_catalogue_adds_up_the_hours_of_the_mixture(monkeypatch):
+    """Without any data here; the table of the page is what the cards state."""
+    monkeypatch.delenv("UNIAUDIO_DATA")
+    page = (ROOT / "docs" / "catalogue.md").read_text().split("## Hours of the mixture")[1]
+    rows = re.findall(r"(?m)^\| `(\w+)` \| (\w+) \| ([\d,.]+) \|$", page)
+    total = show_hours("uniwhisper", None, Console(quiet=True))
+    assert re.findall(r"(?m)^\| total \| \| ([\d,]+) \|$", page) == [f"{total:,.0f}"]
+    with leave_unset_variables():
+        stated = [f"{load_card(card).split(split).hours:,.1f}" for card, split, _ in rows]
+        splits = {(entry.dataset.name, entry.split) for entry in load_recipe("uniwhisper").train}
+    assert [hours for _, _, hours in rows] == stated
+    assert {(card, split) for card, split, _ in rows} == splits
+    assert 37_000 < total < 38_000
 
 
 @pytest.mark.parametrize("name", names("configs/*.yaml"))

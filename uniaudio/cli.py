@@ -307,18 +307,28 @@ def data_stats(
     plot: Annotated[
         Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
     ] = None,
+    hours: Annotated[
+        bool, typer.Option("--hours", help="Only add up the hours that the cards state; no data are opened.")
+    ] = False,
 ) -> None:
     """Summarise hours, lengths, shares and epochs by source.
 
-    Reads: the recipe, its cards and templates, and up to --rows rows of every source.
+    Reads: the recipe, its cards and templates, and up to --rows rows of every source (none with --hours).
     Writes: the figures as JSON (--out) and a histogram of lengths as PNG (--plot).
     Prints: a table by source.
     """
     if plot is not None:
         require_package("matplotlib", "--plot")
-    from uniaudio.commands.data_stats import show_stats
+    from uniaudio.commands.data_stats import show_hours, show_stats
 
-    show_stats(recipe, steps, rows, out, plot)
+    if not hours:
+        show_stats(recipe, steps, rows, out, plot)
+    elif steps is not None or plot is not None:
+        raise UserError(
+            "--hours opens no data, so it has no epochs (--steps) and no lengths (--plot); leave them out"
+        )
+    else:
+        show_hours(recipe, out)
 
 
 @data.command("pack", epilog="Example: uniaudio data pack birds --out packed")

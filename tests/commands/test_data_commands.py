@@ -9,7 +9,7 @@ from rich.console import Console
 
 from uniaudio.commands.data_bench import bench_recipe
 from uniaudio.commands.data_pack import pack_recipe
-from uniaudio.commands.data_stats import show_stats
+from uniaudio.commands.data_stats import show_hours, show_stats
 from uniaudio.commands.tune_batch import find_largest_budget, tune_batch
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
@@ -43,6 +43,34 @@ def test_stats_of_part_of_a_source_are_estimates(tone_run, quiet):
     assert stats.hours == pytest.approx(sum(stats.seconds) * 3 / 3600)
     with pytest.raises(UserError, match="--steps needs a run config"):
         show_stats(recipe, 100, 10, None, None, quiet)
+
+
+def test_hours_are_added_up_without_the_data(tone_run, tmp_path, quiet, monkeypatch):
+    """The folder of the rows is named by a variable that is not set; every split counts once."""
+    monkeypatch.delenv("UNIAUDIO_DATA", raising=False)
+    recipe = tone_run.with_name("tone_recipe.yaml")
+    card = {
+        "dataset": "far",
+        "load": {"jsonl": "${env:UNIAUDIO_DATA}/far"},
+        "license": "CC0-1.0",
+        "hours": 100,
+        "splits": {"train": {}, "more": {"name": "more", "hours": 20.5}, "unknown": {"name": "x"}},
+    }
+    recipe.with_name("far.yaml").write_text(dump_yaml(card))
+    recipe.with_name("open.yaml").write_text(dump_yaml({**card, "dataset": "open", "hours": None}))
+    lines = [{"dataset": "far", "template": "tone", "split": split} for split in ("train", "more")]
+    lines.append({"dataset": "open", "template": "tone"})
+    recipe.write_text(dump_yaml({"recipe": "tone_recipe", "train": lines}))
+    assert show_hours(str(recipe), tmp_path / "hours.json", quiet) == 120.5
+    assert [entry["hours"] for entry in json.loads((tmp_path / "hours.json").read_text())] == [
+        100,
+        20.5,
+        None,
+    ]
+    quiet.file.flush()
+    assert "3 splits (and 1 of unknown length)" in (tmp_path / "told.txt").read_text()
+    with pytest.raises(UserError, match="set the environment variable UNIAUDIO_DATA"):
+        show_stats(str(recipe), None, 10, None, None, quiet)
 
 
 def test_stats_say_what_is_odd_about_clips_and_what_is_passed_over(tone_run, tmp_path, quiet):

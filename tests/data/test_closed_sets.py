@@ -7,8 +7,10 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 from helpers.files import clip_bytes, write_parquet
+from rich.console import Console
 
 from uniaudio.checks.recipe import check_entry
+from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.open_entries import open_entry, open_training_entries
 from uniaudio.data.recipe import load_recipe
@@ -335,3 +337,23 @@ def test_entries_with_other_sets_are_not_joined_by_replay(tmp_path):
     )
     shares = [(e.label_sets, e.share) for e in load_recipe(str(tmp_path / "both.yaml")).train]
     assert shares == [((None,), 0.5), (entry.label_sets, 0.5)]
+
+
+def test_a_packed_recipe_keeps_its_closed_sets(tmp_path):
+    """Manifests have no classes, so the card of the packed set states them."""
+    place = str(write_classes(tmp_path))
+    note = {**TEMPLATE, "task": "note", "inputs": ["midi"], "target": "{{ ['C', 'D'][midi] }}"}
+    (tmp_path / "note.yaml").write_text(dump_yaml(note))
+    columns = {"spoken": "{{ label | replace('_', ' ') }}", "midi": "{{ 0 }}"}
+    write_entry(tmp_path, {"load": {"parquet": place}, "columns": columns})
+    lines = [LINE, {"dataset": "clips", "template": ["note", "kind"], "labels": {"midi": [0, 1]}}]
+    evaluate = [{**LINE, "split": "train", "labels": "none", "scoring": {"metric": "map"}}]
+    (tmp_path / "mine.yaml").write_text(dump_yaml({"recipe": "mine", "train": lines, "evaluate": evaluate}))
+    before = load_recipe(str(tmp_path / "mine.yaml"))
+    pack_recipe(str(tmp_path / "mine.yaml"), tmp_path / "packed", 1, Console(quiet=True))
+    packed = load_recipe(str(tmp_path / "packed" / "mine.yaml"))
+    for old, new in zip([*before.train, *before.evaluate], [*packed.train, *packed.evaluate], strict=True):
+        assert open_entry(old)[0].label_sets == open_entry(new)[0].label_sets
+    assert packed.train[1].label_sets == (("C", "D"), tuple(NAMES))
+    assert packed.evaluate[0].template.scoring.metric == "map"
+    assert packed.train[0].dataset.labels["spoken"] == ("dog bark", "rain", "car horn")

@@ -72,16 +72,21 @@ def collect_data(config: RunConfig, stages: int) -> dict[str, Any]:
     except UserError as problem:
         raise UserError(f"the data of the run belong on its model card, but {problem}") from problem
     sets: dict[str, dict[str, Any]] = {}
+    hours: dict[str, dict[str, float | None]] = {}
     domains: list[str] = []
     for recipe in recipes:
         for entry in recipe.train:
             card = entry.dataset
             data_of_set = sets.setdefault(
-                card.name, {"name": card.name, "tasks": [], "license": card.license, "hours": card.hours}
+                card.name, {"name": card.name, "tasks": [], "license": card.license, "hours": None}
             )
+            hours.setdefault(card.name, {})[entry.split] = card.split(entry.split).hours
             for template in entry.templates:
                 data_of_set["tasks"] = list(dict.fromkeys([*data_of_set["tasks"], template.task]))
                 domains = list(dict.fromkeys([*domains, template.domain]))
+    for name, by_split in hours.items():
+        stated = [value for value in by_split.values() if value is not None]
+        sets[name]["hours"] = round(sum(stated), 2) if len(stated) == len(by_split) else None
     return {"datasets": list(sets.values()), "domains": domains}
 
 

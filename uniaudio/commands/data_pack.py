@@ -23,7 +23,8 @@ from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.field_values import ClassIndex, FirstOf
+from uniaudio.data.closed_sets import describe_card_labels, describe_line_labels
+from uniaudio.data.field_values import Classes, ClassIndex, FirstOf
 from uniaudio.data.jinja import Text
 from uniaudio.data.recipe import Entry, EvalEntry, Recipe
 from uniaudio.data.row_clips import decode_clips
@@ -87,25 +88,25 @@ def pack_recipe(
     for card, splits in wanted.values():
         for split in splits:
             trained = any((e.dataset.name, e.split) == (card.name, split) for e in recipe.train)
-            kept, lost, seconds = pack_split(
+            kept, lost, seconds, classes = pack_split(
                 card, split, out, shard_mib << 20, console, rows if trained else None
             )
             console.print(
                 f"{card.name}, {split}: {kept:,} rows, {seconds / 3600:.2f} h, {lost} left out",
                 highlight=False,
             )
-        write_packed_card(card, splits, out)
+        write_packed_card(card, splits, out, classes)
     write_packed_recipe(recipe, out)
     console.print(f"train with recipe: {out / f'{recipe.name}.yaml'}", highlight=False)
 
 
 def pack_split(
     card: DatasetCard, split: str, out: Path, most_bytes: int, console: Console, most_rows: int | None = None
-) -> tuple[int, int, float]:
+) -> tuple[int, int, float, Mapping[str, Classes]]:
     """Write one split, or ``most_rows`` of it.
 
     Returns:
-        Its rows, the rows left out (listed in ``skipped.jsonl``), its seconds.
+        Its rows, the rows left out (listed in ``skipped.jsonl``), its seconds, the classes of its columns.
     """
     card = replace(card, used=None)  # another recipe may use other columns
     source = open_source(card, split)
@@ -136,7 +137,7 @@ def pack_split(
         raise UserError(
             f"dataset {card.name}, split {split}: no row could be used; {out / 'skipped.jsonl'} says why"
         )
-    return rows, lost, seconds
+    return rows, lost, seconds, source.classes
 
 
 def sample_reservoir(rows: Iterator[Row | RowError], count: int) -> Iterator[Row | RowError]:
@@ -233,12 +234,19 @@ def make_manifest_line(packed: dict[str, Any]) -> str:
     return line
 
 
-def write_packed_card(card: DatasetCard, splits: list[str], out: Path) -> None:
-    """Write the card of a packed set: what the old one says, but for where the rows are."""
+def write_packed_card(
+    card: DatasetCard, splits: list[str], out: Path, classes: Mapping[str, Classes]
+) -> None:
+    """Write the card of a packed set: what the old one says, but for where the rows are.
+
+    Args:
+        classes: of the columns of the old one, which are stored by their names now.
+    """
     data = read_layers(card.path, "dataset")
     data |= {
         "load": {"jsonl": f"../{card.name}"},
         "audio": list(card.audio),
+        "labels": describe_card_labels(card, classes),
         "segment": "none",  # clips are cut: columns with times of the recording mean nothing here
         "splits": {split: {"name": split} for split in splits},
         # the items of the column with `each` are stored, one in every row
@@ -264,10 +272,14 @@ def write_packed_recipe(recipe: Recipe, out: Path) -> None:
             steps = entry.augmenter.steps if entry.augmenter is not None else ()
             facts["augment"] = [step.model_dump(mode="json", exclude_none=True) for step in steps]
         else:
-            facts |= {"max_examples": entry.max_examples, "condition": entry.condition}
+            facts |= {
+                "max_examples": entry.max_examples,
+                "condition": entry.condition,
+                "scoring": dict(entry.scoring),
+            }
         if entry.long_clips is not None:
             facts["long_clips"] = {k: v for k, v in asdict(entry.long_clips).items() if v is not None}
-        return facts | {"constants": dict(entry.constants)}
+        return facts | {"constants": dict(entry.constants)} | describe_line_labels(entry.templates)
 
     data = {
         "recipe": recipe.name,

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from uniaudio.build.recipe import open_recipe
 from uniaudio.checks.recipe import note_odd_clips
+from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console
 from uniaudio.data.open_entries import open_entry
@@ -81,8 +82,44 @@ def measure_entry(entry: Entry, limit: int) -> EntryStats:
         stats.hours = sum(stats.seconds) / 3600 * total / stats.looked_at
         stats.estimated = total > stats.looked_at
     elif stats.looked_at:
-        stats.hours, stats.estimated = entry.dataset.hours, True
+        stats.hours, stats.estimated = entry.dataset.split(entry.split).hours, True
     return stats
+
+
+def show_hours(name: str, out: Path | None, console: Console | None = None) -> float:
+    """Print the hours that the cards of a recipe state for the splits it trains on, and return their sum.
+
+    No data are opened, and folders that cards name by a variable need not be there. A split that several lines draw
+    from counts once; a set of unknown hours counts as none.
+    """
+    console = console or make_console()
+    with leave_unset_variables():
+        recipe = open_recipe(name).recipe
+    stats, hours = [], {}
+    for entry in recipe.train:
+        split = entry.dataset.split(entry.split)
+        stats.append(EntryStats(entry.name, entry.share, split.rows, hours=split.hours))
+        hours[entry.dataset.name, entry.split] = split.hours
+    total = sum(value or 0.0 for value in hours.values())
+    table = Table(title=f"recipe {recipe.name}, hours as the cards state them", title_justify="left")
+    table.add_column("dataset:template", overflow="fold")
+    for column in ("hours", "share"):
+        table.add_column(column, justify="right")
+    for one in stats:
+        table.add_row(one.name, "?" if one.hours is None else f"{one.hours:,.2f}", f"{one.share:.1%}")
+    unknown = sum(value is None for value in hours.values())
+    note = f" (and {unknown} of unknown length)" if unknown else ""
+    table.add_row(f"{len(hours)} splits{note}", f"{total:,.2f}", "", style="bold")
+    console.print(table)
+    if out is not None:
+        write_stats(stats, out)
+    return total
+
+
+def write_stats(stats: list[EntryStats], out: Path) -> None:
+    """Write the figures of all lines as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps([asdict(one) for one in stats], indent=1) + "\n", encoding="utf-8")
 
 
 def estimate_examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
@@ -146,8 +183,7 @@ def show_stats(
         for note in entry_stats.notes:
             console.print(f"{entry_stats.name}: {note}", style="yellow", highlight=False, markup=False)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps([asdict(s) for s in stats], indent=1) + "\n", encoding="utf-8")
+        write_stats(stats, out)
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_lengths(stats).savefig(plot, dpi=120)

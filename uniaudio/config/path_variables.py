@@ -19,6 +19,7 @@ REAL_FOLDERS = {
 }
 VARIABLE = re.compile(r"\$\{env:(\w*)\}")
 READS_ENVIRONMENT: ContextVar[bool] = ContextVar("reads_environment", default=True)
+LEAVES_UNSET: ContextVar[bool] = ContextVar("leaves_unset", default=False)
 
 
 def real_root(name: str) -> Path | None:
@@ -50,6 +51,23 @@ def allow_environment(allowed: bool) -> Iterator[None]:
         READS_ENVIRONMENT.reset(token)
 
 
+@contextmanager
+def leave_unset_variables() -> Iterator[None]:
+    """Leave paths inside as they are where their variable is not set: for what opens no data."""
+    token = LEAVES_UNSET.set(True)
+    try:
+        yield
+    finally:
+        LEAVES_UNSET.reset(token)
+
+
+def is_set(variable: str) -> bool:
+    """Return whether a path that begins with a variable can be resolved here."""
+    if variable in REAL_FOLDERS:
+        return real_root(variable) is not None
+    return get_miniature_root().is_dir() if variable == "miniature" else variable[4:] in os.environ
+
+
 def expand_path(text: str, near: Path, where: str) -> str:
     """Resolve a path of a card or config: relative to its file, or behind one of ``${realdata}``, ``${realaudio}``,
     ``${realmodels}``, ``${miniature}`` and ``${env:NAME}``.
@@ -58,12 +76,15 @@ def expand_path(text: str, near: Path, where: str) -> str:
     the working directory. A path with braces or stars is one if its folder stands beside the file. URLs are left alone.
 
     Raises:
-        UserError: when the folder or the environment variable is not there, or is not to be read.
+        UserError: when the folder or the environment variable is not there (see ``leave_unset_variables``), or is not
+            to be read.
     """
     prefix = "random:" if text.startswith("random:") else ""
     text = text.removeprefix(prefix)
     if text.startswith("${"):
         variable, _, rest = text[2:].partition("}")
+        if LEAVES_UNSET.get() and not is_set(variable):
+            return f"{prefix}{text}"
         if variable in REAL_FOLDERS:
             root = real_root(variable)
             if root is None:

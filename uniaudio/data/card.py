@@ -107,6 +107,8 @@ class SplitFile(Strict):
     """
     rows: PositiveInt | None = None
     """Number of rows, for sources that cannot count them; used by `mix: {by: rows}`. Default: counted."""
+    hours: PositiveFloat | None = None
+    """Hours of audio of this split. Default: `hours` of the card. Read by: recipe commands."""
 
     @field_validator("files", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
@@ -175,7 +177,8 @@ class CardFile(Strict):
     license: str
     """Licence of the data, as a short name. Read by: data pack, probe, export, report."""
     hours: PositiveFloat | None = None
-    """Hours of audio, for `mix: {by: hours}`. Default: not known. Read by: recipe commands.
+    """Hours of audio of the split that is trained on, for `mix: {by: hours}`; other splits state theirs. Default: not
+    known. Read by: recipe commands.
     """
     audio: tuple[str, ...] = Field(("audio",), min_length=1)
     """Column of the clip; a list of two columns for pairs; or a text that makes a path of other columns, such
@@ -241,12 +244,13 @@ class CardFile(Strict):
 
 @dataclass(frozen=True)
 class Split:
-    """A split by its stored name, a condition on rows, and their number and files where the card states them."""
+    """A split by its stored name, a condition on rows, and their number, files and hours where the card states them."""
 
     name: str
     keep: Condition | None
     rows: int | None = None
     files: tuple[str, ...] = ()
+    hours: float | None = None
 
 
 @dataclass(frozen=True)
@@ -422,6 +426,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
                 Condition(split.keep, f"{path}: splits.{name}.keep") if split.keep is not None else None,
                 split.rows,
                 split.files,
+                split.hours or data.hours,
             )
             for name, split in data.splits.items()
         },

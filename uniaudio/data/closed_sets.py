@@ -9,7 +9,7 @@ from typing import Any
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.card import WITH_CLASSES, DatasetCard
-from uniaudio.data.field_values import Classes
+from uniaudio.data.field_values import Classes, ClassIndex
 from uniaudio.data.labels import LabelSet, read_label_set, read_label_sets
 from uniaudio.data.template import Template
 from uniaudio.errors import UserError
@@ -64,6 +64,30 @@ def close_answers(
         if template.lists_labels and not template.labels and not may_name_classes(template, card):
             raise UserError(explain_missing_labels(template, card))
     return closed
+
+
+def describe_line_labels(templates: Sequence[Template]) -> dict[str, Any]:
+    """Return `labels` of a line that states the same sets for its templates; nothing where it states none."""
+    stated = [template for template in templates if template.label_origin == "recipe"]
+    if not stated:
+        return {}
+    if all(template.labels is None for template in stated):
+        return {"labels": OPEN}
+    return {"labels": {template.answer_column: list(template.label_values) for template in stated}}
+
+
+def describe_card_labels(card: DatasetCard, classes: Mapping[str, Classes]) -> dict[str, list[Any]]:
+    """Return `labels` of a card over the same rows where classes are stored by their names.
+
+    Args:
+        classes: of the columns, as they are stored now.
+    """
+    sets = {name: card.find_labels(name, classes) for name in (*card.labels, *card.columns, *classes)}
+    return {
+        name: [str(label) if isinstance(label, ClassIndex) else label for label in labels]
+        for name, labels in sets.items()
+        if labels is not None
+    }
 
 
 def take_card_labels(template: Template, card: DatasetCard, constants: Mapping[str, Any]) -> Template:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +125,7 @@ class Mix(Strict):
     """
 
     by: Literal["examples", "hours", "rows"] = "examples"
-    """Size of a dataset: `hours` as its card states them, `rows` of the split, or `examples`, the written
+    """Size of a dataset: `hours` of the split as its card states them, `rows` of the split, or `examples`, the written
     weights alone.
     """
     temperature: PositiveFloat = 1.0
@@ -231,10 +231,15 @@ class Entry(RecipeEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalEntry(RecipeEntry):
-    """A dataset's split whose answers to one template are scored."""
+    """A dataset's split whose answers to one template are scored.
+
+    Args:
+        scoring: what the line changes of the template's.
+    """
 
     max_examples: int | None
     condition: str | None = None
+    scoring: Mapping[str, Any] = field(default_factory=dict)
 
     def choose_long_clips(self, usual: float) -> LongClips:
         """Return what becomes of long clips, with its lengths stated; windows where neither line nor card says it.
@@ -361,6 +366,7 @@ def resolve_evaluation(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
         templates=(replace(templates[0], scoring=scoring),),
         split=line.split,
         max_examples=line.max_examples,
+        scoring=changed,
         constants=line.constants,
         condition=line.condition,
         augmenter=augmenter,
@@ -460,9 +466,10 @@ def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> 
         return line.weight ** (1 / mix.temperature)
     if mix.by == "rows":
         return line.weight * count_rows(line, card, path) ** (1 / mix.temperature)
-    if card.hours is None:
+    hours = card.split(line.split).hours
+    if hours is None:
         raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
-    return line.weight * card.hours ** (1 / mix.temperature)
+    return line.weight * hours ** (1 / mix.temperature)
 
 
 def count_rows(line: EntryFile, card: DatasetCard, path: Path) -> int:

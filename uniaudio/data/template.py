@@ -113,6 +113,7 @@ class Template:
         labels: the closed set of answers; None where answers are open. label_origin: what states it.
         num_clips: ``<audio>`` marks of a prompt.
         multilabel: an answer is a list of labels with ``scoring.separator`` between them.
+        label_values: what a recipe, card or data set states the closed set as: values of ``answer_column``.
     """
 
     task: str
@@ -127,6 +128,7 @@ class Template:
     path: Path
     multilabel: bool = False
     label_origin: LabelOrigin = "none"
+    label_values: tuple[Any, ...] = ()
 
     @property
     def answer_column(self) -> str | None:
@@ -169,7 +171,7 @@ class Template:
             for character, code in RESERVED.items():
                 if character in label:
                     raise UserError(f"{where}: '{label}' holds a reserved character ({code})")
-        return replace(self, labels=labels, label_origin=origin)
+        return replace(self, labels=labels, label_origin=origin, label_values=tuple(values))
 
     def render_label(self, column: str, value: Any, where: str) -> str:
         """Return the answer for one value of the answer's column.
@@ -203,7 +205,7 @@ class Template:
         Raises:
             RowError: "missing column", "unknown label", "empty answer", "template error".
         """
-        values = {**fields, **self.label_values}
+        values = {**fields, **self.label_variable}
         for name in self.inputs:
             value = values.get(name)
             if isinstance(value, RowError):
@@ -232,7 +234,7 @@ class Template:
         return Rendered(tuple(map(Wording.from_rendered, pieces)), answer, references)
 
     @property
-    def label_values(self) -> dict[str, Any]:
+    def label_variable(self) -> dict[str, Any]:
         """What the texts know of the closed set."""
         return {"labels": self.labels} if self.labels and "labels" not in self.inputs else {}
 

@@ -63,7 +63,7 @@ def iterate_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Map
 
 def render_fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:
     """Return the wordings that need nothing but the template's labels and the constants."""
-    values = {**constants, **template.label_values}
+    values = {**constants, **template.label_variable}
     wordings: list[str] = []
     for prompt in template.prompts:
         if prompt.names <= values.keys():
