@@ -62,6 +62,7 @@ FAMILIES = (  # one file for each member of a family, however short
     "train/engines",
     "data/containers",
     "data/sources",
+    "data/importers",
     "evaluate/metrics",
     "commands",
     "config",

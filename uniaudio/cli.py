@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Summarise, pack and time the data of a recipe.", no_args_is_help=True)
+data = typer.Typer(help="Import, summarise, pack and time the data of a recipe.", no_args_is_help=True)
 app.add_typer(data, name="data", rich_help_panel=DATA)
 RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")]
 
@@ -329,6 +329,49 @@ def data_stats(
         )
     else:
         show_hours(recipe, out)
+
+
+@data.command("import", epilog="Example: uniaudio data import librispeech ~/LibriSpeech -o my_data")
+def data_import(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="Layout of the source: xares-llm, common-voice, librispeech, lhotse, nemo, messages or saved."
+        ),
+    ],
+    source: Annotated[Path, typer.Argument(help="Folder or file to import; it is only read.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="New folder for recipe, cards and templates.", callback=check_folder_option
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the recipe. Default: that of the new folder.")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the clips or shards, where the source does not say it."),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="xares-llm: all (default), task1, task2, the name of one set, or a file; repeatable."
+        ),
+    ] = None,
+    turns: Annotated[
+        str, typer.Option(help="messages: learn the last answer of a conversation, or all.")
+    ] = "last",
+) -> None:
+    """Write cards, templates and a recipe for data in the layout of others.
+
+    Reads: the source; of the audio only headers of the first rows.
+    Writes: a new folder with the recipe, its cards in datasets/, templates and, where needed, manifests.
+    Prints: rows, hours, columns and answers of every split, what was passed over, and the commands to go on with.
+    """
+    from uniaudio.commands.data_import import import_data
+
+    import_data(kind, source, out, name, root, config or [], turns)
 
 
 @data.command("pack", epilog="Example: uniaudio data pack birds --out packed")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.config.nearest import suggest_name
-from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
-from uniaudio.data.wording import Wording
+from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup, read_history_markup
+from uniaudio.data.wording import TURN_TOKENS, Wording
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 REMEMBERED = 500_000  # ids that are kept, with their texts; some tens of megabytes
@@ -86,12 +88,16 @@ class ChatFormat:
             RowError: when a piece cannot be used, see ``check_data_text``, or becomes markup.
         """
         tokens = [self.find_task_tokens(piece) for piece in pieces]
-        texts = [self.check_prompt_text(*pair) for pair in zip(pieces, tokens, strict=True)]
+        turns = [() if task else self.find_turns(piece) for task, piece in zip(tokens, pieces, strict=True)]
+        texts = [
+            self.join_turns(piece, marks) if marks else self.check_prompt_text(piece, task)
+            for piece, task, marks in zip(pieces, tokens, turns, strict=True)
+        ]
         texts[0] = self.prefix + texts[0]
         if not texts[-1].endswith(tokens[-1] or ("\0",)):  # an answer follows such a token at once
             texts[-1] = texts[-1] + self.suffix
         ids = [self.encode_once(text) for text in texts]
-        allowed = self.num_markup + sum(map(len, tokens))
+        allowed = self.num_markup + sum(map(len, tokens)) + sum(map(self.count_turn_markup, turns))
         self.refuse_markup((id for piece in ids for id in piece), allowed, " ".join(pieces))
         return ids
 
@@ -99,6 +105,33 @@ class ChatFormat:
         """Return the task tokens that a template wrote into a piece of a prompt, if the decoder is Whisper's own."""
         is_whisper = self.prefix == TRANSCRIPT
         return piece.tokens if is_whisper and isinstance(piece, Wording) else ()
+
+    def find_turns(self, piece: str) -> tuple[str, ...]:
+        """Return the marks of turns that a template wrote into a piece of a prompt, in order."""
+        return tuple(t for t in piece.tokens if t in TURN_TOKENS) if isinstance(piece, Wording) else ()
+
+    @cached_property
+    def turn_markup(self) -> dict[str, str]:
+        """What the chat has in the place of the marks of turns."""
+        return dict(zip(TURN_TOKENS, read_history_markup(self.tokenizer), strict=True))
+
+    def count_turn_markup(self, turns: Sequence[str]) -> int:
+        """Return the ids of markup in what stands for the marks of turns."""
+        return sum(id in self.markup_ids for turn in turns for id in self.encode_once(self.turn_markup[turn]))
+
+    def join_turns(self, piece: str, turns: Sequence[str]) -> str:
+        """Return a piece of a prompt with the chat's markup in place of the marks of turns.
+
+        Raises:
+            RowError: as ``check_data_text``, and when the data of the row hold such a mark.
+        """
+        texts = re.split("|".join(map(re.escape, TURN_TOKENS)), str(piece))
+        if len(texts) != len(turns) + 1:
+            raise RowError("special token in text", f"the mark of a turn in {str(piece)[:SHOWN]!r}")
+        joined = self.check_data_text(texts[0])
+        for turn, text in zip(turns, texts[1:], strict=True):
+            joined += self.turn_markup[turn] + self.check_data_text(text)
+        return joined
 
     def check_prompt_text(self, piece: str, tokens: Sequence[str]) -> str:
         """Return a piece of a prompt when it holds the task tokens that its template wrote, and no other markup.

@@ -20,7 +20,8 @@ from uniaudio.data.template_limits import BUDGET, LimitedEnvironment
 from uniaudio.errors import UserError, convert_to_user_error
 
 TRANSCRIPT = "<|startoftranscript|>"  # before every prompt of Whisper's own decoder, as in its training
-USER, ANSWER = "\ue001", "\ue002"  # private-use characters that stand for the two turns in the chat template
+# private-use characters that stand for the turns in the chat template
+USER, ANSWER, NEXT = "\ue001", "\ue002", "\ue005"
 NO_THOUGHT = {"enable_thinking": False, "thinking": False}  # switches of templates; others ignore them
 PREFIX_KEY, SUFFIX_KEY, END_KEY = "prompt_prefix", "prompt_suffix", "end_of_turn"  # in ``bases.json``
 LONGEST_TURNS = 20_000  # characters of a conversation that holds nothing yet; tags are looked for in them
@@ -96,6 +97,25 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatMarkup:
         suffix = answered  # such as the channel of an answer without a thought
     suffix = close_thought(suffix, ending, read_template_text(tokenizer))
     return ChatMarkup(prefix, suffix, end_of_turn(tokenizer, ending))
+
+
+def read_history_markup(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return what stands before an answer that is not the last one, and what between it and the next question.
+
+    Raises:
+        UserError: when the chat template raises or does not keep the turns.
+    """
+    if not tokenizer.chat_template:
+        return "\n", str(tokenizer.eos_token or "\n")
+    turns = [("user", USER), ("assistant", ANSWER), ("user", NEXT)]
+    text = render_turns(tokenizer, [{"role": role, "content": content} for role, content in turns])
+    if any(text.count(content) != 1 for _, content in turns):
+        raise UserError(
+            "the decoder's chat template does not keep the text of several turns; use another decoder, or learn from "
+            "conversations of one question"
+        )
+    opening, rest = text.split(USER)[1].split(ANSWER)
+    return opening, rest.split(NEXT)[0]
 
 
 def render_turns(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 TOKEN = re.compile(r"<\|([\w.-]+)\|>")  # a special token of Whisper as a template file writes it
+# what a template writes between the turns of a conversation: the answer, or the next question, begins
+TURN_TOKENS = ("<|assistant|>", "<|user|>")
 # stand around its name while rendering, so that data can never make one
 OPENING, CLOSING = "\ue003", "\ue004"
 WRITTEN_TOKEN = re.compile(f"{OPENING}([^{OPENING}{CLOSING}]*){CLOSING}")

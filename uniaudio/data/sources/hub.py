@@ -31,8 +31,9 @@ from uniaudio.data.sources.class_names import collect_classes, make_column_namin
 from uniaudio.data.sources.http import VERSIONS, FileVersion
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describe_repository
 from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
-from uniaudio.data.sources.paths import is_remote
+from uniaudio.data.sources.paths import TARS, is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
+from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 from uniaudio.hub_client import call_hub, convert_hub_errors, explain_failure
@@ -43,7 +44,7 @@ NO_DATA = frozenset(["", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", 
 
 
 def open_hub_source(card: DatasetCard, split: str) -> ShardedSource:
-    """Open a split of a dataset on the Hub by its name, or of a local folder in the Hub's layout.
+    """Open a split of a dataset on the Hub by its name, or of a local folder in its layout or of ``save_to_disk``.
 
     The commit is looked up once, so all that is read belongs to it.
 
@@ -63,8 +64,9 @@ def open_hub_source(card: DatasetCard, split: str) -> ShardedSource:
     suffixes = {Path(file.path).suffix.lower() for file in files or ()} - NO_DATA
     if files and suffixes == {".parquet"}:
         return HubParquetSource(card, split, repository, [f for f in files if f.path.endswith(".parquet")])
-    if files and suffixes == {".tar"}:
-        return HubTarSource(card, split, repository, [file for file in files if file.path.endswith(".tar")])
+    tars = [file for file in files or () if file.path.lower().endswith(TARS)]
+    if tars and suffixes == {Path(file.path).suffix.lower() for file in tars}:
+        return HubTarSource(card, split, repository, tars)
     return StreamedSource(card, split, repository.name, repository, what)
 
 
@@ -149,10 +151,13 @@ class StreamedSource(ShardedSource):
         load, stored = card.load, card.split(split)
         commit = repository.commit if repository is not None else None
         with convert_to_user_error(what, give_advice(load)), convert_hub_failures(what, load):
-            builder = call_hub(lambda: datasets.load_dataset_builder(place, load.config, revision=commit))
-            if hasattr(builder.config, "decode_num_threads"):  # a step that could not be taken away again
-                builder.config.decode_num_threads = 0
-            stream = call_hub(lambda: builder.as_streaming_dataset(split=stored.name))
+            if is_saved_dataset(Path(place)):
+                stream = stream_saved_dataset(Path(place), stored.name)
+            else:
+                builder = call_hub(lambda: datasets.load_dataset_builder(place, load.config, revision=commit))
+                if hasattr(builder.config, "decode_num_threads"):  # a step that could not be taken away again
+                    builder.config.decode_num_threads = 0
+                stream = call_hub(lambda: builder.as_streaming_dataset(split=stored.name))
         features = dict(stream.features.to_dict()) if stream.features else {}
         self.namings = make_column_namings(features)
         self.classes = collect_classes(features)

@@ -1,0 +1,283 @@
+"""Importers of corpora and manifests: rows, texts and splits as the layouts document them, and what is left out."""
+
+import gzip
+import io
+import json
+
+import pytest
+from helpers.files import clip_bytes
+from rich.console import Console
+
+from uniaudio.commands.data_import import import_data
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.row_clips import decode_clips
+from uniaudio.data.sources.base import Row, open_source
+from uniaudio.errors import RowError, UserError
+
+
+def write_clip(path, value=1, seconds=0.1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(clip_bytes(value, "FLAC" if path.suffix == ".flac" else "WAV", int(16000 * seconds)))
+
+
+def run_import(kind, source, out, root=None, turns="last"):
+    console = Console(file=io.StringIO(), width=10_000)
+    recipe = import_data(kind, source, out, None, root, [], turns, console)
+    return recipe, console.file.getvalue()
+
+
+def read(entry):
+    """Answers of a split with the length of each clip in samples."""
+    result = []
+    for row in open_source(entry.dataset, entry.split).rows():
+        assert isinstance(row, Row), row
+        rendered = entry.render_question(row, entry.templates[0])
+        result.append((rendered.answer, *map(len, decode_clips(row, 60))))
+    return result
+
+
+def by_split(recipe):
+    return {entry.split: entry for entry in (*recipe.train, *recipe.evaluate)}
+
+
+def test_librispeech(tmp_path):
+    source = tmp_path / "LibriSpeech"
+    for split, speaker, texts in (("train-clean-100", "19", ["A B", "C"]), ("test-clean", "61", ["D E F"])):
+        folder = source / split / speaker / "198"
+        for number in range(len(texts)):
+            write_clip(folder / f"{speaker}-198-{number:04d}.flac", number, 0.1 * (number + 1))
+        lines = [f"{speaker}-198-{number:04d} {text}" for number, text in enumerate([*texts, "GONE"])]
+        (folder / f"{speaker}-198.trans.txt").write_text("\n".join(lines) + "\n")
+    recipe, printed = run_import("librispeech", source, tmp_path / "out")
+    assert read(by_split(recipe)["train_clean_100"]) == [("a b", 1600), ("c", 3200)]
+    assert read(recipe.evaluate[0]) == [("d e f", 1600)]
+    assert [entry.split for entry in recipe.train] == ["train_clean_100"]
+    assert "note: 2 lines left out: there is no clip of its name" in printed
+    assert "librispeech, train_clean_100, 100.0% of the draws: asr\n  2 rows, 0.00 h, 0 of 2 rows" in printed
+    row = next(open_source(recipe.train[0].dataset, "train_clean_100").rows())
+    assert (row.columns["speaker"], row.columns["chapter"], row.columns["id"]) == ("19", "198", "19-198-0000")
+    assert recipe.train[0].dataset.hours is None  # of the opened card; the file has it now
+    assert "hours: 0.0001" in (tmp_path / "out/datasets/librispeech.yaml").read_text()
+
+
+def test_common_voice(tmp_path):
+    folder = tmp_path / "cv-corpus-17.0" / "de"
+    for number in range(3):
+        write_clip(folder / "clips" / f"{number}.wav", number)
+    header = "client_id\tpath\tsentence\tlocale\n"
+    (folder / "train.tsv").write_text(f'{header}x\t0.wav\tSie sagte "ja.\tde\ny\t1.wav\tNein\tde\n')
+    (folder / "dev.tsv").write_text(f"{header}x\t2.wav\tVielleicht\tde\n")
+    (folder / "clip_durations.tsv").write_text(
+        "clip\tduration[ms]\n0.wav\t3600000\n1.wav\t1800000\n2.wav\t900\n"
+    )
+    recipe, _ = run_import("common-voice", tmp_path, tmp_path / "out")
+    assert read(recipe.train[0]) == [('Sie sagte "ja.', 1600), ("Nein", 1600)]
+    assert read(by_split(recipe)["validation"]) == [("Vielleicht", 1600)]
+    assert (recipe.train[0].dataset.name, recipe.train[0].dataset.hours) == ("common_voice_de", 1.5)
+
+
+def test_common_voice_without_a_training_table_and_with_several_languages(tmp_path):
+    write_clip(tmp_path / "fr" / "clips" / "0.wav")
+    (tmp_path / "fr" / "validated.tsv").write_text("client_id\tpath\tsentence\nx\t0.wav\tOui\n")
+    recipe, printed = run_import("common-voice", tmp_path / "fr", tmp_path / "out")
+    assert read(recipe.train[0]) == [("Oui", 1600)]
+    assert "note: there is no train.tsv: all of validated.tsv is trained on" in printed
+    (tmp_path / "nl").mkdir()
+    (tmp_path / "nl" / "train.tsv").write_text("path\tsentence\n")
+    with pytest.raises(UserError, match=r"holds several languages \(fr, nl\); name one of them"):
+        run_import("common-voice", tmp_path, tmp_path / "other")
+
+
+def make_cut(start, duration, texts, **more):
+    supervisions = [
+        {"id": str(n), "recording_id": "r", "start": at, "duration": 0.1, "text": text, "speaker": "s"}
+        for n, (at, text) in enumerate(texts)
+    ]
+    recording = {
+        "id": "r",
+        "sampling_rate": 16000,
+        "sources": [{"type": "file", "channels": [0], "source": "r.wav"}],
+    }
+    fields = {"id": "c", "start": start, "duration": duration, "channel": 0, "type": "MonoCut"}
+    return {**fields, "supervisions": supervisions, "recording": {**recording, **more}}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_lhotse_cuts_are_pieces_of_their_recordings(tmp_path, suffix):
+    source = tmp_path / "cuts"
+    write_clip(source / "r.wav", 1, 1.0)
+    cuts = [
+        make_cut(0.25, 0.5, [(0.3, "second"), (0.0, "first")]),
+        make_cut(0.0, 0.125, [(0.0, "third")]),
+        {"type": "MixedCut", "tracks": []},
+        make_cut(0.0, 0.1, [(0.0, "x")], transforms=[{"name": "Speed"}]),
+    ]
+    content = "\n".join(map(json.dumps, cuts)).encode()
+    (source / f"cuts_train.{suffix}").write_bytes(
+        gzip.compress(content) if suffix.endswith("gz") else content
+    )
+    (source / f"recordings_train.{suffix}").write_bytes(b"")
+    recipe, printed = run_import("lhotse", source, tmp_path / "out")
+    assert read(recipe.train[0]) == [("first second", 8000), ("third", 2000)]
+    assert recipe.train[0].dataset.hours == pytest.approx(0.625 / 3600, abs=1e-4)
+    assert "1 cuts left out: no piece of one recording (mixed, padded, or features alone)" in printed
+    assert "1 cuts left out: its recording is transformed" in printed
+
+
+def test_nemo_manifests(tmp_path):
+    write_clip(tmp_path / "data" / "wav" / "a.wav", 1, 1.0)
+    rows = [
+        {"audio_filepath": "wav/a.wav", "duration": 0.5, "offset": 0.25, "text": "one"},
+        {"audio_filepath": "wav/a.wav", "duration": 1.0, "text": "two"},
+        {"duration": 1.0, "text": "three"},
+    ]
+    (tmp_path / "data" / "train_manifest.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "data" / "test_manifest.json").write_text(json.dumps(rows[1]))
+    recipe, printed = run_import("nemo", tmp_path / "data", tmp_path / "out")
+    assert read(recipe.train[0]) == [("one", 8000), ("two", 16000)]
+    assert read(recipe.evaluate[0]) == [("two", 16000)]
+    assert "note: 1 rows left out: no audio_filepath" in printed
+    (tmp_path / "labels.json").write_text(json.dumps({"audio_filepath": "data/wav/a.wav", "label": "cat"}))
+    recipe, _ = run_import("nemo", tmp_path / "labels.json", tmp_path / "labels_out")
+    assert read(recipe.train[0]) == [("cat", 16000)]
+    assert recipe.train[0].templates[0].path == tmp_path / "labels_out" / "labels_out_label.yaml"
+
+
+SWIFT = {
+    "messages": [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Listen: <audio>What?"},
+        {"role": "assistant", "content": "A dog."},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ],
+    "audios": ["a.wav"],
+}
+FACTORY = {
+    "conversations": [
+        {"from": "human", "value": "<audio><audio>Same?"},
+        {"from": "gpt", "value": "No."},
+        {"from": "human", "value": "Thanks"},
+    ],
+    "audios": ["a.wav", "b.wav"],
+}
+OLD = {"query": "And now?", "response": "Rain.", "history": [["Hi", "Hello"]], "audios": "a.wav"}
+UNUSABLE = [
+    {
+        "messages": [{"role": "user", "content": "<audio>x"}, {"role": "assistant", "content": "y"}],
+        "audios": [],
+    },
+    {
+        "messages": [{"role": "user", "content": "<audio>x"}, {"role": "tool", "content": "y"}],
+        "audios": ["a.wav"],
+    },
+    {**OLD, "query": "<audio><audio>"},
+]
+
+
+@pytest.fixture
+def conversations(tmp_path):
+    for name in "ab":
+        write_clip(tmp_path / "data" / f"{name}.wav")
+    path = tmp_path / "data" / "chat.jsonl"
+    path.write_text("\n".join(map(json.dumps, [SWIFT, FACTORY, OLD, *UNUSABLE])))
+    return path
+
+
+def render_all(recipe, chat):
+    """Prompts with their markup, and answers, by the name of the card."""
+    texts = {}
+    for entry in recipe.train:
+        for row in open_source(entry.dataset, entry.split).rows():
+            rendered = entry.render_question(row, entry.templates[0])
+            prompt = "<clip>".join(map(chat.decode, chat.encode_prompt(rendered.prompt)))
+            texts.setdefault(entry.dataset.name, []).append((prompt, rendered.answer))
+    return texts
+
+
+def test_conversations_are_written_as_the_chat_template_writes_them(tmp_path, conversations, chat_tokenizer):
+    recipe, printed = run_import("messages", conversations, tmp_path / "out", turns="all")
+    texts = render_all(recipe, ChatFormat(chat_tokenizer))
+
+    def write(*turns):
+        roles = ("user", "assistant")
+        listed = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
+        return chat_tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=True)
+
+    first = "Be short.\n\nListen: <clip>What?"
+    assert texts["out"] == [
+        (write(first), "A dog."),
+        (write(first, "A dog.", "Sure?"), "Yes."),
+        (write("<clip>Hi"), "Hello"),
+        (write("<clip>Hi", "Hello", "And now?"), "Rain."),
+    ]
+    assert texts["out_2_clips"] == [(write("<clip><clip>Same?"), "No.")]
+    for reason in ("no clip (`audios`)", "a turn of `tool`", "another number of <audio> than of `audios`"):
+        assert f"note: 1 conversations left out: {reason}" in printed
+
+
+def test_of_each_conversation_the_last_answer_is_learned(tmp_path, conversations, chat_tokenizer):
+    recipe, _ = run_import("messages", conversations, tmp_path / "out")
+    texts = render_all(recipe, ChatFormat(chat_tokenizer))
+    assert {name: [answer for _, answer in listed] for name, listed in texts.items()} == {
+        "out": ["Yes.", "Rain."],
+        "out_2_clips": ["No."],
+    }
+
+
+def test_the_mark_of_a_turn_in_the_data_is_no_turn(tmp_path, conversations, chat_tokenizer):
+    item = json.dumps({**OLD, "query": "And <|user|> now?"})
+    conversations.write_text(item)
+    recipe, _ = run_import("messages", conversations, tmp_path / "out")
+    row = next(iter(open_source(recipe.train[0].dataset, "train").rows()))
+    prompt = recipe.train[0].render_question(row, recipe.train[0].templates[0]).prompt
+    with pytest.raises(RowError, match="the mark of a turn"):
+        ChatFormat(chat_tokenizer).encode_prompt(prompt)
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), None])
+def test_folders_of_save_to_disk(tmp_path, splits):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"audio": {"bytes": clip_bytes(n), "path": None}, "emotion": n % 2, "speaker": str(n)}
+        for n in range(6)
+    ]
+    stored = datasets.Features(
+        audio={"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        emotion=datasets.ClassLabel(names=["calm", "angry"]),
+        speaker=datasets.Value("string"),
+    )
+    table = datasets.Dataset.from_list(rows, features=stored).cast_column("audio", datasets.Audio())
+    whole = datasets.DatasetDict(dict.fromkeys(splits, table)) if splits else table
+    whole.save_to_disk(str(tmp_path / "saved"))
+    recipe, printed = run_import("saved", tmp_path / "saved", tmp_path / "out")
+    assert sorted(read(recipe.train[0])) == [("angry", 1600)] * 3 + [("calm", 1600)] * 3
+    assert len(recipe.evaluate) == (1 if splits else 0)
+    assert "2 different answers: calm, angry" in printed
+
+
+@pytest.mark.parametrize("kind", ["librispeech", "common-voice", "lhotse", "nemo", "messages", "saved"])
+def test_a_folder_of_another_layout_is_refused_and_nothing_written(tmp_path, kind):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        run_import(kind, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(UserError, match=r"full is not empty; give --out a new folder"):
+        run_import("nemo", tmp_path, tmp_path / "full")
+    with pytest.raises(
+        UserError, match=r"there is no importer 'nemos' \(did you mean 'nemo'\?\); there are xares-llm"
+    ):
+        run_import("nemos", tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"gone: there is no such file or folder"):
+        run_import("nemo", tmp_path / "gone", tmp_path / "out")
+    with pytest.raises(UserError, match=r"--turns first: give last or all"):
+        run_import("nemo", tmp_path, tmp_path / "out", turns="first")
+    write_clip(tmp_path / "a.wav")
+    (tmp_path / "test.json").write_text(json.dumps({"audio_filepath": "a.wav", "text": "x"}))
+    with pytest.raises(UserError, match="there is no training set, only out test; a recipe needs one"):
+        run_import("nemo", tmp_path / "test.json", tmp_path / "out")

@@ -1,0 +1,198 @@
+"""``uniaudio data import``: a data set in the layout of others as cards, templates and a recipe."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import orjson
+from rich.console import Console
+
+from uniaudio.commands.data_stats import measure_entry
+from uniaudio.config.nearest import suggest_name
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.importers.base import (
+    KINDS,
+    MANIFESTS,
+    ImportedData,
+    ImportOptions,
+    make_importer,
+    make_name,
+)
+from uniaudio.data.recipe import Entry, EvalEntry, Recipe, load_recipe
+from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.paths import TARS, expand_places, is_remote, join_place
+from uniaudio.errors import RowError, UserError, escape_text
+
+LOOKED_AT = 500  # rows of a split of which lengths and answers are shown
+MOST_LABELS = 60  # different answers that are still a set of labels
+SHOWN = 5  # of them
+EXAMPLE_CONFIG = "whisper_small_qwen3"  # in the command that is printed
+TURNS = ("last", "all")
+
+
+def import_data(
+    kind: str,
+    source: Path,
+    out: Path,
+    name: str | None,
+    root: Path | None,
+    configs: Sequence[str],
+    turns: str,
+    console: Console | None = None,
+) -> Recipe:
+    """Write what an importer makes of a source, look at every split of it, and print both.
+
+    Args:
+        See ``uniaudio data import --help``.
+
+    Raises:
+        UserError: when ``out`` holds anything, or the source is not of the kind; nothing is left behind then.
+    """
+    console = console or Console()
+    if kind not in KINDS:
+        raise UserError(
+            f"there is no importer '{kind}'{suggest_name(kind, KINDS)}; there are {', '.join(KINDS)}"
+        )
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give --out a new folder")
+    if turns not in TURNS:
+        raise UserError(f"--turns {turns}: give last or all")
+    source = source.expanduser()
+    if not source.exists():
+        raise UserError(f"{source}: there is no such file or folder")
+    named = make_name(name or out.absolute().name)
+    options = ImportOptions(
+        named, None if root is None else str(root), tuple(configs), cast(Literal["last", "all"], turns)
+    )
+    data = make_importer(kind).read(source, options)
+    if not data.train:
+        sets = ", ".join(f"{line['dataset']} {line['split']}" for line in data.evaluate)
+        raise UserError(
+            f"{source}: there is no training set, only {sets}; a recipe needs one, so import both together"
+        )
+    made_here = not out.exists()
+    try:
+        recipe = write_import(data, out, named)
+        show_import(recipe, data, out, console)
+    except BaseException:
+        if made_here:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    return recipe
+
+
+def write_import(data: ImportedData, out: Path, name: str) -> Recipe:
+    """Write manifests, cards, templates and the recipe, and read them as any other.
+
+    Raises:
+        UserError: as ``load_recipe``.
+    """
+    (out / "datasets").mkdir(parents=True, exist_ok=True)
+    for path, rows in data.manifests.items():
+        file = out / MANIFESTS / f"{path}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as stream:
+            stream.writelines(orjson.dumps(row) + b"\n" for row in rows)
+    for card, content in data.cards.items():
+        write_record(out / "datasets" / f"{card}.yaml", content)
+    for template, content in data.templates.items():
+        write_record(out / f"{template}.yaml", content)
+    recipe: dict[str, Any] = {"recipe": name, "train": data.train, "evaluate": data.evaluate}
+    recipe_file = out / f"{name}.yaml"
+    if recipe_file.exists():  # a template of this name: names of files are those of their records
+        recipe_file = out / f"{name}_recipe.yaml"
+        recipe["recipe"] = recipe_file.stem
+    write_record(recipe_file, recipe | ({"mix": data.mix} if data.mix else {}))
+    return load_recipe(str(recipe_file))
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write a card, template or recipe."""
+    path.write_text(dump_yaml(content), encoding="utf-8")
+
+
+def show_import(recipe: Recipe, data: ImportedData, out: Path, console: Console) -> None:
+    """Print every split, the notes and the next commands; hours that were measured are added to the cards."""
+
+    def say(text: str) -> None:
+        console.print(escape_text(text), highlight=False, markup=False, soft_wrap=True)
+
+    absent = 0
+    entries: list[Entry | EvalEntry] = [*recipe.train, *recipe.evaluate]
+    for entry in entries:
+        share = f", {entry.share:.1%} of the draws" if isinstance(entry, Entry) else ", evaluated"
+        say(f"{entry.dataset.name}, {entry.split}{share}: {entry.templates[0].task}")
+        try:
+            lines = describe_split(entry, data, out)
+        except UserError as problem:
+            absent += 1
+            lines = [f"cannot be read yet: {problem}"]
+        for line in lines:
+            say(f"  {line}")
+    for note in data.notes:
+        say(f"note: {note}")
+    manifests = f", {len(data.manifests)} manifest(s)" if data.manifests else ""
+    say(f"wrote {recipe.path}, {len(data.cards)} card(s), {len(data.templates)} template(s){manifests}")
+    if absent:
+        say(
+            f"{absent} split(s) cannot be read yet: get their files, or name the folder that holds them with --root"
+        )
+    say(f"next: uniaudio preview {recipe.path}")
+    say(f"      uniaudio check {EXAMPLE_CONFIG} stages.0.recipe={recipe.path}")
+
+
+def describe_split(entry: Entry | EvalEntry, data: ImportedData, out: Path) -> list[str]:
+    """Return what is seen of a split: rows, hours, columns and answers; of one that lies elsewhere, its shards.
+
+    Raises:
+        UserError: when it cannot be opened, or none of its first rows can be used.
+    """
+    card = entry.dataset
+    if is_remote(card.load.places[0]):
+        files = [join_place(card.load.places[0], file) for file in card.split(entry.split).files]
+        return [
+            f"{len(expand_places(files, TARS, str(card.path)))} shards at {card.load.places[0]}, not opened"
+        ]
+    as_trained = Entry(
+        dataset=card, templates=entry.templates, split=entry.split, constants=entry.constants, share=1.0
+    )
+    stats = measure_entry(as_trained, LOOKED_AT)
+    rows = "rows not counted" if stats.rows is None else f"{stats.rows:,} rows"
+    hours = stats.hours
+    stated = data.cards[card.name].get("hours")
+    if hours is not None and stated is None and isinstance(entry, Entry) and stats.rows:
+        data.cards[card.name]["hours"] = max(0.0001, float(f"{hours:.4g}"))
+        write_record(out / "datasets" / f"{card.name}.yaml", data.cards[card.name])
+    about = "about " if stats.estimated else ""
+    length = "" if hours is None or not stats.rows else f", {about}{hours:.2f} h"
+    lines = [f"{rows}{length}, {stats.unusable} of {stats.looked_at} rows looked at cannot be used"]
+    columns: dict[str, None] = {}
+    answers: Counter[str] = Counter()
+    for row in read_first_rows(as_trained):
+        columns |= dict.fromkeys(map(str, row.columns))
+        try:
+            answers.update([as_trained.render_question(row, entry.templates[0]).answer])
+        except RowError:
+            continue
+    lines.append(f"columns {', '.join(columns)}")
+    if 1 < len(answers) <= min(MOST_LABELS, sum(answers.values()) // 2):
+        common = ", ".join(label for label, _ in answers.most_common(SHOWN))
+        lines.append(f"{len(answers)} different answers: {common}{' ...' if len(answers) > SHOWN else ''}")
+    elif answers:
+        lines.append(f"answers such as: {next(iter(answers))[:80]}")
+    return lines + stats.notes
+
+
+def read_first_rows(entry: Entry) -> list[Row]:
+    """Return the first rows of a split that can be read."""
+    rows: list[Row] = []
+    for row in open_source(entry.dataset, entry.split).rows():
+        if isinstance(row, Row):
+            rows.append(row)
+        if len(rows) == LOOKED_AT:
+            break
+    return rows

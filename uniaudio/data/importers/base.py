@@ -1,0 +1,233 @@
+"""The contract of importers: a data set in a layout of others becomes cards, templates and the lines of a recipe."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import orjson
+
+from uniaudio.data.sources.split_names import find_named_splits
+from uniaudio.errors import UserError, convert_to_user_error
+
+MANIFESTS = "manifests"  # folder of the rows that an importer writes, beside the cards' folder
+NOT_STATED = "not stated"  # a licence that the data do not name
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a user says beside the source.
+
+    Args:
+        name: of the recipe, and of the data set where the source has no name for it.
+        root: folder that holds the audio or the shards, where the source does not say it.
+        configs: which of several configurations of the source.
+        turns: which answers of a conversation are learned.
+    """
+
+    name: str
+    root: str | None = None
+    configs: tuple[str, ...] = ()
+    turns: Literal["last", "all"] = "last"
+
+
+@dataclass
+class ImportedData:
+    """What an importer makes of a source: the content of files, as their records in YAML are written.
+
+    Args:
+        cards, templates: by their names. train, evaluate: lines of the recipe. mix: of the recipe.
+        manifests: rows by the path of their file below ``manifests/``, without suffix.
+        notes: what was passed over and what the user should know, a sentence each.
+    """
+
+    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    templates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evaluate: list[dict[str, Any]] = field(default_factory=list)
+    mix: dict[str, Any] = field(default_factory=dict)
+    manifests: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add_card(self, name: str, **keys: Any) -> None:
+        """Add a card; its licence is not known unless it is stated."""
+        self.cards[name] = {"dataset": name, "license": NOT_STATED, "audio": "audio", **keys}
+
+    def add_lines(self, card: str, template: str, **more: Any) -> None:
+        """Add a line of the recipe for every split of a card; test and validation sets are evaluated."""
+        for split in self.cards[card]["splits"]:
+            line = {"dataset": card, "template": template, "split": split, **more}
+            (self.evaluate if is_evaluated(split) else self.train).append(line)
+
+
+class Importer(ABC):
+    """Reads a source of one kind.
+
+    Attributes:
+        source: what the source is, for the command's help.
+    """
+
+    source: ClassVar[str]
+
+    @abstractmethod
+    def read(self, source: Path, options: ImportOptions) -> ImportedData:
+        """Return what the source becomes; nothing is written.
+
+        Raises:
+            UserError: when the source is not in this layout.
+        """
+
+
+KINDS = {
+    "xares-llm": ("xares_llm", "XaresLlmImporter"),
+    "common-voice": ("common_voice", "CommonVoiceImporter"),
+    "librispeech": ("librispeech", "LibriSpeechImporter"),
+    "lhotse": ("lhotse_cuts", "LhotseImporter"),
+    "nemo": ("nemo_manifests", "NemoImporter"),
+    "messages": ("conversations", "ConversationImporter"),
+    "saved": ("saved_folder", "SavedFolderImporter"),
+}
+
+
+def make_importer(kind: str) -> Importer:
+    """Return the importer of a kind, one of ``KINDS``."""
+    module, name = KINDS[kind]
+    importer: Importer = getattr(import_module(f"uniaudio.data.importers.{module}"), name)()
+    return importer
+
+
+def make_name(text: str) -> str:
+    """Return a text as the name of a file: lower case, with underscores for everything but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "data"
+
+
+def is_evaluated(split: str) -> bool:
+    """Return whether a split is a test or validation set by its name."""
+    return bool(find_named_splits(split) & {"test", "validation"})
+
+
+def name_splits(files: Collection[Path]) -> dict[str, Path]:
+    """Return files by the splits that their names contain; the only one without is `train`, others have their own."""
+    splits: dict[str, Path] = {}
+    for file in sorted(files):
+        stem = file.name.partition(".")[0]
+        named = find_named_splits(stem)
+        split = named.pop() if len(named) == 1 else "train" if len(files) == 1 else make_name(stem)
+        if split in splits:
+            split = make_name(stem)
+        splits[split] = file
+    return splits
+
+
+def list_sources(source: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """Return a file, or the files with the suffixes in a folder.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if source.is_file():
+        return [source]
+    files = [file for file in sorted(source.iterdir()) if file.name.lower().endswith(suffixes)]
+    if not files:
+        raise UserError(f"{source}: there is no {what} ({', '.join(suffixes)}); name the file or its folder")
+    return files
+
+
+def read_objects(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines or of one JSON list, compressed with gzip or not.
+
+    Args:
+        skipped: is counted what is no object, by reason.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    with convert_to_user_error(f"{path}: cannot be read"):
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = content.removeprefix(b"\xef\xbb\xbf").strip()
+    items: list[Any] = []
+    if content.startswith(b"["):
+        with convert_to_user_error(f"{path}: is no JSON"):
+            items = orjson.loads(content)
+    else:
+        for line in filter(None, map(bytes.strip, content.split(b"\n"))):
+            try:
+                items.append(orjson.loads(line))
+            except ValueError:
+                items.append(None)
+    for item in items:
+        if isinstance(item, dict):
+            yield item
+        else:
+            skipped["no JSON object"] += 1
+
+
+def describe_skipped(skipped: Mapping[str, int], what: str) -> list[str]:
+    """Return a sentence for each reason why rows were left out."""
+    return [f"{count:,} {what} left out: {reason}" for reason, count in sorted(skipped.items()) if count]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a data set: a template and its inputs made of columns; its content where none is shipped."""
+
+    template: str
+    columns: dict[str, Any]
+    content: dict[str, Any] | None = None
+
+
+# columns of the answer -> shipped template and its input
+ANSWERS = (
+    (("text", "sentence", "transcription", "transcript", "normalized_text"), "asr", "text"),
+    (("captions", "caption"), "captioning", "captions"),
+    (("emotion",), "emotion", "label"),
+    (("intent",), "intent", "label"),
+    (("genre",), "music_genre", "label"),
+    (("instrument",), "instrument", "label"),
+    (("gender",), "gender", "label"),
+    (("scene", "acoustic_scene"), "acoustic_scene", "label"),
+)
+LABELS = ("label", "labels", "class", "category", "command", "word", "target", "tag")
+QUESTIONS, REPLIES = ("question", "context", "query", "instruction"), ("answer", "response", "output")
+
+
+def choose_question(columns: Collection[str], name: str) -> Question:
+    """Choose what to ask by the names of columns: questions of the rows, transcripts, captions, then labels.
+
+    Raises:
+        UserError: when no column is known.
+    """
+    pair = [next((c for c in names if c in columns), "") for names in (QUESTIONS, REPLIES)]
+    if all(pair):
+        made = zip(("question", "answer"), pair, strict=True)
+        return Question("audio_qa", {wanted: f"{{{{ {c} }}}}" for wanted, c in made if wanted != c})
+    for names, template, wanted in ANSWERS:
+        for column in (name for name in names if name in columns):
+            if column == wanted:
+                return Question(template, {})
+            # of captions, a list stays a list
+            made_of = {"first_of": [column]} if wanted == "captions" else f"{{{{ {column} }}}}"
+            return Question(template, {wanted: made_of})
+    for column in LABELS:
+        if column in columns:
+            task = f"{name}_{make_name(column)}"
+            content = {
+                "task": task,
+                "domain": "sound",
+                "inputs": [column],
+                "prompts": [f"<audio>What is the {column.replace('_', ' ')} of this recording?"],
+                "target": f"{{{{ {column} }}}}",
+                "scoring": {"metric": "accuracy", "normalize": "lowercase"},
+            }
+            return Question(task, {}, content)
+    raise UserError(
+        f"none of the columns {', '.join(sorted(columns)) or '(none)'} is a known answer (text, sentence, captions, "
+        f"label, question and answer ...); write the card by hand as docs/formats.md shows"
+    )

@@ -1,0 +1,114 @@
+"""Lhotse: files of cuts become manifests, each row with its recording, offset and duration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+from uniaudio.data.importers.base import (
+    MANIFESTS,
+    ImportedData,
+    Importer,
+    ImportOptions,
+    choose_question,
+    describe_skipped,
+    list_sources,
+    name_splits,
+    read_objects,
+)
+from uniaudio.errors import RowError, UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+class LhotseImporter(Importer):
+    """Cuts (`*.jsonl`, `*.jsonl.gz`), one file or a folder of them; a cut is one row, its supervisions one text."""
+
+    source: ClassVar[str] = "a file of cuts (.jsonl, .jsonl.gz), or a folder of them"
+
+    def read(self, source: Path, options: ImportOptions) -> ImportedData:
+        files = name_splits([f for f in list_sources(source, SUFFIXES, "file of cuts") if is_no_part(f)])
+        data, skipped, columns = ImportedData(), Counter[str](), Counter[str]()
+        hours: dict[str, float] = {}
+        for split, file in files.items():
+            rows = []
+            for cut in read_objects(file, skipped):
+                try:
+                    rows.append(make_cut_row(cut, file.parent, options.root))
+                except RowError as problem:
+                    skipped[problem.reason] += 1
+            if not rows:
+                raise UserError(f"{file}: holds no cut that can be used ({dict(skipped)})")
+            columns.update(name for row in rows for name in row)
+            hours[split] = round(sum(row["duration"] for row in rows) / 3600, 4)
+            data.manifests[f"{options.name}/{split}"] = rows
+        question = choose_question(set(columns), options.name)
+        trained = sum(count for split, count in hours.items() if split in files and split.startswith("train"))
+        data.add_card(
+            options.name,
+            load={"jsonl": f"../{MANIFESTS}/{options.name}"},
+            **({"hours": trained} if trained else {}),
+            columns=question.columns,
+            splits={split: {"name": split} for split in files},
+        )
+        if question.content is not None:
+            data.templates[question.template] = question.content
+        data.add_lines(options.name, question.template)
+        data.mix = {"by": "rows"}
+        data.notes = describe_skipped(skipped, "cuts")
+        return data
+
+
+def is_no_part(file: Path) -> bool:
+    """Return whether a file may hold cuts: manifests of recordings and supervisions lie beside them."""
+    return "recordings" not in file.name and "supervisions" not in file.name
+
+
+def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[str, Any]:
+    """Return the row of a cut.
+
+    Args:
+        folder: that paths may be relative to. root: the same, as the user states it.
+
+    Raises:
+        RowError: for a cut that is not one piece of one recording on disk as it is there.
+    """
+    recording = cut.get("recording")
+    if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut") or not isinstance(recording, dict):
+        raise RowError("no piece of one recording (mixed, padded, or features alone)")
+    if recording.get("transforms"):
+        raise RowError(
+            "its recording is transformed when it is read (speed, volume ...); use `augment` of a recipe"
+        )
+    sources = [each for each in recording.get("sources", ()) if isinstance(each, dict)]
+    if len(sources) != 1 or sources[0].get("type") != "file":
+        raise RowError("its recording is no single file")
+    start, duration = cut.get("start", 0.0), cut.get("duration")
+    if not isinstance(start, int | float) or not isinstance(duration, int | float) or duration <= 0:
+        raise RowError("no start and duration")
+    row: dict[str, Any] = {"audio": locate(str(sources[0]["source"]), folder, root), "id": str(cut.get("id"))}
+    row |= {"offset": start, "duration": duration}
+    supervisions = sorted(
+        (each for each in cut.get("supervisions") or () if isinstance(each, dict)),
+        key=lambda each: each.get("start", 0),
+    )
+    texts = [each["text"].strip() for each in supervisions if isinstance(each.get("text"), str)]
+    if any(texts):
+        row["text"] = " ".join(filter(None, texts))
+    for each in supervisions:
+        plain = {**{k: each.get(k) for k in ("speaker", "language", "gender")}, **(each.get("custom") or {})}
+        for name, value in plain.items():
+            if isinstance(value, str | int | float) and name not in row:
+                row[name] = value
+    return row
+
+
+def locate(place: str, folder: Path, root: str | None) -> str:
+    """Return a full path: of a relative one, below the root or beside the file that names it."""
+    if Path(place).is_absolute():
+        return place
+    if root is not None:
+        return str(Path(root).expanduser().absolute() / place)
+    beside = folder.absolute() / place
+    return str(beside if beside.exists() else Path(place).absolute())

@@ -1,0 +1,69 @@
+"""NeMo: manifests of JSON lines with `audio_filepath`, `duration`, `offset` and `text`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+from uniaudio.data.importers.base import (
+    MANIFESTS,
+    ImportedData,
+    Importer,
+    ImportOptions,
+    choose_question,
+    describe_skipped,
+    is_evaluated,
+    list_sources,
+    name_splits,
+    read_objects,
+)
+from uniaudio.data.importers.lhotse_cuts import locate
+from uniaudio.errors import UserError
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+AUDIO = "audio_filepath"
+
+
+class NemoImporter(Importer):
+    """Manifests, one file or a folder of them; relative paths are relative to the manifest."""
+
+    source: ClassVar[str] = "a manifest (.json, .jsonl), or a folder of them"
+
+    def read(self, source: Path, options: ImportOptions) -> ImportedData:
+        files = name_splits(list_sources(source, SUFFIXES, "manifest"))
+        data, skipped, columns = ImportedData(), Counter[str](), Counter[str]()
+        seconds = 0.0
+        for split, file in files.items():
+            rows = []
+            for row in read_objects(file, skipped):
+                if "shard_id" in row:
+                    raise UserError(
+                        f"{file}: its clips lie in tars (shard_id); give the tars to a card of the kind `webdataset`"
+                    )
+                if not isinstance(row.get(AUDIO), str):
+                    skipped[f"no {AUDIO}"] += 1
+                    continue
+                rest = {name: value for name, value in row.items() if name != AUDIO}
+                rows.append({"audio": locate(row[AUDIO], file.parent, options.root), **rest})
+            if not rows:
+                raise UserError(f"{file}: holds no row with {AUDIO}, so it is no manifest of NeMo")
+            columns.update(name for row in rows for name in row)
+            if not is_evaluated(split):
+                seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
+            data.manifests[f"{options.name}/{split}"] = rows
+        question = choose_question(set(columns), options.name)
+        keys: dict[str, Any] = {"hours": round(seconds / 3600, 4)} if seconds else {}
+        data.add_card(
+            options.name,
+            load={"jsonl": f"../{MANIFESTS}/{options.name}"},
+            **keys,
+            columns=question.columns,
+            splits={split: {"name": split} for split in files},
+        )
+        if question.content is not None:
+            data.templates[question.template] = question.content
+        data.add_lines(options.name, question.template)
+        data.mix = {"by": "rows"}
+        data.notes = describe_skipped(skipped, "rows")
+        return data
