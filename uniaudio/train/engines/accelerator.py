@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from uniaudio.config.run import RunConfig
+from uniaudio.console import silence_known_warnings
 from uniaudio.errors import UserError
 from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
@@ -37,13 +37,12 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate would look for a group
         handlers.append(InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=PATIENCE))
     spread_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if spread_by_deepspeed and not cuda:
-            load_shm_extension()
-        # with `cpu` accelerate would drop DeepSpeed without a word
-        alone = not cuda and not spread_by_deepspeed
-        accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
+    silence_known_warnings()
+    if spread_by_deepspeed and not cuda:
+        load_shm_extension()
+    # with `cpu` accelerate would drop DeepSpeed without a word
+    alone = not cuda and not spread_by_deepspeed
+    accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
     if accelerator.gradient_accumulation_steps != 1:  # somebody would divide every loss by it once more
         raise UserError(
             f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
