@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from datetime import timedelta
 from typing import Any
@@ -42,7 +44,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         load_shm_extension()
     # with `cpu` accelerate would drop DeepSpeed without a word
     alone = not cuda and not spread_by_deepspeed
-    accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
+    # on CPUs DeepSpeed prints that its operation was built
+    hush = (
+        contextlib.redirect_stdout(io.StringIO())
+        if spread_by_deepspeed and not cuda
+        else contextlib.nullcontext()
+    )
+    with hush:
+        accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
     if accelerator.gradient_accumulation_steps != 1:  # somebody would divide every loss by it once more
         raise UserError(
             f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
