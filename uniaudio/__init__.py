@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from uniaudio.api.runs import Run, check, train
     from uniaudio.build.embedder import Embedder, EncoderOutput, load_encoder
     from uniaudio.errors import UserError
+    from uniaudio.train.user_callbacks import Callback, CallbackEvent
 
 __all__ = [
+    "Callback",
+    "CallbackEvent",
     "Embedder",
     "EncoderOutput",
     "Run",
@@ -27,6 +30,8 @@ __all__ = [
     "train",
 ]
 PLACES = {  # where each name is defined; imported when it is first used, so that `import uniaudio` costs nothing
+    "Callback": "uniaudio.train.user_callbacks",
+    "CallbackEvent": "uniaudio.train.user_callbacks",
     "Embedder": "uniaudio.build.embedder",
     "EncoderOutput": "uniaudio.build.embedder",
     "Run": "uniaudio.api.runs",

@@ -16,7 +16,12 @@ from helpers.bird_folder import README, in_folder, make_bird_folder
 import uniaudio
 from uniaudio.config.run import RunConfig
 
-DOCUMENTED = ("uniaudio.api.runs", "uniaudio.api.models", "uniaudio.build.embedder")
+DOCUMENTED = (
+    "uniaudio.api.runs",
+    "uniaudio.api.models",
+    "uniaudio.build.embedder",
+    "uniaudio.train.user_callbacks",
+)
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,7 @@ def test_an_encoder_class_of_the_user(tone_run, monkeypatch):
     single = "{kind: 'my_levels:Levels', settings: {width: 6}, lr: 1e-2}"
     alone = [f"encoders={{levels: {single}}}"]
     with pytest.raises(
-        UserError, match=r"encoders.levels: needs code of its own \(kind: my_levels:Levels\); give --allow"
+        UserError, match=r"encoders.levels: needs code of its own \(my_levels:Levels\); give --allow"
     ):
         run_training(load_run(tone_run, alone), None)
     assert "my_levels" not in sys.modules

@@ -17,8 +17,11 @@ from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
 OWN_CLASS = "encoders={a: {kind: 'marker_encoder:Encoder', settings: {}}}"
 REMOTE = "encoders={a: {kind: remote, path: hostile, trust_remote_code: true}}"
 DECODER = "decoder={path: hostile, trust_remote_code: true}"
+CALLBACK = "train.callbacks=['marker_encoder:Encoder']"
 NEEDS = {"class": OWN_CLASS, "encoder": REMOTE, "decoder": DECODER}
-OPTIONS = {"class": "--allow-code", "encoder": "--trust-remote-code", "decoder": "--trust-remote-code"}
+ALL_NEEDS = {**NEEDS, "callback": CALLBACK}
+OPTIONS = {"class": "--allow-code", "encoder": "--trust-remote-code", "decoder": "--trust-remote-code",
+           "callback": "--allow-code"}  # fmt: skip
 
 READS_ENCODER = {
     "embed": ["embed", "RUN", "tones/0.wav", "-o", "out.npz"],
@@ -69,7 +72,7 @@ def here(tone_run, monkeypatch, fresh_model_code):
 def somebodys_run(folder, need):
     """Write a run folder with a whole checkpoint whose config needs code."""
     run = folder / "theirs"
-    config = load_run(folder / "run.yaml", [NEEDS[need], f"output_dir={run}"])
+    config = load_run(folder / "run.yaml", [ALL_NEEDS[need], f"output_dir={run}"])
     state = {"stage": 0, "step": 8, "stage_done": True, "stage_seconds": 1.0}
     save_checkpoint(run, Snapshot(8, state, {}, {"encoder.w": torch.zeros(1)}), config, {})
     config.save(run / "config.yaml")
@@ -92,6 +95,7 @@ def exit_of(arguments, capsys):
 COMMANDS = [
     *((name, need) for name in READS_ENCODER for need in ("class", "encoder")),
     *((name, need) for name in READS_ALL for need in NEEDS),
+    ("train", "callback"),
 ]
 
 
@@ -105,7 +109,7 @@ def test_a_run_of_somebody_else_names_the_option_that_its_code_needs(here, capsy
     assert not (here / "ran").exists()
 
 
-@pytest.mark.parametrize("need", NEEDS)
+@pytest.mark.parametrize("need", ALL_NEEDS)
 @pytest.mark.parametrize("command", READS_NOTHING)
 def test_what_needs_no_model_runs_no_code(here, capsys, command, need):
     run = somebodys_run(here, need)
@@ -179,6 +183,21 @@ def test_a_run_made_here_is_remembered_with_its_settings_its_place_and_its_code(
     (here / "marker_encoder.py").write_text("class Encoder: ...  # another one")
     assert trust() == NO_TRUST
     assert not (here / "ran").exists()
+
+
+def test_callbacks_are_code_of_a_run_and_not_of_its_model(here, capsys):
+    run = somebodys_run(here, "callback")
+
+    def trust():
+        return load_stored_run(run / "config.yaml", run).trust
+
+    exit_of(["ask", str(run), "tones/0.wav", "Which tone?"], capsys)
+    assert not (here / "ran").exists()
+    remember_run(run, load_stored_run(run / "config.yaml", run).collect_trust_settings(), Trust(code=True))
+    assert trust() == Trust(code=True)
+    (here / "marker_encoder.py").write_text("class Encoder: ...  # another one")
+    assert trust() == NO_TRUST
+    assert "callbacks" not in load_run(here / "run.yaml").collect_trust_settings()
 
 
 def test_code_of_the_hub_is_remembered_only_at_a_revision(tmp_path):

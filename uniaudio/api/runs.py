@@ -268,7 +268,7 @@ def train(
     if resume not in (True, False, None, "auto"):
         raise UserError(f"resume: {resume!r} is none of True, False and 'auto'")
     opened = open_run(config, overrides, Trust(trust_remote_code, allow_code))
-    run_training(opened, "auto" if resume == "auto" else "yes" if resume else None)
+    run_training(opened, "auto" if resume == "auto" else "yes" if resume else None, callbacks)
     return Run(opened.output_dir, trust_remote_code=opened.trust.remote_code, allow_code=opened.trust.code)
 
 

@@ -65,23 +65,26 @@ from uniaudio.train.stage_setup import has_reference, refuse_what_shards_cannot
 from uniaudio.train.state import TrainState, find_newest_checkpoint
 from uniaudio.train.trackers import AnswerSample, list_tracker_names, refuse_missing_trackers
 from uniaudio.train.trainable import TrainableParameters
+from uniaudio.train.user_callbacks import collect_callbacks
 from uniaudio.types import SAMPLE_RATE, Example
 
 # of every evaluation, what experiment trackers get to look at
 ANSWERS_OF_A_SET, MOST_ANSWERS, SECONDS_OF_A_CLIP = 4, 16, 10
 
 
-def run_training(config: RunConfig, resume: str | None) -> int:
+def run_training(config: RunConfig, resume: str | None, callbacks: Sequence[object] = ()) -> int:
     """Train as the config says and return the exit code.
 
     Args:
         resume: None starts (and refuses a folder with a run in it), "yes" continues, "auto" does what fits.
+        callbacks: of the user, besides those of the config; see ``train/user_callbacks.py``.
 
     Raises:
         UserError: for every mistake that can be seen before the first step, and for those of the data.
     """
     refuse_begun_run(config, resume)
     config.require_trust()
+    callbacks = collect_callbacks(callbacks, config.train.callbacks, config.trust)
     refuse_missing_trackers(config)
     recipes = load_stage_recipes(config)
     sketch_stages(config)
@@ -90,7 +93,7 @@ def run_training(config: RunConfig, resume: str | None) -> int:
         accelerator = make_accelerator(config)
         with explain_lost_processes(), explain_worker_faults():
             with hold_run_folder(Path(config.output_dir)):
-                code = train_in_held_folder(config, resume, accelerator, recipes, sets)
+                code = train_in_held_folder(config, resume, accelerator, recipes, sets, callbacks)
             shutdown_process_group()
     finally:
         forget_launch()
@@ -118,6 +121,7 @@ def train_in_held_folder(
     accelerator: Accelerator,
     recipes: Sequence[Recipe],
     sets: list[TaskRows],
+    callbacks: Sequence[object],
 ) -> int:
     """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
     begun = refuse_begun_run(config, resume)  # again: a run may have ended since
@@ -134,7 +138,7 @@ def train_in_held_folder(
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
     data = StageData(config, recipes, models.format)
     evaluator = RunEvaluator(config, recipes, models.format, models.bases, sets)
-    return train_stages(models, data, evaluator, config, accelerator, continued, checkpoint)
+    return train_stages(models, data, evaluator, config, accelerator, continued, checkpoint, callbacks)
 
 
 def open_newest(config: RunConfig) -> Checkpoint:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, field_validator, model_validator
 
 from uniaudio.config.adapters import AdapterConfig, StackConfig
 from uniaudio.config.encoders import EncoderConfig, LoraConfig
@@ -195,6 +195,10 @@ class TrainConfig(Strict):
     """Seconds without a step after which every process writes the stacks of its threads to the run folder."""
     profile: bool = False
     """Profile three steps with PyTorch's profiler, print the time by part and write a trace."""
+    callbacks: tuple[str, ...] = ()
+    """Classes of your own, each `module:Class` with methods such as `on_log` that training calls (docs/python.md);
+    imported only with the option `--allow-code`.
+    """
     evaluate_every: PositiveInt | None = None
     """Optimizer steps between two evaluations on the recipe's evaluation sets. Default: no evaluation in
     training. Read by: train, check.
@@ -213,6 +217,14 @@ class TrainConfig(Strict):
     """Tags of the run in the trackers."""
     label_chunk: PositiveInt = 2048
     """Answer tokens whose logits are in memory at a time. Read by: train, plan."""
+
+    @field_validator("callbacks")
+    @classmethod
+    def check_callbacks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"[\w.]+:\w+", name):
+                raise ValueError(f"callbacks: '{name}' is not written as module:Class")
+        return names
 
 
 class EvaluateConfig(Strict):
@@ -343,7 +355,11 @@ class RunConfig(Strict):
             [stage["recipe"], (stage["continual"]["ewc"] or {}).get("recipe")] for stage in values["stages"]
         ]
         sets = (values["guard"] or {}).get("sets")
-        return {"decoder": chosen.pop(""), "encoders": chosen, "recipes": recipes, "sets": sets}
+        chosen = {"decoder": chosen.pop(""), "encoders": chosen, "recipes": recipes, "sets": sets}
+        callbacks = values["train"][
+            "callbacks"
+        ]  # only where there are some: runs of earlier versions stay known
+        return {**chosen, "callbacks": callbacks} if callbacks else chosen
 
     def restore_written_path(self, path: str) -> str:
         """Return a path as the config has it where that is through an environment variable, else as it is."""

@@ -6,6 +6,7 @@ A folder never says by itself that it may be trusted: its config states what it 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.config.path_variables import get_cache_root
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Trust:
 
     Args:
         remote_code: Python code that a model's repository or folder carries (``--trust-remote-code``).
-        code: encoder classes that a config names as ``module:Class`` (``--allow-code``).
+        code: classes that a config names as ``module:Class`` (``--allow-code``): encoders and callbacks.
     """
 
     remote_code: bool = False
@@ -48,7 +49,7 @@ def require_code(kind: str, where: str, trust: Trust) -> None:
     """
     if not trust.code:
         raise UserError(
-            f"{where}: needs code of its own (kind: {kind}); give --allow-code if you trust it "
+            f"{where}: needs code of its own ({kind}); give --allow-code if you trust it "
             "(allow_code=True in Python)"
         )
 
@@ -64,6 +65,19 @@ def require_remote_code(name: str, where: str, trust: Trust) -> None:
             f"{where}: needs Python code that comes with {name} (trust_remote_code: true); read it, and give "
             "--trust-remote-code to let it run (trust_remote_code=True in Python)"
         )
+
+
+def import_code(name: str, where: str, trust: Trust) -> Any:
+    """Import what a config names as ``module:Class``, also from the working folder.
+
+    Raises:
+        UserError: when that was not allowed, or it cannot be imported.
+    """
+    require_code(name, where, trust)
+    module, _, attribute = name.partition(":")
+    add_working_folder_to_path()
+    with convert_to_user_error(f"{where}: {name} cannot be imported"):
+        return getattr(importlib.import_module(module), attribute)
 
 
 def add_working_folder_to_path() -> None:
@@ -100,7 +114,8 @@ def read_remembered_trust(folder: Path, settings: Mapping[str, Any]) -> Trust | 
 
 def find_trust_file(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Return the file for a run: its name is the hash of the folder, the settings and the code that these name."""
-    parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {})]
+    callbacks = [{"kind": name} for name in settings.get("callbacks", ())]
+    parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {}), *callbacks]
     code = [fingerprint_code(part) for part in parts]
     key = json.dumps([str(folder.resolve()), settings, code], sort_keys=True)
     return get_cache_root() / "runs-made-here" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"

@@ -1,4 +1,4 @@
-"""What happens between steps: evaluation, guarded sets, and the move of an adaptive mixture."""
+"""What happens between steps: evaluation and the move of an adaptive mixture; guarded sets are in guard.py."""
 
 from __future__ import annotations
 
@@ -58,23 +58,12 @@ class StepCallbacks:
         self.watch.rearm()
         return gather_objects(result)[0]
 
-    def evaluate(self) -> None:
-        """Let the model answer the evaluation sets."""
+    def evaluate(self) -> dict[str, Any]:
+        """Let the model answer the evaluation sets, and return the results by set."""
         with self.tracker.show_waiting(f"evaluating at step {self.position.step}", plain=True):
             results, samples = self.run_on_all(self.evaluator.evaluate)
         self.tracker.log_evaluation(self.position.step, results, samples)
-
-    def check_guards(self, over: bool) -> bool:
-        """Probe the guarded sets when it is time or the stage is ``over``; return whether the run must stop."""
-        guard = self.config.guard
-        if guard is None or (self.position.step % guard.every and not over):
-            return False
-        with self.tracker.show_waiting("probing the guarded sets", plain=True):
-            broken = self.run_with_plain_model(self.evaluator.check_guard)
-        for sentence in broken:
-            self.tracker.warn(f"guard: {sentence}")
-        self.tracker.log_event("guard", step=self.position.step, broken=broken)
-        return bool(broken) and guard.action == "stop"
+        return results
 
     def move_mixture(self, settings: BalanceConfig) -> None:
         """Measure the validation losses and move the mixture; the next round draws in its own order."""

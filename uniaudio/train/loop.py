@@ -33,6 +33,7 @@ from uniaudio.train.checkpoint.store import (
     name_step_folder,
 )
 from uniaudio.train.continual.distill import count_batch_frames
+from uniaudio.train.guard import check_guards
 from uniaudio.train.loggers import Tracker, describe_end, describe_stop, print_finished_run
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
@@ -45,6 +46,7 @@ from uniaudio.train.skip_counts import SkipLedger
 from uniaudio.train.skipped_steps import LossSpikeDetector
 from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
 from uniaudio.train.state import TrainState, find_newest_checkpoint
+from uniaudio.train.user_callbacks import UserCallbacks
 from uniaudio.train.watchdog import HangWatch
 from uniaudio.types import Batch, LossSum
 
@@ -69,10 +71,12 @@ class RunServices:
         stop: StopSignal,
         watch: HangWatch,
         position: TrainState,
+        callbacks: Sequence[object] = (),
     ) -> None:
         self.models, self.data, self.evaluator = models, data, evaluator
         self.config, self.accelerator, self.stop, self.watch = config, accelerator, stop, watch
         run_dir, main = Path(config.output_dir), accelerator.is_main_process
+        self.user = UserCallbacks(callbacks, run_dir, main, stop.request)
         if main:
             with convert_to_user_error(f"output_dir: {run_dir} cannot be written", "set another output_dir"):
                 models.write_start()
@@ -85,8 +89,10 @@ class RunServices:
         self.profile = StepProfile(config.train.profile and main, run_dir, self.tracker)
 
     def report_saved(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Note in the metrics that a checkpoint is whole."""
+        """Note in the metrics that a checkpoint is whole, and call the callbacks."""
         self.tracker.log_event("saved", step=step, **facts)
+        folder = name_step_folder(Path(self.config.output_dir), step)
+        self.user.call("on_save", step, {"checkpoint": folder})
 
     def close(self) -> None:
         """Let what is being written come to its end, however the run ends."""
@@ -102,6 +108,7 @@ def train_stages(
     accelerator: Accelerator,
     resume: bool,
     checkpoint: Checkpoint | None = None,
+    callbacks: Sequence[object] = (),
 ) -> int:
     """Train through all stages and return the exit code: 0 when finished, 75 when stopped and safe to continue.
 
@@ -109,6 +116,7 @@ def train_stages(
 
     Args:
         resume: continue from a checkpoint. checkpoint: which one; default the newest whole one in ``output_dir``.
+        callbacks: of the user, see ``user_callbacks.py``.
 
     Raises:
         UserError: for a checkpoint that does not fit or cannot be written, too many rows or steps left out.
@@ -128,13 +136,14 @@ def train_stages(
         model = open_stage(models, data, config, accelerator, position, checkpoint)
         steps: Iterator[Steps] | None = open_steps(data, model, position)
         barrier()  # every rank has what it needs
-        run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position)
+        run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
         stack.callback(run.close)
         while True:
             stage = StageRun(run, model, position)
             stage.announce()
             finished = stage.train_to_end(steps)
             run.writer.wait()
+            run.user.enter_stage(stage.stage.name, None)
             model.close()
             if not finished:
                 run.tracker.log_event("stopped", step=position.step)
@@ -210,6 +219,7 @@ class StageRun:
         self.callbacks = StepCallbacks(
             run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
         )
+        run.user.enter_stage(self.stage.name, model.engine.plain)
         self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
 
     @property
@@ -246,15 +256,14 @@ class StageRun:
         )
         if sentence := recomputing.describe(f"stages.{name}.budget.audio_seconds"):
             (self.tracker.say if recomputing.fits else self.tracker.warn)(sentence)
-        self.tracker.log_event(
-            "stage",
-            step=self.position.step,
-            stage=name,
-            engine=engine.name,
-            processes=processes,
-            trained=sum(sizes),
+        facts = {
+            "engine": engine.name,
+            "processes": processes,
+            "trained": sum(sizes),
             **recomputing.facts(),
-        )
+        }
+        self.tracker.log_event("stage", step=self.position.step, stage=name, **facts)
+        self.run.user.call("on_stage", self.position.step, facts)
 
     def train_to_end(self, steps: Iterator[Steps] | None = None) -> bool:
         """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
@@ -277,16 +286,17 @@ class StageRun:
                 return False
             losses, norm = self.train_step(step, totals, metrics)
             self.account(step, totals, losses, norm, metrics)
+            self.call_on_step(totals, losses, norm)
             if position.step % settings.log_every == 0 or self.is_over:
                 self.log(metrics, norm)
                 metrics = self.make_metrics()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
-                self.callbacks.evaluate()
+                self.run.user.call("on_evaluate", position.step, self.callbacks.evaluate())
             balance = self.stage.balance
             if balance and position.stage_step % balance.every == 0 and not self.is_whole:
                 self.callbacks.move_mixture(balance)
                 steps = steps if self.is_over else self.open_steps()
-            must_stop = self.callbacks.check_guards(self.is_over)
+            must_stop = check_guards(self.callbacks, self.is_over)
             if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
             if must_stop:
@@ -456,6 +466,24 @@ class StageRun:
         self.run.profile.count_step(engine.plain)
         self.run.writer.tell()
 
+    def call_on_step(self, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float) -> None:
+        """Tell the user's callbacks of a step; reading its loss waits for the device, so only where one asks for it."""
+        if not self.run.user.has("on_step"):
+            return
+        tokens = max(sum(loss.answer_tokens for _, loss in losses), 1)
+        facts = {
+            "loss": sum(float(loss.total) for _, loss in losses) / tokens,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "lr": self.read_learning_rates(),
+            "answer_tokens": int(totals.answer_tokens),
+            "audio_seconds": totals.seconds,
+        }
+        self.run.user.call("on_step", self.position.step, facts)
+
+    def read_learning_rates(self) -> dict[str, float]:
+        """Return the learning rates by component."""
+        return {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups}
+
     def make_metrics(self) -> MetricSums:
         """Return empty sums for the next row of metrics."""
         per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
@@ -467,10 +495,11 @@ class StageRun:
             "step": self.position.step,
             "stage": self.stage.name,
             **metrics.row(self.run.data.tasks, self.config.data.log_ids),
-            "lr": {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups},
+            "lr": self.read_learning_rates(),
             "grad_norm": norm if math.isfinite(norm) else None,
         }
         self.tracker.log(row)
+        self.run.user.call("on_log", self.position.step, row)
         features = self.model.features
         if features is not None and (complaint := features.explain_problem()):
             self.tracker.warn(complaint)

@@ -36,7 +36,7 @@ WITHOUT_EFFECT = (
     r"output_dir",
     r"data\.(workers|prefetch|patience|max_outage|max_skipped_share|log_ids)",
     r"train\.(max_steps|log_every|save_every|keep_last|keep_every|max_bad_steps|memory_gib|compile|hang_seconds|profile"
-    r"|evaluate_every|tensorboard|trackers|project|run_name|tags|label_chunk)",
+    r"|callbacks|evaluate_every|tensorboard|trackers|project|run_name|tags|label_chunk)",
     r"evaluate(\..*)?",
     r"guard(\..*)?",  # compared with what the run stored of its beginning
     r"encoders\.[^.]+\.(path|revision|cache|recompute|trust_remote_code)",

@@ -29,6 +29,10 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
 
+    def request(self) -> None:
+        """Stop before the next step, as after a signal."""
+        self.requested = True
+
     def __exit__(self, *exception: object) -> None:
         for kind, handler in self.previous.items():
             signal.signal(kind, handler)

@@ -13,8 +13,7 @@ from uniaudio.config.nearest import suggest_name
 from uniaudio.config.trust import (
     NO_TRUST,
     Trust,
-    add_working_folder_to_path,
-    require_code,
+    import_code,
     require_remote_code,
 )
 from uniaudio.errors import UserError, prefix_user_errors
@@ -157,13 +156,7 @@ def import_encoder_class(config: EncoderConfig, where: str, trust: Trust) -> typ
     Raises:
         UserError: when that was not allowed, there is no such module or class, or it is no ``AudioEncoder``.
     """
-    require_code(config.kind, where, trust)
-    module, _, name = config.kind.partition(":")
-    add_working_folder_to_path()
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise UserError(f"{where}.kind: {config.kind} cannot be imported ({problem})") from problem
+    kind = import_code(config.kind, where, trust)
     if not (isinstance(kind, type) and issubclass(kind, AudioEncoder)):
         raise UserError(f"{where}.kind: {config.kind} is no subclass of uniaudio's AudioEncoder")
     return kind
