@@ -125,9 +125,9 @@ class UserCallbacks:
                 getattr(callback, event)(given)
         except UserError as problem:
             cause = problem.__cause__ or problem
-            place = traceback.extract_tb(cause.__traceback__)[:2][
-                -1
-            ]  # in the callback, not in what it called
+            frames = traceback.extract_tb(cause.__traceback__)
+            ours = max((i for i, frame in enumerate(frames) if frame.filename == __file__), default=-1)
+            place = frames[min(ours + 1, len(frames) - 1)]  # in the callback, not in what it called
             reason = escape_text(f"{type(cause).__name__}: {read_first_line(cause)}")
             raise UserError(
                 f"{name} failed at step {given.step} ({reason}, {Path(place.filename).name} line {place.lineno}); "
