@@ -11,10 +11,16 @@ import torch
 from conftest import tiny_whisper
 from helpers.checkpoints import save_miniature
 from helpers.runs import suite_results
+from huggingface_hub import ModelCard
 from transformers import AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.build.encoder_provenance import collect_provenance, collect_results
+from uniaudio.build.encoder_provenance import (
+    collect_provenance,
+    collect_results,
+    find_hub_names,
+    read_base_license,
+)
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
@@ -24,6 +30,7 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.fusion import SumConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
+from uniaudio.export.model_card import make_header
 from uniaudio.ragged import Ragged
 
 
@@ -65,6 +72,13 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
         frames = model(samples, attention_mask=mask).last_hidden_state
         wanted = load_encoder(str(run), torch.device("cpu"))(make_noise((16_000, 5_000))).frames.rows()[1]
         torch.testing.assert_close(frames[1, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+    header = ModelCard.load(tmp_path / "exported" / "README.md").data
+    assert (header.library_name, header.pipeline_tag) == ("transformers", "feature-extraction")
+    assert (header.license, header.license_name) == (
+        "other",
+        "licenses-of-bases-and-data",
+    )  # of the base: unknown
+    assert (header.datasets, header.metrics, header.base_model) == (["tones"], ["accuracy"], None)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert card.startswith("---\n")
     for line in (
@@ -104,6 +118,32 @@ def test_a_model_that_pads_gives_the_frames_of_stock_whisper_cut_to_the_clip(tmp
     assert "# w?pad_to=30\n" in card
     assert "- w\n" in card.replace(str(tmp_path) + "/", "")
     assert "its frames, cut to the clip, equal those of this model" in " ".join(card.split())
+
+
+def test_the_header_of_a_card_is_what_the_hub_reads(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert read_base_license(str(tmp_path)) == "apache-2.0"
+    assert read_base_license("openai/whisper-small") == ""
+    assert find_hub_names(["openai/whisper-small", str(tmp_path), "./w/x", "random:a/b"]) == [
+        "openai/whisper-small"
+    ]
+    facts = {
+        "base_models": ["openai/whisper-small", "facebook/hubert-base-ls960"],
+        "licenses": ["apache-2.0", "Apache-2.0"],
+        "datasets": [
+            {"name": "digits", "hub": "mteb/free-spoken-digit-dataset"},
+            {"name": "birds", "hub": None},
+        ],
+        "metrics": ["accuracy", "wer"],
+    }
+    header = ModelCard(f"---\n{make_header(facts)}\n---\n# encoder\n").data
+    assert (header.license, header.get("license_name")) == ("apache-2.0", None)
+    assert header.base_model == facts["base_models"]
+    assert header.datasets == ["mteb/free-spoken-digit-dataset", "birds"]
+    assert header.metrics == ["accuracy", "wer"]
+    for licenses in ([], ["apache-2.0", "CC-BY-4.0"], ["see the README"]):
+        header = ModelCard(f"---\n{make_header({**facts, 'licenses': licenses})}\n---\n").data
+        assert (header.license, header.license_link) == ("other", "README.md")
 
 
 def test_options_are_refused_before_anything_is_written(run, tmp_path, capsys):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import metadata_load
+from yaml import YAMLError
 
 from uniaudio import __version__
 from uniaudio.build.encoders import AVERAGED, find_checkpoint
@@ -21,6 +25,7 @@ from uniaudio.report.run_folder import read_json
 from uniaudio.report.scores import ScoreTable, is_in_folder, mark_model, read_scores
 from uniaudio.units import SECONDS_PER_HOUR
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PART = "encoder "  # what the names of the encoders' bases begin with
 
 
@@ -41,7 +46,7 @@ def collect_provenance(spec: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name, "uniaudio": __version__, "bases": [path], **nothing}
     folder = find_checkpoint(path)
     if folder is None:
-        return facts
+        return facts | {"base_models": find_hub_names([path]), "licenses": [read_base_license(path)]}
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
@@ -54,7 +59,30 @@ def collect_provenance(spec: str) -> dict[str, Any]:
         "audio_hours": state["stage_seconds"] / SECONDS_PER_HOUR,
         "results": collect_results(run, "" if options else path),
     }
-    return facts | collect_data(config, state["stage"] + 1)
+    facts |= collect_data(config, state["stage"] + 1)
+    paths = [base.get("path", "") for name, base in bases.items() if name.startswith(PART)]
+    licenses = [*map(read_base_license, paths), *(data["license"] for data in facts["datasets"])]
+    metrics = [row["metric"] for row in facts["results"]]
+    return facts | {
+        "base_models": find_hub_names(paths),
+        "licenses": list(dict.fromkeys(licenses)),
+        "metrics": list(dict.fromkeys(metrics)),
+    }
+
+
+def find_hub_names(paths: Sequence[str]) -> list[str]:
+    """Return those of some paths of models that are names on the Hub."""
+    return [path for path in paths if HUB_NAME.fullmatch(path) and not Path(path).exists()]
+
+
+def read_base_license(path: str) -> str:
+    """Return the license that the card of a model in a local folder states; an empty text where none is known."""
+    card = Path(path) / "README.md"
+    try:
+        stated = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (OSError, ValueError, YAMLError):  # a card is no part of a model
+        return ""
+    return stated if isinstance(stated, str) else ""
 
 
 def describe_base(name: str, base: Mapping[str, str]) -> str:
@@ -77,9 +105,8 @@ def collect_data(config: RunConfig, stages: int) -> dict[str, Any]:
     for recipe in recipes:
         for entry in recipe.train:
             card = entry.dataset
-            data_of_set = sets.setdefault(
-                card.name, {"name": card.name, "tasks": [], "license": card.license, "hours": None}
-            )
+            facts = {"name": card.name, "hub": card.load.hub, "license": card.license, "hours": None}
+            data_of_set = sets.setdefault(card.name, {**facts, "tasks": []})
             hours.setdefault(card.name, {})[entry.split] = card.split(entry.split).hours
             for template in entry.templates:
                 data_of_set["tasks"] = list(dict.fromkeys([*data_of_set["tasks"], template.task]))
@@ -118,13 +145,13 @@ def collect_results(run: Path, spec: str) -> list[dict[str, str]]:
                 name = run.resolve().name
             measure = f"{', '.join(probes)} probe ({table.tasks[task].metric})"
             values = (f"{score.mean:.3f} ± {score.std:.3f}" for score in probes.values())
-            rows.append((task, name, measure, ", ".join(values)))
+            rows.append((task, name, measure, ", ".join(values), table.tasks[task].metric))
     for task, entry in answers.items():
         fingerprint = entry.get("fingerprint")
         name = f"answers of {name_measured(shorten_model(entry), run, fingerprint, known)}"
         name = mark_model("answers", None) if fingerprint is None else name
-        rows.append((task, name, entry["metric"], f"{entry['score']:.3f}"))
-    return [dict(zip(("set", "model", "measure", "value"), row, strict=True)) for row in rows]
+        rows.append((task, name, entry["metric"], f"{entry['score']:.3f}", entry["metric"]))
+    return [dict(zip(("set", "model", "measure", "value", "metric"), row, strict=True)) for row in rows]
 
 
 def name_weights(run: Path, spec: str, fingerprints: Collection[str]) -> dict[str, str]:

@@ -124,7 +124,8 @@ def check_onnx(model: ModelSpec, config: RunConfig | None) -> None:
 
 def to_hf(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
     """Write a folder for transformers with its card; return the line that loads it."""
-    from uniaudio.export.hf import verify_hf, write_card, write_hf
+    from uniaudio.export.hf import verify_hf, write_hf
+    from uniaudio.export.model_card import write_card
 
     write_hf(encoder, out, facts)
     write_card(out, encoder, facts, place)
@@ -136,7 +137,8 @@ def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str
     """Return the writer of a benchmark suite."""
 
     def write(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
-        from uniaudio.export.hf import verify_hf, write_card, write_hf
+        from uniaudio.export.hf import verify_hf, write_hf
+        from uniaudio.export.model_card import write_card
 
         write_hf(encoder, out / SUITE_FOLDER, facts)
         write_card(out / SUITE_FOLDER, encoder, facts, str(out / SUITE_FOLDER))

@@ -355,11 +355,15 @@ class RunConfig(Strict):
             [stage["recipe"], (stage["continual"]["ewc"] or {}).get("recipe")] for stage in values["stages"]
         ]
         sets = (values["guard"] or {}).get("sets")
-        chosen = {"decoder": chosen.pop(""), "encoders": chosen, "recipes": recipes, "sets": sets}
-        callbacks = values["train"][
-            "callbacks"
-        ]  # only where there are some: runs of earlier versions stay known
-        return {**chosen, "callbacks": callbacks} if callbacks else chosen
+        settings: dict[str, Any] = {
+            "decoder": chosen.pop(""),
+            "encoders": chosen,
+            "recipes": recipes,
+            "sets": sets,
+        }
+        if callbacks := values["train"]["callbacks"]:  # runs of earlier versions, without any, stay known
+            settings["callbacks"] = callbacks
+        return settings
 
     def restore_written_path(self, path: str) -> str:
         """Return a path as the config has it where that is through an environment variable, else as it is."""

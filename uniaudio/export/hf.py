@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
@@ -109,45 +108,6 @@ def write_stock_whisper(encoder: WhisperAudioEncoder, folder: Path) -> None:
     """Write the encoder alone for ``transformers``' own ``WhisperEncoder``, with the extractor that it needs."""
     encoder.whisper.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins).save_pretrained(folder)
-
-
-def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], place: str) -> Path:
-    """Write ``README.md`` into an exported folder.
-
-    Args:
-        facts: ``name``, ``domains``, ``steps``, ``stages``, ``bases``, ``datasets`` (name, tasks, license, hours),
-            ``audio_hours`` and ``results`` (set, model, measure, value). place: folder or Hub name in the examples.
-    """
-    environment = Environment(
-        loader=PackageLoader("uniaudio.export", "."),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown, read as text
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("card.md.jinja").render(
-        facts={**facts, "datasets": [escape_cells(row) for row in facts["datasets"]]},
-        dim=encoder.dim,
-        frame_rate=encoder.frame_rate,
-        reach=encoder.reach,
-        version=__version__,
-        place=place,
-        stock=STOCK if (folder / STOCK).is_dir() else "",
-        pads=encoder.reach is not None
-        and getattr(encoder, "pad_to", None) == encoder.reach
-        and getattr(encoder, "pad_stride", None) is None,
-        soxr=any("import soxr" in file.read_text(encoding="utf-8") for file in folder.glob("*.py")),
-    )
-    path = folder / "README.md"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def escape_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a row with what would end a cell of a Markdown table taken out of its texts."""
-    return {
-        key: value.replace("|", "/").replace("\n", " ") if isinstance(value, str) else value
-        for key, value in row.items()
-    }
 
 
 def make_noise(lengths: Sequence[int]) -> Ragged:
