@@ -486,14 +486,20 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="DIR", help="New folder to write.", callback=check_folder_option)
     ],
-    to: Annotated[str, typer.Option(help="hf, xares, xares-llm or onnx.")] = "hf",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="hf, xares, xares-llm or onnx for the encoder; qwen2-audio or audio-flamingo3 for all."
+        ),
+    ] = "hf",
     push_to_hub: Annotated[
-        str | None, typer.Option(help="OWNER/NAME to upload an hf folder to; a new one is private.")
+        str | None,
+        typer.Option(help="OWNER/NAME to upload an hf folder or a whole model to; new ones are private."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Export an encoder for transformers, X-ARES or ONNX.
+    """Export an encoder for transformers, X-ARES or ONNX, or a whole model in a published format.
 
     Reads: the checkpoint, and probe scores in the run folder for the model card.
     Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.

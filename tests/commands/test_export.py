@@ -3,7 +3,9 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from conftest import tiny_whisper
 from helpers.checkpoints import save_miniature
 from helpers.runs import suite_results
 from huggingface_hub import ModelCard
+from pydantic import TypeAdapter
 from transformers import AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -26,8 +29,10 @@ from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
 from uniaudio.commands.export import check_onnx, suite_command
+from uniaudio.commands.export_model import require_fitting_run
 from uniaudio.commands.train import run_training
-from uniaudio.config.fusion import SumConfig
+from uniaudio.config.adapters import AdapterConfig
+from uniaudio.config.fusion import FusionConfig, SumConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.model_card import make_header
@@ -287,3 +292,75 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys,
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "--to onnx needs the extra onnx" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_whole_run_in_a_published_format_with_its_card(tone_run, fresh_accelerate, tmp_path, capsys):
+    changes = ["adapter.kind=qwen2_audio", "encoders.whisper.pool=2", "encoders.whisper.masked_padding=true"]
+    (tone_run.parent / "qwen" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    config = open_run(str(tone_run), [*changes, "stages.0.steps=2", "decoder.train=lora"])
+    run_training(config, None)
+    run = tone_run.parent / "out"
+    write(run, tmp_path / "exported", "--to", "qwen2-audio")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "the likeliest first token is the same for 4" in output
+    assert "do not serve one with a qwen3 decoder" in output
+    assert f'Qwen2AudioForConditionalGeneration.from_pretrained("{tmp_path / "exported"}")' in output
+    card = (tmp_path / "exported" / "README.md").read_text()
+    for line in (
+        "pipeline_tag: audio-text-to-text",
+        ", licence: apache-2.0",
+        ", licence: not stated beside the weights",
+        "| tones | tone | CC0-1.0 | not stated |",
+        "None are stored with the run.",
+    ):
+        assert line in card
+    assert re.search(r"- decoder: qwen \([0-9a-f]{12}\)", card)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for out, to, sentence in (
+        ("full", "qwen2-audio", "is there and not empty"),
+        (
+            "no",
+            "audio-flamingo3",
+            "has the projector of adapter.kind audio_flamingo3, and the run has qwen2_audio",
+        ),
+        ("no", "qwen2-audo", "did you mean 'qwen2-audio'?"),
+    ):
+        assert sentence in " ".join(refusal(capsys, run, tmp_path / out, "--to", to).split())
+    assert "and" in refusal(capsys, tone_run.parent / "whisper", tmp_path / "no", "--to", "qwen2-audio")
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_no_published_format_holds_is_refused_in_a_sentence(tone_run):
+    """Every operator of fusion, every other adapter, and Whisper's own decoder."""
+    config = open_run(str(tone_run))
+    check = partial(require_fitting_run, to="qwen2-audio", adapter="qwen2_audio")
+    kinds = [
+        kind
+        for one in get_args(get_args(FusionConfig)[0])
+        for kind in get_args(one.model_fields["kind"].annotation)
+    ]
+    assert len(kinds) > 10
+    for kind in kinds:
+        fusion = SumConfig.model_construct(kind=kind)
+        with pytest.raises(
+            UserError, match=rf"the format holds one encoder, and fusion\.kind is {kind}; use --to hf-lm"
+        ):
+            check(config.model_copy(update={"fusion": fusion}))
+    for kind in (
+        "stack",
+        "pool",
+        "conv",
+        "qformer",
+        "perceiver",
+        "tokens",
+        "audio_flamingo3",
+        "voxtral",
+        "ultravox",
+    ):
+        adapter = TypeAdapter(AdapterConfig).validate_python({"kind": kind})
+        with pytest.raises(UserError, match=f"and the run has {kind}; train with adapter"):
+            check(config.model_copy(update={"adapter": adapter}))
+    whisper = config.decoder.model_copy(update={"kind": "whisper"})
+    with pytest.raises(UserError, match="no place for Whisper's own decoder"):
+        check(config.model_copy(update={"decoder": whisper}))

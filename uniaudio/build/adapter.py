@@ -9,6 +9,8 @@ from uniaudio.config.adapters import (
     PoolConfig,
     QformerConfig,
     StackConfig,
+    StockProjectorConfig,
+    UltravoxConfig,
 )
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.conv import ConvAdapter
@@ -16,6 +18,7 @@ from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
 from uniaudio.model.adapters.qformer import QueryAdapter
 from uniaudio.model.adapters.stack import StackAdapter
+from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.encoders.base import AudioEncoder
 
 
@@ -35,4 +38,8 @@ def make_adapter(config: AdapterConfig, encoder: AudioEncoder, decoder_dim: int)
     if isinstance(config, QformerConfig | PerceiverConfig):
         window = config.window_seconds if isinstance(config, QformerConfig) else None
         return QueryAdapter(*ends, window, config.queries, config.layers, config.heads, config.hidden)
+    if isinstance(config, StockProjectorConfig):
+        return make_stock_projector(config.kind, *ends)
+    if isinstance(config, UltravoxConfig):
+        return make_stock_projector(config.kind, *ends, config.stack, config.hidden)
     return TokensAdapter(*ends, config.tokens, config.hidden, config.stack)

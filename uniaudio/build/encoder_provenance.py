@@ -29,8 +29,11 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PART = "encoder "  # what the names of the encoders' bases begin with
 
 
-def collect_provenance(spec: str) -> dict[str, Any]:
+def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
     """Return the facts that a model card states; of a model that is no run, its name alone.
+
+    Args:
+        whole: the card is that of the whole model, so the decoder's base is named, too.
 
     Options of the MODEL belong to its name; results of the run are then those of other models.
     Data sets come from the recipes of the stages that were begun, results from ``probes.json`` and ``answers.json`` in
@@ -50,17 +53,18 @@ def collect_provenance(spec: str) -> dict[str, Any]:
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
+    bases = {name: base for name, base in bases.items() if whole or name.startswith(PART)}
     run = folder.parent.parent
     facts |= {
         "name": run.resolve().name + (AVERAGED if path.endswith(AVERAGED) else "") + ending,
         "steps": state["step"],
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
-        "bases": [describe_base(name, base) for name, base in bases.items() if name.startswith(PART)],
+        "bases": [describe_base(name, base) for name, base in bases.items()],
         "audio_hours": state["stage_seconds"] / SECONDS_PER_HOUR,
         "results": collect_results(run, "" if options else path),
     }
     facts |= collect_data(config, state["stage"] + 1)
-    paths = [base.get("path", "") for name, base in bases.items() if name.startswith(PART)]
+    paths = [base.get("path", "") for base in bases.values()]
     licenses = [*map(read_base_license, paths), *(data["license"] for data in facts["datasets"])]
     metrics = [row["metric"] for row in facts["results"]]
     return facts | {
@@ -86,11 +90,16 @@ def read_base_license(path: str) -> str:
 
 
 def describe_base(name: str, base: Mapping[str, str]) -> str:
-    """Return a base as a line: a Hub name in full, a folder by its last part, and the beginning of its hash."""
+    """Return a base as a line: a Hub name in full or a folder's last part, the beginning of its hash, its license."""
     path = base.get("path", "unknown")
+    license = read_base_license(path) or "not stated beside the weights"
     path = Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path
     digest = base.get("sha256") or base.get("revision") or ""
-    return f"{name.removeprefix(PART)}: {path}" + (f" ({digest[:12]})" if digest else "")
+    return (
+        f"{name.removeprefix(PART)}: {path}"
+        + (f" ({digest[:12]})" if digest else "")
+        + f", licence: {license}"
+    )
 
 
 def collect_data(config: RunConfig, stages: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``uniaudio export``: a checkpoint's encoder for transformers, for two benchmark suites, or as ONNX."""
+"""``uniaudio export``: a checkpoint's encoder for transformers, for two benchmark suites, as ONNX; or all of it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from uniaudio.build.encoders import (
     sketch_encoder,
     sketch_model,
 )
+from uniaudio.commands.export_model import MODEL_TARGETS, export_model
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig, load_stored_run
@@ -51,7 +52,8 @@ def export_checkpoint(
     """Write the encoder of a run, checkpoint or known model to a new folder, prove it, and print what was written.
 
     Args:
-        to: ``hf``, ``xares``, ``xares-llm`` or ``onnx``. push_to_hub: ``OWNER/NAME`` to upload an ``hf`` folder to.
+        to: ``hf``, ``xares``, ``xares-llm`` or ``onnx``, or one of ``MODEL_TARGETS``, which take the whole model.
+        push_to_hub: ``OWNER/NAME`` to upload an ``hf`` folder or a whole model to.
 
     Raises:
         UserError: before anything is loaded: an unknown target, a folder that is not empty, a missing package, no
@@ -66,6 +68,13 @@ def export_checkpoint(
     if push_to_hub is not None:
         check_login(push_to_hub)
     console = make_console()
+    if to in MODEL_TARGETS:
+        line = export_model(spec, out, to, trust)
+        console.print(files_table(out))
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if push_to_hub is not None:
+            console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
+        return
     config = None
     if (checkpoint := find_checkpoint(model.path)) is not None:
         config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
@@ -93,10 +102,11 @@ def check_request(path: str, to: str, push_to_hub: str | None) -> None:
     Raises:
         UserError: naming the option.
     """
-    if to not in WRITERS:
-        raise UserError(f"--to {to}: give one of {', '.join(WRITERS)}{suggest_name(to, list(WRITERS))}")
-    if push_to_hub is not None and to != "hf":
-        raise UserError(f"--push-to-hub goes with --to hf, not with --to {to}")
+    known = [*WRITERS, *MODEL_TARGETS]
+    if to not in known:
+        raise UserError(f"--to {to}: give one of {', '.join(known)}{suggest_name(to, known)}")
+    if push_to_hub is not None and to not in ("hf", *MODEL_TARGETS):
+        raise UserError(f"--push-to-hub goes with --to hf and whole models, not with --to {to}")
     if is_run(path) and find_checkpoint(path) is None:
         raise UserError(f"{path} is a run folder without a whole checkpoint")
     if to == "onnx":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
@@ -18,7 +18,8 @@ class AdapterSettings(Strict):
 
     hidden: PositiveInt | None = None
     """Width of its hidden layers. By default the decoder's width for `stack` and `pool`, the encoder's for
-    `conv`, `qformer` and `perceiver`, and five times the encoder's for `tokens`.
+    `conv`, `qformer` and `perceiver`, five times the encoder's for `tokens` and eight times for `ultravox`.
+    `qwen2_audio`, `audio_flamingo3` and `voxtral` have none: their formats state the widths.
     """
     lr: PositiveFloat = 1e-3
     """Peak learning rate of the adapter. Read by: train."""
@@ -108,7 +109,53 @@ class TokensConfig(AdapterSettings):
     """Interpolated frames that are stacked into one token."""
 
 
+class StockProjectorConfig(AdapterSettings):
+    """The projector of a published audio language model, for runs whose whole model is to be exported to its
+    format (`uniaudio export --to`).
+    """
+
+    kind: Literal["qwen2_audio", "audio_flamingo3", "voxtral"]
+    """`qwen2_audio`: one linear map at 25 tokens per second, and learned tokens before and behind a clip's.
+    `audio_flamingo3`: two linear maps at 25 per second. `voxtral`: four frames stacked, two linear maps at 12.5 per
+    second, and a learned token before a clip's. The first two need `pool: 2` on a Whisper encoder.
+    """
+
+    @model_validator(mode="after")
+    def check_hidden(self) -> StockProjectorConfig:
+        if self.hidden is not None:
+            raise ValueError(f"hidden: the format of {self.kind} states its widths; leave it out")
+        return self
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Without the marks around a clip."""
+        return 12.5 if self.kind == "voxtral" else 25.0
+
+
+class UltravoxConfig(AdapterSettings):
+    """The projector of Ultravox: stacked frames, RMSNorm, a linear map, SwiGLU, RMSNorm, a linear map; for runs
+    whose whole model is to be exported to its format.
+    """
+
+    kind: Literal["ultravox"]
+    """`ultravox`."""
+    stack: PositiveInt = 8
+    """Neighbouring frames of Whisper, 50 per second, that make one audio token."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Nominal: the last group of a clip may be shorter."""
+        return 50.0 / self.stack
+
+
 AdapterConfig = Annotated[
-    StackConfig | PoolConfig | ConvConfig | QformerConfig | PerceiverConfig | TokensConfig,
+    StackConfig
+    | PoolConfig
+    | ConvConfig
+    | QformerConfig
+    | PerceiverConfig
+    | TokensConfig
+    | StockProjectorConfig
+    | UltravoxConfig,
     Field(discriminator="kind"),
 ]

@@ -10,7 +10,16 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from uniaudio.config.records import Strict
 
 # how an encoder reads a clip; see its family
-LISTENING = ("pad_to", "pad_stride", "tail_frames", "keep_tail", "chunk_seconds", "frame_rate")
+LISTENING = (
+    "pad_to",
+    "pad_stride",
+    "tail_frames",
+    "keep_tail",
+    "pool",
+    "masked_padding",
+    "chunk_seconds",
+    "frame_rate",
+)
 
 
 class LoraConfig(Strict):
@@ -77,6 +86,15 @@ class EncoderConfig(Strict):
     keep_tail: bool = False
     """Whisper only: the frames of `tail_frames` are given out with those of the clip. Whisper's own decoder needs
     them to hear where speech ends; with `pad_to: 30` and `pad_stride: 16`, a tail of 25 frames is enough.
+    """
+    pool: PositiveInt = 1
+    """Whisper only: frames averaged before the last LayerNorm. `2` gives 25 frames per second, as the towers of
+    Qwen2-Audio and Audio Flamingo 3 do, which the adapters `qwen2_audio` and `audio_flamingo3` read.
+    """
+    masked_padding: bool = False
+    """Whisper, Qwen2-Audio and Audio Flamingo 3: the frames are those that the stock towers of Qwen2-Audio and
+    Audio Flamingo 3 give for a clip padded to 30 s with a mask over the silence, at no cost; for runs that are to
+    be exported to these formats.
     """
     chunk_seconds: PositiveFloat | None = None
     """Longest piece, in seconds, that attends to itself, for encoders without a fixed input length (the

@@ -23,7 +23,9 @@ TOWERS = ("qwen2_audio_encoder", "audioflamingo3_encoder")
 PAIR = 2  # frames averaged before the last LayerNorm: 50 to 25 per second
 
 
-def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -> WhisperAudioEncoder:
+def load_pooled_whisper(
+    path: str, revision: str | None = None, masked_padding: bool = False, seed: int = 0
+) -> WhisperAudioEncoder:
     """Load the audio tower in float32 from a full or tower-only checkpoint; of a full one nothing else is read.
 
     Raises:
@@ -34,7 +36,7 @@ def load_pooled_whisper(path: str, revision: str | None = None, seed: int = 0) -
     tower = build_with_random_weights(lambda: AutoModel.from_config(config), seed)
     if not path.startswith(RANDOM):
         fill(tower, read_tensors(folder, PREFIXES), folder)
-    return WhisperAudioEncoder(tower.float(), pool=PAIR)
+    return WhisperAudioEncoder(tower.float(), pool=PAIR, masked_padding=masked_padding)
 
 
 def get_tower_config(config: dict[str, Any]) -> Any:

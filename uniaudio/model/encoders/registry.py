@@ -42,10 +42,10 @@ class Family:
 
 
 HERE = "uniaudio.model.encoders"
-WHISPER_OPTIONS = ("pad_to", "pad_stride", "tail_frames", "keep_tail")
+WHISPER_OPTIONS = ("pad_to", "pad_stride", "tail_frames", "keep_tail", "pool", "masked_padding")
 WHISPER = Family(f"{HERE}.whisper", "load_whisper", WHISPER_OPTIONS, {"pad_to": 30.0})
 # Qwen2-Audio and Audio Flamingo 3 were trained with a mask over the silence, those of Omni on short pieces without any
-QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper")
+QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper", ("masked_padding",))
 QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
 WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
 W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))

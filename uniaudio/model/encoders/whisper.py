@@ -15,7 +15,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention, weigh_keys
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first
+from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.weights import (
     RANDOM,
@@ -50,6 +50,9 @@ class WhisperAudioEncoder(AudioEncoder):
         keep_tail: give out the tail of a clip with its frames, for a reader that learned where speech ends by the
             silence behind it, as Whisper's own decoder did.
         pool: neighbouring frames averaged before the last LayerNorm, as in the towers of Qwen2-Audio.
+        masked_padding: frames as the towers of Qwen2-Audio and Audio Flamingo 3 give them for a clip padded to 30 s
+            with a mask: the convolutions see silence behind the clip, attention sees none of it, and of pooled frames
+            a last one that is not full is dropped.
     """
 
     reach = REACH / SAMPLE_RATE
@@ -63,6 +66,7 @@ class WhisperAudioEncoder(AudioEncoder):
         pool: int = 1,
         pad_stride: int | None = None,
         keep_tail: bool = False,
+        masked_padding: bool = False,
     ) -> None:
         super().__init__()
         if pad_to is not None and not 0 < pad_to <= REACH / SAMPLE_RATE:
@@ -73,6 +77,10 @@ class WhisperAudioEncoder(AudioEncoder):
             raise UserError(
                 "keep_tail: needs tail_frames, the frames of silence behind a clip that are given out"
             )
+        if masked_padding and (pad_to is not None or tail_frames):
+            raise UserError("masked_padding: no frame sees silence with it; leave out pad_to and tail_frames")
+        if (REACH // FRAME) % pool:
+            raise UserError(f"pool: {pool} does not divide the {REACH // FRAME} frames of 30 s")
         self.whisper = whisper
         self.mel = LogMel(whisper.config.num_mel_bins)
         self.dim = whisper.config.d_model
@@ -81,6 +89,7 @@ class WhisperAudioEncoder(AudioEncoder):
         self.tail_frames = tail_frames
         self.pad_stride = pad_stride
         self.keep_tail = keep_tail
+        self.masked_padding = masked_padding
         self.pool = pool
         self.frame = FRAME * pool  # samples of one frame that is given out
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
@@ -101,7 +110,13 @@ class WhisperAudioEncoder(AudioEncoder):
 
     def count_frames(self, samples: int) -> int:
         """Return the frames of a clip without any silence behind it."""
+        if self.masked_padding:
+            return self.count_attending(samples) // self.pool
         return max(-(-samples // self.frame), 1)
+
+    def count_attending(self, samples: int) -> int:
+        """Return the frames of a clip before pooling, at least those of one pooled frame."""
+        return max(-(-samples // FRAME), self.pool)
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
@@ -111,16 +126,33 @@ class WhisperAudioEncoder(AudioEncoder):
         if not len(audio):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
         chunks = cut_into_chunks(audio, REACH)
-        kept = torch.tensor([self.num_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
-        mel = self.mel(self.append_silence(chunks))
+        attending = self.list_attending(audio) if self.masked_padding else None
+        if attending is None:
+            kept = torch.tensor([self.num_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
+        else:
+            kept = torch.div(attending, self.pool, rounding_mode="floor")
+        mel = self.mel(self.append_silence(chunks, attending))
         if masks is not None and len(masks):
             mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
-        states = self.encode(mel, layers)
+        states = self.encode(mel, layers, attending)
         cut = [keep_first(state, kept).with_lengths(frames_per_clip) for state in states]
         return Encoded(cut[-1], tuple(cut) if layers else None)
 
-    def append_silence(self, chunks: Ragged) -> Ragged:
-        """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame."""
+    def list_attending(self, audio: Ragged) -> Tensor:
+        """Return for every chunk of the clips the frames before pooling."""
+        frames = [self.count_attending(n) for n in audio.lengths.tolist()]
+        return torch.tensor([part for n in frames for part in list_chunk_lengths(n, REACH // FRAME)])
+
+    def append_silence(self, chunks: Ragged, attending: Tensor | None = None) -> Ragged:
+        """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame.
+
+        Args:
+            attending: with ``masked_padding``, frames of every chunk; one of silence is put behind them, which is
+                as far as the convolutions see.
+        """
+        if attending is not None:
+            wanted = ((attending + 1) * FRAME).clamp(max=REACH)
+            return self.fill_with_silence(chunks, wanted)
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
         least = 0 if self.pad_stride else round((self.pad_to or 0) * SAMPLE_RATE)
@@ -131,14 +163,24 @@ class WhisperAudioEncoder(AudioEncoder):
                 for n in chunks.lengths.tolist()
             ]
         )
+        return self.fill_with_silence(chunks, wanted)
+
+    def fill_with_silence(self, chunks: Ragged, wanted: Tensor) -> Ragged:
+        """Return the chunks with zeros behind them, each ``wanted[i]`` samples long."""
         padded = chunks.values.new_zeros(int(wanted.sum()))
         target = Ragged.index_slices(Ragged.find_row_starts(wanted), chunks.lengths)
         padded[target.to(padded.device, non_blocking=True)] = chunks.values
         return Ragged(padded, wanted)
 
-    def encode(self, mel: Ragged, layers: bool) -> list[Ragged]:
-        """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output."""
+    def encode(self, mel: Ragged, layers: bool, attending: Tensor | None = None) -> list[Ragged]:
+        """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output.
+
+        Args:
+            attending: frames of every chunk that reach the layers; None: all.
+        """
         stem = self.convolve(mel)
+        if attending is not None:
+            stem = keep_first(stem, attending)
         hidden = stem.values
         if self.pad_to is not None and self.pad_stride is not None:
             grid = SilenceGrid(round(self.pad_to * SAMPLE_RATE) // FRAME, self.pad_stride)
@@ -158,11 +200,13 @@ class WhisperAudioEncoder(AudioEncoder):
         return [*states, last.with_values(self.whisper.layer_norm(last.values))]
 
     def pool_frames(self, hidden: Float[Tensor, "T E"], lengths: Tensor) -> Ragged:
-        """Average neighbouring frames; the silence before made their number a multiple in every chunk."""
+        """Average neighbouring frames; where their number is no multiple (``masked_padding``), the rest is dropped."""
         hidden = hidden[: int(lengths.sum())]  # shared silence stands behind them
+        pooled = torch.div(lengths, self.pool, rounding_mode="floor")
         if self.pool > 1:
+            hidden = keep_first(Ragged(hidden, lengths), pooled * self.pool).values
             hidden = hidden.unflatten(0, (-1, self.pool)).mean(1)
-        return Ragged(hidden, torch.div(lengths, self.pool, rounding_mode="floor"))
+        return Ragged(hidden, pooled)
 
     def convolve(self, mel: Ragged) -> Ragged:
         """Apply both convolutions and add the positions, all clips in one buffer with zero gaps between them."""
@@ -219,6 +263,8 @@ def load_whisper(
     tail_frames: int = 0,
     pad_stride: int | None = None,
     keep_tail: bool = False,
+    pool: int = 1,
+    masked_padding: bool = False,
     seed: int = 0,
 ) -> WhisperAudioEncoder:
     """Load an encoder in float32 from a full or encoder-only Whisper checkpoint, by folder or Hub name.
@@ -238,5 +284,5 @@ def load_whisper(
     if not path.startswith(RANDOM):
         fill(whisper, read_tensors(folder, PREFIXES), folder)
     return WhisperAudioEncoder(
-        whisper.float(), pad_to, tail_frames, pad_stride=pad_stride, keep_tail=keep_tail
+        whisper.float(), pad_to, tail_frames, pool, pad_stride, keep_tail, masked_padding
     )

@@ -1,0 +1,204 @@
+"""Runs in published formats: the stock class computes what the run computes, for clips of any length."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_qwen, tiny_whisper
+from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate_prompts
+from uniaudio.errors import UserError
+from uniaudio.export.chat_template import make_chat_template
+from uniaudio.export.hf import make_noise
+from uniaudio.export.stock_formats import STOCK_FORMATS
+from uniaudio.export.stock_model import (
+    compare_stock_model,
+    compute_prompt_logits,
+    enlarge_table,
+    make_trial_clips,
+    write_stock_model,
+)
+from uniaudio.model.adapters.stock_projectors import make_stock_projector
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.types import Example
+
+EXACT = {
+    "qwen2-audio": {"pool": 2, "masked_padding": True},
+    "audio-flamingo3": {"pool": 2, "masked_padding": True},
+}
+SECOND = 16_000
+
+
+def small_decoder(kind, vocabulary):
+    """A random decoder of an architecture, width 64."""
+    if kind == "qwen3":
+        return tiny_qwen(vocabulary)
+    config, model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[kind]
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return model(
+        config(**sizes, num_key_value_heads=2, vocab_size=vocabulary, eos_token_id=None, bos_token_id=None)
+    )
+
+
+def make_model(name, tokenizer, decoder="qwen3", spare=0, **encoder_settings):
+    """A random model with the adapter of a format, and its chat format."""
+    encoder = WhisperAudioEncoder(tiny_whisper(), **{**EXACT[name], **encoder_settings})
+    lm = TextDecoder(small_decoder(decoder, len(tokenizer) + spare))
+    torch.manual_seed(1)
+    adapter = make_stock_projector(STOCK_FORMATS[name].adapter, encoder.dim, encoder.frame_rate, lm.dim)
+    return AudioLM(encoder, adapter, lm).eval(), ChatFormat(tokenizer, vocabulary=lm.vocabulary)
+
+
+def noise(*seconds):
+    return [row.numpy() for row in make_noise([round(s * SECOND) for s in seconds]).rows()]
+
+
+def write(model, format, folder, name):
+    write_stock_model(model, format, folder, name, STOCK_FORMATS[name])
+    processor = AutoProcessor.from_pretrained(folder)
+    return processor, STOCK_FORMATS[name].model.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def read_prompt(model, format, clips, pieces):
+    """Return the logits ``[T, V]`` and the greedy answer of the run itself."""
+    batch = collate_prompts(
+        [Example("x", "t", "t", tuple(clips), pieces, "-")], format, model.count_slots, ("t",)
+    )
+    with torch.no_grad():
+        logits = model.decoder.logits(model.read(batch)[0])
+        ids = model.generate_ids(batch, 6, format.end_of_turn, format.pad)[0]
+    return logits, ids
+
+
+def read_stock(stock, processor, text, clips):
+    """Return the same of the stock class."""
+    audio = [clip / np.float32(32768) for clip in clips]
+    inputs = processor(text=[text], audio=audio, sampling_rate=SECOND, return_tensors="pt")
+    with torch.no_grad():
+        logits = stock(**inputs).logits[0]
+        ids = stock.generate(**inputs, max_new_tokens=6)[0, inputs.input_ids.shape[1] :]
+    return logits, ids.tolist()
+
+
+def write_turn(processor, *contents):
+    turn = [{"type": "audio"} if one is None else {"type": "text", "text": one} for one in contents]
+    return processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
+
+
+def assert_equal(ours, theirs):
+    (logits, ids), (stock_logits, stock_ids) = ours, theirs
+    assert len(logits) == len(stock_logits)  # as many audio tokens, each in its place
+    torch.testing.assert_close(stock_logits[:, : logits.shape[1]], logits, atol=2e-5, rtol=1e-4)
+    assert stock_ids[: len(ids)] == ids
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_stock_class_answers_as_the_run_for_clips_of_every_length(name, chat_tokenizer, tmp_path):
+    model, format = make_model(name, chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, name)
+    lengths = (0.3, 2.31, 29.99) + ((65.0,) if name != "qwen2-audio" else ())
+    for clip in noise(*lengths):
+        text = write_turn(processor, None, "Which tone is it?")
+        ours = read_prompt(model, format, [clip], ("", "Which tone is it?"))
+        assert_equal(ours, read_stock(stock, processor, text, [clip]))
+
+
+@pytest.mark.parametrize("decoder", ["qwen2", "llama"])
+def test_other_decoders_stand_inside_a_format_with_spare_rows_and_untied_heads(
+    decoder, chat_tokenizer, tmp_path
+):
+    model, format = make_model("qwen2-audio", chat_tokenizer, decoder, spare=40)
+    processor, stock = write(model, format, tmp_path, "qwen2-audio")
+    assert stock.get_input_embeddings().num_embeddings == len(chat_tokenizer) + 40
+    (clip,) = noise(1.1)
+    ours = read_prompt(model, format, [clip], ("Name the tone.", ""))
+    assert_equal(ours, read_stock(stock, processor, write_turn(processor, "Name the tone.", None), [clip]))
+
+
+def test_several_clips_of_a_prompt_and_a_long_one_in_pieces(chat_tokenizer, tmp_path):
+    model, format = make_model("qwen2-audio", chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, "qwen2-audio")
+    clips = noise(0.7, 2.2, 1.4)
+    text = write_turn(processor, "First", None, "then", None, None, "which is low?")
+    ours = read_prompt(model, format, clips, ("First", "then", "", "which is low?"))
+    assert_equal(ours, read_stock(stock, processor, text, clips))
+    (long,) = noise(65)
+    text = write_turn(processor, None, "which is low?").replace("<|AUDIO|>", "<|AUDIO|>" * 3)
+    pieces = [long[: 30 * SECOND], long[30 * SECOND : 60 * SECOND], long[60 * SECOND :]]
+    ours = read_prompt(model, format, [long], ("", "which is low?"))
+    assert_equal(ours, read_stock(stock, processor, text, pieces))
+
+
+def test_a_batch_of_prompts_is_answered_as_each_alone(chat_tokenizer, tmp_path):
+    model, format = make_model("audio-flamingo3", chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, "audio-flamingo3")
+    clips = noise(0.6, 1.9)
+    texts = [write_turn(processor, None, question) for question in ("low?", "Which tone is it?")]
+    audio = [clip / np.float32(32768) for clip in clips]
+    inputs = processor(text=texts, audio=audio, sampling_rate=SECOND, return_tensors="pt")
+    together = stock.generate(**inputs, max_new_tokens=6)[:, inputs.input_ids.shape[1] :]
+    for row, clip, question in zip(together, clips, ("low?", "Which tone is it?"), strict=True):
+        ids = read_prompt(model, format, [clip], ("", question))[1]
+        assert row.tolist()[: len(ids)] == ids
+
+
+def test_a_run_without_the_padding_of_the_format_is_written_and_its_difference_measured(
+    chat_tokenizer, tmp_path
+):
+    model, format = make_model("qwen2-audio", chat_tokenizer, masked_padding=False)
+    target = STOCK_FORMATS["qwen2-audio"]
+    clips = make_trial_clips()
+    ours = compute_prompt_logits(model, format, clips)
+    write_stock_model(model, format, tmp_path, "qwen2-audio", target)
+    assert not target.is_exact(model.encoder)
+    compared = compare_stock_model(ours, clips, tmp_path, target, exact=False)
+    assert 1e-6 < compared.difference < 0.1
+    assert f"same for {compared.same_token}" in compared.describe()
+    with pytest.raises(RuntimeError, match=r"differ|tokens of a prompt"):
+        compare_stock_model(ours, clips, tmp_path, target, exact=True)
+
+
+def test_new_rows_of_a_head_are_never_the_likeliest_token():
+    table = torch.randn(50, 8)
+    logits = torch.randn(200, 8) @ enlarge_table(table, 53).T
+    assert int(logits.argmax(1).max()) < 50
+    assert torch.equal(enlarge_table(table, 50), table)
+
+
+def test_the_template_keeps_the_turns_of_the_decoder_and_writes_what_was_trained(chat_tokenizer):
+    format = ChatFormat(chat_tokenizer)
+    template = make_chat_template(chat_tokenizer, format.markup, "<sound>")
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "audio"}]},
+        {"role": "assistant", "content": "A dog."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    text = chat_tokenizer.apply_chat_template(
+        turns, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat <sound><|im_end|>\n"
+        "<|im_start|>assistant\nA dog.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_that_writes_another_prompt_today_gives_way_to_the_trained_one(chat_tokenizer):
+    format = ChatFormat(chat_tokenizer)
+    trained = type(format.markup)("It's 1 May\\.\n<|im_start|>", "<|im_end|>\n", format.end_of_turn)
+    template = make_chat_template(chat_tokenizer, trained, "<sound>")
+    turns = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "low?"}]}]
+    text = chat_tokenizer.apply_chat_template(
+        turns, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert text == "It's 1 May\\.\n<|im_start|><sound>low?<|im_end|>\n"
+
+
+def test_adapters_of_formats_refuse_frames_of_another_rate():
+    for kind, rate, fix in (("qwen2_audio", 50.0, "pool: 2"), ("voxtral", 25.0, "leave out pool")):
+        with pytest.raises(UserError, match=fix):
+            make_stock_projector(kind, 8, rate, 8)

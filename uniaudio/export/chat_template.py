@@ -1,0 +1,82 @@
+"""A chat template that takes clips among the contents of a turn and writes the prompts that a run was trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from uniaudio.data.chat_markup import ChatMarkup
+
+QUESTION = "\ue001"  # a private-use character that stands for a question
+# Contents of a turn become one text, with the placeholder of a clip in its place; the template after it reads texts.
+JOIN_CONTENTS = """\
+{%- set turns = namespace(all=[]) -%}
+{%- for message in messages -%}
+{%- if message['content'] is string or message['content'] is none -%}
+{%- set turns.all = turns.all + [message] -%}
+{%- else -%}
+{%- set turn = namespace(text='') -%}
+{%- for content in message['content'] -%}
+{%- if content['type'] == 'audio' or content['type'] == 'audio_url' or content['type'] == 'input_audio' -%}
+{%- set turn.text = turn.text + PLACEHOLDER -%}
+{%- elif content['type'] == 'text' -%}
+{%- set turn.text = turn.text + content['text'] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set turns.all = turns.all + [{'role': message['role'], 'content': turn.text}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = turns.all -%}
+"""
+NO_THOUGHTS = """\
+{%- set enable_thinking = enable_thinking | default(false) -%}
+{%- set thinking = thinking | default(false) -%}
+"""
+# the first question has the whole beginning before it, later ones only what stands between two turns
+PLAIN_TURNS = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{ SUFFIX }}{{ message['content'] }}{{ END }}
+{%- else -%}
+{{ PREFIX }}{{ message['content'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ SUFFIX }}{%- endif -%}
+"""
+
+
+def make_chat_template(tokenizer: PreTrainedTokenizerBase, markup: ChatMarkup, placeholder: str) -> str:
+    """Return a template that writes a question of one turn exactly as the run was trained on it.
+
+    The decoder's own template is kept, with its system prompts, tools and later turns, where it still writes that; one
+    that writes today's date, for example, does not, and gives way to the fixed text of the run.
+
+    Args:
+        tokenizer: of the decoder. placeholder: the text of a clip in a prompt.
+    """
+    head = JOIN_CONTENTS.replace("PLACEHOLDER", quote(placeholder)) + NO_THOUGHTS
+    fixed = PLAIN_TURNS
+    end = tokenizer.decode([markup.end_of_turn], skip_special_tokens=False)
+    for name, text in (("PREFIX", markup.prefix), ("SUFFIX", markup.suffix), ("END", end)):
+        fixed = fixed.replace(f"{{{{ {name} }}}}", f"{{{{ {quote(text)} }}}}")
+    stock = tokenizer.chat_template
+    if isinstance(stock, str) and render(tokenizer, head + stock) == markup.prefix + QUESTION + markup.suffix:
+        return head + stock
+    return head + fixed
+
+
+def quote(text: str) -> str:
+    """Return a text as a literal of Jinja."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+def render(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """Return what a template makes of one question."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+    text = tokenizer.apply_chat_template(
+        turns, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(text, str)
+    return text

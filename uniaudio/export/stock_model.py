@@ -1,0 +1,262 @@
+"""A whole run in a published format: weights, configuration, processor, tokenizer and chat template."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from numpy.typing import NDArray
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    WhisperFeatureExtractor,
+)
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate_prompts
+from uniaudio.errors import UserError
+from uniaudio.export.chat_template import make_chat_template
+from uniaudio.export.hf import make_noise
+from uniaudio.export.stock_formats import StockFormat
+from uniaudio.model.adapters.stock_projectors import StockProjector
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.outputs import apply_umask
+from uniaudio.types import SAMPLE_RATE, Example
+
+SHARD = "4GB"
+TRIAL = (16_000, 7_777, 23_456, 480_000)  # samples of the clips about which both models are asked
+QUESTION = "What is this?"
+CLOSE = 1e-3  # greatest difference of logits, over their largest value, that rounding explains
+
+
+@dataclass(frozen=True)
+class LogitComparison:
+    """How far the stock class is from the run on clips of noise, in float32.
+
+    Args:
+        difference: greatest difference of the logits of the first answer token, over their largest value.
+        same_token: clips of which the likeliest first token is the same. clips: of how many.
+    """
+
+    difference: float
+    same_token: int
+    clips: int
+
+    def describe(self) -> str:
+        """Return the result as a sentence."""
+        return (
+            f"Compared with the run on {self.clips} clips of noise of 0.5 to 30 s, in float32: the likeliest first "
+            f"token is the same for {self.same_token}, and its logits differ by at most {self.difference:.1g} of the "
+            "largest."
+        )
+
+
+def require_fitting_parts(
+    model: AudioLM, target: StockFormat, name: str
+) -> tuple[WhisperAudioEncoder, StockProjector]:
+    """Return encoder and adapter of a model that fits a format.
+
+    Raises:
+        UserError: naming the part that does not.
+    """
+    encoder, adapter = model.encoder, model.adapter
+    refuse_encoder(encoder, name)
+    assert isinstance(encoder, WhisperAudioEncoder)
+    assert isinstance(adapter, StockProjector)
+    lm = model.decoder.lm
+    head = lm.get_output_embeddings()
+    text = lm.config
+    if getattr(head, "bias", None) is not None or not model.decoder.plain_head:
+        raise UserError(
+            f"--to {name}: the logits of {type(lm).__name__} are more than one linear map; use --to hf-lm"
+        )
+    if type(text) not in AutoModel._model_mapping or AutoModel._model_mapping[type(text)] is not type(
+        lm.base_model
+    ):
+        raise UserError(f"--to {name}: {type(lm).__name__} cannot stand inside this format; use --to hf-lm")
+    return encoder, adapter
+
+
+def refuse_encoder(encoder: Any, name: str) -> None:
+    """Refuse an encoder that is no Whisper-shaped one.
+
+    Raises:
+        UserError: naming its class.
+    """
+    if type(encoder) is not WhisperAudioEncoder:
+        raise UserError(
+            f"--to {name}: the format holds one Whisper-shaped encoder, and the run has {type(encoder).__name__}; use "
+            "--to hf-lm"
+        )
+
+
+def write_stock_model(
+    model: AudioLM, format: ChatFormat, folder: Path, name: str, target: StockFormat
+) -> None:
+    """Write a model without low-rank updates so that the stock class loads it.
+
+    Every tensor keeps its precision, but a decoder whose values are all numbers of bfloat16 is stored as such.
+
+    Raises:
+        UserError: when a part of the model does not fit the format.
+    """
+    encoder, adapter = require_fitting_parts(model, target, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = copy.deepcopy(format.tokenizer)
+    template = make_chat_template(tokenizer, format.markup, target.placeholder)
+    ids = add_tokens(tokenizer, target)
+    tokenizer.chat_template = template
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(format.pad)
+    lm = model.decoder.lm
+    table, head = lm.get_input_embeddings().weight.detach(), lm.get_output_embeddings().weight.detach()
+    rows = max(len(table), max(ids) + 1)
+    marks = dict(zip(ids[1:], (m for m in (adapter.begin, adapter.end) if m is not None), strict=True))
+    tensors = {
+        f"language_model.model.{key}": value
+        for key, value in lm.base_model.state_dict().items()
+        if value.data_ptr() != table.data_ptr()
+    }
+    embeddings = f"language_model.model.{find_name(lm.base_model, lm.get_input_embeddings())}.weight"
+    tensors[embeddings] = put_rows(enlarge_table(table, rows), marks)
+    tensors["language_model.lm_head.weight"] = enlarge_table(head, rows)
+    tensors = {key: store_compactly(value) for key, value in tensors.items()}
+    tensors |= {f"audio_tower.{key}": value for key, value in encoder.whisper.state_dict().items()}
+    tensors |= {f"multi_modal_projector.{key}": v for key, v in adapter.projector.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
+    config = target.make_config(encoder, make_text_config(lm.config, rows), ids[0])
+    config.architectures = [target.model.__name__]
+    config.dtype = "float32"
+    config.tie_word_embeddings = False
+    config.to_json_file(folder / "config.json", use_diff=False)
+    extractor = WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins)
+    target.make_processor(extractor, tokenizer, template).save_pretrained(folder)
+    extractor.save_pretrained(folder)  # transformers 4 and engines look for it in a file of its own
+    GenerationConfig(
+        eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    ).save_pretrained(folder)
+    apply_umask(folder)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, target: StockFormat) -> list[int]:
+    """Add the tokens of a format to a tokenizer and return the ids of those of audio, of beginning and end."""
+    texts = [text for text in (target.audio, target.begin, target.end) if text]
+    tokenizer.add_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in texts], special_tokens=True
+    )
+    return [int(id) for id in tokenizer.convert_tokens_to_ids(texts)]
+
+
+def find_name(module: torch.nn.Module, part: torch.nn.Module) -> str:
+    """Return the name of a part in a module."""
+    return next(name for name, one in module.named_modules() if one is part)
+
+
+def enlarge_table(table: Tensor, rows: int) -> Tensor:
+    """Return a table of embeddings with so many rows; new ones are the mean of the old.
+
+    As rows of the head they are never the likeliest token, for no mean is above all it was made of.
+    """
+    if rows == len(table):
+        return table
+    mean = table.float().mean(0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def put_rows(table: Tensor, marks: Mapping[int, Tensor]) -> Tensor:
+    """Return a table with some rows replaced, in the wider precision of both."""
+    for id, mark in marks.items():
+        table = table.to(torch.promote_types(table.dtype, mark.dtype)).clone()
+        table[id] = mark[0].detach().to(table)
+    return table
+
+
+def store_compactly(tensor: Tensor) -> Tensor:
+    """Return a tensor in bfloat16 where that rounds no value."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    small = tensor.bfloat16()
+    return small if torch.equal(small.float(), tensor) else tensor
+
+
+def make_text_config(config: PretrainedConfig, vocabulary: int) -> PretrainedConfig:
+    """Return the decoder's configuration for a table of so many rows and a head of its own."""
+    values = {**config.to_dict(), "vocab_size": vocabulary, "tie_word_embeddings": False, "dtype": "float32"}
+    for name in ("_name_or_path", "transformers_version", "model_type"):
+        values.pop(name, None)
+    return AutoConfig.for_model(config.model_type, **values)
+
+
+@torch.no_grad()
+def compute_prompt_logits(
+    model: AudioLM, format: ChatFormat, clips: Sequence[NDArray[np.int16]]
+) -> list[Tensor]:
+    """Return for one question about every clip the logits ``[T, V]`` of its prompt, in float32 on the CPU."""
+    rows = []
+    for clip in clips:
+        example = Example("question", "ask", "ask", (clip,), ("", QUESTION), "-")
+        batch = collate_prompts([example], format, model.count_slots, ("ask",))
+        hidden, _ = model.read(batch)
+        rows.append(model.decoder.logits(hidden).float())
+    return rows
+
+
+@torch.no_grad()
+def compare_stock_model(
+    ours: Sequence[Tensor], clips: Sequence[NDArray[np.int16]], folder: Path, target: StockFormat, exact: bool
+) -> LogitComparison:
+    """Load what was written, ask it about the same clips, and compare the logits of the first answer token.
+
+    Args:
+        ours: logits of the prompts, see ``compute_prompt_logits``. exact: whether a difference is a fault.
+
+    Raises:
+        RuntimeError: when the model ought to be equal and is not, which is a fault of the export.
+    """
+    processor = AutoProcessor.from_pretrained(folder)
+    stock = target.model.from_pretrained(folder, dtype=torch.float32).eval()
+    differences, same = [], 0
+    for clip, logits in zip(clips, ours, strict=True):
+        inputs = processor(
+            text=[write_prompt(processor)],
+            audio=[clip / np.float32(32768)],
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+        )
+        theirs = stock(**inputs).logits[0]
+        if exact and len(theirs) != len(logits):
+            raise RuntimeError(f"{folder}: {len(theirs)} tokens of a prompt, the run has {len(logits)}")
+        last, wanted = theirs[-1, : logits.shape[1]], logits[-1]
+        differences.append(float((last - wanted).abs().max() / wanted.abs().max()))
+        same += int(last.argmax() == wanted.argmax())
+    if exact and max(differences) > CLOSE:
+        raise RuntimeError(f"{folder}: the logits of the written model differ from those of the run")
+    return LogitComparison(max(differences), same, len(clips))
+
+
+def write_prompt(processor: Any) -> str:
+    """Return the text of the question about one clip, as the chat template writes it."""
+    contents = [{"type": "audio"}, {"type": "text", "text": QUESTION}]
+    text = processor.apply_chat_template([{"role": "user", "content": contents}], add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text
+
+
+def make_trial_clips() -> list[NDArray[np.int16]]:
+    """Return clips of noise of several lengths."""
+    return [row.numpy() for row in make_noise(TRIAL).rows()]
