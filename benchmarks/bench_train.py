@@ -164,7 +164,7 @@ def timed_checkpoints(folder: Path, background: bool, times: int = 3) -> dict[st
             writer.wait()
         else:
             begin_checkpoint(folder / "run", step)
-            snapshot = take_snapshot(engine, {}, {}, step, {"stage": 0}, copies)
+            snapshot = take_snapshot(engine, {}, {}, step, {"stage": 0}, engine.sizes, copies)
             write_share(folder / "run", snapshot, 0, 1)
             finish_checkpoint(folder / "run", snapshot, 1, config, {})
             stood.append(time.perf_counter() - started)

@@ -95,6 +95,7 @@ def train(
     from uniaudio.build.run_config import open_run
     from uniaudio.commands.train import run_training
     from uniaudio.config.trust import Trust
+    from uniaudio.host_watch import watch_other_hosts
 
     check_resume_option(resume)
     overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
@@ -102,7 +103,9 @@ def train(
         from uniaudio.commands.tune_batch import tune_overrides
 
         overrides = tune_overrides(config, overrides, trust)
-    raise typer.Exit(run_training(open_run(config, overrides, trust), resume))
+    with watch_other_hosts():
+        code = run_training(open_run(config, overrides, trust), resume)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: uniaudio launch ddp configs/birds.yaml -n 2")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -79,3 +80,46 @@ def explain_lost_processes() -> Iterator[None]:
             f"process {rank()} lost another one of its run (killed, out of memory, or its machine is gone); "
             "continue from the last checkpoint with --resume"
         ) from problem
+
+
+class LaunchStore:
+    """A connection of its own to the key-value store of the launcher, which machine 0 of a launch keeps.
+
+    Calls wait for the answer, for ever where the network is cut.
+
+    Args:
+        address, port: of the store. patience: seconds to wait for it to come into being.
+
+    Raises:
+        ConnectionError: when the store is not there, or gone; so do the methods.
+    """
+
+    def __init__(self, address: str, port: int, patience: float) -> None:
+        with convert_store_errors():
+            self.store = dist.TCPStore(  # type: ignore[attr-defined]
+                address, port, is_master=False, timeout=timedelta(seconds=patience), wait_for_workers=False
+            )
+
+    def write(self, key: str, value: str) -> None:
+        with convert_store_errors():
+            self.store.set(key, value)
+
+    def write_once(self, key: str, value: str) -> None:
+        """Write a value unless the key has one."""
+        with convert_store_errors():
+            self.store.compare_set(key, "", value)
+
+    def read(self, keys: Sequence[str]) -> list[str] | None:
+        """Return the values of keys; None where one of them has none yet."""
+        with convert_store_errors():
+            if not self.store.check(list(keys)):
+                return None
+            return [value.decode() for value in self.store.multi_get(list(keys))]
+
+
+@contextlib.contextmanager
+def convert_store_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as problem:  # the base of all that torch raises for a store
+        raise ConnectionError(str(problem)) from problem

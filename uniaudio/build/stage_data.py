@@ -22,6 +22,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.cached_encoder import list_frame_stores
 from uniaudio.train.adaptive_mixture import AdaptiveMixture, compute_shares
+from uniaudio.train.host_agreement import require_same_data
 from uniaudio.types import Batch
 
 
@@ -79,6 +80,7 @@ class StageData:
         Every round of an adaptive mixture has its own shares and its own order.
         """
         mixture = self.open_mixture(stage, model)
+        require_same_data(mixture)
         if balance.round:
             train = mixture.recipe.train
             moved = compute_shares({entry.name: entry.share for entry in train}, balance.factors)

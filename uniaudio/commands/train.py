@@ -56,6 +56,7 @@ from uniaudio.train.engines.accelerator import (
     name_spreading_engine,
 )
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.host_agreement import require_same_run, require_same_weights
 from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
 from uniaudio.train.recomputing import Recomputing
@@ -91,6 +92,7 @@ def run_training(config: RunConfig, resume: str | None, callbacks: Sequence[obje
     sets = read_guarded_sets(config)
     try:
         accelerator = make_accelerator(config)
+        require_same_run(config, recipes, accelerator)
         with explain_lost_processes(), explain_worker_faults():
             with hold_run_folder(Path(config.output_dir)):
                 code = train_in_held_folder(config, resume, accelerator, recipes, sets, callbacks)
@@ -124,7 +126,8 @@ def train_in_held_folder(
     callbacks: Sequence[object],
 ) -> int:
     """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
-    begun = refuse_begun_run(config, resume)  # again: a run may have ended since
+    # again: a run may have ended since; the folder may be another one on other machines
+    begun = gather_objects(refuse_begun_run(config, resume))[0]
     continued = resume == "yes" or (resume == "auto" and begun)
     checkpoint = open_newest(config) if continued else None
     stage = 0
@@ -214,6 +217,7 @@ class RunModels:
         markup = None if checkpoint is None else read_stored_markup(checkpoint)
         loaded = build_model(config, path, self.device, markup)
         self.format, self.bases = loaded.format, loaded.bases
+        require_same_weights(self.bases)
         if self.miniature is not None:
             self.bases["decoder"]["path"] = str(self.kept)
         # ``sketch_stages`` has done this where it had a sketch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.callbacks import StepCallbacks
-from uniaudio.train.checkpoint.background_writer import CheckpointWriter
+from uniaudio.train.checkpoint.background_writer import CheckpointWriter, find_writers
 from uniaudio.train.checkpoint.store import (
     STAGE_END,
     Checkpoint,
@@ -85,7 +86,10 @@ class RunServices:
         # the ledgers of all ranks are added up, so only one goes on from the checkpoint's
         counts = [position.skips] if position.skips and main else []
         self.ledger = SkipLedger(config.data.max_skipped_share, *counts)
-        self.writer = CheckpointWriter(run_dir, config, models.bases, self.report_saved)
+        writers, blind = find_writers(run_dir)
+        if blind:
+            self.tracker.warn(describe_unshared_folder(config, blind))
+        self.writer = CheckpointWriter(run_dir, config, models.bases, self.report_saved, writers)
         self.profile = StepProfile(config.train.profile and main, run_dir, self.tracker)
 
     def report_saved(self, step: int, facts: Mapping[str, Any]) -> None:
@@ -185,6 +189,24 @@ def find_start(
     if checkpoint.state.get(STAGE_END) and more:
         return position.next_stage()
     return position
+
+
+def describe_unshared_folder(config: RunConfig, hosts: Sequence[str]) -> str:
+    """Return what the user has to do where machines do not share the run folder.
+
+    Raises:
+        UserError: when later stages would begin from a checkpoint that those machines do not see.
+    """
+    where = f"output_dir: {', '.join(hosts)} does not see {config.output_dir} of {socket.gethostname()}"
+    if len(config.stages) > 1:
+        raise UserError(
+            f"{where}, but each stage begins from the last checkpoint of the one before; put output_dir on storage "
+            "that all machines share"
+        )
+    return (
+        f"{where}, so checkpoints are written there alone; before --resume copy that folder to the same place on "
+        "every machine"
+    )
 
 
 def detach_loss(loss: LossSum) -> LossSum:

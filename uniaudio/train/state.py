@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -83,6 +84,8 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
         checkpoint = load_checkpoint(path, verify=False)
     except UserError as mistake:
         problem = str(mistake)
+        if not path.is_dir():  # the machines do not share the run folder
+            problem = f"--resume: {socket.gethostname()} does not see {path}; copy the run folder there"
     if problems := [text for text in gather_objects(problem) if text]:
         raise UserError(problems[0])
     assert checkpoint is not None

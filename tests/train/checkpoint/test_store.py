@@ -805,3 +805,26 @@ def test_a_slow_copy_holds_up_the_update_and_not_the_other_way_round(
         assert all(torch.equal(expected[name], result[name]) for name in expected)
     changed = [name for name in usual[0] if not torch.equal(usual[0][name], usual[1][name])]
     assert changed  # what the checkpoints hold moves from step to step
+
+
+def test_a_rank_that_does_not_see_the_run_folder_leaves_its_part_to_the_others(config, tmp_path, monkeypatch):
+    """Two machines with a folder of their own each: the part of the second falls to the first."""
+    from uniaudio.train.checkpoint import background_writer
+
+    monkeypatch.setattr(background_writer, "world_size", lambda: 2)
+    monkeypatch.setattr(background_writer, "rank", lambda: 0)
+
+    def gather(value):
+        return [value, ("host1", False) if isinstance(value, tuple) else None]
+
+    monkeypatch.setattr(background_writer, "gather_objects", gather)
+    (tmp_path / "run").mkdir()
+    assert background_writer.find_writers(tmp_path / "run", patience=0) == ([0], ["host1"])
+    assert not list((tmp_path / "run").iterdir())
+    monkeypatch.setattr(background_writer, "rank", lambda: 1)
+    monkeypatch.setattr(background_writer, "gather_objects", lambda value: [value, value])
+    begin = time.monotonic()
+    assert background_writer.find_writers(tmp_path / "elsewhere", patience=0.2)[0] == []
+    assert time.monotonic() - begin > 0.15
+    writer = background_writer.CheckpointWriter(tmp_path / "run", config, BASES, writers=[0])
+    assert (writer.part, writer.parts) == (None, 1)

@@ -11,6 +11,7 @@ import orjson
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.base import IndexedSource, Row, explain_missing_audio, is_row_in_split, make_row
+from uniaudio.data.sources.row_table import share_rows
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 HASHED_ROWS = 10_000  # encoded at once
@@ -36,7 +37,7 @@ class ListedSource(IndexedSource):
         if card.each is not None:
             kept = [(key, divided) for key, columns in kept for divided in self.divide_columns(columns)]
         names = make_unique(key for key, _ in kept)
-        self.listed = [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
+        self.listed = share_rows([(name, columns) for name, (_, columns) in zip(names, kept, strict=True)])
         self.size = len(self.listed)
         check_audio_columns(card, [columns for _, columns in kept])
 

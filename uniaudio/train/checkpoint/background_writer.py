@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
-from collections.abc import Callable, Mapping
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from uniaudio.train.checkpoint.store import (
 from uniaudio.train.engines.base import Engine
 
 LAST_WORDS = 60.0  # seconds
+SIGHT_SECONDS = 5.0  # until a new file of the main process is seen by the others, where it ever is
 
 
 class HostCopies:
@@ -50,6 +55,7 @@ class CheckpointWriter:
     """Writes one checkpoint at a time; every rank has one and they meet through the folder alone.
 
     Args:
+        writers: the ranks that see the run folder, each of which writes a part. Default: all.
         on_saved: called in the main rank, by the loop, when a checkpoint is whole: (step, facts).
     """
 
@@ -59,8 +65,12 @@ class CheckpointWriter:
         config: RunConfig,
         bases: Mapping[str, Mapping[str, str]],
         on_saved: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None,
+        writers: Sequence[int] | None = None,
     ) -> None:
         self.run_dir, self.config, self.bases, self.on_saved = run_dir, config, bases, on_saved
+        writers = writers if writers is not None else range(world_size())
+        self.parts = len(writers)
+        self.part = writers.index(rank()) if rank() in writers else None  # the number of this rank's part
         self.thread: threading.Thread | None = None
         self.problem: UserError | None = None
         self.copies = HostCopies()
@@ -97,7 +107,8 @@ class CheckpointWriter:
                 problem = str(refused)
         if problem_text := next((text for text in gather_objects(problem) if text), None):
             raise UserError(problem_text)
-        take = partial(take_snapshot, engine, carried, ema, step, state, self.copies)
+        names = set() if self.part is None else set(distribute_tensors(engine.sizes, self.parts)[self.part])
+        take = partial(take_snapshot, engine, carried, ema, step, state, names, self.copies)
         if engine.gathers:
             snapshot = take()
             work = partial(self.write, snapshot, facts)
@@ -128,12 +139,13 @@ class CheckpointWriter:
         Whatever happens here is kept for ``wait``: an exception that only ends the thread would be heard by nobody.
         """
         try:
-            write_share(self.run_dir, snapshot, rank(), world_size())
+            if self.part is not None:
+                write_share(self.run_dir, snapshot, self.part, self.parts)
         except Exception as problem:
             self.problem = self.explain_problem(problem, snapshot.step)
         if rank() == 0:  # also after a failure of its own: the folder has to go
             try:
-                finish_checkpoint(self.run_dir, snapshot, world_size(), self.config, self.bases)
+                finish_checkpoint(self.run_dir, snapshot, self.parts, self.config, self.bases)
                 self.done.append((snapshot.step, facts))
             except Exception as problem:
                 self.problem = self.problem or self.explain_problem(problem, snapshot.step)
@@ -180,20 +192,21 @@ def take_snapshot(
     ema: Mapping[str, Tensor],
     step: int,
     state: Mapping[str, Any],
+    names: Collection[str],
     copies: HostCopies,
 ) -> Snapshot:
     """Copy to the CPU's memory what this rank has to write; the parameters are put together one at a time.
 
     Args:
+        names: of the parameters whose moments this rank writes.
         copies: where to; nothing may read the snapshot before this one any more.
     """
-    names_of_rank = set(distribute_tensors(engine.sizes, world_size())[rank()])
     main = rank() == 0
     model, moments = {}, {}
     for whole in engine.list_trained():
         if main:
             model[whole.name] = copies.copy(whole.name, whole.weight)
-        if whole.name in names_of_rank:
+        if whole.name in names:
             for kind, tensor in whole.moments.items():
                 name = f"{whole.name}|{kind}"
                 moments[name] = copies.copy(name, tensor)
@@ -205,3 +218,28 @@ def take_snapshot(
         if main:
             averages[name] = copies.copy(f"{name}|ema", average)
     return Snapshot(step, state, moments, model, averages)
+
+
+def find_writers(run_dir: Path, patience: float = SIGHT_SECONDS) -> tuple[list[int], list[str]]:
+    """Find out which processes see the run folder of the main process. Every rank must call it at the same point.
+
+    Args:
+        patience: seconds to look; a network file system may show a new file late.
+
+    Returns:
+        Their ranks, and the names of the machines of all others.
+    """
+    if world_size() == 1:
+        return [0], []
+    mark = run_dir / f".seen-{uuid.uuid4().hex}"
+    if rank() == 0:
+        mark.touch()
+    mark = run_dir / gather_objects(mark.name)[0]
+    until = time.monotonic() + patience
+    while not (is_seen := run_dir.is_dir() and mark.name in os.listdir(run_dir)) and time.monotonic() < until:
+        time.sleep(0.1)
+    everyone = gather_objects((socket.gethostname(), is_seen))
+    if rank() == 0:
+        mark.unlink()
+    writers = [number for number, (_, sees) in enumerate(everyone) if sees]
+    return writers, sorted({host for host, sees in everyone if not sees})

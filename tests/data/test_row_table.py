@@ -1,0 +1,109 @@
+"""Rows of large manifests: the same as objects would be, and in memory once for all processes."""
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+
+from uniaudio.data.sources import row_table
+from uniaudio.data.sources.row_table import RowTable, share_rows, write_table
+from uniaudio.errors import RowError
+
+BROKEN = RowError("broken metadata", "line 3: not JSON")
+BROKEN.key = "line 3"
+ROWS = [
+    ("a.wav", {"audio": "a.wav", "label": "dog", "n": 2**80, "x": -0.1, "tags": ["é", None, True]}),
+    ("b.wav#2", {"audio": "b.wav", "label": "half a \udce9", "nested": {"path": "p", "offset": 3}}),
+    ("line 3", BROKEN),
+    ("c", {"audio": "c", "label": ""}),
+]
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    table = write_table(ROWS, tmp_path)
+    assert len(table) == 4
+    assert [table[0], table[1], table[-1]] == [ROWS[0], ROWS[1], ROWS[3]]
+    assert list(table[0][1]) == ["audio", "label", "n", "x", "tags"]
+    assert table[:2] == ROWS[:2]
+    key, problem = table[2]
+    assert (key, str(problem), problem.reason, problem.detail, problem.key) == (
+        "line 3",
+        str(BROKEN),
+        "broken metadata",
+        "line 3: not JSON",
+        "line 3",
+    )
+    with pytest.raises(IndexError):
+        table[4]
+    again = pickle.loads(pickle.dumps(table))
+    assert again[1] == ROWS[1]
+
+
+def test_what_cannot_be_encoded_stays_an_object(tmp_path):
+    odd = ("k", {"audio": tmp_path, "x": math.nan})
+    table = write_table([ROWS[0], odd], tmp_path)
+    assert table[1] is odd
+    assert table[0] == ROWS[0]
+
+
+def test_the_same_rows_are_one_file_and_old_ones_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 3)
+    assert share_rows(ROWS[:2], tmp_path) == ROWS[:2]
+    assert not list(tmp_path.iterdir())
+    first = share_rows(ROWS, tmp_path)
+    second = share_rows(list(ROWS), tmp_path)
+    assert isinstance(first, RowTable)
+    assert [file.name for file in tmp_path.iterdir()] == [first.path.name] == [second.path.name]
+    old = time.time() - row_table.KEPT_SECONDS - 5
+    os.utime(first.path, (old, old))
+    other = share_rows(ROWS[1:], tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [other.path.name]
+    assert first[0] == ROWS[0]  # mapped before
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_rows_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 3)
+    (tmp_path / "file").touch()
+    assert share_rows(ROWS, tmp_path / "file" / "rows") is ROWS
+
+
+def test_a_large_manifest_is_read_as_a_small_one(tone_run, monkeypatch, tmp_path):
+    from uniaudio.data.card import load_card
+    from uniaudio.data.sources.base import open_source
+
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    card = load_card(str(tone_run.parent / "tones.yaml"))
+    plain = open_source(card, "train")
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 10)
+    shared = open_source(card, "train")
+    assert isinstance(shared.listed, RowTable)
+    assert shared.fingerprint(["label"]) == plain.fingerprint(["label"])
+    assert [row.key for row in shared.rows()] == [row.key for row in plain.rows()]
+    assert shared.row(7) == plain.row(7)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from uniaudio.data.sources.row_table import write_table
+
+rows = ((f"clips/{i:09d}.flac", {"audio": f"clips/{i:09d}.flac", "text": f"words of row {i} " * 4, "duration": i / 7})
+        for i in range(200_000))
+table = write_table(rows, Path(sys.argv[1]))
+total = sum(len(table[i][1]["text"]) for i in range(0, len(table), 100))
+facts = dict(line.split(":", 1) for line in open("/proc/self/smaps_rollup") if ":" in line)
+print(int(facts["Anonymous"].split()[0]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="reads Linux's figures of memory")
+def test_a_process_has_next_to_no_memory_of_its_own_for_many_rows(tmp_path):
+    small = MEASURE.replace("200_000", "200")
+    sizes = [
+        int(subprocess.check_output([sys.executable, "-c", code, str(tmp_path)])) for code in (small, MEASURE)
+    ]
+    assert sizes[1] - sizes[0] < 10_000  # KiB; as objects they are 140,000

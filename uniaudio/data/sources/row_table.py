@@ -1,0 +1,157 @@
+"""Rows of large manifests in a file that all processes of a machine map into memory, instead of objects in each."""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import mmap
+import os
+import tempfile
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from uniaudio.config.path_variables import get_cache_root
+from uniaudio.errors import RowError
+
+SHARED_ROWS = 50_000  # fewer stay objects: they take less than 40 MB
+KEPT_SECONDS = 7 * 24 * 3600  # since a file was last opened, after which the next writer removes it
+FOLDER = "rows"
+WRITTEN_AT_ONCE = 1 << 20  # bytes
+VERSION = 2  # of marshal: later ones write the same value in several ways, as it is referred to
+
+NamedRow = tuple[str, Mapping[str, Any] | RowError]
+
+
+class RowTable(Sequence[NamedRow]):
+    """(key, columns or why there are none) of rows, each decoded when it is looked at.
+
+    The file is named by its content, so processes with the same rows find and map the same one, and the kernel holds it
+    once. What cannot be encoded (a column that is neither text, number, list nor mapping) stays an object.
+
+    Args:
+        path: of the file. size: number of rows. schemas: names of the columns, of which a row states the number.
+        objects: rows that are not in the file, by index.
+    """
+
+    def __init__(
+        self, path: Path, size: int, schemas: list[tuple[str, ...]], objects: dict[int, NamedRow]
+    ) -> None:
+        self.path, self.size, self.schemas, self.objects = path, size, schemas, objects
+        self.map()
+
+    def map(self) -> None:
+        """Map the file: the encoded rows, behind them where each of them begins, and where the last one ends."""
+        with self.path.open("rb") as stream:
+            self.bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        begins = memoryview(self.bytes)[-8 * (self.size + 1) :]
+        self.begins = begins.cast("Q")
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> NamedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NamedRow]: ...
+    def __getitem__(self, index: int | slice) -> NamedRow | list[NamedRow]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(self.size))]
+        index = range(self.size)[index]
+        if index in self.objects:
+            return self.objects[index]
+        schema, key, *values = marshal.loads(self.bytes[self.begins[index] : self.begins[index + 1]])
+        if schema < 0:
+            problem = RowError("")
+            problem.reason, problem.detail, problem.args = values[0], values[1], (values[2],)
+            problem.key = values[3]
+            return key, problem
+        return key, dict(zip(self.schemas[schema], values, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("path", "size", "schemas", "objects")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.map()
+
+
+def share_rows(rows: Sequence[NamedRow], folder: Path | None = None) -> Sequence[NamedRow]:
+    """Return rows as a table that other processes share, where there are many; else, and on a full disk, the same rows.
+
+    Args:
+        folder: of the files. Default: ``rows`` in the cache.
+    """
+    if len(rows) < SHARED_ROWS:
+        return rows
+    folder = folder or get_cache_root() / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_old_files(folder)
+        return write_table(rows, folder)
+    except OSError:  # no room, or no right to write: every process keeps its own rows
+        return rows
+
+
+def write_table(rows: Iterable[NamedRow], folder: Path) -> RowTable:
+    """Write rows into a file of a folder, unless there is one with the same content.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    schemas: dict[tuple[str, ...], int] = {}
+    objects: dict[int, NamedRow] = {}
+    begins, digest, size = array("Q", [0]), hashlib.blake2b(digest_size=16), 0
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".unfinished-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb", buffering=WRITTEN_AT_ONCE) as stream:
+            for size, row in enumerate(rows, 1):
+                encoded = encode_row(row, schemas)
+                if encoded is None:
+                    objects[size - 1] = row
+                    encoded = b""
+                digest.update(encoded)
+                stream.write(encoded)
+                begins.append(begins[-1] + len(encoded))
+            padding = b"\0" * (-begins[-1] % 8)
+            stream.write(padding + begins.tobytes())
+            digest.update(begins.tobytes())
+        path = folder / f"{digest.hexdigest()}.rows"
+        if path.exists():
+            os.utime(path)
+        else:
+            temporary.rename(path)
+        return RowTable(path, size, list(schemas), objects)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def encode_row(row: NamedRow, schemas: dict[tuple[str, ...], int]) -> bytes | None:
+    """Return a row as bytes; None for one that cannot be encoded.
+
+    Args:
+        schemas: numbers of the names of columns; gets those of the row.
+    """
+    key, columns = row
+    if isinstance(columns, RowError):
+        return marshal.dumps((-1, key, columns.reason, columns.detail, str(columns), columns.key), VERSION)
+    try:
+        return marshal.dumps(
+            (schemas.setdefault(tuple(columns), len(schemas)), key, *columns.values()), VERSION
+        )
+    except ValueError:
+        return None
+
+
+def remove_old_files(folder: Path) -> None:
+    """Remove files that nobody has opened for long; those that are mapped stay readable."""
+    until = time.time() - KEPT_SECONDS
+    for file in folder.iterdir():
+        try:
+            if file.stat().st_mtime < until:
+                file.unlink()
+        except FileNotFoundError:  # another process was faster
+            continue
