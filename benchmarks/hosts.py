@@ -110,14 +110,14 @@ class Command:
         """Return the ids, on this machine, of the Python processes below the command that run a module."""
         import psutil
 
-        found = []
+        ids = []
         with contextlib.suppress(psutil.NoSuchProcess):
             for each in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     words = each.cmdline()
                     if "-m" in words and words[words.index("-m") + 1] == module:
-                        found.append(each.pid)
-        return found
+                        ids.append(each.pid)
+        return ids
 
     @property
     def launcher(self) -> int:

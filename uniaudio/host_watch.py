@@ -96,7 +96,7 @@ class HostWatch:
         self.beat, self.silence, self.grace, self.start_seconds = beat, silence, grace, start_seconds
         self.over = threading.Event()
         self.names = {0: place.address}
-        self.heard_at: dict[int, float] = {}
+        self.beat_at: dict[int, float] = {}
         self.store: LaunchStore | None = None
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self.talk, self.look)]
 
@@ -119,7 +119,7 @@ class HostWatch:
         try:
             self.store = LaunchStore(self.place.address, self.place.port, self.start_seconds)
             begin, number = time.monotonic(), 0
-            self.heard_at = dict.fromkeys(range(self.place.hosts), begin + self.start_seconds)
+            self.beat_at = dict.fromkeys(range(self.place.hosts), begin + self.start_seconds)
             while not self.over.wait(self.beat):
                 number += 1
                 if self.place.is_first:
@@ -127,14 +127,14 @@ class HostWatch:
                     self.store.write(key, f"{number} {socket.gethostname()}")
                 for host, value in self.read_beats().items():
                     if beats.get(host) != value:
-                        beats[host], self.heard_at[host] = value, time.monotonic()
+                        beats[host], self.beat_at[host] = value, time.monotonic()
                         self.names[host] = value.partition(" ")[2]
                 if ending := self.store.read([self.name_key("ending")]):
                     self.end_after(ending[0])
         except ConnectionError:
             # its machine ended or will be found silent: soon, for an end in good order takes the others along
             soon = time.monotonic() - self.silence + 10 * self.beat
-            self.heard_at[0] = min(self.heard_at.get(0, soon), soon)
+            self.beat_at[0] = min(self.beat_at.get(0, soon), soon)
 
     def read_beats(self) -> dict[int, str]:
         """Return the newest beats of the machines that have begun to beat."""
@@ -157,9 +157,9 @@ class HostWatch:
         while not self.over.wait(self.beat):
             now = time.monotonic()
             if now - before > max(10 * self.beat, self.silence / 4):  # this process itself was held up
-                self.heard_at = {host: max(heard, now) for host, heard in self.heard_at.items()}
+                self.beat_at = {host: max(beaten, now) for host, beaten in self.beat_at.items()}
             before = now
-            silent = [host for host, heard in list(self.heard_at.items()) if now - heard > self.silence]
+            silent = [host for host, beaten in list(self.beat_at.items()) if now - beaten > self.silence]
             if silent and not self.over.is_set():
                 names = ", ".join(self.names.get(host, f"machine {host}") for host in silent)
                 self.end(

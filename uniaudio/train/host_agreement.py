@@ -60,13 +60,13 @@ def require_agreement(what: str, facts: Mapping[str, Any], fix: str) -> None:
 
 def describe_software() -> dict[str, str]:
     """Return the versions of what computes a run, with the commit and the content of this package."""
-    found = {"python": platform.python_version(), "uniaudio": describe_package()}
+    versions = {"python": platform.python_version(), "uniaudio": describe_package()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 @cache
