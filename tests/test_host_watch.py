@@ -74,12 +74,12 @@ def test_the_sentence_of_a_process_that_refuses_reaches_the_other_machine(port):
 
 
 def test_all_that_refuse_together_end_with_their_sentence_alone(port):
-    first, ended_first = make_watch(port, 0, grace=2.0)
-    second, ended_second = make_watch(port, 1, grace=2.0)
+    first, ended_first = make_watch(port, 0, grace=0.5)
+    second, ended_second = make_watch(port, 1, grace=0.5)
     with ThreadPoolExecutor() as pool:
         refusals = [pool.submit(refuse, watch, "seed is wrong") for watch in (first, second)]
     assert all(isinstance(refusal.exception(), UserError) for refusal in refusals)
-    time.sleep(0.1)
+    time.sleep(0.7)
     assert not ended_first
     assert not ended_second
 

@@ -25,8 +25,8 @@ SILENCE_SECONDS = (
     40.0  # without a beat, after which a machine counts as gone; a cut of some seconds is no loss
 )
 GRACE_SECONDS = 1.5  # left to a process to end by itself, when another one has ended
-LINGER_SECONDS = (
-    4.0  # that a process with an error stays, so that the others hear of it before its store may go
+LINGER_BEATS = (
+    4  # for which a process with an error stays, so that the others hear of it before its store may go
 )
 START_SECONDS = 300.0  # until every machine has loaded its libraries and beats
 USER_MISTAKE, FAILURE = 2, 1  # exit codes
@@ -179,7 +179,8 @@ class HostWatch:
         sentence = f"process {self.place.process} on {socket.gethostname()} ended: {what}"
         with contextlib.suppress(ConnectionError):
             self.store.write_once(self.name_key("ending"), f"{self.place.process} {code} {sentence}")
-            self.over.wait(LINGER_SECONDS * self.beat)
+            self.over.set()  # this process ends by itself, whatever the others left
+            time.sleep(LINGER_BEATS * self.beat)
 
 
 def watch_other_hosts() -> contextlib.AbstractContextManager[object]:

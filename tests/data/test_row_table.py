@@ -44,9 +44,9 @@ def test_rows_come_back_as_they_were(tmp_path):
 
 
 def test_what_cannot_be_encoded_stays_an_object(tmp_path):
-    odd = ("k", {"audio": tmp_path, "x": math.nan})
-    table = write_table([ROWS[0], odd], tmp_path)
-    assert table[1] is odd
+    other = ("k", {"audio": tmp_path, "x": math.nan})
+    table = write_table([ROWS[0], other], tmp_path)
+    assert table[1] is other
     assert table[0] == ROWS[0]
 
 
