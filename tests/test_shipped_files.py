@@ -261,6 +261,21 @@ def test_the_catalogue_names_everything():
         assert not missing
 
 
+def test_the_catalogue_counts_the_labels_of_closed_sets():
+    page = (ROOT / "docs" / "catalogue.md").read_text().split("## Closed sets")[1].split("## Hours")[0]
+    rows = re.findall(r"(?m)^\| `(\w+)` \| `(\w+)` \| (\d+) \|$", page)
+    assert {card for card, _, _ in rows} >= {
+        "esc50",
+        "fsd50k",
+        "fsdkaggle2018",
+        "crema_d",
+        "nsynth",
+        "voxlingua107",
+    }
+    for card, column, count in rows:
+        assert len(load_card(card).labels[column]) == int(count)
+
+
 def test_the_catalogue_adds_up_the_hours_of_the_mixture(monkeypatch):
     """Without any data here; the table of the page is what the cards state."""
     monkeypatch.delenv("UNIAUDIO_DATA")

@@ -120,6 +120,7 @@ def test_classes_have_the_names_that_the_hub_says(hub, repository, tmp_path, fea
     stream = datasets.load_dataset(NAME, split="train", streaming=True)
     plain = [stream.features["label"].int2str(row["label"]) for row in stream.decode(False)]
     assert [str(row.columns["label"]) for row in source.rows()] == plain == ["wren", "rook"] * 2
+    assert [str(label) for label in source.classes["label"].values] == stream.features["label"].names
     assert check_places(source) == [4]
     assert numbers(open_named(tmp_path, "test").rows()) == [(4, 4), (5, 5)]
     assert numbers(open_named(tmp_path, load={"config": "songs"}).rows()) == [(8, 8), (9, 9)]

@@ -152,6 +152,7 @@ def test_notes_have_their_pitch(tmp_path, monkeypatch):
 VALUE = datasets.Value
 COMMANDS = ["yes", "no", "up", "_silence_"]
 GENRES = ["blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"]
+INTENTS = datasets.ClassLabel(names=["app_error", "pay_bill"])
 FEELINGS = ["neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise"]
 
 # Card of the Hub: template, features and rows as its repository has them, and the answers of those that are kept.
@@ -200,6 +201,15 @@ HUB = {
         {"text": VALUE("string"), "emotion": datasets.ClassLabel(names=FEELINGS)},
         [("Oh!", 6), ("Fine.", 0)],
         ["surprise", "neutral"],
+    ),
+    "minds14_en": (
+        "intent",
+        {"path": VALUE("string"), "english_transcription": VALUE("string"), "intent_class": INTENTS},
+        [
+            ("en-US~APP_ERROR/602b9a5fbb1e6d0fbce91f56.wav", "It fails.", 0),
+            ("en-US~PAY_BILL/601.wav", "Pay.", 1),
+        ],
+        ["app error"],
     ),
     "fsd50k": (
         "tagging",
@@ -252,4 +262,5 @@ def test_rows_of_the_hub_are_rendered(tmp_path, name):
     (template,) = name_answers(closed, card, {}, source.classes)
     kept = list(source.rows())
     assert [template.render(card.fields(row.columns), None).answer for row in kept] == answers
-    assert (template.label_origin == "card") == bool(card.labels)
+    origin = "card" if card.labels else "classes" if name == "minds14_en" else "none"
+    assert template.label_origin == origin

@@ -41,6 +41,7 @@ class CheckedEntry:
     answer_words: float
     notes: tuple[str, ...] = ()
     cuts_clips: bool = False  # long clips are cropped or cut into windows
+    labels: str = ""  # the sizes of the closed sets, by template
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
         sum(fmean(len(answer.split()) for _, answer in usable) for usable in rendered),
         tuple(dict.fromkeys(notes)),
         entry.long_clips is not None and entry.long_clips.how != "skip",
+        ", ".join(str(len(labels)) if labels else "open" for labels in entry.label_sets),
     )
 
 

@@ -127,7 +127,7 @@ def build_pairing_table(
 ) -> Table:
     """Lay out what a stage draws and what it is evaluated on."""
     table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
-    for column in ("dataset:template", "split", "rows", "mean s", "answer words", "share of draws"):
+    for column in ("dataset:template", "split", "rows", "mean s", "answer words", "labels", "share of draws"):
         left = column in ("dataset:template", "split")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     shares: list[float | None] = [*recipe.compute_train_shares(), *[None] * len(evaluated)]
@@ -138,6 +138,7 @@ def build_pairing_table(
             "stream" if pairing.rows is None else str(pairing.rows),
             f"{pairing.seconds:.1f}",
             f"{pairing.answer_words:.1f}",
+            pairing.labels,
             "evaluated" if share is None else f"{share:.1%}",
         )
     return table
