@@ -137,6 +137,24 @@ def convert_hub_errors(
         raise error(f"{what}: {reason or escape_text(read_first_line(problem))}") from problem
 
 
+@contextmanager
+def convert_hub_refusals(
+    what: str, name: str, revision: str | None = None, kind: str = "model"
+) -> Iterator[None]:
+    """Do as ``convert_hub_errors`` where it is the Hub that did not give something; let other exceptions pass.
+
+    Raises:
+        UserError: as said.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if isinstance(problem, UserError) or not explain_failure(problem, name, revision, kind):
+            raise
+        with convert_hub_errors(what, name, revision, kind):
+            raise
+
+
 def describe_failure(problem: BaseException) -> str:
     """Return in a few words what went wrong on the way to the Hub."""
     status, _ = find_status(problem)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from helpers.bird_folder import README, in_folder, make_bird_folder
+from local_hub.clients import connect_clients
+from local_hub.server import LocalHub
 
 from uniaudio.cli import main
 
@@ -25,7 +27,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
     "COLUMNS": "150",
 }
 # what a page shows and another test runs, or this machine cannot: each with its reason
@@ -42,7 +43,6 @@ ELSEWHERE = {
     "uniaudio train CONFIG train.compile=true": "tests/train/test_compiled_runs.py",
     "uniaudio probe runs/birds random:openai/whisper-small --suite realdata": "needs recordings",
     "uniaudio probe runs/birds --suite xares": "needs recordings",
-    "uniaudio export runs/birds exported --push-to-hub": "tests/export/test_hub_upload.py",
     "uniaudio serve": "test_the_page_opens",
     "uniaudio train configs/real.yaml": "needs pretrained models",
     "uniaudio eval runs/real ": "needs pretrained models",
@@ -78,14 +78,31 @@ def commands_to_run(page):
 @pytest.fixture(scope="module")
 def bird_folder(tmp_path_factory, chat_tokenizer):
     folder = tmp_path_factory.mktemp("reader")
-    make_bird_folder(folder, chat_tokenizer)
+    make_bird_folder(folder, chat_tokenizer, folder / "hub" / "models")
     return folder
 
 
 @pytest.fixture(scope="module")
-def after_readme(bird_folder):
+def reader_hub(bird_folder):
+    """A Hub with the models that the README names."""
+    with LocalHub(bird_folder / "hub", tokens={"hf_me": "me"}) as serving:
+        yield serving
+
+
+def name_hub(hub, folder):
+    """Return the environment of commands that find the models of the README on a Hub."""
+    named = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(folder / "hf"),
+        "UNIAUDIO_CACHE": str(folder / "cache"),
+    }
+    return {**os.environ, **ENVIRONMENT, **named}
+
+
+@pytest.fixture(scope="module")
+def after_readme(bird_folder, reader_hub):
     """The reader's folder when all commands of the README were typed, in their order, with nothing between."""
-    environment = {**os.environ, **ENVIRONMENT, "UNIAUDIO_CACHE": str(bird_folder / "cache")}
+    environment = name_hub(reader_hub, bird_folder)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     printed = {}
     for line in commands_to_run(README):
@@ -106,8 +123,10 @@ def after_readme(bird_folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_readme_in_its_order(after_readme):
+def test_the_readme_in_its_order(after_readme, reader_hub):
     folder, printed = after_readme
+    assert len(reader_hub.list_requests(host="cdn")) == 2  # the weights of both models, once
+    assert not any((folder / owner).exists() for owner in ("openai", "Qwen"))
     commands = [line.split()[1] for line in printed]
     assert commands[:8] == ["check", "preview", "train", "eval", "probe", "ask", "report", "export"]
     assert commands[8:] == ["add-task", "train", "forgetting"]
@@ -147,9 +166,10 @@ def clear_the_way(words, page):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_every_page_of_the_documentation(page, after_readme, monkeypatch, tmp_path, capsys):
+def test_every_page_of_the_documentation(page, after_readme, reader_hub, monkeypatch, tmp_path, capsys):
     """On a copy of the folder that the README leaves."""
     folder, _ = after_readme
+    connect_clients(monkeypatch, reader_hub, folder / "hf", token="hf_me")
     lines = commands_to_run(page)
     if not lines:
         pytest.skip("shows no command that is tried here")
@@ -167,12 +187,16 @@ def test_every_page_of_the_documentation(page, after_readme, monkeypatch, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_page_opens(after_readme):
+def test_the_page_opens(after_readme, reader_hub):
     """``uniaudio serve``, as docs/serve.md has it, on a free port."""
     folder, _ = after_readme
     command = [sys.executable, "-m", "uniaudio", "serve", "runs/birds", "--port", "0"]
     with subprocess.Popen(
-        command, cwd=folder, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env={**name_hub(reader_hub, folder), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         try:
             address = next(

@@ -67,8 +67,12 @@ def in_folder(text: str, folder: Path) -> str:
     return re.sub(r"(?<![\w/])/data/", f"{folder}/data/", text)
 
 
-def make_bird_folder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write everything that the README's commands take for granted."""
+def make_bird_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, models: Path | None = None) -> None:
+    """Write everything that the README's commands take for granted.
+
+    Args:
+        models: where its models are written, as OWNER/NAME; None: in the folder itself.
+    """
     for path, text in [*readme_files(), *FROGS.items()]:
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,8 @@ def make_bird_folder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     write_clips(folder / "data" / "frogs", ("tree frog", "toad"))
     for name in ("clip.wav", "dog.flac", "rain.wav"):
         soundfile.write(folder / name, tone(0.5, 700, 1).astype(np.int16), 16000)
-    tiny_whisper().save_pretrained(folder / "openai" / "whisper-small")
-    WhisperFeatureExtractor().save_pretrained(folder / "openai" / "whisper-small")
-    tiny_qwen(len(tokenizer)).save_pretrained(folder / "Qwen" / "Qwen3-0.6B")
-    tokenizer.save_pretrained(folder / "Qwen" / "Qwen3-0.6B")
+    whisper, qwen = ((models or folder) / name for name in ("openai/whisper-small", "Qwen/Qwen3-0.6B"))
+    tiny_whisper().save_pretrained(whisper)
+    WhisperFeatureExtractor().save_pretrained(whisper)
+    tiny_qwen(len(tokenizer)).save_pretrained(qwen)
+    tokenizer.save_pretrained(qwen)

@@ -30,6 +30,7 @@ from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
+from uniaudio.hub_client import convert_hub_refusals
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder, load_decoder
@@ -37,6 +38,7 @@ from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.encoders.weights import (
     RANDOM,
     fetch_model_config,
+    pin_revision,
     read_stock_config,
     refuse_unusable_files,
 )
@@ -164,14 +166,18 @@ def load_tokenizer(settings: DecoderConfig, path: str) -> PreTrainedTokenizerBas
     Raises:
         UserError: when there is none that can be read.
     """
-    with convert_to_user_error(
-        f"decoder.path: the tokenizer of {path} cannot be loaded", "put the files of its tokenizer beside it"
-    ):
-        return AutoTokenizer.from_pretrained(
-            path.removeprefix(RANDOM),
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
+    what = f"decoder.path: the tokenizer of {path} cannot be loaded"
+    name = path.removeprefix(RANDOM)
+    with prefix_user_errors("decoder.path"):
+        commit = pin_revision(name, settings.revision)
+    refusals = convert_hub_refusals(what, name, settings.revision)
+    with convert_to_user_error(what, "put the files of its tokenizer beside it"), refusals:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=commit, trust_remote_code=settings.trust_remote_code
         )
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of the config.json alone
+        raise UserError(f"decoder.path: {path} holds no tokenizer; put the files of its tokenizer beside it")
+    return tokenizer
 
 
 def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDecoder | WhisperTextDecoder:

@@ -33,6 +33,7 @@ from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.export import xares_encoder, xares_llm_encoder
 from uniaudio.extras import require_package
+from uniaudio.hub_client import call_hub, convert_hub_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
 
@@ -245,10 +246,9 @@ def push_folder(folder: Path, name: str) -> str:
         UserError: when the Hub refuses; the folder stays.
     """
     api = HfApi()
-    try:
-        api.create_repo(name, private=True, exist_ok=True)
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of uniaudio")
-    except (HfHubHTTPError, OSError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"{folder} is written, but {name} could not be uploaded ({reason})") from problem
+    with convert_hub_errors(f"{folder} is written, but {name} could not be uploaded", name):
+        call_hub(lambda: api.create_repo(name, private=True, exist_ok=True))
+        commit = call_hub(
+            lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of uniaudio")
+        )
     return str(commit.commit_url)

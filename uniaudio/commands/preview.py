@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
@@ -22,12 +23,14 @@ from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
+from uniaudio.hub_client import convert_hub_errors
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
 from uniaudio.train.checkpoint.integrity import BASES
 
 DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
 SMALL_VOCABULARY = 512
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CLOCK = "strftime_now"  # a chat template's function of the day
 TRIES = 20  # rows of an entry that are tried for one example
 
@@ -106,7 +109,7 @@ def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> 
     opened = open_recipe(name)
     recipe, chosen = opened.recipe, decoder or find_decoder_folder(opened)
     markup = read_markup(opened.checkpoint) if opened.checkpoint is not None else None
-    if chosen is not None:
+    if chosen is not None and (decoder is not None or has_tokenizer(chosen)):
         try:
             # without --decoder only what is on this machine: waiting for a network is no preview
             tokenizer = AutoTokenizer.from_pretrained(
@@ -122,7 +125,8 @@ def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> 
             return recipe, ChatFormat(tokenizer)
         except (OSError, ValueError) as problem:
             if decoder is not None:
-                raise UserError(f"--decoder {decoder}: no tokenizer could be loaded ({problem})") from problem
+                with convert_hub_errors(f"--decoder {decoder}: no tokenizer could be loaded", decoder):
+                    raise problem
     texts = collect_recipe_texts(recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     console.print(
@@ -130,6 +134,13 @@ def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> 
         f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder[/yellow]"
     )
     return recipe, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
+
+
+def has_tokenizer(path: str) -> bool:
+    """Return whether a folder, or what is in the cache of a Hub repository, has a tokenizer."""
+    if Path(path).is_dir():
+        return True
+    return any(isinstance(try_to_load_from_cache(path, name), str) for name in TOKENIZER_FILES)
 
 
 def read_markup(checkpoint: Path) -> ChatMarkup | None:

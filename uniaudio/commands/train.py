@@ -23,6 +23,7 @@ from uniaudio.build.model import (
     find_decoder,
     keep_miniature,
     load_stage_recipes,
+    read_decoder_config,
     read_stored_markup,
     train_miniature,
 )
@@ -89,6 +90,10 @@ def run_training(config: RunConfig, resume: str | None, callbacks: Sequence[obje
     refuse_missing_trackers(config)
     recipes = load_stage_recipes(config)
     sketch_stages(config)
+    if not config.decoder.trust_remote_code:
+        read_decoder_config(
+            config
+        )  # of a decoder that the Hub does not give, nobody has to wait for the rest
     sets = read_guarded_sets(config)
     try:
         accelerator = make_accelerator(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
+from uniaudio.hub_client import convert_hub_refusals
 from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
@@ -25,6 +24,7 @@ from uniaudio.model.decoder_limits import (
 from uniaudio.model.encoders.weights import (
     RANDOM,
     build_with_random_weights,
+    pin_revision,
     read_stock_config,
     refuse_unusable_files,
 )
@@ -363,19 +363,19 @@ def load_decoder(
     """
     drawn, path_or_name = path.startswith(RANDOM), path
     path = path.removeprefix(RANDOM)
-    refuse_unusable_files(path, "decoder.path")
+    with prefix_user_errors("decoder.path"):
+        commit = pin_revision(path, revision)
+    refuse_unusable_files(path, "decoder.path", commit)
     device = torch.device(device)
     if dtype == FP8:
         refuse_without_units()
     # a model that engines will spread is put together on the CPU of a machine with GPUs
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
-    with convert_to_user_error(f"decoder.path: {path} cannot be loaded as a causal language model"):
-        if adapter := find_adapter_config_file(path, revision=revision):  # on the Hub
-            refuse_unusable_files(str(Path(adapter).parent), "decoder.path")
-        config = read_stock_config(
-            path, revision, trust_remote_code
-        )  # its file may name a kernel on the Hub for attention
+    what = f"decoder.path: {path} cannot be loaded as a causal language model"
+    with convert_to_user_error(what), convert_hub_refusals(what, path, revision):
+        # its file may name a kernel on the Hub for attention
+        config = read_stock_config(path, commit, trust_remote_code)
         refuse_unusable_class(config)
         if drawn:
             settings = {"dtype": kind, "trust_remote_code": trust_remote_code}
@@ -385,7 +385,7 @@ def load_decoder(
             lm, loading = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
-                revision=revision,
+                revision=commit,
                 dtype=kind,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,

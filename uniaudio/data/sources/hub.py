@@ -6,7 +6,6 @@ Parquet files and tars are read as those of any other server; the rest is left t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_fo
 from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
-from uniaudio.hub_client import call_hub, convert_hub_errors, explain_failure
+from uniaudio.hub_client import call_hub, convert_hub_errors, convert_hub_refusals
 
 AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself reads ahead
 # suffixes of what lies beside data
@@ -150,7 +149,8 @@ class StreamedSource(ShardedSource):
         self.card, self.split, self.repository = card, split, repository
         load, stored = card.load, card.split(split)
         commit = repository.commit if repository is not None else None
-        with convert_to_user_error(what, give_advice(load)), convert_hub_failures(what, load):
+        refusals = convert_hub_refusals(what, load.location, load.revision, "dataset")
+        with convert_to_user_error(what, give_advice(load)), refusals:
             if is_saved_dataset(Path(place)):
                 stream = stream_saved_dataset(Path(place), stored.name)
             else:
@@ -231,18 +231,6 @@ class StreamedSource(ShardedSource):
                 return {"bytes": file.readall(), "path": path}
         except BrokenShardError as problem:
             raise RowError("missing file", str(problem)) from problem
-
-
-@contextmanager
-def convert_hub_failures(what: str, load: Load) -> Iterator[None]:
-    """Say why the Hub did not give a dataset; what is not its doing passes."""
-    try:
-        yield
-    except Exception as problem:
-        if explain_failure(problem, load.location, load.revision, "dataset"):
-            with convert_hub_errors(what, load.location, load.revision, "dataset"):
-                raise
-        raise
 
 
 def give_advice(load: Load) -> str:

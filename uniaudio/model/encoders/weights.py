@@ -110,6 +110,15 @@ def fetch_model_config(path: str, revision: str | None) -> Path:
     return CONFIG_FOLDERS[key]
 
 
+def pin_revision(path: str, revision: str | None) -> str | None:
+    """Return the commit of a Hub repository whose config.json was read first, so that all its files are of one.
+
+    Raises:
+        UserError: as ``fetch_model_config``.
+    """
+    return None if Path(path.removeprefix(RANDOM)).is_dir() else fetch_model_config(path, revision).name
+
+
 def list_model_files(path: str, revision: str | None) -> list[str]:
     """Return the names of the files of a folder or Hub repository; of a repository in the cache alone those there."""
     folder = Path(path)
