@@ -70,6 +70,7 @@ def hub_run(tone_run, hub, chat_tokenizer, monkeypatch, fresh_accelerate):
     config = load_yaml(tone_run)
     config["encoders"]["whisper"]["path"] = "me/whisper"
     config["decoder"]["path"] = "me/qwen"
+    config["stages"][0]["schedule"] = "constant"  # another one would end where max_steps does
     tone_run.write_text(dump_yaml(config))
     connect_clients(monkeypatch, hub, here / "hf", token="hf_me")
     VERSIONS.clear()
