@@ -37,7 +37,7 @@ def main() -> None:
             code, _, times = status.partition("x")
             hub.faults.add(pattern, int(code), int(times) if times else None)
         hub.on_request = lambda request: print(request, flush=True)
-        print(f"export HF_ENDPOINT={hub.endpoint}", flush=True)
+        print(f"export HF_ENDPOINT={hub.endpoint} HF_HUB_DISABLE_XET=1", flush=True)
         while True:
             time.sleep(3600)
 
