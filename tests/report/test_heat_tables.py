@@ -35,6 +35,25 @@ def test_confusion_counts_every_pair_and_puts_other_answers_together():
     assert [key for key, cell in cells.items() if cell.framed] == [("a", "a"), ("b", "b")]
 
 
+def test_a_closed_set_has_a_row_and_a_column_for_every_label():
+    table = build_confusion_table("set", answers_of([("a", "c"), ("a", "x")]), ["a", "b", "c"])
+    assert table.columns == ["a", "b", "c", "(other)"]
+    assert [(row, [cell.text for cell in cells]) for row, cells in table.rows] == [
+        ("a", ["", "", "1", "1"]),
+        ("b", ["", "", "", ""]),
+        ("c", ["", "", "", ""]),
+    ]
+    many = [str(i) for i in range(50)]
+    assert len(build_confusion_table("set", answers_of([("1", "2")]), many).rows) == 50
+    assert build_confusion_table("set", answers_of([("1", "2")]), list(map(str, range(61)))) is None
+    assert build_confusion_table("set", [], many) is None
+    assert build_confusion_table("set", answers_of([("1, 2", "2"), ("3", "3")]), many).columns == [
+        "1, 2",
+        "3",
+        "(other)",
+    ]  # several right labels: the right answers as they are
+
+
 def test_open_answers_and_one_answer_have_no_confusion_matrix():
     assert build_confusion_table("set", answers_of([(str(i), "x") for i in range(25)])) is None
     assert build_confusion_table("set", answers_of([("a", "x")] * 3)) is None

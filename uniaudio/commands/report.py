@@ -26,6 +26,7 @@ from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.evaluate.routing import read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file
+from uniaudio.report.answer_verdict import describe_answers, find_low_scores
 from uniaudio.report.answers import (
     PLAYABLE,
     WrongAnswers,
@@ -126,13 +127,18 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         plain=[
             summarize_loss(run.name, run.rows) for run in runs if run.name not in {s.run for s in summaries}
         ],
+        answered=[text for run, results in run_answers.items() if (text := describe_answers(run, results))],
+        low=[text for run, results in run_answers.items() for text in find_low_scores(run, results)],
         endings=[sentence for run in runs if (sentence := describe_ending(run))],
         table=table,
         roles=roles,
         names=model_names,
         answers=build_answer_rows({**run_answers, **other_answers}, changes),
         confusions=build_for_every_set(
-            run_answers, lambda name, entry: build_confusion_table(name, entry.get("answers") or ())
+            run_answers,
+            lambda name, entry: build_confusion_table(
+                name, entry.get("answers") or (), (entry.get("labels") or {}).get("names") or ()
+            ),
         ),
         reliabilities=build_for_every_set(run_answers, build_reliability),
         wrong=wrong,

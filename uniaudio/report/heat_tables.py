@@ -9,7 +9,8 @@ from typing import Any
 
 from uniaudio.evaluate.forgetting import ScoreMatrix
 
-CLOSED = 24  # a set with at most so many different right answers has a confusion matrix
+CLOSED = 24  # a set whose labels are not stated has a confusion matrix with at most so many right answers
+LARGEST = 60  # and a set with stated labels with at most so many of them
 OTHER = "(other)"
 
 
@@ -33,17 +34,23 @@ class HeatTable:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
-def build_confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> HeatTable | None:
+def build_confusion_table(
+    name: str, answers: Sequence[Mapping[str, Any]], names: Sequence[str] = ()
+) -> HeatTable | None:
     """Count how often each right answer was answered with what; None where the right answers are too many or one.
 
-    Answers that are no label of the set stand together.
+    Args:
+        names: all labels of a closed set: each has a row and a column, also where it occurs in no answer. Answers that
+            are no label of the set stand together.
     """
     counts = Counter(str(item["reference"]) for item in answers)
-    if not 2 <= len(counts) <= CLOSED:
+    is_closed = bool(names) and set(counts) <= set(names)
+    labels = list(names) if is_closed else sorted(counts)
+    if not counts or not 2 <= len(labels) <= (LARGEST if is_closed else CLOSED):
         return None
-    labels = sorted(counts)
+    known = set(labels)
     given = Counter(
-        (str(item["reference"]), str(item["answer"]) if item["answer"] in counts else OTHER)
+        (str(item["reference"]), str(item["answer"]) if item["answer"] in known else OTHER)
         for item in answers
     )
     columns = [*labels, OTHER] if any(column == OTHER for _, column in given) else labels
@@ -51,7 +58,7 @@ def build_confusion_table(name: str, answers: Sequence[Mapping[str, Any]]) -> He
         (
             label,
             [
-                Cell(str(given[label, c] or ""), given[label, c] / counts[label], framed=c == label)
+                Cell(str(given[label, c] or ""), given[label, c] / max(counts[label], 1), framed=c == label)
                 for c in columns
             ],
         )

@@ -43,6 +43,7 @@ class ReportPage:
     """Everything on the page; what is empty has no section.
 
     Args:
+        answered: sentences with the scores of answers. low: about scores that are no better than chance.
         endings: sentences about runs that are not finished. names: of the models in ``table``, as the page writes them.
         wrong: by heading. facts: what else a person wants to know. notes: what could not be shown, and why.
     """
@@ -51,6 +52,8 @@ class ReportPage:
     runs: Sequence[RunRecord]
     summaries: Sequence[Summary] = ()
     plain: Sequence[str] = ()
+    answered: Sequence[str] = ()
+    low: Sequence[str] = ()
     endings: Sequence[str] = ()
     table: ScoreTable = field(default_factory=ScoreTable)
     roles: Roles = field(default_factory=Roles)
