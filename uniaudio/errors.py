@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,13 @@ UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of control signs,
 HIDDEN: dict[
     str, str
 ] = {}  # values of environment variables that configs and cards name, and what is shown instead
+# what URLs hold of secrets: a user with password or token, and signatures and keys behind the question mark
+SECRET_KEYS = (
+    "x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|signature|sig|[a-z_-]*(?:token|key|password|secret)"
+)
+URL_SECRETS = re.compile(
+    rf"""(?<=://)[^/\s@]+(?=@)|(?<=[?&])((?:{SECRET_KEYS})=)[^&\s'")]*[^&\s'"):;,.]""", re.IGNORECASE
+)
 LEAST_HIDDEN = 4  # characters of a value; shorter ones hold no secret and stand in many words
 
 
@@ -23,10 +31,10 @@ def hide_value(value: str, shown: str) -> None:
 
 
 def mask_values(text: str) -> str:
-    """Return a text without the values that are hidden."""
+    """Return a text without the values that are hidden and without secrets in URLs."""
     for value, shown in HIDDEN.items():
         text = text.replace(value, shown)
-    return text
+    return URL_SECRETS.sub(lambda match: f"{match[1] or ''}***", text) if "://" in text else text
 
 
 class UserError(Exception):

@@ -8,7 +8,7 @@ from helpers.sources import Rows, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, list_units
+from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, iterate_units
 from uniaudio.errors import RowError, UserError
 
 
@@ -47,7 +47,7 @@ def test_units_deal_out_each_row_once(shards, streams, epoch):
     rows = Counter(
         (unit.shard, row)
         for stream in range(streams)
-        for unit in list_units(shards, epoch, stream, streams, seed=1)
+        for unit in iterate_units(shards, epoch, stream, streams, seed=1)
         for row in range(30)
         if row % unit.parts == unit.part
     )

@@ -62,7 +62,7 @@ class Mark(NamedTuple):
     """A position in the rows of a source that fall to one stream, where rows are shuffled together.
 
     Args:
-        epoch: how often the stream went through its part. unit: of the epoch's units, see ``units``.
+        epoch: how often the stream went through its part. unit: of the epoch's units, see ``iterate_units``.
         row, offset: the place in the unit's shard; of an indexed source the stream's number of the draw.
         used: rows, or windows of long clips, taken from those that begin there.
     """
@@ -128,8 +128,10 @@ class Window:
     after: Mark
 
 
-def list_units(shards: int, epoch: int, stream: int, streams: int, seed: int) -> list[Unit]:
-    """Return what a stream reads in an epoch.
+def iterate_units(
+    shards: int, epoch: int, stream: int, streams: int, seed: int, first: int = 0
+) -> Iterator[Unit]:
+    """Yield what a stream reads in an epoch, from its unit number ``first`` on.
 
     Over all streams each row is read once in each epoch. Shards are dealt out anew in each epoch; where there are fewer
     shards than streams, several streams share a shard and take its rows in turns.
@@ -137,9 +139,11 @@ def list_units(shards: int, epoch: int, stream: int, streams: int, seed: int) ->
     turn = (stream + epoch) % streams
     if shards >= streams:
         dealt = hash_parts(seed, "shards", epoch)
-        return [Unit(permute_index(place, shards, dealt)) for place in range(turn, shards, streams)]
-    shard = turn % shards
-    return [Unit(shard, turn // shards, len(range(shard, streams, shards)))]
+        for place in range(turn + first * streams, shards, streams):
+            yield Unit(permute_index(place, shards, dealt))
+    elif first == 0:
+        shard = turn % shards
+        yield Unit(shard, turn // shards, len(range(shard, streams, shards)))
 
 
 class ShardCursor:
@@ -218,10 +222,13 @@ class ShardCursor:
         """Remember until when an outage is being waited out."""
         self.pause_ends = time.monotonic() + seconds
 
+    def iterate_units(self, mark: Mark) -> Iterator[Unit]:
+        """Yield the units of the mark's epoch from its unit on."""
+        shards = len(self.source.shards)
+        return iterate_units(shards, mark.epoch, self.stream, self.streams, self.seed, mark.unit)
+
     def describe_mark(self, mark: Mark) -> str:
-        unit = list_units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)[
-            mark.unit
-        ]
+        unit = next(self.iterate_units(mark))
         return f"{self.source.shards[unit.shard]} from row {mark.row} on"
 
     def read_window(self, start: Mark) -> Window:
@@ -239,10 +246,8 @@ class ShardCursor:
 
     def read_epoch(self, mark: Mark, rows: list[Row | RowError], skips: list[Skip]) -> Mark:
         """Add rows up to the size of a window or the end of the epoch; return the mark behind them."""
-        todo = list_units(len(self.source.shards), mark.epoch, self.stream, self.streams, self.seed)
         place = Place(mark.row, mark.offset)
-        for number_of_unit in range(mark.unit, len(todo)):
-            unit = todo[number_of_unit]
+        for number_of_unit, unit in enumerate(self.iterate_units(mark), mark.unit):
             last = place
             try:
                 for row, behind in self.read_shard(unit.shard, place):

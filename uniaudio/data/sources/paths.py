@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ from pathlib import Path
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.folder_walk import HIDDEN, walk_files
 from uniaudio.data.sources.split_names import (
-    SAME,
+    USUAL,
     choose_files,
     find_named_splits,
     has_words,
     is_named_after,
     list_other_words,
 )
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 
 MOST_PLACES = 1_000_000  # that one text with braces may name
 DIGITS = 20  # of the end of a range
@@ -28,13 +29,14 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 SPLIT = "{split}"  # in a place: the stored split's name
 ONLY_SPLIT = "train"  # the name of the split where the stored data know no splits; also a card's default
 HTTP = ("http://", "https://")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # schemes to extras of the package
+CREDENTIALS = "see whether the credentials of the environment or profile are there, and still valid"
 # compressed tars that are read as they are: suffixes to codecs
 CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.zst": "zstd"}
 TARS = (".tar", *CODECS)
 COMPRESSED = (*CODECS, ".tar.xz", ".txz", ".zip")
 PACKED = "compressed archive"
 UNPACKED = "compressed archive beside its unpacked one"
-USUAL = tuple(word for group in SAME for word in group)  # names of folders that hold splits
 
 
 def is_remote(place: str) -> bool:
@@ -44,7 +46,7 @@ def is_remote(place: str) -> bool:
 def read_size(place: str) -> int | None:
     """Return the bytes of a local file; None for a URL, or where there is no file any more."""
     try:
-        return None if is_remote(place) else Path(place).stat().st_size
+        return None if is_remote(place) else os.stat(place).st_size
     except OSError:
         return None
 
@@ -111,7 +113,8 @@ def expand_places(
     for place in (place for text in places for place in expand_braces(text)):
         if is_remote(place):
             check_url(place, where)
-            files_found.append(place)
+            is_listed = not place.startswith(HTTP) and ("*" in place or place.endswith("/"))
+            files_found += list_remote_files(place, suffixes, where) if is_listed else [place]
             continue
         matched = [place] if Path(place).exists() else sorted(glob(place, recursive=True))
         files = [file for path in matched for file in list_files(path, suffixes, left_out)]
@@ -149,20 +152,26 @@ def leave_packed_copies(files: Sequence[str], left_out: Counter[str]) -> list[st
 
 def strip_suffix(place: str) -> str:
     """Return a path without the suffix of its file, both parts of ``.tar.gz``."""
-    suffix = next((suffix for suffix in CODECS if place.lower().endswith(suffix)), None)
-    return place[: -len(suffix)] if suffix is not None else str(Path(place).with_suffix(""))
+    if is_remote(place):
+        place = place.partition("?")[0]  # what follows may be a signature
+    if place.lower().endswith(tuple(CODECS)):
+        return place[: -len(next(suffix for suffix in CODECS if place.lower().endswith(suffix)))]
+    folder, slash, name = place.rpartition("/")
+    stem, _, suffix = name.rpartition(".")
+    return f"{folder}{slash}{stem}" if stem and suffix else place
 
 
 def list_files(place: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[str]:
     """Return a file, or the files with one of the suffixes in a folder, in order."""
-    if not Path(place).is_dir():
+    if not os.path.isdir(place):
         return [place]
     files_found = []
-    for file in sorted(walk_files(Path(place), left_out)):
-        if file.name.lower().endswith(suffixes):
-            files_found.append(str(file))
+    for file in sorted(map(str, walk_files(Path(place), left_out)), key=lambda file: file.split("/")):
+        name = file.lower()
+        if name.endswith(suffixes):
+            files_found.append(file)
         else:
-            left_out[PACKED if file.name.lower().endswith(COMPRESSED) else f"no {suffixes[0]} file"] += 1
+            left_out[PACKED if name.endswith(COMPRESSED) else f"no {suffixes[0]} file"] += 1
     return files_found
 
 
@@ -170,20 +179,42 @@ def check_url(url: str, where: str) -> None:
     """Refuse, before anything is read, a URL of which nothing could be read later.
 
     Raises:
-        UserError: for a pattern, and for a scheme that nothing installed can read.
+        UserError: for a pattern over http, and for a scheme that nothing installed can read.
     """
-    if "*" in url:
-        raise UserError(
-            f"{where}: {url}: files of a URL cannot be looked up; write {{0000..0012}} instead of *"
-        )
     if url.startswith(HTTP):
+        if "*" in url:
+            raise UserError(
+                f"{where}: {url}: files of a web server cannot be looked up; write {{0000..0012}} instead of *"
+            )
         return
     import fsspec  # only for its schemes
 
+    scheme = url.partition("://")[0]
     try:
-        fsspec.get_filesystem_class(url.partition("://")[0])
-    except (ImportError, ValueError) as problem:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as problem:
+        fix = f"; pip install 'uniaudio[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
+        raise UserError(f"{where}: {url} needs a package that is not installed ({problem}){fix}") from problem
+    except ValueError as problem:
         raise UserError(f"{where}: {url} cannot be read ({problem})") from problem
+
+
+def list_remote_files(url: str, suffixes: tuple[str, ...], where: str) -> list[str]:
+    """Return the files of an object store that a pattern (``*``) or a folder (with ``/`` at its end) holds, in order.
+
+    Raises:
+        UserError: when it cannot be listed, or holds no file with one of the suffixes.
+    """
+    import fsspec
+
+    with convert_to_user_error(f"{where}: {url} cannot be listed", CREDENTIALS):
+        store, path = fsspec.url_to_fs(url)
+        listed = store.glob(path) if "*" in url else store.find(path)
+        urls = sorted(store.unstrip_protocol(file) for file in listed)
+    files = [file for file in urls if file.lower().endswith(suffixes)]
+    if not files:
+        raise UserError(f"{where}: there is no {suffixes[0].removeprefix('.')} file at {url}")
+    return files
 
 
 def list_split_files(
@@ -334,7 +365,7 @@ def strip_common_folders(places: Sequence[str]) -> list[list[str]]:
 
 def shorten_names(places: Sequence[str]) -> list[str]:
     """Return the names of files without suffix; those of all with their folders where some are alike."""
-    stems = [Path(strip_suffix(place)).name for place in places]
+    stems = [strip_suffix(place).rpartition("/")[2] for place in places]
     if len(set(stems)) == len(stems):
         return stems
     return ["/".join((*path[:-1], strip_suffix(path[-1]))) for path in strip_common_folders(places)]

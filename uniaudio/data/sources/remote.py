@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, BinaryIO
 
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import BLOCK, HttpFile, HttpStream, UnavailableError
-from uniaudio.data.sources.paths import HTTP, is_remote
+from uniaudio.data.sources.paths import CREDENTIALS, HTTP, is_remote
 from uniaudio.hub_client import PASSING, TRANSPORT
+
+BLOCK_OF_STORE = 8 << 20  # bytes fetched at once from S3; each open shard holds one or two of them
 
 
 def classify_error(problem: Exception, what: str) -> Exception:
@@ -29,6 +32,8 @@ def classify_error(problem: Exception, what: str) -> Exception:
     )
     if isinstance(status, int):
         return ConnectionError(text) if status in PASSING else BrokenShardError(text)
+    if is_refusal(problem):
+        return BrokenShardError(f"{text}; {CREDENTIALS}")
     if isinstance(problem, OSError):
         # Arrow tells of damaged files with an OSError without a number
         damaged = type(problem) is OSError and problem.errno is None
@@ -37,6 +42,18 @@ def classify_error(problem: Exception, what: str) -> Exception:
     if type(problem).__module__.partition(".")[0] in TRANSPORT:
         return ConnectionError(text)
     return BrokenShardError(text)
+
+
+def is_refusal(problem: Exception) -> bool:
+    """Return whether an object store refuses a request for its credentials; expired ones are a "Bad Request" of S3."""
+    if isinstance(problem, PermissionError) or (
+        isinstance(problem, OSError) and problem.errno == errno.EINVAL
+    ):
+        return True
+    kind = type(problem)
+    return kind.__module__.partition(".")[0] in ("botocore", "google") and any(
+        word in kind.__name__ for word in ("Credential", "Token", "Profile")
+    )
 
 
 def wait_for_hub(timeout: float) -> None:
@@ -91,8 +108,12 @@ def open_by_scheme(url: str, timeout: float) -> SchemeFile:
 
     if url.startswith("hf://"):
         wait_for_hub(timeout)
+    options: dict[str, Any] = {}
+    if url.startswith(("s3://", "s3a://")):
+        limits = {"connect_timeout": timeout, "read_timeout": timeout}
+        options = {"config_kwargs": limits, "default_block_size": BLOCK_OF_STORE}
     try:
-        return SchemeFile(fsspec.open(url, "rb"), url)
+        return SchemeFile(fsspec.open(url, "rb", **options), url)
     except Exception as problem:
         raise classify_error(problem, url) from problem
 

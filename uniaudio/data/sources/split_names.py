@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 SAME = (
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
     ("test", "testing", "eval", "evaluation"),
 )
+USUAL = tuple(word for group in SAME for word in group)  # names of files and folders of splits
 # esc_train, escTrain, train01, ESC-TRAIN; letters of other scripts as they stand together
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
 
 
-def words_of(name: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def words_of(name: str) -> tuple[str, ...]:
     """Return the words of a file's or folder's name, in lower case."""
-    return [word.lower() for word in WORDS.findall(name)]
+    return tuple(word.lower() for word in WORDS.findall(name))
 
 
 def has_words(name: str, split: str) -> bool:
     """Return whether the words of a split's name follow one another in a name."""
-    wanted, words = words_of(split), words_of(name)
+    wanted, plain = words_of(split), name.lower()
+    if not all(word in plain for word in wanted):  # of a hundred thousand names most end here
+        return False
+    words = words_of(name)
     return bool(wanted) and any(
         words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1)
     )
@@ -35,7 +41,11 @@ def list_other_words(split: str) -> tuple[str, ...]:
 
 def find_named_splits(name: str) -> set[str]:
     """Return the splits, by the first of the usual words for each, that a name contains."""
-    return {group[0] for group in SAME if any(has_words(name, word) for word in group)}
+    plain = name.lower()
+    if not any(word in plain for word in USUAL):
+        return set()
+    words = set(words_of(name))
+    return {group[0] for group in SAME if words.intersection(group)}
 
 
 def is_named_after(parts: Sequence[str], name: str) -> bool:
@@ -56,7 +66,10 @@ def choose_files(paths: Sequence[Sequence[str]], split: str, splits: Collection[
         paths: of the files, as parts below the folder that all have in common. splits: the stored splits of a card.
     """
     longer = [other for other in splits if other != split and has_words(other, split)]
+    everything = "\n".join("/".join(parts) for parts in paths).lower()
     for word in (split, *list_other_words(split)):
+        if not all(part in everything for part in words_of(word)):
+            continue
         for names in (is_named_after, has_word):
             chosen = [
                 names(parts, word) and not any(names(parts, other) for other in longer) for parts in paths
