@@ -257,7 +257,7 @@ def test_tars_through_fsspec(tmp_path):
     ("place", "message"),
     [
         ("noscheme://x/a.tar", "noscheme://x/a.tar cannot be read .Protocol not known: noscheme"),
-        ("https://x/*.tar", r"files of a URL cannot be looked up; write \{0000\.\.0012\}"),
+        ("https://x/*.tar", r"files of a web server cannot be looked up; write \{0000\.\.0012\}"),
     ],
 )
 def test_urls_that_can_never_be_read(tmp_path, place, message):
