@@ -13,12 +13,13 @@ from uniaudio.model.adapters.conv import ConvAdapter
 from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
 from uniaudio.model.adapters.qformer import QueryAdapter
-from uniaudio.model.adapters.stack import StackAdapter
+from uniaudio.model.adapters.stack import LinearAdapter, StackAdapter
 from uniaudio.ragged import Ragged
 
 E, D = 6, 10
 MAKE = {
     "stack": lambda: StackAdapter(E, 50, D, 12.5),
+    "linear": lambda: LinearAdapter(E, 50, D, 12.5),
     "pool": lambda: PoolAdapter(E, 50, D, 12.5),
     "conv": lambda: ConvAdapter(E, 50, D, 12.5, hidden=8),
     "qformer": lambda: QueryAdapter(E, 50, D, 0.08, queries=2, layers=2, heads=2),
@@ -42,6 +43,14 @@ def stack(a, clip):
     for begin in range(0, len(clip), 4):
         group = [clip[min(begin + i, len(clip) - 1)] for i in range(4)]
         tokens.append(a.down(F.gelu(a.up(a.norm(torch.cat(group))))))
+    return tokens
+
+
+def linear(a, clip):
+    tokens = []
+    for begin in range(0, len(clip), 4):
+        group = torch.cat([clip[min(begin + i, len(clip) - 1)] for i in range(4)])
+        tokens.append(a.out.bias + torch.stack([row @ group for row in a.out.weight]))
     return tokens
 
 
@@ -126,6 +135,7 @@ def fixed(a, clip):
 
 LOOP = {
     "stack": stack,
+    "linear": linear,
     "pool": pool,
     "conv": conv,
     "qformer": query,
@@ -183,6 +193,7 @@ def test_a_clip_alone_equals_the_clip_in_any_batch(kind):
     ("kind", "counts"),
     [
         ("stack", [1, 1, 1, 2, 2, 3]),
+        ("linear", [1, 1, 1, 2, 2, 3]),
         ("pool", [1, 1, 1, 2, 2, 3]),
         ("conv", [1, 1, 1, 2, 2, 3]),
         ("qformer", [2, 2, 2, 4, 4, 6]),

@@ -215,6 +215,14 @@ def test_warm_up_then_half_a_cosine():
     assert compute_lr_share(planned, 12, 12, 0.0) == pytest.approx(0.2)
 
 
+def test_a_line_after_warm_up():
+    planned = stage(warmup=2, schedule="linear")
+    shares = [compute_lr_share(planned, step, 6, 0.0) for step in range(7)]
+    assert shares == pytest.approx([1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4, 0])
+    floored = stage(warmup=0, schedule="linear", final_lr_share=0.2)
+    assert compute_lr_share(floored, 3, 4, 0.0) == pytest.approx(0.2 + 0.8 / 4)
+
+
 def test_a_constant_rate_only_warms_up():
     planned = stage(warmup=3, schedule="constant", final_lr_share=0.1)
     assert [compute_lr_share(planned, s, 8, 0.0) for s in range(8)] == pytest.approx(

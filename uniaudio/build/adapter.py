@@ -5,6 +5,7 @@ from __future__ import annotations
 from uniaudio.config.adapters import (
     AdapterConfig,
     ConvConfig,
+    LinearConfig,
     PerceiverConfig,
     PoolConfig,
     QformerConfig,
@@ -17,7 +18,7 @@ from uniaudio.model.adapters.conv import ConvAdapter
 from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
 from uniaudio.model.adapters.qformer import QueryAdapter
-from uniaudio.model.adapters.stack import StackAdapter
+from uniaudio.model.adapters.stack import LinearAdapter, StackAdapter
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.encoders.base import AudioEncoder
 
@@ -31,6 +32,8 @@ def make_adapter(config: AdapterConfig, encoder: AudioEncoder, decoder_dim: int)
     ends = (encoder.dim, encoder.frame_rate, decoder_dim)
     if isinstance(config, StackConfig):
         return StackAdapter(*ends, config.rate, config.hidden)
+    if isinstance(config, LinearConfig):
+        return LinearAdapter(*ends, config.rate)
     if isinstance(config, PoolConfig):
         return PoolAdapter(*ends, config.rate, config.hidden)
     if isinstance(config, ConvConfig):

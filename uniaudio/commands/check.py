@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
+from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import sketch_encoder
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.checks.cache_settings import describe_cache_sizes
@@ -23,6 +25,7 @@ from uniaudio.console import make_console
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.estimate import flops
 from uniaudio.hub_client import HubUnreachableError
+from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import fetch_model_config, read_model_config, read_stock_config
 from uniaudio.train.optim import component_of
 
@@ -75,6 +78,24 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     )
 
 
+def print_adapter_size(config: RunConfig, encoder: AudioEncoder, encoder_size: int, console: Console) -> None:
+    """Print the parameters of the adapter, as before a decoder of the encoder's width, and whether they are many.
+
+    Args:
+        encoder_size: parameters of the encoders with their fusion.
+    """
+    with torch.device("meta"):
+        adapter = make_adapter(config.adapter, encoder, encoder.dim)
+    size = sum(parameter.numel() for parameter in adapter.parameters())
+    console.print(f"adapter {config.adapter.kind}: about {size:,} parameters", highlight=False)
+    if size > encoder_size:
+        console.print(
+            f"the adapter has more parameters than all encoders ({encoder_size:,}); set a smaller adapter.hidden",
+            style="yellow",
+            highlight=False,
+        )
+
+
 @contextmanager
 def note_unreachable_hub(console: Console) -> Iterator[None]:
     """Say that models of the Hub are not looked at where there is no way to it."""
@@ -114,6 +135,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
         table.add_row(component, f"{all_of_it:,}", f"{trained:,}")
     console.print(table)
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
+    if config.decoder.kind != "whisper":
+        print_adapter_size(config, sketch, sum(size for size, _ in sizes.values()), console)
     for text in describe_cache_sizes(sketch, config):
         console.print(text, highlight=False)
     folders = [fetch_model_config(part.path, part.revision) for part in config.encoders.values()]

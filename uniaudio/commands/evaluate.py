@@ -105,7 +105,9 @@ def make_prediction_settings(loaded: LoadedModel, **changes: Any) -> PredictionS
     if reach is not None:
         window = min(max(reach, SHORTEST_WINDOW, config.data.max_seconds or 0.0), LONGEST_CLIP)
     stated = config.evaluate
-    settings = PredictionSettings(stated.max_new_tokens, stated.batch_seconds, window)
+    settings = PredictionSettings(
+        stated.max_new_tokens, stated.batch_seconds, window, repetition_penalty=stated.repetition_penalty
+    )
     return replace(settings, **changes)
 
 

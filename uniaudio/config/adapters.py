@@ -41,6 +41,25 @@ class StackConfig(AdapterSettings):
     """
 
 
+class LinearConfig(AdapterSettings):
+    """One linear map (XARES-LLM): neighbouring frames are stacked to `rate` tokens per second, with no norm and
+    no hidden layer.
+    """
+
+    kind: Literal["linear"]
+    """`linear`."""
+    rate: PositiveFloat = 12.5
+    """Audio tokens per second of sound; must divide the encoder's frame rate. The encoder's own rate maps each
+    frame alone.
+    """
+
+    @model_validator(mode="after")
+    def check_no_hidden(self) -> LinearConfig:
+        if self.hidden is not None:
+            raise ValueError("hidden: one linear map has no hidden layer; take `kind: stack` for an MLP")
+        return self
+
+
 class PoolConfig(AdapterSettings):
     """The mean of neighbouring frames, `rate` a second, then an MLP."""
 
@@ -150,6 +169,7 @@ class UltravoxConfig(AdapterSettings):
 
 AdapterConfig = Annotated[
     StackConfig
+    | LinearConfig
     | PoolConfig
     | ConvConfig
     | QformerConfig

@@ -136,12 +136,12 @@ class Stage(Strict):
     """Hours of audio after which the stage ends, in place of `steps`."""
     warmup: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises linearly from 0. Read by: train."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning-rate schedule after warm-up: `cosine` decays to `final_lr_share`, `constant` stays. Read by:
-    train.
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning-rate schedule after warm-up: `cosine` and `linear` decay to `final_lr_share`, `constant` stays.
+    Read by: train.
     """
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the end of the cosine as a share of the peak. Read by: train."""
+    """Learning rate at the end of the decay as a share of the peak. Read by: train."""
     budget: Budget
     """The size of one micro-batch."""
     train: dict[str, Mode] = Field(default={})

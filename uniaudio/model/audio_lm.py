@@ -138,6 +138,7 @@ class AudioLM(nn.Module):
         end_of_turn: int,
         pad: int,
         read: ReadPrompts | None = None,
+        repetition_penalty: float = 1.0,
     ) -> list[list[int]]:
         """Continue the prompts of a batch greedily and return the new ids of every row, see ``generate_rows``.
 
@@ -145,7 +146,7 @@ class AudioLM(nn.Module):
             read: of the same prompts, where they were read before.
         """
         text = (read or self.read_prompts(prompts)).text
-        return generate_rows(self.decoder, text, max_new_tokens, end_of_turn, pad)
+        return generate_rows(self.decoder, text, max_new_tokens, end_of_turn, pad, repetition_penalty)
 
     @torch.no_grad()
     def label_log_likelihoods(

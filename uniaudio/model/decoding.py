@@ -11,7 +11,12 @@ from uniaudio.ragged import Ragged
 
 
 def generate_rows(
-    decoder: Any, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int
+    decoder: Any,
+    text: Ragged,
+    max_new_tokens: int,
+    end_of_turn: int,
+    pad: int,
+    repetition_penalty: float = 1.0,
 ) -> list[list[int]]:
     """Continue prompts greedily with the cache of the stock model and return the new ids of every row.
 
@@ -20,21 +25,25 @@ def generate_rows(
 
     Args:
         decoder: a ``TextDecoder``. text: its input rows ``[T, D]``.
+        repetition_penalty: of tokens that the answer already holds (Keskar et al. 2019); 1 is none.
     """
     limit, longest = decoder.positions, int(text.lengths.max())
     is_too_long = limit is not None and longest + max_new_tokens > limit
     if not is_too_long and decoder.pads_exactly:
-        return continue_rows(decoder, text, max_new_tokens, end_of_turn, pad)
+        return continue_rows(decoder, text, max_new_tokens, end_of_turn, pad, repetition_penalty)
     rows = []
     for i, length in enumerate(text.lengths.tolist()):
         room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
         row = text.select([i])
-        rows += continue_rows(decoder, row, room, end_of_turn, pad) if room > 0 else [[]]
+        if room > 0:
+            rows += continue_rows(decoder, row, room, end_of_turn, pad, repetition_penalty)
+        else:
+            rows.append([])
     return rows
 
 
 def continue_rows(
-    decoder: Any, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int
+    decoder: Any, text: Ragged, max_new_tokens: int, end_of_turn: int, pad: int, repetition_penalty: float
 ) -> list[list[int]]:
     """Continue the decoder's input rows ``[T, D]`` together, see ``generate_rows``."""
     padded, mask = pad_left(text)
@@ -48,6 +57,7 @@ def continue_rows(
         top_k=None,
         eos_token_id=end_of_turn,
         pad_token_id=pad,
+        repetition_penalty=repetition_penalty,
     )
     return new.tolist()
 

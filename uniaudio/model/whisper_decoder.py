@@ -236,8 +236,9 @@ class CrossAttentionLM(AudioLM):
         end_of_turn: int,
         pad: int,
         read: ReadPrompts | None = None,
+        repetition_penalty: float = 1.0,
     ) -> list[list[int]]:
-        """Continue the prompts greedily, see ``generate_with_cross_attention``."""
+        """Continue the prompts greedily, see ``generate_with_cross_attention``; it knows no penalty of repetitions."""
         cross = (read or self.read_prompts(prompts)).cross_frames
         assert cross is not None
         return generate_with_cross_attention(self.decoder, prompts.tokens, cross, max_new_tokens, end_of_turn)

@@ -127,10 +127,10 @@ def build_optimizer(
 def compute_lr_share(stage: Stage, step: int, steps: int | None, done: float) -> float:
     """Return the share of the peak learning rate at a step of a stage (0-based).
 
-    Linear warm-up, then half a cosine down to ``final_lr_share``, or constant.
+    Linear warm-up, then half a cosine or a line down to ``final_lr_share``, or constant.
 
     Args:
-        steps: of the stage; None where hours of audio end it, so that their share ``done`` moves the cosine. With
+        steps: of the stage; None where hours of audio end it, so that their share ``done`` moves the decay. With
             both, the one that will end the stage first does.
     """
     rise = (step + 1) / stage.warmup if step < stage.warmup else 1.0
@@ -140,8 +140,9 @@ def compute_lr_share(stage: Stage, step: int, steps: int | None, done: float) ->
         if step < stage.warmup:
             return rise
         done = max(done, (step - stage.warmup) / max(steps - stage.warmup, 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return rise * (stage.final_lr_share + (1 - stage.final_lr_share) * cosine)
+    done = min(done, 1.0)
+    left = 1 - done if stage.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return rise * (stage.final_lr_share + (1 - stage.final_lr_share) * left)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

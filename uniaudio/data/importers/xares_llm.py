@@ -37,6 +37,7 @@ DOMAINS = (  # words of a set's name or prompt -> domain, the first that fits
     ),
 )
 HUB = "hf://datasets/"
+CROP = 30.0  # seconds of longer clips that its loader takes in training, at a random place
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,14 @@ class XaresLlmImporter(Importer):
             template = add_template(data, name, each, metrics.get(name) or each.metric)
             add_card(data, name, each, "train", options.root)
             weight = each.share if each.share is not None else each.num_shards / shards
-            data.train.append({"dataset": name, "template": template, "weight": round(weight, 6)})
+            long_clips = {"how": "crop", "seconds": float(settings.get("crop_audio_length") or CROP)}
+            line = {
+                "dataset": name,
+                "template": template,
+                "weight": round(weight, 6),
+                "long_clips": long_clips,
+            }
+            data.train.append(line)
         for each in evaluate:
             name = make_name(each.name)
             template = add_template(data, name, each, each.metric)

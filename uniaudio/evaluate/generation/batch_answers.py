@@ -25,6 +25,7 @@ def generate(
     format: ChatFormat,
     max_new_tokens: int,
     read: ReadPrompts | None = None,
+    repetition_penalty: float = 1.0,
 ) -> list[Generated]:
     """Answer the prompts of a batch (from ``collate_prompts``) greedily; each row stops at its end of turn.
 
@@ -33,6 +34,8 @@ def generate(
     """
     was_training = model.training
     model.eval()
-    rows = model.generate_ids(prompts, max_new_tokens, format.end_of_turn, format.pad, read)
+    rows = model.generate_ids(
+        prompts, max_new_tokens, format.end_of_turn, format.pad, read, repetition_penalty
+    )
     model.train(was_training)
     return [Generated(format.answer_text(row), format.end_of_turn not in row) for row in rows]

@@ -36,6 +36,7 @@ class PredictionSettings:
         window_seconds: length of the windows of longer clips, and of crops, where `long_clips` does not say.
         labels: score the labels of closed sets too.
         shared: every process holds the whole model, and they share the rows out.
+        repetition_penalty: of tokens that an answer already holds; 1 is none.
     """
 
     max_new_tokens: int
@@ -43,6 +44,7 @@ class PredictionSettings:
     window_seconds: float = LONGEST_CLIP
     labels: bool = True
     shared: bool = False
+    repetition_penalty: float = 1.0
 
     @property
     def share(self) -> tuple[int, int]:
@@ -245,7 +247,7 @@ def answer_batch(
     examples, task = [question.example for question in questions], (template.task,)
     prompts = collate_prompts(examples, format, model.count_slots, task).to(device)
     read = model.read_prompts(prompts)
-    generated = generate(model, prompts, format, settings.max_new_tokens, read)
+    generated = generate(model, prompts, format, settings.max_new_tokens, read, settings.repetition_penalty)
     scores: list[tuple[float, ...] | None] = [None] * len(questions)
     if labels is not None and template.labels is not None:
         rows = model.label_log_likelihoods(prompts, labels, read).tolist()
