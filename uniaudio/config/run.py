@@ -237,7 +237,7 @@ class EvaluateConfig(Strict):
     """Most rows of an evaluation set whose recipe states no number. Default: all rows."""
     max_new_tokens: PositiveInt = 256
     """Longest generated answer in tokens; 256 hold half a minute of fast speech."""
-    repetition_penalty: float = Field(1.0, ge=1, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     """Divides the logits of tokens that the answer already holds where they are positive, and multiplies them
     where they are not (Keskar et al. 2019); 1 is none. Not for Whisper's decoder.
     """
