@@ -4,11 +4,10 @@ BIN := .venv/bin
 # uv takes the build of torch that fits the machine: the CPU's where there is no NVIDIA device, else that of its CUDA
 # version. Where pip has an index of its own (a mirror, a proxy), pip takes what is there. `make INSTALL=uv ...` decides.
 INSTALL ?= $(shell $(PYTHON) -m pip config list 2>/dev/null | grep -qE 'index-url|find-links' && echo pip || echo uv)
-ifeq ($(INSTALL),uv)
-INSTALLER := $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend auto --quiet
-else
-INSTALLER := $(BIN)/pip install --quiet
-endif
+UV := $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend auto --quiet
+comma := ,
+# where uv cannot reach the index of the builds of torch, pip takes the one that it has
+install = $(if $(filter uv,$(INSTALL)),$(UV) $(1) ||) $(BIN)/pip install --quiet $(1)
 
 .PHONY: demo test lint types check reference docs bench realdata real clean
 
@@ -53,15 +52,15 @@ real: .stamp-run
 	$(BIN)/pip install --quiet --upgrade pip
 
 .stamp-run: .venv pyproject.toml constraints.txt
-	$(INSTALLER) -c constraints.txt -e '.[all]'
+	$(call install,-c constraints.txt -e '.[all]')
 	touch .stamp-run
 
 .stamp-dev: .venv pyproject.toml constraints.txt
-	$(INSTALLER) -c constraints.txt -e '.[dev]'
+	$(call install,-c constraints.txt -e '.[dev]')
 	touch .stamp-dev .stamp-run
 
 .stamp-docs: .venv pyproject.toml constraints.txt
-	$(INSTALLER) -c constraints.txt -e '.[dev,docs]'
+	$(call install,-c constraints.txt -e '.[dev$(comma)docs]')
 	touch .stamp-docs .stamp-dev .stamp-run
 
 clean:
