@@ -409,7 +409,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json({"error": "You already created this repo", "url": url}, 409)
             return
         self.hub.repositories.create(kind, name)
-        if wanted.get("private"):
+        if wanted.get("private") or wanted.get("visibility") == "private":
             self.hub.private.add(f"{kind}/{name}")
         self.send_json({"url": url, "name": name, "id": name})
 
