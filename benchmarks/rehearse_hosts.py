@@ -25,7 +25,7 @@ from pathlib import Path
 from hosts import Command, Hosts, NoHostsError, explain_no_hosts, wait_until
 from miniature_run import write_miniature_run
 
-PATIENCE = 300.0  # seconds for a launch
+PATIENCE = 600.0  # seconds for a launch
 ROUNDING = 2e-4  # of losses, relative: sums in another order
 FAULT_SECONDS = 60.0  # until every process has to be gone
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")

@@ -24,7 +24,7 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0  # without a beat until a machine counts as gone; a short cut is no loss
 GRACE_SECONDS = 1.5  # left to a process to end by itself, when another one has ended
 LINGER_BEATS = 4  # that a process with an error stays, for its store may go with it
-START_SECONDS = 300.0  # until every machine has loaded its libraries and beats
+START_SECONDS = 600.0  # until every machine has loaded its libraries and beats
 USER_MISTAKE, FAILURE = 2, 1  # exit codes
 
 

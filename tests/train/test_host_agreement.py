@@ -28,6 +28,7 @@ def other_host(monkeypatch):
             return [("host0", value[1]), ("host1", change(value[1]))]
 
         monkeypatch.setattr(host_agreement, "gather_objects", gather)
+        monkeypatch.setattr(host_agreement, "world_size", lambda: 2)
 
     return install
 

@@ -21,7 +21,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.batching import Mixture
 from uniaudio.data.recipe import Recipe
-from uniaudio.distributed import gather_objects
+from uniaudio.distributed import gather_objects, world_size
 from uniaudio.errors import UserError
 from uniaudio.train.resume import find_differences
 
@@ -118,6 +118,8 @@ def require_same_run(config: RunConfig, recipes: Sequence[Recipe], accelerator: 
     Raises:
         UserError: on all ranks, see ``require_agreement``.
     """
+    if world_size() == 1:
+        return
     plugin = accelerator.state.deepspeed_plugin
     engine = accelerator.distributed_type.value
     facts = {
