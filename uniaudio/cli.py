@@ -492,13 +492,16 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="hf, xares, xares-llm or onnx for the encoder; qwen2-audio or audio-flamingo3 for all."
+            help="hf, xares, xares-llm or onnx for the encoder; hf-lm, qwen2-audio or audio-flamingo3 for all."
         ),
     ] = "hf",
     push_to_hub: Annotated[
         str | None,
         typer.Option(help="OWNER/NAME to upload an hf folder or a whole model to; new ones are private."),
     ] = None,
+    decoder: Annotated[
+        str, typer.Option(help="With hf-lm: inside writes the decoder's weights, reference names them.")
+    ] = "inside",
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -512,7 +515,7 @@ def export(
     from uniaudio.commands.export import export_checkpoint
     from uniaudio.config.trust import Trust
 
-    export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code))
+    export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code), decoder)
 
 
 @app.command(rich_help_panel=EVALUATE, epilog="Example: uniaudio report runs/birds -o report.html")

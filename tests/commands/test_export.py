@@ -364,3 +364,23 @@ def test_what_no_published_format_holds_is_refused_in_a_sentence(tone_run):
     whisper = config.decoder.model_copy(update={"kind": "whisper"})
     with pytest.raises(UserError, match="no place for Whisper's own decoder"):
         check(config.model_copy(update={"decoder": whisper}))
+
+
+def test_a_whole_run_with_code_of_its_own_and_its_decoder_by_reference(
+    run, tone_run, tmp_path, capsys, fresh_model_code
+):
+    write(run, tmp_path / "lm", "--to", "hf-lm", "--decoder", "reference")
+    output = " ".join(capsys.readouterr().out.split())
+    assert f'AutoModelForCausalLM.from_pretrained("{tmp_path / "lm"}", trust_remote_code=True)' in output
+    card = (tmp_path / "lm" / "README.md").read_text()
+    assert "The decoder's weights are not in the folder" in card
+    assert re.search(r"- decoder: qwen \([0-9a-f]{12}\)", card)
+    assert "knn probe (accuracy)" in card
+    assert json.loads((tmp_path / "lm" / "config.json").read_text())["decoder"] == str(
+        tone_run.parent / "qwen"
+    )
+    for options, sentence in (
+        (("--to", "hf-lm", "--decoder", "elsewhere"), "give inside or reference"),
+        (("--to", "qwen2-audio", "--decoder", "reference"), "--decoder reference goes with --to hf-lm"),
+    ):
+        assert sentence in " ".join(refusal(capsys, run, tmp_path / "no", *options).split())

@@ -133,13 +133,16 @@ def test_several_clips_of_a_prompt_and_a_long_one_in_pieces(chat_tokenizer, tmp_
     assert_equal(ours, read_stock(stock, processor, text, pieces))
 
 
-def test_a_batch_of_prompts_is_answered_as_each_alone(chat_tokenizer, tmp_path):
-    model, format = make_model("audio-flamingo3", chat_tokenizer)
-    processor, stock = write(model, format, tmp_path, "audio-flamingo3")
+@pytest.mark.parametrize("name", EXACT)
+def test_a_batch_of_prompts_is_answered_as_each_alone(name, chat_tokenizer, tmp_path):
+    model, format = make_model(name, chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, name)
     clips = noise(0.6, 1.9)
     texts = [write_turn(processor, None, question) for question in ("low?", "Which tone is it?")]
     audio = [clip / np.float32(32768) for clip in clips]
-    inputs = processor(text=texts, audio=audio, sampling_rate=SECOND, return_tensors="pt")
+    inputs = processor(
+        text=texts, audio=audio, sampling_rate=SECOND, return_tensors="pt", text_kwargs={"padding": True}
+    )
     together = stock.generate(**inputs, max_new_tokens=6)[:, inputs.input_ids.shape[1] :]
     for row, clip, question in zip(together, clips, ("low?", "Which tone is it?"), strict=True):
         ids = read_prompt(model, format, [clip], ("", question))[1]

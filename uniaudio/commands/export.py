@@ -48,13 +48,19 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_checkpoint(
-    spec: str, out: Path, to: str, push_to_hub: str | None = None, trust: Trust = NO_TRUST
+    spec: str,
+    out: Path,
+    to: str,
+    push_to_hub: str | None = None,
+    trust: Trust = NO_TRUST,
+    decoder: str = "inside",
 ) -> None:
     """Write the encoder of a run, checkpoint or known model to a new folder, prove it, and print what was written.
 
     Args:
         to: ``hf``, ``xares``, ``xares-llm`` or ``onnx``, or one of ``MODEL_TARGETS``, which take the whole model.
         push_to_hub: ``OWNER/NAME`` to upload an ``hf`` folder or a whole model to.
+        decoder: of a whole model with ``hf-lm``: ``inside`` or ``reference``.
 
     Raises:
         UserError: before anything is loaded: an unknown target, a folder that is not empty, a missing package, no
@@ -70,7 +76,7 @@ def export_checkpoint(
         check_login(push_to_hub)
     console = make_console()
     if to in MODEL_TARGETS:
-        line = export_model(spec, out, to, trust)
+        line = export_model(spec, out, to, trust, decoder, push_to_hub)
         console.print(files_table(out))
         console.print(line, highlight=False, soft_wrap=True, markup=False)
         if push_to_hub is not None:

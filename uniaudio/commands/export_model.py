@@ -15,15 +15,26 @@ from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.model.lora import merge_lora
 
-MODEL_TARGETS = ("qwen2-audio", "audio-flamingo3")
+HF_LM = "hf-lm"
+MODEL_TARGETS = ("qwen2-audio", "audio-flamingo3", HF_LM)
 
 
-def export_model(spec: str, out: Path, to: str, trust: Trust = NO_TRUST) -> str:
+def export_model(
+    spec: str, out: Path, to: str, trust: Trust = NO_TRUST, decoder: str = "inside", place: str | None = None
+) -> str:
     """Write the whole model of a run, compare it with the run, and return the lines that load it.
+
+    Args:
+        decoder: for ``hf-lm``, ``inside`` writes its weights, ``reference`` names where they are.
+        place: folder or Hub name in the lines that load it; None: the folder.
 
     Raises:
         UserError: before any weights are read where a config tells that the run does not fit the format.
     """
+    if to == HF_LM:
+        return export_hf_lm(spec, out, trust, decoder, place or str(out))
+    if decoder != "inside":
+        raise UserError(f"--decoder {decoder} goes with --to {HF_LM}; a stock format has its decoder inside")
     from uniaudio.export.model_card import write_lm_card
     from uniaudio.export.stock_formats import STOCK_FORMATS
     from uniaudio.export.stock_model import (
@@ -61,11 +72,69 @@ def export_model(spec: str, out: Path, to: str, trust: Trust = NO_TRUST) -> str:
             f"transformers loads it; engines that put a {' or '.join(target.decoders)} decoder into this format do not "
             f"serve one with a {decoder} decoder."
         )
-    code = write_loading_code(out, target.model.__name__)
+    code = write_loading_code(place or str(out), target.model.__name__)
     write_lm_card(out, facts, to, code, notes)
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     return code
+
+
+def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -> str:
+    """Write the whole model of a run with its code, see ``export_model``."""
+    from uniaudio.export.hf_lm import verify_hf_lm, write_hf_lm
+    from uniaudio.export.model_card import write_lm_card
+    from uniaudio.export.stock_model import compute_prompt_logits, make_trial_clips
+
+    config = read_run_config(spec, HF_LM, trust)
+    reference = find_reference(config, decoder)
+    if config.decoder.kind == "whisper":
+        raise UserError(
+            f"--to {HF_LM}: Whisper's own decoder reads frames, not tokens; use --to hf for the encoder"
+        )
+    if config.decoder.dtype == "fp8" or config.decoder.trust_remote_code:
+        raise UserError(
+            f"--to {HF_LM}: the decoder is in fp8 or has code of its own; use --to hf for the encoder"
+        )
+    facts = collect_provenance(spec, whole=True)
+    console = make_console()
+    with console.status("loading the model"):
+        loaded = load_model(spec, torch.device("cpu"), trust)
+        merge_lora(loaded.model)
+        model = loaded.model.float().eval()
+    with console.status(f"writing {out}"):
+        write_hf_lm(model, loaded.format, out, facts, reference)
+    with console.status("comparing both models"):
+        clips = make_trial_clips()
+        wanted = compute_prompt_logits(model, loaded.format, clips)
+        del model, loaded  # the written model needs as much memory again
+        difference = verify_hf_lm(wanted, clips, out)
+    notes = [
+        "The Python files beside the weights are the model's code; they need torch, transformers and numpy only.",
+        f"Compared with the run on clips of noise: logits differ by at most {difference:.1g} of the largest.",
+    ]
+    if reference is not None:
+        notes.append(f"The decoder's weights are not in the folder; they are read from {reference[0]}.")
+    code = write_loading_code(place, "AutoModelForCausalLM", ", trust_remote_code=True")
+    write_lm_card(out, facts, HF_LM, code, notes)
+    return code
+
+
+def find_reference(config: RunConfig, decoder: str) -> tuple[str, str | None] | None:
+    """Return where a decoder's weights are, with the revision; None where they are to be written.
+
+    Raises:
+        UserError: when the run has changed them, so that they are nowhere else.
+    """
+    if decoder == "inside":
+        return None
+    if decoder != "reference":
+        raise UserError(f"--decoder {decoder}: give inside or reference")
+    settings = config.decoder
+    if settings.train != "frozen" or settings.miniature is not None or settings.path.startswith("random:"):
+        raise UserError(
+            "--decoder reference: the run has a decoder of its own; write it with --decoder inside"
+        )
+    return settings.path, settings.revision
 
 
 def read_run_config(spec: str, to: str, trust: Trust) -> RunConfig:
@@ -115,12 +184,12 @@ def require_fitting_run(config: RunConfig, to: str, adapter: str) -> None:
         refuse_encoder(sketch, to)
 
 
-def write_loading_code(out: Path, name: str) -> str:
+def write_loading_code(place: str, name: str, option: str = "") -> str:
     """Return the lines of Python that answer a question with an exported model."""
     return (
         f"from transformers import AutoProcessor, {name}\n\n"
-        f'processor = AutoProcessor.from_pretrained("{out}")\n'
-        f'model = {name}.from_pretrained("{out}")\n'
+        f'processor = AutoProcessor.from_pretrained("{place}"{option})\n'
+        f'model = {name}.from_pretrained("{place}"{option})\n'
         'turns = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What is this?"}]}]\n'
         "text = processor.apply_chat_template(turns, add_generation_prompt=True)\n"
         'inputs = processor(text=[text], audio=[waveform], sampling_rate=16000, return_tensors="pt")\n'

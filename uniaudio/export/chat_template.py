@@ -1,7 +1,12 @@
-"""A chat template that takes clips among the contents of a turn and writes the prompts that a run was trained with."""
+"""A chat template that takes clips among the contents of a turn and writes the prompts that a run was trained with.
+
+And the tokenizer that carries it, in a form that transformers 4 and 5 read.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -80,3 +85,16 @@ def render(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     )
     assert isinstance(text, str)
     return text
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer, its class and special tokens under the names that transformers 4 knows as well."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["padding_side"] = "left"  # prompts of a batch end together, where their answers begin
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

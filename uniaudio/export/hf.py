@@ -76,13 +76,18 @@ def detach_tensor(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def collect_code(parts: set[str]) -> dict[str, str]:
+def collect_code(
+    parts: set[str], root: str = "uniaudio.export.hub_model", names: Sequence[str] = ("UniaudioModel",)
+) -> dict[str, str]:
     """Return the Python files, by name, of a model made of these classes.
+
+    Args:
+        root: the module that transformers loads, with a table ``PARTS`` to be filled in. names: its classes.
 
     transformers 4 copies next to the modelling file only what that file itself imports, not what its imports import.
     So the modelling file names every other file, for the eyes of transformers alone: nothing is imported twice.
     """
-    roots: dict[str, set[str]] = {"uniaudio.export.hub_model": {"UniaudioModel"}}
+    roots: dict[str, set[str]] = {root: {*names}}
     imports, lines = [], []
     for part in sorted(parts):
         module, _, name = part.partition(":")
@@ -90,9 +95,8 @@ def collect_code(parts: set[str]) -> dict[str, str]:
         imports.append(f"from .{flatten_name(module)} import {name}")
         lines.append(f'    "{part}": {name},')
     files = flatten_modules(roots, HEADER)
-    others = [
-        f"    from .{name.removesuffix('.py')} import *" for name in sorted(files) if name != f"{MODEL}.py"
-    ]
+    modeling = f"{flatten_name(root)}.py"
+    others = [f"    from .{name.removesuffix('.py')} import *" for name in sorted(files) if name != modeling]
     imports += [
         "from typing import TYPE_CHECKING",
         "",
@@ -100,7 +104,7 @@ def collect_code(parts: set[str]) -> dict[str, str]:
         *others,
     ]
     table = "\n".join([*imports, "", "PARTS = {", *lines, "}"])
-    files[f"{MODEL}.py"] = files[f"{MODEL}.py"].replace(NO_PARTS, table)
+    files[modeling] = files[modeling].replace(NO_PARTS, table)
     return files
 
 

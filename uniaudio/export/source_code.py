@@ -19,6 +19,8 @@ SHAPES = "jaxtyping"  # annotations that tests check; ``Float[Tensor, "A E"]`` b
 FILES = {
     "uniaudio.export.hub_config": "configuration_uniaudio",
     "uniaudio.export.hub_model": "modeling_uniaudio",
+    "uniaudio.export.hub_lm_config": "configuration_uniaudio_lm",
+    "uniaudio.export.hub_lm": "modeling_uniaudio_lm",
 }
 
 

@@ -27,7 +27,7 @@ from transformers import (
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError
-from uniaudio.export.chat_template import make_chat_template
+from uniaudio.export.chat_template import make_chat_template, write_tokenizer
 from uniaudio.export.hf import make_noise
 from uniaudio.export.stock_formats import StockFormat
 from uniaudio.model.adapters.stock_projectors import StockProjector
@@ -146,6 +146,7 @@ def write_stock_model(
     config.to_json_file(folder / "config.json", use_diff=False)
     extractor = WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins)
     target.make_processor(extractor, tokenizer, template).save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     extractor.save_pretrained(folder)  # transformers 4 and engines look for it in a file of its own
     GenerationConfig(
         eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False

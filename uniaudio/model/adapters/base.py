@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from uniaudio.errors import UserError
+from uniaudio.model.init_args import InitArgsModule
 from uniaudio.ragged import Ragged
 
 
-class Adapter(nn.Module):
+class Adapter(InitArgsModule):
     """Ragged frames ``[A, E]`` in, ragged audio tokens ``[N, D]`` out; a clip's tokens depend on no other clip."""
 
     def num_tokens(self, frames: int) -> int:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.chunking import cut_into_chunks, list_chunk_lengths
+from uniaudio.model.init_args import InitArgsModule
 from uniaudio.model.mel import REACH
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
@@ -85,7 +86,7 @@ def stack_frames(frames: Ragged, stack: int) -> Float[Tensor, "N S"]:
     return buffer.view(int(groups.sum()), -1)
 
 
-class OneLinear(nn.Module):
+class OneLinear(InitArgsModule):
     """Qwen2-Audio's projector (arXiv 2407.10759): one linear map."""
 
     def __init__(self, encoder_dim: int, decoder_dim: int) -> None:
@@ -97,7 +98,7 @@ class OneLinear(nn.Module):
         return self.linear(frames)
 
 
-class TwoLinear(nn.Module):
+class TwoLinear(InitArgsModule):
     """The projector of Audio Flamingo 3 (arXiv 2507.08128) and Voxtral (arXiv 2507.13264): two maps around a GELU."""
 
     def __init__(self, encoder_dim: int, decoder_dim: int, bias: bool) -> None:
@@ -110,7 +111,7 @@ class TwoLinear(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(frames)))
 
 
-class RMSNormSwiGLU(nn.Module):
+class RMSNormSwiGLU(InitArgsModule):
     """Ultravox's projector since version 0.5: RMSNorm, a linear map, SwiGLU, RMSNorm, a linear map.
 
     The gate is the second half of the first map's output.

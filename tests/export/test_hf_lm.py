@@ -1,0 +1,186 @@
+"""Whole models with code of their own: what they answer is what the run answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_qwen, tiny_whisper
+from pydantic import TypeAdapter
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from uniaudio.build.adapter import make_adapter
+from uniaudio.commands.export_model import find_reference
+from uniaudio.config.adapters import AdapterConfig
+from uniaudio.config.run import DecoderConfig, RunConfig
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.collate import collate_prompts
+from uniaudio.errors import UserError
+from uniaudio.export.describe import describe_encoder, find_parts
+from uniaudio.export.hf import collect_code, make_noise
+from uniaudio.export.hf_lm import CLASSES, ROOT, verify_hf_lm, write_hf_lm
+from uniaudio.export.stock_model import compute_prompt_logits
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.fusion.mowe import MoweEncoder
+from uniaudio.model.rebuild import rebuild
+from uniaudio.types import Example
+
+HERE = Path(__file__).parent.parent
+KINDS = [
+    "stack",
+    "pool",
+    "conv",
+    "qformer",
+    "perceiver",
+    "tokens",
+    "qwen2_audio",
+    "audio_flamingo3",
+    "voxtral",
+    "ultravox",
+]
+
+
+def noise(*samples):
+    return [row.numpy() for row in make_noise(samples).rows()]
+
+
+def make_model(tokenizer, encoder, kind="stack"):
+    lm = TextDecoder(tiny_qwen(len(tokenizer)))
+    torch.manual_seed(1)
+    adapter = make_adapter(TypeAdapter(AdapterConfig).validate_python({"kind": kind}), encoder, lm.dim)
+    return AudioLM(encoder, adapter, lm).eval(), ChatFormat(tokenizer, vocabulary=lm.vocabulary)
+
+
+def load(folder):
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    return processor, AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+def answer(model, format, clips, pieces):
+    batch = collate_prompts(
+        [Example("x", "t", "t", tuple(clips), pieces, "-")], format, model.count_slots, ("t",)
+    )
+    return model.generate_ids(batch, 6, format.end_of_turn, format.pad)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_adapter_is_described_and_made_again(kind):
+    encoder = WhisperAudioEncoder(tiny_whisper(), pool=2 if kind in ("qwen2_audio", "audio_flamingo3") else 1)
+    config = TypeAdapter(AdapterConfig).validate_python({"kind": kind})
+    adapter = make_adapter(config, encoder, 24)
+    described = json.loads(json.dumps(describe_encoder(adapter)))
+    code = collect_code(find_parts(described), ROOT, CLASSES)
+    for name, text in code.items():
+        compile(text, name, "exec")
+    assert type(adapter).__name__ in code["modeling_uniaudio_lm.py"]
+    again = rebuild(
+        described, {f"{type(p).__module__}:{type(p).__qualname__}": type(p) for p in adapter.modules()}.get
+    )
+    again.load_state_dict(adapter.state_dict())
+    frames = encoder(make_noise((16_000, 5_000))).frames
+    assert torch.equal(again(frames).values, adapter(frames).values)
+
+
+def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(chat_tokenizer, tmp_path):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
+    clips = noise(16_000, 7_777, 30_011)
+    write_hf_lm(model, format, tmp_path / "lm", {"steps": 3})
+    assert verify_hf_lm(compute_prompt_logits(model, format, clips), clips, tmp_path / "lm") < 1e-6
+    processor, loaded = load(tmp_path / "lm")
+    prompts = [("First ", " then ", " which is low?"), ("", "Name the tone.")]
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [
+                one
+                for i, piece in enumerate(pieces)
+                for one in ([{"type": "audio"}] if i else []) + [{"type": "text", "text": piece}]
+            ]}],
+            add_generation_prompt=True,
+        )
+        for pieces in prompts
+    ]  # fmt: skip
+    floats = [clip / np.float32(32768) for clip in clips]
+    inputs = processor(text=texts, audio=floats, sampling_rate=16_000)
+    ids = loaded.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(ids[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    for row, pieces, chosen in zip(ids, prompts, (clips[:2], clips[2:]), strict=True):
+        wanted = answer(model, format, chosen, pieces)
+        assert row[inputs["input_ids"].shape[1] :].tolist()[: len(wanted)] == wanted
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    loaded(**inputs, labels=labels).loss.backward()
+    assert loaded.encoder.whisper.conv1.weight.grad.abs().sum() > 0
+    only_text = loaded.generate(**processor(text="low"), max_new_tokens=2)
+    assert only_text.shape[1] > 2
+    assert loaded.config.provenance == {"steps": 3}
+    for clip, rate, sentence in (
+        (np.zeros((2, 9), np.float32), 16_000, "mixed to one channel"),
+        (floats[0], 8_000, "sampling_rate: 8000"),
+        ([floats[0], floats[1]], 16_000, "1 places <|audio|>, but there are 2 clips"),
+    ):
+        with pytest.raises(ValueError, match=sentence.replace("|", r"\|")):
+            processor(text="<|audio|>", audio=clip, sampling_rate=rate)
+
+
+def test_a_mixture_whose_router_reads_the_question_and_a_decoder_by_reference(chat_tokenizer, tmp_path):
+    parts = {name: WhisperAudioEncoder(tiny_whisper(seed)) for seed, name in enumerate("abc")}
+    encoder = MoweEncoder(parts, 50.0, prompt_dim=64)
+    model, format = make_model(chat_tokenizer, encoder)
+    model.decoder.lm.save_pretrained(tmp_path / "qwen")
+    write_hf_lm(model, format, tmp_path / "lm", {}, (str(tmp_path / "qwen"), None))
+    clips = noise(16_000, 7_777)
+    assert verify_hf_lm(compute_prompt_logits(model, format, clips), clips, tmp_path / "lm") < 1e-6
+    size = sum(file.stat().st_size for file in (tmp_path / "lm").glob("*.safetensors"))
+    lm = sum(p.numel() for p in model.decoder.lm.parameters())
+    assert size < 4 * (sum(p.numel() for p in model.parameters()) - lm) + 200_000
+
+
+def test_a_decoder_of_the_runs_own_is_not_left_out():
+    config = RunConfig.model_construct(decoder=DecoderConfig(path="Qwen/Qwen3-0.6B", revision="main"))
+    assert find_reference(config, "inside") is None
+    assert find_reference(config, "reference") == ("Qwen/Qwen3-0.6B", "main")
+    for change, sentence in (
+        ({"train": "lora"}, "decoder of its own"),
+        ({"path": "random:x"}, "decoder of its own"),
+    ):
+        changed = RunConfig.model_construct(decoder=config.decoder.model_copy(update=change))
+        with pytest.raises(UserError, match=sentence):
+            find_reference(changed, "reference")
+    with pytest.raises(UserError, match="give inside or reference"):
+        find_reference(config, "elsewhere")
+
+
+@pytest.mark.transformers4
+def test_the_folder_answers_in_processes_without_the_package_under_both_versions(
+    chat_tokenizer, tmp_path, transformers_4
+):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
+    write_hf_lm(model, format, tmp_path / "lm", {})
+    one, two = (clip / np.float32(32768) for clip in noise(9_000, 30_011))
+    np.savez(tmp_path / "clips.npz", one=one, two=two)
+    said = []
+    for python in (sys.executable, transformers_4):
+        command = [
+            python,
+            HERE / "whole_model_in_a_fresh_process.py",
+            tmp_path / "lm",
+            tmp_path / "clips.npz",
+        ]
+        place = {"HF_HOME": str(tmp_path / f"home{len(said)}"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+        done = subprocess.run(
+            [*map(str, command)],
+            cwd=tmp_path,
+            env=os.environ | place,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said.append(json.loads(done.stdout.splitlines()[-1]))
+    assert said[1]["version"].startswith("4.57")
+    assert said[0]["ids"] == said[1]["ids"]
+    np.testing.assert_allclose(said[0]["logits"], said[1]["logits"], atol=1e-5)

@@ -1,0 +1,134 @@
+"""A whole run as a folder that ``AutoModelForCausalLM`` and ``AutoProcessor`` load, with code of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from numpy.typing import NDArray
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, Wav2Vec2FeatureExtractor
+
+from uniaudio.data.chat_format import ChatFormat
+from uniaudio.export.chat_template import make_chat_template, write_tokenizer
+from uniaudio.export.describe import describe_encoder, find_parts
+from uniaudio.export.hf import collect_code
+from uniaudio.export.hub_lm import AUDIO
+from uniaudio.export.hub_lm_config import UniaudioLMConfig
+from uniaudio.export.stock_model import CLOSE, SHARD, make_text_config, store_compactly, write_prompt
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.outputs import apply_umask
+from uniaudio.types import SAMPLE_RATE
+
+ROOT, CONFIG, MODEL = "uniaudio.export.hub_lm", "configuration_uniaudio_lm", "modeling_uniaudio_lm"
+CLASSES = ("UniaudioForCausalLM", "UniaudioProcessor")
+AUTO = {
+    "AutoConfig": f"{CONFIG}.UniaudioLMConfig",
+    "AutoModelForCausalLM": f"{MODEL}.UniaudioForCausalLM",
+    "AutoProcessor": f"{MODEL}.UniaudioProcessor",
+}
+
+
+def write_hf_lm(
+    model: AudioLM,
+    format: ChatFormat,
+    folder: Path,
+    provenance: Mapping[str, Any],
+    decoder: tuple[str, str | None] | None = None,
+) -> None:
+    """Write a model without low-rank updates: weights, configuration, code, processor, tokenizer, chat template.
+
+    Args:
+        decoder: folder or Hub name of the decoder and its revision, to be read from there; None: its weights are
+            written, too.
+
+    Raises:
+        UserError: when a part is code of others, see ``describe_encoder``.
+    """
+    encoder, adapter = describe_encoder(model.encoder), describe_encoder(model.adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    lm = model.decoder.lm
+    tokenizer = copy.deepcopy(format.tokenizer)
+    template = make_chat_template(tokenizer, format.markup, AUDIO)
+    tokenizer.add_tokens([AddedToken(AUDIO, special=True, normalized=False)], special_tokens=True)
+    tokenizer.chat_template = template
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(format.pad)
+    tensors = {
+        f"{name}.{key}": value
+        for name, part in (("encoder", model.encoder), ("adapter", model.adapter))
+        for key, value in part.state_dict().items()
+    }
+    if decoder is None:
+        tensors |= {f"language_model.{k}": store_compactly(v) for k, v in lm.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
+    text = make_text_config(lm.config, model.decoder.vocabulary).to_dict()
+    config = UniaudioLMConfig(
+        encoder=encoder,
+        adapter=adapter,
+        text={**text, "model_type": lm.config.model_type},
+        decoder=None if decoder is None else decoder[0],
+        decoder_revision=None if decoder is None else decoder[1],
+        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO),
+        sampling_rate=SAMPLE_RATE,
+        provenance=dict(provenance),
+        architectures=[CLASSES[0]],
+        auto_map=AUTO,
+        dtype="float32",
+        tie_word_embeddings=False,
+    )
+    config.to_json_file(folder / "config.json")
+    write_processor(folder, tokenizer, template, encoder, adapter)
+    GenerationConfig(
+        eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    ).save_pretrained(folder)
+    for name, code in collect_code(find_parts([encoder, adapter]), ROOT, CLASSES).items():
+        (folder / name).write_text(code, encoding="utf-8")
+    apply_umask(folder)
+
+
+def write_processor(folder: Path, tokenizer: Any, template: str, encoder: Any, adapter: Any) -> None:
+    """Write tokenizer, feature extractor, chat template and what the processor is made of."""
+    write_tokenizer(tokenizer, folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
+    ).save_pretrained(folder)
+    values = {"processor_class": CLASSES[1], "auto_map": AUTO, "encoder": encoder, "adapter": adapter}
+    (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def verify_hf_lm(ours: Sequence[Tensor], clips: Sequence[NDArray[np.int16]], folder: Path) -> float:
+    """Load what was written and compare the logits of prompts with those of the run.
+
+    Args:
+        ours: see ``compute_prompt_logits``.
+
+    Returns:
+        The greatest difference over the largest logit.
+
+    Raises:
+        RuntimeError: when it is more than rounding, which is a fault of the export.
+    """
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    differences = []
+    for clip, logits in zip(clips, ours, strict=True):
+        inputs = processor(text=write_prompt(processor), audio=[clip], sampling_rate=SAMPLE_RATE)
+        theirs = loaded(**inputs).logits[0]
+        if len(theirs) != len(logits):
+            raise RuntimeError(f"{folder}: {len(theirs)} tokens of a prompt, the run has {len(logits)}")
+        differences.append(float((theirs - logits).abs().max() / logits.abs().max()))
+    if max(differences) > CLOSE:
+        raise RuntimeError(f"{folder}: the logits of the written model differ from those of the run")
+    return max(differences)

@@ -1,0 +1,295 @@
+"""An exported whole model of transformers: text with places for clips and padded waveforms in, logits or text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BatchFeature,
+    GenerationMixin,
+    PreTrainedModel,
+    ProcessorMixin,
+    __version__,
+)
+
+from uniaudio.export.hub_lm_config import UniaudioLMConfig
+from uniaudio.export.hub_model import construct_plainly, copy_constants
+from uniaudio.model.adapters.base import Adapter
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.rebuild import rebuild
+from uniaudio.ragged import Ragged
+
+# The classes that a description may name, by ``module:Class``; an exported folder has those of its model here.
+PARTS: Mapping[str, type[nn.Module]] = {}
+AUDIO = "<|audio|>"  # stands for a clip in a prompt
+
+
+class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
+    """Encoder, adapter and language model as they were trained; a clip's tokens do not depend on its batch.
+
+    Attributes:
+        encoder: ragged waveforms to ragged frames. adapter: frames to audio tokens. language_model: of transformers.
+    """
+
+    config_class = UniaudioLMConfig
+    main_input_name = "input_ids"
+    base_model_prefix = "uniaudio"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: UniaudioLMConfig) -> None:
+        super().__init__(config)
+        with construct_plainly():
+            self.encoder: AudioEncoder = rebuild(config.encoder, PARTS.__getitem__)
+            self.adapter: Adapter = rebuild(config.adapter, PARTS.__getitem__)
+        self.constants = copy_constants(self)
+        for part in (self.encoder, self.adapter):
+            part.to(torch.get_default_dtype())
+        self.language_model: Any = None
+        if config.decoder is None:
+            text = AutoConfig.for_model(**config.text)
+            self.language_model = AutoModelForCausalLM.from_config(text)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as every model of transformers is loaded, a decoder that is not in the folder after it.
+
+        Raises:
+            ValueError: when the tensors in the file are not those of the model.
+        """
+        older: dict[str, str] = {}
+        for part in PARTS.values():
+            older |= part.map_older_names() if issubclass(part, AudioEncoder) else {}
+        with_info = kwargs.pop("output_loading_info", False)
+        given = {name: kwargs[name] for name in ("dtype", "torch_dtype", "device_map") if name in kwargs}
+        kwargs |= {"key_mapping": older} if older else {}
+        loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if wrong := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
+            raise ValueError(
+                f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
+                f"model, or transformers {__version__} names them differently"
+            )
+        loaded.restore_constants()
+        config = loaded.config
+        if config.decoder is not None:
+            lm = AutoModelForCausalLM.from_pretrained(
+                config.decoder, revision=config.decoder_revision, **given
+            )
+            loaded.language_model = lm.eval()
+        return (loaded, loading) if with_info else loaded
+
+    def restore_constants(self) -> None:
+        """Set the computed buffers, in the precision that they were computed in, where the model is."""
+        for name, value in self.constants.items():
+            path, _, last = name.rpartition(".")
+            owner = self.get_submodule(path)
+            owner._buffers[last] = value.to(getattr(owner, last).device)
+
+    def _init_weights(self, module: Any) -> None:
+        """Leave everything as it is: all weights are in the file."""
+
+    def get_input_embeddings(self) -> Any:
+        """Return the table of the language model."""
+        return None if self.language_model is None else self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """Return the head of the language model."""
+        return None if self.language_model is None else self.language_model.get_output_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Set the table of the language model."""
+        self.language_model.set_input_embeddings(value)
+
+    def count_tokens(self, samples: int) -> int:
+        """Return the audio tokens of a clip of so many samples at 16 kHz."""
+        return self.adapter.num_tokens(self.encoder.num_frames(samples))
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        input_values: Tensor | None,
+        audio_lengths: Tensor | None,
+    ) -> Tensor:
+        """Return the rows ``[B, T, D]`` that the language model reads, audio tokens in their places.
+
+        Raises:
+            ValueError: when there are other places for audio than audio tokens.
+        """
+        places = input_ids == self.config.audio_token_id
+        text = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
+        if input_values is None:
+            return text
+        if audio_lengths is None:
+            audio_lengths = torch.full((len(input_values),), input_values.shape[1])
+        audio = Ragged.from_padded(input_values, audio_lengths.to("cpu", torch.int64))
+        given = {}
+        if getattr(self.encoder, "takes_prompts", False):
+            given["prompts"] = self.average_texts(text, places, attention_mask, audio)
+        tokens = self.adapter(self.encoder(audio, **given).frames).values
+        if len(tokens) != int(places.sum()):
+            raise ValueError(
+                f"{int(places.sum())} places for audio but {len(tokens)} audio tokens; make inputs with the processor"
+            )
+        return text.masked_scatter(places[..., None], tokens.to(text.dtype))
+
+    def average_texts(
+        self, text: Tensor, places: Tensor, attention_mask: Tensor | None, audio: Ragged
+    ) -> Tensor:
+        """Return for every clip the mean embedding ``[C, D]`` of the text in its row, for routers that read it."""
+        real = ~places if attention_mask is None else ~places & attention_mask.bool()
+        means = (text * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        wanted = [self.count_tokens(samples) for samples in audio.lengths.tolist()]
+        rows, row, room = [], 0, places.sum(1).tolist()
+        for tokens in wanted:
+            while room[row] < tokens:
+                row += 1
+            room[row] -= tokens
+            rows.append(row)
+        return means[torch.tensor(rows, device=means.device)]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_values: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Return what the language model returns: logits, and the loss where there are labels.
+
+        Args:
+            input_ids: ``[B, T]``, ``audio_token_id`` in the places of audio tokens, from the processor.
+            input_values: ``[C, S]`` padded waveforms at 16 kHz, in the order of their places. audio_lengths: ``[C]``.
+        """
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
+        if attention_mask is not None and not settings.keys() & {"position_ids", "past_key_values"}:
+            settings["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **settings
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_values: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Continue the prompts, as ``generate`` of transformers does; the ids begin with those of the prompts.
+
+        Args:
+            settings: those of the language model's ``generate``, such as ``max_new_tokens``.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
+        if "generation_config" not in settings:
+            self.language_model.generation_config = self.generation_config
+        output = self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **settings)
+        new = output if isinstance(output, Tensor) else output.sequences
+        ids = torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
+        if isinstance(output, Tensor):
+            return ids
+        output.sequences = ids
+        return output
+
+
+class UniaudioProcessor(ProcessorMixin):
+    """Texts with ``<|audio|>`` for every clip and waveforms at 16 kHz to the inputs of the model.
+
+    Args:
+        encoder, adapter: their descriptions, from which the number of a clip's tokens follows.
+    """
+
+    attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
+    feature_extractor_class = "AutoFeatureExtractor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        encoder: dict[str, Any] | None = None,
+        adapter: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self.encoder, self.adapter = encoder, adapter
+        self.audio_token = AUDIO
+        with torch.device("meta"):  # what is needed of them are their lengths
+            self._parts = [rebuild(described, PARTS.__getitem__) for described in (encoder, adapter)]
+
+    def count_tokens(self, samples: int) -> int:
+        """Return the audio tokens of a clip of so many samples at 16 kHz."""
+        encoder, adapter = self._parts
+        return adapter.num_tokens(encoder.num_frames(samples))
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        audio: Any = None,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+        padding: bool | str = True,
+        **settings: Any,
+    ) -> BatchFeature:
+        """Return ``input_ids``, ``attention_mask`` and, with clips, ``input_values`` and ``audio_lengths``.
+
+        Args:
+            audio: waveforms ``[S]`` of all texts, in order, float in [-1, 1] or int16.
+
+        Raises:
+            ValueError: for other rates than 16 kHz, for waveforms of two dimensions, and where texts have other places
+                than there are clips.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        clips = [] if audio is None else list(audio) if isinstance(audio, list | tuple) else [audio]
+        if clips and sampling_rate not in (None, self.feature_extractor.sampling_rate):
+            raise ValueError(
+                f"sampling_rate: {sampling_rate}, but the model wants {self.feature_extractor.sampling_rate}"
+            )
+        waveforms = [torch.as_tensor(clip) for clip in clips]
+        if wrong := [clip.shape for clip in waveforms if clip.dim() != 1 or not len(clip)]:
+            raise ValueError(
+                f"audio: a clip is a waveform [samples], mixed to one channel; found {tuple(wrong[0])}"
+            )
+        if (places := sum(one.count(AUDIO) for one in texts)) != len(clips):
+            raise ValueError(f"the texts have {places} places {AUDIO}, but there are {len(clips)} clips")
+        counts = iter([self.count_tokens(len(clip)) for clip in waveforms])
+        parts = [one.split(AUDIO) for one in texts]
+        widened = [
+            pieces[0] + "".join(AUDIO * next(counts) + piece for piece in pieces[1:]) for pieces in parts
+        ]
+        data = dict(
+            self.tokenizer(
+                widened, padding=padding, add_special_tokens=False, return_tensors=return_tensors, **settings
+            )
+        )
+        data.pop("token_type_ids", None)
+        if waveforms:
+            floats = [clip if clip.is_floating_point() else clip.float() / 32768.0 for clip in waveforms]
+            data["input_values"] = nn.utils.rnn.pad_sequence(
+                [clip.float() for clip in floats], batch_first=True
+            )
+            data["audio_lengths"] = torch.tensor([len(clip) for clip in floats])
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The names of what a call returns."""
+        return ["input_ids", "attention_mask", "input_values", "audio_lengths"]
