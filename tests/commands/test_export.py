@@ -376,7 +376,7 @@ def test_a_whole_run_with_code_of_its_own_and_its_decoder_by_reference(
     assert "The decoder's weights are not in the folder" in card
     assert re.search(r"- decoder: qwen \([0-9a-f]{12}\)", card)
     assert "knn probe (accuracy)" in card
-    assert json.loads((tmp_path / "lm" / "config.json").read_text())["decoder"] == str(
+    assert json.loads((tmp_path / "lm" / "config.json").read_text())["decoder_path"] == str(
         tone_run.parent / "qwen"
     )
     for options, sentence in (

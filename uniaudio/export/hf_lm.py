@@ -76,7 +76,7 @@ def write_hf_lm(
         encoder=encoder,
         adapter=adapter,
         text={**text, "model_type": lm.config.model_type},
-        decoder=None if decoder is None else decoder[0],
+        decoder_path=None if decoder is None else decoder[0],
         decoder_revision=None if decoder is None else decoder[1],
         audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO),
         sampling_rate=SAMPLE_RATE,

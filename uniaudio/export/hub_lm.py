@@ -52,7 +52,7 @@ class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
         for part in (self.encoder, self.adapter):
             part.to(torch.get_default_dtype())
         self.language_model: Any = None
-        if config.decoder is None:
+        if config.decoder_path is None:
             text = AutoConfig.for_model(**config.text)
             self.language_model = AutoModelForCausalLM.from_config(text)
         self.post_init()
@@ -78,9 +78,9 @@ class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
             )
         loaded.restore_constants()
         config = loaded.config
-        if config.decoder is not None:
+        if config.decoder_path is not None:
             lm = AutoModelForCausalLM.from_pretrained(
-                config.decoder, revision=config.decoder_revision, **given
+                config.decoder_path, revision=config.decoder_revision, **given
             )
             loaded.language_model = lm.eval()
         return (loaded, loading) if with_info else loaded
@@ -170,12 +170,15 @@ class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: ``[B, T]``, ``audio_token_id`` in the places of audio tokens, from the processor.
             input_values: ``[C, S]`` padded waveforms at 16 kHz, in the order of their places. audio_lengths: ``[C]``.
+            labels: ``[B, T]``, -100 where nothing is learned; places of audio are none.
         """
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
         if attention_mask is not None and not settings.keys() & {"position_ids", "past_key_values"}:
             settings["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        if labels is not None:
+            labels = labels.masked_fill(labels == self.config.audio_token_id, -100)
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **settings
         )

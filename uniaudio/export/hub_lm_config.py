@@ -13,7 +13,7 @@ class UniaudioLMConfig(PretrainedConfig):
     Args:
         encoder, adapter: the descriptions from which their modules are made.
         text: values of the decoder's configuration, with its ``model_type``.
-        decoder: folder or Hub name of a decoder that is not in the folder, None for one inside.
+        decoder_path: folder or Hub name of a decoder that is not in the folder, None for one inside.
         decoder_revision: its branch, tag or commit.
         audio_token_id: the id in the places of audio tokens.
         sampling_rate: of the waveforms, in Hz.
@@ -27,7 +27,7 @@ class UniaudioLMConfig(PretrainedConfig):
         encoder: dict[str, Any] | None = None,
         adapter: dict[str, Any] | None = None,
         text: dict[str, Any] | None = None,
-        decoder: str | None = None,
+        decoder_path: str | None = None,
         decoder_revision: str | None = None,
         audio_token_id: int = 0,
         sampling_rate: int = 16_000,
@@ -37,7 +37,7 @@ class UniaudioLMConfig(PretrainedConfig):
         self.encoder = encoder
         self.adapter = adapter
         self.text = text or {}
-        self.decoder = decoder
+        self.decoder_path = decoder_path
         self.decoder_revision = decoder_revision
         self.audio_token_id = audio_token_id
         self.sampling_rate = sampling_rate
