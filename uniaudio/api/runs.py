@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ from uniaudio.config.overrides import Overrides
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import Trust
 from uniaudio.data.audio_input import AudioInput
+from uniaudio.distributed import shutdown_process_group
 from uniaudio.errors import UserError
 from uniaudio.orphans import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
@@ -141,7 +143,18 @@ class Run:
         """
         file = check_file_option(to_path(out))
         name = str(self.folder)
-        return run_evaluation(name, recipe, file, max_examples, protocol, labels, batch_seconds, self._trust)
+        keep_group_until_exit()
+        return run_evaluation(
+            name,
+            recipe,
+            file,
+            max_examples,
+            protocol,
+            labels,
+            batch_seconds,
+            self._trust,
+            keep_group=True,
+        )
 
     def probe(
         self,
@@ -226,6 +239,12 @@ class Run:
         return f"Run({str(self.folder)!r}, step {self.step}, {state})"
 
 
+def keep_group_until_exit() -> None:
+    """Let the processes of a launch end their exchange together when the script ends: they can meet only once."""
+    atexit.unregister(shutdown_process_group)
+    atexit.register(shutdown_process_group)
+
+
 def to_path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
@@ -263,12 +282,15 @@ def train(
         >>> run.step
         6
     """
+    keep_group_until_exit()
     if is_launched():
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     if resume not in (True, False, None, "auto"):
         raise UserError(f"resume: {resume!r} is none of True, False and 'auto'")
     opened = open_run(config, overrides, Trust(trust_remote_code, allow_code))
-    run_training(opened, "auto" if resume == "auto" else "yes" if resume else None, callbacks)
+    run_training(
+        opened, "auto" if resume == "auto" else "yes" if resume else None, callbacks, keep_group=True
+    )
     return Run(opened.output_dir, trust_remote_code=opened.trust.remote_code, allow_code=opened.trust.code)
 
 

@@ -26,7 +26,7 @@ from uniaudio.console import WorkProgress, format_number, make_console
 from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
-from uniaudio.distributed import explain_lost_processes, is_main, world_size
+from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
@@ -74,14 +74,18 @@ class EvaluationBar:
 
 
 @contextlib.contextmanager
-def join_processes() -> Iterator[torch.device]:
+def join_processes(keep_group: bool = False) -> Iterator[torch.device]:
     """Join the processes that ``accelerate launch`` started, if any, and give this one's device.
 
     Weights are not spread, whatever the launch file says: nothing is trained.
+
+    Args:
+        keep_group: leave the process group open for what the caller does next.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield choose_device()
         return
+    keep_group = keep_group or is_distributed()  # opened by a training before, in the same script
     launched = {variable: os.environ.pop(variable, None) for variable in SPREADING}
     cuda = torch.cuda.is_available()
     state = PartialState(cpu=not cuda, backend="nccl" if cuda else "gloo", timeout=PATIENCE)
@@ -89,8 +93,9 @@ def join_processes() -> Iterator[torch.device]:
         with explain_lost_processes():
             yield state.device
     finally:
-        state.destroy_process_group()
-        forget_launch()
+        if not keep_group:
+            state.destroy_process_group()
+            forget_launch()
         os.environ.update({variable: value for variable, value in launched.items() if value is not None})
 
 
@@ -200,6 +205,7 @@ def run_evaluation(
     labels: bool = True,
     batch_seconds: float | None = None,
     trust: Trust = NO_TRUST,
+    keep_group: bool = False,
 ) -> dict[str, Any]:
     """Ask a recipe's evaluation sets (default: those of the model's last stage); print tables and write JSON.
 
@@ -209,6 +215,7 @@ def run_evaluation(
         protocol: ``own``: the results by name. ``xares-llm``: see ``evaluate/metrics/challenge.py``; the results are
             written under ``entries``.
         labels: score the labels of closed sets too. batch_seconds: audio of a batch, default that of the config.
+        keep_group: see ``join_processes``.
 
     Raises:
         UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses.
@@ -216,7 +223,7 @@ def run_evaluation(
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
     recipe = load_recipe(recipe_name) if recipe_name else None
-    with join_processes() as device:
+    with join_processes(keep_group) as device:
         loaded = load_model(spec, device, trust)
         recipe = recipe or load_stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:

@@ -43,7 +43,13 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.worker_faults import explain_worker_faults
-from uniaudio.distributed import explain_lost_processes, gather_objects, is_main, shutdown_process_group
+from uniaudio.distributed import (
+    explain_lost_processes,
+    gather_objects,
+    is_distributed,
+    is_main,
+    shutdown_process_group,
+)
 from uniaudio.errors import UserError
 from uniaudio.estimate.fitting import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
@@ -74,12 +80,15 @@ from uniaudio.types import SAMPLE_RATE, Example
 ANSWERS_OF_A_SET, MOST_ANSWERS, SECONDS_OF_A_CLIP = 4, 16, 10
 
 
-def run_training(config: RunConfig, resume: str | None, callbacks: Sequence[object] = ()) -> int:
+def run_training(
+    config: RunConfig, resume: str | None, callbacks: Sequence[object] = (), keep_group: bool = False
+) -> int:
     """Train as the config says and return the exit code.
 
     Args:
         resume: None starts (and refuses a folder with a run in it), "yes" continues, "auto" does what fits.
         callbacks: of the user, besides those of the config; see ``train/user_callbacks.py``.
+        keep_group: leave the process group open for what the caller does next: a launcher lets processes meet once.
 
     Raises:
         UserError: for every mistake that can be seen before the first step, and for those of the data.
@@ -101,9 +110,11 @@ def run_training(config: RunConfig, resume: str | None, callbacks: Sequence[obje
         with explain_lost_processes(), explain_worker_faults():
             with hold_run_folder(Path(config.output_dir)):
                 code = train_in_held_folder(config, resume, accelerator, recipes, sets, callbacks)
-            shutdown_process_group()
+            if not keep_group:
+                shutdown_process_group()
     finally:
-        forget_launch()
+        if not is_distributed():
+            forget_launch()
     return code
 
 
