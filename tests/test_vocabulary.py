@@ -77,6 +77,7 @@ SHARED_NAMES = frozenset(  # the same name in two folders, each of which says wh
         "encoders.py",
         "forgetting.py",
         "fusion.py",
+        "guard.py",
         "limits.py",
         "page.py",
         "recipe.py",

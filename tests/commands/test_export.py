@@ -366,7 +366,7 @@ def test_what_no_published_format_holds_is_refused_in_a_sentence(tone_run):
         check(config.model_copy(update={"decoder": whisper}))
 
 
-def test_a_whole_run_with_code_of_its_own_and_its_decoder_by_reference(
+def test_a_whole_run_with_custom_code_and_its_decoder_by_reference(
     run, tone_run, tmp_path, capsys, fresh_model_code
 ):
     write(run, tmp_path / "lm", "--to", "hf-lm", "--decoder", "reference")

@@ -101,7 +101,7 @@ print(int(facts["Anonymous"].split()[0]))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="reads Linux's figures of memory")
-def test_a_process_has_next_to_no_memory_of_its_own_for_many_rows(tmp_path):
+def test_many_rows_take_next_to_no_private_memory(tmp_path):
     small = MEASURE.replace("200_000", "200")
     sizes = [
         int(subprocess.check_output([sys.executable, "-c", code, str(tmp_path)])) for code in (small, MEASURE)

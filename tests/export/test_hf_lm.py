@@ -140,7 +140,7 @@ def test_a_mixture_whose_router_reads_the_question_and_a_decoder_by_reference(ch
     assert size < 4 * (sum(p.numel() for p in model.parameters()) - lm) + 200_000
 
 
-def test_a_decoder_of_the_runs_own_is_not_left_out():
+def test_a_decoder_that_the_run_trained_is_not_left_out():
     config = RunConfig.model_construct(decoder=DecoderConfig(path="Qwen/Qwen3-0.6B", revision="main"))
     assert find_reference(config, "inside") is None
     assert find_reference(config, "reference") == ("Qwen/Qwen3-0.6B", "main")

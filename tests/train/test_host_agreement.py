@@ -52,7 +52,7 @@ def test_a_difference_names_machines_and_both_values(other_host):
     )
 
 
-def test_many_differences_are_counted(other_host):
+def test_many_differences_are_given_as_a_number(other_host):
     other_host(lambda facts: {key: value + 1 for key, value in facts.items()})
     with pytest.raises(UserError, match="a is 0 and 1; b is 1 and 2; c is 2 and 3; and 2 more; mend"):
         require_agreement("the data", {key: number for number, key in enumerate("abcde")}, "mend it")

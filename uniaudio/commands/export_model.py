@@ -86,7 +86,7 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
     from uniaudio.export.stock_model import compute_prompt_logits, make_trial_clips
 
     config = read_run_config(spec, HF_LM, trust)
-    reference = find_reference(config, decoder)
+    reference = find_decoder_reference(config, decoder)
     if config.decoder.kind == "whisper":
         raise UserError(
             f"--to {HF_LM}: Whisper's own decoder reads frames, not tokens; use --to hf for the encoder"
@@ -119,7 +119,7 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
     return code
 
 
-def find_reference(config: RunConfig, decoder: str) -> tuple[str, str | None] | None:
+def find_decoder_reference(config: RunConfig, decoder: str) -> tuple[str, str | None] | None:
     """Return where a decoder's weights are, with the revision; None where they are to be written.
 
     Raises:

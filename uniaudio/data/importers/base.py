@@ -140,7 +140,7 @@ def list_sources(source: Path, suffixes: tuple[str, ...], what: str) -> list[Pat
     return files
 
 
-def read_objects(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines or of one JSON list, compressed with gzip or not.
 
     Args:
@@ -169,13 +169,13 @@ def read_objects(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
             skipped["no JSON object"] += 1
 
 
-def describe_skipped(skipped: Mapping[str, int], what: str) -> list[str]:
+def list_skipped_counts(skipped: Mapping[str, int], what: str) -> list[str]:
     """Return a sentence for each reason why rows were left out."""
     return [f"{count:,} {what} left out: {reason}" for reason, count in sorted(skipped.items()) if count]
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionTemplate:
     """What is asked about a data set: a template and its inputs made of columns; its content where none is shipped."""
 
     template: str
@@ -198,7 +198,7 @@ LABELS = ("label", "labels", "class", "category", "command", "word", "target", "
 QUESTIONS, REPLIES = ("question", "context", "query", "instruction"), ("answer", "response", "output")
 
 
-def choose_question(columns: Collection[str], name: str) -> Question:
+def choose_question(columns: Collection[str], name: str) -> QuestionTemplate:
     """Choose what to ask by the names of columns: questions of the rows, transcripts, captions, then labels.
 
     Raises:
@@ -207,14 +207,14 @@ def choose_question(columns: Collection[str], name: str) -> Question:
     pair = [next((c for c in names if c in columns), "") for names in (QUESTIONS, REPLIES)]
     if all(pair):
         made = zip(("question", "answer"), pair, strict=True)
-        return Question("audio_qa", {wanted: f"{{{{ {c} }}}}" for wanted, c in made if wanted != c})
+        return QuestionTemplate("audio_qa", {wanted: f"{{{{ {c} }}}}" for wanted, c in made if wanted != c})
     for names, template, wanted in ANSWERS:
         for column in (name for name in names if name in columns):
             if column == wanted:
-                return Question(template, {})
+                return QuestionTemplate(template, {})
             # of captions, a list stays a list
             made_of = {"first_of": [column]} if wanted == "captions" else f"{{{{ {column} }}}}"
-            return Question(template, {wanted: made_of})
+            return QuestionTemplate(template, {wanted: made_of})
     for column in LABELS:
         if column in columns:
             task = f"{name}_{make_name(column)}"
@@ -226,7 +226,7 @@ def choose_question(columns: Collection[str], name: str) -> Question:
                 "target": f"{{{{ {column} }}}}",
                 "scoring": {"metric": "accuracy", "normalize": "lowercase"},
             }
-            return Question(task, {}, content)
+            return QuestionTemplate(task, {}, content)
     raise UserError(
         f"none of the columns {', '.join(sorted(columns)) or '(none)'} is a known answer (text, sentence, captions, "
         f"label, question and answer ...); write the card by hand as docs/formats.md shows"

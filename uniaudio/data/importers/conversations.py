@@ -13,10 +13,10 @@ from uniaudio.data.importers.base import (
     ImportedData,
     Importer,
     ImportOptions,
-    describe_skipped,
+    list_skipped_counts,
     list_sources,
     name_splits,
-    read_objects,
+    read_json_rows,
 )
 from uniaudio.data.importers.lhotse_cuts import locate
 from uniaudio.data.template import AUDIO
@@ -51,7 +51,7 @@ class ConversationImporter(Importer):
         data, skipped = ImportedData(), Counter[str]()
         rows: dict[int, dict[str, list[dict[str, Any]]]] = {}
         for split, file in files.items():
-            for item in read_objects(file, skipped):
+            for item in read_json_rows(file, skipped):
                 try:
                     made = list(make_rows(item, file.parent, options))
                 except RowError as problem:
@@ -78,7 +78,7 @@ class ConversationImporter(Importer):
             )
             data.add_lines(name, name)
         data.mix = {"by": "rows"}
-        data.notes = describe_skipped(skipped, "conversations")
+        data.notes = list_skipped_counts(skipped, "conversations")
         return data
 
 
@@ -115,12 +115,12 @@ def make_rows(item: Mapping[str, Any], folder: Path, options: ImportOptions) -> 
         raise RowError("a clip in an answer")
     answers = range(1, len(turns), 2)
     for last in answers if options.turns == "all" else answers[-1:]:
-        row = make_row(turns[:last], turns[last][1], clips)
+        row = make_conversation_row(turns[:last], turns[last][1], clips)
         if any(name.startswith("audio") for name in row):
             yield row
 
 
-def make_row(history: list[Turn], answer: str, clips: list[str]) -> dict[str, Any]:
+def make_conversation_row(history: list[Turn], answer: str, clips: list[str]) -> dict[str, Any]:
     """Return the row of an answer: the texts around the clips of the turns before it, cut at the marks of clips."""
     parts: list[list[dict[str, str]]] = [[]]
     for number, (_, text) in enumerate(history):

@@ -12,10 +12,10 @@ from uniaudio.data.importers.base import (
     Importer,
     ImportOptions,
     choose_question,
-    describe_skipped,
+    list_skipped_counts,
     list_sources,
     name_splits,
-    read_objects,
+    read_json_rows,
 )
 from uniaudio.errors import RowError, UserError
 
@@ -33,7 +33,7 @@ class LhotseImporter(Importer):
         hours: dict[str, float] = {}
         for split, file in files.items():
             rows = []
-            for cut in read_objects(file, skipped):
+            for cut in read_json_rows(file, skipped):
                 try:
                     rows.append(make_cut_row(cut, file.parent, options.root))
                 except RowError as problem:
@@ -56,7 +56,7 @@ class LhotseImporter(Importer):
             data.templates[question.template] = question.content
         data.add_lines(options.name, question.template)
         data.mix = {"by": "rows"}
-        data.notes = describe_skipped(skipped, "cuts")
+        data.notes = list_skipped_counts(skipped, "cuts")
         return data
 
 
@@ -87,7 +87,10 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
     start, duration = cut.get("start", 0.0), cut.get("duration")
     if not isinstance(start, int | float) or not isinstance(duration, int | float) or duration <= 0:
         raise RowError("no start and duration")
-    row: dict[str, Any] = {"audio": locate(str(sources[0]["source"]), folder, root), "id": str(cut.get("id"))}
+    row: dict[str, Any] = {
+        "audio": find_recording(str(sources[0]["source"]), folder, root),
+        "id": str(cut.get("id")),
+    }
     row |= {"offset": start, "duration": duration}
     supervisions = sorted(
         (each for each in cut.get("supervisions") or () if isinstance(each, dict)),
@@ -104,7 +107,7 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
     return row
 
 
-def locate(place: str, folder: Path, root: str | None) -> str:
+def find_recording(place: str, folder: Path, root: str | None) -> str:
     """Return a full path: of a relative one, below the root or beside the file that names it."""
     if Path(place).is_absolute():
         return place

@@ -11,7 +11,7 @@ from uniaudio.data.importers.base import (
     ImportedData,
     Importer,
     ImportOptions,
-    describe_skipped,
+    list_skipped_counts,
     make_name,
 )
 from uniaudio.errors import UserError, convert_to_user_error
@@ -36,7 +36,7 @@ class LibriSpeechImporter(Importer):
             split = file.parents[2].name if len(file.parents) > 2 else source.name
             rows.setdefault(make_name(split), []).extend(read_transcripts(file, skipped))
         data.manifests = {f"librispeech/{split}": listed for split, listed in rows.items() if listed}
-        data.notes = describe_skipped(skipped, "lines")
+        data.notes = list_skipped_counts(skipped, "lines")
         data.add_card(
             "librispeech",
             load={"jsonl": f"../{MANIFESTS}/librispeech"},

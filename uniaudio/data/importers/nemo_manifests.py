@@ -12,11 +12,11 @@ from uniaudio.data.importers.base import (
     Importer,
     ImportOptions,
     choose_question,
-    describe_skipped,
     is_evaluated,
+    list_skipped_counts,
     list_sources,
     name_splits,
-    read_objects,
+    read_json_rows,
 )
 from uniaudio.data.importers.lhotse_cuts import locate
 from uniaudio.errors import UserError
@@ -36,7 +36,7 @@ class NemoImporter(Importer):
         seconds = 0.0
         for split, file in files.items():
             rows = []
-            for row in read_objects(file, skipped):
+            for row in read_json_rows(file, skipped):
                 if "shard_id" in row:
                     raise UserError(
                         f"{file}: its clips lie in tars (shard_id); give the tars to a card of the kind `webdataset`"
@@ -65,5 +65,5 @@ class NemoImporter(Importer):
             data.templates[question.template] = question.content
         data.add_lines(options.name, question.template)
         data.mix = {"by": "rows"}
-        data.notes = describe_skipped(skipped, "rows")
+        data.notes = list_skipped_counts(skipped, "rows")
         return data
