@@ -56,7 +56,7 @@ def test_the_penalty_of_repetitions_equals_a_plain_loop(model, chat_tokenizer):
     format = ChatFormat(chat_tokenizer)
     batch = prompts(model, format, [3000, 20_000])
     limits = (12, format.end_of_turn, format.pad)
-    together = model.eval().generate_ids(batch, *limits, repetition_penalty=1.3)
+    together = model.eval().generate_ids(batch, *limits, repetition_penalty=50.0)
     assert together != model.generate_ids(batch, *limits)
     with torch.no_grad():
         rows = model.embed_batch(batch)[0].rows()
@@ -66,7 +66,7 @@ def test_the_penalty_of_repetitions_equals_a_plain_loop(model, chat_tokenizer):
             embeds = torch.cat([row, model.decoder.embed(torch.tensor(ids, dtype=torch.long))])
             logits = model.decoder.lm(inputs_embeds=embeds[None]).logits[0, -1].tolist()
             for seen in set(ids):
-                logits[seen] = logits[seen] / 1.3 if logits[seen] > 0 else logits[seen] * 1.3
+                logits[seen] = logits[seen] / 50 if logits[seen] > 0 else logits[seen] * 50
             ids.append(max(range(len(logits)), key=logits.__getitem__))
         assert penalized[: len(ids)] == ids
 
