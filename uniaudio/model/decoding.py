@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,9 +58,21 @@ def continue_rows(
         top_k=None,
         eos_token_id=end_of_turn,
         pad_token_id=pad,
-        repetition_penalty=repetition_penalty,
+        logits_processor=[partial(penalize_repetitions, repetition_penalty)]
+        if repetition_penalty != 1.0
+        else None,
     )
     return new.tolist()
+
+
+def penalize_repetitions(penalty: float, ids: Tensor, logits: Tensor) -> Tensor:
+    """Return logits ``[B, V]`` with those of the ids ``[B, T]`` of each answer so far divided by the penalty where they
+    are positive, and multiplied where they are not (Keskar et al. 2019).
+
+    The stock processor passes over as many of them as the row's prompt has padding, which an answer does not hold.
+    """
+    seen = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))
 
 
 def pad_left(embeds: Ragged) -> tuple[Tensor, Tensor]:
