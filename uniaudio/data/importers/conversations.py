@@ -18,7 +18,7 @@ from uniaudio.data.importers.base import (
     name_splits,
     read_json_rows,
 )
-from uniaudio.data.importers.lhotse_cuts import locate
+from uniaudio.data.importers.lhotse_cuts import find_recording
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 
@@ -103,7 +103,7 @@ def make_rows(item: Mapping[str, Any], folder: Path, options: ImportOptions) -> 
         RowError: with the reason why the conversation cannot be used.
     """
     turns = list(read_turns(item))
-    clips = [locate(place, folder, options.root) for place in read_clips(item)]
+    clips = [find_recording(place, folder, options.root) for place in read_clips(item)]
     marks = sum(text.count(AUDIO) for _, text in turns)
     if not clips:
         raise RowError("no clip (`audios`)")

@@ -18,7 +18,7 @@ from uniaudio.data.importers.base import (
     name_splits,
     read_json_rows,
 )
-from uniaudio.data.importers.lhotse_cuts import locate
+from uniaudio.data.importers.lhotse_cuts import find_recording
 from uniaudio.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -45,7 +45,7 @@ class NemoImporter(Importer):
                     skipped[f"no {AUDIO}"] += 1
                     continue
                 rest = {name: value for name, value in row.items() if name != AUDIO}
-                rows.append({"audio": locate(row[AUDIO], file.parent, options.root), **rest})
+                rows.append({"audio": find_recording(row[AUDIO], file.parent, options.root), **rest})
             if not rows:
                 raise UserError(f"{file}: holds no row with {AUDIO}, so it is no manifest of NeMo")
             columns.update(name for row in rows for name in row)
