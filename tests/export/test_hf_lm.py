@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from uniaudio.build.adapter import make_adapter
-from uniaudio.commands.export_model import find_reference
+from uniaudio.commands.export_model import find_decoder_reference
 from uniaudio.config.adapters import AdapterConfig
 from uniaudio.config.run import DecoderConfig, RunConfig
 from uniaudio.data.chat_format import ChatFormat
@@ -142,17 +142,17 @@ def test_a_mixture_whose_router_reads_the_question_and_a_decoder_by_reference(ch
 
 def test_a_decoder_that_the_run_trained_is_not_left_out():
     config = RunConfig.model_construct(decoder=DecoderConfig(path="Qwen/Qwen3-0.6B", revision="main"))
-    assert find_reference(config, "inside") is None
-    assert find_reference(config, "reference") == ("Qwen/Qwen3-0.6B", "main")
+    assert find_decoder_reference(config, "inside") is None
+    assert find_decoder_reference(config, "reference") == ("Qwen/Qwen3-0.6B", "main")
     for change, sentence in (
         ({"train": "lora"}, "decoder of its own"),
         ({"path": "random:x"}, "decoder of its own"),
     ):
         changed = RunConfig.model_construct(decoder=config.decoder.model_copy(update=change))
         with pytest.raises(UserError, match=sentence):
-            find_reference(changed, "reference")
+            find_decoder_reference(changed, "reference")
     with pytest.raises(UserError, match="give inside or reference"):
-        find_reference(config, "elsewhere")
+        find_decoder_reference(config, "elsewhere")
 
 
 @pytest.mark.transformers4
