@@ -366,7 +366,7 @@ def data_import(
         str, typer.Option(help="messages: learn the last answer of a conversation, or all.")
     ] = "last",
 ) -> None:
-    """Write cards, templates and a recipe for data in the layout of others.
+    """Write cards, templates and a recipe for published data.
 
     Reads: the source; of the audio only headers of the first rows.
     Writes: a new folder with the recipe, its cards in datasets/, templates and, where needed, manifests.
@@ -505,7 +505,7 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Export an encoder for transformers, X-ARES or ONNX, or a whole model in a published format.
+    """Export an encoder, or a whole model in a published format.
 
     Reads: the checkpoint, and probe scores in the run folder for the model card.
     Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.

@@ -35,8 +35,8 @@ def test_a_model_is_taken_apart(text, spec):
         ),
         (
             "w?lr=1e-3",
-            "no option 'lr'; known: pad_to, pad_stride, tail_frames, keep_tail, chunk_seconds, "
-            "frame_rate, kind, revision$",
+            "no option 'lr'; known: pad_to, pad_stride, tail_frames, keep_tail, pool, masked_padding, "
+            "chunk_seconds, frame_rate, kind, revision$",
         ),
         ("w?pad_to=0", "pad_to: input should be greater than 0, got 0"),
         ("w?pad_to=long", "pad_to: input should be a valid number, got 'long'"),

@@ -69,7 +69,7 @@ def test_hours_leave_the_number_of_steps_open(tone_run):
         ({"layer_decay": 0}, "layer_decay: input should be greater than 0"),
         ({"layer_decay": 1.1}, "layer_decay: input should be less than or equal to 1"),
         ({"final_lr_share": 2}, "final_lr_share: input should be less than or equal to 1"),
-        ({"schedule": "linear"}, "'linear' is not one of cosine, constant"),
+        ({"schedule": "step"}, "'step' is not one of cosine, linear, constant"),
         ({"balance": {"every": 1, "bound": 1}}, "balance.bound: input should be greater than 1"),
         ({"continual": {"l2sp": {}}}, "continual.l2sp.weight"),
         ({"continual": {"ema": {"decay": 1}}}, "continual.ema.decay: input should be less than 1"),

@@ -117,7 +117,7 @@ def try_tools(recipe, out):
     assert stats.unusable < stats.looked_at
     collect_recipe_texts(recipe, 100)
     out.mkdir()
-    rows, lost, _ = pack_split(entry.dataset, entry.split, out, 1 << 20, Console(quiet=True))
+    rows, lost, *_ = pack_split(entry.dataset, entry.split, out, 1 << 20, Console(quiet=True))
     manifest = out / "rows" / "train.jsonl"
     assert len(manifest.read_text().split("\n")) == rows + 1
     assert len((out / "skipped.jsonl").read_text().split("\n")) == lost + 1

@@ -62,7 +62,8 @@ def run(tmp_path, chat_tokenizer):
     decoder = {"decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 256}
     WhisperForConditionalGeneration(WhisperConfig(**WHISPER, **decoder)).save_pretrained(tmp_path / "whisper")
     Qwen3ForCausalLM(Qwen3Config(**QWEN)).save_pretrained(tmp_path / "qwen")
-    chat_tokenizer.save_pretrained(tmp_path / "qwen")
+    for folder in ("whisper", "qwen"):
+        chat_tokenizer.save_pretrained(tmp_path / folder)
 
     def write(**changes):
         config = {

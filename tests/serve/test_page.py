@@ -67,7 +67,7 @@ def test_what_is_refused_before_a_model_is_loaded(tmp_path, capsys, monkeypatch)
     assert "is neither a checkpoint nor a run folder" in text
     find = util.find_spec
     monkeypatch.setattr(
-        "uniaudio.commands.serve.find_spec", lambda name: None if name == "gradio" else find(name)
+        "uniaudio.extras.importlib.util.find_spec", lambda name: None if name == "gradio" else find(name)
     )
     assert "pip install 'uniaudio[serve]'" in run_and_fail(capsys, tmp_path)
 

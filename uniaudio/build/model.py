@@ -235,8 +235,10 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
     trusted = settings.trust_remote_code and config.trust.remote_code
     owner, slash, _ = settings.folder.partition("/")
     beside = any(near is not None and (near / owner).is_dir() for near in (config.folder, Path()))
-    if slash and beside and not Path(settings.folder).is_dir():  # no name of the Hub, then
+    if slash and beside and not Path(settings.folder).exists():  # no name of the Hub, then
         raise UserError(f"decoder.path: there is no folder {settings.folder}")
+    if Path(settings.folder).is_file():
+        refuse_unusable_files(settings.folder, "decoder.path")
     with prefix_user_errors("decoder.path"):
         folder = fetch_model_config(settings.folder, settings.revision)
     refuse_unusable_files(settings.folder, "decoder.path", settings.revision)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from uniaudio.data.card import DatasetCard, Load, Split
+from uniaudio.data.segment import MANIFEST_SEGMENTS, SegmentColumns
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite import Suite, TaskFile
 from uniaudio.evaluate.probing.task_embeddings import hold_clips
@@ -75,4 +76,14 @@ def build_folder_card(name: str, folder: Path) -> DatasetCard:
         )
     kind = "jsonl" if manifest.suffix == ".jsonl" else "csv"
     load = Load.model_validate({kind: str(manifest)})
-    return DatasetCard(name, load, "", None, ("audio",), {}, {"train": Split("train", None)}, manifest)
+    return DatasetCard(
+        name,
+        load,
+        "",
+        None,
+        ("audio",),
+        {},
+        {"train": Split("train", None)},
+        manifest,
+        segment=SegmentColumns(None, MANIFEST_SEGMENTS, is_strict=True),
+    )

@@ -114,9 +114,10 @@ def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
         UserError: when the config says another kind, or nobody knows the architecture.
     """
     with prefix_user_errors(where):
-        values = read_model_config(fetch_model_config(config.path, config.revision))
+        folder = fetch_model_config(config.path, config.revision)
         if not config.path.startswith(RANDOM):
             refuse_unusable_files(config.path, "weights", config.revision)
+        values = read_model_config(folder)
     kind = values["model_type"]
     if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
         known = ["auto", "remote", *FAMILIES]

@@ -116,7 +116,7 @@ def pin_revision(path: str, revision: str | None) -> str | None:
     Raises:
         UserError: as ``fetch_model_config``.
     """
-    return None if Path(path.removeprefix(RANDOM)).is_dir() else fetch_model_config(path, revision).name
+    return None if Path(path.removeprefix(RANDOM)).exists() else fetch_model_config(path, revision).name
 
 
 def list_model_files(path: str, revision: str | None) -> list[str]:
