@@ -12,7 +12,9 @@ from uniaudio.build.model import load_model
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
+from uniaudio.data.chat_format import ChatFormat
 from uniaudio.errors import UserError
+from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.lora import merge_lora
 
 HF_LM = "hf-lm"
@@ -49,17 +51,15 @@ def export_model(
     facts = collect_provenance(spec, whole=True)
     console = make_console()
     with console.status("loading the model"):
-        loaded = load_model(spec, torch.device("cpu"), trust)
-        merge_lora(loaded.model)
-        model = loaded.model.float().eval()
+        model, format = load_merged_model(spec, trust)
     with console.status(f"writing {out}"):
-        write_stock_model(model, loaded.format, out, to, target)
+        write_stock_model(model, format, out, to, target)
     with console.status("comparing both models"):
         clips = make_trial_clips()
-        wanted = compute_prompt_logits(model, loaded.format, clips)
+        wanted = compute_prompt_logits(model, format, clips)
         is_exact = target.is_exact(model.encoder)
         decoder = model.decoder.lm.config.model_type
-        del model, loaded  # the stock class needs as much memory again
+        del model  # the stock class needs as much memory again
         compared = compare_stock_model(wanted, clips, out, target, is_exact)
     notes = [*target.notes, compared.describe()]
     if not is_exact:
@@ -77,6 +77,14 @@ def export_model(
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     return code
+
+
+def load_merged_model(spec: str, trust: Trust) -> tuple[AudioLM, ChatFormat]:
+    """Load a run in float32 with its low-rank updates merged, and the format of its prompts."""
+
+    loaded = load_model(spec, torch.device("cpu"), trust)
+    merge_lora(loaded.model)
+    return loaded.model.float().eval(), loaded.format
 
 
 def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -> str:
@@ -98,15 +106,13 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
     facts = collect_provenance(spec, whole=True)
     console = make_console()
     with console.status("loading the model"):
-        loaded = load_model(spec, torch.device("cpu"), trust)
-        merge_lora(loaded.model)
-        model = loaded.model.float().eval()
+        model, format = load_merged_model(spec, trust)
     with console.status(f"writing {out}"):
-        write_hf_lm(model, loaded.format, out, facts, reference)
+        write_hf_lm(model, format, out, facts, reference)
     with console.status("comparing both models"):
         clips = make_trial_clips()
-        wanted = compute_prompt_logits(model, loaded.format, clips)
-        del model, loaded  # the written model needs as much memory again
+        wanted = compute_prompt_logits(model, format, clips)
+        del model  # the written model needs as much memory again
         difference = verify_hf_lm(wanted, clips, out)
     notes = [
         "The Python files beside the weights are the model's code; they need torch, transformers and numpy only.",

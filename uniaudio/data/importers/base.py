@@ -6,7 +6,7 @@ import gzip
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -59,6 +59,26 @@ class ImportedData:
     def add_card(self, name: str, **keys: Any) -> None:
         """Add a card; its licence is not known unless it is stated."""
         self.cards[name] = {"dataset": name, "license": NOT_STATED, "audio": "audio", **keys}
+
+    def add_manifest_set(
+        self, name: str, hours: float, question: QuestionTemplate, splits: Iterable[str]
+    ) -> None:
+        """Add the card, the template and the lines of a set whose manifests are written beside them.
+
+        Args:
+            hours: of what is trained on; 0 where they are unknown.
+        """
+        self.add_card(
+            name,
+            load={"jsonl": f"../{MANIFESTS}/{name}"},
+            **({"hours": hours} if hours else {}),
+            columns=question.columns,
+            splits={split: {"name": split} for split in splits},
+        )
+        if question.content is not None:
+            self.templates[question.template] = question.content
+        self.add_lines(name, question.template)
+        self.mix = {"by": "rows"}
 
     def add_lines(self, card: str, template: str, **more: Any) -> None:
         """Add a line of the recipe for every split of a card; test and validation sets are evaluated."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uniaudio.data.importers.base import (
-    MANIFESTS,
     ImportedData,
     Importer,
     ImportOptions,
@@ -45,17 +44,7 @@ class LhotseImporter(Importer):
             data.manifests[f"{options.name}/{split}"] = rows
         question = choose_question(set(columns), options.name)
         trained = sum(count for split, count in hours.items() if split in files and split.startswith("train"))
-        data.add_card(
-            options.name,
-            load={"jsonl": f"../{MANIFESTS}/{options.name}"},
-            **({"hours": trained} if trained else {}),
-            columns=question.columns,
-            splits={split: {"name": split} for split in files},
-        )
-        if question.content is not None:
-            data.templates[question.template] = question.content
-        data.add_lines(options.name, question.template)
-        data.mix = {"by": "rows"}
+        data.add_manifest_set(options.name, trained, question, files)
         data.notes = list_skipped_counts(skipped, "cuts")
         return data
 

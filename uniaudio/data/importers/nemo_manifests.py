@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from uniaudio.data.importers.base import (
-    MANIFESTS,
     ImportedData,
     Importer,
     ImportOptions,
@@ -53,17 +52,6 @@ class NemoImporter(Importer):
                 seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
             data.manifests[f"{options.name}/{split}"] = rows
         question = choose_question(set(columns), options.name)
-        keys: dict[str, Any] = {"hours": round(seconds / 3600, 4)} if seconds else {}
-        data.add_card(
-            options.name,
-            load={"jsonl": f"../{MANIFESTS}/{options.name}"},
-            **keys,
-            columns=question.columns,
-            splits={split: {"name": split} for split in files},
-        )
-        if question.content is not None:
-            data.templates[question.template] = question.content
-        data.add_lines(options.name, question.template)
-        data.mix = {"by": "rows"}
+        data.add_manifest_set(options.name, round(seconds / 3600, 4), question, files)
         data.notes = list_skipped_counts(skipped, "rows")
         return data
