@@ -21,7 +21,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from uniaudio.errors import mask_values
 from uniaudio.outputs import is_main_rank
 
 PLAIN_WIDTH = 1000  # columns of files and pipes: tables and sentences are never wrapped in them
@@ -53,7 +52,7 @@ def make_console(stderr: bool = False, quiet: bool = False) -> Console:
 def announce(sentence: str) -> None:
     """Say on stderr what is being waited for, on the main process of a launch."""
     if is_main_rank():
-        print(mask_values(sentence), file=sys.stderr, flush=True)
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def format_number(value: float) -> str:

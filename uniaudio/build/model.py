@@ -29,7 +29,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import gather_objects, is_main
-from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
+from uniaudio.errors import UserError, convert_to_user_error, mask_values, prefix_user_errors
 from uniaudio.hub_client import convert_hub_refusals
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
@@ -126,7 +126,7 @@ def build_model(
     config.require_trust()
     hide_loading_bars()
     parts = [f"{name} ({each.path})" for name, each in config.encoders.items() if each.path]
-    announce(f"loading {', '.join([*parts, f'the decoder ({path})'])} ...")
+    announce(mask_values(f"loading {', '.join([*parts, f'the decoder ({path})'])} ..."))
     whisper = config.decoder.kind == "whisper"
     tokenizer = load_tokenizer(config.decoder, path)
     # ranks that read a template around midnight would disagree
