@@ -9,11 +9,11 @@ from torch._dynamo.utils import counters
 from uniaudio.cli import main
 from uniaudio.model.compile import compile_layers
 from uniaudio.train import stage_setup as starting
-from uniaudio.train.engines import launch
+from uniaudio.train.engines import accelerator
 
 if __name__ == "__main__":
     starting.compile_layers = partial(compile_layers, backend="eager")
-    launch.refuse_without_compiler = lambda device: None
+    accelerator.refuse_without_compiler = lambda device: None
     try:
         main(["train", *sys.argv[1:], "train.compile=true"])
     finally:
