@@ -100,7 +100,7 @@ SHORT = frozenset(  # one idea each, with one user
         "serve/spectrogram.py",
         "tiny/muon.py",
         "train/auxiliary_losses.py",
-        "train/guard.py",
+        "train/regression_guard.py",
         "train/oom.py",
         "train/signals.py",
     ]

@@ -19,8 +19,8 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.store import MomentFiles, list_stage_ends, load_checkpoint
 from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.loop import train_stages
+from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.recomputing import Recomputing
-from uniaudio.train.skipped_steps import LossSpikeDetector
 from uniaudio.train.state import TrainState
 from uniaudio.types import Auxiliary, Batch, LossSum
 

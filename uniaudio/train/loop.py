@@ -34,17 +34,17 @@ from uniaudio.train.checkpoint.store import (
     name_step_folder,
 )
 from uniaudio.train.continual.distill import count_batch_frames
-from uniaudio.train.guard import check_guards
 from uniaudio.train.loggers import Tracker, describe_end, describe_stop, print_finished_run
+from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.train.optim import compute_lr_share, set_learning_rate
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
+from uniaudio.train.regression_guard import check_guards
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.skip_counts import SkipLedger
-from uniaudio.train.skipped_steps import LossSpikeDetector
 from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
 from uniaudio.train.state import TrainState, find_newest_checkpoint
 from uniaudio.train.user_callbacks import UserCallbacks
