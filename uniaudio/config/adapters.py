@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
+RIDGE = "ridge"
+
 
 class AdapterSettings(Strict):
     """The adapter (projector) between encoder and decoder: it maps the encoder's frames to audio tokens in
@@ -30,7 +32,21 @@ class AdapterSettings(Strict):
         return getattr(self, "rate", None)
 
 
-class StackConfig(AdapterSettings):
+class GroupingSettings(AdapterSettings):
+    """Every group of neighbouring frames becomes one audio token on its own.
+
+    Read by: run commands.
+    """
+
+    start: Literal["random", "ridge"] = "random"
+    """Initial weights: `random`, or `ridge`, a closed-form solution by which audio tokens begin as estimates of the
+    answers in the decoder's own embeddings; a causal decoder answers after far fewer steps. Read by: train.
+    """
+    start_examples: PositiveInt = 400
+    """Rows of the first stage's recipe that `start: ridge` is fitted to; each is encoded once. Read by: train."""
+
+
+class StackConfig(GroupingSettings):
     """Neighbouring frames are stacked to `rate` tokens per second, then pass through an MLP."""
 
     kind: Literal["stack"] = "stack"
@@ -41,7 +57,7 @@ class StackConfig(AdapterSettings):
     """
 
 
-class LinearConfig(AdapterSettings):
+class LinearConfig(GroupingSettings):
     """One linear map (XARES-LLM): neighbouring frames are stacked to `rate` tokens per second, with no norm and
     no hidden layer.
     """
@@ -60,7 +76,7 @@ class LinearConfig(AdapterSettings):
         return self
 
 
-class PoolConfig(AdapterSettings):
+class PoolConfig(GroupingSettings):
     """The mean of neighbouring frames, `rate` a second, then an MLP."""
 
     kind: Literal["pool"]

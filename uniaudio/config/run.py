@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, field_validator, model_validator
 
-from uniaudio.config.adapters import AdapterConfig, StackConfig
+from uniaudio.config.adapters import RIDGE, AdapterConfig, StackConfig
 from uniaudio.config.encoders import EncoderConfig, LoraConfig
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.limits import MAX_TEXT_TOKENS
@@ -305,6 +305,10 @@ class RunConfig(Strict):
         if self.decoder.dtype == "fp8" and self.decoder.train != "frozen":
             raise ValueError(
                 f"decoder.dtype: fp8 is for a frozen decoder, but decoder.train is {self.decoder.train}"
+            )
+        if self.decoder.kind == "whisper" and getattr(self.adapter, "start", None) == RIDGE:
+            raise ValueError(
+                f"adapter.start: {RIDGE} is for causal decoders; Whisper's own reads the frames without an adapter"
             )
         cached = [name for name, encoder in self.encoders.items() if encoder.cache]
         if cached and self.fusion is not None and self.fusion.kind in ONE_IS_ENOUGH:

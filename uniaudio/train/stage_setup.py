@@ -10,9 +10,13 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from uniaudio.config.adapters import RIDGE, GroupingSettings
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
+from uniaudio.console import announce
 from uniaudio.errors import UserError
+from uniaudio.model.adapter_start import start_adapter
+from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.compile import compile_layers
 from uniaudio.train.checkpoint.integrity import EMA
 from uniaudio.train.checkpoint.store import Checkpoint, MomentFiles, list_stage_ends, load_checkpoint
@@ -96,6 +100,16 @@ def open_stage(
         if before is not None:
             put_tensors(model, structure, before.model, before.path)
     enter_stage(model, structure, config, index)
+    settings = config.adapter
+    if (
+        index == 0
+        and checkpoint is None
+        and isinstance(settings, GroupingSettings)
+        and settings.start == RIDGE
+    ):
+        announce(f"fitting the start of the adapter to {settings.start_examples} rows of {stage.recipe} ...")
+        examples = data.iterate_examples(0, model, stage.recipe)
+        start_adapter(cast_to_audio_lm(model), examples, settings.start_examples)
     held = collect_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from uniaudio.errors import UserError
 from uniaudio.model.init_args import InitArgsModule
 from uniaudio.ragged import Ragged
@@ -17,6 +19,31 @@ class Adapter(InitArgsModule):
     def forward(self, frames: Ragged) -> Ragged:
         """Map frames to audio tokens."""
         raise NotImplementedError
+
+
+class GroupingAdapter(Adapter):
+    """Groups of neighbouring frames, each of which becomes one token on its own; the last layer is a linear map.
+
+    One with a ``norm`` begins with it.
+    """
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes tokens ``[N, D]`` of features."""
+        raise NotImplementedError
+
+    def group_frames(self, frames: Ragged) -> Ragged:
+        """Turn frames ``[A, E]`` into groups ``[N, G]``."""
+        raise NotImplementedError
+
+    def compute_features(self, groups: Tensor) -> Tensor:
+        """Return what the last layer reads, ``[N, hidden]``."""
+        return groups
+
+    def forward(self, frames: Ragged) -> Ragged:
+        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
+        groups = self.group_frames(frames)
+        return groups.with_values(self.last(self.compute_features(groups.values)))
 
 
 def count_frames_per_token(frame_rate: float, rate: float) -> int:

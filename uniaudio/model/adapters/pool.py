@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from uniaudio.model.adapters.base import Adapter, count_frames_per_token
+from uniaudio.model.adapters.base import GroupingAdapter, count_frames_per_token
 from uniaudio.model.encoders.chunking import list_chunk_lengths
 from uniaudio.ragged import Ragged
 
 
-class PoolAdapter(Adapter):
+class PoolAdapter(GroupingAdapter):
     """Average ``k = frame_rate / rate`` neighbouring frames (the last group has what is there), LayerNorm, GELU MLP.
 
     Raises:
@@ -36,9 +36,18 @@ class PoolAdapter(Adapter):
         """Return ``ceil(frames / k)``."""
         return -(-frames // self.group)
 
-    def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
+    @property
+    def last(self) -> nn.Linear:
+        """The second layer of the MLP."""
+        return self.down
+
+    def group_frames(self, frames: Ragged) -> Ragged:
+        """Average frames ``[A, E]`` to ``[N, E]``."""
         groups = [size for n in frames.lengths.tolist() for size in list_chunk_lengths(n, self.group)]
         means = frames.with_lengths(torch.tensor(groups, dtype=torch.int64)).mean()
         tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
-        return Ragged(self.down(nn.functional.gelu(self.up(self.norm(means)))), tokens)
+        return Ragged(means, tokens)
+
+    def compute_features(self, groups: Tensor) -> Tensor:
+        """Return what the last layer reads, ``[N, hidden]``."""
+        return nn.functional.gelu(self.up(self.norm(groups)))

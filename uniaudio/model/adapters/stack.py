@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.adapters.base import Adapter, count_frames_per_token
+from uniaudio.model.adapters.base import GroupingAdapter, count_frames_per_token
 from uniaudio.ragged import Ragged
 
 
-class FrameStacker(Adapter):
+class FrameStacker(GroupingAdapter):
     """Stacks ``k = frame_rate / rate`` neighbouring frames; a last group that is not full repeats its last frame.
 
     Raises:
@@ -24,21 +24,15 @@ class FrameStacker(Adapter):
         """Return the audio tokens of a clip of ``frames`` encoder frames."""
         return -(-frames // self.stack)
 
-    def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
+    def group_frames(self, frames: Ragged) -> Ragged:
+        """Stack frames ``[A, E]`` to ``[N, k E]``."""
         tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
         slots = tokens * self.stack
         within = Ragged.count_within_rows(slots)
         last = torch.repeat_interleave(frames.lengths - 1, slots)
         index = torch.minimum(within, last) + torch.repeat_interleave(frames.offsets[:-1], slots)
         stacked = frames.values[index.to(frames.device, non_blocking=True)]
-        return Ragged(
-            self.project(stacked.view(int(tokens.sum()), self.stack * frames.values.shape[1])), tokens
-        )
-
-    def project(self, stacked: Tensor) -> Tensor:
-        """Map stacked frames ``[N, k E]`` to ``[N, D]``."""
-        raise NotImplementedError
+        return Ragged(stacked.view(int(tokens.sum()), self.stack * frames.values.shape[1]), tokens)
 
 
 class StackAdapter(FrameStacker):
@@ -58,9 +52,14 @@ class StackAdapter(FrameStacker):
         self.up = nn.Linear(self.stack * encoder_dim, hidden)
         self.down = nn.Linear(hidden, decoder_dim)
 
-    def project(self, stacked: Tensor) -> Tensor:
-        """Map stacked frames ``[N, k E]`` to ``[N, D]``."""
-        return self.down(nn.functional.gelu(self.up(self.norm(stacked))))
+    @property
+    def last(self) -> nn.Linear:
+        """The second layer of the MLP."""
+        return self.down
+
+    def compute_features(self, groups: Tensor) -> Tensor:
+        """Return what the last layer reads, ``[N, hidden]``."""
+        return nn.functional.gelu(self.up(self.norm(groups)))
 
 
 class LinearAdapter(FrameStacker):
@@ -70,6 +69,7 @@ class LinearAdapter(FrameStacker):
         super().__init__(frame_rate, rate)
         self.out = nn.Linear(self.stack * encoder_dim, decoder_dim)
 
-    def project(self, stacked: Tensor) -> Tensor:
-        """Map stacked frames ``[N, k E]`` to ``[N, D]``."""
-        return self.out(stacked)
+    @property
+    def last(self) -> nn.Linear:
+        """The only layer."""
+        return self.out
