@@ -1,6 +1,8 @@
 """Clips longer than a model takes: where crops and windows lie, and that positions in them are exact."""
 
+import io
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -13,8 +15,11 @@ import yaml
 from helpers.sources import Rows, Shards
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from uniaudio.checks.recipe import check_entry
+from uniaudio.checks.recipe import check_entry, estimate_average_clip
+from uniaudio.commands.data_stats import measure_entry
+from uniaudio.commands.preview import show_row
 from uniaudio.data.batching import Mixture, StreamState
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import iterate_examples, open_examples
@@ -45,7 +50,7 @@ def test_where_windows_lie(length, seconds, hop, spans):
     assert list_window_spans(length, seconds, hop, "x") == spans
 
 
-@given(st.floats(0.1, 5000), st.floats(0.5, 60), st.floats(0.1, 1))
+@given(st.floats(0.1, 500), st.floats(0.5, 60), st.floats(0.1, 1))
 def test_windows_hold_all_of_a_clip(length, seconds, share):
     spans = list_window_spans(length, seconds, seconds * share, "x")
     assert spans[0][0] == 0
@@ -353,3 +358,53 @@ def test_the_check_says_what_a_part_of_a_clip_is_trained_with(folder):
     assert any("trained with the answer to all of it" in note for note in seen.notes)
     assert not check_entry(recipe.evaluate[0]).notes
     assert not check_entry(replace(recipe.train[0], long_clips=None)).notes
+
+
+def cut_lines(folder, line):
+    """The training entry of a recipe whose line says what becomes of long clips."""
+    return write_recipe(folder, line).train[0]
+
+
+def test_stats_are_those_of_the_pieces(folder):
+    whole = measure_entry(cut_lines(folder, None), 10)
+    assert (sorted(whole.seconds), whole.examples, whole.notes) == ([1, 3, 10], 3, [])
+    cropped = measure_entry(cut_lines(folder, "crop"), 10, longest=2.0)
+    assert sorted(cropped.seconds) == [1, 2, 2]
+    assert cropped.notes == [
+        "long_clips: crop of 2 s: cuts 2 of 3 rows read; lengths are those of the pieces, hours those of the recordings"
+    ]
+    cut = measure_entry(cut_lines(folder, {"how": "windows", "seconds": 4}), 10, longest=60.0)
+    assert sorted(cut.seconds) == [1, 2, 3, 4, 4]
+    assert (cut.rows, cut.examples, cut.hours) == (3, 5, pytest.approx(14 / 3600))
+    assert "cuts 1 of 3 rows read, which makes 5 examples of them" in cut.notes[0]
+    skipped = measure_entry(cut_lines(folder, None), 10, longest=5.0)
+    assert (sorted(skipped.seconds), skipped.unusable) == ([1, 3], 1)
+    assert skipped.notes[0].startswith("1 of 3 rows read are longer than training takes and skipped")
+
+
+def test_preview_shows_a_piece_with_its_time(folder, chat_tokenizer):
+    format = ChatFormat(chat_tokenizer)
+
+    def show(line, longest):
+        entry, console = cut_lines(folder, line), Console(file=io.StringIO(), width=200)
+        source = open_source(entry.dataset, "train")
+        for number in range(8):
+            show_row(console, "", entry, source, (0, number), format, longest)
+        return console.file.getvalue()
+
+    windows = show({"how": "windows", "seconds": 4}, 60.0)
+    assert {"0.00 to 4.00", "4.00 to 8.00", "8.00 to 10.00"} >= set(
+        re.findall(r"from (\S+ to \S+) s", windows)
+    )
+    assert "row ten.flac#t=" in windows
+    assert "4.00 s of audio" in windows
+    assert "10.00 s of audio" not in windows
+    crops = re.findall(r"<audio 2.00 s, from (\S+) to (\S+) s>", show("crop", 2.0))
+    assert len(set(crops)) > 1
+    assert all(float(end) - float(start) == pytest.approx(2, abs=0.011) for start, end in crops)
+    assert "clip too long: ten.flac.audio: 10.0 s, data.max_seconds is 5" in show(None, 5.0)
+
+
+def test_the_mean_length_is_that_of_crops_of_the_run(folder):
+    recipe = write_recipe(folder, "crop")
+    assert estimate_average_clip(recipe, longest=2.0).seconds == pytest.approx(5 / 3)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 @pytest.fixture
 def plan(tone_run):
     config = load_run(str(tone_run))
-    clip = estimate_clip(load_recipe(config.stages[0].recipe, near=config.folder))
+    clip = estimate_clip(load_recipe(config.stages[0].recipe, near=config.folder), 30.0)
     return plan_stage(config, 0, clip, torch.float32)
 
 

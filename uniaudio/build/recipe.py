@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,11 @@ class OpenedRecipe:
     recipe: Recipe
     config: RunConfig | None = None
     checkpoint: Path | None = None
+
+    @property
+    def longest_clip(self) -> float:
+        """Seconds of the longest clip that the first stage trains on; infinite for a recipe, which states none."""
+        return math.inf if self.config is None else self.config.find_longest_clip(self.config.stages[0])
 
 
 def open_recipe(name: str) -> OpenedRecipe:

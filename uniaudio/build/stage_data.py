@@ -62,7 +62,7 @@ class StageData:
             audio_seconds=budget.audio_seconds,
             per_example=budget.per_example,
             tokens=budget.tokens,
-            max_seconds=data.max_seconds or budget.audio_seconds,
+            max_seconds=self.config.find_longest_clip(self.config.stages[stage]),
             micro_batches=micro_batches,
             streams=-(-data.streams // micro_batches) * micro_batches,
             pool=data.pool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,10 +54,13 @@ class AverageClip:
     answer: int
 
 
-def check_entry(entry: RecipeEntry) -> CheckedEntry:
+def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
     """Render the first rows of a source with the templates of an entry and read their audio headers.
 
     The answers of an entry are as long as those to all of its templates together.
+
+    Args:
+        longest: seconds of the longest clip of the run, to which clips are cut where `long_clips` states no length.
 
     Raises:
         UserError: with the reason of the first row, when a template can use none of them; naming a column that none of
@@ -74,7 +78,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
     rendered = []
     for template in entry.templates:
         refuse_missing_columns(rows, entry, template)
-        rendered.append(render_rows(read, entry, template))
+        rendered.append(render_rows(read, entry, template, longest))
         notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
         notes += note_time_columns(rows, entry.dataset, template)
     notes += note_odd_clips(rows, SECONDS_DECODED)
@@ -93,7 +97,7 @@ def check_entry(entry: RecipeEntry) -> CheckedEntry:
 
 
 def render_rows(
-    read: Sequence[Row | RowError], entry: RecipeEntry, template: Template
+    read: Sequence[Row | RowError], entry: RecipeEntry, template: Template, longest: float
 ) -> list[tuple[float, str]]:
     """Return (seconds of all clips, the answer) of the rows that can be used.
 
@@ -105,7 +109,7 @@ def render_rows(
         if isinstance(row, Row):
             try:
                 answer = entry.render_question(row, template).answer
-                usable.append((sum(shorten_clips(read_row_seconds(row), entry.long_clips)), answer))
+                usable.append((sum(shorten_clips(read_row_seconds(row), entry.long_clips, longest)), answer))
             except RowError as problem:
                 reasons.append(f"{row.key}: {problem}")
     if not usable:
@@ -116,11 +120,11 @@ def render_rows(
     return usable
 
 
-def shorten_clips(lengths: Sequence[float], long_clips: LongClips | None) -> list[float]:
-    """Return the lengths of a row's clips in seconds as they are used, where `long_clips` states a length."""
-    if long_clips is None or long_clips.how == "skip" or long_clips.seconds is None:
+def shorten_clips(lengths: Sequence[float], long_clips: LongClips | None, longest: float) -> list[float]:
+    """Return the lengths of a row's clips in seconds as crops and windows have them."""
+    if long_clips is None or long_clips.how == "skip":
         return list(lengths)
-    return [min(length, long_clips.seconds) for length in lengths]
+    return [min(length, long_clips.seconds or longest) for length in lengths]
 
 
 def note_cut_answers(entry: RecipeEntry) -> list[str]:
@@ -210,13 +214,16 @@ def note_class_numbers(template: Template, answers: Sequence[str]) -> list[str]:
     ]
 
 
-def estimate_average_clip(recipe: Recipe) -> AverageClip:
+def estimate_average_clip(recipe: Recipe, longest: float = math.inf) -> AverageClip:
     """Return the average example of a recipe by the first rows of its sources.
+
+    Args:
+        longest: see ``check_entry``.
 
     Raises:
         UserError: for rows that cannot be used.
     """
-    seen = [check_entry(entry) for entry in recipe.train]
+    seen = [check_entry(entry, longest) for entry in recipe.train]
     shares = recipe.compute_train_shares()
     seconds = sum(share * p.seconds for share, p in zip(shares, seen, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, seen, strict=True))

@@ -121,7 +121,12 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
     for index, (stage, recipe) in enumerate(zip(config.stages, recipes, strict=True)):
         if index < begun:
             continue
-        pairings = [check_entry(entry) for entry in recipe.train] if index > begun else read_pairings(recipe)
+        longest = config.find_longest_clip(stage)
+        pairings = (
+            [check_entry(entry, longest) for entry in recipe.train]
+            if index > begun
+            else read_pairings(recipe, longest)
+        )
         check_budget(config, stage, pairings)
         check_long_clips(config, stage, recipe)
         ewc = stage.continual.ewc
@@ -137,7 +142,7 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
             require_metric(line.template.scoring.metric)
 
 
-def read_pairings(recipe: Recipe) -> list[CheckedEntry]:
+def read_pairings(recipe: Recipe, longest: float) -> list[CheckedEntry]:
     """Return what the first rows of a recipe's sources are like, without those that cannot be used.
 
     Their rows come with the first step, which counts what is left out and may find others that can be used.
@@ -145,7 +150,7 @@ def read_pairings(recipe: Recipe) -> list[CheckedEntry]:
     pairings = []
     for entry in recipe.train:
         with suppress(UserError):
-            pairings.append(check_entry(entry))
+            pairings.append(check_entry(entry, longest))
     return pairings
 
 
@@ -171,7 +176,7 @@ def check_long_clips(config: RunConfig, stage: Stage, recipe: Recipe) -> None:
     Raises:
         UserError: see ``Entry.choose_long_clips``.
     """
-    longest = config.data.max_seconds or stage.budget.audio_seconds
+    longest = config.find_longest_clip(stage)
     for entry in recipe.train:
         entry.choose_long_clips(longest, f"recipe {recipe.name}: {entry.name}")
 

@@ -58,7 +58,8 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     check_stage_rows(config, load_stage_recipes(config))
     for stage in config.stages:
         recipe = load_recipe(stage.recipe, near=config.folder)
-        pairings = [check_entry(entry) for entry in recipe.train]
+        longest = config.find_longest_clip(stage)
+        pairings = [check_entry(entry, longest) for entry in recipe.train]
         evaluated = [check_entry(entry) for entry in recipe.evaluate]
         console.print(build_pairing_table(stage, recipe, pairings, evaluated))
         for pairing in [*pairings, *evaluated]:

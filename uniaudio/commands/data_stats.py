@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,9 +18,10 @@ from uniaudio.checks.recipe import note_odd_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console
+from uniaudio.data.long_clips import LongClips
 from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Entry
-from uniaudio.data.row_clips import read_row_seconds
+from uniaudio.data.row_clips import list_piece_spans, list_training_pieces, read_row_seconds
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
@@ -37,8 +39,10 @@ class EntryStats:
 
     Args:
         rows: of the source, None where nobody knows. looked_at, unusable: rows read here. hours: counted, or estimated
-            from the rows read where ``estimated``. epochs: over the steps asked about.
-        notes: what is passed over, and what is odd about clips.
+            from the rows read where ``estimated``. epochs: over the steps asked about. examples: of an epoch, more
+            than rows where clips are cut into windows.
+        seconds: of the examples that the rows read are trained as: crops and windows where long clips are cut.
+        notes: what becomes of long clips, what is passed over, and what is odd about clips.
     """
 
     name: str
@@ -49,41 +53,78 @@ class EntryStats:
     hours: float | None = None
     estimated: bool = False
     epochs: float | None = None
+    examples: float | None = None
     seconds: list[float] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def measure_entry(entry: Entry, limit: int) -> EntryStats:
-    """Read the first rows of a source: lengths from rows or headers, answers as they would be learned."""
+def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryStats:
+    """Read the first rows of a source: lengths from rows or headers, answers as they would be learned.
+
+    Args:
+        limit: of the rows that are read. longest: seconds of the longest clip of the run.
+
+    Raises:
+        UserError: when the source cannot be opened, or the entry's `long_clips` does not fit the run.
+    """
     entry, source = open_entry(entry)
+    long_clips = entry.choose_long_clips(longest, entry.name)
     stats = EntryStats(entry.name, entry.share, source.size)
     usable: list[Row] = []
+    whole_seconds, num_cut, num_too_long = 0.0, 0, 0
     for row in islice(source.rows(), limit):
         stats.looked_at += 1
         try:
             if not isinstance(row, Row):
                 raise row
             answers = [entry.render_question(row, template).answer for template in entry.templates]
-            seconds = sum(read_row_seconds(row))
-        except RowError:
+            pieces = list_training_pieces(row, long_clips, longest)
+        except RowError as problem:
             stats.unusable += 1
+            num_too_long += problem.reason == "clip too long"
             continue
-        stats.seconds.append(seconds)
+        whole_seconds += sum(read_row_seconds(row))
+        num_cut += any(span is not None for piece, _ in pieces for span in list_piece_spans(row, piece))
+        stats.seconds += [sum(lengths) for _, lengths in pieces]
         stats.answer_words += [len(answer.split()) for answer in answers]
         if len(usable) < ROWS_DECODED:
             usable.append(row)
     if passed_over := describe_left_out(source.left_out):
         stats.notes.append(f"passed over: {passed_over}")
+    stats.notes += note_long_clips(stats, long_clips, num_cut, num_too_long)
     stats.notes += note_odd_clips(usable, SECONDS_DECODED)
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total
     if total and stats.looked_at:
-        stats.hours = sum(stats.seconds) / 3600 * total / stats.looked_at
+        stats.hours = whole_seconds / 3600 * total / stats.looked_at
+        stats.examples = len(stats.seconds) / stats.looked_at * total
         stats.estimated = total > stats.looked_at
     elif stats.looked_at:
         stats.hours, stats.estimated = entry.dataset.split(entry.split).hours, True
     return stats
+
+
+def note_long_clips(stats: EntryStats, long_clips: LongClips, num_cut: int, num_too_long: int) -> list[str]:
+    """Return what training makes of the clips that are too long, as a line; nothing where there are none.
+
+    Args:
+        num_cut, num_too_long: rows of those read whose clips are cropped or cut, or that are skipped.
+    """
+    if num_too_long:
+        return [
+            f"{num_too_long} of {stats.looked_at} rows read are longer than training takes and skipped; `long_clips: "
+            "crop` or `windows` would use a part or all of them"
+        ]
+    if num_cut:
+        num_examples = (
+            f", which makes {len(stats.seconds)} examples of them" if long_clips.how == "windows" else ""
+        )
+        return [
+            f"long_clips: {long_clips.how} of {long_clips.seconds:g} s: cuts {num_cut} of {stats.looked_at} rows "
+            f"read{num_examples}; lengths are those of the pieces, hours those of the recordings"
+        ]
+    return []
 
 
 def show_hours(name: str, out: Path | None, console: Console | None = None) -> float:
@@ -171,13 +212,13 @@ def show_stats(
     stats = []
     for entry in recipe.train:
         with console.status(f"reading {entry.name}"):
-            stats.append(measure_entry(entry, limit))
+            stats.append(measure_entry(entry, limit, opened.longest_clip))
     if config is not None:
         steps = steps or count_stage_steps(stats, config)
         examples = steps * estimate_examples_per_step(stats, config)
         for entry_stats in stats:
-            if entry_stats.rows:
-                entry_stats.epochs = entry_stats.share * examples / entry_stats.rows
+            if entry_stats.examples:
+                entry_stats.epochs = entry_stats.share * examples / entry_stats.examples
     console.print(build_stats_table(recipe.name, stats, steps))
     for entry_stats in stats:
         for note in entry_stats.notes:

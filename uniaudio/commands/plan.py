@@ -38,7 +38,9 @@ def show_plan(
     plans = []
     for index, stage in enumerate(config.stages):
         recipe = load_recipe(stage.recipe, near=config.folder) if clip is None else None
-        average = estimate_average_clip(recipe) if recipe is not None else clip
+        average = (
+            estimate_average_clip(recipe, config.find_longest_clip(stage)) if recipe is not None else clip
+        )
         assert average is not None
         plan = plan_stage(config, index, average, dtype, machine.gpus, recipe, blueprint)
         plans.append(plan)

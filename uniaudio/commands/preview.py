@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -18,8 +19,8 @@ from uniaudio.console import make_console
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
 from uniaudio.data.open_entries import open_training_entries
-from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_clips import read_row_seconds
+from uniaudio.data.recipe import Entry
+from uniaudio.data.row_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
@@ -44,34 +45,44 @@ def preview(
         UserError: when a label mask would be empty or full, or no row of an entry can be used.
     """
     console = console or make_console()
-    recipe, format = open_recipe_and_format(recipe_name, decoder, console)
-    recipe, sources = open_training_entries(recipe)
+    opened, format = open_recipe_and_format(recipe_name, decoder, console)
+    recipe, sources = open_training_entries(opened.recipe)
     for n in range(number):
         index = random.Random(f"{seed}-entry-{n}").choices(
             range(len(sources)), recipe.compute_train_shares()
         )[0]
-        show_row(console, f"{n + 1}. ", recipe.train[index], sources[index], (seed, n), format)
+        title = f"{n + 1}. "
+        show_row(console, title, recipe.train[index], sources[index], (seed, n), format, opened.longest_clip)
 
 
 def show_row(
-    console: Console, title: str, entry: Entry, source: Source, draw: tuple[int, int], format: ChatFormat
+    console: Console,
+    title: str,
+    entry: Entry,
+    source: Source,
+    draw: tuple[int, int],
+    format: ChatFormat,
+    longest: float = math.inf,
 ) -> None:
     """Print the questions about one row of an entry; rows that cannot be used are named and passed over.
 
+    Of a clip that is cropped or cut into windows, one piece is shown, as training would draw it.
+
     Args:
-        draw: (seed, number) that decide which row it is.
+        draw: (seed, number) that decide which row and piece it is. longest: seconds of the longest clip of the run.
 
     Raises:
         UserError: when none of ``TRIES`` rows can be used.
     """
     last = "there are none"
+    long_clips = entry.choose_long_clips(longest, entry.name)
     for row in islice(draw_rows(source, *draw), TRIES):
         try:
             if not isinstance(row, Row):
                 raise row
             rng = random.Random(f"{draw[0]}-{draw[1]}")
             examples = [(t, tokenize_question(row, entry, t, rng, format)) for t in entry.templates]
-            seconds = read_row_seconds(row)
+            piece, seconds = rng.choice(list_training_pieces(row, long_clips, longest, rng))
         except RowError as problem:
             key = row.key if isinstance(row, Row) else problem.key
             last = f"{entry.name}, row {escape_text(key)}: {problem}"
@@ -81,14 +92,26 @@ def show_row(
             task_note = f"  {template.task}" if len(entry.templates) > 1 else ""
             show(
                 console,
-                f"{title}{entry.name}{task_note}  row {escape_text(row.key)}",
+                f"{title}{entry.name}{task_note}  row {escape_text(piece.key)}",
                 prompt,
                 answer,
-                seconds,
+                describe_clips(row, piece, seconds),
                 format,
             )
         return
     raise UserError(f"{entry.name}: no row of those tried can be used ({last})")
+
+
+def describe_clips(row: Row, piece: Row, seconds: list[float]) -> list[tuple[float, str]]:
+    """Return seconds and text of every clip of a row, or of a piece of it with its time in the clip."""
+    spans = list_piece_spans(row, piece)
+    return [
+        (
+            length,
+            f"{length:.2f} s" if span is None else f"{length:.2f} s, from {span[0]:.2f} to {span[1]:.2f} s",
+        )
+        for length, span in zip(seconds, spans, strict=True)
+    ]
 
 
 def tokenize_question(
@@ -104,10 +127,12 @@ def tokenize_question(
     return format.encode_prompt(rendered.prompt), format.answer(rendered.answer)
 
 
-def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> tuple[Recipe, ChatFormat]:
+def open_recipe_and_format(
+    name: str, decoder: str | None, console: Console
+) -> tuple[OpenedRecipe, ChatFormat]:
     """Accept a recipe, a run config or a run; take the tokenizer that was asked for, or one trained on its texts."""
     opened = open_recipe(name)
-    recipe, chosen = opened.recipe, decoder or find_decoder_folder(opened)
+    chosen = decoder or find_decoder_folder(opened)
     markup = read_markup(opened.checkpoint) if opened.checkpoint is not None else None
     if chosen is not None and (decoder is not None or has_tokenizer(chosen)):
         try:
@@ -116,24 +141,24 @@ def open_recipe_and_format(name: str, decoder: str | None, console: Console) -> 
                 chosen, local_files_only=decoder is None, trust_remote_code=False
             )
             if decoder is None and markup is not None:
-                return recipe, ChatFormat(tokenizer, markup=markup)
+                return opened, ChatFormat(tokenizer, markup=markup)
             if CLOCK in str(tokenizer.chat_template):
                 console.print(
                     "the chat template writes today's date; a run keeps that of its first day (preview RUN shows it)",
                     style="yellow",
                 )
-            return recipe, ChatFormat(tokenizer)
+            return opened, ChatFormat(tokenizer)
         except (OSError, ValueError) as problem:
             if decoder is not None:
                 with convert_hub_errors(f"--decoder {decoder}: no tokenizer could be loaded", decoder):
                     raise problem
-    texts = collect_recipe_texts(recipe, limit=200)
+    texts = collect_recipe_texts(opened.recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     console.print(
         f"[yellow]token counts are those of a small tokenizer trained on this recipe's texts"
         f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder[/yellow]"
     )
-    return recipe, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
+    return opened, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
 
 
 def has_tokenizer(path: str) -> bool:
@@ -176,23 +201,27 @@ def show(
     title: str,
     prompt: list[list[int]],
     answer: list[int],
-    seconds: list[float],
+    clips: list[tuple[float, str]],
     format: ChatFormat,
 ) -> None:
-    """Print one example; refuse a label mask that is empty or full."""
+    """Print one example; refuse a label mask that is empty or full.
+
+    Args:
+        clips: seconds of every clip, and what is written in its place.
+    """
     prompt_tokens = sum(len(piece) for piece in prompt)
     if len(answer) < 2 or prompt_tokens == 0:
         raise UserError(f"{title}: the label mask is {'full' if prompt_tokens == 0 else 'empty'}")
     text = Text()
     for index, piece in enumerate(prompt):
         if index:
-            text.append(f"<audio {seconds[index - 1]:.2f} s>", style="bold cyan")
+            text.append(f"<audio {clips[index - 1][1]}>", style="bold cyan")
         text.append(format.decode(piece), style="dim")
     text.append(format.decode(answer), style="bold green")
     console.print(Text(title, style="bold"))
     console.print(text)
     console.print(
-        f"{sum(seconds):.2f} s of audio, {prompt_tokens} prompt tokens, "
+        f"{sum(seconds for seconds, _ in clips):.2f} s of audio, {prompt_tokens} prompt tokens, "
         f"{len(answer)} supervised tokens (green)\n",
         style="italic",
     )

@@ -386,6 +386,10 @@ class RunConfig(Strict):
         planned = sum(count for count in steps if count is not None)
         return min(planned, self.train.max_steps or planned)
 
+    def find_longest_clip(self, stage: Stage) -> float:
+        """Return the seconds of the longest clip that a stage trains on."""
+        return self.data.max_seconds or stage.budget.audio_seconds
+
     def resolve_values(self) -> dict[str, Any]:
         """Return plain values from which the same config can be read again.
 

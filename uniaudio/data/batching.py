@@ -20,7 +20,7 @@ from uniaudio.data.chat_format import ChatFormat, prefix_of
 from uniaudio.data.long_clips import LongClips
 from uniaudio.data.permutation import count_draws_before, derive_phase, hash_parts, make_row_rng
 from uniaudio.data.recipe import Entry, Recipe
-from uniaudio.data.row_clips import cut_long_clips, read_row_seconds
+from uniaudio.data.row_clips import cut_long_clips, measure_clips
 from uniaudio.data.sampler import Cut, IndexedCursor, Mark, ShardCursor, WindowCursor
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.skipped_rows import Skip
@@ -30,7 +30,6 @@ from uniaudio.data.template import Rendered
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import SAMPLE_RATE
 
-SHORTEST = 0.01  # seconds; less than one mel window is no clip
 BISECTIONS = 12  # enough to level micro-batches within a thousandth of the budget
 
 
@@ -314,15 +313,7 @@ class LogicalStream:
         if long_clips.how == "crop":
             rng = random.Random(hash_parts("crop", mixture.seed, entry.name, k))
             (row,) = cut_long_clips(row, long_clips, rng)
-        lengths = read_row_seconds(row)
-        longest = long_clips.seconds if long_clips.seconds is not None else mixture.max_seconds
-        for ref, length in zip(row.audio, lengths, strict=True):
-            if length < SHORTEST:
-                raise RowError("empty audio", f"{ref.name}: {length:g} s")
-            if length > longest and long_clips.how == "skip":
-                limit = "long_clips.seconds" if long_clips.seconds is not None else "data.max_seconds"
-                raise RowError("clip too long", f"{ref.name}: {length:.1f} s, {limit} is {longest:g}")
-        return row, lengths
+        return row, measure_clips(row, long_clips, mixture.max_seconds)
 
     def audio_tokens(self, seconds: Sequence[float]) -> list[int]:
         """Return the audio tokens of clips of such lengths; none where the budget does not count tokens."""

@@ -16,6 +16,7 @@ from uniaudio.types import SAMPLE_RATE
 
 ClipSamples = NDArray[np.int16]  # samples [S] at 16 kHz
 WINDOW_MARK = "#t="  # between the key of a row and the time of a window, as in a media fragment
+SHORTEST = 0.01  # seconds; less than one mel window is no clip
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
 
@@ -54,6 +55,51 @@ def cut_long_clips(row: Row, long_clips: LongClips, rng: random.Random | None = 
     if len(row.audio) > 1:
         raise RowError("clip too long", f"{row.key}: windows are cut of one clip, this row has several")
     return [cut_window(row, span) for span in spans]
+
+
+def list_training_pieces(
+    row: Row, long_clips: LongClips, longest: float, rng: random.Random | None = None
+) -> list[tuple[Row, list[float]]]:
+    """Return what training has of a row, with the seconds of every clip: the row, its crop, or its windows in order.
+
+    Args:
+        long_clips: with its lengths stated. longest: seconds of the longest clip of the run. rng: places a crop.
+
+    Raises:
+        RowError: as ``cut_long_clips`` and ``measure_clips``.
+    """
+    pieces = cut_long_clips(row, long_clips, rng)
+    return [(piece, measure_clips(piece, long_clips, longest)) for piece in pieces]
+
+
+def measure_clips(row: Row, long_clips: LongClips, longest: float) -> list[float]:
+    """Return the seconds of every clip of a row that training can use.
+
+    Args:
+        row: already cropped or cut. longest: see ``list_training_pieces``.
+
+    Raises:
+        RowError: "empty audio", "clip too long" where long clips are skipped, "broken audio".
+    """
+    lengths = read_row_seconds(row)
+    longest = long_clips.seconds if long_clips.seconds is not None else longest
+    for ref, length in zip(row.audio, lengths, strict=True):
+        if length < SHORTEST:
+            raise RowError("empty audio", f"{ref.name}: {length:g} s")
+        if length > longest and long_clips.how == "skip":
+            limit = "long_clips.seconds" if long_clips.seconds is not None else "data.max_seconds"
+            raise RowError("clip too long", f"{ref.name}: {length:.1f} s, {limit} is {longest:g}")
+    return lengths
+
+
+def list_piece_spans(row: Row, piece: Row) -> list[tuple[float, float] | None]:
+    """Return (start, end) in seconds of every clip of a row that a piece of the row has; None for all of a clip."""
+    spans: list[tuple[float, float] | None] = []
+    for whole, ref in zip(row.audio, piece.audio, strict=True):
+        begin = whole.span[0] if whole.span is not None else 0.0
+        is_whole = ref.span is None or ref.span == whole.span
+        spans.append(None if is_whole or ref.span is None else (ref.span[0] - begin, ref.span[1] - begin))
+    return spans
 
 
 def crop_ref(ref: AudioRef, length: float, seconds: float, rng: random.Random | None) -> AudioRef:

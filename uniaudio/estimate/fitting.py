@@ -58,7 +58,7 @@ def make_chooser(
         if limit is None or blueprint is None:
             return Recomputing(always)
         try:
-            clip = estimate_clip(recipes[index])
+            clip = estimate_clip(recipes[index], config.find_longest_clip(config.stages[index]))
             plain = plan_stage(config, index, clip, dtype, world_size(), blueprint=blueprint)
         except UserError as problem:
             return Recomputing(always, obstacle=str(problem))
@@ -76,9 +76,9 @@ def make_chooser(
     return choose
 
 
-def estimate_clip(recipe: Recipe) -> AverageClip:
+def estimate_clip(recipe: Recipe, longest: float) -> AverageClip:
     """Return the average example by the first rows of a recipe's sources, or a usual one where they do not tell."""
     try:
-        return estimate_average_clip(recipe)
+        return estimate_average_clip(recipe, longest)
     except UserError:
         return SUPPOSED
