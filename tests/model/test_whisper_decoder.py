@@ -5,6 +5,7 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from uniaudio.errors import UserError
+from uniaudio.model.decoding import generate_with_cross_attention
 from uniaudio.model.whisper_decoder import LinearBridge, load_whisper_decoder
 from uniaudio.ragged import Ragged
 
@@ -99,3 +100,20 @@ def test_a_bridge_of_equal_widths_changes_nothing_at_first():
     frames = Ragged(torch.randn(3, 8), torch.tensor([1, 2]))
     assert torch.equal(LinearBridge(8, 8)(frames).values, frames.values)
     assert LinearBridge(8, 4)(frames).values.shape == (3, 4)
+
+
+def test_the_penalty_of_repetitions_equals_a_plain_loop_with_the_stock_model(folder):
+    stock, reader, (ids, frames) = full_whisper(), load_whisper_decoder(folder), rows()
+    plain = generate_with_cross_attention(reader, ids, frames, 8, end_of_turn=2)
+    penalized = generate_with_cross_attention(reader, ids, frames, 8, end_of_turn=2, repetition_penalty=30.0)
+    assert penalized != plain
+    for row, seen, answer in zip(ids.rows(), frames.rows(), penalized, strict=True):
+        said: list[int] = []
+        while len(said) < len(answer):
+            text = torch.cat([row, torch.tensor(said, dtype=torch.int64)])
+            with torch.no_grad():
+                logits = stock(encoder_outputs=(seen[None],), decoder_input_ids=text[None]).logits[0, -1]
+            for token in set(said):
+                logits[token] = logits[token] / 30 if logits[token] > 0 else logits[token] * 30
+            said.append(int(logits.argmax()))
+        assert answer == said

@@ -239,7 +239,7 @@ class EvaluateConfig(Strict):
     """Longest generated answer in tokens; 256 hold half a minute of fast speech."""
     repetition_penalty: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     """Divides the logits of tokens that the answer already holds where they are positive, and multiplies them
-    where they are not (Keskar et al. 2019); 1 is none. Not for Whisper's decoder.
+    where they are not (Keskar et al. 2019); 1 is none.
     """
     batch_seconds: PositiveFloat = 60
     """Seconds of audio in a batch; results do not depend on it."""

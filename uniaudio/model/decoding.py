@@ -87,7 +87,12 @@ def pad_left(embeds: Ragged) -> tuple[Tensor, Tensor]:
 
 
 def generate_with_cross_attention(
-    decoder: Any, prompts: Ragged, cross: Ragged, max_new_tokens: int, end_of_turn: int
+    decoder: Any,
+    prompts: Ragged,
+    cross: Ragged,
+    max_new_tokens: int,
+    end_of_turn: int,
+    repetition_penalty: float = 1.0,
 ) -> list[list[int]]:
     """Continue prompts greedily; every step reads the rows anew, for answers are short.
 
@@ -95,6 +100,7 @@ def generate_with_cross_attention(
 
     Args:
         decoder: a ``WhisperTextDecoder``. prompts: token ids ``[T]``. cross: the frames that each prompt attends to.
+        repetition_penalty: see ``generate_rows``.
     """
     rows = [row.tolist() for row in prompts.rows()]
     new: list[list[int]] = [[] for _ in rows]
@@ -110,7 +116,10 @@ def generate_with_cross_attention(
         text = Ragged.from_rows(ids).to(cross.device)
         text = text.with_values(decoder.embed(text.values))
         hidden = decoder.hidden(text, cross.select(going))
-        best = decoder.logits(hidden[(text.offsets[1:] - 1).to(hidden.device)]).argmax(-1)
-        for i, token in zip(going, best.tolist(), strict=True):
+        logits = decoder.logits(hidden[(text.offsets[1:] - 1).to(hidden.device)])
+        if repetition_penalty != 1.0:
+            answers = torch.tensor([new[i] for i in going], dtype=torch.int64)  # all began with the same step
+            logits = penalize_repetitions(repetition_penalty, answers.to(logits.device), logits)
+        for i, token in zip(going, logits.argmax(-1).tolist(), strict=True):
             new[i].append(token)
     return new

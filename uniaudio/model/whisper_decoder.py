@@ -238,10 +238,12 @@ class CrossAttentionLM(AudioLM):
         read: ReadPrompts | None = None,
         repetition_penalty: float = 1.0,
     ) -> list[list[int]]:
-        """Continue the prompts greedily, see ``generate_with_cross_attention``; it knows no penalty of repetitions."""
+        """Continue the prompts greedily, see ``generate_with_cross_attention``."""
         cross = (read or self.read_prompts(prompts)).cross_frames
         assert cross is not None
-        return generate_with_cross_attention(self.decoder, prompts.tokens, cross, max_new_tokens, end_of_turn)
+        return generate_with_cross_attention(
+            self.decoder, prompts.tokens, cross, max_new_tokens, end_of_turn, repetition_penalty
+        )
 
 
 def load_whisper_decoder(
