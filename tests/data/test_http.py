@@ -2,13 +2,11 @@
 
 import email.utils
 import http.client
-import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from helpers.files import card, numbers, write_tar
+from helpers.range_server import serve_ranges
 
 from uniaudio.data.sources.base import BrokenShardError, Place, open_source
 from uniaudio.data.sources.http import (
@@ -26,44 +24,11 @@ from uniaudio.errors import UserError
 CONTENT = bytes(range(256)) * 8
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers with what ``server.answer(first, last)`` returns: a code, headers and a body."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"])
-        total = len(self.server.content)
-        first, last = int(wanted[1]), min(int(wanted[2] or total - 1), total - 1)
-        self.server.requests.append(dict(self.headers))
-        code, headers, body = self.server.answer(first, last)
-        self.send_response(code)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            if value is not None:
-                self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(body)
-        self.close_connection = True
-
-
 @pytest.fixture
 def server():
-    serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving.content, serving.requests = CONTENT, []
-
-    def answer(first, last):
-        total = len(serving.content)
-        return 206, {"Content-Range": f"bytes {first}-{last}/{total}"}, serving.content[first : last + 1]
-
-    serving.answer = serving.proper = answer
-    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
-    serving.url = f"http://127.0.0.1:{serving.server_port}/a"
-    yield serving
-    serving.shutdown()
-    serving.server_close()
+    with serve_ranges(CONTENT) as serving:
+        serving.url = f"{serving.root}/a"
+        yield serving
     VERSIONS.clear()
 
 

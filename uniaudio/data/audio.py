@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -61,19 +62,36 @@ class FilePart:
         return os.pread(file, self.size - first if count is None else count, self.offset + first)
 
 
+class RemoteClip(ABC):
+    """Encoded audio that is on another machine, read like a file; all methods raise ``RowError``."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @abstractmethod
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+
+    @abstractmethod
+    def fetch(self) -> Path | bytes:
+        """Return the whole file."""
+
+
 @lru_cache(maxsize=128)
 def open_cached(path: Path) -> FileIO:
     """Return an open file: archives are read again and again, and ``pread`` needs no place of its own."""
     return FileIO(path)
 
 
-EncodedAudio = bytes | memoryview | Path | FilePart
+EncodedAudio = bytes | memoryview | Path | FilePart | RemoteClip
 
 
 class PartStream(io.RawIOBase):
-    """A part of a file as a file of its own: a header or a span is read without the rest."""
+    """A part of a file, or a file elsewhere, as a file of its own: a header or a span is read without the rest."""
 
-    def __init__(self, part: FilePart) -> None:
+    def __init__(self, part: FilePart | RemoteClip) -> None:
         self.part, self.place = part, 0
         self.problem: Exception | None = None  # what is raised inside of libsndfile would be printed and lost
 
@@ -94,7 +112,7 @@ class PartStream(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
             data = self.part.read(self.place, max(0, min(len(buffer), self.part.size - self.place)))
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RowError) as problem:
             self.problem = problem
             return 0
         buffer[: len(data)] = data
@@ -154,7 +172,7 @@ class PartReader:
         return self.part.read(first, max(0, min(count, self.part.size - first)))
 
 
-Reader = EncodedBytes | OpenFile | PartReader
+Reader = EncodedBytes | OpenFile | PartReader | RemoteClip
 
 
 class ByteStream(io.BytesIO):
@@ -224,22 +242,32 @@ def parse_plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] 
 def open_reader(source: EncodedAudio | OpenFile, name: str) -> Reader:
     """Open a file, a part of one or bytes for reading at any place.
 
+    A file elsewhere is read in parts where its format allows to go to a place in it; others are fetched whole, once.
+
     Raises:
         RowError: "missing file", "empty audio".
     """
+    if isinstance(source, RemoteClip) and not is_read_in_parts(source):
+        source = source.fetch()
     path = source.path if isinstance(source, FilePart) else source
     if isinstance(path, Path) and not path.is_file():
         raise RowError("missing file", str(path))
     if isinstance(source, FilePart):
         reader: Reader = PartReader(source)
         source.read(0, 0)  # whether the file has such a part
-    elif isinstance(source, OpenFile):
+    elif isinstance(source, OpenFile | RemoteClip):
         reader = source
     else:
         reader = OpenFile(source) if isinstance(source, Path) else EncodedBytes(source)
     if reader.size == 0:
         raise RowError("empty audio", name)
     return reader
+
+
+def is_read_in_parts(source: RemoteClip) -> bool:
+    """Return whether a part of a file can be decoded without what lies before it."""
+    head = source.read(0, 12)
+    return head[:4] == flac.MARK or (head[:4] in riff.MARKS and head[8:] == b"WAVE")
 
 
 @contextmanager
@@ -349,7 +377,9 @@ def make_handle(data: Reader) -> Any:
         descriptor = os.dup(data.file.fileno())
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
-    return PartStream(data.part) if isinstance(data, PartReader) else ByteStream(data.data)
+    if isinstance(data, PartReader | RemoteClip):
+        return PartStream(data.part if isinstance(data, PartReader) else data)
+    return ByteStream(data.data)
 
 
 def open_for_header(source: EncodedAudio, name: str) -> soundfile.SoundFile:
@@ -471,6 +501,8 @@ def read_at_once(source: EncodedAudio, name: str) -> EncodedAudio | OpenFile:
     if isinstance(source, FilePart) and source.path.is_file():
         with convert_to_row_error("broken audio", name):
             return source.read()
+    if isinstance(source, RemoteClip):
+        source = source.fetch()
     if isinstance(source, Path) and source.is_file():  # a device has no end, and a pipe waits for a writer
         with suppress(OSError, ValueError):  # opened again, that is told
             return OpenFile(source, is_whole=True)
@@ -531,6 +563,8 @@ def decode_stream(
     except (soundfile.SoundFileError, OSError, MemoryError) as problem:
         raise make_broken_audio_error(name, problem) from problem
     if isinstance(file.name, PartStream) and file.name.problem is not None:
+        if isinstance(file.name.problem, RowError):
+            raise file.name.problem
         raise make_broken_audio_error(name, file.name.problem)
     if len(samples) + file.slack < frames:
         raise RowError(

@@ -25,6 +25,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import Classes
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.sources.folder_walk import describe_left_out
+from uniaudio.data.sources.paths import is_remote
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, escape_text
 
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
@@ -235,12 +236,17 @@ KINDS = {
 }
 
 
-def parse_audio(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> AudioRef:
+def parse_audio(
+    value: Any, row: Mapping[str, Any], folder: Path, name: str, timeout: float = 30.0
+) -> AudioRef:
     """Understand an audio column.
 
-    It may be a path, a member of an archive (``clips.tar::a/b.flac``), a part of a file (``{"path": ..., "offset": ...,
-    "size": ...}``), bytes, the Hub's ``{"bytes": ..., "path": ...}``, or samples as
+    It may be a path or URL, a member of an archive (``clips.tar::a/b.flac``), a part of a file (``{"path": ...,
+    "offset": ..., "size": ...}``), bytes, the Hub's ``{"bytes": ..., "path": ...}``, or samples as
     ``{"array": ..., "sampling_rate": ...}``.
+
+    Args:
+        timeout: seconds after which a connection that sends nothing is given up.
 
     Raises:
         RowError: when the column holds none of them, or the error why it has no value.
@@ -269,6 +275,10 @@ def parse_audio(value: Any, row: Mapping[str, Any], folder: Path, name: str) -> 
             raise RowError("broken metadata", f"{name}: offset and size must be whole numbers") from problem
         seconds = parse_seconds(value["seconds"]) if "seconds" in value else length
         return AudioRef(part, name, seconds, suffix=part.path.suffix)
+    if is_remote(path):
+        from uniaudio.data.sources.url_clips import UrlClip  # which needs this file
+
+        return AudioRef(UrlClip(path, timeout), name, length, suffix=Path(path.partition("?")[0]).suffix)
     archive, inside, member = path.partition(IN_ARCHIVE)
     if inside:
         return AudioRef(
@@ -346,7 +356,9 @@ def parse_row_audio(
         if name not in columns:
             raise RowError("missing column", explain_missing_audio(f"row {key}", name, columns))
     stated = columns if len(card.audio) == 1 else {}  # `duration` speaks of one clip
-    refs = (parse_audio(columns[name], stated, folder, f"{key}.{name}") for name in card.audio)
+    refs = (
+        parse_audio(columns[name], stated, folder, f"{key}.{name}", card.load.timeout) for name in card.audio
+    )
     return tuple(apply_segment(ref, card, columns) for ref in refs)
 
 

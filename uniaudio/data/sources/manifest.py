@@ -13,9 +13,9 @@ import orjson  # a million lines in half a second, where `json` takes three
 from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.in_memory import ListedSource
-from uniaudio.data.sources.paths import SPLIT, refuse_other_splits
+from uniaudio.data.sources.paths import SPLIT, is_remote, refuse_other_splits
 from uniaudio.data.sources.split_names import find_named_splits, has_words, list_other_words
-from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
+from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, mask_values
 
 csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
 
@@ -200,6 +200,8 @@ def name_rows(
         clip = locate_clip(row, card)
         if isinstance(clip, dict) and "offset" in clip:
             clip = row.get("key")
+        if isinstance(clip, str) and is_remote(clip):  # a query may hold a signature
+            clip = mask_values(clip.partition("?")[0])
         named_rows.append((clip if isinstance(clip, str) else str(number), row))
     return named_rows
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import FilePart
+from uniaudio.data.audio import FilePart, RemoteClip
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.skipped_rows import Skip
@@ -311,8 +311,8 @@ def hash_clip(ref: AudioRef) -> bytes:
     Raises:
         RowError: when it cannot be read.
     """
-    source = ref.source
     with convert_to_row_error("broken audio", ref.name):
+        source = ref.source.fetch() if isinstance(ref.source, RemoteClip) else ref.source
         path = source.path if isinstance(source, FilePart) else source
         if isinstance(path, Path) and not path.is_file():  # reading a pipe would wait for ever
             raise RowError("missing file", str(path))

@@ -1,0 +1,330 @@
+"""Clips that rows name by URL: read in parts where that is enough, else fetched once and kept in a bounded cache."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+from uniaudio.config.path_variables import get_cache_root
+from uniaudio.data.audio import SMALL_FILE, RemoteClip
+from uniaudio.data.sources.base import BrokenShardError
+from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, UnavailableError
+from uniaudio.data.sources.paths import HTTP
+from uniaudio.data.sources.remote import open_in_jumps, open_onwards
+from uniaudio.errors import RowError, read_first_line
+
+BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps
+MOST_AHEAD = 8  # blocks fetched at once where it is read onwards
+KEPT_BLOCKS, KEPT_CLIPS = 16, 16  # blocks of a clip, and clips of a process, that stay in memory
+LARGEST = 4 << 30  # bytes of a clip that is fetched whole
+GIB = 1 << 30
+CACHE_GIB = 20.0  # of all clips on disk, where UNIAUDIO_CLIP_CACHE_GIB does not say
+STORED_BETWEEN = 200  # clips that a process stores before it looks again at how large the cache is
+LONGEST_PAUSE = 60.0  # seconds between two tries
+# seconds of pauses for a clip: of a host that answered before, that was not met before, that was given up
+PATIENCE = {True: 200.0, None: 7.0, False: 0.0}
+
+Result = TypeVar("Result")
+ANSWERED: dict[str, bool] = {}  # whether the last clip of a host could be had, by host, in this process
+
+
+@dataclass(frozen=True)
+class UrlClip(RemoteClip):
+    """A clip at an http(s) URL, or at one of a scheme that fsspec knows.
+
+    Args:
+        timeout: seconds after which a connection that sends nothing is given up.
+
+    Raises:
+        RowError: by all methods, "missing file" where the server refuses it and "unreachable file" where tries do not
+            help.
+    """
+
+    url: str
+    timeout: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return OPENED.open(self).size
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        return OPENED.open(self).read(first, count)
+
+    def fetch(self) -> Path | bytes:
+        """Return the whole file, in the cache or in memory."""
+        return OPENED.open(self).fetch()
+
+
+class OpenedClip:
+    """What a process has of a clip: its size and some of its blocks, or all of it.
+
+    Attributes:
+        content: the whole file, opened in the cache or in memory; None where it is read in parts.
+    """
+
+    def __init__(self, clip: UrlClip) -> None:
+        self.clip, self.lock = clip, threading.Lock()
+        self.blocks: OrderedDict[int, bytes] = OrderedDict()
+        self.next, self.ahead = 0, 1  # the block behind the last that was fetched; how many came at once
+        self.stream: BinaryIO | None = None  # of a scheme of fsspec, whose every opening is a request
+        self.content: bytes | FileIO | None = open_cached_clip(clip.url)
+        if isinstance(self.content, FileIO):
+            self.size = os.fstat(self.content.fileno()).st_size
+        else:
+            call_patiently(self.read_beginning, clip.url)
+
+    def read_beginning(self) -> None:
+        """Fetch a small file, or one of which the server does not send parts; of others the first block."""
+        with open_onwards(self.clip.url, 0, self.clip.timeout) as stream:
+            size, is_in_parts = find_size(stream)
+            if size is not None:
+                check_size(size, self.clip.url)
+            if size is None or size <= SMALL_FILE or not is_in_parts:
+                self.keep(read_all(stream, size, self.clip.url))
+            else:
+                self.size, self.blocks[0] = size, stream.read(BLOCK)
+
+    def keep(self, data: bytes) -> None:
+        """Keep the whole file, on disk where that is possible."""
+        self.size = len(data)
+        self.content = data
+        if store_clip(self.clip.url, data):
+            self.content = open_cached_clip(self.clip.url) or data
+        self.blocks.clear()
+
+    def read(self, first: int, count: int) -> bytes:
+        """See ``UrlClip.read``."""
+        count = max(0, min(count, self.size - first))
+        with self.lock:
+            if isinstance(self.content, bytes):
+                return self.content[first : first + count]
+            if self.content is not None:
+                return os.pread(self.content.fileno(), count, first)
+            if not count:
+                return b""
+            numbers = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
+            missing = [number for number in numbers if number not in self.blocks]
+            if missing:
+                self.fetch_blocks(missing[0], missing[-1])
+            data = b"".join(self.blocks[number] for number in numbers)
+            while len(self.blocks) > KEPT_BLOCKS:
+                self.blocks.popitem(last=False)
+        begin = first - numbers[0] * BLOCK
+        return data[begin : begin + count]
+
+    def fetch_blocks(self, first: int, last: int) -> None:
+        """Fetch blocks in one request; ever more of them where the file is read onwards."""
+        self.ahead = min(2 * self.ahead, MOST_AHEAD) if first == self.next else 1
+        last = max(last, first + self.ahead - 1)
+        begin, end = first * BLOCK, min((last + 1) * BLOCK, self.size)
+        data = call_patiently(lambda: self.read_range(begin, end - begin), self.clip.url)
+        for place in range(0, len(data), BLOCK):
+            number = first + place // BLOCK
+            self.blocks[number] = data[place : place + BLOCK]
+            self.blocks.move_to_end(number)
+            self.next = number + 1
+
+    def read_range(self, first: int, count: int) -> bytes:
+        """Return bytes of the file in one request."""
+        if self.clip.url.startswith(HTTP):
+            return HttpFile(self.clip.url, self.clip.timeout).fetch(first, count)
+        stream, self.stream = self.stream, None  # given up where it raises
+        stream = stream or open_in_jumps(self.clip.url, self.clip.timeout)
+        stream.seek(first)
+        data = stream.read(count)
+        if len(data) != count:
+            raise ConnectionError(f"{self.clip.url}: {len(data)} of {count} bytes came")
+        self.stream = stream
+        return data
+
+    def fetch(self) -> Path | bytes:
+        """See ``UrlClip.fetch``."""
+        with self.lock:
+            if self.content is None:
+                self.keep(call_patiently(self.read_whole, self.clip.url))
+        if isinstance(self.content, bytes):
+            return self.content
+        path = locate_in_cache(self.clip.url)
+        return path if path.is_file() else self.read(0, self.size)
+
+    def read_whole(self) -> bytes:
+        """Return the whole file in one request."""
+        with open_onwards(self.clip.url, 0, self.clip.timeout) as stream:
+            return read_all(stream, self.size, self.clip.url)
+
+
+class OpenedClips:
+    """The clips that a process used last; those before are forgotten, and what is known of their addresses, too."""
+
+    def __init__(self) -> None:
+        self.lock, self.clips, self.process = (
+            threading.Lock(),
+            OrderedDict[UrlClip, OpenedClip](),
+            os.getpid(),
+        )
+
+    def open(self, clip: UrlClip) -> OpenedClip:
+        """Return what is known of a clip, after a request where nothing is."""
+        with self.lock:
+            if self.process != os.getpid():  # forked: connections and files of the other process are its own
+                self.clips.clear()
+                self.process = os.getpid()
+            known = self.clips.get(clip)
+            if known is not None:
+                self.clips.move_to_end(clip)
+                return known
+        opened = OpenedClip(clip)
+        with self.lock:
+            self.clips[clip] = opened
+            while len(self.clips) > KEPT_CLIPS:
+                forgotten, _ = self.clips.popitem(last=False)
+                VERSIONS.pop(forgotten.url, None)
+                LOCATIONS.pop(forgotten.url, None)
+        return opened
+
+
+OPENED = OpenedClips()
+
+
+def find_size(stream: Any) -> tuple[int | None, bool]:
+    """Return the bytes of a file that was opened at its beginning, None where unknown, and whether parts can be had."""
+    if isinstance(stream.raw, HttpStream):
+        return stream.raw.size, getattr(stream.raw.answer, "status", 0) == 206
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    return size, True
+
+
+def read_all(stream: BinaryIO, size: int | None, url: str) -> bytes:
+    """Return the rest of a file.
+
+    Raises:
+        RowError: "file too large". ConnectionError: where it is shorter than it should be.
+    """
+    data = stream.read(LARGEST + 1 if size is None else size)
+    check_size(len(data), url)
+    if size is not None and len(data) < size:
+        raise ConnectionError(f"{url}: {len(data)} of {size} bytes came")
+    return data
+
+
+def check_size(size: int, url: str) -> None:
+    """Refuse a file that no clip is as large as.
+
+    Raises:
+        RowError: "file too large".
+    """
+    if size > LARGEST:
+        raise RowError("file too large", f"{url}: {size / GIB:.1f} GiB")
+
+
+def call_patiently(
+    call: Callable[[], Result], url: str, sleep: Callable[[float], None] | None = None
+) -> Result:
+    """Return what a call returns, tried again after growing pauses where that may help.
+
+    A host that answered before is waited for; one that never did may not exist any more, and is soon given up.
+
+    Raises:
+        RowError: "missing file", "unreachable file".
+    """
+    host, paused = urlsplit(url).netloc, 0.0
+    for number in itertools.count():
+        try:
+            result = call()
+        except BrokenShardError as problem:
+            raise RowError("missing file", str(problem)) from problem
+        except OSError as problem:
+            retry_after = problem.after if isinstance(problem, UnavailableError) else None
+            pause = max(min(2.0**number, LONGEST_PAUSE), retry_after or 0.0)
+            if paused + pause > PATIENCE[ANSWERED.get(host)]:
+                ANSWERED[host] = False
+                reason = f"tried {number + 1} times in {paused:g} s ({read_first_line(problem)})"
+                raise RowError("unreachable file", f"{url}: {reason}") from problem
+            (sleep or time.sleep)(pause)
+            paused += pause
+        else:
+            ANSWERED[host] = True
+            return result
+    raise AssertionError
+
+
+def locate_in_cache(url: str) -> Path:
+    """Return where the file of a URL is kept: ``$UNIAUDIO_CACHE/clips/AB/HASH``."""
+    digest = hashlib.blake2b(url.encode(errors="surrogatepass"), digest_size=20).hexdigest()
+    return get_cache_root() / "clips" / digest[:2] / digest
+
+
+def open_cached_clip(url: str) -> FileIO | None:
+    """Return a clip that is in the cache, and note that it was used."""
+    path = locate_in_cache(url)
+    try:
+        file = FileIO(path)
+    except OSError:
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return file
+
+
+def read_cache_limit() -> float:
+    """Return the bytes that clips may take on disk; 0 where the variable holds no number, so that nothing is kept."""
+    stated = os.environ.get("UNIAUDIO_CLIP_CACHE_GIB")
+    try:
+        return (CACHE_GIB if stated is None else float(stated)) * GIB
+    except ValueError:
+        return 0.0
+
+
+STORED = itertools.count()  # clips that this process has stored
+
+
+def store_clip(url: str, data: bytes) -> bool:
+    """Keep a clip on disk; return whether that was possible, for a full or read-only disk is no reason to stop."""
+    limit = read_cache_limit()
+    if len(data) > limit / 4:
+        return False
+    path = locate_in_cache(url)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        return False
+    if next(STORED) % STORED_BETWEEN == 0:
+        shrink_cache(path.parent.parent, limit)
+    return True
+
+
+def shrink_cache(folder: Path, limit: float) -> None:
+    """Delete the clips that were not used for longest, until the rest take nine tenths of the limit."""
+    files: list[tuple[float, int, Path]] = []
+    for path in folder.glob("*/*"):
+        with suppress(OSError):
+            facts = path.stat()
+            files.append((facts.st_mtime, facts.st_size, path))
+    total = sum(size for _, size, _ in files)
+    if total <= limit:
+        return
+    for _, size, path in sorted(files):
+        if total <= 0.9 * limit:
+            return
+        with suppress(OSError):
+            path.unlink()
+        total -= size
