@@ -15,7 +15,8 @@ from uniaudio.config.search_paths import find_file
 
 SHORT_STEPS = 100  # about ten minutes of one core with the 135 M decoder
 THREE_SEEDS = (0, 1, 2)
-STAGE_SHARES = {"speech": 0.71, "sounds": 0.12, "music": 0.17}  # of the draws of the recipe real
+STAGE_SHARES = {"speech": 0.32, "sounds": 0.15, "music": 0.53}  # of the draws of the recipe real
+LISTENING_SHARE = 0.4  # of the steps of a run in two stages: the first one, with a frozen encoder
 SMOLLM2 = "${realmodels}/smollm2-135m-instruct"
 
 
@@ -118,6 +119,7 @@ RUNS: dict[str, Run] = {
     "whisper_decoder": Run(
         (
             "decoder.kind=whisper",
+            "adapter.start=random",  # it has no audio tokens
             "decoder.path=${realmodels}/whisper-base",
             "encoders.whisper.tail_frames=25",  # the silence by which this decoder learned to stop
             "encoders.whisper.keep_tail=true",
@@ -128,7 +130,7 @@ RUNS: dict[str, Run] = {
     "random_lm_trained": Run((f"decoder.path=random:{SMOLLM2}", "decoder.train=full")),
     "gemma": Run(("decoder.path=${realmodels}/gemma-3-270m",)),
     "qwen": Run(("decoder.path=${realmodels}/qwen2.5-coder-0.5b-instruct",)),
-    "one_wording": Run(("stages.0.recipe={one_wording}",)),
+    "one_wording": Run(("stages.0.recipe={one_wording}", "stages.1.recipe={one_wording}")),
     "encoder_lora": Run(("encoders.whisper.train=lora", "encoders.whisper.lr=5e-4")),
     "encoder_frozen": Run(("encoders.whisper.train=frozen",)),
     "stages": Run(config="real_continual", stages=True),
@@ -152,7 +154,7 @@ RUNS: dict[str, Run] = {
         stages=True,
     ),
     "rate_25": Run(("adapter.rate=25",)),
-    "rate_6.25": Run(("adapter.rate=6.25",)),
+    "rate_12.5": Run(("adapter.rate=12.5",)),
 }
 
 RUNS |= fusion_runs()
@@ -190,7 +192,7 @@ QUESTIONS: dict[str, Question] = {
             "with both": "stages_replay_distill",
         },
     ),
-    "f": Question("Audio tokens a second", {"25": "rate_25", "12.5": "joint", "6.25": "rate_6.25"}),
+    "f": Question("Audio tokens a second", {"25": "rate_25", "12.5": "rate_12.5", "3.1": "joint"}),
 }
 
 
@@ -212,11 +214,19 @@ def shorten(run: Run, steps: int) -> list[str]:
     if not run.short:
         return []
     steps = max(1, round(run.share * steps))
-    lengths = stage_steps(steps) if run.stages else [steps]
+    lengths = stage_steps(steps) if run.stages else split_stages(run, steps)
     changes = ["train.micro_batches=1", "train.save_every=50", "train.log_every=5"]
     for number, count in enumerate(lengths):
         changes += [f"stages.{number}.steps={count}", f"stages.{number}.warmup={max(1, count // 10)}"]
     return changes
+
+
+def split_stages(run: Run, steps: int) -> list[int]:
+    """Return the steps of the stages of a run that is not about stages: of one, or of listening and the rest."""
+    if len(read_layers(find_file("config", run.config), "config")["stages"]) == 1:
+        return [steps]
+    first = max(1, round(LISTENING_SHARE * steps))
+    return [first, max(1, steps - first)]
 
 
 def stage_steps(steps: int) -> list[int]:
