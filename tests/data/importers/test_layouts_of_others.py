@@ -3,13 +3,16 @@
 import gzip
 import io
 import json
+import tarfile
+from pathlib import Path
 
 import pytest
-from helpers.files import clip_bytes
+from helpers.files import add, clip_bytes
 from rich.console import Console
 
 from uniaudio.commands.data_import import import_data
 from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.importers.base import name_splits
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
@@ -110,6 +113,7 @@ def test_lhotse_cuts_are_pieces_of_their_recordings(tmp_path, suffix):
         make_cut(0.25, 0.5, [(0.3, "second"), (0.0, "first")]),
         make_cut(0.0, 0.125, [(0.0, "third")]),
         {"type": "MixedCut", "tracks": []},
+        {"type": "MixedCut", "tracks": [{"cut": make_cut(0.0, 0.1, [])}, {"cut": make_cut(0.1, 0.1, [])}]},
         make_cut(0.0, 0.1, [(0.0, "x")], transforms=[{"name": "Speed"}]),
     ]
     content = "\n".join(map(json.dumps, cuts)).encode()
@@ -120,8 +124,87 @@ def test_lhotse_cuts_are_pieces_of_their_recordings(tmp_path, suffix):
     recipe, printed = run_import("lhotse", source, tmp_path / "out")
     assert read(recipe.train[0]) == [("first second", 8000), ("third", 2000)]
     assert recipe.train[0].dataset.hours == pytest.approx(0.625 / 3600, abs=1e-4)
-    assert "1 cuts left out: no piece of one recording (mixed, padded, or features alone)" in printed
+    assert "2 cuts left out: no piece of one recording (a mixture, or features alone)" in printed
     assert "1 cuts left out: its recording is transformed" in printed
+
+
+def test_padded_cuts_shards_of_cuts_and_recordings_by_url_or_channel(tmp_path):
+    """A cut that silence was added to is the cut; the numbered files of a split are all read; line ends are any."""
+    source = tmp_path / "cuts"
+    write_clip(source / "r.wav", 1, 1.0)
+    padded = {
+        "type": "MixedCut",
+        "id": "p",
+        "tracks": [
+            {"cut": make_cut(0.5, 0.25, [(0.0, "one")])},
+            {"cut": {"type": "PaddingCut", "duration": 1.0}, "offset": 0.25},
+        ],
+    }
+    far = make_cut(
+        0.0, 0.5, [(0.0, "far")], sources=[{"type": "url", "channels": [0], "source": "https://x/r.wav"}]
+    )
+    stereo = make_cut(
+        0.0, 0.5, [(0.0, "x")], sources=[{"type": "file", "channels": [0, 1], "source": "r.wav"}]
+    )
+    shards = [
+        [padded],
+        [make_cut(0.0, 0.125, [(0.0, "two")])],
+        [make_cut(0.0, 0.25, [(0.0, "three")]), stereo],
+    ]
+    for number, cuts in enumerate(shards):
+        lines = [json.dumps(cut) for cut in cuts]
+        (source / f"cuts_train.{number}.jsonl.gz").write_bytes(gzip.compress("\r\n".join(lines).encode()))
+    (source / "cuts_dev.jsonl").write_text(json.dumps(far))
+    recipe, printed = run_import("lhotse", source, tmp_path / "out")
+    assert read(recipe.train[0]) == [("one", 4000), ("two", 2000), ("three", 4000)]
+    assert "1 cuts left out: one channel of a recording with several" in printed
+    (row,) = (tmp_path / "out/manifests/out/validation.jsonl").read_text().splitlines()
+    assert json.loads(row)["audio"] == "https://x/r.wav"
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["cuts_train.0.jsonl", "cuts_train.1.jsonl", "cuts_dev.jsonl"], {"train": 2, "validation": 1}),
+        (["manifest_0.json", "manifest_1.json", "manifest_10.json"], {"train": 3}),
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test.jsonl"], {"train": 2, "test": 1}),
+        (["train-clean-100.json", "train-clean-360.json"], {"train": 1, "train_clean_360": 1}),
+        (["test_2019.json", "test_2021.json", "all.json"], {"test": 1, "test_2021": 1, "all": 1}),
+        (["german.json", "dutch.json"], {"dutch": 1, "german": 1}),
+    ],
+)
+def test_numbered_files_are_shards_of_a_split(names, splits):
+    assert {
+        split: len(files) for split, files in name_splits([Path(name) for name in names]).items()
+    } == splits
+
+
+def test_nemo_manifests_of_tars(tmp_path):
+    """A clip by the number of its shard; several pieces of one clip by their offsets."""
+    data = tmp_path / "data"
+    (data / "sharded_manifests").mkdir(parents=True)
+    for shard in range(2):
+        with tarfile.open(data / f"audio_{shard}.tar", "w") as tar:
+            add(tar, "en_a.wav", clip_bytes(shard + 1, "WAV", 16000))
+        rows = [
+            {
+                "audio_filepath": "en_a.wav",
+                "duration": 0.25,
+                "offset": 0.5,
+                "text": f"{shard}a",
+                "shard_id": shard,
+            },
+            {"audio_filepath": "en_a.wav", "duration": 1.0, "text": f"{shard}b", "shard_id": shard},
+        ]
+        path = data / "sharded_manifests" / f"manifest_{shard}.json"
+        path.write_text("\r\n".join(map(json.dumps, rows)))
+    recipe, _ = run_import("nemo", data / "sharded_manifests", tmp_path / "out")
+    assert read(recipe.train[0]) == [("0a", 4000), ("0b", 16000), ("1a", 4000), ("1b", 16000)]
+    (data / "audio_1.tar").unlink()
+    with pytest.raises(
+        UserError, match=r"its clips lie in tars \(shard_id\), but there is no .*name their folder"
+    ):
+        run_import("nemo", data / "sharded_manifests", tmp_path / "gone")
 
 
 def test_nemo_manifests(tmp_path):

@@ -14,10 +14,13 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 
+from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_names import find_named_splits
 from uniaudio.errors import UserError, convert_to_user_error
 
 MANIFESTS = "manifests"  # folder of the rows that an importer writes, beside the cards' folder
+SHARD = re.compile(r"[._-]0\d*(-of-\d+)?$")  # behind a name: the number of a shard
+ANY_NUMBER = re.compile(r"[._-]?\d+(-of-\d+)?$")
 NOT_STATED = "not stated"  # a licence that the data do not name
 
 
@@ -133,16 +136,22 @@ def is_evaluated(split: str) -> bool:
     return bool(find_named_splits(split) & {"test", "validation"})
 
 
-def name_splits(files: Collection[Path]) -> dict[str, Path]:
-    """Return files by the splits that their names contain; the only one without is `train`, others have their own."""
-    splits: dict[str, Path] = {}
+def name_splits(files: Collection[Path]) -> dict[str, list[Path]]:
+    """Return files by the splits that their names contain; those without one are `train`, if there are no others.
+
+    Files that are numbered are the shards of one split: `cuts_train.0.jsonl`, `train-00000-of-00010.json`,
+    `manifest_17.json`. Other files that name the same split are splits of their own.
+    """
+    groups: dict[str, list[Path]] = {}
     for file in sorted(files):
         stem = file.name.partition(".")[0]
+        numbered = SHARD if find_named_splits(stem) else ANY_NUMBER  # test_2019 and test_2021 are two sets
+        groups.setdefault(numbered.sub("", stem), []).append(file)
+    splits: dict[str, list[Path]] = {}
+    for stem, shards in groups.items():
         named = find_named_splits(stem)
-        split = named.pop() if len(named) == 1 else "train" if len(files) == 1 else make_name(stem)
-        if split in splits:
-            split = make_name(stem)
-        splits[split] = file
+        split = named.pop() if len(named) == 1 else "train" if len(groups) == 1 else make_name(stem)
+        splits[make_name(stem) if split in splits else split] = shards
     return splits
 
 
@@ -192,6 +201,16 @@ def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]
 def list_skipped_counts(skipped: Mapping[str, int], what: str) -> list[str]:
     """Return a sentence for each reason why rows were left out."""
     return [f"{count:,} {what} left out: {reason}" for reason, count in sorted(skipped.items()) if count]
+
+
+def find_recording(place: str, folder: Path, root: str | None) -> str:
+    """Return a full path: of a relative one, below the root or beside the file that names it; a URL as it is."""
+    if is_remote(place) or Path(place).is_absolute():
+        return place
+    if root is not None:
+        return str(Path(root).expanduser().absolute() / place)
+    beside, here = folder.absolute() / place, Path(place).absolute()
+    return str(here if here.exists() and not beside.exists() else beside)
 
 
 @dataclass(frozen=True)

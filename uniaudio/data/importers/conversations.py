@@ -13,12 +13,12 @@ from uniaudio.data.importers.base import (
     ImportedData,
     Importer,
     ImportOptions,
+    find_recording,
     list_skipped_counts,
     list_sources,
     name_splits,
     read_json_rows,
 )
-from uniaudio.data.importers.lhotse_cuts import find_recording
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 
@@ -50,7 +50,7 @@ class ConversationImporter(Importer):
         files = name_splits(list_sources(source, SUFFIXES, "file of conversations"))
         data, skipped = ImportedData(), Counter[str]()
         rows: dict[int, dict[str, list[dict[str, Any]]]] = {}
-        for split, file in files.items():
+        for split, file in ((split, file) for split, shards in files.items() for file in shards):
             for item in read_json_rows(file, skipped):
                 try:
                     made = list(make_rows(item, file.parent, options))
@@ -217,7 +217,7 @@ def read_clips(item: Mapping[str, Any]) -> list[str]:
     paths = []
     for clip in listed if isinstance(listed, list) else [listed]:
         path = clip.get("path", clip.get("url")) if isinstance(clip, Mapping) else clip
-        if not isinstance(path, str) or "://" in path:
+        if not isinstance(path, str) or path.startswith("data:"):
             raise RowError("a clip that is no path of a file")
         paths.append(path)
     return paths

@@ -11,6 +11,7 @@ from uniaudio.data.importers.base import (
     Importer,
     ImportOptions,
     choose_question,
+    find_recording,
     list_skipped_counts,
     list_sources,
     name_splits,
@@ -30,15 +31,16 @@ class LhotseImporter(Importer):
         files = name_splits([f for f in list_sources(source, SUFFIXES, "file of cuts") if is_no_part(f)])
         data, skipped, columns = ImportedData(), Counter[str](), Counter[str]()
         hours: dict[str, float] = {}
-        for split, file in files.items():
+        for split, shards in files.items():
             rows = []
-            for cut in read_json_rows(file, skipped):
-                try:
-                    rows.append(make_cut_row(cut, file.parent, options.root))
-                except RowError as problem:
-                    skipped[problem.reason] += 1
+            for file in shards:
+                for cut in read_json_rows(file, skipped):
+                    try:
+                        rows.append(make_cut_row(cut, file.parent, options.root))
+                    except RowError as problem:
+                        skipped[problem.reason] += 1
             if not rows:
-                raise UserError(f"{file}: holds no cut that can be used ({dict(skipped)})")
+                raise UserError(f"{shards[0]}: holds no cut that can be used ({dict(skipped)})")
             columns.update(name for row in rows for name in row)
             hours[split] = round(sum(row["duration"] for row in rows) / 3600, 4)
             data.manifests[f"{options.name}/{split}"] = rows
@@ -54,6 +56,15 @@ def is_no_part(file: Path) -> bool:
     return "recordings" not in file.name and "supervisions" not in file.name
 
 
+def leave_out_padding(cut: dict[str, Any]) -> dict[str, Any]:
+    """Return the only cut that a padded one consists of beside silence; any other cut as it is."""
+    tracks = [track.get("cut") for track in cut.get("tracks") or () if isinstance(track, dict)]
+    inner = [each for each in tracks if isinstance(each, dict) and each.get("type") != "PaddingCut"]
+    if cut.get("type") != "MixedCut" or len(inner) != 1 or len(inner) == len(tracks):
+        return cut
+    return {**inner[0], "id": cut.get("id", inner[0].get("id"))}
+
+
 def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[str, Any]:
     """Return the row of a cut.
 
@@ -63,16 +74,19 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
     Raises:
         RowError: for a cut that is not one piece of one recording on disk as it is there.
     """
+    cut = leave_out_padding(cut)
     recording = cut.get("recording")
     if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut") or not isinstance(recording, dict):
-        raise RowError("no piece of one recording (mixed, padded, or features alone)")
+        raise RowError("no piece of one recording (a mixture, or features alone)")
     if recording.get("transforms"):
         raise RowError(
             "its recording is transformed when it is read (speed, volume ...); use `augment` of a recipe"
         )
     sources = [each for each in recording.get("sources", ()) if isinstance(each, dict)]
-    if len(sources) != 1 or sources[0].get("type") != "file":
+    if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
         raise RowError("its recording is no single file")
+    if isinstance(cut.get("channel"), int) and len(sources[0].get("channels") or [0]) > 1:
+        raise RowError("one channel of a recording with several; write the channels to files of their own")
     start, duration = cut.get("start", 0.0), cut.get("duration")
     if not isinstance(start, int | float) or not isinstance(duration, int | float) or duration <= 0:
         raise RowError("no start and duration")
@@ -94,13 +108,3 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
             if isinstance(value, str | int | float) and name not in row:
                 row[name] = value
     return row
-
-
-def find_recording(place: str, folder: Path, root: str | None) -> str:
-    """Return a full path: of a relative one, below the root or beside the file that names it."""
-    if Path(place).is_absolute():
-        return place
-    if root is not None:
-        return str(Path(root).expanduser().absolute() / place)
-    beside = folder.absolute() / place
-    return str(beside if beside.exists() else Path(place).absolute())

@@ -60,7 +60,7 @@ def read_transcripts(file: Path, skipped: Counter[str]) -> list[dict[str, Any]]:
     clips = {clip.stem: clip for clip in file.parent.iterdir() if clip.suffix.lower() in SUFFIXES}
     rows = []
     for line in filter(None, map(str.strip, lines)):
-        key, _, text = line.partition(" ")
+        key, *text = line.split(maxsplit=1)
         if key not in clips:
             skipped["there is no clip of its name"] += 1
             continue
@@ -68,7 +68,7 @@ def read_transcripts(file: Path, skipped: Counter[str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "audio": str(clips[key].absolute()),
-                "text": text.strip(),
+                "text": "".join(text),
                 "id": key,
                 "speaker": speaker,
                 "chapter": chapter,

@@ -184,14 +184,21 @@ def read_set(name: str, facts: Any, metric: str | None, where: str) -> SetFile:
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise UserError(f"{where}: prompt: only a text or a list of texts can be imported")
-    keys = [key.strip() for key in str(facts.get("key") or "").split(";") if key.strip()]
+    stated = facts.get("key") or ""
+    listed = stated if isinstance(stated, list) else [stated]
+    keys = [key.strip() for text in listed for key in str(text).split(";") if key.strip()]
+    share, repo = facts.get("prob"), facts.get("repo_id")
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not share > 0):
+        raise UserError(f"{where}: prob: must be a share of the draws above 0, not {share!r}")
+    if repo is not None and not isinstance(repo, str):
+        raise UserError(f"{where}: repo_id: must be a name of the Hub, not {repo!r}")
     return SetFile(
         name=name,
         prompts=tuple(prompts),
         patterns=tuple(map(str, patterns)),
         keys=tuple(dict.fromkeys([*keys, *ALSO_READ])),
-        repo=facts.get("repo_id"),
-        share=facts.get("prob"),
+        repo=repo,
+        share=share,
         metric=metric,
         where=where,
     )
