@@ -93,6 +93,7 @@ SHORT = frozenset(  # one idea each, with one user
         "build/run_config.py",
         "data/samples.py",
         "estimate/flops.py",
+        "export/hear_encoder.py",
         "export/xares_encoder.py",
         "export/xares_llm_encoder.py",
         "model/shared_prefix.py",

@@ -492,7 +492,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="hf, xares, xares-llm or onnx for the encoder; hf-lm, qwen2-audio or audio-flamingo3 for all."
+            help="Encoder: hf, xares, xares-llm, mteb, hear or onnx. All: hf-lm, qwen2-audio or audio-flamingo3."
         ),
     ] = "hf",
     push_to_hub: Annotated[

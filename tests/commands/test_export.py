@@ -78,7 +78,7 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
         wanted = load_encoder(str(run), torch.device("cpu"))(make_noise((16_000, 5_000))).frames.rows()[1]
         torch.testing.assert_close(frames[1, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
     header = ModelCard.load(tmp_path / "exported" / "README.md").data
-    assert (header.library_name, header.pipeline_tag) == ("transformers", "feature-extraction")
+    assert (header.library_name, header.pipeline_tag) == ("transformers", None)
     assert (header.license, header.license_name) == (
         "other",
         "licenses-of-bases-and-data",
@@ -165,19 +165,30 @@ def test_options_are_refused_before_anything_is_written(run, tmp_path, capsys):
 
 
 def test_the_command_of_a_suite_names_the_entry_from_where_it_runs():
-    """Both suites make the name of a module of it."""
+    """X-ARES and XARES-LLM make the name of a module of it."""
     entry = Path("runs/entry/uniaudio_encoder.py")
-    assert suite_command("xares", entry) == f"python -m xares.run {entry} src/tasks/*.py"
+    assert suite_command("xares", entry) == f"python -m xares.run {entry} tasks/esc50_task.py"
+    assert suite_command("mteb", entry) == f"python {entry} ESC50 ESC50Clustering"
     wanted = "cd '/a b' && python -m xares_llm.run entry/uniaudio_encoder.py task1 task1"
     assert suite_command("xares-llm", Path("/a b/entry/uniaudio_encoder.py")) == wanted
+    wanted = "cd runs/entry && PYTHONPATH=. hear-validator uniaudio_01234567 -d cpu"
+    assert suite_command("hear", entry.with_name("uniaudio_01234567.py")) == wanted
 
 
-def test_entries_for_both_suites_of_a_run_without_results(run, tmp_path, capsys):
+def test_entries_for_the_suites_of_a_run_without_results(run, tmp_path, capsys):
     (run / "probes.json").unlink()
-    for suite in ("xares", "xares-llm"):
+    for suite, part in (
+        ("xares", "python -m xares.run"),
+        ("xares-llm", "python -m xares_llm.run"),
+        ("mteb", "uniaudio_encoder.py ESC50"),
+        ("hear", "hear-validator uniaudio_"),
+    ):
         write(run, tmp_path / suite, "--to", suite)
-        assert {"uniaudio_encoder.py", "encoder"} == {path.name for path in (tmp_path / suite).iterdir()}
-        assert f"python -m {suite.replace('-', '_')}.run" in capsys.readouterr().out
+        names = sorted(path.name for path in (tmp_path / suite).iterdir())
+        assert names[0] == "encoder"
+        assert re.fullmatch("uniaudio_[0-9a-f]{8}.py" if suite == "hear" else "uniaudio_encoder.py", names[1])
+        assert len(names) == 2
+        assert part in capsys.readouterr().out
         card = (tmp_path / suite / "encoder" / "README.md").read_text()
         assert "None are stored with the run." in card
 

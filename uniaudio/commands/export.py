@@ -1,4 +1,4 @@
-"""``uniaudio export``: a checkpoint's encoder for transformers, for two benchmark suites, as ONNX; or all of it."""
+"""``uniaudio export``: a checkpoint's encoder for transformers, for benchmark suites, as ONNX; or all of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
-from uniaudio.export import xares_encoder, xares_llm_encoder
 from uniaudio.extras import require_package
 from uniaudio.hub_client import call_hub, convert_hub_errors
 from uniaudio.model.encoders.base import AudioEncoder
@@ -39,11 +38,16 @@ from uniaudio.model.lora import merge_lora
 
 MIB = 2**20
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-SUITE_FILE, SUITE_CLASS = "uniaudio_encoder.py", "UniaudioEncoder"
+SUITE_CLASS = "UniaudioEncoder"
 SUITE_FOLDER = "encoder"  # the folder that AutoModel loads, beside the file of a suite
-SUITES: Mapping[str, ModuleType] = {"xares": xares_encoder, "xares-llm": xares_llm_encoder}
-# what a suite is to run, in its repository
-SUITE_TASKS = {"xares": "src/tasks/*.py", "xares-llm": "task1 task1"}
+HEAR = "hear"
+# of every suite: the file of this package that is copied, and the command line that runs it
+SUITES: Mapping[str, tuple[str, str]] = {
+    "xares": ("xares_encoder.py", "python -m xares.run {file} tasks/esc50_task.py"),
+    "xares-llm": ("xares_llm_encoder.py", "python -m xares_llm.run {file} task1 task1"),
+    "mteb": ("mteb_encoder.py", "python {file} ESC50 ESC50Clustering"),
+    HEAR: ("hear_encoder.py", "hear-validator {module} -d cpu"),
+}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -58,7 +62,7 @@ def export_checkpoint(
     """Write the encoder of a run, checkpoint or known model to a new folder, prove it, and print what was written.
 
     Args:
-        to: ``hf``, ``xares``, ``xares-llm`` or ``onnx``, or one of ``MODEL_TARGETS``, which take the whole model.
+        to: ``hf``, ``onnx`` or one of ``SUITES``, or one of ``MODEL_TARGETS``, which take the whole model.
         push_to_hub: ``OWNER/NAME`` to upload an ``hf`` folder or a whole model to.
         decoder: of a whole model with ``hf-lm``: ``inside`` or ``reference``.
 
@@ -168,13 +172,16 @@ def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str
 def suite_command(suite: str, file: Path) -> str:
     """Return the command line that runs a suite on the file of an entry.
 
-    Both suites make the name of a module of the path, so it must be relative to the folder in which they run.
+    X-ARES and XARES-LLM make the name of a module of the path, so it must be relative to the folder in which they run;
+    HEAR imports the file as a module of the folder it lies in.
     """
-    module = f"python -m {suite.replace('-', '_')}.run"
+    line = SUITES[suite][1]
+    if suite == HEAR:
+        return f"cd {shlex.quote(str(file.parent))} && PYTHONPATH=. {line.format(module=file.stem)}"
     if not file.is_absolute():
-        return f"{module} {file} {SUITE_TASKS[suite]}"
+        return line.format(file=shlex.quote(str(file)))
     place = file.parent.parent
-    return f"cd {shlex.quote(str(place))} && {module} {file.relative_to(place)} {SUITE_TASKS[suite]}"
+    return f"cd {shlex.quote(str(place))} && {line.format(file=shlex.quote(str(file.relative_to(place))))}"
 
 
 def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
@@ -194,8 +201,7 @@ def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: s
 
 WRITERS: Mapping[str, Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]] = {
     "hf": to_hf,
-    "xares": to_suite("xares"),
-    "xares-llm": to_suite("xares-llm"),
+    **{suite: to_suite(suite) for suite in SUITES},
     "onnx": to_onnx,
 }
 
@@ -205,9 +211,9 @@ def files_table(folder: Path) -> Table:
     table = Table(title=str(folder), title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("MiB", justify="right")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    code = [path for path in files if path.suffix == ".py"]
-    for path in files:
+    written = sorted(path for path in folder.rglob("*") if path.is_file())
+    code = [path for path in written if path.suffix == ".py"]
+    for path in written:
         if path not in code:
             table.add_row(str(path.relative_to(folder)), f"{path.stat().st_size / MIB:.2f}")
     if code:
@@ -218,14 +224,14 @@ def files_table(folder: Path) -> Table:
 def write_suite_file(folder: Path, suite: str) -> Path:
     """Write the file of a suite into a folder whose ``encoder/`` holds an exported encoder.
 
-    The class ends in ``Encoder``, as both suites want, and carries the first digits of the hash of the weights.
+    The class ends in ``Encoder``, as X-ARES and XARES-LLM want, and carries the first digits of the hash of the
+    weights: X-ARES and mteb keep results under its name, HEAR under that of the file.
     """
-    weights = (folder / SUITE_FOLDER / "model.safetensors").read_bytes()
-    name = f"Uniaudio{hashlib.sha256(weights).hexdigest()[:8]}Encoder"
-    source = SUITES[suite].__file__
-    assert source is not None
-    file = folder / SUITE_FILE
-    file.write_text(Path(source).read_text(encoding="utf-8").replace(SUITE_CLASS, name), encoding="utf-8")
+    digest = hashlib.sha256((folder / SUITE_FOLDER / "model.safetensors").read_bytes()).hexdigest()[:8]
+    source = files("uniaudio.export") / SUITES[suite][0]
+    file = folder / (f"uniaudio_{digest}.py" if suite == HEAR else "uniaudio_encoder.py")
+    text = source.read_text(encoding="utf-8").replace(SUITE_CLASS, f"Uniaudio{digest}Encoder")
+    file.write_text(text, encoding="utf-8")
     return file
 
 

@@ -24,6 +24,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
 CONFIG, MODEL = "configuration_uniaudio", "modeling_uniaudio"
+CLASSIFIER = "UniaudioForAudioClassification"
 HEADER = f"# Written by uniaudio {__version__} from its own source. License: Apache-2.0.\n"
 NO_PARTS = "PARTS: Mapping[str, type[nn.Module]] = {}"  # the line of hub_model.py that is filled in
 STOCK = "whisper_encoder"  # subfolder with a plain Whisper encoder as the stock class reads it
@@ -49,11 +50,16 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
         encoder=described,
         hidden_size=encoder.dim,
         frame_rate=encoder.frame_rate,
+        hidden_sizes=encoder.layer_dims,
         reach=encoder.reach,
         sampling_rate=SAMPLE_RATE,
         provenance=dict(provenance),
         architectures=["UniaudioModel"],
-        auto_map={"AutoConfig": f"{CONFIG}.UniaudioConfig", "AutoModel": f"{MODEL}.UniaudioModel"},
+        auto_map={
+            "AutoConfig": f"{CONFIG}.UniaudioConfig",
+            "AutoModel": f"{MODEL}.UniaudioModel",
+            "AutoModelForAudioClassification": f"{MODEL}.{CLASSIFIER}",
+        },
         dtype="float32",
     )
     config.to_json_file(folder / "config.json")
@@ -77,7 +83,9 @@ def detach_tensor(tensor: Tensor) -> Tensor:
 
 
 def collect_code(
-    parts: set[str], root: str = "uniaudio.export.hub_model", names: Sequence[str] = ("UniaudioModel",)
+    parts: set[str],
+    root: str = "uniaudio.export.hub_model",
+    names: Sequence[str] = ("UniaudioModel", CLASSIFIER),
 ) -> dict[str, str]:
     """Return the Python files, by name, of a model made of these classes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -13,6 +14,7 @@ class UniaudioConfig(PretrainedConfig):
     Args:
         encoder: the description from which its modules are made.
         hidden_size: width E of a frame. frame_rate: frames per second.
+        hidden_sizes: width of every hidden state, the last one that of a frame; those of a fused encoder differ.
         reach: seconds of sound that one frame can see; longer clips are cut inside. None: all of the clip.
         sampling_rate: of the waveforms, in Hz.
         provenance: what it was trained on and how, in plain values.
@@ -28,6 +30,7 @@ class UniaudioConfig(PretrainedConfig):
         reach: float | None = None,
         sampling_rate: int = 16_000,
         provenance: dict[str, Any] | None = None,
+        hidden_sizes: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder
@@ -36,4 +39,5 @@ class UniaudioConfig(PretrainedConfig):
         self.reach = reach
         self.sampling_rate = sampling_rate
         self.provenance = provenance or {}
+        self.hidden_sizes = [*hidden_sizes]
         super().__init__(**kwargs)

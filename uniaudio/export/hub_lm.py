@@ -12,13 +12,11 @@ from transformers import (
     AutoModelForCausalLM,
     BatchFeature,
     GenerationMixin,
-    PreTrainedModel,
     ProcessorMixin,
-    __version__,
 )
 
+from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
-from uniaudio.export.hub_model import construct_plainly, copy_constants
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
@@ -29,7 +27,7 @@ PARTS: Mapping[str, type[nn.Module]] = {}
 AUDIO = "<|audio|>"  # stands for a clip in a prompt
 
 
-class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
+class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
     """Encoder, adapter and language model as they were trained; a clip's tokens do not depend on its batch.
 
     Attributes:
@@ -40,6 +38,7 @@ class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     base_model_prefix = "uniaudio"
     supports_gradient_checkpointing = True
+    parts = PARTS
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -64,19 +63,9 @@ class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: when the tensors in the file are not those of the model.
         """
-        older: dict[str, str] = {}
-        for part in PARTS.values():
-            older |= part.map_older_names() if issubclass(part, AudioEncoder) else {}
-        with_info = kwargs.pop("output_loading_info", False)
         given = {name: kwargs[name] for name in ("dtype", "torch_dtype", "device_map") if name in kwargs}
-        kwargs |= {"key_mapping": older} if older else {}
+        with_info = kwargs.pop("output_loading_info", False)
         loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if wrong := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
-            raise ValueError(
-                f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
-                f"model, or transformers {__version__} names them differently"
-            )
-        loaded.restore_constants()
         config = loaded.config
         if config.decoder_path is not None:
             lm = AutoModelForCausalLM.from_pretrained(
@@ -84,16 +73,6 @@ class UniaudioForCausalLM(PreTrainedModel, GenerationMixin):
             )
             loaded.language_model = lm.eval()
         return (loaded, loading) if with_info else loaded
-
-    def restore_constants(self) -> None:
-        """Set the computed buffers, in the precision that they were computed in, where the model is."""
-        for name, value in self.constants.items():
-            path, _, last = name.rpartition(".")
-            owner = self.get_submodule(path)
-            owner._buffers[last] = value.to(getattr(owner, last).device)
-
-    def _init_weights(self, module: Any) -> None:
-        """Leave everything as it is: all weights are in the file."""
 
     def get_input_embeddings(self) -> Any:
         """Return the table of the language model."""

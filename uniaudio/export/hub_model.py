@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, __version__
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
+from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants
 from uniaudio.export.hub_config import UniaudioConfig
+from uniaudio.export.hub_inputs import pack_waveforms
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
-from uniaudio.ragged import Ragged
 
 # The classes that a description may name, by ``module:Class``; an exported folder has those of its encoder here.
 PARTS: Mapping[str, type[nn.Module]] = {}
+HEAD = "classifier."  # tensors of the head for classification
 
 
 @dataclass
@@ -28,7 +31,8 @@ class UniaudioOutput(ModelOutput):
     Args:
         last_hidden_state: frames ``[B, A, E]``, 0 beyond a clip's own. frame_mask: ``[B, A]``, True on real frames.
         pooler_output: ``[B, E]`` float32, the mean over each clip's real frames.
-        hidden_states: all hidden states, each ``[B, A, E_l]``, when asked for; the last is ``last_hidden_state``.
+        hidden_states: all hidden states, each ``[B, A, E_l]``, when asked for; ``config.hidden_sizes`` has their
+            widths, which differ in fused encoders. The last one is ``last_hidden_state``.
     """
 
     last_hidden_state: Tensor | None = None
@@ -37,29 +41,26 @@ class UniaudioOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-@contextlib.contextmanager
-def construct_plainly() -> Iterator[None]:
-    """Make modules on the CPU and in float32, whatever transformers has set while it loads.
+def restore_model(
+    kind: type[UniaudioModel], tensors: Mapping[str, Tensor], frozen: Sequence[str], plain: Mapping[str, Any]
+) -> UniaudioModel:
+    """Make a model again from what ``UniaudioModel.__reduce_ex__`` keeps of it.
 
-    Constants such as filter banks are computed when a module is made. On the device ``meta`` they would be lost, in
-    bfloat16 rounded.
+    Args:
+        tensors: its state. frozen: names of parameters without gradient. plain: its other attributes.
     """
-    kind = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(kind)
+    model = kind(plain["config"])
+    model.load_state_dict(tensors, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if plain["gradient_checkpointing"]:
+        model._set_gradient_checkpointing()
+    model.__dict__.update(plain)
+    model.restore_constants()
+    return model.train(model.training)
 
 
-def copy_constants(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the buffers, by name, that are computed and not stored."""
-    stored = module.state_dict()
-    return {name: buffer.clone() for name, buffer in module.named_buffers() if name not in stored}
-
-
-class UniaudioModel(PreTrainedModel):
+class UniaudioModel(RebuiltModel):
     """One audio encoder, single, fused or routed, as it was trained; a clip's frames do not depend on its batch.
 
     Attributes:
@@ -69,97 +70,177 @@ class UniaudioModel(PreTrainedModel):
     config_class = UniaudioConfig
     main_input_name = "input_values"
     base_model_prefix = "uniaudio"
+    supports_gradient_checkpointing = True
+    parts = PARTS
+    new_heads = (HEAD,)
+    _supports_sdpa = True
 
     def __init__(self, config: UniaudioConfig) -> None:
+        if config._attn_implementation not in (None, "sdpa"):
+            raise ValueError(
+                f"attn_implementation: {config._attn_implementation} is not built: clips attend side by side without "
+                "padding, by scaled_dot_product_attention (sdpa), which keeps no attention weights; give sdpa"
+            )
         super().__init__(config)
         with construct_plainly():
             self.encoder: AudioEncoder = rebuild(config.encoder, PARTS.__getitem__)
         self.constants = copy_constants(self)
         self.encoder.to(torch.get_default_dtype())
+        self._no_split_modules = [type(self.encoder).__name__]  # its parts read each other's weights
+        self.gradient_checkpointing = False
+        self.tensor_names = frozenset(self.state_dict())
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as every model of transformers is loaded, and put the computed constants back, which that empties.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the description and the tensors: modules with a parametrized weight, as WavLM has, refuse it.
+
+        A model that others put layers into, as peft does, is pickled as every module.
+        """
+        tensors = self.state_dict()
+        if tensors.keys() != self.tensor_names:
+            return super().__reduce_ex__(protocol)
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        plain = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        return restore_model, (type(self), tensors, frozen, plain)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **_: Any
+    ) -> None:
+        """Let the layers make their activations again in the backward, as gradient checkpointing asks for.
 
         Raises:
-            ValueError: when the tensors in the file are not those of the model. transformers itself would go on with
-                whatever is in memory.
+            ValueError: when the layers of this encoder are not called one by one.
         """
-        older: dict[str, str] = {}
-        for part in PARTS.values():
-            older |= part.map_older_names() if issubclass(part, AudioEncoder) else {}
-        with_info = kwargs.pop("output_loading_info", False)
-        kwargs |= {"key_mapping": older} if older else {}
-        loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if wrong := sorted({*loading["missing_keys"], *loading["unexpected_keys"]}):
+        if enable and not self.encoder.can_recompute():
             raise ValueError(
-                f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
-                f"model, or transformers {__version__} names them differently"
+                f"gradient checkpointing: {type(self.encoder).__name__} cannot recompute its layers"
             )
-        loaded.restore_constants()
-        return (loaded, loading) if with_info else loaded
+        if enable:
+            self.encoder.recompute()
+        else:
+            for module in self.encoder.modules():
+                if isinstance(module, AudioEncoder):
+                    module.recomputes = False
+                elif isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+                    module._set_gradient_checkpointing(enable=False)
+        self.gradient_checkpointing = enable
 
-    def restore_constants(self) -> None:
-        """Set the computed buffers, in the precision that they were computed in, where the model is."""
-        for name, value in self.constants.items():
-            path, _, last = name.rpartition(".")
-            owner = self.get_submodule(path)
-            owner._buffers[last] = value.to(getattr(owner, last).device)
+    def enable_input_require_grads(self) -> None:
+        """Do nothing: gradient checkpointing works here without inputs that have gradients."""
 
-    def _init_weights(self, module: Any) -> None:
-        """Leave everything as it is: all weights are in the file."""
+    def disable_input_require_grads(self) -> None:
+        """Do nothing, as ``enable_input_require_grads``."""
 
     def num_frames(self, samples: int) -> int:
         """Return the frames of a clip of so many samples at 16 kHz."""
         return self.encoder.num_frames(samples)
 
+    def _get_feat_extract_output_lengths(self, input_lengths: Tensor | int, **_: Any) -> Tensor | int:
+        """Return the frames of clips of so many samples, a tensor for a tensor."""
+        if isinstance(input_lengths, int):
+            return self.num_frames(input_lengths)
+        counts = [self.num_frames(n) for n in input_lengths.flatten().tolist()]
+        return torch.tensor(counts, device=input_lengths.device).view(input_lengths.shape)
+
+    def _get_feature_vector_attention_mask(
+        self, feature_vector_length: int, attention_mask: Tensor, **_: Any
+    ) -> Tensor:
+        """Return the mask ``[B, feature_vector_length]`` of the frames for a mask ``[B, S]`` of the samples."""
+        counts = self._get_feat_extract_output_lengths(attention_mask.sum(-1).long())
+        assert isinstance(counts, Tensor)
+        return torch.arange(feature_vector_length, device=attention_mask.device) < counts[:, None]
+
     def forward(
         self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        lengths: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
-        **_: Any,
+        input_values: Any = None,
+        attention_mask: Any = None,
+        lengths: Any = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **others: Any,
     ) -> UniaudioOutput | tuple[Any, ...]:
-        """Encode padded waveforms.
+        """Encode waveforms.
 
         Args:
-            input_values: ``[B, S]`` at 16 kHz, int16, or float in [-1, 1]; padding comes after the clip.
+            input_values: ``[B, S]`` at 16 kHz, or one clip ``[S]``, or a list of clips, int16, or float in [-1, 1];
+                padding comes after a clip. See ``pack_waveforms``.
             attention_mask: ``[B, S]``, 1 on real samples. lengths: ``[B]`` real samples, instead of a mask. With
                 neither, all samples are real.
+            output_hidden_states, return_dict: None for what the configuration says.
+            others: arguments of other models, which libraries pass as None.
 
         Raises:
-            ValueError: when real samples come after padding, or a clip has none.
+            ValueError: for waveforms that ``pack_waveforms`` refuses, and arguments that mean nothing here.
         """
-        audio = Ragged.from_padded(input_values, count_samples(input_values, attention_mask, lengths))
-        encoded = self.encoder(audio, layers=output_hidden_states)
+        if unknown := [name for name, value in others.items() if value is not None and value is not False]:
+            raise ValueError(
+                f"{unknown[0]}: the encoder has no such argument; it takes input_values with attention_mask or "
+                "lengths, output_hidden_states and return_dict"
+            )
+        audio = pack_waveforms(input_values, attention_mask, lengths, self.device)
+        with_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        encoded = self.encoder(audio, layers=with_states)
         frames, mask = encoded.frames.pad()
         pooled = encoded.frames.with_values(encoded.frames.values.float()).mean()
         states = None
-        if output_hidden_states:
+        if with_states:
             assert encoded.layers is not None
             states = tuple(layer.pad()[0] for layer in encoded.layers)
         output = UniaudioOutput(frames, mask, pooled, states)
-        return output if return_dict else output.to_tuple()
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
 
-def count_samples(input_values: Tensor, attention_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """Return the number of real samples of every clip, ``[B]`` int64 on the CPU.
+class UniaudioForAudioClassification(UniaudioModel):
+    """The encoder with a linear map of each clip's mean frame to ``config.num_labels`` logits.
 
-    Raises:
-        ValueError: when real samples come after padding, or a clip has none.
+    The map of an encoder that was never trained with one is drawn anew.
     """
-    if lengths is not None:
-        counts = lengths.to("cpu", torch.int64)
-    elif attention_mask is None:
-        counts = torch.full((len(input_values),), input_values.shape[1], dtype=torch.int64)
-    else:
-        real = attention_mask.bool()
-        if (real[:, 1:] & ~real[:, :-1]).any():
-            raise ValueError("attention_mask: padding must come after the clip, not before it")
-        counts = real.sum(1).cpu()
-    if len(counts) and (int(counts.min()) < 1 or int(counts.max()) > input_values.shape[1]):
-        raise ValueError(f"a clip has 1 to {input_values.shape[1]} samples here, found {counts.tolist()}")
-    return counts
+
+    def __init__(self, config: UniaudioConfig) -> None:
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.tensor_names = frozenset(self.state_dict())
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """Draw the map where the file has none."""
+        if module is self.__dict__["_modules"].get("classifier"):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def freeze_base_model(self) -> None:
+        """Train the map alone."""
+        self.encoder.requires_grad_(False)
+
+    def forward(
+        self,
+        input_values: Any = None,
+        attention_mask: Any = None,
+        lengths: Any = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+        **others: Any,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Classify clips.
+
+        Args:
+            input_values, attention_mask, lengths, output_hidden_states, return_dict: as of ``UniaudioModel``.
+            labels: ``[B]`` classes, or ``[B, num_labels]`` floats of 0 and 1 where a clip has several.
+        """
+        others.pop("num_items_in_batch", None)  # of the Trainer; the loss is a mean over clips
+        output = super().forward(input_values, attention_mask, lengths, output_hidden_states, True, **others)
+        assert isinstance(output, UniaudioOutput)
+        assert output.pooler_output is not None
+        logits = self.classifier(output.pooler_output.to(self.classifier.weight.dtype)).float()
+        loss = None
+        if labels is not None and labels.is_floating_point():
+            loss = F.binary_cross_entropy_with_logits(logits, labels)
+        elif labels is not None:
+            loss = F.cross_entropy(logits, labels)
+        result = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if as_dict else result.to_tuple()

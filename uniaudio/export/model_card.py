@@ -18,7 +18,7 @@ LICENSE_NAME = "licenses-of-bases-and-data"  # where they are several, or not kn
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # how the Hub writes one
 
 
-def make_header(facts: Mapping[str, Any], pipeline: str = "feature-extraction") -> str:
+def make_header(facts: Mapping[str, Any], pipeline: str | None = None) -> str:
     """Return the metadata of a card as YAML.
 
     A card states a license where all bases and data sets have that one; otherwise it is ``other``, with a link to what
@@ -27,7 +27,8 @@ def make_header(facts: Mapping[str, Any], pipeline: str = "feature-extraction") 
     Args:
         facts: ``base_models`` (names on the Hub), ``licenses`` (of bases and data, empty texts for unknown ones),
             ``datasets`` (``hub`` or else ``name``), ``metrics``; the last three may be missing or empty.
-        pipeline: the task by which the Hub lists the model.
+        pipeline: the task by which the Hub lists the model; with None it is found by its tags, for a page that names a
+            pipeline shows a call of it, and transformers has none for the frames of sound.
     """
     licenses = {text.lower() for text in facts.get("licenses", ())}
     common = next(iter(licenses)) if len(licenses) == 1 else ""
@@ -42,7 +43,7 @@ def make_header(facts: Mapping[str, Any], pipeline: str = "feature-extraction") 
         base_model=bases[0] if len(bases) == 1 else bases or None,
         datasets=[row.get("hub") or row["name"] for row in facts["datasets"]] or None,
         metrics=list(facts.get("metrics", ())) or None,
-        tags=["audio", "uniaudio"],
+        tags=["audio", "uniaudio"] if pipeline else ["audio", "uniaudio", "audio-feature-extraction"],
     )
     return data.to_yaml()
 
@@ -63,6 +64,7 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
         dim=encoder.dim,
         frame_rate=encoder.frame_rate,
         reach=encoder.reach,
+        recomputes=encoder.can_recompute(),
         place=place,
         stock=STOCK if (folder / STOCK).is_dir() else "",
         pads=encoder.reach is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.model.float32 import Float32Linear
 from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, entropy, name_columns
 from uniaudio.model.fusion.experts import run_experts
 from uniaudio.ragged import Ragged
@@ -44,7 +45,7 @@ class MoeFusion(FusionOperator):
         self.project = nn.ModuleList(nn.Linear(w, dim, bias=False) for w in dims) if project else None
         width = dim * len(dims) if project else sum(dims)
         hidden = hidden or 2 * dim
-        self.router = nn.Linear(width, experts)
+        self.router = Float32Linear(width, experts)
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim)) for _ in range(experts)
         )
@@ -70,7 +71,7 @@ class MoeFusion(FusionOperator):
 
     def load_balance(self, inputs: Tensor, load: Tensor) -> Auxiliary:
         """Return the loss on the router's own graph: inputs ``[A, width]`` and load ``[A, E]`` carry no gradient."""
-        probabilities = self.router(inputs).float().softmax(-1)
+        probabilities = self.router(inputs).softmax(-1)
         count, weight = load.shape[1], self.balance_weight
 
         def loss(means: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from uniaudio.model.float32 import Float32Linear, raise_to_float32
 from uniaudio.ragged import Ragged
 
 
@@ -17,7 +18,7 @@ class IndependentRouter(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the weights ``[M]``."""
-        return self.theta.softmax(0)
+        return raise_to_float32(self.theta).softmax(0)
 
 
 class DependentRouter(nn.Module):
@@ -33,11 +34,13 @@ class DependentRouter(nn.Module):
         super().__init__()
         self.per_frame = per_frame
         self.read_prompt = None if prompt_dim is None else nn.Linear(prompt_dim, dim, bias=False)
-        self.weigh = nn.Linear(dim if prompt_dim is None else 2 * dim, count)
+        self.weigh = Float32Linear(dim if prompt_dim is None else 2 * dim, count)
 
     def read(self, frames: Ragged) -> Tensor:
         """Return what is routed by: ``[C, E]``, or the frames themselves ``[A, E]``."""
-        return frames.values if self.per_frame else frames.mean()
+        if self.per_frame:
+            return frames.values
+        return frames.with_values(raise_to_float32(frames.values)).mean()
 
     def forward(self, read: Tensor, owner: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
         """Return the weights of every row of ``read``: ``[rows, M]``.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.model.float32 import Float32Linear
 from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, entropy, name_columns
 from uniaudio.model.fusion.experts import run_experts
 from uniaudio.ragged import Ragged
@@ -54,7 +55,7 @@ class UniMoeFusion(FusionOperator):
         self.project = nn.ModuleList(nn.Linear(given, dim) for given in dims)
         self.norm_in = nn.RMSNorm(width, eps=1e-6)
         self.router = nn.Sequential(
-            nn.Linear(width, dim), nn.SiLU(), nn.Dropout(0.05), nn.Linear(dim, experts)
+            Float32Linear(width, dim), nn.SiLU(), nn.Dropout(0.05), Float32Linear(dim, experts)
         )
         self.experts = nn.ModuleList(SwiGlu(width, hidden, dim, dropout) for _ in range(experts))
         self.shared = SwiGlu(width, hidden, dim, dropout)
