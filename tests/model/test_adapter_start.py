@@ -37,9 +37,9 @@ def make_batches(model, format, count=24, answers=ANSWERS):
 @pytest.mark.parametrize("adapter", [PoolAdapter, StackAdapter, LinearAdapter])
 def test_tokens_begin_near_the_embeddings_of_the_answers(whisper, qwen, chat_tokenizer, adapter):
     model, format = make_model(whisper, qwen, adapter), ChatFormat(chat_tokenizer)
-    start_adapter(model, make_batches(model, format), 24)
+    start_adapter(model, make_batches(model, format), 24, format.encode_in_text)
     table = model.decoder.lm.get_input_embeddings().weight.detach()
-    said = torch.stack([table[torch.tensor(format.encode(answer))].mean(0) for answer in ANSWERS])
+    said = torch.stack([table[torch.tensor(format.encode(f" {answer}"))].mean(0) for answer in ANSWERS])
     for i, batch in enumerate(make_batches(model, format)):
         with torch.no_grad():
             tokens = model.adapter(model.encode(batch, None).frames).values
@@ -52,7 +52,7 @@ def test_only_so_many_rows_are_read_and_the_mode_stays(whisper, qwen, chat_token
     model, format = make_model(whisper, qwen, PoolAdapter), ChatFormat(chat_tokenizer)
     model.train()
     batches = make_batches(model, format)
-    start_adapter(model, batches, 4)
+    start_adapter(model, batches, 4, format.encode_in_text)
     assert len(list(batches)) == 24 - 5  # the fifth shows that there are enough
     assert model.training
     assert not any(p.grad is not None for p in model.parameters())
@@ -64,17 +64,18 @@ def test_an_adapter_that_the_first_stage_does_not_train_is_refused(whisper, qwen
     with pytest.raises(
         UserError, match=r"adapter\.start: ridge is for an adapter that the first stage trains"
     ):
-        start_adapter(model, iter(()), 4)
+        start_adapter(model, iter(()), 4, list)
 
 
 def test_the_tokens_of_an_answer_are_spread_over_those_of_the_clip(whisper, qwen, chat_tokenizer):
     model, format = make_model(whisper, qwen, PoolAdapter), ChatFormat(chat_tokenizer)
     batch = next(make_batches(model, format, answers=("a much longer answer, of words", "b")))
     tokens = model.adapter(model.encode(batch, None).frames)
-    ids = batch.labels[:-1]
+    ids = torch.tensor(format.encode(" a much longer answer, of words"))
     table, count = model.decoder.lm.get_input_embeddings().weight, len(tokens.values)
     places = [j * len(ids) // count for j in range(count)]
-    torch.testing.assert_close(spread_answers(model, batch, tokens), table[ids[torch.tensor(places)]])
+    spread = spread_answers(model, batch, tokens, format.encode_in_text)
+    torch.testing.assert_close(spread, table[ids[torch.tensor(places)]])
 
 
 def test_questions_about_one_clip_share_its_tokens(whisper, qwen, chat_tokenizer):
@@ -87,9 +88,9 @@ def test_questions_about_one_clip_share_its_tokens(whisper, qwen, chat_tokenizer
     batch = collate(some, format, model.count_slots, ("tag",), share=True)
     tokens = model.adapter(model.encode(batch, None).frames)
     table = model.decoder.lm.get_input_embeddings().weight
-    one, other = (table[torch.tensor(format.encode(text))[0]] for text in ("x", "y"))
+    one, other = (table[batch.labels[place]] for place in (0, 2))
     torch.testing.assert_close(
-        spread_answers(model, batch, tokens), ((one + other) / 2).expand(len(tokens.values), -1)
+        spread_answers(model, batch, tokens, list), ((one + other) / 2).expand(len(tokens.values), -1)
     )
 
 

@@ -142,6 +142,9 @@ class Data:
     def iterate_examples(self, stage, model, recipe):
         yield from ()
 
+    def encode_in_text(self, ids):
+        return list(ids)
+
 
 def run(config_path, model, *overrides, resume=False, opened=None):
     config = load_run(config_path, ["train.precision=no", *overrides])
@@ -320,6 +323,19 @@ def test_a_changed_learning_rate_holds_after_the_resume_too(tone_run):
     assert last["lr"] == {"whisper": pytest.approx(5e-4), "adapter": pytest.approx(1e-3)}
     decayed, plain = everything(tone_run), everything(tone_run, "no_decay")
     assert not torch.equal(decayed["encoder.weight"], plain["encoder.weight"])
+
+
+def test_the_start_of_an_adapter_is_fitted_once(tone_run, monkeypatch):
+    fitted = []
+    monkeypatch.setattr("uniaudio.train.stage_setup.cast_to_audio_lm", lambda model: model)
+    monkeypatch.setattr(
+        "uniaudio.train.stage_setup.start_adapter", lambda model, batches, count, encode: fitted.append(count)
+    )
+    ridge = ("adapter={kind: pool, start: ridge, start_examples: 7}", two_stages())
+    run(tone_run, Model(stops_at=4), *ridge)
+    assert saved(tone_run).state["step"] < 8
+    run(tone_run, Model(), *ridge, resume=True)
+    assert fitted == [7]
 
 
 def test_stages_follow_each_other_and_max_steps_ends_inside_one(tone_run):

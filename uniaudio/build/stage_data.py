@@ -43,6 +43,10 @@ class StageData:
         """The names of all tasks that are trained, sorted."""
         return tuple(sorted({task for recipe in self.recipes for task in recipe.list_tasks()}))
 
+    def encode_in_text(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of an answer as it is written within a sentence."""
+        return self.format.encode_in_text(ids)
+
     def list_entry_tasks(self, stage: int) -> dict[str, list[str]]:
         """Return the tasks of each entry of a stage's recipe."""
         return {entry.name: [t.task for t in entry.templates] for entry in self.recipes[stage].train}

@@ -121,7 +121,7 @@ class DataConfig(Strict):
     """Micro-batches that each worker keeps ready."""
     pool: PositiveInt = 256
     """Rows of a stream that are sorted by length together (length bucketing); more means fuller batches and
-    less randomness.
+    less randomness: where each dataset has clips of one length, a micro-batch then holds one task alone.
     """
     window: PositiveInt = 256
     """Shuffle buffer: rows of a shard (archive, table or stream) that are shuffled together."""

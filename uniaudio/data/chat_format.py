@@ -233,6 +233,13 @@ class ChatFormat:
         """Return the text of ids, markup included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def encode_in_text(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of the text of an answer as it is written within a sentence, behind a blank.
+
+        At the beginning of a text a word is often cut into pieces that mean little by themselves: `tr`, `omb`, `one`.
+        """
+        return self.encode(f" {self.decode(ids).strip()}") or list(ids)
+
     def answer_text(self, ids: Sequence[int]) -> str:
         """Return the text of a generated answer up to its end of turn."""
         ids = list(ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,12 @@ SMALLEST_SPREAD = 0.05  # of a feature, as a share of the median: what hardly va
 
 
 @torch.no_grad()
-def start_adapter(model: AudioLM, batches: Iterable[Batch], examples: int) -> None:
+def start_adapter(
+    model: AudioLM,
+    batches: Iterable[Batch],
+    examples: int,
+    encode_in_text: Callable[[Sequence[int]], list[int]],
+) -> None:
     """Set the norm and the last layer of an adapter so that its tokens begin as estimates of the answers.
 
     A norm is made to standardise the features of the groups of frames. The last layer becomes the ridge regression from
@@ -28,6 +33,7 @@ def start_adapter(model: AudioLM, batches: Iterable[Batch], examples: int) -> No
 
     Args:
         batches: of one row each. examples: rows that are read.
+        encode_in_text: ids of an answer to ids of the same text behind a blank, see ``ChatFormat.encode_in_text``.
 
     Raises:
         UserError: when the adapter is not trained from the first stage on.
@@ -49,7 +55,7 @@ def start_adapter(model: AudioLM, batches: Iterable[Batch], examples: int) -> No
         encoded = model.encode(moved, model.decoder.embed(moved.tokens.values))
         grouped = adapter.group_frames(encoded.frames)
         groups.append(grouped.values.float())
-        targets.append(spread_answers(model, moved, grouped))
+        targets.append(spread_answers(model, moved, grouped, encode_in_text))
         weights.append(torch.full((len(grouped.values),), 1 / len(grouped.values), device=grouped.device))
     model.train(was_training)
     frames, shares = torch.cat(groups), torch.cat(weights) / len(weights)
@@ -63,19 +69,21 @@ def start_adapter(model: AudioLM, batches: Iterable[Batch], examples: int) -> No
         adapter.last.bias.copy_(centre - (shares @ features) @ slope)
 
 
-def spread_answers(model: AudioLM, batch: Batch, tokens: Ragged) -> Float[Tensor, "N D"]:
+def spread_answers(
+    model: AudioLM, batch: Batch, tokens: Ragged, encode_in_text: Callable[[Sequence[int]], list[int]]
+) -> Float[Tensor, "N D"]:
     """Return for every audio token of a row the embedding of the answer's token at its place, the mean over questions.
 
     Of an answer with ``L`` tokens before the end of turn, the ``j``-th of a clip's ``n`` audio tokens gets number
     ``floor(j L / n)``.
     """
-    answers = Ragged(batch.labels, batch.tokens.lengths - batch.prompt_lengths)
+    answers = Ragged(batch.labels.cpu(), batch.tokens.lengths - batch.prompt_lengths)
     within = Ragged.count_within_rows(tokens.lengths)
     sizes = torch.repeat_interleave(tokens.lengths, tokens.lengths)
-    spread = [
-        model.decoder.embed(answer[(within * (len(answer) - 1) // sizes).to(answer.device)]).float()
-        for answer in answers.rows()
-    ]
+    spread = []
+    for answer in answers.rows():
+        ids = torch.tensor(encode_in_text(answer[:-1].tolist()))
+        spread.append(model.decoder.embed(ids[within * len(ids) // sizes].to(tokens.device)).float())
     return torch.stack(spread).mean(0)
 
 

@@ -81,6 +81,10 @@ class TrainingData(Protocol):
         """Yield batches of one example of a named recipe, or that of the stage before; the same on all ranks."""
         ...
 
+    def encode_in_text(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of an answer as it is written within a sentence."""
+        ...
+
     def list_entry_tasks(self, stage: int) -> Mapping[str, Sequence[str]]:
         """Return the tasks of each entry of a stage's recipe."""
         ...

@@ -109,7 +109,7 @@ def open_stage(
     ):
         announce(f"fitting the start of the adapter to {settings.start_examples} rows of {stage.recipe} ...")
         examples = data.iterate_examples(0, model, stage.recipe)
-        start_adapter(cast_to_audio_lm(model), examples, settings.start_examples)
+        start_adapter(cast_to_audio_lm(model), examples, settings.start_examples, data.encode_in_text)
     held = collect_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill
