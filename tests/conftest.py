@@ -132,11 +132,11 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_whisper(seed: int = 0) -> WhisperEncoder:
-    """A random Whisper encoder: width 64, two layers, reach 30 s."""
+def tiny_whisper(seed: int = 0, inner: int = 128) -> WhisperEncoder:
+    """A random Whisper encoder: width 64, two layers of ``inner`` inside, reach 30 s."""
     torch.manual_seed(seed)
     config = WhisperConfig(
-        d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128, num_mel_bins=80
+        d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=inner, num_mel_bins=80
     )
     config._attn_implementation = "sdpa"
     return WhisperEncoder(config).eval()

@@ -492,7 +492,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="Encoder: hf, xares, xares-llm, mteb, hear or onnx. All: hf-lm, qwen2-audio or audio-flamingo3."
+            help="Encoder: hf, xares, xares-llm, mteb, hear or onnx. All: hf-lm, qwen2-audio, audio-flamingo3, "
+            "voxtral or ultravox."
         ),
     ] = "hf",
     push_to_hub: Annotated[

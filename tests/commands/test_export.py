@@ -36,6 +36,7 @@ from uniaudio.config.fusion import FusionConfig, SumConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.model_card import make_header
+from uniaudio.export.stock_formats import STOCK_FORMATS
 from uniaudio.ragged import Ragged
 
 
@@ -345,7 +346,7 @@ def test_a_whole_run_in_a_published_format_with_its_card(tone_run, fresh_acceler
 def test_what_no_published_format_holds_is_refused_in_a_sentence(tone_run):
     """Every operator of fusion, every other adapter, and Whisper's own decoder."""
     config = open_run(str(tone_run))
-    check = partial(require_fitting_run, to="qwen2-audio", adapter="qwen2_audio")
+    check = partial(require_fitting_run, to="qwen2-audio", target=STOCK_FORMATS["qwen2-audio"])
     kinds = [
         kind
         for one in get_args(get_args(FusionConfig)[0])

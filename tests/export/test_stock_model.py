@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
+from helpers.ultravox_reference import UltravoxReference
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from uniaudio.commands.export_model import MODEL_TARGETS
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError
@@ -17,6 +19,7 @@ from uniaudio.export.stock_model import (
     compute_prompt_logits,
     enlarge_table,
     make_trial_clips,
+    refuse_encoder,
     write_stock_model,
 )
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
@@ -28,6 +31,14 @@ from uniaudio.types import Example
 EXACT = {
     "qwen2-audio": {"pool": 2, "masked_padding": True},
     "audio-flamingo3": {"pool": 2, "masked_padding": True},
+    "voxtral": {"tail_frames": 1500, "keep_tail": True},
+    "ultravox": {},
+}
+LENGTHS = {
+    "qwen2-audio": (0.3, 2.31, 29.99),
+    "audio-flamingo3": (0.3, 2.31, 29.99, 65.0),
+    "voxtral": (0.3, 65.0),
+    "ultravox": (0.3, 2.31, 29.99, 61.6),
 }
 SECOND = 16_000
 
@@ -46,7 +57,8 @@ def small_decoder(kind, vocabulary):
 
 def make_model(name, tokenizer, decoder="qwen3", spare=0, **encoder_settings):
     """A random model with the adapter of a format, and its chat format."""
-    encoder = WhisperAudioEncoder(tiny_whisper(), **{**EXACT[name], **encoder_settings})
+    whisper = tiny_whisper(inner=256) if name == "voxtral" else tiny_whisper()
+    encoder = WhisperAudioEncoder(whisper, **{**EXACT[name], **encoder_settings})
     lm = TextDecoder(small_decoder(decoder, len(tokenizer) + spare))
     torch.manual_seed(1)
     adapter = make_stock_projector(STOCK_FORMATS[name].adapter, encoder.dim, encoder.frame_rate, lm.dim)
@@ -59,8 +71,11 @@ def noise(*seconds):
 
 def write(model, format, folder, name):
     write_stock_model(model, format, folder, name, STOCK_FORMATS[name])
-    processor = AutoProcessor.from_pretrained(folder)
-    return processor, STOCK_FORMATS[name].model.from_pretrained(folder, dtype=torch.float32).eval()
+    target = STOCK_FORMATS[name]
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=target.has_code)
+    if target.model is None:
+        return processor, UltravoxReference(folder)
+    return processor, target.model.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def read_prompt(model, format, clips, pieces):
@@ -100,8 +115,7 @@ def assert_equal(ours, theirs):
 def test_the_stock_class_answers_as_the_run_for_clips_of_every_length(name, chat_tokenizer, tmp_path):
     model, format = make_model(name, chat_tokenizer)
     processor, stock = write(model, format, tmp_path, name)
-    lengths = (0.3, 2.31, 29.99) + ((65.0,) if name != "qwen2-audio" else ())
-    for clip in noise(*lengths):
+    for clip in noise(*LENGTHS[name]):
         text = write_turn(processor, None, "Which tone is it?")
         ours = read_prompt(model, format, [clip], ("", "Which tone is it?"))
         assert_equal(ours, read_stock(stock, processor, text, [clip]))
@@ -119,13 +133,32 @@ def test_other_decoders_stand_inside_a_format_with_spare_rows_and_untied_heads(
     assert_equal(ours, read_stock(stock, processor, write_turn(processor, "Name the tone.", None), [clip]))
 
 
-def test_several_clips_of_a_prompt_and_a_long_one_in_pieces(chat_tokenizer, tmp_path):
-    model, format = make_model("qwen2-audio", chat_tokenizer)
-    processor, stock = write(model, format, tmp_path, "qwen2-audio")
-    clips = noise(0.7, 2.2, 1.4)
+@pytest.mark.parametrize("name", ["qwen2-audio", "voxtral", "ultravox"])
+def test_several_clips_stand_in_one_prompt(name, chat_tokenizer, tmp_path):
+    model, format = make_model(name, chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, name)
+    clips = noise(0.7, 2.2, 1.4) if name != "ultravox" else noise(0.8, 30.16, 1.6)  # whole groups of 160 ms
     text = write_turn(processor, "First", None, "then", None, None, "which is low?")
     ours = read_prompt(model, format, clips, ("First", "then", "", "which is low?"))
     assert_equal(ours, read_stock(stock, processor, text, clips))
+
+
+def test_the_last_token_of_a_shorter_window_of_ultravox_sees_its_padding(chat_tokenizer, tmp_path):
+    model, format = make_model("ultravox", chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, "ultravox")
+    clips = noise(0.7, 2.2)
+    text = write_turn(processor, None, None, "which is low?")
+    ours, _ = read_prompt(model, format, clips, ("", "", "which is low?"))
+    theirs, _ = read_stock(stock, processor, text, clips)
+    differences = (theirs[:, : ours.shape[1]] - ours).abs().amax(1) / ours.abs().max()
+    last = len(format.markup.prefix and format.tokenizer(format.markup.prefix)["input_ids"]) + 4
+    assert differences[:last].max() < 1e-4 < differences[last]
+    assert differences[-1] < 0.1
+
+
+def test_a_long_clip_of_qwen2_audio_in_pieces(chat_tokenizer, tmp_path):
+    model, format = make_model("qwen2-audio", chat_tokenizer)
+    processor, stock = write(model, format, tmp_path, "qwen2-audio")
     (long,) = noise(65)
     text = write_turn(processor, None, "which is low?").replace("<|AUDIO|>", "<|AUDIO|>" * 3)
     pieces = [long[: 30 * SECOND], long[30 * SECOND : 60 * SECOND], long[60 * SECOND :]]
@@ -163,6 +196,21 @@ def test_a_run_without_the_padding_of_the_format_is_written_and_its_difference_m
     assert f"same for {compared.same_token}" in compared.describe()
     with pytest.raises(RuntimeError, match=r"differ|tokens of a prompt"):
         compare_stock_model(ours, clips, tmp_path, target, exact=True)
+
+
+def test_every_stock_format_is_a_target_and_names_what_it_cannot_hold(chat_tokenizer, tmp_path):
+    assert {*STOCK_FORMATS, "hf-lm"} == {*MODEL_TARGETS}
+    narrow = WhisperAudioEncoder(tiny_whisper(), **EXACT["voxtral"])
+    with pytest.raises(UserError, match="layers are 128 wide inside, and the format wants four times 64"):
+        refuse_encoder(narrow, "voxtral", STOCK_FORMATS["voxtral"])
+    for name, exact, other in (
+        ("voxtral", {"tail_frames": 1500, "keep_tail": True}, {"pad_to": 30.0}),
+        ("ultravox", {}, {"masked_padding": True}),
+        ("qwen2-audio", {"masked_padding": True}, {"pad_to": 30.0}),
+    ):
+        for settings, is_exact in ((exact, True), (other, False)):
+            encoder = WhisperAudioEncoder(tiny_whisper(), **settings)
+            assert STOCK_FORMATS[name].is_exact(encoder) == is_exact
 
 
 def test_new_rows_of_a_head_are_never_the_likeliest_token():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,8 +18,11 @@ from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.lora import merge_lora
 
+if TYPE_CHECKING:  # it imports the classes of transformers
+    from uniaudio.export.stock_formats import StockFormat
+
 HF_LM = "hf-lm"
-MODEL_TARGETS = ("qwen2-audio", "audio-flamingo3", HF_LM)
+MODEL_TARGETS = ("qwen2-audio", "audio-flamingo3", "voxtral", "ultravox", HF_LM)
 
 
 def export_model(
@@ -47,32 +51,33 @@ def export_model(
     )
 
     target = STOCK_FORMATS[to]
-    require_fitting_run(read_run_config(spec, to, trust), to, target.adapter)
+    require_fitting_run(read_run_config(spec, to, trust), to, target)
     facts = collect_provenance(spec, whole=True)
     console = make_console()
     with console.status("loading the model"):
         model, format = load_merged_model(spec, trust)
     with console.status(f"writing {out}"):
         write_stock_model(model, format, out, to, target)
-    with console.status("comparing both models"):
-        clips = make_trial_clips()
-        wanted = compute_prompt_logits(model, format, clips)
-        is_exact = target.is_exact(model.encoder)
-        decoder = model.decoder.lm.config.model_type
-        del model  # the stock class needs as much memory again
-        compared = compare_stock_model(wanted, clips, out, target, is_exact)
-    notes = [*target.notes, compared.describe()]
+    is_exact = target.is_exact(model.encoder)
+    kind = model.decoder.lm.config.model_type
+    notes = [*target.notes]
+    if target.model is not None:
+        with console.status("comparing both models"):
+            clips = make_trial_clips()
+            wanted = compute_prompt_logits(model, format, clips)
+            del model  # the stock class needs as much memory again
+            notes.append(compare_stock_model(wanted, clips, out, target, is_exact).describe())
     if not is_exact:
         notes.append(
             f"The encoder was trained without the padding of this format; train with {target.exact_setting} for equal "
             "results."
         )
-    if target.decoders and decoder not in target.decoders:
+    if target.decoders and kind not in target.decoders:
         notes.append(
             f"transformers loads it; engines that put a {' or '.join(target.decoders)} decoder into this format do not "
-            f"serve one with a {decoder} decoder."
+            f"serve one with a {kind} decoder."
         )
-    code = write_loading_code(place or str(out), target.model.__name__)
+    code = write_stock_loading_code(place or str(out), target)
     write_lm_card(out, facts, to, code, notes)
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
@@ -159,7 +164,7 @@ def read_run_config(spec: str, to: str, trust: Trust) -> RunConfig:
     return config
 
 
-def require_fitting_run(config: RunConfig, to: str, adapter: str) -> None:
+def require_fitting_run(config: RunConfig, to: str, target: StockFormat) -> None:
     """Refuse a run that a stock format cannot hold, before its weights are read.
 
     Raises:
@@ -167,7 +172,7 @@ def require_fitting_run(config: RunConfig, to: str, adapter: str) -> None:
     """
     from uniaudio.export.stock_model import refuse_encoder
 
-    elsewhere = "use --to hf-lm"
+    adapter, elsewhere = target.adapter, "use --to hf-lm"
     if config.fusion is not None:
         raise UserError(
             f"--to {to}: the format holds one encoder, and fusion.kind is {config.fusion.kind}; {elsewhere}"
@@ -187,7 +192,20 @@ def require_fitting_run(config: RunConfig, to: str, adapter: str) -> None:
         )
     sketch = sketch_encoder(config)
     if sketch is not None:
-        refuse_encoder(sketch, to)
+        refuse_encoder(sketch, to, target)
+
+
+def write_stock_loading_code(place: str, target: StockFormat) -> str:
+    """Return the lines of Python that answer a question with a model in a stock format."""
+    if target.loading:
+        return target.loading.replace("PLACE", place)
+    code = write_loading_code(place, target.architecture)
+    if not target.has_code:
+        return code
+    return code.replace(
+        f'AutoProcessor.from_pretrained("{place}"',
+        f'AutoProcessor.from_pretrained("{place}", trust_remote_code=True',
+    )
 
 
 def write_loading_code(place: str, name: str, option: str = "") -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    BatchFeature,
     GenerationMixin,
-    ProcessorMixin,
 )
 
 from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
+from uniaudio.export.hub_processor import ClipsProcessor
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
@@ -190,16 +189,12 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         return output
 
 
-class UniaudioProcessor(ProcessorMixin):
+class UniaudioProcessor(ClipsProcessor):
     """Texts with ``<|audio|>`` for every clip and waveforms at 16 kHz to the inputs of the model.
 
     Args:
         encoder, adapter: their descriptions, from which the number of a clip's tokens follows.
     """
-
-    attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
-    feature_extractor_class = "AutoFeatureExtractor"
-    tokenizer_class = "AutoTokenizer"
 
     def __init__(
         self,
@@ -221,55 +216,12 @@ class UniaudioProcessor(ProcessorMixin):
         encoder, adapter = self._parts
         return adapter.num_tokens(encoder.num_frames(samples))
 
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        audio: Any = None,
-        sampling_rate: int | None = None,
-        return_tensors: str = "pt",
-        padding: bool | str = True,
-        **settings: Any,
-    ) -> BatchFeature:
-        """Return ``input_ids``, ``attention_mask`` and, with clips, ``input_values`` and ``audio_lengths``.
-
-        Args:
-            audio: waveforms ``[S]`` of all texts, in order, float in [-1, 1] or int16.
-
-        Raises:
-            ValueError: for other rates than 16 kHz, for waveforms of two dimensions, and where texts have other places
-                than there are clips.
-        """
-        texts = [text] if isinstance(text, str) else list(text)
-        clips = [] if audio is None else list(audio) if isinstance(audio, list | tuple) else [audio]
-        if clips and sampling_rate not in (None, self.feature_extractor.sampling_rate):
-            raise ValueError(
-                f"sampling_rate: {sampling_rate}, but the model wants {self.feature_extractor.sampling_rate}"
-            )
-        waveforms = [torch.as_tensor(clip) for clip in clips]
-        if wrong := [clip.shape for clip in waveforms if clip.dim() != 1 or not len(clip)]:
-            raise ValueError(
-                f"audio: a clip is a waveform [samples], mixed to one channel; found {tuple(wrong[0])}"
-            )
-        if (places := sum(one.count(AUDIO) for one in texts)) != len(clips):
-            raise ValueError(f"the texts have {places} places {AUDIO}, but there are {len(clips)} clips")
-        counts = iter([self.count_tokens(len(clip)) for clip in waveforms])
-        parts = [one.split(AUDIO) for one in texts]
-        widened = [
-            pieces[0] + "".join(AUDIO * next(counts) + piece for piece in pieces[1:]) for pieces in parts
-        ]
-        data = dict(
-            self.tokenizer(
-                widened, padding=padding, add_special_tokens=False, return_tensors=return_tensors, **settings
-            )
-        )
-        data.pop("token_type_ids", None)
-        if waveforms:
-            floats = [clip if clip.is_floating_point() else clip.float() / 32768.0 for clip in waveforms]
-            data["input_values"] = nn.utils.rnn.pad_sequence(
-                [clip.float() for clip in floats], batch_first=True
-            )
-            data["audio_lengths"] = torch.tensor([len(clip) for clip in floats])
-        return BatchFeature(data)
+    def make_audio_inputs(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return ``input_values``, padded, and ``audio_lengths``."""
+        return {
+            "input_values": nn.utils.rnn.pad_sequence(list(clips), batch_first=True),
+            "audio_lengths": torch.tensor([len(clip) for clip in clips]),
+        }
 
     @property
     def model_input_names(self) -> list[str]:

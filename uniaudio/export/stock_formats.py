@@ -11,18 +11,34 @@ from transformers import (
     AudioFlamingo3EncoderConfig,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
+    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     Qwen2AudioConfig,
     Qwen2AudioEncoderConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
+    VoxtralConfig,
+    VoxtralEncoderConfig,
+    VoxtralForConditionalGeneration,
+    WhisperConfig,
     WhisperFeatureExtractor,
 )
 
+from uniaudio.export.hub_processor import UltravoxProcessor, VoxtralProcessor
+from uniaudio.model.adapters.stock_projectors import RMSNormSwiGLU, StockProjector
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
+WINDOW_FRAMES = 1500  # of 30 s
+VLLM = """\
+from vllm import LLM, SamplingParams
+
+model = LLM("PLACE", trust_remote_code=True)  # the processor is code of the folder
+turns = [{"role": "user", "content": "<|audio|>What is this?"}]
+text = model.get_tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+request = {"prompt": text, "multi_modal_data": {"audio": [(waveform, 16000)]}}
+print(model.generate(request, SamplingParams(temperature=0, max_tokens=64))[0].outputs[0].text)"""
 # of a Whisper-shaped encoder, by the names of WhisperConfig
 TOWER_SETTINGS = (
     "num_mel_bins",
@@ -51,27 +67,38 @@ class StockFormat:
 
     Args:
         adapter: kind of the adapter whose projector it has.
-        model: the class of transformers that loads it.
+        model: the class of transformers that loads it; None where there is none.
         audio: text of the token in the place of every audio token. begin, end: those around a clip, "" for none.
-        make_config: tower's and decoder's configurations and the id of the audio token to the whole one.
-        make_processor: feature extractor, tokenizer and chat template to the processor.
+        make_config: encoder, adapter, the decoder's configuration and the id of the audio token to the whole one.
+        make_processor: feature extractor, tokenizer, chat template and adapter to the processor.
         is_exact: whether an encoder's frames are those of the stock tower for clips of every length.
         exact_setting: the settings of an encoder that make it so.
         notes: what the format does otherwise than the run, for the card.
         decoders: architectures that serving engines put into it; empty: any.
+        explain_misfit: why the format cannot hold an encoder, or an empty text.
+        has_code: whether the processor is one of ``hub_processor``, which goes into the folder as code.
+        loading: lines that answer a question where those of transformers do not, with PLACE for the folder.
     """
 
     adapter: str
-    model: type[Any]
+    model: type[Any] | None
     audio: str
     begin: str
     end: str
-    make_config: Callable[[WhisperAudioEncoder, PretrainedConfig, int], PretrainedConfig]
-    make_processor: Callable[[WhisperFeatureExtractor, PreTrainedTokenizerBase, str], Any]
+    make_config: Callable[[WhisperAudioEncoder, StockProjector, PretrainedConfig, int], PretrainedConfig]
+    make_processor: Callable[[WhisperFeatureExtractor, PreTrainedTokenizerBase, str, StockProjector], Any]
     is_exact: Callable[[AudioEncoder], bool]
     exact_setting: str
     notes: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
+    explain_misfit: Callable[[WhisperAudioEncoder], str] = lambda _: ""
+    has_code: bool = False
+    loading: str = ""
+
+    @property
+    def architecture(self) -> str:
+        """The name of the class in a configuration."""
+        return "UltravoxModel" if self.model is None else self.model.__name__
 
     @property
     def placeholder(self) -> str:
@@ -88,7 +115,7 @@ def read_tower_settings(
 
 
 def make_qwen2_audio_config(
-    encoder: WhisperAudioEncoder, text: PretrainedConfig, audio_token: int
+    encoder: WhisperAudioEncoder, adapter: StockProjector, text: PretrainedConfig, audio_token: int
 ) -> Qwen2AudioConfig:
     """Return the configuration of a Qwen2-Audio."""
     tower = Qwen2AudioEncoderConfig(**read_tower_settings(encoder, {}))
@@ -96,14 +123,17 @@ def make_qwen2_audio_config(
 
 
 def make_qwen2_audio_processor(
-    extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase, template: str
+    extractor: WhisperFeatureExtractor,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    adapter: StockProjector,
 ) -> Qwen2AudioProcessor:
     """Return the processor of a Qwen2-Audio."""
     return Qwen2AudioProcessor(extractor, tokenizer, chat_template=template)
 
 
 def make_flamingo_config(
-    encoder: WhisperAudioEncoder, text: PretrainedConfig, audio_token: int
+    encoder: WhisperAudioEncoder, adapter: StockProjector, text: PretrainedConfig, audio_token: int
 ) -> AudioFlamingo3Config:
     """Return the configuration of an Audio Flamingo 3."""
     tower = AudioFlamingo3EncoderConfig(**read_tower_settings(encoder))
@@ -111,10 +141,104 @@ def make_flamingo_config(
 
 
 def make_flamingo_processor(
-    extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase, template: str
+    extractor: WhisperFeatureExtractor,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    adapter: StockProjector,
 ) -> AudioFlamingo3Processor:
     """Return the processor of an Audio Flamingo 3."""
     return AudioFlamingo3Processor(extractor, tokenizer, chat_template=template)
+
+
+def make_voxtral_config(
+    encoder: WhisperAudioEncoder, adapter: StockProjector, text: PretrainedConfig, audio_token: int
+) -> VoxtralConfig:
+    """Return the configuration of a Voxtral."""
+    tower = VoxtralEncoderConfig(**read_tower_settings(encoder))
+    return VoxtralConfig(audio_config=tower, text_config=text, audio_token_id=audio_token)
+
+
+def make_voxtral_processor(
+    extractor: WhisperFeatureExtractor,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    adapter: StockProjector,
+) -> VoxtralProcessor:
+    """Return a processor for Voxtral's model with any tokenizer."""
+    audio = STOCK_FORMATS["voxtral"].audio
+    return VoxtralProcessor(
+        extractor, tokenizer, chat_template=template, audio_token=audio, stack=adapter.stack
+    )
+
+
+def explain_voxtral_misfit(encoder: WhisperAudioEncoder) -> str:
+    """Return why the projector of Voxtral cannot follow an encoder: it takes the inner width for four frames."""
+    config: Any = encoder.whisper.config
+    if config.encoder_ffn_dim == 4 * config.d_model:
+        return ""
+    return f"its layers are {config.encoder_ffn_dim} wide inside, and the format wants four times {config.d_model}"
+
+
+class UltravoxModelConfig(PretrainedConfig):
+    """The configuration of an Ultravox, whose model and processor are no part of transformers."""
+
+    model_type = "ultravox"
+
+
+def make_ultravox_config(
+    encoder: WhisperAudioEncoder, adapter: StockProjector, text: PretrainedConfig, audio_token: int
+) -> UltravoxModelConfig:
+    """Return the configuration of an Ultravox that holds all weights itself."""
+    projector = adapter.projector
+    assert isinstance(projector, RMSNormSwiGLU)
+    text.architectures = [AutoModelForCausalLM._model_mapping[type(text)].__name__]
+    tower = WhisperConfig(**read_tower_settings(encoder, {}))
+    return UltravoxModelConfig(
+        audio_config=tower.to_dict(),
+        text_config=text.to_dict(),
+        audio_model_id=None,
+        text_model_id=None,
+        audio_token_index=audio_token,
+        vocab_size=text.vocab_size,
+        hidden_size=projector.linear_1.out_features,
+        stack_factor=adapter.stack,
+        projector_act="swiglu",
+        projector_ln_mid=True,
+        num_projector_layers=0,
+        ignore_index=-100,
+    )
+
+
+def make_ultravox_processor(
+    extractor: WhisperFeatureExtractor,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    adapter: StockProjector,
+) -> UltravoxProcessor:
+    """Return the processor of an Ultravox."""
+    audio = STOCK_FORMATS["ultravox"].audio
+    return UltravoxProcessor(
+        extractor, tokenizer, chat_template=template, audio_token=audio, stack=adapter.stack
+    )
+
+
+def gives_whole_windows(encoder: AudioEncoder) -> bool:
+    """Return whether the frames of every clip are those of windows of 30 s with silence in them."""
+    return (
+        isinstance(encoder, WhisperAudioEncoder)
+        and encoder.keep_tail
+        and encoder.tail_frames >= WINDOW_FRAMES
+    )
+
+
+def sees_no_silence(encoder: AudioEncoder) -> bool:
+    """Return whether a clip is encoded as it is, with zeros around it in the convolutions."""
+    return (
+        isinstance(encoder, WhisperAudioEncoder)
+        and not encoder.masked_padding
+        and encoder.pad_to is None
+        and not encoder.tail_frames
+    )
 
 
 def masks_padding(encoder: AudioEncoder) -> bool:
@@ -151,5 +275,44 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         exact_setting="masked_padding: true",
         notes=("The processor takes one clip for each text, of up to 10 minutes.",),
         decoders=("qwen2",),
+    ),
+    "voxtral": StockFormat(
+        adapter="voxtral",
+        model=VoxtralForConditionalGeneration,
+        audio="[AUDIO]",
+        begin="[BEGIN_AUDIO]",
+        end="",
+        make_config=make_voxtral_config,
+        make_processor=make_voxtral_processor,
+        is_exact=gives_whole_windows,
+        exact_setting="tail_frames: 1500 and keep_tail: true",
+        notes=(
+            "The processor of transformers for Voxtral reads tokenizers of Mistral alone; the folder has one of its "
+            "own as code, which needs trust_remote_code=True. The model's class needs none.",
+            "Engines that want Mistral's tokenizer file with this format do not read the folder.",
+            "A clip beyond 30 s is cut before its spectrograms are made, as the run did.",
+        ),
+        decoders=("llama",),
+        explain_misfit=explain_voxtral_misfit,
+        has_code=True,
+    ),
+    "ultravox": StockFormat(
+        adapter="ultravox",
+        model=None,
+        audio="<|audio|>",
+        begin="",
+        end="",
+        make_config=make_ultravox_config,
+        make_processor=make_ultravox_processor,
+        is_exact=sees_no_silence,
+        exact_setting="no pad_to, tail_frames or masked_padding",
+        notes=(
+            "transformers has no class of this format, so the written model was not compared with the run; vLLM's "
+            "UltravoxModel reads it, with the processor in the folder, which is code (trust_remote_code=True).",
+            "The last token of a window reads frames of padding where the run has zeros, if the window is no multiple "
+            "of the stacked frames and stands beside a longer one in a batch.",
+        ),
+        has_code=True,
+        loading=VLLM,
     ),
 }

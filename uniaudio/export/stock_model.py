@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ from transformers import (
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError
+from uniaudio.export import hub_processor
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer
-from uniaudio.export.hf import make_noise
+from uniaudio.export.hf import HEADER, make_noise
+from uniaudio.export.hub_processor import WindowsProcessor
+from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.export.stock_formats import StockFormat
 from uniaudio.model.adapters.stock_projectors import StockProjector
 from uniaudio.model.audio_lm import AudioLM
@@ -73,7 +77,7 @@ def require_fitting_parts(
         UserError: naming the part that does not.
     """
     encoder, adapter = model.encoder, model.adapter
-    refuse_encoder(encoder, name)
+    refuse_encoder(encoder, name, target)
     assert isinstance(encoder, WhisperAudioEncoder)
     assert isinstance(adapter, StockProjector)
     lm = model.decoder.lm
@@ -90,17 +94,19 @@ def require_fitting_parts(
     return encoder, adapter
 
 
-def refuse_encoder(encoder: Any, name: str) -> None:
-    """Refuse an encoder that is no Whisper-shaped one.
+def refuse_encoder(encoder: Any, name: str, target: StockFormat) -> None:
+    """Refuse an encoder that is no Whisper-shaped one, or that the format has no room for.
 
     Raises:
-        UserError: naming its class.
+        UserError: naming its class, or its width.
     """
     if type(encoder) is not WhisperAudioEncoder:
         raise UserError(
             f"--to {name}: the format holds one Whisper-shaped encoder, and the run has {type(encoder).__name__}; use "
             "--to hf-lm"
         )
+    if misfit := target.explain_misfit(encoder):
+        raise UserError(f"--to {name}: the encoder does not fit, {misfit}; use --to hf-lm")
 
 
 def write_stock_model(
@@ -139,19 +145,37 @@ def write_stock_model(
     tensors |= {f"multi_modal_projector.{key}": v for key, v in adapter.projector.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    config = target.make_config(encoder, make_text_config(lm.config, rows), ids[0])
-    config.architectures = [target.model.__name__]
+    config = target.make_config(encoder, adapter, make_text_config(lm.config, rows), ids[0])
+    config.architectures = [target.architecture]
     config.dtype = "float32"
     config.tie_word_embeddings = False
     config.to_json_file(folder / "config.json", use_diff=False)
     extractor = WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins)
-    target.make_processor(extractor, tokenizer, template).save_pretrained(folder)
+    processor = target.make_processor(extractor, tokenizer, template, adapter)
+    processor.save_pretrained(folder)
+    if isinstance(processor, WindowsProcessor):
+        write_processor_code(processor, folder)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_tokenizer(tokenizer, folder)
     extractor.save_pretrained(folder)  # transformers 4 and engines look for it in a file of its own
     GenerationConfig(
         eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False
     ).save_pretrained(folder)
     apply_umask(folder)
+
+
+def write_processor_code(processor: WindowsProcessor, folder: Path) -> None:
+    """Write the code of a processor that transformers does not have, and the file that names it."""
+    name = type(processor).__name__
+    for file, code in flatten_modules({hub_processor.__name__: {name}}, HEADER).items():
+        (folder / file).write_text(code, encoding="utf-8")
+    values = {
+        "processor_class": name,
+        "auto_map": {"AutoProcessor": f"{flatten_name(hub_processor.__name__)}.{name}"},
+        "audio_token": processor.audio_token,
+        "stack": processor.stack,
+    }
+    (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, target: StockFormat) -> list[int]:
@@ -229,7 +253,8 @@ def compare_stock_model(
     Raises:
         RuntimeError: when the model ought to be equal and is not, which is a fault of the export.
     """
-    processor = AutoProcessor.from_pretrained(folder)
+    assert target.model is not None
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     stock = target.model.from_pretrained(folder, dtype=torch.float32).eval()
     differences, same = [], 0
     for clip, logits in zip(clips, ours, strict=True):
