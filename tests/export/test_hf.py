@@ -210,7 +210,7 @@ def test_a_release_without_the_stock_class_is_named(monkeypatch):
         rebuild({"stock": place, "values": {}, "attention": None}, {}.__getitem__)
 
 
-@pytest.mark.parametrize("name", ["whisper", "hubert", "wq, both", "mowe"])
+@pytest.mark.parametrize("name", ["whisper", "hubert", *FUSIONS])
 def test_an_exported_folder_is_an_encoder_of_this_package_again(tmp_path, name):
     encoder = fused(FUSIONS[name], tmp_path) if name in FUSIONS else single(name, tmp_path)
     again = load(export(encoder, tmp_path / "out"))

@@ -34,6 +34,7 @@ from uniaudio.types import Example
 HERE = Path(__file__).parent.parent
 KINDS = [
     "stack",
+    "linear",
     "pool",
     "conv",
     "qformer",

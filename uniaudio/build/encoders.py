@@ -111,10 +111,11 @@ def open_checkpoint(spec: str) -> Checkpoint | None:
 
 
 def is_run(spec: str) -> bool:
-    """Return whether a path is a run folder or a checkpoint rather than a model's own folder."""
+    """Return whether a path is a run folder, a checkpoint or a config of one rather than a model's own folder."""
     folder = resolve_latest(Path(spec.removesuffix(AVERAGED)))
     return (
         (folder / COMPLETE).exists()
+        or ((folder / CONFIG).is_file() and not (folder / "config.json").exists())
         or (folder / "checkpoints").is_dir()
         or (folder / "metrics.jsonl").is_file()
     )

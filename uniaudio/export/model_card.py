@@ -65,6 +65,7 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
         frame_rate=encoder.frame_rate,
         reach=encoder.reach,
         recomputes=encoder.can_recompute(),
+        reads_prompt=getattr(encoder, "takes_prompts", False),
         place=place,
         stock=STOCK if (folder / STOCK).is_dir() else "",
         pads=encoder.reach is not None

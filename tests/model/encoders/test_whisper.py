@@ -1,13 +1,18 @@
 """The packed Whisper encoder against the stock one, and against itself alone."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from helpers.checkpoints import save_miniature
 from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder, load_whisper
 from uniaudio.ragged import Ragged
 
@@ -156,3 +161,16 @@ def test_a_kept_tail_is_what_the_encoder_makes_of_silence_behind_the_clip(whispe
 def test_a_tail_of_no_frames_cannot_be_kept(whisper):
     with pytest.raises(UserError, match="keep_tail: needs tail_frames"):
         WhisperAudioEncoder(whisper, keep_tail=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"d_model": "wide"}, {"encoder_attention_heads": 7}, {"num_mel_bins": -1}, {"encoder_layers": None}],
+)
+def test_a_config_that_is_no_whisper_is_one_sentence(tmp_path, change):
+    save_miniature("whisper", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=r"^here: .*whisper encoder \(.*\); see its config.json$") as caught:
+        load_audio_encoder(EncoderConfig(path=str(tmp_path)), "here")
+    assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from uniaudio.config.trust import (
     import_code,
     require_remote_code,
 )
-from uniaudio.errors import UserError, prefix_user_errors
+from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
@@ -102,7 +102,8 @@ def load_audio_encoder(
     kind, family = find_family(config, where)
     settings = choose_settings(config, family, kind, where)
     load = getattr(importlib.import_module(family.module), family.loader)
-    with prefix_user_errors(where):
+    unfit = f"{config.path} cannot be loaded as a {kind} encoder"
+    with prefix_user_errors(where), convert_to_user_error(unfit, "see its config.json"):
         encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
     return encoder
 
