@@ -1,7 +1,6 @@
 """Rows in object stores: shards by URL, patterns and folders, and what is said of keys and credentials.
 
-S3 is tried with the real s3fs against a local moto server, where both are installed (``pip install s3fs moto[s3] flask
-flask-cors``).
+S3 is tried with the real s3fs against a local moto server, where both are installed, as in the extra ``dev``.
 """
 
 import http.server
@@ -22,8 +21,9 @@ import yaml
 from uniaudio.data.card import load_card
 from uniaudio.data.sampler import iterate_units
 from uniaudio.data.skipped_rows import BrokenShard
+from uniaudio.data.sources import url_clips
 from uniaudio.data.sources.base import BrokenShardError, Place, open_source
-from uniaudio.data.sources.remote import classify_error, open_onwards
+from uniaudio.data.sources.remote import classify_error, open_onwards, read_store_range
 from uniaudio.errors import RowError, UserError, mask_values
 
 
@@ -149,6 +149,32 @@ def test_shards_of_s3(tmp_path, s3):
     rest = [row.columns["label"] for row, _ in source.read(1, place)]
     assert rest == [7, 8, 9]
     assert open_onwards("s3://bucket/set/a-0.tar", 512, 5.0).read(4) == make_tar(0, 5)[512:516]
+
+
+def test_a_long_clip_of_s3_is_read_in_parts(tmp_path, s3, monkeypatch):
+    """A segment of ten minutes takes the beginning, what the segment holds and no more; its text is the row's."""
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    levels = np.repeat(np.arange(600, dtype=np.int16), 16000)
+    clip = io.BytesIO()
+    soundfile.write(clip, levels, 16000, format="WAV")
+    s3.put_object(Bucket="bucket", Key="long.wav", Body=clip.getvalue())
+    fetched = []
+    monkeypatch.setattr(
+        url_clips, "read_store_range", lambda *args: fetched.append(args[2]) or read_store_range(*args)
+    )
+    row = {"audio": "s3://bucket/long.wav", "label": 1, "offset": 300.0, "duration": 10.0}
+    (tmp_path / "m.jsonl").write_text(
+        "\n".join(map(json.dumps, [row, {**row, "audio": "s3://bucket/gone.wav"}]))
+    )
+    card = {"dataset": "m", "load": {"jsonl": "m.jsonl"}, "license": "CC0", "splits": {"train": {}}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(card))
+    there, gone = open_source(load_card(str(tmp_path / "m.yaml")), "train").rows()
+    samples = there.audio[0].decode(10.0)
+    assert (len(samples), samples[0], samples[-1]) == (160_000, 300, 309)
+    assert sum(fetched) < 1 << 20
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(RowError, match=r"missing file: s3://bucket/gone\.wav"):
+        gone.audio[0].decode(10.0)
 
 
 def test_a_key_or_bucket_that_is_not_there(tmp_path, s3):

@@ -106,16 +106,53 @@ def open_by_scheme(url: str, timeout: float) -> SchemeFile:
     """
     import fsspec  # only for its schemes
 
-    if url.startswith("hf://"):
-        wait_for_hub(timeout)
-    options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
-        limits = {"connect_timeout": timeout, "read_timeout": timeout}
-        options = {"config_kwargs": limits, "default_block_size": BLOCK_OF_STORE}
     try:
-        return SchemeFile(fsspec.open(url, "rb", **options), url)
+        return SchemeFile(fsspec.open(url, "rb", **choose_store_options(url, timeout)), url)
     except Exception as problem:
         raise classify_error(problem, url) from problem
+
+
+def choose_store_options(url: str, timeout: float) -> dict[str, Any]:
+    """Return the options of fsspec for a URL, and let the Hub's client know the timeout."""
+    if url.startswith("hf://"):
+        wait_for_hub(timeout)
+    if url.startswith(("s3://", "s3a://")):
+        limits = {"connect_timeout": timeout, "read_timeout": timeout}
+        return {"config_kwargs": limits, "default_block_size": BLOCK_OF_STORE}
+    return {}
+
+
+def find_store_size(url: str, timeout: float) -> int:
+    """Return the bytes of a file by a scheme of fsspec.
+
+    Raises:
+        BrokenShardError: when it is not there. OSError: when another try may help.
+    """
+    import fsspec
+
+    try:
+        store, path = fsspec.url_to_fs(url, **choose_store_options(url, timeout))
+        return int(store.info(path)["size"])
+    except Exception as problem:
+        raise classify_error(problem, url) from problem
+
+
+def read_store_range(url: str, first: int, count: int, timeout: float) -> bytes:
+    """Return bytes of a file by a scheme of fsspec, in one request where its store can do that.
+
+    Raises:
+        BrokenShardError, OSError: as ``find_store_size``, and where fewer bytes came.
+    """
+    import fsspec
+
+    try:
+        store, path = fsspec.url_to_fs(url, **choose_store_options(url, timeout))
+        data: bytes = store.cat_file(path, start=first, end=first + count)
+    except Exception as problem:
+        raise classify_error(problem, url) from problem
+    if len(data) != count:
+        raise ConnectionError(f"{url}: {len(data)} of {count} bytes came")
+    return data
 
 
 def open_onwards(place: str, offset: int, timeout: float) -> BinaryIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import threading
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from uniaudio.config.path_variables import get_cache_root
@@ -21,7 +22,7 @@ from uniaudio.data.audio import SMALL_FILE, RemoteClip
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import HTTP
-from uniaudio.data.sources.remote import open_in_jumps, open_onwards
+from uniaudio.data.sources.remote import find_store_size, read_store_range
 from uniaudio.errors import RowError, read_first_line
 
 BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps
@@ -79,7 +80,6 @@ class OpenedClip:
         self.clip, self.lock = clip, threading.Lock()
         self.blocks: OrderedDict[int, bytes] = OrderedDict()
         self.next, self.ahead = 0, 1  # the block behind the last that was fetched; how many came at once
-        self.stream: BinaryIO | None = None  # of a scheme of fsspec, whose every opening is a request
         self.content: bytes | FileIO | None = open_cached_clip(clip.url)
         if isinstance(self.content, FileIO):
             self.size = os.fstat(self.content.fileno()).st_size
@@ -88,14 +88,25 @@ class OpenedClip:
 
     def read_beginning(self) -> None:
         """Fetch a small file, or one of which the server does not send parts; of others the first block."""
-        with open_onwards(self.clip.url, 0, self.clip.timeout) as stream:
-            size, is_in_parts = find_size(stream)
-            if size is not None:
-                check_size(size, self.clip.url)
-            if size is None or size <= SMALL_FILE or not is_in_parts:
-                self.keep(read_all(stream, size, self.clip.url))
+        url, timeout = self.clip.url, self.clip.timeout
+        if not url.startswith(HTTP):
+            self.size = find_store_size(url, timeout)
+            check_size(self.size, url)
+            data = read_store_range(url, 0, self.size if self.size <= SMALL_FILE else BLOCK, timeout)
+            if self.size <= SMALL_FILE:
+                self.keep(data)
             else:
-                self.size, self.blocks[0] = size, stream.read(BLOCK)
+                self.blocks[0] = data
+            return
+        with HttpStream(url, 0, timeout) as stream:
+            if stream.size is not None:
+                check_size(stream.size, url)
+            is_in_parts = getattr(stream.answer, "status", 0) == 206
+            if stream.size is None or stream.size <= SMALL_FILE or not is_in_parts:
+                self.keep(read_all(stream, stream.size, url))
+            else:
+                self.size = stream.size
+                self.blocks[0] = read_all(stream, min(BLOCK, self.size), url)
 
     def keep(self, data: bytes) -> None:
         """Keep the whole file, on disk where that is possible."""
@@ -141,14 +152,7 @@ class OpenedClip:
         """Return bytes of the file in one request."""
         if self.clip.url.startswith(HTTP):
             return HttpFile(self.clip.url, self.clip.timeout).fetch(first, count)
-        stream, self.stream = self.stream, None  # given up where it raises
-        stream = stream or open_in_jumps(self.clip.url, self.clip.timeout)
-        stream.seek(first)
-        data = stream.read(count)
-        if len(data) != count:
-            raise ConnectionError(f"{self.clip.url}: {len(data)} of {count} bytes came")
-        self.stream = stream
-        return data
+        return read_store_range(self.clip.url, first, count, self.clip.timeout)
 
     def fetch(self) -> Path | bytes:
         """See ``UrlClip.fetch``."""
@@ -162,7 +166,9 @@ class OpenedClip:
 
     def read_whole(self) -> bytes:
         """Return the whole file in one request."""
-        with open_onwards(self.clip.url, 0, self.clip.timeout) as stream:
+        if not self.clip.url.startswith(HTTP):
+            return read_store_range(self.clip.url, 0, self.size, self.clip.timeout)
+        with HttpStream(self.clip.url, 0, self.clip.timeout) as stream:
             return read_all(stream, self.size, self.clip.url)
 
 
@@ -199,22 +205,13 @@ class OpenedClips:
 OPENED = OpenedClips()
 
 
-def find_size(stream: Any) -> tuple[int | None, bool]:
-    """Return the bytes of a file that was opened at its beginning, None where unknown, and whether parts can be had."""
-    if isinstance(stream.raw, HttpStream):
-        return stream.raw.size, getattr(stream.raw.answer, "status", 0) == 206
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    return size, True
-
-
-def read_all(stream: BinaryIO, size: int | None, url: str) -> bytes:
-    """Return the rest of a file.
+def read_all(stream: HttpStream, size: int | None, url: str) -> bytes:
+    """Return so many bytes of a file, or all of it where its size is not known.
 
     Raises:
         RowError: "file too large". ConnectionError: where it is shorter than it should be.
     """
-    data = stream.read(LARGEST + 1 if size is None else size)
+    data = io.BufferedReader(stream, BLOCK).read(LARGEST + 1 if size is None else size)
     check_size(len(data), url)
     if size is not None and len(data) < size:
         raise ConnectionError(f"{url}: {len(data)} of {size} bytes came")
