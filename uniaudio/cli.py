@@ -672,6 +672,54 @@ def numbers(text: str | None) -> list[float] | None:
 
 
 @app.command(
+    rich_help_panel=DATA, epilog="Example: uniaudio new birds --data recordings/birds --label species"
+)
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new task and its files.")],
+    data_place: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="Folder of class folders or of clips with metadata, manifest, Parquet file(s), tars, "
+            "folder of save_to_disk, or Hub name.",
+        ),
+    ],
+    text: Annotated[
+        str | None, typer.Option(help="Column with the text to learn, such as a transcript.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label to learn.")] = None,
+    question: Annotated[
+        str | None, typer.Option("--ask", help="The question; default: one that fits the column.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of an encoder, or a run; default: a Whisper.")
+    ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of a language model; default: a small one.")
+    ] = None,
+    hub_config: Annotated[
+        str | None, typer.Option("--config", help="Which of several configurations of a Hub dataset.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Project folder to write into.", callback=check_folder_option)
+    ] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write template, card, recipe and run config for your data.
+
+    Reads: the rows of the data, and the headers of some clips.
+    Writes: templates/NAME.yaml, data_recipes/datasets/NAME.yaml, data_recipes/NAME.yaml and configs/NAME.yaml.
+    Prints: the column that is learned, the splits, and the command that trains.
+    """
+    announce(LOADING)
+    from uniaudio.commands.new import NewTask, create_task
+
+    if text is not None and label is not None:
+        raise UserError("give --text or --label, not both")
+    create_task(NewTask(name, data_place, text, label, question, encoder, decoder, hub_config, out, force))
+
+
+@app.command(
     "add-task",
     rich_help_panel=TRAIN,
     epilog="Example: uniaudio add-task runs/birds frogs -o runs/birds_and_frogs --replay 0.2",

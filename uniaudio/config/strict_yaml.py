@@ -179,3 +179,11 @@ PlainDumper.add_representer(str, represent_text)
 def dump_yaml(data: Any) -> str:
     """Write plain values so that ``load_yaml`` gives them back."""
     return yaml.dump(data, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_inline_yaml(data: Any, width: int = 100) -> str:
+    """Write plain values in one pair of brackets, on lines of about ``width`` columns."""
+    text = yaml.dump(
+        data, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=True
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")

@@ -15,7 +15,7 @@ from uniaudio.config.overrides import read_layers
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
-from uniaudio.data.conditions import Condition
+from uniaudio.data.conditions import KEY, Condition
 from uniaudio.data.field_values import Classes, FirstOf
 from uniaudio.data.jinja import Text
 from uniaudio.data.labels import Label, LabelSet, read_label_sets
@@ -280,6 +280,11 @@ class DatasetCard:
     long_clips: LongClips | None = None
 
     @property
+    def is_local(self) -> bool:
+        """Whether the rows of a dataset of the Hub's kind lie in a folder of this machine."""
+        return Path(self.load.location).is_dir()
+
+    @property
     def time_columns(self) -> frozenset[str]:
         """The columns that say where a clip is and how long: a source reads them whatever the templates take."""
         return self.segment.names | {NEMO.stop}
@@ -326,7 +331,7 @@ class DatasetCard:
         )
         names = {name for name in (*self.used, *self.labels) if name not in self.columns} | self.time_columns
         used = names.union(
-            keep.names if keep is not None else (),
+            keep.names - {KEY} if keep is not None else (),
             *(text.names & there if isinstance(text, FirstOf) else text.names for text in texts),
         )
         return frozenset(used) if used - self.time_columns <= there else None
@@ -407,6 +412,18 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
         raise UserError(
             f"{path}: dataset is '{data.dataset}', but the file is {path.stem}.yaml; make them equal"
         )
+    return make_card(data, path)
+
+
+def make_card(data: CardFile, path: Path) -> DatasetCard:
+    """Return what the content of a card file says.
+
+    Args:
+        path: of the file, which paths are relative to and messages name.
+
+    Raises:
+        UserError: naming the key.
+    """
     places = data.load.places
     if data.load.kind != "hub" or places[0].startswith("${"):
         where = f"{path}: load.{data.load.kind}"

@@ -10,12 +10,17 @@ from typing import Any
 from jinja2 import meta
 
 from uniaudio.data.comparison import compile_condition
-from uniaudio.data.jinja import LIMITED, PLAIN, convert_template_errors
+from uniaudio.data.jinja import LIMITED, PLAIN, compute_unit_hash, convert_template_errors
 from uniaudio.data.template_limits import BUDGET, is_bounded
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 COMPARISON = re.compile(
     r"""(?P<column>[^\W\d]\w*) *(?P<sign>[!=]=) *(?:'(?P<text>[^'\\]*)'|"(?P<quoted>[^"\\]*)"|(?P<number>-?\d+))"""
+)
+KEY = "__key__"  # the key of a row, which every source has, as a column
+# what divides rows by a hash, see ``compute_unit_hash``
+HASHED = re.compile(
+    r"(?P<column>[^\W\d]\w*) \| unit_hash(?:\((?P<seed>\d*)\))? (?P<sign>>=|<) (?P<share>0?\.\d+)"
 )
 MOST_SEEN = 1000  # values of a column whose answers are kept
 
@@ -31,6 +36,7 @@ class Condition:
             self.compiled = compile_condition(PLAIN if is_bounded(tree) else LIMITED, source)
             plain = COMPARISON.fullmatch(source.strip())
             self.comparison = plain if plain is not None and plain["column"] in self.names else None
+            self.hashed = HASHED.fullmatch(source.strip())
             self.single = next(iter(self.names)) if len(self.names) == 1 else None
             # answers by the value of the only column: many, such as folds, have few values
             self.seen: dict[Any, bool] = {}
@@ -47,6 +53,9 @@ class Condition:
         if self.comparison is not None and type(value) is type(self.known):
             # what most cards compare, for every row of a manifest: worked out here, it takes a tenth of the time
             return bool((value == self.known) == (self.comparison["sign"] == "=="))
+        if self.hashed is not None and isinstance(value, str):
+            below = compute_unit_hash(value, int(self.hashed["seed"] or 0)) < float(self.hashed["share"])
+            return below == (self.hashed["sign"] == "<")
         key = (type(value), value) if type(value) in (str, int, float, bool) else None
         if key in self.seen:
             return self.seen[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ def build_environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
     del env.filters["random"]  # draws come from the example's own generator
     for name in ("int", "float"):
         env.filters[name] = partial(convert_number, env.filters[name])
+    env.filters["unit_hash"] = compute_unit_hash
     env.tests["none"] = lambda value: value is None or isinstance(value, Null)
     prepare_comparisons(env)
     if isinstance(env, LimitedEnvironment):
@@ -41,6 +43,15 @@ def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **opt
     if one != other:
         raise ValueError(f"{str(value)[:100]!r} is no number")
     return one
+
+
+def compute_unit_hash(value: Any, seed: int = 0) -> float:
+    """Return a number from 0 up to 1 that is a hash of a value and a seed, the same everywhere and always.
+
+    So ``speaker | unit_hash >= 0.1`` keeps nine tenths of the speakers, each with all of its rows.
+    """
+    digest = hashlib.blake2b(f"{seed}:{value}".encode("utf-8", "backslashreplace"), digest_size=6)
+    return int.from_bytes(digest.digest()) / 2**48
 
 
 PLAIN = build_environment(PlainEnvironment)  # for templates that cannot multiply anything

@@ -54,7 +54,8 @@ BOUNDED = (
 )  # fmt: skip
 BOUNDED_FILTERS = frozenset(
     {"abs", "capitalize", "count", "d", "default", "first", "float", "int", "join", "last", "length", "list", "lower",
-     "max", "min", "round", "sort", "string", "title", "trim", "unique", "upper"}
+     "max", "min", "round", "sort", "string", "title", "trim", "unique", "unit_hash",
+     "upper"}
 )  # fmt: skip
 BOUNDED_METHODS = frozenset(
     {"capitalize", "casefold", "count", "endswith", "find", "get", "index", "isdigit", "lower", "lstrip",

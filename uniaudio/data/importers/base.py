@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 
+from uniaudio.data.column_names import CAPTIONS, LABELS, QUESTIONS, REPLIES, TRANSCRIPTS
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_names import find_named_splits
 from uniaudio.errors import UserError, convert_to_user_error
@@ -224,8 +225,8 @@ class QuestionTemplate:
 
 # columns of the answer -> shipped template and its input
 ANSWERS = (
-    (("text", "sentence", "transcription", "transcript", "normalized_text"), "asr", "text"),
-    (("captions", "caption"), "captioning", "captions"),
+    (TRANSCRIPTS, "asr", "text"),
+    (CAPTIONS, "captioning", "captions"),
     (("emotion",), "emotion", "label"),
     (("intent",), "intent", "label"),
     (("genre",), "music_genre", "label"),
@@ -233,8 +234,6 @@ ANSWERS = (
     (("gender",), "gender", "label"),
     (("scene", "acoustic_scene"), "acoustic_scene", "label"),
 )
-LABELS = ("label", "labels", "class", "category", "command", "word", "target", "tag")
-QUESTIONS, REPLIES = ("question", "context", "query", "instruction"), ("answer", "response", "output")
 
 
 def choose_question(columns: Collection[str], name: str) -> QuestionTemplate:

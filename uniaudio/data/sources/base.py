@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from uniaudio.data.audio import EncodedAudio, FilePart, decode, probe_seconds
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, escape_text
 
+UNREAD = b""  # a clip in a row that is only read for what it says
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
 
@@ -154,6 +156,10 @@ class IndexedSource(ABC):
         """Yield all rows in order; a row that cannot be used comes as its error."""
         return map(self.read_row_or_error, range(self.size))
 
+    def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
+        """Yield all rows: their clips are files, of which nothing is read here."""
+        return self.rows()
+
 
 class ShardedSource(ABC):
     """Rows that are read one after another: archives, tables with embedded audio, datasets on the Hub.
@@ -219,6 +225,10 @@ class ShardedSource(ABC):
         """Yield all rows in the order of the shards; a row that cannot be used comes as its error."""
         for shard in range(len(self.shards)):
             yield from (row for row in self.shard_rows(shard) if row is not None)
+
+    def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
+        """Yield the rows of a shard for what they say: sources that can, leave the bytes of clips unread."""
+        return (row for row in self.shard_rows(shard) if row is not None)
 
 
 Source = IndexedSource | ShardedSource
@@ -393,17 +403,22 @@ def read_row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Ro
         return problem
 
 
-def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str) -> bool:
+def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str, key: str) -> bool:
     """Return whether a row of the stored split belongs to a split of the card.
+
+    Args:
+        key: of the row, which a condition may name as a column.
 
     Raises:
         RowError: when the values of this row are such that it cannot be told.
         UserError: when the row lacks a column that the condition needs.
     """
+    keep = card.split(split).keep
+    if keep is not None and KEY in keep.names:
+        columns = {KEY: key, **columns}
     try:
         return card.is_in_split(columns, split)
     except UserError as problem:
-        keep = card.split(split).keep
         if keep is None or not keep.names <= set(columns):
             raise
         raise RowError("broken metadata", str(problem)) from problem

@@ -5,6 +5,7 @@ Parquet files and tars are read as those of any other server; the rest is left t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from huggingface_hub import constants, snapshot_download
 from uniaudio.data.card import DatasetCard, Load
 from uniaudio.data.field_values import Classes
 from uniaudio.data.sources.base import (
+    UNREAD,
     BrokenShardError,
     Place,
     Row,
@@ -139,7 +141,12 @@ class StreamedSource(ShardedSource):
 
     Args:
         place: a folder, or the name of the repository.
+
+    Attributes:
+        reads_clips: whether the columns of clips are read, see ``shard_text_rows``.
     """
+
+    reads_clips = True
 
     def __init__(
         self, card: DatasetCard, split: str, place: str, repository: HubRepository | None, what: str
@@ -171,7 +178,7 @@ class StreamedSource(ShardedSource):
         used = card.list_columns_to_read(split, set(features))
         if used is not None and features:
             stream = stream.select_columns([name for name in features if name in used or name in card.audio])
-        self.data = stream
+        self.data, self.columns = stream, list(features)
         self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
 
     def fingerprint(self, columns: Collection[str]) -> str:
@@ -180,6 +187,16 @@ class StreamedSource(ShardedSource):
             return hash_values([(file.path, file.hash) for file in files if not file.path.endswith(".md")])
         facts = self.data.info
         return hash_values([*self.shards, self.card.load.revision, facts.version, facts.dataset_size])
+
+    def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
+        """Yield the rows of a shard without the columns of clips, where the columns are known."""
+        light = copy.copy(self)
+        stored = set(self.card.audio) - set(self.card.audio_texts)
+        texts = [name for name in self.data.column_names or self.columns if name not in stored]
+        if self.columns and texts:
+            light.reads_clips = False
+            light.data = self.data.select_columns(texts)
+        return (row for row in light.shard_rows(shard) if row is not None)
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         wait_for_hub(self.card.load.timeout)
@@ -215,8 +232,12 @@ class StreamedSource(ShardedSource):
         light = name_class_columns(
             {n: value for n, value in columns.items() if n not in stored}, self.namings
         )
-        if not is_row_in_split(self.card, light, self.split):
+        if not is_row_in_split(self.card, light, self.split, key):
             return None
+        if not self.reads_clips:
+            return make_row(
+                self.card, key, light, {**dict.fromkeys(self.card.audio, UNREAD), **light}, Path()
+            )
         return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetch_clip)
 
     def fetch_clip(self, value: Any) -> Any:

@@ -57,6 +57,20 @@ class HubRepository:
         Raises:
             UserError: naming the configurations or splits that there are.
         """
+        splits = self.list_splits(config, where)
+        if splits is None:
+            return None
+        if split not in splits:
+            raise UserError(
+                f"{where}: {self.name} has no split '{split}'{suggest_name(split, splits)}; it has "
+                f"{', '.join(splits)}"
+            )
+        if not splits[split]:
+            raise UserError(f"{where}: {self.name} has no file for the split '{split}'")
+        return splits[split]
+
+    def list_splits(self, config: str | None, where: str) -> dict[str, list[HubFile]] | None:
+        """Return the files of all splits, see ``find_split_files``."""
         from datasets.data_files import get_data_patterns, resolve_pattern, sanitize_patterns
 
         if len(self.files) > LISTED_WHOLE or any(name in self.files for name in READ_BY_DATASETS):
@@ -65,31 +79,25 @@ class HubRepository:
         if settings is None:
             return None
         root = f"memory://hub-{self.commit}"  # the names alone, for rules that look into a file system
+        prefix = f"/hub-{self.commit}/"
         names = fsspec.filesystem("memory")
         names.pipe({f"{root}/{path}": b"" for path in self.files})
+        splits: dict[str, list[HubFile]] = {}
         try:
             folder = f"{root}/{settings['data_dir']}" if settings.get("data_dir") else root
             stated = settings.get("data_files")
             patterns = sanitize_patterns(stated) if stated is not None else get_data_patterns(folder)
-            splits = {str(name): listed for name, listed in patterns.items()}
-            if split not in splits:
-                raise UserError(
-                    f"{where}: {self.name} has no split '{split}'{suggest_name(split, splits)}; it has "
-                    f"{', '.join(splits)}"
-                )
-            paths: list[str] = []
-            for pattern in splits[split]:
-                with suppress(
-                    FileNotFoundError
-                ):  # several patterns may stand for a split, and some match nothing
-                    paths += resolve_pattern(pattern, folder)
+            for split, listed in patterns.items():
+                paths: list[str] = []
+                for pattern in listed:
+                    with suppress(
+                        FileNotFoundError
+                    ):  # several patterns may stand for a split, and some match nothing
+                        paths += resolve_pattern(pattern, folder)
+                splits[str(split)] = [self.files[path.partition(prefix)[2]] for path in dict.fromkeys(paths)]
         finally:
             names.rm(root, recursive=True)
-        if not paths:
-            patterns = ", ".join(map(str, splits[split]))
-            raise UserError(f"{where}: {self.name} has no file for the split '{split}' ({patterns})")
-        prefix = f"/hub-{self.commit}/"
-        return [self.files[path.partition(prefix)[2]] for path in dict.fromkeys(paths)]
+        return splits
 
     def choose_config(self, config: str | None, where: str) -> Mapping[str, Any] | None:
         """Return what README.md says of a configuration; nothing where it lists none, None where it is not clear.

@@ -103,7 +103,7 @@ def iterate_kept_rows(
             yield key, columns
             continue
         try:
-            kept = is_row_in_split(card, columns, split)
+            kept = is_row_in_split(card, columns, split, key)
         except RowError as problem:
             first = first or UserError(f"{card.path}: {key}: {problem.detail}")
             yield key, problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,11 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.sources.base import (
+    UNREAD,
     BrokenShardError,
     Place,
     Row,
@@ -66,7 +69,12 @@ class ParquetSource(ShardedSource):
 
     A shard is a row group of a local file, or a whole remote one: its footer is only read when its turn comes. The
     columns without audio are read first, so row groups of which nothing is kept cost little.
+
+    Attributes:
+        reads_clips: whether the bytes of clips are read, see ``shard_text_rows``.
     """
+
+    reads_clips = True
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
@@ -106,6 +114,12 @@ class ParquetSource(ShardedSource):
         return hash_values(
             [self.shards, [(read_size(shard.place), shard.rows, shard.start) for shard in self.table]]
         )
+
+    def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
+        """Yield the rows of a shard without reading the columns of clips, but for the names that they have in it."""
+        light = copy.copy(self)
+        light.reads_clips = False
+        return (row for row in light.shard_rows(shard) if row is not None)
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         what = self.table[shard]
@@ -161,6 +175,8 @@ class ParquetSource(ShardedSource):
         schema = file.schema_arrow
         self.check_columns(what, schema.names)
         light, heavy = self.choose_columns(schema)
+        if not self.reads_clips:  # of a clip of the Hub's kind only its name, of others nothing
+            heavy = [f"{name}.path" for name in heavy if self.is_clip(schema.field(name))]
         namings = make_column_namings(self.read_features(what.place, schema))
         are_all_kept = self.card.split(self.split).keep is None
         keep_columns(stream, file.metadata.row_group(group), [*light, *(heavy if are_all_kept else ())])
@@ -169,13 +185,17 @@ class ParquetSource(ShardedSource):
             if light
             else [{} for _ in range(wanted.stop)]
         )
-        kept = [i in wanted and self.is_kept(row) for i, row in enumerate(columns)]
+        keys = [f"{what.name}/{start + i}" for i in range(len(columns))]
+        kept = [
+            i in wanted and self.is_kept(row, key)
+            for i, (row, key) in enumerate(zip(columns, keys, strict=True))
+        ]
         if any(kept) and not are_all_kept:
             keep_columns(stream, file.metadata.row_group(group), heavy)
         clips = self.make_clip_reader(file, group, heavy if any(kept) else [])
         for i in wanted:
-            key = f"{what.name}/{start + i}"
-            yield self.build_row(key, columns[i], clips(i), Path(what.place).parent) if kept[i] else None
+            row = self.build_row(keys[i], columns[i], clips(i), Path(what.place).parent) if kept[i] else None
+            yield row
 
     def check_columns(self, what: Shard, names: Sequence[str]) -> None:
         """Refuse a file without the columns that the card says where clips are and which rows to keep by.
@@ -187,7 +207,7 @@ class ParquetSource(ShardedSource):
             if name not in names and name not in self.card.audio_texts:
                 raise UserError(f"{self.card.path}: {explain_missing_audio(what.place, name, names)}")
         keep = self.card.split(self.split).keep
-        if keep is not None and (absent := sorted(keep.names - set(names))):
+        if keep is not None and (absent := sorted(keep.names - {*names, KEY})):
             raise UserError(
                 f"{keep.where}: the rows have no column '{absent[0]}'; they have {', '.join(sorted(names))}"
             )
@@ -209,10 +229,10 @@ class ParquetSource(ShardedSource):
                 light.append(field.name)
         return light, heavy
 
-    def is_kept(self, columns: Mapping[str, Any]) -> bool:
-        """Return whether a row belongs to the split, or it cannot be told: ``row_of`` then says so."""
+    def is_kept(self, columns: Mapping[str, Any], key: str) -> bool:
+        """Return whether a row belongs to the split, or it cannot be told: ``build_row`` then says so."""
         try:
-            return is_row_in_split(self.card, columns, self.split)
+            return is_row_in_split(self.card, columns, self.split, key)
         except RowError:
             return True
 
@@ -248,11 +268,13 @@ class ParquetSource(ShardedSource):
         folder: Path,
     ) -> Row | RowError | None:
         def make() -> Row | None:
-            if not is_row_in_split(self.card, columns, self.split):
+            if not is_row_in_split(self.card, columns, self.split, key):
                 return None
             stored = dict(columns)
             if clips is not None:
                 stored |= {name: convert_audio_value(clips.column(name), 0) for name in clips.schema.names}
+            if not self.reads_clips:
+                stored |= {name: UNREAD for name in self.card.audio if is_nameless(stored.get(name))}
             return make_row(self.card, key, columns, stored, folder)
 
         return read_row_or_error(make, key)
@@ -279,6 +301,11 @@ def keep_columns(stream: BinaryIO, group: Any, names: Sequence[str]) -> None:
     first, end = min(starts), max(start + length for start, length in zip(starts, lengths, strict=True))
     if end - first <= min(FETCHED_WHOLE, 2 * sum(lengths)) and raw.size > BLOCK:
         raw.keep(first, end - 1)
+
+
+def is_nameless(clip: Any) -> bool:
+    """Return whether a clip whose bytes are not read has no name either."""
+    return not (clip.get("path") if isinstance(clip, Mapping) else clip)
 
 
 def is_time(field: pyarrow.Field) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 
 DICT_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a DatasetDict, of a Dataset
 MOST_SHARDS = 64  # that rows are divided into for the streams of a run
@@ -14,6 +17,40 @@ MOST_SHARDS = 64  # that rows are divided into for the streams of a run
 def is_saved_dataset(folder: Path) -> bool:
     """Return whether a folder holds a saved ``DatasetDict`` or ``Dataset``."""
     return (folder / DICT_FILE).is_file() or (folder / STATE_FILE).is_file()
+
+
+@dataclass(frozen=True)
+class SavedDataset:
+    """What a folder states: names of splits, features of columns as JSON, and the columns of the kind Audio."""
+
+    splits: list[str]
+    features: Mapping[str, Any]
+    clips: list[str]
+
+
+def describe_saved_dataset(folder: Path) -> SavedDataset:
+    """Read splits and features of a folder without opening its tables; a saved ``Dataset`` is the split `train`.
+
+    Raises:
+        UserError: when it cannot be read, or no column is of the kind Audio.
+    """
+    with convert_to_user_error(f"{folder}: cannot be read"):
+        splits, inside = ["train"], folder
+        if (folder / DICT_FILE).is_file():
+            splits = list(json.loads((folder / DICT_FILE).read_text(encoding="utf-8"))["splits"])
+            inside = folder / splits[0]
+        features = json.loads((inside / "dataset_info.json").read_text(encoding="utf-8"))["features"]
+    clips = list_audio_features(features)
+    if not clips:
+        raise UserError(f"{folder}: none of its columns {', '.join(features)} is of the kind Audio")
+    return SavedDataset(splits, features, clips)
+
+
+def list_audio_features(features: Mapping[str, Any]) -> list[str]:
+    """Return the columns whose feature, as `datasets` writes it as JSON, is of the kind Audio."""
+    return [
+        name for name, kind in features.items() if isinstance(kind, Mapping) and kind.get("_type") == "Audio"
+    ]
 
 
 def stream_saved_dataset(folder: Path, split: str) -> Any:

@@ -156,7 +156,7 @@ class WebDatasetSource(ShardedSource):
         absent = sorted(keep.names - set(columns)) if keep is not None else []
         if absent:  # of one sample, as where its .json is missing: no reason to end a run
             return RowError("missing column", f"{name}: splits.{self.split}.keep needs '{absent[0]}'")
-        if not is_row_in_split(self.card, columns, self.split):
+        if not is_row_in_split(self.card, columns, self.split, name):
             return None
         if len(clips) != len(self.card.audio):
             if not clips:

@@ -1,0 +1,501 @@
+"""`uniaudio new`: what it makes of data in every layout passes `check_entry`, and says what it chose."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from helpers.files import clip_bytes, write_parquet, write_tar
+from local_hub.clients import connect_clients
+from rich.console import Console
+
+from uniaudio.commands.new import NewTask, create_task
+from uniaudio.config.run import load_run
+from uniaudio.config.strict_yaml import load_yaml
+from uniaudio.data.open_entries import open_entry
+from uniaudio.data.recipe import load_recipe
+from uniaudio.data.sources.base import Row
+from uniaudio.errors import UserError
+from uniaudio.estimate import starting_config
+from uniaudio.estimate.starting_config import HostMachine
+
+SMALL = HostMachine(cores=2, memory_gib=16.0, gpus=0, gpu_gib=0.0)
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "my recordings"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch):
+    monkeypatch.setattr(starting_config.HostMachine, "measure", classmethod(lambda cls: SMALL))
+
+
+def write_clip(path, value=1, count=1600):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(clip_bytes(value, count=count))
+
+
+def write_classes(folder, classes, clips):
+    for number, name in enumerate(classes):
+        for clip in range(clips):
+            write_clip(folder / name / f"{name}{clip}.wav", number)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_table(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_manifest(folder, rows, name="manifest.jsonl"):
+    """Write rows and a clip for each."""
+    for number, row in enumerate(rows):
+        row.setdefault("audio", f"clips/{number}.wav")
+        write_clip(folder / row["audio"], number)
+    (write_table if name.endswith(".csv") else write_jsonl)(folder / name, rows)
+
+
+def new(tmp_path, data, **options):
+    """Return (what is printed, recipe, folder of the project) of a task called ``birds``."""
+    screen = io.StringIO()
+    out = tmp_path / "project"
+    config = create_task(NewTask("birds", str(data), out=out, **options), Console(file=screen, width=1000))
+    assert load_run(str(config)).encoders
+    return screen.getvalue(), load_recipe(str(out / "data_recipes" / "birds.yaml")), out
+
+
+def read_rows(entry):
+    entry, source = open_entry(entry)
+    rows = [row for row in source.rows() if isinstance(row, Row)]
+    return {row.key: entry.render_question(row, entry.templates[0]) for row in rows}
+
+
+def read_sides(recipe):
+    """Return the rendered rows of train and test."""
+    return read_rows(recipe.train[0]), read_rows(recipe.evaluate[0])
+
+
+def test_a_folder_of_class_folders(tmp_path, place):
+    write_classes(place, ["rook", "wren", "tree frog"], 20)
+    text, recipe, out = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("rook", "tree frog", "wren")
+    train, test = read_sides(recipe)
+    assert len(train) + len(test) == 60
+    assert not train.keys() & test.keys()
+    assert 6 <= len(test) <= 18  # about a fifth of few rows
+    for side in (train, test):
+        assert {question.answer for question in side.values()} == {"rook", "wren", "tree frog"}
+    assert "`label` (by its name): a label with 3 values" in text
+    assert "by a hash of the name of the clip" in text
+    assert f"next: uniaudio train {out}/configs/birds.yaml" in text
+    for file in ("templates/birds", "data_recipes/datasets/birds", "data_recipes/birds", "configs/birds"):
+        content = (out / f"{file}.yaml").read_text()
+        assert content.startswith("# "), file
+        assert max(map(len, content.splitlines())) <= 130, file
+
+
+def test_the_same_rows_are_tested_whenever_it_is_made(tmp_path, place):
+    write_classes(place, ["rook", "wren"], 20)
+    first = read_sides(new(tmp_path, place)[1])
+    again = read_sides(new(tmp_path, place, force=True)[1])
+    assert [side.keys() for side in first] == [side.keys() for side in again]
+    write_clip(place / "rook" / "more.wav")  # and no row changes sides when others come
+    later = read_sides(new(tmp_path, place, force=True)[1])
+    assert first[1].keys() <= later[1].keys()
+
+
+def test_folders_of_splits_are_kept(tmp_path, place):
+    for split, clips in (("train", 4), ("test", 2), ("dev", 2)):
+        write_classes(place / split, ["rook", "wren"], clips)
+    text, recipe, _ = new(tmp_path, place)
+    train, test = read_sides(recipe)
+    assert (len(train), len(test)) == (8, 4)
+    assert set(recipe.train[0].dataset.splits) == {"train", "dev", "test"}
+    assert "the splits of the data" in text
+
+
+def test_a_class_called_train_is_no_split(tmp_path, place):
+    write_classes(place, ["car", "train", "bus"], 10)
+    labels = new(tmp_path, place)[1].train[0].templates[0].labels
+    assert labels == ("bus", "car", "train")
+
+
+def test_metadata_files_beside_clips(tmp_path, place):
+    rows = [{"file_name": f"clips/{n}.wav", "transcription": f"text number {n}"} for n in range(30)]
+    for n, row in enumerate(rows):
+        write_clip(place / row["file_name"], n)
+    write_table(place / "metadata.csv", rows)
+    text, recipe, out = new(tmp_path, place)
+    template = recipe.train[0].templates[0]
+    assert template.labels is None
+    assert template.scoring.metric == "wer"
+    assert "Transcribe the speech" in (out / "templates/birds.yaml").read_text()
+    train, test = read_sides(recipe)
+    assert len(train) + len(test) == 30
+    assert test
+    assert "`transcription` (by its name): a transcript (text number 0 ...)" in text
+
+
+def test_speakers_are_on_one_side_alone(tmp_path, place):
+    rows = [{"text": f"sentence {n}", "speaker": f"s{n % 10}"} for n in range(50)]
+    write_manifest(place, rows)
+    text, recipe, _ = new(tmp_path, place)
+    keys = [{row["speaker"] for row in rows if row["audio"] in side} for side in map(set, read_sides(recipe))]
+    assert keys[1]
+    assert not keys[0] & keys[1]
+    assert "`speaker`, each of 10 on one side alone" in text
+
+
+def test_speakers_that_are_labels_do_not_divide(tmp_path, place):
+    """A label that one speaker alone has would be on one side alone."""
+    rows = [{"label": f"word {n % 4}", "speaker": f"s{n % 4}"} for n in range(60)]
+    write_manifest(place, rows)
+    text, recipe, _ = new(tmp_path, place)
+    for side in read_sides(recipe):
+        assert len({question.answer for question in side.values()}) == 4
+    assert "not divided by `speaker`" in text
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "meta.csv"])
+def test_a_split_column_is_kept(tmp_path, place, name):
+    rows = [{"label": "ab"[n % 2], "split": "train" if n % 3 else "valid"} for n in range(12)]
+    write_manifest(place, rows, name)
+    text, recipe, _ = new(tmp_path, place)
+    assert len(read_rows(recipe.train[0])) == 8
+    assert recipe.evaluate[0].split == "validation"
+    assert "the column `split`" in text
+
+
+def test_a_column_of_folds(tmp_path, place):
+    write_manifest(place, [{"category": "ab"[n % 2], "fold": 1 + n // 2 % 5} for n in range(20)], "esc.csv")
+    train, test = read_sides(new(tmp_path, place)[1])
+    assert (len(train), len(test)) == (16, 4)
+
+
+def test_a_table_in_a_folder_beside_that_of_the_clips(tmp_path, place):
+    rows = [{"filename": f"{n}.wav", "category": "ab"[n % 2]} for n in range(10)]
+    (place / "meta").mkdir()
+    for n, row in enumerate(rows):
+        write_clip(place / "audio" / row["filename"], n)
+    write_table(place / "meta" / "set.csv", rows)
+    recipe = new(tmp_path, place)[1]
+    assert len(read_rows(recipe.train[0])) + len(read_rows(recipe.evaluate[0])) == 10
+
+
+def test_ids_in_place_of_paths(tmp_path, place):
+    rows = [{"id": f"LJ{n}", "text": f"sentence {n}"} for n in range(10)]
+    for n, row in enumerate(rows):
+        write_clip(place / "wavs" / f"{row['id']}.wav", n)
+    write_table(place / "list.csv", rows)
+    recipe = new(tmp_path, place)[1]
+    assert recipe.train[0].dataset.audio_texts["audio"].source == "wavs/{{ id }}.wav"
+    assert len(read_rows(recipe.train[0])) + len(read_rows(recipe.evaluate[0])) == 10
+
+
+def test_several_labels(tmp_path, place):
+    tags = ["dog", "rain;dog", "car;rain", "rain"]
+    write_manifest(place, [{"tags": tags[n % 4]} for n in range(40)])
+    text, recipe, _ = new(tmp_path, place)
+    template = recipe.train[0].templates[0]
+    assert template.multilabel
+    assert template.labels == ("car", "dog", "rain")
+    assert len(read_rows(recipe.train[0])) + len(read_rows(recipe.evaluate[0])) == 40
+    assert "several of 3 labels (rain 30, dog 20, car 10)" in text
+
+
+def test_lists_of_labels(tmp_path, place):
+    tags = [["dog"], ["rain", "dog"], ["car, old", "rain"]]
+    write_manifest(place, [{"labels": tags[n % 3]} for n in range(12)])
+    template = new(tmp_path, place)[1].train[0].templates[0]
+    assert template.multilabel
+    assert template.labels == ("car, old", "dog", "rain")
+
+
+def test_numbers_of_a_scale(tmp_path, place):
+    write_manifest(place, [{"bpm": 60 + n / 3} for n in range(90)])
+    text, recipe, out = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels is None
+    assert {q.answer for q in read_rows(recipe.train[0]).values()} >= {"60", "60.33"}
+    assert "a number with 90 values, learned as text" in text
+    assert "Classes are learned better" in (out / "templates/birds.yaml").read_text().replace("\n# ", " ")
+
+
+def test_whole_numbers_that_are_classes(tmp_path, place):
+    write_manifest(place, [{"label": n % 11} for n in range(44)])
+    template = new(tmp_path, place)[1].train[0].templates[0]
+    assert template.labels == tuple(map(str, range(11)))
+
+
+def test_several_languages_and_scripts(tmp_path, place):
+    texts = [
+        ("de", "grüß dich"),
+        ("ja", "こんにちは"),
+        ("ar", "مرحبا"),
+        ("ja", "さようなら"),
+        ("ja", "ありがとう"),
+    ]
+    write_manifest(place, [{"sentence": f"{t}{n}", "locale": code} for n, (code, t) in enumerate(texts * 4)])
+    text, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].templates[0].scoring.metric == "cer"
+    assert "`sentence` (by its name): a transcript" in text
+    assert "other columns: `locale`" in text
+
+
+def test_names_in_any_script_and_with_blanks(tmp_path, place):
+    write_manifest(place, [{"метка звука": ["грач", "крапивник"][n % 2]} for n in range(12)])
+    text, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("грач", "крапивник")
+    assert {q.answer for q in read_rows(recipe.train[0]).values()} == {"грач", "крапивник"}
+    assert "`метка звука` (the only one that can be an answer)" in text
+
+
+def test_questions_of_the_rows(tmp_path, place):
+    write_manifest(place, [{"question": f"what {n}?", "answer": f"that {n}"} for n in range(10)])
+    questions = read_rows(new(tmp_path, place)[1].train[0])
+    assert all(re.fullmatch(r"that \d", q.answer) for q in questions.values())
+    assert str(next(iter(questions.values())).prompt[1]).startswith("what ")
+
+
+def test_a_question_of_the_user(tmp_path, place):
+    write_manifest(place, [{"label": "ab"[n % 2], "place": f"p{n}"} for n in range(10)])
+    recipe = new(tmp_path, place, question='Which "bird" of {{ place }}?')[1]
+    assert re.match(r'Which "bird" of p\d\?', str(next(iter(read_rows(recipe.train[0]).values())).prompt[1]))
+    with pytest.raises(UserError, match="--ask: uses 'plaice', but the columns are"):
+        new(tmp_path, place, question="Which of {{ plaice }}?", force=True)
+
+
+def test_parquet_files_with_classes(tmp_path, place):
+    write_parquet(place, rows=20, group=7)
+    text, recipe, _ = new(tmp_path, place)
+    train, test = read_sides(recipe)
+    assert len(train) + len(test) == 40
+    assert not train.keys() & test.keys()
+    assert test
+    assert recipe.train[0].templates[0].labels == ("even", "odd")
+    assert "by a hash of the key of the row" in text
+
+
+def test_a_folder_of_save_to_disk(tmp_path, place):
+    rows = {"audio": [{"bytes": clip_bytes(n), "path": f"{n}.wav"} for n in range(8)], "label": [0, 1] * 4}
+    stored = datasets.Features(
+        audio={"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        label=datasets.ClassLabel(names=["rook", "sea_wren"]),
+    )
+    both = datasets.Dataset.from_dict(rows, stored).cast_column("audio", datasets.Audio())
+    datasets.DatasetDict(train=both, test=both.select(range(4))).save_to_disk(place / "saved")
+    _text, recipe, _ = new(tmp_path, place / "saved")
+    assert recipe.train[0].templates[0].labels == ("rook", "sea wren")
+    train, test = read_sides(recipe)
+    assert (len(train), len(test)) == (8, 4)
+    assert Counter(q.answer for q in train.values()) == {"rook": 4, "sea wren": 4}
+
+
+def test_tars_with_texts(tmp_path, place):
+    write_tar(place / "a.tar", range(1, 41, 2))
+    text, recipe, _ = new(tmp_path, place, text="text")
+    train, test = read_sides(recipe)
+    assert len(train) + len(test) == 20
+    assert test
+    assert "1 WebDataset tar(s)" in text
+
+
+def test_a_dataset_of_the_hub(tmp_path, place, hub, monkeypatch):
+    connect_clients(monkeypatch, hub, tmp_path / "hf")
+    folder = tmp_path / "hub" / "datasets" / "me" / "birds"
+    for split, count in (("train", 8), ("test", 4)):
+        table = {
+            "audio": [{"bytes": clip_bytes(n), "path": f"{n}.wav"} for n in range(count)],
+            "label": [n % 2 for n in range(count)],
+        }
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        pq.write_table(pyarrow.table(table), folder / "data" / f"{split}-00000-of-00001.parquet")
+    features = "{name: label, dtype: {class_label: {names: {'0': wren, '1': rook}}}}"
+    (folder / "README.md").write_text(
+        f"---\ndataset_info:\n  features:\n  - {{name: audio, dtype: audio}}\n  - {features}\n---\n"
+    )
+    _text, recipe, out = new(tmp_path, "me/birds")
+    card = load_yaml(out / "data_recipes/datasets/birds.yaml")
+    assert card["load"]["hub"] == "me/birds"
+    assert len(card["load"]["revision"]) == 40
+    assert recipe.train[0].templates[0].labels == ("wren", "rook")
+    train, test = read_sides(recipe)
+    assert (len(train), len(test)) == (8, 4)
+
+
+def test_a_name_that_the_hub_does_not_have(tmp_path, hub, monkeypatch):
+    connect_clients(monkeypatch, hub, tmp_path / "hf")
+    with pytest.raises(UserError, match="--data me/nothing: cannot be opened"):
+        new(tmp_path, "me/nothing")
+
+
+def test_of_many_files_the_headers_of_a_few_are_read(tmp_path, place, monkeypatch):
+    for name in ("a", "b"):
+        write_clip(place / name / "0.wav")
+        for n in range(1, 1500):
+            (place / name / f"{n}.wav").hardlink_to(place / name / "0.wav")
+    read = []
+    monkeypatch.setattr(
+        "uniaudio.data.sources.base.probe_seconds", lambda source, *more: read.append(source) or 0.1
+    )
+    text = new(tmp_path, place)[0]
+    assert re.search(r"splits: train 2,[67]\d\d, test [34]\d\d rows", text)
+    assert len(set(read)) <= 300
+
+
+def test_clips_that_are_long_are_cut_where_the_answer_is_a_label(tmp_path, place):
+    for name in "ab":
+        for n in range(3):
+            path = place / name / f"{n}.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, np.zeros(16000 * 65, np.int16), 16000)
+    _, _recipe, out = new(tmp_path, place)
+    assert load_yaml(out / "data_recipes/datasets/birds.yaml")["long_clips"] == {
+        "how": "windows",
+        "seconds": 30,
+    }
+    assert load_run(str(out / "configs/birds.yaml")).stages[0].budget.audio_seconds == 31
+
+
+def test_rows_that_cannot_be_used_are_allowed_for(tmp_path, place):
+    rows = [{"label": "ab"[n % 2] if n % 4 else None} for n in range(40)]
+    write_manifest(place, rows)
+    text, _, out = new(tmp_path, place)
+    assert load_run(str(out / "configs/birds.yaml")).data.max_skipped_share == 0.32
+    assert "10 rows have none" in text
+
+
+def test_files_are_replaced_only_with_force(tmp_path, place):
+    write_classes(place, ["a", "b"], 5)
+    out = new(tmp_path, place)[2]
+    kept = out / "templates" / "birds.yaml"
+    kept.write_text("mine")
+    with pytest.raises(UserError, match=r"templates/birds\.yaml.* would be overwritten; take another NAME"):
+        new(tmp_path, place)
+    assert kept.read_text() == "mine"
+    assert "task: birds" in (new(tmp_path, place, force=True)[2] / "templates/birds.yaml").read_text()
+
+
+def test_nothing_is_left_behind_by_a_mistake(tmp_path, place):
+    write_classes(place, ["a", "b"], 5)
+    with pytest.raises(UserError):
+        new(tmp_path, place, question="{{ labels")
+    assert not list((tmp_path / "project").rglob("*.yaml"))
+
+
+def ambiguous(folder):
+    write_manifest(folder, [{"text": f"t {n}", "label": "ab"[n % 2]} for n in range(10)])
+
+
+def unnamed(folder):
+    write_manifest(folder, [{"x": f"t {n}", "y": "ab"[n % 2]} for n in range(10)])
+
+
+def without_clips(folder):
+    write_jsonl(folder / "manifest.jsonl", [{"audio": "gone.wav", "label": "a"}])
+
+
+def without_paths(folder):
+    write_jsonl(folder / "manifest.jsonl", [{"label": "a"}, {"label": "b"}])
+
+
+def broken(folder):
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / name / "x.wav").write_bytes(b"no audio")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, r"holds no recordings, manifest, \.parquet or \.tar files; there is nothing"),
+        (lambda folder: (folder / "a.pdf").touch(), r"there is \.pdf \(1\)"),
+        (
+            lambda folder: write_clip(folder / "a.wav"),
+            r"holds 1 recording\(s\), but nothing says what they are",
+        ),
+        (lambda folder: write_classes(folder, ["rook"], 5), "all 5 rows have the same `label`, rook"),
+        (
+            ambiguous,
+            "`text` or `label` may be the answer; name one with --label COLUMN or --text COLUMN: text",
+        ),
+        (unnamed, "cannot be told which column is the answer; name it .*: x, y"),
+        (without_clips, r"`audio` names gone\.wav, which is in no folder near it"),
+        (without_paths, "no column names the recordings; the columns are label"),
+        (broken, r"none of the first 2 recordings can be read \(broken audio\)"),
+        (lambda folder: (folder / "1-2.trans.txt").touch(), "uniaudio data import librispeech"),
+    ],
+)
+def test_what_it_cannot_make_a_task_of(tmp_path, place, make, message):
+    make(place)
+    with pytest.raises(UserError, match=message):
+        new(tmp_path, place)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("nowhere", "--data nowhere: there is no such file or folder"),
+        ("../a/b/c", "there is no such file or folder"),
+        (__file__, r"is none of \.jsonl"),
+    ],
+)
+def test_places_that_are_none(tmp_path, data, message):
+    with pytest.raises(UserError, match=message):
+        new(tmp_path, data)
+
+
+def test_one_file_and_one_row(tmp_path, place):
+    write_clip(place / "a.wav")
+    with pytest.raises(UserError, match="is one recording; name a folder of them"):
+        new(tmp_path, place / "a.wav")
+    write_manifest(place, [{"text": "only one"}])
+    text, recipe, out = new(tmp_path, place / "manifest.jsonl")
+    assert not recipe.evaluate
+    assert len(read_rows(recipe.train[0])) == 1
+    assert "too few clips for a test split" in text
+    assert load_run(str(out / "configs/birds.yaml")).train.evaluate_every is None
+
+
+def test_a_named_column_wins(tmp_path, place):
+    ambiguous(place)
+    assert new(tmp_path, place, label="label")[1].train[0].templates[0].labels == ("a", "b")
+    assert new(tmp_path, place, text="text", force=True)[1].train[0].templates[0].labels is None
+    with pytest.raises(
+        UserError, match=r"no column 'lable' \(did you mean 'label'\?\); they have text, label"
+    ):
+        new(tmp_path, place, label="lable", force=True)
+
+
+@pytest.mark.parametrize("name", ["my birds", "a/b", "", "../x"])
+def test_names_that_no_file_can_have(tmp_path, place, name):
+    with pytest.raises(UserError, match="take letters, digits, _ and -"):
+        create_task(NewTask(name, str(place), out=tmp_path))
+
+
+def test_models_that_are_named(tmp_path, place):
+    write_classes(place, ["a", "b"], 5)
+    with pytest.raises(UserError, match=r"--encoder \./nothing: there is no such folder"):
+        new(tmp_path, place, encoder="./nothing")
+    with pytest.raises(UserError, match=r"--decoder .+: the folder holds no config.json and no run"):
+        new(tmp_path, place, decoder=str(place))
+    out = new(tmp_path, place, encoder="microsoft/wavlm-base", decoder="me/lm")[2]
+    config = load_run(str(out / "configs/birds.yaml"))
+    assert config.encoders["wavlm_base"].path == "microsoft/wavlm-base"
+    assert config.decoder.path == "me/lm"
+    assert config.encoders["wavlm_base"].pad_to is None  # which is of Whisper alone

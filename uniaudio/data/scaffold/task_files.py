@@ -1,0 +1,258 @@
+"""The template, card and recipe of a new task as YAML with comments."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from uniaudio.config.strict_yaml import dump_inline_yaml
+from uniaudio.data.column_names import LABELS, simplify_name
+from uniaudio.data.jinja import Text
+from uniaudio.data.scaffold.answers import Answer
+from uniaudio.data.scaffold.divisions import IDENTIFIER, Division
+from uniaudio.data.scaffold.layouts import Layout
+from uniaudio.data.template import AUDIO
+from uniaudio.errors import UserError
+
+COMMENT_WIDTH = 110
+EVALUATED = 500  # rows of a test split; more take long and say little more
+ANSWER_NAME = "answer"  # of the input, where the column's name is none in Jinja
+RESERVED = frozenset(("labels", "true", "false", "none", "and", "or", "not", "in", "is", "if", "else", "for"))
+SPEECH = frozenset(
+    ("emotion", "intent", "gender", "accent", "age", "dialect", "word", "command", "keyword", "speaker")
+)
+MUSIC = frozenset(("genre", "instrument", "key", "pitch", "tempo", "bpm", "mood"))
+NOT_STATED = "not stated"
+
+PROMPTS = {
+    "transcript": (
+        "<audio>Transcribe the speech.",
+        "<audio>Write down what is said.",
+        "What is said?\n<audio>",
+    ),
+    "caption": ("<audio>Describe what you hear.", "<audio>Describe this recording in one sentence."),
+    "text": ("<audio>What do you hear?", "<audio>Describe what you hear."),
+}
+GENERAL = (
+    "<audio>What do you hear?",
+    "<audio>Name what can be heard in this recording.",
+    "What is this recording of?\n<audio>",
+)
+TAGS = ("<audio>List what can be heard.", "<audio>What can be heard? Name all of it.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that is known of a new task.
+
+    Args:
+        name: of its files. place: of the card's `load`, relative to it where that is better. question: of the user.
+        rows, hours: by split of the card, where they are known.
+    """
+
+    name: str
+    layout: Layout
+    load: dict[str, Any]
+    answer: Answer
+    division: Division
+    question: str | None = None
+    rows: dict[str, int | None] | None = None
+    hours: float | None = None
+    windows: float | None = None
+    columns: Sequence[str] = ()
+    command: str = ""
+
+    @property
+    def input_name(self) -> str:
+        """The answer's column as the template names it."""
+        column = self.answer.column
+        is_plain = IDENTIFIER.fullmatch(column) and column not in RESERVED and column.isascii()
+        return column if is_plain else ANSWER_NAME
+
+    @property
+    def has_underscores(self) -> bool:
+        """Whether labels are written with underscores for blanks, which are better read as blanks."""
+        labels = self.answer.labels
+        spaced = {label.replace("_", " ") for label in labels}
+        return self.answer.kind == "label" and len(spaced) == len(labels) and spaced != set(labels)
+
+
+def write_comment(text: str) -> str:
+    """Return a comment of one or several lines."""
+    lines = textwrap.wrap(text, COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def write_template(task: Task) -> str:
+    """Return the template: question, answer, and the closed set of a label."""
+    answer, column = task.answer, task.input_name
+    prompts = make_prompts(task)
+    used = sorted({name for prompt in prompts for name in Text(prompt, "--ask").names} - {column, "labels"})
+    text = write_comment(f"The question and its answer, made by `{task.command}`.")
+    text += f"task: {task.name}\n"
+    text += f"domain: {choose_domain(answer)}  # speech, sound or music: for averages and charts\n"
+    text += f"inputs: {dump_inline_yaml([*used, column])}  # the columns that prompts and target use\n"
+    if answer.labels:
+        labels = [label.replace("_", " ") if task.has_underscores else label for label in answer.labels]
+        text += write_comment(
+            f"The closed set of {len(labels)} answers: a row with any other is skipped, and evaluation compares their "
+            "likelihoods."
+        )
+        text += f"labels: {dump_inline_yaml(labels)}\n"
+    text += write_comment(
+        f"Wordings of the question; {AUDIO} stands for the clip. Training draws one, evaluation "
+        "takes the first."
+    )
+    text += "prompts:\n" + "".join(f"  - {quote(prompt)}\n" for prompt in prompts)
+    return text + write_target(answer, column)
+
+
+def write_target(answer: Answer, column: str) -> str:
+    """Return how the answer is made of its column, and how it is scored."""
+    if answer.kind == "tags":
+        mark = answer.separator if answer.separator.endswith(" ") else f"{answer.separator} "
+        target = f"{column} if {column} is string else {column} | sort | join('{mark}')"
+        scoring: dict[str, Any] = {"metric": "map", "normalize": "lowercase"}
+        if answer.separator != ";":
+            scoring["separator"] = answer.separator.strip()
+        comment = "Several labels with a separator between them, scored by mean average precision."
+        return f"target: {quote('{{ ' + target + ' }}')}\nscoring: {dump_inline_yaml(scoring)}  # {comment}\n"
+    if answer.kind == "number":
+        return (
+            write_comment(
+                "A number, learned as text and counted as right where it is exactly the same. Classes are "
+                "learned better: make some under `columns` of the card, such as "
+                f"`{column}: \"{{{{ 'low' if {column} < 10 else 'high' }}}}\"`."
+            )
+            + f"target: {quote('{{ ' + column + ' | float | round(2) }}')}\n"
+        )
+    if answer.is_list:
+        target = (
+            f"target_one_of: {column}  # several right answers: training draws one, evaluation takes all\n"
+        )
+    else:
+        target = f"target: {quote('{{ ' + column + ' }}')}\n"
+    return target + f"scoring: {dump_inline_yaml(choose_scoring(answer))}\n"
+
+
+def choose_scoring(answer: Answer) -> dict[str, str]:
+    """Return how answers are scored."""
+    if answer.kind == "transcript":
+        return {"metric": "cer" if answer.is_unspaced else "wer", "normalize": "words"}
+    if answer.kind == "caption":
+        return {"metric": "meteor", "normalize": "words"}
+    if answer.kind == "text":
+        return {"metric": "cer" if answer.is_unspaced else "wer", "normalize": "words"}
+    return {"metric": "accuracy", "normalize": "lowercase"}
+
+
+def make_prompts(task: Task) -> tuple[str, ...]:
+    """Return the wordings of the question: the user's, or those of its kind.
+
+    Raises:
+        UserError: when the user's uses a column that is not there.
+    """
+    answer = task.answer
+    if task.question is not None:
+        text = task.question if AUDIO in task.question else f"{AUDIO}{task.question}"
+        names = Text(text, "--ask").names - set(task.columns) - {"labels"}
+        if names:
+            raise UserError(
+                f"--ask: uses '{min(names)}', but the columns are {', '.join(task.columns)}; write it as a plain text, "
+                "or name one of them"
+            )
+        return (text,)
+    if answer.question is not None:
+        return (f"{AUDIO}{{{{ {answer.question} }}}}",)
+    if answer.kind in PROMPTS:
+        return PROMPTS[answer.kind]
+    known = simplify_name(answer.column)
+    words = answer.column.replace("_", " ").strip()
+    if known in LABELS or not known.isascii():
+        return TAGS if answer.kind == "tags" else GENERAL
+    if answer.kind == "tags":
+        return (
+            f"<audio>Name the {words} of this recording.",
+            f"<audio>Which {words} fit this recording? Name all.",
+        )
+    return (
+        f"<audio>What is the {words}?",
+        f"<audio>Name the {words} of this recording.",
+        f"Which {words} is this?\n<audio>",
+    )
+
+
+def choose_domain(answer: Answer) -> str:
+    """Return the domain that a column's name speaks of."""
+    known = simplify_name(answer.column)
+    if answer.kind == "transcript" or known in SPEECH:
+        return "speech"
+    return "music" if known in MUSIC else "sound"
+
+
+def quote(text: str) -> str:
+    """Return a text in double quotes, as YAML reads it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def write_card(task: Task) -> str:
+    """Return the card: where the rows are, and their splits."""
+    text = write_comment(f"Where the rows are: {task.layout.what}. Made by `{task.command}`.")
+    text += f"dataset: {task.name}\nload: {dump_inline_yaml(task.load, 10_000)}\n"
+    text += f"license: {NOT_STATED}  # of the data, as a short name; reports and exported models show it\n"
+    if task.hours:
+        hours = max(0.001, float(f"{task.hours:.3g}"))
+        text += f"hours: {hours:g}  # of training audio, estimated from some clips\n"
+    text += f"audio: {dump_inline_yaml([task.layout.audio], 10_000)[1:-1]}\n"
+    if task.windows is not None:
+        text += write_comment(
+            "Clips that are longer than this many seconds are cut into windows, each with the answer."
+        )
+        text += f"long_clips: {{how: windows, seconds: {task.windows:g}}}\n"
+    if columns := make_columns(task):
+        text += write_comment("Columns that are made of others.")
+        text += "columns:\n" + "".join(f"  {name}: {made}\n" for name, made in columns.items())
+    text += write_comment(f"Train and test are divided by: {task.division.reason}.")
+    text += "splits:\n"
+    for name, content in task.division.splits.items():
+        text += f"  {dump_inline_yaml([name])[1:-1]}: {dump_inline_yaml(content, 10_000)}\n"
+    return text
+
+
+def make_columns(task: Task) -> dict[str, str]:
+    """Return the columns that the card makes of others."""
+    answer, name = task.answer, task.input_name
+    if name != answer.column:
+        return {name: dump_inline_yaml({"first_of": [answer.column]}, 10_000)}
+    if task.has_underscores:
+        return {name: quote(f"{{{{ {name} | replace('_', ' ') }}}}")}
+    return {}
+
+
+def write_recipe(task: Task) -> str:
+    """Return the recipe: what is trained on and what is evaluated."""
+    text = write_comment(
+        "What is trained on, and what is evaluated. More data sets are more lines here; `weight` of a "
+        "line is its share of the draws."
+    )
+    text += f"recipe: {task.name}\ntrain:\n"
+    for split in task.division.train:
+        text += f"  - {dump_inline_yaml(make_line(task, split, 'train'), 10_000)}\n"
+    if task.division.test is not None:
+        line = make_line(task, task.division.test, "test") | {"max_examples": EVALUATED}
+        text += f"evaluate:\n  - {dump_inline_yaml(line, 10_000)}\n"
+    return text
+
+
+def make_line(task: Task, split: str, usual: str) -> dict[str, Any]:
+    """Return a line of the recipe; several training splits are drawn by their rows."""
+    line: dict[str, Any] = {"dataset": task.name, "template": task.name}
+    if split != usual:
+        line["split"] = split
+    rows = (task.rows or {}).get(split)
+    if usual == "train" and len(task.division.train) > 1 and rows:
+        line["weight"] = rows
+    return line
