@@ -17,6 +17,7 @@ from local_hub.clients import connect_clients
 from local_hub.server import LocalHub
 
 from uniaudio.cli import main
+from uniaudio.data.recipe import load_recipe
 
 DOCS = README.parent / "docs"
 PAGES = [
@@ -129,6 +130,11 @@ def test_the_readme_in_its_order(after_readme, reader_hub):
     assert len(reader_hub.list_requests(host="cdn")) == 2  # the weights of both models, once
     assert not any((folder / owner).exists() for owner in ("openai", "Qwen"))
     commands = [line.split()[1] for line in printed]
+    assert commands.pop(0) == "new"
+    assert load_recipe(str(folder / "data_recipes/my_task.yaml")).evaluate[0].template.labels == (
+        "rook",
+        "wren",
+    )
     assert commands[:8] == ["check", "preview", "train", "eval", "probe", "ask", "report", "export"]
     assert commands[8:] == ["add-task", "train", "forgetting"]
     assert "20 rows" in next(text for line, text in printed.items() if line.startswith("uniaudio eval"))
@@ -159,6 +165,8 @@ def clear_the_way(words, page):
         written.append(f"runs/{Path(words[1]).stem}")
     if words[0] == "export":
         written.append(words[2])
+    if words[0] == "new":
+        words.append("--force")
     for path in map(Path, written):
         if path.is_dir():
             shutil.rmtree(path)

@@ -24,7 +24,7 @@ from uniaudio.config.overrides import Overrides
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.config.trust import Trust
 from uniaudio.data.audio_input import AudioInput
-from uniaudio.distributed import shutdown_process_group
+from uniaudio.distributed import barrier, shutdown_process_group
 from uniaudio.errors import UserError
 from uniaudio.orphans import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
@@ -291,6 +291,7 @@ def train(
     run_training(
         opened, "auto" if resume == "auto" else "yes" if resume else None, callbacks, keep_group=True
     )
+    barrier()  # the main process writes the last rows that every process reads from the run folder
     return Run(opened.output_dir, trust_remote_code=opened.trust.remote_code, allow_code=opened.trust.code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,14 @@ def open_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def find_checkpoint(spec: str) -> Path | None:
+def find_checkpoint(spec: str, read: Sequence[str] = (MODEL, STATE, BASES, CONFIG, EMA)) -> Path | None:
     """Return the checkpoint that a run folder or checkpoint folder stands for.
 
-    Of a run folder it is the newest one whose weights match their checksums; where that is not the last one that was
+    Of a run folder it is the newest one whose files match their checksums; where that is not the last one that was
     written, the console says so once.
+
+    Args:
+        read: files that will be read, which alone are compared: hashing weights takes seconds.
 
     Raises:
         UserError: when a checkpoint is named that is damaged, or none of a run can be used.
@@ -88,7 +92,7 @@ def find_checkpoint(spec: str) -> Path | None:
                 f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again"
             )
         return path
-    chosen, complaint = choose_checkpoint(path, (MODEL, STATE, BASES, CONFIG, EMA))
+    chosen, complaint = choose_checkpoint(path, read)
     if chosen is None and complaint:
         raise UserError(f"{path} holds no checkpoint that can be used: {complaint}")
     if complaint and complaint not in SAID:
@@ -208,7 +212,7 @@ def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
         UserError: for options that are unknown, out of bounds, or none of the encoder's.
     """
     model = parse_model_spec(spec)
-    folder = find_checkpoint(model.path) if model.has_options else None
+    folder = find_checkpoint(model.path, (CONFIG,)) if model.has_options else None
     if folder is not None:
         config = load_stored_run(folder / CONFIG, folder.parent.parent, trust)
         encoders = model.configure_run(config.encoders)

@@ -13,7 +13,7 @@ from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint.integrity import CONFIG
+from uniaudio.train.checkpoint.integrity import BASES, CONFIG
 from uniaudio.train.checkpoint.store import resolve_latest
 
 
@@ -67,7 +67,7 @@ def open_run_recipe(name: str) -> OpenedRecipe:
     Raises:
         UserError: when the folder holds no checkpoint.
     """
-    folder = find_checkpoint(name)
+    folder = find_checkpoint(name, (CONFIG, BASES))
     if folder is None:
         raise UserError(
             f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"

@@ -13,7 +13,7 @@ from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import hash_model
-from uniaudio.train.checkpoint.integrity import EMA
+from uniaudio.train.checkpoint.integrity import CONFIG, EMA
 from uniaudio.train.checkpoint.store import is_complete, list_step_folders
 
 
@@ -42,7 +42,7 @@ def fingerprint_model(spec: str, encoder: AudioEncoder) -> str:
     MODEL change, a SHA-256 of the loaded encoder's content.
     """
     model = parse_model_spec(spec)
-    if model.has_options or find_checkpoint(model.path) is None:
+    if model.has_options or find_checkpoint(model.path, (CONFIG,)) is None:
         return hash_model(encoder)
     return fingerprint_checkpoint(spec)
 

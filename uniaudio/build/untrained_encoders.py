@@ -13,6 +13,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.evaluate.probing.references import Reference
 from uniaudio.model.encoders.registry import find_family
 from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, fetch_model_config, read_model_config
+from uniaudio.train.checkpoint.integrity import CONFIG
 
 
 def find_reference(spec: str, trust: Trust = NO_TRUST) -> Reference | None:
@@ -24,10 +25,10 @@ def find_reference(spec: str, trust: Trust = NO_TRUST) -> Reference | None:
     Raises:
         UserError: when the encoder that the run started from cannot be read any more.
     """
-    folder = find_checkpoint(parse_model_spec(spec).path)
+    folder = find_checkpoint(parse_model_spec(spec).path, (CONFIG,))
     if folder is None:
         return None
-    config = load_stored_run(folder / "config.yaml", folder.parent.parent, trust)
+    config = load_stored_run(folder / CONFIG, folder.parent.parent, trust)
     name, settings = next(iter(config.encoders.items()))
     if ":" in settings.kind:
         return None

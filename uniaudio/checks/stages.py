@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -107,12 +107,18 @@ def check_anchors(stage: Stage, index: int, full: Sequence[str], names: Paramete
         raise UserError(f"{where}.ewc.recipe: the first stage has none before it; name the old recipe")
 
 
-def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 0) -> None:
+def check_stage_rows(
+    config: RunConfig,
+    recipes: Sequence[Recipe],
+    begun: int = 0,
+    check: Callable[..., CheckedEntry] = check_entry,
+) -> None:
     """Read the first rows of what is opened only later: data of later stages, of penalties, of evaluations.
 
     Args:
         recipes: one per stage. begun: the index of the stage that begins or goes on; of its own training rows only the
             lengths are looked at, for they come with its first step.
+        check: ``check_entry``, or one that remembers what it has looked at.
 
     Raises:
         UserError: as ``check_entry``; for budgets that are too small, metrics whose extra is not installed, and an
@@ -123,26 +129,26 @@ def check_stage_rows(config: RunConfig, recipes: Sequence[Recipe], begun: int = 
             continue
         longest = config.find_longest_clip(stage)
         pairings = (
-            [check_entry(entry, longest) for entry in recipe.train]
+            [check(entry, longest) for entry in recipe.train]
             if index > begun
-            else read_pairings(recipe, longest)
+            else read_pairings(recipe, longest, check)
         )
         check_budget(config, stage, pairings)
         check_long_clips(config, stage, recipe)
         ewc = stage.continual.ewc
         if ewc is not None and ewc.recipe is not None:
             for entry in load_recipe(ewc.recipe, near=config.folder).train:
-                check_entry(entry)
+                check(entry)
         if stage.balance is not None:
             refuse_nothing_to_measure(stage, recipe)
         for line in recipe.evaluate:
-            check_entry(line)
+            check(line)
     if config.train.evaluate_every is not None:
         for line in recipes[-1].evaluate:
             require_metric(line.template.scoring.metric)
 
 
-def read_pairings(recipe: Recipe, longest: float) -> list[CheckedEntry]:
+def read_pairings(recipe: Recipe, longest: float, check: Callable[..., CheckedEntry]) -> list[CheckedEntry]:
     """Return what the first rows of a recipe's sources are like, without those that cannot be used.
 
     Their rows come with the first step, which counts what is left out and may find others that can be used.
@@ -150,7 +156,7 @@ def read_pairings(recipe: Recipe, longest: float) -> list[CheckedEntry]:
     pairings = []
     for entry in recipe.train:
         with suppress(UserError):
-            pairings.append(check_entry(entry, longest))
+            pairings.append(check(entry, longest))
     return pairings
 
 

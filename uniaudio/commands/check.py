@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +13,26 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from uniaudio.build.adapter import make_adapter
-from uniaudio.build.encoders import sketch_encoder
+from uniaudio.build.encoders import EncoderHolder, sketch_encoder
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
+from uniaudio.checks.all_rows import (
+    build_rows_table,
+    describe_problems,
+    read_all_rows,
+    refuse_many_unusable,
+)
 from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
-from uniaudio.checks.meta_stages import sketch_stages
+from uniaudio.checks.meta_stages import sketch_parts, sketch_stages
 from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
-from uniaudio.checks.stages import check_budget, check_stage_rows
+from uniaudio.checks.stages import ParameterNames, check_budget, check_stage_names, check_stage_rows
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
-from uniaudio.console import make_console
-from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.console import WorkProgress, make_console
+from uniaudio.data.recipe import Recipe, RecipeEntry
+from uniaudio.data.sources.base import keep_sources_open
 from uniaudio.estimate import flops
+from uniaudio.estimate.fake_model import build_meta_decoder
 from uniaudio.hub_client import HubUnreachableError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import fetch_model_config, read_model_config, read_stock_config
@@ -33,7 +42,7 @@ TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
 
 
 def check_run(config: RunConfig, console: Console | None = None) -> None:
-    """Check recipes against templates, columns, audio and sizes, and print the modelled cost of a step.
+    """Check recipes against templates, columns, audio and sizes, read what all rows say, and print it.
 
     Raises:
         UserError: for the first thing that would not work.
@@ -55,28 +64,94 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
             decoder = sketch_decoder(config)
     if decoder is not None:
         print_prompt(decoder, config, console)
-    check_stage_rows(config, load_stage_recipes(config))
-    for stage in config.stages:
-        recipe = load_recipe(stage.recipe, near=config.folder)
+        if encoders_are_known and not config.decoder.trust_remote_code:
+            check_all_names(config, decoder)
+    with keep_sources_open():
+        check_rows(config, encoders, decoder, console)
+    console.print(
+        "[green]ok[/green]: config, recipes, templates, columns, rows, audio headers and sizes fit together"
+    )
+
+
+def check_rows(
+    config: RunConfig,
+    encoders: list[PretrainedConfig],
+    decoder: SketchedDecoder | None,
+    console: Console,
+) -> None:
+    """Check the rows of all stages and print them by stage: first a few with their clips, then what all of them say.
+
+    Raises:
+        UserError: for the first thing that would not work.
+    """
+    recipes = load_stage_recipes(config)
+    check = RememberedCheck()
+    check_stage_rows(config, recipes, check=check)
+    for stage, recipe in zip(config.stages, recipes, strict=True):
         longest = config.find_longest_clip(stage)
-        pairings = [check_entry(entry, longest) for entry in recipe.train]
-        evaluated = [check_entry(entry) for entry in recipe.evaluate]
+        pairings = [check(entry, longest) for entry in recipe.train]
+        evaluated = [check(entry) for entry in recipe.evaluate]
         console.print(build_pairing_table(stage, recipe, pairings, evaluated))
         for pairing in [*pairings, *evaluated]:
             for note in pairing.notes:
-                console.print(
-                    f"{pairing.name}, split {pairing.split}: {note}", style="yellow", highlight=False
-                )
+                print_problem(f"{pairing.name}, split {pairing.split}: {note}", console)
         check_budget(config, stage, pairings)
         if decoder is not None and decoder.format is not None:
             for note in check_questions(
                 decoder.format, recipe, lambda seconds: estimate_audio_tokens(config, seconds)
             ):
-                console.print(note, style="yellow", highlight=False, markup=False)
+                print_problem(note, console)
+        check_all_rows(config, stage, recipe, console)
         console.print(describe_step_cost(config, stage, encoders, recipe, pairings, decoder))
-    console.print(
-        "[green]ok[/green]: config, recipes, templates, columns, audio headers and sizes fit together"
-    )
+
+
+class RememberedCheck:
+    """``check_entry`` that looks at every entry once."""
+
+    def __init__(self) -> None:
+        self.checked: dict[int, tuple[RecipeEntry, CheckedEntry]] = {}
+
+    def __call__(self, entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
+        if id(entry) not in self.checked:
+            self.checked[id(entry)] = entry, check_entry(entry, longest)
+        return self.checked[id(entry)][1]
+
+
+def check_all_rows(config: RunConfig, stage: Stage, recipe: Recipe, console: Console) -> None:
+    """Read what all rows of a recipe say, and print a table and the problems.
+
+    Raises:
+        UserError: when a training set has more rows that cannot be used than the run accepts.
+    """
+    entries = (*recipe.train, *recipe.evaluate)
+    with WorkProgress(console, "rows") as progress:
+        findings = {id(entry): read_all_rows(entry, progress) for entry in entries}
+    what = "data.max_seconds" if config.data.max_seconds else f"stages.{stage.name}.budget.audio_seconds"
+    console.print(build_rows_table(stage.name, [findings[id(entry)] for entry in entries]))
+    for problem in describe_problems(recipe, findings, config.find_longest_clip(stage), what):
+        print_problem(problem, console)
+    for entry in recipe.train:
+        refuse_many_unusable(findings[id(entry)], config.data.max_skipped_share)
+
+
+def print_problem(text: str, console: Console) -> None:
+    """Print a sentence about something that may be wrong."""
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def check_all_names(config: RunConfig, decoder: SketchedDecoder) -> None:
+    """Refuse expressions of stages that match no parameter of the whole model, the decoder's included.
+
+    Raises:
+        UserError: naming stage and expression.
+    """
+    encoder = sketch_encoder(config)
+    if encoder is None:
+        return
+    with torch.device("meta"):
+        parts = sketch_parts(config, EncoderHolder(encoder))
+        parts.decoder = build_meta_decoder(decoder.config, config, torch.float32)
+        check_stage_names(config, ParameterNames.of(parts))
 
 
 def print_adapter_size(config: RunConfig, encoder: AudioEncoder, encoder_size: int, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 TRANSCRIPTS = (
     "text", "sentence", "transcription", "transcript", "normalized_text", "raw_transcription",
@@ -40,6 +41,7 @@ OTHERS = (
 )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
 def simplify_name(column: str) -> str:
     """Return the name of a column as the lists here spell it."""
     return re.sub(r"[\s-]+", "_", column.strip().lower())

@@ -16,6 +16,7 @@ from uniaudio.build.encoders import find_checkpoint
 from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.weights import read_model_config
+from uniaudio.train.checkpoint.integrity import CONFIG
 from uniaudio.units import GIB
 
 GPU_MODELS = ("openai/whisper-small", "Qwen/Qwen3-0.6B")  # encoder and decoder where none is named
@@ -125,7 +126,7 @@ def choose_models(machine: HostMachine, encoder: str | None, decoder: str | None
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise UserError(f"{option} {path}: there is no such folder, and Hub names are written OWNER/NAME")
-        if not (folder / "config.json").is_file() and find_checkpoint(path) is None:
+        if not (folder / "config.json").is_file() and find_checkpoint(path, (CONFIG,)) is None:
             raise UserError(f"{option} {path}: the folder holds no config.json and no run")
     return make_absolute(encoder) or usual[0], make_absolute(decoder) or usual[1]
 

@@ -96,7 +96,8 @@ def insert_lora(
     exactly = "|".join(re.escape(name) for name in names)  # names in a list would also match as endings
     settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=exactly)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of models without a config
+        # a later stage puts updates beside more maps of the same model
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute in the model")
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, module)
 

@@ -11,6 +11,8 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -424,12 +426,35 @@ def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str, k
         raise RowError("broken metadata", str(problem)) from problem
 
 
+OPENED: ContextVar[dict[tuple[Any, ...], Source] | None] = ContextVar("opened_sources", default=None)
+
+
+@contextmanager
+def keep_sources_open() -> Iterator[None]:
+    """Open every split once inside, for commands that look at the same rows for several reasons."""
+    token = OPENED.set({})
+    try:
+        yield
+    finally:
+        OPENED.reset(token)
+
+
 def open_source(card: DatasetCard, split: str) -> Source:
-    """Open the rows that belong to a split of a card.
+    """Open the rows that belong to a split of a card, or return them where they are open (``keep_sources_open``).
 
     Raises:
         UserError: when the place does not exist, cannot be read, or keeps no rows.
     """
+    opened, key = OPENED.get(), (card.path, split, card.used)
+    if opened is None:
+        return open_new_source(card, split)
+    if key not in opened:
+        opened[key] = open_new_source(card, split)
+    return opened[key]
+
+
+def open_new_source(card: DatasetCard, split: str) -> Source:
+    """Open the rows that belong to a split of a card, as ``open_source``."""
     module, name = KINDS[card.load.kind]
     kind: Callable[[DatasetCard, str], Source] = getattr(
         import_module(f"uniaudio.data.sources.{module}"), name

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.column_names import IDS, simplify_name
 from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
 from uniaudio.data.segment import TIME_COLUMNS
@@ -225,9 +226,13 @@ class ParquetSource(ShardedSource):
                 heavy.append(field.name)
             elif self.is_clip(field):
                 heavy += [field.name] if field.name in made_of else []
-            elif used is None or field.name in used or is_time(field):
+            elif used is None or field.name in used or is_time(field) or self.is_id(field):
                 light.append(field.name)
         return light, heavy
+
+    def is_id(self, field: pyarrow.Field) -> bool:
+        """Return whether a column names rows, where rows are only read for what they say: some may come twice."""
+        return not self.reads_clips and simplify_name(field.name) in IDS
 
     def is_kept(self, columns: Mapping[str, Any], key: str) -> bool:
         """Return whether a row belongs to the split, or it cannot be told: ``build_row`` then says so."""

@@ -1,0 +1,216 @@
+"""What `uniaudio check` sees in all rows: labels, empty answers, repeated rows, rows on both sides, lengths."""
+
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+from helpers.files import clip_bytes
+from rich.console import Console
+
+from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.console import WorkProgress
+from uniaudio.data import text_rows
+from uniaudio.data.recipe import load_recipe
+from uniaudio.errors import UserError
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """A recipe over ``manifest.jsonl`` whose clips are read by nobody: they are not there."""
+    files = {
+        "r.yaml": {
+            "recipe": "r",
+            "train": [{"dataset": "d", "template": "t"}],
+            "evaluate": [{"dataset": "d", "template": "t"}],
+        },
+        "t.yaml": {"task": "t", "domain": "sound", "inputs": ["label"], "prompts": ["<audio>?"]},
+        "d.yaml": {"dataset": "d", "load": {"jsonl": "manifest.jsonl"}, "license": "CC0-1.0"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(dump_yaml(content))
+    change(tmp_path, "t.yaml", target="{{ label }}", labels=["rook", "wren"])
+    keep = {side: {"keep": f"split == '{side}'"} for side in ("train", "test")}
+    change(tmp_path, "d.yaml", splits=keep)
+    return tmp_path / "r.yaml"
+
+
+def change(folder, name, **changes):
+    (folder / name).write_text(dump_yaml({**load_yaml(folder / name), **changes}))
+
+
+def write_rows(recipe_file, rows):
+    text = "".join(json.dumps({"split": "train", "duration": 2.0, **row}) + "\n" for row in rows)
+    (recipe_file.parent / "manifest.jsonl").write_text(text)
+
+
+def look(recipe_file, longest=100.0):
+    """Return (findings by split, problems, table)."""
+    recipe = load_recipe(str(recipe_file))
+    screen = io.StringIO()
+    console = Console(file=screen, width=200)
+    with WorkProgress(console, "rows") as progress:
+        entries = (*recipe.train, *recipe.evaluate)
+        findings = {id(entry): read_all_rows(entry, progress) for entry in entries}
+    console.print(build_rows_table("one", list(findings.values())))
+    problems = describe_problems(recipe, findings, longest, "data.max_seconds")
+    return {one.entry.split: one for one in findings.values()}, problems, screen.getvalue()
+
+
+def rows_of(split, count, **columns):
+    return [
+        {"audio": f"{split}{n}.wav", "label": ("rook", "wren")[n % 2], "split": split, **columns}
+        for n in range(count)
+    ]
+
+
+def test_rows_without_a_problem_say_nothing(recipe_file):
+    write_rows(recipe_file, [*rows_of("train", 6), *rows_of("test", 2)])
+    findings, problems, table = look(recipe_file)
+    assert problems == []
+    assert (findings["train"].read, findings["train"].used) == (6, 6)
+    assert "2 of 2" in table
+    assert "1-5 s 100%" in table
+
+
+def test_unknown_labels_far_behind_the_first_rows_are_counted_by_label(recipe_file):
+    rows = [*rows_of("train", 300), *rows_of("test", 2)]
+    for number in (200, 210, 220, 230):
+        rows[number]["label"] = "wern"
+    rows[250]["label"] = "rok"
+    rows[260]["label"] = None
+    write_rows(recipe_file, rows)
+    findings, problems, _table = look(recipe_file)
+    assert problems[:3] == [
+        "d:t, split train: skipped: 4 unknown label ('wern' is not one of the labels of t): "
+        "train200.wav, train210.wav, train220.wav ...",
+        "d:t, split train: skipped: 1 unknown label ('rok' is not one of the labels of t): train250.wav",
+        "d:t, split train: skipped: 1 missing column: train260.wav (template t needs 'label'; it has no value)",
+    ]
+    assert findings["train"].used == 294
+    refuse_many_unusable(findings["train"], 0.05)
+    with pytest.raises(
+        UserError, match=r"6 of 300 rows cannot be used, more than data\.max_skipped_share .* 4 unk"
+    ):
+        refuse_many_unusable(findings["train"], 0.01)
+
+
+def test_empty_answers_are_counted(recipe_file):
+    change(recipe_file.parent, "t.yaml", labels=None)
+    (recipe_file.parent / "t.yaml").write_text(
+        (recipe_file.parent / "t.yaml").read_text().replace("labels: null\n", "")
+    )
+    rows = [*rows_of("train", 40), *rows_of("test", 2)]
+    rows[30]["label"] = "  "
+    write_rows(recipe_file, rows)
+    _, problems, _ = look(recipe_file)
+    assert problems == ["d:t, split train: skipped: 1 empty answer (template t): train30.wav"]
+
+
+def test_labels_that_no_row_has_are_named(recipe_file):
+    change(recipe_file.parent, "t.yaml", labels=["rook", "wren", "tit", "owl"])
+    write_rows(recipe_file, [*rows_of("train", 6), *rows_of("test", 2)])
+    _, problems, table = look(recipe_file)
+    assert "d:t, split train: 2 of 4 labels occur in no row: tit, owl" in problems
+    assert "2 of 4" in table
+
+
+def test_ids_and_clips_that_come_twice(recipe_file):
+    rows = [*rows_of("train", 10), *rows_of("test", 2)]
+    for number, row in enumerate(rows):
+        row["utt_id"] = f"u{number}"
+    rows[5]["utt_id"] = "u1"
+    rows.append({**rows[3], "utt_id": "u3b"})  # the same clip and answer
+    rows.append({**rows[4], "label": "wren", "utt_id": "u4b"})  # two answers to one clip are two rows
+    write_rows(recipe_file, rows)
+    assert look(recipe_file)[1] == [
+        "d:t, split train: 1 rows have the `utt_id` of an earlier one: u1",
+        f"d:t, split train: 1 rows have the clip and the answer of an earlier one: {recipe_file.parent}/train3.wav",
+    ]
+
+
+def test_clips_that_are_trained_and_tested_on(recipe_file):
+    rows = [*rows_of("train", 10), *rows_of("test", 4)]
+    rows[-1]["audio"] = rows[-2]["audio"] = "train3.wav"
+    rows[-2]["label"] = "wren"
+    write_rows(recipe_file, rows[:-1])
+    assert look(recipe_file)[1] == [
+        "d:t, split test: 1 of 3 clips are trained on in d:t, split train, too, so the scores say little: "
+        f"{recipe_file.parent}/train3.wav"
+    ]
+
+
+def test_segments_of_one_recording_are_different_clips(recipe_file):
+    rows = [
+        {"audio": "long.wav", "label": "rook", "split": split, "start": start, "end": start + 1.0}
+        for split, start in (("train", 0.0), ("train", 1.0), ("test", 2.0))
+    ]
+    write_rows(recipe_file, rows)
+    assert not [text for text in look(recipe_file)[1] if "clip" in text]
+
+
+def write_tables(folder, names):
+    for split, clips in names.items():
+        table = {
+            "audio": [{"bytes": clip_bytes(n), "path": name} for n, name in enumerate(clips)],
+            "label": [("rook", "wren")[int(name[0]) % 2] for name in clips],
+            "id": [str(n) for n in range(len(clips))],
+        }
+        pq.write_table(pyarrow.table(table), folder / f"{split}.parquet")
+    change(folder, "d.yaml", load={"parquet": "*.parquet"}, splits={"train": {}, "test": {"name": "test"}})
+
+
+def test_names_in_tables_mean_a_clip_where_their_rows_are_alike(recipe_file):
+    write_tables(recipe_file.parent, {"train": ["0.wav", "1.wav", "2.wav"], "test": ["1.wav", "4.wav"]})
+    assert [text for text in look(recipe_file)[1] if "trained on" in text] == [
+        "d:t, split test: 1 of 2 clips are trained on in d:t, split train, too, so the scores say little: "
+        f"{recipe_file.parent}/1.wav"
+    ]
+
+
+def test_ids_that_begin_anew_in_every_split_mean_nothing(recipe_file):
+    write_tables(recipe_file.parent, {"train": ["0.wav", "1.wav"], "test": ["3.wav", "4.wav"]})
+    assert look(recipe_file)[1] == []
+
+
+def test_clips_of_tables_are_not_read_for_their_texts(recipe_file, monkeypatch):
+    write_tables(recipe_file.parent, {"train": ["0.wav", "1.wav"], "test": ["3.wav"]})
+    read = []
+    monkeypatch.setattr(
+        "uniaudio.data.sources.parquet.memoryview", lambda value: read.append(value), raising=False
+    )
+    monkeypatch.setattr("uniaudio.checks.all_rows.measure_clips", lambda source: [1.0])
+    findings, _, _ = look(recipe_file)
+    assert findings["train"].used == 2
+    assert read == []
+
+
+def test_clips_that_are_too_long_are_reported(recipe_file):
+    rows = [*rows_of("train", 10), *rows_of("test", 2)]
+    rows[1]["duration"] = 40.0
+    write_rows(recipe_file, rows)
+    _findings, problems, table = look(recipe_file, longest=30.0)
+    assert problems == [
+        "d:t, split train: 10.0% of the clips are longer than 30 s (data.max_seconds) and are skipped; see `long_clips`"
+    ]
+    assert "1-5 s 90%, 30-60 s 10%" in table
+
+
+def test_of_many_rows_a_spread_sample_is_read_and_stated(recipe_file, monkeypatch):
+    monkeypatch.setattr(text_rows.read_text_rows, "__defaults__", (100,))
+    rows = [*rows_of("train", 1000), *rows_of("test", 2)]
+    rows[990]["label"] = "tit"
+    write_rows(recipe_file, rows)
+    findings, problems, table = look(recipe_file)
+    assert findings["train"].read == 100
+    assert "d:t, split train: only 100 rows, spread over 1,000 are read" in problems
+    assert any("'tit'" in text for text in problems)
+    assert "100 *" in table
+
+
+def test_shards_are_read_in_a_spread_order():
+    assert text_rows.spread_over(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+    assert sorted(text_rows.spread_over(13)) == list(range(13))
+    assert text_rows.spread_over(1) == [0]

@@ -1,0 +1,310 @@
+"""What all rows of a recipe say: which cannot be used and why, which come twice, which are trained and tested on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
+
+from rich.table import Table
+
+from uniaudio.console import WorkProgress
+from uniaudio.data.audio import FilePart
+from uniaudio.data.column_names import IDS, simplify_name
+from uniaudio.data.open_entries import open_entry
+from uniaudio.data.recipe import Entry, Recipe, RecipeEntry
+from uniaudio.data.row_clips import read_row_seconds
+from uniaudio.data.sources.base import IndexedSource, Row, Source
+from uniaudio.data.text_rows import read_text_rows
+from uniaudio.errors import RowError, UserError, escape_text
+
+COUNTED_AT_ONCE = 2000  # rows between two updates of the bar
+SHOWN = 3  # examples of a problem
+SHOWN_REASONS = 8  # kinds of a problem of an entry
+HEADERS = 100  # of clips whose rows do not state their length
+LENGTHS = (1.0, 5.0, 10.0, 30.0, 60.0)  # seconds, between the shares that are shown
+CLIP = "clip"  # what a row is known by, beside its ids
+
+Identity = tuple[str, str]  # what a row is known by, and its value
+
+
+@dataclass
+class RowFindings:
+    """What was seen of all rows of an entry.
+
+    Args:
+        read: rows. sample: says which part of the split they are, where it is not all.
+        unusable: reasons with their details, where many rows share one; examples: keys of rows, by the same.
+        seen: the answer of a row by what the row is known by. repeated: rows with the clip or id, and the answer, of
+            an earlier one.
+        answers: how often each of a closed set occurs, of the first template that has one. labels: the set.
+        lengths: of clips in seconds. are_measured: read from the headers of a few, as rows do not state them.
+        is_file: clips are files, whose names are theirs alone; names within archives and tables may come again.
+    """
+
+    entry: RecipeEntry
+    is_file: bool = True
+    read: int = 0
+    used: int = 0
+    sample: str = ""
+    unusable: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    seen: dict[Identity, str] = field(default_factory=dict)
+    repeated: dict[str, list[str]] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    labels: tuple[str, ...] = ()
+    lengths: list[float] = field(default_factory=list)
+    are_measured: bool = False
+
+    @property
+    def unusable_share(self) -> float:
+        """Share of the rows read that no template can use."""
+        return 1 - self.used / self.read if self.read else 0.0
+
+    def describe_reasons(self) -> list[str]:
+        """Return a sentence for each reason why rows cannot be used, the most frequent first."""
+        lines = []
+        for (reason, detail), count in self.unusable.most_common(SHOWN_REASONS):
+            keys = ", ".join(map(escape_text, self.examples[reason, detail]))
+            more = " ..." if count > SHOWN else ""
+            lines.append(f"{count:,} {reason}{f' ({escape_text(detail)})' if detail else ''}: {keys}{more}")
+        if (left := len(self.unusable) - SHOWN_REASONS) > 0:
+            lines.append(f"and {left:,} more kinds")
+        return lines
+
+    def describe_lengths(self) -> str:
+        """Return the shares of clips by length."""
+        if not self.lengths:
+            return "?"
+        bounds = (0.0, *LENGTHS, float("inf"))
+        parts = []
+        for low, high in pairwise(bounds):
+            count = sum(low < length <= high for length in self.lengths)
+            if count:
+                name = f">{low:g} s" if high == float("inf") else f"{low:g}-{high:g} s"
+                parts.append(f"{name} {count / len(self.lengths):.0%}")
+        return ", ".join(parts)
+
+
+def read_all_rows(entry: RecipeEntry, progress: WorkProgress) -> RowFindings:
+    """Render every row of an entry with its templates; no clip is decoded.
+
+    Raises:
+        UserError: when the source cannot be opened.
+    """
+    entry, source = open_entry(entry)
+    texts = read_text_rows(source, entry.dataset)
+    findings = RowFindings(entry, isinstance(source, IndexedSource), sample=texts.sample)
+    findings.labels = next((labels for labels in entry.label_sets if labels), ())
+    work = progress.begin(f"reading {entry.name}, {entry.split}", texts.count)
+    for number, row in enumerate(texts.rows, 1):
+        if number % COUNTED_AT_ONCE == 0:
+            progress.count(work, COUNTED_AT_ONCE)
+        add_row(findings, row)
+    progress.update(work, visible=False)
+    if not findings.lengths:
+        findings.are_measured = True
+        findings.lengths = measure_clips(source)
+    return findings
+
+
+def add_row(findings: RowFindings, row: Row | RowError) -> None:
+    """Count a row."""
+    findings.read += 1
+    if isinstance(row, RowError):
+        note_problem(findings, row, row.key)
+        return
+    answer, problem = "", None
+    for template in findings.entry.templates:
+        try:
+            rendered = findings.entry.render_question(row, template)
+        except RowError as error:
+            problem = error
+            continue
+        answer = answer or rendered.answer
+        if template.labels and template.labels == findings.labels:
+            findings.answers.update(
+                label for text in rendered.references for label in template.split_labels(text)
+            )
+    if problem is not None:
+        note_problem(findings, problem, row.key)
+    if not answer:
+        return
+    findings.used += 1
+    findings.lengths += [
+        length
+        for ref in row.audio
+        if (length := ref.read_seconds() if ref.span is not None else ref.seconds) is not None
+    ]
+    for identity in list_identities(row):
+        earlier = findings.seen.get(identity)
+        findings.seen.setdefault(identity, answer)
+        if earlier is not None and (identity[0] != CLIP or earlier == answer):
+            findings.repeated.setdefault(identity[0], []).append(identity[1])
+
+
+def note_problem(findings: RowFindings, problem: RowError, key: str) -> None:
+    """Count a row that cannot be used; of reasons that many rows share word by word, the detail is kept."""
+    detail = problem.detail if problem.reason in ("unknown label", "empty answer") else ""
+    findings.unusable[problem.reason, detail] += 1
+    keys = findings.examples.setdefault((problem.reason, detail), [])
+    if len(keys) < SHOWN:
+        keys.append(key if detail or problem.detail in ("", key) else f"{key} ({problem.detail})")
+
+
+def list_identities(row: Row) -> list[Identity]:
+    """Return what a row is known by: its clips, where they are files or have names, and its ids."""
+    clips = []
+    for ref in row.audio:
+        if isinstance(ref.source, Path):
+            place = str(ref.source)
+        elif isinstance(ref.source, FilePart):
+            place = f"{ref.source.path}:{ref.source.offset}"
+        else:
+            break
+        clips.append(place if ref.span is None else f"{place} from {ref.span[0]:g} to {ref.span[1]:g} s")
+    known = [(CLIP, " + ".join(clips))] if clips and len(clips) == len(row.audio) else []
+    ids = [(name, row.columns[name]) for name in row.columns if simplify_name(name) in IDS]
+    return known + [(name, str(value)) for name, value in ids if isinstance(value, str | int)]
+
+
+def measure_clips(source: Source) -> list[float]:
+    """Return the lengths of a few clips, spread over the source where that is possible."""
+    if isinstance(source, IndexedSource):
+        number = min(HEADERS, source.size)
+        rows = (source.read_row_or_error(i * source.size // number) for i in range(number))
+    else:
+        rows = islice(source.rows(), HEADERS // 5)
+    lengths: list[float] = []
+    for row in rows:
+        if isinstance(row, Row):
+            with suppress(RowError):
+                lengths += read_row_seconds(row)
+    return lengths
+
+
+def note_repeated_rows(findings: RowFindings) -> list[str]:
+    """Return a sentence for each kind of rows that come twice in an entry."""
+    notes = []
+    for name, values in findings.repeated.items():
+        if name != CLIP and len(values) > findings.used / 2:
+            continue  # no id of rows after all, such as that of a speaker
+        what = (
+            "have the clip and the answer of an earlier one"
+            if name == CLIP
+            else f"have the `{name}` of an earlier one"
+        )
+        notes.append(f"{len(values):,} rows {what}: {show_values(values)}")
+    return notes
+
+
+def note_shared_rows(train: RowFindings, test: RowFindings) -> list[str]:
+    """Return a sentence for each kind of rows of an evaluation set that are trained on, too.
+
+    Names within tables and archives, and ids, may begin anew in every split. They mean the same row only where all
+    rows that share one have the same answer, too.
+    """
+    notes = []
+    shared = [identity for identity in test.seen if identity in train.seen]
+    for name in dict.fromkeys(name for name, _ in shared):
+        values = [identity[1] for identity in shared if identity[0] == name]
+        are_same = all(train.seen[name, value] == test.seen[name, value] for value in values)
+        if (name == CLIP and train.is_file and test.is_file) or (
+            are_same and train.entry.dataset.path == test.entry.dataset.path
+        ):
+            what = "clips" if name == CLIP else f"values of `{name}`"
+            notes.append(
+                f"{len(values):,} of {test.used:,} {what} are trained on in {train.entry.name}, split "
+                f"{train.entry.split}, too, so the scores say little: {show_values(values)}"
+            )
+    return notes
+
+
+def show_values(values: Sequence[str]) -> str:
+    """Return the first of some values."""
+    return ", ".join(map(escape_text, values[:SHOWN])) + (" ..." if len(values) > SHOWN else "")
+
+
+def note_labels(findings: RowFindings) -> list[str]:
+    """Return a sentence about labels that no row has."""
+    unseen = [label for label in findings.labels if label not in findings.answers]
+    if not unseen or findings.sample or not findings.used:
+        return []
+    return [f"{len(unseen):,} of {len(findings.labels):,} labels occur in no row: {show_values(unseen)}"]
+
+
+def note_long_clips(findings: RowFindings, longest: float, what: str) -> list[str]:
+    """Return a sentence about clips that are skipped because they are long.
+
+    Args:
+        longest: seconds of a clip that is trained on. what: the setting that says so.
+    """
+    entry = findings.entry
+    if not isinstance(entry, Entry) or (entry.long_clips is not None and entry.long_clips.how != "skip"):
+        return []
+    share = sum(length > longest for length in findings.lengths) / max(1, len(findings.lengths))
+    if not share:
+        return []
+    return [
+        f"{share:.1%} of the clips are longer than {longest:g} s ({what}) and are skipped; see `long_clips`"
+    ]
+
+
+def refuse_many_unusable(findings: RowFindings, most: float) -> None:
+    """Refuse a training set of which more rows cannot be used than a run accepts.
+
+    Raises:
+        UserError: with the reasons.
+    """
+    if findings.unusable_share > most:
+        entry = findings.entry
+        raise UserError(
+            f"dataset {entry.dataset.name}, split {entry.split}: {findings.read - findings.used:,} of "
+            f"{findings.read:,} rows cannot be used, more than data.max_skipped_share allows ({most:g}): "
+            f"{'; '.join(findings.describe_reasons())}"
+        )
+
+
+def build_rows_table(stage: str, findings: Sequence[RowFindings]) -> Table:
+    """Lay out one row per line of the recipe."""
+    table = Table(title=f"stage {stage}: all rows", title_justify="left")
+    for column in ("dataset:template", "split", "read", "unusable", "labels seen", "clip lengths"):
+        right = column in ("read", "unusable", "labels seen")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for one in findings:
+        seen = f"{len(one.answers):,} of {len(one.labels):,}" if one.labels else "open"
+        about = "~" if one.are_measured else ""
+        unusable = one.read - one.used
+        table.add_row(
+            one.entry.name,
+            one.entry.split,
+            f"{one.read:,}{' *' if one.sample else ''}",
+            f"{unusable:,}" if unusable else "",
+            seen,
+            f"{about}{one.describe_lengths()}",
+        )
+    return table
+
+
+def describe_problems(
+    recipe: Recipe, findings: Mapping[int, RowFindings], longest: float, what: str
+) -> list[str]:
+    """Return the problems of all lines of a recipe, a sentence each.
+
+    Args:
+        findings: by the identity of entries. longest, what: see ``note_long_clips``.
+    """
+    lines = []
+    for entry in (*recipe.train, *recipe.evaluate):
+        one = findings[id(entry)]
+        notes = [f"only {one.sample} are read"] if one.sample else []
+        notes += [f"skipped: {reason}" for reason in one.describe_reasons()]
+        notes += [*note_repeated_rows(one), *note_labels(one), *note_long_clips(one, longest, what)]
+        if not isinstance(entry, Entry):
+            for trained in recipe.train:
+                notes += note_shared_rows(findings[id(trained)], one)
+        lines += [f"{entry.name}, split {entry.split}: {note}" for note in notes]
+    return lines
