@@ -75,7 +75,7 @@ def test_rows_without_a_problem_say_nothing(recipe_file):
     assert "1-5 s 100%" in table
 
 
-def test_unknown_labels_far_behind_the_first_rows_are_counted_by_label(recipe_file):
+def test_unknown_labels_far_behind_the_first_rows_are_listed_by_label(recipe_file):
     rows = [*rows_of("train", 300), *rows_of("test", 2)]
     for number in (200, 210, 220, 230):
         rows[number]["label"] = "wern"
@@ -97,7 +97,7 @@ def test_unknown_labels_far_behind_the_first_rows_are_counted_by_label(recipe_fi
         refuse_many_unusable(findings["train"], 0.01)
 
 
-def test_empty_answers_are_counted(recipe_file):
+def test_empty_answers_are_listed(recipe_file):
     change(recipe_file.parent, "t.yaml", labels=None)
     (recipe_file.parent / "t.yaml").write_text(
         (recipe_file.parent / "t.yaml").read_text().replace("labels: null\n", "")

@@ -24,11 +24,17 @@ from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.row_clips import read_row_seconds
-from uniaudio.data.scaffold.answers import Answer, choose_answer
+from uniaudio.data.scaffold.answer_column import Answer, choose_answer
 from uniaudio.data.scaffold.divisions import Division, divide_rows
 from uniaudio.data.scaffold.layouts import Layout, find_layout
 from uniaudio.data.scaffold.profiles import ColumnProfile, profile_columns
-from uniaudio.data.scaffold.task_files import NOT_STATED, Task, write_card, write_recipe, write_template
+from uniaudio.data.scaffold.task_files import (
+    NOT_STATED,
+    TaskDescription,
+    render_dataset_card,
+    render_recipe,
+    render_template,
+)
 from uniaudio.data.sources.base import IndexedSource, Row, Source, open_source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.text_rows import is_slow, read_text_rows
@@ -39,7 +45,7 @@ from uniaudio.estimate.starting_config import (
     HostMachine,
     choose_models,
     choose_sizes,
-    write_config,
+    render_config,
 )
 
 NAME = re.compile(r"\w[\w.-]*")
@@ -133,12 +139,12 @@ def create_task(wanted: NewTask, console: Console | None = None) -> Path:
     lengths = [length for split in splits.values() for length in split.lengths]
     is_short = bool(lengths) and float(np.median(lengths)) < SHORT
     texts = (
-        write_template(task),
-        write_card(task),
-        write_recipe(task),
-        write_config(wanted.name, *models, machine, sizes, is_short, division.test is not None),
+        render_template(task),
+        render_dataset_card(task),
+        render_recipe(task),
+        render_config(wanted.name, *models, machine, sizes, is_short, division.test is not None),
     )
-    write_files(paths, texts)
+    write_task_files(paths, texts)
     show_task(task, splits, profiles, paths, console)
     return paths[-1]
 
@@ -279,17 +285,17 @@ def describe_task(
     answer: Answer,
     division: Division,
     paths: Sequence[Path],
-) -> Task:
+) -> TaskDescription:
     """Put together what the files say."""
     lengths = [length for split in splits.values() for length in split.lengths]
-    rows = {name: count_rows(name, content, splits) for name, content in division.splits.items()}
+    rows = {name: count_split_rows(name, content, splits) for name, content in division.splits.items()}
     training = [rows[name] for name in division.train]
     hours = None
     if lengths and None not in training:
         hours = sum(filter(None, training)) * float(np.mean(lengths)) / 3600
     can_cut = answer.kind in ("label", "tags", "number")
     windows = LONGEST if can_cut and lengths and max(lengths) > LONGEST else None
-    return Task(
+    return TaskDescription(
         name=wanted.name,
         layout=layout,
         load=make_portable_load(layout.load, paths[1].parent, wanted.out),
@@ -312,7 +318,7 @@ def make_portable_load(load: Mapping[str, Any], folder: Path, project: Path) -> 
     return {kind: place, **dict(more)}
 
 
-def count_rows(name: str, content: Mapping[str, Any], splits: Mapping[str, SplitRows]) -> int | None:
+def count_split_rows(name: str, content: Mapping[str, Any], splits: Mapping[str, SplitRows]) -> int | None:
     """Return the rows of a split of the card; None where they are not known."""
     stored = splits[content.get("name", name if name in splits else "train")]
     if "keep" not in content:
@@ -329,7 +335,7 @@ def count_rows(name: str, content: Mapping[str, Any], splits: Mapping[str, Split
     return None if stored.rows is None else round(kept / len(stored.columns) * stored.rows)
 
 
-def count_training_rows(task: Task) -> int | None:
+def count_training_rows(task: TaskDescription) -> int | None:
     """Return the rows that are trained on; None where they are not known."""
     rows = [(task.rows or {}).get(name) for name in task.division.train]
     return None if None in rows else sum(filter(None, rows))
@@ -347,7 +353,7 @@ def share_of_unusable(splits: Mapping[str, SplitRows], answer: Answer) -> float:
     return min(1.0, 1 - filled / max(1, rows) + unreadable)
 
 
-def write_files(paths: Sequence[Path], texts: Sequence[str]) -> None:
+def write_task_files(paths: Sequence[Path], texts: Sequence[str]) -> None:
     """Write the files and read them as any command would; where one has a mistake, none is left behind.
 
     Raises:
@@ -372,7 +378,7 @@ def write_files(paths: Sequence[Path], texts: Sequence[str]) -> None:
 
 
 def show_task(
-    task: Task,
+    task: TaskDescription,
     splits: Mapping[str, SplitRows],
     profiles: Mapping[str, ColumnProfile],
     paths: Sequence[Path],
@@ -388,7 +394,7 @@ def show_task(
     counts = ", ".join(f"{name} {describe_count(rows)}" for name, rows in (task.rows or {}).items())
     say(f"data: {task.layout.what}{clips}")
     rows_read = sum(len(split.columns) for split in splits.values())
-    say(f"answer: {describe_answer(task.answer, profiles, rows_read)}")
+    say(f"answer: {describe_answer_column(task.answer, profiles, rows_read)}")
     say(f"splits: {counts} rows, by {task.division.reason}")
     for name, split in splits.items():
         if split.sample:
@@ -418,7 +424,7 @@ def describe_reasons(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} ({count:,})" if count else reason for reason, count in reasons.items())
 
 
-def describe_answer(answer: Answer, profiles: Mapping[str, ColumnProfile], rows: int) -> str:
+def describe_answer_column(answer: Answer, profiles: Mapping[str, ColumnProfile], rows: int) -> str:
     """Return a sentence about the column that was chosen, and the others.
 
     Args:

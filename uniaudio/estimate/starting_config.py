@@ -146,7 +146,7 @@ def is_whisper(encoder: str) -> bool:
     return "whisper" in encoder.lower()
 
 
-def write_config(
+def render_config(
     name: str,
     encoder: str,
     decoder: str,

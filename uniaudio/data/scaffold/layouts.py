@@ -177,7 +177,7 @@ def find_manifest_layout(files: Mapping[str, Path], place: Path) -> Layout:
     first = next(iter(files.values()))
     is_table = first.suffix.lower() in TABLES
     kept = {split: file for split, file in files.items() if (file.suffix.lower() in TABLES) == is_table}
-    rows = read_first_rows(first, is_table)
+    rows = read_manifest_head(first, is_table)
     audio = find_audio_column(rows, first)
     kind = "csv" if is_table else "jsonl"
     if len(kept) == 1:
@@ -186,7 +186,7 @@ def find_manifest_layout(files: Mapping[str, Path], place: Path) -> Layout:
     return Layout({kind: str(place)}, f"the manifests {names}", tuple(kept), audio, notes)
 
 
-def read_first_rows(file: Path, is_table: bool) -> list[dict[str, Any]]:
+def read_manifest_head(file: Path, is_table: bool) -> list[dict[str, Any]]:
     """Return the first rows of a manifest.
 
     Raises:

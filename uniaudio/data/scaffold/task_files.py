@@ -11,7 +11,7 @@ from typing import Any
 from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.data.column_names import LABELS, simplify_name
 from uniaudio.data.jinja import Text
-from uniaudio.data.scaffold.answers import Answer
+from uniaudio.data.scaffold.answer_column import Answer
 from uniaudio.data.scaffold.divisions import IDENTIFIER, Division
 from uniaudio.data.scaffold.layouts import Layout
 from uniaudio.data.template import AUDIO
@@ -45,7 +45,7 @@ TAGS = ("<audio>List what can be heard.", "<audio>What can be heard? Name all of
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskDescription:
     """All that is known of a new task.
 
     Args:
@@ -80,37 +80,37 @@ class Task:
         return self.answer.kind == "label" and len(spaced) == len(labels) and spaced != set(labels)
 
 
-def write_comment(text: str) -> str:
+def render_comment(text: str) -> str:
     """Return a comment of one or several lines."""
     lines = textwrap.wrap(text, COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False)
     return "".join(f"# {line}\n" for line in lines)
 
 
-def write_template(task: Task) -> str:
+def render_template(task: TaskDescription) -> str:
     """Return the template: question, answer, and the closed set of a label."""
     answer, column = task.answer, task.input_name
     prompts = make_prompts(task)
     used = sorted({name for prompt in prompts for name in Text(prompt, "--ask").names} - {column, "labels"})
-    text = write_comment(f"The question and its answer, made by `{task.command}`.")
+    text = render_comment(f"The question and its answer, made by `{task.command}`.")
     text += f"task: {task.name}\n"
     text += f"domain: {choose_domain(answer)}  # speech, sound or music: for averages and charts\n"
     text += f"inputs: {dump_inline_yaml([*used, column])}  # the columns that prompts and target use\n"
     if answer.labels:
         labels = [label.replace("_", " ") if task.has_underscores else label for label in answer.labels]
-        text += write_comment(
+        text += render_comment(
             f"The closed set of {len(labels)} answers: a row with any other is skipped, and evaluation compares their "
             "likelihoods."
         )
         text += f"labels: {dump_inline_yaml(labels)}\n"
-    text += write_comment(
+    text += render_comment(
         f"Wordings of the question; {AUDIO} stands for the clip. Training draws one, evaluation "
         "takes the first."
     )
-    text += "prompts:\n" + "".join(f"  - {quote(prompt)}\n" for prompt in prompts)
-    return text + write_target(answer, column)
+    text += "prompts:\n" + "".join(f"  - {quote_text(prompt)}\n" for prompt in prompts)
+    return text + render_target(answer, column)
 
 
-def write_target(answer: Answer, column: str) -> str:
+def render_target(answer: Answer, column: str) -> str:
     """Return how the answer is made of its column, and how it is scored."""
     if answer.kind == "tags":
         mark = answer.separator if answer.separator.endswith(" ") else f"{answer.separator} "
@@ -119,22 +119,22 @@ def write_target(answer: Answer, column: str) -> str:
         if answer.separator != ";":
             scoring["separator"] = answer.separator.strip()
         comment = "Several labels with a separator between them, scored by mean average precision."
-        return f"target: {quote('{{ ' + target + ' }}')}\nscoring: {dump_inline_yaml(scoring)}  # {comment}\n"
+        return f"target: {quote_text('{{ ' + target + ' }}')}\nscoring: {dump_inline_yaml(scoring)}  # {comment}\n"
     if answer.kind == "number":
         return (
-            write_comment(
+            render_comment(
                 "A number, learned as text and counted as right where it is exactly the same. Classes are "
                 "learned better: make some under `columns` of the card, such as "
                 f"`{column}: \"{{{{ 'low' if {column} < 10 else 'high' }}}}\"`."
             )
-            + f"target: {quote('{{ ' + column + ' | float | round(2) }}')}\n"
+            + f"target: {quote_text('{{ ' + column + ' | float | round(2) }}')}\n"
         )
     if answer.is_list:
         target = (
             f"target_one_of: {column}  # several right answers: training draws one, evaluation takes all\n"
         )
     else:
-        target = f"target: {quote('{{ ' + column + ' }}')}\n"
+        target = f"target: {quote_text('{{ ' + column + ' }}')}\n"
     return target + f"scoring: {dump_inline_yaml(choose_scoring(answer))}\n"
 
 
@@ -149,7 +149,7 @@ def choose_scoring(answer: Answer) -> dict[str, str]:
     return {"metric": "accuracy", "normalize": "lowercase"}
 
 
-def make_prompts(task: Task) -> tuple[str, ...]:
+def make_prompts(task: TaskDescription) -> tuple[str, ...]:
     """Return the wordings of the question: the user's, or those of its kind.
 
     Raises:
@@ -193,14 +193,14 @@ def choose_domain(answer: Answer) -> str:
     return "music" if known in MUSIC else "sound"
 
 
-def quote(text: str) -> str:
+def quote_text(text: str) -> str:
     """Return a text in double quotes, as YAML reads it."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def write_card(task: Task) -> str:
+def render_dataset_card(task: TaskDescription) -> str:
     """Return the card: where the rows are, and their splits."""
-    text = write_comment(f"Where the rows are: {task.layout.what}. Made by `{task.command}`.")
+    text = render_comment(f"Where the rows are: {task.layout.what}. Made by `{task.command}`.")
     text += f"dataset: {task.name}\nload: {dump_inline_yaml(task.load, 10_000)}\n"
     text += f"license: {NOT_STATED}  # of the data, as a short name; reports and exported models show it\n"
     if task.hours:
@@ -208,33 +208,33 @@ def write_card(task: Task) -> str:
         text += f"hours: {hours:g}  # of training audio, estimated from some clips\n"
     text += f"audio: {dump_inline_yaml([task.layout.audio], 10_000)[1:-1]}\n"
     if task.windows is not None:
-        text += write_comment(
+        text += render_comment(
             "Clips that are longer than this many seconds are cut into windows, each with the answer."
         )
         text += f"long_clips: {{how: windows, seconds: {task.windows:g}}}\n"
     if columns := make_columns(task):
-        text += write_comment("Columns that are made of others.")
+        text += render_comment("Columns that are made of others.")
         text += "columns:\n" + "".join(f"  {name}: {made}\n" for name, made in columns.items())
-    text += write_comment(f"Train and test are divided by: {task.division.reason}.")
+    text += render_comment(f"Train and test are divided by: {task.division.reason}.")
     text += "splits:\n"
     for name, content in task.division.splits.items():
         text += f"  {dump_inline_yaml([name])[1:-1]}: {dump_inline_yaml(content, 10_000)}\n"
     return text
 
 
-def make_columns(task: Task) -> dict[str, str]:
+def make_columns(task: TaskDescription) -> dict[str, str]:
     """Return the columns that the card makes of others."""
     answer, name = task.answer, task.input_name
     if name != answer.column:
         return {name: dump_inline_yaml({"first_of": [answer.column]}, 10_000)}
     if task.has_underscores:
-        return {name: quote(f"{{{{ {name} | replace('_', ' ') }}}}")}
+        return {name: quote_text(f"{{{{ {name} | replace('_', ' ') }}}}")}
     return {}
 
 
-def write_recipe(task: Task) -> str:
+def render_recipe(task: TaskDescription) -> str:
     """Return the recipe: what is trained on and what is evaluated."""
-    text = write_comment(
+    text = render_comment(
         "What is trained on, and what is evaluated. More data sets are more lines here; `weight` of a "
         "line is its share of the draws."
     )
@@ -247,7 +247,7 @@ def write_recipe(task: Task) -> str:
     return text
 
 
-def make_line(task: Task, split: str, usual: str) -> dict[str, Any]:
+def make_line(task: TaskDescription, split: str, usual: str) -> dict[str, Any]:
     """Return a line of the recipe; several training splits are drawn by their rows."""
     line: dict[str, Any] = {"dataset": task.name, "template": task.name}
     if split != usual:
