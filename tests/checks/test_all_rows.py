@@ -181,7 +181,7 @@ def test_clips_of_tables_are_not_read_for_their_texts(recipe_file, monkeypatch):
     monkeypatch.setattr(
         "uniaudio.data.sources.parquet.memoryview", lambda value: read.append(value), raising=False
     )
-    monkeypatch.setattr("uniaudio.checks.all_rows.measure_clips", lambda source: [1.0])
+    monkeypatch.setattr("uniaudio.checks.all_rows.sample_clip_lengths", lambda source: [1.0])
     findings, _, _ = look(recipe_file)
     assert findings["train"].used == 2
     assert read == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -108,7 +108,7 @@ def read_all_rows(entry: RecipeEntry, progress: WorkProgress) -> RowFindings:
     progress.update(work, visible=False)
     if not findings.lengths:
         findings.are_measured = True
-        findings.lengths = measure_clips(source)
+        findings.lengths = sample_clip_lengths(source)
     return findings
 
 
@@ -172,8 +172,9 @@ def list_identities(row: Row) -> list[Identity]:
     return known + [(name, str(value)) for name, value in ids if isinstance(value, str | int)]
 
 
-def measure_clips(source: Source) -> list[float]:
+def sample_clip_lengths(source: Source) -> list[float]:
     """Return the lengths of a few clips, spread over the source where that is possible."""
+    rows: Iterator[Row | RowError]
     if isinstance(source, IndexedSource):
         number = min(HEADERS, source.size)
         rows = (source.read_row_or_error(i * source.size // number) for i in range(number))
@@ -237,7 +238,7 @@ def note_labels(findings: RowFindings) -> list[str]:
     return [f"{len(unseen):,} of {len(findings.labels):,} labels occur in no row: {show_values(unseen)}"]
 
 
-def note_long_clips(findings: RowFindings, longest: float, what: str) -> list[str]:
+def note_skipped_lengths(findings: RowFindings, longest: float, what: str) -> list[str]:
     """Return a sentence about clips that are skipped because they are long.
 
     Args:
@@ -297,14 +298,14 @@ def describe_problems(
     """Return the problems of all lines of a recipe, a sentence each.
 
     Args:
-        findings: by the identity of entries. longest, what: see ``note_long_clips``.
+        findings: by the identity of entries. longest, what: see ``note_skipped_lengths``.
     """
     lines = []
     for entry in (*recipe.train, *recipe.evaluate):
         one = findings[id(entry)]
         notes = [f"only {one.sample} are read"] if one.sample else []
         notes += [f"skipped: {reason}" for reason in one.describe_reasons()]
-        notes += [*note_repeated_rows(one), *note_labels(one), *note_long_clips(one, longest, what)]
+        notes += [*note_repeated_rows(one), *note_labels(one), *note_skipped_lengths(one, longest, what)]
         if not isinstance(entry, Entry):
             for trained in recipe.train:
                 notes += note_shared_rows(findings[id(trained)], one)

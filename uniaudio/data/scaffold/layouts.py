@@ -160,11 +160,13 @@ def name_manifests(files: Sequence[Path], folder: Path) -> dict[str, Path]:
     whole = [file for file in files if file.stem == "manifest"]
     if len(files) == 1 or whole:
         return {WHOLE: (whole or list(files))[0]}
-    named = {split: file for split, file in name_splits(files).items() if find_named_splits(file.stem)}
-    if not named:
+    named = {
+        split: shards for split, shards in name_splits(files).items() if find_named_splits(shards[0].stem)
+    }
+    if not named or any(len(shards) > 1 for shards in named.values()):
         names = ", ".join(sorted(file.name for file in files)[:10])
         raise UserError(f"{folder} holds several manifests ({names}); name one of them with --data")
-    return named
+    return {split: shards[0] for split, shards in named.items()}
 
 
 def find_manifest_layout(files: Mapping[str, Path], place: Path) -> Layout:
