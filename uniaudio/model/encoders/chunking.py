@@ -28,6 +28,16 @@ def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
     return Ragged(frames.values[index.to(frames.device, non_blocking=True)], kept)
 
 
+def append_silence(clips: Ragged, wanted: Tensor) -> Ragged:
+    """Return clips with zeros behind them, each ``wanted[i]`` samples long; ``wanted`` is int64 on the CPU."""
+    if torch.equal(clips.lengths, wanted):
+        return clips
+    padded = clips.values.new_zeros(int(wanted.sum()))
+    target = Ragged.index_slices(Ragged.find_row_starts(wanted), clips.lengths)
+    padded[target.to(padded.device, non_blocking=True)] = clips.values
+    return Ragged(padded, wanted)
+
+
 def convert_to_float(samples: Tensor) -> Tensor:
     """Return samples as float32 in [-1, 1): int16 is scaled, floats are taken as they are."""
     return samples.float() if samples.is_floating_point() else samples.float() / 32768.0

@@ -1,4 +1,4 @@
-"""Audio towers of Qwen2-Audio and Audio Flamingo 3: Whisper's layers with frames averaged in pairs."""
+"""Audio towers of Qwen2-Audio, Audio Flamingo 3 and Music Flamingo: Whisper's layers with frames averaged in pairs."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def get_tower_config(config: dict[str, Any]) -> Any:
     """
     audio = config.get("audio_config", config)
     model_type = audio.get("model_type") or f"{config['model_type']}_encoder"
+    if model_type == "musicflamingo_encoder":  # in the first checkpoints; the class is the same
+        model_type = "audioflamingo3_encoder"
     if model_type not in TOWERS:
         raise UserError(
             f"config.json names the audio tower {model_type}, which is none of {', '.join(TOWERS)}"

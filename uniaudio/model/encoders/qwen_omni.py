@@ -1,21 +1,27 @@
-"""Audio towers of Qwen2.5-Omni and Qwen3-Omni: windows of a second or two, attention within blocks of windows."""
+"""Audio towers of Qwen2.5-Omni, Qwen3-Omni and Qwen3-ASR: short windows, attention within blocks of windows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
-from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
+from uniaudio.model.encoders.chunking import (
+    append_silence,
+    cut_into_chunks,
+    keep_first,
+    list_chunk_lengths,
+)
 from uniaudio.model.encoders.weights import (
     RANDOM,
     build_with_random_weights,
@@ -39,6 +45,12 @@ OUTPUT_MAPS = (
     "act",
     "audio_bos_eos_token",
 )  # into the width of the model's own decoder
+STOCK: dict[str, type[Any]] = {  # by the beginning of the model type
+    "qwen2_5_omni": Qwen2_5OmniAudioEncoder,
+    "qwen3_omni": Qwen3OmniMoeAudioEncoder,
+    "qwen3_asr": Qwen3ASREncoder,
+}
+LEAST_OF_ASR = 8_000  # samples: Qwen3-ASR hears silence behind shorter clips
 STRIDE_3 = 8  # mel frames of one frame of Qwen3-Omni: three convolutions of stride 2
 
 
@@ -46,10 +58,12 @@ class OmniAudioEncoder(AudioEncoder):
     """The audio tower up to its last LayerNorm; the maps into the width of its own language model are left out.
 
     The log-mel of a clip is cut into windows of ``2 n_window`` frames that the convolutions see alone, and frames
-    attend within blocks: one window of 2 s in Qwen2.5-Omni (25 frames per second), eight of 1 s in Qwen3-Omni (13).
+    attend within blocks: one window of 2 s in Qwen2.5-Omni (25 frames per second), eight of 1 s in Qwen3-Omni and
+    Qwen3-ASR (13).
     Clips are cut at the last end of a block before 30 s, where Whisper's log-mel is normalised anew.
     The last window of a clip is filled up with zeros. The stock Qwen3-Omni fills up to the longest window of the batch,
     so there a clip shorter than one window depends on the batch it is in; here it is as in a batch with longer ones.
+    Qwen3-ASR hears silence behind clips shorter than 0.5 s; frames of it are dropped.
 
     Args:
         tower: the stock module; its parameters are trained in place.
@@ -57,9 +71,10 @@ class OmniAudioEncoder(AudioEncoder):
 
     takes_masks = True
 
-    def __init__(self, tower: Qwen2_5OmniAudioEncoder | Qwen3OmniMoeAudioEncoder) -> None:
+    def __init__(self, tower: Qwen2_5OmniAudioEncoder | Qwen3OmniMoeAudioEncoder | Qwen3ASREncoder) -> None:
         super().__init__()
-        self.third = isinstance(tower, Qwen3OmniMoeAudioEncoder)
+        self.third = not isinstance(tower, Qwen2_5OmniAudioEncoder)
+        self.least = LEAST_OF_ASR if isinstance(tower, Qwen3ASREncoder) else 0  # samples
         for name in OUTPUT_MAPS:
             if hasattr(tower, name):
                 delattr(tower, name)
@@ -107,12 +122,15 @@ class OmniAudioEncoder(AudioEncoder):
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
         if not len(audio):
             return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), counts))
-        mel = self.mel(cut_into_chunks(audio, self.chunk))
+        chunks = cut_into_chunks(audio, self.chunk)
+        kept = torch.tensor([self.count_frames(self.mel_frames(n)) for n in chunks.lengths.tolist()])
+        mel = self.mel(append_silence(chunks, chunks.lengths.clamp(min=self.least)))
         if masks is not None and len(masks):
             mel = mask_mel(
                 mel, [len(list_chunk_lengths(n, self.chunk)) for n in audio.lengths.tolist()], masks
             )
         stem = self.convolve(mel)
+        given = torch.tensor([self.count_frames(self.round_up_to_window(n)) for n in mel.lengths.tolist()])
         segments = Segments.of(self.blocks(mel.lengths), stem.device)
         hidden = stem.values
         states = []
@@ -121,7 +139,7 @@ class OmniAudioEncoder(AudioEncoder):
                 states.append(self.pool_frames(hidden))
             hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
         states.append(self.tower.ln_post(self.pool_frames(hidden)))
-        hidden_states = tuple(Ragged(state, counts) for state in states)
+        hidden_states = tuple(keep_first(Ragged(s, given), kept).with_lengths(counts) for s in states)
         return Encoded(hidden_states[-1], hidden_states if layers else None)
 
     def pool_frames(self, hidden: Float[Tensor, "T E"]) -> Float[Tensor, "A E"]:
@@ -191,14 +209,15 @@ def load_omni(path: str, revision: str | None = None, seed: int = 0) -> OmniAudi
     """
     folder = find_model_folder(path, revision)
     config_values = read_model_config(folder)
-    third = config_values["model_type"].startswith("qwen3")
     thinker = config_values.get("thinker_config", config_values)
     audio = thinker.get("audio_config", thinker)
     audio = {key: value for key, value in audio.items() if key != "model_type"}
-    config = (Qwen3OmniMoeAudioEncoderConfig if third else Qwen2_5OmniAudioEncoderConfig)(**audio)
-    kind: type[nn.Module] = Qwen3OmniMoeAudioEncoder if third else Qwen2_5OmniAudioEncoder
-    use_stock_attention(config)
+    kind = next(STOCK[name] for name in STOCK if config_values["model_type"].startswith(name))
+    config = use_stock_attention(kind.config_class(**audio))
     tower = build_with_random_weights(lambda: kind(config), seed)
     if not path.startswith(RANDOM):
-        fill(tower, read_tensors(folder, PREFIXES), folder)
+        tensors = read_tensors(folder, PREFIXES)
+        known = {name for name in OUTPUT_MAPS if hasattr(tower, name)}
+        unused = set(OUTPUT_MAPS) - known  # the first checkpoints of Qwen3-ASR have them in the tower
+        fill(tower, {name: t for name, t in tensors.items() if name.split(".")[0] not in unused}, folder)
     return OmniAudioEncoder(tower.float())

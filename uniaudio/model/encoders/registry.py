@@ -49,11 +49,35 @@ QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper", ("masked_padd
 QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
 WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
 W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
+VOXTRAL = Family(f"{HERE}.voxtral", "load_voxtral", WHISPER_OPTIONS, {"pad_to": 30.0})
 AST = Family(f"{HERE}.ast", "load_ast")
 CLAP = Family(f"{HERE}.clap", "load_clap")
 CODEC = Family(f"{HERE}.codec", "load_codec")
 EXPORTED = Family(f"{HERE}.exported", "load_exported")
 HF_AUTO = Family(f"{HERE}.hf_auto", "load_remote", ("trust_remote_code", "frame_rate"))
+
+
+def make_tower_family(module: str, loader: str) -> Family:
+    """Return the family of a stock tower, see ``towers``."""
+    return Family(f"{HERE}.{module}", loader, ("chunk_seconds",))
+
+
+PARAKEET = make_tower_family("parakeet", "load_parakeet")
+GRANITE_SPEECH = make_tower_family("conformers", "load_granite_speech")
+GRANITE_SPEECH_PLUS = make_tower_family("conformers", "load_granite_speech_plus")
+SEAMLESS = make_tower_family("conformers", "load_seamless")
+SEAMLESS_V2 = make_tower_family("conformers", "load_seamless_v2")
+GEMMA3N = make_tower_family("conformers", "load_gemma3n")
+GEMMA4 = make_tower_family("conformers", "load_gemma4")
+PHI4 = make_tower_family("conformers", "load_phi4")
+LASR = make_tower_family("conformers", "load_lasr")
+MOONSHINE = make_tower_family("wave_towers", "load_moonshine")
+MOONSHINE_STREAMING = make_tower_family("wave_towers", "load_moonshine_streaming")
+WAV2VEC2_CONFORMER = make_tower_family("wave_towers", "load_wav2vec2_conformer")
+SEW = make_tower_family("wave_towers", "load_sew")
+SEW_D = make_tower_family("wave_towers", "load_sew_d")
+SPEECHT5 = make_tower_family("wave_towers", "load_speecht5")
+PE_AUDIO = make_tower_family("wave_towers", "load_pe_audio")
 
 FAMILIES: Mapping[str, Family] = {
     "whisper": WHISPER,
@@ -61,12 +85,17 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_audio_encoder": QWEN2_AUDIO,
     "audioflamingo3": QWEN2_AUDIO,
     "audioflamingo3_encoder": QWEN2_AUDIO,
+    "musicflamingo": QWEN2_AUDIO,
+    "voxtral": VOXTRAL,
+    "voxtral_encoder": VOXTRAL,
     "qwen2_5_omni": QWEN_OMNI,
     "qwen2_5_omni_thinker": QWEN_OMNI,
     "qwen2_5_omni_audio_encoder": QWEN_OMNI,
     "qwen3_omni_moe": QWEN_OMNI,
     "qwen3_omni_moe_thinker": QWEN_OMNI,
     "qwen3_omni_moe_audio_encoder": QWEN_OMNI,
+    "qwen3_asr": QWEN_OMNI,
+    "qwen3_asr_encoder": QWEN_OMNI,
     "wav2vec2": WAV2VEC2,
     "hubert": WAV2VEC2,
     "wavlm": WAV2VEC2,
@@ -74,6 +103,34 @@ FAMILIES: Mapping[str, Family] = {
     "unispeech": WAV2VEC2,
     "unispeech-sat": WAV2VEC2,
     "wav2vec2-bert": W2V_BERT,
+    "parakeet_ctc": PARAKEET,
+    "parakeet_encoder": PARAKEET,
+    "parakeet_rnnt": PARAKEET,
+    "parakeet_tdt": PARAKEET,
+    "canary": PARAKEET,
+    "granite_speech": GRANITE_SPEECH,
+    "granite_speech_encoder": GRANITE_SPEECH,
+    "granite_speech_plus": GRANITE_SPEECH_PLUS,
+    "granite_speech_plus_encoder": GRANITE_SPEECH_PLUS,
+    "seamless_m4t": SEAMLESS,
+    "seamless_m4t_v2": SEAMLESS_V2,
+    "gemma3n": GEMMA3N,
+    "gemma3n_audio": GEMMA3N,
+    "gemma4": GEMMA4,
+    "gemma4_audio": GEMMA4,
+    "phi4_multimodal": PHI4,
+    "phi4_multimodal_audio": PHI4,
+    "lasr_ctc": LASR,
+    "lasr_encoder": LASR,
+    "moonshine": MOONSHINE,
+    "moonshine_streaming": MOONSHINE_STREAMING,
+    "moonshine_streaming_encoder": MOONSHINE_STREAMING,
+    "wav2vec2-conformer": WAV2VEC2_CONFORMER,
+    "sew": SEW,
+    "sew-d": SEW_D,
+    "speecht5": SPEECHT5,
+    "pe_audio": PE_AUDIO,
+    "pe_audio_encoder": PE_AUDIO,
     "audio-spectrogram-transformer": AST,
     "clap": CLAP,
     "clap_audio_model": CLAP,

@@ -15,7 +15,12 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention, weigh_keys
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
+from uniaudio.model.encoders.chunking import (
+    append_silence,
+    cut_into_chunks,
+    keep_first,
+    list_chunk_lengths,
+)
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.weights import (
     RANDOM,
@@ -131,7 +136,7 @@ class WhisperAudioEncoder(AudioEncoder):
             kept = torch.tensor([self.num_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
         else:
             kept = torch.div(attending, self.pool, rounding_mode="floor")
-        mel = self.mel(self.append_silence(chunks, attending))
+        mel = self.mel(self.fill_up(chunks, attending))
         if masks is not None and len(masks):
             mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
         states = self.encode(mel, layers, attending)
@@ -143,7 +148,7 @@ class WhisperAudioEncoder(AudioEncoder):
         frames = [self.count_attending(n) for n in audio.lengths.tolist()]
         return torch.tensor([part for n in frames for part in list_chunk_lengths(n, REACH // FRAME)])
 
-    def append_silence(self, chunks: Ragged, attending: Tensor | None = None) -> Ragged:
+    def fill_up(self, chunks: Ragged, attending: Tensor | None = None) -> Ragged:
         """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame.
 
         Args:
@@ -152,7 +157,7 @@ class WhisperAudioEncoder(AudioEncoder):
         """
         if attending is not None:
             wanted = ((attending + 1) * FRAME).clamp(max=REACH)
-            return self.fill_with_silence(chunks, wanted)
+            return append_silence(chunks, wanted)
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
         least = 0 if self.pad_stride else round((self.pad_to or 0) * SAMPLE_RATE)
@@ -163,14 +168,7 @@ class WhisperAudioEncoder(AudioEncoder):
                 for n in chunks.lengths.tolist()
             ]
         )
-        return self.fill_with_silence(chunks, wanted)
-
-    def fill_with_silence(self, chunks: Ragged, wanted: Tensor) -> Ragged:
-        """Return the chunks with zeros behind them, each ``wanted[i]`` samples long."""
-        padded = chunks.values.new_zeros(int(wanted.sum()))
-        target = Ragged.index_slices(Ragged.find_row_starts(wanted), chunks.lengths)
-        padded[target.to(padded.device, non_blocking=True)] = chunks.values
-        return Ragged(padded, wanted)
+        return append_silence(chunks, wanted)
 
     def encode(self, mel: Ragged, layers: bool, attending: Tensor | None = None) -> list[Ragged]:
         """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output.

@@ -1,0 +1,212 @@
+"""Stock audio towers of larger models, fed with the features of their own extractors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from uniaudio.errors import UserError
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    build_with_random_weights,
+    fill,
+    find_model_folder,
+    read_model_config,
+    read_tensors,
+    use_stock_attention,
+)
+from uniaudio.types import SAMPLE_RATE
+
+CHUNK_SECONDS = 30.0
+EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class TowerAudioEncoder(ChunkedAudioEncoder):
+    """A stock audio tower: features by the checkpoint's own extractor, frames by the stock module.
+
+    A clip's frames are those of the stock module on the clip alone. A subclass says how features reach the module, how
+    many frames they give, and whether padding under a mask changes nothing, so that clips can go side by side.
+
+    Attributes:
+        shortest: samples below which silence is added. takes_padding: whether clips go side by side; otherwise one
+            after the other.
+
+    Args:
+        model: the stock module; its parameters are trained in place.
+        extractor: the stock feature extractor.
+        chunk_seconds: longest stretch of sound that is encoded at once; longer clips are cut.
+
+    Raises:
+        UserError: when ``chunk_seconds`` is not above 0.
+    """
+
+    shortest = 1
+    takes_padding = False
+
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
+        if not chunk_seconds > 0:
+            raise UserError(f"chunk_seconds: {chunk_seconds:g} is not above 0")
+        super().__init__(model, round(chunk_seconds * SAMPLE_RATE), self.shortest)
+        self.extractor = extractor
+        self.dim = self.find_width()
+        self.frame_rate = SAMPLE_RATE / self.count_stride()
+        self.layer_dims = (*self.list_layer_widths(), self.dim)
+
+    def find_width(self) -> int:
+        """Return the width of the frames."""
+        return int(self.model.config.hidden_size)
+
+    def list_layer_widths(self) -> list[int]:
+        """Return the width of what every layer reads."""
+        return [int(self.model.config.hidden_size)] * len(self.list_layers())
+
+    def list_layers(self) -> Sequence[nn.Module]:
+        """Return the layers whose inputs are the hidden states, none where these have another rate than the frames."""
+        layers: Sequence[nn.Module] = self.model.layers
+        return layers
+
+    def count_stride(self) -> int:
+        """Return the samples from frame to frame."""
+        raise NotImplementedError
+
+    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
+        """Return the frames ``[C, T, E]`` of chunks, at least ``count_frames`` of every one."""
+        raise NotImplementedError
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        batches = [waves] if self.takes_padding else [[wave] for wave in waves]
+        by_state: list[list[Tensor]] = [[] for _ in self.layer_dims]
+        for batch in batches:
+            with record_inputs(self.list_layers()) as inputs:
+                frames = self.run_model(batch)
+            for rows, state in zip(by_state, (*inputs, frames), strict=True):
+                rows += list(state)
+        return by_state
+
+
+@contextmanager
+def record_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the hidden states that layers read while the context is open."""
+    inputs: list[Tensor] = []
+
+    def keep(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs.append(given[0] if given else named["hidden_states"])
+
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def count_convolved(length: int, kernel: int, stride: int, padding: int) -> int:
+    """Return the positions that a convolution leaves of ``length``; ``padding`` is that of both sides together."""
+    return (length + padding - kernel) // stride + 1
+
+
+Encoder = TypeVar("Encoder", bound=TowerAudioEncoder)
+
+
+def load_tower(
+    kind: type[Encoder],
+    stock: str,
+    extractor: str | None,
+    sections: Sequence[str],
+    prefixes: Sequence[str],
+    path: str,
+    revision: str | None = None,
+    seed: int = 0,
+    chunk_seconds: float = CHUNK_SECONDS,
+) -> Encoder:
+    """Load the tower of a full or a tower-only checkpoint in float32; of a full one nothing else is read.
+
+    Args:
+        stock: the tower as ``module:Class`` below ``transformers.models``. extractor: its feature extractor likewise;
+            None where the encoder computes its features itself.
+        sections: keys under which the config of a full model has that of the tower, the outermost first.
+        prefixes: where checkpoints keep its tensors, the longest first.
+
+    Raises:
+        UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
+    """
+    tower, folder = fill_tower(stock, sections, prefixes, path, revision, seed)
+    features = None if extractor is None else read_extractor(extractor, folder, tower.config)
+    return kind(tower, features, chunk_seconds)
+
+
+def import_stock(place: str) -> Any:
+    """Return a class below ``transformers.models`` by ``module:Class``."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"transformers.models.{module}"), name)
+
+
+def fill_tower(
+    stock: str,
+    sections: Sequence[str],
+    prefixes: Sequence[str],
+    path: str,
+    revision: str | None,
+    seed: int,
+) -> tuple[PreTrainedModel, Path]:
+    """Return a stock tower in float32 with the weights of a checkpoint, and the folder of it; see ``load_tower``."""
+    folder = find_model_folder(path, revision)
+    kind = import_stock(stock)
+    config = read_tower_config(kind, read_model_config(folder), sections)
+    tower: PreTrainedModel = build_with_random_weights(lambda: kind(config), seed)
+    if not path.startswith(RANDOM):
+        tensors = read_tensors(folder, (*prefixes, ""))
+        fill(tower, {rename_weight_norm(name): tensor for name, tensor in tensors.items()}, folder)
+    return tower.float(), folder
+
+
+def rename_weight_norm(name: str) -> str:
+    """Return the name that torch gives the parts of a normalised weight since its release 2."""
+    for older, part in (("weight_g", "original0"), ("weight_v", "original1")):
+        if name.endswith(f".{older}"):
+            return f"{name.removesuffix(older)}parametrizations.weight.{part}"
+    return name
+
+
+def read_tower_config(stock: Any, values: dict[str, Any], sections: Sequence[str]) -> Any:
+    """Return the configuration of a tower out of that of a full model or its own."""
+    for section in sections:
+        values = values.get(section) or values
+    config = stock.config_class.from_dict({k: v for k, v in values.items() if k != "model_type"})
+    for name in ("layerdrop", "encoder_layerdrop", "speech_encoder_layerdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)  # a skipped layer has no hidden state
+    if hasattr(config, "apply_spec_augment"):
+        config.apply_spec_augment = False
+    return use_stock_attention(config)
+
+
+def read_extractor(extractor: str, folder: Path, config: Any) -> Any:
+    """Return the feature extractor of a folder without its dither, or where it has none, the usual one of its kind."""
+    values: dict[str, Any] = {}
+    for file in (folder / name for name in EXTRACTOR_FILES):
+        if not values and file.is_file():
+            read = json.loads(file.read_text())
+            values = read.get("feature_extractor") or (read if "sampling_rate" in read else {})
+    if not values:
+        values = {"feature_size": config.num_mel_bins} if hasattr(config, "num_mel_bins") else {}
+        values |= {"do_normalize": False} if extractor.endswith("Wav2Vec2FeatureExtractor") else {}
+    kind = import_stock(extractor)
+    return kind.from_dict({**values, "dither": 0.0} if "dither" in values else values)
+
+
+def put_on_device(model: nn.Module, features: Tensor) -> Tensor:
+    """Bring features to the device of the weights, those of floating point to their dtype."""
+    weight = next(model.parameters())
+    return features.to(weight) if torch.is_floating_point(features) else features.to(weight.device)

@@ -1,0 +1,195 @@
+"""Towers that hear the waveform itself, one clip after the other: Moonshine, conformers, SEW, SpeechT5, PE-Audio."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from uniaudio.model.encoders.resampled import resample_to
+from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower, put_on_device
+from uniaudio.types import SAMPLE_RATE
+
+MOONSHINE_CONVOLUTIONS = ((127, 64), (7, 3), (3, 2))  # kernel and stride
+
+
+class WaveTowerEncoder(TowerAudioEncoder):
+    """A tower whose convolutions read the waveform without padding it."""
+
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+        self.shortest = getattr(
+            model.config, "squeeze_factor", 1
+        )  # samples of as many frames as the layers pool
+        for kernel, stride in reversed(list_convolutions(model.config)):
+            self.shortest = (self.shortest - 1) * stride + kernel
+        super().__init__(model, extractor, chunk_seconds)
+        unused = getattr(self.find_masked(), "masked_spec_embed", None)
+        if unused is not None:  # stands for masked frames in pre-training, which is not done here
+            unused.requires_grad_(False)
+        if hasattr(
+            model.config, "position_embeddings_type"
+        ):  # conformers have the convolution, but do not use it
+            model.encoder.pos_conv_embed.requires_grad_(False)
+
+    def find_masked(self) -> nn.Module:
+        """Return the module that masks frames in pre-training."""
+        return self.model
+
+    def list_layers(self) -> list[nn.Module]:
+        encoder = getattr(self.model, "encoder", self.model)
+        return list(encoder.layers)
+
+    def count_stride(self) -> int:
+        return math.prod(stride for _, stride in list_convolutions(self.model.config))
+
+    def count_frames(self, samples: int) -> int:
+        """Return the frames that the convolutions leave."""
+        frames = max(samples, self.least)
+        for kernel, stride in list_convolutions(self.model.config):
+            frames = count_convolved(frames, kernel, stride, 0)
+        return frames
+
+    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
+        given = self.extractor(waves[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        frames: Tensor = self.model(put_on_device(self.model, given.input_values)).last_hidden_state
+        return frames
+
+
+def list_convolutions(config: Any) -> list[tuple[int, int]]:
+    """Return kernel and stride of the convolutions over the waveform, the first one first."""
+    if not hasattr(config, "conv_kernel"):
+        return list(MOONSHINE_CONVOLUTIONS)
+    return list(zip(config.conv_kernel, config.conv_stride, strict=True))
+
+
+class SewAudioEncoder(WaveTowerEncoder):
+    """SEW and SEW-D (Wu et al. 2021): layers over pairs of frames, which are taken apart behind them.
+
+    The layers have half the rate of the frames, so there are no hidden states.
+    """
+
+    def list_layers(self) -> list[nn.Module]:
+        return []
+
+
+class SpeechT5AudioEncoder(WaveTowerEncoder):
+    """The speech encoder of SpeechT5 (Ao et al. 2022), 50 frames per second."""
+
+    def find_masked(self) -> nn.Module:
+        masked: nn.Module = self.model.prenet
+        return masked
+
+    def list_layers(self) -> list[nn.Module]:
+        return list(self.model.wrapped_encoder.layers)
+
+
+class MoonshineStreamingAudioEncoder(TowerAudioEncoder):
+    """Moonshine's encoder for streaming, 50 frames per second; every layer sees a window around a frame."""
+
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+        self.piece = round(model.config.sample_rate * model.config.frame_ms / 1000)  # samples
+        self.shortest = self.piece
+        super().__init__(model, extractor, chunk_seconds)
+
+    def count_stride(self) -> int:
+        return 4 * self.piece
+
+    def count_frames(self, samples: int) -> int:
+        """Return a quarter of the whole pieces of 5 ms, rounded up."""
+        return -(-(max(samples, self.least) // self.piece) // 4)
+
+    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
+        given = self.extractor(
+            waves[0],
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            padding=True,
+            pad_to_multiple_of=self.piece,
+            return_attention_mask=True,
+        )
+        frames: Tensor = self.model(
+            put_on_device(self.model, given.input_values),
+            attention_mask=put_on_device(self.model, given.attention_mask),
+        ).last_hidden_state
+        return frames
+
+
+class PeAudioTowerEncoder(TowerAudioEncoder):
+    """The audio encoder of Perception Encoder Audio (Meta, 2025), at 48 kHz, 25 frames per second.
+
+    The codec below its layers runs without gradients in the stock module, so it is frozen.
+    """
+
+    shortest = 1600  # of a piece that can be reflected at its end
+
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+        super().__init__(model, extractor, chunk_seconds)
+        self.model.embedder.dac_encoder.requires_grad_(False)
+        self.model.embedder.bottleneck.requires_grad_(False)
+
+    def count_stride(self) -> int:
+        return int(self.extractor.hop_length * SAMPLE_RATE / self.extractor.sampling_rate)
+
+    def count_frames(self, samples: int) -> int:
+        """Return the begun strides at 48 kHz."""
+        loud = round(max(samples, self.least) * self.extractor.sampling_rate / SAMPLE_RATE)
+        return -(-loud // int(self.extractor.hop_length))
+
+    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
+        rate = self.extractor.sampling_rate
+        given = self.extractor(resample_to(waves[0], rate), sampling_rate=rate, return_tensors="pt")
+        frames: Tensor = self.model(put_on_device(self.model, given["input_values"])).last_hidden_state
+        return frames
+
+    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+        *states, frames = super().encode_chunks(waves)
+        return [
+            *([row[1:] for row in rows] for rows in states),
+            frames,
+        ]  # the class token stands before the frames
+
+
+WAVES = "wav2vec2.feature_extraction_wav2vec2:Wav2Vec2FeatureExtractor"
+IN_ENCODER = ("model.encoder.", "encoder.")
+load_moonshine = partial(
+    load_tower, WaveTowerEncoder, "moonshine.modeling_moonshine:MoonshineEncoder", WAVES, (), IN_ENCODER
+)
+load_moonshine_streaming = partial(
+    load_tower,
+    MoonshineStreamingAudioEncoder,
+    "moonshine_streaming.modeling_moonshine_streaming:MoonshineStreamingEncoder",
+    WAVES,
+    ("encoder_config",),
+    IN_ENCODER,
+)
+load_wav2vec2_conformer = partial(
+    load_tower,
+    WaveTowerEncoder,
+    "wav2vec2_conformer.modeling_wav2vec2_conformer:Wav2Vec2ConformerModel",
+    WAVES,
+    (),
+    ("wav2vec2_conformer.",),
+)
+load_sew = partial(load_tower, SewAudioEncoder, "sew.modeling_sew:SEWModel", WAVES, (), ("sew.",))
+load_sew_d = partial(load_tower, SewAudioEncoder, "sew_d.modeling_sew_d:SEWDModel", WAVES, (), ("sew_d.",))
+load_speecht5 = partial(
+    load_tower,
+    SpeechT5AudioEncoder,
+    "speecht5.modeling_speecht5:SpeechT5EncoderWithSpeechPrenet",
+    WAVES,
+    (),
+    ("speecht5.encoder.", "encoder."),
+)
+load_pe_audio = partial(
+    load_tower,
+    PeAudioTowerEncoder,
+    "pe_audio.modeling_pe_audio:PeAudioEncoder",
+    "pe_audio.feature_extraction_pe_audio:PeAudioFeatureExtractor",
+    ("audio_config",),
+    ("audio_model.audio_encoder.", "audio_encoder."),
+)
