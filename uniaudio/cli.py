@@ -279,6 +279,9 @@ def evaluate(
     max_examples: Annotated[
         int | None, typer.Option(help="Rows of each set; overrides the recipe. Default: all.", min=1)
     ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Folder for the answers as JSON Lines, for scorers of other packages.")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="own, or xares-llm: scores of the challenge.")] = "own",
     labels: Annotated[bool, typer.Option(help="Score the labels of closed sets by likelihood too.")] = True,
     batch_seconds: Annotated[
@@ -290,7 +293,7 @@ def evaluate(
     """Generate and score answers on a recipe's evaluation sets.
 
     Reads: the model's newest checkpoint, the recipe (default: that of its last stage), cards, templates and clips.
-    Writes: scores and answers as JSON (--out).
+    Writes: scores and answers as JSON (--out); answers alone as JSON Lines, a file for each set (--answers).
     Prints: scores by evaluation set with 95 % confidence intervals. Runs under `accelerate launch`, too.
     """
     announce(LOADING)
@@ -298,7 +301,7 @@ def evaluate(
     from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
-    run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds, trust)
+    run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds, trust, answers=answers)
 
 
 @data.command("stats", epilog="Example: uniaudio data stats configs/birds.yaml --steps 20000")

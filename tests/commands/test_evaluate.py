@@ -92,7 +92,16 @@ def test_a_run_answers_with_other_settings_of_its_encoder(trained, tmp_path):
 
 
 def test_without_labels_and_what_is_refused(trained, tmp_path):
-    result = run_evaluation(str(trained), None, tmp_path / "a.json", 4, labels=False)["tones:tone"]
+    answers = tmp_path / "answers"
+    result = run_evaluation(str(trained), None, None, 4, labels=False, answers=answers)["tones:tone"]
+    lines = [json.loads(line) for line in (answers / "tones_tone.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"id": record["id"], "prediction": record["answer"], "references": [record["reference"]]}
+        for record in result["answers"]
+    ]
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(UserError, match=r"--answers .*a\.txt: the folder cannot be made"):
+        run_evaluation(str(trained), None, None, None, answers=tmp_path / "a.txt")
     assert result["examples"] == 4
     assert "labels" not in result
     assert (result["model"], result["fingerprint"]) == (str(trained), fingerprint_checkpoint(str(trained)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
 from uniaudio.data.eval_sample import EvalSamples
 from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
 from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
 from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_challenge_scores
@@ -196,6 +197,25 @@ def write_json(path: Path | None, data: Any) -> None:
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+def write_answer_files(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the answers to every set into a folder as JSON Lines, as scorers of other packages read them.
+
+    A line has `id`, `prediction` and `references`, which are all right answers of the row.
+    """
+    for name, result in results.items():
+        lines = [
+            {
+                "id": record["id"],
+                "prediction": record["answer"],
+                "references": record.get("references", [record["reference"]]),
+            }
+            for record in result["answers"]
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        file = folder / (re.sub(r"[^\w.+-]", "_", name) + ".jsonl")
+        file.write_text(text, encoding="utf-8")
+
+
 def run_evaluation(
     spec: str,
     recipe_name: str | None,
@@ -206,6 +226,7 @@ def run_evaluation(
     batch_seconds: float | None = None,
     trust: Trust = NO_TRUST,
     keep_group: bool = False,
+    answers: Path | None = None,
 ) -> dict[str, Any]:
     """Ask a recipe's evaluation sets (default: those of the model's last stage); print tables and write JSON.
 
@@ -215,13 +236,16 @@ def run_evaluation(
         protocol: ``own``: the results by name. ``xares-llm``: see ``evaluate/metrics/challenge.py``; the results are
             written under ``entries``.
         labels: score the labels of closed sets too. batch_seconds: audio of a batch, default that of the config.
-        keep_group: see ``join_processes``.
+        keep_group: see ``join_processes``. answers: folder for the answers, see ``write_answer_files``.
 
     Raises:
         UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
+    if answers is not None:
+        with convert_to_user_error(f"--answers {answers}: the folder cannot be made", "name another one"):
+            answers.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(recipe_name) if recipe_name else None
     with join_processes(keep_group) as device:
         loaded = load_model(spec, device, trust)
@@ -242,4 +266,6 @@ def run_evaluation(
             console.print(build_challenge_table(shown))
             shown["entries"] = results
         write_json(out if is_main() else None, shown)
+        if answers is not None and is_main():
+            write_answer_files(answers, results)
     return shown

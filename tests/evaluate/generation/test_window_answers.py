@@ -1,9 +1,13 @@
 """One answer of a row from the answers to the windows of its clip."""
 
+import json
+
 import numpy as np
 import pytest
 
+from uniaudio.commands.evaluate import write_answer_files
 from uniaudio.data.template import Scoring
+from uniaudio.evaluate.generation.entry_metrics import describe_answer
 from uniaudio.evaluate.generation.predictions import Prediction
 from uniaudio.evaluate.generation.window_answers import join_windows
 from uniaudio.evaluate.metrics.classification import compute_probabilities
@@ -61,3 +65,16 @@ def test_the_probabilities_of_labels_are_averaged(likelihood):
     parts = compute_probabilities(np.array(scores), tokens, likelihood)
     mean = compute_probabilities(np.array([whole.log_likelihoods]), tokens, likelihood)
     np.testing.assert_allclose(mean[0], parts.mean(0), rtol=1e-12)
+
+
+def test_all_right_answers_of_a_row_are_written_for_scorers_elsewhere(tmp_path):
+    scoring = Scoring(metric="meteor")
+    records = [
+        describe_answer(Prediction(0, "d/test/a", ("ein Hund", "a dog"), "a döner"), scoring),
+        describe_answer(Prediction(1, "d/test/b", ("one",), "two"), scoring),
+    ]
+    assert [record.get("references") for record in records] == [["ein Hund", "a dog"], None]
+    write_answer_files(tmp_path, {"d:captions:test@noise_5db": {"answers": records}})
+    lines = (tmp_path / "d_captions_test_noise_5db.jsonl").read_text("utf-8").splitlines()
+    assert lines[0] == ('{"id": "d/test/a", "prediction": "a döner", "references": ["ein Hund", "a dog"]}')
+    assert json.loads(lines[1])["references"] == ["one"]

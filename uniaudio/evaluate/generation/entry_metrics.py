@@ -93,6 +93,8 @@ def describe_answer(item: Prediction, scoring: Scoring) -> dict[str, Any]:
         "answer": item.answer,
         "right": is_right(item.answer, item.references, scoring),
     }
+    if len(item.references) > 1:
+        record["references"] = list(item.references)
     if item.windows:
         record["windows"] = [
             {"start": round(start, 3), "end": round(end, 3), "answer": part.answer}
