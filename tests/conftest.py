@@ -142,13 +142,13 @@ def tiny_whisper(seed: int = 0, inner: int = 128) -> WhisperEncoder:
     return WhisperEncoder(config).eval()
 
 
-def tiny_qwen(vocabulary: int = 420, seed: int = 0) -> Qwen3ForCausalLM:
-    """A random Qwen3: width 64, two layers, grouped-query attention."""
+def tiny_qwen(vocabulary: int = 420, seed: int = 0, layers: int = 2) -> Qwen3ForCausalLM:
+    """A random Qwen3: width 64, grouped-query attention."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,

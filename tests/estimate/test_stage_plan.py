@@ -80,6 +80,9 @@ def run(tmp_path, chat_tokenizer):
     return write
 
 
+DEPTH = {"adapter": {"depth": {"encoder_layers": [1], "decoder_layers": [0]}, "time_markers": 0.5}}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "changes",
@@ -89,6 +92,8 @@ def run(tmp_path, chat_tokenizer):
         {"encoders": {"whisper": {"path": "whisper", "train": "frozen"}}},
         {"decoder": {"path": "qwen", "train": "lora"}},
         {"decoder": {"path": "qwen", "recompute": True}},
+        DEPTH,
+        {**DEPTH, "decoder": {"path": "qwen", "recompute": True}},
         {"encoders": {"whisper": {"path": "whisper", "recompute": True}}},
         {"encoders": {"whisper": {"path": "whisper", "train": "lora", "recompute": True}}},
         {"decoder": {"path": "whisper", "kind": "whisper"}},
@@ -101,6 +106,8 @@ def run(tmp_path, chat_tokenizer):
         "frozen encoder",
         "decoder lora",
         "decoder recomputes",
+        "depth",
+        "depth recomputes",
         "encoder recomputes",
         "lora recomputes",
         "whisper decoder",

@@ -13,7 +13,7 @@ from conftest import tiny_qwen, tiny_whisper
 from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from uniaudio.build.adapter import make_adapter
+from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.commands.export_model import find_decoder_reference
 from uniaudio.config.adapters import AdapterConfig
 from uniaudio.config.run import DecoderConfig, RunConfig
@@ -51,10 +51,18 @@ def noise(*samples):
     return [row.numpy() for row in make_noise(samples).rows()]
 
 
-def make_model(tokenizer, encoder, kind="stack"):
-    lm = TextDecoder(tiny_qwen(len(tokenizer)))
+DEPTH = {"depth": {"encoder_layers": [0, 1], "decoder_layers": [1, 0]}, "time_markers": 0.5}
+
+
+def make_model(tokenizer, encoder, **settings):
+    lm = TextDecoder(tiny_qwen(len(tokenizer), layers=3))
     torch.manual_seed(1)
-    adapter = make_adapter(TypeAdapter(AdapterConfig).validate_python({"kind": kind}), encoder, lm.dim)
+    config = TypeAdapter(AdapterConfig).validate_python({"kind": "stack", **settings})
+    adapter = make_adapter(config, encoder, lm.dim)
+    fill_time_markers(adapter, lm, tokenizer)
+    for name, parameter in adapter.named_parameters():
+        if "projections" in name:  # they begin at zero
+            torch.nn.init.normal_(parameter, std=0.3)
     return AudioLM(encoder, adapter, lm).eval(), ChatFormat(tokenizer, vocabulary=lm.vocabulary)
 
 
@@ -88,8 +96,9 @@ def test_every_adapter_is_described_and_made_again(kind):
     assert torch.equal(again(frames).values, adapter(frames).values)
 
 
-def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(chat_tokenizer, tmp_path):
-    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
+@pytest.mark.parametrize("settings", [{}, DEPTH], ids=["plain", "depth"])
+def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(settings, chat_tokenizer, tmp_path):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()), **settings)
     clips = noise(16_000, 7_777, 30_011)
     write_hf_lm(model, format, tmp_path / "lm", {"steps": 3})
     assert verify_hf_lm(compute_prompt_logits(model, format, clips), clips, tmp_path / "lm") < 1e-6

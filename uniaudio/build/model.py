@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, WhisperConfig
 
 from uniaudio.build.activation_checkpointing import get_part, list_parts
-from uniaudio.build.adapter import make_adapter
+from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.build.encoders import (
     apply_options,
     build_encoder,
@@ -146,6 +146,7 @@ def build_model(
             adapter: Adapter = LinearBridge(encoder.dim, decoder.dim)
         else:
             adapter = make_adapter(config.adapter, encoder, decoder.dim)
+            fill_time_markers(adapter, decoder, tokenizer)
     kind = CrossAttentionLM if whisper else AudioLM
     model = kind(encoder, adapter, decoder, config.train.label_chunk).to(device)
     for part in list_parts(config, True):

@@ -20,6 +20,7 @@ from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit
+from uniaudio.model.depth_injection import find_stock_layers, refuse_missing_layers
 
 ROWS_READ = 20  # of every source
 
@@ -64,6 +65,8 @@ def sketch_decoder(config: RunConfig) -> SketchedDecoder | None:
         limit: int | None = int(architecture.max_target_positions)
     else:
         lm = build_on_meta(architecture)
+        if (depth := config.adapter.depth) is not None:
+            refuse_missing_layers(len(find_stock_layers(lm)), depth.decoder_layers, type(lm).__name__)
         limit, parameters = find_position_limit(lm), count_layer_parameters(lm)
     if not Path(settings.folder).is_dir():
         return SketchedDecoder(architecture, None, parameters)

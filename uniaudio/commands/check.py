@@ -39,6 +39,7 @@ from uniaudio.model.encoders.weights import fetch_model_config, read_model_confi
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
+TOKENS_PER_MARKER = 3  # characters of a time in seconds, about
 
 
 def check_run(config: RunConfig, console: Console | None = None) -> None:
@@ -290,7 +291,10 @@ def estimate_audio_tokens(config: RunConfig, seconds: float) -> float:
     if config.decoder.kind == "whisper":
         return 0.0
     rate = config.adapter.tokens_per_second
-    return seconds * rate if rate else TOKENS_PER_CLIP
+    every = config.adapter.time_markers
+    return (seconds * rate if rate else TOKENS_PER_CLIP) + (
+        TOKENS_PER_MARKER * seconds / every if every else 0.0
+    )
 
 
 def print_prompt(decoder: SketchedDecoder, config: RunConfig, console: Console) -> None:

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
 RIDGE = "ridge"
+
+
+class DepthConfig(Strict):
+    """Hidden states of encoder layers for layers of the decoder (DeepStack, arXiv 2406.04334), each through a LayerNorm
+    and a linear map of its own, added at the places of audio. The maps begin at zero: the first loss is that without.
+
+    Read by: run commands.
+    """
+
+    encoder_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Hidden states of the encoder: 0 is what its first layer reads, the last one its frames."""
+    decoder_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Layers of the decoder, counted from 0, behind which they are added: as many as `encoder_layers`, in the same
+    order, each once. Not its last one, behind which no layer reads the sum.
+    """
+
+    @model_validator(mode="after")
+    def check_pairs(self) -> DepthConfig:
+        if len(self.encoder_layers) != len(self.decoder_layers):
+            raise ValueError(
+                f"{len(self.encoder_layers)} encoder_layers and {len(self.decoder_layers)} decoder_layers; name as "
+                "many of both"
+            )
+        if len(set(self.decoder_layers)) < len(self.decoder_layers):
+            raise ValueError("decoder_layers: each layer can be named once")
+        return self
 
 
 class AdapterSettings(Strict):
@@ -25,6 +51,28 @@ class AdapterSettings(Strict):
     """
     lr: PositiveFloat = 1e-3
     """Peak learning rate of the adapter. Read by: train."""
+    depth: DepthConfig | None = None
+    """Hidden states of encoder layers that are added behind layers of the decoder. Not for projectors of published
+    models.
+    """
+    time_markers: PositiveFloat | None = None
+    """Seconds from one time marker to the next: before the audio tokens of every so many seconds stands their time as
+    text, such as `4s`, one token for each character. Not for projectors of published models, and not for `perceiver`,
+    whose tokens have no order of time.
+    """
+
+    @model_validator(mode="after")
+    def check_additions(self) -> AdapterSettings:
+        kind = getattr(self, "kind", "")
+        refused = {"depth": self.depth, "time_markers": self.time_markers}
+        for name, value in refused.items():
+            if value is not None and kind in ("qwen2_audio", "audio_flamingo3", "voxtral", "ultravox"):
+                raise ValueError(f"{name}: the format of {kind} has no place for it; take another kind")
+        if self.time_markers is not None and kind == "perceiver":
+            raise ValueError(
+                "time_markers: the tokens of a perceiver have no order of time; take another kind"
+            )
+        return self
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -310,7 +310,17 @@ class RunConfig(Strict):
             raise ValueError(
                 f"adapter.start: {RIDGE} is for causal decoders; Whisper's own reads the frames without an adapter"
             )
+        for name in ("depth", "time_markers"):
+            if self.decoder.kind == "whisper" and getattr(self.adapter, name) is not None:
+                raise ValueError(
+                    f"adapter.{name} is for causal decoders; Whisper's own reads the frames without it"
+                )
         cached = [name for name, encoder in self.encoders.items() if encoder.cache]
+        if cached and self.adapter.depth is not None:
+            raise ValueError(
+                f"encoders.{cached[0]}.cache keeps the last frames, but adapter.depth reads hidden states; leave "
+                "`cache` out"
+            )
         if cached and self.fusion is not None and self.fusion.kind in ONE_IS_ENOUGH:
             raise ValueError(
                 f"encoders.{cached[0]}.cache keeps the last frames, but fusion.kind {self.fusion.kind} reads all "

@@ -17,6 +17,7 @@ from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_const
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
 from uniaudio.export.hub_processor import ClipsProcessor
 from uniaudio.model.adapters.base import Adapter
+from uniaudio.model.depth_injection import DepthInjection, widen_rows
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
 from uniaudio.ragged import Ragged
@@ -50,6 +51,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         for part in (self.encoder, self.adapter):
             part.to(torch.get_default_dtype())
         self.language_model: Any = None
+        self.injection: DepthInjection | None = None
         if config.decoder_path is None:
             text = AutoConfig.for_model(**config.text)
             self.language_model = AutoModelForCausalLM.from_config(text)
@@ -111,12 +113,24 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         given = {}
         if getattr(self.encoder, "takes_prompts", False):
             given["prompts"] = self.average_texts(text, places, attention_mask, audio)
-        tokens = self.adapter(self.encoder(audio, **given).frames).values
+        numbers = self.adapter.encoder_layers
+        encoded = self.encoder(audio, layers=True, **given) if numbers else self.encoder(audio, **given)
+        states = [[encoded.layers[number] for number in numbers]] if numbers else []
+        tokens = self.adapter(encoded.frames, *states).values
         if len(tokens) != int(places.sum()):
             raise ValueError(
                 f"{int(places.sum())} places for audio but {len(tokens)} audio tokens; make inputs with the processor"
             )
+        text = widen_rows(text, tokens.shape[1])
         return text.masked_scatter(places[..., None], tokens.to(text.dtype))
+
+    def split_rows(self, rows: Tensor, once: bool = False) -> Tensor:
+        """Return the embeddings of rows and hand their features to the layers, see ``DepthInjection``."""
+        if not self.adapter.decoder_layers:
+            return rows
+        if self.injection is None:
+            self.injection = DepthInjection(self.language_model, self.adapter.decoder_layers)
+        return self.injection.split(rows, once)
 
     def average_texts(
         self, text: Tensor, places: Tensor, attention_mask: Tensor | None, audio: Ragged
@@ -158,7 +172,10 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         if labels is not None:
             labels = labels.masked_fill(labels == self.config.audio_token_id, -100)
         return self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **settings
+            inputs_embeds=self.split_rows(inputs_embeds),
+            attention_mask=attention_mask,
+            labels=labels,
+            **settings,
         )
 
     @torch.no_grad()
@@ -180,6 +197,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
         if "generation_config" not in settings:
             self.language_model.generation_config = self.generation_config
+        embeds = self.split_rows(embeds, once=True)
         output = self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **settings)
         new = output if isinstance(output, Tensor) else output.sequences
         ids = torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)

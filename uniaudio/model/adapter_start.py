@@ -38,7 +38,7 @@ def start_adapter(
     Raises:
         UserError: when the adapter is not trained from the first stage on.
     """
-    adapter = model.adapter
+    adapter = model.adapter.inner
     assert isinstance(adapter, GroupingAdapter)
     if not all(parameter.requires_grad for parameter in adapter.parameters()):
         raise UserError(

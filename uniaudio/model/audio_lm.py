@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.decoding import generate_rows
+from uniaudio.model.depth_injection import widen_rows
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.label_scores import label_log_likelihoods
 from uniaudio.model.shared_prefix import find_key_places
@@ -50,6 +51,8 @@ class AudioLM(nn.Module):
         self.adapter = adapter
         self.decoder = decoder
         self.label_chunk = label_chunk
+        if adapter.decoder_layers:
+            decoder.inject_after(adapter.decoder_layers)
 
     @property
     def encoder_is_trained(self) -> bool:
@@ -165,6 +168,8 @@ class AudioLM(nn.Module):
     def embed_batch(self, batch: Batch) -> tuple[Ragged, Encoded]:
         """Return the decoder's input rows ``[T, D]``, audio tokens in their places, and what the encoder said.
 
+        With features for layers of the decoder, rows are wide: see ``DepthInjection``.
+
         Raises:
             ValueError: when the batch has other places for audio than the model has audio tokens.
             UserError: when the batch has masks, but the encoder no spectrogram.
@@ -172,12 +177,20 @@ class AudioLM(nn.Module):
         self.check_masks(batch)
         text = self.decoder.embed(batch.tokens.values)
         encoded = self.encode(batch, text)
-        audio = self.adapter(encoded.frames).values
+        audio = self.make_audio_tokens(encoded).values
         if len(audio) != batch.audio_tokens:
             raise ValueError(f"{batch.audio_tokens} places for audio but {len(audio)} audio tokens")
         placed = audio.index_select(0, batch.audio_index)
+        text = widen_rows(text, audio.shape[1])
         embeds = text.index_copy(0, batch.audio_positions, placed.to(text.dtype))
         return batch.tokens.with_values(embeds), encoded
+
+    def make_audio_tokens(self, encoded: Encoded) -> Ragged:
+        """Return the audio tokens ``[N, D]``, wide where they have features for layers of the decoder."""
+        if not self.adapter.encoder_layers:
+            return self.adapter(encoded.frames)
+        assert encoded.layers is not None
+        return self.adapter(encoded.frames, [encoded.layers[layer] for layer in self.adapter.encoder_layers])
 
     def check_masks(self, batch: Batch) -> None:
         """Refuse masks that nobody would see.
@@ -192,9 +205,11 @@ class AudioLM(nn.Module):
 
     def encode(self, batch: Batch, text: Tensor | None) -> Encoded:
         """Encode the clips of a batch; an encoder that reads the question gets its mean embedding, ``text [T, D]``."""
-        given = {}
+        given: dict[str, Any] = {}
         if getattr(self.encoder, "takes_prompts", False) and text is not None:
             given["prompts"] = average_questions(batch, text)
+        if self.adapter.encoder_layers:
+            given["layers"] = True
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
             return self.encoder(batch.audio, masks=batch.masks, **given)
 

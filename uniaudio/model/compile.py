@@ -15,7 +15,8 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from uniaudio.errors import UserError
-from uniaudio.model.decoder import TextDecoder, find_stock_layers
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.depth_injection import find_stock_layers
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.whisper_decoder import WhisperTextDecoder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from uniaudio.model.decoder_limits import (
     refuse_unusable_class,
     refuse_without_generation,
 )
+from uniaudio.model.depth_injection import DepthInjection
 from uniaudio.model.encoders.weights import (
     RANDOM,
     build_with_random_weights,
@@ -69,6 +70,7 @@ class TextDecoder(nn.Module):
         self.dim = lm.get_input_embeddings().embedding_dim
         self.identity = identity or {}
         self.recomputes = False
+        self.injection: DepthInjection | None = None
         obstacle = explain_why_not_packed(lm)
         self.stock_attention = lm.config._attn_implementation
         register_packed_attention()
@@ -94,6 +96,23 @@ class TextDecoder(nn.Module):
             if hasattr(part, "gradient_checkpointing"):
                 part.training = mode
         return self
+
+    def inject_after(self, layers: Sequence[int]) -> None:
+        """Read wide rows from now on, whose features are added behind these layers.
+
+        Raises:
+            UserError: when it has no such layer.
+        """
+        self.injection = DepthInjection(self.lm, layers)
+
+    def split_rows(self, rows: Tensor, once: bool = False) -> Tensor:
+        """Return the embeddings ``[B, T, D]`` of rows and hand their features to the layers, see ``DepthInjection``."""
+        return rows if self.injection is None else self.injection.split(rows, once)
+
+    def clear_features(self) -> None:
+        """Forget the features of rows, unless the layers will run again in the backward."""
+        if self.injection is not None and not (self.recomputes and torch.is_grad_enabled()):
+            self.injection.clear()
 
     def can_recompute(self) -> bool:
         """Return whether the stock model has a switch for it."""
@@ -137,7 +156,9 @@ class TextDecoder(nn.Module):
         else:
             positions = compute_row_positions(embeds.lengths, prefixes).to(embeds.device, non_blocking=True)
         keys = None if prefixes is None else find_key_places(embeds.lengths, prefixes)
-        rows = embeds.values[None].clone()  # a view would be compiled apart from what layers return
+        rows = self.split_rows(
+            embeds.values[None]
+        ).clone()  # a view would be compiled apart from what layers return
         self.set_attention(PACKED)
         try:
             output = self.lm.base_model(
@@ -152,6 +173,7 @@ class TextDecoder(nn.Module):
                 self.recomputes and torch.is_grad_enabled()
             ):  # the layers will be run again in the backward
                 self.set_attention(self.stock_attention)
+            self.clear_features()
         return output.last_hidden_state[0]
 
     def padded_hidden(self, embeds: Ragged) -> Float[Tensor, "T D"]:
@@ -160,8 +182,12 @@ class TextDecoder(nn.Module):
         padded, mask = embeds.pad()
         positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
         output = self.lm.base_model(
-            inputs_embeds=padded, attention_mask=mask.long(), position_ids=positions, use_cache=False
+            inputs_embeds=self.split_rows(padded),
+            attention_mask=mask.long(),
+            position_ids=positions,
+            use_cache=False,
         )
+        self.clear_features()
         return Ragged.from_padded(output.last_hidden_state, embeds.lengths).values
 
     def set_attention(self, name: str) -> None:
@@ -172,7 +198,9 @@ class TextDecoder(nn.Module):
         """Continue rows padded on the left with the stock model and its cache, in layers that are not compiled."""
         self.set_attention(self.stock_attention)
         with torch.compiler.set_stance("force_eager"):  # the cache grows with every token
-            return self.lm.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+            return self.lm.generate(
+                inputs_embeds=self.split_rows(embeds, once=True), attention_mask=mask, **settings
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -255,12 +283,6 @@ class TextDecoder(nn.Module):
         raise UserError(
             f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states"
         )
-
-
-def find_stock_layers(lm: Any) -> list[nn.Module]:
-    """Return the layers of a stock model that its own class says must stay in one piece; of None: none."""
-    kinds = set(getattr(lm, "_no_split_modules", None) or ())
-    return [part for part in lm.modules() if type(part).__name__ in kinds] if kinds else []
 
 
 @record_function("uniaudio::loss")  # a part of its own in a profile of the step

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from uniaudio.model.depth_injection import widen_rows
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 
@@ -61,7 +62,8 @@ def read_branches(
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"]]:
     """Return the hidden state at the end of every prompt, and those of all labels behind each: N is B times theirs."""
     branches = Branches.of(prefixes.lengths, inputs.lengths, prefixes.device)
-    parts = [part for row in prefixes.rows() for part in (row, inputs.values.to(row.dtype))]
+    labels = widen_rows(inputs.values.to(prefixes.values.dtype), prefixes.values.shape[1])
+    parts = [part for row in prefixes.rows() for part in (row, labels)]
     with torch.compiler.set_stance("force_eager"):  # branches are loops of other sizes in every call
         hidden = read(Ragged(torch.cat(parts), branches.row_lengths), branches)
     ends = prefixes.lengths.cumsum(0) + torch.arange(len(prefixes)) * branches.inside
@@ -81,12 +83,13 @@ def continue_cache(
     stateful = getattr(lm, "_is_stateful", False)
     for row in prefixes.rows():
         cache = None if stateful else DynamicCache(config=lm.config.get_text_config())
-        read = lm.base_model(inputs_embeds=row[None], past_key_values=cache, use_cache=not stateful)
+        embeds = decoder.split_rows(row[None], once=True)
+        read = lm.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=not stateful)
         last.append(read.last_hidden_state[0, -1])
         for first in range(0, len(inputs), TOGETHER):
             some = inputs.select(range(first, min(first + TOGETHER, len(inputs))))
             inside.append(
-                read_whole_rows(lm, row, some)
+                read_whole_rows(decoder, row, some)
                 if cache is None
                 else read_after_cache(lm, cache, len(row), some)
             )
@@ -108,11 +111,12 @@ def read_after_cache(lm: Any, cache: DynamicCache, length: int, labels: Ragged) 
     return Ragged.from_padded(hidden, labels.lengths).values
 
 
-def read_whole_rows(lm: Any, prefix: Tensor, labels: Ragged) -> Tensor:
+def read_whole_rows(decoder: Any, prefix: Tensor, labels: Ragged) -> Tensor:
     """Return the hidden states of labels, each read behind the whole prompt."""
     hidden = []
     for label in labels.rows():
-        read = lm.base_model(inputs_embeds=torch.cat([prefix, label])[None], use_cache=False)
+        row = torch.cat([prefix, widen_rows(label, prefix.shape[1])])
+        read = decoder.lm.base_model(inputs_embeds=decoder.split_rows(row[None], once=True), use_cache=False)
         hidden.append(read.last_hidden_state[0, len(prefix) :])
     return torch.cat(hidden)
 

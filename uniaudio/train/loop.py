@@ -509,7 +509,9 @@ class StageRun:
     def make_metrics(self) -> MetricSums:
         """Return empty sums for the next row of metrics."""
         per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
-        return MetricSums(per_task, self.config.adapter.tokens_per_second)
+        adapter = self.config.adapter
+        # markers are no padding, as more tokens than the rate would seem to be
+        return MetricSums(per_task, None if adapter.time_markers else adapter.tokens_per_second)
 
     def log(self, metrics: MetricSums, norm: float) -> None:
         """Write one row of metrics."""

@@ -10,7 +10,21 @@ from uniaudio.ragged import Ragged
 
 
 class Adapter(InitArgsModule):
-    """Ragged frames ``[A, E]`` in, ragged audio tokens ``[N, D]`` out; a clip's tokens depend on no other clip."""
+    """Ragged frames ``[A, E]`` in, ragged audio tokens ``[N, D]`` out; a clip's tokens depend on no other clip.
+
+    Attributes:
+        encoder_layers: hidden states of the encoder that it reads beside the frames, as a second argument.
+        decoder_layers: layers of the decoder behind which its features are added; then ``forward`` returns wide rows,
+            see ``DepthInjection``.
+    """
+
+    encoder_layers: tuple[int, ...] = ()
+    decoder_layers: tuple[int, ...] = ()
+
+    @property
+    def inner(self) -> Adapter:
+        """The adapter that makes audio tokens of frames, without what is around it."""
+        return self
 
     def num_tokens(self, frames: int) -> int:
         """Return the audio tokens of a clip of ``frames`` encoder frames, at least one."""

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from uniaudio.distributed import world_size
-from uniaudio.model.decoder import find_stock_layers
+from uniaudio.model.depth_injection import find_stock_layers
 from uniaudio.train.engines.base import Engine, Whole
 
 # of the model, beside its forward, that need whole parameters
