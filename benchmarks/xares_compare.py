@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.encoders import load_encoder
-from uniaudio.commands.export import SUITE_FILE, export_checkpoint
+from uniaudio.commands.export import export_checkpoint
 from uniaudio.config.path_variables import real_root
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
@@ -43,6 +43,7 @@ from uniaudio.evaluate.probing.xares_training import SEED
 from uniaudio.types import SAMPLE_RATE
 
 PYTHON = "UNIAUDIO_XARES"  # environment variable
+ENTRY_FILE = "uniaudio_encoder.py"  # what the export for X-ARES writes beside the encoder
 VERSIONS = (
     "import json; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in %r}))"
 )
@@ -119,7 +120,7 @@ def run_xares(python: str, work: Path, entry: Path, tasks: Sequence[TaskRows], s
         "xares.run",
         "--max-jobs",
         "0",
-        str(entry.relative_to(work) / SUITE_FILE),
+        str(entry.relative_to(work) / ENTRY_FILE),
         *files,
     ]
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -127,7 +128,7 @@ def run_xares(python: str, work: Path, entry: Path, tasks: Sequence[TaskRows], s
     done = subprocess.run(
         command, cwd=work, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    named = re.search(r"class (\w+Encoder)\b", (entry / SUITE_FILE).read_text())
+    named = re.search(r"class (\w+Encoder)\b", (entry / ENTRY_FILE).read_text())
     assert named is not None
     scores: dict[str, Any] = {}
     for rows in tasks:
