@@ -39,7 +39,8 @@ fi
 STOPPED=75 # exit code of a run that was stopped in order
 
 # All launches meet at the first node; a port from the job's number keeps two jobs on one node apart.
-ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # no pipe into head: a command cut off there fails the script
+ADDRESS=${NODES%%$'\n'*}
 PORT=$((20000 + SLURM_JOB_ID % 20000))
 
 # The cores of a node belong to the data workers of its processes: no thread pools on top.
