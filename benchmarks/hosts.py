@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NET = "10.77.0"
 SHUTDOWN_SECONDS = 10
-# of DeepSpeed, compiled once for all rehearsals
-EXTENSIONS = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(tempfile.gettempdir()) / "uniaudio-extensions"))
 # in namespaces of its own a host gets a name, the names of the others, /proc and /dev/shm
 PROLOGUE = """
 hostname "$1"
@@ -228,7 +225,6 @@ class Hosts:
             "TOKENIZERS_PARALLELISM": "false",
             "TMPDIR": str(place / "tmp"),
             "UNIAUDIO_CACHE": str(place / "cache"),
-            "TORCH_EXTENSIONS_DIR": EXTENSIONS,
             **environment,
         }
         command = Command(

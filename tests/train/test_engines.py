@@ -3,6 +3,7 @@
 What is trained under one engine shares the processes of one launch, because starting them takes longer than the runs.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.train.engines.accelerator import disable_shm_extension
 from uniaudio.types import Example
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,12 +52,7 @@ BF16, BF16_NORM = 1e-3, 2e-2  # from float32; measured: 1e-4, 6.4e-3
 FP8 = 1e-2  # from float32
 APART, APART_NORM = 5e-4, 1e-2  # engines in bfloat16 from each other; measured: 3e-5, 1.8e-3
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("g++") is None, reason="DeepSpeed on CPUs compiles a small module and needs g++"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 def launch(engine, folder, *words, expect=0, file=None, timeout=300):
@@ -459,6 +456,13 @@ def conflict(runs, name, launch_file, *overrides):
     assert "uniaudio/" not in done.stderr.replace(str(runs.folder), "")  # no traceback from us
     assert not (runs.folder / name / "checkpoints").exists()
     return said.pop()
+
+
+def test_deepspeed_compiles_nothing_on_cpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    disable_shm_extension()
+    assert importlib.import_module("deepspeed.comm.torch").build_shm_op() is None
+    assert not (tmp_path / "extensions").exists()
 
 
 def test_clipping_of_a_deepspeed_config_must_be_the_run_configs(runs):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from datetime import timedelta
 from typing import Any
@@ -21,7 +19,6 @@ from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
-from uniaudio.train.engines.shm_extension import load_shm_extension
 from uniaudio.train.engines.zero import ZeroEngine
 
 PATIENCE = timedelta(hours=2)  # of an exchange: the others wait while the main process evaluates
@@ -41,17 +38,10 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     spread_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     silence_known_warnings()
     if spread_by_deepspeed and not cuda:
-        load_shm_extension()
+        disable_shm_extension()
     # with `cpu` accelerate would drop DeepSpeed without a word
     alone = not cuda and not spread_by_deepspeed
-    # on CPUs DeepSpeed prints that its operation was built
-    hush = (
-        contextlib.redirect_stdout(io.StringIO())
-        if spread_by_deepspeed and not cuda
-        else contextlib.nullcontext()
-    )
-    with hush:
-        accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
+    accelerator = Accelerator(mixed_precision="no", cpu=alone, kwargs_handlers=handlers)
     if accelerator.gradient_accumulation_steps != 1:  # somebody would divide every loss by it once more
         raise UserError(
             f"accelerate was launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, "
@@ -73,6 +63,17 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if config.train.compile:
         refuse_to_compile(accelerator)
     return accelerator
+
+
+def disable_shm_extension() -> None:
+    """Keep DeepSpeed from compiling its exchange through shared memory, which is for inference on one CPU machine.
+
+    On CPUs it would compile it in every process group, which takes a minute, needs a compiler, and waits for ever for a
+    process that was killed while it compiled. Training exchanges through the process group.
+    """
+    import deepspeed  # seconds to import, and only some runs want it
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def forget_launch() -> None:
