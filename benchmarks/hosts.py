@@ -209,7 +209,11 @@ class Hosts:
                 self.plug(number)
 
     def start(self, number: int, words: Sequence[str], **environment: str) -> Command:
-        """Start ``python WORDS`` on a host.
+        """Start ``python WORDS`` on a host, see ``start_program``."""
+        return self.start_program(number, [self.python, *words], **environment)
+
+    def start_program(self, number: int, words: Sequence[str], **environment: str) -> Command:
+        """Start a program on a host.
 
         Args:
             environment: variables on top of those of this process.
@@ -227,9 +231,7 @@ class Hosts:
             "UNIAUDIO_CACHE": str(place / "cache"),
             **environment,
         }
-        command = Command(
-            [*enter, self.python, *words], variables, place / f"output-{len(self.commands)}.txt", place
-        )
+        command = Command([*enter, *words], variables, place / f"output-{len(self.commands)}.txt", place)
         self.commands.append(command)
         return command
 

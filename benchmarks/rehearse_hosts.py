@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hosts import Command, Hosts, NoHostsError, explain_no_hosts, wait_until
-from miniature_run import write_miniature_run
 
 PATIENCE = 600.0  # seconds for a launch
 ROUNDING = 2e-4  # of losses, relative: sums in another order
@@ -69,6 +68,8 @@ class Rehearsal:
         self.folder, self.hosts = folder, hosts
         self.config = folder / "run" / "run.yaml"
         if not self.config.is_file():
+            from miniature_run import write_miniature_run  # seconds to import
+
             write_miniature_run(self.config.parent)
 
     def train_alone(self) -> dict[int, float]:
@@ -443,6 +444,10 @@ CASES: dict[str, Callable[[Rehearsal], Result]] = {
 }
 
 
+def print_header() -> None:
+    print(f"{'case':18} {'engine':10} {'hosts':9} {'exact':9} {'seconds':>7}  note", flush=True)
+
+
 def print_row(case: str, result: Result) -> None:
     ended = "" if result.seconds is None else f"{result.seconds:.0f}"
     print(
@@ -471,7 +476,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{'case':18} {'engine':10} {'hosts':9} {'exact':9} {'seconds':>7}  note", flush=True)
+        print_header()
         for case in options.cases or CASES:
             try:
                 with Hosts(2, folder) as hosts:

@@ -60,6 +60,9 @@ def test_several_machines_are_named(tone_run, handed_over, rendezvous):
     assert (file["main_process_ip"], file["main_process_port"]) == ("node0", 29511)
     assert (file["rdzv_backend"], file["same_network"]) == (rendezvous, rendezvous == "static")
     assert handed_over["options"][:2] == ["--rdzv_backend", rendezvous]
+    # by the clocks of two machines, each would be dead for the other
+    expected = ["--rdzv_conf", "keep_alive_max_attempt=1000000"] if rendezvous == "c10d" else ["-m"]
+    assert handed_over["options"][2 : 2 + len(expected)] == expected
 
 
 def test_processes_of_a_launch_file_of_the_user_are_kept(tone_run, handed_over, tmp_path):

@@ -31,6 +31,9 @@ USER_MISTAKE = 2
 POLL_SECONDS = 0.2  # between two looks whether a signal is to be passed on
 DEFAULT_PORT = 29500
 SHIPPED_ENGINES = "configs/accelerate"
+# torchrun drops a machine whose signs of life, dated by its own clock, look older than 15 s by the clock of another one;
+# that a machine is gone, host_watch.py finds out without clocks
+NO_EXPIRY = "keep_alive_max_attempt=1000000"
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ def write_launch_file(
         processes = settings.get("num_processes", 1) // in_file if is_users else count_gpus()
     file.write_text(dump_yaml({**settings, **machines.make_settings(processes)}), encoding="utf-8")
     # the launcher reads the rendezvous from its options alone
-    return ["--config_file", str(file), *("--rdzv_backend", machines.rendezvous)]
+    options = ["--config_file", str(file), "--rdzv_backend", machines.rendezvous]
+    return [*options, *(["--rdzv_conf", NO_EXPIRY] if machines.rendezvous == "c10d" else [])]
 
 
 def format_command(engine: str, processes: int | None, machines: Machines) -> str:
