@@ -6,11 +6,14 @@ import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from uniaudio.data.sources import row_table
-from uniaudio.data.sources.row_table import RowTable, share_rows, write_table
+from uniaudio.data.card import load_card
+from uniaudio.data.sources import manifest, row_table
+from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.row_table import RowTable, share_listing, share_rows, write_table
 from uniaudio.errors import RowError
 
 BROKEN = RowError("broken metadata", "line 3: not JSON")
@@ -65,6 +68,64 @@ def test_the_same_rows_are_one_file_and_old_ones_go(tmp_path, monkeypatch):
     assert first[0] == ROWS[0]  # mapped before
 
 
+@pytest.fixture
+def listing(tmp_path, monkeypatch):
+    """A function that lists the rows of a file; it counts how often they are made."""
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 3)
+    monkeypatch.setattr(row_table, "SHARED_BYTES", 1)
+    file = tmp_path / "manifest.jsonl"
+    file.write_text("rows")
+
+    def share(*facts):
+        def build():
+            share.builds += 1
+            time.sleep(0.1)
+            return list(ROWS)
+
+        return share_listing(file, facts, build, tmp_path / "rows")
+
+    share.builds, share.file = 0, file
+    return share
+
+
+def test_of_several_processes_one_reads_a_large_file(listing):
+    with ThreadPoolExecutor(4) as pool:
+        tables = list(pool.map(listing, ["train"] * 4))
+    assert listing.builds == 1
+    assert len({table.path for table in tables}) == 1
+    assert all(table[:2] == ROWS[:2] for table in tables)
+
+
+def test_a_listing_is_made_anew_when_anything_that_decides_it_is_other(listing, monkeypatch):
+    first = listing("train")
+    listing("test")
+    assert listing.builds == 2
+    listing.file.write_text("other rows")
+    listing("train")
+    assert listing.builds == 3
+    monkeypatch.setattr(row_table, "hash_code", lambda: "another version")
+    listing("train")
+    assert listing.builds == 4
+    first.path.unlink()
+    assert listing("train")[3] == ROWS[3]
+    assert listing.builds == 5
+    listing("train")
+    assert listing.builds == 5
+
+
+def test_a_large_manifest_is_parsed_once(tone_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 1)
+    monkeypatch.setattr(row_table, "SHARED_BYTES", 1)
+    card = load_card(str(tone_run.parent / "tones.yaml"))
+    first = open_source(card, "train")
+    tests = {row.key for row in open_source(card, "test").rows()}
+    monkeypatch.setattr(manifest, "read_jsonl", lambda path: pytest.fail("read once more"))
+    again = open_source(card, "train")
+    assert [row.key for row in again.rows()] == [row.key for row in first.rows()]
+    assert not tests & {row.key for row in again.rows()}
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_rows_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(row_table, "SHARED_ROWS", 3)
     (tmp_path / "file").touch()
@@ -72,9 +133,6 @@ def test_a_folder_that_cannot_be_written_leaves_the_rows_as_they_are(tmp_path, m
 
 
 def test_a_large_manifest_is_read_as_a_small_one(tone_run, monkeypatch, tmp_path):
-    from uniaudio.data.card import load_card
-    from uniaudio.data.sources.base import open_source
-
     monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
     card = load_card(str(tone_run.parent / "tones.yaml"))
     plain = open_source(card, "train")

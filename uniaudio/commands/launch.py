@@ -31,8 +31,8 @@ USER_MISTAKE = 2
 POLL_SECONDS = 0.2  # between two looks whether a signal is to be passed on
 DEFAULT_PORT = 29500
 SHIPPED_ENGINES = "configs/accelerate"
-# torchrun drops a machine whose signs of life, dated by its own clock, look older than 15 s by the clock of another one;
-# that a machine is gone, host_watch.py finds out without clocks
+# torchrun drops a machine whose signs of life, dated by its own clock, are older than 15 s by the clock of another one;
+# host_watch.py finds out that a machine is gone without comparing clocks
 NO_EXPIRY = "keep_alive_max_attempt=1000000"
 
 

@@ -29,6 +29,7 @@ class Condition:
     """One Jinja expression that is true or false of a row, for example ``"fold != 5"``."""
 
     def __init__(self, source: str, where: str) -> None:
+        self.source = source
         self.where = where
         with convert_template_errors(source, where):
             tree = LIMITED.parse("{{" + source + "}}")

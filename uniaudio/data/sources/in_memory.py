@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.jinja import Text
 from uniaudio.data.sources.base import IndexedSource, Row, explain_missing_audio, is_row_in_split, make_row
-from uniaudio.data.sources.row_table import share_rows
+from uniaudio.data.sources.row_table import NamedRow, share_listing, share_rows
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 HASHED_ROWS = 10_000  # encoded at once
@@ -22,6 +23,8 @@ class ListedSource(IndexedSource):
 
     Args:
         rows: (key, columns or why there are none); a key that comes again gets ``#2``, ``#3`` and so on behind it.
+        file: that the rows come from, where nothing but it and the card decides what they are: of the processes of a
+            machine one alone then reads a large file.
     """
 
     def __init__(
@@ -30,16 +33,48 @@ class ListedSource(IndexedSource):
         split: str,
         rows: Iterable[tuple[str, Mapping[str, Any] | RowError]],
         folder: Path,
+        file: Path | None = None,
     ) -> None:
         self.card = card
         self.folder = folder
-        kept = list(iterate_kept_rows(card, split, rows))
-        if card.each is not None:
-            kept = [(key, divided) for key, columns in kept for divided in self.divide_columns(columns)]
-        names = make_unique(key for key, _ in kept)
-        self.listed = share_rows([(name, columns) for name, (_, columns) in zip(names, kept, strict=True)])
+        if file is None:
+            self.listed = share_rows(self.list_rows(split, rows))
+        else:
+            self.listed = share_listing(
+                file, self.describe_listing(split), lambda: self.list_rows(split, rows)
+            )
         self.size = len(self.listed)
-        check_audio_columns(card, [columns for _, columns in kept])
+
+    def list_rows(
+        self, split: str, rows: Iterable[tuple[str, Mapping[str, Any] | RowError]]
+    ) -> list[NamedRow]:
+        """Return the rows of a split under distinct keys.
+
+        Raises:
+            UserError: see ``iterate_kept_rows`` and ``check_audio_columns``.
+        """
+        kept = list(iterate_kept_rows(self.card, split, rows))
+        if self.card.each is not None:
+            kept = [(key, divided) for key, columns in kept for divided in self.divide_columns(columns)]
+        check_audio_columns(self.card, [columns for _, columns in kept])
+        names = make_unique(key for key, _ in kept)
+        return [(name, columns) for name, (_, columns) in zip(names, kept, strict=True)]
+
+    def describe_listing(self, split: str) -> list[Any]:
+        """Return what decides, beside the file, which rows are listed, under which keys and with which columns."""
+        card, kept = self.card, self.card.split(split)
+        made = {**card.columns, **{f"audio {name}": text for name, text in card.audio_texts.items()}}
+        texts = {
+            name: text.source if isinstance(text, Text) else [text.ordered, text.each]
+            for name, text in made.items()
+        }
+        return [
+            type(self).__name__,
+            card.audio,
+            texts,
+            kept.name,
+            None if kept.keep is None else kept.keep.source,
+        ]
 
     def fingerprint(self, columns: Collection[str]) -> str:
         """Hash the keys and the used columns of all rows, in order: under a second for a million rows."""

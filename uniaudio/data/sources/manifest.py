@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class JsonlSource(ListedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         path = find_manifest(card, split, (".jsonl",))
-        super().__init__(card, split, name_rows(read_jsonl(path), card), path.parent)
+        super().__init__(card, split, name_rows(read_jsonl, path, card), path.parent, path)
 
 
 class CsvSource(ListedSource):
@@ -170,14 +170,19 @@ class CsvSource(ListedSource):
 
     def __init__(self, card: DatasetCard, split: str) -> None:
         path = find_manifest(card, split, (".csv", ".tsv"))
-        rows = read_table(path)
-        for row in rows:
-            if not isinstance(row, RowError):
-                row.update(find_length_column(row))
-        super().__init__(card, split, name_rows(rows, card), path.parent)
+        super().__init__(card, split, name_rows(read_table_with_lengths, path, card), path.parent, path)
 
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: None if value in EMPTY_CELLS else value for name, value in columns.items()}
+
+
+def read_table_with_lengths(path: Path) -> list[dict[str, Any] | RowError]:
+    """Read a table, see ``read_table``, with lengths as numbers."""
+    rows = read_table(path)
+    for row in rows:
+        if not isinstance(row, RowError):
+            row.update(find_length_column(row))
+    return rows
 
 
 def find_length_column(row: Mapping[str, str]) -> dict[str, float]:
@@ -189,21 +194,19 @@ def find_length_column(row: Mapping[str, str]) -> dict[str, float]:
 
 
 def name_rows(
-    rows: list[dict[str, Any] | RowError], card: DatasetCard
-) -> list[tuple[str, dict[str, Any] | RowError]]:
-    """Name rows by their first clip, and by their number where that is no plain path."""
-    named_rows: list[tuple[str, dict[str, Any] | RowError]] = []
-    for number, row in enumerate(rows):
+    read: Callable[[Path], list[dict[str, Any] | RowError]], path: Path, card: DatasetCard
+) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
+    """Read a file once its rows are wanted; name them by their first clip, or by number where that is no plain path."""
+    for number, row in enumerate(read(path)):
         if isinstance(row, RowError):
-            named_rows.append((row.key, row))
+            yield row.key, row
             continue
         clip = locate_clip(row, card)
         if isinstance(clip, dict) and "offset" in clip:
             clip = row.get("key")
         if isinstance(clip, str) and is_remote(clip):  # a query may hold a signature
             clip = mask_values(clip.partition("?")[0])
-        named_rows.append((clip if isinstance(clip, str) else str(number), row))
-    return named_rows
+        yield (clip if isinstance(clip, str) else str(number)), row
 
 
 def locate_clip(row: Mapping[str, Any], card: DatasetCard) -> Any:

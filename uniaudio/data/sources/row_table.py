@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import json
 import marshal
 import mmap
 import os
 import tempfile
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
 from uniaudio.config.path_variables import get_cache_root
 from uniaudio.errors import RowError
 
+SHARED_BYTES = 8 << 20  # of a manifest: a smaller one is read by every process, within a tenth of a second
 SHARED_ROWS = 50_000  # fewer stay objects: they take less than 40 MB
 KEPT_SECONDS = 7 * 24 * 3600  # since a file was last opened, after which the next writer removes it
 FOLDER = "rows"
@@ -93,6 +98,61 @@ def share_rows(rows: Sequence[NamedRow], folder: Path | None = None) -> Sequence
         return write_table(rows, folder)
     except OSError:  # no room, or no right to write: every process keeps its own rows
         return rows
+
+
+def share_listing(
+    file: Path, facts: Sequence[Any], build: Callable[[], list[NamedRow]], folder: Path | None = None
+) -> Sequence[NamedRow]:
+    """Return rows that are made of a file; of a large one, one process of a machine makes them and the others map them.
+
+    Args:
+        facts: plain values; what decides, beside the content of the file, what ``build`` returns.
+        folder: see ``share_rows``.
+    """
+    if not file.is_file() or file.stat().st_size < SHARED_BYTES:
+        return share_rows(build(), folder)
+    folder = folder or get_cache_root() / FOLDER
+    with file.open("rb") as stream:
+        content = hashlib.file_digest(stream, "blake2b").hexdigest()
+    key = hashlib.blake2b(json.dumps([hash_code(), *facts, content]).encode(), digest_size=16).hexdigest()
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / f"{key}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with its process, also with one that is killed
+        except OSError:  # no right to write, or no locks on this storage
+            return share_rows(build(), folder)
+        index = folder / f"{key}.json"
+        if (table := open_table(index)) is not None:
+            return table
+        rows = share_rows(build(), folder)
+        if isinstance(rows, RowTable) and not rows.objects:
+            known = json.dumps({"file": rows.path.name, "size": rows.size, "schemas": rows.schemas})
+            with contextlib.suppress(OSError):
+                index.with_suffix(".new").write_text(known, encoding="utf-8")
+                index.with_suffix(".new").rename(index)
+        return rows
+
+
+def open_table(index: Path) -> RowTable | None:
+    """Return the table that an index names; None where there is none, or it cannot be used."""
+    try:
+        known = json.loads(index.read_text(encoding="utf-8"))
+        path = index.with_name(known["file"])
+        for used in (index, path):
+            os.utime(used)
+        return RowTable(path, known["size"], [tuple(names) for names in known["schemas"]], {})
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+@cache
+def hash_code() -> str:
+    """Return a hash of the code that decides how rows are read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def write_table(rows: Iterable[NamedRow], folder: Path) -> RowTable:
