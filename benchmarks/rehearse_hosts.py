@@ -355,11 +355,11 @@ def refuse_other_code(rehearsal: Rehearsal) -> Result:
         )
     with (other / "uniaudio" / "units.py").open("a") as stream:
         stream.write("# another state\n")
-    info = other / "safetensors-0.0.1.dist-info"
+    info = other / "deepspeed-0.0.1.dist-info"
     info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: safetensors\nVersion: 0.0.1\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
     environments: tuple[dict[str, str], ...] = ({}, {"PYTHONPATH": str(other)})
-    what = ["software.uniaudio is", "software.safetensors is", "0.0.1"]
+    what = ["software.uniaudio is", "software.deepspeed is", "0.0.1"]
     return refuse_difference(rehearsal, "code", what, environments=environments)
 
 

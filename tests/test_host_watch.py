@@ -73,6 +73,18 @@ def test_the_sentence_of_a_process_that_refuses_reaches_the_other_machine(port):
     assert not ended_second
 
 
+def test_a_process_that_fails_before_it_has_met_the_others_leaves_its_sentence(port):
+    first, endings = make_watch(port, 0)
+    second, _ = make_watch(port, 1, beat=0.5)
+    with first:
+        with pytest.raises(ImportError), second:
+            raise ImportError("safetensors is too old")
+        wait_for(lambda: endings)
+    ((code, sentence),) = endings
+    assert code == 1
+    assert sentence.endswith("ended: ImportError: safetensors is too old")
+
+
 def test_all_that_refuse_together_end_with_their_sentence_alone(port):
     first, ended_first = make_watch(port, 0, grace=0.5)
     second, ended_second = make_watch(port, 1, grace=0.5)

@@ -92,18 +92,19 @@ def train(
     if is_launched():  # before the slow imports, in which a launcher may die
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     announce(LOADING)
-    from uniaudio.build.run_config import open_run
-    from uniaudio.commands.train import run_training
-    from uniaudio.config.trust import Trust
     from uniaudio.host_watch import watch_other_hosts
 
-    check_resume_option(resume)
-    overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
-    if tune_batch:
-        from uniaudio.commands.tune_batch import tune_overrides
+    with watch_other_hosts():  # before the other slow imports, of which one may fail on one machine alone
+        from uniaudio.build.run_config import open_run
+        from uniaudio.commands.train import run_training
+        from uniaudio.config.trust import Trust
 
-        overrides = tune_overrides(config, overrides, trust)
-    with watch_other_hosts():
+        check_resume_option(resume)
+        overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
+        if tune_batch:
+            from uniaudio.commands.tune_batch import tune_overrides
+
+            overrides = tune_overrides(config, overrides, trust)
         code = run_training(open_run(config, overrides, trust), resume)
     raise typer.Exit(code)
 

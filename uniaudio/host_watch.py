@@ -24,6 +24,7 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0  # without a beat until a machine counts as gone; a short cut is no loss
 GRACE_SECONDS = 1.5  # left to a process to end by itself, when another one has ended
 LINGER_BEATS = 4  # that a process with an error stays, for its store may go with it
+CONNECT_BEATS = 10  # that it waits for the store, when it fails before that is there
 START_SECONDS = 600.0  # until every machine has loaded its libraries and beats
 USER_MISTAKE, FAILURE = 2, 1  # exit codes
 
@@ -167,6 +168,9 @@ class HostWatch:
 
     def leave_ending(self, problem: Exception) -> None:
         """Let the processes of the other machines end with the error of this one."""
+        deadline = time.monotonic() + CONNECT_BEATS * self.beat
+        while self.store is None and self.threads[0].is_alive() and time.monotonic() < deadline:
+            time.sleep(self.beat / 10)
         if self.store is None or self.over.is_set():
             return
         code, what = FAILURE, f"{type(problem).__name__}: {escape_text(read_first_line(problem))}"
