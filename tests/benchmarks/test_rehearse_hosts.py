@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["ddp", "kill-step"])
+@pytest.mark.parametrize("case", ["ddp", "zero2", "kill-step"])
 def test_two_hosts(case, tmp_path):
     hosts = importlib.import_module("hosts")
     rehearsal = importlib.import_module("rehearse_hosts")
@@ -14,7 +14,7 @@ def test_two_hosts(case, tmp_path):
         pytest.skip(f"hosts cannot be made here: {reason}")
     with hosts.Hosts(2, tmp_path) as both:
         result = rehearsal.CASES[case](rehearsal.Rehearsal(tmp_path, both))
-    assert result.engine == "ddp"
+    assert result.engine == ("zero2" if case == "zero2" else "ddp")
     assert (result.exact == "-") == (case == "kill-step")
 
 

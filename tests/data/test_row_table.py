@@ -13,6 +13,7 @@ import pytest
 from uniaudio.data.card import load_card
 from uniaudio.data.sources import manifest, row_table
 from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.row_table import RowTable, share_listing, share_rows, write_table
 from uniaudio.errors import RowError
 
@@ -122,6 +123,10 @@ def test_a_large_manifest_is_parsed_once(tone_run, monkeypatch, tmp_path):
     tests = {row.key for row in open_source(card, "test").rows()}
     monkeypatch.setattr(manifest, "read_jsonl", lambda path: pytest.fail("read once more"))
     again = open_source(card, "train")
+    label = first.fingerprint(["label"])
+    assert first.fingerprint([]) != label
+    monkeypatch.setattr(ListedSource, "hash_columns", lambda *given: pytest.fail("hashed once more"))
+    assert again.fingerprint(["label"]) == label
     assert [row.key for row in again.rows()] == [row.key for row in first.rows()]
     assert not tests & {row.key for row in again.rows()}
 

@@ -12,7 +12,7 @@ import orjson
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.jinja import Text
 from uniaudio.data.sources.base import IndexedSource, Row, explain_missing_audio, is_row_in_split, make_row
-from uniaudio.data.sources.row_table import NamedRow, share_listing, share_rows
+from uniaudio.data.sources.row_table import NamedRow, share_fingerprint, share_listing, share_rows
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 HASHED_ROWS = 10_000  # encoded at once
@@ -77,7 +77,10 @@ class ListedSource(IndexedSource):
         ]
 
     def fingerprint(self, columns: Collection[str]) -> str:
-        """Hash the keys and the used columns of all rows, in order: under a second for a million rows."""
+        """Hash the keys and the used columns of all rows, in order."""
+        return share_fingerprint(self.listed, columns, lambda: self.hash_columns(columns))
+
+    def hash_columns(self, columns: Collection[str]) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for first in range(0, len(self.listed), HASHED_ROWS):
             part = self.listed[first : first + HASHED_ROWS]

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, overload
@@ -114,24 +114,57 @@ def share_listing(
     folder = folder or get_cache_root() / FOLDER
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "blake2b").hexdigest()
-    key = hashlib.blake2b(json.dumps([hash_code(), *facts, content]).encode(), digest_size=16).hexdigest()
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / f"{key}.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with its process, also with one that is killed
-        except OSError:  # no right to write, or no locks on this storage
-            return share_rows(build(), folder)
-        index = folder / f"{key}.json"
+    index = folder / f"{hash_facts([*facts, content])}.json"
+    with take_turns(index):
         if (table := open_table(index)) is not None:
             return table
         rows = share_rows(build(), folder)
         if isinstance(rows, RowTable) and not rows.objects:
-            known = json.dumps({"file": rows.path.name, "size": rows.size, "schemas": rows.schemas})
-            with contextlib.suppress(OSError):
-                index.with_suffix(".new").write_text(known, encoding="utf-8")
-                index.with_suffix(".new").rename(index)
+            keep_text(index, json.dumps({"file": rows.path.name, "size": rows.size, "schemas": rows.schemas}))
         return rows
+
+
+def share_fingerprint(rows: Sequence[NamedRow], columns: Collection[str], compute: Callable[[], str]) -> str:
+    """Return a fingerprint of rows; of the processes that map the same table one alone computes it.
+
+    Args:
+        columns: that it is about.
+    """
+    if not isinstance(rows, RowTable) or rows.objects:
+        return compute()
+    facts = [rows.path.stem, rows.schemas, sorted(columns)]
+    file = rows.path.with_name(f"{hash_facts(facts)}.fingerprint")
+    with take_turns(file):
+        with contextlib.suppress(OSError):
+            os.utime(file)
+            return file.read_text(encoding="utf-8")
+        fingerprint = compute()
+        keep_text(file, fingerprint)
+        return fingerprint
+
+
+def hash_facts(facts: Sequence[Any]) -> str:
+    """Return a short hash of plain values and of the code that reads rows."""
+    return hashlib.blake2b(json.dumps([hash_code(), *facts]).encode(), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def take_turns(file: Path) -> Iterator[None]:
+    """Let one process at a time go on to make a file; where nothing can be locked, all of them."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(file.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with its process, also with one that is killed
+        yield
+
+
+def keep_text(file: Path, text: str) -> None:
+    """Write a file whole or, where it cannot be written, not at all."""
+    with contextlib.suppress(OSError):
+        new = file.with_suffix(".new")
+        new.write_text(text, encoding="utf-8")
+        new.rename(file)
 
 
 def open_table(index: Path) -> RowTable | None:
