@@ -183,6 +183,26 @@ def test_lengths_and_masks_of_frames(tmp_path):
     assert torch.equal(model(padded, attention_mask=mask).frame_mask, frame_mask)
 
 
+@torch.no_grad()
+def test_a_graph_of_padded_clips(whisper):
+    model = load_model(whisper)
+    extractor = AutoFeatureExtractor.from_pretrained(whisper)
+    inputs = extractor(
+        [CLIP.numpy(), CLIP.numpy()[:4_000]],
+        sampling_rate=16_000,
+        padding="max_length",
+        max_length=16_000,
+        return_tensors="pt",
+    )
+    padded = (inputs.input_values, inputs.attention_mask)
+    frames, mask, pooled = torch.export.export(model.padded(), padded).module()(*padded)
+    wanted = model(**inputs)
+    torch.testing.assert_close(frames[:, :29], wanted.last_hidden_state, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(pooled, wanted.pooler_output, atol=2e-5, rtol=1e-4)
+    assert torch.equal(mask[:, :29], wanted.frame_mask)
+    assert not mask[:, 29:].any()
+
+
 # -- inputs -------------------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,30 @@ class UniaudioOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+class PaddedModel(nn.Module):
+    """An encoder whose graph does not depend on the lengths of the clips; it shares the weights of its model."""
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return frames ``[B, A, E]``, 0 beyond a clip's own, their mask and the mean frames ``[B, E]`` in float32.
+
+        Args:
+            input_values: ``[B, S]`` float in [-1, 1] at 16 kHz. attention_mask: ``[B, S]``, 1 on real samples, of which
+                every clip has one at least, and padding comes after them.
+
+        Raises:
+            ValueError: for encoders that have no such graph.
+        """
+        real = attention_mask.bool()
+        frames, counts = self.encoder.forward_padded(input_values.float() * real, real.sum(1))
+        mask = torch.arange(frames.shape[1], device=frames.device) < counts[:, None]
+        frames = torch.where(mask[..., None], frames, 0)
+        return frames, mask, frames.float().sum(1) / counts[:, None]
+
+
 def restore_model(
     kind: type[UniaudioModel], tensors: Mapping[str, Tensor], frozen: Sequence[str], plain: Mapping[str, Any]
 ) -> UniaudioModel:
@@ -149,6 +173,10 @@ class UniaudioModel(RebuiltModel):
         counts = self._get_feat_extract_output_lengths(attention_mask.sum(-1).long())
         assert isinstance(counts, Tensor)
         return torch.arange(feature_vector_length, device=attention_mask.device) < counts[:, None]
+
+    def padded(self) -> PaddedModel:
+        """Return the encoder as a module of static shapes, for ``torch.export`` and ``torch.compile``."""
+        return PaddedModel(self.encoder)
 
     def forward(
         self,

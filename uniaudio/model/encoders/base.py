@@ -53,3 +53,16 @@ class AudioEncoder(InitArgsModule):
             masks: bands of the spectrogram to hide, see ``spec_augment.mask_mel``; for encoders that take them.
         """
         raise NotImplementedError
+
+    def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode padded clips by one graph for all lengths, to frames ``[C, A, E]`` and their numbers ``[C]``.
+
+        Args:
+            samples: ``[C, S]`` float32, 0 beyond a clip's own. lengths: ``[C]`` int64 on their device, at least 1 each.
+
+        Raises:
+            ValueError: for encoders that have no such graph.
+        """
+        raise ValueError(
+            f"padded: {type(self).__name__} has no forward of padded clips; Whisper and wav2vec 2.0 do"
+        )

@@ -18,6 +18,7 @@ from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float
+from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
 from uniaudio.model.encoders.weights import (
     RANDOM,
     find_model_folder,
@@ -96,6 +97,10 @@ class WaveAudioEncoder(AudioEncoder):
         states = self.transform(features.with_values(hidden), layers)
         hidden_states = tuple(Ragged(state, counts) for state in states)
         return Encoded(hidden_states[-1], hidden_states if layers else None)
+
+    def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode clips of at most one chunk, see ``AudioEncoder``."""
+        return encode_wave_padded(self, samples, lengths)
 
     def cut(self, waves: Ragged) -> Ragged:
         """Cut clips into overlapping chunks of ``per_chunk`` frames; what is too short for one frame gets silence."""
@@ -242,13 +247,6 @@ def attend_with_bias(
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=gated[None], dropout_p=dropout)
         parts.append(mixed[0].transpose(0, 1))
     return torch.cat(parts)
-
-
-def compute_bias_gate(attention: Any, hidden: Float[Tensor, "A H d"]) -> Float[Tensor, "A H"]:
-    """Return how much every frame and head listens to positions (WavLM, Chen et al. 2022, section 3.1)."""
-    halves = attention.gru_rel_pos_linear(hidden).unflatten(-1, (2, 4)).sum(-1).sigmoid()
-    update, reset = halves.unbind(-1)
-    return update * (reset * attention.gru_rel_pos_const.view(1, -1) - 1.0) + 2.0
 
 
 def normalize_over_time(

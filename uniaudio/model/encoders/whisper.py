@@ -21,6 +21,7 @@ from uniaudio.model.encoders.chunking import (
     keep_first,
     list_chunk_lengths,
 )
+from uniaudio.model.encoders.padded import encode_whisper_padded
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.weights import (
     RANDOM,
@@ -142,6 +143,10 @@ class WhisperAudioEncoder(AudioEncoder):
         states = self.encode(mel, layers, attending)
         cut = [keep_first(state, kept).with_lengths(frames_per_clip) for state in states]
         return Encoded(cut[-1], tuple(cut) if layers else None)
+
+    def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode padded clips of any length, see ``AudioEncoder``."""
+        return encode_whisper_padded(self, samples, lengths)
 
     def list_attending(self, audio: Ragged) -> Tensor:
         """Return for every chunk of the clips the frames before pooling."""
