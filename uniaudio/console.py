@@ -37,6 +37,8 @@ KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
 KNOWN_LOGS = {  # lines that libraries log, by logger
     "DeepSpeed": ("Setting accelerator to CPU", "A module has unknown inputs or outputs type"),
     "accelerate.utils.other": ("Detected kernel version",),
+    # tries of its own without a network; a sentence says in the end that the Hub cannot be reached
+    "huggingface_hub.utils._http": ("thrown while requesting", "[Retry "),
 }
 LOADING_BARS = ("Loading weights", "Writing model shards", "Loading checkpoint shards")
 

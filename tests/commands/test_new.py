@@ -12,11 +12,16 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from helpers.bird_folder import make_bird_folder
 from helpers.files import clip_bytes, write_parquet, write_tar
 from local_hub.clients import connect_clients
 from rich.console import Console
 
+from uniaudio.api.runs import Run
+from uniaudio.build.run_config import open_run
+from uniaudio.commands.check import check_run
 from uniaudio.commands.new import NewTask, create_task
+from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.open_entries import open_entry
@@ -499,3 +504,25 @@ def test_models_that_are_named(tmp_path, place):
     assert config.encoders["wavlm_base"].path == "microsoft/wavlm-base"
     assert config.decoder.path == "me/lm"
     assert config.encoders["wavlm_base"].pad_to is None  # which is of Whisper alone
+
+
+@pytest.mark.slow
+def test_what_it_writes_passes_check_and_trains(
+    tmp_path, place, chat_tokenizer, fresh_accelerate, monkeypatch
+):
+    """From recordings to the first training step in two commands."""
+    make_bird_folder(tmp_path / "reader", chat_tokenizer)
+    out = new(
+        tmp_path,
+        tmp_path / "reader/data/birds",
+        encoder=str(tmp_path / "reader/openai/whisper-small"),
+        decoder=str(tmp_path / "reader/Qwen/Qwen3-0.6B"),
+    )[2]
+    monkeypatch.chdir(out)
+    smaller = ["stages.0.steps=1", "stages.0.warmup=0", "data.workers=0", "train.evaluate_every=null"]
+    config = open_run("configs/birds.yaml", smaller)
+    screen = io.StringIO()
+    check_run(config, Console(file=screen, width=200))
+    assert "ok: config, recipes, templates, columns, rows" in screen.getvalue()
+    assert run_training(config, None) == 0
+    assert Run("runs/birds").step == 1

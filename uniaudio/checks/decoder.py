@@ -105,9 +105,12 @@ def check_questions(format: ChatFormat, recipe: Recipe, tokens_of: Callable[[flo
         rows = [row for row in islice(source.rows(), ROWS_READ) if isinstance(row, Row)]
         for row in rows:
             for template in entry.templates:
-                tried += 1
                 try:
                     rendered = entry.render_question(row, template)
+                except RowError:
+                    continue  # of what rows say, all are looked at elsewhere
+                tried += 1
+                try:
                     audio = round(sum(map(tokens_of, read_row_seconds(row))))
                     format.check_question(rendered.prompt, rendered.answer, audio)
                 except RowError as problem:
