@@ -762,23 +762,39 @@ def add_task(
     "check-encoder", rich_help_panel=EVALUATE, epilog="Example: uniaudio check-encoder openai/whisper-small"
 )
 def check_encoder(
-    model: Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH; options as in "
+            "'MODEL?pad_to=30'."
+        ),
+    ] = None,
     kind: Annotated[
         str, typer.Option(help="auto, a model type, remote, or module:Class of your own.")
     ] = "auto",
+    families: Annotated[
+        bool, typer.Option("--list", help="List the encoders that can be loaded, and those that cannot.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Test an encoder against the interface of this package.
+    """Show what an encoder supports, and test it against the interface of this package.
 
     Reads: the encoder; the clips are noise and silence.
     Writes: nothing.
-    Prints: frames, batches, hidden states, gradients and dtype, whether each holds; exit code 2 if one does not.
+    Prints: execution, hidden states, LoRA, layer decay, recompute and exports; whether frames, batches, hidden
+    states, gradients and dtype hold, with exit code 2 if one does not.
     """
     announce(LOADING)
     from uniaudio.commands.check_encoder import check_encoder as check
+    from uniaudio.commands.check_encoder import list_families
     from uniaudio.config.trust import Trust
 
+    if families:
+        list_families()
+        return
+    if model is None:
+        raise UserError("check-encoder: name a MODEL, or give --list for the encoders that can be loaded")
     check(model, kind, Trust(trust_remote_code, allow_code))
 
 

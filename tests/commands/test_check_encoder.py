@@ -1,15 +1,18 @@
 """The contract, on every encoder, from a saved folder; and on encoders that break it."""
 
+import io
+
 import pytest
 import torch
 from helpers.checkpoints import MINIATURES, save_miniature
+from rich.console import Console
 from torch import nn
 
-from uniaudio.commands.check_encoder import check_contract, show_findings
+from uniaudio.commands.check_encoder import check_contract, list_families, list_support, show_findings
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.registry import FAMILIES, LEFT_OUT, explain_left_out, load_audio_encoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
@@ -36,6 +39,29 @@ def test_every_encoder_keeps_the_contract(kind, tmp_path):
         findings = [f for f in findings if f.name != "runs in bfloat16"]
     assert [(f.name, f.seen) for f in findings if not f.holds] == []
     show_findings(findings, kind)
+
+
+def test_what_an_encoder_supports_is_listed(tmp_path):
+    save_miniature("gemma4", tmp_path)
+    encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path)), "encoders.a")
+    support = dict(list_support(encoder))
+    assert support["execution"] == "padded to the longest clip, with masks"
+    assert support["hidden states"] == "3 of width 24, 32"
+    assert support["LoRA, targets: qkv"] == "6 linear maps: k_proj, q_proj, v_proj"
+    assert support["layer decay"] == "2 layers"
+    assert support["activation checkpointing (recompute)"] == "no"
+    assert support["export --to hf"] == "yes"
+    assert support["export --to onnx"].startswith("no: --to onnx: Gemma4TowerEncoder cannot be exported")
+
+
+def test_every_model_type_is_loaded_or_left_out_with_a_reason():
+    assert not set(FAMILIES) & set(LEFT_OUT)
+    console = Console(width=200, record=True, file=io.StringIO())
+    list_families(console)
+    shown = console.export_text()
+    assert all(kind in shown for kind in (*FAMILIES, *LEFT_OUT))
+    assert explain_left_out("csm") == ": its audio codec is a Mimi; load that, such as kyutai/mimi"
+    assert "whisper" in explain_left_out("whisperx")
 
 
 class Broken(AudioEncoder):

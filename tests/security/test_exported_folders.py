@@ -87,7 +87,13 @@ def test_every_part_of_the_package_is_listed_or_abstract():
     for family in FAMILIES.values():
         importlib.import_module(family.module)
     importlib.import_module("uniaudio.build.fusion")
-    abstract = {"AudioEncoder", "ChunkedAudioEncoder", "FusionOperator", "CompositeEncoder"}
+    abstract = {
+        "AudioEncoder",
+        "ChunkedAudioEncoder",
+        "TowerAudioEncoder",
+        "FusionOperator",
+        "CompositeEncoder",
+    }
     listed = {exported.find_part_class(f"uniaudio.somewhere:{name}") for name in exported.PARTS}
 
     def made_of(kind):

@@ -15,9 +15,14 @@ from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
+from uniaudio.export.describe import describe_encoder
+from uniaudio.export.onnx_file import find_stock_module
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.registry import FAMILIES, LEFT_OUT, load_audio_encoder
+from uniaudio.model.encoders.towers import TowerAudioEncoder
+from uniaudio.model.lora import CLIPPED, find_lora_targets
 from uniaudio.ragged import Ragged
+from uniaudio.train.optim import LAYER
 from uniaudio.types import SAMPLE_RATE, Encoded
 
 LENGTHS = (1, 159, 160, 399, 400, 401, 719, 720, 7_777, 16_000, 16_001, 23_456, 40_000)  # samples
@@ -204,8 +209,85 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
         raise UserError(f"{name} does not keep the contract: {failed[0].name} ({failed[0].seen})")
 
 
+def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
+    """Return what can be done with an encoder, as pairs of name and answer."""
+    rows = [
+        ("execution", describe_execution(encoder)),
+        (
+            "hidden states",
+            f"{len(encoder.layer_dims)} of width {', '.join(map(str, sorted({*encoder.layer_dims})))}",
+        ),
+        ("masks of the spectrogram (SpecAugment)", "yes" if encoder.takes_masks else "no"),
+        ("activation checkpointing (recompute)", "yes" if encoder.can_recompute() else "no"),
+        ("train.compile", "its layers" if "layer" in vars(encoder) else "no"),
+        ("layer decay", describe_layers(encoder)),
+    ]
+    answers = {
+        "LoRA, targets: qkv": lambda: describe_targets(find_lora_targets(encoder, "qkv")),
+        "LoRA, targets: all": lambda: describe_targets(find_lora_targets(encoder, "all")),
+        "export --to hf": lambda: "yes" if describe_encoder(encoder) else "no",
+        "export --to onnx": lambda: "yes" if find_stock_module(encoder) else "no",
+    }
+    for name, answer in answers.items():
+        try:
+            rows.append((name, answer()))
+        except UserError as problem:
+            rows.append((name, f"no: {problem}"))
+    return rows
+
+
+def describe_execution(encoder: AudioEncoder) -> str:
+    """Return how the clips of a batch go through the layers."""
+    if "layer" in vars(encoder):
+        return "packed, no padding"
+    if isinstance(encoder, TowerAudioEncoder):
+        padded = encoder.takes_padding
+        return "padded to the longest clip, with masks" if padded else "one clip after the other"
+    return "padded or in pieces, inside of the encoder"
+
+
+def describe_layers(encoder: AudioEncoder) -> str:
+    """Return the number of layers that have learning rates of their own."""
+    numbers = {int(match[1]) for name, _ in encoder.named_parameters() if (match := LAYER.search(f".{name}"))}
+    return f"{len(numbers)} layers" if numbers else "no numbered layers"
+
+
+def describe_targets(names: list[str]) -> str:
+    """Return the number of linear maps, and their last names."""
+    last = sorted({name.removesuffix(CLIPPED).rsplit(".", 1)[-1] for name in names})
+    return f"{len(names)} linear maps: {', '.join(last)}"
+
+
+def show_support(encoder: AudioEncoder, name: str, console: Console) -> None:
+    """Print what can be done with an encoder."""
+    table = Table(title=f"what {name} supports", title_justify="left")
+    table.add_column("feature", overflow="fold")
+    table.add_column("supported", overflow="fold")
+    for row in list_support(encoder):
+        table.add_row(*row)
+    console.print(table)
+
+
+def list_families(console: Console | None = None) -> None:
+    """Print the model types that are loaded, with the settings they take, and those that are not, with the reason."""
+    console = console or make_console()
+    known = Table(title="encoders that are loaded", title_justify="left")
+    for column in ("model_type", "settings"):
+        known.add_column(column, overflow="fold")
+    for family in {id(one): one for one in FAMILIES.values()}.values():
+        types = [kind for kind, of_kind in FAMILIES.items() if of_kind is family]
+        known.add_row(", ".join(types), ", ".join(family.settings) or "none")
+    console.print(known)
+    others = Table(title="models with an audio part that are not", title_justify="left")
+    for column in ("model_type", "reason"):
+        others.add_column(column, overflow="fold")
+    for kind, reason in LEFT_OUT.items():
+        others.add_row(kind, reason)
+    console.print(others)
+
+
 def check_encoder(spec: str, kind: str, trust: Trust = NO_TRUST) -> None:
-    """Load an encoder by run folder, checkpoint, model folder or Hub name, or ``module:Class``, and print its table.
+    """Load an encoder by run folder, checkpoint, model folder or Hub name, or ``module:Class``, and print its tables.
 
     Raises:
         UserError: when it cannot be loaded or a property does not hold.
@@ -216,4 +298,6 @@ def check_encoder(spec: str, kind: str, trust: Trust = NO_TRUST) -> None:
         model = parse_model_spec(spec)
         settings = model.configure_model(trust.remote_code).model_copy(update={"kind": kind})
         encoder = load_audio_encoder(settings, model.path, trust=trust)
-    show_findings(check_contract(encoder), spec)
+    console = make_console()
+    show_support(encoder, spec, console)
+    show_findings(check_contract(encoder), spec, console)

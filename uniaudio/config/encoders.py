@@ -74,7 +74,7 @@ class EncoderConfig(Strict):
     `--trust-remote-code`.
     """
     pad_to: PositiveFloat | None = None
-    """Whisper only: seconds to which shorter clips are padded with silence, 30 for the stock behaviour.
+    """Whisper and Voxtral only: seconds to which shorter clips are padded with silence, 30 for the stock behaviour.
     Default: no padding.
     """
     pad_stride: PositiveInt | None = None
@@ -98,7 +98,7 @@ class EncoderConfig(Strict):
     """
     chunk_seconds: PositiveFloat | None = None
     """Longest piece, in seconds, that attends to itself, for encoders without a fixed input length (the
-    wav2vec 2.0 family); longer clips are cut. Default: 30.
+    wav2vec 2.0 family and the towers of other models); longer clips are cut. Default: 30.
     """
     cache: bool | Literal["bfloat16"] = False
     """Keep the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once:

@@ -14,8 +14,23 @@ from transformers.pytorch_utils import Conv1D
 
 from uniaudio.errors import UserError
 
-SEPARATE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "linear_q", "linear_k", "linear_v")
-QKV = (*SEPARATE, "qkv", "qkv_proj", "query_key_value", "c_attn", "Wqkv")  # the latter make all three at once
+SEPARATE = (
+    *("q_proj", "k_proj", "v_proj"),
+    *("query", "key", "value"),
+    *("linear_q", "linear_k", "linear_v"),
+    *("query_proj", "key_proj", "value_proj"),
+    "to_q",
+)
+CLIPPED = ".linear"  # of a map inside of one that bounds its values
+QKV = (
+    *SEPARATE,
+    "to_kv",
+    "qkv",
+    "qkv_proj",
+    "query_key_value",
+    "c_attn",
+    "Wqkv",
+)  # the latter make all three at once
 READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
 LINEAR = (nn.Linear, Conv1D)  # GPT-2's Conv1D is a linear map with its weight the other way round
 
@@ -44,7 +59,7 @@ def find_lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[s
             "or full"
         )
     if targets == "qkv":
-        matches = [name for name in linear if name.rsplit(".", 1)[-1] in QKV]
+        matches = [name for name in linear if name.removesuffix(CLIPPED).rsplit(".", 1)[-1] in QKV]
         missing = [] if matches else ["qkv"]
     else:
         matches = [name for name in linear if any(re.search(target, name) for target in targets)]

@@ -15,7 +15,8 @@ from uniaudio.errors import UserError
 from uniaudio.model.lora import strip_lora_name
 from uniaudio.train.trainable import refuse_nothing
 
-LAYER = re.compile(r"\.(?:layers?|blocks|h)\.(\d+)\.")
+# not the convolutions before the layers, nor the adapter behind them, of conformers
+LAYER = re.compile(r"(?<!subsampling)(?<!adapter)\.(?:layers?|blocks|h|encoders|conformer)\.(\d+)\.")
 
 
 def list_learning_rates(config: RunConfig) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,58 @@ FAMILIES: Mapping[str, Family] = {
     "uniaudio": EXPORTED,
 }
 
+# models of transformers with an audio part that is not loaded, by model type, and what to load instead
+IS_MIMI = "its audio codec is a Mimi; load that, such as kyutai/mimi"
+IS_ENCODEC = "it generates audio, and its codec is an EnCodec; load that, such as facebook/encodec_24khz"
+GENERATES = "it generates audio and has no encoder to fine-tune; load encodec or mimi for a codec"
+IS_CODEC = "of codecs only encodec and mimi are loaded"
+STREAMS = (
+    "its encoder is made for streaming, with caches; the nearest are parakeet_ctc and moonshine_streaming"
+)
+LEFT_OUT: Mapping[str, str] = {
+    "bark": IS_ENCODEC,
+    "clvp": "it ranks generated speech; the nearest is whisper",
+    "cohere_asr": "its encoder is a Parakeet published under other names; load parakeet_ctc or canary",
+    "csm": IS_MIMI,
+    "dac": IS_CODEC,
+    "dia": GENERATES,
+    "dots3_note": "the nearest are qwen3_asr and whisper",
+    "embedding_gemma2": "the nearest are gemma4 and gemma3n",
+    "fastspeech2_conformer": GENERATES,
+    "fun_asr_nano": "the nearest are qwen3_asr and parakeet_ctc",
+    "gemma4_unified": "it has no audio encoder: its language model reads pieces of the waveform; load gemma4",
+    "glmasr": "the nearest are voxtral and whisper",
+    "granite_speech5_ctc": "its features need torchaudio; the nearest is granite_speech",
+    "granite_speech5_encoder": "its features need torchaudio; the nearest is granite_speech",
+    "higgs_audio_v2": GENERATES,
+    "higgs_audio_v2_tokenizer": IS_CODEC,
+    "inkling_mm_model": "it has no audio encoder: its language model reads quantised spectrograms",
+    "kyutai_speech_to_text": IS_MIMI,
+    "moshi": IS_MIMI,
+    "moss_transcribe_diarize": "the nearest is whisper",
+    "muse_spark": "the nearest are whisper and qwen3_asr",
+    "musicgen": IS_ENCODEC,
+    "musicgen_melody": IS_ENCODEC,
+    "nemo_speechlm": STREAMS,
+    "nemotron3_diarization": STREAMS,
+    "nemotron_asr_streaming": STREAMS,
+    "nemotron_h_omni": "its audio tower is a Parakeet; load parakeet_ctc",
+    "neucodec": IS_CODEC,
+    "pe_audio_video": "load its audio part, pe_audio",
+    "pocket_tts": GENERATES,
+    "pop2piano": "it reads spectrograms with a T5; the nearest are clap and musicflamingo",
+    "speech-encoder-decoder": "load its encoder alone, mostly a wav2vec2",
+    "speech_to_text": "the nearest is whisper",
+    "univnet": GENERATES,
+    "vibevoice": GENERATES,
+    "vibevoice_acoustic_tokenizer": IS_CODEC,
+    "vibevoice_asr": "its encoders are tokenizers of its own; the nearest are mimi and qwen3_asr",
+    "vits": GENERATES,
+    "voxtral_realtime": "its encoder is made for streaming, with caches; load voxtral",
+    "xcodec": IS_CODEC,
+    "xcodec2": IS_CODEC,
+}
+
 
 def load_audio_encoder(
     config: EncoderConfig, where: str, seed: int = 0, trust: Trust = NO_TRUST
@@ -186,14 +239,22 @@ def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
     if config.kind == "remote" or (config.kind == "auto" and "auto_map" in values and kind not in FAMILIES):
         return kind, HF_AUTO
     if kind not in FAMILIES:
-        known = sorted(FAMILIES)
         raise UserError(
-            f"{where}: {config.path} holds a {kind} model, no audio encoder known here{suggest_name(kind, known)}; "
-            f"known: {', '.join(known)}; `kind: remote` takes a model with its own code, module:Class a class of yours"
+            f"{where}: {config.path} holds a {kind} model, no audio encoder known here"
+            f"{explain_left_out(kind)}; `uniaudio check-encoder --list` lists those that are; `kind: remote` takes a "
+            "model with its own feature extractor or code, module:Class a class of yours"
         )
     if config.kind != "auto" and FAMILIES[config.kind] is not FAMILIES[kind]:
         raise UserError(f"{where}: {config.path} holds a {kind} model, but kind says {config.kind}")
     return kind, FAMILIES[kind]
+
+
+def explain_left_out(kind: str) -> str:
+    """Return why a model type is not loaded and what to load instead, as the end of a clause."""
+    if kind in LEFT_OUT:
+        return f": {LEFT_OUT[kind]}"
+    near = get_close_matches(kind, FAMILIES, n=3, cutoff=0.5)
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def choose_settings(config: EncoderConfig, family: Family, kind: str, where: str) -> dict[str, Any]:

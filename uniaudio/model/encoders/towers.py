@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
@@ -62,6 +63,10 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
         self.dim = self.find_width()
         self.frame_rate = SAMPLE_RATE / self.count_stride()
         self.layer_dims = (*self.list_layer_widths(), self.dim)
+
+    def can_recompute(self) -> bool:
+        """Return whether the stock module has layers that drop their activations."""
+        return any(isinstance(part, GradientCheckpointingLayer) for part in self.model.modules())
 
     def find_width(self) -> int:
         """Return the width of the frames."""
