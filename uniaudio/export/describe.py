@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from uniaudio.errors import UserError
@@ -35,7 +36,10 @@ def describe_encoder(value: Any) -> Any:
     if isinstance(value, FeatureExtractionMixin):
         return {
             "extractor": check_listed(locate_class(type(value), STOCK), STOCK_EXTRACTORS),
-            "values": value.to_dict(),
+            "values": {  # those of Gemma keep numbers as arrays
+                name: setting.tolist() if isinstance(setting, np.ndarray) else setting
+                for name, setting in value.to_dict().items()
+            },
         }
     if isinstance(value, Mapping):
         return {"mapping": [[name, describe_encoder(item)] for name, item in value.items()]}
