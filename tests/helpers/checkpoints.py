@@ -232,6 +232,7 @@ MINIATURES: Mapping[str, Callable[[], PreTrainedModel]] = {
     "qwen3_omni": qwen3_omni,
     "qwen3_asr": qwen3_asr,
     "voxtral": voxtral,
+    "glmasr": lambda: tower("glmasr:GlmAsrEncoder", **TRANSFORMER, num_mel_bins=80),
     "parakeet": parakeet,
     **TOWERS,
     "wav2vec2": lambda: wave(Wav2Vec2Config, **POSITIONS),

@@ -13,7 +13,7 @@ from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.gate import GateFusion
 from uniaudio.ragged import Ragged
 
-PACKED = ("whisper", "qwen2_audio", "qwen3_omni", "wav2vec2", "hubert", "wavlm")
+PACKED = ("whisper", "qwen2_audio", "qwen3_omni", "wav2vec2", "hubert", "wavlm", "glmasr")
 KINDS = (*PACKED, "ast", "w2v_bert", "parakeet", "moonshine")
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
 

@@ -23,6 +23,7 @@ STOCK_MODELS = (  # each is built from its configuration alone, and neither fetc
     f"{MODELS}.encodec.modeling_encodec:EncodecModel",
     f"{MODELS}.gemma3n.modeling_gemma3n:Gemma3nAudioEncoder",
     f"{MODELS}.gemma4.modeling_gemma4:Gemma4AudioModel",
+    f"{MODELS}.glmasr.modeling_glmasr:GlmAsrEncoder",
     f"{MODELS}.granite_speech.modeling_granite_speech:GraniteSpeechCTCEncoder",
     f"{MODELS}.granite_speech_plus.modeling_granite_speech_plus:GraniteSpeechPlusCTCEncoder",
     f"{MODELS}.hubert.modeling_hubert:HubertModel",

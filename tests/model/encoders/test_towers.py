@@ -171,12 +171,13 @@ def test_long_clips_are_cut(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["voxtral", "glmasr"])
 @pytest.mark.parametrize("samples", [*LENGTHS[:3], 480_000])
-def test_voxtral_padded_to_30_s_is_the_stock_tower(samples, tmp_path):
-    model = save_miniature("voxtral", tmp_path)
+def test_padded_to_30_s_they_are_the_stock_towers(samples, kind, tmp_path):
+    model = save_miniature(kind, tmp_path)
     encoder = load(tmp_path, pad_to=30.0).eval()
     features = extract(WhisperFeatureExtractor(), wave(samples)).input_features
-    frames = encoder(pack(samples)).frames.values
+    frames = encoder(pack(7_000, samples)).frames.rows()[1]
     assert len(frames) == -(-samples // 320)
     expected = model(features).last_hidden_state[0, : len(frames)]
     torch.testing.assert_close(frames, expected, atol=1e-5, rtol=0)
@@ -201,6 +202,7 @@ def test_qwen3_asr_equals_the_stock_tower_with_nothing_behind_the_clip(samples, 
 FULL = {  # the model type and place of the tower in a full model
     "parakeet": ("parakeet_ctc", "encoder_config", "encoder."),
     "voxtral": ("voxtral", "audio_config", "model.audio_tower."),
+    "glmasr": ("glmasr", "audio_config", "model.audio_tower."),
     "qwen3_asr": ("qwen3_asr", "audio_config", "model.audio_tower."),
     "granite_speech": ("granite_speech", "encoder_config", "model.encoder."),
     "seamless_m4t_v2": ("seamless_m4t_v2", None, "speech_encoder."),

@@ -25,6 +25,7 @@ PARTS = {
     "ClapAudioEncoder": f"{ENCODERS}.clap",
     "CodecAudioEncoder": f"{ENCODERS}.codec",
     "EncodecParts": f"{ENCODERS}.codec",
+    "GlmAsrAudioEncoder": f"{ENCODERS}.glmasr",
     "MimiParts": f"{ENCODERS}.codec",
     "OmniAudioEncoder": f"{ENCODERS}.qwen_omni",
     "ParakeetAudioEncoder": f"{ENCODERS}.parakeet",

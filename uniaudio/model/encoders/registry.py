@@ -56,6 +56,7 @@ CLAP = Family(f"{HERE}.clap", "load_clap")
 CODEC = Family(f"{HERE}.codec", "load_codec")
 EXPORTED = Family(f"{HERE}.exported", "load_exported")
 HF_AUTO = Family(f"{HERE}.hf_auto", "load_remote", ("trust_remote_code", "frame_rate"))
+GLMASR = Family(f"{HERE}.glmasr", "load_glmasr", ("pad_to", "tail_frames", "keep_tail"), {"pad_to": 30.0})
 
 
 def make_tower_family(module: str, loader: str) -> Family:
@@ -89,6 +90,8 @@ FAMILIES: Mapping[str, Family] = {
     "musicflamingo": QWEN2_AUDIO,
     "voxtral": VOXTRAL,
     "voxtral_encoder": VOXTRAL,
+    "glmasr": GLMASR,
+    "glmasr_encoder": GLMASR,
     "qwen2_5_omni": QWEN_OMNI,
     "qwen2_5_omni_thinker": QWEN_OMNI,
     "qwen2_5_omni_audio_encoder": QWEN_OMNI,
@@ -160,7 +163,6 @@ LEFT_OUT: Mapping[str, str] = {
     "fastspeech2_conformer": GENERATES,
     "fun_asr_nano": "the nearest are qwen3_asr and parakeet_ctc",
     "gemma4_unified": "it has no audio encoder: its language model reads pieces of the waveform; load gemma4",
-    "glmasr": "the nearest are voxtral and whisper",
     "granite_speech5_ctc": "its features need torchaudio; the nearest is granite_speech",
     "granite_speech5_encoder": "its features need torchaudio; the nearest is granite_speech",
     "higgs_audio_v2": GENERATES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,8 +90,8 @@ class WhisperAudioEncoder(AudioEncoder):
             raise UserError(f"pool: {pool} does not divide the {REACH // FRAME} frames of 30 s")
         self.whisper = whisper
         self.mel = LogMel(whisper.config.num_mel_bins)
-        self.dim = whisper.config.d_model
-        self.layer_dims = (self.dim,) * (whisper.config.encoder_layers + 1)
+        self.dim = whisper.conv1.out_channels
+        self.layer_dims = (self.dim,) * (len(whisper.layers) + 1)
         self.pad_to = pad_to
         self.tail_frames = tail_frames
         self.pad_stride = pad_stride
@@ -99,7 +100,7 @@ class WhisperAudioEncoder(AudioEncoder):
         self.pool = pool
         self.frame = FRAME * pool  # samples of one frame that is given out
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
-        self.layer = apply_encoder_layer
+        self.layer: Callable[..., Tensor] = apply_encoder_layer
 
     def can_recompute(self) -> bool:
         """Return True: it calls its layers one by one."""
@@ -224,9 +225,13 @@ class WhisperAudioEncoder(AudioEncoder):
         hidden = F.gelu(self.whisper.conv1(buffer.t()[None])) * real.t()
         hidden = F.gelu(self.whisper.conv2(hidden))[0].t()
         rows = Ragged.index_slices(starts // 2, frames).to(mel.device, non_blocking=True)
-        position = Ragged.count_within_rows(frames).to(mel.device, non_blocking=True)
-        hidden = hidden[rows] + self.whisper.embed_positions.weight[position]
-        return Ragged(F.dropout(hidden, self.whisper.dropout, self.training), frames)
+        return self.add_positions(Ragged(hidden[rows], frames))
+
+    def add_positions(self, stem: Ragged) -> Ragged:
+        """Add the embeddings of the positions within every chunk to convolved frames."""
+        position = Ragged.count_within_rows(stem.lengths).to(stem.device, non_blocking=True)
+        hidden = stem.values + self.whisper.embed_positions.weight[position]
+        return stem.with_values(F.dropout(hidden, self.whisper.dropout, self.training))
 
 
 def apply_encoder_layer(layer: Any, hidden: Float[Tensor, "A E"], segments: Segments) -> Float[Tensor, "A E"]:
