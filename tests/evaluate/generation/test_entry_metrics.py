@@ -285,8 +285,12 @@ def cut_examples(examples, metric="accuracy", **changes):
 
 def test_a_long_clip_has_one_answer_and_says_those_of_its_windows(model_and_set, monkeypatch):
     model, format, examples = model_and_set
-    whole = evaluate_entry(model, format, cut_examples(examples), settings())
+    advances = []
+    whole = evaluate_entry(
+        model, format, cut_examples(examples), settings(batch_seconds=0.5), advances.append
+    )
     assert (whole["examples"], whole["rows"], len(whole["skipped"])) == (9, 10, 1)
+    assert sum(advances) == 10  # rows, not windows
     long = [answer for answer in whole["answers"] if "windows" in answer]
     assert 0 < len(long) < 9
     for answer in long:

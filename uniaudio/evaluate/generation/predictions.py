@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -211,18 +211,23 @@ def predict_entry(
     labels = tokenize_labels(names, format) if names else None
     longest = max(names, key=lambda name: len(format.answer(name))) if names else None
     local = Answers()
-    skipped = 0
+    done: set[int] = set()  # rows, of which the windows of long clips are several questions
+
+    def count_rows(places: Iterable[int]) -> None:
+        before = len(done)
+        done.update(places)
+        advance(len(done) - before)
+
     for usable in iterate_question_chunks(
         examples, format, settings, model.count_slots, local.skips, longest
     ):
-        advance(len(local.skips) - skipped)
-        skipped = len(local.skips)
+        count_rows(place for place, _ in local.skips)
         for indices in batch_questions(
             usable, settings.batch_seconds, 0 if labels is None else len(labels.values)
         ):
             answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, local)
-            advance(len(indices))
-    advance(len(local.skips) - skipped)
+            count_rows(usable[i].place for i in indices)
+    count_rows(place for place, _ in local.skips)
     whole = gather_answers(local, settings)
     if not whole.answered:
         raise_no_row(examples, whole)
