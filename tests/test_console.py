@@ -86,6 +86,18 @@ def test_only_known_log_lines_of_deepspeed_are_dropped(caplog):
     assert caplog.messages == ["the optimizer is unknown"]
 
 
+def test_tries_to_reach_the_hub_are_no_lines(caplog):
+    silence_known_warnings()
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.warning(
+        "'[Errno -2] Name or service not known' thrown while requesting HEAD https://hub/config.json"
+    )
+    logger.warning("Retrying in 1s [Retry 1/5].")
+    logger.warning("something else")
+    assert "something else" in caplog.text or not logger.propagate
+    assert "Retry" not in caplog.text
+
+
 def test_loading_bars_of_transformers_are_hidden_and_others_are_not(capsys):
     from transformers.utils import logging as transformers_logging
 

@@ -37,6 +37,15 @@ def reader(tmp_path_factory, chat_tokenizer):
         yield folder
 
 
+def test_every_process_of_a_launch_sees_the_run_that_the_main_one_has_written(reader, monkeypatch):
+    order = []
+    module = importlib.import_module("uniaudio.api.runs")
+    monkeypatch.setattr(module, "run_training", lambda *parts, **options: order.append("trained"))
+    monkeypatch.setattr(module, "barrier", lambda: order.append("waited for all"))
+    uniaudio.train("configs/birds.yaml")
+    assert order == ["trained", "waited for all"]
+
+
 def test_a_run_knows_its_metrics_and_checkpoints(reader):
     run = uniaudio.Run("runs/birds")
     assert repr(run) == "Run('runs/birds', step 6, finished)"

@@ -168,6 +168,12 @@ def test_checkpoints_of_an_abandoned_end_are_the_last_resort(run):
     assert find_newest_checkpoint(run).path.name == "step-000002"
 
 
+def test_only_the_files_that_are_read_are_compared(run):
+    flip(run / "checkpoints" / "step-000002" / "model.safetensors")
+    assert find_checkpoint(str(run), ("config.yaml",)).name == "step-000002"
+    assert find_checkpoint(str(run)).name == "step-000001"
+
+
 def test_latest_is_a_path_of_a_checkpoint(run):
     latest = run / "checkpoints" / "latest"
     assert find_checkpoint(str(latest)) == run / "checkpoints" / "step-000002"
