@@ -45,7 +45,7 @@ class NemoImporter(Importer):
                         skipped[f"no {AUDIO}"] += 1
                         continue
                     rest = {name: value for name, value in row.items() if name != AUDIO}
-                    rows.append({"audio": locate_clip(row, file, options.root), **rest})
+                    rows.append({"audio": locate_nemo_clip(row, file, options.root), **rest})
             if not rows:
                 raise UserError(f"{shards[0]}: holds no row with {AUDIO}, so it is no manifest of NeMo")
             columns.update(name for row in rows for name in row)
@@ -58,7 +58,7 @@ class NemoImporter(Importer):
         return data
 
 
-def locate_clip(row: dict[str, Any], file: Path, root: str | None) -> str:
+def locate_nemo_clip(row: dict[str, Any], file: Path, root: str | None) -> str:
     """Return where the clip of a row is: its file, or the tar of its shard and its name there.
 
     Raises:

@@ -31,7 +31,7 @@ KEPT_BLOCKS, KEPT_CLIPS = 16, 16  # blocks of a clip, and clips of a process, th
 LARGEST = 4 << 30  # bytes of a clip that is fetched whole
 GIB = 1 << 30
 CACHE_GIB = 20.0  # of all clips on disk, where UNIAUDIO_CLIP_CACHE_GIB does not say
-STORED_BETWEEN = 200  # clips that a process stores before it looks again at how large the cache is
+SHRINK_EVERY = 200  # clips that a process stores before it looks again at how large the cache is
 LONGEST_PAUSE = 60.0  # seconds between two tries
 # seconds of pauses for a clip: of a host that answered before, that was not met before, that was given up
 PATIENCE = {True: 200.0, None: 7.0, False: 0.0}
@@ -304,7 +304,7 @@ def store_clip(url: str, data: bytes) -> bool:
         with suppress(OSError):
             part.unlink()
         return False
-    if next(STORED) % STORED_BETWEEN == 0:
+    if next(STORED) % SHRINK_EVERY == 0:
         shrink_cache(path.parent.parent, limit)
     return True
 
