@@ -5,7 +5,14 @@ import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
 from helpers.ultravox_reference import UltravoxReference
-from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from uniaudio.commands.export_model import MODEL_TARGETS
 from uniaudio.data.chat_format import ChatFormat
@@ -24,8 +31,8 @@ from uniaudio.export.stock_model import (
 )
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import TextDecoder
-from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder, load_whisper
 from uniaudio.types import Example
 
 EXACT = {
@@ -196,6 +203,27 @@ def test_a_run_without_the_padding_of_the_format_is_written_and_its_difference_m
     assert f"same for {compared.same_token}" in compared.describe()
     with pytest.raises(RuntimeError, match=r"differ|tokens of a prompt"):
         compare_stock_model(ours, clips, tmp_path, target, exact=True)
+
+
+@pytest.mark.realmodels
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXACT)
+def test_real_encoders_and_decoders_answer_in_every_format_as_in_the_run(name, realmodels, tmp_path):
+    encoder = load_whisper(str(realmodels / "whisper-base"), **EXACT[name])
+    folder = realmodels / "smollm2-135m-instruct"
+    lm, tokenizer = load_decoder(str(folder)), AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(1)
+    adapter = make_stock_projector(STOCK_FORMATS[name].adapter, encoder.dim, encoder.frame_rate, lm.dim)
+    model, format = AudioLM(encoder, adapter, lm).eval(), ChatFormat(tokenizer, vocabulary=lm.vocabulary)
+    processor, stock = write(model, format, tmp_path, name)
+    for clip in noise(0.3, 4.21):
+        ours, ids = read_prompt(model, format, [clip], ("", "Which tone is it?"))
+        text = write_turn(processor, None, "Which tone is it?")
+        theirs, stock_ids = read_stock(stock, processor, text, [clip])
+        assert len(theirs) == len(ours)
+        difference = float((theirs[:, : ours.shape[1]] - ours).abs().max() / ours.abs().max())
+        assert difference < 1e-4, difference
+        assert stock_ids[: len(ids)] == ids
 
 
 def test_every_stock_format_is_a_target_and_names_what_it_cannot_hold(chat_tokenizer, tmp_path):
