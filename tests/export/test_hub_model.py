@@ -147,7 +147,7 @@ def test_peft_with_gradient_checkpointing(whisper):
 # -- outputs ------------------------------------------------------------------------------------------------------
 
 
-def test_configuration_asks_for_hidden_states_and_tuples(whisper):
+def test_configuration_turns_on_hidden_states_and_tuples(whisper):
     model = load_model(whisper, output_hidden_states=True)
     assert len(model(CLIP).hidden_states) == 3
     assert model(CLIP, output_hidden_states=False).hidden_states is None
@@ -195,7 +195,7 @@ def test_a_graph_of_padded_clips(whisper):
         return_tensors="pt",
     )
     padded = (inputs.input_values, inputs.attention_mask)
-    frames, mask, pooled = torch.export.export(model.padded(), padded).module()(*padded)
+    frames, mask, pooled = torch.export.export(model.make_padded(), padded).module()(*padded)
     wanted = model(**inputs)
     torch.testing.assert_close(frames[:, :29], wanted.last_hidden_state, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(pooled, wanted.pooler_output, atol=2e-5, rtol=1e-4)

@@ -142,7 +142,7 @@ def build_model(
     encoder = build_encoder(config, decoder.dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the adapter's weights are a function of the seed
-        if whisper:
+        if isinstance(decoder, WhisperTextDecoder):
             adapter: Adapter = LinearBridge(encoder.dim, decoder.dim)
         else:
             adapter = make_adapter(config.adapter, encoder, decoder.dim)

@@ -37,8 +37,8 @@ def pack_waveforms(
     """
     if waveforms is None:
         raise ValueError("input_values: give waveforms at 16 kHz, [clips, samples]")
-    if isinstance(waveforms, list | tuple) and not is_number(waveforms):
-        rows = [check_samples(to_tensor(row, device)) for row in waveforms]
+    if isinstance(waveforms, list | tuple) and not is_clip_of_numbers(waveforms):
+        rows = [convert_samples(to_tensor(row, device)) for row in waveforms]
         if wrong := [row for row in rows if row.dim() != 1]:
             raise ValueError(f"input_values: a clip of the list has the shape {list(wrong[0].shape)}; {MONO}")
         if len({row.dtype for row in rows}) > 1:
@@ -47,7 +47,7 @@ def pack_waveforms(
             return require_samples(rows)
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     else:
-        padded = check_samples(to_tensor(waveforms, device))
+        padded = convert_samples(to_tensor(waveforms, device))
     padded = padded[None] if padded.dim() == 1 else padded
     if padded.dim() != 2 or (padded.shape[1] <= CHANNELS < len(padded)):
         raise ValueError(
@@ -56,7 +56,7 @@ def pack_waveforms(
     return Ragged.from_padded(padded, count_samples(padded, attention_mask, lengths))
 
 
-def is_number(values: Sequence[Any]) -> bool:
+def is_clip_of_numbers(values: Sequence[Any]) -> bool:
     """Return whether a list is one clip, written as numbers."""
     return len(values) > 0 and all(isinstance(value, int | float) for value in values[:1])
 
@@ -75,7 +75,7 @@ def to_tensor(values: Any, device: torch.device | str) -> Tensor:
         raise ValueError(f"input_values: give tensors, arrays or lists of numbers ({problem})") from problem
 
 
-def check_samples(samples: Tensor) -> Tensor:
+def convert_samples(samples: Tensor) -> Tensor:
     """Return samples as int16 or float32.
 
     Raises:

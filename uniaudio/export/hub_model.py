@@ -174,7 +174,7 @@ class UniaudioModel(RebuiltModel):
         assert isinstance(counts, Tensor)
         return torch.arange(feature_vector_length, device=attention_mask.device) < counts[:, None]
 
-    def padded(self) -> PaddedModel:
+    def make_padded(self) -> PaddedModel:
         """Return the encoder as a module of static shapes, for ``torch.export`` and ``torch.compile``."""
         return PaddedModel(self.encoder)
 

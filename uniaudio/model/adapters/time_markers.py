@@ -77,6 +77,6 @@ class TimeMarkersAdapter(Adapter):
             first += count
         assert first == size + len(tokens.values)
         table = widen_rows(self.table.to(tokens.values.dtype), tokens.values.shape[1])
-        place = torch.tensor(index, dtype=torch.int64).to(tokens.device, non_blocking=True)
-        values = torch.cat([table, tokens.values]).index_select(0, place)
+        order = torch.tensor(index, dtype=torch.int64).to(tokens.device, non_blocking=True)
+        values = torch.cat([table, tokens.values]).index_select(0, order)
         return Ragged(values, torch.tensor(lengths, dtype=torch.int64))
