@@ -38,6 +38,14 @@ def test_yaml_blocks_parse(page):
         assert isinstance(parse(block, page.name), dict)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_prose_is_wrapped(page):
+    """Tables, code and headings are as long as they are; the page of config keys is generated."""
+    prose = re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text())
+    long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "#", "!["))]
+    assert long == []
+
+
 def test_the_readme_opens_with_what_it_is_and_the_two_commands():
     opening, block, _ = (ROOT / "README.md").read_text().split("```\n", 2)
     assert opening.startswith("# uniaudio\n\n**uniaudio** trains ")
