@@ -778,12 +778,11 @@ def check_encoder(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Show what an encoder supports, and test it against the interface of this package.
+    """Show what an encoder supports, and test its interface.
 
     Reads: the encoder; the clips are noise and silence.
     Writes: nothing.
-    Prints: execution, hidden states, LoRA, layer decay, recompute and exports; whether frames, batches, hidden
-    states, gradients and dtype hold, with exit code 2 if one does not.
+    Prints: execution, LoRA, layer decay, recompute and exports; one line for each test; exit code 2 if one fails.
     """
     announce(LOADING)
     from uniaudio.commands.check_encoder import check_encoder as check

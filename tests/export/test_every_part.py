@@ -52,7 +52,7 @@ def test_an_operator_is_refused_where_a_format_has_no_place_for_it(to, kind):
     config = make_config(fusion=TypeAdapter(FusionConfig).validate_python({"kind": kind}))
     with pytest.raises(UserError, match="--to hf") as caught:
         check_onnx(parse_model_spec("run"), config) if to == "onnx" else require_fitting_run(
-            config, to, STOCK_FORMATS[to].adapter
+            config, to, STOCK_FORMATS[to]
         )
     assert "\n" not in str(caught.value)
     assert to == "onnx" or f"fusion.kind is {kind}" in str(caught.value)
@@ -65,10 +65,10 @@ def test_an_adapter_is_refused_by_the_formats_of_others(to, kind, monkeypatch):
     adapter = STOCK_FORMATS[to].adapter
     config = make_config(adapter=TypeAdapter(AdapterConfig).validate_python({"kind": kind}))
     if kind == adapter:
-        require_fitting_run(config, to, adapter)
+        require_fitting_run(config, to, STOCK_FORMATS[to])
         return
     with pytest.raises(UserError, match=f"adapter.kind {adapter}, and the run has {kind}; .* --to hf-lm$"):
-        require_fitting_run(config, to, adapter)
+        require_fitting_run(config, to, STOCK_FORMATS[to])
 
 
 def test_the_card_of_an_encoder_says_what_is_not_in_the_folder(tmp_path):

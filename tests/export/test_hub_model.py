@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -391,21 +392,44 @@ class Clips(torch.utils.data.Dataset):
         return {"input_values": (time * (300, 3_000)[index % 2] * 6.28).sin().numpy(), "label": index % 2}
 
 
+def collate_clips(extractor, rows: list[dict]) -> dict:
+    clips = [row["input_values"] for row in rows]
+    inputs = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")
+    return {**inputs, "labels": torch.tensor([row["label"] for row in rows])}
+
+
+def test_accumulated_batches_are_one_batch(whisper, tmp_path):
+    """All clips in one step of the Trainer, at once and in two halves, move the head alike."""
+    heads = []
+    for size, halves in ((16, 1), (8, 2)):
+        torch.manual_seed(0)
+        model = AutoModelForAudioClassification.from_pretrained(whisper, num_labels=2, **TRUST)
+        model.freeze_base_model()
+        arguments = TrainingArguments(
+            str(tmp_path / str(size)), max_steps=1, per_device_train_batch_size=size, learning_rate=1.0,
+            gradient_accumulation_steps=halves, optim="sgd", report_to=[], use_cpu=True, disable_tqdm=True,
+            remove_unused_columns=False, save_strategy="no", max_grad_norm=0.0,
+        )  # fmt: skip
+        collate = partial(collate_clips, AutoFeatureExtractor.from_pretrained(whisper))
+        before = model.classifier.weight.detach().clone()
+        Trainer(model, arguments, data_collator=collate, train_dataset=Clips()).train()
+        heads.append(model.classifier.weight.detach() - before)
+    assert heads[0].abs().max() > 1e-4
+    torch.testing.assert_close(heads[1], heads[0], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_head_is_trained_with_the_trainer(whisper, tmp_path, checkpointing):
     extractor = AutoFeatureExtractor.from_pretrained(whisper)
+    torch.manual_seed(0)  # of the head
     model = AutoModelForAudioClassification.from_pretrained(whisper, num_labels=2, **TRUST)
     assert not model.classifier.bias.any()
     assert 0.01 < model.classifier.weight.std().item() < 0.03
     model.freeze_base_model()
 
-    def collate(rows: list[dict]) -> dict:
-        clips = [row["input_values"] for row in rows]
-        inputs = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")
-        return {**inputs, "labels": torch.tensor([row["label"] for row in rows])}
-
+    collate = partial(collate_clips, extractor)
     arguments = TrainingArguments(
-        str(tmp_path / "runs"), max_steps=12, per_device_train_batch_size=8, learning_rate=0.05, report_to=[],
+        str(tmp_path / "runs"), max_steps=30, per_device_train_batch_size=8, learning_rate=0.02, report_to=[],
         use_cpu=True, remove_unused_columns=False, gradient_checkpointing=checkpointing, save_strategy="no",
         gradient_accumulation_steps=2, disable_tqdm=True,
     )  # fmt: skip

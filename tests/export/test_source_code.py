@@ -23,6 +23,7 @@ IN_TRANSFORMERS_4 = {
     "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni": {"Qwen2_5OmniAudioEncoder"},
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe": {"Qwen3OmniMoeAudioEncoder"},
     "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert": {"Wav2Vec2BertRotaryPositionalEmbedding"},
+    "transformers.modeling_layers": {"GradientCheckpointingLayer"},
     "transformers.modeling_outputs": {"SequenceClassifierOutput"},
     "transformers.utils": {"ModelOutput"},
 }

@@ -227,6 +227,10 @@ class UniaudioForAudioClassification(UniaudioModel):
     The map of an encoder that was never trained with one is drawn anew.
     """
 
+    accepts_loss_kwargs = (
+        False  # the loss is a mean over clips: the Trainer divides it by the accumulated batches
+    )
+
     def __init__(self, config: UniaudioConfig) -> None:
         super().__init__(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
@@ -259,7 +263,6 @@ class UniaudioForAudioClassification(UniaudioModel):
             input_values, attention_mask, lengths, output_hidden_states, return_dict: as of ``UniaudioModel``.
             labels: ``[B]`` classes, or ``[B, num_labels]`` floats of 0 and 1 where a clip has several.
         """
-        others.pop("num_items_in_batch", None)  # of the Trainer; the loss is a mean over clips
         output = super().forward(input_values, attention_mask, lengths, output_hidden_states, True, **others)
         assert isinstance(output, UniaudioOutput)
         assert output.pooler_output is not None

@@ -41,7 +41,7 @@ def attend(layer, hidden, seen, counts):
 def encode_by_loops(encoder, samples, stride, reach):
     """Encode one clip, whose mel frames are the encoder's own, with the silence behind it."""
     whisper = encoder.whisper
-    mel = encoder.mel(encoder.append_silence(pack(samples))).values
+    mel = encoder.mel(encoder.fill_up(pack(samples))).values
     count = len(mel) // 2
     positions = whisper.embed_positions.weight
 
