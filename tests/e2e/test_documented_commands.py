@@ -44,6 +44,7 @@ ELSEWHERE = {
     "uniaudio train CONFIG train.compile=true": "tests/train/test_compiled_runs.py",
     "uniaudio probe runs/birds random:openai/whisper-small --suite realdata": "needs recordings",
     "uniaudio probe runs/birds --suite xares": "needs recordings",
+    "python entry/": "runs where mteb is installed",
     "uniaudio export runs/birds exported --to qwen2-audio": "wants its adapter; tests/export/test_stock_model.py",
     "uniaudio serve": "test_the_page_opens",
     "uniaudio train configs/real.yaml": "needs pretrained models",

@@ -77,8 +77,18 @@ class SewAudioEncoder(WaveTowerEncoder):
         return []
 
 
+def round_to_weights(layers: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+    """Give SpeechT5's layers hidden states in the dtype of their weights: its positions are float32 in any dtype."""
+    states: Tensor = given["hidden_states"]
+    return args, {**given, "hidden_states": states.to(layers.get_parameter("layer_norm.weight").dtype)}
+
+
 class SpeechT5AudioEncoder(WaveTowerEncoder):
     """The speech encoder of SpeechT5 (Ao et al. 2022), 50 frames per second."""
+
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+        super().__init__(model, extractor, chunk_seconds)
+        model.wrapped_encoder.register_forward_pre_hook(round_to_weights, with_kwargs=True)
 
     def find_masked(self) -> nn.Module:
         masked: nn.Module = self.model.prenet
