@@ -243,6 +243,9 @@ def test_a_model_loaded_with_its_extractor(tmp_path):
     encoder = load_audio_encoder(settings, "test").eval()
     write_hf(encoder, tmp_path / "out", {})
     verify_hf(encoder, tmp_path / "out")
+    audio = make_noise(LENGTHS)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "out")(audio).frames.values, encoder(audio).frames.values)
 
 
 def test_low_rank_updates_are_exported_merged(tmp_path):

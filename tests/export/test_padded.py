@@ -30,7 +30,7 @@ def load(kind: str, folder: object) -> AudioEncoder:
 
 
 @torch.no_grad()
-def compare(encoder: AudioEncoder, lengths: tuple[int, ...], model: object = None) -> None:
+def assert_equal_frames(encoder: AudioEncoder, lengths: tuple[int, ...], model: object = None) -> None:
     audio = make_noise(lengths)
     samples, real = audio.pad()
     frames, mask, pooled = (PaddedModel(encoder) if model is None else model)(samples / 32768.0, real.long())
@@ -44,12 +44,12 @@ def compare(encoder: AudioEncoder, lengths: tuple[int, ...], model: object = Non
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("lengths", [SHORT, (480_000, 479_700, 479_680), (500_000, 480_000, 9_000)], ids=str)
 def test_whisper_in_every_setting(settings, lengths):
-    compare(WhisperAudioEncoder(tiny_whisper(), **settings).eval(), lengths)
+    assert_equal_frames(WhisperAudioEncoder(tiny_whisper(), **settings).eval(), lengths)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_other_families(kind, tmp_path):
-    compare(load(kind, tmp_path), SHORT)
+    assert_equal_frames(load(kind, tmp_path), SHORT)
 
 
 @pytest.mark.parametrize("kind", ["whisper", "wavlm"])
@@ -58,7 +58,7 @@ def test_one_exported_graph_serves_all_lengths(kind, tmp_path):
     samples = torch.zeros(2, 16_000)
     program = torch.export.export(PaddedModel(encoder), (samples, torch.ones(2, 16_000, dtype=torch.int64)))
     for lengths in ((16_000, 5_000), (16_000, 16_000), (16_000, 401)):
-        compare(encoder, lengths, program.module())
+        assert_equal_frames(encoder, lengths, program.module())
 
 
 @pytest.mark.parametrize("kind", ["whisper", "wavlm"])
@@ -66,7 +66,7 @@ def test_a_full_graph_is_compiled(kind, tmp_path):
     encoder = load(kind, tmp_path)
     compiled = torch.compile(PaddedModel(encoder), fullgraph=True, backend="aot_eager")
     for lengths in ((16_000, 5_000), (16_000, 401)):
-        compare(encoder, lengths, compiled)
+        assert_equal_frames(encoder, lengths, compiled)
 
 
 def test_what_has_no_padded_forward_says_so(tmp_path):

@@ -68,6 +68,20 @@ class StageModel:
         self.engine.close()
 
 
+def fit_adapter_start(model: nn.Module, data: TrainingData, config: RunConfig) -> None:
+    """Give the adapter of a new run the closed-form start that its config asks for, if it does.
+
+    Raises:
+        UserError: when the first stage does not train the adapter.
+    """
+    settings, recipe = config.adapter, config.stages[0].recipe
+    if not isinstance(settings, GroupingSettings) or settings.start != RIDGE:
+        return
+    announce(f"fitting the start of the adapter to {settings.start_examples} rows of {recipe} ...")
+    examples = data.iterate_examples(0, model, recipe)
+    start_adapter(cast_to_audio_lm(model), examples, settings.start_examples, data.encode_in_text)
+
+
 def open_stage(
     models: Models,
     data: TrainingData,
@@ -100,16 +114,8 @@ def open_stage(
         if before is not None:
             put_tensors(model, structure, before.model, before.path)
     enter_stage(model, structure, config, index)
-    settings = config.adapter
-    if (
-        index == 0
-        and checkpoint is None
-        and isinstance(settings, GroupingSettings)
-        and settings.start == RIDGE
-    ):
-        announce(f"fitting the start of the adapter to {settings.start_examples} rows of {stage.recipe} ...")
-        examples = data.iterate_examples(0, model, stage.recipe)
-        start_adapter(cast_to_audio_lm(model), examples, settings.start_examples, data.encode_in_text)
+    if index == 0 and checkpoint is None:
+        fit_adapter_start(model, data, config)
     held = collect_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill
