@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -478,20 +478,32 @@ def print_row(case: str, result: Result) -> None:
     )
 
 
-def main() -> int:
+def run_cases(
+    description: str | None,
+    cases: Iterable[str],
+    run_case: Callable[[str, Path], Result],
+    explain_missing: Callable[[], str],
+) -> int:
+    """Rehearse the cases that the command line names, or all, and print the table; return the exit status.
+
+    Args:
+        run_case: of the name of a case and the folder to work in.
+        explain_missing: why nothing can run here; an empty text where it can.
+    """
+    names = list(cases)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(names))
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--folder", type=Path, help="keep run folders and outputs here")
     options = parser.parse_args()
     if options.list:
-        print("\n".join(CASES))
+        print("\n".join(names))
         return 0
-    if unknown := set(options.cases) - set(CASES):
+    if unknown := set(options.cases) - set(names):
         parser.error(f"there is no case {', '.join(sorted(unknown))}; see --list")
-    if reason := explain_no_hosts():
+    if reason := explain_missing():
         print(f"skipped: {reason}")
         return 0
     failed = 0
@@ -499,10 +511,9 @@ def main() -> int:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         print_header()
-        for case in options.cases or CASES:
+        for case in options.cases or names:
             try:
-                with Hosts(2, folder) as hosts:
-                    print_row(case, CASES[case](Rehearsal(folder, hosts)))
+                print_row(case, run_case(case, folder))
             except (RehearsalError, NoHostsError) as problem:
                 is_skipped = str(problem).startswith("skipped")
                 failed += not is_skipped
@@ -510,5 +521,10 @@ def main() -> int:
     return int(failed > 0)
 
 
+def rehearse_case(case: str, folder: Path) -> Result:
+    with Hosts(2, folder) as hosts:
+        return CASES[case](Rehearsal(folder, hosts))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cases(__doc__, CASES, rehearse_case, explain_no_hosts))

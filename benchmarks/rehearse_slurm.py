@@ -8,28 +8,24 @@ from the Python that runs this script. The nodes pretend to have the GPUs and co
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hosts import NET, Command, Hosts, NoHostsError, explain_no_hosts, wait_until
+from hosts import NET, Command, Hosts, explain_no_hosts, wait_until
 from rehearse_hosts import (
     ROUNDING,
-    RehearsalError,
     Result,
-    print_header,
-    print_row,
     read_losses,
     read_records,
     require,
+    run_cases,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -345,32 +341,10 @@ def lose_node(rehearsal: Rehearsal) -> Result:
 CASES = {"finish": finish_job, "time-limit": reach_time_limit, "lost-node": lose_node}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--folder", type=Path, help="keep run folders and outputs here")
-    options = parser.parse_args()
-    if unknown := set(options.cases) - set(CASES):
-        parser.error(f"there is no case {', '.join(sorted(unknown))}")
-    if reason := explain_no_slurm():
-        print(f"skipped: {reason}")
-        return 0
-    failed = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (options.folder or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        print_header()
-        for case in options.cases or CASES:
-            try:
-                with Hosts(NODES, folder) as hosts, Cluster(folder, hosts) as cluster:
-                    print_row(case, CASES[case](Rehearsal(folder, cluster)))
-            except (RehearsalError, NoHostsError) as problem:
-                failed += 1
-                print(f"{case:18} FAILED: {problem}", flush=True)
-    return int(failed > 0)
+def rehearse_case(case: str, folder: Path) -> Result:
+    with Hosts(NODES, folder) as hosts, Cluster(folder, hosts) as cluster:
+        return CASES[case](Rehearsal(folder, cluster))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cases(__doc__, CASES, rehearse_case, explain_no_slurm))
