@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,9 @@ def test_tensorboard_gets_settings_texts_and_clips(tracked, tmp_path):
 
     config = tracked("tensorboard")
     track(config, 0)
+    # TensorBoard reads the files of a folder in the order of their names: second, host, process, a counter without
+    # leading zeros. A resumed run is another process in a later second; here the second alone tells the files apart.
+    time.sleep(1.1)
     track(config, 1)
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     tags = events.Tags()
