@@ -97,6 +97,17 @@ def test_unknown_labels_far_behind_the_first_rows_are_listed_by_label(recipe_fil
         refuse_many_unusable(findings["train"], 0.01)
 
 
+def test_a_small_set_is_refused_by_the_share_that_its_run_would_meet(recipe_file):
+    rows = [*rows_of("train", 9), *rows_of("test", 2)]
+    for number in (1, 4, 7):
+        rows[number]["label"] = None
+    write_rows(recipe_file, rows)
+    findings, _problems, _table = look(recipe_file)
+    with pytest.raises(UserError, match=r"3 of 9 rows cannot be used, .* 3 missing column: train1\.wav"):
+        refuse_many_unusable(findings["train"], 0.05)
+    refuse_many_unusable(findings["train"], 0.34)
+
+
 def test_empty_answers_are_listed(recipe_file):
     change(recipe_file.parent, "t.yaml", labels=None)
     (recipe_file.parent / "t.yaml").write_text(

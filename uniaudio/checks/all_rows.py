@@ -20,7 +20,6 @@ from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.text_rows import read_text_rows
 from uniaudio.errors import RowError, UserError, escape_text
-from uniaudio.train.skip_counts import FEWEST
 
 COUNTED_AT_ONCE = 2000  # rows between two updates of the bar
 SHOWN = 3  # examples of a problem
@@ -256,13 +255,14 @@ def note_skipped_lengths(findings: RowFindings, longest: float, what: str) -> li
 
 
 def refuse_many_unusable(findings: RowFindings, most: float) -> None:
-    """Refuse a training set of which more rows cannot be used than a run accepts; one of a few rows is let pass, as
-    by the run, which draws some first.
+    """Refuse a training set of which more rows cannot be used than a run accepts.
+
+    A run draws a few rows before it looks at their share; here all of them were read, however few they are.
 
     Raises:
         UserError: with the reasons.
     """
-    if findings.read >= FEWEST and findings.unusable_share > most:
+    if findings.unusable_share > most:
         entry = findings.entry
         raise UserError(
             f"dataset {entry.dataset.name}, split {entry.split}: {findings.read - findings.used:,} of "
