@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.data.audio import FilePart, decode, parse_plain_wave, probe_seconds
+from uniaudio.data.audio import decode, parse_plain_wave
+from uniaudio.data.clip_files import probe_seconds
+from uniaudio.data.encoded_audio import FilePart
 from uniaudio.errors import RowError
 
 STATM = Path("/proc/self/statm")  # the memory of this process

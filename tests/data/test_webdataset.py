@@ -7,7 +7,8 @@ import pytest
 from helpers.files import add, card, clip_bytes, numbers, write_tar
 from helpers.resuming import check_places
 
-from uniaudio.data.audio import FilePart, probe_seconds
+from uniaudio.data.clip_files import probe_seconds
+from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
 from uniaudio.errors import RowError, UserError
 

@@ -16,9 +16,10 @@ from helpers.damage import mutate_bytes, mutate_text
 
 from uniaudio.config.path_variables import real_root
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.audio import FilePart, decode
+from uniaudio.data.audio import decode
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import Recipe, load_recipe

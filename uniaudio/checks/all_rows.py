@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.table import Table
 
 from uniaudio.console import WorkProgress
-from uniaudio.data.audio import FilePart
 from uniaudio.data.column_names import IDS, simplify_name
+from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Entry, Recipe, RecipeEntry
 from uniaudio.data.row_clips import read_row_seconds

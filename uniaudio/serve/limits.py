@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from uniaudio.data.audio import decode, open_for_header
+from uniaudio.data.audio import decode
+from uniaudio.data.clip_files import open_for_header
 from uniaudio.errors import RowError, UserError
 
 MIB = 1 << 20

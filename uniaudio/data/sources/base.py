@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import EncodedAudio, FilePart, decode, probe_seconds
+from uniaudio.data.audio import decode
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.clip_files import probe_seconds
 from uniaudio.data.conditions import KEY
+from uniaudio.data.encoded_audio import EncodedAudio, FilePart
 from uniaudio.data.field_values import Classes
 from uniaudio.data.samples import encode_samples
 from uniaudio.data.sources.folder_walk import describe_left_out

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniaudio.data.audio import EncodedAudio, FilePart
+from uniaudio.data.encoded_audio import EncodedAudio, FilePart
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.compressed import open_decompressed
 from uniaudio.data.sources.http import BLOCK

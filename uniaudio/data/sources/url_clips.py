@@ -18,7 +18,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from uniaudio.config.path_variables import get_cache_root
-from uniaudio.data.audio import SMALL_FILE, RemoteClip
+from uniaudio.data.encoded_audio import SMALL_FILE, RemoteClip
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import HTTP

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import FilePart, RemoteClip
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.encoded_audio import FilePart, RemoteClip
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import AudioRef, Row, open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error

@@ -1,0 +1,157 @@
+"""Encoded audio, and how its bytes are read: from memory, from a file or a part of one, or from another machine."""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+
+from uniaudio.errors import RowError
+
+SMALL_FILE = 1 << 23  # bytes; a file up to this size is read at once
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """``size`` bytes of a file from ``offset`` on, such as a member of an archive; read when it is decoded."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self, first: int = 0, count: int | None = None) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, or all of them.
+
+        Raises:
+            ValueError: when the file ends before the part does. OSError: when it cannot be read.
+        """
+        file = open_cached(self.path).fileno()
+        # looked at before anything is read: a size that a manifest states wrongly would be allocated
+        if min(self.offset, self.size) < 0 or self.offset + self.size > os.fstat(file).st_size:
+            raise ValueError(f"{self.path} has no {self.size} bytes at {self.offset}")
+        return os.pread(file, self.size - first if count is None else count, self.offset + first)
+
+
+class RemoteClip(ABC):
+    """Encoded audio that is on another machine, read like a file; all methods raise ``RowError``."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @abstractmethod
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+
+    @abstractmethod
+    def fetch(self) -> Path | bytes:
+        """Return the whole file."""
+
+
+@lru_cache(maxsize=128)
+def open_cached(path: Path) -> FileIO:
+    """Return an open file: archives are read again and again, and ``pread`` needs no place of its own."""
+    return FileIO(path)
+
+
+EncodedAudio = bytes | memoryview | Path | FilePart | RemoteClip
+
+
+class PartStream(io.RawIOBase):
+    """A part of a file, or a file elsewhere, as a file of its own: a header or a span is read without the rest."""
+
+    def __init__(self, part: FilePart | RemoteClip) -> None:
+        self.part, self.place = part, 0
+        self.problem: Exception | None = None  # what is raised inside of libsndfile would be printed and lost
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.part.size}[whence]
+        self.place = max(0, base + offset)
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            data = self.part.read(self.place, max(0, min(len(buffer), self.part.size - self.place)))
+        except (OSError, ValueError, RowError) as problem:
+            self.problem = problem
+            return 0
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)
+
+
+@dataclass(frozen=True)
+class EncodedBytes:
+    """Encoded audio in memory, read like a file."""
+
+    data: bytes | memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        return bytes(self.data[first : first + count])
+
+
+class OpenFile:
+    """A file on disk, read at any place; libsndfile gets its own descriptor of it.
+
+    Args:
+        is_whole: whether to read a small file at once, which is quicker where it is decoded as a whole.
+
+    Attributes:
+        content: of a file that was read at once, else nothing.
+    """
+
+    def __init__(self, path: Path, is_whole: bool = False) -> None:
+        self.file = FileIO(path)
+        self.size = os.fstat(self.file.fileno()).st_size
+        self.content = self.file.read(self.size) if is_whole and self.size <= SMALL_FILE else b""
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        if self.content:
+            return self.content[first : first + count]
+        return os.pread(self.file.fileno(), count, first)
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """A part of a file, read like a file of its own."""
+
+    part: FilePart
+
+    @property
+    def size(self) -> int:
+        return self.part.size
+
+    def read(self, first: int, count: int) -> bytes:
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
+        return self.part.read(first, max(0, min(count, self.part.size - first)))
+
+
+Reader = EncodedBytes | OpenFile | PartReader | RemoteClip
+
+
+class ByteStream(io.BytesIO):
+    """Bytes as a file: a damaged header may send libsndfile before their beginning, which is no error to print."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.getbuffer().nbytes}[whence]
+        return super().seek(max(0, base + offset))
