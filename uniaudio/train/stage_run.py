@@ -1,0 +1,380 @@
+"""The steps of one stage, to be read from top to bottom: data, forward, backward, update, metrics, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from uniaudio.config.stages import Stage
+from uniaudio.distributed import gather_objects, sum_over_ranks
+from uniaudio.errors import UserError
+from uniaudio.ragged import Ragged
+from uniaudio.train.adaptive_mixture import AdaptiveMixture
+from uniaudio.train.auxiliary_losses import AuxiliaryLosses
+from uniaudio.train.callbacks import StepCallbacks
+from uniaudio.train.checkpoint.store import (
+    STAGE_END,
+)
+from uniaudio.train.continual.distill import count_batch_frames
+from uniaudio.train.loss_spikes import LossSpikeDetector
+from uniaudio.train.metrics import MetricSums
+from uniaudio.train.oom import explain_out_of_memory
+from uniaudio.train.optim import compute_lr_share, set_learning_rate
+from uniaudio.train.protocols import Steps, TrainingData
+from uniaudio.train.regression_guard import check_guards
+from uniaudio.train.run_services import RunServices
+from uniaudio.train.skip_counts import SkipLedger
+from uniaudio.train.stage_setup import StageModel
+from uniaudio.train.state import TrainState
+from uniaudio.types import Batch, LossSum
+
+
+def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> Iterator[Steps]:
+    """Open the data of a stage where a position is.
+
+    Raises:
+        UserError: when they are not those of the checkpoint that the position is from.
+    """
+    balance = AdaptiveMixture.from_json(position.balance)
+    return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
+
+
+def detach_loss(loss: LossSum) -> LossSum:
+    """Return what the metrics need of a loss, without holding on to what the backward needed."""
+    return replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over the micro-batches of one step, of all ranks.
+
+    Args:
+        frames: of the clips that distillation compares; 0 without it. seconds: of audio.
+        stop_requested: on any rank; the step is not to be done then.
+    """
+
+    answer_tokens: float
+    frames: float
+    seconds: float
+    stop_requested: bool
+
+
+class StageRun:
+    """One stage of a run, from where the position is."""
+
+    def __init__(self, run: RunServices, model: StageModel, position: TrainState) -> None:
+        self.run, self.model, self.position = run, model, position
+        self.config, self.tracker = run.config, run.tracker
+        self.stage: Stage = run.config.stages[position.stage]
+        self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
+        self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
+        self.callbacks = StepCallbacks(
+            run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
+        )
+        run.user.enter_stage(self.stage.name, model.engine.plain)
+        self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
+
+    @property
+    def last_step(self) -> int | None:
+        """Steps of this stage, fewer when ``train.max_steps`` ends the run inside it; None: hours end it."""
+        most = self.config.train.max_steps
+        left = None if most is None else most - (self.position.step - self.position.stage_step)
+        return min((count for count in (self.stage.steps, left) if count is not None), default=None)
+
+    @property
+    def share_of_hours(self) -> float:
+        """Share of the stage's hours of audio that it was trained on; 0 where steps end it."""
+        return self.position.stage_seconds / 3600 / self.stage.hours if self.stage.hours else 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to do, of the stage or up to ``train.max_steps``."""
+        last = self.last_step
+        return self.share_of_hours >= 1 or (last is not None and self.position.stage_step >= last)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stage came to its own end, not to that of ``train.max_steps``."""
+        return self.position.stage_step == self.stage.steps or self.share_of_hours >= 1
+
+    def announce(self) -> None:
+        """Say which stage begins (or goes on), under which engine, how much of the model it trains, what recomputes."""
+        engine, processes = self.model.engine, self.run.accelerator.num_processes
+        recomputing = self.run.models.choose_recomputing(self.position.stage, engine)
+        sizes, name = list(engine.sizes.values()), self.stage.name
+        self.tracker.say(
+            f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine.name}, "
+            f"{processes} process{'es' if processes > 1 else ''}"
+        )
+        if sentence := recomputing.describe(f"stages.{name}.budget.audio_seconds"):
+            (self.tracker.say if recomputing.fits else self.tracker.warn)(sentence)
+        facts = {
+            "engine": engine.name,
+            "processes": processes,
+            "trained": sum(sizes),
+            **recomputing.facts(),
+        }
+        self.tracker.log_event("stage", step=self.position.step, stage=name, **facts)
+        self.run.user.call("on_stage", self.position.step, facts)
+
+    def train_to_end(self, steps: Iterator[Steps] | None = None) -> bool:
+        """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
+
+        Args:
+            steps: the data where the position is, if they are open already.
+        """
+        position, settings = self.position, self.config.train
+        if self.is_over:
+            return True
+        steps = steps or self.open_steps()
+        metrics = self.make_metrics()
+        self.model.engine.plain.train()
+        while not self.is_over:
+            step = self.wait_for_step(steps, metrics)
+            totals = self.exchange_totals(step, metrics)
+            if totals.stop_requested:
+                if position.stage_step or not position.stage:  # else the stage before has saved the same
+                    self.save()
+                return False
+            losses, norm = self.train_step(step, totals, metrics)
+            self.account(step, totals, losses, norm, metrics)
+            self.call_on_step(totals, losses, norm)
+            if position.step % settings.log_every == 0 or self.is_over:
+                self.log(metrics, norm)
+                metrics = self.make_metrics()
+            if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
+                self.run.user.call("on_evaluate", position.step, self.callbacks.evaluate())
+            balance = self.stage.balance
+            if balance and position.stage_step % balance.every == 0 and not self.is_whole:
+                self.callbacks.move_mixture(balance)
+                steps = steps if self.is_over else self.open_steps()
+            must_stop = check_guards(self.callbacks, self.is_over)
+            if position.step % settings.save_every == 0 or self.is_over or must_stop:
+                self.save()
+            if must_stop:
+                return False
+        return True
+
+    def open_steps(self) -> Iterator[Steps]:
+        """Open the data of the stage where the position is."""
+        return open_steps(self.run.data, self.model, self.position)
+
+    def wait_for_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
+        """Wait for the data of a step."""
+        begin = time.monotonic()
+        with self.run.profile.part("data"), self.tracker.show_waiting("waiting for data"):
+            step = next(steps)
+        metrics.waited += time.monotonic() - begin
+        return step
+
+    def train_step(
+        self, step: Steps, totals: StepTotals, metrics: MetricSums
+    ) -> tuple[list[tuple[Batch, LossSum]], float]:
+        """Do one optimizer step: forward and backward of this rank's micro-batches, then the update.
+
+        Returns:
+            The micro-batches with their losses, and the norm of the gradients before clipping.
+        """
+        engine, ranks = self.model.engine, self.run.accelerator.num_processes
+        share = compute_lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
+        set_learning_rate(engine.optimizer, share)
+        auxiliary = AuxiliaryLosses()
+        loss_sums: list[Tensor] = []
+        losses: list[tuple[Batch, LossSum]] = []
+        for index, batch in enumerate(step.micro):
+            is_last = index == len(step.micro) - 1
+            self.seed_dropout(index)
+            # ranks exchange gradients with the last micro-batch only
+            with engine.exchange(is_last), explain_out_of_memory(batch, self.stage, self.position.step + 1):
+                moved = batch.to(self.run.accelerator.device, non_blocking=True)
+                loss = engine.forward(moved)
+                loss_sums.append(loss.total.detach())
+                # The objective of a step is the mean over the answer tokens of all micro-batches of all ranks. Data
+                # parallelism averages gradients over ranks, hence the factor; nothing else divides.
+                objective = loss.total * (ranks / max(totals.answer_tokens, 1.0))
+                if self.model.distiller is not None and loss.frames is not None:
+                    distance = self.compute_distance_to_teacher(moved, loss.frames)
+                    objective = objective + distance * (ranks / max(totals.frames, 1.0))
+                auxiliary.add(loss.auxiliary)
+                if is_last:  # what counts once in a step
+                    objective = self.add_penalties(objective, auxiliary, metrics)
+                    objective = objective * self.spikes.compute_factor(loss_sums, totals.answer_tokens)
+                engine.backward(objective)
+            losses.append((batch, detach_loss(loss)))
+        self.run.writer.wait_for_copies()
+        with self.run.profile.part("optimizer"):
+            # the norm is taken over all ranks; nothing is updated where it is not finite
+            norm = engine.step(max_norm=self.config.train.clip)
+        return losses, norm
+
+    def seed_dropout(self, index: int) -> None:
+        """Start the random generator anew for a micro-batch of this rank.
+
+        Dropout is a function of seed, step and the micro-batch's place in the step, so it is the same after a resume
+        and on another number of processes.
+        """
+        accelerator = self.run.accelerator
+        step_seed = self.config.seed * 1_000_003 + self.position.step
+        torch.manual_seed(step_seed * 4099 + index * accelerator.num_processes + accelerator.process_index)
+
+    def compute_distance_to_teacher(self, batch: Batch, frames: Ragged) -> Tensor:
+        """Return the sum, over the frames of a micro-batch, of their distance to those of the distilled model."""
+        assert self.model.distiller is not None
+        with self.model.engine.autocast():
+            before = self.model.distiller.frames(batch)
+        return self.model.distiller.compute_total(before, frames)
+
+    def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
+        """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
+        if self.has_auxiliary:
+            extra, values = auxiliary.compute_objective()
+            metrics.add_auxiliary(values)
+            objective = objective if extra is None else objective + extra
+        for name, anchor in self.model.anchors.items():
+            penalty = anchor.compute_penalty(self.model.engine.plain)
+            metrics.add_auxiliary({name: float(penalty.detach())})
+            objective = objective + penalty
+        return objective
+
+    def exchange_totals(self, step: Steps, metrics: MetricSums) -> StepTotals:
+        """Add up over all ranks what a step needs to know of all of them, and count what its data left out.
+
+        Raises:
+            UserError: on all ranks together, for too many rows left out or a checkpoint that could not be written.
+        """
+        accelerator, writer = self.run.accelerator, self.run.writer
+        tokens = sum(batch.answer_tokens for batch in step.micro)
+        frames = 0
+        if self.model.distiller is not None:
+            frames = sum(count_batch_frames(self.model.engine.plain, batch) for batch in step.micro)
+        seconds = sum(batch.audio_seconds for batch in step.micro)
+        costs = [0.0] * accelerator.num_processes
+        costs[accelerator.process_index] = step.cost
+        facts = [tokens, frames, seconds, self.run.stop.requested, len(step.skips), writer.failed, *costs]
+        # one process alone has nothing to exchange, and need not wait for its device
+        device = accelerator.device if accelerator.num_processes > 1 else None
+        of_rank = torch.tensor(facts, dtype=torch.float64, device=device)
+        tokens, frames, seconds, stop, skipped, failed, *costs = sum_over_ranks(of_rank).tolist()
+        if failed:
+            writer.wait()  # tells what happened, on all ranks
+        if not stop:  # else the step is done again after the resume, and its skips are told then
+            self.count_left_out(step, any_rank=bool(skipped))
+            metrics.add_costs(costs, len(step.micro))
+        return StepTotals(tokens, frames, seconds, bool(stop))
+
+    def count_left_out(self, step: Steps, any_rank: bool) -> None:
+        """Count and report the rows that the data of a step left out.
+
+        Args:
+            any_rank: whether a row was left out on any rank.
+
+        Raises:
+            UserError: on all ranks together, when they are too many.
+        """
+        ledger = self.run.ledger
+        for skip in ledger.find_first_skips(step.skips):
+            self.tracker.warn(skip.sentence)
+        for notice in ledger.add(step.drawn, step.skips, step.notices):
+            self.tracker.warn(notice.sentence)
+            self.tracker.log_event("notice", step=self.position.step + 1, **asdict(notice))
+        self.tracker.write_skips(self.position.step + 1, step.skips)
+        if any_rank:
+            of_all = self.sum_ledgers()
+            for sentence in of_all.report_new_shards(self.known_shards):
+                self.tracker.warn(sentence)
+            if complaint := of_all.explain_problem():
+                raise UserError(complaint)
+
+    def sum_ledgers(self) -> SkipLedger:
+        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
+        return SkipLedger(self.run.ledger.allowed, *gather_objects(self.run.ledger.counts()))
+
+    def account(
+        self,
+        step: Steps,
+        totals: StepTotals,
+        losses: Sequence[tuple[Batch, LossSum]],
+        norm: float,
+        metrics: MetricSums,
+    ) -> None:
+        """Move the position behind a step and count it, whether it was applied or left out.
+
+        Raises:
+            UserError: on all ranks, after too many steps in a row that were left out.
+        """
+        position, engine = self.position, self.model.engine
+        ids = [i for batch in step.micro for i in batch.ids]
+        is_applied = self.spikes.account(norm, ids)
+        position.stage_seconds += totals.seconds
+        position.stream = step.state.to_json()
+        if is_applied and self.model.average is not None:
+            self.model.average.update(engine.plain)
+        for batch, loss in losses:
+            metrics.add(batch, loss, has_metrics=is_applied)
+        if self.config.data.log_ids:
+            metrics.ids.append(ids)
+        self.tracker.advance()
+        self.run.watch.rearm()
+        self.run.profile.count_step(engine.plain)
+        self.run.writer.tell()
+
+    def call_on_step(self, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float) -> None:
+        """Tell the user's callbacks of a step; reading its loss waits for the device, so only where one asks for it."""
+        if not self.run.user.has("on_step"):
+            return
+        tokens = max(sum(loss.answer_tokens for _, loss in losses), 1)
+        facts = {
+            "loss": sum(float(loss.total) for _, loss in losses) / tokens,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "lr": self.read_learning_rates(),
+            "answer_tokens": int(totals.answer_tokens),
+            "audio_seconds": totals.seconds,
+        }
+        self.run.user.call("on_step", self.position.step, facts)
+
+    def read_learning_rates(self) -> dict[str, float]:
+        """Return the learning rates by component."""
+        return {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups}
+
+    def make_metrics(self) -> MetricSums:
+        """Return empty sums for the next row of metrics."""
+        per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
+        adapter = self.config.adapter
+        # markers are no padding, as more tokens than the rate would seem to be
+        return MetricSums(per_task, None if adapter.time_markers else adapter.tokens_per_second)
+
+    def log(self, metrics: MetricSums, norm: float) -> None:
+        """Write one row of metrics."""
+        row = {
+            "step": self.position.step,
+            "stage": self.stage.name,
+            **metrics.row(self.run.data.tasks, self.config.data.log_ids),
+            "lr": self.read_learning_rates(),
+            "grad_norm": norm if math.isfinite(norm) else None,
+        }
+        self.tracker.log(row)
+        self.run.user.call("on_log", self.position.step, row)
+        features = self.model.features
+        if features is not None and (complaint := features.explain_problem()):
+            self.tracker.warn(complaint)
+
+    def save(self) -> None:
+        """Begin to write a checkpoint."""
+        self.position.skips = self.sum_ledgers().counts()
+        streams = [state for state in gather_objects(self.position.stream) if state is not None]
+        joined = self.run.data.join_states(streams) if streams else None
+        state = {**self.position.to_json(), "stream": joined, STAGE_END: self.is_over and self.is_whole}
+        average = self.model.average
+        self.run.writer.save(
+            self.model.engine,
+            self.model.carried,
+            average.tensors if average is not None else {},
+            self.position.step,
+            state,
+            {name: self.position.skips[name] for name in ("drawn", "notices")},
+        )
