@@ -21,6 +21,7 @@ BASE = {
     "tensor_cache",
     "feature_cache",
     "hub_client",
+    "hub_connection",
     "units",
 }
 MIDDLE = {"data", "model", "tiny", "train", "evaluate", "export", "report", "demo"}
@@ -38,7 +39,8 @@ ALLOWED = {
     "types": {"ragged"},
     "config": {"errors"},
     "tensor_cache": set(),
-    "hub_client": {"errors"},
+    "hub_connection": {"outputs"},
+    "hub_client": {"errors", "hub_connection"},
     "feature_cache": {"ragged", "config", "tensor_cache"},
     "data": BASE,
     "model": BASE,

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from uniaudio.errors import LostProcessError, RowError, UserError, escape_text, read_first_line
+from uniaudio.hub_connection import HubAwayError, announce_wait
 
 Result = TypeVar("Result")
 
@@ -61,11 +62,16 @@ def find_status(problem: BaseException) -> tuple[int | None, Any]:
     return None, {}
 
 
+def is_not_asked(problem: BaseException) -> bool:
+    """Return whether no request was sent because the user wants none."""
+    return find_cause(problem, OfflineModeIsEnabled) is not None and not find_cause(problem, HubAwayError)
+
+
 def has_lost_connection(problem: BaseException) -> bool:
     """Return whether no proper answer came at all."""
-    return any(
+    return not is_not_asked(problem) and any(
         type(cause).__module__.partition(".")[0] in TRANSPORT
-        or (isinstance(cause, ConnectionError | TimeoutError) and not isinstance(cause, OfflineModeIsEnabled))
+        or isinstance(cause, ConnectionError | TimeoutError)
         for cause in list_causes(problem)
     )
 
@@ -123,17 +129,14 @@ def convert_hub_errors(
         UserError: in place of any exception that is not ours.
     """
     try:
-        yield
+        with announce_wait(name):
+            yield
     except (UserError, RowError, LostProcessError):
         raise
     except Exception as problem:
         reason = explain_failure(problem, name, revision, kind)
         is_unreachable = find_status(problem)[0] is None and has_lost_connection(problem)
-        error = (
-            HubUnreachableError
-            if is_unreachable and not find_cause(problem, OfflineModeIsEnabled)
-            else UserError
-        )
+        error = HubUnreachableError if is_unreachable else UserError
         raise error(f"{what}: {reason or escape_text(read_first_line(problem))}") from problem
 
 
@@ -147,7 +150,8 @@ def convert_hub_refusals(
         UserError: as said.
     """
     try:
-        yield
+        with announce_wait(name):
+            yield
     except Exception as problem:
         if isinstance(problem, UserError) or not explain_failure(problem, name, revision, kind):
             raise
@@ -161,7 +165,8 @@ def describe_failure(problem: BaseException) -> str:
     if status is not None:
         return f"HTTP {status}"
     lost = [cause for cause in list_causes(problem) if type(cause).__module__.partition(".")[0] in TRANSPORT]
-    return escape_text(read_first_line(lost[0] if lost else problem))
+    lost = lost or [find_cause(problem, HubAwayError) or problem]
+    return escape_text(read_first_line(lost[0]))
 
 
 def explain_failure(problem: BaseException, name: str, revision: str | None, kind: str) -> str:
@@ -185,7 +190,7 @@ def explain_failure(problem: BaseException, name: str, revision: str | None, kin
         cause = find_cause(problem, EntryNotFoundError)
         file = unquote(str(cause.response.url).partition("/resolve/")[2].partition("/")[2])  # type: ignore[union-attr]
         return f"it holds no {file or 'such file'}"
-    if find_cause(problem, OfflineModeIsEnabled):
+    if is_not_asked(problem):
         return (
             f"the Hub is not asked, for HF_HUB_OFFLINE is set, and it is not in the cache {constants.HF_HUB_CACHE}; "
             f"run `{download}` where there is a network, or unset HF_HUB_OFFLINE"
