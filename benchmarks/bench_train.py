@@ -30,7 +30,7 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCopies, take_snapshot
-from uniaudio.train.checkpoint.store import begin_checkpoint, finish_checkpoint, write_share
+from uniaudio.train.checkpoint.writing import begin_checkpoint, finish_checkpoint, write_share
 from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.loop import train_stages

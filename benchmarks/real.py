@@ -35,7 +35,7 @@ from uniaudio.config.overrides import read_layers
 from uniaudio.config.path_variables import REAL_FOLDERS, real_root
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
-from uniaudio.train.checkpoint.store import STEP
+from uniaudio.train.checkpoint.folders import STEP
 
 MODEL = "whisper-base"
 BEST = f"{MODEL}?pad_to=30"  # with the silence that Whisper was trained with

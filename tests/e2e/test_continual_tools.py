@@ -24,7 +24,8 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row, open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
-from uniaudio.train.checkpoint.store import list_stage_ends, load_checkpoint
+from uniaudio.train.checkpoint.folders import list_stage_ends
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -18,7 +18,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.batch_answers import generate
 from uniaudio.model.lora import merge_lora
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from uniaudio.config.run import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 MOWE = [
     "fusion.kind=mowe",

@@ -21,7 +21,7 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS
-from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 KINDS = {
     "audio": datasets.Audio(),

@@ -13,7 +13,7 @@ from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.path_variables import get_miniature_root
-from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "papers").glob("*.yaml"))

@@ -17,7 +17,7 @@ from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.lora import list_lora_modules
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.checkpoint.reading import load_checkpoint
 from uniaudio.train.signals import CONTINUE_LATER
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from uniaudio.train.checkpoint.store import is_complete, list_places_by_preference, name_replaced_folder
+from uniaudio.train.checkpoint.folders import is_complete, list_places_by_preference, name_replaced_folder
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

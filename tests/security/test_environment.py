@@ -9,7 +9,7 @@ from uniaudio.cli import main
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.run import load_run
 from uniaudio.errors import RowError, UserError, escape_text
-from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
+from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 
 SECRET = "s3cret-t0ken"
 

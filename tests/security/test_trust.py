@@ -12,7 +12,7 @@ from uniaudio.cli import main
 from uniaudio.config.run import load_run, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, remember_run
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint.store import Snapshot, save_checkpoint
+from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 
 OWN_CLASS = "encoders={a: {kind: 'marker_encoder:Encoder', settings: {}}}"
 REMOTE = "encoders={a: {kind: remote, path: hostile, trust_remote_code: true}}"

@@ -16,7 +16,8 @@ from torch import nn
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
-from uniaudio.train.checkpoint.store import MomentFiles, list_stage_ends, load_checkpoint
+from uniaudio.train.checkpoint.folders import list_stage_ends
+from uniaudio.train.checkpoint.reading import MomentFiles, load_checkpoint
 from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.loop import train_stages
 from uniaudio.train.loss_spikes import LossSpikeDetector

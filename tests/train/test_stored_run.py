@@ -12,7 +12,7 @@ from helpers.run_folders import latest_checkpoint
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.train.checkpoint.integrity import find_damage
-from uniaudio.train.checkpoint.store import load_checkpoint
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 STORED = Path(__file__).parents[1] / "stored_run"
 

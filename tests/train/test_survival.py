@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from helpers.run_folders import latest_checkpoint
 
-from uniaudio.train.checkpoint.store import is_complete, load_checkpoint
+from uniaudio.train.checkpoint.folders import is_complete
+from uniaudio.train.checkpoint.reading import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -29,7 +29,7 @@ from uniaudio.errors import UserError
 from uniaudio.orphans import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
 from uniaudio.run_records import read_metrics
-from uniaudio.train.checkpoint.store import is_complete, list_step_folders
+from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
 from uniaudio.types import SAMPLE_RATE
 
 ConfigInput = str | Path | Mapping[str, Any] | RunConfig

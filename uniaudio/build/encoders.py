@@ -35,15 +35,9 @@ from uniaudio.model.encoders.weights import (
 )
 from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.lora import add_lora, merge_lora
+from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
-from uniaudio.train.checkpoint.store import (
-    STEP,
-    Checkpoint,
-    check_bases,
-    choose_checkpoint,
-    load_checkpoint,
-    resolve_latest,
-)
+from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
 from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights

@@ -50,7 +50,7 @@ from uniaudio.model.whisper_decoder import (
 )
 from uniaudio.outputs import apply_umask
 from uniaudio.tiny.text_lm import build_miniature_decoder, make_qwen_config
-from uniaudio.train.checkpoint.store import Checkpoint, check_bases
+from uniaudio.train.checkpoint.reading import Checkpoint, check_bases
 from uniaudio.train.trainable import go_through_stages, put_tensors
 
 

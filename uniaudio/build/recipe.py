@@ -13,8 +13,8 @@ from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.folders import resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG
-from uniaudio.train.checkpoint.store import resolve_latest
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.tensor_cache import hash_model
+from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
 from uniaudio.train.checkpoint.integrity import CONFIG, EMA
-from uniaudio.train.checkpoint.store import is_complete, list_step_folders
 
 
 def fingerprint_checkpoint(spec: str) -> str:

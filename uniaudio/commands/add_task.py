@@ -19,8 +19,8 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.trust import remember_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import COMPLETE
-from uniaudio.train.checkpoint.store import find_stage_ends
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder, refuse_held_folder
 
 KEPT = ("decoder", "fisher", "metrics.jsonl", "guard.json")  # of the old run, beside its checkpoints

@@ -34,8 +34,8 @@ from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.evaluate.probing.task_scores import ProbeScores, probe_held
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.scores import FINGERPRINTS
+from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
-from uniaudio.train.checkpoint.store import find_stage_ends
 
 ERRORS = ("wer", "cer")  # metrics of which less is better; a matrix holds 1 minus them, at least 0
 

@@ -30,7 +30,9 @@ from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.evaluate.probing.task_scores import probe_held
-from uniaudio.train.checkpoint.store import Checkpoint, Snapshot, is_complete, save_checkpoint
+from uniaudio.train.checkpoint.folders import is_complete
+from uniaudio.train.checkpoint.reading import Checkpoint
+from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 from uniaudio.train.optim import component_of
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
 from uniaudio.train.trainable import LORA, collect_tensors, put_tensors

@@ -55,7 +55,8 @@ from uniaudio.estimate.fitting import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.report.clips import find_examples
-from uniaudio.train.checkpoint.store import STAGE_END, Checkpoint, has_checkpoints
+from uniaudio.train.checkpoint.folders import STAGE_END, has_checkpoints
+from uniaudio.train.checkpoint.reading import Checkpoint
 from uniaudio.train.engines.accelerator import (
     choose_building_device,
     forget_launch,
@@ -68,9 +69,10 @@ from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_finished
+from uniaudio.train.resume_checkpoint import find_newest_checkpoint
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import has_reference, refuse_what_shards_cannot
-from uniaudio.train.state import TrainState, find_newest_checkpoint
+from uniaudio.train.state import TrainState
 from uniaudio.train.trackers import AnswerSample, list_tracker_names, refuse_missing_trackers
 from uniaudio.train.trainable import TrainableParameters
 from uniaudio.train.user_callbacks import collect_callbacks

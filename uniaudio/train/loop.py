@@ -12,21 +12,17 @@ from accelerate import Accelerator
 
 from uniaudio.config.run import RunConfig
 from uniaudio.distributed import barrier
-from uniaudio.train.checkpoint.store import (
-    STAGE_END,
-    Checkpoint,
-    check_bases,
-    load_checkpoint,
-    name_step_folder,
-)
+from uniaudio.train.checkpoint.folders import STAGE_END, name_step_folder
+from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
 from uniaudio.train.loggers import describe_end, describe_stop, print_finished_run
 from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
+from uniaudio.train.resume_checkpoint import find_newest_checkpoint
 from uniaudio.train.run_services import RunServices
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.stage_run import StageRun, open_steps
 from uniaudio.train.stage_setup import FISHER, open_stage
-from uniaudio.train.state import TrainState, find_newest_checkpoint
+from uniaudio.train.state import TrainState
 from uniaudio.train.watchdog import HangWatch
 
 

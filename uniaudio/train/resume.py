@@ -16,7 +16,7 @@ from typing import Any
 from uniaudio.config.run import RunConfig, load_run
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint.store import Checkpoint
+from uniaudio.train.checkpoint.reading import Checkpoint
 from uniaudio.train.state import TrainState
 
 SHOWN = 60  # characters of a value in a sentence

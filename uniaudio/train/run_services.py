@@ -12,9 +12,7 @@ from accelerate import Accelerator
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, find_writers
-from uniaudio.train.checkpoint.store import (
-    name_step_folder,
-)
+from uniaudio.train.checkpoint.folders import name_step_folder
 from uniaudio.train.loggers import Tracker
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, TrainingData

@@ -17,9 +17,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.callbacks import StepCallbacks
-from uniaudio.train.checkpoint.store import (
-    STAGE_END,
-)
+from uniaudio.train.checkpoint.folders import STAGE_END
 from uniaudio.train.continual.distill import count_batch_frames
 from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums

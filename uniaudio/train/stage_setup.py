@@ -18,8 +18,9 @@ from uniaudio.errors import UserError
 from uniaudio.model.adapter_start import start_adapter
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.compile import compile_layers
+from uniaudio.train.checkpoint.folders import list_stage_ends
 from uniaudio.train.checkpoint.integrity import EMA
-from uniaudio.train.checkpoint.store import Checkpoint, MomentFiles, list_stage_ends, load_checkpoint
+from uniaudio.train.checkpoint.reading import Checkpoint, MomentFiles, load_checkpoint
 from uniaudio.train.continual.distill import Distiller
 from uniaudio.train.continual.ema import MovingAverage
 from uniaudio.train.continual.l2_sp_ewc import (

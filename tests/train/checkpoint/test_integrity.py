@@ -13,17 +13,12 @@ from uniaudio.build.encoders import find_checkpoint, is_run, open_checkpoint
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
+from uniaudio.train.checkpoint.folders import choose_checkpoint, has_checkpoints, is_complete
 from uniaudio.train.checkpoint.integrity import FileRecord, find_damage, read_listing
-from uniaudio.train.checkpoint.store import (
-    Snapshot,
-    choose_checkpoint,
-    has_checkpoints,
-    is_complete,
-    load_checkpoint,
-    save_checkpoint,
-)
+from uniaudio.train.checkpoint.reading import load_checkpoint
+from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 from uniaudio.train.continual.l2_sp_ewc import checksum_file, load_or_estimate_fisher
-from uniaudio.train.state import find_newest_checkpoint
+from uniaudio.train.resume_checkpoint import find_newest_checkpoint
 
 PIECE = "optimizer-00000-of-00001.safetensors"
 CONTENTS = ("model.safetensors", "ema.safetensors", PIECE, "state.json", "bases.json", "config.yaml")

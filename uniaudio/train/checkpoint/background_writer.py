@@ -18,13 +18,13 @@ from torch import Tensor
 from uniaudio.config.run import RunConfig
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint.store import (
+from uniaudio.train.checkpoint.folders import name_step_folder
+from uniaudio.train.checkpoint.writing import (
     Snapshot,
     begin_checkpoint,
     distribute_tensors,
     finish_checkpoint,
     make_write_error,
-    name_step_folder,
     write_share,
 )
 from uniaudio.train.engines.base import Engine

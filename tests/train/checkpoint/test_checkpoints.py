@@ -25,23 +25,23 @@ from torch import nn
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint import store as module
+from uniaudio.train.checkpoint import writing as module
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCopies
-from uniaudio.train.checkpoint.integrity import FileRecord
-from uniaudio.train.checkpoint.store import (
-    MomentFiles,
-    Snapshot,
-    begin_checkpoint,
-    check_bases,
-    distribute_tensors,
+from uniaudio.train.checkpoint.folders import (
     find_stage_ends,
-    finish_checkpoint,
     is_complete,
     list_stage_ends,
-    load_checkpoint,
-    name_mark,
     name_step_folder,
     name_unfinished_folder,
+)
+from uniaudio.train.checkpoint.integrity import FileRecord
+from uniaudio.train.checkpoint.reading import MomentFiles, check_bases, load_checkpoint
+from uniaudio.train.checkpoint.writing import (
+    Snapshot,
+    begin_checkpoint,
+    distribute_tensors,
+    finish_checkpoint,
+    name_mark,
     save_checkpoint,
     verify_tensors,
     write_share,
@@ -240,7 +240,7 @@ def test_a_disk_that_refuses_leaves_the_previous_one(save, tmp_path, monkeypatch
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("uniaudio.train.checkpoint.store.save_file", full)
+    monkeypatch.setattr("uniaudio.train.checkpoint.writing.save_file", full)
     with pytest.raises(UserError, match=r"could not be written .*No space left"):
         save(2)
     assert latest_checkpoint(tmp_path / "run") == first

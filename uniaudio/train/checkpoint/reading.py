@@ -1,0 +1,97 @@
+"""Checkpoints, read: plain tensors and JSON, and the weights that they were trained on top of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved. ``model`` holds the trained tensors only; ``bases`` names what they were trained on top of."""
+
+    path: Path
+    model: dict[str, Tensor]
+    state: dict[str, Any]
+    bases: dict[str, dict[str, str]]
+
+
+def load_checkpoint(path: Path, ema: bool = False, verify: bool = True) -> Checkpoint:
+    """Read a checkpoint folder: plain tensors and JSON, nothing that could run code.
+
+    Args:
+        ema: take the moving averages in place of the trained tensors.
+        verify: compare what is read with its checksums; without, for a checkpoint that was compared just now.
+
+    Raises:
+        UserError: when it is not a whole checkpoint, is damaged, or holds no averages.
+    """
+    read = (MODEL, STATE, BASES, CONFIG, *((EMA,) if ema else ()))
+    if damage := find_damage(path, read, checksums=verify):
+        raise UserError(f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again")
+    if ema and not (path / EMA).is_file():
+        raise UserError(f"{path} holds no moving averages; set stages[].continual.ema to train with them")
+    with convert_to_user_error(f"checkpoint {path} cannot be read"):
+        model = load_file(path / MODEL)
+        if ema:
+            model |= load_file(path / EMA)
+        state, bases = (json.loads((path / name).read_text()) for name in (STATE, BASES))
+        return Checkpoint(path=path, model=model, state=dict(state), bases=dict(bases))
+
+
+class MomentFiles:
+    """The moments of AdamW in a checkpoint, read tensor by tensor.
+
+    Raises:
+        UserError: when a file of them cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = {}
+        with convert_to_user_error(f"checkpoint {path} cannot be read"):
+            for file in sorted(path.glob(f"{OPTIMIZER}-*.safetensors")):
+                with safe_open(file, "pt") as stored:
+                    self.place.update(dict.fromkeys(stored.keys(), file))
+
+    def get(self, name: str, moment: str) -> Tensor:
+        """Return one moment of one parameter, on the CPU.
+
+        Raises:
+            UserError: when the checkpoint does not hold it.
+        """
+        key = f"{name}|{moment}"
+        if key not in self.place:
+            raise UserError(f"{self.path} holds no {moment} of {name}; start a new run from its weights")
+        with safe_open(self.place[key], "pt") as stored:
+            return stored.get_tensor(key)
+
+
+def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse trained tensors on top of another encoder or decoder than they were trained with.
+
+    Raises:
+        UserError: naming both.
+    """
+    for part, saved in checkpoint.bases.items():
+        now = bases.get(part, {})
+        kinds: Sequence[str] = ("sha256",) if "sha256" in saved and "sha256" in now else ("path", "revision")
+        if any(saved.get(kind) != now.get(kind) for kind in kinds):
+            raise UserError(
+                f"{checkpoint.path} was trained with the {part} {describe_weights(saved)}, "
+                f"but the config names {describe_weights(now)}"
+            )
+
+
+def describe_weights(base: Mapping[str, str]) -> str:
+    return f"{base.get('path', 'nothing')} ({(base.get('sha256') or base.get('revision') or 'unknown')[:12]})"
