@@ -1,5 +1,6 @@
 """``uniaudio launch``: what is handed to accelerate's launcher, and what the launch ends with."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import uniaudio
 from uniaudio.commands import launch as launching
 from uniaudio.commands.launch import Machines, find_launch_file, launch_training, read_outcome
 from uniaudio.config.run import load_run
@@ -177,3 +179,23 @@ def test_a_stopped_launch_ends_with_75_and_leaves_nothing_behind(tone_run):
     while any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_the_launcher_does_not_wait_for_the_libraries_of_models():
+    """Transformers' models take seconds to import, in every launcher and before its processes begin with the same."""
+    waiting, reached = ["uniaudio.cli", "uniaudio.build.run_config", "uniaudio.commands.launch"], set()
+    root = Path(uniaudio.__file__).parents[1]
+    while waiting:
+        module = waiting.pop()
+        file = root / (module.replace(".", "/") + ".py")
+        if module in reached or not file.is_file():
+            continue
+        reached.add(module)
+        for node in ast.parse(file.read_text()).body:  # what a function imports, only some launches need
+            if isinstance(node, ast.ImportFrom):
+                waiting.append(node.module or "")
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                assert not {name.partition(".")[0] for name in waiting} & {"transformers", "peft"}, module
+    assert "uniaudio.train.engines.precision" in reached

@@ -194,6 +194,25 @@ def test_a_run_is_finished_at_the_end_of_its_last_stage_or_at_its_cap(tone_run):
     assert not is_finished(TrainState(step=2, stage_step=2), capped)
 
 
+def test_another_cap_is_a_change_where_the_rate_decays_towards_it(tone_run):
+    """Steps of the stage: 8; a cap beyond them moves nothing."""
+    position = TrainState(step=4, stage_step=4)
+
+    def list_changes(before, now, *overrides):
+        configs = [
+            load_run(tone_run, ["stages.0.steps=8", f"train.max_steps={cap}", *overrides])
+            for cap in (before, now)
+        ]
+        return [(str(change), change.effect) for change in compare_configs(*configs, position)]
+
+    assert list_changes(4, 6) == [("train.max_steps: 4 -> 6", Effect.FROM_HERE_ON)]
+    assert list_changes(6, "null") == [("train.max_steps: 6 -> null", Effect.FROM_HERE_ON)]
+    assert list_changes("null", 6) == [("train.max_steps: null -> 6", Effect.FROM_HERE_ON)]
+    assert list_changes(8, "null") == list_changes(9, 10) == []
+    assert list_changes(6, 4) == []  # finished
+    assert list_changes(4, 6, "stages.0.schedule=constant") == []
+
+
 def test_a_decoder_of_random_weights_is_the_same_after_loading(tone_run, capsys):
     random_lm = f"decoder.path=random:{tone_run.parent / 'qwen'}"
     check_run(load_run(tone_run, [random_lm]))

@@ -9,7 +9,6 @@ from typing import Any
 from uniaudio.config.overrides import Overrides
 from uniaudio.config.run import MINI, RunConfig, load_run, parse_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.tiny.run_assets import ensure_parts
 
 
 def open_run(
@@ -29,5 +28,9 @@ def open_run(
     if isinstance(config, Mapping):
         return parse_run(config, Path.cwd(), overrides, trust)
     if MINI in overrides:
+        from uniaudio.tiny.run_assets import (
+            ensure_parts,  # seconds to import, and `uniaudio launch` waits for them
+        )
+
         ensure_parts()
     return load_run(config, overrides, trust)

@@ -24,7 +24,7 @@ from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import require_package
 from uniaudio.orphans import LAUNCH_COMMAND, MESSAGES
-from uniaudio.train.engines.accelerator import refuse_other_precision
+from uniaudio.train.engines.precision import refuse_other_precision
 from uniaudio.train.signals import CONTINUE_LATER
 
 USER_MISTAKE = 2

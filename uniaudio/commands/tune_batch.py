@@ -21,8 +21,9 @@ from uniaudio.console import make_console
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
 from uniaudio.tiny.text_lm import build_miniature_decoder
-from uniaudio.train.engines.accelerator import choose_precision, make_accelerator
+from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.precision import choose_precision
 from uniaudio.units import GIB
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts

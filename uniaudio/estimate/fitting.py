@@ -16,8 +16,8 @@ from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.memory import MARGIN
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.audio_lm import AudioLM, cast_to_audio_lm
-from uniaudio.train.engines.accelerator import choose_precision
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.precision import choose_precision
 from uniaudio.train.recomputing import Recomputing
 from uniaudio.units import GIB
 

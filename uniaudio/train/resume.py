@@ -6,6 +6,7 @@ This is the one place that says so; ``docs/distributed.md`` has the same lists f
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,20 @@ def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -
         for key, before, now in find_differences(saved.resolve_values(), config.resolve_values())
         if not is_of_later_stage(key, position.stage)
     ]
+    if has_other_decay(saved, config, position):
+        caps = (saved.train.max_steps, config.train.max_steps)
+        changes.append(SettingChange("train.max_steps", *caps, Effect.FROM_HERE_ON))
     return [change for change in changes if change.effect is not Effect.NONE]
+
+
+def has_other_decay(saved: RunConfig, config: RunConfig, position: TrainState) -> bool:
+    """Return whether ``train.max_steps`` ends the stage elsewhere than before, and its rates decay towards the end."""
+    stage, begin = config.stages[position.stage], position.step - position.stage_step
+    if stage.schedule == "constant" or is_finished(position, config):
+        return False
+    caps = [each.train.max_steps or math.inf for each in (saved, config)]
+    before, now = (min(cap - begin, stage.steps or math.inf) for cap in caps)
+    return before != now
 
 
 def find_differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -29,8 +29,9 @@ from uniaudio.train.continual.l2_sp_ewc import (
     find_anchored_parameters,
     load_or_estimate_fisher,
 )
-from uniaudio.train.engines.accelerator import choose_precision, make_engine, name_spreading_engine
+from uniaudio.train.engines.accelerator import make_engine, name_spreading_engine
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.precision import choose_precision
 from uniaudio.train.feature_writer import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.protocols import Models, TrainingData

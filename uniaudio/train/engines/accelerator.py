@@ -19,6 +19,7 @@ from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
+from uniaudio.train.engines.precision import choose_precision, refuse_other_precision
 from uniaudio.train.engines.zero import ZeroEngine
 
 PATIENCE = timedelta(hours=2)  # of an exchange: the others wait while the main process evaluates
@@ -97,22 +98,6 @@ def refuse_conflicts(config: RunConfig) -> None:
         )
 
 
-def refuse_other_precision(launched: str, config: RunConfig) -> None:
-    """Refuse a ``mixed_precision`` of the launch file that is not the precision of the run.
-
-    Raises:
-        UserError: naming both values.
-    """
-    wanted = config.train.precision
-    of_run = "no" if choose_precision(config) is None else "bf16"
-    if launched != of_run:
-        shown = wanted if wanted != "auto" else f"auto, which is {of_run} here"
-        raise UserError(
-            f"the accelerate file says mixed_precision {launched}, but train.precision is {shown}; "
-            "leave the precision to the run config"
-        )
-
-
 def refuse_deepspeed_conflicts(settings: dict[str, Any], config: RunConfig) -> None:
     """Refuse keys of a DeepSpeed config that say otherwise than the run config.
 
@@ -164,14 +149,6 @@ def name_spreading_engine(accelerator: Accelerator) -> str:
         return "zero3" if plugin.zero_stage == 3 else ""
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.num_processes > 1
     return "fsdp2" if fsdp else ""
-
-
-def choose_precision(config: RunConfig) -> torch.dtype | None:
-    """Return the dtype of autocast, or None for float32: bf16 on CUDA unless the config says otherwise."""
-    wanted = config.train.precision
-    if wanted == "auto":
-        wanted = "bf16" if torch.cuda.is_available() else "no"
-    return torch.bfloat16 if wanted == "bf16" else None
 
 
 def make_engine(
