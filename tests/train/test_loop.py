@@ -314,6 +314,11 @@ def test_a_signal_saves_the_step_that_was_done_and_leaves_with_75(tone_run):
     assert losses(tone_run) == losses(tone_run, "whole")
 
 
+def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(tone_run):
+    assert run(tone_run, Model(stops_at=11), "train.save_every=3") == 75  # in step 6
+    assert [event["step"] for event in events(tone_run, "saved")] == [3, 6]
+
+
 def test_a_changed_learning_rate_holds_after_the_resume_too(tone_run):
     with pytest.raises(UserError):
         run(tone_run, Model(bad=range(12, 100)), "train.max_bad_steps=1")

@@ -71,6 +71,7 @@ class StageRun:
         self.stage: Stage = run.config.stages[position.stage]
         self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
         self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
+        self.saved_step: int | None = None
         self.callbacks = StepCallbacks(
             run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
         )
@@ -136,7 +137,8 @@ class StageRun:
             step = self.wait_for_step(steps, metrics)
             totals = self.exchange_totals(step, metrics)
             if totals.stop_requested:
-                if position.stage_step or not position.stage:  # else the stage before has saved the same
+                # not what the stage before has saved, nor again what this one has: little time is left to stop
+                if (position.stage_step or not position.stage) and position.step != self.saved_step:
                     self.save()
                 return False
             losses, norm = self.train_step(step, totals, metrics)
@@ -363,6 +365,7 @@ class StageRun:
 
     def save(self) -> None:
         """Begin to write a checkpoint."""
+        self.saved_step = self.position.step
         self.position.skips = self.sum_ledgers().counts()
         streams = [state for state in gather_objects(self.position.stream) if state is not None]
         joined = self.run.data.join_states(streams) if streams else None
