@@ -6,6 +6,7 @@ Root is needed. Nothing outside the namespaces that are made here is touched, an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,14 +19,24 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NET = "10.77.0"
 SHUTDOWN_SECONDS = 10
-# in namespaces of its own a host gets a name, the names of the others, /proc and /dev/shm
+# in namespaces of its own a host gets a name, the names of the others, /proc, /dev/shm and a folder that only it sees
+# under a path that all have; it outlives the command, as a machine does, until the last process is gone
 PROLOGUE = """
 hostname "$1"
 mount --bind "$2" /etc/hosts
+mount --bind "$3" "$4"
 mount -t tmpfs tmpfs /dev/shm
-shift 2
-exec "$@"
+shift 4
+code=0
+"$@" || code=$?
+set -- /proc/[0-9]*
+while [ $# -gt 1 ]; do
+    sleep 0.1
+    set -- /proc/[0-9]*
+done
+exit $code
 """
+NUMBERS = itertools.count()  # of the networks of this process
 
 
 class NoHostsError(Exception):
@@ -126,6 +137,10 @@ class Command:
     def ranks(self) -> list[int]:
         return self.find_processes("uniaudio.train")
 
+    def terminate(self) -> None:
+        """Send SIGTERM to the launcher."""
+        os.kill(self.launcher, signal.SIGTERM)
+
     def kill(self) -> None:
         """End the host's processes at once: with the first of its process ids all others go, as in a power cut."""
         with contextlib.suppress(ProcessLookupError):
@@ -139,12 +154,16 @@ class Hosts:
     Args:
         folder: gets a folder for each host, with its temporary files and caches.
         python: of the commands. Default: of this process.
+
+    Attributes:
+        private: a path under which each host sees a folder of its own, see ``find_private``.
     """
 
     def __init__(self, count: int, folder: Path, python: str = sys.executable) -> None:
         self.count, self.folder, self.python = count, folder, python
-        self.prefix = f"uniaudio-{os.getpid()}"
+        self.prefix = f"uniaudio-{os.getpid()}-{next(NUMBERS)}"
         self.wire = f"{self.prefix}-wire"
+        self.private = folder / self.prefix / "private"
         self.relay: subprocess.Popen[bytes] | None = None
         self.commands: list[Command] = []
 
@@ -167,11 +186,25 @@ class Hosts:
             ip("-n", self.wire, "link", "set", f"port{number}", "up")
             names.append(f"{NET}.{number + 1} host{number}")
             self.plug(number)
-            (self.folder / f"host{number}" / "tmp").mkdir(parents=True, exist_ok=True)
-        (self.folder / "hosts").write_text("\n".join(names) + "\n")
+            (self.place_host(number) / "tmp").mkdir(parents=True, exist_ok=True)
+            self.find_private(number).mkdir(exist_ok=True)
+        self.private.mkdir(exist_ok=True)
+        (self.private.parent / "hosts").write_text("\n".join(names) + "\n")
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def place_host(self, number: int) -> Path:
+        """Return the folder of a host."""
+        return self.private.parent / f"host{number}"
+
+    def find_private(self, number: int) -> Path:
+        """Return where, on this machine, the folder lies that a host sees as ``private``."""
+        return self.place_host(number) / "private"
+
+    def close(self) -> None:
+        """End all that runs on the hosts, and remove their network."""
         for command in self.commands:
             command.kill()
         self.speed_up()
@@ -218,10 +251,11 @@ class Hosts:
         Args:
             environment: variables on top of those of this process.
         """
-        place = self.folder / f"host{number}"
+        place = self.place_host(number)
         enter = ["ip", "netns", "exec", self.name_space(number)]
         enter += ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        enter += ["sh", "-ec", PROLOGUE, "host", f"host{number}", str(self.folder / "hosts")]
+        enter += ["sh", "-ec", PROLOGUE, "host", f"host{number}", str(self.private.parent / "hosts")]
+        enter += [str(self.find_private(number)), str(self.private)]
         variables = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "",

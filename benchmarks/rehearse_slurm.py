@@ -18,15 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hosts import NET, Command, Hosts, explain_no_hosts, wait_until
-from rehearse_hosts import (
-    ROUNDING,
-    Result,
-    read_losses,
-    read_records,
-    require,
-    run_cases,
-)
+from hosts import HERE, NET, Command, Hosts, explain_no_hosts, wait_until
+from rehearsal import Result, compare_losses, read_losses, read_records, require, run_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "configs" / "accelerate" / "slurm.sh"
@@ -242,19 +235,34 @@ class Job:
 
 
 class Rehearsal:
-    """A cluster and a miniature run."""
+    """A cluster and a miniature run.
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        self.folder, self.cluster = folder, cluster
-        self.config = folder / "run" / "run.yaml"
+    Args:
+        folder: of run folders, outputs and the installed package.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.hosts = folder, Hosts(NODES, folder)
+        self.config = folder / "notes" / "run.yaml"
+        self.uninterrupted = 0
+
+    def __enter__(self) -> Rehearsal:
         if not self.config.is_file():
-            from miniature_run import write_miniature_run  # seconds to import
+            words = [sys.executable, str(HERE / "miniature_run.py"), "notes", str(self.config.parent)]
+            done = subprocess.run([*words, str(self.folder / "alone")], capture_output=True, text=True)
+            require(done.returncode == 0, done.stderr[-2000:])
+        self.cluster = Cluster(self.folder, self.hosts.__enter__()).__enter__()
+        return self
 
-            write_miniature_run(self.config.parent)
+    def __exit__(self, *exception: object) -> None:
+        self.hosts.close()
+        self.cluster.__exit__(*exception)
 
     def train_uninterrupted(self, *overrides: str) -> dict[int, float]:
         """Train in two processes of this machine with the installed package and return the losses."""
-        run_dir = self.folder / f"uninterrupted-{len(list(self.folder.glob('uninterrupted-*')))}"
+        self.uninterrupted += 1
+        run_dir = self.folder / f"uninterrupted-{self.uninterrupted}"
+        shutil.rmtree(run_dir, ignore_errors=True)
         words = [str(self.cluster.programs / "uniaudio"), "launch", "ddp", str(self.config), "-n", "2"]
         words.append(f"output_dir={run_dir}")
         variables = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -263,17 +271,9 @@ class Rehearsal:
         return read_losses(run_dir)
 
     def compare(self, run_dir: Path, *overrides: str) -> str:
-        """Compare the losses of a run with those of as many processes on one machine, which nothing interrupts.
-
-        Raises:
-            RehearsalError: when they differ by more than rounding.
-        """
+        """Compare the losses of a run with those of as many processes on one machine, which nothing interrupts."""
         losses = read_losses(run_dir)
-        expected = self.train_uninterrupted(*overrides, f"train.max_steps={max(losses)}")
-        require(losses.keys() == expected.keys(), f"steps {sorted(losses)} instead of {sorted(expected)}")
-        worst = max(abs(losses[step] / loss - 1) for step, loss in expected.items())
-        require(worst < ROUNDING, f"losses differ by {worst:.1e}")
-        return "yes" if worst == 0 else f"to {worst:.0e}"
+        return compare_losses(losses, self.train_uninterrupted(*overrides, f"train.max_steps={max(losses)}"))
 
 
 # the rate stays, for with `train.max_steps` it would be that of a shorter run
@@ -341,10 +341,5 @@ def lose_node(rehearsal: Rehearsal) -> Result:
 CASES = {"finish": finish_job, "time-limit": reach_time_limit, "lost-node": lose_node}
 
 
-def rehearse_case(case: str, folder: Path) -> Result:
-    with Hosts(NODES, folder) as hosts, Cluster(folder, hosts) as cluster:
-        return CASES[case](Rehearsal(folder, cluster))
-
-
 if __name__ == "__main__":
-    sys.exit(run_cases(__doc__, CASES, rehearse_case, explain_no_slurm))
+    sys.exit(run_cases(__doc__, CASES, Rehearsal, explain_no_slurm))
