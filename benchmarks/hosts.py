@@ -123,7 +123,8 @@ class Command:
             for each in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     words = each.cmdline()
-                    if "-m" in words and words[words.index("-m") + 1] == module:
+                    is_python = bool(words) and Path(words[0]).name.startswith("python")
+                    if is_python and "-m" in words and words[words.index("-m") + 1] == module:
                         ids.append(each.pid)
         return ids
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -111,11 +112,11 @@ class Table(Generic[R]):
                 for rehearsal in self.opened:
                     rehearsal.__exit__(None, None, None)
                 raise
-        load = os.getloadavg()[1]
-        count = sum(map(len, groups))
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # without what was killed
         print(
-            f"{count} cases in {time.monotonic() - begin:.0f} s, {self.failed} failed; load of the last five minutes "
-            f"{load:.1f} on {os.cpu_count()} cores"
+            f"{sum(map(len, groups))} cases in {time.monotonic() - begin:.0f} s, {self.failed} failed; "
+            f"{used.ru_utime + used.ru_stime:.0f} s of processor time, load of the last five minutes "
+            f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
         )
 
     def run_group(self, group: Sequence[str]) -> None:
@@ -184,5 +185,9 @@ def run_cases(
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         table = Table(cases, open_rehearsal, folder)
-        table.run([group for group in chosen if group], options.parallel)
+        try:
+            table.run([group for group in chosen if group], options.parallel)
+        except KeyboardInterrupt:
+            print("interrupted: all hosts are gone")
+            return 130
     return int(table.failed > 0)

@@ -6,15 +6,19 @@ import importlib
 import pytest
 
 
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory):
+    """A rehearsal; what its cases compare with is trained once."""
+    if reason := importlib.import_module("hosts").explain_no_hosts():
+        pytest.skip(f"hosts cannot be made here: {reason}")
+    with importlib.import_module("host_runs").Rehearsal(tmp_path_factory.mktemp("hosts")) as rehearsal:
+        yield rehearsal
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["ddp", "zero2", "kill-step"])
-def test_two_hosts(case, tmp_path):
-    hosts = importlib.import_module("hosts")
-    rehearsal = importlib.import_module("rehearse_hosts")
-    if reason := hosts.explain_no_hosts():
-        pytest.skip(f"hosts cannot be made here: {reason}")
-    with rehearsal.Rehearsal(tmp_path) as both:
-        result = rehearsal.CASES[case](both)
+def test_two_hosts(case, two_hosts):
+    result = importlib.import_module("rehearse_hosts").CASES[case](two_hosts)
     assert result.engine == ("zero2" if case == "zero2" else "ddp")
     assert (result.exact == "-") == (case == "kill-step")
 
