@@ -14,9 +14,11 @@ import torch
 from conftest import tiny_whisper, tone
 from safetensors.torch import load_file
 
-from uniaudio.build.encoders import build_encoder
+from uniaudio.build.encoders import build_encoder, load_encoder
+from uniaudio.build.model import load_model
 from uniaudio.commands.train import run_training
 from uniaudio.config.run import load_run
+from uniaudio.errors import UserError
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.train import feature_writer as features
@@ -329,3 +331,43 @@ def test_ranks_that_miss_other_clips_stay_in_step_under_every_engine(tone_run, c
     assert 0 < sum(hits(rows)) < len(rows)
     assert hits(rows)[-1] == 1
     assert len(files(cache)) == 30
+
+
+# ---------------------------------------------------------------------- beside the steps
+
+
+STARTS = [
+    "fusion={kind: gate, start: pca, start_examples: 6}",
+    "adapter={kind: pool, start: ridge, start_examples: 6}",
+]
+
+
+def test_the_start_of_a_fusion_reads_kept_frames_and_goes_on_exactly(tone_run, second, encoded):
+    settings = [*CACHED, second, *STARTS, "stages.0.schedule=constant", "stages.0.steps=4"]
+    whole = run(tone_run, "whole", *settings)
+    encoded.clear()
+    run(tone_run, "part", *settings, "train.max_steps=2")
+    assert not encoded  # neither by the starts nor by the steps
+    part = run(tone_run, "part", *settings, resume="yes")
+    assert losses(part) == losses(whole)
+
+
+def test_a_fusion_that_its_start_would_be_lost_of_is_refused(tone_run, second):
+    settings = [*CACHED, second, STARTS[0], 'stages.0.train={"^encoder.scales": frozen}']
+    with pytest.raises(UserError, match=r"fusion\.start: pca .* encoder\.scales.* is frozen"):
+        run(tone_run, "run", *settings)
+
+
+def test_probes_and_answers_read_kept_frames(tone_run, second, encoded):
+    settings = [*CACHED, second, STARTS[0], "stages.0.steps=2"]
+    run(tone_run, "run", *settings)
+    clip = Ragged.from_rows([torch.arange(5000, dtype=torch.int16)])
+    folder = str(tone_run.parent / "run")
+    wanted = load_encoder(folder, CPU)(clip).frames.values
+    encoded.clear()
+    kept = load_encoder(folder, CPU, keep_frames=True)
+    for _ in range(2):
+        torch.testing.assert_close(kept(clip).frames.values, wanted, atol=1e-5, rtol=0)
+    model = load_model(folder, CPU, keep_frames=True).model
+    torch.testing.assert_close(model.encoder(clip).frames.values, wanted, atol=1e-5, rtol=0)
+    assert sorted(encoded.values()) == [1, 1]  # each of the encoders once

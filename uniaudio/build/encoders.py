@@ -38,6 +38,7 @@ from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
+from uniaudio.train.feature_writer import keep_features
 from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
@@ -275,20 +276,25 @@ def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
     return {"path": settings.path, "sha256": digest.hexdigest()}
 
 
-def load_encoder(spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST) -> AudioEncoder:
+def load_encoder(
+    spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST, keep_frames: bool = False
+) -> AudioEncoder:
     """Load an encoder from a run or checkpoint folder, the folder or Hub name of a known model, or ``random:PATH``.
 
     Args:
         spec: with options behind it, such as ``?pad_to=30``, see ``parse_model_spec``.
         trust: code that the model may run.
+        keep_frames: whether frozen encoders of a run whose config keeps their frames on disk read and write them.
 
     Raises:
         UserError: when it is none of them, or needs code that was not allowed.
     """
-    return load_model_spec(parse_model_spec(spec), device or choose_device(), trust)
+    return load_model_spec(parse_model_spec(spec), device or choose_device(), trust, keep_frames)
 
 
-def load_model_spec(model: ModelSpec, device: torch.device, trust: Trust) -> AudioEncoder:
+def load_model_spec(
+    model: ModelSpec, device: torch.device, trust: Trust, keep_frames: bool = False
+) -> AudioEncoder:
     """Load the encoder of a MODEL that was taken apart, see ``load_encoder``."""
     hide_loading_bars()
     announce(f"loading the encoder of {model.path} ...")
@@ -306,7 +312,10 @@ def load_model_spec(model: ModelSpec, device: torch.device, trust: Trust) -> Aud
         build_encoder(config, read_prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
     )
     put_tensors(holder, structure, trained, checkpoint.path)
-    return holder.encoder.to(device).eval()
+    holder.to(device).eval()
+    if keep_frames:
+        keep_features([holder], config, None, device, in_training=False)
+    return holder.encoder
 
 
 def apply_options(config: RunConfig, model: ModelSpec) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from uniaudio.config.fusion import FusionConfig, MoweConfig
+from uniaudio.config.fusion import PCA, FusionConfig, MoweConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.base import FusionOperator
@@ -22,7 +22,16 @@ from uniaudio.model.fusion.weighted_layers import LayerFusion
 from uniaudio.model.fusion.wq import WqFusion
 
 MEETING_RATE = 25.0  # frames per second, as in the papers; a slower base keeps its own
-SHARED = {"kind", "rate", "align", "lr", "dim", "stft"}  # of the config; all else is the operator's own
+SHARED = {
+    "kind",
+    "rate",
+    "align",
+    "lr",
+    "dim",
+    "stft",
+    "start",
+    "start_examples",
+}  # all else is the operator's own
 
 OPERATORS: Mapping[str, type[FusionOperator]] = {
     "concat": ConcatFusion,
@@ -53,6 +62,7 @@ def fuse(
     """
     base = next(iter(encoders.values()))
     rate = config.rate or min(MEETING_RATE, base.frame_rate)
+    scales = config.start == PCA
     if isinstance(config, MoweConfig):
         settings = config.model_dump(exclude=SHARED | {"smooth_keep", "smooth_epsilon", "reads_prompt"})
         return MoweEncoder(
@@ -62,6 +72,7 @@ def fuse(
             prompt_dim=prompt_dim if config.reads_prompt else None,
             keep=config.smooth_keep,
             epsilon=config.smooth_epsilon,
+            scales=scales,
             **settings,
         )
     dim = config.dim or base.dim
@@ -71,18 +82,23 @@ def fuse(
         [e.dim for e in encoders.values()],
         dim,
         **settings,
-        **derive_arguments(config.kind, encoders),
+        **derive_arguments(config, encoders),
     )
     stft = None
     if config.stft is not None:
         if operator.frames_per_frame > 1:
             raise UserError("fusion.stft needs one frame for each moment: set fusion.output to sum")
         stft = StftBranch(dim, rate, **config.stft.model_dump())
-    return FusedEncoder(encoders, operator, rate, config.align, stft)
+    return FusedEncoder(encoders, operator, rate, config.align, stft, scales)
 
 
-def derive_arguments(kind: str, encoders: Mapping[str, AudioEncoder]) -> dict[str, Any]:
+def derive_arguments(config: FusionConfig, encoders: Mapping[str, AudioEncoder]) -> dict[str, Any]:
     """Return the arguments that follow from the kind: modes of one operator, and the layers of the encoders."""
+    kind = config.kind
+    if kind in ("concat", "sum", "mix"):
+        return {"start": "base" if config.start == "base" else "random"}
+    if kind == "wq":
+        return {"project_all": config.start == PCA}
     if kind in ("moe_concat", "moe_proj"):
         return {"project": kind == "moe_proj"}
     if kind not in ("layers", "hconv", "chconv"):

@@ -51,6 +51,7 @@ from uniaudio.model.whisper_decoder import (
 from uniaudio.outputs import apply_umask
 from uniaudio.tiny.text_lm import build_miniature_decoder, make_qwen_config
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases
+from uniaudio.train.feature_writer import keep_features
 from uniaudio.train.trainable import go_through_stages, put_tensors
 
 
@@ -198,11 +199,13 @@ def open_decoder(config: RunConfig, path: str, device: torch.device) -> TextDeco
     )
 
 
-def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST) -> LoadedModel:
+def load_model(
+    spec: str, device: torch.device | None = None, trust: Trust = NO_TRUST, keep_frames: bool = False
+) -> LoadedModel:
     """Load a trained model from a run folder or a checkpoint folder (``:ema`` behind it: its moving averages).
 
     Args:
-        trust: code that the model may run.
+        trust: code that the model may run. keep_frames: see ``load_encoder``.
 
     Raises:
         UserError: when it needs code that was not allowed, there is no whole checkpoint, or its encoder or decoder is
@@ -220,6 +223,8 @@ def load_model(spec: str, device: torch.device | None = None, trust: Trust = NO_
     structure = go_through_stages(loaded.model, config, checkpoint.state["stage"])
     put_tensors(loaded.model, structure, checkpoint.model, checkpoint.path)
     loaded.model.eval()
+    if keep_frames:
+        keep_features([loaded.model], config, None, device or choose_device(), in_training=False)
     return loaded
 
 

@@ -248,7 +248,7 @@ def run_evaluation(
             answers.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(recipe_name) if recipe_name else None
     with join_processes(keep_group) as device:
-        loaded = load_model(spec, device, trust)
+        loaded = load_model(spec, device, trust, keep_frames=True)
         recipe = recipe or load_stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")

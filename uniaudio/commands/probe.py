@@ -59,7 +59,7 @@ def run_probe(
     models, compared = add_references(models, trust, references)
     chosen = build_folder_suite(parse_folders(data)) if suite is None else load_suite(suite)
     tasks = read_tasks(chosen)
-    encoders = {spec: load_encoder(spec, trust=trust) for spec in models}
+    encoders = {spec: load_encoder(spec, trust=trust, keep_frames=True) for spec in models}
     result = run_suite(chosen, tasks, encoders, cast(Protocol, protocol), seeds, layers, console)
     result[FINGERPRINTS] = fingerprint_models(encoders)
     if compared:

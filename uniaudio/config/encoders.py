@@ -102,7 +102,8 @@ class EncoderConfig(Strict):
     """
     cache: bool | Literal["bfloat16"] = False
     """Keep the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once:
-    `true` as float32, `bfloat16` rounded to half the size. Read by: train, check.
+    `true` as float32, `bfloat16` rounded to half the size. `probe` and `eval` use frames kept as float32.
+    Read by: train, check, probe, eval.
     """
     frame_rate: PositiveFloat | None = None
     """Frames per second of an encoder with `kind: remote`. Default: measured on a clip."""

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
+PCA = "pca"
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -41,6 +42,12 @@ class Fusion(Strict):
     """
     lr: PositiveFloat = 5e-5
     """Peak learning rate of the fusion's parameters. Read by: train."""
+    start: Literal["random", "pca"] = "random"
+    """Initial weights: `random`, as published, or `pca`: every encoder is standardised, and the fusion begins with the
+    principal components of all of them, so that none drowns another. The scales are parameters of their own.
+    """
+    start_examples: PositiveInt = 300
+    """Rows of the first stage's recipe that `start: pca` is fitted to; each is encoded once. Read by: train."""
 
 
 class Operator(Fusion):
@@ -52,37 +59,34 @@ class Operator(Fusion):
     """Adds a spectral branch; `{}` takes its defaults. Default: no branch."""
 
 
-class ConcatConfig(Operator):
+class LinearOperator(Operator):
+    """Keys of the operators that can begin with the first encoder alone."""
+
+    start: Literal["base", "random", "pca"] = "base"  # type: ignore[assignment]
+    """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
+    initialisation, `pca` as for the other operators.
+    """
+
+
+class ConcatConfig(LinearOperator):
     """One linear map over the concatenated frames of all encoders."""
 
     kind: Literal["concat"]
     """`concat`."""
-    start: Literal["base", "random"] = "base"
-    """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
-    initialisation. Read by: train.
-    """
 
 
-class SumConfig(Operator):
+class SumConfig(LinearOperator):
     """The sum of one linear map per encoder."""
 
     kind: Literal["sum"]
     """`sum`."""
-    start: Literal["base", "random"] = "base"
-    """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
-    initialisation. Read by: train.
-    """
 
 
-class MixConfig(Operator):
+class MixConfig(LinearOperator):
     """A learned scalar weight per encoder (ELMo, eq. 1)."""
 
     kind: Literal["mix"]
     """`mix`."""
-    start: Literal["base", "random"] = "base"
-    """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
-    initialisation. Read by: train.
-    """
 
 
 class GateConfig(Operator):
@@ -174,6 +178,8 @@ class HconvConfig(Operator):
 
     kind: Literal["hconv", "chconv"]
     """`hconv` adds the layers of several encoders, `chconv` concatenates them."""
+    start: Literal["random"] = "random"  # type: ignore[assignment]
+    """Initial weights: its convolutions keep a third of the features, so that no start keeps all of them."""
 
 
 class UniMoeConfig(Experts):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import GroupingAdapter
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.fusion.feature_scale import fit_scale
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch
 
 PENALTY = 0.1  # of the ridge regression, as a share of the mean square of a feature
-SMALLEST_SPREAD = 0.05  # of a feature, as a share of the median: what hardly varies is not blown up
 
 
 @torch.no_grad()
@@ -94,12 +94,9 @@ def standardise(norm: nn.LayerNorm, frames: Float[Tensor, "N G"], shares: Float[
     Frames of pretrained encoders have much in common: without this, nearly all of a token says the same for any clip.
     """
     norm.reset_parameters()
-    features = norm(frames.to(norm.weight.dtype)).float()
-    mean = shares @ features
-    spread = (shares @ (features - mean).square()).sqrt()
-    scale = 1 / spread.clamp(min=SMALLEST_SPREAD * float(spread.median()))
-    norm.weight.copy_(scale)
-    norm.bias.copy_(-mean * scale)
+    weight, bias = fit_scale(norm(frames.to(norm.weight.dtype)).float(), shares)
+    norm.weight.copy_(weight)
+    norm.bias.copy_(bias)
 
 
 def solve_ridge(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniaudio.feature_cache import Clips, FeatureStore
+from uniaudio.feature_cache import Clips, FeatureStore, look_up_frames
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
@@ -20,19 +20,25 @@ class CachedForward:
     """Takes the place of an encoder's ``forward``: known frames come with the clips, the others are computed.
 
     Where all are known, nothing of the encoder runs. Statistics (``Encoded.stats``) are not kept. Hidden states and
-    masked spectrograms are not either: who asks for them gets them from the encoder, as does who brings plain samples.
+    masked spectrograms are not either: who asks for them gets them from the encoder.
 
     Args:
         encoder: frozen, in eval mode. store: of its frames. tell: called with keys and frames of clips that were not
             known, in the order of the clips.
+        looks_up: whether plain samples are looked up here; else they are computed, as they are where workers of the
+            loader bring the frames along.
     """
 
-    def __init__(self, encoder: AudioEncoder, store: FeatureStore, tell: Tell) -> None:
+    def __init__(
+        self, encoder: AudioEncoder, store: FeatureStore, tell: Tell, looks_up: bool = False
+    ) -> None:
         self.compute: Callable[..., Encoded] = encoder.forward
-        self.store, self.tell = store, tell
+        self.store, self.tell, self.looks_up = store, tell, looks_up
 
     def __call__(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips to frames ``[A, E]``, see ``AudioEncoder.forward``."""
+        if self.looks_up and not isinstance(audio, Clips) and audio.values.dtype == torch.int16:
+            audio = look_up_frames(audio.to("cpu"), (self.store,)).to(audio.device)
         known = audio.known.get(self.store.name) if isinstance(audio, Clips) else None
         if known is None or layers or (masks is not None and len(masks)):
             return self.compute(audio, layers=layers, masks=masks)
@@ -68,10 +74,19 @@ def merge_frames(known: Ragged, computed: Ragged, missing: Tensor) -> Ragged:
     return both.select(torch.cat([there, missing]).argsort())
 
 
-def attach_frame_cache(encoder: AudioEncoder, store: FeatureStore, tell: Tell) -> None:
-    """Let an encoder look at what its clips bring along."""
+def attach_frame_cache(
+    encoder: AudioEncoder, store: FeatureStore, tell: Tell, looks_up: bool = False
+) -> None:
+    """Let an encoder look at what its clips bring along, or look plain samples up itself."""
     part: Any = encoder
-    part.forward = CachedForward(encoder, store, tell)
+    part.forward = CachedForward(encoder, store, tell, looks_up)
+
+
+def detach_frame_cache(model: torch.nn.Module) -> None:
+    """Let the encoders in a model compute all frames again."""
+    for part in model.modules():
+        if isinstance(vars(part).get("forward"), CachedForward):
+            del part.forward
 
 
 def list_frame_stores(model: torch.nn.Module) -> tuple[FeatureStore, ...]:

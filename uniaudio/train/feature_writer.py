@@ -26,9 +26,14 @@ AHEAD = 4  # frames of so many micro-batches may wait to be written
 
 
 class FeatureWriter:
-    """Writes frames in a thread, and gives up for the rest of its life when the disk will not take them."""
+    """Writes frames, and gives up for the rest of its life when the disk will not take them.
 
-    def __init__(self) -> None:
+    Args:
+        in_thread: whether a thread writes while the next step runs; it needs ``close`` at the end.
+    """
+
+    def __init__(self, in_thread: bool = True) -> None:
+        self.in_thread = in_thread
         self.waiting: queue.Queue[tuple[FeatureStore, Sequence[str], Ragged] | None] = queue.Queue(AHEAD)
         self.thread: threading.Thread | None = None
         self.problem: str | None = None
@@ -41,6 +46,9 @@ class FeatureWriter:
         """
         if self.problem is not None:
             return
+        if not self.in_thread:
+            self.try_to_write(store, keys, frames)
+            return
         if self.thread is None:
             self.thread = threading.Thread(target=self.work, name="features", daemon=True)
             self.thread.start()
@@ -50,11 +58,15 @@ class FeatureWriter:
         """Write until ``close``; runs in the thread, which goes on taking when it writes no more."""
         while (given := self.waiting.get()) is not None:
             if self.problem is None:
-                try:
-                    self.write(*given)
-                # one that only ends the thread would be heard by nobody
-                except Exception as problem:
-                    self.problem = f"frames could not be written to {given[0].folder} ({problem!r})"
+                self.try_to_write(*given)
+
+    def try_to_write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
+        """Write, or note why it cannot be done."""
+        try:
+            self.write(store, keys, frames)
+        # one that only ends the thread would be heard by nobody
+        except Exception as problem:
+            self.problem = f"frames could not be written to {store.folder} ({problem!r})"
 
     def write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
         """Write a file for each clip where there is room on the disk."""
@@ -116,24 +128,31 @@ def make_feature_stores(
 
 
 def keep_features(
-    models: Sequence[Any], config: RunConfig, precision: torch.dtype | None, device: torch.device
+    models: Sequence[Any],
+    config: RunConfig,
+    precision: torch.dtype | None,
+    device: torch.device,
+    in_training: bool = True,
 ) -> FeatureWriter | None:
     """Let the frozen encoders of a stage recall their frames.
 
     Args:
         models: with an ``encoder``; the first one trains, others are copies of it as the stage began.
+        in_training: whether clips bring known frames along from the workers of a loader, and a thread writes new ones.
 
     Returns:
         What writes new frames, None where no encoder keeps any.
     """
     stores = make_feature_stores(models[0].encoder, config, precision, device) if has_cache(config) else {}
+    if not in_training:  # where frames are not rounded, it makes no difference to anybody
+        stores = {name: store for name, store in stores.items() if store.dtype is None}
     if not stores:
         return None
-    writer = FeatureWriter()
+    writer = FeatureWriter(in_thread=in_training)
     for model in models:
         parts = find_cached_parts(model.encoder, config)
         for name, store in stores.items():
-            attach_frame_cache(parts[name], store, writer.put)
+            attach_frame_cache(parts[name], store, writer.put, looks_up=not in_training)
     return writer
 
 

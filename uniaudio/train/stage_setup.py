@@ -11,13 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from uniaudio.config.adapters import RIDGE, GroupingSettings
+from uniaudio.config.fusion import PCA
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import announce
 from uniaudio.errors import UserError
 from uniaudio.model.adapter_start import start_adapter
 from uniaudio.model.audio_lm import cast_to_audio_lm
+from uniaudio.model.cached_encoder import detach_frame_cache
 from uniaudio.model.compile import compile_layers
+from uniaudio.model.fusion_start import start_fusion
 from uniaudio.train.checkpoint.folders import list_stage_ends
 from uniaudio.train.checkpoint.integrity import EMA
 from uniaudio.train.checkpoint.reading import Checkpoint, MomentFiles, load_checkpoint
@@ -84,6 +87,28 @@ def fit_adapter_start(model: nn.Module, data: TrainingData, config: RunConfig) -
     start_adapter(cast_to_audio_lm(model), examples, settings.start_examples, data.encode_in_text)
 
 
+def fit_fusion_start(
+    model: nn.Module, structure: TrainableParameters, data: TrainingData, config: RunConfig
+) -> None:
+    """Give the fusion of a new run the closed-form start that its config asks for, if it does.
+
+    Raises:
+        UserError: when the first stage does not train all of it.
+    """
+    settings, recipe = config.fusion, config.stages[0].recipe
+    if settings is None or settings.start != PCA:
+        return
+    for name, parameter in model.named_parameters():
+        is_fusion = name.startswith("encoder.") and not name.startswith("encoder.encoders.")
+        if is_fusion and structure.usual[name] == "full" and not parameter.requires_grad:
+            raise UserError(
+                f"fusion.start: {PCA} is for a fusion that the first stage trains, but {name} is frozen; take it "
+                "out of `stages[0].train`, or leave `start` out"
+            )
+    announce(f"fitting the start of the fusion to {settings.start_examples} rows of {recipe} ...")
+    start_fusion(cast_to_audio_lm(model), data.iterate_examples(0, model, recipe), settings.start_examples)
+
+
 def open_stage(
     models: Models,
     data: TrainingData,
@@ -117,7 +142,11 @@ def open_stage(
             put_tensors(model, structure, before.model, before.path)
     enter_stage(model, structure, config, index)
     if index == 0 and checkpoint is None:
+        if choose_precision(config) is None:  # frames are computed here without autocast
+            keep_features([model], config, None, accelerator.device, in_training=False)
+        fit_fusion_start(model, structure, data, config)
         fit_adapter_start(model, data, config)
+        detach_frame_cache(model)
     held = collect_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill

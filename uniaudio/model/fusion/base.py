@@ -42,6 +42,14 @@ class FusionOperator(InitArgsModule):
         """Fuse the streams: for each its hidden states ``[A, E_m]``, the last one only unless ``uses_layers``."""
         raise NotImplementedError
 
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Set the parameters so that the fused frames begin as ``sum_m P_m h_m``, as far as the equation allows.
+
+        Args:
+            maps: ``P_m [dim, E_m]``; side by side their rows are orthonormal. Streams are standardised.
+        """
+        raise NotImplementedError
+
 
 @torch.no_grad()
 def initialize_identity_or_zero(linear: nn.Linear, base: bool) -> None:
@@ -54,6 +62,15 @@ def initialize_identity_or_zero(linear: nn.Linear, base: bool) -> None:
         nn.init.zeros_(linear.bias)
     if base:
         linear.weight.copy_(torch.eye(*linear.weight.shape, device=linear.weight.device))
+
+
+@torch.no_grad()
+def set_linear(linear: nn.Module, weight: Tensor | float) -> None:
+    """Give a linear map these weights, in its own dtype, and no bias."""
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(torch.as_tensor(weight).expand_as(linear.weight))
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def average_per_clip(frames: Ragged, values: Tensor) -> Tensor:

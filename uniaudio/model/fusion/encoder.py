@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.align import align, count_frames_at
 from uniaudio.model.fusion.base import FusionOperator
+from uniaudio.model.fusion.feature_scale import FeatureScale
 from uniaudio.model.fusion.stft_residual import StftBranch
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
@@ -29,12 +31,20 @@ class CompositeEncoder(AudioEncoder):
 
     Args:
         encoders: by name, the base first. rate: frames per second at which the streams meet. method: see ``align``.
+        reads_layers: whether all hidden states are fused. scales: whether each of them is scaled before.
 
     Raises:
         UserError: when no encoder gives as many frames as ``rate``.
     """
 
-    def __init__(self, encoders: Mapping[str, AudioEncoder], rate: float, method: str) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, AudioEncoder],
+        rate: float,
+        method: str,
+        reads_layers: bool = False,
+        scales: bool = False,
+    ) -> None:
         super().__init__()
         rates = {name: encoder.frame_rate for name, encoder in encoders.items()}
         if rate <= 0 or rate > max(rates.values()) + 1e-6:
@@ -44,7 +54,8 @@ class CompositeEncoder(AudioEncoder):
                 f"{max(rates.values()):g}"
             )
         self.encoders = nn.ModuleDict(encoders)
-        self.meeting_rate, self.method = rate, method
+        self.meeting_rate, self.method, self.reads_layers = rate, method, reads_layers
+        self.scales = self.make_scales() if scales else None
         self.takes_masks = all(encoder.takes_masks for encoder in encoders.values())
         reaches = [encoder.reach for encoder in encoders.values()]
         self.reach = None if None in reaches else max(r for r in reaches if r is not None)
@@ -81,10 +92,45 @@ class CompositeEncoder(AudioEncoder):
             encoded: Encoded = encoder(audio, layers=layers, masks=masks)
         return encoded
 
+    def make_scales(self) -> nn.ModuleList:
+        """Return a scale for every hidden state that is fused, by encoder and layer."""
+        parts: Any = self.encoders.values()
+        states = [part.layer_dims if self.reads_layers else (part.dim,) for part in parts]
+        return nn.ModuleList(nn.ModuleList(FeatureScale(dim) for dim in dims) for dims in states)
+
+    def encode_streams(self, audio: Ragged, masks: Tensor | None = None) -> list[tuple[Ragged, ...]]:
+        """Return of each encoder the hidden states that are fused, at the meeting rate, before their scales."""
+        lengths = self.count_meeting_frames(audio)
+        streams = []
+        for name in self.encoders:
+            encoded = self.run(name, audio, self.reads_layers, masks)
+            states = encoded.layers if self.reads_layers else (encoded.frames,)
+            assert states is not None
+            streams.append(self.align_states(name, states, lengths))
+        return streams
+
+    def start_from_streams(self, streams: Sequence[Tensor], shares: Tensor) -> None:
+        """Set what fuses the streams so that as little as possible of them is lost.
+
+        Args:
+            streams: ``[A, E_m]`` scaled frames of each encoder, the mean of its hidden states where those are fused.
+            shares: ``[A]`` weight of every frame; they add up to 1.
+        """
+        raise NotImplementedError
+
     def align_states(self, name: str, states: Sequence[Ragged], lengths: Tensor) -> tuple[Ragged, ...]:
         """Bring hidden states of an encoder to the meeting rate."""
         rate = float(self.encoders[name].frame_rate)  # type: ignore[arg-type]
         return tuple(align(state, rate, self.meeting_rate, lengths, self.method) for state in states)
+
+
+def scale_streams(scales: nn.ModuleList, streams: Sequence[Sequence[Ragged]]) -> list[list[Ragged]]:
+    """Return hidden states ``[A, E]``, each of them scaled."""
+    parts: Any = scales
+    return [
+        [state.with_values(scale(state.values)) for scale, state in zip(row, states, strict=True)]
+        for row, states in zip(parts, streams, strict=True)
+    ]
 
 
 class FusedEncoder(CompositeEncoder):
@@ -94,6 +140,7 @@ class FusedEncoder(CompositeEncoder):
         encoders: by name, the base first. operator: for these streams, in this order.
         rate: frames per second at which they meet (25 in the dual-encoder paper). method: see ``align``.
         stft: a spectral branch added to the fused frames.
+        scales: see ``CompositeEncoder``.
     """
 
     def __init__(
@@ -103,8 +150,9 @@ class FusedEncoder(CompositeEncoder):
         rate: float,
         method: str = "area",
         stft: StftBranch | None = None,
+        scales: bool = False,
     ) -> None:
-        super().__init__(encoders, rate, method)
+        super().__init__(encoders, rate, method, operator.uses_layers, scales)
         self.operator, self.stft = operator, stft
         self.dim = operator.dim
         self.auxiliary = operator.auxiliary
@@ -118,17 +166,26 @@ class FusedEncoder(CompositeEncoder):
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips; ``layers`` are the aligned streams and the fused frames."""
-        lengths = self.count_meeting_frames(audio)
-        streams = []
-        for name in self.encoders:
-            encoded = self.run(name, audio, self.operator.uses_layers, masks)
-            states = encoded.layers if self.operator.uses_layers else (encoded.frames,)
-            assert states is not None
-            streams.append(self.align_states(name, states, lengths))
-        fused = self.operator(streams)
+        streams = self.encode_streams(audio, masks)
+        fused = self.operator(streams if self.scales is None else scale_streams(self.scales, streams))
         frames = fused.frames if self.stft is None else self.stft(fused.frames, audio)
         hidden_states = None
         if layers:
             alone = self.operator.frames_per_frame > 1
             hidden_states = (frames,) if alone else (*(stream[-1] for stream in streams), frames)
         return Encoded(frames, hidden_states, fused.losses, fused.stats)
+
+    @torch.no_grad()
+    def start_from_streams(self, streams: Sequence[Tensor], shares: Tensor) -> None:
+        """Let the operator begin with the principal components of all streams."""
+        components = find_components(torch.cat(list(streams), 1), shares, self.dim)
+        self.operator.start_from(components.split([stream.shape[1] for stream in streams], 1))
+
+
+def find_components(
+    frames: Float[Tensor, "A E"], shares: Float[Tensor, " A"], dim: int
+) -> Float[Tensor, "dim E"]:
+    """Return the first principal components of frames around 0 as rows, the largest first; zeros beyond ``E`` rows."""
+    square = (frames * shares[:, None]).T.double() @ frames.double()
+    vectors = torch.linalg.eigh(square).eigenvectors.flip(1).T[:dim]
+    return nn.functional.pad(vectors, (0, 0, 0, dim - len(vectors))).to(frames.dtype)

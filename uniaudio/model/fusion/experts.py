@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+SMALL_ROUTER = 0.1  # of a router's usual start, where all experts begin as the same map
+
 
 def run_experts(
     experts: Sequence[nn.Module], frames: Tensor, chosen: Tensor, weights: Tensor, width: int

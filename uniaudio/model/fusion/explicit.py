@@ -70,6 +70,10 @@ class ExplicitInjection(FusionOperator):
             losses = self.losses(base.values.detach(), [other.values.detach() for other in others])
         return Fused(base.with_values(fused), losses, stats)
 
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Begin as ``GatedResidual`` does: with ``W_{w->d}`` = 0 the residual is the stream itself."""
+        self.gated.start_from(maps)
+
     def losses(self, base: Tensor, others: Sequence[Tensor]) -> dict[str, Auxiliary]:
         """Return both losses on a graph of their own: ``base [A, E_w]`` and ``others [A, E_m]`` carry no gradient."""
         with torch.autocast(base.device.type, enabled=False):  # sums over many frames need float32

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, name_columns
+from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, name_columns, set_linear
 from uniaudio.ragged import Ragged
 
 
@@ -35,6 +35,12 @@ class GatedResidual(nn.Module):
         mixed = (gate[..., None] * stacked).sum(1)
         return self.norm_out(self.norm_mixed(mixed) + stacked.sum(1)), gate
 
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Begin with ``LN(sum_m P_m h_m)``: the gate is even, so ``LN(m)`` has the direction of the sum beside it."""
+        for linear, given in zip(self.project, maps, strict=True):
+            set_linear(linear, given)
+        set_linear(self.gate, 0.0)
+
 
 class GateFusion(FusionOperator):
     """``GatedResidual`` over the encoders' last hidden states."""
@@ -43,6 +49,9 @@ class GateFusion(FusionOperator):
         super().__init__()
         self.names, self.dim = tuple(names), dim
         self.gated = GatedResidual(dims, dim)
+
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        self.gated.start_from(maps)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         base = streams[0][-1]

@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.model.float32 import Float32Linear
-from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, entropy, name_columns
-from uniaudio.model.fusion.experts import run_experts
+from uniaudio.model.fusion.base import (
+    Fused,
+    FusionOperator,
+    average_per_clip,
+    entropy,
+    name_columns,
+    set_linear,
+)
+from uniaudio.model.fusion.experts import SMALL_ROUTER, run_experts
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
 
@@ -68,6 +75,31 @@ class MoeFusion(FusionOperator):
         }
         losses = {"load_balance": self.load_balance(inputs.detach(), load)} if self.training else {}
         return Fused(base.with_values(mixed), losses, stats)
+
+    @torch.no_grad()
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Let every expert begin as the same linear map, from ``gelu(x) - gelu(-x) = x``, and nearly even routes.
+
+        Needs a hidden width of ``2 dim``; a narrower one keeps the first rows of the map.
+        """
+        if self.project is not None:
+            for linear, given in zip(self.project, maps, strict=True):
+                set_linear(linear, given)
+            one = torch.eye(self.dim, device=maps[0].device)
+            maps = [one] * len(maps)
+        joined = torch.cat(list(maps), 1)
+        for up, _, down in self.experts:
+            kept = joined[: up.out_features // 2]
+            one = torch.eye(self.dim, len(kept), device=kept.device)
+            set_linear(
+                up, nn.functional.pad(torch.cat([kept, -kept]), (0, 0, 0, up.out_features - 2 * len(kept)))
+            )
+            set_linear(
+                down, nn.functional.pad(torch.cat([one, -one], 1), (0, down.in_features - 2 * len(kept)))
+            )
+        self.router.weight.mul_(SMALL_ROUTER)
+        nn.init.zeros_(self.router.bias)
+        set_linear(self.out, len(self.experts) / self.top_k * torch.eye(self.dim))
 
     def load_balance(self, inputs: Tensor, load: Tensor) -> Auxiliary:
         """Return the loss on the router's own graph: inputs ``[A, width]`` and load ``[A, E]`` carry no gradient."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from uniaudio.distributed import world_size
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.align import count_frames_at
-from uniaudio.model.fusion.base import average_per_clip, entropy, name_columns
-from uniaudio.model.fusion.encoder import CompositeEncoder, is_trained
+from uniaudio.model.fusion.base import average_per_clip, entropy, name_columns, set_linear
+from uniaudio.model.fusion.encoder import CompositeEncoder, find_components, is_trained
 from uniaudio.model.fusion.routers import DependentRouter, IndependentRouter, smooth_weights
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary, Encoded
@@ -35,7 +36,8 @@ class MoweEncoder(CompositeEncoder):
         weak_dim: width that weak frames are projected to when they differ from it.
         routers: ``both``, ``dependent`` or ``independent``.
         per_frame: the second router decides for every frame; a weak encoder then runs on the clips in which any frame
-            chose it. prompt_dim: see ``DependentRouter``. keep, epsilon: see ``smoothed``.
+            chose it. prompt_dim: see ``DependentRouter``. keep, epsilon: see ``smoothed``. scales: see
+            ``CompositeEncoder``.
     """
 
     auxiliary = ("entropy_independent", "entropy_dependent", "diversity")
@@ -53,8 +55,9 @@ class MoweEncoder(CompositeEncoder):
         epsilon: float | None = None,
         entropy_weight: float = 0.1,
         diversity_weight: float = 0.1,
+        scales: bool = False,
     ) -> None:
-        super().__init__(encoders, rate, method)
+        super().__init__(encoders, rate, method, scales=scales)
         self.base, *self.pool = encoders
         base, *weak = encoders.values()
         width = weak_dim or max(encoder.dim for encoder in weak)
@@ -72,6 +75,20 @@ class MoweEncoder(CompositeEncoder):
         self.layer_dims = (*base.layer_dims, self.dim)
         self.takes_prompts = prompt_dim is not None
 
+    def scale(self, index: int, frames: Ragged) -> Ragged:
+        """Scale the frames of an encoder, the base being number 0."""
+        if self.scales is None:
+            return frames
+        scales: Any = self.scales[index]
+        return frames.with_values(scales[0](frames.values))
+
+    @torch.no_grad()
+    def start_from_streams(self, streams: Sequence[Tensor], shares: Tensor) -> None:
+        """Let every weak encoder begin with its principal components."""
+        for project, stream in zip(self.project, streams[1:], strict=True):
+            if isinstance(project, nn.Linear):
+                set_linear(project, find_components(stream, shares, self.width))
+
     def num_frames(self, samples: int) -> int:
         """Return ``ceil(seconds * rate)``, at least one."""
         return count_frames_at(self.meeting_rate, samples)
@@ -86,7 +103,7 @@ class MoweEncoder(CompositeEncoder):
         """
         lengths = self.count_meeting_frames(audio)
         encoded = self.run(self.base, audio, layers, masks)
-        base = self.align_states(self.base, [encoded.frames], lengths)[0]
+        base = self.scale(0, self.align_states(self.base, [encoded.frames], lengths)[0])
         chosen, weights, stats, losses = self.route(base, prompts)
         added = self.encode_routed(audio, base, chosen, weights, masks)
         fused = base.with_values(torch.cat([base.values, *added], -1))
@@ -194,8 +211,8 @@ class MoweEncoder(CompositeEncoder):
             silence = torch.zeros(SILENCE, dtype=audio.values.dtype, device=audio.device)
             audio = Ragged(silence, torch.tensor([SILENCE]))
         encoded = self.run(name, audio, layers=False, masks=masks)
-        frames = self.align_states(name, [encoded.frames], self.count_meeting_frames(audio))[0].values
-        frames = self.project[index](frames)
+        aligned = self.align_states(name, [encoded.frames], self.count_meeting_frames(audio))[0]
+        frames = self.project[index](self.scale(1 + index, aligned).values)
         return frames[:0] + 0 * frames.sum() if silent else frames
 
 

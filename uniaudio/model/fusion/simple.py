@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, initialize_identity_or_zero, name_columns
+from uniaudio.model.fusion.base import (
+    Fused,
+    FusionOperator,
+    initialize_identity_or_zero,
+    name_columns,
+    set_linear,
+)
 from uniaudio.ragged import Ragged
 
 
@@ -31,6 +37,11 @@ class ConcatFusion(FusionOperator):
         joined = torch.cat([frames.values for frames in last], dim=-1)
         return Fused(last[0].with_values(self.out(joined)))
 
+    @torch.no_grad()
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        self.out.weight.copy_(torch.cat(list(maps), 1))
+        nn.init.zeros_(self.out.bias)
+
 
 class SumFusion(FusionOperator):
     """``z_t = sum_m (W_m h_m,t + b_m)``; with ``start: base`` it begins with the base stream alone."""
@@ -48,6 +59,11 @@ class SumFusion(FusionOperator):
         last = [stream[-1] for stream in streams]
         parts = [linear(frames.values) for linear, frames in zip(self.project, last, strict=True)]
         return Fused(last[0].with_values(torch.stack(parts).sum(0)))
+
+    @torch.no_grad()
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        for linear, given in zip(self.project, maps, strict=True):
+            set_linear(linear, given)
 
 
 class ScalarMix(FusionOperator):
@@ -75,3 +91,8 @@ class ScalarMix(FusionOperator):
         mixed = self.gamma * torch.stack(parts).sum(0)
         rows = shares.detach().float().expand(len(last[0]), -1)
         return Fused(last[0].with_values(mixed), stats=name_columns("mix", self.names, rows))
+
+    @torch.no_grad()
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        for linear, given in zip(self.project, maps, strict=True):
+            set_linear(linear, given)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.model.float32 import Float32Linear
-from uniaudio.model.fusion.base import Fused, FusionOperator, average_per_clip, entropy, name_columns
-from uniaudio.model.fusion.experts import run_experts
+from uniaudio.model.fusion.base import (
+    Fused,
+    FusionOperator,
+    average_per_clip,
+    entropy,
+    name_columns,
+    set_linear,
+)
+from uniaudio.model.fusion.experts import SMALL_ROUTER, run_experts
 from uniaudio.ragged import Ragged
 
 
@@ -78,3 +86,28 @@ class UniMoeFusion(FusionOperator):
             "routing entropy": average_per_clip(base, entropy(logits.softmax(-1))),
         }
         return Fused(base.with_values(fused), stats=stats)
+
+    @torch.no_grad()
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Let every expert begin as the same map, so that ``z = RMSNorm(sum_m P_m h_m)``, and nearly even routes.
+
+        A SwiGLU is linear where its gate reads a constant: the last feature of the first stream becomes one.
+        """
+        for linear, given in zip(self.project, maps, strict=True):
+            set_linear(linear, given)
+        first: Any = self.project[0]
+        first.weight[-1] = 0.0
+        first.bias[-1] = 1.0
+        one = torch.eye(self.dim, device=first.weight.device)
+        one[-1, -1] = 0.0
+        experts: Any = (self.shared, *self.experts)
+        for expert in experts:
+            width = min(self.dim, expert.up.out_features)
+            expert.up.weight[:width] = one[:width].repeat(1, len(maps))
+            expert.gate.weight[:width] = 0.0
+            expert.gate.weight[:width, self.dim - 1] = 1.0
+            expert.down.weight.zero_()
+            expert.down.weight[:, :width] = one[:, :width]
+        last: Any = self.router[-1]
+        last.weight.mul_(SMALL_ROUTER)
+        nn.init.zeros_(last.bias)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns
+from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns, set_linear
 from uniaudio.ragged import Ragged
 
 
@@ -52,6 +52,12 @@ class LayerFusion(FusionOperator):
         if len(streams) > 1:
             stats |= name_columns("models", self.names, shares.detach().float().expand(len(base), -1))
         return Fused(base.with_values(torch.stack(mixed).sum(0)), stats=stats)
+
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Begin with the mean of the layers; a single stream of the fused width has no map and stays as it is."""
+        for linear, given in zip(self.project, maps, strict=True):
+            if isinstance(linear, nn.Linear):
+                set_linear(linear, given)
 
 
 def sum_of(weights: Tensor, values: Sequence[Tensor]) -> Tensor:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns
+from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns, set_linear
 from uniaudio.ragged import Ragged
 
 EPS = 1e-6  # of the LayerNorm without affine
 THETA = 10_000.0  # of the rotary positions
+PEAK = 28.0  # of the logits at equal times where attention begins local; a frame further they are 6 lower
 
 
 class FeatureModulation(nn.Module):
@@ -61,6 +62,24 @@ class GatedAttention(nn.Module):
         gate = gate.sigmoid()
         return self.o_proj(mixed * gate), gate
 
+    @torch.no_grad()
+    def start_local(self) -> None:
+        """Begin with the mean of the frames of one time: queries and keys are one constant, which rotary positions
+        match at equal times alone; the gate is half open, and values pass through.
+
+        A width of all heads below that of the frames passes the first features on.
+        """
+        inner, head_dim = self.v_proj.out_features, self.v_proj.out_features // self.heads
+        pairs = max(1, head_dim // 16)  # the fastest ones
+        constant = torch.zeros(self.heads, head_dim)
+        constant[:, :pairs] = (PEAK * head_dim**0.5 / pairs) ** 0.5
+        for linear, rows in ((self.q_proj, slice(0, inner)), (self.k_proj, slice(None))):
+            set_linear(linear, 0.0)
+            linear.bias[rows] = constant.flatten().to(linear.bias)
+        one = torch.eye(inner, self.v_proj.in_features)
+        set_linear(self.v_proj, one)
+        set_linear(self.o_proj, 2 * one.T)
+
 
 class WqFusion(FusionOperator):
     """WQ-Fusion (arXiv 2606.26556), its exact form from the public code: modulation, source embeddings, gated
@@ -73,7 +92,8 @@ class WqFusion(FusionOperator):
     Ours: streams of other widths are projected to ``dim``; ``output: sum`` adds the streams' frames of equal time, so
     that the result is one stream, and is what probes want; ``residual`` adds a skip around the attention and a pre-norm
     feed-forward part, ``blocks`` of them; ``zero_start`` makes modulation, attention and feed-forward start at nothing,
-    so with ``residual`` it begins with the sum of the normalised streams.
+    so with ``residual`` it begins with the sum of the normalised streams; ``project_all`` gives streams of the width
+    ``dim`` a projection, too.
     """
 
     def __init__(
@@ -87,12 +107,14 @@ class WqFusion(FusionOperator):
         blocks: int = 1,
         residual: bool = False,
         zero_start: bool = False,
+        project_all: bool = False,
     ) -> None:
         super().__init__()
         self.names, self.dim, self.output, self.residual = tuple(names), dim, output, residual
         self.frames_per_frame = len(dims) if output == "both" else 1
         self.project = nn.ModuleList(
-            nn.Identity() if width == dim else nn.Linear(width, dim, bias=False) for width in dims
+            nn.Identity() if width == dim and not project_all else nn.Linear(width, dim, bias=False)
+            for width in dims
         )
         self.modulation = nn.ModuleList(FeatureModulation(dim, zero_start) for _ in dims)
         self.source = nn.Parameter(torch.zeros(len(dims), dim))
@@ -106,6 +128,20 @@ class WqFusion(FusionOperator):
             for last in (*(a.o_proj for a in attentions), *(f[-1] for f in forwards)):
                 for parameter in last.parameters():
                     nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def start_from(self, maps: Sequence[Tensor]) -> None:
+        """Begin with ``sum_m LN(P_m h_m)``; needs ``project_all``."""
+        for linear, given in zip(self.project, maps, strict=True):
+            set_linear(linear, given)
+        for modulation in self.modulation:
+            set_linear(modulation.modulate, 0.0)  # type: ignore[arg-type]
+        for index, attention in enumerate(self.attention):
+            if self.residual:
+                set_linear(attention.o_proj, 0.0)
+                set_linear(self.feed_forward[index][-1], 0.0)
+            else:
+                attention.start_local()
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         base = streams[0][-1]

@@ -1,0 +1,94 @@
+"""Operators that begin with the principal components of standardised streams."""
+
+import pytest
+import torch
+from helpers.fusion_operators import DIM, DIMS, MAKE, NAMES, streams
+from torch.nn import functional as F
+
+from uniaudio.model.fusion.encoder import find_components
+from uniaudio.model.fusion.feature_scale import FeatureScale, fit_scale
+from uniaudio.model.fusion.wq import WqFusion
+
+LENGTHS = [3, 1, 9]
+
+
+def layer_norm(x):
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def begin(kind, dim=DIM):
+    """The frames of an operator at its start, and the parts that its streams become by the maps."""
+    torch.manual_seed(0)
+    make = {"wq": lambda: WqFusion(NAMES, DIMS, DIM, heads=2, head_dim=32, project_all=True)} | {
+        "wq_residual": lambda: WqFusion(
+            NAMES, DIMS, DIM, heads=2, head_dim=4, residual=True, project_all=True
+        )
+    }
+    operator = make.get(kind, MAKE.get(kind))().double().eval()
+    given = streams(LENGTHS)
+    states = [
+        torch.stack([s.values for s in stream]).mean(0) if kind == "layers" else stream[-1].values
+        for stream in given
+    ]
+    joined = torch.cat(states, 1).detach()
+    maps = find_components(joined, torch.full((len(joined),), 1 / len(joined), dtype=torch.float64), dim)
+    parts = maps.split(list(DIMS), 1)
+    operator.start_from(parts)
+    return operator(given).frames.values.detach(), [
+        s.detach() @ p.T for s, p in zip(states, parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["concat", "sum", "mix", "layers"])
+def test_linear_operators_begin_as_the_sum_of_the_maps(kind):
+    fused, parts = begin(kind)
+    torch.testing.assert_close(fused, sum(parts))
+
+
+@pytest.mark.parametrize("kind", ["gate", "explicit"])
+def test_gated_operators_begin_as_its_norm(kind):
+    fused, parts = begin(kind)
+    torch.testing.assert_close(fused, layer_norm(sum(parts)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["moe_concat", "moe_proj"])
+def test_experts_begin_as_the_sum_of_the_maps_but_for_the_size_of_a_frame(kind):
+    fused, parts = begin(kind)
+    assert F.cosine_similarity(fused, sum(parts)).min() > 1 - 1e-9
+    assert 0.9 < (fused.norm(dim=1) / sum(parts).norm(dim=1)).mean() < 1.3
+
+
+def test_swiglu_experts_begin_as_its_direction_without_the_last_component():
+    fused, parts = begin("unimoe")
+    assert fused[:, -1].abs().max() == 0
+    assert F.cosine_similarity(fused[:, :-1], sum(parts)[:, :-1]).min() > 1 - 1e-9
+
+
+@pytest.mark.parametrize("kind", ["wq", "wq_residual"])
+def test_attention_begins_with_the_frames_of_one_time(kind):
+    fused, parts = begin(kind)
+    torch.testing.assert_close(fused, sum(layer_norm(part) for part in parts), atol=0.05, rtol=0)
+
+
+def test_components_are_ordered_and_keep_distances():
+    torch.manual_seed(0)
+    frames = torch.randn(200, 5).double() * torch.tensor([1.0, 5.0, 0.1, 3.0, 2.0])
+    components = find_components(frames, torch.full((200,), 1 / 200).double(), 7)
+    projected = frames @ components.T
+    torch.testing.assert_close(
+        torch.cdist(projected, projected), torch.cdist(frames, frames), atol=1e-3, rtol=0
+    )
+    assert projected.std(0)[:5].diff().max() < 0
+    assert projected[:, 5:].abs().max() == 0
+
+
+def test_a_scale_gives_features_one_size_around_zero_and_leaves_silent_ones_small():
+    torch.manual_seed(0)
+    frames = 7 + torch.randn(300, 4).double() * torch.tensor([1.0, 20.0, 0.5, 1e-6])
+    scale, shares = FeatureScale(4).double(), torch.full((300,), 1 / 300).double()
+    torch.testing.assert_close(scale(frames), frames)
+    weight, bias = fit_scale(frames, shares)
+    scaled = frames * weight + bias
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(4).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(scaled[:, :3].std(0, correction=0), torch.ones(3).double(), atol=1e-3, rtol=0)
+    assert scaled[:, 3].abs().max() < 1e-3
