@@ -71,7 +71,9 @@ OPERATORS: dict[str, str] = {
     "chconv": "{kind: chconv}",
 }
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
+PUBLISHED_START_ONLY = ("hconv", "chconv")
 TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
+PCA_START = ("fusion.start=pca", "fusion.start_examples=150", "fusion.lr=1e-4")
 WHISPER_FRAMES = json.dumps(read_layers(find_file("config", "real_fusion"), "config")["encoders"]["whisper"])
 
 
@@ -103,12 +105,16 @@ def fusion_runs() -> dict[str, Run]:
             else:
                 fused += [f"encoders.second={second_encoder(folder)}"]
             add(f"{name}_{operator}", *fused)
+            if operator not in PUBLISHED_START_ONLY:
+                add(f"{name}_{operator}_pca", *fused, *PCA_START)
             if operator in TRAINED_TOO:
                 trained = second_encoder(folder, "full", cache=False)
                 whisper = ["encoders.whisper.train=full", "encoders.whisper.cache=false"]
                 add(f"{name}_{operator}_trained", fused[0], *whisper, f"encoders.second={trained}")
     pool = ", ".join(f"{folder.split('-')[0]}: {second_encoder(folder)}" for folder in POOL)
-    add("mowe", f"encoders={{whisper: {WHISPER_FRAMES}, {pool}}}", "fusion={kind: mowe, rate: 25, lr: 1e-3}")
+    weak = (f"encoders={{whisper: {WHISPER_FRAMES}, {pool}}}", "fusion={kind: mowe, rate: 25, lr: 1e-3}")
+    add("mowe", *weak)
+    add("mowe_pca", *weak, *PCA_START)
     return runs
 
 
@@ -204,6 +210,7 @@ for second, folder in SECONDS.items():
             "Whisper alone": "whisper_alone",
             **{name.replace("_", " "): name for name in fusions},
             "MoWE": "mowe",
+            "MoWE pca": "mowe_pca",
         },
         nightly=False,
     )

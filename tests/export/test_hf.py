@@ -48,7 +48,7 @@ FUSIONS = {
     "sum": {"kind": "sum", "start": "random"},
     "mix": {"kind": "mix", "start": "random", "align": "linear"},
     "gate": {"kind": "gate"},
-    "gate with stft": {"kind": "gate", "stft": {"mels": 16}},
+    "gate with stft": {"kind": "gate", "stft": {"mels": 16}, "start": "pca"},
     "moe": {"kind": "moe_concat", "experts": 4},
     "moe_proj": {"kind": "moe_proj", "experts": 4},
     "injection": {"kind": "explicit"},
@@ -58,7 +58,7 @@ FUSIONS = {
     "layers": {"kind": "layers"},
     "hconv": {"kind": "hconv"},
     "chconv": {"kind": "chconv"},
-    "mowe": {"kind": "mowe"},
+    "mowe": {"kind": "mowe", "start": "pca"},
     "mowe, prompts": {"kind": "mowe", "per_frame": True, "weak_dim": 16, "reads_prompt": True},
 }
 

@@ -178,7 +178,7 @@ class HconvConfig(Operator):
 
     kind: Literal["hconv", "chconv"]
     """`hconv` adds the layers of several encoders, `chconv` concatenates them."""
-    start: Literal["random"] = "random"  # type: ignore[assignment]
+    start: Literal["random"] = "random"
     """Initial weights: its convolutions keep a third of the features, so that no start keeps all of them."""
 
 

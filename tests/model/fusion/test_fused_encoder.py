@@ -1,5 +1,7 @@
 """A fused encoder is an encoder; so is a routed one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_whisper
@@ -12,7 +14,9 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.base import entropy
+from uniaudio.model.fusion.encoder import scale_streams
 from uniaudio.model.fusion.routers import smooth_weights
+from uniaudio.model.fusion_start import start_fusion
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.types import Encoded
@@ -296,3 +300,32 @@ def test_diversity_keeps_the_router_from_collapsing():
     with_diversity, without = train_router(0.3), train_router(0.0)
     assert (without > 0).sum() == 1  # all clips at one encoder
     assert (with_diversity > 0).sum() >= 2
+
+
+@pytest.mark.parametrize("kind", ["concat", "layers", "wq", "mowe"])
+def test_a_start_scales_what_is_fused_and_reads_so_many_rows(kind):
+    class Holding(nn.Module):
+        def __init__(self, encoder):
+            super().__init__()
+            self.encoder = encoder
+
+    torch.manual_seed(0)
+    parts = {"w": WhisperAudioEncoder(tiny_whisper()), "slow": Slow()}
+    model = Holding(fuse(config(kind=kind, rate=12.5, start="pca"), parts))
+    read = [audio(9000 + 1500 * i, seed=i) for i in range(6)]
+    rows = iter(
+        SimpleNamespace(to=lambda device, clips=clips: SimpleNamespace(audio=clips)) for clips in read
+    )
+    assert model.encoder.scales is not None
+    start_fusion(model, rows, 5)
+    assert len(list(rows)) == 1
+    assert model.training
+    streams = scale_streams(
+        model.encoder.scales, model.encoder.encode_streams(Ragged.from_rows([r.values for r in read[:5]]))
+    )
+    for states in streams:
+        assert len(states) > 1 if kind == "layers" else len(states) == 1
+        frames = states[-1].values
+        shares = torch.repeat_interleave(1 / states[-1].lengths / 5, states[-1].lengths)
+        torch.testing.assert_close(shares @ frames, torch.zeros(frames.shape[1]), atol=1e-3, rtol=0)
+        assert 0.7 < (shares @ frames.square()).median() < 1.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,15 +89,14 @@ class MoeFusion(FusionOperator):
             one = torch.eye(self.dim, device=maps[0].device)
             maps = [one] * len(maps)
         joined = torch.cat(list(maps), 1)
-        for up, _, down in self.experts:
+        experts: Any = self.experts
+        for up, _, down in experts:
             kept = joined[: up.out_features // 2]
             one = torch.eye(self.dim, len(kept), device=kept.device)
-            set_linear(
-                up, nn.functional.pad(torch.cat([kept, -kept]), (0, 0, 0, up.out_features - 2 * len(kept)))
-            )
-            set_linear(
-                down, nn.functional.pad(torch.cat([one, -one], 1), (0, down.in_features - 2 * len(kept)))
-            )
+            nn.init.zeros_(up.bias)
+            up.weight[: 2 * len(kept)] = torch.cat([kept, -kept])
+            set_linear(down, 0.0)
+            down.weight[:, : 2 * len(kept)] = torch.cat([one, -one], 1)
         self.router.weight.mul_(SMALL_ROUTER)
         nn.init.zeros_(self.router.bias)
         set_linear(self.out, len(self.experts) / self.top_k * torch.eye(self.dim))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -136,12 +137,15 @@ class WqFusion(FusionOperator):
             set_linear(linear, given)
         for modulation in self.modulation:
             set_linear(modulation.modulate, 0.0)  # type: ignore[arg-type]
-        for index, attention in enumerate(self.attention):
+        attentions: Any = self.attention
+        for attention in attentions:
             if self.residual:
                 set_linear(attention.o_proj, 0.0)
-                set_linear(self.feed_forward[index][-1], 0.0)
             else:
                 attention.start_local()
+        forwards: Any = self.feed_forward
+        for forward in forwards:
+            set_linear(forward[-1], 0.0)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         base = streams[0][-1]
