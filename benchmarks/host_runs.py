@@ -16,7 +16,7 @@ from rehearsal import compare_losses, read_losses, read_records, require
 
 PATIENCE = 600.0  # seconds for a launch
 FAULT_SECONDS = 60.0  # until every process has to be gone
-ENDLESS = ("stages.0.steps=100000", "train.save_every=25", "train.keep_last=2")
+ENDLESS = ("stages.0.steps=100000", "train.save_every=40", "train.keep_last=2")
 MAKING = threading.Lock()  # of what several cases compare with
 
 
@@ -133,12 +133,13 @@ class Rehearsal:
         """Wait until a run has done so many steps."""
         self.wait_for(lambda: max(read_losses(run_dir), default=0) >= step, f"at step {step}", commands)
 
-    def time_steps(self, run_dir: Path, count: int, commands: Sequence[Command]) -> float:
-        """Return the median seconds of the next so many steps, after one that is under way."""
-        first = max(read_losses(run_dir)) + 2
-        self.wait_for_step(run_dir, first + count - 1, commands)
-        rows = [row for row in read_records(run_dir) if "loss" in row and int(str(row["step"])) >= first]
-        return statistics.median(float(str(row["seconds"])) for row in rows)
+    def measure_steps(self, run_dir: Path, count: int, commands: Sequence[Command]) -> tuple[float, float]:
+        """Return the median seconds of the next so many steps, and the bytes that host 0 sends in one of them."""
+        first, sent = max(read_losses(run_dir)) + 1, self.hosts.count_sent_bytes(0)
+        self.wait_for_step(run_dir, first + count, commands)
+        last, sent = max(read_losses(run_dir)), self.hosts.count_sent_bytes(0) - sent
+        rows = [row for row in read_records(run_dir) if "loss" in row and int(str(row["step"])) > first]
+        return statistics.median(float(str(row["seconds"])) for row in rows), sent / (last - first + 1)
 
     def require_end(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -222,6 +223,12 @@ class Hosts:
 
     def plug(self, number: int) -> None:
         ip("-n", self.wire, "link", "set", f"port{number}", "master", "wire")
+
+    def count_sent_bytes(self, number: int) -> int:
+        """Return the bytes that a host has sent over the wire, headers included."""
+        words = ["ip", "-n", self.wire, "-s", "-j", "link", "show", f"port{number}"]
+        (link,) = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+        return int(link["stats64"]["rx"]["bytes"])
 
     def slow_down(self, mbit: float, delay_ms: float) -> None:
         """Put a relay with a bandwidth and a delay between host 0 and host 1, in the place of the bridge."""

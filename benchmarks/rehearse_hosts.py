@@ -274,22 +274,23 @@ def run_with_clocks_apart(rendezvous: str) -> Case:
 
 
 def run_on_slow_wire(engine: str) -> Case:
-    """A case: 100 Mbit/s and 50 ms there and back, against a fast wire and what bytes and bandwidth predict."""
+    """A case: 100 Mbit/s and 50 ms there and back, against a fast wire and the formulas of ``docs/scaling.md``."""
 
     def run(rehearsal: Rehearsal) -> Result:
         run_dir, commands = rehearsal.take_endless(engine)
-        fast = rehearsal.time_steps(run_dir, 7, commands)
+        fast, sent = rehearsal.measure_steps(run_dir, 25, commands)
         rehearsal.hosts.slow_down(100, 25)
-        slow = rehearsal.time_steps(run_dir, 5, commands)
+        slow, _ = rehearsal.measure_steps(run_dir, 5, commands)
         rehearsal.hosts.speed_up()
         rehearsal.endless[engine] = run_dir, commands
         (stage,) = [row for row in read_records(run_dir) if row.get("event") == "stage"]
-        sent = 4 * int(str(stage["trained"]))
-        # a ring of two sends every gradient once in each direction: 2 (N-1)/N x 4 P
-        plan = sent * 8 / 100e6
+        weights = 4 * int(str(stage["trained"]))
+        # of two hosts, with two micro-batches on each: 2 (N-1)/N 4 P, and (N-1)/N (m 4 P + 4 P)
+        plan = {"ddp": weights, "zero2": 1.5 * weights}[engine]
+        seconds = plan * 8 / 100e6
         note = (
-            f"step {fast:.2f} s, slow {slow:.2f} s; {sent / 1e6:.2f} MB at 100 Mbit/s: {plan:.2f} s, "
-            f"the rest is latency: {(slow - fast - plan) / 0.05:.0f} round trips of 50 ms"
+            f"a host sends {sent / 1e3:.0f} kB a step, by the formula {plan / 1e3:.0f}: {seconds:.3f} s; step "
+            f"{fast:.2f} s, slow {slow:.2f} s: latency of {(slow - fast - seconds) / 0.05:.0f} round trips"
         )
         return Result(engine, "2x1", "-", note=note)
 
