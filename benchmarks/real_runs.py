@@ -73,7 +73,7 @@ OPERATORS: dict[str, str] = {
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
 PUBLISHED_START_ONLY = ("hconv", "chconv")
 TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
-PCA_START = ("fusion.start=pca", "fusion.start_examples=150", "fusion.lr=1e-4")
+WCCN_START = ("fusion.start=wccn", "fusion.start_examples=900")
 WHISPER_FRAMES = json.dumps(read_layers(find_file("config", "real_fusion"), "config")["encoders"]["whisper"])
 
 
@@ -106,7 +106,7 @@ def fusion_runs() -> dict[str, Run]:
                 fused += [f"encoders.second={second_encoder(folder)}"]
             add(f"{name}_{operator}", *fused)
             if operator not in PUBLISHED_START_ONLY:
-                add(f"{name}_{operator}_pca", *fused, *PCA_START)
+                add(f"{name}_{operator}_wccn", *fused, *WCCN_START)
             if operator in TRAINED_TOO:
                 trained = second_encoder(folder, "full", cache=False)
                 whisper = ["encoders.whisper.train=full", "encoders.whisper.cache=false"]
@@ -114,7 +114,7 @@ def fusion_runs() -> dict[str, Run]:
     pool = ", ".join(f"{folder.split('-')[0]}: {second_encoder(folder)}" for folder in POOL)
     weak = (f"encoders={{whisper: {WHISPER_FRAMES}, {pool}}}", "fusion={kind: mowe, rate: 25, lr: 1e-3}")
     add("mowe", *weak)
-    add("mowe_pca", *weak, *PCA_START)
+    add("mowe_pca", *weak, "fusion.start=pca", "fusion.start_examples=900")
     return runs
 
 

@@ -337,7 +337,7 @@ def test_ranks_that_miss_other_clips_stay_in_step_under_every_engine(tone_run, c
 
 
 STARTS = [
-    "fusion={kind: gate, start: pca, start_examples: 6}",
+    "fusion={kind: gate, start: wccn, start_examples: 9}",
     "adapter={kind: pool, start: ridge, start_examples: 6}",
 ]
 
@@ -354,7 +354,7 @@ def test_the_start_of_a_fusion_reads_kept_frames_and_goes_on_exactly(tone_run, s
 
 def test_a_fusion_that_its_start_would_be_lost_of_is_refused(tone_run, second):
     settings = [*CACHED, second, STARTS[0], 'stages.0.train={"^encoder.scales": frozen}']
-    with pytest.raises(UserError, match=r"fusion\.start: pca .* encoder\.scales.* is frozen"):
+    with pytest.raises(UserError, match=r"fusion\.start: wccn .* encoder\.scales.* is frozen"):
         run(tone_run, "run", *settings)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from uniaudio.config.fusion import PCA, FusionConfig, MoweConfig
+from uniaudio.config.fusion import FITTED, FusionConfig, MoweConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.base import FusionOperator
@@ -62,7 +62,7 @@ def fuse(
     """
     base = next(iter(encoders.values()))
     rate = config.rate or min(MEETING_RATE, base.frame_rate)
-    scales = config.start == PCA
+    scales = config.start in FITTED
     if isinstance(config, MoweConfig):
         settings = config.model_dump(exclude=SHARED | {"smooth_keep", "smooth_epsilon", "reads_prompt"})
         return MoweEncoder(
@@ -98,7 +98,7 @@ def derive_arguments(config: FusionConfig, encoders: Mapping[str, AudioEncoder])
     if kind in ("concat", "sum", "mix"):
         return {"start": "base" if config.start == "base" else "random"}
     if kind == "wq":
-        return {"project_all": config.start == PCA}
+        return {"project_all": config.start in FITTED}
     if kind in ("moe_concat", "moe_proj"):
         return {"project": kind == "moe_proj"}
     if kind not in ("layers", "hconv", "chconv"):

@@ -8,7 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
-PCA = "pca"
+PCA, WCCN = "pca", "wccn"
+FITTED = (PCA, WCCN)  # starts in closed form
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -42,12 +43,13 @@ class Fusion(Strict):
     """
     lr: PositiveFloat = 5e-5
     """Peak learning rate of the fusion's parameters. Read by: train."""
-    start: Literal["random", "pca"] = "random"
+    start: Literal["random", "pca", "wccn"] = "random"
     """Initial weights: `random`, as published, or `pca`: every encoder is standardised, and the fusion begins with the
-    principal components of all of them, so that none drowns another. The scales are parameters of their own.
+    principal components of all of them, so that none drowns another; `wccn` besides makes small what differs among
+    clips with the same answer. The scales are parameters of their own.
     """
     start_examples: PositiveInt = 300
-    """Rows of the first stage's recipe that `start: pca` is fitted to; each is encoded once. Read by: train."""
+    """Rows of the first stage's recipe that `start` is fitted to; each is encoded once. Read by: train."""
 
 
 class Operator(Fusion):
@@ -62,9 +64,9 @@ class Operator(Fusion):
 class LinearOperator(Operator):
     """Keys of the operators that can begin with the first encoder alone."""
 
-    start: Literal["base", "random", "pca"] = "base"  # type: ignore[assignment]
+    start: Literal["base", "random", "pca", "wccn"] = "base"  # type: ignore[assignment]
     """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
-    initialisation, `pca` as for the other operators.
+    initialisation, `pca` and `wccn` as for the other operators.
     """
 
 
@@ -200,6 +202,10 @@ class MoweConfig(Fusion):
 
     kind: Literal["mowe"]
     """`mowe`."""
+    start: Literal["random", "pca"] = "random"
+    """Initial weights: `pca` standardises every encoder, and projects wider weak encoders to their principal
+    components.
+    """
     weak_dim: PositiveInt | None = None
     """Width to which the frames of the weak encoders are projected. Default: that of the widest of them."""
     routers: Literal["both", "dependent", "independent"] = "both"

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from uniaudio.config.adapters import RIDGE, GroupingSettings
-from uniaudio.config.fusion import PCA
+from uniaudio.config.fusion import FITTED, WCCN
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import announce
@@ -96,17 +96,18 @@ def fit_fusion_start(
         UserError: when the first stage does not train all of it.
     """
     settings, recipe = config.fusion, config.stages[0].recipe
-    if settings is None or settings.start != PCA:
+    if settings is None or settings.start not in FITTED:
         return
     for name, parameter in model.named_parameters():
         is_fusion = name.startswith("encoder.") and not name.startswith("encoder.encoders.")
         if is_fusion and structure.usual[name] == "full" and not parameter.requires_grad:
             raise UserError(
-                f"fusion.start: {PCA} is for a fusion that the first stage trains, but {name} is frozen; take it "
-                "out of `stages[0].train`, or leave `start` out"
+                f"fusion.start: {settings.start} is for a fusion that the first stage trains, but {name} is frozen; "
+                "take it out of `stages[0].train`, or leave `start` out"
             )
     announce(f"fitting the start of the fusion to {settings.start_examples} rows of {recipe} ...")
-    start_fusion(cast_to_audio_lm(model), data.iterate_examples(0, model, recipe), settings.start_examples)
+    examples, by_answers = data.iterate_examples(0, model, recipe), settings.start == WCCN
+    start_fusion(cast_to_audio_lm(model), examples, settings.start_examples, by_answers)
 
 
 def open_stage(

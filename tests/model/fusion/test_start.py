@@ -5,9 +5,11 @@ import torch
 from helpers.fusion_operators import DIM, DIMS, MAKE, NAMES, streams
 from torch.nn import functional as F
 
+from uniaudio.errors import UserError
 from uniaudio.model.fusion.encoder import find_components
 from uniaudio.model.fusion.feature_scale import FeatureScale, fit_scale
 from uniaudio.model.fusion.wq import WqFusion
+from uniaudio.model.fusion_start import whiten_answers
 
 LENGTHS = [3, 1, 9]
 
@@ -92,3 +94,22 @@ def test_a_scale_gives_features_one_size_around_zero_and_leaves_silent_ones_smal
     torch.testing.assert_close(scaled.mean(0), torch.zeros(4).double(), atol=1e-3, rtol=0)
     torch.testing.assert_close(scaled[:, :3].std(0, correction=0), torch.ones(3).double(), atol=1e-3, rtol=0)
     assert scaled[:, 3].abs().max() < 1e-3
+
+
+def test_whitening_by_answers_makes_small_what_differs_among_equal_answers():
+    torch.manual_seed(0)
+    answer = torch.randint(0, 3, (300,))
+    loud = torch.randn(300) * 5  # says nothing of the answer
+    clips = torch.stack([loud, answer + torch.randn(300) * 0.1, torch.randn(300)], 1).double()
+    white = clips @ whiten_answers(clips, [[(0, int(label))] for label in answer])
+    apart = torch.cat([white[answer == label] - white[answer == label].mean(0) for label in range(3)])
+    assert apart.std(0)[0] == pytest.approx(1, abs=0.05)
+    means = torch.stack([white[answer == label].mean(0) for label in range(3)])
+    assert (means.max(0).values - means.min(0).values).argmax() == 1
+
+
+def test_answers_that_occur_once_cannot_be_compared():
+    clips = torch.randn(3, 2)
+    with pytest.raises(UserError, match=r"wccn .* 3 rows of the first recipe hold none"):
+        whiten_answers(clips, [[(0, 1)], [(0, 2)], [(1, 1)]])  # tasks are apart
+    whiten_answers(clips, [[(0, 1)], [(0, 2), (1, 1)], [(1, 1)]])

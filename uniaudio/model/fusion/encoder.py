@@ -109,12 +109,16 @@ class CompositeEncoder(AudioEncoder):
             streams.append(self.align_states(name, states, lengths))
         return streams
 
-    def start_from_streams(self, streams: Sequence[Tensor], shares: Tensor) -> None:
+    def start_from_streams(
+        self, streams: Sequence[Tensor], shares: Tensor, whitening: Tensor | None = None
+    ) -> None:
         """Set what fuses the streams so that as little as possible of them is lost.
 
         Args:
-            streams: ``[A, E_m]`` scaled frames of each encoder, the mean of its hidden states where those are fused.
+            streams: ``[A, E_m]`` scaled frames of each encoder, or their means over clips; where hidden states are
+                fused, the mean of them.
             shares: ``[A]`` weight of every frame; they add up to 1.
+            whitening: ``[E, E]`` what the concatenated frames are multiplied with first; None: nothing.
         """
         raise NotImplementedError
 
@@ -176,10 +180,18 @@ class FusedEncoder(CompositeEncoder):
         return Encoded(frames, hidden_states, fused.losses, fused.stats)
 
     @torch.no_grad()
-    def start_from_streams(self, streams: Sequence[Tensor], shares: Tensor) -> None:
-        """Let the operator begin with the principal components of all streams."""
-        components = find_components(torch.cat(list(streams), 1), shares, self.dim)
-        self.operator.start_from(components.split([stream.shape[1] for stream in streams], 1))
+    def start_from_streams(
+        self, streams: Sequence[Tensor], shares: Tensor, whitening: Tensor | None = None
+    ) -> None:
+        """Let the operator begin with the principal components of all streams, as large in all as they are."""
+        frames = torch.cat(list(streams), 1)
+        if whitening is None:
+            maps = find_components(frames, shares, self.dim)
+        else:
+            white = frames @ whitening
+            size = (shares @ frames.square()).sum() / (shares @ white.square()).sum()
+            maps = size.sqrt() * find_components(white, shares, self.dim) @ whitening.T
+        self.operator.start_from(maps.split([stream.shape[1] for stream in streams], 1))
 
 
 def find_components(

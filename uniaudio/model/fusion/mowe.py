@@ -83,8 +83,10 @@ class MoweEncoder(CompositeEncoder):
         return frames.with_values(scales[0](frames.values))
 
     @torch.no_grad()
-    def start_from_streams(self, streams: Sequence[Tensor], shares: Tensor) -> None:
-        """Let every weak encoder begin with its principal components."""
+    def start_from_streams(
+        self, streams: Sequence[Tensor], shares: Tensor, whitening: Tensor | None = None
+    ) -> None:
+        """Let every weak encoder begin with its principal components; nothing is whitened."""
         for project, stream in zip(self.project, streams[1:], strict=True):
             if isinstance(project, nn.Linear):
                 set_linear(project, find_components(stream, shares, self.width))
