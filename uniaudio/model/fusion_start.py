@@ -20,7 +20,9 @@ from uniaudio.types import Batch
 
 Answer = tuple[int, ...]  # number of the task, then token ids
 
-FLOOR = 0.03  # added to the variance of every direction, as a share of the mean
+# added to the variance of every direction, as a share of the mean: with 0.03 nearest neighbours were as good, but
+# linear probes of real encoders lost up to 25 points to directions in which the few clips happened not to differ
+FLOOR = 1.0
 FRAMES = 50  # of a row at most, evenly spaced: neighbours say the same
 
 
