@@ -73,7 +73,7 @@ OPERATORS: dict[str, str] = {
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
 PUBLISHED_START_ONLY = ("hconv", "chconv")
 TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
-WCCN_START = ("fusion.start=wccn", "fusion.start_examples=900")
+WCCN_START = ("fusion.start=wccn", "fusion.start_examples=900", "fusion.lr=1e-4")
 WHISPER_FRAMES = json.dumps(read_layers(find_file("config", "real_fusion"), "config")["encoders"]["whisper"])
 
 
