@@ -1,33 +1,17 @@
 """Experts without frames and encoders without clips in two real processes, under every engine."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import forked_processes
 
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 TESTS = Path(__file__).parent.parent
 WORKER, SEVERAL = TESTS / "uneven_ranks.py", TESTS / "several_runs.py"
 
 
-def run(*arguments, cwd=None, **environment):
-    done = subprocess.run(
-        [str(a) for a in arguments],
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=560,
-        cwd=cwd,
-    )
+def run(*words, **how):
+    done = forked_processes.run(words, timeout=560, **how)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -49,11 +33,11 @@ def folder(tmp_path_factory):
         "stages.0.warmup=0",
         "decoder.train=frozen",
     ]
-    for processes, launch in (("one", [sys.executable]), ("two", LAUNCH)):
-        runs = [[f"papers/{name}", *settings, f"output_dir={folder / processes / name}"] for name in PAPERS]
-        (folder / f"{processes}.json").write_text(json.dumps(runs))
-        words = (*launch, SEVERAL, folder / f"{processes}.json")
-        run(*words, cwd=folder, UNIAUDIO_CACHE=str(folder / "cache"))
+    environment = {"UNIAUDIO_CACHE": str(folder / "cache")}
+    for count, name in ((1, "one"), (2, "two")):
+        runs = [[f"papers/{paper}", *settings, f"output_dir={folder / name / paper}"] for paper in PAPERS]
+        (folder / f"{name}.json").write_text(json.dumps(runs))
+        run(SEVERAL, folder / f"{name}.json", folder=folder, environment=environment, processes=count)
     return folder
 
 
@@ -79,7 +63,7 @@ def test_two_processes_give_the_losses_of_one(name, folder):
 @pytest.fixture(scope="module")
 def uneven():
     """What two processes tell of every engine, one of which sends its clips and frames elsewhere than the other."""
-    return json.loads(run(*LAUNCH, WORKER, *ENGINES).strip().splitlines()[-1])
+    return json.loads(run(WORKER, *ENGINES, processes=2).strip().splitlines()[-1])
 
 
 @pytest.mark.slow
