@@ -15,7 +15,7 @@ demo: .stamp-run
 	$(BIN)/uniaudio demo
 
 test: .stamp-dev
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .stamp-dev
 	$(BIN)/ruff check .
