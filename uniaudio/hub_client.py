@@ -62,14 +62,14 @@ def find_status(problem: BaseException) -> tuple[int | None, Any]:
     return None, {}
 
 
-def is_refused_locally(problem: BaseException) -> bool:
+def is_offline_by_choice(problem: BaseException) -> bool:
     """Return whether no request was sent because the user wants none."""
     return find_cause(problem, OfflineModeIsEnabled) is not None and not find_cause(problem, HubAwayError)
 
 
 def has_lost_connection(problem: BaseException) -> bool:
     """Return whether no proper answer came at all."""
-    return not is_refused_locally(problem) and any(
+    return not is_offline_by_choice(problem) and any(
         type(cause).__module__.partition(".")[0] in TRANSPORT
         or isinstance(cause, ConnectionError | TimeoutError)
         for cause in list_causes(problem)
@@ -190,7 +190,7 @@ def explain_failure(problem: BaseException, name: str, revision: str | None, kin
         cause = find_cause(problem, EntryNotFoundError)
         file = unquote(str(cause.response.url).partition("/resolve/")[2].partition("/")[2])  # type: ignore[union-attr]
         return f"it holds no {file or 'such file'}"
-    if is_refused_locally(problem):
+    if is_offline_by_choice(problem):
         return (
             f"the Hub is not asked, for HF_HUB_OFFLINE is set, and it is not in the cache {constants.HF_HUB_CACHE}; "
             f"run `{download}` where there is a network, or unset HF_HUB_OFFLINE"

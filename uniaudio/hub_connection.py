@@ -72,9 +72,9 @@ def watch_client() -> None:
     """Let the Hub's client tell of its requests and answers here."""
     client = get_session()
     hooks = client.event_hooks
-    if check_request not in hooks["request"]:
+    if refuse_unreachable_hub not in hooks["request"]:
         client.event_hooks = {
-            "request": [*hooks["request"], check_request],
+            "request": [*hooks["request"], refuse_unreachable_hub],
             "response": [*hooks["response"], note_answer],
         }
 
@@ -85,7 +85,7 @@ def note_answer(response: Any) -> None:
         ANSWERED.add(constants.ENDPOINT)
 
 
-def check_request(request: Any) -> None:
+def refuse_unreachable_hub(request: Any) -> None:
     """Refuse a request for the Hub while there is no way to it; others pass.
 
     Raises:
