@@ -1,4 +1,4 @@
-"""Thousands of damaged clips, manifests, cards and templates: read, skipped with a reason, or refused in a sentence."""
+"""Ten thousand damaged clips, manifests, cards and templates: read, skipped with a reason, or refused in a sentence."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_damaged_clips(tmp_path):
     """Read as bytes, and every fourth as a part of a file too: both must say the same."""
     whole, outcomes = list(clips()), Outcomes()
     file = tmp_path / "clips.bin"
-    for seed in range(1600):
+    for seed in range(4000):
         rng = random.Random(seed)
         data = mutate_bytes(whole[seed % len(whole)], rng)
 
@@ -192,7 +192,7 @@ def read_everything(recipe: Recipe, format: ChatFormat) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("manifest.jsonl", 1000), ("tones.yaml", 600), ("tone.yaml", 500), ("mix.yaml", 200)],
+    [("manifest.jsonl", 3000), ("tones.yaml", 1500), ("tone.yaml", 1200), ("mix.yaml", 300)],
 )
 def test_damaged_text_files(folder, chat_tokenizer, name, count):
     whole, outcomes, format = (folder / name).read_text(), Outcomes(), ChatFormat(chat_tokenizer)
