@@ -50,7 +50,7 @@ ALLOWED = {
     "export": BASE | {"data", "model"},
     "report": BASE | {"data", "model", "evaluate"},
     "demo": BASE | {"tiny", "train"},
-    "build": BASE | MIDDLE - {"export", "demo"},
+    "build": BASE | MIDDLE - {"demo"},
     "estimate": BASE | {"data", "model", "tiny", "train", "build", "checks"},
     "checks": BASE | {"data", "model", "train", "evaluate", "build"},
     "serve": BASE | {"data", "model", "evaluate", "build"},

@@ -272,7 +272,7 @@ def probe(
 
 @app.command("eval", rich_help_panel=EVALUATE, epilog="Example: uniaudio eval runs/birds --out answers.json")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
+    model: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
     recipe: Annotated[
         str | None, typer.Argument(help="Recipe with the evaluation sets; default: that of the last stage.")
     ] = None,
@@ -441,7 +441,7 @@ def preview(
 
 @app.command(rich_help_panel=USE, epilog='Example: uniaudio ask runs/birds clip.wav "Which bird is calling?"')
 def ask(
-    model: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
+    model: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
     clip: Annotated[Path, typer.Argument(help="Audio file.")],
     text: Annotated[
         str, typer.Argument(help="The question; <audio> marks the position of the clip (default: first).")
@@ -825,7 +825,7 @@ def tune_batch(
 
 @app.command(rich_help_panel=USE, epilog="Example: uniaudio serve runs/birds --port 7860")
 def serve(
-    checkpoint: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 selects a free one.", min=0, max=65535)] = 7860,
     max_seconds: Annotated[float, typer.Option(help="Longest clip.", min=0.1)] = 60,

@@ -39,6 +39,8 @@ KNOWN_LOGS = {  # lines that libraries log, by logger
     "accelerate.utils.other": ("Detected kernel version",),
     # tries of its own without a network; a sentence says in the end that the Hub cannot be reached
     "huggingface_hub.utils._http": ("thrown while requesting", "[Retry "),
+    # of the tokenizer of an exported model, which is read beside the config.json of the whole
+    "transformers.configuration_utils": ("a model of type `uniaudio_lm`", "a model of type `ultravox`"),
 }
 LOADING_BARS = ("Loading weights", "Writing model shards", "Loading checkpoint shards")
 

@@ -4,16 +4,16 @@ That the exported ones compute the same is tried in ``test_hf.py`` and ``test_hf
 """
 
 from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 from export.test_hf import FUSIONS, fused
-from export.test_hf_lm import KINDS
+from export.test_hf_lm import ADDITIONS, KINDS
+from helpers.config_kinds import list_kinds
 from pydantic import TypeAdapter
 
 from uniaudio.commands.export import SUITES, WRITERS, check_onnx
 from uniaudio.commands.export_model import HF_LM, MODEL_TARGETS, require_fitting_run
-from uniaudio.config.adapters import AdapterConfig
+from uniaudio.config.adapters import AdapterConfig, AdapterSettings
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.errors import UserError
@@ -23,15 +23,13 @@ from uniaudio.export.stock_formats import STOCK_FORMATS
 STOCK = sorted(STOCK_FORMATS)
 
 
-def list_kinds(union: object) -> set[str]:
-    """Return the values of ``kind`` of all records of a union."""
-    records = get_args(get_args(union)[0])
-    return {kind for record in records for kind in get_args(record.model_fields["kind"].annotation)}
-
-
 def test_every_kind_is_tried():
-    assert {settings["kind"] for settings in FUSIONS.values()} == list_kinds(FusionConfig)
-    assert set(KINDS) == list_kinds(AdapterConfig)
+    assert {settings["kind"] for settings in FUSIONS.values()} == {*list_kinds(FusionConfig)}
+
+
+def test_everything_that_an_adapter_of_any_kind_can_be_given_is_tried():
+    """A new option stands in ``ADDITIONS`` if it adds parts to an adapter, else here."""
+    assert {*AdapterSettings.model_fields} == {"hidden", "lr", *ADDITIONS}
 
 
 def test_every_target_is_tried():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
-from pydantic import TypeAdapter
+from helpers.config_kinds import list_kinds
+from pydantic import TypeAdapter, ValidationError
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from uniaudio.build.adapter import fill_time_markers, make_adapter
@@ -26,25 +27,19 @@ from uniaudio.export.hf_lm import CLASSES, ROOT, verify_hf_lm, write_hf_lm
 from uniaudio.export.stock_model import compute_prompt_logits
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.encoders.exported import find_part_class
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.mowe import MoweEncoder
 from uniaudio.model.rebuild import rebuild
 from uniaudio.types import Example
 
 HERE = Path(__file__).parent.parent
-KINDS = [
-    "stack",
-    "linear",
-    "pool",
-    "conv",
-    "qformer",
-    "perceiver",
-    "tokens",
-    "qwen2_audio",
-    "audio_flamingo3",
-    "voxtral",
-    "ultravox",
-]
+KINDS = list_kinds(AdapterConfig)
+# parts that the settings of every kind can add
+ADDITIONS = {
+    "depth": {"depth": {"encoder_layers": [0, 1], "decoder_layers": [1, 0]}},
+    "time_markers": {"time_markers": 0.1},
+}
 
 
 def noise(*samples):
@@ -78,22 +73,38 @@ def answer(model, format, clips, pieces):
     return model.generate_ids(batch, 6, format.end_of_turn, format.pad)[0]
 
 
+@pytest.mark.parametrize(
+    "added", [(), ("depth",), ("time_markers",), ("depth", "time_markers")], ids="+".join
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_adapter_is_described_and_made_again(kind):
+def test_every_adapter_is_described_and_made_again(kind, added):
+    """With all that its settings can add, or the settings are refused in one sentence."""
     encoder = WhisperAudioEncoder(tiny_whisper(), pool=2 if kind in ("qwen2_audio", "audio_flamingo3") else 1)
-    config = TypeAdapter(AdapterConfig).validate_python({"kind": kind})
+    settings = {name: value for one in added for name, value in ADDITIONS[one].items()}
+    try:
+        config = TypeAdapter(AdapterConfig).validate_python({"kind": kind, **settings})
+    except ValidationError as problem:
+        assert added
+        (error,) = problem.errors()
+        assert error["msg"].endswith("; take another kind"), error["msg"]
+        return
     adapter = make_adapter(config, encoder, 24)
+    with torch.no_grad():
+        for tensor in (*adapter.parameters(), *adapter.buffers()):
+            tensor.add_(0.1 * torch.randn_like(tensor))
     described = json.loads(json.dumps(describe_encoder(adapter)))
     code = collect_code(find_parts(described), ROOT, CLASSES)
     for name, text in code.items():
         compile(text, name, "exec")
     assert type(adapter).__name__ in code["modeling_uniaudio_lm.py"]
-    again = rebuild(
-        described, {f"{type(p).__module__}:{type(p).__qualname__}": type(p) for p in adapter.modules()}.get
-    )
+    again = rebuild(described, find_part_class)
     again.load_state_dict(adapter.state_dict())
-    frames = encoder(make_noise((16_000, 5_000))).frames
-    assert torch.equal(again(frames).values, adapter(frames).values)
+    encoded = encoder(make_noise((16_000, 5_000)), layers=True)
+    states = [[encoded.layers[number] for number in adapter.encoder_layers]] if adapter.encoder_layers else []
+    tokens = adapter(encoded.frames, *states)
+    assert torch.equal(again(encoded.frames, *states).values, tokens.values)
+    assert tokens.lengths.tolist() == [again.num_tokens(frames) for frames in encoded.frames.lengths.tolist()]
+    assert again.decoder_layers == adapter.decoder_layers
 
 
 @pytest.mark.parametrize("settings", [{}, DEPTH], ids=["plain", "depth"])

@@ -8,6 +8,8 @@ from helpers.ultravox_reference import UltravoxReference
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -54,6 +56,10 @@ def small_decoder(kind, vocabulary):
     """A random decoder of an architecture, width 64."""
     if kind == "qwen3":
         return tiny_qwen(vocabulary)
+    if kind == "gpt2":
+        torch.manual_seed(3)
+        config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=vocabulary, eos_token_id=None)
+        return GPT2LMHeadModel(config)
     config, model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[kind]
     torch.manual_seed(3)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

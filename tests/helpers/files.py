@@ -1,5 +1,6 @@
 """Small files of every kind of source, written by the tests themselves."""
 
+import filecmp
 import io
 import json
 import tarfile
@@ -87,3 +88,10 @@ def several_questions(folder):
         (folder / f"{name}.yaml").write_text(dump_yaml(keys))
     rows = {"dataset": "tones", "template": ["tone", "word", "twice"]}
     (folder / "several.yaml").write_text(dump_yaml({"recipe": "several", "train": [rows]}))
+
+
+def assert_same_files(one, other):
+    """Compare two folders, all that is below them included, byte by byte."""
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
+    assert filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])

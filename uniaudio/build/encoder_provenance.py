@@ -19,6 +19,7 @@ from uniaudio.config.model_spec import split_options
 from uniaudio.config.run import RunConfig, load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import shorten_paths
+from uniaudio.model.encoders.weights import read_model_config
 from uniaudio.report.answers import check_answers
 from uniaudio.report.results import shorten_model
 from uniaudio.report.run_folder import read_json
@@ -26,6 +27,7 @@ from uniaudio.report.scores import ScoreTable, is_in_folder, mark_model, read_sc
 from uniaudio.units import SECONDS_PER_HOUR
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+STATED = {"name", "steps", "stages", "bases", "datasets", "domains", "audio_hours", "results"}
 PART = "encoder "  # what the names of the encoders' bases begin with
 
 
@@ -48,6 +50,8 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
     name = Path(path).name + ending
     facts: dict[str, Any] = {"name": name, "uniaudio": __version__, "bases": [path], **nothing}
     folder = find_checkpoint(path)
+    if folder is None and (stored := read_stored_facts(path)):
+        return stored
     if folder is None:
         return facts | {"base_models": find_hub_names([path]), "licenses": [read_base_license(path)]}
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
@@ -72,6 +76,14 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
         "licenses": list(dict.fromkeys(licenses)),
         "metrics": list(dict.fromkeys(metrics)),
     }
+
+
+def read_stored_facts(path: str) -> dict[str, Any]:
+    """Return the facts that a folder written by this package states of its model, empty for other models."""
+    if not (Path(path) / "config.json").is_file():
+        return {}
+    facts = read_model_config(Path(path)).get("provenance")
+    return facts if isinstance(facts, dict) and facts.keys() >= STATED else {}
 
 
 def find_hub_names(paths: Sequence[str]) -> list[str]:

@@ -204,6 +204,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a trained model from a run folder or a checkpoint folder (``:ema`` behind it: its moving averages).
 
+    Or a whole model that was exported, by folder or Hub name, see ``load_exported_model``.
+
     Args:
         trust: code that the model may run. keep_frames: see ``load_encoder``.
 
@@ -211,10 +213,17 @@ def load_model(
         UserError: when it needs code that was not allowed, there is no whole checkpoint, or its encoder or decoder is
             not the one it was trained with.
     """
+    from uniaudio.build.exported_model import find_format, load_exported_model  # which imports this module
+
     chosen = parse_model_spec(spec)
     checkpoint = open_checkpoint(chosen.path)
+    if checkpoint is None and find_format(chosen.path) is not None:
+        return load_exported_model(chosen, device or choose_device())
     if checkpoint is None:
-        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+        raise UserError(
+            f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it, nor an exported model "
+            "with its language model"
+        )
     config = apply_options(read_stored_config(checkpoint, trust), chosen)
     config.require_trust()
     path = find_decoder(config, checkpoint.path.parent.parent / "decoder")

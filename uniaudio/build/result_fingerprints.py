@@ -12,6 +12,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.fingerprint import identify_base
 from uniaudio.tensor_cache import hash_model
 from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
 from uniaudio.train.checkpoint.integrity import CONFIG, EMA
@@ -55,7 +56,8 @@ def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:
 def sign_answers(results: Mapping[str, dict[str, Any]], spec: str) -> dict[str, dict[str, Any]]:
     """Return results of evaluation sets with the name and the fingerprint of the model that gave the answers."""
     path, options = split_options(spec)
-    fingerprint = fingerprint_checkpoint(path)
+    is_run = find_checkpoint(path) is not None
+    fingerprint = fingerprint_checkpoint(path) if is_run else identify_base(path, None).popitem()[1]
     if options:  # the same weights, but clips are read otherwise
         fingerprint = hashlib.sha256(f"{fingerprint}?{options}".encode()).hexdigest()
     return {name: {**result, "model": spec, "fingerprint": fingerprint} for name, result in results.items()}

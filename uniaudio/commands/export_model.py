@@ -9,13 +9,16 @@ import torch
 
 from uniaudio.build.encoder_provenance import collect_provenance
 from uniaudio.build.encoders import find_checkpoint, sketch_encoder
+from uniaudio.build.exported_model import find_format
 from uniaudio.build.model import load_model
-from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.model_spec import parse_model_spec
+from uniaudio.config.run import DecoderConfig, RunConfig, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, read_model_config
 from uniaudio.model.lora import merge_lora
 
 if TYPE_CHECKING:  # it imports the classes of transformers
@@ -51,7 +54,8 @@ def export_model(
     )
 
     target = STOCK_FORMATS[to]
-    require_fitting_run(read_run_config(spec, to, trust), to, target)
+    if (config := read_run_config(spec, to, trust)) is not None:
+        require_fitting_run(config, to, target)
     facts = collect_provenance(spec, whole=True)
     console = make_console()
     with console.status("loading the model"):
@@ -69,8 +73,8 @@ def export_model(
             notes.append(compare_stock_model(wanted, clips, out, target, is_exact).describe())
     if not is_exact:
         notes.append(
-            f"The encoder was trained without the padding of this format; train with {target.exact_setting} for equal "
-            "results."
+            "The encoder was trained without the padding of this format; train with "
+            f"{target.describe_encoder_settings()} for equal results."
         )
     if target.decoders and kind not in target.decoders:
         notes.append(
@@ -99,15 +103,11 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
     from uniaudio.export.stock_model import compute_prompt_logits, make_trial_clips
 
     config = read_run_config(spec, HF_LM, trust)
-    reference = find_decoder_reference(config, decoder)
-    if config.decoder.kind == "whisper":
-        raise UserError(
-            f"--to {HF_LM}: Whisper's own decoder reads frames, not tokens; use --to hf for the encoder"
-        )
-    if config.decoder.dtype == "fp8" or config.decoder.trust_remote_code:
-        raise UserError(
-            f"--to {HF_LM}: the decoder is in fp8 or has code of its own; use --to hf for the encoder"
-        )
+    if config is None:
+        reference = find_exported_reference(spec, decoder)
+    else:
+        reference = find_decoder_reference(config, decoder)
+        refuse_decoder(config)
     facts = collect_provenance(spec, whole=True)
     console = make_console()
     with console.status("loading the model"):
@@ -130,6 +130,36 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
     return code
 
 
+def refuse_decoder(config: RunConfig) -> None:
+    """Refuse a decoder that a folder with code of this package cannot hold.
+
+    Raises:
+        UserError: for Whisper's own, one in fp8, and one with code of its own.
+    """
+    if config.decoder.kind == "whisper":
+        raise UserError(
+            f"--to {HF_LM}: Whisper's own decoder reads frames, not tokens; use --to hf for the encoder"
+        )
+    if config.decoder.dtype == "fp8" or config.decoder.trust_remote_code:
+        raise UserError(
+            f"--to {HF_LM}: the decoder is in fp8 or has code of its own; use --to hf for the encoder"
+        )
+
+
+def find_exported_reference(spec: str, decoder: str) -> tuple[str, str | None] | None:
+    """Return where the decoder of an exported model is, as that states it; None where it is to be written.
+
+    Raises:
+        UserError: when it is inside of that model.
+    """
+    path = parse_model_spec(spec).path
+    values = read_model_config(fetch_model_config(path, None))
+    settings = DecoderConfig(
+        path=values.get("decoder_path") or RANDOM, revision=values.get("decoder_revision")
+    )
+    return find_decoder_reference(RunConfig.model_construct(decoder=settings), decoder)
+
+
 def find_decoder_reference(config: RunConfig, decoder: str) -> tuple[str, str | None] | None:
     """Return where a decoder's weights are, with the revision; None where they are to be written.
 
@@ -148,13 +178,16 @@ def find_decoder_reference(config: RunConfig, decoder: str) -> tuple[str, str | 
     return settings.path, settings.revision
 
 
-def read_run_config(spec: str, to: str, trust: Trust) -> RunConfig:
-    """Return the config of the run whose model is to be exported.
+def read_run_config(spec: str, to: str, trust: Trust) -> RunConfig | None:
+    """Return the config of the run whose model is to be exported; None for an exported model.
 
     Raises:
-        UserError: when it is no run, for other models have neither adapter nor decoder.
+        UserError: when it is neither, for other models have neither adapter nor decoder.
     """
-    checkpoint = find_checkpoint(spec.partition("?")[0])
+    path = parse_model_spec(spec).path
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None and find_format(path) is not None:
+        return None
     if checkpoint is None:
         raise UserError(
             f"--to {to} writes the whole model of a run, and {spec} is none; use --to hf for an encoder"

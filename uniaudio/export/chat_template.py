@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uniaudio.data.chat_markup import ChatMarkup
 
+OF_LOADING = ("is_local", "local_files_only")  # where a tokenizer was loaded from is kept among its settings
 QUESTION = "\ue001"  # a private-use character that stands for a question
 # Contents of a turn become one text, with the placeholder of a clip in its place; the template after it reads texts.
 JOIN_CONTENTS = """\
@@ -66,6 +67,10 @@ def make_chat_template(tokenizer: PreTrainedTokenizerBase, markup: ChatMarkup, p
     for name, text in (("PREFIX", markup.prefix), ("SUFFIX", markup.suffix), ("END", end)):
         fixed = fixed.replace(f"{{{{ {name} }}}}", f"{{{{ {quote(text)} }}}}")
     stock = tokenizer.chat_template
+    if isinstance(stock, str) and stock.startswith(JOIN_CONTENTS.partition("PLACEHOLDER")[0]):
+        stock = stock.partition(NO_THOUGHTS)[
+            2
+        ]  # written here before: of an exported model that is exported again
     if isinstance(stock, str) and render(tokenizer, head + stock) == markup.prefix + QUESTION + markup.suffix:
         return head + stock
     return head + fixed
@@ -97,4 +102,6 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(values.get("extra_special_tokens"), list):
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in OF_LOADING:
+        values.pop(name, None)
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

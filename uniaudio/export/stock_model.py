@@ -21,6 +21,7 @@ from transformers import (
     AutoProcessor,
     GenerationConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
 )
@@ -34,7 +35,7 @@ from uniaudio.export.hf import HEADER, make_noise
 from uniaudio.export.hub_processor import WindowsProcessor
 from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.export.stock_formats import StockFormat
-from uniaudio.model.adapters.stock_projectors import StockProjector
+from uniaudio.model.adapters.stock_projectors import OneLinear, RMSNormSwiGLU, StockProjector
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
@@ -43,6 +44,7 @@ from uniaudio.types import SAMPLE_RATE, Example
 SHARD = "4GB"
 TRIAL = (16_000, 7_777, 23_456, 480_000)  # samples of the clips about which both models are asked
 QUESTION = "What is this?"
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # of a decoder
 CLOSE = 1e-3  # greatest difference of logits, over their largest value, that rounding explains
 
 
@@ -79,7 +81,12 @@ def require_fitting_parts(
     encoder, adapter = model.encoder, model.adapter
     refuse_encoder(encoder, name, target)
     assert isinstance(encoder, WhisperAudioEncoder)
-    assert isinstance(adapter, StockProjector)
+    kind = find_projector_kind(adapter) if isinstance(adapter, StockProjector) else type(adapter).__name__
+    if not isinstance(adapter, StockProjector) or kind != target.adapter:
+        raise UserError(
+            f"--to {name}: the format has the projector of adapter.kind {target.adapter}, and the model has {kind}; "
+            "use --to hf-lm"
+        )
     lm = model.decoder.lm
     head = lm.get_output_embeddings()
     text = lm.config
@@ -91,7 +98,25 @@ def require_fitting_parts(
         lm.base_model
     ):
         raise UserError(f"--to {name}: {type(lm).__name__} cannot stand inside this format; use --to hf-lm")
+    config = target.make_config(encoder, adapter, make_text_config(text, model.decoder.vocabulary), 0)
+    read: Any = None if target.model is None else type(config).from_dict(config.to_dict())
+    if read and (
+        changed := [size for size in SIZES if getattr(read.text_config, size) != getattr(text, size)]
+    ):
+        raise UserError(
+            f"--to {name}: {type(read).__name__} of transformers reads another {changed[0]} out of the configuration "
+            f"of a {type(lm).__name__}; use --to hf-lm"
+        )
     return encoder, adapter
+
+
+def find_projector_kind(adapter: StockProjector) -> str:
+    """Return the ``adapter.kind`` that a config makes a projector with."""
+    if isinstance(adapter.projector, OneLinear):
+        return "qwen2_audio"
+    if isinstance(adapter.projector, RMSNormSwiGLU):
+        return "ultravox"
+    return "audio_flamingo3" if adapter.begin is None else "voxtral"
 
 
 def refuse_encoder(encoder: Any, name: str, target: StockFormat) -> None:
@@ -190,6 +215,21 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, target: StockFormat) -> list[
 def find_name(module: torch.nn.Module, part: torch.nn.Module) -> str:
     """Return the name of a part in a module."""
     return next(name for name, one in module.named_modules() if one is part)
+
+
+def restore_names(tensors: Mapping[str, Tensor], lm: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the tensors of a stock format's language model by the names that its own class has for them.
+
+    Args:
+        tensors: without ``language_model.``. lm: of that class, with or without weights.
+    """
+    head = find_name(lm, lm.get_output_embeddings())
+    return {
+        f"{head}.weight"
+        if name == "lm_head.weight"
+        else f"{lm.base_model_prefix}.{name.removeprefix('model.')}": tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def enlarge_table(table: Tensor, rows: int) -> Tensor:

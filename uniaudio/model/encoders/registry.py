@@ -51,6 +51,7 @@ QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
 WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
 W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
 VOXTRAL = Family(f"{HERE}.voxtral", "load_voxtral", WHISPER_OPTIONS, {"pad_to": 30.0})
+ULTRAVOX = Family(f"{HERE}.voxtral", "load_ultravox", WHISPER_OPTIONS)
 AST = Family(f"{HERE}.ast", "load_ast")
 CLAP = Family(f"{HERE}.clap", "load_clap")
 CODEC = Family(f"{HERE}.codec", "load_codec")
@@ -90,6 +91,7 @@ FAMILIES: Mapping[str, Family] = {
     "musicflamingo": QWEN2_AUDIO,
     "voxtral": VOXTRAL,
     "voxtral_encoder": VOXTRAL,
+    "ultravox": ULTRAVOX,
     "glmasr": GLMASR,
     "glmasr_encoder": GLMASR,
     "qwen2_5_omni": QWEN_OMNI,
@@ -141,6 +143,7 @@ FAMILIES: Mapping[str, Family] = {
     "encodec": CODEC,
     "mimi": CODEC,
     "uniaudio": EXPORTED,
+    "uniaudio_lm": EXPORTED,
 }
 
 # models of transformers with an audio part that is not loaded, by model type, and what to load instead

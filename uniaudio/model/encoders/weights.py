@@ -208,14 +208,15 @@ def refuse_unusable_files(path: str, where: str, revision: str | None = None) ->
         )
 
 
-def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, prefixes: Sequence[str], required: bool = False) -> dict[str, Tensor]:
     """Read only the tensors under one prefix from the safetensors files of a folder, names without the prefix.
 
     Args:
         prefixes: where full and part checkpoints keep the part, the longest first; "" stands for the whole file.
+        required: whether tensors under none of them are those of something else.
 
     Raises:
-        UserError: when there is no safetensors file.
+        UserError: when there is no safetensors file, or no tensor under a prefix that is required.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -225,7 +226,12 @@ def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
     for file in files:
         with safe_open(file, "pt") as tensors:
             places.update(dict.fromkeys(tensors.keys(), file))
-    prefix = next((p for p in prefixes if not p or any(name.startswith(p) for name in places)), "")
+    prefix = next((p for p in prefixes if not p or any(name.startswith(p) for name in places)), None)
+    if prefix is None and required:
+        raise UserError(
+            f"{folder} holds no tensors under {prefixes[0].rstrip('.')}; name a folder with all weights of the model"
+        )
+    prefix = prefix or ""
     selected = {}
     for file in files:
         with safe_open(file, "pt") as tensors:
