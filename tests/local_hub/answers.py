@@ -123,23 +123,21 @@ class Handler(BaseHTTPRequestHandler):
     def send_content(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         """Send an answer whose body is at hand."""
         fault: Fault | None = self.fault
+        cut = fault.cut_after if fault is not None else None
+        part = content if cut is None else content[:cut]
+        if self.command == "HEAD":
+            part = b""
+        self.hub_log(status, len(part))  # before the client has anything to go on with
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
-        sent = 0
-        if self.command != "HEAD":
-            cut = fault.cut_after if fault is not None else None
-            part = content if cut is None else content[:cut]
-            self.hub_log(status, len(part))
-            for start in range(0, len(part), BLOCK):
-                self.wfile.write(part[start : start + BLOCK])
-            if cut is not None and cut < len(content):
-                self.wfile.flush()
-                self.close_connection = True
-        else:
-            self.hub_log(status, sent)
+        for start in range(0, len(part), BLOCK):
+            self.wfile.write(part[start : start + BLOCK])
+        if cut is not None and cut < len(content) and self.command != "HEAD":
+            self.wfile.flush()
+            self.close_connection = True
 
     def hub_log(self, status: int, sent: int) -> None:
         self.hub.log(LoggedRequest(self.host, self.command, self.path, status, sent, self.user))
@@ -167,11 +165,11 @@ class Handler(BaseHTTPRequestHandler):
         if part:
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
         if self.command == "HEAD":
+            self.hub_log(206 if part else 200, 0)
             self.send_response(206 if part else 200)
             for name, value in {"Content-Length": str(last - first + 1), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.hub_log(206 if part else 200, 0)
             return
         with place.open("rb") as file:
             file.seek(first)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +39,34 @@ class AudioFolderSource(ListedSource):
             above = folder.parents[: len(folder.parts) - len(place.parts)]
             metadata += [up / name for up in above for name in METADATA if (up / name).is_file()]
         described, errors = read_metadata(card, folder, metadata, clips, self.left_out)
-        rows: list[tuple[str, dict[str, Any] | RowError]] = list(self.iterate_rows(card, clips, described))
+        rows: list[tuple[str, dict[str, Any] | RowError]] = list(
+            iterate_folder_rows(card, clips, described, self.left_out)
+        )
         rows += [(error.key, error) for error in errors]
         super().__init__(card, split, rows, folder)
 
-    def iterate_rows(
-        self, card: DatasetCard, clips: set[str], described: list[MetadataRow]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (name, columns) of the clips in the order of their names."""
-        by_name: dict[str, list[MetadataRow]] = {}
-        for row in described:
-            by_name.setdefault(row.name, []).append(row)
-        has_labels = any("label" in row.columns for row in described)
-        # metadata that name several clips in one row: no clip is a row of its own
-        in_rows = any(len(set(row.clips.values())) > 1 for row in described)
-        for name in sorted(by_name.keys() | clips):
-            label = {"label": Path(name).parent.name} if "/" in name and not has_labels else {}
-            for row in by_name.get(name, []):
-                yield name, {**label, **row.columns, "file_name": name, **row.clips}
-            if name not in by_name:
-                if described:
-                    self.left_out["clip without metadata" + (", not used" if in_rows else "")] += 1
-                if not in_rows:
-                    yield name, {"file_name": name, **label, **dict.fromkeys(card.audio, name)}
+
+def iterate_folder_rows(
+    card: DatasetCard, clips: Collection[str], described: Sequence[MetadataRow], left_out: Counter[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, columns) of the clips of a split in the order of their names.
+
+    Args:
+        clips: paths relative to the folder of the split. described: what metadata files say of them.
+        left_out: is counted what is passed over, by reason.
+    """
+    by_name: dict[str, list[MetadataRow]] = {}
+    for row in described:
+        by_name.setdefault(row.name, []).append(row)
+    has_labels = any("label" in row.columns for row in described)
+    # metadata that name several clips in one row: no clip is a row of its own
+    in_rows = any(len(set(row.clips.values())) > 1 for row in described)
+    for name in sorted({*by_name, *clips}):
+        label = {"label": Path(name).parent.name} if "/" in name and not has_labels else {}
+        for row in by_name.get(name, []):
+            yield name, {**label, **row.columns, "file_name": name, **row.clips}
+        if name not in by_name:
+            if described:
+                left_out["clip without metadata" + (", not used" if in_rows else "")] += 1
+            if not in_rows:
+                yield name, {"file_name": name, **label, **dict.fromkeys(card.audio, name)}

@@ -1,6 +1,6 @@
 """Hub datasets, streamed: rows arrive in order and nothing is stored.
 
-Parquet files and tars are read as those of any other server; the rest is left to `datasets`.
+Parquet files, tars and folders of clips are read as those of any other server; the rest is left to `datasets`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
+    Source,
     explain_missing_audio,
     hash_values,
     is_row_in_split,
@@ -30,6 +31,7 @@ from uniaudio.data.sources.base import (
 )
 from uniaudio.data.sources.class_names import collect_classes, make_column_namings, name_class_columns
 from uniaudio.data.sources.http import VERSIONS, FileVersion
+from uniaudio.data.sources.hub_folder import HubFolderSource, is_clip, is_metadata
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describe_repository
 from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
@@ -44,7 +46,7 @@ AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself r
 NO_DATA = frozenset(["", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".pdf"])
 
 
-def open_hub_source(card: DatasetCard, split: str) -> ShardedSource:
+def open_hub_source(card: DatasetCard, split: str) -> Source:
     """Open a split of a dataset on the Hub by its name, or of a local folder in its layout or of ``save_to_disk``.
 
     The commit is looked up once, so all that is read belongs to it.
@@ -68,6 +70,12 @@ def open_hub_source(card: DatasetCard, split: str) -> ShardedSource:
     tars = [file for file in files or () if file.path.lower().endswith(TARS)]
     if tars and suffixes == {Path(file.path).suffix.lower() for file in tars}:
         return HubTarSource(card, split, repository, tars)
+    clips = [file for file in files or () if is_clip(file.path)]
+    others = {
+        Path(f.path).suffix.lower() for f in files or () if not is_clip(f.path) and not is_metadata(f.path)
+    }
+    if files and clips and not others - NO_DATA:
+        return HubFolderSource(card, split, repository, files, what)
     return StreamedSource(card, split, repository.name, repository, what)
 
 

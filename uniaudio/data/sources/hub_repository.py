@@ -1,4 +1,6 @@
-"""A dataset repository on the Hub: its commit, its files, and which of them are a split, from one request."""
+"""A dataset repository on the Hub: its commit, its files, and which of them are a split, from one request (of very
+many files, from a listing in pages).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import Any
 import fsspec
 import orjson
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.hf_api import RepoFile
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.card import Load
@@ -18,7 +21,7 @@ from uniaudio.hub_client import call_hub, convert_hub_errors
 
 OLD_INFOS = "dataset_infos.json"  # features as `datasets` wrote them before they stood in README.md
 READ_BY_DATASETS = (".huggingface.yaml",)  # settings beside README.md, which only `datasets` understands
-LISTED_WHOLE = 50_000  # files; of more the description of a repository may leave some out
+LISTED_WHOLE = 50_000  # files; where there are more, the description of a repository may leave some out
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class HubRepository:
         """Return the files of all splits, see ``find_split_files``."""
         from datasets.data_files import get_data_patterns, resolve_pattern, sanitize_patterns
 
-        if len(self.files) > LISTED_WHOLE or any(name in self.files for name in READ_BY_DATASETS):
+        if any(name in self.files for name in READ_BY_DATASETS):
             return None
         settings = self.choose_config(config, where)
         if settings is None:
@@ -159,6 +162,16 @@ class HubRepository:
         call_hub(lambda: get_hf_file_metadata(self.make_url(path), token=None))
 
 
+def list_tree(name: str, commit: str | None) -> dict[str, HubFile]:
+    """Return all files of a repository, listed page by page."""
+    tree = HfApi().list_repo_tree(name, recursive=True, revision=commit, repo_type="dataset")
+    return {
+        entry.path: HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        for entry in tree
+        if isinstance(entry, RepoFile)
+    }
+
+
 def describe_repository(load: Load, what: str) -> HubRepository:
     """Ask the Hub for a dataset.
 
@@ -180,6 +193,8 @@ def describe_repository(load: Load, what: str) -> HubRepository:
             )
             for file in info.siblings or ()
         }
+        if len(files) > LISTED_WHOLE:
+            files = call_hub(lambda: list_tree(info.id, info.sha))
         metadata = info.card_data.to_dict() if info.card_data else {}
         repository = HubRepository(info.id, info.sha or "", files, metadata)
         if info.gated and files and not constants.is_offline_mode():

@@ -97,7 +97,11 @@ class ListedSource(IndexedSource):
             if isinstance(columns, RowError):
                 raise columns.copy()
             columns = self.with_values(columns)
-            return make_row(self.card, key, columns, columns, self.folder)
+            return make_row(self.card, key, columns, columns, self.folder, self.locate_clip)
+
+    def locate_clip(self, value: Any) -> Any:
+        """Return an audio column of a row as ``parse_audio`` understands it."""
+        return value
 
     def divide_columns(self, columns: Mapping[str, Any] | RowError) -> Sequence[Mapping[str, Any] | RowError]:
         """Return the columns of the rows that a stored one becomes, see ``DatasetCard.divide_columns``."""
