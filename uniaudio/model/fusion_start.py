@@ -58,7 +58,8 @@ def start_fusion(model: AudioLM, batches: Iterable[Batch], examples: int, by_ans
             for layer, state in zip(kept, states, strict=True):
                 layer.append(state.values[chosen.to(state.device)].float())
         shares.append(torch.full((len(chosen),), 1 / len(chosen)))
-        answers.append(list_answers(batch))
+        if by_answers:
+            answers.append(list_answers(batch))
     model.train(was_training)
     weights = (torch.cat(shares) / len(shares)).to(read[0][0][0].device)
     standardised = []
