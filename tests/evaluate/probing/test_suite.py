@@ -298,7 +298,7 @@ def test_rows_are_checked_before_a_model_is_loaded(tones, monkeypatch, task, mes
     class Loaded(Exception):
         pass
 
-    def load(spec, trust):
+    def load(spec, trust, keep_frames):
         raise Loaded
 
     monkeypatch.setattr(probing, "load_encoder", load)
