@@ -312,8 +312,8 @@ def test_every_block_of_the_card_runs_as_it_is_written(tmp_path, kind):
 # -- copies, casts, devices, files --------------------------------------------------------------------------------
 
 
-def add_frames(model: torch.nn.Module, clip: Tensor, queue: "multiprocessing.Queue") -> None:
-    torch.set_num_threads(1)
+def add_frames(model: torch.nn.Module, clip: Tensor, queue: "multiprocessing.Queue", threads: int) -> None:
+    torch.set_num_threads(threads)  # sums are divided among them
     queue.put(frames_of(model, clip).numpy())
 
 
@@ -339,7 +339,7 @@ def test_a_mixture_in_a_new_process(mowe):
     model = load_model(mowe)
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=add_frames, args=(model, CLIP, queue))
+    process = context.Process(target=add_frames, args=(model, CLIP, queue, torch.get_num_threads()))
     process.start()
     frames = queue.get(timeout=120)
     process.join()
