@@ -1,8 +1,8 @@
 """A process of its own: batches of ever other lengths through plain layers and through compiled ones.
 
 Usage: python compiled_batches.py CASE ..., with cases such as "whisper dtype=float64 backend=aot_eager kernel=1
-recompute=1 lora=1 frozen=1 fp8=1 batches=12", where all but the encoder may be left out. Prints, as JSON in the last
-line, for each case compiled graphs after every batch and how far losses and gradients are from the plain ones. The
+recompute=1 lora=1 frozen=1 fp8=1 deep=1 batches=12", where all but the encoder may be left out. Prints, as JSON in the
+last line, for each case compiled graphs after every batch and how far losses and gradients are from the plain ones. The
 checker of shapes is not active here: the compiler would look into it.
 """
 
@@ -31,9 +31,9 @@ takes_kernel = attention.takes_kernel
 
 
 class Reader(torch.nn.Module):
-    """An encoder whose frames a frozen Qwen3 reads."""
+    """An encoder whose frames a frozen Qwen3 reads, and with ``deep`` features behind its first two layers."""
 
-    def __init__(self, encoder, dtype):
+    def __init__(self, encoder, dtype, deep=False):
         super().__init__()
         config = Qwen3Config(
             vocab_size=100,
@@ -45,8 +45,10 @@ class Reader(torch.nn.Module):
             head_dim=16,
         )
         self.encoder = encoder.to(dtype)
-        self.map = torch.nn.Linear(encoder.dim, WIDTH, dtype=dtype)
+        self.map = torch.nn.Linear(encoder.dim, WIDTH * (3 if deep else 1), dtype=dtype)
         self.decoder = TextDecoder(Qwen3ForCausalLM(config).to(dtype))
+        if deep:
+            self.decoder.inject_after([1, 0])
         self.register_buffer("probe", torch.randn(WIDTH, dtype=dtype))
 
     def forward(self, audio):
@@ -85,7 +87,7 @@ def compared(kind, **given):
     dtype = getattr(torch, given.get("dtype", "float32"))
     stock = MINIATURES[kind]()
     encoder = ENCODERS.get(kind, WaveAudioEncoder)(stock)
-    model = Reader(encoder, dtype).train()
+    model = Reader(encoder, dtype, "deep" in given).train()
     attention.takes_kernel = (lambda query, dropout: dropout == 0) if "kernel" in given else takes_kernel
     if "lora" in given:
         add_lora(model.encoder, 4, 8, 0.0, "all")

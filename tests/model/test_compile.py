@@ -58,7 +58,12 @@ OTHERS = [
 ]
 LOW_RANK = {
     f"whisper dtype=float64 lora=1 recompute=1 batches=5{more}": most
-    for more, most in (("", LOOPED), (" kernel=1", 4), (" frozen=1 kernel=1", 4))
+    for more, most in (
+        ("", LOOPED),
+        (" kernel=1", 4),
+        (" frozen=1 kernel=1", 4),
+        (" deep=1 kernel=1", 4),
+    )
 }
 EIGHT_BITS = {
     "whisper fp8=1 batches=5 kernel=1": 1e-6,

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import tiny_qwen
 from helpers.figures import assert_same_figures
 from helpers.files import several_questions
 from safetensors.torch import load_file
@@ -166,24 +167,34 @@ def assert_same_run(folder, whole):
 
 
 KINDS = {  # what is trained under every engine, in the processes of one launch
-    "one": ["one", "one fp8", "one questions", "one unshared", "one evaluated", "one unreadable"],
-    "ddp": ["ddp", "ddp recomputing", "ddp bf16", "ddp fp8", "ddp questions"],
-    "zero2": ["zero2", "zero2 recomputing", "zero2 bf16"],
+    "one": ["one", "one fp8", "one questions", "one unshared", "one evaluated", "one unreadable", "one deep"],
+    "ddp": ["ddp", "ddp recomputing", "ddp bf16", "ddp fp8", "ddp questions", "ddp deep"],
+    "zero2": ["zero2", "zero2 recomputing", "zero2 bf16", "zero2 deep"],
     "zero3_spread": [
         "zero3_spread",
-        *(f"zero3_spread {kind}" for kind in ("recomputing", "bf16", "fp8", "questions", "unreadable")),
+        *(
+            f"zero3_spread {kind}"
+            for kind in ("recomputing", "bf16", "fp8", "questions", "unreadable", "deep")
+        ),
     ],
-    "fsdp2": ["fsdp2", *(f"fsdp2 {kind}" for kind in ("recomputing", "bf16", "fp8", "unreadable"))],
+    "fsdp2": ["fsdp2", *(f"fsdp2 {kind}" for kind in ("recomputing", "bf16", "fp8", "unreadable", "deep"))],
 }
 # whose run goes on under which engine, in the processes of that one
 CONTINUED = {
-    "zero1": "one",
-    "zero2": "zero1",
-    "ddp": "zero2",
-    "zero3_spread": "ddp",
-    "fsdp2": "zero3_spread",
-    "zero3_offload": "zero0",
+    "zero1": ["one"],
+    "zero2": ["zero1"],
+    "ddp": ["zero2", "one deep"],
+    "zero3_spread": ["ddp", "ddp deep"],
+    "fsdp2": ["zero3_spread", "zero3_spread deep"],
+    "zero3_offload": ["zero0"],
 }
+# features for layers of the decoder and time markers, with low-rank updates in a decoder of three layers
+DEEP = [
+    "decoder.path=deep",
+    "decoder.train=lora",
+    "adapter.depth={encoder_layers: [0, 1], decoder_layers: [1, 0]}",
+    "adapter.time_markers=0.2",
+]
 
 
 class Runs:
@@ -222,6 +233,10 @@ class Runs:
             ]
         elif kind == "recomputing":
             given.append("train.memory_gib=0.0001")
+        elif kind == "deep":
+            given += DEEP
+            if engine != "one":  # whose layers keep everything
+                given.append("train.memory_gib=0.0001")
         elif engine in EVALUATED or kind == "evaluated":
             given.append("train.evaluate_every=4")
         return [self.config, *given]
@@ -232,8 +247,7 @@ class Runs:
         if engine not in self.made:
             self.made.add(engine)
             runs = [self.arguments(single) for single in KINDS.get(engine, [engine])]
-            if engine in CONTINUED:
-                runs.append(self.cut(CONTINUED[engine], engine))
+            runs += [self.cut(continued, engine) for continued in CONTINUED.get(engine, ())]
             file = self.folder / f"{engine}.json"
             file.write_text(json.dumps([[str(part) for part in run] for run in runs]))
             launch(engine, self.folder, SEVERAL, file, timeout=590)
@@ -246,14 +260,15 @@ class Runs:
         shutil.copytree(source, folder)
         shutil.rmtree(folder / "checkpoints" / "step-000008")
         (folder / "checkpoints" / "latest").write_text("step-000004\n")
-        return [self.config, *self.settings(folder), *overrides, "--resume"]
+        deep = DEEP if name.endswith(" deep") else ()
+        return [self.config, *self.settings(folder), *deep, *overrides, "--resume"]
 
     def continued_path(self, name, engine, *overrides):
         return self.path(" ".join([name, "under", engine, *overrides]))
 
     def continued(self, name, engine, *overrides):
         """Return the folder of a run that went on from step 4 under another engine."""
-        if CONTINUED.get(engine) == name and not overrides:
+        if name in CONTINUED.get(engine, ()) and not overrides:
             self(engine)
         else:
             launch(engine, self.folder, *COMMAND, *self.cut(name, engine, *overrides))
@@ -266,8 +281,10 @@ def shared_runs(tmp_path_factory):
 
 
 @pytest.fixture
-def runs(shared_runs, tone_run):
+def runs(shared_runs, tone_run, chat_tokenizer):
     if not shared_runs.config.exists():
+        tiny_qwen(len(chat_tokenizer), layers=3).save_pretrained(tone_run.parent / "deep")
+        chat_tokenizer.save_pretrained(tone_run.parent / "deep")
         shutil.copytree(tone_run.parent, shared_runs.config.parent)
         several_questions(shared_runs.config.parent)
         shutil.copytree(tone_run.parent, shared_runs.unreadable.parent)
@@ -312,6 +329,27 @@ def test_two_processes_choose_together_what_recomputes(runs, engine):
     assert set(stage["recompute"]) == {"whisper", "decoder"}
     assert stage["reckoned_gib"] > stage["limit_gib"]
     assert_same_run(folder, runs("one"))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3_spread", "fsdp2"])
+def test_features_for_decoder_layers_and_time_markers(runs, engine):
+    """Two processes that recompute against one that keeps everything; trained are all parts, the decoder low-rank."""
+    folder = runs(f"{engine} deep")
+    (stage,) = [row for row in rows(folder) if row.get("event") == "stage"]
+    assert set(stage["recompute"]) == {"whisper", "decoder"}
+    assert_same_run(folder, runs("one deep"))
+    weights = saved(folder)[0]
+    for part in ("adapter.adapter.projections.1.out.weight", "lora_B", "encoder.whisper.conv1.weight"):
+        assert any(part in name for name in weights), part
+
+
+@pytest.mark.parametrize(
+    ("engine", "other"), [("one", "ddp"), ("ddp", "zero3_spread"), ("zero3_spread", "fsdp2")]
+)
+def test_a_run_with_features_and_markers_goes_on_under_another_engine(runs, engine, other):
+    folder = runs.continued(f"{engine} deep", other)
+    assert stages(folder) == [message(engine), message(other)]
+    assert_same_run(folder, runs("one deep"))
 
 
 @pytest.mark.parametrize(
