@@ -31,6 +31,7 @@ def convolves_in_bfloat16():
 def test_every_encoder_keeps_the_contract(kind, tmp_path):
     save_miniature(kind, tmp_path / "model")
     encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path / "model")), "encoders.a")
+    assert dict(list_support(encoder))["export --to hf"] == "yes"
     findings = check_contract(encoder)
     assert len(findings) == 8
     if (
@@ -52,6 +53,22 @@ def test_what_an_encoder_supports_is_listed(tmp_path):
     assert support["activation checkpointing (recompute)"] == "no"
     assert support["export --to hf"] == "yes"
     assert support["export --to onnx"].startswith("no: --to onnx: Gemma4TowerEncoder cannot be exported")
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"pool": 2}, "no: what its description makes has other numbers of frames"),
+        ({"mels": 48}, "no: 1 tensors differ in what its description makes, such as whisper.conv1.weight"),
+    ],
+)
+def test_a_description_that_makes_another_encoder_is_found(change, answer, tmp_path):
+    save_miniature("whisper", tmp_path)
+    encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path)), "encoders.a")
+    encoder.made_with.update({name: value for name, value in change.items() if name == "pool"})
+    if "mels" in change:
+        encoder.made_with["whisper"].config.num_mel_bins = change["mels"]
+    assert dict(list_support(encoder))["export --to hf"] == answer
 
 
 def test_every_model_type_is_loaded_or_left_out_with_a_reason():

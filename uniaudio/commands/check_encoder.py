@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,14 +19,17 @@ from uniaudio.errors import UserError
 from uniaudio.export.describe import describe_encoder
 from uniaudio.export.onnx_file import find_stock_module
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.exported import find_part_class
 from uniaudio.model.encoders.registry import FAMILIES, LEFT_OUT, load_audio_encoder
 from uniaudio.model.encoders.towers import TowerAudioEncoder
 from uniaudio.model.lora import CLIPPED, find_lora_targets
+from uniaudio.model.rebuild import rebuild
 from uniaudio.ragged import Ragged
 from uniaudio.train.optim import LAYER
 from uniaudio.types import SAMPLE_RATE, Encoded
 
 LENGTHS = (1, 159, 160, 399, 400, 401, 719, 720, 7_777, 16_000, 16_001, 23_456, 40_000)  # samples
+BEYOND = 31 * SAMPLE_RATE  # samples that most encoders cut
 BATCH = (16_000, 1, 7_777, 23_456)
 RATE_SLACK = 0.05  # of the stated frame rate; encoders differ by a frame at the end
 EXACT = 1e-4  # of the largest value, in float32
@@ -225,7 +229,7 @@ def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
     answers = {
         "LoRA, targets: qkv": lambda: describe_targets(find_lora_targets(encoder, "qkv")),
         "LoRA, targets: all": lambda: describe_targets(find_lora_targets(encoder, "all")),
-        "export --to hf": lambda: "yes" if describe_encoder(encoder) else "no",
+        "export --to hf": lambda: explain_rebuilding(encoder) or "yes",
         "export --to onnx": lambda: "yes" if find_stock_module(encoder) else "no",
     }
     for name, answer in answers.items():
@@ -250,6 +254,29 @@ def describe_layers(encoder: AudioEncoder) -> str:
     """Return the number of layers that have learning rates of their own."""
     numbers = {int(match[1]) for name, _ in encoder.named_parameters() if (match := LAYER.search(f".{name}"))}
     return f"{len(numbers)} layers" if numbers else "no numbered layers"
+
+
+def explain_rebuilding(encoder: AudioEncoder) -> str:
+    """Return why an exported folder could not hold an encoder, or an empty text.
+
+    What a folder has of it is a description in JSON, which must make the same modules again, here without weights.
+
+    Raises:
+        UserError: when it cannot be described, see ``describe_encoder``.
+    """
+    written = json.dumps(describe_encoder(encoder))
+    with torch.device("meta"):
+        again = rebuild(json.loads(written), find_part_class)
+    wanted, shapes = (
+        {name: tensor.shape for name, tensor in one.state_dict().items()} for one in (encoder, again)
+    )
+    changed = [name for name in sorted({*wanted, *shapes}) if wanted.get(name) != shapes.get(name)]
+    if changed:
+        return f"no: {len(changed)} tensors differ in what its description makes, such as {changed[0]}"
+    samples = [*LENGTHS, BEYOND]
+    if [again.num_frames(n) for n in samples] != [encoder.num_frames(n) for n in samples]:
+        return "no: what its description makes has other numbers of frames"
+    return ""
 
 
 def describe_targets(names: list[str]) -> str:
