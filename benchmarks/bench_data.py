@@ -91,7 +91,7 @@ def mixture(recipe_file: Path, **options: Any) -> Any:
     """Return the mixture of a recipe, with micro-batches of 60 s."""
     from uniaudio.data.batching import Mixture
     from uniaudio.data.recipe import load_recipe
-    from uniaudio.data.sources.base import open_source
+    from uniaudio.data.sources.source_kinds import open_source
 
     recipe = load_recipe(str(recipe_file))
     sources = [open_source(entry.dataset, entry.split) for entry in recipe.train]

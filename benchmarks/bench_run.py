@@ -42,13 +42,7 @@ from peer import IGNORED, new_peer, tower_config
 from setting import mixed_length
 from sizes import Sizes
 from torch.utils.data import DataLoader
-from transformers import (
-    AddedToken,
-    AutoModel,
-    AutoTokenizer,
-    Qwen2AudioProcessor,
-    WhisperFeatureExtractor,
-)
+from transformers import AddedToken, AutoModel, AutoTokenizer, Qwen2AudioProcessor, WhisperFeatureExtractor
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.tiny.tokenizer import TURN_END, train_tokenizer
@@ -160,7 +154,7 @@ def figures(run: Run) -> dict[str, float]:
 def ours(run: Run, facts: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, float]:
     """Train as ``uniaudio train`` does, and read the run's own records."""
     from uniaudio.commands.train import run_training
-    from uniaudio.config.run import load_run
+    from uniaudio.config.run_files import load_run
 
     out = run.scratch / "run"
     code = run_training(load_run(run.shared / "run.yaml", [f"output_dir={out}", *overrides]), None)

@@ -21,7 +21,8 @@ from bench_step import examples_of, new_adapter
 from measure import Benchmark, Run, main, peak_gib
 from sizes import Sizes
 
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.collate import collate
 from uniaudio.data.loader import join_states

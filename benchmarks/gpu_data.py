@@ -35,7 +35,7 @@ def waiting_for_data(setting: Setting) -> Iterator[Row]:
         from uniaudio.data.chat_format import ChatFormat
         from uniaudio.data.loader import make_loader
         from uniaudio.data.recipe import load_recipe
-        from uniaudio.data.sources.base import open_source
+        from uniaudio.data.sources.source_kinds import open_source
         from uniaudio.tiny.tokenizer import train_tokenizer
     except ImportError as absent:
         yield {"name": "waiting for data", "verdict": f"left out: needs {absent.name}"}

@@ -12,7 +12,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.run import MiniatureConfig, load_run
+from uniaudio.config.decoder import MiniatureConfig
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.tiny.run_assets import write_clips
 from uniaudio.tiny.text_lm import build_text_lm

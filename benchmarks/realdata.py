@@ -24,7 +24,8 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.path_variables import real_root
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.references import read_references
 from uniaudio.evaluate.probing.task_embeddings import Protocol

@@ -29,7 +29,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.untrained_encoders import find_spec_at_best
 from uniaudio.commands.soup import make_soup
 from uniaudio.config.path_variables import real_root
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize_matrix
 from uniaudio.evaluate.forgetting_figure import draw_matrices

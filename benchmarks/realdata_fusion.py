@@ -25,7 +25,7 @@ from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.path_variables import real_root
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.evaluate.probing.references import read_references
 from uniaudio.tiny.whisper import save_miniature_whisper
 

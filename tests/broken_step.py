@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
-from uniaudio.config.run import TrainConfig
+from uniaudio.config.training import TrainConfig
 from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group, world_size
 from uniaudio.train.engines.accelerator import make_accelerator, make_engine
 

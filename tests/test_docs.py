@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 import yaml
 
 from uniaudio import __version__
@@ -13,10 +14,9 @@ from uniaudio.cli import app
 from uniaudio.config.strict_yaml import parse
 
 ROOT = Path(__file__).parent.parent
-GROUPS = {group.name: group.typer_instance for group in app.registered_groups}
-COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands} | {
-    f"{name} {command.name}" for name, group in GROUPS.items() for command in group.registered_commands
-}
+TOP = typer.main.get_command(app).commands
+GROUPS = {name: command.commands for name, command in TOP.items() if hasattr(command, "commands")}
+COMMANDS = (set(TOP) - set(GROUPS)) | {f"{name} {inner}" for name, group in GROUPS.items() for inner in group}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

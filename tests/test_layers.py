@@ -56,7 +56,8 @@ ALLOWED = {
     "serve": BASE | {"data", "model", "evaluate", "build"},
     "commands": BASE | MIDDLE | {"build", "estimate", "checks", "serve"},
     "api": BASE | MIDDLE | {"build", "estimate", "checks", "serve", "commands"},
-    "cli": BASE | {"build", "estimate", "checks", "serve", "commands"},
+    "cli_panels": BASE | {"build", "estimate", "checks", "serve", "commands"},
+    "cli": BASE | {"cli_panels"},
 }
 
 

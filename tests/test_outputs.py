@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from uniaudio import outputs
 from uniaudio.cli import main
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask, check_output_file, check_output_folder
 from uniaudio.train.run_lock import hold_run_folder

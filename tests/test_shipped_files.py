@@ -10,11 +10,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from uniaudio.config.path_variables import REAL_FOLDERS, get_miniature_root, leave_unset_variables
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.card import load_card
 from uniaudio.data.field_values import ClassIndex
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.template import load_template
 
 ROOT = Path(__file__).parent.parent

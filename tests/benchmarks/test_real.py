@@ -14,7 +14,7 @@ import real_tables
 from cells import Cell, run_cells
 
 from uniaudio.config.path_variables import REAL_FOLDERS
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.evaluate.probing.suite import load_suite
 

@@ -10,7 +10,7 @@ from conftest import tiny_whisper
 from uniaudio import cli
 from uniaudio.build.encoders import build_encoder
 from uniaudio.commands import train as training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.train.feature_writer import make_feature_stores
 from uniaudio.train.stage_setup import refuse_what_shards_cannot

@@ -8,7 +8,7 @@ import yaml
 
 from uniaudio.checks.recipe import check_entry
 from uniaudio.data.card import load_card
-from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.data.template import load_template
 
 TONE = 0.3 * np.sin(np.arange(8000) / 10)

@@ -13,7 +13,7 @@ from uniaudio.build.model import load_model
 from uniaudio.commands import train as training
 from uniaudio.commands.check import check_run
 from uniaudio.commands.train import check_later_stages, run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 

@@ -12,7 +12,7 @@ from transformers import Qwen3Config, WhisperConfig
 
 from uniaudio.checks.recipe import estimate_average_clip
 from uniaudio.commands.check import check_run
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError

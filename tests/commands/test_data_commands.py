@@ -14,7 +14,7 @@ from uniaudio.commands.tune_batch import find_largest_budget, tune_batch
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import UserError
 
 

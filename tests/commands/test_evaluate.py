@@ -15,7 +15,7 @@ from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_che
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.train.checkpoint.integrity import FileRecord, read_listing, write_listing

@@ -17,7 +17,7 @@ from uniaudio.checks.recipe import AverageClip
 from uniaudio.commands.check import check_run
 from uniaudio.commands.plan import show_plan
 from uniaudio.config.encoders import EncoderConfig
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.estimate.memory import Machine

@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 import uniaudio
 from uniaudio.commands import launch as launching
 from uniaudio.commands.launch import Machines, find_launch_file, launch_training, read_outcome
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.errors import UserError
 from uniaudio.orphans import leave_message

@@ -22,7 +22,7 @@ from uniaudio.build.run_config import open_run
 from uniaudio.commands.check import check_run
 from uniaudio.commands.new import NewTask, create_task
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import load_recipe

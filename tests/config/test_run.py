@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from uniaudio.config.overrides import read_layers
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError

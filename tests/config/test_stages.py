@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 
 STAGE = {"name": "one", "recipe": "tone_recipe", "steps": 8, "budget": {"audio_seconds": 6}}

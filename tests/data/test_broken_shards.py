@@ -9,8 +9,9 @@ from helpers.sources import Shards
 
 from uniaudio.data.sampler import Mark, ShardCursor
 from uniaudio.data.skipped_rows import BrokenShard
-from uniaudio.data.sources.base import BrokenShardError, Place, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place
 from uniaudio.data.sources.paths import read_size
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.train.skip_counts import SkipLedger
 
 ROWS = 20

@@ -14,7 +14,8 @@ from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.open_entries import open_entry, open_training_entries
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 CARD = {"dataset": "clips", "license": "CC0-1.0", "splits": {"train": {}}}

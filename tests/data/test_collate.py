@@ -12,7 +12,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.types import Example
 
 TASKS = ("t",)

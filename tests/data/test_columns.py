@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.files import card, clip_bytes, numbers, write_parquet
 
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.class_names import make_column_namings
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 NAMES = ["low", "mid", "high"]

@@ -8,7 +8,8 @@ from helpers.files import card, compress, numbers, write_tar
 from helpers.resuming import check_places
 
 from uniaudio.data.sources import compressed, webdataset
-from uniaudio.data.sources.base import BrokenShardError, Place, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place
+from uniaudio.data.sources.source_kinds import open_source
 
 
 def source_of(tmp_path, place):

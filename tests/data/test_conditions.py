@@ -5,7 +5,8 @@ from helpers.files import card, write_parquet
 
 from uniaudio.data.conditions import Condition
 from uniaudio.data.jinja import Text, compute_unit_hash
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.source_kinds import open_source
 
 
 def test_the_hash_of_a_value_never_changes():

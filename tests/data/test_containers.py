@@ -15,7 +15,7 @@ from uniaudio.data.clip_notices import ANTI_PHASE, CLIPPED
 from uniaudio.data.containers import flac, mpeg
 from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.samples import encode_samples
-from uniaudio.data.sources.base import parse_audio
+from uniaudio.data.sources.row_audio import parse_audio
 from uniaudio.errors import RowError
 
 RATE = 16000

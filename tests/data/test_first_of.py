@@ -10,8 +10,9 @@ from helpers.files import add, card, clip_bytes, compress, write_tar
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sampler import Mark, ShardCursor
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.paths import expand_braces
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 CAPTIONS = [["a", "b", "c"], "d", ["e"], [], ["f", None, "g"]]

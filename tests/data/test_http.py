@@ -8,7 +8,7 @@ import pytest
 from helpers.files import card, numbers, write_tar
 from helpers.range_server import serve_ranges
 
-from uniaudio.data.sources.base import BrokenShardError, Place, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place
 from uniaudio.data.sources.http import (
     VERSIONS,
     FileVersion,
@@ -19,6 +19,7 @@ from uniaudio.data.sources.http import (
     parse_retry_after,
 )
 from uniaudio.data.sources.retries import OutageLog, read_patiently
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import UserError
 
 CONTENT = bytes(range(256)) * 8

@@ -9,7 +9,8 @@ from helpers.files import card, clip_bytes, numbers, write_parquet
 from helpers.resuming import check_places
 from torch.utils.data import DataLoader, IterableDataset
 
-from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 

@@ -13,9 +13,10 @@ from helpers.resuming import check_places
 from huggingface_hub import snapshot_download
 from local_hub.clients import connect_clients, go_offline
 
-from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, Row
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS
 from uniaudio.data.sources.retries import read_patiently
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 NAME = "me/birds"

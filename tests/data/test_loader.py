@@ -19,7 +19,7 @@ from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import PlanState, describe_sharing, join_states, list_turns, make_loader
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import UserError
 
 

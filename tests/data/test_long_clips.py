@@ -29,7 +29,7 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.data.row_clips import cut_long_clips
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, WindowCursor
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 

@@ -10,8 +10,8 @@ from helpers.files import clip_bytes
 
 from uniaudio.data.card import load_card
 from uniaudio.data.closed_sets import close_answers, name_answers
-from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.parquet import ParquetSource
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.template import load_template
 
 FSC = ",path,speakerId,transcription,action,object,location\n0,wavs/speakers/a/1.wav,a,Turn it up,increase,{},{}\n"

@@ -20,7 +20,7 @@ from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.segment import SegmentColumns
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.generation.predictions import PredictionSettings, iterate_question_chunks
 from uniaudio.tiny.recipe_texts import collect_recipe_texts

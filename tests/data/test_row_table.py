@@ -12,9 +12,9 @@ import pytest
 
 from uniaudio.data.card import load_card
 from uniaudio.data.sources import manifest, row_table
-from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.row_table import RowTable, share_listing, share_rows, write_table
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError
 
 BROKEN = RowError("broken metadata", "line 3: not JSON")

@@ -12,14 +12,8 @@ import yaml
 
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.segment import (
-    MANIFEST_SEGMENTS,
-    NEMO,
-    Segment,
-    SegmentColumns,
-    list_unused_time_columns,
-)
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, Segment, SegmentColumns, list_unused_time_columns
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 

@@ -12,8 +12,8 @@ from helpers.range_server import serve_ranges
 from uniaudio.data.long_clips import LongClips
 from uniaudio.data.row_clips import cut_long_clips, decode_clips, read_row_seconds
 from uniaudio.data.sources import url_clips
-from uniaudio.data.sources.base import open_source
 from uniaudio.data.sources.http import VERSIONS
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.sources.url_clips import OPENED, UrlClip, call_patiently, shrink_cache
 from uniaudio.errors import RowError
 

@@ -9,7 +9,8 @@ from helpers.resuming import check_places
 
 from uniaudio.data.clip_files import probe_seconds
 from uniaudio.data.encoded_audio import FilePart
-from uniaudio.data.sources.base import BrokenShardError, Place, Row, open_source
+from uniaudio.data.sources.base import BrokenShardError, Place, Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 
 KINDS = [

@@ -18,10 +18,11 @@ from uniaudio.commands.forgetting import measure_forgetting
 from uniaudio.commands.soup import average_tensors, hold_out_clips, interpolate_tensors, make_soup
 from uniaudio.commands.train import run_training
 from uniaudio.commands.tune_batch import tune_overrides
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.train.checkpoint.folders import list_stage_ends

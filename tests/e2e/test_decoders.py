@@ -13,7 +13,7 @@ from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.preview import preview
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.batch_answers import generate
 from uniaudio.model.lora import merge_lora

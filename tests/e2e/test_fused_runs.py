@@ -15,7 +15,7 @@ from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.check import check_run
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged

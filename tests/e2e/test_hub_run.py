@@ -18,7 +18,7 @@ from local_hub.clients import connect_clients, go_offline
 
 from uniaudio.cli import main
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS
 from uniaudio.train.checkpoint.reading import load_checkpoint

@@ -24,7 +24,7 @@ from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import open_source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 LONGEST = 5.0  # seconds that one damaged file may take

@@ -13,7 +13,7 @@ from uniaudio.build import guarded_sets as guarding
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.commands import train as training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.lora import list_lora_modules
 from uniaudio.ragged import Ragged

@@ -18,7 +18,7 @@ from uniaudio.build.model import build_model
 from uniaudio.checks.recipe import AverageClip
 from uniaudio.cli import main
 from uniaudio.commands.plan import show_plan
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops

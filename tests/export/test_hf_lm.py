@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.commands.export_model import find_decoder_reference
 from uniaudio.config.adapters import AdapterConfig
-from uniaudio.config.run import DecoderConfig, RunConfig
+from uniaudio.config.decoder import DecoderConfig
+from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError

@@ -11,7 +11,7 @@ from uniaudio.checks.decoder import count_layer_parameters
 from uniaudio.checks.recipe import AverageClip
 from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import LoraConfig
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.estimate.flops import count_any_decoder_flops
 from uniaudio.estimate.stage_plan import plan_stage

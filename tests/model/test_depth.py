@@ -14,7 +14,7 @@ from uniaudio.build.model import load_model
 from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.adapters import PoolConfig, QformerConfig, StackConfig, TokensConfig
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.errors import UserError

@@ -8,7 +8,7 @@ from torch import nn
 
 from uniaudio.checks.recipe import AverageClip
 from uniaudio.commands.plan import plan_stage
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model import fp8
 from uniaudio.model.decoder import TextDecoder, load_decoder

@@ -19,7 +19,7 @@ from transformers import (
 
 from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import EncoderConfig
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.text_model import TextModel
 from uniaudio.model.decoder import load_decoder

@@ -12,7 +12,7 @@ import soundfile
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 
 
 @pytest.mark.slow

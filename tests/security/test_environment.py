@@ -7,7 +7,7 @@ import yaml
 from uniaudio import errors
 from uniaudio.cli import main
 from uniaudio.config.path_variables import expand_path
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import RowError, UserError, escape_text
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 

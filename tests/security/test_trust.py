@@ -9,7 +9,7 @@ import torch
 
 import uniaudio
 from uniaudio.cli import main
-from uniaudio.config.run import load_run, load_stored_run
+from uniaudio.config.run_files import load_run, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, remember_run
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from uniaudio.config.run import MiniatureConfig
+from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCHER = Path(sys.prefix) / "bin" / "accelerate"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from uniaudio.build.encoders import build_encoder, load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged

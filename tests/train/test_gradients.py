@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate
 from uniaudio.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 from accelerate import Accelerator
 
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.train import host_agreement

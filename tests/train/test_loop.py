@@ -13,7 +13,7 @@ import torch
 from helpers.run_folders import latest_checkpoint
 from torch import nn
 
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.folders import list_stage_ends

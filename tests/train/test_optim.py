@@ -14,7 +14,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio.build.model import build_model
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
 from uniaudio.train.optim import (

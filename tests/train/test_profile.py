@@ -10,7 +10,7 @@ import torch
 from torch.autograd import DeviceType
 
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.train.profile import BACKWARD, MARK, build_parts_table, mark_calls, sum_time_by_part
 
 

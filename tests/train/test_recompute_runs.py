@@ -8,7 +8,7 @@ import torch
 
 from uniaudio.build.activation_checkpointing import DECODER
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fitting import estimate_clip
 from uniaudio.estimate.memory import MARGIN

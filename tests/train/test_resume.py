@@ -12,7 +12,7 @@ from helpers.run_folders import latest_checkpoint
 from uniaudio.build.model import load_model
 from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.decoder import load_decoder
 from uniaudio.train.resume import Effect, compare_configs, is_finished

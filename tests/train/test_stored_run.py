@@ -10,7 +10,7 @@ import soundfile
 from helpers.run_folders import latest_checkpoint
 
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.train.checkpoint.integrity import find_damage
 from uniaudio.train.checkpoint.reading import load_checkpoint
 

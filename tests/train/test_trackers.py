@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from accelerate import PartialState
 
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.train.trackers import (
     AnswerSample,

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_whisper, tone
 
 from uniaudio.build.model import build_model
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.lora import list_lora_modules, strip_lora_name
 from uniaudio.ragged import Ragged

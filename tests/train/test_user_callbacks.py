@@ -9,7 +9,7 @@ from helpers.run_folders import latest_checkpoint
 from safetensors.torch import load_file
 
 import uniaudio
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.train.user_callbacks import EVENTS, collect_callbacks
 

@@ -21,7 +21,8 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.overrides import Overrides
-from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import Trust
 from uniaudio.data.audio_input import AudioInput
 from uniaudio.distributed import barrier, shutdown_process_group

@@ -16,7 +16,8 @@ from uniaudio.build.encoders import AVERAGED, find_checkpoint
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.model_spec import split_options
-from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.model.encoders.weights import read_model_config

@@ -13,7 +13,8 @@ from torch import nn
 from uniaudio.build.fusion import fuse
 from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
-from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, hide_loading_bars, make_console
 from uniaudio.errors import UserError, prefix_user_errors
@@ -27,12 +28,7 @@ from uniaudio.model.encoders.registry import (
     is_local_path,
     load_audio_encoder,
 )
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    fetch_model_config,
-    find_model_folder,
-    read_stock_config,
-)
+from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, find_model_folder, read_stock_config
 from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest

@@ -14,8 +14,9 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from uniaudio.build.model import LoadedModel, load_tokenizer
+from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.model_spec import ModelSpec
-from uniaudio.config.run import DecoderConfig, RunConfig
+from uniaudio.config.run import RunConfig
 from uniaudio.console import announce, hide_loading_bars
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.errors import UserError, convert_to_user_error

@@ -20,9 +20,10 @@ from uniaudio.build.encoders import (
     open_checkpoint,
     read_stored_config,
 )
+from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.path_variables import allow_environment
-from uniaudio.config.run import DecoderConfig, RunConfig
+from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, hide_loading_bars
 from uniaudio.data.chat_format import ChatFormat

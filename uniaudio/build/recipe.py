@@ -8,7 +8,8 @@ from pathlib import Path
 
 from uniaudio.build.encoders import find_checkpoint
 from uniaudio.build.model import load_stage_recipes
-from uniaudio.config.run import RunConfig, load_run, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_run, load_stored_run
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.config.overrides import Overrides
-from uniaudio.config.run import MINI, RunConfig, load_run, parse_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import MINI, load_run, parse_run
 from uniaudio.config.trust import NO_TRUST, Trust
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from uniaudio.build.encoders import find_checkpoint, is_run
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import SOURCE, parse_model_spec, write_model_spec
-from uniaudio.config.run import load_stored_run
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.evaluate.probing.references import Reference
 from uniaudio.model.encoders.registry import find_family

@@ -15,7 +15,8 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.long_clips import LongClips
 from uniaudio.data.open_entries import open_entry
-from uniaudio.data.recipe import Entry, Recipe, RecipeEntry
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import Entry, RecipeEntry
 from uniaudio.data.row_clips import decode_clips, read_row_seconds
 from uniaudio.data.segment import list_unused_time_columns
 from uniaudio.data.sources.base import Row

@@ -12,7 +12,8 @@ from typing import Any
 from uniaudio.config.overrides import apply_overrides, read_layers
 from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.records import build
-from uniaudio.config.run import RunConfig, load_run, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_run, load_stored_run
 from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import dump_yaml

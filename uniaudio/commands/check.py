@@ -15,12 +15,7 @@ from transformers import PretrainedConfig
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import EncoderHolder, sketch_encoder
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
-from uniaudio.checks.all_rows import (
-    build_rows_table,
-    describe_problems,
-    read_all_rows,
-    refuse_many_unusable,
-)
+from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
 from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.meta_stages import sketch_parts, sketch_stages
@@ -29,8 +24,9 @@ from uniaudio.checks.stages import ParameterNames, check_budget, check_stage_nam
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import WorkProgress, make_console
-from uniaudio.data.recipe import Recipe, RecipeEntry
-from uniaudio.data.sources.base import keep_sources_open
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import RecipeEntry
+from uniaudio.data.sources.source_kinds import keep_sources_open
 from uniaudio.estimate import flops
 from uniaudio.estimate.fake_model import build_meta_decoder
 from uniaudio.hub_client import HubUnreachableError

@@ -22,9 +22,11 @@ from uniaudio.data.importers.base import (
     make_importer,
     make_name,
 )
-from uniaudio.data.recipe import Entry, EvalEntry, Recipe, load_recipe
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.recipe_entries import Entry, EvalEntry
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.paths import TARS, expand_places, is_remote, join_place
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, escape_text
 
 LOOKED_AT = 500  # rows of a split of which lengths and answers are shown

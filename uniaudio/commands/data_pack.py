@@ -26,10 +26,12 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.closed_sets import describe_card_labels, describe_line_labels
 from uniaudio.data.field_values import Classes, ClassIndex, FirstOf
 from uniaudio.data.jinja import Text
-from uniaudio.data.recipe import Entry, EvalEntry, Recipe
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import Entry, EvalEntry
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, escape_text
 from uniaudio.types import SAMPLE_RATE
 

@@ -15,7 +15,7 @@ from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerpri
 from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings, write_json
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.console import make_console
 from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe, load_recipe

@@ -26,7 +26,8 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import WorkProgress, format_number, make_console
 from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
 from uniaudio.data.eval_sample import EvalSamples
-from uniaudio.data.recipe import EvalEntry, Recipe, load_recipe
+from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry

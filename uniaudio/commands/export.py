@@ -27,7 +27,8 @@ from uniaudio.build.encoders import (
 from uniaudio.commands.export_model import MODEL_TARGETS, export_model
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError

@@ -11,8 +11,10 @@ from uniaudio.build.encoder_provenance import collect_provenance
 from uniaudio.build.encoders import find_checkpoint, sketch_encoder
 from uniaudio.build.exported_model import find_format
 from uniaudio.build.model import load_model
+from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.model_spec import parse_model_spec
-from uniaudio.config.run import DecoderConfig, RunConfig, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.chat_format import ChatFormat

@@ -14,10 +14,12 @@ from uniaudio.build.encoders import build_encoder, choose_device, load_encoder
 from uniaudio.build.model import load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
-from uniaudio.config.run import RunConfig, load_stored_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
-from uniaudio.data.recipe import EvalEntry, Recipe
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
     START,

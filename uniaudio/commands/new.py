@@ -19,7 +19,8 @@ from rich.console import Console
 from uniaudio.build.run_config import open_run
 from uniaudio.checks.recipe import check_entry
 from uniaudio.console import WorkProgress, make_console
-from uniaudio.data.card import CardFile, DatasetCard, make_card
+from uniaudio.data.card import DatasetCard, make_card
+from uniaudio.data.card_file import CardFile
 from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
 from uniaudio.data.recipe import load_recipe
@@ -35,8 +36,9 @@ from uniaudio.data.scaffold.task_files import (
     render_recipe,
     render_template,
 )
-from uniaudio.data.sources.base import IndexedSource, Row, Source, open_source
+from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.sources.folder_walk import describe_left_out
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.text_rows import is_slow, read_text_rows
 from uniaudio.errors import RowError, UserError, escape_text
 from uniaudio.estimate.starting_config import (

@@ -19,7 +19,7 @@ from uniaudio.console import make_console
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
 from uniaudio.data.open_entries import open_training_entries
-from uniaudio.data.recipe import Entry
+from uniaudio.data.recipe_entries import Entry
 from uniaudio.data.row_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template

@@ -16,9 +16,10 @@ from rich.progress import track
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
-from uniaudio.config.run import load_stored_run
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.console import make_console
-from uniaudio.data.recipe import EvalEntry, Recipe
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.forgetting import summarize_matrix

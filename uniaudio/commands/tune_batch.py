@@ -15,7 +15,8 @@ from rich.console import Console
 
 from uniaudio.build.model import build_model, load_stage_recipes
 from uniaudio.build.stage_data import StageData
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.loader import make_loader

@@ -19,7 +19,8 @@ from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.data.chat_format import ChatFormat, prefix_of
 from uniaudio.data.long_clips import LongClips
 from uniaudio.data.permutation import count_draws_before, derive_phase, hash_parts, make_row_rng
-from uniaudio.data.recipe import Entry, Recipe
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import Entry
 from uniaudio.data.row_clips import cut_long_clips, measure_clips
 from uniaudio.data.sampler import Cut, IndexedCursor, Mark, ShardCursor, WindowCursor
 from uniaudio.data.segment import TIME_COLUMNS

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.config.nearest import suggest_name
-from uniaudio.data.card import WITH_CLASSES, DatasetCard
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.card_file import WITH_CLASSES
 from uniaudio.data.field_values import Classes, ClassIndex
 from uniaudio.data.labels import LabelSet, read_label_set, read_label_sets
 from uniaudio.data.template import Template

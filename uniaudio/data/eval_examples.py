@@ -10,7 +10,7 @@ from itertools import islice
 from uniaudio.data.eval_sample import EvalSample, EvalSamples, sample_indexed_rows
 from uniaudio.data.open_entries import open_entry
 from uniaudio.data.permutation import hash_parts
-from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.data.row_clips import cut_long_clips, decode_clips
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import Row, Source

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.permutation import hash_parts
-from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.errors import RowError
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 from uniaudio.data.closed_sets import may_name_classes, name_answers
-from uniaudio.data.recipe import Recipe, RecipeEntry
-from uniaudio.data.sources.base import Source, open_source
+from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import RecipeEntry
+from uniaudio.data.sources.base import Source
+from uniaudio.data.sources.source_kinds import open_source
 
 AnyEntry = TypeVar("AnyEntry", bound=RecipeEntry)
 

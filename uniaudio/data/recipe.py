@@ -1,276 +1,25 @@
-"""Recipes: how much of each pairing of dataset and template, and what is asked in evaluation."""
+"""Recipes: reading a recipe with the cards, templates and replayed recipes that it names."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from typing import Any
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.overrides import read_layers
-from uniaudio.config.records import Strict, build
+from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file
-from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
+from uniaudio.data.augment import CONDITIONS, Augmenter
 from uniaudio.data.card import DatasetCard, load_card
-from uniaudio.data.closed_sets import LineLabels, close_answers
-from uniaudio.data.long_clips import How, LongClips, LongClipsFile, expand_long_clips
-from uniaudio.data.sources.base import Row, open_source
-from uniaudio.data.template import JOINED_METRICS, Rendered, Scoring, Template, load_template
-from uniaudio.errors import RowError, UserError, convert_to_row_error
-
-
-class EntryFile(Strict):
-    """A training set of a recipe: a dataset's split asked through one or several templates.
-
-    Read by: recipe commands.
-    """
-
-    dataset: str
-    """Dataset card by name or path."""
-    template: tuple[str, ...] = Field(min_length=1)
-    """Template by name or path, or a list: several questions about each clip, which is encoded once."""
-    split: str = "train"
-    """Split of the card."""
-    weight: PositiveFloat = 1.0
-    """Sampling weight, relative to those of the other lines."""
-    constants: dict[str, Any] = Field(default_factory=dict)
-    """Values for inputs of the template that the dataset has no column for."""
-    labels: LineLabels = None
-    """Closed set of answers: a list, a text file with one label a line, or sets by column; `none` for open answers.
-    Default: that of the card, else the names of classes in the data, else the template's own.
-    """
-    augment: tuple[AugmentStep, ...] = ()
-    """Augmentation of the clips, in order. Default: none. Read by: train, check."""
-    long_clips: LongClipsFile | None = None
-    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`. Default: as the card says, else `skip`.
-    """
-
-    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
-    @classmethod
-    def expand_word(cls, value: Any) -> Any:
-        return expand_long_clips(value)
-
-    @field_validator("template", mode="before", json_schema_input_type=str | tuple[str, ...])
-    @classmethod
-    def check_one_question(cls, template: Any) -> Any:
-        return (
-            (template,)
-            if isinstance(template, str)
-            else tuple(template)
-            if isinstance(template, list)
-            else template
-        )
-
-
-class EvaluateFile(Strict):
-    """An evaluation set of a recipe: a dataset's split asked through one template and scored.
-
-    Read by: eval, train, check, forgetting, report.
-    """
-
-    dataset: str
-    """Dataset card by name or path."""
-    template: str
-    """Template by name or path."""
-    split: str = "test"
-    """Split of the card."""
-    max_examples: PositiveInt | None = None
-    """Most rows to ask, a sample with the classes in their proportions. Default: `evaluate.max_examples` of
-    the run config.
-    """
-    constants: dict[str, Any] = Field(default_factory=dict)
-    """Values for inputs of the template that the dataset has no column for."""
-    labels: LineLabels = None
-    """Closed set of answers, as in `train`."""
-    scoring: Scoring = Scoring()
-    """Settings of the template's `scoring` that are others for this set, such as `{metric: map}`. Default: the
-    template's.
-    """
-    condition: str | None = None
-    """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
-    long_clips: LongClipsFile | None = None
-    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`. Default: as the card says, else `windows`. The answers to the windows
-    of a clip become one.
-    """
-
-    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
-    @classmethod
-    def expand_word(cls, value: Any) -> Any:
-        return expand_long_clips(value)
-
-
-class ReplayFile(Strict):
-    """Experience replay: a share of the draws goes to an older recipe.
-
-    Read by: recipe commands.
-    """
-
-    recipe: str
-    """The older recipe by name or path; its training sets keep their proportions."""
-    share: float = Field(gt=0, lt=1)
-    """Share of all draws, above 0 and below 1."""
-
-
-class Mix(Strict):
-    """How sampling weights are made: `weight ** (1 / temperature)` by examples, or
-    `weight * size ** (1 / temperature)`.
-
-    Read by: recipe commands.
-    """
-
-    by: Literal["examples", "hours", "rows"] = "examples"
-    """Size of a dataset: `hours` of the split as its card states them, `rows` of the split, or `examples`, the written
-    weights alone.
-    """
-    temperature: PositiveFloat = 1.0
-    """1 is in proportion; larger values even the datasets out."""
-
-
-class RecipeFile(Strict):
-    """A recipe: the training mixture and the evaluation sets. Files inherit from another one by `base`.
-
-    Read by: recipe commands, eval, forgetting, report.
-    """
-
-    recipe: str
-    """Name of the recipe; equals the file name."""
-    train: tuple[EntryFile, ...] = Field(min_length=1)
-    """Training sets."""
-    replay: tuple[ReplayFile, ...] = ()
-    """Older recipes that get a share of the draws. Default: none."""
-    evaluate: tuple[EvaluateFile, ...] = ()
-    """Evaluation sets. Default: none."""
-    mix: Mix = Mix()
-    """How sampling weights are made."""
-
-    @model_validator(mode="after")
-    def check_shares(self) -> RecipeFile:
-        if sum(replay.share for replay in self.replay) >= 1:
-            raise ValueError("the replay shares add up to 1 or more: nothing is left for `train`")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeEntry:
-    """What the lines of `train` and `evaluate` have in common: a dataset's split and templates with questions about it.
-
-    Args:
-        constants: inputs of the templates that the recipe states.
-        long_clips: what becomes of long clips; None where neither the line nor its card says it.
-    """
-
-    dataset: DatasetCard
-    templates: tuple[Template, ...]
-    split: str
-    constants: Mapping[str, Any]
-    augmenter: Augmenter | None = None
-    long_clips: LongClips | None = None
-
-    @property
-    def name(self) -> str:
-        """Unique among the entries of a recipe."""
-        raise NotImplementedError
-
-    @property
-    def label_sets(self) -> tuple[tuple[str, ...] | None, ...]:
-        """The closed sets of the templates."""
-        return tuple(template.labels for template in self.templates)
-
-    def render_question(self, row: Row, template: Template, rng: random.Random | None = None) -> Rendered:
-        """Fill a row of the dataset into one of the templates.
-
-        Args:
-            rng: see ``Template.render``.
-
-        Raises:
-            RowError: when the row cannot be used.
-        """
-        with convert_to_row_error("template error", row.key):
-            rendered = template.render({**self.dataset.fields(row.columns), **self.constants}, rng)
-        if len(row.audio) != template.num_clips:
-            raise RowError(
-                "template error", f"{len(row.audio)} clip(s) for {template.num_clips} audio mark(s)"
-            )
-        return rendered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry(RecipeEntry):
-    """A dataset's split with questions of one or more templates; ``share`` of all draws."""
-
-    share: float
-
-    @property
-    def name(self) -> str:
-        """Unique among the entries of a recipe, up to constants."""
-        return name_pair(self.dataset, self.templates, self.split, "train")
-
-    def choose_long_clips(self, longest: float, where: str) -> LongClips:
-        """Return what becomes of long clips, with the lengths of crops and windows stated.
-
-        Args:
-            longest: seconds of the longest clip that the run can train on.
-
-        Raises:
-            UserError: for lengths that do not fit that or each other.
-        """
-        chosen = self.long_clips or LongClips()
-        if chosen.seconds is not None and chosen.seconds > longest:
-            raise UserError(
-                f"{where}: long_clips.seconds: {chosen.seconds:g} is more than the longest clip of the run, "
-                f"{longest:g} s (data.max_seconds, by default the stage's budget.audio_seconds); lower it or raise that"
-            )
-        return chosen if chosen.how == "skip" else chosen.fill_seconds(longest, where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalEntry(RecipeEntry):
-    """A dataset's split whose answers to one template are scored.
-
-    Args:
-        scoring: what the line changes of the template's.
-    """
-
-    max_examples: int | None
-    condition: str | None = None
-    scoring: Mapping[str, Any] = field(default_factory=dict)
-
-    def choose_long_clips(self, usual: float) -> LongClips:
-        """Return what becomes of long clips, with its lengths stated; windows where neither line nor card says it.
-
-        Args:
-            usual: length of a crop or window that is not stated, in seconds.
-
-        Raises:
-            UserError: for a hop above that.
-        """
-        if self.long_clips is None and len(self.dataset.audio) > 1:
-            return LongClips("skip")
-        chosen = self.long_clips or LongClips("windows")
-        return chosen if chosen.how == "skip" else chosen.fill_seconds(usual, f"evaluation set {self.name}")
-
-    @property
-    def template(self) -> Template:
-        """The only one of the templates."""
-        return self.templates[0]
-
-    @property
-    def name(self) -> str:
-        """Unique among the evaluation sets of a recipe."""
-        name = name_pair(self.dataset, self.templates, self.split, "test")
-        return name if self.condition is None else f"{name}@{self.condition}"
-
-
-def name_pair(dataset: DatasetCard, templates: Sequence[Template], split: str, usual: str) -> str:
-    """Return ``esc50:environmental_sound``, and the split too where it is not the usual one."""
-    name = f"{dataset.name}:{'+'.join(template.task for template in templates)}"
-    return name if split == usual else f"{name}:{split}"
+from uniaudio.data.closed_sets import close_answers
+from uniaudio.data.long_clips import LongClips
+from uniaudio.data.mixing_weights import compute_line_shares, join_pairings
+from uniaudio.data.recipe_entries import Entry, EvalEntry
+from uniaudio.data.recipe_file import EntryFile, EvaluateFile, RecipeFile
+from uniaudio.data.template import JOINED_METRICS, Template, load_template
+from uniaudio.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -316,21 +65,18 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         open_pair(line.dataset, line.template, line, f"{path}: train[{i}]", path.parent)
         for i, line in enumerate(data.train)
     ]
-    weights = [
-        compute_weight(line, card, data.mix, path) for line, (card, _) in zip(data.train, pairs, strict=True)
-    ]
-    unreplayed = 1.0 - sum(replay.share for replay in data.replay)
+    shares = compute_line_shares(data, [card for card, _ in pairs], path)
     entries = [
         Entry(
             dataset=card,
             templates=templates,
             split=line.split,
-            share=unreplayed * weight / sum(weights),
+            share=share,
             constants=line.constants,
             augmenter=Augmenter(line.augment, f"{path}: train[{i}].augment") if line.augment else None,
             long_clips=choose_long_clips(line, card, f"{path}: train[{i}]"),
         )
-        for i, (line, (card, templates), weight) in enumerate(zip(data.train, pairs, weights, strict=True))
+        for i, (line, (card, templates), share) in enumerate(zip(data.train, pairs, shares, strict=True))
     ]
     for replay in data.replay:
         old = resolve(find_file("recipe", replay.recipe, path.parent), (*seen, path.resolve()))
@@ -403,25 +149,6 @@ def refuse_duplicates(lines: Sequence[EntryFile | EvaluateFile], path: Path, key
             )
 
 
-def join_pairings(entries: list[Entry]) -> list[Entry]:
-    """Add up the shares of a pairing that both the recipe and a replayed one draw from."""
-    merged: list[Entry] = []
-    for entry in entries:
-        same = [i for i, old in enumerate(merged) if is_same_pairing(old, entry)]
-        if same:
-            merged[same[0]] = replace(merged[same[0]], share=merged[same[0]].share + entry.share)
-        else:
-            merged.append(entry)
-    return merged
-
-
-def is_same_pairing(one: Entry, other: Entry) -> bool:
-    return one.name == other.name and all(
-        getattr(one, part) == getattr(other, part)
-        for part in ("split", "constants", "label_sets", "long_clips")
-    )
-
-
 def open_pair(
     dataset: str, names: Sequence[str], line: EntryFile | EvaluateFile, where: str, near: Path
 ) -> tuple[DatasetCard, tuple[Template, ...]]:
@@ -458,27 +185,3 @@ def open_pair(
     read = used.union(*(card.columns[name].names for name in used if name in card.columns))
     closed = close_answers(templates, card, line.labels, line.constants, f"{where}: labels", near)
     return replace(card, used=used, segment=card.segment.without(read)), closed
-
-
-def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
-    """Return the relative weight of a line before shares."""
-    if mix.by == "examples":
-        return line.weight ** (1 / mix.temperature)
-    if mix.by == "rows":
-        return line.weight * count_rows(line, card, path) ** (1 / mix.temperature)
-    hours = card.split(line.split).hours
-    if hours is None:
-        raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
-    return line.weight * hours ** (1 / mix.temperature)
-
-
-def count_rows(line: EntryFile, card: DatasetCard, path: Path) -> int:
-    """Return the rows of a line's split: counted where the source knows them, else as the card states them."""
-    stated = card.split(line.split).rows
-    num_rows = stated if stated is not None else open_source(card, line.split).size
-    if num_rows is None:
-        raise UserError(
-            f"{path}: mix by rows needs `splits.{line.split}.rows` on the card of {card.name}, "
-            f"for its source cannot count them without reading all"
-        )
-    return num_rows

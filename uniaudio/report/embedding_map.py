@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.report.clips import spread_examples
 
 MOST_CLIPS = 400  # of all sets of a page together

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uniaudio.data.recipe import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import check_answers, has_answers

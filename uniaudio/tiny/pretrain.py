@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen3ForCausalLM
 
-from uniaudio.config.run import MiniatureConfig
+from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.tiny.curriculum import Curriculum, TextExample
 from uniaudio.tiny.muon import Muon
 

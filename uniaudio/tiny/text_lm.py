@@ -14,8 +14,8 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.config.path_variables import get_cache_root
-from uniaudio.config.run import MiniatureConfig
 from uniaudio.config.text_files import read_text_file
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.recipe import Recipe

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uniaudio.config.run import TrainConfig
+from uniaudio.config.training import TrainConfig
 from uniaudio.distributed import gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
 from uniaudio.train.loggers import Tracker

@@ -14,7 +14,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.run import RunConfig, load_run
+from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_run
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.reading import Checkpoint

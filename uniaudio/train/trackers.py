@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.config.run import RunConfig, TrackerName
+from uniaudio.config.run import RunConfig
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.training import TrackerName
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import has_package, require_package
 from uniaudio.types import SAMPLE_RATE

@@ -14,7 +14,8 @@ from uniaudio.commands.data_import import import_data
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.importers.base import name_splits
 from uniaudio.data.row_clips import decode_clips
-from uniaudio.data.sources.base import Row, open_source
+from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 
 

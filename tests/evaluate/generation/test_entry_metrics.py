@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.commands.evaluate import get_row_limit, make_prediction_settings
-from uniaudio.config.run import EvaluateConfig
+from uniaudio.config.evaluation import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from uniaudio.data.card import DatasetCard, Load
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.card_file import Load
 from uniaudio.evaluate.probing.retrieval import (
     LinearPairing,
     RetrievalTask,

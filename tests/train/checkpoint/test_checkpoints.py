@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint import writing as module
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCopies

@@ -11,7 +11,7 @@ from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.encoders import find_checkpoint, is_run, open_checkpoint
 from uniaudio.commands.train import run_training
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.folders import choose_checkpoint, has_checkpoints, is_complete
 from uniaudio.train.checkpoint.integrity import FileRecord, find_damage, read_listing

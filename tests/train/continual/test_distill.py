@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_whisper, tone
 
 from uniaudio.build.model import build_model
-from uniaudio.config.run import load_run
+from uniaudio.config.run_files import load_run
 from uniaudio.config.stages import DistillConfig
 from uniaudio.data.collate import collate
 from uniaudio.train.continual.distill import Distiller, count_batch_frames

@@ -14,11 +14,11 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from uniaudio.data.card import Load
+from uniaudio.data.card_file import Load
 from uniaudio.data.column_names import CLIPS, IDS, simplify_name
 from uniaudio.data.importers.base import name_splits, read_json_rows
+from uniaudio.data.sources.archive_members import IN_ARCHIVE
 from uniaudio.data.sources.audio_suffixes import CLIPS as SUFFIXES
-from uniaudio.data.sources.base import IN_ARCHIVE
 from uniaudio.data.sources.folder_metadata import METADATA
 from uniaudio.data.sources.folder_walk import walk_files
 from uniaudio.data.sources.hub_repository import describe_repository

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
 import json
-import math
-import tarfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from importlib import import_module
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +18,11 @@ from uniaudio.data.audio import decode
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_files import probe_seconds
 from uniaudio.data.conditions import KEY
-from uniaudio.data.encoded_audio import EncodedAudio, FilePart
+from uniaudio.data.encoded_audio import EncodedAudio
 from uniaudio.data.field_values import Classes
-from uniaudio.data.samples import encode_samples
-from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.data.sources.paths import is_remote
-from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, escape_text
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 UNREAD = b""  # a clip in a row that is only read for what it says
-IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
 
 @dataclass(frozen=True)
@@ -237,159 +225,6 @@ class ShardedSource(ABC):
 
 Source = IndexedSource | ShardedSource
 
-# Kind of a card -> module and class, or function that chooses one. Imported when asked for: they need this file, and
-# some of them large libraries.
-KINDS = {
-    "hub": ("hub", "open_hub_source"),
-    "parquet": ("parquet", "ParquetSource"),
-    "webdataset": ("webdataset", "WebDatasetSource"),
-    "audiofolder": ("audiofolder", "AudioFolderSource"),
-    "jsonl": ("manifest", "JsonlSource"),
-    "csv": ("manifest", "CsvSource"),
-    "kaldi": ("kaldi", "KaldiSource"),
-}
-
-
-def parse_audio(
-    value: Any, row: Mapping[str, Any], folder: Path, name: str, timeout: float = 30.0
-) -> AudioRef:
-    """Understand an audio column.
-
-    It may be a path or URL, a member of an archive (``clips.tar::a/b.flac``), a part of a file (``{"path": ...,
-    "offset": ..., "size": ...}``), bytes, the Hub's ``{"bytes": ..., "path": ...}``, or samples as
-    ``{"array": ..., "sampling_rate": ...}``.
-
-    Args:
-        timeout: seconds after which a connection that sends nothing is given up.
-
-    Raises:
-        RowError: when the column holds none of them, or the error why it has no value.
-    """
-    if isinstance(value, RowError):
-        raise value.copy()
-    length = parse_seconds(row.get("duration"))
-    if isinstance(value, Mapping) and value.get("array") is not None and value.get("bytes") is None:
-        return AudioRef(encode_samples(value["array"], value.get("sampling_rate"), name), name, length)
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        if not isinstance(value["bytes"], bytes | memoryview):
-            raise RowError("broken metadata", f"{name}: `bytes` holds {type(value['bytes']).__name__}")
-        path = value.get("path")
-        return AudioRef(
-            value["bytes"], name, length, suffix=Path(path).suffix if isinstance(path, str) else ""
-        )
-    if isinstance(value, bytes | memoryview):
-        return AudioRef(value, name, length)
-    path = value.get("path") if isinstance(value, Mapping) else value
-    if not isinstance(path, str) or not path:
-        raise RowError("missing column", f"{name}: no audio path or bytes")
-    if isinstance(value, Mapping) and "offset" in value:
-        try:
-            part = FilePart(folder / path, int(value["offset"]), int(value["size"]))
-        except (KeyError, TypeError, ValueError, OverflowError) as problem:
-            raise RowError("broken metadata", f"{name}: offset and size must be whole numbers") from problem
-        seconds = parse_seconds(value["seconds"]) if "seconds" in value else length
-        return AudioRef(part, name, seconds, suffix=part.path.suffix)
-    if is_remote(path):
-        from uniaudio.data.sources.url_clips import UrlClip  # which needs this file
-
-        return AudioRef(UrlClip(path, timeout), name, length, suffix=Path(path.partition("?")[0]).suffix)
-    archive, inside, member = path.partition(IN_ARCHIVE)
-    if inside:
-        return AudioRef(
-            find_archive_member(folder / archive, member), name, length, suffix=Path(member).suffix
-        )
-    return AudioRef(folder / path, name, length)
-
-
-def parse_seconds(value: Any) -> float | None:
-    """Return a stated length in seconds, or None for what is no positive number: then the audio itself tells."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    with contextlib.suppress(OverflowError):
-        seconds = float(value)
-        return seconds if 0 < seconds < math.inf else None
-    return None
-
-
-@lru_cache(maxsize=64)
-def list_archive_members(archive: Path) -> Mapping[str, FilePart]:
-    """Return where the files of a tar lie, by their names: those before the damage, where there is some."""
-    members_by_name: dict[str, FilePart] = {}
-    with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive, "r:") as tar:
-        for member in tar:
-            if member.isfile():
-                members_by_name[member.name] = FilePart(archive, member.offset_data, member.size)
-    return members_by_name
-
-
-def find_archive_member(archive: Path, member: str) -> FilePart:
-    """Return where a file of a tar lies; nothing is unpacked.
-
-    Raises:
-        RowError: when there is no such archive or file in it.
-    """
-    if not archive.is_file():
-        raise RowError("missing file", str(archive))
-    members = list_archive_members(archive)
-    if member not in members:
-        raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
-    return members[member]
-
-
-def make_row(
-    card: DatasetCard,
-    key: str,
-    columns: Mapping[str, Any],
-    stored: Mapping[str, Any],
-    folder: Path,
-    fetch: Callable[[Any], Any] = lambda clip: clip,
-) -> Row:
-    """Put a row together from its columns and the clips that the card finds in them.
-
-    Args:
-        columns: without clips. stored: those with clips, too. folder: that paths are relative to.
-        fetch: what a source makes of an audio column before it is understood.
-
-    Raises:
-        RowError: see ``parse_row_audio``.
-    """
-    clips = {**stored, **card.locate_clips(stored)}
-    clips |= {name: fetch(clips[name]) for name in card.audio if name in clips}
-    return Row(key, columns, parse_row_audio(clips, card, folder, key))
-
-
-def parse_row_audio(
-    columns: Mapping[str, Any], card: DatasetCard, folder: Path, key: str
-) -> tuple[AudioRef, ...]:
-    """Return one reference per audio column of a row.
-
-    Raises:
-        RowError: when the row has no such column, the column holds no clip, or its segment is none.
-    """
-    for name in card.audio:
-        if name not in columns:
-            raise RowError("missing column", explain_missing_audio(f"row {key}", name, columns))
-    stated = columns if len(card.audio) == 1 else {}  # `duration` speaks of one clip
-    refs = (
-        parse_audio(columns[name], stated, folder, f"{key}.{name}", card.load.timeout) for name in card.audio
-    )
-    return tuple(apply_segment(ref, card, columns) for ref in refs)
-
-
-def apply_segment(ref: AudioRef, card: DatasetCard, columns: Mapping[str, Any]) -> AudioRef:
-    """Return a reference to the segment of the recording that a row names, where it names one.
-
-    Raises:
-        RowError: when its times cannot be used.
-    """
-    span = card.segment.read_span(columns, ref.name)
-    return ref if span is None else replace(ref, span=span)
-
-
-def explain_missing_audio(what: str, name: str, columns: Iterable[Any]) -> str:
-    """Return the sentence that a row, or none of the rows, has an audio column that the card names."""
-    return f"{what} has no audio column '{name}'; columns: {', '.join(map(str, columns))}"
-
 
 def read_row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Row | RowError | None:
     """Return what a source makes of one row, or why it cannot be used, whatever was raised.
@@ -426,56 +261,3 @@ def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str, k
         if keep is None or not keep.names <= set(columns):
             raise
         raise RowError("broken metadata", str(problem)) from problem
-
-
-OPENED: ContextVar[dict[tuple[Any, ...], Source] | None] = ContextVar("opened_sources", default=None)
-
-
-@contextmanager
-def keep_sources_open() -> Iterator[None]:
-    """Open every split once inside, for commands that look at the same rows for several reasons."""
-    token = OPENED.set({})
-    try:
-        yield
-    finally:
-        OPENED.reset(token)
-
-
-def open_source(card: DatasetCard, split: str) -> Source:
-    """Open the rows that belong to a split of a card, or return them where they are open (``keep_sources_open``).
-
-    Raises:
-        UserError: when the place does not exist, cannot be read, or keeps no rows.
-    """
-    opened, key = OPENED.get(), (card.path, split, card.used)
-    if opened is None:
-        return open_new_source(card, split)
-    if key not in opened:
-        opened[key] = open_new_source(card, split)
-    return opened[key]
-
-
-def open_new_source(card: DatasetCard, split: str) -> Source:
-    """Open the rows that belong to a split of a card, as ``open_source``."""
-    module, name = KINDS[card.load.kind]
-    kind: Callable[[DatasetCard, str], Source] = getattr(
-        import_module(f"uniaudio.data.sources.{module}"), name
-    )
-    collects = gc.isenabled()
-    gc.disable()  # millions of small objects are made and none is garbage: looking for it would double the time
-    where = f"{card.path}: load.{card.load.kind}: {escape_text(card.load.location)} cannot be opened"
-    try:
-        with convert_to_user_error(where):
-            source = kind(card, split)
-    finally:
-        if collects:
-            gc.enable()
-    if isinstance(source, ShardedSource) and card.each is not None:
-        source.divided_by, source.size = card, None  # how many rows there are, only reading all of them tells
-    if source.size == 0:
-        passed_over = describe_left_out(source.left_out)
-        raise UserError(
-            f"{card.path}: split '{split}' keeps no rows of {card.load.location}"
-            f"{f'; passed over: {passed_over}' if passed_over else ''}"
-        )
-    return source

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow
 from huggingface_hub import constants, snapshot_download
 
-from uniaudio.data.card import DatasetCard, Load
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.card_file import Load
 from uniaudio.data.field_values import Classes
 from uniaudio.data.sources.base import (
     UNREAD,
@@ -23,10 +24,8 @@ from uniaudio.data.sources.base import (
     Row,
     ShardedSource,
     Source,
-    explain_missing_audio,
     hash_values,
     is_row_in_split,
-    make_row,
     read_row_or_error,
 )
 from uniaudio.data.sources.class_names import collect_classes, make_column_namings, name_class_columns
@@ -36,6 +35,7 @@ from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describ
 from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
+from uniaudio.data.sources.row_audio import explain_missing_audio, make_row
 from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error

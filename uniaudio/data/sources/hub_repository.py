@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_downl
 from huggingface_hub.hf_api import RepoFile
 
 from uniaudio.config.nearest import suggest_name
-from uniaudio.data.card import Load
+from uniaudio.data.card_file import Load
 from uniaudio.errors import UserError
 from uniaudio.hub_client import call_hub, convert_hub_errors
 

@@ -23,10 +23,8 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
-    explain_missing_audio,
     hash_values,
     is_row_in_split,
-    make_row,
     read_row_or_error,
 )
 from uniaudio.data.sources.class_names import (
@@ -40,6 +38,7 @@ from uniaudio.data.sources.folder_features import read_folder_features
 from uniaudio.data.sources.http import BLOCK, HttpFile
 from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps
+from uniaudio.data.sources.row_audio import explain_missing_audio, make_row
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time

@@ -19,14 +19,13 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
-    apply_segment,
     hash_values,
     is_row_in_split,
-    parse_seconds,
     read_row_or_error,
 )
 from uniaudio.data.sources.compressed import PausedReaders
 from uniaudio.data.sources.paths import TARS, find_codec, list_split_files, read_size, shorten_names
+from uniaudio.data.sources.row_audio import apply_segment, parse_seconds
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 

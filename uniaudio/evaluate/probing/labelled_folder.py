@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from uniaudio.data.card import DatasetCard, Load, Split
+from uniaudio.data.card import DatasetCard, Split
+from uniaudio.data.card_file import Load
 from uniaudio.data.segment import MANIFEST_SEGMENTS, SegmentColumns
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite import Suite, TaskFile

@@ -17,7 +17,8 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.encoded_audio import FilePart, RemoteClip
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import AudioRef, Row, open_source
+from uniaudio.data.sources.base import AudioRef, Row
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.evaluate.probing.suite import TaskFile, list_splits, split_names
 from uniaudio.evaluate.probing.task_answers import format_class, parse_answer, read_column

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands have, and what they say while libraries load."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+LOADING = "loading torch and transformers ..."  # said before the slow imports
+
+RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")]
+Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides such as train.max_steps=100; +mini applies the miniature variant."),
+]
+MODEL_HELP = (
+    "Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH; "
+    "options as in 'MODEL?pad_to=30'."
+)
+Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
+Resume = Annotated[
+    str | None, typer.Option(help="Continue the run in output_dir; with 'auto', only if there is one.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with a model.")
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import encoder classes that a config names as module:Class.")
+]

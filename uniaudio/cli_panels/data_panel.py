@@ -1,0 +1,217 @@
+"""Commands about data and YAML files: the panel "Data" of `uniaudio --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uniaudio.cli_panels.arguments import LOADING, RecipeName
+from uniaudio.console import announce
+from uniaudio.errors import UserError
+from uniaudio.extras import require_package
+from uniaudio.outputs import check_file_option, check_folder_option
+
+PANEL = "Data"  # of `uniaudio --help`
+
+app = typer.Typer()
+data = typer.Typer(help="Import, summarise, pack and time the data of a recipe.", no_args_is_help=True)
+app.add_typer(data, name="data", rich_help_panel=PANEL)
+
+
+@data.command("stats", epilog="Example: uniaudio data stats configs/birds.yaml --steps 20000")
+def data_stats(
+    recipe: RecipeName,
+    steps: Annotated[int | None, typer.Option(help="Steps to count epochs for.", min=1)] = None,
+    rows: Annotated[int, typer.Option(help="Rows of every source to read.", min=1)] = 2000,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
+    ] = None,
+    hours: Annotated[
+        bool, typer.Option("--hours", help="Only add up the hours that the cards state; no data are opened.")
+    ] = False,
+) -> None:
+    """Summarise hours, lengths, shares and epochs by source.
+
+    Reads: the recipe, its cards and templates, and up to --rows rows of every source (none with --hours).
+    Writes: the figures as JSON (--out) and a histogram of lengths as PNG (--plot).
+    Prints: a table by source.
+    """
+    if plot is not None:
+        require_package("matplotlib", "--plot")
+    from uniaudio.commands.data_stats import show_hours, show_stats
+
+    if not hours:
+        show_stats(recipe, steps, rows, out, plot)
+    elif steps is not None or plot is not None:
+        raise UserError(
+            "--hours opens no data, so it has no epochs (--steps) and no lengths (--plot); leave them out"
+        )
+    else:
+        show_hours(recipe, out)
+
+
+@data.command("import", epilog="Example: uniaudio data import librispeech ~/LibriSpeech -o my_data")
+def data_import(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="Layout of the source: xares-llm, common-voice, librispeech, lhotse, nemo, messages or saved."
+        ),
+    ],
+    source: Annotated[Path, typer.Argument(help="Folder or file to import; it is only read.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="New folder for recipe, cards and templates.", callback=check_folder_option
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the recipe. Default: that of the new folder.")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the clips or shards, where the source does not say it."),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="xares-llm: all (default), task1, task2, the name of one set, or a file; repeatable."
+        ),
+    ] = None,
+    turns: Annotated[
+        str, typer.Option(help="messages: learn the last answer of a conversation, or all.")
+    ] = "last",
+) -> None:
+    """Write cards, templates and a recipe for published data.
+
+    Reads: the source; of the audio only headers of the first rows.
+    Writes: a new folder with the recipe, its cards in datasets/, templates and, where needed, manifests.
+    Prints: rows, hours, columns and answers of every split, what was passed over, and the commands to go on with.
+    """
+    from uniaudio.commands.data_import import import_data
+
+    import_data(kind, source, out, name, root, config or [], turns)
+
+
+@data.command("pack", epilog="Example: uniaudio data pack birds --out packed")
+def data_pack(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(help="New folder to write.", callback=check_folder_option)],
+    shard_mib: Annotated[int, typer.Option(help="Size of a file, in MiB.", min=1)] = 512,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Keep this many rows of every training split, as a sample to replay.", min=1),
+    ] = None,
+) -> None:
+    """Convert clips to FLAC in large files with an index.
+
+    Reads: the recipe, its cards and templates, all rows and clips.
+    Writes: a new folder with 16 kHz FLAC, cards and a recipe over them, for fast local training.
+    Prints: rows and hours by split, and the recipe to train with.
+    """
+    from uniaudio.commands.data_pack import pack_recipe
+
+    pack_recipe(recipe, out, shard_mib, rows=rows)
+
+
+@data.command("bench", epilog="Example: uniaudio data bench birds --seconds 10")
+def data_bench(
+    recipe: RecipeName,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each number of workers.")] = 10,
+    workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers to try; repeatable.")] = None,
+) -> None:
+    """Measure the throughput of data loading by workers.
+
+    Reads: the recipe, its cards and templates, and clips for --seconds with each number of workers.
+    Writes: nothing.
+    Prints: a table of seconds of audio per second.
+    """
+    from uniaudio.commands.data_bench import bench_recipe
+
+    bench_recipe(recipe, seconds, workers)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio preview data_recipes/birds.yaml -n 5")
+def preview(
+    recipe: Annotated[str, typer.Argument(help="Recipe or run config (a path or a name), or run folder.")],
+    number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,
+    decoder: Annotated[
+        str | None, typer.Option(help="Folder or name of the decoder whose tokenizer counts the tokens.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of examples.")] = 0,
+) -> None:
+    """Show rendered examples of a recipe with token counts.
+
+    Reads: the recipe, its cards and templates, some rows and their clips, the decoder's tokenizer.
+    Writes: nothing.
+    Prints: prompts with the supervised answer in colour, tokens, clip seconds; skipped rows with the reason.
+    """
+    from uniaudio.commands.preview import preview as show
+
+    show(recipe, number, decoder, seed)
+
+
+@app.command(
+    rich_help_panel=PANEL, epilog="Example: uniaudio new birds --data recordings/birds --label species"
+)
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new task and its files.")],
+    data_place: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="Folder of class folders or of clips with metadata, manifest, Parquet file(s), tars, "
+            "folder of save_to_disk, or Hub name.",
+        ),
+    ],
+    text: Annotated[
+        str | None, typer.Option(help="Column with the text to learn, such as a transcript.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label to learn.")] = None,
+    question: Annotated[
+        str | None, typer.Option("--ask", help="The question; default: one that fits the column.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of an encoder, or a run; default: a Whisper.")
+    ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of a language model; default: a small one.")
+    ] = None,
+    hub_config: Annotated[
+        str | None, typer.Option("--config", help="Which of several configurations of a Hub dataset.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Project folder to write into.", callback=check_folder_option)
+    ] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write template, card, recipe and run config for your data.
+
+    Reads: the rows of the data, and the headers of some clips.
+    Writes: templates/NAME.yaml, data_recipes/datasets/NAME.yaml, data_recipes/NAME.yaml and configs/NAME.yaml.
+    Prints: the column that is learned, the splits, and the command that trains.
+    """
+    announce(LOADING)
+    from uniaudio.commands.new import NewTask, create_task
+
+    if text is not None and label is not None:
+        raise UserError("give --text or --label, not both")
+    create_task(NewTask(name, data_place, text, label, question, encoder, decoder, hub_config, out, force))
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio schema run")
+def schema(
+    kind: Annotated[str, typer.Argument(help="run, recipe, card, template or suite.")],
+) -> None:
+    """Print the JSON schema of a kind of YAML file, for editors.
+
+    Reads: nothing.
+    Writes: nothing.
+    Prints: a JSON schema (draft 2020-12).
+    """
+    from uniaudio.commands.schema import show_schema
+
+    typer.echo(show_schema(kind))

@@ -1,0 +1,130 @@
+"""Commands that use a trained model: the panel "Use" of `uniaudio --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uniaudio.cli_panels.arguments import LOADING, AllowCode, Model, TrustRemoteCode
+from uniaudio.console import announce
+from uniaudio.extras import require_package
+from uniaudio.outputs import check_file_option, check_folder_option
+
+PANEL = "Use"  # of `uniaudio --help`
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=PANEL, epilog='Example: uniaudio ask runs/birds clip.wav "Which bird is calling?"'
+)
+def ask(
+    model: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
+    clip: Annotated[Path, typer.Argument(help="Audio file.")],
+    text: Annotated[
+        str, typer.Argument(help="The question; <audio> marks the position of the clip (default: first).")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Ask a trained model one question about one clip.
+
+    Reads: the model's newest checkpoint and the audio file.
+    Writes: nothing.
+    Prints: the answer.
+    """
+    announce(LOADING)
+    from uniaudio.commands.ask import answer_file_question
+    from uniaudio.config.trust import Trust
+
+    typer.echo(answer_file_question(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
+
+
+@app.command(
+    rich_help_panel=PANEL, epilog="Example: uniaudio embed runs/birds dog.flac rain.wav -o embeddings.npz"
+)
+def embed(
+    model: Model,
+    clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="NPZ file to write.", callback=check_file_option)],
+    frames: Annotated[bool, typer.Option(help="Also store the frames of every clip.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write embeddings of clips to an NPZ file.
+
+    Reads: the encoder and the audio files.
+    Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
+    Prints: the file, the number of clips and the width of an embedding.
+    """
+    announce(LOADING)
+    from uniaudio.commands.embed import embed_files
+    from uniaudio.config.trust import Trust
+
+    embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio export runs/birds birds_encoder --to hf")
+def export(
+    checkpoint: Model,
+    out: Annotated[
+        Path, typer.Argument(metavar="DIR", help="New folder to write.", callback=check_folder_option)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Encoder: hf, xares, xares-llm, mteb, hear or onnx. All: hf-lm, qwen2-audio, audio-flamingo3, "
+            "voxtral or ultravox."
+        ),
+    ] = "hf",
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(help="OWNER/NAME to upload an hf folder or a whole model to; new ones are private."),
+    ] = None,
+    decoder: Annotated[
+        str, typer.Option(help="With hf-lm: inside writes the decoder's weights, reference names them.")
+    ] = "inside",
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Export an encoder, or a whole model in a published format.
+
+    Reads: the checkpoint, and probe scores in the run folder for the model card.
+    Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
+    Prints: the files, and a line of Python that loads the exported model.
+    """
+    announce(LOADING)
+    from uniaudio.commands.export import export_checkpoint
+    from uniaudio.config.trust import Trust
+
+    export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code), decoder)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio serve runs/birds --port 7860")
+def serve(
+    checkpoint: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 selects a free one.", min=0, max=65535)] = 7860,
+    max_seconds: Annotated[float, typer.Option(help="Longest clip.", min=0.1)] = 60,
+    max_mib: Annotated[float, typer.Option(help="Largest file, in MiB.", min=0.01)] = 20,
+    timeout: Annotated[float, typer.Option(help="Seconds that one question may take.", min=1)] = 60,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Open a local web page to ask a model about clips.
+
+    Reads: the model's newest checkpoint; clips that visitors send are not kept.
+    Writes: nothing.
+    Prints: the address of the page.
+    """
+    require_package("gradio", "uniaudio serve")
+    announce(LOADING)
+    from uniaudio.commands.serve import serve as open_page
+    from uniaudio.config.trust import Trust
+    from uniaudio.serve.limits import Limits
+
+    limits = Limits(max_seconds, max_mib, timeout)
+    open_page(checkpoint, host, port, limits, Trust(trust_remote_code, allow_code))

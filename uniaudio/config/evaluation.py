@@ -1,0 +1,25 @@
+"""Generation and scoring of evaluation sets in a run config."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from uniaudio.config.records import Strict
+
+
+class EvaluateConfig(Strict):
+    """How evaluation sets are generated and scored.
+
+    Read by: train, eval, forgetting.
+    """
+
+    max_examples: PositiveInt | None = None
+    """Most rows of an evaluation set whose recipe states no number. Default: all rows."""
+    max_new_tokens: PositiveInt = 256
+    """Longest generated answer in tokens; 256 hold half a minute of fast speech."""
+    repetition_penalty: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    """Divides the logits of tokens that the answer already holds where they are positive, and multiplies them
+    where they are not (Keskar et al. 2019); 1 is none.
+    """
+    batch_seconds: PositiveFloat = 60
+    """Seconds of audio in a batch; results do not depend on it."""

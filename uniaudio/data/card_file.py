@@ -1,0 +1,230 @@
+"""The YAML of a dataset card: its keys, and which of them go together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from uniaudio.config.records import Strict
+from uniaudio.data.labels import LabelSet
+from uniaudio.data.long_clips import How, LongClipsFile, expand_long_clips
+from uniaudio.data.segment import Segment
+
+KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
+WITH_CLASSES = ("hub", "parquet")  # kinds whose columns may be numbers of classes with names
+SEVERAL = ("parquet", "webdataset")  # kinds that may name a list of places
+MANIFESTS = ("jsonl", "csv")  # kinds whose columns say which piece of a recording a row is
+
+
+class Load(Strict):
+    """Where the rows are: exactly one kind of source and its settings.
+
+    Read by: data commands.
+    """
+
+    hub: str | None = None
+    """A dataset on the Hugging Face Hub (`owner/name`) or a folder in its layout, streamed."""
+    parquet: str | tuple[str, ...] | None = None
+    """Parquet files: a file, folder, pattern or URL, or a list of them."""
+    webdataset: str | tuple[str, ...] | None = None
+    """WebDataset tars, compressed or not: a file, folder, pattern (`set_{0000..0127}.tar`) or URL, or a list of
+    them.
+    """
+    audiofolder: str | None = None
+    """A folder of clips, with or without a metadata file."""
+    jsonl: str | None = None
+    """A JSON Lines manifest, or a folder with one."""
+    csv: str | None = None
+    """A CSV or TSV table, or a folder with one."""
+    kaldi: str | None = None
+    """A Kaldi data directory with `wav.scp`."""
+    config: str | None = None
+    """Configuration (subset) of a Hub dataset. Default: its only or default one."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset. Default: its main branch."""
+    timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
+    """Seconds after which a connection that sends nothing is given up, for http(s) and the Hub."""
+
+    @field_validator(*SEVERAL, mode="before")
+    @classmethod
+    def list_places(cls, places: Any) -> Any:
+        return tuple(places) if isinstance(places, list) else places
+
+    @model_validator(mode="after")
+    def check_one_kind(self) -> Load:
+        named = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(named) != 1:
+            raise ValueError(f"name exactly one of {', '.join(KINDS)}, found {', '.join(named) or 'none'}")
+        if not self.places or "" in self.places:
+            raise ValueError(f"{named[0]}: name at least one place, and no empty one")
+        if named[0] != "hub" and (self.config or self.revision):
+            raise ValueError("config and revision belong to hub datasets only")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the rows are; several kinds have only one place."""
+        named = getattr(self, self.kind)
+        return (named,) if isinstance(named, str) else named
+
+    @property
+    def location(self) -> str:
+        """The places as one text: the place itself where there is only one."""
+        return ", ".join(self.places)
+
+
+class SplitFile(Strict):
+    """A split: which stored split it is taken from and which rows of it.
+
+    Read by: data commands.
+    """
+
+    name: str = "train"
+    """Name of the stored split."""
+    keep: str | None = None
+    """Jinja expression on the columns of a row that selects rows, such as `fold != 5`. Default: all rows."""
+    files: tuple[str, ...] = ()
+    """Files of this split below the place of `load` (tars or parquet): patterns such as
+    `ESC-50/train/fold_{1..4}.tar.gz`, or one of them. All of them are the split, whatever their names say.
+    Default: by their names.
+    """
+    rows: PositiveInt | None = None
+    """Number of rows, for sources that cannot count them; used by `mix: {by: rows}`. Default: counted."""
+    hours: PositiveFloat | None = None
+    """Hours of audio of this split. Default: `hours` of the card. Read by: recipe commands."""
+
+    @field_validator("files", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def list_files(cls, files: Any) -> Any:
+        return (files,) if isinstance(files, str) else tuple(files) if isinstance(files, list) else files
+
+
+class FirstOfFile(Strict):
+    """A column that is the first of several others that a row has.
+
+    Read by: data commands.
+    """
+
+    first_of: tuple[str, ...] = Field(min_length=1)
+    """Columns in order; a list, or a text such as `label;labels`. Numbers become text, lists stay lists."""
+    each: bool = False
+    """Whether a list there makes several rows of a row, one for each item: captions of a clip as samples of
+    their own. At most one column of a card.
+    """
+
+    @field_validator("first_of", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def cut_text(cls, names: Any) -> Any:
+        if isinstance(names, str):
+            return tuple(name.strip() for name in names.split(";"))
+        return tuple(names) if isinstance(names, list) else names
+
+
+class SegmentFile(Strict):
+    """Columns with the times of a segment in seconds, where clips are parts of longer recordings: a
+    beginning, and an end or a duration.
+
+    Read by: data commands.
+    """
+
+    start: str | None = None
+    """Column with the beginning in seconds."""
+    offset: str | None = None
+    """The same as `start`, by the name that NeMo manifests use."""
+    end: str | None = None
+    """Column with the end in seconds."""
+    duration: str | None = None
+    """Column with the duration in seconds, in place of `end`."""
+
+    @model_validator(mode="after")
+    def check_one_of_each(self) -> SegmentFile:
+        if (self.start is None) == (self.offset is None) or (self.end is None) == (self.duration is None):
+            raise ValueError("name one column as `start` (or `offset`) and one as `end` or `duration`")
+        return self
+
+    def segment(self) -> Segment:
+        """Return the columns by their meaning."""
+        return Segment(self.start or self.offset or "", self.end or self.duration or "", self.end is not None)
+
+
+class CardFile(Strict):
+    """A dataset card: where the rows are, under which licence, and what their columns mean.
+
+    Read by: data commands.
+    """
+
+    dataset: str
+    """Name of the dataset; equals the file name."""
+    load: Load
+    """Where the rows are."""
+    license: str
+    """Licence of the data, as a short name. Read by: data pack, probe, export, report."""
+    hours: PositiveFloat | None = None
+    """Hours of audio of the split that is trained on, for `mix: {by: hours}`; other splits state theirs. Default: not
+    known. Read by: recipe commands.
+    """
+    audio: tuple[str, ...] = Field(("audio",), min_length=1)
+    """Column of the clip; a list of two columns for pairs; or a text that makes a path of other columns, such
+    as `clips/{{ path }}`.
+    """
+    segment: SegmentFile | Literal["none"] | None = None
+    """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
+    `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
+    """
+    long_clips: LongClipsFile | None = None
+    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    and `hop`; a line of a recipe may say otherwise. Default: `skip` in training, `windows` in evaluation. Read by:
+    train, eval, check, plan, data commands.
+    """
+    columns: dict[str, str | FirstOfFile] = Field(default_factory=dict)
+    """Columns that are made of others: names to Jinja texts, or `{first_of: [a, b]}` for the first that a row
+    has. Default: the stored columns alone.
+    """
+    labels: dict[str, LabelSet] = Field(default_factory=dict)
+    """Closed sets of columns, as templates see them: names of columns to a list, or to a text file with one label
+    a line, relative to the card. Of a column with lists, the labels of its items. Default: the names of classes,
+    where the data hold them.
+    """
+    splits: dict[str, SplitFile] = Field(min_length=1)
+    """Splits by name."""
+
+    @field_validator("audio", mode="before", json_schema_input_type=str | tuple[str, ...])
+    @classmethod
+    def check_one_clip(cls, audio: Any) -> Any:
+        return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
+
+    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
+    @classmethod
+    def expand_word(cls, value: Any) -> Any:
+        return expand_long_clips(value)
+
+    @model_validator(mode="after")
+    def check_windows(self) -> CardFile:
+        if self.long_clips is not None and self.long_clips.how == "windows" and len(self.audio) > 1:
+            raise ValueError(
+                "long_clips: windows are cut of one clip, but `audio` names several; take crop or skip"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_columns(self) -> CardFile:
+        each = [name for name, made in self.columns.items() if isinstance(made, FirstOfFile) and made.each]
+        if len(each) > 1:
+            raise ValueError(
+                f"columns: `each` on {' and '.join(each)}, but one column alone can make rows of a row"
+            )
+        is_stated = any(split.files for split in self.splits.values())
+        if is_stated and (self.load.kind not in SEVERAL or len(self.load.places) > 1):
+            raise ValueError(f"splits: `files` need one place of {' or '.join(SEVERAL)} under `load`")
+        return self
+
+    @model_validator(mode="after")
+    def check_segment(self) -> CardFile:
+        if isinstance(self.segment, SegmentFile) and len(self.audio) > 1:
+            raise ValueError("segment: the times of one clip, but `audio` names several")
+        return self

@@ -1,0 +1,72 @@
+"""How much of each training set a recipe draws: weights by examples, hours or rows, and shares of equal pairings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.recipe_entries import Entry
+from uniaudio.data.recipe_file import EntryFile, Mix, RecipeFile
+from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.errors import UserError
+
+
+def compute_line_shares(data: RecipeFile, cards: Sequence[DatasetCard], path: Path) -> list[float]:
+    """Return the share of all draws of each line of `train`: by weight, of what the replayed recipes leave.
+
+    Args:
+        cards: of the lines. path: of the recipe, for messages.
+
+    Raises:
+        UserError: for a mix by hours or rows that are not known.
+    """
+    weights = [
+        compute_weight(line, card, data.mix, path) for line, card in zip(data.train, cards, strict=True)
+    ]
+    unreplayed = 1.0 - sum(replay.share for replay in data.replay)
+    return [unreplayed * weight / sum(weights) for weight in weights]
+
+
+def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
+    """Return the relative weight of a line before shares."""
+    if mix.by == "examples":
+        return line.weight ** (1 / mix.temperature)
+    if mix.by == "rows":
+        return line.weight * count_rows(line, card, path) ** (1 / mix.temperature)
+    hours = card.split(line.split).hours
+    if hours is None:
+        raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
+    return line.weight * hours ** (1 / mix.temperature)
+
+
+def count_rows(line: EntryFile, card: DatasetCard, path: Path) -> int:
+    """Return the rows of a line's split: counted where the source knows them, else as the card states them."""
+    stated = card.split(line.split).rows
+    num_rows = stated if stated is not None else open_source(card, line.split).size
+    if num_rows is None:
+        raise UserError(
+            f"{path}: mix by rows needs `splits.{line.split}.rows` on the card of {card.name}, "
+            f"for its source cannot count them without reading all"
+        )
+    return num_rows
+
+
+def join_pairings(entries: list[Entry]) -> list[Entry]:
+    """Add up the shares of a pairing that both the recipe and a replayed one draw from."""
+    merged: list[Entry] = []
+    for entry in entries:
+        same = [i for i, old in enumerate(merged) if is_same_pairing(old, entry)]
+        if same:
+            merged[same[0]] = replace(merged[same[0]], share=merged[same[0]].share + entry.share)
+        else:
+            merged.append(entry)
+    return merged
+
+
+def is_same_pairing(one: Entry, other: Entry) -> bool:
+    return one.name == other.name and all(
+        getattr(one, part) == getattr(other, part)
+        for part in ("split", "constants", "label_sets", "long_clips")
+    )
