@@ -12,12 +12,8 @@ from accelerate import PartialState
 
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.train.trackers import (
-    AnswerSample,
-    ExperimentTrackers,
-    flatten_settings,
-    refuse_missing_trackers,
-)
+from uniaudio.train.tracker_kinds import AnswerSample, flatten_settings
+from uniaudio.train.trackers import ExperimentTrackers, refuse_missing_trackers
 
 RESULTS = {
     "tones:tone": {"metric": "accuracy", "score": 0.5, "interval": [0.3, 0.7], "loss": 1.5, "examples": 10}

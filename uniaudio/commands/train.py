@@ -73,7 +73,8 @@ from uniaudio.train.resume_checkpoint import find_newest_checkpoint
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import has_reference, refuse_what_shards_cannot
 from uniaudio.train.state import TrainState
-from uniaudio.train.trackers import AnswerSample, list_tracker_names, refuse_missing_trackers
+from uniaudio.train.tracker_kinds import AnswerSample
+from uniaudio.train.trackers import list_tracker_names, refuse_missing_trackers
 from uniaudio.train.trainable import TrainableParameters
 from uniaudio.train.user_callbacks import collect_callbacks
 from uniaudio.types import SAMPLE_RATE, Example

@@ -18,7 +18,8 @@ from uniaudio.console import WorkProgress, format_duration, format_number, make_
 from uniaudio.errors import UserError
 from uniaudio.orphans import LAUNCH_COMMAND, is_launched
 from uniaudio.run_records import is_count, parse_record
-from uniaudio.train.trackers import AnswerSample, ExperimentTrackers, flatten_numbers, list_tracker_names
+from uniaudio.train.tracker_kinds import AnswerSample
+from uniaudio.train.trackers import ExperimentTrackers, flatten_numbers, list_tracker_names
 
 
 class Tracker:

@@ -10,7 +10,7 @@ from torch import nn
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.recomputing import Recomputing
-from uniaudio.train.trackers import AnswerSample
+from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.types import Batch
 
 
