@@ -68,6 +68,14 @@ def test_a_closed_port_ends_in_three_seconds_and_the_next_call_at_once(hub, slep
     assert slept == [1.0, 2.0]
 
 
+def test_a_folder_that_loads_for_long_is_no_wait_for_the_hub(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hub_connection, "SAID_AFTER", 0.01)
+    for name, is_said in ((str(tmp_path), False), ("me/tones", True)):
+        with hub_connection.announce_wait(name):
+            time.sleep(0.1)
+        assert ("waiting for the Hub" in capsys.readouterr().err) == is_said
+
+
 def test_a_server_that_says_nothing_is_given_up(hub, slept, monkeypatch):
     monkeypatch.setattr(hub_connection, "LONGEST_HEAD", 0.05)
     monkeypatch.setattr(hub_connection, "LONGEST_SILENCE", 0.08)

@@ -21,6 +21,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from uniaudio.build.encoder_provenance import (
     collect_provenance,
     collect_results,
+    describe_base,
     find_hub_names,
     read_base_license,
 )
@@ -35,8 +36,9 @@ from uniaudio.config.adapters import AdapterConfig
 from uniaudio.config.fusion import FusionConfig, SumConfig
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
-from uniaudio.export.model_card import make_header
+from uniaudio.export.model_card import make_header, write_card
 from uniaudio.export.stock_formats import STOCK_FORMATS
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
 
@@ -84,7 +86,7 @@ def test_a_run_becomes_a_model_with_its_card(run, tmp_path, capsys):
         "other",
         "licenses-of-bases-and-data",
     )  # of the base: unknown
-    assert (header.datasets, header.metrics, header.base_model) == (["tones"], ["accuracy"], None)
+    assert (header.datasets, header.metrics, header.base_model) == (None, ["accuracy"], None)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert card.startswith("---\n")
     for line in (
@@ -122,8 +124,43 @@ def test_a_model_that_pads_gives_the_frames_of_stock_whisper_cut_to_the_clip(tmp
         torch.testing.assert_close(frames[row, :count], wanted[row, :count], atol=2e-3, rtol=1e-3)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "# w?pad_to=30\n" in card
-    assert "- w\n" in card.replace(str(tmp_path) + "/", "")
+    assert "- w, licence: not stated beside the weights\n" in card
+    assert str(tmp_path) not in card.replace(str(tmp_path / "exported"), "")
+    assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
     assert "its frames, cut to the clip, equal those of this model" in " ".join(card.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"pool": 2}, "it gives 2 frames for each of this model"),
+        ({"pad_to": 30.0, "pad_stride": 16}, "this model encodes with pad_to: 30.0, pad_stride: 16."),
+        ({"tail_frames": 2}, "at exactly 30 s, and differ for shorter clips, which this model encodes with"),
+        ({}, "which this model encodes without padding."),
+    ],
+)
+def test_a_card_says_how_the_stock_whisper_differs(settings, sentence, tmp_path):
+    (tmp_path / "whisper_encoder").mkdir()
+    facts = {"name": "n", "domains": [], "bases": ["b"], "datasets": [], "audio_hours": None, "results": []}
+    encoder = WhisperAudioEncoder(tiny_whisper(), **settings)
+    write_card(tmp_path, encoder, {**facts, "steps": 0, "stages": []}, "place")
+    assert sentence in " ".join((tmp_path / "README.md").read_text().split())
+
+
+def test_bases_are_named_without_the_folders_of_this_machine(tmp_path):
+    unknown = "licence: not stated beside the weights"
+    for path, named in (
+        (f"{tmp_path}/w", "w"),
+        (f"random:{tmp_path}/w", "random:w"),
+        ("./folders/w", "w"),
+        ("openai/whisper-small", "openai/whisper-small"),
+        ("random:openai/whisper-small", "random:openai/whisper-small"),
+    ):
+        assert describe_base("", {"path": path}) == f"{named}, {unknown}"
+        assert (
+            describe_base("encoder a", {"path": path, "sha256": "0" * 64})
+            == f"a: {named} (000000000000), {unknown}"
+        )
 
 
 def test_the_header_of_a_card_is_what_the_hub_reads(tmp_path):
@@ -145,11 +182,14 @@ def test_the_header_of_a_card_is_what_the_hub_reads(tmp_path):
     header = ModelCard(f"---\n{make_header(facts)}\n---\n# encoder\n").data
     assert (header.license, header.get("license_name")) == ("apache-2.0", None)
     assert header.base_model == facts["base_models"]
-    assert header.datasets == ["mteb/free-spoken-digit-dataset", "birds"]
+    assert header.datasets == ["mteb/free-spoken-digit-dataset"]
     assert header.metrics == ["accuracy", "wer"]
-    for licenses in ([], ["apache-2.0", "CC-BY-4.0"], ["see the README"]):
+    for licenses in ([], ["apache-2.0", "CC-BY-4.0"], ["see the README"], ["gpl-2.0-or-later"]):
         header = ModelCard(f"---\n{make_header({**facts, 'licenses': licenses})}\n---\n").data
-        assert (header.license, header.license_link) == ("other", "README.md")
+        assert (header.license, header.license_name) == ("other", "licenses-of-bases-and-data")
+    for stated, named in (("CC-BY-NC-3.0", "cc-by-nc-3.0"), ("ODC-By-1.0", "odc-by"), ("ODbL-1.0", "odbl")):
+        header = ModelCard(f"---\n{make_header({**facts, 'licenses': [stated]})}\n---\n").data
+        assert header.license == named
 
 
 def test_options_are_refused_before_anything_is_written(run, tmp_path, capsys):
@@ -168,7 +208,7 @@ def test_options_are_refused_before_anything_is_written(run, tmp_path, capsys):
 def test_the_command_of_a_suite_names_the_entry_from_where_it_runs():
     """X-ARES and XARES-LLM make the name of a module of it."""
     entry = Path("runs/entry/uniaudio_encoder.py")
-    assert suite_command("xares", entry) == f"python -m xares.run {entry} tasks/esc50_task.py"
+    assert suite_command("xares", entry) == f"python -m xares.run --max-jobs 0 {entry} tasks/esc50_task.py"
     assert suite_command("mteb", entry) == f"python {entry} ESC50 ESC50Clustering"
     wanted = "cd '/a b' && python -m xares_llm.run entry/uniaudio_encoder.py task1 task1"
     assert suite_command("xares-llm", Path("/a b/entry/uniaudio_encoder.py")) == wanted

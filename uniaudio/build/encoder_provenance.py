@@ -20,7 +20,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import shorten_paths
-from uniaudio.model.encoders.weights import read_model_config
+from uniaudio.model.encoders.weights import RANDOM, read_model_config
 from uniaudio.report.answers import check_answers
 from uniaudio.report.results import shorten_model
 from uniaudio.report.run_folder import read_json
@@ -49,7 +49,8 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
     path, options = split_options(spec)
     ending = spec.removeprefix(path)
     name = Path(path).name + ending
-    facts: dict[str, Any] = {"name": name, "uniaudio": __version__, "bases": [path], **nothing}
+    bases = [describe_base("", {"path": path})]
+    facts: dict[str, Any] = {"name": name, "uniaudio": __version__, "bases": bases, **nothing}
     folder = find_checkpoint(path)
     if folder is None and (stored := read_stored_facts(path)):
         return stored
@@ -57,19 +58,19 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
         return facts | {"base_models": find_hub_names([path]), "licenses": [read_base_license(path)]}
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    bases = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
-    bases = {name: base for name, base in bases.items() if whole or name.startswith(PART)}
+    stored = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
+    stored = {name: base for name, base in stored.items() if whole or name.startswith(PART)}
     run = folder.parent.parent
     facts |= {
         "name": run.resolve().name + (AVERAGED if path.endswith(AVERAGED) else "") + ending,
         "steps": state["step"],
         "stages": [stage.name for stage in config.stages[: state["stage"] + 1]],
-        "bases": [describe_base(name, base) for name, base in bases.items()],
+        "bases": [describe_base(name, base) for name, base in stored.items()],
         "audio_hours": state["stage_seconds"] / SECONDS_PER_HOUR,
         "results": collect_results(run, "" if options else path),
     }
     facts |= collect_data(config, state["stage"] + 1)
-    paths = [base.get("path", "") for base in bases.values()]
+    paths = [base.get("path", "") for base in stored.values()]
     licenses = [*map(read_base_license, paths), *(data["license"] for data in facts["datasets"])]
     metrics = [row["metric"] for row in facts["results"]]
     return facts | {
@@ -104,12 +105,14 @@ def read_base_license(path: str) -> str:
 
 def describe_base(name: str, base: Mapping[str, str]) -> str:
     """Return a base as a line: a Hub name in full or a folder's last part, the beginning of its hash, its license."""
-    path = base.get("path", "unknown")
+    path = base.get("path", "unknown").removeprefix(RANDOM)
+    random = RANDOM if base.get("path", "").startswith(RANDOM) else ""
     license = read_base_license(path) or "not stated beside the weights"
-    path = Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path
+    path = path if find_hub_names([path]) else Path(path).name
     digest = base.get("sha256") or base.get("revision") or ""
     return (
-        f"{name.removeprefix(PART)}: {path}"
+        (f"{name.removeprefix(PART)}: " if name else "")
+        + f"{random}{path}"
         + (f" ({digest[:12]})" if digest else "")
         + f", licence: {license}"
     )

@@ -44,7 +44,7 @@ SUITE_FOLDER = "encoder"  # the folder that AutoModel loads, beside the file of 
 HEAR = "hear"
 # of every suite: the file of this package that is copied, and the command line that runs it
 SUITES: Mapping[str, tuple[str, str]] = {
-    "xares": ("xares_encoder.py", "python -m xares.run {file} tasks/esc50_task.py"),
+    "xares": ("xares_encoder.py", "python -m xares.run --max-jobs 0 {file} tasks/esc50_task.py"),
     "xares-llm": ("xares_llm_encoder.py", "python -m xares_llm.run {file} task1 task1"),
     "mteb": ("mteb_encoder.py", "python {file} ESC50 ESC50Clustering"),
     HEAR: ("hear_encoder.py", "hear-validator {module} -d cpu"),

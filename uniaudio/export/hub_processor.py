@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin, __version__
 
 WINDOW_SAMPLES, COLUMN_SAMPLES = 480_000, 160  # samples of 30 s, and of one column of a spectrogram
 
@@ -20,8 +20,9 @@ class ClipsProcessor(ProcessorMixin):
     """
 
     attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
-    feature_extractor_class = "AutoFeatureExtractor"
-    tokenizer_class = "AutoTokenizer"
+    if __version__.startswith("4."):  # later releases find them by themselves
+        feature_extractor_class = "AutoFeatureExtractor"
+        tokenizer_class = "AutoTokenizer"
     audio_token: str
 
     def count_tokens(self, samples: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,35 +12,65 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from uniaudio import __version__
 from uniaudio.export.hf import STOCK
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.registry import WHISPER_OPTIONS
 
 LICENSE_NAME = "licenses-of-bases-and-data"  # where they are several, or not known
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # how the Hub writes one
+# those that the Hub accepts in a header, as far as data and weights of sound have them; others it refuses
+LICENSES = {
+    *(
+        "apache-2.0",
+        "mit",
+        "openrail",
+        "bigscience-openrail-m",
+        "creativeml-openrail-m",
+        "bsl-1.0",
+        "isc",
+        "c-uda",
+    ),
+    *("bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0"),
+    *("cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0"),
+    *("cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    *("cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "odc-by", "odbl", "pddl", "wtfpl"),
+    *(
+        "agpl-3.0",
+        "gfdl",
+        "gpl-2.0",
+        "gpl-3.0",
+        "lgpl-2.1",
+        "lgpl-3.0",
+        "mpl-2.0",
+        "unlicense",
+        "llama2",
+        "gemma",
+    ),
+}
+NAMED_OTHERWISE = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl"}  # by the Hub
 
 
 def make_header(facts: Mapping[str, Any], pipeline: str | None = None) -> str:
     """Return the metadata of a card as YAML.
 
-    A card states a license where all bases and data sets have that one; otherwise it is ``other``, with a link to what
-    the card says of them.
+    A card states a license where all bases and data sets have that one and the Hub knows it; otherwise it is ``other``,
+    and the text of the card says of each what is known. Data sets are those that are on the Hub.
 
     Args:
         facts: ``base_models`` (names on the Hub), ``licenses`` (of bases and data, empty texts for unknown ones),
-            ``datasets`` (``hub`` or else ``name``), ``metrics``; the last three may be missing or empty.
+            ``datasets`` (with their names on the Hub as ``hub``), ``metrics``; all but these may be missing.
         pipeline: the task by which the Hub lists the model; with None it is found by its tags, for a page that names a
             pipeline shows a call of it, and transformers has none for the frames of sound.
     """
     licenses = {text.lower() for text in facts.get("licenses", ())}
     common = next(iter(licenses)) if len(licenses) == 1 else ""
-    is_known = LICENSE.fullmatch(common) is not None
+    common = NAMED_OTHERWISE.get(common, common)
+    is_known = common in LICENSES
     bases = list(facts.get("base_models", ()))
     data = ModelCardData(
         license=common if is_known else "other",
         license_name=None if is_known else LICENSE_NAME,
-        license_link=None if is_known else "README.md",
         library_name="transformers",
         pipeline_tag=pipeline,
         base_model=bases[0] if len(bases) == 1 else bases or None,
-        datasets=[row.get("hub") or row["name"] for row in facts["datasets"]] or None,
+        datasets=list(dict.fromkeys(row["hub"] for row in facts["datasets"] if row.get("hub"))) or None,
         metrics=list(facts.get("metrics", ())) or None,
         tags=["audio", "uniaudio"] if pipeline else ["audio", "uniaudio", "audio-feature-extraction"],
     )
@@ -56,6 +85,7 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
             ``audio_hours``, ``results`` (set, model, measure, value), and what ``make_header`` takes.
         place: folder or Hub name in the examples.
     """
+    encoder_settings = find_whisper_settings(encoder)
     return render_card(
         folder,
         "model_card.md.jinja",
@@ -68,11 +98,17 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
         reads_prompt=getattr(encoder, "takes_prompts", False),
         place=place,
         stock=STOCK if (folder / STOCK).is_dir() else "",
-        pads=encoder.reach is not None
-        and getattr(encoder, "pad_to", None) == encoder.reach
-        and getattr(encoder, "pad_stride", None) is None,
+        pads=encoder.reach is not None and encoder_settings == {"pad_to": encoder.reach},
+        settings=", ".join(f"{name}: {str(value).lower()}" for name, value in encoder_settings.items()),
+        pool=encoder_settings.get("pool", 1),
         soxr=any("import soxr" in file.read_text(encoding="utf-8") for file in folder.glob("*.py")),
     )
+
+
+def find_whisper_settings(encoder: AudioEncoder) -> dict[str, Any]:
+    """Return those settings of an encoder, by name, with which it reads a clip otherwise than alone as it is."""
+    given = {name: getattr(encoder, name, None) for name in WHISPER_OPTIONS}
+    return {name: value for name, value in given.items() if value and (name, value) != ("pool", 1)}
 
 
 def write_lm_card(folder: Path, facts: Mapping[str, Any], to: str, code: str, notes: Sequence[str]) -> Path:
