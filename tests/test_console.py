@@ -30,6 +30,23 @@ def test_tables_and_sentences_are_not_wrapped_in_files(capsys):
     assert sum("word word" in line for line in lines) == 2
 
 
+@pytest.mark.parametrize("name", ["esc50:bird:validation", "/data/[noise]/x", "[/b] [a]"])
+def test_names_that_look_like_markup_are_printed_as_they_are(capsys, name):
+    console = make_console()
+    console.print(f"{name}: skipped", style="yellow")
+    table = Table(name, title=name)
+    table.add_row(name)
+    console.print(table)
+    assert capsys.readouterr().out.count(name) == 4
+
+
+def test_a_bar_shows_a_name_that_looks_like_markup():
+    stream = io.StringIO()
+    with WorkProgress(Console(file=stream, force_terminal=True, width=80), "clips") as progress:
+        progress.count(progress.begin("esc50:bird:validation [noise]", 2), 2)
+    assert "esc50:bird:validation [noise]" in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.04, "0.0"), (9.94, "9.9"), (9.96, "10"), (12.4, "12"), (25419.0, "25,419")]
 )

@@ -46,8 +46,11 @@ LOADING_BARS = ("Loading weights", "Writing model shards", "Loading checkpoint s
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console as wide as its terminal; a file or a pipe has no width."""
-    console = Console(stderr=stderr, quiet=quiet, highlight=False)
+    """Return a console as wide as its terminal; a file or a pipe has no width.
+
+    Texts are printed as they are: names from data and paths may hold ``[noise]`` or ``:bird:``, which are no markup.
+    """
+    console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -84,7 +87,7 @@ class WorkProgress(Progress):
     ) -> None:
         standard = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             *(columns or standard),
@@ -111,7 +114,7 @@ class WorkProgress(Progress):
         self.update(task, rate=rate)
         if self.shown and not self.console.is_terminal and time.monotonic() - self.last_line >= PLAIN_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(self.describe(task), markup=False)
+            self.console.print(self.describe(task))
 
     def describe(self, task: TaskID) -> str:
         """Return a line about a kind of work."""

@@ -88,9 +88,7 @@ def find_checkpoint(spec: str, read: Sequence[str] = (MODEL, STATE, BASES, CONFI
         raise UserError(f"{path} holds no checkpoint that can be used: {complaint}")
     if complaint and complaint not in SAID:
         SAID.add(complaint)
-        make_console(stderr=True).print(
-            complaint, style="yellow", highlight=False, soft_wrap=True, markup=False
-        )
+        make_console(stderr=True).print(complaint, style="yellow", soft_wrap=True)
     return chosen
 
 

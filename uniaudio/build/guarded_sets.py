@@ -32,7 +32,7 @@ def read_guarded_sets(config: RunConfig) -> list[TaskRows]:
         return []
     console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
-    return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}", markup=False))
+    return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}"))
 
 
 def score_guarded_sets(

@@ -102,7 +102,7 @@ class StageData:
                 notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
             notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
         for note in notes if is_main() and state is None else ():
-            make_console().print(note, style="yellow", highlight=False)
+            make_console().print(note, style="yellow")
         return make_loader(
             mixture,
             self.tasks,

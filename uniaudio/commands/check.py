@@ -54,7 +54,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
             config.stages, sketch_stages(config), strict=False
         ):  # none without a sketch
             text = ", ".join(f"{component} {size:,}" for component, size in trained.items())
-            console.print(f"stage {stage.name}, trained encoder parameters: {text}", highlight=False)
+            console.print(f"stage {stage.name}, trained encoder parameters: {text}")
         encoders_are_known = True
     if encoders_are_known or Path(config.decoder.folder).is_dir():  # a Hub that is away is waited for once
         with note_unreachable_hub(console):
@@ -66,7 +66,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
     console.print(
-        "[green]ok[/green]: config, recipes, templates, columns, rows, audio headers and sizes fit together"
+        "ok: config, recipes, templates, columns, rows, audio headers and sizes fit together", style="green"
     )
 
 
@@ -133,7 +133,7 @@ def check_all_rows(config: RunConfig, stage: Stage, recipe: Recipe, console: Con
 
 def print_problem(text: str, console: Console) -> None:
     """Print a sentence about something that may be wrong."""
-    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style="yellow", soft_wrap=True)
 
 
 def check_all_names(config: RunConfig, decoder: SketchedDecoder) -> None:
@@ -160,12 +160,11 @@ def print_adapter_size(config: RunConfig, encoder: AudioEncoder, encoder_size: i
     with torch.device("meta"):
         adapter = make_adapter(config.adapter, encoder, encoder.dim)
     size = sum(parameter.numel() for parameter in adapter.parameters())
-    console.print(f"adapter {config.adapter.kind}: about {size:,} parameters", highlight=False)
+    console.print(f"adapter {config.adapter.kind}: about {size:,} parameters")
     if size > encoder_size:
         console.print(
             f"the adapter has more parameters than all encoders ({encoder_size:,}); set a smaller adapter.hidden",
             style="yellow",
-            highlight=False,
         )
 
 
@@ -175,9 +174,7 @@ def note_unreachable_hub(console: Console) -> Iterator[None]:
     try:
         yield
     except HubUnreachableError as problem:
-        console.print(
-            f"not looked at before the run starts: {problem}", style="yellow", highlight=False, markup=False
-        )
+        console.print(f"not looked at before the run starts: {problem}", style="yellow")
 
 
 def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedConfig]:
@@ -211,7 +208,7 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     if config.decoder.kind != "whisper":
         print_adapter_size(config, sketch, sum(size for size, _ in sizes.values()), console)
     for text in describe_cache_sizes(sketch, config):
-        console.print(text, highlight=False)
+        console.print(text)
     folders = [fetch_model_config(part.path, part.revision) for part in config.encoders.values()]
     if any(read_model_config(folder)["model_type"] != "whisper" for folder in folders):
         return []
@@ -300,9 +297,8 @@ def print_prompt(decoder: SketchedDecoder, config: RunConfig, console: Console) 
         console.print(
             f"decoder {config.decoder.path}: a {decoder.config.model_type} model; its tokenizer is fetched "
             "from the Hub when the run starts",
-            highlight=False,
         )
         return
     prompt = f"{format.prefix}QUESTION{format.suffix}ANSWER{format.decode([format.end_of_turn])}"
     limit = f"; at most {format.max_positions} tokens with audio" if format.max_positions else ""
-    console.print(f"prompt: {prompt!r}{limit}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"prompt: {prompt!r}{limit}", soft_wrap=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.config.model_spec import parse_model_spec
@@ -206,7 +207,9 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
     for column in ("property", "holds", "seen"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row(finding.name, "[green]yes[/green]" if finding.holds else "[red]no[/red]", finding.seen)
+        table.add_row(
+            finding.name, Text("yes", "green") if finding.holds else Text("no", "red"), finding.seen
+        )
     (console or make_console()).print(table)
     failed = [finding for finding in findings if not finding.holds]
     if failed:

@@ -14,6 +14,7 @@ from rich.console import Console
 from uniaudio.commands.data_stats import measure_entry
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.console import make_console
 from uniaudio.data.importers.base import (
     KINDS,
     MANIFESTS,
@@ -54,7 +55,7 @@ def import_data(
     Raises:
         UserError: when ``out`` holds anything, or the source is not of the kind; nothing is left behind then.
     """
-    console = console or Console()
+    console = console or make_console()
     if kind not in KINDS:
         raise UserError(
             f"there is no importer '{kind}'{suggest_name(kind, KINDS)}; there are {', '.join(KINDS)}"
@@ -121,7 +122,7 @@ def show_import(recipe: Recipe, data: ImportedData, out: Path, console: Console)
     """Print every split, the notes and the next commands; hours that were measured are added to the cards."""
 
     def say(text: str) -> None:
-        console.print(escape_text(text), highlight=False, markup=False, soft_wrap=True)
+        console.print(escape_text(text), soft_wrap=True)
 
     absent = 0
     entries: list[Entry | EvalEntry] = [*recipe.train, *recipe.evaluate]

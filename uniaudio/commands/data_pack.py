@@ -95,11 +95,10 @@ def pack_recipe(
             )
             console.print(
                 f"{card.name}, {split}: {kept:,} rows, {seconds / 3600:.2f} h, {lost} left out",
-                highlight=False,
             )
         write_packed_card(card, splits, out, classes)
     write_packed_recipe(recipe, out)
-    console.print(f"train with recipe: {out / f'{recipe.name}.yaml'}", highlight=False)
+    console.print(f"train with recipe: {out / f'{recipe.name}.yaml'}")
 
 
 def pack_split(

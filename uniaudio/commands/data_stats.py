@@ -222,13 +222,13 @@ def show_stats(
     console.print(build_stats_table(recipe.name, stats, steps))
     for entry_stats in stats:
         for note in entry_stats.notes:
-            console.print(f"{entry_stats.name}: {note}", style="yellow", highlight=False, markup=False)
+            console.print(f"{entry_stats.name}: {note}", style="yellow")
     if out is not None:
         write_stats(stats, out)
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_lengths(stats).savefig(plot, dpi=120)
-        console.print(f"figure: {plot}", highlight=False)
+        console.print(f"figure: {plot}")
     return stats
 
 

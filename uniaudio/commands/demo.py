@@ -68,7 +68,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     console.print(build_answers_table(answers))
     examples = answer_examples(loaded, recipe)
     for item in examples:
-        console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})", highlight=False)
+        console.print(f"{item['question']} -> {item['answer']} (right: {item['reference']})")
     write_json(out / "probes.json", probes)
     write_json(out / "answers.json", sign_answers(answers, str(out)))
     ended = time.monotonic()

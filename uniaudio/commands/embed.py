@@ -39,9 +39,9 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
             used.append(str(file))
         except RowError as problem:
             refusals.append(problem)
-            console.print(f"{file} is left out: {problem}", style="yellow", highlight=False, markup=False)
+            console.print(f"{file} is left out: {problem}", style="yellow")
         for kind in dict.fromkeys(notices):
-            console.print(f"{file}: {kind}: {ADVICE[kind]}", style="yellow", highlight=False, markup=False)
+            console.print(f"{file}: {kind}: {ADVICE[kind]}", style="yellow")
     if not clips:
         raise UserError(f"none of {len(files)} file(s) can be used; the first: {refusals[0]}")
     embedder = load_embedder(spec, trust=trust)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.markup import escape
 
 from uniaudio.build.encoders import choose_device
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
@@ -58,7 +57,7 @@ class EvaluationBar:
     def track_set(self, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
         """Give a function that takes the number of rows answered since, of ``rows`` (None: nobody knows)."""
         started, done = time.monotonic(), 0
-        task = self.bar.begin(escape(name), None if rows is None else -(-rows // self.share))
+        task = self.bar.begin(name, None if rows is None else -(-rows // self.share))
 
         def advance(count: int) -> None:
             nonlocal done
@@ -70,9 +69,7 @@ class EvaluationBar:
         seconds = time.monotonic() - started
         if self.shown and not self.console.is_terminal:
             rate = format_number(done / max(seconds, 1e-3))
-            self.console.print(
-                f"{name}: {done} rows in {format_number(seconds)} s, {rate} rows/s", markup=False
-            )
+            self.console.print(f"{name}: {done} rows in {format_number(seconds)} s, {rate} rows/s")
 
 
 @contextlib.contextmanager

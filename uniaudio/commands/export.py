@@ -83,9 +83,9 @@ def export_checkpoint(
     if to in MODEL_TARGETS:
         line = export_model(spec, out, to, trust, decoder, push_to_hub)
         console.print(files_table(out))
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
         if push_to_hub is not None:
-            console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
+            console.print(push_folder(out, push_to_hub), soft_wrap=True)
         return
     config = None
     if (checkpoint := find_checkpoint(model.path)) is not None:
@@ -103,9 +103,9 @@ def export_checkpoint(
     console.print(
         "the frames of the written model were compared with the encoder's; load it with:", style="dim"
     )
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(line, soft_wrap=True)
     if push_to_hub is not None:
-        console.print(push_folder(out, push_to_hub), highlight=False, soft_wrap=True)
+        console.print(push_folder(out, push_to_hub), soft_wrap=True)
 
 
 def check_request(path: str, to: str, push_to_hub: str | None) -> None:

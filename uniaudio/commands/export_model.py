@@ -86,7 +86,7 @@ def export_model(
     code = write_stock_loading_code(place or str(out), target)
     write_lm_card(out, facts, to, code, notes)
     for note in notes:
-        console.print(note, style="dim", highlight=False, markup=False)
+        console.print(note, style="dim")
     return code
 
 

@@ -73,11 +73,11 @@ def measure_forgetting(
     recipes = load_stage_recipes(config)
     stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
     for complaint in complaints:
-        console.print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+        console.print(complaint, style="yellow", soft_wrap=True)
     folders = parse_folders(data)
     if not data and config.guard is not None:
         folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
-    sets = hold_folders(folders, lambda sentence: console.print(sentence, style="yellow", markup=False))
+    sets = hold_folders(folders, lambda sentence: console.print(sentence, style="yellow"))
     matrices: dict[str, ScoreMatrix] = {}
     if sets:
         rows = probe_rows(config, stages, sets, seeds, console)
@@ -178,7 +178,7 @@ def answer_matrix(
                 note = " ".join(
                     f"{entry}: {format_row_counts(result)}. {describe_cut_answers(entry, result)}".split()
                 )
-                console.print(note, style="dim", highlight=False)
+                console.print(note, style="dim")
     first: dict[tuple[str, str], int] = {}
     for row, recipe in iterate_recipes_by_row(config, recipes, stages):
         for line in recipe.train:
@@ -216,5 +216,5 @@ def show_matrices(
     (out / "forgetting.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     draw_matrices(matrices, out / "forgetting.png")
     for file in ("forgetting.json", "forgetting.png"):
-        console.print(str(out / file), highlight=False, soft_wrap=True)
+        console.print(str(out / file), soft_wrap=True)
     return result

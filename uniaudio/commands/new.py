@@ -389,7 +389,7 @@ def show_task(
     """Print what was seen, what was chosen, and the next commands."""
 
     def say(text: str) -> None:
-        console.print(escape_text(text), highlight=False, markup=False, soft_wrap=True)
+        console.print(escape_text(text), soft_wrap=True)
 
     lengths = [length for split in splits.values() for length in split.lengths]
     clips = f", clips of {min(lengths):.1f} to {max(lengths):.1f} s" if lengths else ""

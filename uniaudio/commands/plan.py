@@ -47,14 +47,13 @@ def show_plan(
         console.print(build_memory_table(plan, stage, machine))
         if text := describe_recomputing(plan, auto):
             console.print(build_recompute_table(plan, machine, auto, usable))
-            console.print(text, highlight=False)
+            console.print(text)
         for line in describe_speed(plan, machine):
-            console.print(line, highlight=False)
+            console.print(line)
     console.print(
         f"estimated at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in {str(dtype).removeprefix('torch.')}; "
         f"buffers of engines, the working memory of single operations and fragments come on top: leave a tenth free",
         style="dim",
-        highlight=False,
     )
     return plans
 

@@ -86,7 +86,7 @@ def show_row(
         except RowError as problem:
             key = row.key if isinstance(row, Row) else problem.key
             last = f"{entry.name}, row {escape_text(key)}: {problem}"
-            console.print(f"skipped: {last}", style="yellow", markup=False, highlight=False)
+            console.print(f"skipped: {last}", style="yellow")
             continue
         for template, (prompt, answer) in examples:
             task_note = f"  {template.task}" if len(entry.templates) > 1 else ""
@@ -155,8 +155,9 @@ def open_recipe_and_format(
     texts = collect_recipe_texts(opened.recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     console.print(
-        f"[yellow]token counts are those of a small tokenizer trained on this recipe's texts"
-        f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder[/yellow]"
+        f"token counts are those of a small tokenizer trained on this recipe's texts"
+        f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder",
+        style="yellow",
     )
     return opened, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from uniaudio.build.encoders import load_encoder
@@ -308,12 +309,10 @@ def embed_in_chunks(
     starts = range(0, len(clips.samples), CHUNK)
     vectors = [
         embed_clips(encoder, clips.samples[i : i + CHUNK])
-        for i in track(starts, f"embedding {what}", console=console, transient=True)
+        for i in track(starts, f"embedding {escape(what)}", console=console, transient=True)
     ]
     rate = len(clips.samples) / max(time.monotonic() - started, 1e-9)
-    console.print(
-        f"embedded {len(clips.samples)} clips of {what}, {rate:.0f} a second", style="dim", highlight=False
-    )
+    console.print(f"embedded {len(clips.samples)} clips of {what}, {rate:.0f} a second", style="dim")
     return np.concatenate(vectors)
 
 

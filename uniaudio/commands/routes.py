@@ -17,4 +17,4 @@ def show_routes(run: Path, out: Path | None, last: float) -> None:
     for table in build_routes_tables(routes):
         console.print(table)
     for file in write_routes(routes, out):
-        console.print(str(file), highlight=False, soft_wrap=True)
+        console.print(str(file), soft_wrap=True)

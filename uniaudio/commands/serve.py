@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from rich.console import Console
+from rich.text import Text
 
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.config.run import RunConfig
@@ -38,10 +39,11 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local_address(host):
             console.print(
-                f"[yellow]the page can be reached from other machines through {host}, without a password; "
-                f"whoever reaches it can use the model[/]"
+                f"the page can be reached from other machines through {host}, without a password; "
+                "whoever reaches it can use the model",
+                style="yellow",
             )
-        with console.status(f"loading {checkpoint}"):
+        with console.status(Text(f"loading {checkpoint}")):
             loaded = load_model(checkpoint, trust=trust)
             tasks = find_tasks(loaded.config, console)
             # read by gradio when it is imported: nothing is reported to its makers, uploads stay in our folder
@@ -56,7 +58,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
             server = build_server(page, limits, list_host_names(host))
         listener.listen()  # whoever opens the address that is printed below is not turned away
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"open http://{shown}:{listener.getsockname()[1]} (end with Ctrl-C)", highlight=False)
+        console.print(f"open http://{shown}:{listener.getsockname()[1]} (end with Ctrl-C)")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: the uploads are deleted
         with suppress(KeyboardInterrupt):  # which the server raises anew when it has stopped
             server.run(sockets=[listener])
@@ -109,5 +111,5 @@ def find_tasks(config: RunConfig, console: Console) -> list[TrainedTask]:
     try:
         return list_tasks(load_stage_recipes(config))
     except UserError as problem:
-        console.print(f"[yellow]no trained questions are listed: {problem}[/]")
+        console.print(f"no trained questions are listed: {problem}", style="yellow")
         return []

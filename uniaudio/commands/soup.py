@@ -122,9 +122,7 @@ def make_soup(
         chosen = alphas[0]
         facts = {"from": start or "the weights that the config names", "to": specs[0]}
         if len(alphas) > 1:
-            held = hold_folders(
-                parse_folders(data), lambda sentence: console.print(sentence, style="yellow", markup=False)
-            )
+            held = hold_folders(parse_folders(data), lambda sentence: console.print(sentence, style="yellow"))
             sets = [hold_out_clips(rows) for rows in held]
             scores = score_shares(
                 lambda a: build_encoder_with(config, last, interpolate_tensors(origin, last.model, a)),

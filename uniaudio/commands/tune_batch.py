@@ -159,13 +159,13 @@ def tune_batch(
         with console.status(f"trying micro-batches of {budget:g} s"):
             peak_gib = measure_peak_in_child(name, overrides, budget, trust)
         text = "did not fit" if peak_gib is None else f"{peak_gib:.2f} GiB"
-        console.print(f"{budget:8.1f} s: {text}", highlight=False)
+        console.print(f"{budget:8.1f} s: {text}")
         return peak_gib
 
     budget, _ = find_largest_budget(peak, limit, first, most)
     console.print(
-        f"[green]stages.0.budget.audio_seconds={budget:.0f}[/green] fits into {limit:.1f} GiB",
-        highlight=False,
+        f"stages.0.budget.audio_seconds={budget:.0f} fits into {limit:.1f} GiB",
+        style="green",
     )
     return budget
 

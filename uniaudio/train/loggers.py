@@ -55,10 +55,10 @@ class Tracker:
             for sentence in self.experiments.describe():
                 self.say(sentence)
         columns = (
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[waiting]}"),
+            TextColumn("{task.fields[waiting]}", markup=False),
         )
         self.bar = WorkProgress(self.console, "steps", columns=columns)
         self.bar.start()
@@ -86,7 +86,7 @@ class Tracker:
             self.bar.update(self.task, description=row.get("stage", "training"), figures=figures)
         if not self.console.is_terminal:
             step = f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}"
-            self.console.print(f"{step}  {figures}  eta {self.estimate_remaining()}", markup=False)
+            self.console.print(f"{step}  {figures}  eta {self.estimate_remaining()}")
         if self.experiments is not None:
             self.experiments.log(dict(flatten_numbers(row, "train")), row["step"])
 
@@ -120,7 +120,7 @@ class Tracker:
     def say(self, sentence: str, style: str = "") -> None:
         """Print what a person should know now."""
         if self.main:
-            self.console.print(sentence, style=style, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(sentence, style=style, soft_wrap=True)
 
     def warn(self, sentence: str) -> None:
         """Print what went wrong and was got over."""
@@ -182,9 +182,7 @@ def print_finished_run(run_dir: Path, main: bool, step: int) -> None:
     """Say that nothing is left to do; the row that says so is written if a kill came before it."""
     if not main:
         return
-    make_console().print(
-        f"{run_dir}: already finished at step {step}", highlight=False, soft_wrap=True, markup=False
-    )
+    make_console().print(f"{run_dir}: already finished at step {step}", soft_wrap=True)
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
     if not any('"finished"' in line for line in lines):

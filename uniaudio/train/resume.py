@@ -192,7 +192,5 @@ def print_changes(changes: Sequence[SettingChange], step: int) -> None:
         make_console().print(
             f"from step {step + 1} on with another setting: {change}",
             style="yellow",
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )

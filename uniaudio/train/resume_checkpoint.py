@@ -40,7 +40,7 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
     if path is None:
         raise UserError(f"--resume: {run_dir} holds no whole checkpoint; leave --resume out to start")
     if complaint and is_main():
-        make_console().print(complaint, style="yellow", highlight=False, soft_wrap=True, markup=False)
+        make_console().print(complaint, style="yellow", soft_wrap=True)
     checkpoint, problem = None, ""
     try:
         checkpoint = load_checkpoint(path, verify=False)

@@ -81,7 +81,7 @@ def run_suite(
                 ]
                 progress.count(probing, rate=rows.name)
                 if not console.is_terminal:
-                    console.print(f"{rows.name}: {model} is probed", markup=False)
+                    console.print(f"{rows.name}: {model} is probed")
             facts[rows.name] = summarize_task(usable, states[0].notices, data[rows.name])
             task_weights[rows.name] = TaskWeight(
                 usable.weight, rows.task.domain, rows.task.private, rows.task.unseen

@@ -136,9 +136,7 @@ def read_fisher(path: Path) -> dict[str, Tensor]:
         make_console().print(
             f"{path} does not match its checksum; it is measured again",
             style="yellow",
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )
     return {}
 
