@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -100,6 +102,22 @@ def read_first_line(problem: BaseException) -> str:
     return lines[0] if lines else type(problem).__name__
 
 
+def require_number(name: str, value: object, is_whole: bool = True, is_signed: bool = False) -> None:
+    """Refuse an argument of a call from Python that is no number; the command line has looked at its own.
+
+    Args:
+        is_signed: whether it may be 0 or below.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    kind = numbers.Integral if is_whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not (fits and (is_signed or value > 0)):  # type: ignore[operator]
+        what = "a whole number" if is_whole else "a number"
+        raise UserError(f"{name}: give {what}{'' if is_signed else ' above 0'}, not {value!r}")
+
+
 @contextmanager
 def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
     """Turn whatever a library raises inside into one sentence.
@@ -126,7 +144,7 @@ def convert_to_user_error(what: str, fix: str = "") -> Iterator[None]:
 
 @contextmanager
 def prefix_user_errors(where: str) -> Iterator[None]:
-    """Put the key of a config in front of the sentences of user errors that are raised inside.
+    """Put the key of a config in front of the sentences of user errors that are raised inside and do not begin with it.
 
     Raises:
         UserError: of the same class, with the longer sentence.
@@ -134,7 +152,9 @@ def prefix_user_errors(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as problem:
-        raise type(problem)(f"{where}: {problem}") from problem
+        sentence = str(problem)
+        is_named = sentence.startswith((f"{where} ", f"{where}:"))
+        raise type(problem)(sentence if is_named else f"{where}: {sentence}") from problem
 
 
 class convert_to_row_error:  # written as a class, which is entered four times faster than a generator

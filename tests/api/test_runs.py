@@ -76,7 +76,7 @@ def test_the_examples_of_docstrings_run(reader, module):
 
 def test_what_the_commands_do_runs_from_python_with_the_same_results(reader, capsys):
     run = uniaudio.Run("runs/birds")
-    scores = run.evaluate(out="runs/birds/answers.json", max_examples=4)
+    scores = run.evaluate(Path("data_recipes/birds.yaml"), out="runs/birds/answers.json", max_examples=4)
     assert json.loads(Path("runs/birds/answers.json").read_text()) == scores
     assert scores["my_birds:bird_call"]["examples"] == 4
     probes = run.probe({"birds": "data/birds"}, seeds=1, references=False)
@@ -112,7 +112,27 @@ def test_a_config_may_be_a_mapping_or_a_record_with_paths_and_numbers_of_numpy(r
         (lambda: uniaudio.train({"encoders": {}}), "config: output_dir: is required"),
         (lambda: uniaudio.train("configs/birds.yaml", "train.max_steps=1"), "give a list"),
         (lambda: uniaudio.train("configs/birds.yaml", {"trian.max_steps": 1}), "did you mean 'train'"),
+        (lambda: uniaudio.train("configs/birds.yaml", None), "a list of texts or a mapping, not None"),
+        (lambda: uniaudio.train("runs/birds"), "is a run folder; its config is runs/birds/config.yaml"),
+        (
+            lambda: uniaudio.train(
+                "configs/birds.yaml", ["output_dir=runs/x"], callbacks=uniaudio.Callback()
+            ),
+            "give a list of objects",
+        ),
         (lambda: uniaudio.Run("data"), "data holds no run"),
+        (lambda: uniaudio.load_encoder(""), "a model is missing"),
+        (lambda: uniaudio.load_encoder("dog.flac"), "^dog.flac is a file; give the folder of a model$"),
+        (lambda: uniaudio.load_encoder("data"), "^data holds no model: there is no config.json in it$"),
+        (
+            lambda: uniaudio.Run("runs/birds").ask("dog.flac", "What?", max_new_tokens=0),
+            "max_new_tokens: give",
+        ),
+        (lambda: uniaudio.Run("runs/birds").ask("dog.flac", "What?" * 5000), r"text too long.*'What\?What"),
+        (lambda: uniaudio.Run("runs/birds").evaluate(max_examples=-1), "max_examples: give"),
+        (lambda: uniaudio.Run("runs/birds").evaluate(batch_seconds=0), "batch_seconds: give"),
+        (lambda: uniaudio.Run("runs/birds").probe({"birds": "data/birds"}, seeds=0), "seeds: give"),
+        (lambda: uniaudio.Run("runs/birds").probe(["data/birds"]), "data: give names and folders"),
         (lambda: uniaudio.load_model("data"), "neither a checkpoint nor a run folder"),
         (lambda: uniaudio.Run("runs/birds").ask("no.wav", "What?"), "missing file"),
         (lambda: uniaudio.Run("runs/birds").export("data"), "data"),

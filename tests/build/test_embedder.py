@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,8 @@ def test_as_a_module_it_has_gradients_modes_and_a_state(embedder, tmp_path):
         ((torch.zeros(2, 5), [5]), "2 clips have 1 to 5 samples"),
         ((torch.zeros(2, 5), [5, 6]), "2 clips have 1 to 5 samples"),
         (([torch.zeros(5)], [5]), "belong to a padded tensor"),
+        ((["dog.flac"],), "give a list of waveforms .*`embed` takes files"),
+        (([torch.zeros(5, dtype=torch.int32)],), "not torch.int32"),
     ],
 )
 def test_what_a_module_cannot_take_is_refused(embedder, given, message):
@@ -196,6 +199,9 @@ def test_other_rates_are_resampled(embedder):
     [
         (["no such file.wav"], "missing file"),
         ("no such file.wav", "missing file"),
+        ("https://host/dog.flac", "clip: https://host/dog.flac is an address"),
+        (str(Path(__file__).parent), "is a folder"),
+        ((CLIPS[0], float("nan")), "the sampling rate: give a number above 0, not nan"),
         (np.zeros((2, 100), np.float32), r"give \[array\] for one clip, list\(array\) for many"),
         ([np.zeros((2, 100, 2), np.float32)], r"clips\[0\].*one axis"),
         ([b"no audio"], r"clips\[0\]"),
@@ -217,8 +223,18 @@ def test_what_cannot_be_meant_is_refused(embedder, clips, message):
 def test_wrong_words_are_refused(embedder, tmp_path):
     with pytest.raises(UserError, match="neither mean nor none"):
         embedder.embed(CLIPS, pool="max")
-    with pytest.raises(UserError, match="above 0"):
-        embedder.embed(CLIPS, sampling_rate=0)
+    for name, values in {
+        "sampling_rate": (0, "x"),
+        "layer": ("1", 1.0, True),
+        "batch_size": (0, 1.5),
+        "batch_seconds": (0, "60", float("nan")),
+    }.items():
+        for value in values:
+            with pytest.raises(UserError, match=f"{name.replace('_', '.')}: give a"):
+                embedder.embed(CLIPS, **{name: value})
+    for dtype in (torch.int8, "bfloat16"):
+        with pytest.raises(UserError, match="dtype: give a floating-point type"):
+            uniaudio.load_encoder(tmp_path / "whisper", dtype=dtype)
     with pytest.raises(UserError, match="device"):
         uniaudio.load_encoder(tmp_path / "whisper", device="nowhere")
 

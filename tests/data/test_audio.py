@@ -1,3 +1,4 @@
+import gc
 import io
 import resource
 from pathlib import Path
@@ -220,6 +221,19 @@ def test_a_rate_that_cannot_be_is_damage():
     data[24:28] = (2**31 - 1).to_bytes(4, "little")
     with pytest.raises(RowError, match=r"broken audio: clip .the header states 1600 frames at 2147483647 Hz"):
         decode(bytes(data), 30.0, "clip")
+
+
+@pytest.mark.parametrize("rate", [16000, 22050])
+def test_files_are_closed(tmp_path, rate, recwarn):
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, sine(0.1, 440, rate), rate)
+        decode(tmp_path / name, 30.0, "clip")
+        probe_seconds(tmp_path / name)
+    (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[:500])
+    with pytest.raises(RowError, match=r"(truncated|broken) audio"):
+        decode(tmp_path / "a.flac", 30.0, "clip")
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def clip(count, value):

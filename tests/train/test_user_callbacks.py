@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import uniaudio
 from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.errors import RowError
 from uniaudio.train.user_callbacks import EVENTS, collect_callbacks
 
 STEPS = {"train.max_steps": 4, "train.save_every": 2, "train.log_every": 2}
@@ -104,6 +105,8 @@ def test_a_config_names_callbacks_by_module_and_class(tone_run, tmp_path, monkey
 @pytest.mark.parametrize(
     ("given", "names", "trust", "message"),
     [
+        (object(), [], NO_TRUST, "callbacks: give a list of objects, not object"),
+        ([RowError], [], NO_TRUST, "RowError'> cannot be made .*; give an object of that class"),
         ([object()], [], NO_TRUST, "object: none of the methods"),
         ([type("Typing", (), {"on_evalute": print})], [], NO_TRUST, "did you mean 'on_evaluate'"),
         (

@@ -15,7 +15,7 @@ from uniaudio.commands.ask import answer_questions
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import Trust
 from uniaudio.data.audio_input import AudioInput, is_single_clip, iterate_clips
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, require_number
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.types import SAMPLE_RATE
 
@@ -91,6 +91,8 @@ class TrainedModel:
         Raises:
             UserError: when a clip or the question cannot be used, naming it.
         """
+        require_number("max_new_tokens", max_new_tokens)
+        require_number("batch_seconds", batch_seconds, is_whole=False)
         if is_single_clip(audio):
             if not isinstance(text, str):
                 raise UserError(f"text: one clip takes one question, not {type(text).__name__}")

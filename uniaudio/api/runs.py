@@ -26,7 +26,7 @@ from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import Trust
 from uniaudio.data.audio_input import AudioInput
 from uniaudio.distributed import barrier, shutdown_process_group
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, require_number
 from uniaudio.orphans import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
 from uniaudio.run_records import read_metrics
@@ -120,7 +120,7 @@ class Run:
 
     def evaluate(
         self,
-        recipe: str | None = None,
+        recipe: str | Path | None = None,
         *,
         out: str | Path | None = None,
         max_examples: int | None = None,
@@ -142,12 +142,16 @@ class Run:
         Raises:
             UserError: as the command.
         """
+        if max_examples is not None:
+            require_number("max_examples", max_examples)
+        if batch_seconds is not None:
+            require_number("batch_seconds", batch_seconds, is_whole=False)
         file = check_file_option(to_path(out))
         name = str(self.folder)
         keep_group_until_exit()
         return run_evaluation(
             name,
-            recipe,
+            None if recipe is None else str(recipe),
             file,
             max_examples,
             protocol,
@@ -162,7 +166,7 @@ class Run:
         data: Mapping[str, str | Path] | None = None,
         *,
         suite: str | None = None,
-        against: Sequence[str | Path] = (),
+        against: str | Path | Sequence[str | Path] = (),
         protocol: Literal["masked", "xares"] = "masked",
         layers: bool = False,
         seeds: int = 3,
@@ -182,8 +186,12 @@ class Run:
         Raises:
             UserError: as the command.
         """
+        require_number("seeds", seeds)
+        if not isinstance(data, Mapping | None):
+            raise UserError(f"data: give names and folders, such as {{'birds': 'data/birds'}}, not {data!r}")
         folders = [f"{name}={folder}" for name, folder in (data or {}).items()]
-        models = [str(self.folder), *map(str, against)]
+        others = [against] if isinstance(against, str | Path) else against
+        models = [str(self.folder), *map(str, others)]
         file = check_file_option(to_path(out))
         return run_probe(models, folders, suite, protocol, file, seeds, layers, self._trust, references)
 

@@ -17,7 +17,7 @@ from uniaudio.build.encoders import load_encoder as load_audio_encoder
 from uniaudio.build.encoders import open_device
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.audio_input import AudioInput, Waveform, is_single_clip, iterate_clips, read_samples
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error, require_number
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
@@ -140,11 +140,14 @@ class Embedder(nn.Module):
             return Ragged.from_padded(waveforms.to(device), counts)
         if lengths is not None:
             raise UserError("lengths: they belong to a padded tensor; a list of waveforms has its own")
-        rows = [torch.as_tensor(waveform) for waveform in waveforms]
+        with convert_to_user_error("waveforms: give a list of waveforms [S]", "`embed` takes files"):
+            rows = [torch.as_tensor(waveform) for waveform in waveforms]
         if not rows or any(row.dim() != 1 or not len(row) for row in rows):
             raise UserError(
                 f"waveforms: give a list of waveforms [S], not of {[tuple(row.shape) for row in rows]}"
             )
+        if unfit := [row.dtype for row in rows if not (row.is_floating_point() or row.dtype == torch.int16)]:
+            raise UserError(f"waveforms: samples are int16 or floats in [-1, 1], not {unfit[0]}")
         return Ragged.from_rows([row.to(device) for row in rows])
 
     @overload
@@ -223,12 +226,15 @@ class Embedder(nn.Module):
         if pool not in ("mean", "none"):
             raise UserError(f"pool: '{pool}' is neither mean nor none")
         states = len(self.layer_dims)
+        if layer is not None:
+            require_number("layer", layer, is_signed=True)
         if layer is not None and not -states <= layer < states:
             raise UserError(
                 f"layer: {layer} is not one of the encoder's {states} hidden states, 0 to {states - 1}"
             )
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size: {batch_size} is not above 0")
+        if batch_size is not None:
+            require_number("batch_size", batch_size)
+        require_number("batch_seconds", batch_seconds, is_whole=False)
         is_single = is_single_clip(clips)
         work = embed_clips if pool == "mean" else encode_clips
         results: list[NDArray[np.float32]] = []
@@ -280,6 +286,8 @@ def load_embedder(
     Args:
         trust: code that the model may run.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype: give a floating-point type of torch, such as torch.bfloat16, not {dtype!r}")
     encoder = load_audio_encoder(spec, open_device(device), trust)
     return Embedder(encoder if dtype is None else encoder.to(dtype), trainable)
 

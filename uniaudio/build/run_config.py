@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.overrides import Overrides
+from uniaudio.config.overrides import Overrides, require_overrides
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import MINI, load_run, parse_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -24,6 +24,7 @@ def open_run(
     Raises:
         UserError: naming file and key.
     """
+    require_overrides(overrides)
     if isinstance(config, RunConfig):
         return parse_run(config.resolve_values(), config.folder, overrides, trust | config.trust)
     if isinstance(config, Mapping):

@@ -94,6 +94,8 @@ def parse_model_spec(text: str) -> ModelSpec:
     Raises:
         UserError: naming an option that is unknown, without a value, given twice or out of bounds.
     """
+    if not text:
+        raise UserError("a model is missing: give a run folder, or the folder or Hub name of an encoder")
     path, query = split_options(text)
     if path == text:
         return ModelSpec(text)

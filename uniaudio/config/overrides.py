@@ -60,6 +60,18 @@ def merge_mappings(base: dict[str, Any], override: dict[str, Any]) -> dict[str, 
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
+def require_overrides(overrides: object) -> None:
+    """Refuse overrides from Python that are neither a list of texts nor a mapping.
+
+    Raises:
+        UserError: saying what to give.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: give a list or a mapping, such as ['{overrides}']")
+    if not isinstance(overrides, Sequence | Mapping) or not all(isinstance(each, str) for each in overrides):
+        raise UserError(f"overrides: give a list of texts or a mapping, not {overrides!r}")
+
+
 def apply_overrides(data: dict[str, Any], overrides: Overrides, known_first: Sequence[str]) -> None:
     """Set ``stages.0.steps=10`` and so on in place; the schema checks the result.
 
@@ -70,8 +82,6 @@ def apply_overrides(data: dict[str, Any], overrides: Overrides, known_first: Seq
     Raises:
         UserError: when one is not ``key=value``, or leads through something that has no parts.
     """
-    if isinstance(overrides, str):
-        raise UserError(f"overrides: give a list or a mapping, such as ['{overrides}']")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             set_value(data, str(key), value, f"{key}={value}", known_first)

@@ -66,6 +66,8 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
                 return path
         if "/" in name_or_path:
             raise UserError(f"there is no {kind} file {name_or_path}")
+    if kind == "config" and (stored := Path(name_or_path) / "config.yaml").is_file():
+        raise UserError(f"{name_or_path} is a run folder; its config is {stored}")
     stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
     folders = list_search_folders(kind, near)
     for folder in folders:

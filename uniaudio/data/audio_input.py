@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from uniaudio.data.audio import QUANTA, decode, mix_channels
-from uniaudio.errors import RowError, UserError, convert_to_user_error
+from uniaudio.errors import RowError, UserError, convert_to_user_error, require_number
 from uniaudio.types import SAMPLE_RATE
 
 LOUDEST = 2.0  # size of a float sample; beyond it the samples were never in [-1, 1]
@@ -63,7 +64,7 @@ def is_single_clip(clips: object) -> bool:
 
 def is_waveform_with_rate(clip: tuple[Any, ...]) -> bool:
     """Return whether a tuple is ``(waveform, rate)``, as torchaudio, librosa and soundfile return it."""
-    return len(clip) == 2 and isinstance(clip[1], int) and isinstance(clip[0], np.ndarray | torch.Tensor)
+    return len(clip) == 2 and isinstance(clip[1], Real) and isinstance(clip[0], np.ndarray | torch.Tensor)
 
 
 def is_decoder(clip: object) -> bool:
@@ -96,6 +97,8 @@ def read_samples(clip: AudioInput, rate: int, max_seconds: float, name: str) -> 
     """
     if isinstance(clip, Mapping):
         return read_mapping(clip, rate, max_seconds, name)
+    if isinstance(clip, str) and "://" in clip:
+        raise UserError(f"{name}: {clip} is an address, not a file; fetch it first")
     if isinstance(clip, str | Path):
         return decode_samples(Path(clip).expanduser(), max_seconds, str(clip))
     value: Any = clip
@@ -177,8 +180,7 @@ def resample(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.f
     """Return samples at 16 kHz."""
     if rate == SAMPLE_RATE:
         return samples
-    if not rate > 0:
-        raise UserError(f"{name}: a sampling rate of {rate} Hz is not above 0")
+    require_number(f"{name}: the sampling rate", rate, is_whole=False)
     samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
     if not len(samples):
         raise UserError(f"{name}: nothing is left of the waveform at 16 kHz")

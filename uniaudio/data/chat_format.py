@@ -172,16 +172,17 @@ class ChatFormat:
             RowError: "text too long", "special token in text", "broken text", "empty answer".
         """
         text_tokens = len(self.answer(answer)) + sum(map(len, self.encode_prompt(prompt)))
+        longest = max(*prompt, answer, key=len)[:SHOWN]
         if text_tokens > self.max_text_tokens:
             raise RowError(
                 "text too long",
-                f"{text_tokens} tokens, data.max_text_tokens is {self.max_text_tokens}: {answer[:SHOWN]!r}",
+                f"{text_tokens} tokens, data.max_text_tokens is {self.max_text_tokens}: {longest!r}",
             )
         if self.max_positions is not None and text_tokens + audio_tokens > self.max_positions:
             raise RowError(
                 "text too long",
                 f"{text_tokens} tokens of text and {audio_tokens} of audio, the decoder takes {self.max_positions}: "
-                f"{answer[:SHOWN]!r}",
+                f"{longest!r}",
             )
 
     def check_vocabulary(self, vocabulary: int) -> None:

@@ -71,7 +71,7 @@ def open_reader(source: EncodedAudio | OpenFile, name: str) -> Reader:
         source = source.fetch()
     path = source.path if isinstance(source, FilePart) else source
     if isinstance(path, Path) and not path.is_file():
-        raise RowError("missing file", str(path))
+        raise RowError("missing file", f"{path} is a folder" if path.is_dir() else str(path))
     if isinstance(source, FilePart):
         reader: Reader = PartReader(source)
         source.read(0, 0)  # whether the file has such a part

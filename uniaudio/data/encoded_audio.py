@@ -124,6 +124,10 @@ class OpenFile:
         self.size = os.fstat(self.file.fileno()).st_size
         self.content = self.file.read(self.size) if is_whole and self.size <= SMALL_FILE else b""
 
+    def __del__(self) -> None:
+        if "file" in self.__dict__:  # else it could not be opened
+            self.file.close()
+
     def read(self, first: int, count: int) -> bytes:
         """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
         if self.content:

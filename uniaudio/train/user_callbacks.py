@@ -145,7 +145,12 @@ def collect_callbacks(given: Sequence[object], names: Sequence[str], trust: Trus
         UserError: when code of the config was not allowed or cannot be imported, or an object has no method that
             training calls, or one beginning with ``on_`` that it does not know.
     """
-    callbacks = [callback() if isinstance(callback, type) else callback for callback in given]
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"callbacks: give a list of objects, not {type(given).__name__}")
+    callbacks = []
+    for callback in given:
+        with convert_to_user_error(f"callbacks: {callback} cannot be made", "give an object of that class"):
+            callbacks.append(callback() if isinstance(callback, type) else callback)
     for number, name in enumerate(names):
         kind = import_code(name, f"train.callbacks.{number}", trust)
         with convert_to_user_error(f"train.callbacks.{number}: {name}() cannot be made"):

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from uniaudio.errors import UserError, prefix_user_errors
+from uniaudio.errors import UserError, prefix_user_errors, read_first_line
 from uniaudio.hub_client import call_hub, convert_hub_errors
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
@@ -85,6 +85,8 @@ def refuse_missing_folder(name: str) -> None:
     Raises:
         UserError: naming it.
     """
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file; give the folder of a model")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UserError(f"there is no folder {name}")
 
@@ -140,8 +142,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as problem:
+        raise UserError(f"{folder} holds no model: there is no config.json in it") from problem
     except (OSError, ValueError) as problem:
-        raise UserError(f"{folder}: config.json cannot be read ({problem})") from problem
+        raise UserError(f"{folder}: config.json cannot be read ({read_first_line(problem)})") from problem
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{folder}: config.json names no model_type")
     return config

@@ -96,7 +96,7 @@ def list_places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
     newest_first = sorted(places, key=parse_step, reverse=True)
     try:
         named = (folder / LATEST).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return newest_first, ""
     except (OSError, UnicodeDecodeError) as problem:
         return newest_first, f"{folder / 'latest'} cannot be read ({read_first_line(problem)})"
