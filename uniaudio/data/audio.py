@@ -95,7 +95,7 @@ def parse_plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] 
         elif name == b"data":
             if not rate or size < 2 or len(data) - place - size > riff.LEFTOVER:
                 return None
-            return np.frombuffer(data, "<i2", size // 2, place), rate
+            return np.frombuffer(data, "<i2", size // 2, place).copy(), rate  # one that torch may write to
         place += size + size % 2
     return None
 
