@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -381,7 +382,7 @@ def test_rows_that_cannot_be_used_are_allowed_for(tmp_path, place):
     rows = [{"label": "ab"[n % 2] if n % 4 else None} for n in range(40)]
     write_manifest(place, rows)
     text, _, out = new(tmp_path, place)
-    assert load_run(str(out / "configs/birds.yaml")).data.max_skipped_share == 0.32
+    assert load_run(str(out / "configs/birds.yaml")).data.max_skipped_share == 0.48
     assert "10 rows have none" in text
 
 
@@ -401,6 +402,135 @@ def test_nothing_is_left_behind_by_a_mistake(tmp_path, place):
     with pytest.raises(UserError):
         new(tmp_path, place, question="{{ labels")
     assert not list((tmp_path / "project").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".lab", ".TXT"])
+def test_texts_beside_clips_are_transcripts(tmp_path, place, suffix):
+    for number in range(20):
+        write_clip(place / f"{number}.wav", number)
+        (place / f"{number}{suffix}").write_bytes(f"\ufeffwords of {number}\r\n".encode())
+    (place / "about.txt").write_text("no clip has this name")
+    text, recipe, _ = new(tmp_path, place)
+    assert "`text` (by its name): a transcript" in text
+    assert "passed over: file with suffix .txt (1)" in text
+    train, test = read_sides(recipe)
+    assert {q.answer for q in (*train.values(), *test.values())} == {f"words of {n}" for n in range(20)}
+    assert recipe.evaluate[0].templates[0].scoring.metric == "wer"
+
+
+def test_json_files_beside_clips_give_columns(tmp_path, place):
+    for number in range(20):
+        write_clip(place / f"{number}.wav", number)
+        content = {"text": f"words of {number}", "speaker": f"s{number % 4}"}
+        (place / f"{number}.json").write_text(json.dumps(content) if number else "{broken")
+    text, _recipe, _ = new(tmp_path, place)
+    assert "by `speaker`, each of 4 on one side alone" in text
+    assert "rows that cannot be used: broken metadata (1)" in text
+
+
+def test_true_and_false_are_the_labels_yes_and_no(tmp_path, place):
+    write_manifest(place, [{"is bird": number % 2 == 0, "x": number} for number in range(20)])
+    _text, recipe, _ = new(tmp_path, place, label="is bird")
+    assert recipe.train[0].templates[0].labels == ("no", "yes")
+    answers = {key: q.answer for side in read_sides(recipe) for key, q in side.items()}
+    assert (answers["clips/0.wav"], answers["clips/1.wav"]) == ("yes", "no")
+
+
+def test_underscores_around_a_class_are_no_blanks(tmp_path, place):
+    write_classes(place, ["__noise__", "dog_bark"], 6)
+    recipe = new(tmp_path, place)[1]
+    assert set(recipe.train[0].templates[0].labels) == {"noise", "dog bark"}
+    assert {q.answer for q in read_sides(recipe)[0].values()} == {"noise", "dog bark"}
+
+
+def test_labels_that_cannot_be_on_both_sides(tmp_path, place):
+    write_classes(place, ["a", "b"], 1)
+    assert "1 label(s) have so few clips that they are in the test split alone" in new(tmp_path, place)[0]
+
+
+def test_folders_above_the_labels(tmp_path, place):
+    for number in range(24):
+        write_clip(place / "ab"[number % 2] / f"y{number % 3}" / f"{number}.wav", number)
+    text, recipe, out = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("y0", "y1", "y2")
+    assert "for those above it (a, b ...)" in text
+    made = re.search(r"`(columns: .+?)` into the card", text)[1]
+    card = out / "data_recipes/datasets/birds.yaml"
+    card.write_text(f"{card.read_text()}{made}\n")
+    template = out / "templates/birds.yaml"
+    content = template.read_text().replace("[label]", "[outer]").replace("{{ label }}", "{{ outer }}")
+    template.write_text(content.replace("[y0, y1, y2]", "[a, b]"))
+    sides = read_sides(load_recipe(str(out / "data_recipes/birds.yaml")))
+    assert {q.answer for side in sides for q in side.values()} == {"a", "b"}
+
+
+def test_stored_splits_that_are_not_for_training(tmp_path, place):
+    rows = {
+        "audio": [{"bytes": clip_bytes(n), "path": f"{n}.wav"} for n in range(12)],
+        "label": ["a", "b"] * 6,
+    }
+    fold = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio())
+    datasets.DatasetDict(fold1=fold, fold2=fold).save_to_disk(place / "saved")
+    text, recipe, _ = new(tmp_path, place / "saved")
+    assert "no stored split is called train: fold1 alone is used, not fold2" in text
+    assert sum(map(len, read_sides(recipe))) == 12
+    assert "splits: train 9, test 3 rows" in text  # all were read, and counted
+
+
+def test_a_manifest_of_which_half_the_clips_are_there(tmp_path, place):
+    write_manifest(place, [{"label": "ab"[number // 2 % 2]} for number in range(40)])
+    for number in range(0, 40, 2):
+        (place / f"clips/{number}.wav").unlink()
+    _text, _recipe, out = new(tmp_path, place)
+    assert load_run(str(out / "configs/birds.yaml")).data.max_skipped_share > 0.5
+    (place / "clips/1.wav").unlink()
+    with pytest.raises(
+        UserError, match=r"21 of the first 40 clips that `audio` names are not there, such as .+clips/0\.wav"
+    ):
+        new(tmp_path, place, force=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"1.wav,a\n2.wav,b\n",
+            r"its first line is a row already \(1\.wav\); put one with the names of columns",
+        ),
+        (
+            "file,class\n1.wav,Möwe\n2.wav,Krähe\n".encode("latin-1"),
+            "`class` is no UTF-8 text in 2 of 2 rows",
+        ),
+    ],
+)
+def test_tables_of_other_programs(tmp_path, place, content, message):
+    for number in (1, 2):
+        write_clip(place / f"{number}.wav", number)
+    (place / "table.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        new(tmp_path, place / "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("Is it {{ label }}?", "--ask: tells the answer, the column 'label'"),
+        ("<audio> or <audio>?", "--ask: names the clip, <audio>, 2 times"),
+        ("What is {{ this }}?", "--ask: uses 'this', but the columns are "),
+        ("What is {{ this?", "--ask: unexpected char"),
+    ],
+)
+def test_questions_that_have_no_place_in_a_template(tmp_path, place, question, message):
+    write_classes(place, ["a", "b"], 5)
+    with pytest.raises(UserError, match=message):
+        new(tmp_path, place, question=question)
+
+
+@pytest.mark.parametrize("question", ['What\'s {this} "here"? #1', "100 %: 'a'\nor b\\n?"])
+def test_questions_with_signs_of_yaml_and_jinja(tmp_path, place, question):
+    write_classes(place, ["a", "b"], 5)
+    train, _ = read_sides(new(tmp_path, place, question=question)[1])
+    assert {q.prompt for q in train.values()} == {("", question)}
 
 
 def ambiguous(folder):
@@ -487,10 +617,23 @@ def test_a_named_column_wins(tmp_path, place):
         new(tmp_path, place, label="lable", force=True)
 
 
-@pytest.mark.parametrize("name", ["my birds", "a/b", "", "../x"])
+@pytest.mark.parametrize("name", ["my birds", "a/b", "", "../x", "birds.yaml", "x" * 101])
 def test_names_that_no_file_can_have(tmp_path, place, name):
-    with pytest.raises(UserError, match="take letters, digits, _ and -"):
+    with pytest.raises(UserError, match="take up to 100 letters, digits, _ and -, such as "):
         create_task(NewTask(name, str(place), out=tmp_path))
+
+
+def test_names_of_shipped_files(tmp_path, place):
+    with pytest.raises(UserError, match="NAME 'asr': files of this name come with uniaudio; take my_asr"):
+        create_task(NewTask("asr", str(place), out=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["null", "123", "yes", "1e5", "vögel", "a.b", "0x1"])
+def test_names_that_yaml_reads_as_something_else(tmp_path, place, name):
+    write_classes(place, ["a", "b"], 5)
+    config = create_task(NewTask(name, str(place), out=tmp_path), Console(file=io.StringIO()))
+    assert Path(load_run(str(config)).stages[0].recipe).stem == name
+    assert load_recipe(str(tmp_path / f"data_recipes/{name}.yaml")).train[0].templates[0].task == name
 
 
 def test_models_that_are_named(tmp_path, place):

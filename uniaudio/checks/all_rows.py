@@ -98,13 +98,14 @@ def read_all_rows(entry: RecipeEntry, progress: WorkProgress) -> RowFindings:
     """
     entry, source = open_entry(entry)
     texts = read_text_rows(source, entry.dataset)
-    findings = RowFindings(entry, isinstance(source, IndexedSource), sample=texts.sample)
+    findings = RowFindings(entry, isinstance(source, IndexedSource))
     findings.labels = next((labels for labels in entry.label_sets if labels), ())
     work = progress.begin(f"reading {entry.name}, {entry.split}", texts.count)
-    for number, row in enumerate(texts.rows, 1):
+    for number, row in enumerate(texts, 1):
         if number % COUNTED_AT_ONCE == 0:
             progress.count(work, COUNTED_AT_ONCE)
         add_row(findings, row)
+    findings.sample = texts.sample
     progress.update(work, visible=False)
     if not findings.lengths:
         findings.are_measured = True

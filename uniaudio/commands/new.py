@@ -18,6 +18,7 @@ from rich.console import Console
 
 from uniaudio.build.run_config import open_run
 from uniaudio.checks.recipe import check_entry
+from uniaudio.config.search_paths import find_shipped_root
 from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.card import DatasetCard, make_card
 from uniaudio.data.card_file import CardFile
@@ -50,7 +51,7 @@ from uniaudio.estimate.starting_config import (
     render_config,
 )
 
-NAME = re.compile(r"\w[\w.-]*")
+NAME = re.compile(r"\w[\w.-]{0,99}")
 MEASURED, MEASURED_FAR = 200, 20  # clips of a split whose length is read; over a network
 COUNTED_AT_ONCE = 1000  # rows between two updates of the bar
 SHOWN_LABELS, SHOWN_COLUMNS = 5, 12
@@ -157,9 +158,12 @@ def name_files(wanted: NewTask) -> list[Path]:
     Raises:
         UserError: for a name that no file can have, and for files that are there.
     """
-    if not NAME.fullmatch(wanted.name):
-        near = re.sub(r"\W+", "_", wanted.name).strip("_") or "my_task"
-        raise UserError(f"NAME '{wanted.name}': take letters, digits, _ and -, such as {near}")
+    stem = re.sub(r"\.ya?ml$", "", wanted.name)
+    if not NAME.fullmatch(wanted.name) or stem != wanted.name:
+        near = re.sub(r"\W+", "_", stem).strip("_")[:40] or "my_task"
+        raise UserError(f"NAME '{wanted.name[:40]}': take up to 100 letters, digits, _ and -, such as {near}")
+    if any((find_shipped_root() / folder / f"{wanted.name}.yaml").is_file() for folder in FILES):
+        raise UserError(f"NAME '{wanted.name}': files of this name come with uniaudio; take my_{wanted.name}")
     paths = [wanted.out / folder / f"{wanted.name}.yaml" for folder in FILES]
     there = [str(path) for path in paths if path.exists()]
     if there and not wanted.force:
@@ -188,16 +192,17 @@ def read_split(layout: Layout, split: str, place: str, console: Console) -> Spli
     card = make_trial_card(layout, split, place)
     source = open_source(card, split)
     texts = read_text_rows(source, card)
-    read = SplitRows(rows=source.size, sample=texts.sample)
+    read = SplitRows(rows=source.size)
     with WorkProgress(console, "rows") as progress:
         work = progress.begin(f"reading {split}", texts.count)
-        for number, row in enumerate(texts.rows, 1):
+        for number, row in enumerate(texts, 1):
             if number % COUNTED_AT_ONCE == 0:
                 progress.count(work, COUNTED_AT_ONCE)
             if isinstance(row, Row):
                 read.columns.append({KEY: row.key, **row.columns})
             else:
                 read.errors[row.reason] += 1
+    read.sample = texts.sample
     if read.rows is None and not read.sample:
         read.rows = len(read.columns) + read.errors.total()
     read.classes = source.classes
@@ -241,9 +246,11 @@ def refuse_empty(profiles: Mapping[str, ColumnProfile], splits: Mapping[str, Spl
             reasons.update(split.errors)
         raise UserError(f"{where}: no row can be read ({', '.join(reasons) or 'there are none'})")
     if not set(profiles) - {"file_name"}:
+        passed = [split.left_out for split in splits.values() if split.left_out]
         raise UserError(
             f"{where}: holds {rows:,} recording(s), but nothing says what they are; put them into a folder for each "
-            "label, or write a metadata.csv beside them with the columns file_name and label (or text)"
+            "label, a .txt with the text beside each, or write a metadata.csv beside them with the columns file_name "
+            f"and label (or text){'; passed over: ' + ', '.join(passed) if passed else ''}"
         )
     unreadable = sum(split.unreadable for split in splits.values())
     if unreadable and unreadable == sum(split.measured for split in splits.values()):
@@ -408,13 +415,28 @@ def show_task(
         unusable.update(split.errors)
     if unusable:
         say(f"note: rows that cannot be used: {describe_reasons(unusable)}; `uniaudio check` lists them")
-    for note in (*task.layout.notes, *task.division.notes):
+    for note in (*task.layout.notes, *note_outer_folders(task, splits), *task.division.notes):
         say(f"note: {note}")
     say(f"wrote {', '.join(map(str, paths))}")
     config = shlex.quote(str(paths[-1]))
     say(f"next: uniaudio train {config}")
     say(f"or first: uniaudio preview {config} -n 3")
     say(f"          uniaudio check {config}")
+
+
+def note_outer_folders(task: TaskDescription, splits: Mapping[str, SplitRows]) -> list[str]:
+    """Return a sentence about the folders above those that labels are named after, where there are several."""
+    if "audiofolder" not in task.load or task.answer.column != "label":
+        return []
+    names = (str(row.get("file_name", "")) for split in splits.values() for row in split.columns)
+    outer = sorted({name.split("/")[0] for name in names if name.count("/") > 1})
+    if len(outer) < 2:
+        return []
+    shown = ", ".join(outer[:SHOWN_LABELS])
+    return [
+        f"the label is the folder that a clip lies in; for those above it ({shown} ...) write `columns: {{outer: "
+        "\"{{ file_name.split('/')[0] }}\"}` into the card, and `outer` into the template"
+    ]
 
 
 def describe_count(rows: int | None) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.base import IndexedSource, Row, Source
@@ -15,39 +14,52 @@ MOST_ROWS = 200_000  # of a split that are read; of more it is a sample
 SLOW_ROWS, SLOW_SHARDS = 2_000, 4  # of a split that is read over a network, or from compressed tars
 
 
-@dataclass(frozen=True)
 class TextRows:
-    """Rows whose clips are named but not read.
+    """Rows whose clips are named but not read; they are gone through once.
 
     Args:
-        count: how many there are at most. sample: says which part of the split they are; empty for all of it.
+        parts: the rows of a split, or of some of its shards. most: rows that are read of each part.
+        count: how many there are at most. sample: says which part of the split is read, where it is not all.
+        is_cut: not all parts of the split are here.
     """
 
-    rows: Iterator[Row | RowError]
-    count: int | None
-    sample: str = ""
+    def __init__(
+        self,
+        parts: Iterable[Iterator[Row | RowError]],
+        most: int,
+        count: int | None,
+        sample: str = "",
+        is_cut: bool = False,
+    ) -> None:
+        self.parts, self.most, self.count, self.cut_sample, self.is_cut = parts, most, count, sample, is_cut
+
+    def __iter__(self) -> Iterator[Row | RowError]:
+        for rows in self.parts:
+            yield from islice(rows, self.most)
+            self.is_cut = self.is_cut or next(rows, None) is not None
+
+    @property
+    def sample(self) -> str:
+        """Which part of the split was read, known behind the last row; empty for all of it."""
+        return self.cut_sample if self.is_cut else ""
 
 
 def read_text_rows(source: Source, card: DatasetCard, most: int = MOST_ROWS) -> TextRows:
     """Return all rows of a split of a card, or a sample that is spread over it where they are many or far away."""
     if isinstance(source, IndexedSource):
         if source.size <= most:
-            return TextRows(source.shard_text_rows(0), source.size)
+            return TextRows([source.shard_text_rows(0)], most, source.size)
         chosen = (i * source.size // most for i in range(most))
-        return TextRows(
-            map(source.read_row_or_error, chosen), most, f"{most:,} rows, spread over {source.size:,}"
-        )
+        what = f"{most:,} rows, spread over {source.size:,}"
+        return TextRows([map(source.read_row_or_error, chosen)], most, most, what, is_cut=True)
     order = spread_over(len(source.shards))
     if is_slow(source.shards, card):
-        order = order[:SLOW_SHARDS]
-        most = SLOW_ROWS // len(order)
-        rows = (row for shard in order for row in islice(source.shard_text_rows(shard), most))
-        total = len(source.shards)
-        return TextRows(rows, None, f"the first {most:,} rows of {len(order)} of {total:,} shard(s)")
-    every = (row for shard in order for row in source.shard_text_rows(shard))
-    if source.size is not None and source.size <= most:
-        return TextRows(every, source.size)
-    return TextRows(islice(every, most), source.size, f"up to {most:,} rows of shards in a spread order")
+        order, total = order[:SLOW_SHARDS], len(order)
+        first = SLOW_ROWS // len(order)
+        what = f"the first {first:,} rows of {len(order)} of {total:,} shard(s)"
+        return TextRows(map(source.shard_text_rows, order), first, None, what, len(order) < total)
+    every = chain.from_iterable(map(source.shard_text_rows, order))
+    return TextRows([every], most, source.size, f"up to {most:,} rows of shards in a spread order")
 
 
 def is_slow(shards: tuple[str, ...], card: DatasetCard) -> bool:

@@ -107,7 +107,9 @@ def choose_sizes(
     wanted = most if rows is None else math.ceil(PASSES * rows / examples)
     steps = min(max(wanted, fewest), most)
     workers = min(max(machine.cores - 1, 0), MOST_WORKERS)
-    skipped = min(MOST_SKIPPED, math.ceil(125 * unusable) / 100) if unusable > SKIPPED else None
+    # of few rows the part that is trained on may hold more of the unusable ones
+    margin = max(unusable / 4, 3 * math.sqrt(unusable * (1 - unusable) / rows) if rows else 0.0)
+    skipped = min(MOST_SKIPPED, math.ceil(100 * (unusable + margin)) / 100) if unusable > SKIPPED else None
     return StartingSizes(
         budget, micro_batches, steps, None if not rows else steps * examples / rows, workers, skipped
     )
@@ -199,7 +201,7 @@ stages:
   # {sizes.steps} steps{about}. A micro-batch holds audio_seconds of clips: less where memory
   # runs out, more where it is free (`uniaudio train --tune-batch` looks for the most).
   - name: joint
-    recipe: {name}
+    recipe: {dump_inline_yaml(name)}
     steps: {sizes.steps}
     warmup: {sizes.warmup}
     budget: {{audio_seconds: {sizes.budget:g}, per_example: {PER_EXAMPLE:g}}}

@@ -28,6 +28,7 @@ from uniaudio.data.sources.class_names import MOST_CLASSES
 from uniaudio.errors import UserError
 
 Kind = Literal["label", "tags", "number", "transcript", "caption", "reply", "text"]
+MOST_UNDECODED = 0.01  # share of rows that may hold bytes of another encoding, and are skipped
 FEW_VALUES, FEW_WORDS = 50, 4  # of a column called as a text that is a label all the same
 NO_ANSWERS = frozenset((*CLIPS, *GROUPS, *IDS, *SPLITS, *FOLDS, *LANGUAGES, *OTHERS, *QUESTIONS))
 UNSPACED = (
@@ -43,6 +44,7 @@ class Answer:
 
     Args:
         labels: the closed set, as it is stored; empty where answers are open. separator: between several labels.
+        is_flag: rows hold true or false, for the labels yes and no.
         question: column with the question of a row. reason: why this column, in words.
     """
 
@@ -52,6 +54,7 @@ class Answer:
     separator: str = ";"
     is_list: bool = False
     is_unspaced: bool = False
+    is_flag: bool = False
     question: str | None = None
     reason: str = ""
 
@@ -82,13 +85,18 @@ def choose_answer(
         raise UserError(
             f"{where}: `{column}` has no value in any row; name another column with --label or --text"
         )
+    if profile.undecoded > MOST_UNDECODED * profile.filled:
+        raise UserError(
+            f"{where}: `{column}` is no UTF-8 text in {profile.undecoded:,} of {profile.filled:,} rows; save the data "
+            "as UTF-8"
+        )
     if profile.others > profile.filled / 2:
         raise UserError(
             f"{where}: `{column}` holds neither text nor numbers; name another column, or make one under `columns` "
             "of a card"
         )
     known = simplify_name(column)
-    if text is None and (label is not None or is_label(profile, known)):
+    if profile.is_flag or (text is None and (label is not None or is_label(profile, known))):
         return classify_label(profile, reason, label is not None, where)
     question = next((name for name in profiles if simplify_name(name) in QUESTIONS), None)
     if known in REPLIES and question is not None:
@@ -179,7 +187,7 @@ def classify_label(profile: ColumnProfile, reason: str, is_named: bool, where: s
     if is_tags:
         mark = separator if separator is not None else choose_separator(labels)
         return Answer(profile.name, "tags", closed, mark, profile.is_list, reason=reason)
-    return Answer(profile.name, "label", closed, reason=reason)
+    return Answer(profile.name, "label", closed, is_flag=profile.is_flag, reason=reason)
 
 
 def choose_separator(labels: Collection[str]) -> str:

@@ -55,12 +55,21 @@ def divide_rows(
     if len(rows) > 1 and (division := keep_stored_splits(rows, profiles)) is not None:
         return division
     stored, columns = next(iter(rows.items()))
+    notes = []
+    if len(rows) > 1:
+        rest = ", ".join(list(rows)[1:])
+        notes.append(
+            f"no stored split is called train: {stored} alone is used, not {rest}; see `splits` of the card"
+        )
     name = {} if stored == "train" else {"name": stored}
     of_rows = None if labels is None else labels[stored]
     for divide in (divide_by_split_column, divide_by_fold):
         if (division := divide(columns, profiles, name)) is not None:
-            return division
-    return divide_by_hash(columns, profiles, name, of_rows, clip)
+            break
+    else:
+        division = divide_by_hash(columns, profiles, name, of_rows, clip)
+    division.notes[:0] = notes
+    return division
 
 
 def keep_stored_splits(
@@ -166,17 +175,24 @@ def divide_by_hash(
     if chosen is None:
         notes.append("there are too few clips for a test split, so nothing is evaluated")
         return Division({"train": dict(name)}, ("train",), None, "none: all rows are trained on", notes)
+    if chosen.untrained:
+        notes.append(f"{chosen.untrained:,} label(s) have so few clips that they are in the test split alone")
     what = "name of the clip" if column != KEY else "key of the row"
     return build_hash_division(column, chosen, name, f"a hash of the {what}", notes)
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed of the hash, the share below which a value is in the test split, and whether all labels are in both."""
+    """A seed of the hash, the share below which a value is in the test split, and whether all labels are in both.
+
+    Args:
+        untrained: labels that are in the test split alone.
+    """
 
     seed: int
     share: float
     is_complete: bool
+    untrained: int
 
 
 def choose_seed(groups: Sequence[str], labels: Sequence[str] | None) -> Seed | None:
@@ -212,7 +228,7 @@ def choose_seed(groups: Sequence[str], labels: Sequence[str] | None) -> Seed | N
     if best is None:
         return None
     (untrained, untested, _), seed = best
-    return Seed(seed, wanted, untrained == 0 and untested <= len(every) / 5)
+    return Seed(seed, wanted, untrained == 0 and untested <= len(every) / 5, untrained)
 
 
 def build_hash_division(

@@ -30,7 +30,8 @@ from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 LISTS, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 LOOKED_AT = 50  # rows of a manifest whose clips are looked for
-EXISTING = 0.9  # of them are there
+EXISTING = 0.9  # of them look like clips
+FOUND = 0.5  # of them are there at least
 ENDINGS = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # that ids of clips lack
 WHOLE = "train"  # the stored split of data without splits
 ORDER = ("train", "validation", "test")
@@ -215,6 +216,11 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
         UserError: when no column names a clip that is there.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    if named := next((name for name in columns if is_clip_name(name)), None):
+        raise UserError(
+            f"{manifest}: its first line is a row already ({named}); put one with the names of columns above it, such "
+            "as audio,label"
+        )
     by_name = [name for known in CLIPS for name in columns if simplify_name(name) == known]
     by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= EXISTING]
     ids = [name for known in IDS for name in columns if simplify_name(name) == known]
@@ -226,9 +232,13 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
         if not values:
             continue
         for form in list_path_forms(column, manifest.parent):
-            paths = (manifest.parent / form.replace(f"{{{{ {column} }}}}", value) for value in values)
-            if sum(path.is_file() for path in paths) >= EXISTING * len(rows):
+            paths = [manifest.parent / form.replace(f"{{{{ {column} }}}}", value) for value in values]
+            gone = [path for path in paths if not path.is_file()]
+            if len(paths) - len(gone) >= FOUND * len(rows):
                 return column if form == f"{{{{ {column} }}}}" else form
+            if len(gone) < len(paths):
+                there = f"{len(gone)} of the first {len(rows)} clips that `{column}` names are not there"
+                missing = missing or f"{there}, such as {gone[0]}"
         missing = missing or f"`{column}` names {values[0]}, which is in no folder near it"
     if missing:
         raise UserError(f"{manifest}: {missing}; write paths relative to the manifest")

@@ -11,6 +11,7 @@ from typing import Any
 from uniaudio.data.field_values import MAY_END_LIST, ClassIndex, has_no_value, parse_list
 
 MOST_VALUES = 5_000  # different values of a column that are counted one by one
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for bytes that are in no encoding
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 SEPARATORS = (";", "|", ",")  # between the labels of a text with several
 MOST_TAG_WORDS = 5  # of a label between separators; more are a sentence with commas
@@ -25,6 +26,7 @@ class ColumnProfile:
         is_open: there are more values than are counted. words: of all values.
         numbers, fractions, lists, others: rows whose value is a number, one that is not whole, a list, or neither
             text nor any of these.
+        flags: rows with true or false. undecoded: rows whose text was not in the encoding of its file.
         separated: rows with a separator, by separator.
     """
 
@@ -37,6 +39,8 @@ class ColumnProfile:
     fractions: int = 0
     lists: int = 0
     others: int = 0
+    flags: int = 0
+    undecoded: int = 0
     separated: Counter[str] = field(default_factory=Counter)
     stored_numbers: int = 0  # numbers that are no text
 
@@ -53,8 +57,13 @@ class ColumnProfile:
             self.lists += 1
             for item in value:
                 self.count_value(str(item))
-        elif isinstance(value, bool | Mapping | bytes) or not isinstance(value, str | int | float):
+        elif isinstance(value, bool):
+            self.flags += 1
+            self.count_value("yes" if value else "no")
+        elif isinstance(value, Mapping | bytes) or not isinstance(value, str | int | float):
             self.others += 1
+        elif isinstance(value, str) and LONE_SURROGATE.search(value):
+            self.undecoded += 1
         else:
             self.add_plain(value)
 
@@ -98,6 +107,11 @@ class ColumnProfile:
     def is_numeric(self) -> bool:
         """Whether nearly all values are numbers."""
         return self.filled > 0 and self.numbers >= 0.98 * self.filled
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether all values are true or false."""
+        return self.flags == self.filled > 0
 
     @property
     def is_list(self) -> bool:

@@ -76,7 +76,7 @@ class TaskDescription:
     def has_underscores(self) -> bool:
         """Whether labels are written with underscores for blanks, which are better read as blanks."""
         labels = self.answer.labels
-        spaced = {label.replace("_", " ") for label in labels}
+        spaced = {label.replace("_", " ").strip() for label in labels}
         return self.answer.kind == "label" and len(spaced) == len(labels) and spaced != set(labels)
 
 
@@ -92,11 +92,13 @@ def render_template(task: TaskDescription) -> str:
     prompts = make_prompts(task)
     used = sorted({name for prompt in prompts for name in Text(prompt, "--ask").names} - {column, "labels"})
     text = render_comment(f"The question and its answer, made by `{task.command}`.")
-    text += f"task: {task.name}\n"
+    text += f"task: {dump_inline_yaml(task.name)}\n"
     text += f"domain: {choose_domain(answer)}  # speech, sound or music: for averages and charts\n"
     text += f"inputs: {dump_inline_yaml([*used, column])}  # the columns that prompts and target use\n"
     if answer.labels:
-        labels = [label.replace("_", " ") if task.has_underscores else label for label in answer.labels]
+        labels = [
+            label.replace("_", " ").strip() if task.has_underscores else label for label in answer.labels
+        ]
         text += render_comment(
             f"The closed set of {len(labels)} answers: a row with any other is skipped, and evaluation compares their "
             "likelihoods."
@@ -134,7 +136,8 @@ def render_target(answer: Answer, column: str) -> str:
             f"target_one_of: {column}  # several right answers: training draws one, evaluation takes all\n"
         )
     else:
-        target = f"target: {quote_text('{{ ' + column + ' }}')}\n"
+        made = f"'yes' if {column} else 'no'" if answer.is_flag else column
+        target = f"target: {quote_text('{{ ' + made + ' }}')}\n"
     return target + f"scoring: {dump_inline_yaml(choose_scoring(answer))}\n"
 
 
@@ -158,8 +161,12 @@ def make_prompts(task: TaskDescription) -> tuple[str, ...]:
     answer = task.answer
     if task.question is not None:
         text = task.question if AUDIO in task.question else f"{AUDIO}{task.question}"
-        names = Text(text, "--ask").names - set(task.columns) - {"labels"}
-        if names:
+        used = Text(text, "--ask").names
+        if text.count(AUDIO) > 1:
+            raise UserError(f"--ask: names the clip, {AUDIO}, {text.count(AUDIO)} times; a row has one")
+        if answer.column in used:
+            raise UserError(f"--ask: tells the answer, the column '{answer.column}'; ask without it")
+        if names := used - set(task.columns) - {"labels"}:
             raise UserError(
                 f"--ask: uses '{min(names)}', but the columns are {', '.join(task.columns)}; write it as a plain text, "
                 "or name one of them"
@@ -201,7 +208,7 @@ def quote_text(text: str) -> str:
 def render_dataset_card(task: TaskDescription) -> str:
     """Return the card: where the rows are, and their splits."""
     text = render_comment(f"Where the rows are: {task.layout.what}. Made by `{task.command}`.")
-    text += f"dataset: {task.name}\nload: {dump_inline_yaml(task.load, 10_000)}\n"
+    text += f"dataset: {dump_inline_yaml(task.name)}\nload: {dump_inline_yaml(task.load, 10_000)}\n"
     text += f"license: {NOT_STATED}  # of the data, as a short name; reports and exported models show it\n"
     if task.hours:
         hours = max(0.001, float(f"{task.hours:.3g}"))
@@ -228,7 +235,7 @@ def make_columns(task: TaskDescription) -> dict[str, str]:
     if name != answer.column:
         return {name: dump_inline_yaml({"first_of": [answer.column]}, 10_000)}
     if task.has_underscores:
-        return {name: quote_text(f"{{{{ {name} | replace('_', ' ') }}}}")}
+        return {name: quote_text(f"{{{{ {name} | replace('_', ' ') | trim }}}}")}
     return {}
 
 
@@ -238,7 +245,7 @@ def render_recipe(task: TaskDescription) -> str:
         "What is trained on, and what is evaluated. More data sets are more lines here; `weight` of a "
         "line is its share of the draws."
     )
-    text += f"recipe: {task.name}\ntrain:\n"
+    text += f"recipe: {dump_inline_yaml(task.name)}\ntrain:\n"
     for split in task.division.train:
         text += f"  - {dump_inline_yaml(make_line(task, split, 'train'), 10_000)}\n"
     if task.division.test is not None:

@@ -16,6 +16,7 @@ from uniaudio.data.sources.parquet import read_parquet_rows
 from uniaudio.errors import RowError, UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first of a folder is read
+SHOWN = 40  # letters of the name of a column: without a header, these are a text
 FILE_NAME, ONE_OF_SEVERAL = "file_name", "_file_name"
 
 
@@ -131,8 +132,10 @@ def refuse_without_paths(card: DatasetCard, rows: Iterable[dict[str, Any] | RowE
         raise UserError(
             f"{card.path}: audio: {file} has clips for the audio columns {', '.join(known)}; name them as `audio`"
         )
+    columns = ", ".join(name[:SHOWN] for name in read[0])
     raise UserError(
-        f"{file}: every row of the metadata file needs a `file_name`, or for an audio column NAME a `NAME_file_name`"
+        f"{file}: every row of the metadata file needs a `file_name`, or for an audio column NAME a `NAME_file_name`; "
+        f"its columns are {columns}"
     )
 
 

@@ -44,7 +44,7 @@ class HubFolderSource(ListedSource):
             not is_clip(file.path) and not is_metadata(file.path) for file in files
         )
         rows: list[tuple[str, dict[str, Any] | RowError]] = list(
-            iterate_folder_rows(card, clips, described, self.left_out)
+            iterate_folder_rows(card, clips, described, self.left_out, {})
         )
         rows += [(error.key, error) for error in errors]
         super().__init__(card, split, rows, Path())

@@ -145,7 +145,7 @@ class WebDatasetSource(ShardedSource):
                 clips.append(member)
             elif extension == "json":
                 try:
-                    parsed[extension] = parse_json_member(member)
+                    parsed[extension] = parse_json_object(member.content)
                 except (ValueError, RecursionError) as problem:
                     return RowError("broken metadata", f"{name}: {member.name} ({problem})")
             elif (text := decode_member(member)) is not None:
@@ -187,13 +187,13 @@ def decode_member(member: Member) -> str | None:
         return None
 
 
-def parse_json_member(member: Member) -> dict[str, Any]:
-    """Return the keys of a JSON member.
+def parse_json_object(content: object) -> dict[str, Any]:
+    """Return the keys of the JSON beside a clip.
 
     Raises:
         ValueError: when it holds no object.
     """
-    content = json.loads(member.content) if isinstance(member.content, bytes) else None
-    if not isinstance(content, dict):
+    parsed = json.loads(content) if isinstance(content, bytes) else None
+    if not isinstance(parsed, dict):
         raise ValueError("must be one object")
-    return content
+    return parsed
