@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -186,22 +185,29 @@ def note_time_columns(rows: Sequence[Row], card: DatasetCard, template: Template
 
 
 def note_odd_clips(rows: Sequence[Row], seconds: float) -> list[str]:
-    """Return a line for each way in which some of the first clips are odd though usable.
+    """Return a line for each way in which some of the first clips are odd though usable, and for those that are not.
 
     Args:
         seconds: of audio that are decoded at most to see it.
     """
-    kinds: Counter[str] = Counter()
+    kinds, broken = Counter[str](), Counter[str]()
     decoded = 0
     for row in rows:
         of_row: list[str] = []
-        with suppress(RowError):
+        try:
             seconds -= sum(map(len, decode_clips(row, LONGEST_DECODED, of_row))) / SAMPLE_RATE
+        except RowError as problem:
+            broken[problem.reason] += problem.reason != "clip too long"
         kinds.update(set(of_row))
         decoded += 1
         if seconds <= 0:
             break
-    return [f"{kind} in {count} of the first {decoded} rows: {ADVICE[kind]}" for kind, count in kinds.items()]
+    notes = [
+        f"{kind} in {count} of the first {decoded} rows: {ADVICE[kind]}" for kind, count in kinds.items()
+    ]
+    if broken.total():
+        notes.append(f"clips of the first {decoded} rows that cannot be decoded: {describe_left_out(broken)}")
+    return notes
 
 
 def note_class_numbers(template: Template, answers: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from uniaudio.data.importers.base import (
     MANIFESTS,
     ImportedData,
     ImportOptions,
+    list_skipped_counts,
     make_importer,
     make_name,
 )
@@ -95,11 +96,17 @@ def write_import(data: ImportedData, out: Path, name: str) -> Recipe:
         UserError: as ``load_recipe``.
     """
     (out / "datasets").mkdir(parents=True, exist_ok=True)
+    skipped = Counter[str]()
     for path, rows in data.manifests.items():
         file = out / MANIFESTS / f"{path}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as stream:
-            stream.writelines(orjson.dumps(row) + b"\n" for row in rows)
+            for row in rows:
+                try:
+                    stream.write(orjson.dumps(row) + b"\n")
+                except TypeError:  # bytes of another encoding, which stand as lone surrogates
+                    skipped["text or path that is no UTF-8"] += 1
+    data.notes += list_skipped_counts(skipped, "rows")
     for card, content in data.cards.items():
         write_record(out / "datasets" / f"{card}.yaml", content)
     for template, content in data.templates.items():

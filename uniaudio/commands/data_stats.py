@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -72,7 +73,7 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
     long_clips = entry.choose_long_clips(longest, entry.name)
     stats = EntryStats(entry.name, entry.share, source.size)
     usable: list[Row] = []
-    whole_seconds, num_cut, num_too_long = 0.0, 0, 0
+    whole_seconds, num_cut, reasons = 0.0, 0, Counter[str]()
     for row in islice(source.rows(), limit):
         stats.looked_at += 1
         try:
@@ -81,8 +82,7 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
             answers = [entry.render_question(row, template).answer for template in entry.templates]
             pieces = list_training_pieces(row, long_clips, longest)
         except RowError as problem:
-            stats.unusable += 1
-            num_too_long += problem.reason == "clip too long"
+            reasons[problem.reason] += 1
             continue
         whole_seconds += sum(read_row_seconds(row))
         num_cut += any(span is not None for piece, _ in pieces for span in list_piece_spans(row, piece))
@@ -92,7 +92,10 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
             usable.append(row)
     if passed_over := describe_left_out(source.left_out):
         stats.notes.append(f"passed over: {passed_over}")
-    stats.notes += note_long_clips(stats, long_clips, num_cut, num_too_long)
+    if unusable := describe_left_out(reasons):
+        stats.unusable = reasons.total()
+        stats.notes.append(f"rows that cannot be used: {unusable}")
+    stats.notes += note_long_clips(stats, long_clips, num_cut, reasons["clip too long"])
     stats.notes += note_odd_clips(usable, SECONDS_DECODED)
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total

@@ -23,6 +23,7 @@ from uniaudio.data.encoded_audio import (
     PartStream,
     Reader,
     RemoteClip,
+    require_file,
 )
 from uniaudio.errors import RowError, convert_to_row_error
 
@@ -69,9 +70,8 @@ def open_reader(source: EncodedAudio | OpenFile, name: str) -> Reader:
     """
     if isinstance(source, RemoteClip) and not is_read_in_parts(source):
         source = source.fetch()
-    path = source.path if isinstance(source, FilePart) else source
-    if isinstance(path, Path) and not path.is_file():
-        raise RowError("missing file", f"{path} is a folder" if path.is_dir() else str(path))
+    if not isinstance(source, OpenFile | RemoteClip):
+        source = require_file(source)
     if isinstance(source, FilePart):
         reader: Reader = PartReader(source)
         source.read(0, 0)  # whether the file has such a part

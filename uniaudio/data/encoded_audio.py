@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
@@ -59,7 +60,26 @@ def open_cached(path: Path) -> FileIO:
     return FileIO(path)
 
 
-EncodedAudio = bytes | memoryview | Path | FilePart | RemoteClip
+LocalAudio = bytes | memoryview | Path | FilePart
+EncodedAudio = LocalAudio | RemoteClip
+
+
+def require_file(source: LocalAudio) -> LocalAudio:
+    """Return audio whose file is there, for reading a pipe would wait for ever.
+
+    A manifest and a file system may write one name in two ways, with accents composed or not: it is the same file.
+
+    Raises:
+        RowError: "missing file".
+    """
+    path = source.path if isinstance(source, FilePart) else source
+    if not isinstance(path, Path) or path.is_file():
+        return source
+    for form in ("NFC", "NFD"):
+        spelled = Path(unicodedata.normalize(form, str(path)))
+        if spelled.is_file():
+            return replace(source, path=spelled) if isinstance(source, FilePart) else spelled
+    raise RowError("missing file", f"{path} is a folder" if path.is_dir() else str(path))
 
 
 class PartStream(io.RawIOBase):

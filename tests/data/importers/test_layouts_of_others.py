@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import tarfile
+import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,54 @@ def test_librispeech(tmp_path):
     assert (row.columns["speaker"], row.columns["chapter"], row.columns["id"]) == ("19", "198", "19-198-0000")
     assert recipe.train[0].dataset.hours is None  # of the opened card; the file has it now
     assert "hours: 0.0001" in (tmp_path / "out/datasets/librispeech.yaml").read_text()
+
+
+def test_librispeech_transcripts_of_other_systems(tmp_path):
+    folder = tmp_path / "LS" / "train" / "19" / "198"
+    decomposed = unicodedata.normalize("NFD", "é-0")
+    for name in (decomposed, "b-1", "c-2", "d-3", "alone"):
+        write_clip(folder / f"{name}.flac")
+    lines = ["é-0 ONE\u2028TWO", "", "b-1", "c-2 ", "gone X"]
+    content = "\ufeff" + "\r\n".join(lines)
+    (folder / "19-198.trans.txt").write_bytes(content.encode() + b"\r\nd-3 M\xf6WE\r\n")
+    (tmp_path / "LS" / "test" / "1" / "2").mkdir(parents=True)
+    (tmp_path / "LS" / "test" / "1" / "2" / "1-2.trans.txt").write_text("gone X\n")
+    recipe, printed = run_import("librispeech", tmp_path / "LS", tmp_path / "out")
+    assert read(recipe.train[0]) == [("one\u2028two", 1600)]
+    assert [entry.split for entry in (*recipe.train, *recipe.evaluate)] == ["train"]
+    for note in (
+        "2 lines left out: there is no clip of its name",
+        "2 lines left out: there is no text behind its name",
+        "1 clips left out: no line names the clip",
+        "1 rows left out: text or path that is no UTF-8",
+    ):
+        assert f"note: {note}\n" in printed
+    with pytest.raises(
+        UserError, match=r"no line of a \*\.trans\.txt can be used \(there is no clip of its name\)"
+    ):
+        run_import("librispeech", tmp_path / "LS" / "test", tmp_path / "other")
+
+
+def test_librispeech_by_a_relative_path(tmp_path, monkeypatch):
+    write_clip(tmp_path / "train-clean" / "19" / "198" / "19-198-0.flac")
+    (tmp_path / "train-clean" / "19" / "198" / "19-198.trans.txt").write_text("19-198-0 A\n")
+    monkeypatch.chdir(tmp_path / "train-clean")
+    recipe, _ = run_import("librispeech", Path(), tmp_path / "out")
+    assert recipe.train[0].split == "train_clean"
+
+
+def test_common_voice_tables_of_other_systems(tmp_path):
+    write_clip(tmp_path / "de" / "clips" / "a.wav")
+    table = '\ufeffpath\tsentence\r\na.wav\tsays "x, y\r\n\r\na.wav\t\r\ngone.wav\tz\r\na.wav\tb\tc\r\n'
+    (tmp_path / "de" / "train.tsv").write_bytes(table.encode())
+    (tmp_path / "de" / "clip_durations.tsv").write_text(
+        "clip\tduration[ms]\na.wav\tlong\ngone.wav\t3600000\n"
+    )
+    recipe, printed = run_import("common-voice", tmp_path, tmp_path / "out")
+    rows = [row for row in open_source(recipe.train[0].dataset, "train").rows() if isinstance(row, Row)]
+    assert recipe.train[0].render_question(rows[0], recipe.train[0].templates[0]).answer == 'says "x, y'
+    assert recipe.train[0].dataset.hours == 1.0
+    assert "rows that cannot be used: broken metadata (1), missing column (1), missing file (1)" in printed
 
 
 def test_common_voice(tmp_path):
@@ -127,6 +177,71 @@ def test_lhotse_cuts_are_pieces_of_their_recordings(tmp_path, suffix):
     assert recipe.train[0].dataset.hours == pytest.approx(0.625 / 3600, abs=1e-4)
     assert "2 cuts left out: no piece of one recording (a mixture, or features alone)" in printed
     assert "1 cuts left out: its recording is transformed" in printed
+
+
+def test_cuts_that_are_damaged_are_left_out_alone(tmp_path):
+    source = tmp_path / "cuts"
+    write_clip(source / "r.wav", 1, 1.0)
+    cuts = [
+        make_cut(0.0, 0.5, [(None, "no start"), (1.0, "twice")]),
+        make_cut(0.5, 0.75, [(0.0, "longer than the recording")]),
+        {**make_cut(0.0, 0.5, []), "supervisions": [{"text": "x", "custom": ["a list"]}]},
+        {**make_cut(0.0, 0.5, [(0.0, "x")]), "recording": {"sources": [{"type": "file"}]}},
+        {**make_cut(0.0, 0.5, [(0.0, "x")]), "recording": {"sources": None}},
+        make_cut(None, 0.5, [(0.0, "x")]),
+        make_cut(0.0, 0.5, []),
+        [1],
+    ]
+    (source / "m_xl.jsonl").write_text("\ufeff" + "\r\n\r\n".join(map(json.dumps, cuts)))
+    (source / "m_dev.jsonl").write_text(json.dumps(make_cut(0.0, 0.5, [(0.0, "x")])))
+    recipe, printed = run_import("lhotse", source, tmp_path / "out")
+    assert recipe.train[0].dataset.hours == pytest.approx(
+        1.75 / 3600, abs=1e-4
+    )  # a split of any name but dev, test
+    rows = [row for row in open_source(recipe.train[0].dataset, "m_xl").rows() if isinstance(row, Row)]
+    assert [row.columns.get("text") for row in rows] == ["no start twice", "longer than the recording", None]
+    for line in (
+        "note: 1 cuts left out: its recording is no single file",
+        "note: 2 cuts left out: no cut as Lhotse writes them",
+        "note: 1 cuts left out: no start and duration",
+        "note: 1 cuts left out: no JSON object",
+        "rows that cannot be used: missing column (1)",
+        "clips of the first 2 rows that cannot be decoded: span outside of the recording (1)",
+    ):
+        assert f"{line}\n" in printed
+
+
+def test_nemo_rows_that_are_odd(tmp_path):
+    names = [unicodedata.normalize("NFD", "ä"), "b"]
+    for name in names:
+        write_clip(tmp_path / f"{name}.wav", 1, 0.5)
+    rows = [
+        {"audio_filepath": "ä.wav", "duration": 0.5, "text": "accents composed otherwise"},
+        {"audio_filepath": "b.wav", "duration": 0.25, "offset": 0.25, "text": "a piece"},
+        {"audio_filepath": "b.wav", "duration": 3, "offset": 0.25, "text": "beyond the end"},
+        {"audio_filepath": "b.wav", "offset": 0.25, "text": "without a length"},
+        {"audio_filepath": "b.wav", "text": "whole"},
+        {"audio_filepath": "b.wav", "text": ""},
+        {"audio_filepath": None, "text": "x"},
+        {"audio_filepath": "gone.wav", "text": "x"},
+    ]
+    lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "", "{cut", '{"duration": NaN}']
+    (tmp_path / "train.json").write_text("\ufeff" + "\r\n".join(lines))
+    recipe, printed = run_import("nemo", tmp_path / "train.json", tmp_path / "out")
+    answers = []
+    rows = [row for row in open_source(recipe.train[0].dataset, "train").rows() if isinstance(row, Row)]
+    for row in rows:
+        with suppress(RowError):
+            rendered = recipe.train[0].render_question(row, recipe.train[0].templates[0])
+            answers.append((rendered.answer, *map(len, decode_clips(row, 60))))
+    assert answers == [("accents composed otherwise", 8000), ("a piece", 4000), ("whole", 8000)]
+    for line in (
+        "note: 2 rows left out: no JSON object",
+        "note: 1 rows left out: no audio_filepath",
+        "rows that cannot be used: broken metadata (1), empty answer (1), missing file (1)",
+        "cannot be decoded: span outside of the recording (1)",
+    ):
+        assert f"{line}\n" in printed
 
 
 def test_padded_cuts_shards_of_cuts_and_recordings_by_url_or_channel(tmp_path):
@@ -298,6 +413,20 @@ def test_conversations_are_written_as_the_chat_template_writes_them(tmp_path, co
     assert texts["out_2_clips"] == [(write("<clip><clip>Same?"), "No.")]
     for reason in ("no clip (`audios`)", "a turn of `tool`", "another number of <audio> than of `audios`"):
         assert f"note: 1 conversations left out: {reason}" in printed
+
+
+def test_answers_that_are_empty(tmp_path):
+    write_clip(tmp_path / "a.wav")
+    turns = [("user", "<audio>x"), ("assistant", " "), ("user", "y"), ("assistant", "z")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    rows = [
+        {"messages": messages, "audios": None, "audio": "a.wav"},
+        {"messages": messages[:2], "audios": ["a.wav"]},
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe, printed = run_import("messages", tmp_path / "train.jsonl", tmp_path / "out", turns="all")
+    assert read(recipe.train[0]) == [("z", 1600)]
+    assert "note: 2 conversations left out: an empty answer" in printed
 
 
 def test_of_each_conversation_the_last_answer_is_learned(tmp_path, conversations, chat_tokenizer):

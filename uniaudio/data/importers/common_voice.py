@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, make_name
+from uniaudio.data.segment import read_number
 from uniaudio.errors import UserError, convert_to_user_error
 
 TABLES = {"train": "train", "validation": "dev", "test": "test"}  # splits and their tables
@@ -76,7 +77,10 @@ def read_first_row(table: Path) -> dict[str, str]:
     Raises:
         UserError: when it has none, or lacks the columns of Common Voice.
     """
-    with convert_to_user_error(f"{table}: cannot be read"), table.open(encoding="utf-8", newline="") as file:
+    with (
+        convert_to_user_error(f"{table}: cannot be read"),
+        table.open(encoding="utf-8-sig", newline="") as file,
+    ):
         row = next(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), None)
     if row is None or not row.get("path") or "sentence" not in row:
         raise UserError(f"{table}: has no rows with `path` and `sentence`, so it is no table of Common Voice")
@@ -91,8 +95,8 @@ def sum_hours(folder: Path, table: str) -> float | None:
         with (folder / DURATIONS).open(encoding="utf-8", newline="") as file:
             rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             next(rows, None)
-            milliseconds = {row[0]: float(row[1]) for row in rows if len(row) > 1}
-        with (folder / table).open(encoding="utf-8", newline="") as file:
+            milliseconds = {row[0]: read_number(row[1]) or 0.0 for row in rows if len(row) > 1}
+        with (folder / table).open(encoding="utf-8-sig", newline="") as file:
             clips = [
                 row.get("path") or "" for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             ]

@@ -58,6 +58,9 @@ class ConversationImporter(Importer):
                     skipped[problem.reason] += 1
                     continue
                 for row in made:
+                    if not row["answer"].strip():
+                        skipped["an empty answer"] += 1
+                        continue
                     clips = sum(name.startswith("audio") for name in row)
                     rows.setdefault(clips, {}).setdefault(split, []).append(row)
         if not rows:
@@ -204,7 +207,7 @@ def read_clips(item: Mapping[str, Any]) -> list[str]:
     Raises:
         RowError: for a clip that is no path.
     """
-    listed = item.get("audios", item.get("audio"))
+    listed = next((item[key] for key in ("audios", "audio") if item.get(key) is not None), None)
     if listed is None:
         turns = item.get("messages") or item.get("conversations") or ()
         contents = [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, Mapping)]

@@ -12,12 +12,13 @@ from uniaudio.data.importers.base import (
     ImportOptions,
     choose_question,
     find_recording,
+    is_evaluated,
     list_skipped_counts,
     list_sources,
     name_splits,
     read_json_rows,
 )
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -30,23 +31,24 @@ class LhotseImporter(Importer):
     def read(self, source: Path, options: ImportOptions) -> ImportedData:
         files = name_splits([f for f in list_sources(source, SUFFIXES, "file of cuts") if is_no_part(f)])
         data, skipped, columns = ImportedData(), Counter[str](), Counter[str]()
-        hours: dict[str, float] = {}
+        seconds = 0.0
         for split, shards in files.items():
             rows = []
             for file in shards:
                 for cut in read_json_rows(file, skipped):
                     try:
-                        rows.append(make_cut_row(cut, file.parent, options.root))
+                        with convert_to_row_error("no cut as Lhotse writes them", str(cut.get("id"))):
+                            rows.append(make_cut_row(cut, file.parent, options.root))
                     except RowError as problem:
                         skipped[problem.reason] += 1
             if not rows:
                 raise UserError(f"{shards[0]}: holds no cut that can be used ({dict(skipped)})")
             columns.update(name for row in rows for name in row)
-            hours[split] = round(sum(row["duration"] for row in rows) / 3600, 4)
+            if not is_evaluated(split):
+                seconds += sum(row["duration"] for row in rows)
             data.manifests[f"{options.name}/{split}"] = rows
         question = choose_question(set(columns), options.name)
-        trained = sum(count for split, count in hours.items() if split in files and split.startswith("train"))
-        data.add_manifest_set(options.name, trained, question, files)
+        data.add_manifest_set(options.name, round(seconds / 3600, 4), question, files)
         data.notes = list_skipped_counts(skipped, "cuts")
         return data
 
@@ -82,7 +84,7 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
         raise RowError(
             "its recording is transformed when it is read (speed, volume ...); use `augment` of a recipe"
         )
-    sources = [each for each in recording.get("sources", ()) if isinstance(each, dict)]
+    sources = [each for each in recording.get("sources") or () if isinstance(each, dict)]
     if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
         raise RowError("its recording is no single file")
     if isinstance(cut.get("channel"), int) and len(sources[0].get("channels") or [0]) > 1:
@@ -97,7 +99,7 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
     row |= {"offset": start, "duration": duration}
     supervisions = sorted(
         (each for each in cut.get("supervisions") or () if isinstance(each, dict)),
-        key=lambda each: each.get("start", 0),
+        key=lambda each: each.get("start") or 0,
     )
     texts = [each["text"].strip() for each in supervisions if isinstance(each.get("text"), str)]
     if any(texts):

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+from uniaudio.config.text_files import compose
 from uniaudio.data.importers.base import (
     MANIFESTS,
     ImportedData,
@@ -14,9 +15,11 @@ from uniaudio.data.importers.base import (
     list_skipped_counts,
     make_name,
 )
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.data.sources.manifest import read_lines
+from uniaudio.errors import UserError
 
 TRANSCRIPTS = "*.trans.txt"
+UNNAMED = "no line names the clip"
 SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
@@ -26,17 +29,21 @@ class LibriSpeechImporter(Importer):
     source: ClassVar[str] = "the folder with train-clean-100, test-clean ..., or one of them"
 
     def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        files = sorted(source.rglob(TRANSCRIPTS))
+        files = sorted(source.absolute().rglob(TRANSCRIPTS))  # <split>/<speaker>/<chapter>/file
         if not files:
             raise UserError(f"{source}: holds no {TRANSCRIPTS}, as LibriSpeech has them beside its clips")
         data, skipped = ImportedData(), Counter[str]()
         rows: dict[str, list[dict[str, Any]]] = {}
         for file in files:
-            # <split>/<speaker>/<chapter>/file
             split = file.parents[2].name if len(file.parents) > 2 else source.name
-            rows.setdefault(make_name(split), []).extend(read_transcripts(file, skipped))
-        data.manifests = {f"librispeech/{split}": listed for split, listed in rows.items() if listed}
-        data.notes = list_skipped_counts(skipped, "lines")
+            if read := read_transcripts(file, skipped):
+                rows.setdefault(make_name(split), []).extend(read)
+        if not rows:
+            reasons = ", ".join(+skipped) or "all are empty"
+            raise UserError(f"{source}: no line of a {TRANSCRIPTS} can be used ({reasons})")
+        data.manifests = {f"librispeech/{split}": listed for split, listed in rows.items()}
+        clips = {UNNAMED: skipped.pop(UNNAMED)}
+        data.notes = list_skipped_counts(skipped, "lines") + list_skipped_counts(clips, "clips")
         data.add_card(
             "librispeech",
             load={"jsonl": f"../{MANIFESTS}/librispeech"},
@@ -54,24 +61,29 @@ def read_transcripts(file: Path, skipped: Counter[str]) -> list[dict[str, Any]]:
 
     Args:
         skipped: is counted what is left out, by reason.
+
+    Raises:
+        UserError: when the file cannot be read.
     """
-    with convert_to_user_error(f"{file}: cannot be read"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-    clips = {clip.stem: clip for clip in file.parent.iterdir() if clip.suffix.lower() in SUFFIXES}
-    rows = []
-    for line in filter(None, map(str.strip, lines)):
+    clips = {compose(clip.stem): clip for clip in file.parent.iterdir() if clip.suffix.lower() in SUFFIXES}
+    speaker, _, chapter = file.name.removesuffix(".trans.txt").partition("-")
+    rows, named = [], set[str]()
+    for _, line in read_lines(file):
         key, *text = line.split(maxsplit=1)
-        if key not in clips:
+        named.add(compose(key))
+        if compose(key) not in clips:
             skipped["there is no clip of its name"] += 1
-            continue
-        speaker, _, chapter = file.name.removesuffix(".trans.txt").partition("-")
-        rows.append(
-            {
-                "audio": str(clips[key].absolute()),
-                "text": "".join(text),
-                "id": key,
-                "speaker": speaker,
-                "chapter": chapter,
-            }
-        )
+        elif not text:
+            skipped["there is no text behind its name"] += 1
+        else:
+            rows.append(
+                {
+                    "audio": str(clips[compose(key)]),
+                    "text": text[0],
+                    "id": key,
+                    "speaker": speaker,
+                    "chapter": chapter,
+                }
+            )
+    skipped[UNNAMED] += len(clips.keys() - named)
     return rows

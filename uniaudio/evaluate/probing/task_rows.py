@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.clip_notices import ADVICE
-from uniaudio.data.encoded_audio import FilePart, RemoteClip
+from uniaudio.data.encoded_audio import FilePart, RemoteClip, require_file
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.data.sources.source_kinds import open_source
@@ -313,10 +313,7 @@ def hash_clip(ref: AudioRef) -> bytes:
         RowError: when it cannot be read.
     """
     with convert_to_row_error("broken audio", ref.name):
-        source = ref.source.fetch() if isinstance(ref.source, RemoteClip) else ref.source
-        path = source.path if isinstance(source, FilePart) else source
-        if isinstance(path, Path) and not path.is_file():  # reading a pipe would wait for ever
-            raise RowError("missing file", str(path))
+        source = require_file(ref.source.fetch() if isinstance(ref.source, RemoteClip) else ref.source)
         if isinstance(source, FilePart):
             content = source.read()
         else:
