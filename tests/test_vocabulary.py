@@ -100,6 +100,7 @@ SHORT = frozenset(  # one idea each, with one user
         "serve/server.py",
         "serve/spectrogram.py",
         "tiny/muon.py",
+        "tiny/synthetic_clips.py",
         "train/auxiliary_losses.py",
         "train/regression_guard.py",
         "train/oom.py",

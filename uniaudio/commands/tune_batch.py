@@ -28,11 +28,12 @@ from uniaudio.train.engines.precision import choose_precision
 from uniaudio.units import GIB
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
+PRECISION = 0.05  # of the budget: where the search ends
 RESERVE = 0.9  # of the memory: fragments, and batches dearer than those looked at
 
 
 def find_largest_budget(
-    peak: Callable[[float], float | None], limit: float, first: float, most: float, precision: float = 0.05
+    peak: Callable[[float], float | None], limit: float, first: float, most: float
 ) -> tuple[float, dict[float, float | None]]:
     """Search the largest budget whose peak memory stays within a limit: doubled until it does not fit, then halved.
 
@@ -62,7 +63,7 @@ def find_largest_budget(
             good = following
         else:
             bad = following
-    while bad is not None and bad - good > precision * good:
+    while bad is not None and bad - good > PRECISION * good:
         middle = (good + bad) / 2
         if fits(middle):
             good = middle

@@ -110,43 +110,33 @@ class ForgettingSummary:
     average_accuracy: float | None
     backward_transfer: float | None
     forgetting: float | None
-    forward_transfer: float | None
     per_set: dict[str, dict[str, float | None]]
 
 
-def summarize_matrix(matrix: ScoreMatrix, floors: Mapping[str, float] | None = None) -> ForgettingSummary:
+def summarize_matrix(matrix: ScoreMatrix) -> ForgettingSummary:
     """Summarise what was kept, lost and gained, with S the last row and l the row in which set j was learned.
 
     - average accuracy: mean_j R[S, j] (Lopez-Paz & Ranzato 2017)
     - backward transfer: mean_j (R[S, j] - R[l, j]) over the sets with l < S (Lopez-Paz & Ranzato 2017)
     - forgetting: mean_j (max_{i >= l} R[i, j] - R[S, j]) over the same sets (Chaudhry et al. 2018). Their maximum
       leaves out row S and may go below 0; ours takes it in, so that a set that got better counts as 0.
-    - forward transfer: mean_j (R[l - 1, j] - floor_j) over the sets with l >= 1 and a floor (Lopez-Paz & Ranzato
-      2017, whose floor is a model with random weights)
 
-    A watched set counts with l = 0 backwards, since the starting model knows it already, and not at all forwards. A
-    set whose R[S, j], R[l, j] or, forwards, R[l - 1, j] was not measured is left out of the mean that needs it.
-
-    Args:
-        floors: score of each set without any learning, in the unit of the scores; other names are passed over.
+    A watched set counts with l = 0, since the starting model knows it already. A set whose R[S, j] or R[l, j] was not
+    measured is left out of the mean that needs it.
     """
     last = len(matrix.stages) - 1
     backward: list[float | None] = []
     lost: list[float | None] = []
-    forward: list[float | None] = []
-    for index, (name, row) in enumerate(zip(matrix.sets, matrix.learned, strict=True)):
+    for index, row in enumerate(matrix.learned):
         column = matrix.column(index)
         known = row or 0
         if known < last and column[known] is not None:
             backward.append(subtract_scores(column[last], column[known]))
             lost.append(subtract_scores(find_highest(column[known:]), column[last]))
-        if row and floors and name in floors:
-            forward.append(subtract_scores(column[row - 1], floors[name]))
     return ForgettingSummary(
         average_accuracy=mean(matrix.scores[last]),
         backward_transfer=mean(backward),
         forgetting=mean(lost),
-        forward_transfer=mean(forward),
         per_set={name: summarize_set(matrix.column(index)) for index, name in enumerate(matrix.sets)},
     )
 
@@ -200,15 +190,11 @@ def build_summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
     """Lay out one row a matrix: the average accuracy as a score, what was lost and transferred in points."""
     table = Table(title="forgetting and transfer (all but the accuracy in points)", title_justify="left")
     table.add_column("scores", overflow="fold")
-    for name in ("average accuracy", "backward transfer", "forgetting", "forward transfer"):
+    for name in ("average accuracy", "backward transfer", "forgetting"):
         table.add_column(name, justify="right")
     for name, summary in summaries.items():
         accuracy = summary.average_accuracy
-        moves = (
-            (summary.backward_transfer, "+z.1f"),
-            (summary.forgetting, "z.1f"),
-            (summary.forward_transfer, "+z.1f"),
-        )
+        moves = ((summary.backward_transfer, "+z.1f"), (summary.forgetting, "z.1f"))
         cells = [UNKNOWN if value is None else format(value * POINTS, form) for value, form in moves]
         table.add_row(name, UNKNOWN if accuracy is None else f"{accuracy:.3f}", *cells)
     return table

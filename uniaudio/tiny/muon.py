@@ -11,6 +11,7 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration, as published
 ITERATIONS = 5
+MOMENTUM = 0.95  # share of the old momentum
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -37,11 +38,10 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: matrices. lr: learning rate of a square or wide matrix; a tall one takes ``sqrt(m / n)`` of it.
-        momentum: share of the old momentum.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state: dict[str, Any] = self.state[matrix]
                 momentum = state.setdefault("momentum", torch.zeros_like(matrix))
-                momentum.lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonalize(matrix.grad.lerp(momentum, group["momentum"]))
+                momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+                update = orthogonalize(matrix.grad.lerp(momentum, MOMENTUM))
                 rate = group["lr"] * math.sqrt(max(1, matrix.shape[0] / matrix.shape[1]))
                 matrix.add_(update, alpha=-rate)

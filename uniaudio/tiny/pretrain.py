@@ -131,10 +131,10 @@ def fit(lm: Qwen3ForCausalLM, book: Curriculum, settings: MiniatureConfig, progr
 
 
 @torch.no_grad()
-def measure_reading_accuracy(lm: Qwen3ForCausalLM, examples: Sequence[TextExample], seed: int = 0) -> float:
+def measure_reading_accuracy(lm: Qwen3ForCausalLM, examples: Sequence[TextExample]) -> float:
     """Share of the answer tokens that the model predicts right (given the ones before) from noisy synthetic clips."""
     lm.eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     right = []
     for start in range(0, len(examples), 32):
         part = examples[start : start + 32]

@@ -13,6 +13,8 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.data.sources.base import Row, Source
 from uniaudio.errors import RowError
 
+RENDERINGS = 3  # of a row: the prompt of evaluation, and those that are drawn
+
 
 @dataclass(frozen=True)
 class RecipeText:
@@ -23,7 +25,7 @@ class RecipeText:
     answer: str
 
 
-def collect_recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3) -> list[RecipeText]:
+def collect_recipe_texts(recipe: Recipe, limit: int = 2000) -> list[RecipeText]:
     """Render the rows of all train entries, up to ``limit`` rows each, several times for the several prompts.
 
     Only columns are read, no audio is decoded. The first rendering is the one of evaluation, the others draw
@@ -35,7 +37,7 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000, renderings: int = 3)
     for entry, source in zip(recipe.train, sources, strict=True):
         rng = random.Random(entry.name)
         for row in islice(iterate_usable_rows(source), limit):
-            for number in range(renderings):
+            for number in range(RENDERINGS):
                 for template in entry.templates:
                     try:
                         rendered = entry.render_question(row, template, rng if number else None)

@@ -22,23 +22,20 @@ def draw_fillers(count: int, blank: int, rng: random.Random) -> list[int]:
 LONGEST_CLIP = 64  # positions: 5 s of audio at 12.5 tokens a second; only a long answer has a longer clip
 
 
-def stretch_tokens(
-    answer: Sequence[int], blank: int, rng: random.Random, longest: int = LONGEST_CLIP
-) -> list[int]:
+def stretch_tokens(answer: Sequence[int], blank: int, rng: random.Random) -> list[int]:
     """The tokens of an answer, each repeated 1 to 4 times, fillers between them and at both ends.
 
     Two equal tokens in a row always have a filler between them, so that the answer can be read off without
-    doubt. Sometimes the whole is drawn out much further, as a short label is over a long clip.
+    doubt. Sometimes the whole is drawn out much further, as a short label is over a long clip, to about
+    ``LONGEST_CLIP``; an answer that needs more is only repeated less.
 
     Args:
         answer: token ids, at least one.
         blank: the filler token.
         rng: the generator of the example.
-        longest: about the longest clip that drawing out may give; an answer that needs more is only repeated
-        less.
     """
     repeats, gap = rng.choice(((1, 0), (2, 1), (3, 2), (4, 3)))
-    while repeats > 1 and len(answer) * (repeats + gap) / 2 > longest:
+    while repeats > 1 and len(answer) * (repeats + gap) / 2 > LONGEST_CLIP:
         repeats, gap = repeats - 1, gap - 1
     drawn_out = len(answer) <= 3 and rng.random() < 0.4
     tokens: list[int] = []
@@ -47,8 +44,8 @@ def stretch_tokens(
             tokens += draw_fillers(rng.randint(1, 1 + gap), blank, rng)
         elif index:
             tokens += draw_fillers(rng.randint(0, gap), blank, rng)
-        tokens += [token] * (rng.randint(1, longest // 3) if drawn_out else rng.randint(1, repeats))
-    edge = max(longest - len(tokens), 8) // 2 if rng.random() < 0.3 else 4
+        tokens += [token] * (rng.randint(1, LONGEST_CLIP // 3) if drawn_out else rng.randint(1, repeats))
+    edge = max(LONGEST_CLIP - len(tokens), 8) // 2 if rng.random() < 0.3 else 4
     return [
         *draw_fillers(rng.randint(0, edge), blank, rng),
         *tokens,
@@ -56,6 +53,6 @@ def stretch_tokens(
     ]
 
 
-def draw_silent_tokens(blank: int, rng: random.Random, longest: int = LONGEST_CLIP) -> list[int]:
-    """A clip that says nothing, 1 to ``longest`` positions: the answer has to be guessed from the question."""
-    return draw_fillers(rng.randint(1, rng.choice((8, longest))), blank, rng)
+def draw_silent_tokens(blank: int, rng: random.Random) -> list[int]:
+    """A clip that says nothing, 1 to ``LONGEST_CLIP`` positions: the answer has to be guessed from the question."""
+    return draw_fillers(rng.randint(1, rng.choice((8, LONGEST_CLIP))), blank, rng)

@@ -18,7 +18,7 @@ from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
 from uniaudio.evaluate.metrics.normalize import normalize_challenge_text, normalize_text
-from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions, score_answers
+from uniaudio.evaluate.metrics.scoring import is_right, measure_metric, measure_with_companions
 from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
 from uniaudio.evaluate.metrics.text_units import separate_units
 
@@ -156,6 +156,10 @@ def test_precision_of_tags_is_scikit_learns_of_zeros_and_ones(pairs):
     answered = np.array([[tag in row for tag in tags] for row, _ in pairs], int)
     each = [average_precision_score(truth[:, k], answered[:, k]) for k in range(len(tags))]
     assert tag_precision(answers, references, ";").score() == pytest.approx(np.mean(each))
+
+
+def score_answers(answers, references, scoring):
+    return measure_metric(answers, references, scoring, scoring.metric).score()
 
 
 def test_scores_of_templates():

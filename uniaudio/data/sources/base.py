@@ -107,20 +107,28 @@ class BrokenShardError(Exception):
         self.lost, self.total, self.is_cut = lost, total, is_cut
 
 
-class IndexedSource(ABC):
-    """Rows that can be had in any order at no cost: manifests and folders of audio files."""
-
-    size: int
+class RowSource(ABC):
+    """What sources of rows have in common."""
 
     @cached_property
     def left_out(self) -> Counter[str]:
-        """What lies in the place and is no row, counted by reason."""
+        """What lies in the place and is no row and no shard, counted by reason."""
         return Counter()
 
     @cached_property
     def classes(self) -> Mapping[str, Classes]:
         """The classes of the columns that hold numbers with names."""
         return {}
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row | RowError]:
+        """Yield all rows in order; a row that cannot be used comes as its error."""
+
+
+class IndexedSource(RowSource):
+    """Rows that can be had in any order at no cost: manifests and folders of audio files."""
+
+    size: int
 
     @abstractmethod
     def row(self, index: int) -> Row:
@@ -145,7 +153,6 @@ class IndexedSource(ABC):
         return row
 
     def rows(self) -> Iterator[Row | RowError]:
-        """Yield all rows in order; a row that cannot be used comes as its error."""
         return map(self.read_row_or_error, range(self.size))
 
     def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
@@ -153,7 +160,7 @@ class IndexedSource(ABC):
         return self.rows()
 
 
-class ShardedSource(ABC):
+class ShardedSource(RowSource):
     """Rows that are read one after another: archives, tables with embedded audio, datasets on the Hub.
 
     Attributes:
@@ -164,16 +171,6 @@ class ShardedSource(ABC):
     shards: tuple[str, ...]
     size: int | None = None
     divided_by: DatasetCard | None = None  # whose column with ``each`` makes several rows of a stored one
-
-    @cached_property
-    def left_out(self) -> Counter[str]:
-        """What lies in the place and is no shard, counted by reason."""
-        return Counter()
-
-    @cached_property
-    def classes(self) -> Mapping[str, Classes]:
-        """The classes of the columns that hold numbers with names."""
-        return {}
 
     def fingerprint(self, columns: Collection[str]) -> str:
         """Return a text that is another one when the shards are others, as far as is known unread.
@@ -214,7 +211,6 @@ class ShardedSource(ABC):
             yield problem
 
     def rows(self) -> Iterator[Row | RowError]:
-        """Yield all rows in the order of the shards; a row that cannot be used comes as its error."""
         for shard in range(len(self.shards)):
             yield from (row for row in self.shard_rows(shard) if row is not None)
 

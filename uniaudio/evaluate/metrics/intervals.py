@@ -70,14 +70,14 @@ def draw_resamples(clips: int, seed: int = SEED) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=rows * clips).reshape(rows, clips).astype(np.float64)
 
 
-def compute_interval(clips: int, resample: Callable[[Array], Array], seed: int = SEED) -> list[float]:
+def compute_interval(clips: int, resample: Callable[[Array], Array]) -> list[float]:
     """Return the 2.5 and the 97.5 per cent quantile of a score over resamples of the clips.
 
     Args:
         resample: counts ``[R, N]`` to scores ``[R]``, as ``Summed.resample``; scores that are not finite are left
             out.
     """
-    scores = np.concatenate([resample(counts) for counts in draw_resamples(clips, seed)])
+    scores = np.concatenate([resample(counts) for counts in draw_resamples(clips)])
     scores = scores[np.isfinite(scores)]
     if not len(scores):
         return [float("nan"), float("nan")]

@@ -60,8 +60,3 @@ def measure_with_companions(
     """Return the metric of a template and its companions, by name, the metric itself first."""
     names = COMPANIONS.get(scoring.metric, (scoring.metric,))
     return {name: measure_metric(answers, references, scoring, name) for name in names}
-
-
-def score_answers(answers: Sequence[str], references: References, scoring: Scoring) -> float:
-    """Return the metric of a template: more is better, but for the error rates ``wer`` and ``cer``."""
-    return measure_metric(answers, references, scoring, scoring.metric).score()
