@@ -33,7 +33,8 @@ from uniaudio.export.stock_model import (
 )
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder, load_whisper
 from uniaudio.types import Example
 

@@ -22,7 +22,8 @@ from transformers import (
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.ragged import Ragged
 
 SIZES = {

@@ -11,7 +11,8 @@ from uniaudio.commands.plan import plan_stage
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model import fp8
-from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.model.fp8 import (
     Float8Linear,
     convert_to_float8,

@@ -18,7 +18,8 @@ from uniaudio.data.collate import collate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, average_questions
-from uniaudio.model.decoder import TextDecoder, make_trainable
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder_loading import make_trainable
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.shared_prefix import compute_row_positions, find_key_places
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder

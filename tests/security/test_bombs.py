@@ -13,7 +13,7 @@ from uniaudio.data.jinja import Text
 from uniaudio.data.sources.paths import expand_braces
 from uniaudio.errors import RowError, UserError
 
-SECONDS = 5
+SECONDS = 5  # of processor time: other work on the machine does not count
 ROW = {"text": "text " * 10, "number": 10**9, "items": [1, 2, [3]]}
 DOUBLED = "{% set ns = namespace(x=START) %}{% for i in range(100) %}{% set ns.x = STEP %}{% endfor %}USE"
 TEXTS = [
@@ -71,10 +71,10 @@ TEXTS = [
 
 @pytest.mark.parametrize("source", TEXTS, ids=range(len(TEXTS)))
 def test_a_template_that_multiplies_ends_with_a_sentence(source):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises((UserError, RowError)) as raised:
         Text(source, "t.yaml: target").render(ROW)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert str(raised.value).count("\n") == 0
     assert len(str(raised.value)) < 500
 
@@ -115,10 +115,10 @@ CHAT_TEMPLATES = {
 def test_a_chat_template_that_multiplies_ends_with_a_sentence(chat_tokenizer, name):
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = CHAT_TEMPLATES[name] + TURNS
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=r"^the decoder's chat template cannot write") as raised:
         read_chat_markup(tokenizer)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 1000
 
@@ -127,10 +127,10 @@ def test_a_chat_template_that_multiplies_ends_with_a_sentence(chat_tokenizer, na
 def test_commands_end_with_a_sentence_for_such_a_decoder(tone_run, capsys, command):
     folder = tone_run.parent / "qwen"
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES["loops"])
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SystemExit) as left:
         main([command, str(tone_run)])
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert left.value.code == 2
     assert "takes more than 10,000 steps" in capsys.readouterr().err
 
@@ -218,14 +218,14 @@ YAML = {
 
 @pytest.mark.parametrize("name", YAML)
 def test_yaml_that_multiplies_ends_with_a_sentence(name):
-    started = time.monotonic()
+    started = time.process_time()
     if name == "hexadecimal":  # long, but a number
         parse(YAML[name], "bomb.yaml")
     else:
         with pytest.raises(UserError, match=r"^bomb\.yaml: ") as raised:
             parse(YAML[name], "bomb.yaml")
         assert "\n" not in str(raised.value)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
 
 
 def test_aliases_are_read_where_they_are_few():

@@ -14,7 +14,7 @@ from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.model.decoder import load_decoder
+from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.train.resume import Effect, compare_configs, is_finished
 from uniaudio.train.state import TrainState
 

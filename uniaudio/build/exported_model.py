@@ -23,8 +23,9 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.stock_projectors import StockProjector, make_stock_projector
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
+from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.exported import rebuild_part
 from uniaudio.model.encoders.registry import load_audio_encoder

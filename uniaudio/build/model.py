@@ -34,8 +34,9 @@ from uniaudio.errors import UserError, convert_to_user_error, mask_values, prefi
 from uniaudio.hub_client import convert_hub_refusals
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import TextDecoder, load_decoder
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
+from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.model.encoders.weights import (
     RANDOM,
     fetch_model_config,

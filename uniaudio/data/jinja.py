@@ -12,9 +12,11 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, meta
 
 from uniaudio.config.limits import LONGEST_SOURCE
+from uniaudio.data.bounded_templates import is_bounded
 from uniaudio.data.comparison import compile_text, prepare_comparisons
 from uniaudio.data.field_values import Null, is_plain, wrap_value, write_value
-from uniaudio.data.template_limits import BUDGET, LimitedEnvironment, PlainEnvironment, is_bounded
+from uniaudio.data.template_budget import BUDGET
+from uniaudio.data.template_limits import LimitedEnvironment, PlainEnvironment
 from uniaudio.errors import RowError, UserError, convert_to_row_error, read_first_line
 
 

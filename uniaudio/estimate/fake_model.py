@@ -22,8 +22,9 @@ from uniaudio.data.collate import collate
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.decoder import DTYPES, TextDecoder, make_trainable
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
+from uniaudio.model.decoder_loading import DTYPES, make_trainable
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.weights import use_stock_attention
 from uniaudio.model.fp8 import FP8, convert_to_float8

@@ -9,36 +9,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
-from uniaudio.hub_client import convert_hub_refusals
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.decoder_limits import (
     find_position_limit,
-    refuse_unusable_class,
     refuse_without_generation,
 )
 from uniaudio.model.depth_injection import DepthInjection
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    pin_revision,
-    read_stock_config,
-    refuse_unusable_files,
-)
-from uniaudio.model.fingerprint import identify_base
-from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
-from uniaudio.model.lora import add_lora
 from uniaudio.model.shared_prefix import compute_row_positions, find_key_places
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import SharedPrefixes
 
 LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class TextDecoder(nn.Module):
@@ -311,34 +298,6 @@ def compute_label_losses(
     return losses.sum(), losses.detach(), torch.cat(right)
 
 
-def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: Any, seed: int) -> None:
-    """Freeze a decoder, train it in full, or put low-rank updates beside the linear maps of its ``body`` (not the
-    head).
-
-    Low-rank updates are kept in float32 beside weights of any dtype.
-
-    Args:
-        lora: a ``LoraConfig``; None for its defaults.
-
-    Raises:
-        UserError: when a target of the updates matches nothing.
-    """
-    decoder.requires_grad_(how == "full")
-    if how != "lora":
-        return
-    if lora is None:
-        from uniaudio.config.encoders import LoraConfig  # nothing else here needs pydantic
-
-        lora = LoraConfig()
-    try:
-        add_lora(body, lora.rank, lora.alpha, lora.dropout, lora.targets, seed)
-    except UserError as problem:
-        raise UserError(f"decoder.{problem}") from problem
-    for parameter in body.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
 def close(one: Tensor, other: Tensor) -> bool:
     """Return whether two results agree within the rounding of their dtype, relative to their size."""
     tolerance = 1e-4 if one.dtype == torch.float32 else 0.05
@@ -360,66 +319,3 @@ def explain_why_not_packed(lm: PreTrainedModel) -> str:
     if not getattr(lm, "_supports_attention_backend", False):
         return f"{type(lm).__name__} has its own attention"
     return ""
-
-
-def load_decoder(
-    path: str,
-    revision: str | None = None,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    attention: str = "auto",
-    device: torch.device | str = "cpu",
-    train: str = "frozen",
-    lora: Any = None,
-    seed: int = 0,
-) -> TextDecoder:
-    """Load any causal LM by folder or Hub name, in bf16 on machines with CUDA and fp32 elsewhere (``dtype: auto``).
-
-    Args:
-        path: ``random:`` before it draws the weights from ``seed``.
-        train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
-
-    Raises:
-        UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
-            alone, or cannot generate from embeddings.
-    """
-    drawn, path_or_name = path.startswith(RANDOM), path
-    path = path.removeprefix(RANDOM)
-    with prefix_user_errors("decoder.path"):
-        commit = pin_revision(path, revision)
-    refuse_unusable_files(path, "decoder.path", commit)
-    device = torch.device(device)
-    if dtype == FP8:
-        refuse_without_units()
-    # a model that engines will spread is put together on the CPU of a machine with GPUs
-    rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
-    kind = DTYPES.get(dtype) or rough
-    what = f"decoder.path: {path} cannot be loaded as a causal language model"
-    with convert_to_user_error(what), convert_hub_refusals(what, path, revision):
-        # its file may name a kernel on the Hub for attention
-        config = read_stock_config(path, commit, trust_remote_code)
-        refuse_unusable_class(config)
-        if drawn:
-            settings = {"dtype": kind, "trust_remote_code": trust_remote_code}
-            lm = build_with_random_weights(lambda: AutoModelForCausalLM.from_config(config, **settings), seed)
-            loading: dict[str, Any] = {"missing_keys": ()}
-        else:
-            lm, loading = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                revision=commit,
-                dtype=kind,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    if missing := sorted(loading["missing_keys"]):
-        raise UserError(
-            f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
-            "it is of another kind of model, or was saved without its head"
-        )
-    decoder = TextDecoder(lm.to(device), attention, identify_base(path_or_name, revision))
-    if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
-        convert_to_float8(lm.base_model)
-    make_trainable(decoder, lm.base_model, train, lora, seed)
-    return decoder

@@ -16,7 +16,8 @@ from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
-from uniaudio.model.decoder import DTYPES, compute_label_losses, make_trainable
+from uniaudio.model.decoder import compute_label_losses
+from uniaudio.model.decoder_loading import DTYPES, make_trainable
 from uniaudio.model.decoding import generate_with_cross_attention
 from uniaudio.model.encoders.weights import (
     RANDOM,

@@ -1,0 +1,117 @@
+"""Loading of a language model by folder or Hub name, and what of it is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
+from uniaudio.hub_client import convert_hub_refusals
+from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder_limits import refuse_unusable_class
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    build_with_random_weights,
+    pin_revision,
+    read_stock_config,
+    refuse_unusable_files,
+)
+from uniaudio.model.fingerprint import identify_base
+from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
+from uniaudio.model.lora import add_lora
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_decoder(
+    path: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    attention: str = "auto",
+    device: torch.device | str = "cpu",
+    train: str = "frozen",
+    lora: Any = None,
+    seed: int = 0,
+) -> TextDecoder:
+    """Load any causal LM by folder or Hub name, in bf16 on machines with CUDA and fp32 elsewhere (``dtype: auto``).
+
+    Args:
+        path: ``random:`` before it draws the weights from ``seed``.
+        train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
+
+    Raises:
+        UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
+            alone, or cannot generate from embeddings.
+    """
+    drawn, path_or_name = path.startswith(RANDOM), path
+    path = path.removeprefix(RANDOM)
+    with prefix_user_errors("decoder.path"):
+        commit = pin_revision(path, revision)
+    refuse_unusable_files(path, "decoder.path", commit)
+    device = torch.device(device)
+    if dtype == FP8:
+        refuse_without_units()
+    # a model that engines will spread is put together on the CPU of a machine with GPUs
+    rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
+    kind = DTYPES.get(dtype) or rough
+    what = f"decoder.path: {path} cannot be loaded as a causal language model"
+    with convert_to_user_error(what), convert_hub_refusals(what, path, revision):
+        # its file may name a kernel on the Hub for attention
+        config = read_stock_config(path, commit, trust_remote_code)
+        refuse_unusable_class(config)
+        if drawn:
+            settings = {"dtype": kind, "trust_remote_code": trust_remote_code}
+            lm = build_with_random_weights(lambda: AutoModelForCausalLM.from_config(config, **settings), seed)
+            loading: dict[str, Any] = {"missing_keys": ()}
+        else:
+            lm, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                revision=commit,
+                dtype=kind,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
+            "it is of another kind of model, or was saved without its head"
+        )
+    decoder = TextDecoder(lm.to(device), attention, identify_base(path_or_name, revision))
+    if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
+        convert_to_float8(lm.base_model)
+    make_trainable(decoder, lm.base_model, train, lora, seed)
+    return decoder
+
+
+def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: Any, seed: int) -> None:
+    """Freeze a decoder, train it in full, or put low-rank updates beside the linear maps of its ``body`` (not the
+    head).
+
+    Low-rank updates are kept in float32 beside weights of any dtype.
+
+    Args:
+        lora: a ``LoraConfig``; None for its defaults.
+
+    Raises:
+        UserError: when a target of the updates matches nothing.
+    """
+    decoder.requires_grad_(how == "full")
+    if how != "lora":
+        return
+    if lora is None:
+        from uniaudio.config.encoders import LoraConfig  # nothing else here needs pydantic
+
+        lora = LoraConfig()
+    try:
+        add_lora(body, lora.rank, lora.alpha, lora.dropout, lora.targets, seed)
+    except UserError as problem:
+        raise UserError(f"decoder.{problem}") from problem
+    for parameter in body.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
