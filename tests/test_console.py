@@ -4,9 +4,14 @@ import io
 import logging
 import warnings
 
+import datasets
 import pytest
+from datasets.utils import tqdm as datasets_tqdm
+from huggingface_hub.utils import tqdm as hub_tqdm
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from uniaudio import console as shown
 from uniaudio.console import (
@@ -14,7 +19,7 @@ from uniaudio.console import (
     announce,
     format_duration,
     format_number,
-    hide_loading_bars,
+    hide_library_bars,
     make_console,
     silence_known_warnings,
 )
@@ -115,14 +120,27 @@ def test_tries_to_reach_the_hub_are_no_lines(caplog):
     assert "Retry" not in caplog.text
 
 
-def test_loading_bars_of_transformers_are_hidden_and_others_are_not(capsys):
-    from transformers.utils import logging as transformers_logging
-
-    hide_loading_bars()
-    list(transformers_logging.tqdm(range(3), desc="Loading weights"))
+def test_bars_of_libraries_are_hidden_and_others_are_not(tmp_path, capsys):
+    announce("begins")
+    hide_library_bars()  # a second time, it changes nothing
+    config = Qwen3Config(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=8,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    rows = datasets.Dataset.from_dict({"x": [1, 2]}).cast_column("x", datasets.Value("int8"))
+    rows.save_to_disk(tmp_path / "rows")
+    assert capsys.readouterr().err == "begins\n"
+    for bar in (transformers_logging.tqdm, hub_tqdm, datasets_tqdm):
+        assert list(bar(range(3), desc="Downloading")) == [0, 1, 2]
+        assert "Downloading" in capsys.readouterr().err
+    assert list(hub_tqdm(range(3), "Casting")) == [0, 1, 2]  # a text by its place
     assert capsys.readouterr().err == ""
-    list(transformers_logging.tqdm(range(3), desc="Downloading"))
-    assert "Downloading" in capsys.readouterr().err
 
 
 def test_one_process_of_a_launch_says_what_is_loaded(monkeypatch, capsys):

@@ -6,9 +6,9 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
+import tqdm
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -42,7 +42,10 @@ KNOWN_LOGS = {  # lines that libraries log, by logger
     # of the tokenizer of an exported model, which is read beside the config.json of the whole
     "transformers.configuration_utils": ("a model of type `uniaudio_lm`", "a model of type `ultravox`"),
 }
-LOADING_BARS = ("Loading weights", "Writing model shards", "Loading checkpoint shards")
+LIBRARY_BARS = (  # of transformers and datasets, by the beginning of their texts
+    *("Loading weights", "Writing model shards", "Loading checkpoint shards", "Loading dataset"),
+    *("Resolving data files", "Generating", "Casting", "Saving the dataset"),
+)
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
@@ -57,7 +60,8 @@ def make_console(stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def announce(sentence: str) -> None:
-    """Say on stderr what is being waited for, on the main process of a launch."""
+    """Say on stderr what is being waited for, on the main process of a launch; libraries show no bars from then on."""
+    hide_library_bars()
     if is_main_rank():
         print(sentence, file=sys.stderr, flush=True)
 
@@ -126,7 +130,8 @@ class WorkProgress(Progress):
 
 
 def silence_known_warnings() -> None:
-    """Keep off the screen what ``KNOWN_WARNINGS`` and ``KNOWN_LOGS`` list; everything else is shown."""
+    """Keep off the screen what ``KNOWN_WARNINGS``, ``KNOWN_LOGS`` and ``LIBRARY_BARS`` list; all else is shown."""
+    hide_library_bars()
     for category, message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
     for name, beginnings in KNOWN_LOGS.items():
@@ -146,13 +151,18 @@ class KnownLogFilter(logging.Filter):
         return not any(text in record.getMessage() for text in self.texts)
 
 
-def hide_loading_bars() -> None:
-    """Let transformers read and write weights without bars of its own; those of downloads are shown as before."""
-    from transformers.utils import logging as transformers_logging  # slow to import
+def hide_library_bars() -> None:
+    """Let libraries read and write weights and tables without bars of their own; those of downloads are shown."""
+    if getattr(tqdm.tqdm.__init__, "hides_bars", False):
+        return
+    make_bar = tqdm.tqdm.__init__  # of all classes of bars, those that are derived elsewhere included
 
-    def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if str(kwargs.get("desc", "")).startswith(LOADING_BARS):
-            kwargs = {**kwargs, "disable": True}
-        return factory(*args, **kwargs)
+    def make_bar_or_none(
+        self: Any, iterable: Any = None, desc: str | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        if str(desc or "").startswith(LIBRARY_BARS):
+            kwargs["disable"] = True
+        make_bar(self, iterable, desc, *args, **kwargs)
 
-    transformers_logging.set_tqdm_hook(make_bar)
+    make_bar_or_none.hides_bars = True  # type: ignore[attr-defined]
+    tqdm.tqdm.__init__ = make_bar_or_none

@@ -16,7 +16,7 @@ from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import announce, hide_loading_bars, make_console
+from uniaudio.console import announce, make_console
 from uniaudio.errors import UserError, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import list_code_places
@@ -290,7 +290,6 @@ def load_model_spec(
     model: ModelSpec, device: torch.device, trust: Trust, keep_frames: bool = False
 ) -> AudioEncoder:
     """Load the encoder of a MODEL that was taken apart, see ``load_encoder``."""
-    hide_loading_bars()
     announce(f"loading the encoder of {model.path} ...")
     checkpoint = open_checkpoint(model.path)
     if checkpoint is None:

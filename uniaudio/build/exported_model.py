@@ -17,7 +17,7 @@ from uniaudio.build.model import LoadedModel, load_tokenizer
 from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.model_spec import ModelSpec
 from uniaudio.config.run import RunConfig
-from uniaudio.console import announce, hide_loading_bars
+from uniaudio.console import announce
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
@@ -80,7 +80,6 @@ def load_exported_model(chosen: ModelSpec, device: torch.device) -> LoadedModel:
     Raises:
         UserError: when a tensor is missing or unknown, or the config is of a kind that is not read.
     """
-    hide_loading_bars()
     announce(f"loading the model {chosen.path} ...")
     folder = find_model_folder(chosen.path, None)
     values = read_model_config(folder)

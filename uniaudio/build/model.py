@@ -25,7 +25,7 @@ from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import announce, hide_loading_bars
+from uniaudio.console import announce
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
 from uniaudio.data.recipe import Recipe, load_recipe
@@ -127,7 +127,6 @@ def build_model(
             loaded, or tokenizer and decoder do not belong together.
     """
     config.require_trust()
-    hide_loading_bars()
     parts = [f"{name} ({each.path})" for name, each in config.encoders.items() if each.path]
     announce(mask_values(f"loading {', '.join([*parts, f'the decoder ({path})'])} ..."))
     whisper = config.decoder.kind == "whisper"

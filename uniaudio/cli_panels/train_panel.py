@@ -295,6 +295,7 @@ def demo(
     """
     require_package("matplotlib", "uniaudio demo")
     require_package("sklearn", "uniaudio demo")
+    announce(LOADING)
     from uniaudio.commands.demo import run_demo
 
     run_demo(out, quick)
