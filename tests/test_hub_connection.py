@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -16,19 +17,12 @@ from uniaudio.model.encoders.weights import fetch_model_config
 NAME = "me/tones"
 
 
-class EarlyTimer:
-    """Calls at its start what a timer calls later."""
-
-    def __init__(self, seconds, call, values):
-        self.start, self.cancel = lambda: call(*values), lambda: None
-
-
 @pytest.fixture
 def slept(monkeypatch):
-    """Seconds that were slept, in place of sleeping; a wait is announced at its beginning."""
+    """Seconds that were slept, in place of all but a moment of sleeping; a wait is announced soon."""
     seconds = []
-    monkeypatch.setattr(time, "sleep", seconds.append)
-    monkeypatch.setattr(hub_connection.threading, "Timer", EarlyTimer)
+    monkeypatch.setattr(time, "sleep", lambda wanted: seconds.append(wanted) or threading.Event().wait(0.05))
+    monkeypatch.setattr(hub_connection, "SAID_AFTER", 0.01)
     monkeypatch.setattr(weights, "CONFIG_FOLDERS", {})
     return seconds
 
@@ -68,12 +62,14 @@ def test_a_closed_port_ends_in_three_seconds_and_the_next_call_at_once(hub, slep
     assert slept == [1.0, 2.0]
 
 
-def test_a_folder_that_loads_for_long_is_no_wait_for_the_hub(hub, tmp_path, monkeypatch, capsys):
+def test_what_loads_for_long_without_a_request_is_no_wait_for_the_hub(hub, model, monkeypatch, capsys):
     monkeypatch.setattr(hub_connection, "SAID_AFTER", 0.01)
-    for name, is_said in ((str(tmp_path), False), ("me/tones", True)):
-        with hub_connection.announce_wait(name):
+    for has_request in (False, True):
+        with hub_connection.announce_wait(NAME):
+            if has_request:
+                fetch_model_config(NAME, None)
             time.sleep(0.1)
-        assert ("waiting for the Hub" in capsys.readouterr().err) == is_said
+        assert ("waiting for the Hub" in capsys.readouterr().err) == has_request
 
 
 def test_a_server_that_says_nothing_is_given_up(hub, slept, monkeypatch):

@@ -13,7 +13,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +32,7 @@ LONGEST_SILENCE = 15.0  # seconds without any answer, after which no further req
 FORGOTTEN_AFTER = 60.0  # seconds, after which a Hub that was away is tried again
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
+SENT = [0]  # requests that went to the Hub
 ANSWERED: set[str] = set()  # endpoints that have answered this process
 WAITING: dict[str, float] = {}  # since when (monotonic) there are requests without an answer, by endpoint
 AWAY: dict[str, tuple[float, str]] = {}  # until when (monotonic) endpoints are not tried again, and why
@@ -54,20 +54,26 @@ def announce_wait(name: str) -> Iterator[None]:
         yield
         return
     watch_client()
-    timer = threading.Timer(SAID_AFTER, print_wait, (name,))
-    timer.daemon = True
-    if not Path(name).exists():  # what a folder holds takes its time, too
-        timer.start()
+    is_over = threading.Event()
+    threading.Thread(target=print_wait, args=(name, SENT[0], is_over), daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        is_over.set()
 
 
-def print_wait(name: str) -> None:
-    """Say on stderr what is waited for."""
-    if is_main_rank():
-        print(f"waiting for the Hub ({constants.ENDPOINT}): {name} ...", file=sys.stderr, flush=True)
+def print_wait(name: str, before: int, is_over: threading.Event) -> None:
+    """Say on stderr what is waited for, as soon as it takes long and the Hub was asked: a folder and what is in the
+    cache take their time, too.
+
+    Args:
+        before: requests that were sent before.
+    """
+    while not is_over.wait(SAID_AFTER):
+        if SENT[0] > before:
+            if is_main_rank():
+                print(f"waiting for the Hub ({constants.ENDPOINT}): {name} ...", file=sys.stderr, flush=True)
+            return
 
 
 def watch_client() -> None:
@@ -94,6 +100,7 @@ def refuse_unreachable_hub(request: Any) -> None:
         HubAwayError: in place of the client's many tries.
     """
     endpoint = constants.ENDPOINT
+    SENT[0] += str(request.url).startswith(endpoint)
     if endpoint in ANSWERED or not str(request.url).startswith(endpoint):
         return
     with LOCK:

@@ -13,6 +13,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import uniaudio
+from uniaudio.cli import main
 from uniaudio.commands import launch as launching
 from uniaudio.commands.launch import Machines, find_launch_file, launch_training, read_outcome
 from uniaudio.config.run_files import load_run
@@ -93,6 +94,30 @@ def test_what_cannot_be_launched_is_refused(tone_run, handed_over, engine, proce
     assert handed_over == {}
 
 
+def test_more_processes_than_gpus_are_refused(tone_run, handed_over, tmp_path, monkeypatch):
+    monkeypatch.setattr(launching, "count_gpus", lambda: 2)
+    config = load_run(tone_run)
+    with pytest.raises(UserError, match="-n 3: every process takes a GPU, and this machine has 2"):
+        launch_training("ddp", config, [], 3, Machines())
+    launch_training("ddp", config, [], None, Machines())
+    assert handed_over["file"]["num_processes"] == 2
+    file = tmp_path / "mine.yaml"
+    file.write_text(find_launch_file("ddp").read_text() + "use_cpu: true\n")
+    launch_training(str(file), config, [], 3, Machines())
+    assert handed_over["file"]["num_processes"] == 3
+
+
+def test_a_begun_run_is_refused_before_processes_start(tone_run, handed_over, capsys):
+    (Path(load_run(tone_run).output_dir) / "checkpoints" / "step-000001").mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "ddp", str(tone_run)])
+    assert (ended.value.code, handed_over) == (2, {})
+    assert "already holds a run: continue it with --resume" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "ddp", str(tone_run), "--resume"])
+    assert (ended.value.code, handed_over["options"][-1]) == (0, "--resume")
+
+
 @pytest.mark.parametrize(("stated", "precision"), [("fp16", "auto"), ("bf16", "no"), ("'no'", "bf16")])
 def test_another_precision_in_the_launch_file_is_refused(tone_run, handed_over, tmp_path, stated, precision):
     file = tmp_path / "mine.yaml"
@@ -148,7 +173,10 @@ def test_equal_last_sentences_are_shown_once(tone_run, monkeypatch, capsys):
 
     monkeypatch.setattr(launching, "run_launcher", run_launcher)
     assert launch_training("ddp", load_run(tone_run), [], 3, Machines()) == 2
-    assert capsys.readouterr().err == "uniaudio: seed is wrong\nuniaudio: process 2 lost another one\n"
+    assert (
+        capsys.readouterr().err
+        == "starting 3 process(es) under ddp ...\nuniaudio: seed is wrong\nuniaudio: process 2 lost another one\n"
+    )
     assert not leave_message("alone")
 
 
@@ -197,5 +225,7 @@ def test_the_launcher_does_not_wait_for_the_libraries_of_models():
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom | ast.Import):
-                assert not {name.partition(".")[0] for name in waiting} & {"transformers", "peft"}, module
+                assert not {name.partition(".")[0] for name in waiting} & {"torch", "transformers", "peft"}, (
+                    module
+                )
     assert "uniaudio.train.engines.precision" in reached

@@ -89,7 +89,6 @@ def launch(
     Writes: as `uniaudio train`.
     Prints: as `uniaudio train`, and ends with its exit code (75: stopped early, use --resume).
     """
-    announce(LOADING)
     from uniaudio.build.run_config import open_run
     from uniaudio.commands.launch import Machines, launch_training
     from uniaudio.config.trust import Trust
@@ -98,10 +97,8 @@ def launch(
     run = open_run(config, overrides or [], Trust(trust_remote_code, allow_code))
     arguments = [config, *(overrides or [])]
     arguments += ["--trust-remote-code"] * trust_remote_code + ["--allow-code"] * allow_code
-    if resume is not None:
-        arguments += ["--resume", *(["auto"] if resume == "auto" else [])]
     places = Machines(machines, rank, address, port, rendezvous)
-    raise typer.Exit(launch_training(engine, run, arguments, processes, places))
+    raise typer.Exit(launch_training(engine, run, arguments, processes, places, resume))
 
 
 def check_resume_option(resume: str | None) -> None:

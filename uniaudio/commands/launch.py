@@ -21,9 +21,11 @@ from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
 from uniaudio.config.search_paths import find_shipped_root
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.console import announce
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import require_package
 from uniaudio.orphans import LAUNCH_COMMAND, MESSAGES
+from uniaudio.train.checkpoint.folders import refuse_begun_run
 from uniaudio.train.engines.precision import refuse_other_precision
 from uniaudio.train.signals import CONTINUE_LATER
 
@@ -89,23 +91,32 @@ class Machines:
 
 
 def launch_training(
-    engine: str, config: RunConfig, arguments: Sequence[str], processes: int | None, machines: Machines
+    engine: str,
+    config: RunConfig,
+    arguments: Sequence[str],
+    processes: int | None,
+    machines: Machines,
+    resume: str | None = None,
 ) -> int:
     """Train in several processes and return the exit code of the run.
 
     Args:
         engine: name of a shipped launch file, or the path of another one. config: as the processes will read it.
         arguments: of ``uniaudio train``. processes: on each machine; default: one for each GPU.
+        resume: as for ``run_training``.
 
     Raises:
-        UserError: for a launch file or machines that cannot be, and for what accelerate refuses.
+        UserError: for a launch file or machines that cannot be, a run that is there, and for what accelerate refuses.
     """
     machines.check()
+    refuse_begun_run(Path(config.output_dir), resume)
+    continuing = [] if resume is None else ["--resume", *(["auto"] if resume == "auto" else [])]
     with collect_messages() as messages:
         file = messages.with_name("launch.yaml")
         options = write_launch_file(file, engine, config, processes, machines)
+        announce(f"starting {load_yaml(file)['num_processes']} process(es) under {engine} ...")
         os.environ[LAUNCH_COMMAND] = format_command(engine, processes, machines)
-        code, ending = run_launcher([*options, "-m", "uniaudio.train", *arguments])
+        code, ending = run_launcher([*options, "-m", "uniaudio.train", *arguments, *continuing])
         sentences = list(dict.fromkeys(each.read_text() for each in sorted(messages.iterdir())))
     for sentence in (*sentences, *([ending] if ending else [])):
         print(f"uniaudio: {sentence}", file=sys.stderr, flush=True)
@@ -142,9 +153,12 @@ def write_launch_file(
         require_package("deepspeed", f"launch {engine}")
         # torchrun on each machine; DeepSpeed's default would start the others by pdsh
         settings["deepspeed_config"] |= {"deepspeed_multinode_launcher": "standard"}
+    gpus = count_gpus()
     if processes is None:
         is_users = source.parent != find_shipped_root() / SHIPPED_ENGINES
-        processes = settings.get("num_processes", 1) // in_file if is_users else count_gpus()
+        processes = settings.get("num_processes", 1) // in_file if is_users else max(gpus, 1)
+    elif 0 < gpus < processes and not settings.get("use_cpu"):
+        raise UserError(f"-n {processes}: every process takes a GPU, and this machine has {gpus}")
     file.write_text(dump_yaml({**settings, **machines.make_settings(processes)}), encoding="utf-8")
     # the launcher reads the rendezvous from its options alone
     options = ["--config_file", str(file), "--rdzv_backend", machines.rendezvous]
@@ -181,10 +195,10 @@ def find_launch_file(engine: str) -> Path:
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs of this machine, 1 where there is none."""
+    """Return the number of GPUs of this machine."""
     import torch
 
-    return max(torch.cuda.device_count(), 1)
+    return torch.cuda.device_count()
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ from uniaudio.estimate.fitting import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.report.clips import find_examples
-from uniaudio.train.checkpoint.folders import STAGE_END, has_checkpoints
+from uniaudio.train.checkpoint.folders import STAGE_END, refuse_begun_run
 from uniaudio.train.checkpoint.reading import Checkpoint
 from uniaudio.train.engines.accelerator import (
     choose_building_device,
@@ -96,7 +96,7 @@ def run_training(
     Raises:
         UserError: for every mistake that can be seen before the first step, and for those of the data.
     """
-    refuse_begun_run(config, resume)
+    refuse_begun_run(Path(config.output_dir), resume)
     config.require_trust()
     callbacks = collect_callbacks(callbacks, config.train.callbacks, config.trust)
     refuse_missing_trackers(config)
@@ -121,21 +121,6 @@ def run_training(
     return code
 
 
-def refuse_begun_run(config: RunConfig, resume: str | None) -> bool:
-    """Return whether there is a run in the output folder; refuse to start another one on top of it.
-
-    Raises:
-        UserError: when there is one and nobody said that it is to go on.
-    """
-    run_dir = Path(config.output_dir)
-    begun = has_checkpoints(run_dir)
-    if resume is None and begun:
-        raise UserError(
-            f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
-        )
-    return begun
-
-
 def train_in_held_folder(
     config: RunConfig,
     resume: str | None,
@@ -146,7 +131,7 @@ def train_in_held_folder(
 ) -> int:
     """Train in a run folder whose lock is held, and return the exit code; see ``run_training``."""
     # again: a run may have ended since; the folder may be another one on other machines
-    begun = gather_objects(refuse_begun_run(config, resume))[0]
+    begun = gather_objects(refuse_begun_run(Path(config.output_dir), resume))[0]
     continued = resume == "yes" or (resume == "auto" and begun)
     checkpoint = open_newest(config) if continued else None
     stage = 0

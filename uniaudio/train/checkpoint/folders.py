@@ -114,6 +114,23 @@ def has_checkpoints(run_dir: Path) -> bool:
     return bool(list_places_by_preference(run_dir)[0])
 
 
+def refuse_begun_run(run_dir: Path, resume: str | None) -> bool:
+    """Return whether there is a run in the output folder; refuse to start another one on top of it.
+
+    Args:
+        resume: None starts a run, all else may go on with one.
+
+    Raises:
+        UserError: when there is one and nobody said that it is to go on.
+    """
+    begun = has_checkpoints(run_dir)
+    if resume is None and begun:
+        raise UserError(
+            f"{run_dir} already holds a run: continue it with --resume, or set another output_dir"
+        )
+    return begun
+
+
 def choose_checkpoint(
     run_dir: Path,
     names: Collection[str] | None = None,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 
 def choose_precision(config: RunConfig) -> torch.dtype | None:
     """Return the dtype of autocast, or None for float32: bf16 on CUDA unless the config says otherwise."""
+    import torch
+
     wanted = config.train.precision
     if wanted == "auto":
         wanted = "bf16" if torch.cuda.is_available() else "no"
