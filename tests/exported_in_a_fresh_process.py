@@ -1,6 +1,7 @@
 """Run in a process of its own: load exported folders where this package and its other dependencies cannot be imported.
 
-For each folder given: compare the frames with those beside it in ``NAME.safetensors``; print one JSON object.
+For each folder given: compare the frames with those beside it in ``NAME.safetensors``; print one JSON object. With
+``--refusals``, a model that does not load for a ValueError has that in place of results.
 """
 
 import json
@@ -26,9 +27,15 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoFeatureExtractor, AutoModel  # noqa: E402
 
 result = {}
-for folder in [Path(argument) for argument in sys.argv[1:] if argument != "--with-soxr"]:
+for folder in [Path(argument) for argument in sys.argv[1:] if not argument.startswith("--")]:
     wanted = load_file(folder.parent / f"{folder.name}.safetensors")
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    try:
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    except ValueError as problem:
+        if "--refusals" not in sys.argv:
+            raise
+        result[folder.name] = str(problem)
+        continue
     extractor = AutoFeatureExtractor.from_pretrained(folder)
     clips = [wanted[f"clip{i}"].float().numpy() / 32768 for i in range(3)]
     inputs = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
+from export.test_hf import FUSIONS, fused
 from helpers.config_kinds import list_kinds
 from pydantic import TypeAdapter, ValidationError
 from transformers import AutoModelForCausalLM, AutoProcessor
@@ -178,31 +179,41 @@ def test_a_decoder_that_the_run_trained_is_not_left_out():
 
 
 @pytest.mark.transformers4
-def test_the_folder_answers_in_processes_without_the_package_under_both_versions(
+def test_folders_answer_in_processes_without_the_package_under_both_versions(
     chat_tokenizer, tmp_path, transformers_4
 ):
-    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
-    write_hf_lm(model, format, tmp_path / "lm", {})
-    one, two = (clip / np.float32(32768) for clip in noise(9_000, 30_011))
-    np.savez(tmp_path / "clips.npz", one=one, two=two)
+    """As the run does: plain, with depth and time markers, and with fused and routed encoders."""
+    encoders = {
+        name: fused(FUSIONS[name], tmp_path, prompt_dim=64) for name in ("concat", "mowe", "mowe, prompts")
+    }
+    encoders |= {name: WhisperAudioEncoder(tiny_whisper()) for name in ("plain", "depth")}
+    one, two = noise(9_000, 30_011)
+    floats = {"one": one / np.float32(32768), "two": two / np.float32(32768)}
+    np.savez(tmp_path / "clips.npz", **floats)
+    wanted = {}
+    for name, encoder in encoders.items():
+        model, format = make_model(chat_tokenizer, encoder, **(DEPTH if name == "depth" else {}))
+        write_hf_lm(model, format, tmp_path / name, {})
+        questions = (("", "low?"), ("", "Which tone is it?"))
+        wanted[name] = [
+            answer(model, format, [clip], pieces) for clip, pieces in zip((one, two), questions, strict=True)
+        ]
     said = []
     for python in (sys.executable, transformers_4):
-        command = [
-            python,
-            HERE / "whole_model_in_a_fresh_process.py",
-            tmp_path / "lm",
-            tmp_path / "clips.npz",
-        ]
+        script, clips = HERE / "whole_model_in_a_fresh_process.py", tmp_path / "clips.npz"
         place = {"HF_HOME": str(tmp_path / f"home{len(said)}"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
         done = subprocess.run(
-            [*map(str, command)],
+            [*map(str, (python, script, clips)), *(str(tmp_path / name) for name in encoders)],
             cwd=tmp_path,
             env=os.environ | place,
             capture_output=True,
             text=True,
-            check=True,
         )
+        assert done.returncode == 0, done.stderr
         said.append(json.loads(done.stdout.splitlines()[-1]))
-    assert said[1]["version"].startswith("4.57")
-    assert said[0]["ids"] == said[1]["ids"]
-    np.testing.assert_allclose(said[0]["logits"], said[1]["logits"], atol=1e-5)
+    assert said[1].pop("version").startswith("4.57")
+    for name, rows in wanted.items():
+        for ids, row in zip(said[1][name]["ids"], rows, strict=True):
+            assert ids[: len(row)] == row, name
+        assert said[0][name]["ids"] == said[1][name]["ids"]
+        np.testing.assert_allclose(said[0][name]["logits"], said[1][name]["logits"], atol=1e-5)

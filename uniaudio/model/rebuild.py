@@ -66,6 +66,10 @@ STOCK_EXTRACTORS = (
     f"{MODELS}.wav2vec2.feature_extraction_wav2vec2:Wav2Vec2FeatureExtractor",
     f"{MODELS}.whisper.feature_extraction_whisper:WhisperFeatureExtractor",
 )
+CHANGED = (
+    "Gemma3nAudioEncoder",
+    "GraniteSpeechCTCEncoder",
+)  # they give or take something else in transformers 4
 ATTENTION = ("eager", "sdpa", None)  # other names lead to packages and to kernels of the Hub
 
 
@@ -77,7 +81,7 @@ def rebuild(described: Any, find: Callable[[str], type]) -> Any:
         find: the class of a ``part`` by its written name, ``module:Class``; refuses names that are not on its list.
 
     Raises:
-        ValueError: when a stock class or its attention is not listed here.
+        ValueError: when a stock class or its attention is not listed here, or something is not installed.
     """
     if isinstance(described, list):
         return [rebuild(item, find) for item in described]
@@ -95,7 +99,13 @@ def rebuild(described: Any, find: Callable[[str], type]) -> Any:
         config._attn_implementation = "eager" if described["attention"] == "eager" else None
         return kind(config)
     if "extractor" in described:
-        return find_stock_class(described["extractor"], STOCK_EXTRACTORS).from_dict(described["values"])
+        extractor = find_stock_class(described["extractor"], STOCK_EXTRACTORS)
+        try:
+            return extractor.from_dict(described["values"])
+        except NameError as problem:  # of a package that its module would have imported
+            raise ValueError(
+                f"{extractor.__name__} of transformers {__version__} needs {problem.name}"
+            ) from problem
     return {name: rebuild(value, find) for name, value in described["mapping"]}
 
 
@@ -103,11 +113,13 @@ def find_stock_class(place: str, listed: tuple[str, ...]) -> Any:
     """Return a class of transformers by ``module:Class``.
 
     Raises:
-        ValueError: when it is not listed, or the installed transformers has no such class.
+        ValueError: when it is not listed, or the installed transformers has no such class or an older form of it.
     """
     if place not in listed:
         raise ValueError(f"{place} is none of the classes of transformers that encoders are made of")
     module, _, name = place.partition(":")
+    if name in CHANGED and __version__.startswith("4."):
+        raise ValueError(f"transformers {__version__} has an older {name}; install a newer release")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as problem:
