@@ -20,7 +20,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
-from uniaudio.estimate.memory import Machine
+from uniaudio.estimate.gpus import Machine
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.weights import choose_model_files, find_model_folder
 from uniaudio.model.fingerprint import identify_base

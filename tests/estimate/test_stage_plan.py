@@ -23,7 +23,8 @@ from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
 from uniaudio.estimate.fake_model import make_equal_clips
-from uniaudio.estimate.memory import ENGINES, Machine
+from uniaudio.estimate.gpus import Machine
+from uniaudio.estimate.memory import ENGINES
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.estimate.step_trace import count_attention_backward_flops, count_attention_flops
 from uniaudio.train.engines.base import Engine

@@ -159,7 +159,7 @@ def plan(
     from uniaudio.checks.recipe import QUESTION, AverageClip
     from uniaudio.commands.plan import show_plan
     from uniaudio.config.trust import Trust
-    from uniaudio.estimate.memory import Machine
+    from uniaudio.estimate.gpus import Machine
 
     clip = None if seconds is None else AverageClip(seconds, QUESTION, answer_tokens)
     run = open_run(config, overrides or [], Trust(trust_remote_code))

@@ -14,7 +14,8 @@ from uniaudio.config.stages import Stage
 from uniaudio.console import make_console
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
-from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS, Machine
+from uniaudio.estimate.gpus import Machine
+from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS
 from uniaudio.estimate.stage_plan import StagePlan, plan_stage
 from uniaudio.units import GIB
 

@@ -64,6 +64,7 @@ from uniaudio.train.engines.accelerator import (
     name_spreading_engine,
 )
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
 from uniaudio.train.host_agreement import require_same_run, require_same_weights
 from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.loop import train_stages
@@ -71,7 +72,7 @@ from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.resume import check_resume, is_finished
 from uniaudio.train.resume_checkpoint import find_newest_checkpoint
 from uniaudio.train.run_lock import hold_run_folder
-from uniaudio.train.stage_setup import has_reference, refuse_what_shards_cannot
+from uniaudio.train.stage_setup import has_reference
 from uniaudio.train.state import TrainState
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.train.trackers import list_tracker_names, refuse_missing_trackers

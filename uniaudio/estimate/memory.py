@@ -1,8 +1,6 @@
-"""The GPUs that an estimate is for, and the bytes of a trained parameter under every engine."""
+"""The bytes of a trained parameter on one GPU under every engine, and what of its memory is used."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 PARTS = ("weights", "frozen", "gradients", "optimizer", "activations", "logits")
 # bytes of a trained parameter on one GPU: (whole on it, spread over all) of weights, gradients, moments and, in
@@ -18,21 +16,6 @@ ENGINES = {
 SPREADS_FROZEN = ("zero3", "fsdp2")  # engines that spread the frozen weights too
 SPREADS_AS = {"zero0": "ddp"}  # engines that spread as another one does
 MARGIN = 0.9  # of a device's memory: engines' buffers, fragments and dearer micro-batches take the rest
-
-
-@dataclass(frozen=True)
-class Machine:
-    """GPUs of one kind: their number, GiB of each, TFLOP/s in a large product, and the share of it in training."""
-
-    gpus: int = 8
-    memory_gib: float = 80.0
-    tflops: float = 794.5
-    efficiency: float = 0.4
-
-    @property
-    def flops(self) -> float:
-        """Operations a second of one GPU in training."""
-        return self.tflops * 1e12 * self.efficiency
 
 
 def compute_parameter_bytes(

@@ -34,6 +34,7 @@ from uniaudio.train.continual.l2_sp_ewc import (
 )
 from uniaudio.train.engines.accelerator import make_engine, name_spreading_engine
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
 from uniaudio.train.engines.precision import choose_precision
 from uniaudio.train.feature_writer import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
@@ -210,32 +211,6 @@ def make_anchors(
         fisher = load_or_estimate_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
         anchors["ewc"] = Anchor(copy_parameters(parameters), ewc.weight, fisher)
     return anchors
-
-
-def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> None:
-    """Refuse what reads parameters between steps where no rank has them whole, and what leaves modules out.
-
-    Args:
-        engine: that spreads the weights, or an empty text.
-
-    Raises:
-        UserError: naming the engines that can.
-    """
-    cached = [name for name, encoder in config.encoders.items() if encoder.cache]
-    if cached and engine == "zero3":
-        raise UserError(
-            f"encoders.{cached[0]}.cache leaves an encoder out where its frames are known, but under zero3 all "
-            "processes must run every module together; launch with configs/accelerate/ddp.yaml or fsdp2.yaml"
-        )
-    ways = stage.continual
-    methods = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
-    if ways.ema is not None and engine == "zero3":
-        methods.append("ema")
-    if methods and engine:
-        raise UserError(
-            f"stages.{stage.name}.continual.{methods[0]} reads whole parameters, but {engine} spreads them over the "
-            "processes; launch with configs/accelerate/ddp.yaml, zero1.yaml or zero2.yaml"
-        )
 
 
 def load_average(average: MovingAverage, engine: Engine, path: Path) -> None:

@@ -20,7 +20,7 @@ from uniaudio.evaluate.metrics import text_metrics
 from uniaudio.evaluate.metrics.normalize import normalize_challenge_text, normalize_text
 from uniaudio.evaluate.metrics.scoring import is_right, measure_metric, measure_with_companions
 from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
-from uniaudio.evaluate.metrics.text_units import separate_units
+from uniaudio.evaluate.metrics.tokenization import separate_units
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=7).map(" ".join)
 PAIRS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=6)

@@ -9,7 +9,7 @@ import numpy as np
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.intervals import Array, Summed, divide_sums, make_mean
-from uniaudio.evaluate.metrics.text_units import (
+from uniaudio.evaluate.metrics.tokenization import (
     choose_bleu_tokenizer,
     drop_meaningless_blanks,
     separate_units,

@@ -17,9 +17,10 @@ from uniaudio.console import silence_known_warnings
 from uniaudio.errors import UserError
 from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
+from uniaudio.train.engines.conflicts import refuse_conflicts, refuse_deepspeed_conflicts
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
-from uniaudio.train.engines.precision import choose_precision, refuse_other_precision
+from uniaudio.train.engines.precision import choose_precision
 from uniaudio.train.engines.zero import ZeroEngine
 
 PATIENCE = timedelta(hours=2)  # of an exchange: the others wait while the main process evaluates
@@ -81,46 +82,6 @@ def forget_launch() -> None:
     """Let accelerate forget how it was started: the next training or evaluation of this process starts it anew."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-def refuse_conflicts(config: RunConfig) -> None:
-    """Look at what the launch file set in the environment, before anything starts.
-
-    Raises:
-        UserError: naming both values.
-    """
-    launched = os.environ.pop("ACCELERATE_MIXED_PRECISION", "no")
-    if launched != "no":  # which is also what a launch file without the key gives
-        refuse_other_precision(launched, config)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError(
-            "the accelerate file sets FSDP 1; set fsdp_version: 2, as configs/accelerate/fsdp2.yaml"
-        )
-
-
-def refuse_deepspeed_conflicts(settings: dict[str, Any], config: RunConfig) -> None:
-    """Refuse keys of a DeepSpeed config that say otherwise than the run config.
-
-    Raises:
-        UserError: naming both values.
-    """
-    clip = settings.get("gradient_clipping", "auto")
-    if clip not in ("auto", 0, config.train.clip):
-        raise UserError(
-            f"the DeepSpeed config says gradient_clipping {clip}, but train.clip is {config.train.clip}; "
-            "set it to auto"
-        )
-    for key in ("bf16", "fp16"):
-        if settings.get(key, {}).get("enabled") is True:
-            raise UserError(
-                f"the DeepSpeed config enables {key}, but train.precision is {config.train.precision}; "
-                f"leave the precision to the run config"
-            )
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            raise UserError(
-                f"the DeepSpeed config has its own {key}; rates and schedule belong to the run config"
-            )
 
 
 def refuse_to_compile(accelerator: Accelerator) -> None:
