@@ -37,6 +37,17 @@ KNOWN_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
 KNOWN_LOGS = {  # lines that libraries log, by logger
     "DeepSpeed": ("Setting accelerator to CPU", "A module has unknown inputs or outputs type"),
     "accelerate.utils.other": ("Detected kernel version",),
+    # what the store is, and tries of its own, with their traces; what comes of them is said where the file is opened
+    "gcsfs": (
+        "Could not determine",
+        "non-retriable exception",
+        "out of retries",
+        "Resource not found",
+        "not found or",
+    ),
+    "google.auth._default": (
+        "Authentication failed using Compute Engine",
+    ),  # it looks for credentials there, too
     # tries of its own without a network; a sentence says in the end that the Hub cannot be reached
     "huggingface_hub.utils._http": ("thrown while requesting", "[Retry "),
     # of the tokenizer of an exported model, which is read beside the config.json of the whole

@@ -7,7 +7,6 @@ import http.server
 import io
 import json
 import pickle
-import tarfile
 import threading
 import time
 from itertools import islice
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from helpers.tar_shards import make_tar, open_place, read_values
 
 from uniaudio.data.card import load_card
 from uniaudio.data.sampler import iterate_units
@@ -26,33 +26,6 @@ from uniaudio.data.sources.base import BrokenShardError, Place
 from uniaudio.data.sources.remote import classify_error, open_onwards, read_store_range
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, mask_values
-
-
-def make_tar(first, count):
-    """A tar of clips, every sample of clip i being i."""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for number in range(first, first + count):
-            clip = io.BytesIO()
-            soundfile.write(clip, np.full(1600, number, np.int16), 16000, format="WAV")
-            for suffix, content in (
-                ("wav", clip.getvalue()),
-                ("json", json.dumps({"label": number}).encode()),
-            ):
-                info = tarfile.TarInfo(f"{number:03d}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return archive.getvalue()
-
-
-def open_place(folder, place, **load):
-    card = {"dataset": "d", "load": {"webdataset": place, **load}, "license": "CC0", "splits": {"train": {}}}
-    (folder / "d.yaml").write_text(yaml.safe_dump(card))
-    return open_source(load_card(str(folder / "d.yaml")), "train")
-
-
-def read_values(source):
-    return [int(row.audio[0].decode(1.0)[0]) for row in source.rows()]
 
 
 @pytest.mark.parametrize("place", ["memory://set/*.tar", "memory://set/", "memory://set/a-{0..1}.tar"])

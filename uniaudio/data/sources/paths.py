@@ -209,7 +209,10 @@ def list_remote_files(url: str, suffixes: tuple[str, ...], where: str) -> list[s
 
     with convert_to_user_error(f"{where}: {url} cannot be listed", CREDENTIALS):
         store, path = fsspec.url_to_fs(url)
-        listed = store.glob(path) if "*" in url else store.find(path)
+        try:
+            listed = store.glob(path) if "*" in url else store.find(path)
+        except FileNotFoundError as problem:  # stores give their own name of the folder as the reason
+            raise FileNotFoundError("there is no such bucket or folder") from problem
         urls = sorted(store.unstrip_protocol(file) for file in listed)
     files = [file for file in urls if file.lower().endswith(suffixes)]
     if not files:

@@ -13,7 +13,8 @@ from uniaudio.data.sources.http import BLOCK, HttpFile, HttpStream, UnavailableE
 from uniaudio.data.sources.paths import CREDENTIALS, HTTP, is_remote
 from uniaudio.hub_client import PASSING, TRANSPORT
 
-BLOCK_OF_STORE = 8 << 20  # bytes fetched at once from S3; each open shard holds one or two of them
+BLOCK_OF_STORE = 8 << 20  # bytes fetched at once from a store; each open shard holds one or two of them
+REFUSED = (401, 403)  # statuses of a store that does not accept the credentials
 
 
 def classify_error(problem: Exception, what: str) -> Exception:
@@ -27,21 +28,35 @@ def classify_error(problem: Exception, what: str) -> Exception:
         return problem  # it says how long to wait
     reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     text = reason if reason.startswith(what) else f"{what}: {reason}"
-    status = getattr(getattr(problem, "response", None), "status_code", None) or getattr(
-        problem, "status", None
-    )
-    if isinstance(status, int):
-        return ConnectionError(text) if status in PASSING else BrokenShardError(text)
     if is_refusal(problem):
         return BrokenShardError(f"{text}; {CREDENTIALS}")
+    status = read_status(problem)
+    if status is not None:
+        return ConnectionError(text) if status in PASSING else BrokenShardError(text)
+    if isinstance(problem, FileNotFoundError):  # stores give their own name of the file as the reason
+        return BrokenShardError(f"{what}: there is no such file")
     if isinstance(problem, OSError):
         # Arrow tells of damaged files with an OSError without a number
         damaged = type(problem) is OSError and problem.errno is None
-        gone = isinstance(problem, FileNotFoundError | PermissionError | IsADirectoryError)
-        return BrokenShardError(text) if damaged or gone else ConnectionError(text)
+        return (
+            BrokenShardError(text)
+            if damaged or isinstance(problem, IsADirectoryError)
+            else ConnectionError(text)
+        )
     if type(problem).__module__.partition(".")[0] in TRANSPORT:
         return ConnectionError(text)
     return BrokenShardError(text)
+
+
+def read_status(problem: Exception) -> int | None:
+    """Return the status with which a server answered, where an error has one."""
+    response = getattr(problem, "response", None)
+    places = (
+        getattr(response, "status_code", None),
+        getattr(problem, "status", None),
+        getattr(problem, "code", None),
+    )
+    return next((status for status in places if isinstance(status, int) and status), None)
 
 
 def is_refusal(problem: Exception) -> bool:
@@ -50,9 +65,14 @@ def is_refusal(problem: Exception) -> bool:
         isinstance(problem, OSError) and problem.errno == errno.EINVAL
     ):
         return True
+    if type(problem) is OSError and str(problem).startswith("Forbidden: "):  # of gcsfs
+        return True
     kind = type(problem)
-    return kind.__module__.partition(".")[0] in ("botocore", "google") and any(
-        word in kind.__name__ for word in ("Credential", "Token", "Profile")
+    library = kind.__module__.partition(".")[0]
+    if library == "gcsfs":
+        return read_status(problem) in REFUSED
+    return library in ("botocore", "google") and any(
+        word in kind.__name__ for word in ("Credential", "Token", "Profile", "Refresh")
     )
 
 
@@ -119,6 +139,11 @@ def choose_store_options(url: str, timeout: float) -> dict[str, Any]:
     if url.startswith(("s3://", "s3a://")):
         limits = {"connect_timeout": timeout, "read_timeout": timeout}
         return {"config_kwargs": limits, "default_block_size": BLOCK_OF_STORE}
+    if url.startswith(("gs://", "gcs://")):
+        from aiohttp import ClientTimeout  # of gcsfs
+
+        limit = ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+        return {"requests_timeout": limit, "block_size": BLOCK_OF_STORE}
     return {}
 
 
