@@ -150,6 +150,58 @@ def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(settin
             processor(text="<|audio|>", audio=clip, sampling_rate=rate)
 
 
+@pytest.fixture
+def plain(chat_tokenizer, tmp_path):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
+    write_hf_lm(model, format, tmp_path / "lm", {})
+    return load(tmp_path / "lm")
+
+
+def test_the_processor_is_called_as_those_of_transformers(plain):
+    processor, model = plain
+    one, two = (clip / np.float32(32768) for clip in noise(16_000, 7_777))
+    turns = [
+        [{"role": "user", "content": [{"type": "audio", "audio": clip}, {"type": "text", "text": "low?"}]}]
+        for clip in (one, two)
+    ]
+    texts = processor.apply_chat_template(turns, add_generation_prompt=True)
+    wanted = processor(text=texts, audio=[one, two], sampling_rate=16_000)
+    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    at_once = processor.apply_chat_template(turns, **settings)
+    for inputs in (
+        at_once,
+        processor(text=texts, audio=[[one], [two]], add_special_tokens=True, images=None),
+    ):
+        assert {*inputs} == {*wanted}
+        assert all(torch.equal(inputs[name], wanted[name]) for name in wanted)
+    alone = processor(text=texts[0], audio=one.tolist())
+    assert torch.equal(alone["input_values"], processor(text=texts[0], audio=one)["input_values"])
+    arrays = processor(text=texts, audio=[one, two], return_tensors="np")
+    assert {type(value) for value in arrays.values()} == {np.ndarray}
+    with pytest.raises(ValueError, match="places for audio, and there are no input_values"):
+        model(input_ids=alone["input_ids"])
+    for given, sentence in (
+        ({"audio": (one * 2**30).astype(np.int32)}, "audio: samples are int16, or float"),
+        ({"audio": one * 32768}, r"audio: the waveform reaches \d+; floats lie in \[-1, 1\]"),
+        ({"audio": one, "images": [1]}, "images: the model hears clips"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            processor(text=texts[0], **given)
+
+
+def test_a_table_of_another_size_is_stored_and_loaded(plain, tmp_path):
+    processor, model = plain
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    wanted = model(**inputs).logits
+    rows = len(model.get_input_embeddings().weight) + 8
+    assert model.resize_token_embeddings(rows, mean_resizing=False).num_embeddings == rows
+    model.save_pretrained(tmp_path / "larger")
+    larger = AutoModelForCausalLM.from_pretrained(tmp_path / "larger", trust_remote_code=True).eval()
+    logits = larger(**inputs).logits
+    assert logits.shape[-1] == rows
+    torch.testing.assert_close(logits[..., : wanted.shape[-1]], wanted)
+
+
 def test_a_mixture_whose_router_reads_the_question_and_a_decoder_by_reference(chat_tokenizer, tmp_path):
     parts = {name: WhisperAudioEncoder(tiny_whisper(seed)) for seed, name in enumerate("abc")}
     encoder = MoweEncoder(parts, 50.0, prompt_dim=64)

@@ -61,8 +61,11 @@ def is_clip_of_numbers(values: Sequence[Any]) -> bool:
     return len(values) > 0 and all(isinstance(value, int | float) for value in values[:1])
 
 
-def to_tensor(values: Any, device: torch.device | str) -> Tensor:
+def to_tensor(values: Any, device: torch.device | str, name: str = "input_values") -> Tensor:
     """Return a tensor as it is, and arrays and lists of numbers as one.
+
+    Args:
+        name: of the argument, for errors.
 
     Raises:
         ValueError: for other objects.
@@ -72,11 +75,14 @@ def to_tensor(values: Any, device: torch.device | str) -> Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
     except (TypeError, ValueError) as problem:
-        raise ValueError(f"input_values: give tensors, arrays or lists of numbers ({problem})") from problem
+        raise ValueError(f"{name}: give tensors, arrays or lists of numbers ({problem})") from problem
 
 
-def convert_samples(samples: Tensor) -> Tensor:
+def convert_samples(samples: Tensor, name: str = "input_values") -> Tensor:
     """Return samples as int16 or float32.
+
+    Args:
+        name: of the argument, for errors.
 
     Raises:
         ValueError: for other dtypes, and for floats that cannot lie in [-1, 1]; on the CPU, where looking is free.
@@ -87,12 +93,12 @@ def convert_samples(samples: Tensor) -> Tensor:
         )
         if loudest > LOUDEST:
             raise ValueError(
-                f"input_values: the waveform reaches {loudest:g}; floats lie in [-1, 1]: divide by 32768, or give int16"
+                f"{name}: the waveform reaches {loudest:g}; floats lie in [-1, 1]: divide by 32768, or give int16"
             )
         return samples.float()
     if samples.dtype != torch.int16:
         kind = str(samples.dtype).removeprefix("torch.")
-        raise ValueError(f"input_values: samples are int16, or float in [-1, 1]; found {kind}")
+        raise ValueError(f"{name}: samples are int16, or float in [-1, 1]; found {kind}")
     return samples
 
 

@@ -87,6 +87,13 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         """Set the table of the language model."""
         self.language_model.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the language model a table and a head of so many rows, and say so in the configuration."""
+        table = self.language_model.resize_token_embeddings(*args, **kwargs)
+        self.config.text = self.language_model.config.to_dict()
+        self.config.vocab_size = max(table.num_embeddings, self.config.audio_token_id + 1)
+        return table
+
     def count_tokens(self, samples: int) -> int:
         """Return the audio tokens of a clip of so many samples at 16 kHz."""
         return self.adapter.num_tokens(self.encoder.num_frames(samples))
@@ -106,6 +113,10 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         places = input_ids == self.config.audio_token_id
         text = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
         if input_values is None:
+            if bool(places.any()):
+                raise ValueError(
+                    "input_ids have places for audio, and there are no input_values; give the clips, too"
+                )
             return text
         if audio_lengths is None:
             audio_lengths = torch.full((len(input_values),), input_values.shape[1])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin, __version__
 
+from uniaudio.export.hub_inputs import convert_samples, is_clip_of_numbers, to_tensor
+
 WINDOW_SAMPLES, COLUMN_SAMPLES = 480_000, 160  # samples of 30 s, and of one column of a spectrogram
 
 
@@ -45,19 +47,24 @@ class ClipsProcessor(ProcessorMixin):
         """Return ``input_ids``, ``attention_mask`` and, with clips, what the model reads of them.
 
         Args:
-            audio: waveforms ``[S]`` of all texts, in order, float in [-1, 1] or int16.
+            audio: waveforms ``[S]`` of all texts, in order, float in [-1, 1] or int16; also one alone, and one list for
+                each text.
+            settings: of the tokenizer; ``apply_chat_template`` of transformers adds ``images`` and ``videos``, as None.
 
         Raises:
-            ValueError: for other rates than 16 kHz, for waveforms of two dimensions, and where texts have other places
-                than there are clips.
+            ValueError: for other rates than 16 kHz, waveforms of two dimensions or of another kind, images, and where
+                texts have other places than there are clips.
         """
+        for name in ("images", "videos"):
+            if settings.pop(name, None) is not None:
+                raise ValueError(f"{name}: the model hears clips, and sees nothing")
         texts = [text] if isinstance(text, str) else list(text)
-        clips = [] if audio is None else list(audio) if isinstance(audio, list | tuple) else [audio]
+        clips = list_clips(audio)
         if clips and sampling_rate not in (None, self.feature_extractor.sampling_rate):
             raise ValueError(
                 f"sampling_rate: {sampling_rate}, but the model wants {self.feature_extractor.sampling_rate}"
             )
-        waveforms = [torch.as_tensor(clip) for clip in clips]
+        waveforms = [convert_samples(to_tensor(clip, "cpu", "audio"), "audio") for clip in clips]
         if wrong := [clip.shape for clip in waveforms if clip.dim() != 1 or not len(clip)]:
             raise ValueError(
                 f"audio: a clip is a waveform [samples], mixed to one channel; found {tuple(wrong[0])}"
@@ -70,16 +77,24 @@ class ClipsProcessor(ProcessorMixin):
         widened = [
             pieces[0] + "".join(mark * next(counts) + piece for piece in pieces[1:]) for pieces in parts
         ]
-        data = dict(
-            self.tokenizer(
-                widened, padding=padding, add_special_tokens=False, return_tensors=return_tensors, **settings
-            )
-        )
+        settings |= {"add_special_tokens": False, "padding": padding, "return_tensors": return_tensors}
+        data = dict(self.tokenizer(widened, **settings))
         data.pop("token_type_ids", None)
         if waveforms:
             floats = [clip if clip.is_floating_point() else clip.float() / 32768.0 for clip in waveforms]
-            data |= self.make_audio_inputs([clip.float() for clip in floats])
-        return BatchFeature(data)
+            data |= self.make_audio_inputs(floats)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def list_clips(audio: Any) -> list[Any]:
+    """Return the waveforms of all texts: one waveform alone, a list of them, or one list for each text."""
+    if audio is None:
+        return []
+    if not isinstance(audio, list | tuple) or is_clip_of_numbers(audio):
+        return [audio]
+    return [
+        clip for part in audio for clip in (list_clips(part) if isinstance(part, list | tuple) else [part])
+    ]
 
 
 class WindowsProcessor(ClipsProcessor):

@@ -139,7 +139,7 @@ def write_stock_model(
 ) -> None:
     """Write a model without low-rank updates so that the stock class loads it.
 
-    Every tensor keeps its precision, but a decoder whose values are all numbers of bfloat16 is stored as such.
+    Every tensor keeps its precision, but the decoder's are stored in bfloat16 or float16 where that rounds nothing.
 
     Raises:
         UserError: when a part of the model does not fit the format.
@@ -252,11 +252,11 @@ def put_rows(table: Tensor, marks: Mapping[int, Tensor]) -> Tensor:
 
 
 def store_compactly(tensor: Tensor) -> Tensor:
-    """Return a tensor in bfloat16 where that rounds no value."""
-    if tensor.dtype != torch.float32:
-        return tensor
-    small = tensor.bfloat16()
-    return small if torch.equal(small.float(), tensor) else tensor
+    """Return a tensor in bfloat16 or float16 where that rounds no value."""
+    for kind in (torch.bfloat16, torch.float16) if tensor.dtype == torch.float32 else ():
+        if torch.equal((small := tensor.to(kind)).float(), tensor):
+            return small
+    return tensor
 
 
 def make_text_config(config: PretrainedConfig, vocabulary: int) -> PretrainedConfig:
