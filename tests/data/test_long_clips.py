@@ -379,7 +379,8 @@ def test_stats_are_those_of_the_pieces(folder):
     assert "cuts 1 of 3 rows read, which makes 5 examples of them" in cut.notes[0]
     skipped = measure_entry(cut_lines(folder, None), 10, longest=5.0)
     assert (sorted(skipped.seconds), skipped.unusable) == ([1, 3], 1)
-    assert skipped.notes[0].startswith("1 of 3 rows read are longer than training takes and skipped")
+    assert skipped.notes[0] == "rows that cannot be used: clip too long (1)"
+    assert skipped.notes[1].startswith("1 of 3 rows read are longer than training takes and skipped")
 
 
 def test_preview_shows_a_piece_with_its_time(folder, chat_tokenizer):

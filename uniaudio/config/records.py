@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.errors import UserError
@@ -19,6 +19,16 @@ class Strict(BaseModel):
 
 
 Record = TypeVar("Record", bound=Strict)
+
+
+def list_texts(value: Any) -> Any:
+    """Return a text alone or a list as a tuple; anything else as it is, for the record to check."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+OneOrMore = Annotated[
+    tuple[str, ...], BeforeValidator(list_texts, json_schema_input_type=str | tuple[str, ...])
+]
 
 
 def build(kind: type[Record], data: Any, where: str) -> Record:

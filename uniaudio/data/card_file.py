@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.records import Strict
+from uniaudio.config.records import OneOrMore, Strict
 from uniaudio.data.labels import LabelSet
-from uniaudio.data.long_clips import How, LongClipsFile, expand_long_clips
+from uniaudio.data.long_clips import LongClipsSetting
 from uniaudio.data.segment import Segment
 
 KINDS = ("hub", "parquet", "webdataset", "audiofolder", "jsonl", "csv", "kaldi")
@@ -45,11 +45,6 @@ class Load(Strict):
     """Branch, tag or commit of a Hub dataset. Default: its main branch."""
     timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
     """Seconds after which a connection that sends nothing is given up, for http(s) and the Hub."""
-
-    @field_validator(*SEVERAL, mode="before")
-    @classmethod
-    def list_places(cls, places: Any) -> Any:
-        return tuple(places) if isinstance(places, list) else places
 
     @model_validator(mode="after")
     def check_one_kind(self) -> Load:
@@ -88,7 +83,7 @@ class SplitFile(Strict):
     """Name of the stored split."""
     keep: str | None = None
     """Jinja expression on the columns of a row that selects rows, such as `fold != 5`. Default: all rows."""
-    files: tuple[str, ...] = ()
+    files: OneOrMore = ()
     """Files of this split below the place of `load` (tars or parquet): patterns such as
     `ESC-50/train/fold_{1..4}.tar.gz`, or one of them. All of them are the split, whatever their names say.
     Default: by their names.
@@ -97,11 +92,6 @@ class SplitFile(Strict):
     """Number of rows, for sources that cannot count them; used by `mix: {by: rows}`. Default: counted."""
     hours: PositiveFloat | None = None
     """Hours of audio of this split. Default: `hours` of the card. Read by: recipe commands."""
-
-    @field_validator("files", mode="before", json_schema_input_type=str | tuple[str, ...])
-    @classmethod
-    def list_files(cls, files: Any) -> Any:
-        return (files,) if isinstance(files, str) else tuple(files) if isinstance(files, list) else files
 
 
 class FirstOfFile(Strict):
@@ -168,7 +158,7 @@ class CardFile(Strict):
     """Hours of audio of the split that is trained on, for `mix: {by: hours}`; other splits state theirs. Default: not
     known. Read by: recipe commands.
     """
-    audio: tuple[str, ...] = Field(("audio",), min_length=1)
+    audio: OneOrMore = Field(("audio",), min_length=1)
     """Column of the clip; a list of two columns for pairs; or a text that makes a path of other columns, such
     as `clips/{{ path }}`.
     """
@@ -176,7 +166,7 @@ class CardFile(Strict):
     """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
     `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
     """
-    long_clips: LongClipsFile | None = None
+    long_clips: LongClipsSetting = None
     """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
     and `hop`; a line of a recipe may say otherwise. Default: `skip` in training, `windows` in evaluation. Read by:
     train, eval, check, plan, data commands.
@@ -192,16 +182,6 @@ class CardFile(Strict):
     """
     splits: dict[str, SplitFile] = Field(min_length=1)
     """Splits by name."""
-
-    @field_validator("audio", mode="before", json_schema_input_type=str | tuple[str, ...])
-    @classmethod
-    def check_one_clip(cls, audio: Any) -> Any:
-        return (audio,) if isinstance(audio, str) else tuple(audio) if isinstance(audio, list) else audio
-
-    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
-    @classmethod
-    def expand_word(cls, value: Any) -> Any:
-        return expand_long_clips(value)
 
     @model_validator(mode="after")
     def check_windows(self) -> CardFile:

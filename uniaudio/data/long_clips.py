@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import BeforeValidator, PositiveFloat, model_validator
 
 from uniaudio.config.records import Strict
 from uniaudio.errors import RowError, UserError
@@ -47,6 +47,12 @@ class LongClipsFile(Strict):
 def expand_long_clips(value: Any) -> Any:
     """Return the record that a word alone stands for; anything else as it is, for the record to check."""
     return {"how": value} if isinstance(value, str) else value
+
+
+LongClipsSetting = Annotated[
+    LongClipsFile | None,
+    BeforeValidator(expand_long_clips, json_schema_input_type=How | LongClipsFile | None),
+]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from uniaudio.config.records import Strict
+from uniaudio.config.records import OneOrMore, Strict
 from uniaudio.data.augment import AugmentStep
 from uniaudio.data.closed_sets import LineLabels
-from uniaudio.data.long_clips import How, LongClipsFile, expand_long_clips
+from uniaudio.data.long_clips import LongClipsSetting
 from uniaudio.data.template import Scoring
 
 
@@ -21,7 +21,7 @@ class EntryFile(Strict):
 
     dataset: str
     """Dataset card by name or path."""
-    template: tuple[str, ...] = Field(min_length=1)
+    template: OneOrMore = Field(min_length=1)
     """Template by name or path, or a list: several questions about each clip, which is encoded once."""
     split: str = "train"
     """Split of the card."""
@@ -35,26 +35,10 @@ class EntryFile(Strict):
     """
     augment: tuple[AugmentStep, ...] = ()
     """Augmentation of the clips, in order. Default: none. Read by: train, check."""
-    long_clips: LongClipsFile | None = None
+    long_clips: LongClipsSetting = None
     """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
     and `hop`. Default: as the card says, else `skip`.
     """
-
-    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
-    @classmethod
-    def expand_word(cls, value: Any) -> Any:
-        return expand_long_clips(value)
-
-    @field_validator("template", mode="before", json_schema_input_type=str | tuple[str, ...])
-    @classmethod
-    def check_one_question(cls, template: Any) -> Any:
-        return (
-            (template,)
-            if isinstance(template, str)
-            else tuple(template)
-            if isinstance(template, list)
-            else template
-        )
 
 
 class EvaluateFile(Strict):
@@ -83,16 +67,11 @@ class EvaluateFile(Strict):
     """
     condition: str | None = None
     """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
-    long_clips: LongClipsFile | None = None
+    long_clips: LongClipsSetting = None
     """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
     and `hop`. Default: as the card says, else `windows`. The answers to the windows
     of a clip become one.
     """
-
-    @field_validator("long_clips", mode="before", json_schema_input_type=How | LongClipsFile | None)
-    @classmethod
-    def expand_word(cls, value: Any) -> Any:
-        return expand_long_clips(value)
 
 
 class ReplayFile(Strict):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import soundfile
 import soxr
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from uniaudio.config.records import Strict
+from uniaudio.config.records import Strict, list_texts
 from uniaudio.data.augmentation_files import Wave, cut_random_part, load_random_file
 from uniaudio.types import SAMPLE_RATE
 
@@ -181,15 +181,13 @@ class Band(Transform):
 class Codec(Transform):
     """Through a lossy codec and back."""
 
-    kind: tuple[CodecName, ...] = Field(min_length=1)
+    kind: Annotated[
+        tuple[CodecName, ...],
+        BeforeValidator(list_texts, json_schema_input_type=CodecName | tuple[CodecName, ...]),
+    ] = Field(min_length=1)
     """Codec, or a list to draw from: `mp3`, `ogg` (Vorbis), `opus`, `mulaw` (telephone)."""
     quality: Range = (0.5, 0.9)
     """Range of libsndfile's compression level, 0 (best) to 1 (smallest)."""
-
-    @field_validator("kind", mode="before", json_schema_input_type=CodecName | tuple[CodecName, ...])
-    @classmethod
-    def check_kinds(cls, kind: Any) -> Any:
-        return (kind,) if isinstance(kind, str) else tuple(kind) if isinstance(kind, list) else kind
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         kind, level = rng.choice(self.kind), rng.uniform(*self.quality)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.path_variables import expand_path
@@ -46,11 +46,6 @@ class FrameFile(Strict):
     """Names of onset, offset and class in an event of the column."""
     positive_weight: PositiveFloat = 1.0
     """Weight of active frames in the probe's binary cross-entropy."""
-
-    @field_validator("keys", mode="before")
-    @classmethod
-    def check_three_names(cls, keys: Any) -> Any:
-        return tuple(keys) if isinstance(keys, list) else keys
 
 
 class TaskFile(Strict):
@@ -107,11 +102,6 @@ class TaskFile(Strict):
     """Seconds of the pieces that clips are cut into under the protocol `xares`. Default: clips stay whole."""
     encode: PositiveInt = 16
     """Clips that are padded and encoded together under the protocol `xares`."""
-
-    @field_validator("folds", "probes", mode="before")
-    @classmethod
-    def several(cls, names: Any) -> Any:
-        return tuple(names) if isinstance(names, list) else names
 
     @model_validator(mode="after")
     def fits(self) -> TaskFile:
