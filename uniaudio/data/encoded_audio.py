@@ -82,12 +82,15 @@ def require_file(source: LocalAudio) -> LocalAudio:
     raise RowError("missing file", f"{path} is a folder" if path.is_dir() else str(path))
 
 
-class PartStream(io.RawIOBase):
-    """A part of a file, or a file elsewhere, as a file of its own: a header or a span is read without the rest."""
+class JumpStream(io.RawIOBase):
+    """Bytes of a known number that are read from any place on; subclasses have ``size`` and ``readinto``.
 
-    def __init__(self, part: FilePart | RemoteClip) -> None:
-        self.part, self.place = part, 0
-        self.problem: Exception | None = None  # what is raised inside of libsndfile would be printed and lost
+    Attributes:
+        place: from which the next bytes are read.
+    """
+
+    size: int
+    place = 0
 
     def seekable(self) -> bool:
         return True
@@ -96,16 +99,24 @@ class PartStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.part.size}[whence]
-        self.place = max(0, base + offset)
+        begin = self.size if whence == io.SEEK_END else self.place if whence == io.SEEK_CUR else 0
+        self.place = max(0, begin + offset)
         return self.place
 
     def tell(self) -> int:
         return self.place
 
+
+class PartStream(JumpStream):
+    """A part of a file, or a file elsewhere, as a file of its own: a header or a span is read without the rest."""
+
+    def __init__(self, part: FilePart | RemoteClip) -> None:
+        self.part, self.size = part, part.size
+        self.problem: Exception | None = None  # what is raised inside of libsndfile would be printed and lost
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
-            data = self.part.read(self.place, max(0, min(len(buffer), self.part.size - self.place)))
+            data = self.part.read(self.place, max(0, min(len(buffer), self.size - self.place)))
         except (OSError, ValueError, RowError) as problem:
             self.problem = problem
             return 0

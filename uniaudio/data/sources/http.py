@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from uniaudio.data.encoded_audio import JumpStream
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.hub_client import PASSING, is_hub_url, make_auth_headers
 
@@ -258,7 +259,7 @@ class HttpStream(io.RawIOBase):
         super().close()
 
 
-class HttpFile(io.RawIOBase):
+class HttpFile(JumpStream):
     """A file at an http(s) URL, read in jumps; a small one is fetched whole.
 
     Raises:
@@ -266,7 +267,7 @@ class HttpFile(io.RawIOBase):
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        self.url, self.timeout, self.place = url, timeout, 0
+        self.url, self.timeout = url, timeout
         self.kept_from, self.kept = 0, b""
         known = VERSIONS.get(url, FileVersion()).total
         if known is None:
@@ -278,20 +279,6 @@ class HttpFile(io.RawIOBase):
                 )
             known = part.total
         self.size = known
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
-        self.place = max(0, base + offset)
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
 
     def keep(self, first: int, last: int) -> None:
         """Fetch the bytes ``first`` to ``last`` in one request, for the reads that follow."""
