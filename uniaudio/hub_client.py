@@ -91,7 +91,7 @@ def choose_pause(problem: BaseException, pause: float) -> float:
     return max(pause, min(float(stated), LONGEST_PAUSE)) if stated.isdigit() else pause
 
 
-def call_hub(call: Callable[[], Result], sleep: Callable[[float], None] | None = None) -> Result:
+def call_hub(call: Callable[[], Result]) -> Result:
     """Return what a call of the Hub returns; what may pass is tried five times with growing pauses, a Hub that cannot
     be reached at all three times.
 
@@ -111,7 +111,7 @@ def call_hub(call: Callable[[], Result], sleep: Callable[[float], None] | None =
                 file=sys.stderr,
                 flush=True,
             )
-        (sleep or time.sleep)(seconds)
+        time.sleep(seconds)
     return call()
 
 

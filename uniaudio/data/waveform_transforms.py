@@ -22,6 +22,7 @@ from uniaudio.types import SAMPLE_RATE
 
 SILENCE = 1e-8  # mean power below which a clip has no level to set noise against
 FADED = 6.9078  # ln(1000): the amplitude of a response has fallen by 60 dB
+LONGEST_LAG = 4096  # samples by which a codec may delay a clip
 
 
 def check_rising(values: tuple[float, float]) -> tuple[float, float]:
@@ -230,13 +231,13 @@ def fit_length(wave: Wave, count: int) -> Wave:
     return np.pad(wave[:count], (0, max(0, count - len(wave)))).astype(np.float32)
 
 
-def estimate_lag(wave: Wave, back: Wave, longest: int = 4096) -> int:
+def estimate_lag(wave: Wave, back: Wave) -> int:
     """Return by how many samples a codec delayed a clip, by the peak of the correlation of their beginnings."""
     if len(back) <= len(wave):
         return 0
     from scipy import signal
 
-    head = min(len(wave), 4 * longest)
-    search = min(len(back) - len(wave), longest)
+    head = min(len(wave), 4 * LONGEST_LAG)
+    search = min(len(back) - len(wave), LONGEST_LAG)
     scores = signal.correlate(back[: head + search], wave[:head], mode="valid", method="fft")
     return int(np.argmax(scores))
