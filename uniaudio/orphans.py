@@ -28,6 +28,13 @@ def leave_message(sentence: str) -> bool:
     return False
 
 
+def leave_launcher_group() -> None:
+    """Leave the process group of ``uniaudio launch``, which passes signals on: a terminal's Ctrl-C would come twice."""
+    if MESSAGES in os.environ:
+        with contextlib.suppress(OSError):  # torchrun has given this process a session of its own
+            os.setpgid(0, 0)
+
+
 def is_launched() -> bool:
     """Return whether a launcher started this process (accelerate, torchrun), rather than a shell.
 

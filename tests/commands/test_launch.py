@@ -149,7 +149,14 @@ def failed(**codes):
         (subprocess.CalledProcessError(75, "train"), signal.SIGINT, 75, ""),
         (failed(rank0=-15, rank1=-9), None, 137, "process 1 was ended by SIGKILL (out of memory?); continue"),
         (failed(rank1=1), None, 1, "process 1 failed with exit code 1"),
-        (failed(rank0=-15), signal.SIGTERM, 143, "stopped by SIGTERM before the first step"),
+        (
+            failed(rank0=-15),
+            signal.SIGTERM,
+            143,
+            "stopped by SIGTERM at once; continue from the last checkpoint",
+        ),
+        (failed(rank0=130, rank1=-15), signal.SIGINT, 130, "stopped by SIGINT at once"),
+        (subprocess.CalledProcessError(130, "train"), signal.SIGINT, 130, "stopped by SIGINT at once"),
     ],
 )
 def test_a_launch_ends_as_its_run(problem, stopped_by, code, ending):
@@ -181,15 +188,24 @@ def test_equal_last_sentences_are_shown_once(tone_run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_stopped_launch_ends_with_75_and_leaves_nothing_behind(tone_run):
+@pytest.mark.parametrize(
+    ("engine", "processes", "send"),
+    [
+        ("ddp", "2", lambda launcher: launcher.send_signal(signal.SIGTERM)),
+        # as a terminal does, to all in the launcher's group: the process has left it, for the second one stops at once
+        ("single", "1", lambda launcher: os.killpg(launcher.pid, signal.SIGINT)),
+    ],
+)
+def test_a_stopped_launch_ends_with_75_and_leaves_nothing_behind(tone_run, engine, processes, send):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    words = ("launch", "ddp", str(tone_run), "-n", "2", "stages.0.steps=100000", "train.log_every=1")
+    words = ("launch", engine, str(tone_run), "-n", processes, "stages.0.steps=100000", "train.log_every=1")
     with subprocess.Popen(
         [sys.executable, "-m", "uniaudio", *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as launcher:
         lines = []
         for line in launcher.stdout:
@@ -197,7 +213,7 @@ def test_a_stopped_launch_ends_with_75_and_leaves_nothing_behind(tone_run):
             if "step 2/" in line:
                 break
         ranks = psutil.Process(launcher.pid).children()
-        launcher.send_signal(signal.SIGTERM)
+        send(launcher)
         rest, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 75, errors
     assert "Traceback" not in errors

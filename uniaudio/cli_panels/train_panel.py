@@ -36,8 +36,9 @@ def train(
     Writes: the run folder (output_dir) with config.yaml, metrics.jsonl, skipped.jsonl, tensorboard/ and checkpoints/.
     Prints: loss, learning rate and throughput every train.log_every steps. Exit code 75: stopped early, use --resume.
     """
-    from uniaudio.orphans import end_with_parent, is_launched
+    from uniaudio.orphans import end_with_parent, is_launched, leave_launcher_group
 
+    leave_launcher_group()
     if is_launched():  # before the slow imports, in which a launcher may die
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     announce(LOADING)

@@ -304,11 +304,12 @@ def read_outcome(problem: BaseException | None, stopped_by: int | None) -> tuple
     # one that was killed says why others failed, unless the launcher ended it for their sake
     rank = min(failures, key=lambda rank: (failures[rank] >= 0, failures[rank] == -signal.SIGTERM, rank))
     code = failures[rank]
+    if stopped_by is not None and (code < 0 or code == 128 + signal.SIGINT):
+        name = signal.Signals(stopped_by).name
+        return 128 + stopped_by, f"stopped by {name} at once; continue from the last checkpoint with --resume"
     if code >= 0:
         return code, f"process {rank} failed with exit code {code}, see above"
     name = signal.Signals(-code).name
-    if stopped_by is not None:
-        return 128 - code, f"stopped by {signal.Signals(stopped_by).name} before the first step"
     hint = " (out of memory?)" if name == "SIGKILL" else ""
     return (
         128 - code,
