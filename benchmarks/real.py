@@ -1,6 +1,6 @@
 """Real models on real audio: the main runs, and comparisons that each change one thing of them.
 
-    python benchmarks/real.py [--only NAME ...] [--list] [--jobs 2] [--out runs/real_models] [--steps 100] [--quick]
+    python benchmarks/real.py [--only NAME ...] [--list] [--jobs 2] [--out runs/real_models] [--steps 400] [--quick]
                               [--fetch-models SCRIPT.py] [--fetch-audio SCRIPT.py]
 
 UNIAUDIO_REALMODELS, UNIAUDIO_REALAUDIO and UNIAUDIO_REALDATA name the folders (docs/real-models.md). Every training,
