@@ -62,7 +62,7 @@ def explain_no_hosts() -> str:
     for tool in ("ip", "unshare", "hostname", "mount"):
         if shutil.which(tool) is None:
             return f"there is no {tool} here"
-    name = f"uniaudio-try-{os.getpid()}"
+    name = f"uniaudio-try-{os.getpid()}-{next(NUMBERS)}"  # two rehearsals may ask at once
     try:
         ip("netns", "add", name)
     except NoHostsError as problem:
@@ -269,6 +269,7 @@ class Hosts:
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONDONTWRITEBYTECODE": "",  # else every process compiles the package anew
             "TMPDIR": str(place / "tmp"),
             "UNIAUDIO_CACHE": str(place / "cache"),
             **environment,

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import LOADING, RecipeName
-from uniaudio.console import announce
+from uniaudio.cli_panels.arguments import RecipeName, slow_imports
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_file_option, check_folder_option
@@ -194,8 +193,8 @@ def new(
     Writes: templates/NAME.yaml, data_recipes/datasets/NAME.yaml, data_recipes/NAME.yaml and configs/NAME.yaml.
     Prints: the column that is learned, the splits, and the command that trains.
     """
-    announce(LOADING)
-    from uniaudio.commands.new import NewTask, create_task
+    with slow_imports():
+        from uniaudio.commands.new import NewTask, create_task
 
     if text is not None and label is not None:
         raise UserError("give --text or --label, not both")

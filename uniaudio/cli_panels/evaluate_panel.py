@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import LOADING, MODEL_HELP, AllowCode, TrustRemoteCode
-from uniaudio.console import announce
+from uniaudio.cli_panels.arguments import MODEL_HELP, AllowCode, TrustRemoteCode, slow_imports
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_file_option, check_folder_option
@@ -58,9 +57,9 @@ def probe(
     Writes: scores as JSON (--out); embeddings of suites are cached in $UNIAUDIO_CACHE.
     Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
     """
-    announce(LOADING)
-    from uniaudio.commands.probe import run_probe
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.probe import run_probe
+        from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
     run_probe(models, data or [], suite, protocol, out, seeds, layers, trust, references)
@@ -93,9 +92,9 @@ def evaluate(
     Writes: scores and answers as JSON (--out); answers alone as JSON Lines, a file for each set (--answers).
     Prints: scores by evaluation set with 95 % confidence intervals. Runs under `accelerate launch`, too.
     """
-    announce(LOADING)
-    from uniaudio.commands.evaluate import run_evaluation
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.evaluate import run_evaluation
+        from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
     run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds, trust, answers=answers)
@@ -195,9 +194,9 @@ def forgetting(
     Prints: the matrices of scores by stage and set, forgetting and transfer.
     """
     require_package("matplotlib", "uniaudio forgetting")
-    announce(LOADING)
-    from uniaudio.commands.forgetting import measure_forgetting
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.forgetting import measure_forgetting
+        from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
     measure_forgetting(run, data or [], out, learned or [], answers, max_examples, seeds, trust)
@@ -223,10 +222,10 @@ def check_encoder(
     Writes: nothing.
     Prints: execution, LoRA, layer decay, recompute and exports; one line for each test; exit code 2 if one fails.
     """
-    announce(LOADING)
-    from uniaudio.commands.check_encoder import check_encoder as check
-    from uniaudio.commands.check_encoder import list_families
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.check_encoder import check_encoder as check
+        from uniaudio.commands.check_encoder import list_families
+        from uniaudio.config.trust import Trust
 
     if families:
         list_families()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import LOADING, AllowCode, Config, Overrides, Resume, TrustRemoteCode
-from uniaudio.console import announce
+from uniaudio.cli_panels.arguments import AllowCode, Config, Overrides, Resume, TrustRemoteCode, slow_imports
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_folder_option
@@ -41,13 +41,14 @@ def train(
     leave_launcher_group()
     if is_launched():  # before the slow imports, in which a launcher may die
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
-    announce(LOADING)
-    from uniaudio.host_watch import watch_other_hosts
+    with ExitStack() as stack:
+        with slow_imports():
+            from uniaudio.host_watch import watch_other_hosts
 
-    with watch_other_hosts():  # before the other slow imports, of which one may fail on one machine alone
-        from uniaudio.build.run_config import open_run
-        from uniaudio.commands.train import run_training
-        from uniaudio.config.trust import Trust
+            stack.enter_context(watch_other_hosts())  # before the imports that may fail on one machine alone
+            from uniaudio.build.run_config import open_run
+            from uniaudio.commands.train import run_training
+            from uniaudio.config.trust import Trust
 
         check_resume_option(resume)
         overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
@@ -121,10 +122,10 @@ def check(
     Writes: nothing.
     Prints: parameters, columns, warnings and the cost of a step; the first mistake ends it with exit code 2.
     """
-    announce(LOADING)
-    from uniaudio.build.run_config import open_run
-    from uniaudio.commands.check import check_run
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.build.run_config import open_run
+        from uniaudio.commands.check import check_run
+        from uniaudio.config.trust import Trust
 
     check_run(open_run(config, overrides or [], Trust(trust_remote_code, allow_code)))
 
@@ -155,12 +156,12 @@ def plan(
     Writes: nothing.
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
-    announce(LOADING)
-    from uniaudio.build.run_config import open_run
-    from uniaudio.checks.recipe import QUESTION, AverageClip
-    from uniaudio.commands.plan import show_plan
-    from uniaudio.config.trust import Trust
-    from uniaudio.estimate.gpus import Machine
+    with slow_imports():
+        from uniaudio.build.run_config import open_run
+        from uniaudio.checks.recipe import QUESTION, AverageClip
+        from uniaudio.commands.plan import show_plan
+        from uniaudio.config.trust import Trust
+        from uniaudio.estimate.gpus import Machine
 
     clip = None if seconds is None else AverageClip(seconds, QUESTION, answer_tokens)
     run = open_run(config, overrides or [], Trust(trust_remote_code))
@@ -198,9 +199,9 @@ def soup(
     Writes: a new run folder with one checkpoint and soup.json.
     Prints: accuracy by share (WiSE-FT; several runs: model soup), and the path of the checkpoint.
     """
-    announce(LOADING)
-    from uniaudio.commands.soup import GRID, make_soup
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.soup import GRID, make_soup
+        from uniaudio.config.trust import Trust
 
     if probe not in ("linear", "mlp", "knn"):
         raise UserError(f"--probe {probe}: give linear, mlp or knn")
@@ -271,9 +272,9 @@ def tune_batch(
     Writes: nothing.
     Prints: each budget.audio_seconds it tries with its peak memory, and the override to train with.
     """
-    announce(LOADING)
-    from uniaudio.commands.tune_batch import tune_batch as tune
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.tune_batch import tune_batch as tune
+        from uniaudio.config.trust import Trust
 
     tune(config, overrides or [], memory, most, trust=Trust(trust_remote_code, allow_code))
 
@@ -293,7 +294,7 @@ def demo(
     """
     require_package("matplotlib", "uniaudio demo")
     require_package("sklearn", "uniaudio demo")
-    announce(LOADING)
-    from uniaudio.commands.demo import run_demo
+    with slow_imports():
+        from uniaudio.commands.demo import run_demo
 
     run_demo(out, quick)

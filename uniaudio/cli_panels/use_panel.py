@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import LOADING, AllowCode, Model, TrustRemoteCode
-from uniaudio.console import announce
+from uniaudio.cli_panels.arguments import AllowCode, Model, TrustRemoteCode, slow_imports
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_file_option, check_folder_option
 
@@ -36,9 +35,9 @@ def ask(
     Writes: nothing.
     Prints: the answer.
     """
-    announce(LOADING)
-    from uniaudio.commands.ask import answer_file_question
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.ask import answer_file_question
+        from uniaudio.config.trust import Trust
 
     typer.echo(answer_file_question(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
 
@@ -60,9 +59,9 @@ def embed(
     Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
     Prints: the file, the number of clips and the width of an embedding.
     """
-    announce(LOADING)
-    from uniaudio.commands.embed import embed_files
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.embed import embed_files
+        from uniaudio.config.trust import Trust
 
     embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))
 
@@ -96,9 +95,9 @@ def export(
     Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
     Prints: the files, and a line of Python that loads the exported model.
     """
-    announce(LOADING)
-    from uniaudio.commands.export import export_checkpoint
-    from uniaudio.config.trust import Trust
+    with slow_imports():
+        from uniaudio.commands.export import export_checkpoint
+        from uniaudio.config.trust import Trust
 
     export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code), decoder)
 
@@ -121,10 +120,10 @@ def serve(
     Prints: the address of the page.
     """
     require_package("gradio", "uniaudio serve")
-    announce(LOADING)
-    from uniaudio.commands.serve import serve as open_page
-    from uniaudio.config.trust import Trust
-    from uniaudio.serve.limits import Limits
+    with slow_imports():
+        from uniaudio.commands.serve import serve as open_page
+        from uniaudio.config.trust import Trust
+        from uniaudio.serve.limits import Limits
 
     limits = Limits(max_seconds, max_mib, timeout)
     open_page(checkpoint, host, port, limits, Trust(trust_remote_code, allow_code))
