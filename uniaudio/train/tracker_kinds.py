@@ -178,7 +178,8 @@ class WandbTracker(RunTracker):
 
     def describe(self) -> str:
         run = self.tracker.tracker
-        return run.url or f"offline; upload with: wandb sync {Path(run.dir).parent}"
+        # the address of a run that is offline is a warning
+        return f"offline; upload with: wandb sync {Path(run.dir).parent}" if run.offline else run.url
 
 
 class TrackioTracker(RunTracker):
