@@ -366,4 +366,4 @@ def describe_with_datasets(
         names = dict.fromkeys(builder.info.splits or builder.config.data_files or [WHOLE])
         stream = call_hub(lambda: builder.as_streaming_dataset(split=next(iter(names))))
         features = stream.features or stream._resolve_features().features
-        return dict(names), dict(features.to_dict())
+        return dict.fromkeys(map(str, names)), dict(features.to_dict())

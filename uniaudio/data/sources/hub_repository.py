@@ -20,6 +20,7 @@ from uniaudio.errors import UserError
 from uniaudio.hub_client import call_hub, convert_hub_errors
 
 OLD_INFOS = "dataset_infos.json"  # features as `datasets` wrote them before they stood in README.md
+SHOWN = 5  # files that a message names
 READ_BY_DATASETS = (".huggingface.yaml",)  # settings beside README.md, which only `datasets` understands
 LISTED_WHOLE = 50_000  # files; where there are more, the description of a repository may leave some out
 
@@ -73,8 +74,17 @@ class HubRepository:
         return splits[split]
 
     def list_splits(self, config: str | None, where: str) -> dict[str, list[HubFile]] | None:
-        """Return the files of all splits, see ``find_split_files``."""
-        from datasets.data_files import get_data_patterns, resolve_pattern, sanitize_patterns
+        """Return the files of all splits, see ``find_split_files``.
+
+        Raises:
+            UserError: naming the configurations that there are, or when there are no files with rows.
+        """
+        from datasets.data_files import (
+            EmptyDatasetError,
+            get_data_patterns,
+            resolve_pattern,
+            sanitize_patterns,
+        )
 
         if any(name in self.files for name in READ_BY_DATASETS):
             return None
@@ -98,6 +108,9 @@ class HubRepository:
                     ):  # several patterns may stand for a split, and some match nothing
                         paths += resolve_pattern(pattern, folder)
                 splits[str(split)] = [self.files[path.partition(prefix)[2]] for path in dict.fromkeys(paths)]
+        except EmptyDatasetError as problem:
+            there = ", ".join(list(self.files)[:SHOWN]) or "no files"
+            raise UserError(f"{where}: {self.name} holds no files with rows; there are {there}") from problem
         finally:
             names.rm(root, recursive=True)
         return splits
