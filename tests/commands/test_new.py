@@ -344,6 +344,37 @@ def test_a_dataset_of_the_hub(tmp_path, place, hub, monkeypatch):
     assert (len(train), len(test)) == (8, 4)
 
 
+def test_tars_and_clips_of_the_hub(tmp_path, hub, monkeypatch):
+    """Only the library knows the splits and columns of these."""
+    connect_clients(monkeypatch, hub, tmp_path / "hf")
+    sets = tmp_path / "hub" / "datasets" / "me"
+    write_tar(sets / "tars" / "data" / "train-0.tar", range(1, 41, 2))
+    assert sum(map(len, read_sides(new(tmp_path, "me/tars", text="text")[1]))) == 20
+    (sets / "clips").mkdir()
+    for number in range(12):
+        (sets / "clips" / f"{number}.wav").write_bytes(clip_bytes(number))
+    write_table(
+        sets / "clips" / "metadata.csv", [{"file_name": f"{n}.wav", "text": f"t {n}"} for n in range(12)]
+    )
+    assert sum(map(len, read_sides(new(tmp_path, "me/clips", force=True)[1]))) == 12
+
+
+def test_several_configurations_of_the_hub_and_none(tmp_path, hub, monkeypatch):
+    connect_clients(monkeypatch, hub, tmp_path / "hf")
+    sets = tmp_path / "hub" / "datasets" / "me"
+    for name in ("en", "de"):
+        write_parquet(sets / "set" / name, files=1, rows=20)
+    configs = "".join(f"- {{config_name: {name}, data_files: {name}/*}}\n" for name in ("en", "de"))
+    (sets / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(UserError, match="me/set has several configurations; set `config` to one of en, de"):
+        new(tmp_path, "me/set")
+    assert new(tmp_path, "me/set", config="de")[1].train[0].dataset.load.config == "de"
+    (sets / "none").mkdir()
+    (sets / "none" / "README.md").write_text("nothing yet")
+    with pytest.raises(UserError, match=r"me/none holds no files with rows; there are README\.md"):
+        new(tmp_path, "me/none", force=True)
+
+
 def test_a_name_that_the_hub_does_not_have(tmp_path, hub, monkeypatch):
     connect_clients(monkeypatch, hub, tmp_path / "hf")
     with pytest.raises(UserError, match="--data me/nothing: cannot be opened"):

@@ -125,8 +125,8 @@ def refuse_empty(profiles: Mapping[str, ColumnProfile], splits: Mapping[str, Spl
         passed = [split.left_out for split in splits.values() if split.left_out]
         raise UserError(
             f"{where}: holds {rows:,} recording(s), but nothing says what they are; put them into a folder for each "
-            "label, a .txt with the text beside each, or write a metadata.csv beside them with the columns file_name "
-            f"and label (or text){'; passed over: ' + ', '.join(passed) if passed else ''}"
+            "label, on disk a .txt with the text beside each, or write a metadata.csv beside them with the columns "
+            f"file_name and label (or text){'; passed over: ' + ', '.join(passed) if passed else ''}"
         )
     unreadable = sum(split.unreadable for split in splits.values())
     if unreadable and unreadable == sum(split.measured for split in splits.values()):
