@@ -9,6 +9,7 @@ import pytest
 from datasets.utils import tqdm as datasets_tqdm
 from huggingface_hub.utils import tqdm as hub_tqdm
 from rich.console import Console
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -84,6 +85,16 @@ def test_a_terminal_gets_a_bar_and_no_lines():
         progress.count(progress.begin("embedding", 2), 2, rate="3.0 audio-s/s")
     assert "2/2" in stream.getvalue()
     assert " of 2 clips" not in stream.getvalue()
+
+
+def test_figures_of_a_step_are_whole_on_80_columns():
+    stream, figures = io.StringIO(), "loss 5.4609  51 audio-s/s  data wait 34%"
+    columns = (TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(file=stream, force_terminal=True, width=80)
+    with WorkProgress(console, "steps", columns=columns) as progress:
+        progress.add_task("joint", total=2000, completed=1000, figures=figures, rate="")
+    assert figures in stream.getvalue()
+    assert "1000/2000" in stream.getvalue()
 
 
 def test_only_known_warnings_are_silenced(monkeypatch):

@@ -24,6 +24,7 @@ from rich.progress import (
 from uniaudio.outputs import is_main_rank
 
 PLAIN_WIDTH = 1000  # columns of files and pipes: tables and sentences are never wrapped in them
+WIDE = 120  # columns of a terminal that has room for a bar beside the figures
 PLAIN_SECONDS = 20.0  # between two lines of progress where there is no terminal
 
 # Warnings of libraries about their own insides, by category and the beginning of the message. Others are shown.
@@ -101,9 +102,11 @@ class WorkProgress(Progress):
         self, console: Console, unit: str, shown: bool = True, columns: tuple[ProgressColumn, ...] = ()
     ) -> None:
         standard = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        # beside longer figures rich would cut both
+        bar = (BarColumn(),) if not columns or console.width >= WIDE else ()
         super().__init__(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            *bar,
             MofNCompleteColumn(),
             *(columns or standard),
             console=console,

@@ -21,6 +21,8 @@ from uniaudio.run_records import is_count, parse_record
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.train.trackers import ExperimentTrackers, flatten_numbers, list_tracker_names
 
+NARROW = 80  # columns of a terminal that has room for all figures
+
 
 class Tracker:
     """Records of one run on the main process; on the others every call does nothing.
@@ -56,7 +58,7 @@ class Tracker:
                 self.say(sentence)
         columns = (
             TextColumn("{task.fields[figures]}", markup=False),
-            TimeElapsedColumn(),
+            *((TimeElapsedColumn(),) if self.console.width >= NARROW else ()),
             TimeRemainingColumn(),
             TextColumn("{task.fields[waiting]}", markup=False),
         )
