@@ -626,6 +626,24 @@ def test_places_that_are_none(tmp_path, data, message):
         new(tmp_path, data)
 
 
+@pytest.mark.parametrize(
+    "name", ["x[1]", "a*b", "50% ${HOME}", "a::b", 'it\'s "q"', "# no", "-x", "鳥 ü", "a.tar"]
+)
+def test_folders_of_any_name(tmp_path, name):
+    write_classes(tmp_path / name / "folder", ["a", "b"], 5)
+    write_manifest(tmp_path / name / "list", [{"label": "ab"[n % 2]} for n in range(10)])
+    for data in ("folder", "list"):
+        assert sum(map(len, read_sides(new(tmp_path, tmp_path / name / data, force=True)[1]))) == 10
+
+
+def test_braces_in_the_path_of_shards(tmp_path):
+    write_parquet(tmp_path / "my {a,b}", rows=10)
+    with pytest.raises(
+        UserError, match="braces in a path stand for several files in a card; rename the folder"
+    ):
+        new(tmp_path, tmp_path / "my {a,b}")
+
+
 def test_one_file_and_one_row(tmp_path, place):
     write_clip(place / "a.wav")
     with pytest.raises(UserError, match="is one recording; name a folder of them"):

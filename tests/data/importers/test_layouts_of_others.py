@@ -14,7 +14,7 @@ from rich.console import Console
 
 from uniaudio.commands.data_import import import_data
 from uniaudio.data.chat_format import ChatFormat
-from uniaudio.data.importers.base import name_splits
+from uniaudio.data.importers.base import make_name, name_splits
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source
@@ -494,3 +494,12 @@ def test_what_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "test.json").write_text(json.dumps({"audio_filepath": "a.wav", "text": "x"}))
     with pytest.raises(UserError, match="there is no training set, only out test; a recipe needs one"):
         run_import("nemo", tmp_path / "test.json", tmp_path / "out")
+
+
+def test_names_of_sets_in_any_script():
+    assert [make_name(text) for text in ("My-Set 2", "コマ", "a\u0308_", "--")] == [
+        "my_set_2",
+        "コマ",
+        "ä",
+        "data",
+    ]

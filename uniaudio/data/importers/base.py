@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 
+from uniaudio.config.text_files import compose
 from uniaudio.data.column_names import CAPTIONS, LABELS, QUESTIONS, REPLIES, TRANSCRIPTS
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_names import find_named_splits
@@ -129,7 +130,7 @@ def make_importer(kind: str) -> Importer:
 
 def make_name(text: str) -> str:
     """Return a text as the name of a file: lower case, with underscores for everything but letters and digits."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "data"
+    return re.sub(r"[\W_]+", "_", compose(text).lower()).strip("_") or "data"
 
 
 def is_evaluated(split: str) -> bool:

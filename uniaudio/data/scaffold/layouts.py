@@ -74,7 +74,12 @@ def find_layout(place: str, config: str | None = None) -> Layout:
         raise UserError(
             f"--config {config}: {place} is no dataset of the Hub, which alone has configurations"
         )
-    return find_file_layout(path) if path.is_file() else find_folder_layout(path)
+    layout = find_file_layout(path) if path.is_file() else find_folder_layout(path)
+    if SPLIT in str(path) or ("{" in str(path) and layout.load.keys() & {"parquet", "webdataset"}):
+        raise UserError(
+            f"--data {place}: braces in a path stand for several files in a card; rename the folder"
+        )
+    return layout
 
 
 def find_file_layout(path: Path) -> Layout:
