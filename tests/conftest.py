@@ -150,7 +150,9 @@ def tiny_whisper(seed: int = 0, inner: int = 128) -> WhisperEncoder:
     return WhisperEncoder(config).eval()
 
 
-def tiny_qwen(vocabulary: int = 420, seed: int = 0, layers: int = 2) -> Qwen3ForCausalLM:
+def tiny_qwen(
+    vocabulary: int = 420, seed: int = 0, layers: int = 2, rope_theta: float = 10_000.0
+) -> Qwen3ForCausalLM:
     """A random Qwen3: width 64, grouped-query attention."""
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -164,6 +166,7 @@ def tiny_qwen(vocabulary: int = 420, seed: int = 0, layers: int = 2) -> Qwen3For
         tie_word_embeddings=True,
         eos_token_id=None,
         bos_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
     )
     return Qwen3ForCausalLM(config)
 

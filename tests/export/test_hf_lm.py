@@ -11,9 +11,19 @@ import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
 from export.test_hf import FUSIONS, fused
+from export.test_stock_model import make_model as make_stock_model
+from export.test_stock_model import write as write_stock
 from helpers.config_kinds import list_kinds
 from pydantic import TypeAdapter, ValidationError
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MoonshineConfig,
+    Qwen2Config,
+)
 
 from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.commands.export_model import find_decoder_reference
@@ -23,7 +33,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError
-from uniaudio.export.describe import describe_encoder, find_parts
+from uniaudio.export.describe import add_older_names, describe_encoder, find_parts
 from uniaudio.export.hf import collect_code, make_noise
 from uniaudio.export.hf_lm import CLASSES, ROOT, verify_hf_lm, write_hf_lm
 from uniaudio.export.stock_model import compute_prompt_logits
@@ -48,11 +58,14 @@ def noise(*samples):
     return [row.numpy() for row in make_noise(samples).rows()]
 
 
+ROPE = {"rope_type": "default", "rope_theta": 1e5}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+LINEAR = {"rope_type": "linear", "factor": 8.0}
 DEPTH = {"depth": {"encoder_layers": [0, 1], "decoder_layers": [1, 0]}, "time_markers": 0.5}
 
 
 def make_model(tokenizer, encoder, **settings):
-    lm = TextDecoder(tiny_qwen(len(tokenizer), layers=3))
+    lm = TextDecoder(tiny_qwen(len(tokenizer), layers=3, rope_theta=500.0))  # not the default of its class
     torch.manual_seed(1)
     config = TypeAdapter(AdapterConfig).validate_python({"kind": "stack", **settings})
     adapter = make_adapter(config, encoder, lm.dim)
@@ -230,11 +243,36 @@ def test_a_decoder_that_the_run_trained_is_not_left_out():
         find_decoder_reference(config, "elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("config", "older"),
+    [
+        (LlamaConfig(rope_parameters=ROPE), {"rope_theta": 1e5}),
+        (Qwen2Config(rope_parameters={**ROPE, **YARN}), {"rope_theta": 1e5, "rope_scaling": YARN}),
+        (MoonshineConfig(), {"rope_theta": 10_000.0, "partial_rotary_factor": 0.9}),
+        (
+            Gemma3TextConfig(
+                rope_parameters={
+                    "full_attention": {**ROPE, **LINEAR},
+                    "sliding_attention": {**ROPE, "rope_theta": 7.0},
+                }
+            ),
+            {"rope_theta": 1e5, "rope_local_base_freq": 7.0, "rope_scaling": LINEAR},
+        ),
+        (GPT2Config(), {}),
+    ],
+)
+def test_rotary_positions_are_written_as_both_versions_read_them(config, older):
+    values = add_older_names(config.to_dict(), type(config))
+    assert {name: value for name, value in values.items() if name not in config.to_dict()} == older
+    again = type(config).from_dict(values).to_dict()
+    assert again == config.to_dict()
+
+
 @pytest.mark.transformers4
 def test_folders_answer_in_processes_without_the_package_under_both_versions(
     chat_tokenizer, tmp_path, transformers_4
 ):
-    """As the run does: plain, with depth and time markers, and with fused and routed encoders."""
+    """As the run does: plain, with depth and time markers, fused and routed encoders, and in stock formats."""
     encoders = {
         name: fused(FUSIONS[name], tmp_path, prompt_dim=64) for name in ("concat", "mowe", "mowe, prompts")
     }
@@ -250,12 +288,14 @@ def test_folders_answer_in_processes_without_the_package_under_both_versions(
         wanted[name] = [
             answer(model, format, [clip], pieces) for clip, pieces in zip((one, two), questions, strict=True)
         ]
+    for name in (stock := ("qwen2-audio", "voxtral")):
+        write_stock(*make_stock_model(name, chat_tokenizer), tmp_path / name, name)
     said = []
     for python in (sys.executable, transformers_4):
         script, clips = HERE / "whole_model_in_a_fresh_process.py", tmp_path / "clips.npz"
         place = {"HF_HOME": str(tmp_path / f"home{len(said)}"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
         done = subprocess.run(
-            [*map(str, (python, script, clips)), *(str(tmp_path / name) for name in encoders)],
+            [*map(str, (python, script, clips)), *(str(tmp_path / name) for name in (*encoders, *stock))],
             cwd=tmp_path,
             env=os.environ | place,
             capture_output=True,
@@ -267,5 +307,6 @@ def test_folders_answer_in_processes_without_the_package_under_both_versions(
     for name, rows in wanted.items():
         for ids, row in zip(said[1][name]["ids"], rows, strict=True):
             assert ids[: len(row)] == row, name
+    for name in said[1]:
         assert said[0][name]["ids"] == said[1][name]["ids"]
         np.testing.assert_allclose(said[0][name]["logits"], said[1][name]["logits"], atol=1e-5)

@@ -102,6 +102,9 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(values.get("extra_special_tokens"), list):
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    values.setdefault(
+        "model_input_names", ["input_ids", "attention_mask"]
+    )  # transformers 4 would add token_type_ids
     for name in OF_LOADING:
         values.pop(name, None)
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

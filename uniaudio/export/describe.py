@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from transformers import PretrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from uniaudio.errors import UserError
@@ -30,7 +32,8 @@ def describe_encoder(value: Any) -> Any:
     if isinstance(value, Stock):
         return {
             "stock": check_listed(locate_class(value.kind, STOCK), STOCK_MODELS),
-            "values": {**value.config.to_dict(), "_name_or_path": ""},  # a path of this machine
+            # without a path of this machine
+            "values": {**add_older_names(value.config.to_dict(), type(value.config)), "_name_or_path": ""},
             "attention": value.config._attn_implementation,
         }
     if isinstance(value, FeatureExtractionMixin):
@@ -48,6 +51,34 @@ def describe_encoder(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(f"export: {type(value).__name__} cannot be described in plain values")
+
+
+def add_older_names(values: Mapping[str, Any], kind: type[PretrainedConfig]) -> dict[str, Any]:
+    """Return the values of a configuration with those of rotary positions under the names of transformers 4 as well.
+
+    It does not know ``rope_parameters`` and would go on with the defaults of the class, in silence.
+
+    Args:
+        kind: the class, which must read the same from the result.
+    """
+    rope = values.get("rope_parameters")
+    if not rope:
+        return {**values}
+    full = rope.get("full_attention", rope)
+    older = {
+        "rope_theta": full.get("rope_theta"),
+        "rope_local_base_freq": rope.get("sliding_attention", {}).get("rope_theta"),
+        "partial_rotary_factor": full.get("partial_rotary_factor"),
+        "rope_scaling": {key: value for key, value in full.items() if key != "rope_theta"}
+        if full.get("rope_type", "default") != "default"
+        else None,
+    }
+    result = {**values}
+    for name, value in older.items():
+        added = {**result, name: value}
+        if value is not None and kind.from_dict(copy.deepcopy(added)).rope_parameters == rope:
+            result = added
+    return result
 
 
 def locate_class(kind: type, root: str) -> str:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, 
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer
-from uniaudio.export.describe import describe_encoder, find_parts
+from uniaudio.export.describe import add_older_names, describe_encoder, find_parts
 from uniaudio.export.hf import collect_code
 from uniaudio.export.hub_lm import AUDIO
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
@@ -71,11 +71,11 @@ def write_hf_lm(
         tensors |= {f"language_model.{k}": store_compactly(v) for k, v in lm.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    text = make_text_config(lm.config, model.decoder.vocabulary).to_dict()
+    text = make_text_config(lm.config, model.decoder.vocabulary)
     config = UniaudioLMConfig(
         encoder=encoder,
         adapter=adapter,
-        text={**text, "model_type": lm.config.model_type},
+        text={**add_older_names(text.to_dict(), type(text)), "model_type": lm.config.model_type},
         decoder_path=None if decoder is None else decoder[0],
         decoder_revision=None if decoder is None else decoder[1],
         audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO),

@@ -90,7 +90,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Give the language model a table and a head of so many rows, and say so in the configuration."""
         table = self.language_model.resize_token_embeddings(*args, **kwargs)
-        self.config.text = self.language_model.config.to_dict()
+        self.config.text = {**self.config.text, **self.language_model.config.to_dict()}
         self.config.vocab_size = max(table.num_embeddings, self.config.audio_token_id + 1)
         return table
 

@@ -31,6 +31,7 @@ from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import UserError
 from uniaudio.export import hub_processor
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer
+from uniaudio.export.describe import add_older_names
 from uniaudio.export.hf import HEADER, make_noise
 from uniaudio.export.hub_processor import WindowsProcessor
 from uniaudio.export.source_code import flatten_modules, flatten_name
@@ -175,6 +176,9 @@ def write_stock_model(
     config.dtype = "float32"
     config.tie_word_embeddings = False
     config.to_json_file(folder / "config.json", use_diff=False)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values["text_config"] = add_older_names(values["text_config"], type(lm.config))
+    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     extractor = WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins)
     processor = target.make_processor(extractor, tokenizer, template, adapter)
     processor.save_pretrained(folder)
