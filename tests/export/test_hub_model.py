@@ -305,6 +305,10 @@ def test_every_block_of_the_card_runs_as_it_is_written(tmp_path, kind):
     torch.testing.assert_close(frames, listed, atol=1e-5, rtol=1e-5)
     assert names["classifier"].classifier.weight.grad.any()
     assert ("gradient_checkpointing_enable" in card) == (kind != "encodec")
+    resamples = "they need torch, transformers, soxr and numpy, nothing else"
+    assert (
+        resamples if kind == "encodec" else "they need torch, transformers and numpy, nothing else"
+    ) in card
     assert "pipeline_tag" not in card
     assert '`pipeline("feature-extraction")` of\ntransformers reads texts, not sound' in card
 

@@ -101,7 +101,7 @@ def load_merged_model(spec: str, trust: Trust) -> tuple[AudioLM, ChatFormat]:
 def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -> str:
     """Write the whole model of a run with its code, see ``export_model``."""
     from uniaudio.export.hf_lm import verify_hf_lm, write_hf_lm
-    from uniaudio.export.model_card import write_lm_card
+    from uniaudio.export.model_card import list_packages, write_lm_card
     from uniaudio.export.stock_model import compute_prompt_logits, make_trial_clips
 
     config = read_run_config(spec, HF_LM, trust)
@@ -122,7 +122,7 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
         del model  # the written model needs as much memory again
         difference = verify_hf_lm(wanted, clips, out)
     notes = [
-        "The Python files beside the weights are the model's code; they need torch, transformers and numpy only.",
+        f"The Python files beside the weights are the model's code; they need {list_packages(out)} only.",
         f"Compared with the run on clips of noise: logits differ by at most {difference:.1g} of the largest.",
     ]
     if reference is not None:

@@ -101,8 +101,14 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
         pads=encoder.reach is not None and encoder_settings == {"pad_to": encoder.reach},
         settings=", ".join(f"{name}: {str(value).lower()}" for name, value in encoder_settings.items()),
         pool=encoder_settings.get("pool", 1),
-        soxr=any("import soxr" in file.read_text(encoding="utf-8") for file in folder.glob("*.py")),
+        packages=list_packages(folder),
     )
+
+
+def list_packages(folder: Path) -> str:
+    """Return the packages that the code in a folder imports, as the end of a sentence."""
+    resamples = any("import soxr" in file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    return f"torch, transformers{', soxr' if resamples else ''} and numpy"
 
 
 def find_whisper_settings(encoder: AudioEncoder) -> dict[str, Any]:
