@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from conftest import tiny_whisper
+from export.test_hf_lm import load, make_model, noise
 from local_hub.clients import connect_clients
 from transformers import AutoModel
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.export import check_login, export_checkpoint, push_folder
 from uniaudio.errors import UserError
+from uniaudio.export.hf_lm import write_hf_lm
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
 
@@ -36,6 +39,23 @@ def test_an_export_is_uploaded_and_loads_by_its_name(as_me, tmp_path, fresh_mode
         )
     model = AutoModel.from_pretrained("me/encoder", trust_remote_code=True)
     assert json.loads((stored / "config.json").read_text())["model_type"] == model.config.model_type
+
+
+def test_a_whole_model_answers_by_its_name_and_is_uploaded_again(
+    as_me, tmp_path, chat_tokenizer, fresh_model_code
+):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
+    write_hf_lm(model, format, tmp_path / "lm", {})
+    push_folder(tmp_path / "lm", "me/lm")
+    processor, first = load("me/lm")
+    ids = first.generate(**processor(text=["<|audio|>low?"], audio=noise(9_000)), max_new_tokens=6)
+    first.push_to_hub("me/again")
+    processor.push_to_hub("me/again")
+    processor, again = load("me/again")
+    inputs = processor(text=["<|audio|>low?"], audio=noise(9_000))
+    assert torch.equal(again.generate(**inputs, max_new_tokens=6), ids)
+    settings = [one.generation_config for one in (first, again)]
+    assert settings[0].eos_token_id == settings[1].eos_token_id == format.end_of_turn
 
 
 def test_names_and_logins_are_checked_first(hub):

@@ -52,6 +52,7 @@ def connect_clients(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, token:
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     patch.setattr(hf_api.api, "endpoint", endpoint)
+    patch.setattr("transformers.utils.hub._hf_api", None)  # made once, with the endpoint of that moment
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     patch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
