@@ -95,8 +95,8 @@ def test_the_manifest_starts_what_the_command_line_takes(monkeypatch):
     assert words[:3] == ["exec", "uniaudio", "launch"]
     seen = {}
 
-    def launch_training(engine, config, arguments, processes, machines):
-        seen.update(engine=engine, arguments=arguments, processes=processes, machines=machines)
+    def launch_training(engine, config, arguments, processes, machines, resume):
+        seen.update(engine=engine, arguments=arguments, processes=processes, machines=machines, resume=resume)
         return 0
 
     monkeypatch.setattr("uniaudio.commands.launch.launch_training", launch_training)
@@ -110,3 +110,4 @@ def test_the_manifest_starts_what_the_command_line_takes(monkeypatch):
     assert machines.address == f"{name}-0.{pod['subdomain']}"
     assert f"train.micro_batches={machines.count * seen['processes']}" in seen["arguments"]
     machines.check()
+    assert seen["resume"] == "auto"  # a pod that is started again goes on
