@@ -49,8 +49,9 @@ def test_names_that_look_like_markup_are_printed_as_they_are(capsys, name):
 def test_a_bar_shows_a_name_that_looks_like_markup():
     stream = io.StringIO()
     with WorkProgress(Console(file=stream, force_terminal=True, width=80), "clips") as progress:
-        progress.count(progress.begin("esc50:bird:validation [noise]", 2), 2)
+        progress.count(progress.begin("esc50:bird:validation [noise]", 2), 2, rate="[music] :cat:")
     assert "esc50:bird:validation [noise]" in stream.getvalue()
+    assert "[music] :cat:" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

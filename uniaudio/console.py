@@ -101,7 +101,11 @@ class WorkProgress(Progress):
     def __init__(
         self, console: Console, unit: str, shown: bool = True, columns: tuple[ProgressColumn, ...] = ()
     ) -> None:
-        standard = (TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        standard = (
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         # beside longer figures rich would cut both
         bar = (BarColumn(),) if not columns or console.width >= WIDE else ()
         super().__init__(

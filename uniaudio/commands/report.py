@@ -11,14 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run_files import load_stored_run
-from uniaudio.console import make_console
+from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
@@ -306,11 +304,12 @@ def embed_in_chunks(
 ) -> NDArray[np.float32]:
     """Return ``[C, E]``, a bar telling how far it is."""
     started = time.monotonic()
-    starts = range(0, len(clips.samples), CHUNK)
-    vectors = [
-        embed_clips(encoder, clips.samples[i : i + CHUNK])
-        for i in track(starts, f"embedding {escape(what)}", console=console, transient=True)
-    ]
+    vectors: list[NDArray[np.float32]] = []
+    with WorkProgress(console, "clips") as progress:
+        work = progress.begin(f"embedding {what}", len(clips.samples))
+        for i in range(0, len(clips.samples), CHUNK):
+            vectors.append(embed_clips(encoder, clips.samples[i : i + CHUNK]))
+            progress.count(work, len(vectors[-1]))
     rate = len(clips.samples) / max(time.monotonic() - started, 1e-9)
     console.print(f"embedded {len(clips.samples)} clips of {what}, {rate:.0f} a second", style="dim")
     return np.concatenate(vectors)
