@@ -47,9 +47,9 @@ def matrices(draw):
 
 
 def looped(matrix):
-    """The four equations, cell by cell."""
+    """The three equations, cell by cell."""
     R, S = matrix.scores, len(matrix.stages) - 1
-    sums = {"accuracy": [0.0, 0], "backward": [0.0, 0], "forgetting": [0.0, 0], "forward": [0.0, 0]}
+    sums = {"accuracy": [0.0, 0], "backward": [0.0, 0], "forgetting": [0.0, 0]}
 
     def add(name, value):
         sums[name][0] += value

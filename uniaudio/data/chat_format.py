@@ -172,7 +172,7 @@ class ChatFormat:
             RowError: "text too long", "special token in text", "broken text", "empty answer".
         """
         text_tokens = len(self.answer(answer)) + sum(map(len, self.encode_prompt(prompt)))
-        longest = max(*prompt, answer, key=len)[:SHOWN]
+        longest = max((*prompt, answer), key=len)[:SHOWN]
         if text_tokens > self.max_text_tokens:
             raise RowError(
                 "text too long",

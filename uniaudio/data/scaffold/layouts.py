@@ -30,7 +30,7 @@ from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 LISTS, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 LOOKED_AT = 50  # rows of a manifest whose clips are looked for
-EXISTING = 0.9  # of them look like clips
+NAMING = 0.9  # of them name something that looks like a clip
 FOUND = 0.5  # of them are there at least
 ENDINGS = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # that ids of clips lack
 WHOLE = "train"  # the stored split of data without splits
@@ -227,11 +227,11 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
             "as audio,label"
         )
     by_name = [name for known in CLIPS for name in columns if simplify_name(name) == known]
-    by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= EXISTING]
+    by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= NAMING]
     ids = [name for known in IDS for name in columns if simplify_name(name) == known]
     missing = ""
     for column in dict.fromkeys((*by_name, *by_value, *ids)):
-        if share_of(rows, column, is_packed_clip) >= EXISTING:
+        if share_of(rows, column, is_packed_clip) >= NAMING:
             return column
         values = [row[column] for row in rows if isinstance(row.get(column), str) and row[column]]
         if not values:
