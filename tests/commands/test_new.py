@@ -453,10 +453,12 @@ def test_json_files_beside_clips_give_columns(tmp_path, place):
     for number in range(20):
         write_clip(place / f"{number}.wav", number)
         content = {"text": f"words of {number}", "speaker": f"s{number % 4}"}
-        (place / f"{number}.json").write_text(json.dumps(content) if number else "{broken")
-    text, _recipe, _ = new(tmp_path, place)
-    assert "by `speaker`, each of 4 on one side alone" in text
-    assert "rows that cannot be used: broken metadata (1)" in text
+        (place / f"{number}.json").write_text(json.dumps(content))
+    assert "by `speaker`, each of 4 on one side alone" in new(tmp_path, place)[0]
+    (place / "0.json").write_text("{broken")
+    text, _recipe, _ = new(tmp_path, place, force=True)
+    assert "passed over: .json beside a clip that cannot be read as columns (1)" in text
+    assert "rows that cannot be used: missing column (1)" in text
 
 
 def test_true_and_false_are_the_labels_yes_and_no(tmp_path, place):

@@ -105,6 +105,18 @@ def test_bad_rows_of_metadata_are_rows_that_cannot_be_used(tmp_path):
     assert [getattr(row, "reason", "") for row in rows] == ["", "broken metadata", "missing column"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("0.json", b"[1, 2]"), ("0.json", b"{"), ("0.txt", "Geräusch".encode("latin-1"))]
+)
+def test_a_file_beside_a_clip_that_holds_no_columns_does_not_cost_the_clip(tmp_path, name, content):
+    write_clips(tmp_path / "data", "bird/0.wav", "bird/1.wav")
+    (tmp_path / "data" / "bird" / name).write_bytes(content)
+    source = audiofolder(tmp_path)
+    assert labels(source) == [("bird/0.wav", "bird"), ("bird/1.wav", "bird")]
+    suffix = name.partition(".")[2]
+    assert source.left_out == {f".{suffix} beside a clip that cannot be read as columns": 1}
+
+
 def test_every_suffix_that_is_read_is_taken_and_others_are_left_out_by_number(tmp_path):
     names = ("a.WAV", "b.aif", "c.W64", "d.caf", "e.oga", "f.MP3", "g.sph")
     write_clips(tmp_path / "data", *names, "h.txt", "i.raw", "j", ".k.wav", ".git/l.wav")

@@ -15,7 +15,7 @@ from uniaudio.data.sources.folder_walk import describe_suffix, walk_files
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.paths import find_split_folder
 from uniaudio.data.sources.webdataset import parse_json_object
-from uniaudio.errors import RowError, convert_to_row_error
+from uniaudio.errors import RowError
 
 TEXTS = (".txt", ".lab", ".json")  # suffixes of files beside a clip, with its name, that say what it is
 
@@ -63,7 +63,7 @@ def iterate_folder_rows(
     described: Sequence[MetadataRow],
     left_out: Counter[str],
     beside: Mapping[str, Sequence[Path]],
-) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, columns) of the clips of a split in the order of their names.
 
     Args:
@@ -78,11 +78,7 @@ def iterate_folder_rows(
     in_rows = any(len(set(row.clips.values())) > 1 for row in described)
     for name in sorted({*by_name, *clips}):
         label = {"label": Path(name).parent.name} if "/" in name and not has_labels else {}
-        try:
-            known = {**label, **read_texts(beside.get(name, ()))}
-        except RowError as problem:
-            yield name, problem
-            continue
+        known = {**label, **read_texts(beside.get(name, ()), left_out)}
         for row in by_name.get(name, []):
             yield name, {**known, **row.columns, "file_name": name, **row.clips}
         if name not in by_name:
@@ -92,17 +88,19 @@ def iterate_folder_rows(
                 yield name, {**known, "file_name": name, **dict.fromkeys(card.audio, name)}
 
 
-def read_texts(files: Sequence[Path]) -> dict[str, Any]:
+def read_texts(files: Sequence[Path], left_out: Counter[str]) -> dict[str, Any]:
     """Return what files beside a clip say of it: the keys of a ``.json``, and the content of any other as ``text``.
 
-    Raises:
-        RowError: when one cannot be read.
+    One that says nothing of the kind (a list, another encoding) is counted in ``left_out``: it may be there for other
+    purposes, and the clip is a row without it.
     """
     columns: dict[str, Any] = {}
     for file in files:
-        with convert_to_row_error("broken metadata", str(file), str(file)):
+        try:
             if file.suffix.lower() == ".json":
                 columns |= parse_json_object(file.read_bytes())
             else:
                 columns["text"] = decode_text(file.read_bytes()).strip()
+        except (OSError, ValueError):
+            left_out[f"{file.suffix.lower()} beside a clip that cannot be read as columns"] += 1
     return columns
