@@ -210,7 +210,7 @@ def test_clips_that_are_too_long_are_reported(recipe_file):
 
 
 def test_of_many_rows_a_spread_sample_is_read_and_stated(recipe_file, monkeypatch):
-    monkeypatch.setattr(text_rows.read_text_rows, "__defaults__", (100,))
+    monkeypatch.setattr(text_rows, "MOST_ROWS", 100)
     rows = [*rows_of("train", 1000), *rows_of("test", 2)]
     rows[990]["label"] = "tit"
     write_rows(recipe_file, rows)

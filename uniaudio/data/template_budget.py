@@ -88,15 +88,15 @@ class RenderBudget(threading.local):
 BUDGET = RenderBudget()
 
 
-def measure_size(value: Any, most: int = SIZE) -> int:
-    """Return the characters and items of a value, those inside lists included, or some number over ``most``."""
+def measure_size(value: Any) -> int:
+    """Return the characters and items of a value, those inside lists included, or some number over ``SIZE``."""
     if isinstance(value, str | bytes):
         return len(value)
     if not isinstance(value, CONTAINERS):
         return 1
     total = 0
     waiting: list[Any] = [value]
-    while waiting and total <= most:
+    while waiting and total <= SIZE:
         inside = waiting.pop()
         for item in inside.items() if isinstance(inside, dict) else inside:
             if isinstance(item, CONTAINERS):
@@ -104,7 +104,7 @@ def measure_size(value: Any, most: int = SIZE) -> int:
                 total += 1
             else:
                 total += len(item) if isinstance(item, str | bytes) else 1
-            if total > most:
+            if total > SIZE:
                 break
     return total
 

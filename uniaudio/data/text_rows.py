@@ -44,14 +44,14 @@ class TextRows:
         return self.cut_sample if self.is_cut else ""
 
 
-def read_text_rows(source: Source, card: DatasetCard, most: int = MOST_ROWS) -> TextRows:
+def read_text_rows(source: Source, card: DatasetCard) -> TextRows:
     """Return all rows of a split of a card, or a sample that is spread over it where they are many or far away."""
     if isinstance(source, IndexedSource):
-        if source.size <= most:
-            return TextRows([source.shard_text_rows(0)], most, source.size)
-        chosen = (i * source.size // most for i in range(most))
-        what = f"{most:,} rows, spread over {source.size:,}"
-        return TextRows([map(source.read_row_or_error, chosen)], most, most, what, is_cut=True)
+        if source.size <= MOST_ROWS:
+            return TextRows([source.shard_text_rows(0)], MOST_ROWS, source.size)
+        chosen = (i * source.size // MOST_ROWS for i in range(MOST_ROWS))
+        what = f"{MOST_ROWS:,} rows, spread over {source.size:,}"
+        return TextRows([map(source.read_row_or_error, chosen)], MOST_ROWS, MOST_ROWS, what, is_cut=True)
     order = spread_over(len(source.shards))
     if is_slow(source.shards, card):
         order, total = order[:SLOW_SHARDS], len(order)
@@ -59,7 +59,7 @@ def read_text_rows(source: Source, card: DatasetCard, most: int = MOST_ROWS) -> 
         what = f"the first {first:,} rows of {len(order)} of {total:,} shard(s)"
         return TextRows(map(source.shard_text_rows, order), first, None, what, len(order) < total)
     every = chain.from_iterable(map(source.shard_text_rows, order))
-    return TextRows([every], most, source.size, f"up to {most:,} rows of shards in a spread order")
+    return TextRows([every], MOST_ROWS, source.size, f"up to {MOST_ROWS:,} rows of shards in a spread order")
 
 
 def is_slow(shards: tuple[str, ...], card: DatasetCard) -> bool:

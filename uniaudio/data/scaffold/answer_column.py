@@ -97,7 +97,7 @@ def choose_answer(
         )
     known = simplify_name(column)
     if profile.is_flag or (text is None and (label is not None or is_label(profile, known))):
-        return classify_label(profile, reason, label is not None, where)
+        return classify_label(profile, reason, where)
     question = next((name for name in profiles if simplify_name(name) in QUESTIONS), None)
     if known in REPLIES and question is not None:
         return Answer(column, "reply", is_list=profile.is_list, question=question, reason=reason)
@@ -166,7 +166,7 @@ def is_label(profile: ColumnProfile, known: str) -> bool:
     return few and profile.mean_words <= FEW_WORDS and not profile.is_list
 
 
-def classify_label(profile: ColumnProfile, reason: str, is_named: bool, where: str) -> Answer:
+def classify_label(profile: ColumnProfile, reason: str, where: str) -> Answer:
     """Return a column as one label, several labels, or a number of a scale.
 
     Raises:
