@@ -509,6 +509,17 @@ def test_stored_splits_that_are_not_for_training(tmp_path, place):
     assert "splits: train 9, test 3 rows" in text  # all were read, and counted
 
 
+def test_of_two_columns_the_one_that_has_more_clips_is_taken(tmp_path, place):
+    write_manifest(place, [{"label": "ab"[n % 2], "file": f"whole/{n}.wav"} for n in range(20)])
+    for number in range(20):
+        write_clip(place / f"whole/{number}.wav", number)
+    for number in range(8):
+        (place / f"clips/{number}.wav").unlink()
+    _text, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].dataset.audio == ("file",)
+    assert sum(map(len, read_sides(recipe))) == 20
+
+
 def test_a_manifest_of_which_half_the_clips_are_there(tmp_path, place):
     write_manifest(place, [{"label": "ab"[number // 2 % 2]} for number in range(40)])
     for number in range(0, 40, 2):

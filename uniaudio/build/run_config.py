@@ -15,7 +15,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 def open_run(
     config: str | Path | Mapping[str, Any] | RunConfig, overrides: Overrides = (), trust: Trust = NO_TRUST
 ) -> RunConfig:
-    """Read a run config; with ``+mini`` among the overrides its miniature twin, whose parts are made on first use.
+    """Read a run config; with ``+mini`` among the overrides its miniature variant, whose parts are made on first use.
 
     Args:
         config: a name, a path, the content of a config file, or a run config. Paths in a content are relative to the

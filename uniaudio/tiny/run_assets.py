@@ -1,4 +1,4 @@
-"""What the miniature twins of run configs stand on: two small sets of made-up sounds and tiny checkpoints."""
+"""What the miniature variants of run configs stand on: two small sets of made-up sounds and tiny checkpoints."""
 
 from __future__ import annotations
 

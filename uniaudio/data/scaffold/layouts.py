@@ -30,8 +30,8 @@ from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 LISTS, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 LOOKED_AT = 50  # rows of a manifest whose clips are looked for
-NAMING = 0.9  # of them name something that looks like a clip
-FOUND = 0.5  # of them are there at least
+NEARLY_ALL = 0.9  # of them hold what the column is taken for
+FOUND = 0.5  # of their clips are there at least
 ENDINGS = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # that ids of clips lack
 WHOLE = "train"  # the stored split of data without splits
 ORDER = ("train", "validation", "test")
@@ -227,11 +227,11 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
             "as audio,label"
         )
     by_name = [name for known in CLIPS for name in columns if simplify_name(name) == known]
-    by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= NAMING]
+    by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= NEARLY_ALL]
     ids = [name for known in IDS for name in columns if simplify_name(name) == known]
-    missing = ""
+    missing, best, most = "", "", 0
     for column in dict.fromkeys((*by_name, *by_value, *ids)):
-        if share_of(rows, column, is_packed_clip) >= NAMING:
+        if share_of(rows, column, is_packed_clip) >= NEARLY_ALL:
             return column
         values = [row[column] for row in rows if isinstance(row.get(column), str) and row[column]]
         if not values:
@@ -239,12 +239,16 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
         for form in list_path_forms(column, manifest.parent):
             paths = [manifest.parent / form.replace(f"{{{{ {column} }}}}", value) for value in values]
             gone = [path for path in paths if not path.is_file()]
-            if len(paths) - len(gone) >= FOUND * len(rows):
-                return column if form == f"{{{{ {column} }}}}" else form
-            if len(gone) < len(paths):
+            if (present := len(paths) - len(gone)) > most:
+                best, most = column if form == f"{{{{ {column} }}}}" else form, present
+            if most >= NEARLY_ALL * len(rows):
+                return best
+            if present:
                 there = f"{len(gone)} of the first {len(rows)} clips that `{column}` names are not there"
                 missing = missing or f"{there}, such as {gone[0]}"
         missing = missing or f"`{column}` names {values[0]}, which is in no folder near it"
+    if most >= FOUND * len(rows):
+        return best
     if missing:
         raise UserError(f"{manifest}: {missing}; write paths relative to the manifest")
     raise UserError(
