@@ -294,7 +294,7 @@ def test_the_catalogue_adds_up_the_hours_of_the_mixture(monkeypatch):
 def test_run_config(name):
     config = load_run(ROOT / name)
     for stage in config.stages:
-        load_recipe(stage.recipe, near=config.folder)
+        assert load_recipe(stage.recipe, near=config.folder).train
 
 
 @pytest.mark.parametrize("name", names("configs/papers/*.yaml"))

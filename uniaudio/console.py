@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import warnings
+from functools import cache
 from typing import Any
 
 import tqdm
@@ -169,10 +170,9 @@ class KnownLogFilter(logging.Filter):
         return not any(text in record.getMessage() for text in self.texts)
 
 
+@cache  # the class is changed once in a process
 def hide_library_bars() -> None:
     """Let libraries read and write weights and tables without bars of their own; those of downloads are shown."""
-    if getattr(tqdm.tqdm.__init__, "hides_bars", False):
-        return
     make_bar = tqdm.tqdm.__init__  # of all classes of bars, those that are derived elsewhere included
 
     def make_bar_or_none(
@@ -182,5 +182,4 @@ def hide_library_bars() -> None:
             kwargs["disable"] = True
         make_bar(self, iterable, desc, *args, **kwargs)
 
-    make_bar_or_none.hides_bars = True  # type: ignore[attr-defined]
     tqdm.tqdm.__init__ = make_bar_or_none

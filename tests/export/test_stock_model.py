@@ -56,7 +56,7 @@ SECOND = 16_000
 def small_decoder(kind, vocabulary):
     """A random decoder of an architecture, width 64."""
     if kind == "qwen3":
-        return tiny_qwen(vocabulary, rope_theta=500.0)  # not what a class would have without being told
+        return tiny_qwen(vocabulary, rope_theta=500.0)  # not the default of any class
     if kind == "gpt2":
         torch.manual_seed(3)
         config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=vocabulary, eos_token_id=None)

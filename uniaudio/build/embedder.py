@@ -225,13 +225,8 @@ class Embedder(nn.Module):
         """
         if pool not in ("mean", "none"):
             raise UserError(f"pool: '{pool}' is neither mean nor none")
-        states = len(self.layer_dims)
         if layer is not None:
-            require_number("layer", layer, is_signed=True)
-        if layer is not None and not -states <= layer < states:
-            raise UserError(
-                f"layer: {layer} is not one of the encoder's {states} hidden states, 0 to {states - 1}"
-            )
+            self.check_layer(layer)
         if batch_size is not None:
             require_number("batch_size", batch_size)
         require_number("batch_seconds", batch_seconds, is_whole=False)
@@ -251,6 +246,19 @@ class Embedder(nn.Module):
             if results
             else np.zeros((0, self.layer_dims[-1 if layer is None else layer]), np.float32)
         )
+
+    def check_layer(self, layer: int) -> None:
+        """Refuse a layer that is none.
+
+        Raises:
+            UserError: naming the number of hidden states.
+        """
+        require_number("layer", layer, is_signed=True)
+        states = len(self.layer_dims)
+        if not -states <= layer < states:
+            raise UserError(
+                f"layer: {layer} is not one of the encoder's {states} hidden states, 0 to {states - 1}"
+            )
 
     def __repr__(self) -> str:
         millions = sum(parameter.numel() for parameter in self.encoder.parameters()) / 1e6

@@ -27,7 +27,7 @@ from uniaudio.extras import require_package
 from uniaudio.orphans import LAUNCH_COMMAND, MESSAGES
 from uniaudio.train.checkpoint.folders import refuse_begun_run
 from uniaudio.train.engines.precision import refuse_other_precision
-from uniaudio.train.signals import CONTINUE_LATER
+from uniaudio.train.signals import CONTINUE_LATER, restore_handlers
 
 USER_MISTAKE = 2
 POLL_SECONDS = 0.2  # between two looks whether a signal is to be passed on
@@ -277,8 +277,7 @@ class SignalForwarder:
                     process.send_signal(number)
 
     def __exit__(self, *exception: object) -> None:
-        for kind, handler in self.previous.items():
-            signal.signal(kind, handler)
+        restore_handlers(self.previous)
 
 
 def read_outcome(problem: BaseException | None, stopped_by: int | None) -> tuple[int, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 
 CONTINUE_LATER = 75  # exit code: stopped early, safe to continue with --resume
 
@@ -34,5 +36,10 @@ class StopSignal:
         self.requested = True
 
     def __exit__(self, *exception: object) -> None:
-        for kind, handler in self.previous.items():
-            signal.signal(kind, handler)
+        restore_handlers(self.previous)
+
+
+def restore_handlers(previous: Mapping[signal.Signals, Any]) -> None:
+    """Give signals the handlers back that ``signal.signal`` returned for them."""
+    for kind, handler in previous.items():
+        signal.signal(kind, handler)

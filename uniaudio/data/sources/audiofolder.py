@@ -26,7 +26,7 @@ class AudioFolderSource(ListedSource):
     Columns: ``file_name``, ``label`` (the clip's folder, where it lies in one), ``text`` of a ``.txt`` or ``.lab``
     beside the clip and the keys of such a ``.json``, and those of the metadata files, which may lie in any folder: the
     card's, the split's, and those below. Where metadata have a ``label`` of their own, folders give none. A file that
-    only the metadata name is a row too, so that its lack is told.
+    only the metadata name is a row too, so that its lack is reported.
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
