@@ -1,7 +1,8 @@
 """Real models on real audio: the main runs, and comparisons that each change one thing of them.
 
-    python benchmarks/real.py [--only NAME ...] [--list] [--jobs 2] [--out runs/real_models] [--steps 400] [--quick]
-                              [--fetch-models SCRIPT.py] [--fetch-audio SCRIPT.py]
+    python benchmarks/real.py [--only NAME ...] [--list] [--jobs 2] [--out runs/real_models] [--steps 400] [--bf16]
+                              [--protocols masked xares] [--quick] [--fetch-models SCRIPT.py]
+                              [--fetch-audio SCRIPT.py]
 
 UNIAUDIO_REALMODELS, UNIAUDIO_REALAUDIO and UNIAUDIO_REALDATA name the folders (docs/real-models.md). Every training,
 every probe and every set of answers is a cell, a JSON file under OUT/cells: the same command goes on where it was
@@ -47,7 +48,6 @@ UNTRAINED = {  # name of the cells -> spec behind the folder of models, and what
     "random": (f"random:{MODEL}", "random weights"),
 }
 PROTOCOLS = ("masked", "xares")
-BY_PROTOCOL = {protocol: protocol for protocol in PROTOCOLS}  # cell -> protocol
 IN_MODELS = re.compile(r"\$\{realmodels\}/([\w.-]+)")
 SETS = {
     "realaudio": ("tuxpaint_words", "fillets_cs", "fillets_nl", "langid", "instruments", "drums"),
@@ -66,7 +66,8 @@ class Plan:
 
     Args:
         steps: of the short runs. suite: name or file of the probes. seeds: of every probe. answers: rows of each set in
-            the short runs. quick: whether everything is cut down to try the whole way.
+            the short runs. quick: whether everything is cut down to try the whole way. protocols: of the probes. bf16:
+            whether the trainings compute in bfloat16, for processors that multiply in it.
     """
 
     out: Path
@@ -75,6 +76,13 @@ class Plan:
     seeds: int
     answers: int
     quick: bool
+    protocols: Sequence[str] = PROTOCOLS
+    bf16: bool = False
+
+    @property
+    def probes(self) -> dict[str, str]:
+        """Name of the cell -> protocol of the probes at the end of every run."""
+        return {protocol: protocol for protocol in self.protocols}
 
     def cells_of(self, run: str, seed: int) -> Path:
         """Return the folder with the cells of a training."""
@@ -120,7 +128,7 @@ def plan_untrained(plan: Plan) -> list[Cell]:
     for name, (spec, _) in UNTRAINED.items():
         prefix, _, file = spec.rpartition(":")
         model = f"{prefix}{':' if prefix else ''}{real_root('realmodels')}/{file}"
-        cells += probe_cells(plan, plan.out / "cells" / name, model, (), BY_PROTOCOL)
+        cells += probe_cells(plan, plan.out / "cells" / name, model, (), plan.probes)
     return cells
 
 
@@ -129,6 +137,8 @@ def plan_run(plan: Plan, name: str, run: Run, seed: int) -> list[Cell]:
     cells, folder = plan.cells_of(name, seed), plan.folder_of(name, seed)
     changes = [change.replace("{one_wording}", str(one_wording(plan.out))) for change in run.overrides]
     changes += shorten(run, plan.steps)
+    if plan.bf16:
+        changes += ["train.precision=bf16"]
     if plan.quick:
         changes += ["train.log_every=1", f"train.max_steps={QUICK['steps'] * (3 if run.stages else 1)}"]
     settings = (f"output_dir={folder}", f"seed={seed}", "train.tensorboard=false")
@@ -144,7 +154,7 @@ def plan_run(plan: Plan, name: str, run: Run, seed: int) -> list[Cell]:
         cells / "answers.json",
         (train.result,),
     )
-    probes = probe_cells(plan, cells, str(folder), (train.result,), BY_PROTOCOL, trust)
+    probes = probe_cells(plan, cells, str(folder), (train.result,), plan.probes, trust)
     if run.stages:
         step = 0
         for number, count in enumerate(stage_steps(plan.steps)[:-1], 1):
@@ -342,13 +352,17 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/real_models"))
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="runs or questions; default: main and a to f"
+        "--only", nargs="+", default=[], metavar="NAME", help="runs or questions; default: main and a to g"
     )
     parser.add_argument("--list", action="store_true", help="print the plan and what is done, run nothing")
     parser.add_argument(
         "--jobs", type=int, default=2, help="commands at a time, each on its share of the cores"
     )
     parser.add_argument("--steps", type=int, default=SHORT_STEPS, help="optimizer steps of the short runs")
+    parser.add_argument(
+        "--bf16", action="store_true", help="train in bfloat16 (AVX512-BF16 or AMX, faster there)"
+    )
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="of the probes")
     parser.add_argument("--quick", action="store_true", help="try the whole way with a few steps and clips")
     parser.add_argument("--fetch-models", type=Path, metavar="SCRIPT", help="fills the folder of models")
     parser.add_argument("--fetch-audio", type=Path, metavar="SCRIPT", help="fills the folder of audio sets")
@@ -364,6 +378,8 @@ def main() -> None:
         1 if quick else 3,
         QUICK["answers"] if quick else 80,
         quick,
+        arguments.protocols,
+        arguments.bf16,
     )
     cells = make_plan(plan, runs)
     if arguments.list:

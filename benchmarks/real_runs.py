@@ -118,6 +118,9 @@ def fusion_runs() -> dict[str, Run]:
     return runs
 
 
+DEPTH = "adapter.depth={encoder_layers: [2, 4], decoder_layers: [0, 1]}"
+TIME_MARKERS = "adapter.time_markers=1"
+
 RUNS: dict[str, Run] = {
     "real": Run(seeds=THREE_SEEDS, short=False),
     "real_qwen": Run(config="real_qwen", short=False),
@@ -161,6 +164,9 @@ RUNS: dict[str, Run] = {
     ),
     "rate_25": Run(("adapter.rate=25",)),
     "rate_12.5": Run(("adapter.rate=12.5",)),
+    "depth": Run((DEPTH,)),
+    "time_markers": Run((TIME_MARKERS,)),
+    "depth_time_markers": Run((DEPTH, TIME_MARKERS)),
 }
 
 RUNS |= fusion_runs()
@@ -199,6 +205,15 @@ QUESTIONS: dict[str, Question] = {
         },
     ),
     "f": Question("Audio tokens a second", {"25": "rate_25", "12.5": "rate_12.5", "3.1": "joint"}),
+    "g": Question(
+        "Encoder layers handed to decoder layers, and time markers",
+        {
+            "neither": "joint",
+            "depth": "depth",
+            "time markers": "time_markers",
+            "both": "depth_time_markers",
+        },
+    ),
 }
 
 

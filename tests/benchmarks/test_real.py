@@ -115,6 +115,15 @@ def test_encoders_with_foreign_code_are_allowed_in_every_command(real_folders):
         assert "--trust-remote-code" not in cell.command
 
 
+def test_a_plan_may_compute_in_bfloat16_and_probe_by_one_protocol(real_folders):
+    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False, ["masked"], True)
+    cells = {cell.name: cell for cell in real.plan_run(plan, "depth", real_runs.RUNS["depth"], 0)}
+    assert sorted(cells) == [f"depth_seed0/{name}" for name in ("answers", "masked", "train")]
+    changes = [word for word in cells["depth_seed0/train"].command if "=" in word]
+    config = load_run("real", changes)
+    assert (config.train.precision, config.adapter.depth.encoder_layers) == ("bf16", [2, 4])
+
+
 def test_one_wording_has_the_same_tasks_in_one_way(real_folders, tmp_path):
     recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
@@ -146,7 +155,7 @@ def test_a_plan_says_what_is_done_and_how_far_a_training_came(real_folders):
     assert cells["before_best/masked"].command[4].endswith("whisper-base?pad_to=30")
     assert not any("fusion" in real_runs.RUNS[name].config for name in real.choose_runs([]))
     with pytest.raises(SystemExit, match="questions are main, a"):
-        real.choose_runs(["g"])
+        real.choose_runs(["z"])
 
 
 def test_what_is_missing_is_fetched_by_a_script_or_named(real_folders):
