@@ -121,7 +121,7 @@ def test_a_plan_may_compute_in_bfloat16_and_probe_by_one_protocol(real_folders):
     assert sorted(cells) == [f"depth_seed0/{name}" for name in ("answers", "masked", "train")]
     changes = [word for word in cells["depth_seed0/train"].command if "=" in word]
     config = load_run("real", changes)
-    assert (config.train.precision, config.adapter.depth.encoder_layers) == ("bf16", [2, 4])
+    assert (config.train.precision, config.adapter.depth.encoder_layers) == ("bf16", (2, 4))
 
 
 def test_one_wording_has_the_same_tasks_in_one_way(real_folders, tmp_path):
