@@ -1,4 +1,4 @@
-"""Train universal audio encoders by asking them questions through a frozen language model."""
+"""Train universal audio encoders with the next-token loss of a frozen language model."""
 
 from __future__ import annotations
 

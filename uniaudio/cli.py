@@ -19,7 +19,7 @@ from uniaudio.orphans import leave_message
 
 app = typer.Typer(
     name="uniaudio",
-    help="Train universal audio encoders by asking them questions through a frozen language model.",
+    help="Train universal audio encoders with the next-token loss of a frozen language model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -18,24 +18,28 @@ Overrides = Annotated[
     typer.Argument(help="Overrides such as train.max_steps=100; +mini applies the miniature variant."),
 ]
 MODEL_HELP = (
-    "Run folder, checkpoint, folder or Hub name of an encoder, or random:PATH; "
+    "Run folder, checkpoint, exported model, folder or Hub name of an encoder, or random:PATH; "
     "options as in 'MODEL?pad_to=30'."
 )
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Resume = Annotated[
-    str | None, typer.Option(help="Continue the run in output_dir; with 'auto', only if there is one.")
+    str | None,
+    typer.Option(help="Continue the run in output_dir; 'auto': continue it, or start it if there is none."),
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with a model.")
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a model.")
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Import encoder classes that a config names as module:Class.")
+    bool,
+    typer.Option(
+        "--allow-code", help="Import classes (encoders, callbacks) that a config names as module:Class."
+    ),
 ]
 
 
 @contextmanager
 def slow_imports() -> Iterator[None]:
-    """Say that libraries are loaded, and collect no garbage meanwhile, which would be a fifth of the time."""
+    """Announce that libraries are loading; garbage collection is off meanwhile, it would take a fifth of the time."""
     announce("loading torch and transformers ...")
     gc.disable()
     try:

@@ -15,21 +15,24 @@ from uniaudio.outputs import check_file_option, check_folder_option
 PANEL = "Data"  # of `uniaudio --help`
 
 app = typer.Typer()
-data = typer.Typer(help="Import, summarise, pack and time the data of a recipe.", no_args_is_help=True)
+data = typer.Typer(help="Import, summarise, pack and benchmark data.", no_args_is_help=True)
 app.add_typer(data, name="data", rich_help_panel=PANEL)
 
 
 @data.command("stats", epilog="Example: uniaudio data stats configs/birds.yaml --steps 20000")
 def data_stats(
     recipe: RecipeName,
-    steps: Annotated[int | None, typer.Option(help="Steps to count epochs for.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps to count epochs for; needs a run config.", min=1)
+    ] = None,
     rows: Annotated[int, typer.Option(help="Rows of every source to read.", min=1)] = 2000,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     plot: Annotated[
         Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
     ] = None,
     hours: Annotated[
-        bool, typer.Option("--hours", help="Only add up the hours that the cards state; no data are opened.")
+        bool,
+        typer.Option("--hours", help="Only add up the hours that the cards state, without opening the data."),
     ] = False,
 ) -> None:
     """Summarise hours, lengths, shares and epochs by source.
@@ -72,7 +75,7 @@ def data_import(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that holds the clips or shards, where the source does not say it."),
+        typer.Option(help="Folder that holds the clips or shards, if the source does not name it."),
     ] = None,
     config: Annotated[
         list[str] | None,
@@ -88,7 +91,7 @@ def data_import(
 
     Reads: the source; of the audio only headers of the first rows.
     Writes: a new folder with the recipe, its cards in datasets/, templates and, where needed, manifests.
-    Prints: rows, hours, columns and answers of every split, what was passed over, and the commands to go on with.
+    Prints: rows, hours, columns and answers of every split, what was left out, and the next commands.
     """
     from uniaudio.commands.data_import import import_data
 
@@ -122,7 +125,7 @@ def data_bench(
     seconds: Annotated[float, typer.Option(help="Seconds to measure each number of workers.")] = 10,
     workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers to try; repeatable.")] = None,
 ) -> None:
-    """Measure the throughput of data loading by workers.
+    """Measure data-loading throughput by number of workers.
 
     Reads: the recipe, its cards and templates, and clips for --seconds with each number of workers.
     Writes: nothing.
@@ -185,7 +188,7 @@ def new(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Project folder to write into.", callback=check_folder_option)
     ] = Path(),
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Write template, card, recipe and run config for your data.
 

@@ -25,8 +25,8 @@ def probe(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Run folders, checkpoints, folders or Hub names of encoders, random:PATH; options as in "
-            "'MODEL?pad_to=30'."
+            help="Run folders, checkpoints, exported models, folders or Hub names of encoders, random:PATH; "
+            "options as in 'MODEL?pad_to=30'."
         ),
     ],
     data: Annotated[
@@ -54,7 +54,7 @@ def probe(
     """Train probes on the frozen embeddings of encoders.
 
     Reads: the encoders, and the clips of labelled folders (--data) or of a suite's dataset cards (--suite).
-    Writes: scores as JSON (--out); embeddings of suites are cached in $UNIAUDIO_CACHE.
+    Writes: scores as JSON (--out); embeddings are cached in $UNIAUDIO_CACHE.
     Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
     """
     with slow_imports():
@@ -73,13 +73,14 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     max_examples: Annotated[
-        int | None, typer.Option(help="Rows of each set; overrides the recipe. Default: all.", min=1)
+        int | None,
+        typer.Option(help="Most rows of each set; default: as recipe and config say, else all.", min=1),
     ] = None,
     answers: Annotated[
         Path | None, typer.Option(help="Folder for the answers as JSON Lines, for scorers of other packages.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="own, or xares-llm: scores of the challenge.")] = "own",
-    labels: Annotated[bool, typer.Option(help="Score the labels of closed sets by likelihood too.")] = True,
+    protocol: Annotated[str, typer.Option(help="Scoring: own, or xares-llm.")] = "own",
+    labels: Annotated[bool, typer.Option(help="Also score the labels of closed sets by likelihood.")] = True,
     batch_seconds: Annotated[
         float | None, typer.Option(help="Batch size in seconds of audio; default: from the config.", min=1)
     ] = None,
@@ -90,7 +91,7 @@ def evaluate(
 
     Reads: the model's newest checkpoint, the recipe (default: that of its last stage), cards, templates and clips.
     Writes: scores and answers as JSON (--out); answers alone as JSON Lines, a file for each set (--answers).
-    Prints: scores by evaluation set with 95 % confidence intervals. Runs under `accelerate launch`, too.
+    Prints: scores by evaluation set with 95 % confidence intervals. Also runs under `accelerate launch`.
     """
     with slow_imports():
         from uniaudio.commands.evaluate import run_evaluation
@@ -106,7 +107,10 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", help="HTML file; default report.html in the first run.", callback=check_file_option
+            "-o",
+            "--out",
+            help="HTML file; default: report.html in the first run.",
+            callback=check_file_option,
         ),
     ] = None,
     probes: Annotated[
@@ -140,7 +144,7 @@ def routes(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),
+        typer.Option("-o", "--out", help="Folder to write; default: RUN.", callback=check_folder_option),
     ] = None,
     last: Annotated[
         float,
@@ -167,21 +171,24 @@ def forgetting(
     run: Annotated[Path, typer.Argument(help="Run folder with finished stages.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER to probe, repeatable; default: the config's guarded sets."),
+        typer.Option(help="NAME=FOLDER to probe; repeatable. Default: guard.sets of the config."),
     ] = None,
     learned: Annotated[
-        list[str] | None, typer.Option(help="NAME=STAGE that first trains on a set of another name.")
+        list[str] | None,
+        typer.Option(
+            help="NAME=STAGE that first trains on a set whose name is not its dataset's; repeatable."
+        ),
     ] = None,
     answers: Annotated[
         bool, typer.Option(help="Also evaluate answers on the evaluation sets of all stages.")
     ] = True,
     max_examples: Annotated[
         int | None,
-        typer.Option(help="Rows of each evaluation set; default: the recipe's number, or all.", min=1),
+        typer.Option(help="Most rows of each set; default: as recipe and config say, else all.", min=1),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Folder to write; default RUN.", callback=check_folder_option),
+        typer.Option("-o", "--out", help="Folder to write; default: RUN.", callback=check_folder_option),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
     trust_remote_code: TrustRemoteCode = False,

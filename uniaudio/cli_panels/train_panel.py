@@ -65,7 +65,7 @@ def launch(
     engine: Annotated[
         str,
         typer.Argument(
-            help="single, ddp, zero1, zero2, zero3, zero3_offload, fsdp2, or the path of a file of accelerate."
+            help="single, ddp, zero1, zero2, zero3, zero3_offload, fsdp2, or the path of an accelerate config file."
         ),
     ],
     config: Config,
@@ -76,11 +76,13 @@ def launch(
             "-n", "--processes", help="Processes on each machine; default: one for each GPU.", min=1
         ),
     ] = None,
-    machines: Annotated[int, typer.Option(help="Machines; run the command on each.", min=1)] = 1,
+    machines: Annotated[int, typer.Option(help="Number of machines; run the command on each.", min=1)] = 1,
     rank: Annotated[int, typer.Option(help="Number of this machine, from 0.", min=0)] = 0,
     address: Annotated[str, typer.Option(help="Host name or IP of machine 0.")] = "",
     port: Annotated[int, typer.Option(help="Port of machine 0.", min=1, max=65535)] = 29500,
-    rendezvous: Annotated[str, typer.Option(help="How machines meet: static or c10d.")] = "static",
+    rendezvous: Annotated[
+        str, typer.Option(help="How the machines find each other: static or c10d.")
+    ] = "static",
     resume: Resume = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -118,9 +120,9 @@ def check(
 ) -> None:
     """Find mistakes in a run config and its data without a model.
 
-    Reads: the config, its recipes, cards and templates, the first rows of the data, config.json of its models.
+    Reads: the config, its recipes, cards and templates, all rows, some audio headers, config.json of its models.
     Writes: nothing.
-    Prints: parameters, columns, warnings and the cost of a step; the first mistake ends it with exit code 2.
+    Prints: model sizes, rows that cannot be used, warnings, the cost of a step. Exit code 2: the run would fail.
     """
     with slow_imports():
         from uniaudio.build.run_config import open_run
@@ -179,13 +181,17 @@ def soup(
     ],
     start: Annotated[
         str | None,
-        typer.Option(help="Run or checkpoint to interpolate from; default: the encoders' own weights."),
+        typer.Option(
+            help="Run or checkpoint to interpolate from; default: the encoders' pretrained weights."
+        ),
     ] = None,
     alpha: Annotated[
         float | None,
-        typer.Option(help="Share of the trained weights; default: chosen by probes.", min=0, max=1),
+        typer.Option(help="Share of the trained weights; default: chosen by probes on --data.", min=0, max=1),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Comma-separated, for several models.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of several runs, comma-separated; default: equal.")
+    ] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER whose train split selects alpha; repeatable.")
     ] = None,
@@ -193,11 +199,11 @@ def soup(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Average the weights of runs, or of a run and its start.
+    """Average several runs (model soup), or a run and its start.
 
-    Reads: the checkpoints and, with --data, labelled folders whose train splits select the share.
+    Reads: the checkpoints and, with --data, labelled folders whose train splits select alpha.
     Writes: a new run folder with one checkpoint and soup.json.
-    Prints: accuracy by share (WiSE-FT; several runs: model soup), and the path of the checkpoint.
+    Prints: for one run (WiSE-FT), probe accuracy for each alpha tried; the path of the checkpoint.
     """
     with slow_imports():
         from uniaudio.commands.soup import GRID, make_soup
@@ -235,7 +241,9 @@ def add_task(
     ] = 0.2,
     old: Annotated[
         list[str] | None,
-        typer.Option(help="Recipes to replay, e.g. of a packed sample; default: those of all stages."),
+        typer.Option(
+            help="Recipe to replay, such as a packed sample; repeatable. Default: those of all stages."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key.sub=value of the new stage; repeatable.")

@@ -75,24 +75,24 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="Encoder: hf, xares, xares-llm, mteb, hear or onnx. All: hf-lm, qwen2-audio, audio-flamingo3, "
-            "voxtral or ultravox."
+            help="The encoder: hf, xares, xares-llm, mteb, hear or onnx. The whole model: hf-lm, qwen2-audio, "
+            "audio-flamingo3, voxtral or ultravox."
         ),
     ] = "hf",
     push_to_hub: Annotated[
         str | None,
-        typer.Option(help="OWNER/NAME to upload an hf folder or a whole model to; new ones are private."),
+        typer.Option(help="OWNER/NAME on the Hub to upload to (hf or a whole model); new ones are private."),
     ] = None,
     decoder: Annotated[
-        str, typer.Option(help="With hf-lm: inside writes the decoder's weights, reference names them.")
+        str, typer.Option(help="With hf-lm: inside stores the decoder's weights, reference only their name.")
     ] = "inside",
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Export an encoder, or a whole model in a published format.
 
-    Reads: the checkpoint, and probe scores in the run folder for the model card.
-    Writes: a new folder: a transformers model, an entry for X-ARES or XARES-LLM, or an ONNX file.
+    Reads: the checkpoint; for the model card, the recipes of the run, and probe scores and answers in its folder.
+    Writes: a new folder with a transformers model, an ONNX file, or an entry for a benchmark (X-ARES, MTEB, HEAR).
     Prints: the files, and a line of Python that loads the exported model.
     """
     with slow_imports():
@@ -115,7 +115,7 @@ def serve(
 ) -> None:
     """Open a local web page to ask a model about clips.
 
-    Reads: the model's newest checkpoint; clips that visitors send are not kept.
+    Reads: the model's newest checkpoint; uploaded clips are deleted after an hour and when the page is stopped.
     Writes: nothing.
     Prints: the address of the page.
     """
