@@ -25,8 +25,8 @@ from uniaudio.commands.new import NewTask, create_task
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import load_recipe
+from uniaudio.data.recipe_entries import open_entry
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import UserError
 from uniaudio.estimate import starting_config

@@ -8,11 +8,10 @@ from helpers.files import card, write_parquet, write_tar
 from helpers.sources import Shards
 
 from uniaudio.data.sampler import Mark, ShardCursor
-from uniaudio.data.skipped_rows import BrokenShard
+from uniaudio.data.skipped_rows import BrokenShard, SkipLedger
 from uniaudio.data.sources.base import BrokenShardError, Place
 from uniaudio.data.sources.paths import read_size
 from uniaudio.data.sources.source_kinds import open_source
-from uniaudio.train.skip_counts import SkipLedger
 
 ROWS = 20
 

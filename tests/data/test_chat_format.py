@@ -12,7 +12,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
-from uniaudio.data.wording import Wording
+from uniaudio.data.jinja import Wording
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import Example
 

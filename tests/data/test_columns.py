@@ -10,7 +10,7 @@ import pytest
 from helpers.files import card, clip_bytes, numbers, write_parquet
 
 from uniaudio.data.sources.base import Row
-from uniaudio.data.sources.class_label_features import make_column_namings
+from uniaudio.data.sources.class_names import make_column_namings
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.data.audio import decode, parse_plain_wave
+from uniaudio.data.audio import ANTI_PHASE, CLIPPED, decode, parse_plain_wave
 from uniaudio.data.clip_files import probe_seconds
-from uniaudio.data.clip_notices import ANTI_PHASE, CLIPPED
 from uniaudio.data.containers import flac, mpeg
-from uniaudio.data.encoded_audio import FilePart
-from uniaudio.data.samples import encode_samples
+from uniaudio.data.encoded_audio import FilePart, encode_samples
 from uniaudio.data.sources.row_audio import parse_audio
 from uniaudio.errors import RowError
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.files import clip_bytes
 
 from uniaudio.data.card import load_card
-from uniaudio.data.closed_sets import close_answers, name_answers
+from uniaudio.data.labels import close_answers, name_answers
 from uniaudio.data.sources.parquet import ParquetSource
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.template import load_template

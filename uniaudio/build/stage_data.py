@@ -13,7 +13,6 @@ from uniaudio.console import make_console
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import PlanState, StepBatch, describe_sharing, join_states, make_loader
-from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.sources.folder_walk import describe_left_out
@@ -53,7 +52,7 @@ class StageData:
 
     def open_mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
         """Open the sources of a recipe (default: the stage's own) and mix them as the stage says."""
-        recipe, sources = open_training_entries(recipe or self.recipes[stage])
+        recipe, sources = (recipe or self.recipes[stage]).open_training_entries()
         lm = cast_to_audio_lm(model)
         budget, data = self.config.stages[stage].budget, self.config.data
         micro_batches = self.config.train.micro_batches or world_size()

@@ -14,8 +14,8 @@ from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT
-from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe
+from uniaudio.data.recipe_entries import open_entry
 from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError, UserError

@@ -10,12 +10,11 @@ from itertools import islice
 from statistics import fmean
 
 from uniaudio.config.nearest import suggest_name
+from uniaudio.data.audio import ADVICE
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.long_clips import LongClips
-from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.recipe_entries import Entry, RecipeEntry
+from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.row_clips import decode_clips, read_row_seconds
 from uniaudio.data.segment import list_unused_time_columns
 from uniaudio.data.sources.base import Row

@@ -16,7 +16,6 @@ from uniaudio.console import make_console
 from uniaudio.data.batching import Mixture
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import make_loader
-from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.recipe import Recipe
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
 from uniaudio.tiny.tokenizer import train_tokenizer
@@ -60,7 +59,7 @@ def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seco
 
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
     """Mix a recipe for a model that takes 12.5 tokens a second, with a tokenizer of the recipe's own texts."""
-    recipe, sources = open_training_entries(recipe)
+    recipe, sources = recipe.open_training_entries()
     texts = collect_recipe_texts(recipe, limit=200)
     words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
     return Mixture(

@@ -23,9 +23,9 @@ from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.closed_sets import describe_card_labels, describe_line_labels
 from uniaudio.data.field_values import Classes, ClassIndex, FirstOf
 from uniaudio.data.jinja import Text
+from uniaudio.data.labels import describe_card_labels, describe_line_labels
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, EvalEntry
 from uniaudio.data.row_clips import decode_clips

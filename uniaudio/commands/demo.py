@@ -17,8 +17,8 @@ from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.console import make_console
-from uniaudio.data.open_entries import open_entry
 from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.recipe_entries import open_entry
 from uniaudio.data.sources.base import IndexedSource
 from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from uniaudio.build.embedder import load_embedder
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import WorkProgress, make_console
-from uniaudio.data.audio import decode
-from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.audio import ADVICE, decode
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
 

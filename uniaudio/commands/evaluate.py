@@ -23,8 +23,7 @@ from uniaudio.build.result_fingerprints import sign_answers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import WorkProgress, format_number, make_console
-from uniaudio.data.eval_examples import LONGEST_CLIP, open_examples
-from uniaudio.data.eval_sample import EvalSamples
+from uniaudio.data.eval_examples import LONGEST_CLIP, EvalSamples, open_examples
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size

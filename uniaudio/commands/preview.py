@@ -18,7 +18,6 @@ from uniaudio.build.recipe import OpenedRecipe, open_recipe
 from uniaudio.console import make_console
 from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
-from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.recipe_entries import Entry
 from uniaudio.data.row_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.sources.base import IndexedSource, Row, Source
@@ -46,7 +45,7 @@ def preview(
     """
     console = console or make_console()
     opened, format = open_recipe_and_format(recipe_name, decoder, console)
-    recipe, sources = open_training_entries(opened.recipe)
+    recipe, sources = opened.recipe.open_training_entries()
     for n in range(number):
         index = random.Random(f"{seed}-entry-{n}").choices(
             range(len(sources)), recipe.compute_train_shares()

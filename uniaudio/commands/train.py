@@ -40,7 +40,7 @@ from uniaudio.commands.evaluate import (
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
 from uniaudio.data.chat_format import ChatFormat
-from uniaudio.data.eval_sample import EvalSamples
+from uniaudio.data.eval_examples import EvalSamples
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.worker_faults import explain_worker_faults
 from uniaudio.distributed import (

@@ -1,9 +1,10 @@
-"""Decoding of audio to int16 mono samples at 16 kHz."""
+"""Decoding of audio to int16 mono samples at 16 kHz, and what is odd about clips that are used."""
 
 from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,17 @@ import soxr
 from numpy.typing import NDArray
 
 from uniaudio.data.clip_files import ClipFile, make_broken_audio_error, open_streams, suffix_of
-from uniaudio.data.clip_notices import ANTI_PHASE, CLIPPED
 from uniaudio.data.containers import riff
 from uniaudio.data.encoded_audio import EncodedAudio, FilePart, OpenFile, PartStream, RemoteClip
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 
+ANTI_PHASE = "anti-phase channels"
+CLIPPED = "clipped samples"
+ADVICE = {
+    ANTI_PHASE: "their mean is silent, so the loudest channel is taken",
+    CLIPPED: "more than one sample in a hundred is louder than full scale and was limited to it",
+}
 QUANTA = 32768.0  # of int16 in one
 PCM = 1  # WAV's number for plain samples
 FORMAT_SIZES = (16, 18, 40)  # bytes that describe the samples in a WAV file
@@ -28,6 +34,27 @@ FAINT = 1e-8  # power of samples, full scale being 1, that is as good as silence
 SPAN_SLACK = (
     0.1  # seconds by which a segment may end behind the recording: ends are rounded, decoders disagree
 )
+
+
+@dataclass(frozen=True)
+class ClipNotice:
+    """A clip that is used, and what a person should know about it.
+
+    Args:
+        source: name of the dataset. row: key of the row. kind: short, stable, countable.
+    """
+
+    source: str
+    row: str
+    kind: str
+
+    @property
+    def sentence(self) -> str:
+        """Say it of the first such clip of a source."""
+        return (
+            f"dataset {self.source}: {self.kind} in row {self.row}: {ADVICE.get(self.kind, 'the clip is odd')} "
+            f"(further ones are counted in metrics.jsonl at each checkpoint)"
+        )
 
 
 def decode(

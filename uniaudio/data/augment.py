@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 
 from uniaudio.config.records import Strict
 from uniaudio.data.audio import QUANTA
-from uniaudio.data.augmentation_files import find_audio_files
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.waveform_transforms import (
     Band,
@@ -26,6 +25,7 @@ from uniaudio.data.waveform_transforms import (
     Reverb,
     Speed,
     Transform,
+    find_audio_files,
 )
 from uniaudio.errors import UserError
 from uniaudio.types import PER_MILLE, SAMPLE_RATE

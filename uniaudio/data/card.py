@@ -13,7 +13,7 @@ from uniaudio.config.overrides import read_layers
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file
-from uniaudio.data.card_file import MANIFESTS, CardFile, FirstOfFile, Load, SegmentFile
+from uniaudio.data.card_file import MANIFESTS, WITH_CLASSES, CardFile, FirstOfFile, Load, SegmentFile
 from uniaudio.data.conditions import KEY, Condition
 from uniaudio.data.field_values import Classes, FirstOf
 from uniaudio.data.jinja import Text
@@ -64,6 +64,11 @@ class DatasetCard:
     def is_local(self) -> bool:
         """Whether the rows of a dataset of the Hub's kind lie in a folder of this machine."""
         return Path(self.load.location).is_dir()
+
+    @property
+    def may_name_classes(self) -> bool:
+        """Whether columns may be numbers of classes whose names the data state."""
+        return self.load.kind in WITH_CLASSES
 
     @property
     def time_columns(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from uniaudio.config.limits import MAX_TEXT_TOKENS
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup, read_history_markup
-from uniaudio.data.wording import TURN_TOKENS, Wording
+from uniaudio.data.jinja import TURN_TOKENS, Wording
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 REMEMBERED = 500_000  # ids that are kept, with their texts; some tens of megabytes

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from uniaudio.config.limits import LONGEST_SOURCE
-from uniaudio.data.template_budget import BUDGET
-from uniaudio.data.template_limits import LimitedEnvironment
+from uniaudio.data.jinja_budget import BUDGET
+from uniaudio.data.jinja_sandbox import LimitedEnvironment
 from uniaudio.errors import UserError, convert_to_user_error
 
 TRANSCRIPT = "<|startoftranscript|>"  # before every prompt of Whisper's own decoder, as in its training

@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import meta
 
-from uniaudio.data.bounded_templates import is_bounded
-from uniaudio.data.comparison import compile_condition
 from uniaudio.data.jinja import LIMITED, PLAIN, compute_unit_hash, convert_template_errors
-from uniaudio.data.template_budget import BUDGET
+from uniaudio.data.jinja_budget import BUDGET
+from uniaudio.data.jinja_comparison import compile_condition
+from uniaudio.data.jinja_sandbox import is_bounded
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 COMPARISON = re.compile(

@@ -1,4 +1,4 @@
-"""Jinja expressions from YAML files: sandboxed, strict about unknown names, compiled once."""
+"""Jinja expressions from YAML files: sandboxed, strict about unknown names; Whisper's tokens in prompts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, meta
 
 from uniaudio.config.limits import LONGEST_SOURCE
-from uniaudio.data.bounded_templates import is_bounded
-from uniaudio.data.comparison import compile_text, prepare_comparisons
 from uniaudio.data.field_values import Null, is_plain, wrap_value, write_value
-from uniaudio.data.template_budget import BUDGET
-from uniaudio.data.template_limits import LimitedEnvironment, PlainEnvironment
+from uniaudio.data.jinja_budget import BUDGET
+from uniaudio.data.jinja_comparison import compile_text, prepare_comparisons
+from uniaudio.data.jinja_sandbox import LimitedEnvironment, PlainEnvironment, is_bounded
 from uniaudio.errors import RowError, UserError, convert_to_row_error, read_first_line
+
+TOKEN = re.compile(r"<\|([\w.-]+)\|>")  # a special token of Whisper as a template file writes it
+# what a template writes between the turns of a conversation: the answer, or the next question, begins
+TURN_TOKENS = ("<|assistant|>", "<|user|>")
+# stand around its name while rendering, so that data can never make one
+OPENING, CLOSING = "\ue003", "\ue004"
+WRITTEN_TOKEN = re.compile(f"{OPENING}([^{OPENING}{CLOSING}]*){CLOSING}")
 
 
 def build_environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
@@ -148,3 +154,29 @@ def convert_template_errors(source: str, where: str) -> Iterator[None]:
         AttributeError,
     ) as problem:  # of a constant text
         raise UserError(f"{where}: {read_first_line(problem)} in {shown!r}") from problem
+
+
+class Wording(str):
+    """A piece of a prompt that knows which special tokens the template wrote into it.
+
+    Args:
+        text: the piece with those tokens. tokens: their texts, which the data of a row cannot add to.
+    """
+
+    tokens: tuple[str, ...]
+
+    def __new__(cls, text: str, tokens: tuple[str, ...] = ()) -> Wording:
+        piece = super().__new__(cls, text)
+        piece.tokens = tokens
+        return piece
+
+    def __getnewargs__(self) -> tuple[str, tuple[str, ...]]:  # type: ignore[override]  # what pickle calls
+        return str(self), self.tokens
+
+    @classmethod
+    def from_rendered(cls, text: str) -> str:
+        """Return a rendered piece with its tokens as the template file writes them; most pieces have none."""
+        if OPENING not in text:
+            return text
+        tokens = tuple(f"<|{name}|>" for name in WRITTEN_TOKEN.findall(text))
+        return cls(WRITTEN_TOKEN.sub(r"<|\1|>", text), tokens)

@@ -1,25 +1,140 @@
-"""Recipes: reading a recipe with the cards, templates and replayed recipes that it names."""
+"""Recipes: the keys of their YAML, and reading one with the cards, templates and replayed recipes that it names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.overrides import read_layers
-from uniaudio.config.records import build
+from uniaudio.config.records import OneOrMore, Strict, build
 from uniaudio.config.search_paths import find_file
-from uniaudio.data.augment import CONDITIONS, Augmenter
+from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
-from uniaudio.data.closed_sets import close_answers
-from uniaudio.data.long_clips import LongClips
+from uniaudio.data.labels import LineLabels, close_answers
+from uniaudio.data.long_clips import LongClips, LongClipsSetting
 from uniaudio.data.mixing_weights import compute_line_shares, join_pairings
-from uniaudio.data.recipe_entries import Entry, EvalEntry
-from uniaudio.data.recipe_file import EntryFile, EvaluateFile, RecipeFile
-from uniaudio.data.template import JOINED_METRICS, Template, load_template
+from uniaudio.data.recipe_entries import Entry, EvalEntry, take_class_names
+from uniaudio.data.sources.base import Source
+from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.data.template import JOINED_METRICS, Scoring, Template, load_template
 from uniaudio.errors import UserError
+
+
+class EntryFile(Strict):
+    """A training set of a recipe: a dataset's split asked through one or several templates.
+
+    Read by: recipe commands.
+    """
+
+    dataset: str
+    """Dataset card by name or path."""
+    template: OneOrMore = Field(min_length=1)
+    """Template by name or path, or a list: several questions about each clip, which is encoded once."""
+    split: str = "train"
+    """Split of the card."""
+    weight: PositiveFloat = 1.0
+    """Sampling weight, relative to those of the other lines."""
+    constants: dict[str, Any] = Field(default_factory=dict)
+    """Values for inputs of the template that the dataset has no column for."""
+    labels: LineLabels = None
+    """Closed set of answers: a list, a text file with one label a line, or sets by column; `none` for open answers.
+    Default: that of the card, else the names of classes in the data, else the template's own.
+    """
+    augment: tuple[AugmentStep, ...] = ()
+    """Augmentation of the clips, in order. Default: none. Read by: train, check."""
+    long_clips: LongClipsSetting = None
+    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    and `hop`. Default: as the card says, else `skip`.
+    """
+
+
+class EvaluateFile(Strict):
+    """An evaluation set of a recipe: a dataset's split asked through one template and scored.
+
+    Read by: eval, train, check, forgetting, report.
+    """
+
+    dataset: str
+    """Dataset card by name or path."""
+    template: str
+    """Template by name or path."""
+    split: str = "test"
+    """Split of the card."""
+    max_examples: PositiveInt | None = None
+    """Most rows to ask, a sample with the classes in their proportions. Default: `evaluate.max_examples` of
+    the run config.
+    """
+    constants: dict[str, Any] = Field(default_factory=dict)
+    """Values for inputs of the template that the dataset has no column for."""
+    labels: LineLabels = None
+    """Closed set of answers, as in `train`."""
+    scoring: Scoring = Scoring()
+    """Settings of the template's `scoring` that are others for this set, such as `{metric: map}`. Default: the
+    template's.
+    """
+    condition: str | None = None
+    """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
+    long_clips: LongClipsSetting = None
+    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    and `hop`. Default: as the card says, else `windows`. The answers to the windows
+    of a clip become one.
+    """
+
+
+class ReplayFile(Strict):
+    """Experience replay: a share of the draws goes to an older recipe.
+
+    Read by: recipe commands.
+    """
+
+    recipe: str
+    """The older recipe by name or path; its training sets keep their proportions."""
+    share: float = Field(gt=0, lt=1)
+    """Share of all draws, above 0 and below 1."""
+
+
+class Mix(Strict):
+    """How sampling weights are made: `weight ** (1 / temperature)` by examples, or
+    `weight * size ** (1 / temperature)`.
+
+    Read by: recipe commands.
+    """
+
+    by: Literal["examples", "hours", "rows"] = "examples"
+    """Size of a dataset: `hours` of the split as its card states them, `rows` of the split, or `examples`, the written
+    weights alone.
+    """
+    temperature: PositiveFloat = 1.0
+    """1 is in proportion; larger values even the datasets out."""
+
+
+class RecipeFile(Strict):
+    """A recipe: the training mixture and the evaluation sets. Files inherit from another one by `base`.
+
+    Read by: recipe commands, eval, forgetting, report.
+    """
+
+    recipe: str
+    """Name of the recipe; equals the file name."""
+    train: tuple[EntryFile, ...] = Field(min_length=1)
+    """Training sets."""
+    replay: tuple[ReplayFile, ...] = ()
+    """Older recipes that get a share of the draws. Default: none."""
+    evaluate: tuple[EvaluateFile, ...] = ()
+    """Evaluation sets. Default: none."""
+    mix: Mix = Mix()
+    """How sampling weights are made."""
+
+    @model_validator(mode="after")
+    def check_shares(self) -> RecipeFile:
+        if sum(replay.share for replay in self.replay) >= 1:
+            raise ValueError("the replay shares add up to 1 or more: nothing is left for `train`")
+        return self
 
 
 @dataclass(frozen=True)
@@ -39,6 +154,20 @@ class Recipe:
         """Return the names of all tasks, sorted."""
         trained = [template for entry in self.train for template in entry.templates]
         return tuple(sorted({template.task for template in [*trained, *(e.template for e in self.evaluate)]}))
+
+    def open_training_entries(self) -> tuple[Recipe, list[Source]]:
+        """Open all training entries; return the recipe with the closed sets that the data themselves state.
+
+        Of the names of classes training needs those that a wording lists; for the others no file is opened.
+        """
+        sources = [open_source(entry.dataset, entry.split) for entry in self.train]
+        entries = tuple(
+            take_class_names(entry, source)
+            if any(template.lists_labels for template in entry.templates)
+            else entry
+            for entry, source in zip(self.train, sources, strict=True)
+        )
+        return replace(self, train=entries), sources
 
 
 def load_recipe(name_or_path: str, near: Path | None = None) -> Recipe:

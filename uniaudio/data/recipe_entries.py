@@ -1,18 +1,22 @@
-"""The entries of a recipe: a dataset's split with templates, to train on or to evaluate."""
+"""The entries of a recipe: a dataset's split with templates, to train on or to evaluate; opening their rows."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from uniaudio.data.augment import Augmenter
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.labels import may_name_classes, name_answers
 from uniaudio.data.long_clips import LongClips
-from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.base import Row, Source
+from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.template import Rendered, Template
 from uniaudio.errors import RowError, UserError, convert_to_row_error
+
+AnyEntry = TypeVar("AnyEntry", bound="RecipeEntry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +134,22 @@ def name_pair(dataset: DatasetCard, templates: Sequence[Template], split: str, u
     """Return ``esc50:environmental_sound``, and the split too where it is not the usual one."""
     name = f"{dataset.name}:{'+'.join(template.task for template in templates)}"
     return name if split == usual else f"{name}:{split}"
+
+
+def open_entry(entry: AnyEntry) -> tuple[AnyEntry, Source]:
+    """Open the rows of an entry; return it with the closed sets that the data themselves state.
+
+    Raises:
+        UserError: when the source cannot be opened, or a wording lists labels that nothing states.
+    """
+    source = open_source(entry.dataset, entry.split)
+    return take_class_names(entry, source), source
+
+
+def take_class_names(entry: AnyEntry, source: Source) -> AnyEntry:
+    """Return an entry with the names of the source's classes as closed sets, where nothing before them states one."""
+    if not any(may_name_classes(template, entry.dataset) for template in entry.templates):
+        return entry
+    return replace(
+        entry, templates=name_answers(entry.templates, entry.dataset, entry.constants, source.classes)
+    )

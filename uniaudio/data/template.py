@@ -17,9 +17,8 @@ from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
-from uniaudio.data.jinja import Text
-from uniaudio.data.labels import LabelList, check_label_names, read_label_set
-from uniaudio.data.wording import CLOSING, OPENING, TOKEN, Wording
+from uniaudio.data.jinja import CLOSING, OPENING, TOKEN, Text, Wording
+from uniaudio.data.labels import LabelList, check_label_names, read_label_set, refuse_unknown_labels
 from uniaudio.errors import RowError, UserError
 
 AUDIO = "<audio>"  # the mark in template files
@@ -227,9 +226,7 @@ class Template:
         references = self.references(values)
         if self.labels:
             references = tuple(compose(answer) for answer in references)
-        for label in (label for answer in references if self.labels for label in self.split_labels(answer)):
-            if label not in self.label_set:
-                raise RowError("unknown label", f"'{label}' is not one of the labels of {self.task}")
+            refuse_unknown_labels(self, references)
         answer = references[rng.randrange(len(references)) if rng else 0]
         return Rendered(tuple(map(Wording.from_rendered, pieces)), answer, references)
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from uniaudio.data.eval_examples import build_example, iterate_examples, open_examples
 from uniaudio.data.long_clips import LongClips
-from uniaudio.data.open_entries import open_entry
-from uniaudio.data.recipe_entries import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry, open_entry
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError

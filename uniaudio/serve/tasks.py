@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniaudio.data.jinja import Wording
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.template import AUDIO, MARK, Template
-from uniaudio.data.wording import Wording
 from uniaudio.errors import RowError
 
 

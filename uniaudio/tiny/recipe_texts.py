@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.chat_format import check_text
-from uniaudio.data.open_entries import open_training_entries
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.sources.base import Row, Source
 from uniaudio.errors import RowError
@@ -33,7 +32,7 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000) -> list[RecipeText]:
     Equal texts are given once, in a stable order.
     """
     texts: dict[RecipeText, None] = {}
-    recipe, sources = open_training_entries(recipe)
+    recipe, sources = recipe.open_training_entries()
     for entry, source in zip(recipe.train, sources, strict=True):
         rng = random.Random(entry.name)
         for row in islice(iterate_usable_rows(source), limit):

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from uniaudio.config.run import RunConfig
+from uniaudio.data.skipped_rows import SkipLedger
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, find_writers
 from uniaudio.train.checkpoint.folders import name_step_folder
@@ -17,7 +18,6 @@ from uniaudio.train.loggers import Tracker
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, TrainingData
 from uniaudio.train.signals import StopSignal
-from uniaudio.train.skip_counts import SkipLedger
 from uniaudio.train.state import TrainState
 from uniaudio.train.user_callbacks import UserCallbacks
 from uniaudio.train.watchdog import HangWatch

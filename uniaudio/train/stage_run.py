@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from uniaudio.config.stages import Stage
+from uniaudio.data.skipped_rows import SkipLedger
 from uniaudio.distributed import gather_objects, sum_over_ranks
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
@@ -26,7 +27,6 @@ from uniaudio.train.optim import compute_lr_share, set_learning_rate
 from uniaudio.train.protocols import Steps, TrainingData
 from uniaudio.train.regression_guard import check_guards
 from uniaudio.train.run_services import RunServices
-from uniaudio.train.skip_counts import SkipLedger
 from uniaudio.train.stage_setup import StageModel
 from uniaudio.train.state import TrainState
 from uniaudio.types import Batch, LossSum

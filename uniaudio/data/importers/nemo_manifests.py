@@ -18,7 +18,7 @@ from uniaudio.data.importers.base import (
     name_splits,
     read_json_rows,
 )
-from uniaudio.data.sources.archive_members import IN_ARCHIVE
+from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import UserError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")

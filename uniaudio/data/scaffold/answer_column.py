@@ -24,7 +24,7 @@ from uniaudio.data.column_names import (
     simplify_name,
 )
 from uniaudio.data.scaffold.profiles import ColumnProfile
-from uniaudio.data.sources.class_label_features import MOST_CLASSES
+from uniaudio.data.sources.class_names import MOST_CLASSES
 from uniaudio.errors import UserError
 
 Kind = Literal["label", "tags", "number", "transcript", "caption", "reply", "text"]

@@ -17,15 +17,15 @@ from huggingface_hub.utils._validators import validate_repo_id
 from uniaudio.data.card_file import Load
 from uniaudio.data.column_names import CLIPS, IDS, simplify_name
 from uniaudio.data.importers.base import name_splits, read_json_rows
-from uniaudio.data.sources.archive_members import IN_ARCHIVE
-from uniaudio.data.sources.audio_suffixes import CLIPS as SUFFIXES
 from uniaudio.data.sources.folder_metadata import METADATA
+from uniaudio.data.sources.folder_walk import CLIPS as SUFFIXES
 from uniaudio.data.sources.folder_walk import walk_files
 from uniaudio.data.sources.hub_repository import describe_repository
 from uniaudio.data.sources.manifest import read_table
 from uniaudio.data.sources.paths import COMPRESSED, SPLIT, TARS, choose_split_folders, strip_common_folders
 from uniaudio.data.sources.saved_datasets import describe_saved_dataset, is_saved_dataset, list_audio_features
 from uniaudio.data.sources.split_names import find_named_splits
+from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 
 LISTS, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")

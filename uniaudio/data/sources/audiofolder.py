@@ -9,9 +9,8 @@ from typing import Any
 
 from uniaudio.config.text_files import decode_text
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.sources.audio_suffixes import CLIPS
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
-from uniaudio.data.sources.folder_walk import describe_suffix, walk_files
+from uniaudio.data.sources.folder_walk import CLIPS, describe_suffix, walk_files
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.paths import find_split_folder
 from uniaudio.data.sources.webdataset import parse_json_object

@@ -1,4 +1,4 @@
-"""Files below a folder: links are followed, each folder is read once, and what is passed over is counted."""
+"""Files below a folder: which suffixes are clips, links are followed, and what is passed over is counted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import soundfile
+
+from uniaudio.data.containers.libsndfile_log import HEADERLESS
+
+UNDESCRIBED = {"RAW"}  # cannot be read without its rate being stated
+# other suffixes in use for the formats that the library names
+ALSO = {
+    ".aif", ".aifc", ".8svx", ".bwf", ".iff", ".mp2", ".mpga", ".oga", ".opus", ".sf", ".snd", ".sph", ".wave",
+}  # fmt: skip
+
+SUFFIXES = (
+    {f".{name.lower()}" for name in soundfile.available_formats() if name not in UNDESCRIBED}
+    | ALSO
+    | set(HEADERLESS)
+)
+CLIPS = SUFFIXES | {
+    ".m4a"
+}  # a clip too: that it cannot be decoded is told, where passing over it would hide it
+
 
 HIDDEN = (".", "__MACOSX")  # how names begin that systems and tools add
 

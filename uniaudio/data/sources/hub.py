@@ -28,7 +28,7 @@ from uniaudio.data.sources.base import (
     is_row_in_split,
     read_row_or_error,
 )
-from uniaudio.data.sources.class_label_features import (
+from uniaudio.data.sources.class_names import (
     collect_classes,
     make_column_namings,
     name_class_columns,

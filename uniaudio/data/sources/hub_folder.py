@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.sources.audio_suffixes import CLIPS
 from uniaudio.data.sources.audiofolder import iterate_folder_rows
 from uniaudio.data.sources.base import BrokenShardError, hash_values
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
+from uniaudio.data.sources.folder_walk import CLIPS
 from uniaudio.data.sources.http import BLOCK, HttpStream
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository
 from uniaudio.data.sources.in_memory import ListedSource

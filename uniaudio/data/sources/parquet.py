@@ -27,14 +27,14 @@ from uniaudio.data.sources.base import (
     is_row_in_split,
     read_row_or_error,
 )
-from uniaudio.data.sources.class_label_features import (
+from uniaudio.data.sources.class_names import (
     Naming,
     collect_classes,
     make_column_namings,
     name_class_columns,
+    read_folder_features,
     read_schema_features,
 )
-from uniaudio.data.sources.folder_features import read_folder_features
 from uniaudio.data.sources.http import BLOCK, HttpFile
 from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.encoded_audio import FilePart
-from uniaudio.data.samples import encode_samples
-from uniaudio.data.sources.archive_members import IN_ARCHIVE, find_archive_member
+from uniaudio.data.encoded_audio import FilePart, encode_samples
 from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.data.sources.paths import is_remote
+from uniaudio.data.sources.tar import IN_ARCHIVE, find_archive_member
 from uniaudio.errors import RowError
 
 

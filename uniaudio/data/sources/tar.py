@@ -1,11 +1,13 @@
-"""Tar archives read by hand: ``tarfile`` can neither begin in the middle nor say where a member's headers begin."""
+"""Tar archives read by hand, for ``tarfile`` cannot begin in the middle; files in tars that a row names."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from uniaudio.data.encoded_audio import EncodedAudio, FilePart
@@ -14,6 +16,7 @@ from uniaudio.data.sources.compressed import open_decompressed
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import find_codec, is_remote
 from uniaudio.data.sources.remote import open_onwards
+from uniaudio.errors import RowError
 
 RECORD = 512  # bytes: tars are made of them
 LONG_NAME = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -22,6 +25,7 @@ ODD_NAMES = (
     "backslashreplace"  # what becomes of names in other encodings: names are shown, nothing is opened by them
 )
 LARGEST_TEXT = 1 << 24  # bytes of a member that is no audio; larger ones are passed over
+IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
 
 @dataclass(frozen=True)
@@ -165,3 +169,28 @@ def long_name(info: tarfile.TarInfo, content: bytes) -> str | None:
             return value.decode("utf-8", ODD_NAMES)
         content = content[length:]
     return None
+
+
+@lru_cache(maxsize=64)
+def list_archive_members(archive: Path) -> Mapping[str, FilePart]:
+    """Return where the files of a tar lie, by their names: those before the damage, where there is some."""
+    members_by_name: dict[str, FilePart] = {}
+    with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive, "r:") as tar:
+        for member in tar:
+            if member.isfile():
+                members_by_name[member.name] = FilePart(archive, member.offset_data, member.size)
+    return members_by_name
+
+
+def find_archive_member(archive: Path, member: str) -> FilePart:
+    """Return where a file of a tar lies; nothing is unpacked.
+
+    Raises:
+        RowError: when there is no such archive or file in it.
+    """
+    if not archive.is_file():
+        raise RowError("missing file", str(archive))
+    members = list_archive_members(archive)
+    if member not in members:
+        raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
+    return members[member]

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from uniaudio.console import WorkProgress, format_number
-from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.audio import ADVICE
 from uniaudio.evaluate.probing.suite import Suite
 from uniaudio.evaluate.probing.task_embeddings import Protocol, embed_task
 from uniaudio.evaluate.probing.task_rows import TaskRows, hash_contents, read_task

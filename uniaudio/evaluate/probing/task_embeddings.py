@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uniaudio.config.path_variables import get_cache_root
-from uniaudio.data.clip_notices import ADVICE
+from uniaudio.data.audio import ADVICE
 from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.errors import RowError, UserError

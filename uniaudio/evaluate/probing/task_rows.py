@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uniaudio.data.audio import ADVICE
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.clip_notices import ADVICE
 from uniaudio.data.encoded_audio import FilePart, RemoteClip, require_file
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import AudioRef, Row

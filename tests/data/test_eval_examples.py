@@ -7,7 +7,7 @@ import pytest
 from helpers.sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.eval_sample import MOST_CANDIDATES, EvalSamples, choose_sample, sample_indexed_rows
+from uniaudio.data.eval_examples import MOST_CANDIDATES, EvalSamples, choose_sample, sample_indexed_rows
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source

@@ -12,8 +12,8 @@ from rich.console import Console
 from uniaudio.checks.recipe import check_entry
 from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.open_entries import open_entry, open_training_entries
 from uniaudio.data.recipe import load_recipe
+from uniaudio.data.recipe_entries import open_entry
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
@@ -214,13 +214,13 @@ def test_a_wording_lists_the_set_of_each_data_set(tmp_path):
         write_entry(tmp_path, {}, listing)
     place = str(write_classes(tmp_path))
     recipe_entry = write_entry(tmp_path, {"load": {"hub": place}}, listing)
-    recipe, _ = open_training_entries(load_recipe(str(tmp_path / "mine.yaml")))
+    recipe, _ = load_recipe(str(tmp_path / "mine.yaml")).open_training_entries()
     assert recipe_entry.templates[0].labels is None
     assert recipe.train[0].templates[0].labels == tuple(NAMES)
     write_parquet(tmp_path / "plain")
     write_entry(tmp_path, {"load": {"hub": str(tmp_path / "plain")}}, listing)
     with pytest.raises(UserError, match="nothing states them"):
-        open_training_entries(load_recipe(str(tmp_path / "mine.yaml")))
+        load_recipe(str(tmp_path / "mine.yaml")).open_training_entries()
 
 
 def test_an_input_may_be_called_labels(tmp_path):

@@ -2,7 +2,7 @@
 
 Jinja's sandbox keeps a template from reaching anything; it does not keep it from multiplying. Every way in which a
 value can grow (``*``, ``+``, ``~``, ``**``, ``%``, filters, methods, macros, loops) is counted against one budget a
-rendering, before the value is made where its size is known before. ``template_limits.py`` puts the counting into Jinja.
+rendering, before the value is made where its size is known before. ``jinja_sandbox.py`` puts the counting into Jinja.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from uniaudio.data.skipped_rows import Skip
-from uniaudio.train.skip_counts import SkipLedger
+from uniaudio.data.skipped_rows import Skip, SkipLedger
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8, 64])
