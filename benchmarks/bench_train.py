@@ -30,13 +30,13 @@ from uniaudio.distributed import is_main, rank, shutdown_process_group, world_si
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCopies, take_snapshot
 from uniaudio.train.checkpoint.writing import begin_checkpoint, finish_checkpoint, write_share
 from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.loop import train_stages
 from uniaudio.train.optim import build_optimizer
-from uniaudio.train.recomputing import Recomputing
+from uniaudio.train.stages import train_stages
 from uniaudio.types import Batch
 
 LENGTHS = (2.0, 4.0, 6.0, 8.0)  # seconds of the clips of a micro-batch

@@ -9,9 +9,8 @@ import time
 import pytest
 import torch
 
-from uniaudio.feature_cache import Clips, FeatureStore, clip_key, look_up_frames
+from uniaudio.feature_cache import Clips, FeatureStore, clip_key, look_up_frames, read_cached
 from uniaudio.ragged import Ragged
-from uniaudio.tensor_cache import read_cached
 
 # writes the frames of clips "000...", "001...", ... without an end; a clip's frames hold its number
 WRITER = """

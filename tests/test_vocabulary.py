@@ -102,7 +102,7 @@ SHORT = frozenset(  # one idea each, with one user
         "tiny/muon.py",
         "tiny/synthetic_clips.py",
         "train/auxiliary_losses.py",
-        "train/regression_guard.py",
+        "train/periodic_evaluation.py",
         "train/oom.py",
         "train/signals.py",
     ]

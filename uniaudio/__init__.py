@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from uniaudio.api.runs import Run, check, train
     from uniaudio.build.embedder import Embedder, EncoderOutput, load_encoder
     from uniaudio.errors import UserError
-    from uniaudio.train.user_callbacks import Callback, CallbackEvent
+    from uniaudio.train.callbacks import Callback, CallbackEvent
 
 __all__ = [
     "Callback",
@@ -30,8 +30,8 @@ __all__ = [
     "train",
 ]
 PLACES = {  # where each name is defined; imported when it is first used, so that `import uniaudio` costs nothing
-    "Callback": "uniaudio.train.user_callbacks",
-    "CallbackEvent": "uniaudio.train.user_callbacks",
+    "Callback": "uniaudio.train.callbacks",
+    "CallbackEvent": "uniaudio.train.callbacks",
     "Embedder": "uniaudio.build.embedder",
     "EncoderOutput": "uniaudio.build.embedder",
     "Run": "uniaudio.api.runs",

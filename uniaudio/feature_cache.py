@@ -1,20 +1,69 @@
-"""Frames of frozen encoders: kept on disk under the content of encoder and clip, and brought along with the clips."""
+"""The cache of tensors that can be made again, such as frames of frozen encoders: their keys, files and writer."""
 
 from __future__ import annotations
 
 import hashlib
+import queue
+import shutil
+import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
+from uniaudio import __version__
 from uniaudio.config.path_variables import get_cache_root
 from uniaudio.ragged import Ragged
-from uniaudio.tensor_cache import read_cached, write_cached
+from uniaudio.units import GIB
 
 FRAMES = "frames"  # the tensor in a file
+LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
+AHEAD = 4  # frames of so many micro-batches may wait to be written
+PLAIN = (bool, int, float, str, tuple, type(None))
+# what a module knows that does not change what it computes
+NOT_ITS_OWN = ("training", "name_or_path", "recomputes")
+
+
+def hash_model(model: nn.Module) -> str:
+    """Return a SHA-256 of what decides a model's output: classes, plain settings and weights; hexadecimal text.
+
+    Neither its name nor its path counts, so that a copy shares the cache and another weight does not. The version of
+    this package counts: its code may change what an encoder computes.
+    """
+    digest = hashlib.sha256(__version__.encode())
+    for name, module in model.named_modules():
+        settings = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, PLAIN) and key not in NOT_ITS_OWN
+        }
+        digest.update(f"{name}:{type(module).__qualname__}:{settings}\n".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_cached(file: Path) -> dict[str, Tensor] | None:
+    """Return what a file holds, or None where there is none that can be read: it is then made again."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        return None
+
+
+def write_cached(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors so that the file appears whole or not at all, whoever else writes the same."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    # not by `save_file`, which lets nobody but its user read the file
+    partial.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    partial.replace(file)
 
 
 @dataclass(frozen=True)
@@ -59,6 +108,75 @@ class FeatureStore:
         known_frames = [row for row in rows if row is not None]
         lengths = torch.tensor([0 if row is None else len(row) for row in rows], dtype=torch.int64)
         return Ragged(torch.cat(known_frames) if known_frames else torch.zeros(0), lengths)
+
+
+class FeatureWriter:
+    """Writes frames, and gives up for the rest of its life when the disk will not take them.
+
+    Args:
+        in_thread: whether a thread writes while the next step runs; it needs ``close`` at the end.
+    """
+
+    def __init__(self, in_thread: bool = True) -> None:
+        self.in_thread = in_thread
+        self.waiting: queue.Queue[tuple[FeatureStore, Sequence[str], Ragged] | None] = queue.Queue(AHEAD)
+        self.thread: threading.Thread | None = None
+        self.problem: str | None = None
+        self.has_reported = False
+
+    def put(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
+        """Hand over the frames of clips; waits only where the disk is slower than the encoder.
+
+        The thread copies them to the CPU, behind what the device has to do before: nothing waits here.
+        """
+        if self.problem is not None:
+            return
+        if not self.in_thread:
+            self.try_to_write(store, keys, frames)
+            return
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.work, name="features", daemon=True)
+            self.thread.start()
+        self.waiting.put((store, keys, frames.with_values(frames.values.detach())))
+
+    def work(self) -> None:
+        """Write until ``close``; runs in the thread, which goes on taking when it writes no more."""
+        while (given := self.waiting.get()) is not None:
+            if self.problem is None:
+                self.try_to_write(*given)
+
+    def try_to_write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
+        """Write, or note why it cannot be done."""
+        try:
+            self.write(store, keys, frames)
+        # one that only ends the thread would be heard by nobody
+        except Exception as problem:
+            self.problem = f"frames could not be written to {store.folder} ({problem!r})"
+
+    def write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
+        """Write a file for each clip where there is room on the disk."""
+        store.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(store.folder).free
+        if free < LEAST_FREE:
+            self.problem = f"{store.folder} has {free / GIB:.1f} GiB left, less than {LEAST_FREE / GIB:.0f}"
+            return
+        rows = frames.to("cpu").rows()
+        for key, row in zip(keys, rows, strict=True):
+            store.write(key, row)
+
+    def explain_problem(self) -> str | None:
+        """Return, once, why frames are not kept any more."""
+        if self.problem is None or self.has_reported:
+            return None
+        self.has_reported = True
+        return f"the feature cache takes no more frames: {self.problem}; what is not in it is computed in every epoch"
+
+    def close(self) -> None:
+        """Write what is waiting and end the thread."""
+        if self.thread is not None:
+            self.waiting.put(None)
+            self.thread.join()
+            self.thread = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ DOCUMENTED = (
     "uniaudio.api.runs",
     "uniaudio.api.models",
     "uniaudio.build.embedder",
-    "uniaudio.train.user_callbacks",
+    "uniaudio.train.callbacks",
 )
 
 
@@ -147,10 +147,10 @@ def test_mistakes_are_exceptions_with_one_sentence(reader, call, message):
 
 
 def test_the_package_of_the_loop_and_the_function_share_a_name(reader):
-    from uniaudio.train.loop import train_stages
+    from uniaudio.train.stages import train_stages
 
     assert callable(uniaudio.train)
-    assert uniaudio.train.loop.train_stages is train_stages
+    assert uniaudio.train.stages.train_stages is train_stages
     assert {"Run", "train", "check", "load_model", "load_encoder"} <= set(dir(uniaudio))
     with pytest.raises(AttributeError, match="no attribute 'lode_encoder'"):
         uniaudio.lode_encoder  # noqa: B018

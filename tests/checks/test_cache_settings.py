@@ -12,8 +12,8 @@ from uniaudio.build.encoders import build_encoder
 from uniaudio.commands import train as training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
+from uniaudio.model.cached_encoder import make_feature_stores
 from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
-from uniaudio.train.feature_writer import make_feature_stores
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

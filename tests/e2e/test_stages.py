@@ -9,7 +9,7 @@ from conftest import tone
 from helpers.run_folders import latest_checkpoint
 from safetensors.torch import load_file
 
-from uniaudio.build import guarded_sets as guarding
+from uniaudio.build import regression_guard as guarding
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.commands import train as training

@@ -1,4 +1,4 @@
-"""Score matrices: every measure against a loop, known examples, holes, tables, the picture, guards."""
+"""Score matrices: every measure against a loop, known examples, holes, tables, the picture."""
 
 import io
 import json
@@ -14,7 +14,6 @@ from uniaudio.evaluate.forgetting import (
     ScoreMatrix,
     build_matrix_table,
     build_summary_table,
-    find_broken_guards,
     summarize_matrix,
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
@@ -195,29 +194,3 @@ def test_the_picture_is_written(tmp_path):
     assert (blue - red > 0.2).mean() > 0.02  # gains
     with pytest.raises(ValueError, match="no score matrix"):
         draw_matrices({}, tmp_path / "none.png")
-
-
-def test_a_guard_breaks_past_its_border_only():
-    reference = {"fsdd_digits": 0.9, "esc10": 0.7}
-    assert find_broken_guards(reference, {"fsdd_digits": 0.89, "esc10": 0.8, "new": 0.0}, 1.0) == []
-    assert find_broken_guards(reference, {"fsdd_digits": 0.85, "esc10": 0.7}, 1.0) == [
-        "fsdd_digits fell from 0.900 to 0.850, more than 1 point below its start"
-    ]
-    assert len(find_broken_guards(reference, {"fsdd_digits": 0.88999, "esc10": 0.68999}, 1.0)) == 2
-    assert find_broken_guards(reference, reference, 0.0) == []
-    assert "more than 0.5 points" in find_broken_guards({"x": 0.5}, {"x": 0.49}, 0.5)[0]
-    assert find_broken_guards({}, {}, 1.0) == []
-
-
-@given(st.integers(0, 1000), st.integers(0, 1000))
-def test_no_rounding_breaks_a_guard_at_its_border(start, drop):
-    assert find_broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000}, drop / 10) == []
-    assert len(find_broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000 - 1e-6}, drop / 10)) == 1
-
-
-def test_a_guard_does_not_pass_unmeasured():
-    assert len(find_broken_guards({"x": 0.5}, {"x": float("nan")}, 1.0)) == 1
-    with pytest.raises(ValueError, match="without a score now: y"):
-        find_broken_guards({"x": 0.5, "y": 0.5}, {"x": 0.5}, 1.0)
-    with pytest.raises(ValueError, match="max_drop is -1"):
-        find_broken_guards({"x": 0.5}, {"x": 0.5}, -1)

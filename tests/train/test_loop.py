@@ -16,12 +16,12 @@ from torch import nn
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
+from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.checkpoint.folders import list_stage_ends
 from uniaudio.train.checkpoint.reading import MomentFiles, load_checkpoint
 from uniaudio.train.engines.accelerator import make_accelerator
-from uniaudio.train.loop import train_stages
 from uniaudio.train.loss_spikes import LossSpikeDetector
-from uniaudio.train.recomputing import Recomputing
+from uniaudio.train.stages import train_stages
 from uniaudio.train.state import TrainState
 from uniaudio.types import Auxiliary, Batch, LossSum
 

@@ -6,14 +6,13 @@ import shutil
 import pytest
 import torch
 
-from uniaudio.build.activation_checkpointing import DECODER
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.data.recipe import load_recipe
-from uniaudio.estimate.fitting import estimate_clip
+from uniaudio.estimate.activation_checkpointing import estimate_clip
 from uniaudio.estimate.memory import MARGIN
 from uniaudio.estimate.stage_plan import plan_stage
-from uniaudio.train.recomputing import Recomputing
+from uniaudio.train.activation_checkpointing import DECODER, Recomputing
 from uniaudio.units import GIB
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -18,6 +18,7 @@ from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, make_console
 from uniaudio.errors import UserError, prefix_user_errors
+from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import list_code_places
 from uniaudio.model.encoders.registry import (
@@ -34,7 +35,6 @@ from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
-from uniaudio.train.feature_writer import keep_features
 from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, WhisperConfig
 
-from uniaudio.build.activation_checkpointing import get_part, list_parts
 from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.build.encoders import (
     apply_options,
@@ -34,6 +33,7 @@ from uniaudio.errors import UserError, convert_to_user_error, mask_values, prefi
 from uniaudio.hub_client import convert_hub_refusals
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.decoder_loading import load_decoder
@@ -52,8 +52,8 @@ from uniaudio.model.whisper_decoder import (
 )
 from uniaudio.outputs import apply_umask
 from uniaudio.tiny.text_lm import build_miniature_decoder, make_qwen_config
+from uniaudio.train.activation_checkpointing import get_part, list_parts
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases
-from uniaudio.train.feature_writer import keep_features
 from uniaudio.train.trainable import go_through_stages, put_tensors
 
 

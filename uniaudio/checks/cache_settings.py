@@ -10,8 +10,8 @@ from uniaudio.build.model import load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode
 from uniaudio.errors import UserError
+from uniaudio.model.cached_encoder import find_cached_parts, has_cache
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.train.feature_writer import find_cached_parts, has_cache
 from uniaudio.train.trainable import choose_modes
 from uniaudio.units import SECONDS_PER_HOUR
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.build.activation_checkpointing import list_parts
 from uniaudio.checks.recipe import AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
@@ -17,6 +16,7 @@ from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.gpus import Machine
 from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS
 from uniaudio.estimate.stage_plan import StagePlan, plan_stage
+from uniaudio.train.activation_checkpointing import list_parts
 from uniaudio.units import GIB
 
 

@@ -10,13 +10,6 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from uniaudio.build.guarded_sets import (
-    describe_guard_drops,
-    measure_reference,
-    read_guarded_sets,
-    read_reference,
-    write_reference,
-)
 from uniaudio.build.model import (
     LoadedModel,
     build_model,
@@ -26,6 +19,13 @@ from uniaudio.build.model import (
     read_decoder_config,
     read_stored_markup,
     train_miniature,
+)
+from uniaudio.build.regression_guard import (
+    describe_guard_drops,
+    measure_reference,
+    read_guarded_sets,
+    read_reference,
+    write_reference,
 )
 from uniaudio.build.stage_data import StageData
 from uniaudio.checks.cache_settings import refuse_useless_caches
@@ -51,10 +51,12 @@ from uniaudio.distributed import (
     shutdown_process_group,
 )
 from uniaudio.errors import UserError
-from uniaudio.estimate.fitting import make_chooser
+from uniaudio.estimate.activation_checkpointing import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.report.clips import find_examples
+from uniaudio.train.activation_checkpointing import Recomputing
+from uniaudio.train.callbacks import collect_callbacks
 from uniaudio.train.checkpoint.folders import STAGE_END, refuse_begun_run
 from uniaudio.train.checkpoint.reading import Checkpoint
 from uniaudio.train.engines.accelerator import (
@@ -67,17 +69,14 @@ from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
 from uniaudio.train.host_agreement import require_same_run, require_same_weights
 from uniaudio.train.loggers import print_finished_run
-from uniaudio.train.loop import train_stages
-from uniaudio.train.recomputing import Recomputing
-from uniaudio.train.resume import check_resume, is_finished
-from uniaudio.train.resume_checkpoint import find_newest_checkpoint
+from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import has_reference
+from uniaudio.train.stages import train_stages
 from uniaudio.train.state import TrainState
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.train.trackers import list_tracker_names, refuse_missing_trackers
 from uniaudio.train.trainable import TrainableParameters
-from uniaudio.train.user_callbacks import collect_callbacks
 from uniaudio.types import SAMPLE_RATE, Example
 
 # of every evaluation, what experiment trackers get to look at
@@ -91,7 +90,7 @@ def run_training(
 
     Args:
         resume: None starts (and refuses a folder with a run in it), "yes" continues, "auto" does what fits.
-        callbacks: of the user, besides those of the config; see ``train/user_callbacks.py``.
+        callbacks: of the user, besides those of the config; see ``train/callbacks.py``.
         keep_group: leave the process group open for what the caller does next: a launcher lets processes meet once.
 
     Raises:

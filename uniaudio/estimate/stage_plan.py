@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from uniaudio.build.activation_checkpointing import DECODER, get_part, list_parts
 from uniaudio.checks.recipe import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
@@ -18,6 +17,7 @@ from uniaudio.errors import convert_to_user_error
 from uniaudio.estimate.fake_model import Blueprint, build_fake_model, make_equal_clips
 from uniaudio.estimate.memory import PARTS, compute_parameter_bytes
 from uniaudio.estimate.step_trace import LinearCost, StepTrace
+from uniaudio.train.activation_checkpointing import DECODER, get_part, list_parts
 from uniaudio.units import SECONDS_PER_HOUR
 
 TRACED_CLIPS = 2  # of the step that is recorded

@@ -1,15 +1,19 @@
-"""A frozen encoder that runs on the clips it does not know yet."""
+"""Frozen encoders that keep their frames: which do, and a forward that runs on the clips it does not know yet."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uniaudio.feature_cache import Clips, FeatureStore, look_up_frames
+from uniaudio.config.run import RunConfig
+from uniaudio.errors import UserError
+from uniaudio.feature_cache import Clips, FeatureStore, FeatureWriter, hash_model, look_up_frames
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.fusion.encoder import list_named_encoders
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
@@ -93,3 +97,70 @@ def list_frame_stores(model: torch.nn.Module) -> tuple[FeatureStore, ...]:
     """Return the stores of the encoders in a model that recall their frames, each once."""
     ways = [vars(part).get("forward") for part in model.modules()]
     return tuple(dict.fromkeys(way.store for way in ways if isinstance(way, CachedForward)))
+
+
+def find_cached_parts(encoder: AudioEncoder, config: RunConfig) -> dict[str, AudioEncoder]:
+    """Return the encoders whose frames the config wants kept, by name."""
+    parts = list_named_encoders(config, encoder)
+    return {name: parts[name] for name, settings in config.encoders.items() if settings.cache}
+
+
+def make_feature_stores(
+    encoder: AudioEncoder, config: RunConfig, precision: torch.dtype | None, device: torch.device
+) -> dict[str, FeatureStore]:
+    """Return where the frames of the encoders lie that the stage does not train, by name; whole weights are needed.
+
+    Precision and kind of device are part of the name, for they change the last digits, and so is the revision: foreign
+    code may change with it.
+
+    Raises:
+        UserError: for an encoder that hears a clip differently from question to question.
+    """
+    stores = {}
+    for name, part in find_cached_parts(encoder, config).items():
+        if getattr(part, "takes_prompts", False):
+            raise UserError(
+                f"encoders.{name}.cache: this encoder reads the question, so a clip has no frames of its own; "
+                "leave `cache` out"
+            )
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            continue
+        settings = config.encoders[name]
+        dtype = torch.bfloat16 if settings.cache == "bfloat16" else None
+        content = f"{hash_model(part)}\n{settings.revision}\n{precision}\n{device.type}\n{dtype}"
+        stores[name] = FeatureStore(hashlib.sha256(content.encode()).hexdigest()[:32], dtype)
+    return stores
+
+
+def keep_features(
+    models: Sequence[Any],
+    config: RunConfig,
+    precision: torch.dtype | None,
+    device: torch.device,
+    in_training: bool = True,
+) -> FeatureWriter | None:
+    """Let the frozen encoders of a stage recall their frames.
+
+    Args:
+        models: with an ``encoder``; the first one trains, others are copies of it as the stage began.
+        in_training: whether clips bring known frames along from the workers of a loader, and a thread writes new ones.
+
+    Returns:
+        What writes new frames, None where no encoder keeps any.
+    """
+    stores = make_feature_stores(models[0].encoder, config, precision, device) if has_cache(config) else {}
+    if not in_training:  # where frames are not rounded, it makes no difference to anybody
+        stores = {name: store for name, store in stores.items() if store.dtype is None}
+    if not stores:
+        return None
+    writer = FeatureWriter(in_thread=in_training)
+    for model in models:
+        parts = find_cached_parts(model.encoder, config)
+        for name, store in stores.items():
+            attach_frame_cache(parts[name], store, writer.put, looks_up=not in_training)
+    return writer
+
+
+def has_cache(config: RunConfig) -> bool:
+    """Return whether the frames of any encoder are to be kept."""
+    return any(settings.cache for settings in config.encoders.values())

@@ -1,84 +1,165 @@
-"""What happens between steps: evaluation and the move of an adaptive mixture; guarded sets are in guard.py."""
+"""Callbacks of users: objects whose methods training calls, given from Python or named in the config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from uniaudio.config.run import RunConfig
-from uniaudio.config.stages import BalanceConfig
-from uniaudio.distributed import gather_objects, is_main
-from uniaudio.train.adaptive_mixture import AdaptiveMixture, move_mixture_weights
-from uniaudio.train.engines.base import Engine
-from uniaudio.train.loggers import Tracker
-from uniaudio.train.protocols import Evaluator, TrainingData
-from uniaudio.train.state import TrainState
-from uniaudio.train.watchdog import HangWatch
+from uniaudio.config.nearest import suggest_name
+from uniaudio.config.trust import Trust, import_code
+from uniaudio.errors import UserError, convert_to_user_error, escape_text, read_first_line
+
+EVENTS = ("on_stage", "on_step", "on_log", "on_evaluate", "on_save")
 
 
-@dataclass
-class StepCallbacks:
-    """Asks the model of a stage; every rank must make the same calls at the same points."""
+@dataclass(frozen=True)
+class CallbackEvent:
+    """What a callback receives.
 
-    data: TrainingData
-    evaluator: Evaluator
-    config: RunConfig
-    engine: Engine
-    tracker: Tracker
-    position: TrainState
-    watch: HangWatch
+    Args:
+        step: optimizer steps done, of the whole run. stage: name of the stage.
+        metrics: figures of the event, see ``Callback``.
+        model: encoder, adapter and decoder as the engine holds them; its mode is restored behind the call.
+        folder: of the run. is_main: whether this is the main process.
+        stop: call it to save a checkpoint and end the run before the next step, as after SIGTERM.
+    """
 
-    def run_with_plain_model(self, work: Callable[[nn.Module], Any]) -> Any:
-        """Call with the model in eval mode: on the main process, or on all where no rank has it whole.
+    step: int
+    stage: str
+    metrics: Mapping[str, Any]
+    model: nn.Module
+    folder: Path
+    is_main: bool
+    stop: Callable[[], None]
 
-        The others wait. Returns the result of the main process on all ranks.
+
+class Callback:
+    """The calls that training makes; a callback is any object with some of these methods.
+
+    All are called on every process of a run, but ``on_save``. A call must not exchange anything between processes
+    unless it does so on all of them. Training waits for it, and the random numbers that it draws change nothing in the
+    run.
+
+    Example:
+        >>> class StopWhenGood(uniaudio.Callback):
+        ...     def on_log(self, event):
+        ...         if event.metrics["loss"] < 6.0:
+        ...             event.stop()
+        >>> options = {"output_dir": "runs/stopped", "train.log_every": 1}
+        >>> run = uniaudio.train("configs/birds.yaml", options, callbacks=[StopWhenGood()])
+        >>> run.is_finished, run.step
+        (False, 1)
+    """
+
+    def on_stage(self, event: CallbackEvent) -> None:
+        """A stage begins or goes on. Metrics: its engine, processes and trained parameters."""
+
+    def on_step(self, event: CallbackEvent) -> None:
+        """An optimizer step is done. Metrics: ``loss`` of this process, ``grad_norm``, ``lr`` by component,
+        ``answer_tokens`` and ``audio_seconds`` of all processes; a norm that was not finite is None.
         """
-        result = None
-        if not self.engine.whole or is_main():
-            self.engine.plain.eval()
-            with self.engine.autocast():
-                result = work(self.engine.plain)
-            self.engine.plain.train()
-        self.watch.rearm()
-        return gather_objects(result)[0]
 
-    def run_on_all(self, work: Callable[[nn.Module, bool], Any]) -> Any:
-        """Call with the model in eval mode on every rank, and with whether they may share the work out.
+    def on_log(self, event: CallbackEvent) -> None:
+        """A row of metrics was written, every ``train.log_every`` steps. Metrics: that row."""
 
-        They may where each has the model whole; elsewhere all must run the same batches, for weights are put together
-        by all. Returns the result of the main process on all ranks.
+    def on_evaluate(self, event: CallbackEvent) -> None:
+        """The evaluation sets were answered, every ``train.evaluate_every`` steps. Metrics: the results by set."""
+
+    def on_save(self, event: CallbackEvent) -> None:
+        """A checkpoint is whole; on the main process alone, up to some steps after ``event.step``, for checkpoints are
+        written while training goes on. Metrics: ``checkpoint``, its folder.
         """
-        self.engine.plain.eval()
-        with self.engine.autocast():
-            result = work(self.engine.plain, self.engine.whole)
-        self.engine.plain.train()
-        self.watch.rearm()
-        return gather_objects(result)[0]
 
-    def evaluate(self) -> dict[str, Any]:
-        """Let the model answer the evaluation sets, and return the results by set."""
-        with self.tracker.show_waiting(f"evaluating at step {self.position.step}", plain=True):
-            results, samples = self.run_on_all(self.evaluator.evaluate)
-        self.tracker.log_evaluation(self.position.step, results, samples)
-        return results
 
-    def move_mixture(self, settings: BalanceConfig) -> None:
-        """Measure the validation losses and move the mixture; the next round draws in its own order."""
-        index = self.position.stage
-        losses = self.run_on_all(
-            lambda model, shared: self.evaluator.compute_validation_losses(
-                index, model, settings.examples, shared
-            )
+class UserCallbacks:
+    """Calls the callbacks of a run.
+
+    Args:
+        callbacks: from ``collect_callbacks``. folder: of the run. stop: see ``CallbackEvent``.
+    """
+
+    def __init__(
+        self, callbacks: Sequence[object], folder: Path, is_main: bool, stop: Callable[[], None]
+    ) -> None:
+        self.callbacks, self.folder, self.is_main, self.stop = callbacks, folder, is_main, stop
+        self.stage = ""
+        self.model: nn.Module | None = None
+
+    def enter_stage(self, stage: str, model: nn.Module | None) -> None:
+        """Note which stage and model the next events are of; None: the model is freed."""
+        self.stage, self.model = stage, model
+
+    def has(self, event: str) -> bool:
+        """Return whether anybody waits for an event."""
+        return any(hasattr(callback, event) for callback in self.callbacks)
+
+    def call(self, event: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Call a method of all callbacks that have it.
+
+        Raises:
+            UserError: for an exception in one, naming the callback, and the line of its code.
+        """
+        if not self.has(event):
+            return
+        assert self.model is not None
+        given = CallbackEvent(
+            step, self.stage, dict(metrics), self.model, self.folder, self.is_main, self.stop
         )
-        balance = move_mixture_weights(
-            AdaptiveMixture.from_json(self.position.balance),
-            losses,
-            self.data.list_entry_tasks(index),
-            settings,
-        )
-        self.position.balance = balance.to_json()
-        self.position.stream = None
-        self.tracker.log_event("balance", step=self.position.step, **balance.to_json())
+        modes = {module: module.training for module in self.model.modules()}
+        for callback in self.callbacks:
+            if hasattr(callback, event):
+                self.call_one(callback, event, given)
+        for module, mode in modes.items():
+            module.training = mode
+
+    def call_one(self, callback: object, event: str, given: CallbackEvent) -> None:
+        """Call a method of one callback, see ``call``."""
+        name = f"callback {type(callback).__name__}.{event}"
+        try:
+            with convert_to_user_error(name):
+                getattr(callback, event)(given)
+        except UserError as problem:
+            cause = problem.__cause__ or problem
+            frames = traceback.extract_tb(cause.__traceback__)
+            ours = max((i for i, frame in enumerate(frames) if frame.filename == __file__), default=-1)
+            place = frames[min(ours + 1, len(frames) - 1)]  # in the callback, not in what it called
+            reason = escape_text(f"{type(cause).__name__}: {read_first_line(cause)}")
+            raise UserError(
+                f"{name} failed at step {given.step} ({reason}, {Path(place.filename).name} line {place.lineno}); "
+                "mend it, and continue the run from its last checkpoint with --resume (resume=True in Python)"
+            ) from cause
+
+
+def collect_callbacks(given: Sequence[object], names: Sequence[str], trust: Trust) -> list[object]:
+    """Return the callbacks of a run, those of its config made as ``Class()``.
+
+    Args:
+        given: from Python; objects, or classes that are made without arguments. names: ``module:Class`` of the config.
+
+    Raises:
+        UserError: when code of the config was not allowed or cannot be imported, or an object has no method that
+            training calls, or one beginning with ``on_`` that it does not know.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"callbacks: give a list of objects, not {type(given).__name__}")
+    callbacks = []
+    for callback in given:
+        with convert_to_user_error(f"callbacks: {callback} cannot be made", "give an object of that class"):
+            callbacks.append(callback() if isinstance(callback, type) else callback)
+    for number, name in enumerate(names):
+        kind = import_code(name, f"train.callbacks.{number}", trust)
+        with convert_to_user_error(f"train.callbacks.{number}: {name}() cannot be made"):
+            callbacks.append(kind())
+    for callback in callbacks:
+        methods = [name for name in dir(callback) if name.startswith("on_")]
+        unknown = [name for name in methods if name not in EVENTS]
+        if unknown or not methods:
+            what = f"{unknown[0]}: no such event" if unknown else "none of the methods that are called"
+            near = suggest_name(unknown[0], EVENTS) if unknown else ""
+            raise UserError(f"callback {type(callback).__name__}: {what}{near}; known: {', '.join(EVENTS)}")
+    return callbacks

@@ -1,103 +1,383 @@
-"""A run: its stages one after another, from the start or from a checkpoint."""
+"""The steps of one stage, to be read from top to bottom: data, forward, backward, update, metrics, checkpoints."""
 
 from __future__ import annotations
 
-import gc
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
+import torch
+from torch import Tensor
 
-from uniaudio.config.run import RunConfig
-from uniaudio.distributed import barrier
-from uniaudio.train.checkpoint.folders import STAGE_END, name_step_folder
-from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
-from uniaudio.train.loggers import describe_end, describe_stop, print_finished_run
-from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
-from uniaudio.train.resume import check_resume, is_at_cap, is_finished, print_changes
-from uniaudio.train.resume_checkpoint import find_newest_checkpoint
-from uniaudio.train.run_services import RunServices
-from uniaudio.train.signals import CONTINUE_LATER, StopSignal
-from uniaudio.train.stage_run import StageRun, open_steps
-from uniaudio.train.stage_setup import FISHER, open_stage
+from uniaudio.config.stages import Stage
+from uniaudio.data.skipped_rows import SkipLedger
+from uniaudio.distributed import gather_objects, sum_over_ranks
+from uniaudio.errors import UserError
+from uniaudio.ragged import Ragged
+from uniaudio.train.adaptive_mixture import AdaptiveMixture
+from uniaudio.train.auxiliary_losses import AuxiliaryLosses
+from uniaudio.train.checkpoint.folders import STAGE_END
+from uniaudio.train.continual.distill import count_batch_frames
+from uniaudio.train.loss_spikes import LossSpikeDetector
+from uniaudio.train.metrics import MetricSums
+from uniaudio.train.oom import explain_out_of_memory
+from uniaudio.train.optim import compute_lr_share, set_learning_rate
+from uniaudio.train.periodic_evaluation import StepCallbacks, check_guards
+from uniaudio.train.protocols import Steps, TrainingData
+from uniaudio.train.stage_setup import StageModel
 from uniaudio.train.state import TrainState
-from uniaudio.train.watchdog import HangWatch
+from uniaudio.types import Batch, LossSum
+
+if TYPE_CHECKING:  # it goes from one stage of these to the next
+    from uniaudio.train.stages import RunServices
 
 
-def train_stages(
-    models: Models,
-    data: TrainingData,
-    evaluator: Evaluator,
-    config: RunConfig,
-    accelerator: Accelerator,
-    resume: bool,
-    checkpoint: Checkpoint | None = None,
-    callbacks: Sequence[object] = (),
-) -> int:
-    """Train through all stages and return the exit code: 0 when finished, 75 when stopped and safe to continue.
-
-    Nothing in the run folder changes before the model is in its engine and the data are those of the checkpoint.
-
-    Args:
-        resume: continue from a checkpoint. checkpoint: which one; default the newest whole one in ``output_dir``.
-        callbacks: of the user, see ``user_callbacks.py``.
+def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> Iterator[Steps]:
+    """Open the data of a stage where a position is.
 
     Raises:
-        UserError: for a checkpoint that does not fit or cannot be written, too many rows or steps left out.
+        UserError: when they are not those of the checkpoint that the position is from.
     """
-    run_dir = Path(config.output_dir)
-    if resume:
-        checkpoint = checkpoint or find_newest_checkpoint(run_dir)
-        print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
-    position = find_start(config, checkpoint, models.bases)
-    if checkpoint is not None and is_finished(position, config):
-        print_finished_run(run_dir, accelerator.is_main_process, position.step)
-        return 0
-    if accelerator.is_main_process and not resume:  # of an earlier run that never came to a checkpoint
-        shutil.rmtree(run_dir / FISHER, ignore_errors=True)
-    barrier()
-    with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
-        model = open_stage(models, data, config, accelerator, position, checkpoint)
-        steps: Iterator[Steps] | None = open_steps(data, model, position)
-        barrier()  # every rank has what it needs
-        run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
-        stack.callback(run.close)
-        while True:
-            stage = StageRun(run, model, position)
-            stage.announce()
-            finished = stage.train_to_end(steps)
-            run.writer.wait()
-            run.user.enter_stage(stage.stage.name, None)
-            model.close()
-            if not finished:
-                run.tracker.log_event("stopped", step=position.step)
-                run.tracker.say(describe_stop(run_dir, position.step))
-                return CONTINUE_LATER
-            if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
-                break
-            del model, stage  # freed before the next stage builds its own
-            steps = None
-            gc.collect()
-            barrier()
-            checkpoint = load_checkpoint(name_step_folder(run_dir, position.step), verify=False)
-            position = position.next_stage()
-            model = open_stage(models, data, config, accelerator, position, checkpoint)
-        run.tracker.log_event("finished", step=position.step)
-        run.tracker.say(describe_end(config, position.step))
-    return 0
+    balance = AdaptiveMixture.from_json(position.balance)
+    return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
 
 
-def find_start(
-    config: RunConfig, checkpoint: Checkpoint | None, bases: Mapping[str, Mapping[str, str]]
-) -> TrainState:
-    """Return where to begin: at the start, within the stage of a checkpoint, or in the stage after it."""
-    if checkpoint is None:
-        return TrainState()
-    check_bases(checkpoint, bases)
-    position = TrainState.from_state(checkpoint.state)
-    more = position.stage + 1 < len(config.stages) and not is_at_cap(position, config)
-    if checkpoint.state.get(STAGE_END) and more:
-        return position.next_stage()
-    return position
+def detach_loss(loss: LossSum) -> LossSum:
+    """Return what the metrics need of a loss, without holding on to what the backward needed."""
+    return replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over the micro-batches of one step, of all ranks.
+
+    Args:
+        frames: of the clips that distillation compares; 0 without it. seconds: of audio.
+        stop_requested: on any rank; the step is not to be done then.
+    """
+
+    answer_tokens: float
+    frames: float
+    seconds: float
+    stop_requested: bool
+
+
+class StageRun:
+    """One stage of a run, from where the position is."""
+
+    def __init__(self, run: RunServices, model: StageModel, position: TrainState) -> None:
+        self.run, self.model, self.position = run, model, position
+        self.config, self.tracker = run.config, run.tracker
+        self.stage: Stage = run.config.stages[position.stage]
+        self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
+        self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
+        self.saved_step: int | None = None
+        self.callbacks = StepCallbacks(
+            run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
+        )
+        run.user.enter_stage(self.stage.name, model.engine.plain)
+        self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
+
+    @property
+    def last_step(self) -> int | None:
+        """Steps of this stage, fewer when ``train.max_steps`` ends the run inside it; None: hours end it."""
+        most = self.config.train.max_steps
+        left = None if most is None else most - (self.position.step - self.position.stage_step)
+        return min((count for count in (self.stage.steps, left) if count is not None), default=None)
+
+    @property
+    def share_of_hours(self) -> float:
+        """Share of the stage's hours of audio that it was trained on; 0 where steps end it."""
+        return self.position.stage_seconds / 3600 / self.stage.hours if self.stage.hours else 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to do, of the stage or up to ``train.max_steps``."""
+        last = self.last_step
+        return self.share_of_hours >= 1 or (last is not None and self.position.stage_step >= last)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stage came to its own end, not to that of ``train.max_steps``."""
+        return self.position.stage_step == self.stage.steps or self.share_of_hours >= 1
+
+    def announce(self) -> None:
+        """Say which stage begins (or goes on), under which engine, how much of the model it trains, what recomputes."""
+        engine, processes = self.model.engine, self.run.accelerator.num_processes
+        recomputing = self.run.models.choose_recomputing(self.position.stage, engine)
+        sizes, name = list(engine.sizes.values()), self.stage.name
+        self.tracker.say(
+            f"stage {name}: {sum(sizes):,} parameters in {len(sizes)} tensors are trained, engine {engine.name}, "
+            f"{processes} process{'es' if processes > 1 else ''}"
+        )
+        if sentence := recomputing.describe(f"stages.{name}.budget.audio_seconds"):
+            (self.tracker.say if recomputing.fits else self.tracker.warn)(sentence)
+        facts = {
+            "engine": engine.name,
+            "processes": processes,
+            "trained": sum(sizes),
+            **recomputing.facts(),
+        }
+        self.tracker.log_event("stage", step=self.position.step, stage=name, **facts)
+        self.run.user.call("on_stage", self.position.step, facts)
+
+    def train_to_end(self, steps: Iterator[Steps] | None = None) -> bool:
+        """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
+
+        Args:
+            steps: the data where the position is, if they are open already.
+        """
+        position, settings = self.position, self.config.train
+        if self.is_over:
+            return True
+        steps = steps or self.open_steps()
+        metrics = self.make_metrics()
+        self.model.engine.plain.train()
+        while not self.is_over:
+            step = self.wait_for_step(steps, metrics)
+            totals = self.exchange_totals(step, metrics)
+            if totals.stop_requested:
+                # not what the stage before has saved, nor again what this one has: little time is left to stop
+                if (position.stage_step or not position.stage) and position.step != self.saved_step:
+                    self.save()
+                return False
+            losses, norm = self.train_step(step, totals, metrics)
+            self.account(step, totals, losses, norm, metrics)
+            self.call_on_step(totals, losses, norm)
+            if position.step % settings.log_every == 0 or self.is_over:
+                self.log(metrics, norm)
+                metrics = self.make_metrics()
+            if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
+                self.run.user.call("on_evaluate", position.step, self.callbacks.evaluate())
+            balance = self.stage.balance
+            if balance and position.stage_step % balance.every == 0 and not self.is_whole:
+                self.callbacks.move_mixture(balance)
+                steps = steps if self.is_over else self.open_steps()
+            must_stop = check_guards(self.callbacks, self.is_over)
+            if position.step % settings.save_every == 0 or self.is_over or must_stop:
+                self.save()
+            if must_stop:
+                return False
+        return True
+
+    def open_steps(self) -> Iterator[Steps]:
+        """Open the data of the stage where the position is."""
+        return open_steps(self.run.data, self.model, self.position)
+
+    def wait_for_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
+        """Wait for the data of a step."""
+        begin = time.monotonic()
+        with self.run.profile.part("data"), self.tracker.show_waiting("waiting for data"):
+            step = next(steps)
+        metrics.waited += time.monotonic() - begin
+        return step
+
+    def train_step(
+        self, step: Steps, totals: StepTotals, metrics: MetricSums
+    ) -> tuple[list[tuple[Batch, LossSum]], float]:
+        """Do one optimizer step: forward and backward of this rank's micro-batches, then the update.
+
+        Returns:
+            The micro-batches with their losses, and the norm of the gradients before clipping.
+        """
+        engine, ranks = self.model.engine, self.run.accelerator.num_processes
+        share = compute_lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
+        set_learning_rate(engine.optimizer, share)
+        auxiliary = AuxiliaryLosses()
+        loss_sums: list[Tensor] = []
+        losses: list[tuple[Batch, LossSum]] = []
+        for index, batch in enumerate(step.micro):
+            is_last = index == len(step.micro) - 1
+            self.seed_dropout(index)
+            # ranks exchange gradients with the last micro-batch only
+            with engine.exchange(is_last), explain_out_of_memory(batch, self.stage, self.position.step + 1):
+                moved = batch.to(self.run.accelerator.device, non_blocking=True)
+                loss = engine.forward(moved)
+                loss_sums.append(loss.total.detach())
+                # The objective of a step is the mean over the answer tokens of all micro-batches of all ranks. Data
+                # parallelism averages gradients over ranks, hence the factor; nothing else divides.
+                objective = loss.total * (ranks / max(totals.answer_tokens, 1.0))
+                if self.model.distiller is not None and loss.frames is not None:
+                    distance = self.compute_distance_to_teacher(moved, loss.frames)
+                    objective = objective + distance * (ranks / max(totals.frames, 1.0))
+                auxiliary.add(loss.auxiliary)
+                if is_last:  # what counts once in a step
+                    objective = self.add_penalties(objective, auxiliary, metrics)
+                    objective = objective * self.spikes.compute_factor(loss_sums, totals.answer_tokens)
+                engine.backward(objective)
+            losses.append((batch, detach_loss(loss)))
+        self.run.writer.wait_for_copies()
+        with self.run.profile.part("optimizer"):
+            # the norm is taken over all ranks; nothing is updated where it is not finite
+            norm = engine.step(max_norm=self.config.train.clip)
+        return losses, norm
+
+    def seed_dropout(self, index: int) -> None:
+        """Start the random generator anew for a micro-batch of this rank.
+
+        Dropout is a function of seed, step and the micro-batch's place in the step, so it is the same after a resume
+        and on another number of processes.
+        """
+        accelerator = self.run.accelerator
+        step_seed = self.config.seed * 1_000_003 + self.position.step
+        torch.manual_seed(step_seed * 4099 + index * accelerator.num_processes + accelerator.process_index)
+
+    def compute_distance_to_teacher(self, batch: Batch, frames: Ragged) -> Tensor:
+        """Return the sum, over the frames of a micro-batch, of their distance to those of the distilled model."""
+        assert self.model.distiller is not None
+        with self.model.engine.autocast():
+            before = self.model.distiller.frames(batch)
+        return self.model.distiller.compute_total(before, frames)
+
+    def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
+        """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
+        if self.has_auxiliary:
+            extra, values = auxiliary.compute_objective()
+            metrics.add_auxiliary(values)
+            objective = objective if extra is None else objective + extra
+        for name, anchor in self.model.anchors.items():
+            penalty = anchor.compute_penalty(self.model.engine.plain)
+            metrics.add_auxiliary({name: float(penalty.detach())})
+            objective = objective + penalty
+        return objective
+
+    def exchange_totals(self, step: Steps, metrics: MetricSums) -> StepTotals:
+        """Add up over all ranks what a step needs to know of all of them, and count what its data left out.
+
+        Raises:
+            UserError: on all ranks together, for too many rows left out or a checkpoint that could not be written.
+        """
+        accelerator, writer = self.run.accelerator, self.run.writer
+        tokens = sum(batch.answer_tokens for batch in step.micro)
+        frames = 0
+        if self.model.distiller is not None:
+            frames = sum(count_batch_frames(self.model.engine.plain, batch) for batch in step.micro)
+        seconds = sum(batch.audio_seconds for batch in step.micro)
+        costs = [0.0] * accelerator.num_processes
+        costs[accelerator.process_index] = step.cost
+        facts = [tokens, frames, seconds, self.run.stop.requested, len(step.skips), writer.failed, *costs]
+        # one process alone has nothing to exchange, and need not wait for its device
+        device = accelerator.device if accelerator.num_processes > 1 else None
+        of_rank = torch.tensor(facts, dtype=torch.float64, device=device)
+        tokens, frames, seconds, stop, skipped, failed, *costs = sum_over_ranks(of_rank).tolist()
+        if failed:
+            writer.wait()  # tells what happened, on all ranks
+        if not stop:  # else the step is done again after the resume, and its skips are told then
+            self.count_left_out(step, any_rank=bool(skipped))
+            metrics.add_costs(costs, len(step.micro))
+        return StepTotals(tokens, frames, seconds, bool(stop))
+
+    def count_left_out(self, step: Steps, any_rank: bool) -> None:
+        """Count and report the rows that the data of a step left out.
+
+        Args:
+            any_rank: whether a row was left out on any rank.
+
+        Raises:
+            UserError: on all ranks together, when they are too many.
+        """
+        ledger = self.run.ledger
+        for skip in ledger.find_first_skips(step.skips):
+            self.tracker.warn(skip.sentence)
+        for notice in ledger.add(step.drawn, step.skips, step.notices):
+            self.tracker.warn(notice.sentence)
+            self.tracker.log_event("notice", step=self.position.step + 1, **asdict(notice))
+        self.tracker.write_skips(self.position.step + 1, step.skips)
+        if any_rank:
+            of_all = self.sum_ledgers()
+            for sentence in of_all.report_new_shards(self.known_shards):
+                self.tracker.warn(sentence)
+            if complaint := of_all.explain_problem():
+                raise UserError(complaint)
+
+    def sum_ledgers(self) -> SkipLedger:
+        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
+        return SkipLedger(self.run.ledger.allowed, *gather_objects(self.run.ledger.counts()))
+
+    def account(
+        self,
+        step: Steps,
+        totals: StepTotals,
+        losses: Sequence[tuple[Batch, LossSum]],
+        norm: float,
+        metrics: MetricSums,
+    ) -> None:
+        """Move the position behind a step and count it, whether it was applied or left out.
+
+        Raises:
+            UserError: on all ranks, after too many steps in a row that were left out.
+        """
+        position, engine = self.position, self.model.engine
+        ids = [i for batch in step.micro for i in batch.ids]
+        is_applied = self.spikes.account(norm, ids)
+        position.stage_seconds += totals.seconds
+        position.stream = step.state.to_json()
+        if is_applied and self.model.average is not None:
+            self.model.average.update(engine.plain)
+        for batch, loss in losses:
+            metrics.add(batch, loss, has_metrics=is_applied)
+        if self.config.data.log_ids:
+            metrics.ids.append(ids)
+        self.tracker.advance()
+        self.run.watch.rearm()
+        self.run.profile.count_step(engine.plain)
+        self.run.writer.tell()
+
+    def call_on_step(self, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float) -> None:
+        """Tell the user's callbacks of a step; reading its loss waits for the device, so only where one asks for it."""
+        if not self.run.user.has("on_step"):
+            return
+        tokens = max(sum(loss.answer_tokens for _, loss in losses), 1)
+        facts = {
+            "loss": sum(float(loss.total) for _, loss in losses) / tokens,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "lr": self.read_learning_rates(),
+            "answer_tokens": int(totals.answer_tokens),
+            "audio_seconds": totals.seconds,
+        }
+        self.run.user.call("on_step", self.position.step, facts)
+
+    def read_learning_rates(self) -> dict[str, float]:
+        """Return the learning rates by component."""
+        return {group["component"]: group["lr"] for group in self.model.engine.optimizer.param_groups}
+
+    def make_metrics(self) -> MetricSums:
+        """Return empty sums for the next row of metrics."""
+        per_task = torch.zeros(len(self.run.data.tasks), 3, device=self.run.accelerator.device)
+        adapter = self.config.adapter
+        # markers are no padding, as more tokens than the rate would seem to be
+        return MetricSums(per_task, None if adapter.time_markers else adapter.tokens_per_second)
+
+    def log(self, metrics: MetricSums, norm: float) -> None:
+        """Write one row of metrics."""
+        row = {
+            "step": self.position.step,
+            "stage": self.stage.name,
+            **metrics.row(self.run.data.tasks, self.config.data.log_ids),
+            "lr": self.read_learning_rates(),
+            "grad_norm": norm if math.isfinite(norm) else None,
+        }
+        self.tracker.log(row)
+        self.run.user.call("on_log", self.position.step, row)
+        features = self.model.features
+        if features is not None and (complaint := features.explain_problem()):
+            self.tracker.warn(complaint)
+
+    def save(self) -> None:
+        """Begin to write a checkpoint."""
+        self.saved_step = self.position.step
+        self.position.skips = self.sum_ledgers().counts()
+        streams = [state for state in gather_objects(self.position.stream) if state is not None]
+        joined = self.run.data.join_states(streams) if streams else None
+        state = {**self.position.to_json(), "stream": joined, STAGE_END: self.is_over and self.is_whole}
+        average = self.model.average
+        self.run.writer.save(
+            self.model.engine,
+            self.model.carried,
+            average.tensors if average is not None else {},
+            self.position.step,
+            state,
+            {name: self.position.skips[name] for name in ("drawn", "notices")},
+        )

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.recomputing import Recomputing
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.types import Batch
 

@@ -16,9 +16,10 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import announce
 from uniaudio.errors import UserError
+from uniaudio.feature_cache import FeatureWriter
 from uniaudio.model.adapter_start import start_adapter
 from uniaudio.model.audio_lm import cast_to_audio_lm
-from uniaudio.model.cached_encoder import detach_frame_cache
+from uniaudio.model.cached_encoder import detach_frame_cache, keep_features
 from uniaudio.model.compile import compile_layers
 from uniaudio.model.fusion_start import start_fusion
 from uniaudio.train.checkpoint.folders import list_stage_ends
@@ -36,7 +37,6 @@ from uniaudio.train.engines.accelerator import make_engine, name_spreading_engin
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
 from uniaudio.train.engines.precision import choose_precision
-from uniaudio.train.feature_writer import FeatureWriter, keep_features
 from uniaudio.train.optim import build_optimizer
 from uniaudio.train.protocols import Models, TrainingData
 from uniaudio.train.state import TrainState

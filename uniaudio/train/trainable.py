@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,19 +16,10 @@ from uniaudio.config.encoders import LoraConfig
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode, Stage
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import insert_lora, list_lora_modules, merge_lora, strip_lora_name
 
 DECODER = "decoder."
 LORA = "lora_"  # in the names of the factors of a low-rank update
-
-
-def list_named_encoders(config: RunConfig, encoder: AudioEncoder) -> dict[str, AudioEncoder]:
-    """Return the encoders of a whole one by their names in the config."""
-    if config.fusion is None:
-        return {next(iter(config.encoders)): encoder}
-    parts: Any = encoder.encoders
-    return dict(parts.items())
 
 
 @dataclass

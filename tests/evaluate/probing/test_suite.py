@@ -26,9 +26,9 @@ from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
 from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
 from uniaudio.evaluate.probing.task_scores import probe_held
+from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.tensor_cache import hash_model
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from uniaudio.train.checkpoint.integrity import FileRecord, find_damage, read_li
 from uniaudio.train.checkpoint.reading import load_checkpoint
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 from uniaudio.train.continual.l2_sp_ewc import checksum_file, load_or_estimate_fisher
-from uniaudio.train.resume_checkpoint import find_newest_checkpoint
+from uniaudio.train.resume import find_newest_checkpoint
 
 PIECE = "optimizer-00000-of-00001.safetensors"
 CONTENTS = ("model.safetensors", "ema.safetensors", PIECE, "state.json", "bases.json", "config.yaml")

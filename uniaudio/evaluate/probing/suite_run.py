@@ -18,8 +18,8 @@ from uniaudio.evaluate.probing.task_rows import TaskRows, hash_contents, read_ta
 from uniaudio.evaluate.probing.task_scores import ProbeScores, score_task
 from uniaudio.evaluate.probing.text_model import TextModel
 from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores
+from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.tensor_cache import hash_model
 
 
 def read_tasks(suite: Suite) -> list[TaskRows]:

@@ -21,9 +21,9 @@ from uniaudio.data.skipped_rows import Skip
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip
+from uniaudio.feature_cache import read_cached, write_cached
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.tensor_cache import read_cached, write_cached
 from uniaudio.types import SAMPLE_RATE
 
 Protocol = Literal["masked", "xares"]

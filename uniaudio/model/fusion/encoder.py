@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.align import align, count_frames_at
@@ -201,3 +202,11 @@ def find_components(
     square = (frames * shares[:, None]).T.double() @ frames.double()
     vectors = torch.linalg.eigh(square).eigenvectors.flip(1).T[:dim]
     return nn.functional.pad(vectors, (0, 0, 0, dim - len(vectors))).to(frames.dtype)
+
+
+def list_named_encoders(config: RunConfig, encoder: AudioEncoder) -> dict[str, AudioEncoder]:
+    """Return the encoders of a whole one by their names in the config."""
+    if config.fusion is None:
+        return {next(iter(config.encoders)): encoder}
+    parts: Any = encoder.encoders
+    return dict(parts.items())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from uniaudio.build.activation_checkpointing import get_part, list_parts
 from uniaudio.checks.recipe import QUESTION, AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
@@ -16,9 +15,9 @@ from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.memory import MARGIN
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.audio_lm import AudioLM, cast_to_audio_lm
+from uniaudio.train.activation_checkpointing import Recomputing, get_part, list_parts
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.precision import choose_precision
-from uniaudio.train.recomputing import Recomputing
 from uniaudio.units import GIB
 
 SUPPOSED = AverageClip(10.0, QUESTION, 8)  # where the length of clips is not known

@@ -1,11 +1,16 @@
-"""What of a stage's model makes its activations again, and why."""
+"""Which parts of a model make their activations again: their names in the config, and what was chosen for a stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from uniaudio.config.run import RunConfig
+from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.fusion.encoder import list_named_encoders
 from uniaudio.units import GIB
+
+DECODER = "decoder"  # beside the names of the encoders
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,15 @@ class Recomputing:
         if self.needed is None or self.limit is None:
             return facts
         return facts | {"reckoned_gib": self.needed / GIB, "limit_gib": self.limit / GIB}
+
+
+def get_part(model: AudioLM, config: RunConfig, name: str) -> Any:
+    """Return the decoder or an encoder of a model by its name in the config."""
+    return model.decoder if name == DECODER else list_named_encoders(config, model.encoder)[name]
+
+
+def list_parts(config: RunConfig, value: str | bool) -> list[str]:
+    """Return the encoders whose ``recompute`` is so, and the decoder if its is."""
+    given: dict[str, str | bool] = {name: part.recompute for name, part in config.encoders.items()}
+    given[DECODER] = config.decoder.recompute
+    return [name for name, setting in given.items() if setting == value]

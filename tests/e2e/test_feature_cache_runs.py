@@ -14,15 +14,16 @@ import torch
 from conftest import tiny_whisper, tone
 from safetensors.torch import load_file
 
+from uniaudio import feature_cache
 from uniaudio.build.encoders import build_encoder, load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
+from uniaudio.feature_cache import FeatureWriter
+from uniaudio.model.cached_encoder import make_feature_stores
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
-from uniaudio.train import feature_writer as features
-from uniaudio.train.feature_writer import FeatureWriter, make_feature_stores
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -34,7 +35,7 @@ LONG = ["stages.0.steps=16", "data.pool=2"]  # four clips each: twice through th
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(features, "LEAST_FREE", 0)
+    monkeypatch.setattr(feature_cache, "LEAST_FREE", 0)
     return tmp_path / "cache" / "features"
 
 
@@ -230,7 +231,7 @@ def test_weights_settings_and_precision_have_separate_frames(tone_run):
 
 
 def test_a_full_disk_ends_the_writing_and_not_the_run(tone_run, cache, monkeypatch, capsys):
-    monkeypatch.setattr(features, "LEAST_FREE", 2**60)
+    monkeypatch.setattr(feature_cache, "LEAST_FREE", 2**60)
     rows = run(tone_run, "out", *CACHED, *LONG)
     assert hits(rows)[-1] == 0
     assert files(cache) == []

@@ -12,7 +12,7 @@ import uniaudio
 from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import RowError
-from uniaudio.train.user_callbacks import EVENTS, collect_callbacks
+from uniaudio.train.callbacks import EVENTS, collect_callbacks
 
 STEPS = {"train.max_steps": 4, "train.save_every": 2, "train.log_every": 2}
 

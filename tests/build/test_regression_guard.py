@@ -1,10 +1,12 @@
-"""The stored reference of guarded sets: what cannot be used is refused in a sentence."""
+"""The regression guard: which stored references are refused in a sentence, and when a score has fallen."""
 
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from uniaudio.build.guarded_sets import read_reference
+from uniaudio.build.regression_guard import find_broken_guards, read_reference
 from uniaudio.config.stages import GuardConfig
 from uniaudio.errors import UserError
 
@@ -45,3 +47,29 @@ def test_an_odd_one_is_refused_in_a_sentence(tmp_path, content, message):
     assert message in str(refused.value)
     assert "guard.json" in str(refused.value) or "guard.probe" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_guard_breaks_past_its_border_only():
+    reference = {"fsdd_digits": 0.9, "esc10": 0.7}
+    assert find_broken_guards(reference, {"fsdd_digits": 0.89, "esc10": 0.8, "new": 0.0}, 1.0) == []
+    assert find_broken_guards(reference, {"fsdd_digits": 0.85, "esc10": 0.7}, 1.0) == [
+        "fsdd_digits fell from 0.900 to 0.850, more than 1 point below its start"
+    ]
+    assert len(find_broken_guards(reference, {"fsdd_digits": 0.88999, "esc10": 0.68999}, 1.0)) == 2
+    assert find_broken_guards(reference, reference, 0.0) == []
+    assert "more than 0.5 points" in find_broken_guards({"x": 0.5}, {"x": 0.49}, 0.5)[0]
+    assert find_broken_guards({}, {}, 1.0) == []
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_no_rounding_breaks_a_guard_at_its_border(start, drop):
+    assert find_broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000}, drop / 10) == []
+    assert len(find_broken_guards({"x": start / 1000}, {"x": (start - drop) / 1000 - 1e-6}, drop / 10)) == 1
+
+
+def test_a_guard_does_not_pass_unmeasured():
+    assert len(find_broken_guards({"x": 0.5}, {"x": float("nan")}, 1.0)) == 1
+    with pytest.raises(ValueError, match="without a score now: y"):
+        find_broken_guards({"x": 0.5, "y": 0.5}, {"x": 0.5}, 1.0)
+    with pytest.raises(ValueError, match="max_drop is -1"):
+        find_broken_guards({"x": 0.5}, {"x": 0.5}, -1)

@@ -1,4 +1,4 @@
-"""Guarded sets: probed where a run begins and again while it goes."""
+"""The regression guard: sets that are probed where a run begins and again while it goes, and which of them fell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import GuardConfig
 from uniaudio.console import make_console
 from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.evaluate.forgetting import find_broken_guards
+from uniaudio.evaluate.forgetting import POINTS
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.evaluate.probing.task_scores import probe_held
@@ -97,3 +97,32 @@ def describe_guard_drops(
     reference = read_reference(settings, run_dir)
     known = {name: reference[name] for name in settings.sets}
     return find_broken_guards(known, score_guarded_sets(encoder, sets, settings), settings.max_drop)
+
+
+def find_broken_guards(
+    reference: Mapping[str, float], now: Mapping[str, float], max_drop: float
+) -> list[str]:
+    """Tell which sets fell by more than they may; a score that is no number has fallen.
+
+    Args:
+        reference: score of each guarded set at the start, 0 to 1.
+        now: score of each set now, 0 to 1; sets without a reference are passed over.
+        max_drop: points (0.01) that a score may fall; a fall by exactly as much is allowed.
+
+    Returns:
+        One sentence for each such set, in the order of ``reference``.
+
+    Raises:
+        ValueError: when ``max_drop`` is below 0, or a guarded set has no score now.
+    """
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop is {max_drop}; give the points that a score may fall, 0 or more")
+    missing = [name for name in reference if name not in now]
+    if missing:
+        raise ValueError(f"guarded, but without a score now: {', '.join(missing)}")
+    allowed = f"{max_drop:g} point" + ("" if max_drop == 1 else "s")
+    return [
+        f"{name} fell from {before:.3f} to {now[name]:.3f}, more than {allowed} below its start"
+        for name, before in reference.items()
+        if not (before - now[name]) * POINTS <= max_drop + 1e-9  # a nan must not pass
+    ]

@@ -1,0 +1,178 @@
+"""A run: its stages one after another, from the start or a checkpoint, and what serves it from first step to last."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from uniaudio.config.run import RunConfig
+from uniaudio.data.skipped_rows import SkipLedger
+from uniaudio.distributed import barrier
+from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.train.callbacks import UserCallbacks
+from uniaudio.train.checkpoint.background_writer import CheckpointWriter, find_writers
+from uniaudio.train.checkpoint.folders import STAGE_END, name_step_folder
+from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
+from uniaudio.train.loggers import Tracker, describe_end, describe_stop, print_finished_run
+from uniaudio.train.loop import StageRun, open_steps
+from uniaudio.train.profile import StepProfile
+from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
+from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_at_cap, is_finished, print_changes
+from uniaudio.train.signals import CONTINUE_LATER, StopSignal
+from uniaudio.train.stage_setup import FISHER, open_stage
+from uniaudio.train.state import TrainState
+from uniaudio.train.watchdog import HangWatch
+
+
+class RunServices:
+    """What serves a run from its first step to its last, whatever the stage; opening it writes the run's beginning.
+
+    Args:
+        position: where the run begins or goes on.
+
+    Raises:
+        UserError: when the run folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        data: TrainingData,
+        evaluator: Evaluator,
+        config: RunConfig,
+        accelerator: Accelerator,
+        stop: StopSignal,
+        watch: HangWatch,
+        position: TrainState,
+        callbacks: Sequence[object] = (),
+    ) -> None:
+        self.models, self.data, self.evaluator = models, data, evaluator
+        self.config, self.accelerator, self.stop, self.watch = config, accelerator, stop, watch
+        run_dir, main = Path(config.output_dir), accelerator.is_main_process
+        self.user = UserCallbacks(callbacks, run_dir, main, stop.request)
+        if main:
+            with convert_to_user_error(f"output_dir: {run_dir} cannot be written", "set another output_dir"):
+                models.write_start()
+                config.save(run_dir / "config.yaml")
+        self.tracker = Tracker(run_dir, main, position.step, config.total_steps, config)
+        # the ledgers of all ranks are added up, so only one goes on from the checkpoint's
+        counts = [position.skips] if position.skips and main else []
+        self.ledger = SkipLedger(config.data.max_skipped_share, *counts)
+        writers, blind = find_writers(run_dir)
+        if blind:
+            self.tracker.warn(describe_unshared_folder(config, blind))
+        self.writer = CheckpointWriter(run_dir, config, models.bases, self.report_saved, writers)
+        self.profile = StepProfile(config.train.profile and main, run_dir, self.tracker)
+
+    def report_saved(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Note in the metrics that a checkpoint is whole, and call the callbacks."""
+        self.tracker.log_event("saved", step=step, **facts)
+        folder = name_step_folder(Path(self.config.output_dir), step)
+        self.user.call("on_save", step, {"checkpoint": folder})
+
+    def close(self) -> None:
+        """Let what is being written come to its end, however the run ends."""
+        self.writer.finish()
+        self.tracker.close()
+
+
+def describe_unshared_folder(config: RunConfig, hosts: Sequence[str]) -> str:
+    """Return what the user has to do where machines do not share the run folder.
+
+    Raises:
+        UserError: when later stages would begin from a checkpoint that those machines do not see.
+    """
+    where = f"output_dir: {', '.join(hosts)} does not see {config.output_dir} of {socket.gethostname()}"
+    if len(config.stages) > 1:
+        raise UserError(
+            f"{where}, but each stage begins from the last checkpoint of the one before; put output_dir on storage "
+            "that all machines share"
+        )
+    return (
+        f"{where}, so checkpoints are written there alone; before --resume copy that folder to the same place on "
+        "every machine"
+    )
+
+
+def train_stages(
+    models: Models,
+    data: TrainingData,
+    evaluator: Evaluator,
+    config: RunConfig,
+    accelerator: Accelerator,
+    resume: bool,
+    checkpoint: Checkpoint | None = None,
+    callbacks: Sequence[object] = (),
+) -> int:
+    """Train through all stages and return the exit code: 0 when finished, 75 when stopped and safe to continue.
+
+    Nothing in the run folder changes before the model is in its engine and the data are those of the checkpoint.
+
+    Args:
+        resume: continue from a checkpoint. checkpoint: which one; default the newest whole one in ``output_dir``.
+        callbacks: of the user, see ``callbacks.py``.
+
+    Raises:
+        UserError: for a checkpoint that does not fit or cannot be written, too many rows or steps left out.
+    """
+    run_dir = Path(config.output_dir)
+    if resume:
+        checkpoint = checkpoint or find_newest_checkpoint(run_dir)
+        print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
+    position = find_start(config, checkpoint, models.bases)
+    if checkpoint is not None and is_finished(position, config):
+        print_finished_run(run_dir, accelerator.is_main_process, position.step)
+        return 0
+    if accelerator.is_main_process and not resume:  # of an earlier run that never came to a checkpoint
+        shutil.rmtree(run_dir / FISHER, ignore_errors=True)
+    barrier()
+    with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
+        model = open_stage(models, data, config, accelerator, position, checkpoint)
+        steps: Iterator[Steps] | None = open_steps(data, model, position)
+        barrier()  # every rank has what it needs
+        run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
+        stack.callback(run.close)
+        while True:
+            stage = StageRun(run, model, position)
+            stage.announce()
+            finished = stage.train_to_end(steps)
+            run.writer.wait()
+            run.user.enter_stage(stage.stage.name, None)
+            model.close()
+            if not finished:
+                run.tracker.log_event("stopped", step=position.step)
+                run.tracker.say(describe_stop(run_dir, position.step))
+                return CONTINUE_LATER
+            if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
+                break
+            del model, stage  # freed before the next stage builds its own
+            steps = None
+            gc.collect()
+            barrier()
+            checkpoint = load_checkpoint(name_step_folder(run_dir, position.step), verify=False)
+            position = position.next_stage()
+            model = open_stage(models, data, config, accelerator, position, checkpoint)
+        run.tracker.log_event("finished", step=position.step)
+        run.tracker.say(describe_end(config, position.step))
+    return 0
+
+
+def find_start(
+    config: RunConfig, checkpoint: Checkpoint | None, bases: Mapping[str, Mapping[str, str]]
+) -> TrainState:
+    """Return where to begin: at the start, within the stage of a checkpoint, or in the stage after it."""
+    if checkpoint is None:
+        return TrainState()
+    check_bases(checkpoint, bases)
+    position = TrainState.from_state(checkpoint.state)
+    more = position.stage + 1 < len(config.stages) and not is_at_cap(position, config)
+    if checkpoint.state.get(STAGE_END) and more:
+        return position.next_stage()
+    return position
