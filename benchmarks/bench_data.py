@@ -81,15 +81,15 @@ def write_sets(folder: Path, share: float) -> None:
 
 def chat_format() -> Any:
     """Return the chat format of a small tokenizer: both sides use it."""
-    from uniaudio.data.chat_format import ChatFormat
-    from uniaudio.tiny.tokenizer import train_tokenizer
+    from uniaudio.data.prompt_tokens import ChatFormat
+    from uniaudio.tiny.text_lm import train_tokenizer
 
     return ChatFormat(train_tokenizer([*WORDINGS, *(f"label {i}" for i in range(200))], 400))
 
 
 def mixture(recipe_file: Path, **options: Any) -> Any:
     """Return the mixture of a recipe, with micro-batches of 60 s."""
-    from uniaudio.data.batching import Mixture
+    from uniaudio.data.mixture import Mixture
     from uniaudio.data.recipe import load_recipe
     from uniaudio.data.sources.source_kinds import open_source
 
@@ -256,7 +256,7 @@ def growth(folder: Path, count: int) -> dict[str, float]:
 
 def resume(folder: Path, scratch: Path, rows: int) -> dict[str, float]:
     """Open a manifest of many rows, and begin deep inside it; no file stands behind the rows, only their lengths."""
-    from uniaudio.data.batching import StreamState
+    from uniaudio.data.mixture import StreamState
 
     place = scratch / "many"
     place.mkdir()

@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader
 from transformers import AddedToken, AutoModel, AutoTokenizer, Qwen2AudioProcessor, WhisperFeatureExtractor
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.tiny.tokenizer import TURN_END, train_tokenizer
+from uniaudio.tiny.text_lm import TURN_END, train_tokenizer
 from uniaudio.types import SAMPLE_RATE
 
 SIZES = Sizes()

@@ -31,12 +31,12 @@ def waiting_for_data(setting: Setting) -> Iterator[Row]:
         from corpus import encoded
 
         from uniaudio.config.strict_yaml import dump_yaml
-        from uniaudio.data.batching import Mixture
-        from uniaudio.data.chat_format import ChatFormat
         from uniaudio.data.loader import make_loader
+        from uniaudio.data.mixture import Mixture
+        from uniaudio.data.prompt_tokens import ChatFormat
         from uniaudio.data.recipe import load_recipe
         from uniaudio.data.sources.source_kinds import open_source
-        from uniaudio.tiny.tokenizer import train_tokenizer
+        from uniaudio.tiny.text_lm import train_tokenizer
     except ImportError as absent:
         yield {"name": "waiting for data", "verdict": f"left out: needs {absent.name}"}
         return

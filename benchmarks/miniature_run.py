@@ -15,10 +15,9 @@ from typing import Any
 from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.tiny.checkpoints import save_miniature_whisper
 from uniaudio.tiny.run_assets import write_clips
-from uniaudio.tiny.text_lm import build_text_lm
-from uniaudio.tiny.tokenizer import train_tokenizer
-from uniaudio.tiny.whisper import save_miniature_whisper
+from uniaudio.tiny.text_lm import build_text_lm, train_tokenizer
 
 QUESTION = "Which note is it?"
 SOURCES, SHARDS, MANY = 50, 3, 16  # sources and tars of the run of many processes, and its micro-batches

@@ -34,7 +34,7 @@ from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize_matrix
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
-from uniaudio.evaluate.probing.task_scores import probe_held
+from uniaudio.evaluate.probing.suite_run import probe_held
 
 CONFIG = "configs/realdata_continual.yaml"
 KINDS = ("linear", "mlp", "knn")

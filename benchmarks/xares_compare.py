@@ -39,7 +39,7 @@ from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.task_embeddings import hold_clips
 from uniaudio.evaluate.probing.task_rows import TaskRows
-from uniaudio.evaluate.probing.xares_training import SEED
+from uniaudio.evaluate.probing.xares import SEED
 from uniaudio.types import SAMPLE_RATE
 
 PYTHON = "UNIAUDIO_XARES"  # environment variable

@@ -10,7 +10,7 @@ from helpers.files import add, clip_bytes, write_tar
 from rich.console import Console
 from transformers import Qwen3Config, WhisperConfig
 
-from uniaudio.checks.recipe import estimate_average_clip
+from uniaudio.checks.first_rows import estimate_average_clip
 from uniaudio.commands.check import check_run
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml

@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import LlamaConfig, WhisperConfig
 
 from uniaudio.build.run_config import open_run
-from uniaudio.checks.recipe import AverageClip
+from uniaudio.checks.first_rows import AverageClip
 from uniaudio.commands.check import check_run
 from uniaudio.commands.plan import show_plan
 from uniaudio.config.encoders import EncoderConfig

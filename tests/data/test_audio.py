@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from uniaudio.data.audio import decode, parse_plain_wave
-from uniaudio.data.clip_files import probe_seconds
+from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.encoded_audio import FilePart
 from uniaudio.errors import RowError
 

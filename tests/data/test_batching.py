@@ -10,8 +10,9 @@ from helpers.sources import Rows, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniaudio.data.batching import Mixture, PlannedRow, StreamState, fill_micro_batches, level_micro_batches
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.batching import PlannedRow, fill_micro_batches, level_micro_batches
+from uniaudio.data.mixture import Mixture, StreamState
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 

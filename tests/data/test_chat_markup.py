@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers.utils import chat_template_utils
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup, read_chat_markup
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 
 TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"

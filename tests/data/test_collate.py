@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.loader import make_loader
+from uniaudio.data.mixture import Mixture
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.types import Example

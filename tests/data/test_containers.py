@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from uniaudio.data.audio import ANTI_PHASE, CLIPPED, decode, parse_plain_wave
-from uniaudio.data.clip_files import probe_seconds
+from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.containers import flac, mpeg
 from uniaudio.data.encoded_audio import FilePart, encode_samples
 from uniaudio.data.sources.row_audio import parse_audio

@@ -9,7 +9,7 @@ import pytest
 from helpers.files import clip_bytes, write_parquet
 from rich.console import Console
 
-from uniaudio.checks.recipe import check_entry
+from uniaudio.checks.first_rows import check_entry
 from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.recipe import load_recipe

@@ -14,10 +14,10 @@ import torch
 from helpers.sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import PlanState, describe_sharing, join_states, list_turns, make_loader
+from uniaudio.data.mixture import Mixture
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import UserError

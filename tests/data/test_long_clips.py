@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from uniaudio.checks.recipe import check_entry, estimate_average_clip
+from uniaudio.checks.first_rows import check_entry, estimate_average_clip
 from uniaudio.commands.data_stats import measure_entry
 from uniaudio.commands.preview import show_row
-from uniaudio.data.batching import Mixture, StreamState
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import make_loader
 from uniaudio.data.long_clips import LongClips, list_window_spans
+from uniaudio.data.mixture import Mixture, StreamState
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.row_clips import cut_long_clips
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, WindowCursor

@@ -9,15 +9,15 @@ import pytest
 from helpers.damage import GOOD_CLIPS, json_text, mutated_line, write_clips
 from rich.console import Console
 
-from uniaudio.checks.recipe import check_entry
+from uniaudio.checks.first_rows import check_entry
 from uniaudio.commands.data_pack import pack_split
 from uniaudio.commands.data_stats import measure_entry
 from uniaudio.commands.preview import show_row
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.loader import make_loader
+from uniaudio.data.mixture import Mixture
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.segment import SegmentColumns
 from uniaudio.data.sources.source_kinds import open_source

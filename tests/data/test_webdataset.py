@@ -7,7 +7,7 @@ import pytest
 from helpers.files import add, card, clip_bytes, numbers, write_tar
 from helpers.resuming import check_places
 
-from uniaudio.data.clip_files import probe_seconds
+from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.sources.base import BrokenShardError, Place, Row
 from uniaudio.data.sources.source_kinds import open_source

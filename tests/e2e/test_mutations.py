@@ -17,11 +17,11 @@ from helpers.damage import mutate_bytes, mutate_text
 from uniaudio.config.path_variables import real_root
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import make_loader
+from uniaudio.data.mixture import Mixture
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.source_kinds import open_source

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from uniaudio.build.model import build_model
-from uniaudio.checks.recipe import AverageClip
+from uniaudio.checks.first_rows import AverageClip
 from uniaudio.cli import main
 from uniaudio.commands.plan import show_plan
 from uniaudio.config.run_files import load_run

@@ -30,8 +30,8 @@ from uniaudio.commands.export_model import find_decoder_reference
 from uniaudio.config.adapters import AdapterConfig
 from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.run import RunConfig
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export.describe import add_older_names, describe_encoder, find_parts
 from uniaudio.export.hf import collect_code, make_noise

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from uniaudio.commands.export_model import MODEL_TARGETS
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export.chat_template import make_chat_template
 from uniaudio.export.hf import make_noise

@@ -2,11 +2,11 @@
 
 import torch
 
+from uniaudio.model.fusion.concat_sum_mix import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.explicit import ExplicitInjection
 from uniaudio.model.fusion.gate import GateFusion
 from uniaudio.model.fusion.hconv import HconvFusion
 from uniaudio.model.fusion.moe import MoeFusion
-from uniaudio.model.fusion.simple import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.unimoe import UniMoeFusion
 from uniaudio.model.fusion.weighted_layers import LayerFusion
 from uniaudio.model.fusion.wq import WqFusion

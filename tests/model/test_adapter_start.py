@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from uniaudio.config.run_files import load_run
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.adapter_start import solve_ridge, spread_answers, standardise, start_adapter
 from uniaudio.model.adapters.pool import PoolAdapter

@@ -12,7 +12,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.adapters.conv import ConvAdapter
 from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
-from uniaudio.model.adapters.qformer import QueryAdapter
+from uniaudio.model.adapters.qformer_perceiver import QueryAdapter
 from uniaudio.model.adapters.stack import LinearAdapter, StackAdapter
 from uniaudio.ragged import Ragged
 

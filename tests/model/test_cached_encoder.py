@@ -10,9 +10,9 @@ from conftest import tiny_whisper
 from uniaudio.feature_cache import FeatureStore, clip_key, look_up_frames
 from uniaudio.model.cached_encoder import attach_frame_cache, list_frame_stores
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.fusion.concat_sum_mix import ScalarMix
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.mowe import MoweEncoder
-from uniaudio.model.fusion.simple import ScalarMix
 from uniaudio.ragged import Ragged
 
 LENGTHS = (4000, 9000, 2500, 7000, 700)

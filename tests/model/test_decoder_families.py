@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from uniaudio.checks.decoder import count_layer_parameters
-from uniaudio.checks.recipe import AverageClip
+from uniaudio.checks.first_rows import AverageClip
 from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import LoraConfig
 from uniaudio.config.run_files import load_run

@@ -15,8 +15,8 @@ from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.adapters import PoolConfig, QformerConfig, StackConfig, TokensConfig
 from uniaudio.config.run_files import load_run
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder

@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_qwen
 from torch import nn
 
-from uniaudio.checks.recipe import AverageClip
+from uniaudio.checks.first_rows import AverageClip
 from uniaudio.commands.plan import plan_stage
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError

@@ -22,8 +22,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model import label_scores
 from uniaudio.model import tree_attention as branches

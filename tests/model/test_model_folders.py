@@ -21,7 +21,7 @@ from uniaudio.commands.check import check_run
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.text_model import TextModel
+from uniaudio.evaluate.probing.retrieval_probes import TextModel
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.model.encoders.registry import load_audio_encoder

@@ -2,7 +2,7 @@
 
 from helpers.runs import answers_of
 
-from uniaudio.report.answer_verdict import compute_chance, describe_answers, find_low_scores
+from uniaudio.report.answers import compute_chance, describe_answers, find_low_scores
 
 
 def entry(score, metric="accuracy", **others):

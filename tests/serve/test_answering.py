@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM

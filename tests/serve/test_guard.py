@@ -3,7 +3,7 @@
 import pytest
 from starlette.datastructures import Headers
 
-from uniaudio.serve.guard import Guard
+from uniaudio.serve.server import Guard
 
 LOCAL = {"host": "127.0.0.1:7860"}
 POST = {**LOCAL, "content-length": "10"}

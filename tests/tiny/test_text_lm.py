@@ -9,15 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uniaudio.config.decoder import MiniatureConfig
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
-from uniaudio.tiny.curriculum import Curriculum
+from uniaudio.tiny.curriculum import NOISE, Curriculum
 from uniaudio.tiny.pretrain import answer_losses, embed_synthetic_clips
 from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
-from uniaudio.tiny.synthetic_clips import NOISE
-from uniaudio.tiny.text_lm import build_miniature_decoder, build_text_lm, train_text_lm
-from uniaudio.tiny.tokenizer import train_tokenizer
+from uniaudio.tiny.text_lm import build_miniature_decoder, build_text_lm, train_text_lm, train_tokenizer
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEXTS = [

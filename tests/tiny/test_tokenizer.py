@@ -3,7 +3,7 @@
 import pytest
 
 from uniaudio.errors import UserError
-from uniaudio.tiny.tokenizer import SMALLEST_VOCABULARY, train_tokenizer
+from uniaudio.tiny.text_lm import SMALLEST_VOCABULARY, train_tokenizer
 
 TEXTS = ["which digits are spoken?", "four two three", "dog", "clock tick", "seven one"] * 3
 

@@ -82,7 +82,7 @@ def test_an_exception_ends_the_run_with_a_sentence_that_names_callback_and_line(
 
     with pytest.raises(uniaudio.UserError, match=r"Broken\.on_log failed at step 2") as caught:
         uniaudio.train(tone_run, STEPS, callbacks=[Broken()])
-    assert "KeyError: 'los', test_user_callbacks.py line" in str(caught.value)
+    assert "KeyError: 'los', test_callbacks.py line" in str(caught.value)
     assert isinstance(caught.value.__cause__, KeyError)
     assert uniaudio.train(tone_run, STEPS, resume="auto").is_finished
 

@@ -23,8 +23,8 @@ from helpers.files import several_questions
 from safetensors.torch import load_file
 
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from uniaudio.config.run_files import load_run
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM

@@ -22,7 +22,7 @@ from uniaudio.model.adapters.conv import ConvAdapter
 from uniaudio.model.adapters.depth import DepthAdapter
 from uniaudio.model.adapters.fixed_tokens import TokensAdapter
 from uniaudio.model.adapters.pool import PoolAdapter
-from uniaudio.model.adapters.qformer import QueryAdapter
+from uniaudio.model.adapters.qformer_perceiver import QueryAdapter
 from uniaudio.model.adapters.stack import LinearAdapter, StackAdapter
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.adapters.time_markers import CHARACTERS, TimeMarkersAdapter

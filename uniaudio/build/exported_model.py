@@ -18,7 +18,7 @@ from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.model_spec import ModelSpec
 from uniaudio.config.run import RunConfig
 from uniaudio.console import announce
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.stock_projectors import StockProjector, make_stock_projector

@@ -9,13 +9,13 @@ from uniaudio.config.fusion import FITTED, FusionConfig, MoweConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.base import FusionOperator
+from uniaudio.model.fusion.concat_sum_mix import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.explicit import ExplicitInjection
 from uniaudio.model.fusion.gate import GateFusion
 from uniaudio.model.fusion.hconv import HconvFusion
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
-from uniaudio.model.fusion.simple import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.stft_residual import StftBranch
 from uniaudio.model.fusion.unimoe import UniMoeFusion
 from uniaudio.model.fusion.weighted_layers import LayerFusion

@@ -25,8 +25,8 @@ from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup, read_chat_markup
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error, mask_values, prefix_user_errors

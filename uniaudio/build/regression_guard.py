@@ -14,8 +14,8 @@ from uniaudio.console import make_console
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.forgetting import POINTS
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
-from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.model.encoders.base import AudioEncoder
 
 REFERENCE = "guard.json"  # in the run folder: the scores where the run began

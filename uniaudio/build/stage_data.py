@@ -10,10 +10,10 @@ from torch import nn
 
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import PlanState, StepBatch, describe_sharing, join_states, make_loader
+from uniaudio.data.mixture import Mixture
 from uniaudio.data.permutation import hash_parts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import is_main, rank, world_size

@@ -160,7 +160,7 @@ def plan(
     """
     with slow_imports():
         from uniaudio.build.run_config import open_run
-        from uniaudio.checks.recipe import QUESTION, AverageClip
+        from uniaudio.checks.first_rows import QUESTION, AverageClip
         from uniaudio.commands.plan import show_plan
         from uniaudio.config.trust import Trust
         from uniaudio.estimate.gpus import Machine

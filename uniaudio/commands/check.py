@@ -18,9 +18,15 @@ from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
 from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
-from uniaudio.checks.meta_stages import sketch_parts, sketch_stages
-from uniaudio.checks.recipe import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
-from uniaudio.checks.stages import ParameterNames, check_budget, check_stage_names, check_stage_rows
+from uniaudio.checks.first_rows import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
+from uniaudio.checks.stages import (
+    ParameterNames,
+    check_budget,
+    check_stage_names,
+    check_stage_rows,
+    sketch_parts,
+    sketch_stages,
+)
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import WorkProgress, make_console

@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.build.recipe import open_recipe
+from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.console import make_console
-from uniaudio.data.batching import Mixture
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.loader import make_loader
+from uniaudio.data.mixture import Mixture
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
-from uniaudio.tiny.tokenizer import train_tokenizer
+from uniaudio.tiny.text_lm import train_tokenizer
 
 BUDGET = 120.0  # seconds of a micro-batch, where there is no run config
 TOKENS_PER_SECOND = 12.5

@@ -17,7 +17,7 @@ from typing import Any
 import soundfile
 from rich.console import Console
 
-from uniaudio.build.recipe import open_recipe
+from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml

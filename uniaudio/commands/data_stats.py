@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.build.recipe import open_recipe
-from uniaudio.checks.recipe import note_odd_clips
+from uniaudio.build.recipe_of_run import open_recipe
+from uniaudio.checks.first_rows import note_odd_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console

@@ -17,7 +17,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, read_model_config

@@ -32,8 +32,8 @@ from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, format_row_counts
 from uniaudio.evaluate.probing.clip_probes import KINDS
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
+from uniaudio.evaluate.probing.suite_run import ProbeScores, probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
-from uniaudio.evaluate.probing.task_scores import ProbeScores, probe_held
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.scores import FINGERPRINTS
 from uniaudio.train.checkpoint.folders import find_stage_ends

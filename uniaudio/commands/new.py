@@ -14,19 +14,19 @@ import numpy as np
 from rich.console import Console
 
 from uniaudio.build.run_config import open_run
-from uniaudio.checks.recipe import check_entry
+from uniaudio.checks.first_rows import check_entry
 from uniaudio.config.search_paths import find_shipped_root
 from uniaudio.console import make_console
 from uniaudio.data.conditions import KEY
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.scaffold.answer_column import Answer, choose_answer
-from uniaudio.data.scaffold.divisions import Division, divide_rows
 from uniaudio.data.scaffold.layouts import Layout, find_layout
-from uniaudio.data.scaffold.profiles import ColumnProfile, profile_columns
-from uniaudio.data.scaffold.split_rows import (
+from uniaudio.data.scaffold.row_inspection import (
+    ColumnProfile,
     SplitRows,
     close_labels,
     count_split_rows,
+    profile_columns,
     read_split,
     refuse_empty,
     share_of_unusable,
@@ -38,6 +38,7 @@ from uniaudio.data.scaffold.task_files import (
     render_template,
 )
 from uniaudio.data.scaffold.task_summary import show_task
+from uniaudio.data.scaffold.train_test_split import Division, divide_rows
 from uniaudio.errors import UserError
 from uniaudio.estimate.starting_config import (
     LONGEST,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from uniaudio.checks.recipe import AverageClip, estimate_average_clip
+from uniaudio.checks.first_rows import AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import make_console

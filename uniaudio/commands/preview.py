@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from uniaudio.build.recipe import OpenedRecipe, open_recipe
+from uniaudio.build.recipe_of_run import OpenedRecipe, open_recipe
 from uniaudio.console import make_console
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.chat_markup import ChatMarkup
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe_entries import Entry
 from uniaudio.data.row_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.sources.base import IndexedSource, Row, Source
@@ -25,7 +25,7 @@ from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
 from uniaudio.hub_client import convert_hub_errors
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
-from uniaudio.tiny.tokenizer import train_tokenizer
+from uniaudio.tiny.text_lm import train_tokenizer
 from uniaudio.train.checkpoint.integrity import BASES
 
 DEFAULT_DECODER = "Qwen/Qwen3-0.6B"

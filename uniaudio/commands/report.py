@@ -26,15 +26,15 @@ from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.evaluate.routing import read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file
-from uniaudio.report.answer_verdict import describe_answers, find_low_scores
 from uniaudio.report.answers import (
     PLAYABLE,
     WrongAnswers,
     build_answer_rows,
     build_wrong_answer,
     choose_answers,
+    describe_answers,
+    find_low_scores,
 )
-from uniaudio.report.changes import summarize_loss
 from uniaudio.report.clips import Player, SoundBudget, find_examples
 from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, build_embedding_maps, select_clips
 from uniaudio.report.heat_tables import (
@@ -58,6 +58,7 @@ from uniaudio.report.run_provenance import (
     collect_versions,
     find_config_differences,
 )
+from uniaudio.report.significance import summarize_loss
 
 T = TypeVar("T")
 CHUNK = 32  # clips embedded between two looks at the clock

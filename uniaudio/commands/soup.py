@@ -28,8 +28,8 @@ from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
+from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
-from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.train.checkpoint.folders import is_complete
 from uniaudio.train.checkpoint.reading import Checkpoint
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint

@@ -29,8 +29,7 @@ from uniaudio.build.regression_guard import (
 )
 from uniaudio.build.stage_data import StageData
 from uniaudio.checks.cache_settings import refuse_useless_caches
-from uniaudio.checks.meta_stages import sketch_stages
-from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows
+from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows, sketch_stages
 from uniaudio.commands.evaluate import (
     compute_validation_losses,
     drop_answers,
@@ -39,8 +38,8 @@ from uniaudio.commands.evaluate import (
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import EvalSamples
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.worker_faults import explain_worker_faults
 from uniaudio.distributed import (

@@ -12,7 +12,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from uniaudio.data.clip_files import ClipFile, make_broken_audio_error, open_streams, suffix_of
+from uniaudio.data.audio_files import ClipFile, make_broken_audio_error, open_streams, suffix_of
 from uniaudio.data.containers import riff
 from uniaudio.data.encoded_audio import EncodedAudio, FilePart, OpenFile, PartStream, RemoteClip
 from uniaudio.errors import RowError, convert_to_row_error

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.data.chat_format import TextIds, prefix_of
+from uniaudio.data.prompt_tokens import TextIds, prefix_of
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Batch, Example, SharedPrefixes
 

@@ -15,8 +15,9 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from uniaudio.data.audio import ClipNotice
-from uniaudio.data.batching import Mixture, PlannedBatch, PlannedRow, StreamState
+from uniaudio.data.batching import PlannedRow
 from uniaudio.data.collate import collate
+from uniaudio.data.mixture import Mixture, PlannedBatch, StreamState
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip

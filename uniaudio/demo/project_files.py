@@ -9,7 +9,7 @@ from typing import Any
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
-from uniaudio.tiny.whisper import save_miniature_whisper
+from uniaudio.tiny.checkpoints import save_miniature_whisper
 from uniaudio.train.run_lock import refuse_held_folder
 
 # Set of the corpus -> (shipped template that asks it, weight in the recipe).

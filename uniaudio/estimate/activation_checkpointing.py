@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from uniaudio.checks.recipe import QUESTION, AverageClip, estimate_average_clip
+from uniaudio.checks.first_rows import QUESTION, AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, is_main, world_size

@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoders import sketch_encoder
 from uniaudio.build.model import read_decoder_config
-from uniaudio.checks.recipe import AverageClip
+from uniaudio.checks.first_rows import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.collate import collate
 from uniaudio.errors import UserError, convert_to_user_error

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from uniaudio.checks.recipe import AverageClip
+from uniaudio.checks.first_rows import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import convert_to_user_error

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, Wav2Vec2FeatureExtractor
 
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer
 from uniaudio.export.describe import add_older_names, describe_encoder, find_parts
 from uniaudio.export.hf import collect_code

@@ -26,8 +26,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export import hub_processor
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer

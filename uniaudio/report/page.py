@@ -14,7 +14,6 @@ from markupsafe import Markup, escape
 
 from uniaudio.evaluate.forgetting import ForgettingSummary
 from uniaudio.report.answers import AnswerRow, WrongAnswers
-from uniaudio.report.changes import Summary, get_sign
 from uniaudio.report.charts import (
     HEIGHT,
     WIDTH,
@@ -30,7 +29,7 @@ from uniaudio.report.results import name_baseline
 from uniaudio.report.run_folder import Cost, RunRecord
 from uniaudio.report.run_provenance import DataFact
 from uniaudio.report.scores import PROBES, Roles, ScoreTable
-from uniaudio.report.significance import compare_spreads
+from uniaudio.report.significance import Summary, compare_spreads, get_sign
 
 SCRIPT = "page.js"
 LISTED = 12  # of long lists before the rest is folded

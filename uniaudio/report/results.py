@@ -11,13 +11,6 @@ from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import check_answers, has_answers
-from uniaudio.report.changes import (
-    ScoreChange,
-    Summary,
-    compare_answer_sets,
-    compare_probes,
-    summarize_changes,
-)
 from uniaudio.report.run_folder import RunRecord, read_json
 from uniaudio.report.scores import (
     FINGERPRINTS,
@@ -31,6 +24,13 @@ from uniaudio.report.scores import (
     merge_tables,
     read_scores,
     rename_models,
+)
+from uniaudio.report.significance import (
+    ScoreChange,
+    Summary,
+    compare_answer_sets,
+    compare_probes,
+    summarize_changes,
 )
 
 AnswersByModel = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result

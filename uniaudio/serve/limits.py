@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from uniaudio.data.audio import decode
-from uniaudio.data.clip_files import open_for_header
+from uniaudio.data.audio_files import open_for_header
 from uniaudio.errors import RowError, UserError
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from uniaudio.data.chat_format import check_text
+from uniaudio.data.prompt_tokens import check_text
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.sources.base import Row, Source
 from uniaudio.errors import RowError

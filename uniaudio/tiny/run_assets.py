@@ -12,8 +12,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.config.path_variables import get_miniature_root
-from uniaudio.tiny.checkpoints import MAKERS, save_model
-from uniaudio.tiny.whisper import save_miniature_whisper
+from uniaudio.tiny.checkpoints import MAKERS, save_miniature_whisper, save_model
 from uniaudio.types import SAMPLE_RATE
 
 NOTES = (60, 64, 67, 72)  # MIDI numbers

@@ -1,4 +1,4 @@
-"""A small Qwen3 trained on text alone, so that a machine without a hub has a decoder to freeze."""
+"""A small Qwen3 with its byte-level BPE tokenizer, trained on the texts of a recipe: a decoder without a hub."""
 
 from __future__ import annotations
 
@@ -7,28 +7,88 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.config.path_variables import get_cache_root
 from uniaudio.config.text_files import read_text_file
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
 from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_one_thread
 from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
-from uniaudio.tiny.tokenizer import train_tokenizer
 
 TRAINING_VERSION = 3  # part of the cache key: raise it when the training below changes
 
 POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
+END_OF_TEXT = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+
+SMALLEST_VOCABULARY = 256 + 3  # all bytes and the three special tokens
+
+# Qwen's pre-tokenization: contractions, words with their leading space, single digits, punctuation, white
+# space.
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHATML = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with a ChatML template; any text at all can be encoded with it.
+
+    Args:
+        texts: what the merges are learned from. The words of the chat template are added.
+        vocabulary: most pieces to have, special tokens included; few texts give fewer pieces.
+
+    Raises:
+        UserError: when ``vocabulary`` has no room for the 256 bytes and the three special tokens.
+    """
+    if vocabulary < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"decoder.miniature.vocabulary is {vocabulary}, but a byte-level tokenizer needs at least "
+            f"{SMALLEST_VOCABULARY}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, "user\nassistant\n"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START],
+        chat_template=CHATML,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_qwen_config(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3Config:

@@ -19,7 +19,7 @@ import uniaudio
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.data.batching import Mixture
+from uniaudio.data.mixture import Mixture
 from uniaudio.data.recipe import Recipe
 from uniaudio.distributed import gather_objects, world_size
 from uniaudio.errors import UserError

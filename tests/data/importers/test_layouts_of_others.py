@@ -13,8 +13,8 @@ from helpers.files import add, clip_bytes
 from rich.console import Console
 
 from uniaudio.commands.data_import import import_data
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.importers.base import make_name, name_splits
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source

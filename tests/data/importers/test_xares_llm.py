@@ -13,7 +13,7 @@ import pytest
 from helpers.files import add, clip_bytes
 
 from uniaudio.commands.data_import import import_data
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source

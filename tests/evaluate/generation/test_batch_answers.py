@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
 from uniaudio.evaluate.generation.batch_answers import generate
 from uniaudio.model.adapters.stack import StackAdapter

@@ -14,10 +14,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from uniaudio.commands.evaluate import get_row_limit, make_prediction_settings
 from uniaudio.config.evaluation import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import open_examples
 from uniaudio.data.jinja import Text
 from uniaudio.data.long_clips import LongClips
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError

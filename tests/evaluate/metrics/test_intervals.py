@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from uniaudio.evaluate.metrics import intervals
-from uniaudio.evaluate.metrics.average_precision import resample_precision
-from uniaudio.evaluate.metrics.calibration import BINS, calibration_error, compute_reliability
+from uniaudio.evaluate.metrics.classification import (
+    BINS,
+    calibration_error,
+    compute_reliability,
+    resample_precision,
+)
 from uniaudio.evaluate.metrics.intervals import RESAMPLES, compute_interval, draw_resamples, make_mean
 from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate
 

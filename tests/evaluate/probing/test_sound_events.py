@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from uniaudio.evaluate.probing.sound_events import (
+from uniaudio.evaluate.probing.frame_probes import (
     build_frame_targets,
     compute_f1,
     compute_onset_f1,

@@ -23,9 +23,9 @@ from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.suite import load_suite
+from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
 from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
-from uniaudio.evaluate.probing.task_scores import probe_held
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged

@@ -3,7 +3,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.text_model import TextModel
+from uniaudio.evaluate.probing.retrieval_probes import TextModel
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "barks", "at", "night"]
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from uniaudio.errors import UserError
 from uniaudio.model.fusion.base import average_per_clip
+from uniaudio.model.fusion.concat_sum_mix import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.hconv import HierarchicalConvolution, count_convolutions
-from uniaudio.model.fusion.simple import ConcatFusion, ScalarMix, SumFusion
 from uniaudio.model.fusion.wq import WqFusion
 from uniaudio.ragged import Ragged
 

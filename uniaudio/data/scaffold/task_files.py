@@ -12,8 +12,8 @@ from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.data.column_names import LABELS, simplify_name
 from uniaudio.data.jinja import Text
 from uniaudio.data.scaffold.answer_column import Answer
-from uniaudio.data.scaffold.divisions import IDENTIFIER, Division
 from uniaudio.data.scaffold.layouts import Layout
+from uniaudio.data.scaffold.train_test_split import IDENTIFIER, Division
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import UserError
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniaudio.data.audio import decode
+from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.clip_files import probe_seconds
 from uniaudio.data.conditions import KEY
 from uniaudio.data.encoded_audio import EncodedAudio
 from uniaudio.data.field_values import Classes

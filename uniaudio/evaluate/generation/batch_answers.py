@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from uniaudio.data.chat_format import ChatFormat
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.types import Batch
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.eval_examples import EvalExamples
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.template import Scoring, Template
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.predictions import (

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import torch
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.eval_examples import LONGEST_CLIP, EvalExamples, iterate_examples
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.template import JOINED_METRICS, Template
 from uniaudio.distributed import gather_objects, rank, world_size

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniaudio.data.audio_input import AudioInput, quantize_samples, read_samples
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length

@@ -1,19 +1,121 @@
-"""From the log-likelihoods of labels to probabilities, and to the figures of a closed set."""
+"""Figures of a closed set from the log-likelihoods of its labels: accuracy, mean average precision, calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, softmax
 
-from uniaudio.evaluate.metrics.average_precision import mean_average_precision, resample_precision
-from uniaudio.evaluate.metrics.calibration import calibration_error, compute_reliability
-from uniaudio.evaluate.metrics.intervals import Array, compute_interval, make_mean
+from uniaudio.evaluate.metrics.intervals import Array, Summed, compute_interval, make_mean
+from uniaudio.evaluate.metrics.text_metrics import average_present
+from uniaudio.extras import require_package
 
 TINY = 1e-15  # probabilities nearer to 0 or 1 have log-odds of 34.5 either way
+BINS = 15  # of equal width between 0 and 1, as Guo et al. 2017
+
+
+def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False) -> float:
+    """Return the mean over classes of the average precision: ``sum_n (R_n - R_(n-1)) P_n`` over falling thresholds.
+
+    Args:
+        scores: ``[N, K]``, any monotone function of the probabilities. truth: ``[N, K]`` of 0 and 1.
+        absent: count a class without positives as 0, as X-ARES does by its metric, rather than leave it out.
+
+    Returns:
+        0 where no class has a positive.
+
+    Raises:
+        UserError: when the package that computes it is not installed.
+    """
+    require_package("sklearn", "average precision")
+    # slow to import, and every training run would wait for it
+    from sklearn.metrics import average_precision_score
+
+    present = truth.any(0)
+    if not present.any():
+        return 0.0
+    each = average_precision_score(truth[:, present], scores[:, present], average=None)
+    return float(np.sum(each) / (truth.shape[1] if absent else present.sum()))
+
+
+def resample_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
+    """Return the mean average precision over the classes that occur in every resample ``[R]``.
+
+    ``AP = sum_i (recall_i - recall_(i-1)) * precision_i`` over the different scores from the highest on, as
+    scikit-learn has it; clips of equal score come together.
+
+    Args:
+        scores: ``[N, K]``, higher for what is likelier. truth: ``[N, K]``.
+        counts: ``[R, N]``: how often each clip counts in each of R resamples.
+    """
+    each = [average_precision(scores[:, k], truth[:, k], counts) for k in range(scores.shape[1])]
+    return average_present(np.stack(each, 1))
+
+
+def average_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
+    """Return the average precision of one class in every resample ``[R]``; not a number where it does not occur."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(
+        np.diff(scores[order], append=np.nan) != 0
+    )  # the last clip of every different score
+    weights = counts[:, order]
+    hits = np.cumsum(weights * truth[order], 1)[:, ends]
+    named = np.cumsum(weights, 1)[:, ends]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hit_share = hits / hits[:, -1:]
+        precision = np.where(named > 0, hits / named, 0.0)
+    return (np.diff(hit_share, prepend=0.0) * precision).sum(1)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Clips whose confidence lies above ``low`` and up to ``high``; the means are 0 where there are none."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def calibration_error(confidence: Array, right: NDArray[np.bool_]) -> Summed:
+    """Return the expected calibration error (Naeini et al. 2015; Guo et al. 2017, equation 3).
+
+    ``ECE = sum_b n_b / n * |accuracy_b - confidence_b|`` over bins of equal width.
+
+    Args:
+        confidence: ``[N]`` between 0 and 1: the probability of the answer that was given. right: ``[N]``.
+    """
+    place = find_bins(confidence)
+    rows = np.zeros((len(confidence), BINS, 3))
+    rows[np.arange(len(confidence)), place] = np.stack([np.ones_like(confidence), confidence, right], 1)
+
+    def value(sums: Array) -> Array:
+        counts, confident, correct = np.moveaxis(sums.reshape(len(sums), BINS, 3), 2, 0)
+        return np.abs(correct - confident).sum(1) / counts.sum(1)
+
+    return Summed(rows.reshape(len(rows), -1), value)
+
+
+def find_bins(confidence: Array) -> NDArray[np.int64]:
+    """Return the bin of every confidence: the first holds 0, each its upper end."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def compute_reliability(confidence: Array, right: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Return the bins of a reliability diagram, as plain values."""
+    place = find_bins(confidence)
+    rows = []
+    for index in range(BINS):
+        in_bin = place == index
+        count = int(in_bin.sum())
+        means = (float(x[in_bin].mean()) if count else 0.0 for x in (confidence, right.astype(np.float64)))
+        rows.append(asdict(Bin(index / BINS, (index + 1) / BINS, count, *means)))
+    return rows
 
 
 def compute_probabilities(log_likelihoods: Array, tokens: Sequence[int], likelihood: str) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uniaudio.evaluate.metrics.average_precision import mean_average_precision
+from uniaudio.evaluate.metrics.classification import mean_average_precision
 
 ProbeKind = Literal["linear", "mlp", "knn"]
 KINDS: tuple[ProbeKind, ...] = ("linear", "mlp", "knn")

@@ -1,25 +1,108 @@
-"""A suite on several models: scores of all tasks, averages, and what was measured on."""
+"""A suite on several models: the scores of all tasks by kind and protocol, their averages, and what was measured on.
+
+    average = sum_t w_t s_t / sum_t w_t
+
+over the tasks t that have a score by the probe, with s_t in [0, 1] and w_t the number of test clips of the task, unless
+the suite states another weight. X-ARES (arXiv 2505.16369) averages so, and UniWhisper (arXiv 2602.21772) reports a
+"normalised weighted average" over twenty tasks whose formula is not public; this one is our reading of it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
 from uniaudio.console import WorkProgress, format_number
 from uniaudio.data.audio import ADVICE
+from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
+from uniaudio.evaluate.probing.frame_probes import score_frames
+from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
 from uniaudio.evaluate.probing.suite import Suite
-from uniaudio.evaluate.probing.task_embeddings import Protocol, embed_task
-from uniaudio.evaluate.probing.task_rows import TaskRows, hash_contents, read_task
-from uniaudio.evaluate.probing.task_scores import ProbeScores, score_task
-from uniaudio.evaluate.probing.text_model import TextModel
-from uniaudio.evaluate.probing.weighted_average import TaskWeight, average_scores
+from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, embed_task, encode_task
+from uniaudio.evaluate.probing.task_rows import Indices, TaskRows, hash_contents, read_task
+from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
+
+ProbeScores = dict[str, dict[str, float]]  # probe -> mean and std
+DOMAINS = ("speech", "sound", "music")
+Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -> model -> probe -> mean, std
+
+
+def score_task(
+    rows: TaskRows,
+    embedded: Embedded,
+    rate: float,
+    protocol: Protocol,
+    seeds: int,
+    reader: TextModel | None = None,
+) -> ProbeScores:
+    """Probe one layer of one model on one task: ``{probe: {"mean", "std"}}``, all scores in [0, 1].
+
+    Args:
+        rate: frames per second of the encoder, for events. reader: for retrieval.
+    """
+    if rows.task.kind == "frame":
+        return score_frames(rows, embedded, rate, protocol, seeds)
+    if rows.task.kind == "retrieval":
+        assert reader is not None, "a suite with retrieval tasks names a text model"
+        return score_retrieval(rows, embedded, reader, protocol, seeds)
+    targets = build_class_targets(rows)
+    if protocol == "masked":
+        folds = [build_fold(embedded, targets, trial.train, trial.test) for trial in rows.trials]
+        return probe_folds(folds, len(rows.classes), seeds, kinds=rows.task.kinds)
+    chosen = []
+    for trial in rows.trials:
+        fold = build_fold(embedded, targets, trial.train, trial.test)
+        valid = embedded.pieces_of(trial.test if trial.valid is None else trial.valid)
+        chosen.append(XaresFold(fold, embedded.values[valid], targets[embedded.owner[valid]]))
+    return score_xares_folds(
+        chosen, len(rows.classes), seeds, rows.task.epochs, rows.task.batch, rows.task.kinds
+    )
+
+
+def probe_held(
+    encoder: AudioEncoder, tasks: Sequence[TaskRows], seeds: int, kinds: Sequence[ProbeKind] = KINDS
+) -> dict[str, ProbeScores]:
+    """Probe an encoder on tasks whose clips are held in memory, by these kinds of probes; nothing is kept on disk.
+
+    Returns:
+        The scores by the name of the task.
+    """
+    scores = {}
+    for rows in tasks:
+        (embedded,), _ = encode_task(encoder, rows, "masked")
+        task = rows.task.model_copy(update={"probes": tuple(kinds)})
+        scores[rows.name] = score_task(
+            replace(rows, task=task), embedded, encoder.frame_rate, "masked", seeds
+        )
+    return scores
+
+
+def build_class_targets(rows: TaskRows) -> Tensor:
+    """Return the class index of every row ``[N]`` int64, or its classes ``[N, K]`` float32 of 0 and 1."""
+    index = rows.class_index()
+    if rows.task.kind == "clip":
+        return torch.tensor([index[label] for label in rows.answers])
+    targets = torch.zeros(len(rows.answers), len(index))
+    for row, labels in enumerate(rows.answers):
+        targets[row, [index[label] for label in labels]] = 1.0
+    return targets
+
+
+def build_fold(embedded: Embedded, targets: Tensor, train: Indices, test: Indices) -> Fold:
+    """Return the pieces of the rows that train and test, each with the target of its row."""
+    parts = [embedded.pieces_of(rows) for rows in (train, test)]
+    (train_x, train_y), (test_x, test_y) = (
+        (embedded.values[pieces], targets[embedded.owner[pieces]]) for pieces in parts
+    )
+    return Fold(train_x, train_y, test_x, test_y)
 
 
 def read_tasks(suite: Suite) -> list[TaskRows]:
@@ -121,3 +204,62 @@ def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[st
         "data_sha256": data_sha256,
         "license": rows.card.license or None,
     }
+
+
+@dataclass(frozen=True)
+class TaskWeight:
+    """What a task counts, and in which averages: its domain, whether everybody can repeat it, and whether its set was
+    kept out of training.
+    """
+
+    weight: float
+    domain: str | None
+    private: bool = False
+    unseen: bool = False
+
+
+def average_with_weights(scores: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the mean of scores in [0, 1] by positive weights.
+
+    Raises:
+        ValueError: when there is none, or one lies outside of [0, 1].
+    """
+    if not scores:
+        raise ValueError("there are no scores to average")
+    if not all(0 <= score <= 1 for score in scores):
+        raise ValueError(f"scores must lie in [0, 1], got {list(scores)}")
+    total = sum(weights)
+    return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / total
+
+
+def average_scores(
+    scores: Scores, task_weights: Mapping[str, TaskWeight]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the averages by model and probe: ``{model: {probe: {"all", "speech", "sound", "music", "public"}}}``.
+
+    A part without scores is left out. "public" is there where a suite has private tasks: the average over the others;
+    "trained" and "unseen" where it has sets that were kept out of training.
+    """
+    with_unseen = any(weight.unseen for weight in task_weights.values())
+    with_private = any(weight.private for weight in task_weights.values())
+    averages: dict[str, dict[str, dict[str, float]]] = {}
+    for model in {model: None for models in scores.values() for model in models}:
+        probes = {probe: None for models in scores.values() for probe in models.get(model, {})}
+        averages[model] = {}
+        for probe in probes:
+            scored = [task for task, models in scores.items() if probe in models.get(model, {})]
+            parts = {"all": scored}
+            parts |= {d: [task for task in scored if task_weights[task].domain == d] for d in DOMAINS}
+            if with_private:
+                parts["public"] = [task for task in scored if not task_weights[task].private]
+            for part in ("trained", "unseen") if with_unseen else ():
+                parts[part] = [task for task in scored if task_weights[task].unseen == (part == "unseen")]
+            averages[model][probe] = {
+                part: average_with_weights(
+                    [scores[task][model][probe]["mean"] for task in tasks],
+                    [task_weights[task].weight for task in tasks],
+                )
+                for part, tasks in parts.items()
+                if tasks
+            }
+    return averages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,36 @@ def cut_into_chunks(audio: Ragged, reach: int) -> Ragged:
     """Cut clips longer than ``reach`` samples; the samples stay where they are, only the lengths change."""
     lengths = [chunk for samples in audio.lengths.tolist() for chunk in list_chunk_lengths(samples, reach)]
     return audio.with_lengths(torch.tensor(lengths, dtype=torch.int64))
+
+
+def cut_overlapping(
+    waves: Ragged, per_chunk: int, num_frames: Callable[[int], int], stride: int, field: int
+) -> Ragged:
+    """Cut clips into chunks of ``per_chunk`` frames that overlap by what a frame reaches beyond its stride.
+
+    So the chunks of a clip have as many frames together as the clip in one piece. What is too short for one frame gets
+    silence behind it.
+
+    Args:
+        num_frames: of a clip of so many samples. stride: samples from frame to frame. field: samples of one frame.
+    """
+    step = per_chunk * stride
+    begins, lengths, wanted = [], [], []
+    for offset, samples in zip(waves.offsets.tolist(), waves.lengths.tolist(), strict=False):
+        frames = num_frames(samples)
+        for first in range(0, frames, per_chunk):
+            begin = first // per_chunk * step
+            last = first + per_chunk >= frames
+            length = samples - begin if last else step + field - stride
+            begins.append(offset + begin)
+            lengths.append(length)
+            wanted.append(max(length, field))
+    sizes, real = torch.tensor(wanted), torch.tensor(lengths)
+    index = Ragged.index_slices(torch.tensor(begins), real)
+    place = Ragged.index_slices(Ragged.find_row_starts(sizes), real)
+    index, place = (x.to(waves.device, non_blocking=True) for x in (index, place))
+    values = waves.values.new_zeros(int(sizes.sum())).index_copy(0, place, waves.values[index])
+    return Ragged(values, sizes)
 
 
 def keep_first(frames: Ragged, kept: Tensor) -> Ragged:

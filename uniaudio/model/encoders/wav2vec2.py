@@ -17,7 +17,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import convert_to_float
+from uniaudio.model.encoders.chunking import convert_to_float, cut_overlapping
 from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
 from uniaudio.model.encoders.weights import (
     RANDOM,
@@ -91,7 +91,8 @@ class WaveAudioEncoder(AudioEncoder):
         waves = audio.with_values(convert_to_float(audio.values))
         if self.normalize:
             waves = normalize_rows(waves)
-        features = self.convolve(self.cut(waves))
+        chunks = cut_overlapping(waves, self.per_chunk, self.num_frames, self.stride, self.field)
+        features = self.convolve(chunks)
         projected = self.model.feature_projection(features.values[None])
         hidden = (projected[0] if isinstance(projected, tuple) else projected)[0]
         states = self.transform(features.with_values(hidden), layers)
@@ -101,26 +102,6 @@ class WaveAudioEncoder(AudioEncoder):
     def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips of at most one chunk, see ``AudioEncoder``."""
         return encode_wave_padded(self, samples, lengths)
-
-    def cut(self, waves: Ragged) -> Ragged:
-        """Cut clips into overlapping chunks of ``per_chunk`` frames; what is too short for one frame gets silence."""
-        step = self.per_chunk * self.stride
-        begins, lengths, wanted = [], [], []
-        for offset, samples in zip(waves.offsets.tolist(), waves.lengths.tolist(), strict=False):
-            frames = self.num_frames(samples)
-            for first in range(0, frames, self.per_chunk):
-                begin = first // self.per_chunk * step
-                last = first + self.per_chunk >= frames
-                length = samples - begin if last else step + self.field - self.stride
-                begins.append(offset + begin)
-                lengths.append(length)
-                wanted.append(max(length, self.field))
-        sizes, real = torch.tensor(wanted), torch.tensor(lengths)
-        index = Ragged.index_slices(torch.tensor(begins), real)
-        place = Ragged.index_slices(Ragged.find_row_starts(sizes), real)
-        index, place = (x.to(waves.device, non_blocking=True) for x in (index, place))
-        values = waves.values.new_zeros(int(sizes.sum())).index_copy(0, place, waves.values[index])
-        return Ragged(values, sizes)
 
     def convolve(self, waves: Ragged) -> Ragged:
         """Run the convolutions over all chunks in one buffer and pick every chunk's own frames ``[A, conv]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uniaudio.tiny.muon import Muon, orthogonalize
+from uniaudio.tiny.pretrain import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (40, 16), (16, 40)])

@@ -10,7 +10,7 @@ from torch import nn
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.card_file import Load
-from uniaudio.evaluate.probing.retrieval import (
+from uniaudio.evaluate.probing.retrieval_probes import (
     LinearPairing,
     RetrievalTask,
     XaresPairing,

@@ -1,24 +1,81 @@
-"""Retrieval probes: which of all texts belongs to a clip, and which of all clips to a text."""
+"""Retrieval probes: which of all texts belongs to a clip, and the other way; a frozen text model reads the texts."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer
 
+from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
-from uniaudio.evaluate.probing.text_model import TextModel
-from uniaudio.evaluate.probing.xares_training import score_over_seeds, train_sgd_probe
+from uniaudio.evaluate.probing.xares import score_over_seeds, train_sgd_probe
+from uniaudio.model.encoders.weights import read_stock_config
 from uniaudio.ragged import Ragged
 
 TEMPERATURE = 0.07  # at the start; learned
 WIDTH = 256  # of the space in which ours compares
 XARES_WIDTH = 1024  # of everything in X-ARES's
+BATCH = 64  # texts read at a time, of similar length
+
+
+class TextModel:
+    """A tokenizer and, when vectors are asked for, its model.
+
+    Args:
+        path: folder, or name on the Hub.
+
+    Raises:
+        UserError: when there is no such folder, or no tokenizer in it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+            raise UserError(f"text_model: there is no folder {path}")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as problem:
+            raise UserError(
+                f"text_model: {path} holds no tokenizer that can be read ({problem})"
+            ) from problem
+
+    def ids(self, texts: Sequence[str]) -> Ragged:
+        """Return the token ids of texts, special tokens of the model included: ``[T_total]`` int64."""
+        limit = min(self.tokenizer.model_max_length, 512)
+        token_ids = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+        return Ragged.from_rows([torch.tensor(ids, dtype=torch.int64) for ids in token_ids])
+
+    @torch.no_grad()
+    def vectors(self, texts: Sequence[str]) -> Tensor:
+        """Return the mean of the last hidden states over the tokens of each text: ``[T, D]`` float32.
+
+        Raises:
+            UserError: when the weights cannot be read.
+        """
+        try:
+            model = AutoModel.from_pretrained(
+                self.path, config=read_stock_config(self.path), trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError) as problem:
+            raise UserError(f"text_model: {self.path} cannot be loaded ({problem})") from problem
+        model = model.eval().float()
+        ids = self.ids(texts)
+        order = ids.lengths.argsort(stable=True)
+        vectors: list[Tensor] = []
+        for chosen in order.split(BATCH):
+            part = ids.select(chosen)
+            padded, mask = part.pad()  # what is padded with does not matter: it is masked
+            states = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+            vectors.extend((states * mask[..., None]).sum(1) / part.lengths[:, None])
+        return torch.stack(vectors)[order.argsort()]
 
 
 class Pairing(nn.Module):

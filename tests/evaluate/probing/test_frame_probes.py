@@ -9,7 +9,7 @@ from torch import nn
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.card_file import Load
-from uniaudio.evaluate.probing.frame_probe import FrameTask, score_frames
+from uniaudio.evaluate.probing.frame_probes import FrameTask, score_frames
 from uniaudio.evaluate.probing.suite import FrameFile, TaskFile
 from uniaudio.evaluate.probing.task_answers import Event
 from uniaudio.evaluate.probing.task_embeddings import Embedded

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from uniaudio.build.recipe import open_recipe
+from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.commands.data_stats import show_stats
 from uniaudio.commands.preview import preview
 from uniaudio.errors import UserError

@@ -1,4 +1,4 @@
-"""Sounds in time: targets and guesses by frame, and how well they agree by segment or by onset.
+"""Probes of single frames: which sounds are active when, and how well guesses agree by segment or by onset.
 
 Segment-based F1 and event-based F1 are those of Mesaros, Heittola and Virtanen (Metrics for Polyphonic Sound Event
 Detection, 2016); the second with onsets alone, as in note transcription.
@@ -10,9 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from uniaudio.evaluate.probing.task_answers import Event
+from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
+from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.xares import build_linear_probe, score_over_seeds, train_sgd_probe
+from uniaudio.ragged import Ragged
 
 SLACK = 1e-9  # times that should be equal differ by rounding: 0.9 s are three segments of 0.3 s, not 2.9999
 
@@ -122,3 +129,79 @@ def compute_onset_f1(
         counts = counts.sum(1, keepdims=True)
     pairs, there, guessed = counts[:, counts[1] > 0]
     return float((2 * pairs / (there + guessed)).mean()) if len(there) else 0.0
+
+
+class FrameTask:
+    """The frames of one task with their targets.
+
+    Args:
+        rate: frames per second. protocol: under "xares" the frames are those of padded batches, targets and segments
+            are counted as X-ARES does, and the best epoch is chosen; see ``events``.
+    """
+
+    def __init__(self, rows: TaskRows, embedded: Embedded, rate: float, protocol: Protocol) -> None:
+        self.rows, self.rate, self.protocol = rows, rate, protocol
+        self.frames = Ragged(embedded.values, embedded.lengths)
+        self.classes = rows.class_index()
+        touched = protocol == "masked"
+        self.active = [
+            build_frame_targets(events, count, rate, self.classes, touched)
+            for events, count in zip(rows.answers, embedded.lengths.tolist(), strict=True)
+        ]
+        self.targets = torch.from_numpy(np.concatenate(self.active))
+
+    def loss(self, probe: nn.Module, clips: Tensor) -> Tensor:
+        """Return the binary cross-entropy over frames and classes of some clips: scalar."""
+        weight = torch.tensor(self.rows.task.frame.positive_weight)
+        logits = probe(self.frames.select(clips).values.float())
+        targets = self.frames.with_values(self.targets).select(clips).values.float()
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
+
+    @torch.no_grad()
+    def score(self, probe: nn.Module, clips: Indices) -> float:
+        """Return the task's F1 over some clips; a class is guessed where its probability is over a half."""
+        settings = self.rows.task.frame
+        chosen = self.frames.select(torch.from_numpy(clips))
+        guesses: list[Active] = [(probe(frames.float()) > 0).numpy() for frames in chosen.rows()]
+        events = [self.rows.answers[clip] for clip in clips]
+        if settings.metric == "onset_f1":
+            onsets = [find_onsets(guess, self.rate) for guess in guesses]
+            return compute_onset_f1(events, onsets, self.classes, settings.collar, settings.average)
+        if self.protocol == "xares":
+            pooled = [pool_whole_segments(guess, self.rate, settings.resolution) for guess in guesses]
+            truth = [pool_whole_segments(self.active[c], self.rate, settings.resolution) for c in clips]
+        else:
+            pooled = [frames_to_segments(guess, self.rate, settings.resolution) for guess in guesses]
+            truth = [
+                events_to_segments(labels, len(guess), settings.resolution, self.classes)
+                for labels, guess in zip(events, pooled, strict=True)
+            ]
+        return compute_f1(np.concatenate(truth), np.concatenate(pooled), settings.average)
+
+
+def score_frames(
+    rows: TaskRows, embedded: Embedded, rate: float, protocol: Protocol, seeds: int
+) -> dict[str, dict[str, float]]:
+    """Train LayerNorm + Linear on single frames and return ``{"linear": {"mean", "std"}}``, the mean over folds.
+
+    Clips are drawn in batches; the loss is the mean over their frames. ``std`` is over seeds.
+    """
+    data = FrameTask(rows, embedded, rate, protocol)
+    return score_over_seeds(lambda number: score_frame_trial(data, number), len(rows.trials), seeds)
+
+
+def score_frame_trial(data: FrameTask, number: int) -> float:
+    """Train and test the probe of one trial; random numbers come from torch's own generator."""
+    trial, task = data.rows.trials[number], data.rows.task
+    probe = build_linear_probe(data.frames.values.shape[1], len(data.classes))
+    train = torch.from_numpy(trial.train)
+    chooses = trial.test if trial.valid is None else trial.valid
+    train_sgd_probe(
+        probe,
+        len(train),
+        task.epochs,
+        task.batch,
+        lambda clips: data.loss(probe, train[clips]),
+        (lambda: data.score(probe, chooses)) if data.protocol == "xares" else None,
+    )
+    return data.score(probe, trial.test)

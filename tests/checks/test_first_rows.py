@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 import yaml
 
-from uniaudio.checks.recipe import check_entry
+from uniaudio.checks.first_rows import check_entry
 from uniaudio.data.card import load_card
 from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.data.template import load_template

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.evaluate.metrics.average_precision import mean_average_precision
+from uniaudio.evaluate.metrics.classification import mean_average_precision
 
 
 def average_precision(scores, truth):

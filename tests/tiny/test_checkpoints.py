@@ -5,7 +5,7 @@ from transformers import WhisperConfig
 
 from uniaudio.model.encoders.whisper import load_whisper
 from uniaudio.ragged import Ragged
-from uniaudio.tiny.whisper import save_miniature_whisper
+from uniaudio.tiny.checkpoints import save_miniature_whisper
 
 
 def test_it_loads_as_any_whisper_folder(tmp_path):

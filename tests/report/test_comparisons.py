@@ -2,7 +2,9 @@
 
 from helpers.runs import folder_results
 
-from uniaudio.report.changes import (
+from uniaudio.report.scores import read_scores
+from uniaudio.report.significance import (
+    Comparison,
     ScoreChange,
     TaskChange,
     compare_answer_sets,
@@ -10,8 +12,6 @@ from uniaudio.report.changes import (
     summarize_changes,
     summarize_loss,
 )
-from uniaudio.report.scores import read_scores
-from uniaudio.report.significance import Comparison
 
 
 def change(task, delta, verdict, what="linear probe"):

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.tiny.synthetic_clips import LONGEST_CLIP, NOISE, draw_silent_tokens, stretch_tokens
+from uniaudio.tiny.curriculum import LONGEST_CLIP, NOISE, draw_silent_tokens, stretch_tokens
 
 BLANK = 0
 answers = st.lists(st.integers(1, 9), min_size=1, max_size=40)

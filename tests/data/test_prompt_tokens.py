@@ -10,9 +10,9 @@ import torch
 from tokenizers import AddedToken, normalizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from uniaudio.data.chat_format import ChatFormat
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.jinja import Wording
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import Example
 
@@ -208,7 +208,7 @@ def test_a_text_far_above_the_limit_is_not_tokenized(chat_tokenizer, monkeypatch
 
 
 def test_only_so_many_ids_are_remembered(chat_tokenizer, monkeypatch):
-    monkeypatch.setattr("uniaudio.data.chat_format.REMEMBERED", 50)
+    monkeypatch.setattr("uniaudio.data.prompt_tokens.REMEMBERED", 50)
     format = ChatFormat(chat_tokenizer)
     answers = [format.answer(f"tone {i}") for i in range(100)]
     assert len(format.known) < 50
