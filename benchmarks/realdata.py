@@ -27,7 +27,7 @@ from uniaudio.config.path_variables import real_root
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.references import read_references
+from uniaudio.evaluate.probing.suite_table import read_references
 from uniaudio.evaluate.probing.task_embeddings import Protocol
 
 FILES = {"masked": "probes.json", "xares": "probes_xares.json"}

@@ -26,7 +26,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.path_variables import real_root
 from uniaudio.config.run_files import load_run
-from uniaudio.evaluate.probing.references import read_references
+from uniaudio.evaluate.probing.suite_table import read_references
 from uniaudio.tiny.checkpoints import save_miniature_whisper
 
 PROBED = ("esc10", "fsdd_digits")

@@ -44,7 +44,7 @@ from uniaudio.config.path_variables import real_root
 from uniaudio.config.records import build
 from uniaudio.data.card import load_card
 from uniaudio.errors import UserError
-from uniaudio.evaluate.metrics.normalize import normalize_text
+from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import error_rate
 from uniaudio.evaluate.probing.suite import TaskFile
 from uniaudio.evaluate.probing.suite_run import score_task

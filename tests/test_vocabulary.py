@@ -79,9 +79,7 @@ SHARED_NAMES = frozenset(  # the same name in two folders, each of which says wh
         "fusion.py",
         "limits.py",
         "page.py",
-        "recipe.py",
         "stages.py",
-        "whisper.py",
     ]
 )
 DEFINED_TWICE = frozenset(  # one for each benchmark suite; HEAR names the function that it calls
@@ -90,17 +88,13 @@ DEFINED_TWICE = frozenset(  # one for each benchmark suite; HEAR names the funct
 SHORT = frozenset(  # one idea each, with one user
     [
         "build/run_config.py",
-        "data/encoded_audio.py",
         "estimate/flops.py",
         "export/hear_encoder.py",
         "export/xares_encoder.py",
         "export/xares_llm_encoder.py",
         "model/shared_prefix.py",
         "serve/spectrogram.py",
-        "tiny/pretrain.py",
-        "tiny/curriculum.py",
         "train/auxiliary_losses.py",
-        "train/periodic_evaluation.py",
         "train/oom.py",
         "train/signals.py",
     ]

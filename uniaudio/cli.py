@@ -15,7 +15,7 @@ from uniaudio import __version__
 from uniaudio.cli_panels import data_panel, evaluate_panel, train_panel, use_panel
 from uniaudio.console import silence_known_warnings
 from uniaudio.errors import LostProcessError, UserError
-from uniaudio.orphans import leave_message
+from uniaudio.launched_processes import leave_message
 
 app = typer.Typer(
     name="uniaudio",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from uniaudio.distributed import LaunchStore
 from uniaudio.errors import LostProcessError, UserError, escape_text, read_first_line
-from uniaudio.orphans import leave_message
+from uniaudio.launched_processes import leave_message
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0  # without a beat until a machine counts as gone; a short cut is no loss

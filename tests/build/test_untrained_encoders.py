@@ -7,7 +7,7 @@ from helpers.runs import write_run, write_weights
 
 from uniaudio.build.untrained_encoders import add_references, find_reference
 from uniaudio.config.strict_yaml import dump_yaml
-from uniaudio.evaluate.probing.references import Reference
+from uniaudio.evaluate.probing.suite_table import Reference
 from uniaudio.tiny.checkpoints import save_miniature_whisper
 
 

@@ -19,7 +19,7 @@ from uniaudio.commands.launch import Machines, find_launch_file, launch_training
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.errors import UserError
-from uniaudio.orphans import leave_message
+from uniaudio.launched_processes import leave_message
 
 
 @pytest.fixture

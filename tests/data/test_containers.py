@@ -13,7 +13,7 @@ from uniaudio.data.audio import ANTI_PHASE, CLIPPED, decode, parse_plain_wave
 from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.containers import flac, mpeg
 from uniaudio.data.encoded_audio import FilePart, encode_samples
-from uniaudio.data.sources.row_audio import parse_audio
+from uniaudio.data.sources.audio_columns import parse_audio
 from uniaudio.errors import RowError
 
 RATE = 16000

@@ -22,11 +22,10 @@ from uniaudio.commands.data_stats import measure_entry
 from uniaudio.commands.preview import show_row
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import make_loader
-from uniaudio.data.long_clips import LongClips, list_window_spans
+from uniaudio.data.long_clips import LongClips, cut_long_clips, list_window_spans
 from uniaudio.data.mixture import Mixture, StreamState
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.row_clips import cut_long_clips
 from uniaudio.data.sampler import IndexedCursor, Mark, ShardCursor, WindowCursor
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.source_kinds import open_source

@@ -14,10 +14,10 @@ from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
 from helpers.resuming import check_places
 
 from uniaudio.data.audio import decode
+from uniaudio.data.sources.audio_columns import parse_audio, parse_seconds
 from uniaudio.data.sources.base import BrokenShardError, Place, Row
 from uniaudio.data.sources.in_memory import make_unique
 from uniaudio.data.sources.paths import expand_braces
-from uniaudio.data.sources.row_audio import parse_audio, parse_seconds
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 

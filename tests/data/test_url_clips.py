@@ -9,9 +9,9 @@ import soundfile
 from helpers.files import card
 from helpers.range_server import serve_ranges
 
-from uniaudio.data.long_clips import LongClips
-from uniaudio.data.row_clips import cut_long_clips, decode_clips, read_row_seconds
+from uniaudio.data.long_clips import LongClips, cut_long_clips, read_row_seconds
 from uniaudio.data.sources import url_clips
+from uniaudio.data.sources.base import decode_clips
 from uniaudio.data.sources.http import VERSIONS
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.sources.url_clips import OPENED, UrlClip, call_patiently, shrink_cache

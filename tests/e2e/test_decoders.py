@@ -15,7 +15,7 @@ from uniaudio.commands.preview import preview
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.evaluate.generation.batch_answers import generate
+from uniaudio.evaluate.generation.generated_answers import generate
 from uniaudio.model.lora import merge_lora
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.reading import load_checkpoint

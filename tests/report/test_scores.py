@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.references import Reference
+from uniaudio.evaluate.probing.suite_table import Reference
 from uniaudio.report.scores import (
     Score,
     ScoreTable,

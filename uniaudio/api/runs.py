@@ -27,7 +27,7 @@ from uniaudio.config.trust import Trust
 from uniaudio.data.audio_input import AudioInput
 from uniaudio.distributed import barrier, shutdown_process_group
 from uniaudio.errors import UserError, require_number
-from uniaudio.orphans import end_with_parent, is_launched
+from uniaudio.launched_processes import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
 from uniaudio.run_records import read_metrics
 from uniaudio.train.checkpoint.folders import is_complete, list_step_folders

@@ -14,9 +14,9 @@ from rich.table import Table
 from uniaudio.console import WorkProgress
 from uniaudio.data.column_names import IDS, simplify_name
 from uniaudio.data.encoded_audio import FilePart
+from uniaudio.data.long_clips import read_row_seconds
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
-from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.text_rows import read_text_rows
 from uniaudio.errors import RowError, UserError, escape_text

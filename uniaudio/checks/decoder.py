@@ -13,10 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_markup import TRANSCRIPT
+from uniaudio.data.long_clips import read_row_seconds
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import open_entry
-from uniaudio.data.row_clips import read_row_seconds
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit

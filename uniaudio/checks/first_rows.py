@@ -12,12 +12,11 @@ from statistics import fmean
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.audio import ADVICE
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.long_clips import LongClips
+from uniaudio.data.long_clips import LongClips, read_row_seconds
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
-from uniaudio.data.row_clips import decode_clips, read_row_seconds
 from uniaudio.data.segment import list_unused_time_columns
-from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.base import Row, decode_clips
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import JOINED_METRICS, Template
 from uniaudio.errors import RowError, UserError

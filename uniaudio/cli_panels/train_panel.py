@@ -36,7 +36,7 @@ def train(
     Writes: the run folder (output_dir) with config.yaml, metrics.jsonl, skipped.jsonl, tensorboard/ and checkpoints/.
     Prints: loss, learning rate and throughput every train.log_every steps. Exit code 75: stopped early, use --resume.
     """
-    from uniaudio.orphans import end_with_parent, is_launched, leave_launcher_group
+    from uniaudio.launched_processes import end_with_parent, is_launched, leave_launcher_group
 
     leave_launcher_group()
     if is_launched():  # before the slow imports, in which a launcher may die

@@ -9,7 +9,7 @@ from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.audio_input import AudioInput
 from uniaudio.errors import UserError
-from uniaudio.evaluate.generation.single_question import (
+from uniaudio.evaluate.generation.generated_answers import (
     answer_all,
     answer_question,
     read_clip,

@@ -28,9 +28,8 @@ from uniaudio.data.jinja import Text
 from uniaudio.data.labels import describe_card_labels, describe_line_labels
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, EvalEntry
-from uniaudio.data.row_clips import decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.base import Row, decode_clips
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, escape_text
 from uniaudio.types import SAMPLE_RATE

@@ -19,9 +19,8 @@ from uniaudio.checks.first_rows import note_odd_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console
-from uniaudio.data.long_clips import LongClips
+from uniaudio.data.long_clips import LongClips, list_piece_spans, list_training_pieces, read_row_seconds
 from uniaudio.data.recipe_entries import Entry, open_entry
-from uniaudio.data.row_clips import list_piece_spans, list_training_pieces, read_row_seconds
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError

@@ -24,7 +24,7 @@ from uniaudio.demo.corpus import QUICK, Sizes, build_corpus
 from uniaudio.demo.project_files import prepare_folder, write_files
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table
-from uniaudio.evaluate.generation.single_question import answer_question
+from uniaudio.evaluate.generation.generated_answers import answer_question
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import build_suite_tables

@@ -24,7 +24,7 @@ from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.console import announce
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import require_package
-from uniaudio.orphans import LAUNCH_COMMAND, MESSAGES
+from uniaudio.launched_processes import LAUNCH_COMMAND, MESSAGES
 from uniaudio.train.checkpoint.folders import refuse_begun_run
 from uniaudio.train.engines.precision import refuse_other_precision
 from uniaudio.train.signals import CONTINUE_LATER, restore_handlers

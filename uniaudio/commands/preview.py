@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 from uniaudio.build.recipe_of_run import OpenedRecipe, open_recipe
 from uniaudio.console import make_console
 from uniaudio.data.chat_markup import ChatMarkup
+from uniaudio.data.long_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe_entries import Entry
-from uniaudio.data.row_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text

@@ -15,10 +15,9 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, parse_folders
-from uniaudio.evaluate.probing.references import REFERENCES
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
-from uniaudio.evaluate.probing.suite_table import build_suite_tables
+from uniaudio.evaluate.probing.suite_table import REFERENCES, build_suite_tables
 from uniaudio.evaluate.probing.task_embeddings import Protocol
 from uniaudio.report.scores import FINGERPRINTS
 

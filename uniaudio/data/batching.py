@@ -35,7 +35,7 @@ class PlannedRow:
     questions: tuple[tuple[str, Rendered], ...]
 
 
-def compute_cost(
+def compute_row_cost(
     mixture: Mixture, seconds: float, clips: Sequence[int], questions: Sequence[Rendered]
 ) -> float:
     """Return the share of a micro-batch's budget that a row takes: the larger one of encoder and decoder.

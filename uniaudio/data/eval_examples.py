@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from uniaudio.data.long_clips import cut_long_clips
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe_entries import EvalEntry, open_entry
-from uniaudio.data.row_clips import cut_long_clips, decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import IndexedSource, Row, Source
+from uniaudio.data.sources.base import IndexedSource, Row, Source, decode_clips
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 

@@ -19,13 +19,12 @@ from uniaudio.data.batching import PlannedRow
 from uniaudio.data.collate import collate
 from uniaudio.data.mixture import Mixture, PlannedBatch, StreamState
 from uniaudio.data.permutation import hash_parts
-from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import ShardedSource
+from uniaudio.data.sources.base import ClipSamples, ShardedSource, decode_clips
 from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.feature_cache import FeatureStore, look_up_frames
-from uniaudio.orphans import end_with_parent
+from uniaudio.launched_processes import end_with_parent
 from uniaudio.types import Batch, Example
 
 Mask = tuple[int, int, int, int]

@@ -15,13 +15,12 @@ from functools import cached_property, partial
 from typing import Any
 
 from uniaudio.config.limits import MAX_TEXT_TOKENS
-from uniaudio.data.batching import PlannedRow, compute_cost, make_micro_batches
-from uniaudio.data.long_clips import LongClips
+from uniaudio.data.batching import PlannedRow, compute_row_cost, make_micro_batches
+from uniaudio.data.long_clips import LongClips, cut_long_clips, measure_clips
 from uniaudio.data.permutation import count_draws_before, derive_phase, hash_parts, make_row_rng
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry
-from uniaudio.data.row_clips import cut_long_clips, measure_clips
 from uniaudio.data.sampler import Cut, IndexedCursor, Mark, ShardCursor, WindowCursor
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.skipped_rows import Skip
@@ -282,7 +281,7 @@ class LogicalStream:
                 skips.append(Skip.of(name, row.key, problem))
         if not questions:
             return []
-        cost = compute_cost(self.mixture, sum(seconds), clips, [rendered for _, rendered in questions])
+        cost = compute_row_cost(self.mixture, sum(seconds), clips, [rendered for _, rendered in questions])
         return [PlannedRow(index, k, row, sum(seconds), cost, tuple(questions))]
 
     def fit_clips(self, index: int, entry: Entry, k: int, row: Row) -> tuple[Row, list[float]]:

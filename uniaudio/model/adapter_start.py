@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import GroupingAdapter
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.fusion.feature_scale import fit_scale
+from uniaudio.model.fusion.encoder import fit_scale
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from uniaudio.config.fusion import WCCN
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.fusion.encoder import CompositeEncoder
-from uniaudio.model.fusion.feature_scale import fit_scale
+from uniaudio.model.fusion.encoder import CompositeEncoder, fit_scale
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch
 

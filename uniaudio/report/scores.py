@@ -9,7 +9,7 @@ from typing import Any
 
 from uniaudio.config.model_spec import split_options
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.references import (
+from uniaudio.evaluate.probing.suite_table import (
     AS_TRAINED,
     AT_BEST,
     REFERENCES,

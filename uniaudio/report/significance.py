@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from uniaudio.data.template import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
-from uniaudio.evaluate.metrics.normalize import normalize_text
+from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
 from uniaudio.report.scores import PROBES, ScoreTable
 

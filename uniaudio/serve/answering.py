@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uniaudio.build.model import LoadedModel
 from uniaudio.data.collate import collate_prompts
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.generation.single_question import answer_samples, split_question
+from uniaudio.evaluate.generation.generated_answers import answer_samples, split_question
 from uniaudio.evaluate.metrics.classification import compute_probabilities
 from uniaudio.ragged import Ragged
 from uniaudio.serve.limits import Limits, decode_upload, limit_time

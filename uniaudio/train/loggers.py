@@ -16,7 +16,7 @@ from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from uniaudio.config.run import RunConfig
 from uniaudio.console import WorkProgress, format_duration, format_number, make_console
 from uniaudio.errors import UserError
-from uniaudio.orphans import LAUNCH_COMMAND, is_launched
+from uniaudio.launched_processes import LAUNCH_COMMAND, is_launched
 from uniaudio.run_records import is_count, parse_record
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.train.trackers import ExperimentTrackers, flatten_numbers, list_tracker_names

@@ -15,8 +15,7 @@ from rich.console import Console
 from uniaudio.commands.data_import import import_data
 from uniaudio.data.importers.base import make_name, name_splits
 from uniaudio.data.prompt_tokens import ChatFormat
-from uniaudio.data.row_clips import decode_clips
-from uniaudio.data.sources.base import Row
+from uniaudio.data.sources.base import Row, decode_clips
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 

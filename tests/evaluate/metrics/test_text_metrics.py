@@ -17,7 +17,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
-from uniaudio.evaluate.metrics.normalize import normalize_challenge_text, normalize_text
+from uniaudio.evaluate.metrics.normalization import normalize_challenge_text, normalize_text
 from uniaudio.evaluate.metrics.scoring import is_right, measure_metric, measure_with_companions
 from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
 from uniaudio.evaluate.metrics.tokenization import separate_units

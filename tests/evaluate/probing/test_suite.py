@@ -17,7 +17,7 @@ from uniaudio.commands import probe as probing
 from uniaudio.commands.probe import run_probe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
-from uniaudio.data.row_clips import decode_clips
+from uniaudio.data.sources.base import decode_clips
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings

@@ -15,7 +15,7 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.base import entropy
 from uniaudio.model.fusion.encoder import scale_streams
-from uniaudio.model.fusion.routers import smooth_weights
+from uniaudio.model.fusion.mowe import smooth_weights
 from uniaudio.model.fusion_start import start_fusion
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses

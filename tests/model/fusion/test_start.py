@@ -6,8 +6,7 @@ from helpers.fusion_operators import DIM, DIMS, MAKE, NAMES, streams
 from torch.nn import functional as F
 
 from uniaudio.errors import UserError
-from uniaudio.model.fusion.encoder import find_components
-from uniaudio.model.fusion.feature_scale import FeatureScale, fit_scale
+from uniaudio.model.fusion.encoder import FeatureScale, find_components, fit_scale
 from uniaudio.model.fusion.wq import WqFusion
 from uniaudio.model.fusion_start import whiten_answers
 

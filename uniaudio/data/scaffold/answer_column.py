@@ -23,7 +23,7 @@ from uniaudio.data.column_names import (
     TRANSCRIPTS,
     simplify_name,
 )
-from uniaudio.data.scaffold.row_inspection import ColumnProfile
+from uniaudio.data.scaffold.column_profiles import ColumnProfile
 from uniaudio.data.sources.class_names import MOST_CLASSES
 from uniaudio.errors import UserError
 

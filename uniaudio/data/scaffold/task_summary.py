@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from uniaudio.data.scaffold.answer_column import Answer
-from uniaudio.data.scaffold.row_inspection import ColumnProfile, SplitRows
+from uniaudio.data.scaffold.column_profiles import ColumnProfile
+from uniaudio.data.scaffold.row_inspection import SplitRows
 from uniaudio.data.scaffold.task_files import TaskDescription
 from uniaudio.errors import escape_text
 

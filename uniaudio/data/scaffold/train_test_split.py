@@ -11,7 +11,7 @@ from typing import Any
 from uniaudio.data.column_names import CLIPS, FOLDS, GROUPS, SPLITS, simplify_name
 from uniaudio.data.conditions import KEY
 from uniaudio.data.jinja import compute_unit_hash
-from uniaudio.data.scaffold.row_inspection import ColumnProfile
+from uniaudio.data.scaffold.column_profiles import ColumnProfile
 from uniaudio.data.sources.split_names import find_named_splits
 
 TEST_SHARE, TEST_SHARE_OF_FEW, FEW_ROWS = 0.1, 0.2, 200

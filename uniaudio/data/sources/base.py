@@ -21,8 +21,13 @@ from uniaudio.data.conditions import KEY
 from uniaudio.data.encoded_audio import EncodedAudio
 from uniaudio.data.field_values import Classes
 from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.types import SAMPLE_RATE
 
 UNREAD = b""  # a clip in a row that is only read for what it says
+
+
+ClipSamples = NDArray[np.int16]  # samples [S] at 16 kHz
+TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
 
 @dataclass(frozen=True)
@@ -257,3 +262,38 @@ def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str, k
         if keep is None or not keep.names <= set(columns):
             raise
         raise RowError("broken metadata", str(problem)) from problem
+
+
+def decode_clips(row: Row, max_seconds: float, notices: list[str] | None = None) -> tuple[ClipSamples, ...]:
+    """Decode the clips of a row and compare their lengths with those that the row states.
+
+    Args:
+        notices: gets what is odd about the clips, one short text for each kind, see ``ClipNotice``.
+
+    Raises:
+        RowError: when a clip cannot be used, or has another length than stated: micro-batches are filled by it.
+    """
+    clips = []
+    for ref in row.audio:
+        with convert_to_row_error("broken audio", ref.name):
+            clips.append(ref.decode(max_seconds, notices))
+        check_stated_length(ref, len(clips[-1]) / SAMPLE_RATE)
+    return tuple(clips)
+
+
+def check_stated_length(ref: AudioRef, seconds: float) -> None:
+    """Refuse a clip whose stated length is wrong by more than 0.1 s and by more than 2 %.
+
+    Args:
+        seconds: of the decoded clip.
+
+    Raises:
+        RowError: "stated duration is wrong".
+    """
+    if ref.span is not None or ref.seconds is None:
+        return
+    if abs(seconds - ref.seconds) > max(TOLERANCE, TOLERANCE_SHARE * ref.seconds):
+        raise RowError(
+            "stated duration is wrong",
+            f"{ref.name}: {ref.seconds:.2f} s stated, {seconds:.2f} s decoded; correct it in the row or leave it out",
+        )

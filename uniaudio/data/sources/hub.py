@@ -17,6 +17,7 @@ from huggingface_hub import constants, snapshot_download
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.card_file import Load
 from uniaudio.data.field_values import Classes
+from uniaudio.data.sources.audio_columns import explain_missing_audio, make_row
 from uniaudio.data.sources.base import (
     UNREAD,
     BrokenShardError,
@@ -39,7 +40,6 @@ from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describ
 from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
 from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
-from uniaudio.data.sources.row_audio import explain_missing_audio, make_row
 from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error

@@ -11,8 +11,8 @@ import orjson
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.jinja import Text
+from uniaudio.data.sources.audio_columns import explain_missing_audio, make_row
 from uniaudio.data.sources.base import IndexedSource, Row, is_row_in_split
-from uniaudio.data.sources.row_audio import explain_missing_audio, make_row
 from uniaudio.data.sources.row_table import NamedRow, share_fingerprint, share_listing, share_rows
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 

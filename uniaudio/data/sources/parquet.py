@@ -17,6 +17,7 @@ from uniaudio.data.column_names import IDS, simplify_name
 from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
 from uniaudio.data.segment import TIME_COLUMNS
+from uniaudio.data.sources.audio_columns import explain_missing_audio, make_row
 from uniaudio.data.sources.base import (
     UNREAD,
     BrokenShardError,
@@ -38,7 +39,6 @@ from uniaudio.data.sources.class_names import (
 from uniaudio.data.sources.http import BLOCK, HttpFile
 from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
 from uniaudio.data.sources.remote import classify_error, open_in_jumps
-from uniaudio.data.sources.row_audio import explain_missing_audio, make_row
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time

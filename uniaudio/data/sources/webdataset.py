@@ -12,6 +12,7 @@ from typing import Any
 
 from uniaudio.config.text_files import decode_text
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.sources.audio_columns import apply_segment, parse_seconds
 from uniaudio.data.sources.base import (
     AudioRef,
     BrokenShardError,
@@ -25,7 +26,6 @@ from uniaudio.data.sources.base import (
 from uniaudio.data.sources.compressed import PausedReaders
 from uniaudio.data.sources.folder_walk import CLIPS
 from uniaudio.data.sources.paths import TARS, find_codec, list_split_files, read_size, shorten_names
-from uniaudio.data.sources.row_audio import apply_segment, parse_seconds
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 

@@ -16,7 +16,7 @@ from uniaudio.data.template import JOINED_METRICS, Template
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import batch_by_length
-from uniaudio.evaluate.generation.batch_answers import generate
+from uniaudio.evaluate.generation.generated_answers import generate
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Example

@@ -9,11 +9,11 @@ from itertools import groupby
 
 import numpy as np
 
-from uniaudio.data.row_clips import WINDOW_MARK
+from uniaudio.data.long_clips import WINDOW_MARK
 from uniaudio.data.template import JOINED_METRICS, Scoring
 from uniaudio.evaluate.generation.predictions import Prediction
 from uniaudio.evaluate.metrics.classification import compute_probabilities
-from uniaudio.evaluate.metrics.normalize import normalize_text
+from uniaudio.evaluate.metrics.normalization import normalize_text
 
 
 def join_windows(

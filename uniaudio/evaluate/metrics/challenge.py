@@ -24,7 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from uniaudio.evaluate.metrics.intervals import Array, Summed, compute_interval, make_mean
-from uniaudio.evaluate.metrics.normalize import normalize_challenge_text
+from uniaudio.evaluate.metrics.normalization import normalize_challenge_text
 from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
 
 SEPARATOR = ";"

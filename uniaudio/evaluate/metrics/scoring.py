@@ -8,7 +8,7 @@ import numpy as np
 
 from uniaudio.data.template import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, make_mean
-from uniaudio.evaluate.metrics.normalize import normalize_text
+from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import TEXT_METRICS, References, tag_precision
 
 # what is told beside the metric that was asked for

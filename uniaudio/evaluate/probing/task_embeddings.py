@@ -16,8 +16,8 @@ from torch import Tensor
 
 from uniaudio.config.path_variables import get_cache_root
 from uniaudio.data.audio import ADVICE
-from uniaudio.data.row_clips import ClipSamples, decode_clips
 from uniaudio.data.skipped_rows import Skip
+from uniaudio.data.sources.base import ClipSamples, decode_clips
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip

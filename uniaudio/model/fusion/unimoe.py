@@ -18,7 +18,7 @@ from uniaudio.model.fusion.base import (
     name_columns,
     set_linear,
 )
-from uniaudio.model.fusion.experts import SMALL_ROUTER, run_experts
+from uniaudio.model.fusion.moe import SMALL_ROUTER, run_experts
 from uniaudio.ragged import Ragged
 
 

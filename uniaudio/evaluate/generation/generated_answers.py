@@ -1,10 +1,12 @@
-"""Answer questions about clips, one each, with a loaded model."""
+"""Greedy answers of a batch, equal to those of every prompt alone, and to single questions about clips."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from uniaudio.data.audio_input import AudioInput, quantize_samples, read_samples
@@ -13,9 +15,38 @@ from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
-from uniaudio.evaluate.generation.batch_answers import generate
-from uniaudio.model.audio_lm import AudioLM
-from uniaudio.types import SAMPLE_RATE, Example
+from uniaudio.model.audio_lm import AudioLM, ReadPrompts
+from uniaudio.types import SAMPLE_RATE, Batch, Example
+
+
+class Generated(NamedTuple):
+    """What a model said; ``is_cut``: it had not come to its end of turn when it was as long as allowed."""
+
+    text: str
+    is_cut: bool
+
+
+@torch.no_grad()
+def generate(
+    model: AudioLM,
+    prompts: Batch,
+    format: ChatFormat,
+    max_new_tokens: int,
+    read: ReadPrompts | None = None,
+    repetition_penalty: float = 1.0,
+) -> list[Generated]:
+    """Answer the prompts of a batch (from ``collate_prompts``) greedily; each row stops at its end of turn.
+
+    Args:
+        read: of the same prompts, by ``AudioLM.read_prompts``, where they were read before.
+    """
+    was_training = model.training
+    model.eval()
+    rows = model.generate_ids(
+        prompts, max_new_tokens, format.end_of_turn, format.pad, read, repetition_penalty
+    )
+    model.train(was_training)
+    return [Generated(format.answer_text(row), format.end_of_turn not in row) for row in rows]
 
 
 def read_clip(clip: AudioInput, rate: int = SAMPLE_RATE, name: str = "audio") -> NDArray[np.int16]:

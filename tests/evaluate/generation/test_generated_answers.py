@@ -5,7 +5,7 @@ import torch
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
-from uniaudio.evaluate.generation.batch_answers import generate
+from uniaudio.evaluate.generation.generated_answers import generate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
