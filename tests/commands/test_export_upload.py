@@ -10,9 +10,10 @@ from local_hub.clients import connect_clients
 from transformers import AutoModel
 
 from uniaudio.build.encoders import load_encoder
-from uniaudio.commands.export import check_login, export_checkpoint, push_folder
+from uniaudio.commands.export import export_checkpoint
 from uniaudio.errors import UserError
 from uniaudio.export.hf_lm import write_hf_lm
+from uniaudio.hub_client import check_login, push_folder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 

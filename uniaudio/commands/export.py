@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.table import Table
 
 from uniaudio.build.encoder_provenance import collect_provenance
@@ -33,12 +30,11 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
-from uniaudio.hub_client import call_hub, convert_hub_errors
+from uniaudio.hub_client import check_login, push_folder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
 
 MIB = 2**20
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SUITE_CLASS = "UniaudioEncoder"
 SUITE_FOLDER = "encoder"  # the folder that AutoModel loads, beside the file of a suite
 HEAR = "hear"
@@ -234,34 +230,3 @@ def write_suite_file(folder: Path, suite: str) -> Path:
     text = source.read_text(encoding="utf-8").replace(SUITE_CLASS, f"Uniaudio{digest}Encoder")
     file.write_text(text, encoding="utf-8")
     return file
-
-
-def check_login(name: str) -> None:
-    """Refuse to start what could not be uploaded.
-
-    Raises:
-        UserError: for a name that is not ``OWNER/NAME``, and when nobody is logged in.
-    """
-    if not HUB_NAME.fullmatch(name):
-        raise UserError(f"--push-to-hub {name}: write OWNER/NAME")
-    try:
-        HfApi().whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as problem:
-        raise UserError(
-            f"--push-to-hub {name}: you are not logged in ({str(problem).splitlines()[0]}); run `hf auth login` first"
-        ) from problem
-
-
-def push_folder(folder: Path, name: str) -> str:
-    """Upload a folder to a model repository and return its address; a new repository is private.
-
-    Raises:
-        UserError: when the Hub refuses; the folder stays.
-    """
-    api = HfApi()
-    with convert_hub_errors(f"{folder} is written, but {name} could not be uploaded", name):
-        call_hub(lambda: api.create_repo(name, private=True, exist_ok=True))
-        commit = call_hub(
-            lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of uniaudio")
-        )
-    return str(commit.commit_url)

@@ -20,13 +20,12 @@ from uniaudio.console import make_console
 from uniaudio.data.conditions import KEY
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.scaffold.answer_column import Answer, choose_answer
+from uniaudio.data.scaffold.column_profiles import ColumnProfile, profile_columns
 from uniaudio.data.scaffold.layouts import Layout, find_layout
 from uniaudio.data.scaffold.row_inspection import (
-    ColumnProfile,
     SplitRows,
     close_labels,
     count_split_rows,
-    profile_columns,
     read_split,
     refuse_empty,
     share_of_unusable,
