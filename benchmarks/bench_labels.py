@@ -24,7 +24,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoding import pad_left
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.ragged import Ragged
 
 SIDES = ("generate", "alone", "ours")

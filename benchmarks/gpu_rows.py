@@ -17,7 +17,7 @@ from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.compile import compile_layers
 from uniaudio.model.decoding import pad_left
 from uniaudio.model.fp8 import convert_to_float8
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch
 

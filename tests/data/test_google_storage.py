@@ -15,7 +15,7 @@ from helpers.tar_shards import make_tar, open_place, read_values
 
 from uniaudio.console import silence_known_warnings
 from uniaudio.data.sources.base import BrokenShardError, Place
-from uniaudio.data.sources.remote import find_store_size, open_onwards, read_store_range
+from uniaudio.data.sources.url_files import find_store_size, open_onwards, read_store_range
 from uniaudio.errors import UserError
 
 gcsfs = pytest.importorskip("gcsfs", reason="gcsfs is not installed")

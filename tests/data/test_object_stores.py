@@ -23,8 +23,8 @@ from uniaudio.data.sampler import iterate_units
 from uniaudio.data.skipped_rows import BrokenShard
 from uniaudio.data.sources import url_clips
 from uniaudio.data.sources.base import BrokenShardError, Place
-from uniaudio.data.sources.remote import classify_error, open_onwards, read_store_range
 from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.data.sources.url_files import classify_error, open_onwards, read_store_range
 from uniaudio.errors import RowError, UserError, mask_values
 
 

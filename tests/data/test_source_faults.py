@@ -16,9 +16,9 @@ from helpers.resuming import check_places
 
 from uniaudio.data.sources.base import BrokenShardError, Place, Row
 from uniaudio.data.sources.http import VERSIONS
-from uniaudio.data.sources.remote import classify_error
 from uniaudio.data.sources.retries import read_patiently
 from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.data.sources.url_files import classify_error
 from uniaudio.errors import UserError
 
 

@@ -19,7 +19,7 @@ from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit, refuse_unusable_class
 from uniaudio.model.decoder_loading import make_trainable
 from uniaudio.model.decoding import pad_left
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.lora import find_lora_targets, list_lora_modules, merge_lora
 from uniaudio.ragged import Ragged
 

@@ -21,7 +21,7 @@ from uniaudio.model.fp8 import (
     quantize_rows,
     refuse_without_units,
 )
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.ragged import Ragged
 
 MAPS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -2,7 +2,7 @@
 
 from helpers.runs import folder_results
 
-from uniaudio.report.scores import read_scores
+from uniaudio.report.probe_scores import read_scores
 from uniaudio.report.significance import (
     Comparison,
     ScoreChange,

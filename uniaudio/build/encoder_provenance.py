@@ -22,9 +22,9 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.model.encoders.weights import RANDOM, read_model_config
 from uniaudio.report.answers import check_answers
-from uniaudio.report.results import shorten_model
+from uniaudio.report.probe_scores import ScoreTable, is_in_folder, mark_model, read_scores
+from uniaudio.report.result_files import shorten_model
 from uniaudio.report.run_folder import read_json
-from uniaudio.report.scores import ScoreTable, is_in_folder, mark_model, read_scores
 from uniaudio.units import SECONDS_PER_HOUR
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -29,8 +29,13 @@ from uniaudio.model.encoders.registry import (
     is_local_path,
     load_audio_encoder,
 )
-from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, find_model_folder, read_stock_config
-from uniaudio.model.fingerprint import identify_base
+from uniaudio.model.encoders.weights import (
+    RANDOM,
+    fetch_model_config,
+    find_model_folder,
+    identify_base,
+    read_stock_config,
+)
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage

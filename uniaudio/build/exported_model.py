@@ -33,11 +33,11 @@ from uniaudio.model.encoders.weights import (
     fetch_model_config,
     fill,
     find_model_folder,
+    identify_base,
     read_model_config,
     read_tensors,
     use_stock_attention,
 )
-from uniaudio.model.fingerprint import identify_base
 
 if TYPE_CHECKING:  # it imports the classes of transformers
     from uniaudio.export.stock_formats import StockFormat

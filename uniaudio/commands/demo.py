@@ -28,7 +28,7 @@ from uniaudio.evaluate.generation.generated_answers import answer_question
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
-from uniaudio.report.scores import FINGERPRINTS
+from uniaudio.report.probe_scores import FINGERPRINTS
 from uniaudio.tiny.pretrain import use_one_thread
 
 PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip

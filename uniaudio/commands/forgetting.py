@@ -35,7 +35,7 @@ from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folder
 from uniaudio.evaluate.probing.suite_run import ProbeScores, probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.outputs import check_output_folder
-from uniaudio.report.scores import FINGERPRINTS
+from uniaudio.report.probe_scores import FINGERPRINTS
 from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
 

@@ -19,7 +19,7 @@ from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import REFERENCES, build_suite_tables
 from uniaudio.evaluate.probing.task_embeddings import Protocol
-from uniaudio.report.scores import FINGERPRINTS
+from uniaudio.report.probe_scores import FINGERPRINTS
 
 
 def run_probe(

@@ -35,7 +35,7 @@ from uniaudio.report.answers import (
     describe_answers,
     find_low_scores,
 )
-from uniaudio.report.clips import Player, SoundBudget, find_examples
+from uniaudio.report.clip_players import Player, SoundBudget, find_examples
 from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, build_embedding_maps, select_clips
 from uniaudio.report.heat_tables import (
     build_confusion_table,
@@ -44,7 +44,7 @@ from uniaudio.report.heat_tables import (
     build_routing_tables,
 )
 from uniaudio.report.page import ReportPage, write_page
-from uniaudio.report.results import (
+from uniaudio.report.result_files import (
     AnswersByModel,
     compare_runs,
     merge_all_scores,

@@ -53,7 +53,7 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.activation_checkpointing import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
-from uniaudio.report.clips import find_examples
+from uniaudio.report.clip_players import find_examples
 from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.callbacks import collect_callbacks
 from uniaudio.train.checkpoint.folders import STAGE_END, refuse_begun_run

@@ -14,7 +14,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.decoding import generate_rows
 from uniaudio.model.depth_injection import widen_rows
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.shared_prefix import find_key_places
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
@@ -155,7 +155,7 @@ class AudioLM(nn.Module):
     def label_log_likelihoods(
         self, prompts: Batch, labels: Ragged, read: ReadPrompts | None = None
     ) -> Tensor:
-        """Return ``log p(label | prompt)`` of K labels: ``[B, K]``, see ``model/label_scores.py``.
+        """Return ``log p(label | prompt)`` of K labels: ``[B, K]``, see ``model/label_likelihoods.py``.
 
         Args:
             labels: the token ids of every label with its end of turn, as ``ChatFormat.answer`` makes them.

@@ -15,11 +15,11 @@ from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.encoders.weights import (
     RANDOM,
     build_with_random_weights,
+    identify_base,
     pin_revision,
     read_stock_config,
     refuse_unusable_files,
 )
-from uniaudio.model.fingerprint import identify_base
 from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
 from uniaudio.model.lora import add_lora
 

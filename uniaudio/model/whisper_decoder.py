@@ -24,11 +24,11 @@ from uniaudio.model.encoders.weights import (
     build_with_random_weights,
     fill,
     find_model_folder,
+    identify_base,
     read_model_config,
     read_tensors,
 )
-from uniaudio.model.fingerprint import identify_base
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded
@@ -220,7 +220,7 @@ class CrossAttentionLM(AudioLM):
     def label_log_likelihoods(
         self, prompts: Batch, labels: Ragged, read: ReadPrompts | None = None
     ) -> Float[Tensor, "B K"]:
-        """Return ``log p(label | prompt)`` of K labels, see ``model/label_scores.py``."""
+        """Return ``log p(label | prompt)`` of K labels, see ``model/label_likelihoods.py``."""
         known = read or self.read_prompts(prompts)
         return label_log_likelihoods(
             self.decoder,

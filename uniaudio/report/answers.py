@@ -9,7 +9,7 @@ from typing import Any
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
-from uniaudio.report.clips import Player
+from uniaudio.report.clip_players import Player
 from uniaudio.report.significance import ScoreChange, get_score_interval
 
 WRONG_SHOWN = 12  # of each evaluation set

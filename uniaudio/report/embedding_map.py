@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from uniaudio.data.recipe_entries import EvalEntry
-from uniaudio.report.clips import spread_examples
+from uniaudio.report.clip_players import spread_examples
 
 MOST_CLIPS = 400  # of all sets of a page together
 MOST_SETS = 3

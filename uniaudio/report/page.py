@@ -22,13 +22,13 @@ from uniaudio.report.charts import (
     build_metric_charts,
     find_stage_starts,
 )
-from uniaudio.report.clips import LONGEST, Player
+from uniaudio.report.clip_players import LONGEST, Player
 from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
 from uniaudio.report.heat_tables import HeatTable, Reliability
-from uniaudio.report.results import name_baseline
+from uniaudio.report.probe_scores import PROBES, Roles, ScoreTable
+from uniaudio.report.result_files import name_baseline
 from uniaudio.report.run_folder import Cost, RunRecord
 from uniaudio.report.run_provenance import DataFact
-from uniaudio.report.scores import PROBES, Roles, ScoreTable
 from uniaudio.report.significance import Summary, compare_spreads, get_sign
 
 SCRIPT = "page.js"

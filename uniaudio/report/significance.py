@@ -13,7 +13,7 @@ from uniaudio.data.template import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
-from uniaudio.report.scores import PROBES, ScoreTable
+from uniaudio.report.probe_scores import PROBES, ScoreTable
 
 NAMED = 2  # sets that the sentence names; of more it gives the number
 EVALUATED = "answers"

@@ -18,8 +18,16 @@ from uniaudio.data.template import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
 from uniaudio.evaluate.metrics.normalization import normalize_challenge_text, normalize_text
-from uniaudio.evaluate.metrics.scoring import is_right, measure_metric, measure_with_companions
-from uniaudio.evaluate.metrics.text_metrics import bleu, error_rate, meteor, require_metric, tag_precision
+from uniaudio.evaluate.metrics.text_metrics import (
+    bleu,
+    error_rate,
+    is_right,
+    measure_metric,
+    measure_with_companions,
+    meteor,
+    require_metric,
+    tag_precision,
+)
 from uniaudio.evaluate.metrics.tokenization import separate_units
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=7).map(" ".join)

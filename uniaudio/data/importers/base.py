@@ -117,7 +117,7 @@ KINDS = {
     "lhotse": ("lhotse_cuts", "LhotseImporter"),
     "nemo": ("nemo_manifests", "NemoImporter"),
     "messages": ("conversations", "ConversationImporter"),
-    "saved": ("saved_folder", "SavedFolderImporter"),
+    "saved": ("save_to_disk", "SavedFolderImporter"),
 }
 
 

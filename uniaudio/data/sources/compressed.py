@@ -13,7 +13,7 @@ import pyarrow
 
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import find_codec, is_remote
-from uniaudio.data.sources.remote import classify_error, open_onwards
+from uniaudio.data.sources.url_files import classify_error, open_onwards
 
 MOST_PAUSED = 128  # readers, each with an open file and the state of its decompressor
 

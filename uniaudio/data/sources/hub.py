@@ -39,8 +39,8 @@ from uniaudio.data.sources.hub_folder import HubFolderSource, is_clip, is_metada
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describe_repository
 from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
-from uniaudio.data.sources.remote import classify_error, open_by_scheme, wait_for_hub
 from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
+from uniaudio.data.sources.url_files import classify_error, open_by_scheme, wait_for_hub
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 from uniaudio.hub_client import call_hub, convert_hub_errors, convert_hub_refusals

@@ -38,7 +38,7 @@ from uniaudio.data.sources.class_names import (
 )
 from uniaudio.data.sources.http import BLOCK, HttpFile
 from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
-from uniaudio.data.sources.remote import classify_error, open_in_jumps
+from uniaudio.data.sources.url_files import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time

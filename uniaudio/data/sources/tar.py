@@ -15,7 +15,7 @@ from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.compressed import open_decompressed
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import find_codec, is_remote
-from uniaudio.data.sources.remote import open_onwards
+from uniaudio.data.sources.url_files import open_onwards
 from uniaudio.errors import RowError
 
 RECORD = 512  # bytes: tars are made of them

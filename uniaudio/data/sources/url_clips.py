@@ -22,7 +22,7 @@ from uniaudio.data.encoded_audio import SMALL_FILE, RemoteClip
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import HTTP
-from uniaudio.data.sources.remote import find_store_size, read_store_range
+from uniaudio.data.sources.url_files import find_store_size, read_store_range
 from uniaudio.errors import RowError, read_first_line
 
 BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps

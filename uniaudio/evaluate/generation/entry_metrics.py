@@ -22,7 +22,7 @@ from uniaudio.evaluate.generation.predictions import (
 from uniaudio.evaluate.generation.window_answers import join_windows
 from uniaudio.evaluate.metrics.classification import compute_label_metrics, compute_probabilities
 from uniaudio.evaluate.metrics.intervals import compute_interval
-from uniaudio.evaluate.metrics.scoring import is_right, measure_with_companions
+from uniaudio.evaluate.metrics.text_metrics import is_right, measure_with_companions
 from uniaudio.model.audio_lm import AudioLM
 
 

@@ -1,7 +1,8 @@
-"""Weights of a checkpoint: found by folder or Hub name, read from safetensors alone, loaded strictly."""
+"""Weights of a checkpoint: found by folder or Hub name, read from safetensors alone, loaded strictly, identified."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from uniaudio.errors import UserError, prefix_user_errors, read_first_line
+from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors, read_first_line
 from uniaudio.hub_client import call_hub, convert_hub_errors
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
@@ -30,6 +31,9 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 Module = TypeVar("Module", bound=nn.Module)
 ConfigClass = TypeVar("ConfigClass", bound=PretrainedConfig)
+HASHED_WHOLE = (
+    200 * 2**20
+)  # bytes; of larger files the size and the first mebibyte (the safetensors header) count
 
 
 def find_model_folder(path: str, revision: str | None, code: bool = False) -> Path:
@@ -312,3 +316,25 @@ def load_pretrained(kind: type[Any], folder: Path, seed: int | None, config: Any
     if missing:
         raise UserError(f"{folder}: tensors of {kind.__name__} are missing: {missing[:3]}")
     return model
+
+
+def identify_base(path: str, revision: str | None) -> dict[str, str]:
+    """Return a content hash of a folder's config and tensors, or a Hub name with its commit.
+
+    Raises:
+        UserError: when it is neither a folder with a model nor a model of the Hub, or cannot be read.
+    """
+    name = path.removeprefix("random:")
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"path": path, "revision": fetch_model_config(path, revision).name}  # under snapshots/COMMIT/
+    with convert_to_user_error(f"{folder}: its config.json cannot be read"):
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.stat().st_size <= HASHED_WHOLE:
+            digest.update(file.read_bytes())
+        else:
+            digest.update(f"{file.name}:{file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(2**20))
+    return {"path": path, "sha256": digest.hexdigest()}

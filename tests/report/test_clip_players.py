@@ -10,7 +10,7 @@ import soundfile
 from conftest import tone
 
 from uniaudio.data.recipe import load_recipe
-from uniaudio.report.clips import SoundBudget, find_examples, spread_examples
+from uniaudio.report.clip_players import SoundBudget, find_examples, spread_examples
 
 
 @pytest.fixture

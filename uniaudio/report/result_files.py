@@ -11,8 +11,7 @@ from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import check_answers, has_answers
-from uniaudio.report.run_folder import RunRecord, read_json
-from uniaudio.report.scores import (
+from uniaudio.report.probe_scores import (
     FINGERPRINTS,
     Roles,
     ScoreTable,
@@ -25,6 +24,7 @@ from uniaudio.report.scores import (
     read_scores,
     rename_models,
 )
+from uniaudio.report.run_folder import RunRecord, read_json
 from uniaudio.report.significance import (
     ScoreChange,
     Summary,

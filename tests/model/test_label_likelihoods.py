@@ -25,13 +25,13 @@ from transformers import (
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
-from uniaudio.model import label_scores
+from uniaudio.model import label_likelihoods
 from uniaudio.model import tree_attention as branches
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.label_scores import label_log_likelihoods
+from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.tree_attention import Branches, group_by_length
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, load_whisper_decoder
 from uniaudio.ragged import Ragged
@@ -96,8 +96,8 @@ def test_scores_equal_a_whole_forward_for_every_label(family, dtype, monkeypatch
     read = decoder.packed_hidden if packed else None
     for group, together, logits in ((256, 64, 2**26), (5, 2, 700)):  # all at once, and in several parts
         monkeypatch.setattr(branches, "GROUP", group)
-        monkeypatch.setattr(label_scores, "TOGETHER", together)
-        monkeypatch.setattr(label_scores, "LOGITS", logits)
+        monkeypatch.setattr(label_likelihoods, "TOGETHER", together)
+        monkeypatch.setattr(label_likelihoods, "LOGITS", logits)
         result = label_log_likelihoods(decoder, Ragged.from_rows(prefixes), packed_labels(LABELS), read)
         assert result.dtype == dtype
         # Gemma's own attention and Mamba's scan have float32 inside, whatever the weights are

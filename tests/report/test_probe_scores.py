@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import Reference
-from uniaudio.report.scores import (
+from uniaudio.report.probe_scores import (
     Score,
     ScoreTable,
     assign_roles,
