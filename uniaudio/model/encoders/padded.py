@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.model.encoders.shared_silence import encode_silent_frames, list_silent_spans
 from uniaudio.model.mel import EDGE, FRAME, HOP, REACH, WINDOW
 
 
@@ -25,16 +26,23 @@ def divide_up(values: Tensor, step: int) -> Tensor:
     return torch.div(values + step - 1, step, rounding_mode="floor")
 
 
-def attend_padded(attention: Any, hidden: Tensor, mask: Tensor, scale: float) -> Tensor:
+def attend_padded(
+    attention: Any, hidden: Tensor, mask: Tensor, scale: float, seen: Tensor | None = None
+) -> Tensor:
     """Apply the projections of a stock layer around attention.
 
     Args:
-        hidden: ``[N, L, E]``. mask: ``[N, 1 or H, 1 or L, L]``, bool, or added to the scores.
+        hidden: ``[N, L, E]``. mask: ``[N, 1 or H, 1 or L, keys]``, bool, or added to the scores.
+        seen: ``[N, keys, E]`` that is attended to; None: ``hidden``.
     """
-    heads = (*hidden.shape[:2], attention.num_heads, attention.head_dim)
+    seen = hidden if seen is None else seen
     query, key, value = (
-        projection(hidden).view(heads).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        projection(rows).unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        for projection, rows in (
+            (attention.q_proj, hidden),
+            (attention.k_proj, seen),
+            (attention.v_proj, seen),
+        )
     )
     dropout = attention.dropout if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
@@ -67,53 +75,90 @@ def encode_whisper_padded(encoder: Any, samples: Tensor, lengths: Tensor) -> tup
 
     Args:
         encoder: a ``WhisperAudioEncoder``. samples: 0 beyond a clip's own.
-
-    Raises:
-        ValueError: for settings that are not built here.
     """
-    if encoder.pad_stride is not None or encoder.tail_frames:
-        raise ValueError(
-            "padded: pad_stride and tail_frames are not built for padded clips; use pad_to or neither"
-        )
     whisper, pool, limit = encoder.whisper, encoder.pool, REACH // FRAME
     total, chunks = samples.shape[1], -(-samples.shape[1] // REACH)
-    least = round((encoder.pad_to or 0) * REACH / encoder.reach)
     width = limit
     if chunks == 1:
-        width = max(-(-total // encoder.frame) * pool, -(-least // FRAME)) + encoder.masked_padding
+        width = (-(-total // encoder.frame) + encoder.tail_frames) * pool
+        width = max(width, count_least_frames(encoder)) + encoder.masked_padding
         width = min(width + -width % pool, limit)
     step = width * FRAME
     parts = F.pad(samples, (0, max(chunks * step - total, 0)))[:, : chunks * step].reshape(-1, step)
-    begins = count_up(chunks, lengths) * REACH
-    length = (lengths[:, None] - begins).clamp(0, REACH).flatten()
-    exists = (lengths[:, None] > begins).flatten()
-    if encoder.masked_padding:
-        attending = torch.where(begins == 0, divide_up(length.view(-1, chunks), FRAME).clamp(min=pool),
-                                divide_up(length.view(-1, chunks), FRAME)).flatten()  # fmt: skip
-        present = (attending + 1).clamp(max=limit)
-        kept = torch.div(attending, pool, rounding_mode="floor")
-    else:
-        kept = divide_up(length, encoder.frame).clamp(min=1) * exists
-        attending = divide_up(length, FRAME).clamp(min=max(-(-least // FRAME), 1))
-        present = attending = torch.maximum(attending, kept * pool) if pool > 1 else attending
+    kept, attending, present = count_whisper_frames(encoder, lengths, chunks)
     dtype = whisper.conv1.weight.dtype
     mel = compute_padded_mel(encoder.mel, parts, present).to(dtype)
     real = (count_up(2 * width, present) < 2 * present[:, None])[:, None].to(dtype)
     hidden = F.gelu(whisper.conv1(mel.transpose(1, 2))) * real
     hidden = F.gelu(whisper.conv2(hidden)).transpose(1, 2) + whisper.embed_positions.weight[:width]
     hidden = F.dropout(hidden, whisper.dropout, encoder.training)
-    mask = (count_up(width, present) < attending.clamp(min=1)[:, None])[:, None, None]
+    mask = torch.where(count_up(width, present) < attending.clamp(min=1)[:, None], 0.0, -torch.inf)
+    silence = None
+    if encoder.pad_stride is not None:
+        begins, ends = list_silent_spans(count_pad_frames(encoder), encoder.pad_stride)
+        silence = encode_silent_frames(whisper, (begins + ends) // 2)[None].to(dtype)
+        begins, ends = begins.to(mask.device), ends.to(mask.device)
+        behind = ends - torch.maximum(begins, attending[:, None])
+        mask = torch.cat([mask, behind.clamp(min=0).log()], 1)
+        silent_mask = (ends - begins).log().to(dtype)[None, None, None]
+    mask = mask.to(dtype)[:, None, None]
     for layer in whisper.layers:
-        normed = layer.self_attn_layer_norm(hidden)
-        attended = attend_padded(layer.self_attn, normed, mask, layer.self_attn.head_dim**-0.5)
-        hidden = hidden + F.dropout(attended, layer.dropout, layer.training)
-        inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
-        inner = layer.fc2(F.dropout(inner, layer.activation_dropout, layer.training))
-        hidden = hidden + F.dropout(inner, layer.dropout, layer.training)
+        hidden, before = apply_padded_layer(layer, hidden, mask, silence), silence
+        silence = None if before is None else apply_padded_layer(layer, before, silent_mask)
     if pool > 1:
         hidden = hidden.unflatten(1, (-1, pool)).mean(2)
     frames = whisper.layer_norm(hidden).reshape(len(samples), -1, encoder.dim)
     return frames[:, : encoder.num_frames(total)], kept.view(-1, chunks).sum(1)
+
+
+def count_pad_frames(encoder: Any) -> int:
+    """Return the frames before pooling that ``pad_to`` fills."""
+    return -(-round((encoder.pad_to or 0) * REACH / encoder.reach) // FRAME)
+
+
+def count_least_frames(encoder: Any) -> int:
+    """Return the frames before pooling that every chunk has at least; shared silence adds none."""
+    return 0 if encoder.pad_stride is not None else count_pad_frames(encoder)
+
+
+def count_whisper_frames(encoder: Any, lengths: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for every chunk of 30 s, ``[B * chunks]``, how many frames are given out, attended to, and convolved.
+
+    Args:
+        encoder: a ``WhisperAudioEncoder``. lengths: ``[B]`` real samples.
+    """
+    pool, limit = encoder.pool, REACH // FRAME
+    begins = count_up(chunks, lengths) * REACH
+    length = (lengths[:, None] - begins).clamp(0, REACH).flatten()
+    if encoder.masked_padding:
+        frames = divide_up(length.view(-1, chunks), FRAME)
+        attending = torch.where(begins == 0, frames.clamp(min=pool), frames).flatten()
+        return torch.div(attending, pool, rounding_mode="floor"), attending, (attending + 1).clamp(max=limit)
+    exists = (lengths[:, None] > begins).flatten()
+    kept = divide_up(length, encoder.frame).clamp(min=1) * exists
+    attending = divide_up(length, FRAME).clamp(min=max(count_least_frames(encoder), 1))
+    if pool > 1 or encoder.tail_frames:
+        attending = torch.maximum(attending, (kept + encoder.tail_frames) * pool).clamp(max=limit)
+    if encoder.keep_tail:
+        kept = kept + (-kept % (limit // pool)).clamp(max=encoder.tail_frames)
+    return kept, attending, attending
+
+
+def apply_padded_layer(layer: Any, hidden: Tensor, mask: Tensor, behind: Tensor | None = None) -> Tensor:
+    """Apply a layer of Whisper to ``[N, L, E]``.
+
+    Args:
+        mask: added to the scores, ``[N, 1, 1, keys]``. behind: ``[1, M, E]``, which all rows attend to after their own.
+    """
+    normed = layer.self_attn_layer_norm(hidden)
+    seen = normed
+    if behind is not None:
+        seen = torch.cat([normed, layer.self_attn_layer_norm(behind).expand(len(hidden), -1, -1)], 1)
+    attended = attend_padded(layer.self_attn, normed, mask, layer.self_attn.head_dim**-0.5, seen)
+    hidden = hidden + F.dropout(attended, layer.dropout, layer.training)
+    inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
+    inner = layer.fc2(F.dropout(inner, layer.activation_dropout, layer.training))
+    return hidden + F.dropout(inner, layer.dropout, layer.training)
 
 
 def encode_wave_padded(encoder: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

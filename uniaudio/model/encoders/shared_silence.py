@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,8 +30,7 @@ class SilenceGrid:
     """
 
     def __init__(self, reach: int, stride: int) -> None:
-        self.begins = torch.arange(0, reach, stride)  # [M]
-        self.ends = (self.begins + stride).clamp(max=reach)
+        self.begins, self.ends = list_silent_spans(reach, stride)
         self.positions = (self.begins + self.ends) // 2
 
     def __len__(self) -> int:
@@ -63,8 +61,14 @@ class SilenceGrid:
         return Segments.of(frames, device, keys=keys, log_counts=log_counts)
 
 
-def encode_silent_frames(whisper: Any, positions: Tensor) -> Float[Tensor, "M E"]:
-    """Return what Whisper's convolutions make of silence, with the embeddings of ``positions`` added."""
+def list_silent_spans(reach: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Return where the frames begin and end ``[M]`` for which each silent frame stands."""
+    begins = torch.arange(0, reach, stride)
+    return begins, (begins + stride).clamp(max=reach)
+
+
+def encode_silent_frames(whisper: Any, positions: Tensor) -> Tensor:
+    """Return what Whisper's convolutions make of silence ``[M, E]``, with the embeddings of ``positions`` added."""
     weight = whisper.conv1.weight
     silence = weight.new_full((1, weight.shape[1], CONSTANT), SILENCE)
     frames = F.gelu(whisper.conv2(F.gelu(whisper.conv1(silence))))[0].t()
