@@ -38,6 +38,7 @@ from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.model_card import make_header, write_card
 from uniaudio.export.stock_formats import STOCK_FORMATS
+from uniaudio.model.encoders.weights import RANDOM_WEIGHTS
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
@@ -151,16 +152,31 @@ def test_bases_are_named_without_the_folders_of_this_machine(tmp_path):
     unknown = "licence: not stated beside the weights"
     for path, named in (
         (f"{tmp_path}/w", "w"),
-        (f"random:{tmp_path}/w", "random:w"),
         ("./folders/w", "w"),
         ("openai/whisper-small", "openai/whisper-small"),
-        ("random:openai/whisper-small", "random:openai/whisper-small"),
     ):
         assert describe_base("", {"path": path}) == f"{named}, {unknown}"
         assert (
             describe_base("encoder a", {"path": path, "sha256": "0" * 64})
             == f"a: {named} (000000000000), {unknown}"
         )
+
+
+def test_the_card_of_random_weights_does_not_lend_them_name_hash_or_licence_of_a_model(tmp_path):
+    folder = tmp_path / "w"
+    tiny_whisper().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    base = {"path": f"random:{folder}", "sha256": "0" * 64}
+    assert describe_base("encoder a", base) == "a: random weights, in the architecture of w"
+    hub = {"path": "random:openai/whisper-small"}
+    assert describe_base("", hub) == "random weights, in the architecture of openai/whisper-small"
+    facts = collect_provenance(f"random:{folder}?pad_to=2")
+    assert facts["name"] == "random:w?pad_to=2"
+    assert (facts["licenses"], facts["base_models"]) == ([], [])
+    assert collect_provenance(str(folder))["licenses"] == ["mit"]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | RANDOM_WEIGHTS))  # as `uniaudio demo` makes them
+    assert collect_provenance(str(folder))["bases"] == ["random weights, in the architecture of w"]
 
 
 def test_the_header_of_a_card_is_what_the_hub_reads(tmp_path):

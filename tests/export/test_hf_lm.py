@@ -1,7 +1,9 @@
 """Whole models with code of their own: what they answer is what the run answers."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from export.test_stock_model import make_model as make_stock_model
 from export.test_stock_model import write as write_stock
 from helpers.config_kinds import list_kinds
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -213,6 +216,54 @@ def test_a_table_of_another_size_is_stored_and_loaded(plain, tmp_path):
     logits = larger(**inputs).logits
     assert logits.shape[-1] == rows
     torch.testing.assert_close(logits[..., : wanted.shape[-1]], wanted)
+
+
+@pytest.mark.parametrize("decoder", ["inside", "reference"])
+def test_a_model_that_returned_hidden_states_is_pickled_and_copied(decoder, chat_tokenizer, tmp_path):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()), **DEPTH)
+    model.decoder.lm.save_pretrained(tmp_path / "qwen")
+    reference = (str(tmp_path / "qwen"), None) if decoder == "reference" else None
+    write_hf_lm(model, format, tmp_path / "lm", {}, reference)
+    processor, loaded = load(tmp_path / "lm")
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    wanted = loaded(**inputs, output_hidden_states=True).hidden_states
+    ids = loaded.generate(**inputs, max_new_tokens=5)
+    loaded.encoder.requires_grad_(False)
+    loaded.gradient_checkpointing_enable()
+    for other in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        assert torch.equal(other(**inputs, output_hidden_states=True).hidden_states[-1], wanted[-1])
+        assert torch.equal(other.generate(**inputs, max_new_tokens=5), ids)
+        assert other.is_gradient_checkpointing
+        assert other.encoder.recomputes
+        flags = [{n: p.requires_grad for n, p in m.named_parameters()} for m in (loaded, other)]
+        assert flags[0] == flags[1]
+        assert other.get_output_embeddings().weight is other.get_input_embeddings().weight
+        assert other.get_input_embeddings().weight is not loaded.get_input_embeddings().weight
+
+
+def test_a_head_that_is_the_table_is_stored_once(plain, tmp_path):
+    processor, model = plain
+    stored = load_file(Path(model.name_or_path) / "model.safetensors")
+    assert "language_model.model.embed_tokens.weight" in stored
+    assert "language_model.lm_head.weight" not in stored
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    assert model.config.tie_word_embeddings
+    model.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == stored.keys()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_the_decoder_attends_as_the_user_wants(plain):
+    processor, model = plain
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    eager = AutoModelForCausalLM.from_pretrained(
+        model.name_or_path, trust_remote_code=True, attn_implementation="eager"
+    ).eval()
+    output = eager(**inputs, output_attentions=True)
+    assert [weights.shape[-1] for weights in output.attentions] == [inputs["input_ids"].shape[1]] * 3
+    torch.testing.assert_close(output.logits, model(**inputs).logits, atol=2e-5, rtol=1e-4)
 
 
 def test_a_mixture_whose_router_reads_the_question_and_a_decoder_by_reference(chat_tokenizer, tmp_path):

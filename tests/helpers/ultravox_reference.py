@@ -28,6 +28,11 @@ class UltravoxReference:
         tower = WhisperConfig(**self.config["audio_config"])
         tower._attn_implementation = "eager"
         self.tower = WhisperEncoder(tower).eval()
+        tied = self.config["text_config"]["tie_word_embeddings"]
+        assert tied == ("language_model.lm_head.weight" not in tensors)
+        if tied:  # the table is stored once
+            table = tensors["language_model.model.embed_tokens.weight"]
+            tensors["language_model.lm_head.weight"] = table
         text = AutoConfig.for_model(**self.config["text_config"])
         self.lm = AutoModelForCausalLM.from_config(text, dtype=torch.float32).eval()
         assert text.architectures == [type(self.lm).__name__]

@@ -20,7 +20,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import shorten_paths
-from uniaudio.model.encoders.weights import RANDOM, read_model_config
+from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, read_model_config
 from uniaudio.report.answers import check_answers
 from uniaudio.report.probe_scores import ScoreTable, is_in_folder, mark_model, read_scores
 from uniaudio.report.result_files import shorten_model
@@ -48,14 +48,15 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
     nothing = {"steps": 0, "stages": [], "datasets": [], "domains": [], "audio_hours": None, "results": []}
     path, options = split_options(spec)
     ending = spec.removeprefix(path)
-    name = Path(path).name + ending
+    name = (RANDOM if path.startswith(RANDOM) else "") + Path(path).name + ending
     bases = [describe_base("", {"path": path})]
     facts: dict[str, Any] = {"name": name, "uniaudio": __version__, "bases": bases, **nothing}
     folder = find_checkpoint(path)
     if folder is None and (stored := read_stored_facts(path)):
         return stored
     if folder is None:
-        return facts | {"base_models": find_hub_names([path]), "licenses": [read_base_license(path)]}
+        licenses = [] if has_random_weights(path) else [read_base_license(path)]
+        return facts | {"base_models": find_hub_names([path]), "licenses": licenses}
     config = load_stored_run(folder / "config.yaml", folder.parent.parent)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     stored = json.loads((folder / "bases.json").read_text(encoding="utf-8"))
@@ -71,10 +72,11 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
     }
     facts |= collect_data(config, state["stage"] + 1)
     paths = [base.get("path", "") for base in stored.values()]
-    licenses = [*map(read_base_license, paths), *(data["license"] for data in facts["datasets"])]
+    licenses = [read_base_license(path) for path in paths if not has_random_weights(path)]
+    licenses += [data["license"] for data in facts["datasets"]]
     metrics = [row["metric"] for row in facts["results"]]
     return facts | {
-        "base_models": find_hub_names(paths),
+        "base_models": find_hub_names([path for path in paths if not has_random_weights(path)]),
         "licenses": list(dict.fromkeys(licenses)),
         "metrics": list(dict.fromkeys(metrics)),
     }
@@ -103,19 +105,29 @@ def read_base_license(path: str) -> str:
     return stated if isinstance(stated, str) else ""
 
 
+def has_random_weights(path: str) -> bool:
+    """Return whether weights were drawn at random: ``random:PATH``, or a local folder that says so of its own."""
+    if path.startswith(RANDOM):
+        return True
+    folder = Path(path)
+    return (folder / "config.json").is_file() and RANDOM_WEIGHTS.items() <= read_model_config(folder).items()
+
+
 def describe_base(name: str, base: Mapping[str, str]) -> str:
-    """Return a base as a line: a Hub name in full or a folder's last part, the beginning of its hash, its license."""
-    path = base.get("path", "unknown").removeprefix(RANDOM)
-    random = RANDOM if base.get("path", "").startswith(RANDOM) else ""
+    """Return a base as a line: a Hub name in full or a folder's last part, the beginning of its hash, its license.
+
+    Of random weights the line says that they are; neither license nor hash of the model whose architecture they have is
+    theirs.
+    """
+    given = base.get("path", "unknown")
+    path = given.removeprefix(RANDOM)
+    part = f"{name.removeprefix(PART)}: " if name else ""
     license = read_base_license(path) or "not stated beside the weights"
-    path = path if find_hub_names([path]) else Path(path).name
+    shown = path if find_hub_names([path]) else Path(path).name
+    if has_random_weights(given):
+        return f"{part}random weights, in the architecture of {shown}"
     digest = base.get("sha256") or base.get("revision") or ""
-    return (
-        (f"{name.removeprefix(PART)}: " if name else "")
-        + f"{random}{path}"
-        + (f" ({digest[:12]})" if digest else "")
-        + f", licence: {license}"
-    )
+    return part + shown + (f" ({digest[:12]})" if digest else "") + f", licence: {license}"
 
 
 def collect_data(config: RunConfig, stages: int) -> dict[str, Any]:

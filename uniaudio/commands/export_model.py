@@ -234,7 +234,7 @@ def write_stock_loading_code(place: str, target: StockFormat) -> str:
     """Return the lines of Python that answer a question with a model in a stock format."""
     if target.loading:
         return target.loading.replace("PLACE", place)
-    code = write_loading_code(place, target.architecture)
+    code = write_loading_code(place, target.architecture, arguments=target.arguments)
     if not target.has_code:
         return code
     return code.replace(
@@ -243,15 +243,21 @@ def write_stock_loading_code(place: str, target: StockFormat) -> str:
     )
 
 
-def write_loading_code(place: str, name: str, option: str = "") -> str:
-    """Return the lines of Python that answer a question with an exported model."""
+def write_loading_code(place: str, name: str, option: str = "", arguments: str = "") -> str:
+    """Return the lines of Python that answer a question with an exported model.
+
+    Args:
+        option: of loading. arguments: of the processor.
+    """
     return (
         f"from transformers import AutoProcessor, {name}\n\n"
         f'processor = AutoProcessor.from_pretrained("{place}"{option})\n'
         f'model = {name}.from_pretrained("{place}"{option})\n'
         'turns = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What is this?"}]}]\n'
         "text = processor.apply_chat_template(turns, add_generation_prompt=True)\n"
-        'inputs = processor(text=[text], audio=[waveform], sampling_rate=16000, return_tensors="pt")\n'
+        "inputs = processor(\n"
+        f'    text=[text], audio=[waveform], sampling_rate=16000, return_tensors="pt"{arguments}\n'
+        ")  # several texts and clips make a batch\n"
         "ids = model.generate(**inputs, max_new_tokens=64)[:, inputs.input_ids.shape[1]:]\n"
         "print(processor.batch_decode(ids, skip_special_tokens=True)[0])"
     )

@@ -22,7 +22,15 @@ from uniaudio.export.describe import add_older_names, describe_encoder, find_par
 from uniaudio.export.hf import collect_code
 from uniaudio.export.hub_lm import AUDIO
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
-from uniaudio.export.stock_model import CLOSE, SHARD, make_text_config, store_compactly, write_prompt
+from uniaudio.export.stock_model import (
+    CLOSE,
+    SHARD,
+    find_name,
+    has_tied_head,
+    make_text_config,
+    store_compactly,
+    write_prompt,
+)
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.outputs import apply_umask
 from uniaudio.types import SAMPLE_RATE
@@ -67,11 +75,17 @@ def write_hf_lm(
         for name, part in (("encoder", model.encoder), ("adapter", model.adapter))
         for key, value in part.state_dict().items()
     }
+    is_tied = has_tied_head(lm)
     if decoder is None:
-        tensors |= {f"language_model.{k}": store_compactly(v) for k, v in lm.state_dict().items()}
+        second = f"{find_name(lm, lm.get_output_embeddings())}.weight" if is_tied else None
+        tensors |= {
+            f"language_model.{key}": store_compactly(value)
+            for key, value in lm.state_dict().items()
+            if key != second
+        }
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    text = make_text_config(lm.config, model.decoder.vocabulary)
+    text = make_text_config(lm.config, model.decoder.vocabulary, is_tied)
     config = UniaudioLMConfig(
         encoder=encoder,
         adapter=adapter,
@@ -84,7 +98,7 @@ def write_hf_lm(
         architectures=[CLASSES[0]],
         auto_map=AUTO,
         dtype="float32",
-        tie_word_embeddings=False,
+        tie_word_embeddings=is_tied,
     )
     config.to_json_file(folder / "config.json")
     write_processor(folder, tokenizer, template, encoder, adapter)

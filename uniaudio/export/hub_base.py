@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, __version__
 
 from uniaudio.model.encoders.base import AudioEncoder
+
+RECOMPUTES = "is_gradient_checkpointing"  # what a pickled model keeps of it
 
 
 @contextlib.contextmanager
@@ -35,18 +37,43 @@ def copy_constants(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers() if name not in stored}
 
 
+def restore_model(
+    kind: type[RebuiltModel], tensors: Mapping[str, Tensor], frozen: Sequence[str], plain: Mapping[str, Any]
+) -> RebuiltModel:
+    """Make a model again from what ``RebuiltModel.__reduce_ex__`` keeps of it.
+
+    Args:
+        tensors: its state. frozen: names of parameters without gradient. plain: its other attributes.
+    """
+    model = kind(plain["config"])
+    model.make_missing_parts()
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if plain[RECOMPUTES]:
+        model._set_gradient_checkpointing()
+    model.__dict__.update({name: value for name, value in plain.items() if name != RECOMPUTES})
+    model.restore_constants()
+    return model.train(model.training)
+
+
 class RebuiltModel(PreTrainedModel):
     """A model of transformers whose parts ``rebuild`` made.
 
     Attributes:
+        encoder: ragged waveforms to ragged frames.
         parts: the classes that its description may name. new_heads: beginnings of the names of tensors that a file
             need not have, and that a model without such a head leaves in the file.
         constants: the computed buffers by name, in float32 on the CPU.
+        tensor_names: those of its state, as it was made.
     """
 
+    encoder: AudioEncoder
     parts: ClassVar[Mapping[str, type[nn.Module]]] = {}
     new_heads: ClassVar[tuple[str, ...]] = ()
     constants: dict[str, Tensor]
+    tensor_names: frozenset[str]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -77,6 +104,34 @@ class RebuiltModel(PreTrainedModel):
             path, _, last = name.rpartition(".")
             owner = self.get_submodule(path)
             owner._buffers[last] = value.to(getattr(owner, last).device)
+
+    def make_missing_parts(self) -> None:
+        """Make the parts, without their weights, that the constructor leaves out."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the description and the tensors.
+
+        Modules with a parametrized weight, as WavLM has, refuse it, and so do the hooks with which transformers keeps
+        hidden states. A model that others put layers into, as peft does, is pickled as every module.
+        """
+        tensors = self.state_dict()
+        if tensors.keys() != self.tensor_names:
+            return super().__reduce_ex__(protocol)
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        plain = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        plain[RECOMPUTES] = self.is_gradient_checkpointing
+        return restore_model, (type(self), tensors, frozen, plain)
+
+    def recompute_encoder(self, enable: bool) -> None:
+        """Let the layers of the encoder make their activations again in the backward, or no longer."""
+        if enable:
+            self.encoder.recompute()
+            return
+        for module in self.encoder.modules():
+            if isinstance(module, AudioEncoder):
+                module.recomputes = False
+            elif isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+                module._set_gradient_checkpointing(enable=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move or cast the model; ``half()`` and ``bfloat16()`` leave the constants in float32."""

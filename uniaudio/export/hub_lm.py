@@ -18,7 +18,6 @@ from uniaudio.export.hub_lm_config import UniaudioLMConfig
 from uniaudio.export.hub_processor import ClipsProcessor
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.depth_injection import DepthInjection, widen_rows
-from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.rebuild import rebuild
 from uniaudio.ragged import Ragged
 
@@ -31,7 +30,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
     """Encoder, adapter and language model as they were trained; a clip's tokens do not depend on its batch.
 
     Attributes:
-        encoder: ragged waveforms to ragged frames. adapter: frames to audio tokens. language_model: of transformers.
+        adapter: frames to audio tokens. language_model: of transformers.
     """
 
     config_class = UniaudioLMConfig
@@ -45,17 +44,37 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
     def __init__(self, config: UniaudioLMConfig) -> None:
         super().__init__(config)
         with construct_plainly():
-            self.encoder: AudioEncoder = rebuild(config.encoder, PARTS.__getitem__)
+            self.encoder = rebuild(config.encoder, PARTS.__getitem__)
             self.adapter: Adapter = rebuild(config.adapter, PARTS.__getitem__)
         self.constants = copy_constants(self)
         for part in (self.encoder, self.adapter):
             part.to(torch.get_default_dtype())
         self.language_model: Any = None
-        self.injection: DepthInjection | None = None
+        self._injection: DepthInjection | None = None  # not pickled: its hooks are on layers of this model
         if config.decoder_path is None:
-            text = AutoConfig.for_model(**config.text)
-            self.language_model = AutoModelForCausalLM.from_config(text)
+            self.make_missing_parts()
+        self.tensor_names = frozenset(self.state_dict())
+        # what must not be divided over devices: parts of an encoder read each other's weights
+        whole = (type(part).__name__ for part in (self.encoder, self.adapter))
+        self._no_split_modules = [*whole, *(getattr(self.language_model, "_no_split_modules", None) or ())]
         self.post_init()
+
+    def make_missing_parts(self) -> None:
+        """Make the language model, without its weights, as the configuration says."""
+        if self.language_model is None:
+            self.language_model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**self.config.text),
+                attn_implementation=self.config._attn_implementation,
+            )
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **settings: Any) -> None:
+        """Let the layers of language model and encoder make their activations again in the backward.
+
+        An encoder whose layers are not called one by one keeps its activations.
+        """
+        self.language_model._set_gradient_checkpointing(enable, **settings)
+        if self.encoder.can_recompute():
+            self.recompute_encoder(enable)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +83,8 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         Raises:
             ValueError: when the tensors in the file are not those of the model.
         """
-        given = {name: kwargs[name] for name in ("dtype", "torch_dtype", "device_map") if name in kwargs}
+        named = ("dtype", "torch_dtype", "device_map", "attn_implementation")
+        given = {name: kwargs[name] for name in named if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
         loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         config = loaded.config
@@ -73,6 +93,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
                 config.decoder_path, revision=config.decoder_revision, **given
             )
             loaded.language_model = lm.eval()
+            loaded.tensor_names = frozenset(loaded.state_dict())
         return (loaded, loading) if with_info else loaded
 
     def get_input_embeddings(self) -> Any:
@@ -139,9 +160,9 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         """Return the embeddings of rows and hand their features to the layers, see ``DepthInjection``."""
         if not self.adapter.decoder_layers:
             return rows
-        if self.injection is None:
-            self.injection = DepthInjection(self.language_model, self.adapter.decoder_layers)
-        return self.injection.split(rows, once)
+        if self._injection is None:
+            self._injection = DepthInjection(self.language_model, self.adapter.decoder_layers)
+        return self._injection.split(rows, once)
 
     def average_texts(
         self, text: Tensor, places: Tensor, attention_mask: Tensor | None, audio: Ragged

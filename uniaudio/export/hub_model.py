@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
@@ -65,30 +64,10 @@ class PaddedModel(nn.Module):
         return frames, mask, frames.float().sum(1) / counts[:, None]
 
 
-def restore_model(
-    kind: type[UniaudioModel], tensors: Mapping[str, Tensor], frozen: Sequence[str], plain: Mapping[str, Any]
-) -> UniaudioModel:
-    """Make a model again from what ``UniaudioModel.__reduce_ex__`` keeps of it.
-
-    Args:
-        tensors: its state. frozen: names of parameters without gradient. plain: its other attributes.
-    """
-    model = kind(plain["config"])
-    model.load_state_dict(tensors, assign=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    if plain["gradient_checkpointing"]:
-        model._set_gradient_checkpointing()
-    model.__dict__.update(plain)
-    model.restore_constants()
-    return model.train(model.training)
-
-
 class UniaudioModel(RebuiltModel):
     """One audio encoder, single, fused or routed, as it was trained; a clip's frames do not depend on its batch.
 
-    Attributes:
-        encoder: works on ragged waveforms without padding; ``num_frames(samples)`` tells how many frames a clip has.
+    ``encoder.num_frames(samples)`` tells how many frames a clip has.
     """
 
     config_class = UniaudioConfig
@@ -107,25 +86,13 @@ class UniaudioModel(RebuiltModel):
             )
         super().__init__(config)
         with construct_plainly():
-            self.encoder: AudioEncoder = rebuild(config.encoder, PARTS.__getitem__)
+            self.encoder = rebuild(config.encoder, PARTS.__getitem__)
         self.constants = copy_constants(self)
         self.encoder.to(torch.get_default_dtype())
         self._no_split_modules = [type(self.encoder).__name__]  # its parts read each other's weights
         self.gradient_checkpointing = False
         self.tensor_names = frozenset(self.state_dict())
         self.post_init()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle the description and the tensors: modules with a parametrized weight, as WavLM has, refuse it.
-
-        A model that others put layers into, as peft does, is pickled as every module.
-        """
-        tensors = self.state_dict()
-        if tensors.keys() != self.tensor_names:
-            return super().__reduce_ex__(protocol)
-        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
-        plain = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-        return restore_model, (type(self), tensors, frozen, plain)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **_: Any
@@ -139,14 +106,7 @@ class UniaudioModel(RebuiltModel):
             raise ValueError(
                 f"gradient checkpointing: {type(self.encoder).__name__} cannot recompute its layers"
             )
-        if enable:
-            self.encoder.recompute()
-        else:
-            for module in self.encoder.modules():
-                if isinstance(module, AudioEncoder):
-                    module.recomputes = False
-                elif isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
-                    module._set_gradient_checkpointing(enable=False)
+        self.recompute_encoder(enable)
         self.gradient_checkpointing = enable
 
     def enable_input_require_grads(self) -> None:

@@ -66,6 +66,9 @@ class StockFormat:
         notes: what the format does otherwise than the run, for the card.
         decoders: architectures that serving engines put into it; empty: any.
         explain_misfit: why the format cannot hold an encoder, or an empty text.
+        ties_head: whether its class reads a head that is the table of embeddings, which is then stored once. Those of
+            transformers 5 have a head of their own.
+        arguments: of the processor's call, beside those that all have.
         loading: lines that answer a question where those of transformers do not, with PLACE for the folder.
     """
 
@@ -80,6 +83,8 @@ class StockFormat:
     notes: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     explain_misfit: Callable[[WhisperAudioEncoder], str] = lambda _: ""
+    ties_head: bool = False
+    arguments: str = ""
     loading: str = ""
 
     @property
@@ -194,6 +199,7 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
             "places side by side, as in <|audio_bos|><|AUDIO|><|AUDIO|><|audio_eos|>, which is what the run computes.",
         ),
         decoders=("qwen2",),
+        arguments=", padding=True",
     ),
     "audio-flamingo3": StockFormat(
         adapter="audio_flamingo3",
@@ -202,7 +208,11 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         tower=AudioFlamingo3EncoderConfig,
         processor=AudioFlamingo3Processor,
         encoder={"masked_padding": True},
-        notes=("The processor takes one clip for each text, of up to 10 minutes.",),
+        notes=(
+            "The processor takes one clip for each text, of up to 10 minutes.",
+            "It pads texts by itself; do not give it padding=True, which shortens spectrograms as well, and the tower "
+            "ends with sizes of tensors that do not match. text_kwargs={'padding': ...} is for texts alone.",
+        ),
         decoders=("qwen2",),
     ),
     "voxtral": StockFormat(
@@ -234,6 +244,7 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
             "The last token of a window reads frames of padding where the run has zeros, if the window is no multiple "
             "of the stacked frames and stands beside a longer one in a batch.",
         ),
+        ties_head=True,
         loading=VLLM,
     ),
 }

@@ -157,6 +157,7 @@ def write_stock_model(
     lm = model.decoder.lm
     table, head = lm.get_input_embeddings().weight.detach(), lm.get_output_embeddings().weight.detach()
     rows = max(len(table), max(ids) + 1)
+    is_tied = target.ties_head and has_tied_head(lm)
     marks = dict(zip(ids[1:], (m for m in (adapter.begin, adapter.end) if m is not None), strict=True))
     tensors = {
         f"language_model.model.{key}": value
@@ -165,13 +166,14 @@ def write_stock_model(
     }
     embeddings = f"language_model.model.{find_name(lm.base_model, lm.get_input_embeddings())}.weight"
     tensors[embeddings] = put_rows(enlarge_table(table, rows), marks)
-    tensors["language_model.lm_head.weight"] = enlarge_table(head, rows)
+    if not is_tied:
+        tensors["language_model.lm_head.weight"] = enlarge_table(head, rows)
     tensors = {key: store_compactly(value) for key, value in tensors.items()}
     tensors |= {f"audio_tower.{key}": value for key, value in encoder.whisper.state_dict().items()}
     tensors |= {f"multi_modal_projector.{key}": v for key, v in adapter.projector.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
-    config = target.make_config(encoder, adapter, make_text_config(lm.config, rows), ids[0])
+    config = target.make_config(encoder, adapter, make_text_config(lm.config, rows, is_tied), ids[0])
     config.architectures = [target.architecture]
     config.dtype = "float32"
     config.tie_word_embeddings = False
@@ -263,9 +265,20 @@ def store_compactly(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def make_text_config(config: PretrainedConfig, vocabulary: int) -> PretrainedConfig:
-    """Return the decoder's configuration for a table of so many rows and a head of its own."""
-    values = {**config.to_dict(), "vocab_size": vocabulary, "tie_word_embeddings": False, "dtype": "float32"}
+def has_tied_head(lm: PreTrainedModel) -> bool:
+    """Return whether the head of a language model is its table of embeddings."""
+    head, table = lm.get_output_embeddings(), lm.get_input_embeddings()
+    return head is not None and head.weight.data_ptr() == table.weight.data_ptr()
+
+
+def make_text_config(config: PretrainedConfig, vocabulary: int, is_tied: bool = False) -> PretrainedConfig:
+    """Return the decoder's configuration for a table of so many rows, which is the head as well where that is tied."""
+    values = {
+        **config.to_dict(),
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": is_tied,
+        "dtype": "float32",
+    }
     for name in ("_name_or_path", "transformers_version", "model_type"):
         values.pop(name, None)
     return AutoConfig.for_model(config.model_type, **values)
