@@ -14,7 +14,7 @@ from uniaudio.build.model import load_model as load_parts
 from uniaudio.commands.ask import answer_questions
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import Trust
-from uniaudio.data.audio_input import AudioInput, is_single_clip, iterate_clips
+from uniaudio.data.clips_from_python import AudioInput, is_single_clip, iterate_clips
 from uniaudio.errors import UserError, require_number
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.types import SAMPLE_RATE

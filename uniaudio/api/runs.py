@@ -24,7 +24,7 @@ from uniaudio.config.overrides import Overrides
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import Trust
-from uniaudio.data.audio_input import AudioInput
+from uniaudio.data.clips_from_python import AudioInput
 from uniaudio.distributed import barrier, shutdown_process_group
 from uniaudio.errors import UserError, require_number
 from uniaudio.launched_processes import end_with_parent, is_launched

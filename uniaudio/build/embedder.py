@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from uniaudio.build.encoders import load_encoder as load_audio_encoder
 from uniaudio.build.encoders import open_device
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.data.audio_input import AudioInput, Waveform, is_single_clip, iterate_clips, read_samples
+from uniaudio.data.clips_from_python import AudioInput, Waveform, is_single_clip, iterate_clips, read_samples
 from uniaudio.errors import UserError, convert_to_user_error, require_number
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
 from uniaudio.model.encoders.base import AudioEncoder

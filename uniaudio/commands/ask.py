@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.data.audio_input import AudioInput
+from uniaudio.data.clips_from_python import AudioInput
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.generated_answers import (
     answer_all,
