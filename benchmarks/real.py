@@ -1,6 +1,6 @@
 """Real models on real audio: the main runs, and comparisons that each change one thing of them.
 
-    python benchmarks/real.py [--only NAME ...] [--list] [--jobs 2] [--out runs/real_models] [--steps 400] [--bf16]
+    python benchmarks/real.py [--only NAME ...] [--list] [--jobs 2] [--out runs/real_models] [--steps 640] [--bf16]
                               [--protocols masked xares] [--quick] [--fetch-models SCRIPT.py]
                               [--fetch-audio SCRIPT.py]
 
