@@ -12,8 +12,8 @@ RIDGE = "ridge"
 
 
 class DepthConfig(Strict):
-    """Hidden states of encoder layers for layers of the decoder (DeepStack, arXiv 2406.04334), each through a LayerNorm
-    and a linear map of its own, added at the places of audio. The maps begin at zero: the first loss is that without.
+    """Hidden states of encoder layers for layers of the decoder (DeepStack, arXiv 2406.04334), each through its own
+    LayerNorm and linear map, added at the audio positions. The maps start at zero, so the first loss does not change.
 
     Read by: run commands.
     """
@@ -21,8 +21,8 @@ class DepthConfig(Strict):
     encoder_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
     """Hidden states of the encoder: 0 is what its first layer reads, the last one its frames."""
     decoder_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    """Layers of the decoder, counted from 0, behind which they are added: as many as `encoder_layers`, in the same
-    order, each once. Not its last one, behind which no layer reads the sum.
+    """Layers of the decoder, counted from 0, after which they are added: as many as `encoder_layers`, in the same
+    order, each once. Not its last one, after which no layer reads the sum.
     """
 
     @model_validator(mode="after")
@@ -52,13 +52,13 @@ class AdapterSettings(Strict):
     lr: PositiveFloat = 1e-3
     """Peak learning rate of the adapter. Read by: train."""
     depth: DepthConfig | None = None
-    """Hidden states of encoder layers that are added behind layers of the decoder. Not for projectors of published
+    """Hidden states of encoder layers that are added after layers of the decoder. Not for projectors of published
     models.
     """
     time_markers: PositiveFloat | None = None
-    """Seconds from one time marker to the next: before the audio tokens of every so many seconds stands their time as
-    text, such as `4s`, one token for each character. Not for projectors of published models, and not for `perceiver`,
-    whose tokens have no order of time.
+    """Seconds from one time marker to the next: the time as text, such as `4s`, before the audio tokens that begin
+    there, one token for each character. Not for projectors of published models, and not for `perceiver`, whose tokens
+    have no order in time.
     """
 
     @model_validator(mode="after")
@@ -87,8 +87,8 @@ class GroupingSettings(AdapterSettings):
     """
 
     start: Literal["random", "ridge"] = "random"
-    """Initial weights: `random`, or `ridge`, a closed-form solution by which audio tokens begin as estimates of the
-    answers in the decoder's own embeddings; a causal decoder answers after far fewer steps. Read by: train.
+    """Initial weights: `random`, or `ridge`, a closed-form solution that makes audio tokens estimates of the answers in
+    the decoder's embedding space; a causal decoder then uses the audio after far fewer steps. Read by: train.
     """
     start_examples: PositiveInt = 400
     """Rows of the first stage's recipe that `start: ridge` is fitted to; each is encoded once. Read by: train."""
@@ -98,7 +98,7 @@ class StackConfig(GroupingSettings):
     """Neighbouring frames are stacked to `rate` tokens per second, then pass through an MLP."""
 
     kind: Literal["stack"] = "stack"
-    """`stack`, which is also taken where no kind is given."""
+    """`stack`, the default."""
     rate: PositiveFloat = 12.5
     """Audio tokens per second of sound; must divide the encoder's frame rate. The default, 12.5, is one token
     for four frames of Whisper.
@@ -198,7 +198,7 @@ class StockProjectorConfig(AdapterSettings):
     """
 
     kind: Literal["qwen2_audio", "audio_flamingo3", "voxtral"]
-    """`qwen2_audio`: one linear map at 25 tokens per second, and learned tokens before and behind a clip's.
+    """`qwen2_audio`: one linear map at 25 tokens per second, and learned tokens before and after a clip's.
     `audio_flamingo3`: two linear maps at 25 per second. `voxtral`: four frames stacked, two linear maps at 12.5 per
     second, and a learned token before a clip's. The first two need `pool: 2` on a Whisper encoder.
     """

@@ -20,7 +20,7 @@ class DataConfig(Strict):
     """Micro-batches that each worker keeps ready."""
     pool: PositiveInt = 256
     """Rows of a stream that are sorted by length together (length bucketing); more means fuller batches and
-    less randomness: where each dataset has clips of one length, a micro-batch then holds one task alone.
+    less randomness: if all clips of each dataset have one length, each micro-batch then holds a single task.
     """
     window: PositiveInt = 256
     """Shuffle buffer: rows of a shard (archive, table or stream) that are shuffled together."""
@@ -33,14 +33,14 @@ class DataConfig(Strict):
     max_outage: PositiveFloat = 600
     """Seconds that an unreachable network or server is retried, with growing pauses."""
     max_seconds: PositiveFloat | None = None
-    """Longest clip in seconds; longer ones are skipped. Default: the stage's `budget.audio_seconds`. Read by:
-    train, tune-batch.
+    """Longest clip in seconds; for longer ones see `long_clips` of a recipe. Default: the stage's
+    `budget.audio_seconds`. Read by: recipe commands, eval, forgetting.
     """
     max_text_tokens: PositiveInt = MAX_TEXT_TOKENS
     """Most tokens of a question with its answer, chat markup included and audio not; longer rows are skipped.
     Read by: train, check, eval, ask, forgetting.
     """
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)
-    """Share of a source's rows that may be skipped before the run ends with an error."""
+    """Share of a dataset's rows that may be skipped before the run ends with an error. Read by: train, check."""
     log_ids: bool = False
     """Write the ids of the examples of each logged step to `metrics.jsonl`."""

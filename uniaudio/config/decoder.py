@@ -72,7 +72,7 @@ class DecoderConfig(Strict):
     linear layers to 8 bits (experimental, NVIDIA Ada or newer).
     """
     trust_remote_code: bool = False
-    """States that the model needs Python code of its own; the code runs only with the option
+    """Declares that the model comes with its own Python code; the code runs only with the option
     `--trust-remote-code`.
     """
     attention: Literal["auto", "packed", "padded"] = "auto"

@@ -49,12 +49,12 @@ class EncoderConfig(Strict):
 
     kind: str = "auto"
     """The encoder's architecture. `auto` reads the `model_type` of the checkpoint's config.json; a model type
-    states it; `remote` loads a model with code of its own; `module:Class` is a subclass of `AudioEncoder`,
-    made as `Class(path, **settings)`.
+    states it; `remote` loads a model with its own code; `module:Class` is a subclass of `AudioEncoder`,
+    created as `Class(path, **settings)`.
     """
     path: str = ""
-    """A folder, a Hub name, `random:` and either of them for random weights, or a run folder, whose encoder
-    is taken with its LoRA weights merged. May begin with `${env:NAME}`, `${realmodels}`, `${realdata}` or
+    """A folder, a Hub name, `random:` followed by either for random weights, or a run folder, whose encoder
+    is used with its LoRA weights merged. May begin with `${env:NAME}`, `${realmodels}`, `${realdata}` or
     `${miniature}`. Required unless `kind` is `module:Class`.
     """
     revision: str | None = None
@@ -70,7 +70,7 @@ class EncoderConfig(Strict):
     lora: LoraConfig = LoraConfig()
     """Rank, scale and layers of the low-rank updates, used with `train: lora`."""
     trust_remote_code: bool = False
-    """States that the model needs Python code of its own; the code runs only with the option
+    """Declares that the model comes with its own Python code; the code runs only with the option
     `--trust-remote-code`.
     """
     pad_to: PositiveFloat | None = None
@@ -84,8 +84,8 @@ class EncoderConfig(Strict):
     tail_frames: int = Field(default=0, ge=0)
     """Whisper only: frames of silence after the end of each clip."""
     keep_tail: bool = False
-    """Whisper only: the frames of `tail_frames` are given out with those of the clip. Whisper's own decoder needs
-    them to hear where speech ends; with `pad_to: 30` and `pad_stride: 16`, a tail of 25 frames is enough.
+    """Whisper only: output the frames of `tail_frames` with those of the clip. Whisper's own decoder needs them to
+    detect the end of speech; with `pad_to: 30` and `pad_stride: 16`, a tail of 25 frames is enough.
     """
     pool: PositiveInt = 1
     """Whisper only: frames averaged before the last LayerNorm. `2` gives 25 frames per second, as the towers of
@@ -109,11 +109,11 @@ class EncoderConfig(Strict):
     """Frames per second of an encoder with `kind: remote`. Default: measured on a clip."""
     recompute: Literal["auto"] | bool = "auto"
     """Activation checkpointing (gradient checkpointing) inside the encoder's layers: less memory, one more
-    forward of them. `auto` uses it in stages whose micro-batches would not fit the memory otherwise. Read by:
-    train, plan.
+    forward pass of them. `auto` uses it in stages whose micro-batches would not fit into memory otherwise. Read
+    by: train, plan.
     """
     settings: dict[str, Any] = Field(default={})
-    """Keyword arguments for an encoder class of your own (`kind: module:Class`)."""
+    """Keyword arguments of your own encoder class (`kind: module:Class`)."""
 
     @model_validator(mode="after")
     def check_path_or_class(self) -> EncoderConfig:

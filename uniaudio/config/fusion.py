@@ -39,14 +39,14 @@ class Fusion(Strict):
     """
     align: Literal["area", "linear"] = "area"
     """How streams are brought to `rate`: `area` averages over the time of a frame, `linear` interpolates
-    between the middles of frames.
+    between the centres of frames.
     """
     lr: PositiveFloat = 5e-5
     """Peak learning rate of the fusion's parameters. Read by: train."""
     start: Literal["random", "pca", "wccn"] = "random"
     """Initial weights: `random`, as published, or `pca`: every encoder is standardised, and the fusion begins with the
-    principal components of all of them, so that none drowns another; `wccn` besides makes small what differs among
-    clips with the same answer. The scales are parameters of their own.
+    principal components of all of them, so that none dominates; `wccn` also scales down the directions in which
+    clips with the same answer differ. The scales are trained parameters.
     """
     start_examples: PositiveInt = 300
     """Rows of the first stage's recipe that `start` is fitted to; each is encoded once. Read by: train."""

@@ -185,8 +185,8 @@ class Stage(Strict):
 
 
 class GuardConfig(Strict):
-    """A regression check in training: sets that are probed from time to time and compared with the start of
-    the run.
+    """A regression check during training (early stopping): datasets that are probed regularly and compared with
+    the start of the run.
 
     Read by: train.
     """

@@ -41,7 +41,7 @@ class TrainConfig(Strict):
     save_every: PositiveInt = 500
     """Optimizer steps between two checkpoints."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints that are kept; those at the ends of stages are kept besides."""
+    """Number of newest checkpoints to keep; those at the ends of stages are always kept."""
     keep_every: PositiveInt | None = None
     """Keep the checkpoints at multiples of this number of steps, too. Default: none."""
     max_loss_ratio: float = Field(default=10.0, gt=1)
@@ -63,7 +63,7 @@ class TrainConfig(Strict):
     profile: bool = False
     """Profile three steps with PyTorch's profiler, print the time by part and write a trace."""
     callbacks: tuple[str, ...] = ()
-    """Classes of your own, each `module:Class` with methods such as `on_log` that training calls (docs/python.md);
+    """Your own classes, each `module:Class` with methods such as `on_log` that training calls (docs/python.md);
     imported only with the option `--allow-code`.
     """
     evaluate_every: PositiveInt | None = None
@@ -71,10 +71,10 @@ class TrainConfig(Strict):
     training. Read by: train, check.
     """
     tensorboard: bool = True
-    """Write TensorBoard event files beside `metrics.jsonl`, where its package is installed (extra `tensorboard`)."""
+    """Also write TensorBoard event files, if the extra `tensorboard` is installed."""
     trackers: tuple[TrackerName, ...] = ()
-    """Experiment trackers besides `metrics.jsonl`; each needs its package, for `wandb`, `trackio` and `mlflow` the
-    extra of that name.
+    """Experiment trackers in addition to `metrics.jsonl`; each needs its package, for `wandb`, `trackio` and `mlflow`
+    the extra of that name.
     """
     project: str = "uniaudio"
     """Project of the trackers (experiment in MLflow)."""

@@ -167,7 +167,7 @@ class CardFile(Strict):
     `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
     """
     long_clips: LongClipsSetting = None
-    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
     and `hop`; a line of a recipe may say otherwise. Default: `skip` in training, `windows` in evaluation. Read by:
     train, eval, check, plan, data commands.
     """

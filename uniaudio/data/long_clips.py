@@ -23,14 +23,14 @@ SHORTEST = 0.01  # seconds; less than one mel window is no clip
 
 
 class LongClipsFile(Strict):
-    """What becomes of clips that are longer than `seconds`. `long_clips: crop` is short for `{how: crop}`.
+    """What to do with clips that are longer than `seconds`. `long_clips: crop` is short for `{how: crop}`.
 
     Read by: train, eval, check, plan, data commands.
     """
 
     how: How
     """`skip` leaves them out; `crop` takes `seconds` of them, at a random place in training and from the middle in
-    evaluation; `windows` makes an example of every stretch of `seconds`.
+    evaluation; `windows` makes an example of every window of `seconds`.
     """
     seconds: PositiveFloat | None = None
     """Longest clip, and length of a crop or window. Default: in training `data.max_seconds`, in evaluation the

@@ -26,7 +26,7 @@ from uniaudio.errors import UserError
 
 
 class EntryFile(Strict):
-    """A training set of a recipe: a dataset's split asked through one or several templates.
+    """A training set of a recipe: a dataset's split with one or several templates.
 
     Read by: recipe commands.
     """
@@ -48,13 +48,13 @@ class EntryFile(Strict):
     augment: tuple[AugmentStep, ...] = ()
     """Augmentation of the clips, in order. Default: none. Read by: train, check."""
     long_clips: LongClipsSetting = None
-    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
     and `hop`. Default: as the card says, else `skip`.
     """
 
 
 class EvaluateFile(Strict):
-    """An evaluation set of a recipe: a dataset's split asked through one template and scored.
+    """An evaluation set of a recipe: a dataset's split with one template.
 
     Read by: eval, train, check, forgetting, report.
     """
@@ -80,7 +80,7 @@ class EvaluateFile(Strict):
     condition: str | None = None
     """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
     long_clips: LongClipsSetting = None
-    """What becomes of clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
+    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
     and `hop`. Default: as the card says, else `windows`. The answers to the windows
     of a clip become one.
     """

@@ -42,8 +42,8 @@ class Scoring(Strict):
     normalisers.
     """
     tokenize: Literal["auto", "words", "characters", "zh", "ja", "ko", "th", "lo", "km", "my"] = "auto"
-    """What counts as a word in WER and BLEU: `auto` goes by script, `words` cuts at blanks, `characters`
-    everywhere, a language takes its tokenizer.
+    """What counts as a word in WER and BLEU: `auto` depends on the script, `words` splits at blanks, `characters`
+    everywhere, a language uses its tokenizer.
     """
     separator: str = Field(default=";", min_length=1)
     """Text between the tags of an answer, for `map`."""
@@ -66,7 +66,7 @@ class TemplateFile(Strict):
     inputs: tuple[str, ...]
     """Columns that prompts and target use, all of them and no other."""
     labels: LabelList | None = None
-    """Closed set of answers where neither the recipe nor the data set states one; the prompts have the set that
+    """Closed set of answers where neither the recipe nor the dataset states one; the prompts have the set that
     holds as `labels`. Default: answers are open.
     """
     labels_from: str | None = None
