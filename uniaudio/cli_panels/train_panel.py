@@ -106,7 +106,7 @@ def launch(
 
 
 def check_resume_option(resume: str | None) -> None:
-    """Refuse a value of --resume that is none."""
+    """Refuse an invalid value of --resume."""
     if resume not in (None, "auto", "yes"):
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
 
