@@ -88,6 +88,7 @@ DEFINED_TWICE = frozenset(  # one for each benchmark suite; HEAR names the funct
 SHORT = frozenset(  # one idea each, with one user
     [
         "build/run_config.py",
+        "data/eval_conditions.py",
         "estimate/flops.py",
         "export/hear_encoder.py",
         "export/xares_encoder.py",

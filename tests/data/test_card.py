@@ -2,7 +2,7 @@ import pytest
 
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import load_card
-from uniaudio.data.conditions import Condition
+from uniaudio.data.keep_conditions import Condition
 from uniaudio.errors import RowError, UserError
 
 GOOD = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from uniaudio.data.conditions import Condition
 from uniaudio.data.field_values import ClassIndex
+from uniaudio.data.keep_conditions import Condition
 from uniaudio.errors import UserError
 
 DOG = ClassIndex(2, "dog")

@@ -8,8 +8,8 @@ import pytest
 from uniaudio.cli import main
 from uniaudio.config.strict_yaml import parse
 from uniaudio.data.chat_markup import read_chat_markup
-from uniaudio.data.conditions import Condition
 from uniaudio.data.jinja import Text
+from uniaudio.data.keep_conditions import Condition
 from uniaudio.data.sources.paths import expand_braces
 from uniaudio.errors import RowError, UserError
 

@@ -17,7 +17,7 @@ from uniaudio.build.run_config import open_run
 from uniaudio.checks.first_rows import check_entry
 from uniaudio.config.search_paths import find_shipped_root
 from uniaudio.console import make_console
-from uniaudio.data.conditions import KEY
+from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.scaffold.answer_column import Answer, choose_answer
 from uniaudio.data.scaffold.column_profiles import ColumnProfile, profile_columns

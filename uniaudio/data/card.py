@@ -14,9 +14,9 @@ from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.card_file import MANIFESTS, WITH_CLASSES, CardFile, FirstOfFile, Load, SegmentFile
-from uniaudio.data.conditions import KEY, Condition
 from uniaudio.data.field_values import Classes, FirstOf
 from uniaudio.data.jinja import Text
+from uniaudio.data.keep_conditions import KEY, Condition
 from uniaudio.data.labels import Label, read_label_sets
 from uniaudio.data.long_clips import LongClips
 from uniaudio.data.segment import MANIFEST_SEGMENTS, NEMO, SegmentColumns

@@ -13,8 +13,9 @@ from uniaudio.config.nearest import suggest_name
 from uniaudio.config.overrides import read_layers
 from uniaudio.config.records import OneOrMore, Strict, build
 from uniaudio.config.search_paths import find_file
-from uniaudio.data.augment import CONDITIONS, Augmenter, AugmentStep
+from uniaudio.data.augment import Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
+from uniaudio.data.eval_conditions import CONDITIONS
 from uniaudio.data.labels import LineLabels, close_answers
 from uniaudio.data.long_clips import LongClips, LongClipsSetting
 from uniaudio.data.mixing_weights import compute_line_shares, join_pairings

@@ -15,8 +15,8 @@ from rich.console import Console
 from uniaudio.console import WorkProgress
 from uniaudio.data.card import DatasetCard, make_card
 from uniaudio.data.card_file import CardFile
-from uniaudio.data.conditions import KEY, Condition
 from uniaudio.data.field_values import Classes
+from uniaudio.data.keep_conditions import KEY, Condition
 from uniaudio.data.long_clips import read_row_seconds
 from uniaudio.data.scaffold.answer_column import Answer
 from uniaudio.data.scaffold.column_profiles import ColumnProfile, profile_columns

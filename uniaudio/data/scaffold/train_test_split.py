@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uniaudio.data.column_names import CLIPS, FOLDS, GROUPS, SPLITS, simplify_name
-from uniaudio.data.conditions import KEY
 from uniaudio.data.jinja import compute_unit_hash
+from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.scaffold.column_profiles import ColumnProfile
 from uniaudio.data.sources.split_names import find_named_splits
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from uniaudio.data.audio import decode
 from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.conditions import KEY
 from uniaudio.data.encoded_audio import EncodedAudio
 from uniaudio.data.field_values import Classes
+from uniaudio.data.keep_conditions import KEY
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 

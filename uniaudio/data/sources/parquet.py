@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.column_names import IDS, simplify_name
-from uniaudio.data.conditions import KEY
 from uniaudio.data.field_values import Classes
+from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.segment import TIME_COLUMNS
 from uniaudio.data.sources.audio_columns import explain_missing_audio, make_row
 from uniaudio.data.sources.base import (

@@ -3,8 +3,8 @@
 import pytest
 from helpers.files import card, write_parquet
 
-from uniaudio.data.conditions import Condition
 from uniaudio.data.jinja import Text, compute_unit_hash
+from uniaudio.data.keep_conditions import Condition
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source
 

@@ -1,4 +1,4 @@
-"""Conditions over the columns of a row, such as `keep` of a card: sandboxed, compiled once."""
+"""Conditions over the columns of a row that a `keep` of a card states: sandboxed, compiled once."""
 
 from __future__ import annotations
 
