@@ -1,5 +1,6 @@
 """The documentation speaks of what exists."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def test_classes_of_the_architecture_page_are_in_the_files_it_names():
     assert {
         path for path in paths if not any((ROOT / top / path).exists() for top in ("uniaudio", "."))
     } == set()
+
+
+def test_troubleshooting_explains_every_reason_why_a_row_is_skipped():
+    files = [path for path in (ROOT / "uniaudio").rglob("*.py") if "importers" not in path.parts]
+    calls = [
+        node for path in files for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    raised = [call.args[0] for call in calls if getattr(call.func, "id", "") == "RowError" and call.args]
+    reasons = {reason.value for reason in raised if isinstance(reason, ast.Constant) and reason.value}
+    assert len(reasons) > 20
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().split("## Reasons why rows are skipped")[1]
+    assert {reason for reason in reasons if f"`{reason}`" not in page} == set()
 
 
 def in_nav(entry):
