@@ -30,9 +30,9 @@ from cells import Cell, run_cells
 from real_runs import QUESTIONS, RUNS, SHORT_STEPS, STAGE_SHARES, Run, shorten, stage_steps
 from real_tables import answer_table, probe_table, read_cells, stage_table, task_table
 
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import write_model_spec
-from uniaudio.config.overrides import read_layers
 from uniaudio.config.path_variables import REAL_FOLDERS, real_root
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from uniaudio.config.overrides import read_layers
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.search_paths import find_file
 
 SHORT_STEPS = 640  # about half an hour of one core with the 135 M decoder; 400 steps hardly move the probes

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from uniaudio.config.overrides import read_layers
 from uniaudio.config.run_files import load_run
 from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.data.recipe import load_recipe
@@ -88,16 +87,6 @@ def test_a_shipped_recipe_keeps_its_name():
     shipped = Path(load_run.__code__.co_filename).parent
     assert make_portable_name("recipe", "realdata", shipped) == "realdata"
     assert make_portable_name("recipe", "no such recipe", shipped) == "no such recipe"
-
-
-def test_bases_of_bases_merge_mappings_and_replace_lists(tmp_path):
-    (tmp_path / "a.yaml").write_text("x: {p: 1, q: {r: 2}}\nlist: [1, 2]\n")
-    (tmp_path / "b.yaml").write_text("base: a.yaml\nx: {q: {s: 3}}\n")
-    (tmp_path / "c.yaml").write_text("base: b\nlist: [3]\n")
-    assert read_layers(tmp_path / "c.yaml", "config") == {"x": {"p": 1, "q": {"r": 2, "s": 3}}, "list": [3]}
-    (tmp_path / "a.yaml").write_text("base: c.yaml\n")
-    with pytest.raises(UserError, match="goes round in a circle"):
-        read_layers(tmp_path / "c.yaml", "config")
 
 
 def test_a_file_of_the_user_comes_before_the_shipped_one(tmp_path, monkeypatch):

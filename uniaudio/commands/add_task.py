@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.overrides import apply_overrides, read_layers
+from uniaudio.config.base_files import read_layers
+from uniaudio.config.overrides import apply_overrides
 from uniaudio.config.path_variables import allow_environment
 from uniaudio.config.records import build
 from uniaudio.config.run import RunConfig

@@ -18,7 +18,7 @@ import soundfile
 from rich.console import Console
 
 from uniaudio.build.recipe_of_run import open_recipe
-from uniaudio.config.overrides import read_layers
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.console import WorkProgress, make_console

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.overrides import Overrides, apply_overrides, lay_over_base, read_layers
+from uniaudio.config.base_files import lay_over_base, read_layers
+from uniaudio.config.overrides import Overrides, apply_overrides
 from uniaudio.config.path_variables import VARIABLE, allow_environment, expand_path
 from uniaudio.config.records import build
 from uniaudio.config.run import RunConfig

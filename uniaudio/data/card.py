@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.overrides import read_layers
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file

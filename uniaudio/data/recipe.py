@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.overrides import read_layers
 from uniaudio.config.records import OneOrMore, Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.augment import Augmenter, AugmentStep

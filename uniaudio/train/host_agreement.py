@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 
 import uniaudio
-from uniaudio.config.overrides import read_layers
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.run import RunConfig
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.mixture import Mixture

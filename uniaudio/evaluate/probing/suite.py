@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from uniaudio.config.overrides import read_layers
+from uniaudio.config.base_files import read_layers
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
