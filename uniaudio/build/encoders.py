@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,25 +16,11 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, make_console
-from uniaudio.errors import UserError, prefix_user_errors
+from uniaudio.errors import UserError
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.hf_auto import list_code_places
-from uniaudio.model.encoders.registry import (
-    HF_AUTO,
-    choose_settings,
-    find_family,
-    import_encoder_class,
-    is_local_path,
-    load_audio_encoder,
-)
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    fetch_model_config,
-    find_model_folder,
-    identify_base,
-    read_stock_config,
-)
+from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
+from uniaudio.model.encoders.weights import identify_base, read_stock_config
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
@@ -166,39 +151,6 @@ def build_encoder(config: RunConfig, prompt_dim: int | None = None) -> AudioEnco
         return fuse(config.fusion, parts, prompt_dim)
 
 
-def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
-    """Build the config's encoder without weights, so that what does not fit is told before any are read.
-
-    Returns:
-        None when an encoder is a run or a class of somebody's own, or needs code that is not trusted.
-
-    Raises:
-        UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates.
-    """
-    sketched = {}
-    for name, settings in config.encoders.items():
-        without_weights = randomize_weights(settings, f"encoders.{name}", config.trust)
-        if without_weights is None:
-            return None
-        sketched[name] = without_weights
-    with torch.device("meta"):
-        return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
-
-
-def sketch_model(model: ModelSpec) -> AudioEncoder | None:
-    """Build the encoder of a model without weights; None where ``sketch_encoder`` has none.
-
-    Raises:
-        UserError: when the folder holds no known encoder.
-    """
-    path = model.path
-    settings = randomize_weights(model.configure_model(), path, NO_TRUST) if is_local_path(path) else None
-    if settings is None:
-        return None
-    with torch.device("meta"):
-        return load_audio_encoder(settings, path)
-
-
 def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
     """Check a MODEL and its options without reading weights or asking the Hub.
 
@@ -218,39 +170,6 @@ def check_model(spec: str, trust: Trust = NO_TRUST) -> None:
         if ":" not in settings.kind and is_local_path(settings.path) and not is_run(settings.path):
             kind, family = find_family(settings, name)
             choose_settings(settings, family, kind, name)
-
-
-def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
-    """Return the settings with random weights and the architecture in a local folder.
-
-    Of a model on the Hub its config.json is fetched; of one that is read with its own feature extractor that one and
-    the code of the model, too.
-
-    Returns:
-        None when the architecture is only known with the weights, or with code that is not trusted.
-
-    Raises:
-        UserError: when there is no such folder, repository or class, or the architecture is not known.
-    """
-    if ":" in settings.kind:
-        if trust.code:
-            import_encoder_class(settings, where, trust)
-        return None
-    if is_run(settings.path):
-        return None
-    _, family = find_family(settings, where)
-    changes: dict[str, Any] = {"revision": None}
-    with prefix_user_errors(where):
-        folder = fetch_model_config(settings.path, settings.revision)
-        if family is HF_AUTO:
-            has_code = bool(list_code_places(folder))
-            if has_code and not (settings.trust_remote_code and trust.remote_code):
-                return None
-            changes["trust_remote_code"] = has_code
-            folder = find_model_folder(
-                RANDOM + settings.path.removeprefix(RANDOM), settings.revision, has_code
-            )
-    return settings.model_copy(update={**changes, "path": f"{RANDOM}{folder}"})
 
 
 def identify_encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from uniaudio.build.adapter import make_adapter
-from uniaudio.build.encoders import EncoderHolder, sketch_encoder
+from uniaudio.build.encoder_sketch import sketch_encoder
+from uniaudio.build.encoders import EncoderHolder
 from uniaudio.checks.cache_settings import refuse_useless_caches
 from uniaudio.checks.first_rows import CheckedEntry, check_entry
 from uniaudio.config.run import RunConfig

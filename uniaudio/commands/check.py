@@ -13,7 +13,8 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from uniaudio.build.adapter import make_adapter
-from uniaudio.build.encoders import EncoderHolder, sketch_encoder
+from uniaudio.build.encoder_sketch import sketch_encoder
+from uniaudio.build.encoders import EncoderHolder
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
 from uniaudio.checks.cache_settings import describe_cache_sizes

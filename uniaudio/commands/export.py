@@ -13,14 +13,8 @@ import torch
 from rich.table import Table
 
 from uniaudio.build.encoder_provenance import collect_provenance
-from uniaudio.build.encoders import (
-    check_model,
-    find_checkpoint,
-    is_run,
-    load_encoder,
-    sketch_encoder,
-    sketch_model,
-)
+from uniaudio.build.encoder_sketch import sketch_encoder, sketch_model
+from uniaudio.build.encoders import check_model, find_checkpoint, is_run, load_encoder
 from uniaudio.commands.export_model import MODEL_TARGETS, export_model
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.nearest import suggest_name

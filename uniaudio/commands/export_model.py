@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from uniaudio.build.encoder_provenance import collect_provenance
-from uniaudio.build.encoders import find_checkpoint, sketch_encoder
+from uniaudio.build.encoder_sketch import sketch_encoder
+from uniaudio.build.encoders import find_checkpoint
 from uniaudio.build.exported_model import find_format
 from uniaudio.build.model import load_model
 from uniaudio.config.decoder import DecoderConfig

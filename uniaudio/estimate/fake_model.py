@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from uniaudio.build.adapter import make_adapter
-from uniaudio.build.encoders import sketch_encoder
+from uniaudio.build.encoder_sketch import sketch_encoder
 from uniaudio.build.model import read_decoder_config
 from uniaudio.checks.first_rows import AverageClip
 from uniaudio.config.run import RunConfig

@@ -1,0 +1,90 @@
+"""Encoders without weights, from their configuration alone: what does not fit is told before any weights are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from uniaudio.build.encoders import build_encoder, is_run
+from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.model_spec import ModelSpec
+from uniaudio.config.run import RunConfig
+from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.errors import prefix_user_errors
+from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.hf_auto import list_code_places
+from uniaudio.model.encoders.registry import (
+    HF_AUTO,
+    find_family,
+    import_encoder_class,
+    is_local_path,
+    load_audio_encoder,
+)
+from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, find_model_folder
+
+
+def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
+    """Build the config's encoder without weights, so that what does not fit is told before any are read.
+
+    Returns:
+        None when an encoder is a run or a class of somebody's own, or needs code that is not trusted.
+
+    Raises:
+        UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates.
+    """
+    sketched = {}
+    for name, settings in config.encoders.items():
+        without_weights = randomize_weights(settings, f"encoders.{name}", config.trust)
+        if without_weights is None:
+            return None
+        sketched[name] = without_weights
+    with torch.device("meta"):
+        return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
+
+
+def sketch_model(model: ModelSpec) -> AudioEncoder | None:
+    """Build the encoder of a model without weights; None where ``sketch_encoder`` has none.
+
+    Raises:
+        UserError: when the folder holds no known encoder.
+    """
+    path = model.path
+    settings = randomize_weights(model.configure_model(), path, NO_TRUST) if is_local_path(path) else None
+    if settings is None:
+        return None
+    with torch.device("meta"):
+        return load_audio_encoder(settings, path)
+
+
+def randomize_weights(settings: EncoderConfig, where: str, trust: Trust) -> EncoderConfig | None:
+    """Return the settings with random weights and the architecture in a local folder.
+
+    Of a model on the Hub its config.json is fetched; of one that is read with its own feature extractor that one and
+    the code of the model, too.
+
+    Returns:
+        None when the architecture is only known with the weights, or with code that is not trusted.
+
+    Raises:
+        UserError: when there is no such folder, repository or class, or the architecture is not known.
+    """
+    if ":" in settings.kind:
+        if trust.code:
+            import_encoder_class(settings, where, trust)
+        return None
+    if is_run(settings.path):
+        return None
+    _, family = find_family(settings, where)
+    changes: dict[str, Any] = {"revision": None}
+    with prefix_user_errors(where):
+        folder = fetch_model_config(settings.path, settings.revision)
+        if family is HF_AUTO:
+            has_code = bool(list_code_places(folder))
+            if has_code and not (settings.trust_remote_code and trust.remote_code):
+                return None
+            changes["trust_remote_code"] = has_code
+            folder = find_model_folder(
+                RANDOM + settings.path.removeprefix(RANDOM), settings.revision, has_code
+            )
+    return settings.model_copy(update={**changes, "path": f"{RANDOM}{folder}"})
