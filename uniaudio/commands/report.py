@@ -37,12 +37,8 @@ from uniaudio.report.answers import (
 )
 from uniaudio.report.clip_players import Player, SoundBudget, find_examples
 from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, build_embedding_maps, select_clips
-from uniaudio.report.heat_tables import (
-    build_confusion_table,
-    build_forgetting_table,
-    build_reliability,
-    build_routing_tables,
-)
+from uniaudio.report.heat_tables import build_forgetting_table, build_routing_tables
+from uniaudio.report.label_figures import build_confusion_table, build_reliability
 from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.result_files import (
     AnswersByModel,

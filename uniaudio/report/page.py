@@ -24,7 +24,8 @@ from uniaudio.report.charts import (
 )
 from uniaudio.report.clip_players import LONGEST, Player
 from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
-from uniaudio.report.heat_tables import HeatTable, Reliability
+from uniaudio.report.heat_tables import HeatTable
+from uniaudio.report.label_figures import Reliability
 from uniaudio.report.probe_scores import PROBES, Roles, ScoreTable
 from uniaudio.report.result_files import name_baseline
 from uniaudio.report.run_folder import Cost, RunRecord
