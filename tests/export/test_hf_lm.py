@@ -159,6 +159,8 @@ def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(settin
     assert loaded.config.provenance == {"steps": 3}
     for clip, rate, sentence in (
         (np.zeros((2, 9), np.float32), 16_000, "mixed to one channel"),
+        (np.zeros(0, np.float32), 16_000, "mixed to one channel and not empty"),
+        (None, 16_000, r"there are 0 clips; give them as audio=\[...\]"),
         (floats[0], 8_000, "sampling_rate: 8000"),
         ([floats[0], floats[1]], 16_000, "1 places <|audio|>, but there are 2 clips"),
     ):

@@ -25,6 +25,7 @@ from transformers import (
 from uniaudio.export.hf import make_noise, write_hf
 from uniaudio.export.model_card import write_card
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.ragged import Ragged
 
 TRUST = {"trust_remote_code": True}
 CLIP = make_noise((9_000,)).values.float() / 32768
@@ -458,3 +459,14 @@ def test_several_labels_of_a_clip_and_a_copy_of_the_head(whisper):
     assert torch.equal(output.loss, wanted)
     other = pickle.loads(pickle.dumps(model))
     assert torch.equal(other(CLIP).logits, output.logits)
+
+
+def test_folders_of_one_name_are_loaded_side_by_side(tmp_path):
+    """As those of benchmark entries, which are all called ``encoder``: transformers kept the code of the first."""
+    for kind in ("whisper", "hubert"):
+        encoder = single(kind, tmp_path / kind).eval()
+        folder = write_folder(encoder, tmp_path / kind / "out" / "encoder")
+        wanted = encoder(Ragged.from_rows([CLIP])).frames.values
+        assert torch.equal(frames_of(load_model(folder)), wanted)
+        head = AutoModelForAudioClassification.from_pretrained(folder, num_labels=2, **TRUST)
+        assert type(head.encoder).__name__ == type(encoder).__name__

@@ -227,6 +227,10 @@ def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
         ("masks of the spectrogram (SpecAugment)", "yes" if encoder.takes_masks else "no"),
         ("activation checkpointing (recompute)", "yes" if encoder.can_recompute() else "no"),
         ("train.compile", "its layers" if "layer" in vars(encoder) else "no"),
+        (
+            "one graph for padded clips (make_padded of an export)",
+            "yes" if has_padded_forward(encoder) else "no",
+        ),
         ("layer decay", describe_layers(encoder)),
     ]
     answers = {
@@ -241,6 +245,11 @@ def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
         except UserError as problem:
             rows.append((name, f"no: {problem}"))
     return rows
+
+
+def has_padded_forward(encoder: AudioEncoder) -> bool:
+    """Return whether an encoder has a graph for padded clips."""
+    return type(encoder).forward_padded is not AudioEncoder.forward_padded
 
 
 def describe_execution(encoder: AudioEncoder) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def collect_code(
 
     transformers 4 copies next to the modelling file only what that file itself imports, not what its imports import.
     So the modelling file names every other file, for the eyes of transformers alone: nothing is imported twice.
+    transformers 5 keeps one model class for every configuration class, and tells those of local folders apart by the
+    folder's last name and the text of the configuration file alone; so that file carries a hash of all the code.
     """
     roots: dict[str, set[str]] = {root: {*names}}
     imports, lines = [], []
@@ -113,6 +116,9 @@ def collect_code(
     ]
     table = "\n".join([*imports, "", "PARTS = {", *lines, "}"])
     files[modeling] = files[modeling].replace(NO_PARTS, table)
+    configuration = next(name for name in files if name.startswith("configuration_"))
+    code = "".join(files[name] for name in sorted(files))
+    files[configuration] += f"\n# of the model code {hashlib.sha256(code.encode()).hexdigest()[:16]}\n"
     return files
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, __version__
 
 from uniaudio.model.encoders.base import AudioEncoder
 
-RECOMPUTES = "is_gradient_checkpointing"  # what a pickled model keeps of it
+RECOMPUTES = "recomputes"  # under which a pickled model keeps whether layers recompute
 
 
 @contextlib.contextmanager
@@ -119,7 +119,7 @@ class RebuiltModel(PreTrainedModel):
             return super().__reduce_ex__(protocol)
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         plain = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-        plain[RECOMPUTES] = self.is_gradient_checkpointing
+        plain[RECOMPUTES] = any(getattr(part, "gradient_checkpointing", False) for part in self.modules())
         return restore_model, (type(self), tensors, frozen, plain)
 
     def recompute_encoder(self, enable: bool) -> None:

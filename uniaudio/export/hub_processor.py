@@ -67,11 +67,15 @@ class ClipsProcessor(ProcessorMixin):
         waveforms = [convert_samples(to_tensor(clip, "cpu", "audio"), "audio") for clip in clips]
         if wrong := [clip.shape for clip in waveforms if clip.dim() != 1 or not len(clip)]:
             raise ValueError(
-                f"audio: a clip is a waveform [samples], mixed to one channel; found {tuple(wrong[0])}"
+                "audio: a clip is a waveform [samples], mixed to one channel and not empty, and several are a list of "
+                f"them; found {tuple(wrong[0])}"
             )
         mark = self.audio_token
         if (places := sum(one.count(mark) for one in texts)) != len(clips):
-            raise ValueError(f"the texts have {places} places {mark}, but there are {len(clips)} clips")
+            raise ValueError(
+                f"the texts have {places} places {mark}, but there are {len(clips)} clips; give them as audio=[...], "
+                "one for each place"
+            )
         counts = iter([self.count_tokens(len(clip)) for clip in waveforms])
         parts = [one.split(mark) for one in texts]
         widened = [

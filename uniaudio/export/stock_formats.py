@@ -52,6 +52,12 @@ TOWER_SETTINGS = (
 NO_PADDING = {"pad_to": None, "tail_frames": 0, "keep_tail": False, "masked_padding": False}
 
 
+FLOATS = (
+    "The processor takes float waveforms in [-1, 1] of one channel; it does not scale int16 samples and computes "
+    "other spectrograms of them, without an error."
+)
+
+
 @dataclass(frozen=True)
 class StockFormat:
     """One format that the stock classes of transformers and serving engines read.
@@ -195,6 +201,7 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         processor=Qwen2AudioProcessor,
         encoder={"masked_padding": True},
         notes=(
+            FLOATS,
             "The processor drops what is beyond 30 s of a clip: cut a longer one into pieces of 30 s and write their "
             "places side by side, as in <|audio_bos|><|AUDIO|><|AUDIO|><|audio_eos|>, which is what the run computes.",
         ),
@@ -209,6 +216,7 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         processor=AudioFlamingo3Processor,
         encoder={"masked_padding": True},
         notes=(
+            FLOATS,
             "The processor takes one clip for each text, of up to 10 minutes.",
             "It pads texts by itself; do not give it padding=True, which shortens spectrograms as well, and the tower "
             "ends with sizes of tensors that do not match. text_kwargs={'padding': ...} is for texts alone.",
