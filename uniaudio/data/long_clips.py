@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PositiveFloat, model_validator
@@ -112,7 +113,9 @@ def list_window_spans(length: float, seconds: float, hop: float, name: str) -> l
     if count > MOST_WINDOWS:
         raise RowError("clip too long", f"{name}: {length:.1f} s would be {count:,} windows")
     starts = [number * hop for number in range(count)]
-    return [(start, start + seconds) for start in starts[:-1]] + [(starts[-1], length)]
+    # a sum may be rounded to just below the product at which the next window starts
+    ends = [max(start + seconds, after) for start, after in pairwise(starts)]
+    return list(zip(starts, [*ends, length], strict=True))
 
 
 def read_row_seconds(row: Row) -> list[float]:
