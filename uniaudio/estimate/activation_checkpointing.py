@@ -40,8 +40,8 @@ def make_chooser(
 ) -> Callable[[int, Engine], Recomputing]:
     """Return a function of stage index and engine that lets parts of the engine's model recompute, and says which.
 
-    The main process reckons, the others do the same. Where nothing is set to ``auto`` or memory has no bounds nothing
-    is reckoned.
+    The main process estimates and decides for all. Where nothing is set to ``auto`` or memory has no bounds nothing
+    is estimated.
 
     Args:
         built: the model as it is before the first stage. device: of the engine.

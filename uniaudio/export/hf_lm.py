@@ -70,20 +70,8 @@ def write_hf_lm(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(format.pad)
-    tensors = {
-        f"{name}.{key}": value
-        for name, part in (("encoder", model.encoder), ("adapter", model.adapter))
-        for key, value in part.state_dict().items()
-    }
     is_tied = has_tied_head(lm)
-    if decoder is None:
-        second = f"{find_name(lm, lm.get_output_embeddings())}.weight" if is_tied else None
-        tensors |= {
-            f"language_model.{key}": store_compactly(value)
-            for key, value in lm.state_dict().items()
-            if key != second
-        }
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    tensors = collect_exported_tensors(model, lm if decoder is None else None, is_tied)
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     text = make_text_config(lm.config, model.decoder.vocabulary, is_tied)
     config = UniaudioLMConfig(
@@ -108,6 +96,27 @@ def write_hf_lm(
     for name, code in collect_code(find_parts([encoder, adapter]), ROOT, CLASSES).items():
         (folder / name).write_text(code, encoding="utf-8")
     apply_umask(folder)
+
+
+def collect_exported_tensors(model: AudioLM, lm: Any, is_tied: bool) -> dict[str, Tensor]:
+    """Return the tensors of encoder, adapter and language model by their names in the export, as copies on the CPU.
+
+    Args:
+        lm: the language model, or None to leave it out. is_tied: its head is its table of embeddings, and left out.
+    """
+    tensors = {
+        f"{name}.{key}": value
+        for name, part in (("encoder", model.encoder), ("adapter", model.adapter))
+        for key, value in part.state_dict().items()
+    }
+    if lm is not None:
+        second = f"{find_name(lm, lm.get_output_embeddings())}.weight" if is_tied else None
+        tensors |= {
+            f"language_model.{key}": store_compactly(value)
+            for key, value in lm.state_dict().items()
+            if key != second
+        }
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
 
 
 def write_processor(folder: Path, tokenizer: Any, template: str, encoder: Any, adapter: Any) -> None:

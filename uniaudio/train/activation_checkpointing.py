@@ -19,10 +19,10 @@ class Recomputing:
 
     Args:
         parts: the encoders by name, and ``decoder``; those that the config lets recompute in any case among them.
-        needed: bytes that a process is reckoned to need so. without: and if only those of the config did; None where
-            nothing was reckoned.
+        needed: bytes that a process is estimated to need so. without: and if only those of the config did; None where
+            nothing was estimated.
         limit: bytes that a process may use. more: share of operations that come on top.
-        obstacle: why nothing was reckoned, where it should have been.
+        obstacle: why nothing was estimated, where it should have been.
     """
 
     parts: tuple[str, ...] = ()
