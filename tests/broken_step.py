@@ -17,6 +17,7 @@ from torch import nn
 
 from uniaudio.config.training import TrainConfig
 from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group, world_size
+from uniaudio.launched_processes import end_without_teardown
 from uniaudio.train.engines.accelerator import make_accelerator, make_engine
 
 MICRO = 2  # micro-batches of a rank in a step
@@ -168,4 +169,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with end_without_teardown():
+        main()

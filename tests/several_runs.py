@@ -11,13 +11,15 @@ from accelerate.state import AcceleratorState, GradientState
 
 from uniaudio.cli import main
 from uniaudio.commands import train as training
+from uniaudio.launched_processes import end_without_teardown
 
-if __name__ == "__main__":
+
+def run_all(file):
     shutdown, training.shutdown_process_group = (
         training.shutdown_process_group,
         lambda: None,
     )  # the next run exchanges on
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    for arguments in json.loads(Path(file).read_text()):
         try:
             main(["train", *arguments])
         except SystemExit as end:
@@ -26,3 +28,8 @@ if __name__ == "__main__":
         AcceleratorState._reset_state(False)
         GradientState._reset_state()
     shutdown()
+
+
+if __name__ == "__main__":
+    with end_without_teardown():
+        run_all(sys.argv[1])

@@ -12,6 +12,7 @@ from broken_step import accelerator_for
 from torch import nn
 
 from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group
+from uniaudio.launched_processes import end_without_teardown
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.moe import MoeFusion
 from uniaudio.model.fusion.mowe import MoweEncoder
@@ -130,8 +131,13 @@ def under(engine):
     return {"mowe": routed, "moe": mixed, "clips_seen": seen, "weights": [weights, more]}
 
 
-if __name__ == "__main__":
+def main():
     message = {engine: under(engine) for engine in sys.argv[1:]}
     if is_main():
         print(json.dumps(message), flush=True)
     shutdown_process_group()
+
+
+if __name__ == "__main__":
+    with end_without_teardown():
+        main()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 EVERY = 1.0  # seconds between two looks
@@ -69,3 +71,27 @@ def end_with_parent(what: str, parent: int | None = None) -> None:
         os._exit(EXIT_CODE)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def end_without_teardown() -> Iterator[None]:
+    """End this process of a launch with the exit code of the block, without clearing the interpreter away.
+
+    DeepSpeed and FSDP keep process groups beyond ``destroy_process_group``, and their threads can abort the process
+    while the interpreter is cleared away: now and then, a rank whose run was finished ended with SIGABRT. What a
+    program does at its end is done as ever: threads are waited for, exit handlers run, output is written. Outside a
+    launch the process ends as Python ends it.
+    """
+    code: int | str | None = 0
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+    if not is_launched() or not isinstance(code, int | None):
+        sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]  # it also ends the threads of executors
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone
+            stream.flush()
+    os._exit(code or 0)

@@ -3,6 +3,8 @@
 import sys
 
 from uniaudio.cli import main
+from uniaudio.launched_processes import end_without_teardown
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    with end_without_teardown():
+        main(["train", *sys.argv[1:]])
