@@ -128,6 +128,17 @@ def test_labels_that_no_row_has_are_named(recipe_file):
     assert "2 of 4" in table
 
 
+def test_labels_that_differ_in_case_alone_are_named(recipe_file):
+    change(recipe_file.parent, "t.yaml", labels=["rook", "wren", "Rook", "WREN "])
+    write_rows(recipe_file, [*rows_of("train", 6), *rows_of("test", 2)])
+    _, problems, _ = look(recipe_file)
+    assert any(
+        "split train: labels differ in upper and lower case alone: rook, Rook (and 1 more); to make them one"
+        in each
+        for each in problems
+    )
+
+
 def test_ids_and_clips_that_come_twice(recipe_file):
     rows = [*rows_of("train", 10), *rows_of("test", 2)]
     for number, row in enumerate(rows):

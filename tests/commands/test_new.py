@@ -417,6 +417,16 @@ def test_rows_that_cannot_be_used_are_allowed_for(tmp_path, place):
     assert "10 rows have none" in text
 
 
+def test_labels_in_upper_and_lower_case_are_noted(tmp_path, place):
+    write_manifest(
+        place, [{"Emotion_Label": ("sad", "Sad", "happy")[n % 3], "rating": n % 5} for n in range(40)]
+    )
+    text, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("Sad", "happy", "sad")
+    assert "answer: `Emotion_Label` (by the end of its name): a label with 3 values" in text
+    assert "note: labels differ in upper and lower case alone: Sad, sad; to make them one" in text
+
+
 def test_files_are_replaced_only_with_force(tmp_path, place):
     write_classes(place, ["a", "b"], 5)
     out = new(tmp_path, place)[2]

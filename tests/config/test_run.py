@@ -36,6 +36,8 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ("stages.0.steps.x=1", "stages.0.steps is a value, it has no parts"),
         ("stages.0.budget.x.y=1", "stages.0.budget.x: unknown key"),
         ("folder=/tmp", "unknown key"),
+        ("stages.one.steps=3", "one is not one of the positions 0 to 0; the items of a list are counted"),
+        ("encoders.decoder={path: x}", "encoders: 'decoder' is the name of another part; take another one"),
         ("adapter.kind=stak", "adapter.kind: 'stak' is not"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],

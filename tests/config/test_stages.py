@@ -60,7 +60,7 @@ def test_hours_leave_the_number_of_steps_open(tone_run):
     ("change", "message"),
     [
         ({"steps": None}, "stage one needs either `steps` or `hours` (of audio)"),
-        ({"hours": 1}, "stage one needs either `steps` or `hours` (of audio)"),
+        ({"hours": 1}, "stage one has `steps` and `hours` (of audio); leave one of them out"),
         ({"warmup": 9}, "warmup 9 is longer than the stage's 8 steps"),
         ({"train": {"(": "full"}}, "'(' is no regular expression"),
         ({"lr": {"*": 1e-3}}, "'*' is no regular expression"),

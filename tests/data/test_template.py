@@ -58,7 +58,7 @@ def test_one_of_several_answers(tmp_path):
         ({"scoring": {"metrik": "wer"}}, "scoring.metrik: unknown key (did you mean 'metric'?)"),
         ({"domain": "noise"}, "domain: 'noise' is not one of speech, sound, music"),
         ({"labels": ["yes", True]}, "labels: a label is True, which is not text; put it in quotes"),
-        ({"labels": "yes"}, "labels: input should be a valid array, got 'yes'"),
+        ({"labels": "yes"}, "labels: input should be a list, got 'yes'"),
         ({"labels": []}, "labels: is empty"),
         ({"labels": None, "labels_from": "none.txt"}, "labels_from: there is no file"),
         ({"labels_from": "none.txt"}, "give `labels` or `labels_from`, not both"),

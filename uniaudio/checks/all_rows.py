@@ -14,6 +14,7 @@ from rich.table import Table
 from uniaudio.console import WorkProgress
 from uniaudio.data.column_names import IDS, simplify_name
 from uniaudio.data.encoded_audio import FilePart
+from uniaudio.data.labels import describe_equal_spellings
 from uniaudio.data.long_clips import read_row_seconds
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
@@ -231,11 +232,16 @@ def show_values(values: Sequence[str]) -> str:
 
 
 def note_labels(findings: RowFindings) -> list[str]:
-    """Return a sentence about labels that no row has."""
+    """Return sentences about labels that no row has, and about labels that are one but for their case."""
+    notes = []
     unseen = [label for label in findings.labels if label not in findings.answers]
-    if not unseen or findings.sample or not findings.used:
-        return []
-    return [f"{len(unseen):,} of {len(findings.labels):,} labels occur in no row: {show_values(unseen)}"]
+    if unseen and not findings.sample and findings.used:
+        notes.append(
+            f"{len(unseen):,} of {len(findings.labels):,} labels occur in no row: {show_values(unseen)}"
+        )
+    if spellings := describe_equal_spellings(findings.labels):
+        notes.append(escape_text(spellings))
+    return notes
 
 
 def note_skipped_lengths(findings: RowFindings, longest: float, what: str) -> list[str]:

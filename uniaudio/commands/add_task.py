@@ -144,7 +144,7 @@ def make_next_stage(
     data |= {"name": name if name not in names else f"{name}_{len(names)}", "recipe": recipe}
     if steps is not None:
         data |= {"steps": steps, "hours": None, "warmup": min(data["warmup"], steps)}
-    apply_overrides(data, overrides, list(Stage.model_fields))
+    apply_overrides(data, overrides, Stage)
     return build(Stage, json.loads(json.dumps(data)), "add-task --set")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniaudio.config.nearest import suggest_name
+from uniaudio.config.records import Strict
 from uniaudio.config.strict_yaml import parse_override_value
+from uniaudio.config.validation_errors import explain_unknown_key
 from uniaudio.errors import UserError
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -24,36 +25,37 @@ def require_overrides(overrides: object) -> None:
         raise UserError(f"overrides: give a list of texts or a mapping, not {overrides!r}")
 
 
-def apply_overrides(data: dict[str, Any], overrides: Overrides, known_first: Sequence[str]) -> None:
+def apply_overrides(data: dict[str, Any], overrides: Overrides, kind: type[Strict]) -> None:
     """Set ``stages.0.steps=10`` and so on in place; the schema checks the result.
 
     Args:
         overrides: texts ``key.sub=value``, whose values are YAML, or a mapping of such keys to values.
-        known_first: the keys that may stand first.
+        kind: the record that the data will be checked against.
 
     Raises:
         UserError: when one is not ``key=value``, or leads through something that has no parts.
     """
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            set_value(data, str(key), value, f"{key}={value}", known_first)
+            set_value(data, str(key), value, f"{key}={value}", kind)
         return
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"override '{override}': write key.sub=value")
-        set_value(data, key, parse_override_value(text), override, known_first)
+        set_value(data, key, parse_override_value(text), override, kind)
 
 
-def set_value(data: dict[str, Any], key: str, value: Any, override: str, known_first: Sequence[str]) -> None:
+def set_value(data: dict[str, Any], key: str, value: Any, override: str, kind: type[Strict]) -> None:
     """Set the value of a dotted key in place, see ``apply_overrides``.
 
     Args:
         override: how messages call it.
     """
     parts = key.split(".")
-    if parts[0] not in known_first:
-        raise UserError(f"override '{override}': unknown key{suggest_name(parts[0], known_first)}")
+    if parts[0] not in kind.model_fields:
+        hint = explain_unknown_key(kind, kind, parts[0], "", kind.usual_names)
+        raise UserError(f"override '{override}': unknown key{hint}")
     place: Any = data
     for depth, part in enumerate(parts[:-1], 1):
         index = find_position(place, part, override)
@@ -70,5 +72,8 @@ def find_position(place: dict[str, Any] | list[Any], part: str, override: str) -
     if isinstance(place, dict):
         return part
     if not part.isdecimal() or int(part) >= len(place):
-        raise UserError(f"override '{override}': {part} is not one of the positions 0 to {len(place) - 1}")
+        hint = "" if part.isdecimal() else "; the items of a list are counted, as in stages.0.steps"
+        raise UserError(
+            f"override '{override}': {part} is not one of the positions 0 to {len(place) - 1}{hint}"
+        )
     return int(part)

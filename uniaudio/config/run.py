@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -20,6 +20,7 @@ from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.training import TrainConfig
 from uniaudio.config.trust import NO_TRUST, Trust, require_code, require_remote_code
+from uniaudio.config.usual_names import RUN_NAMES, UsualNames
 
 # what is trained beside the encoders, which have names of their own
 COMPONENTS = ("fusion", "adapter", "decoder")
@@ -31,6 +32,7 @@ class RunConfig(Strict):
     Read by: run commands.
     """
 
+    usual_names: ClassVar[UsualNames | None] = RUN_NAMES
     seed: int = 0
     """Seed of the adapter's and the fusion's initial weights, the order of examples, dropout and
     augmentation.
@@ -64,7 +66,9 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def check_parts(self) -> RunConfig:
         for name in self.encoders:
-            if name in COMPONENTS or not re.fullmatch(r"\w[\w-]*", name):
+            if name in COMPONENTS:
+                raise ValueError(f"encoders: '{name}' is the name of another part; take another one")
+            if not re.fullmatch(r"\w[\w-]*", name):
                 raise ValueError(f"encoders: '{name}' cannot be a name; take letters, digits, _ and -")
         if self.fusion is None and len(self.encoders) > 1:
             raise ValueError(f"{len(self.encoders)} encoders need `fusion: {{kind: ...}}` to become one")

@@ -127,7 +127,7 @@ def build_run(data: dict[str, Any], path: Path, overrides: Overrides, trust: Tru
     apply_overrides(
         data,
         make_plain(overrides) if isinstance(overrides, Mapping) else overrides,
-        list(RunConfig.model_fields),
+        RunConfig,
     )
     if isinstance(data.get("adapter"), dict):
         data["adapter"].setdefault("kind", "stack")

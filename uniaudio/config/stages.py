@@ -177,8 +177,10 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def check_length(self) -> Stage:
-        if (self.steps is None) == (self.hours is None):
+        if self.steps is None and self.hours is None:
             raise ValueError(f"stage {self.name} needs either `steps` or `hours` (of audio)")
+        if self.steps is not None and self.hours is not None:
+            raise ValueError(f"stage {self.name} has `steps` and `hours` (of audio); leave one of them out")
         if self.steps is not None and self.warmup > self.steps:
             raise ValueError(f"warmup {self.warmup} is longer than the stage's {self.steps} steps")
         return self

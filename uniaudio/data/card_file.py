@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from uniaudio.config.records import OneOrMore, Strict
+from uniaudio.config.usual_names import CARD_NAMES, UsualNames
 from uniaudio.data.labels import LabelSet
 from uniaudio.data.long_clips import LongClipsSetting
 from uniaudio.data.segment import Segment
@@ -148,6 +149,7 @@ class CardFile(Strict):
     Read by: data commands.
     """
 
+    usual_names: ClassVar[UsualNames | None] = CARD_NAMES
     dataset: str
     """Name of the dataset; equals the file name."""
     load: Load

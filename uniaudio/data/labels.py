@@ -79,6 +79,22 @@ def check_label_names(names: Sequence[str], where: str) -> None:
         seen.add(name)
 
 
+def describe_equal_spellings(labels: Sequence[str]) -> str:
+    """Return a sentence about labels that differ in upper and lower case alone, or an empty text."""
+    spellings: dict[str, list[str]] = {}
+    for label in labels:
+        spellings.setdefault(label.strip().lower(), []).append(label)
+    groups = [group for group in spellings.values() if len(group) > 1]
+    if not groups:
+        return ""
+    first = ", ".join(groups[0])
+    more = f" (and {len(groups) - 1:,} more)" if len(groups) > 1 else ""
+    return (
+        f"labels differ in upper and lower case alone: {first}{more}; to make them one, compute the column under "
+        '`columns` of the card, as in {label: "{{ label | lower }}"}, and write each label once'
+    )
+
+
 def read_label_sets(
     stated: Mapping[str, tuple[Label, ...] | str], folder: Path, where: str
 ) -> dict[str, tuple[Label, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -13,6 +13,7 @@ from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.records import OneOrMore, Strict, build
 from uniaudio.config.search_paths import find_file
+from uniaudio.config.usual_names import RECIPE_NAMES, UsualNames
 from uniaudio.data.augment import Augmenter, AugmentStep
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.eval_conditions import CONDITIONS
@@ -120,6 +121,7 @@ class RecipeFile(Strict):
     Read by: recipe commands, eval, forgetting, report.
     """
 
+    usual_names: ClassVar[UsualNames | None] = RECIPE_NAMES
     recipe: str
     """Name of the recipe; equals the file name."""
     train: tuple[EntryFile, ...] = Field(min_length=1)

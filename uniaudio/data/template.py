@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose
+from uniaudio.config.usual_names import TEMPLATE_NAMES, UsualNames
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
 from uniaudio.data.jinja import CLOSING, OPENING, TOKEN, Text, Wording
 from uniaudio.data.labels import LabelList, check_label_names, read_label_set, refuse_unknown_labels
@@ -59,6 +60,7 @@ class TemplateFile(Strict):
     Read by: recipe commands, eval, forgetting, report.
     """
 
+    usual_names: ClassVar[UsualNames | None] = TEMPLATE_NAMES
     task: str
     """Name of the task; equals the file name."""
     domain: Literal["speech", "sound", "music"]

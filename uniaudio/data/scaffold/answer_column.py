@@ -126,6 +126,8 @@ def guess_column(profiles: Mapping[str, ColumnProfile], where: str) -> tuple[str
         return replies[0], "its name, beside a column of questions"
     named = named or [[name] for name in find_named(usable, QUALITIES)]
     if not named:
+        if len(ending := [name for name in varied if ends_as_label(name)]) == 1:
+            return ending[0], "by the end of its name"
         rest = [name for name in usable if simplify_name(name) not in NO_ANSWERS and name[:2] != "__"]
         rest = [name for name in rest if usable[name].different > 1]
         if len(rest) == 1:
@@ -147,6 +149,11 @@ def guess_column(profiles: Mapping[str, ColumnProfile], where: str) -> tuple[str
 def find_named(names: Collection[str], family: Sequence[str]) -> list[str]:
     """Return the names that belong to a family, in its order."""
     return [name for known in family for name in names if simplify_name(name) == known]
+
+
+def ends_as_label(name: str) -> bool:
+    """Return whether the last word of a column's name is that of a label, as in `emotion_label`."""
+    return simplify_name(name).rpartition("_")[2] in LABELS
 
 
 def is_same(profiles: Mapping[str, ColumnProfile], names: Sequence[str]) -> bool:

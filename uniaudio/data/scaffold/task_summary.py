@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from uniaudio.data.labels import describe_equal_spellings
 from uniaudio.data.scaffold.answer_column import Answer
 from uniaudio.data.scaffold.column_profiles import ColumnProfile
 from uniaudio.data.scaffold.row_inspection import SplitRows
@@ -47,7 +48,8 @@ def show_task(
         unusable.update(split.errors)
     if unusable:
         say(f"note: rows that cannot be used: {describe_reasons(unusable)}; `uniaudio check` lists them")
-    for note in (*task.layout.notes, *note_outer_folders(task, splits), *task.division.notes):
+    spellings = [note for note in (describe_equal_spellings(task.answer.labels),) if note]
+    for note in (*task.layout.notes, *note_outer_folders(task, splits), *spellings, *task.division.notes):
         say(f"note: {note}")
     say(f"wrote {', '.join(map(str, paths))}")
     config = shlex.quote(str(paths[-1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -12,6 +12,7 @@ from uniaudio.config.base_files import read_layers
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
 from uniaudio.config.search_paths import find_file
+from uniaudio.config.usual_names import SUITE_NAMES, UsualNames
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import KINDS, ProbeKind
@@ -142,6 +143,7 @@ class SuiteFile(Strict):
     Read by: probe.
     """
 
+    usual_names: ClassVar[UsualNames | None] = SUITE_NAMES
     suite: str
     """Name of the suite; equals the file name."""
     text_model: str | None = None
