@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,10 @@ def to_tensor(values: Any, device: torch.device | str, name: str = "input_values
     """
     if isinstance(values, Tensor):
         return values
+    if isinstance(values, Mapping):
+        raise ValueError(
+            f"{name}: give the waveform itself, not a mapping with {', '.join(map(str, values))}"
+        )
     try:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
     except (TypeError, ValueError) as problem:
@@ -117,11 +121,15 @@ def count_samples(padded: Tensor, attention_mask: Any, lengths: Any) -> Tensor:
     """Return the number of real samples of every clip of ``[B, S]``, as ``[B]`` int64 on the CPU.
 
     Raises:
-        ValueError: when mask or lengths have another shape, real samples come after padding, or a clip has none.
+        ValueError: when mask or lengths have another shape, lengths are no whole numbers, real samples come after
+            padding, or a clip has none.
     """
     clips, samples = padded.shape
     if lengths is not None:
-        counts = torch.as_tensor(lengths).to("cpu", torch.int64)
+        given = torch.as_tensor(lengths)
+        if given.is_floating_point() and bool(((given != given.round()) | (given == 1)).any()):
+            raise ValueError("lengths: give whole numbers of samples, not shares of the longest clip")
+        counts = given.to("cpu", torch.int64)
         if counts.shape != (clips,):
             raise ValueError(
                 f"lengths: give one number for each of the {clips} clips, not {list(counts.shape)}"

@@ -80,6 +80,8 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load as every model of transformers is loaded, a decoder that is not in the folder after it.
 
+        The loaded model has its decoder inside, and so has what ``save_pretrained`` writes.
+
         Raises:
             ValueError: when the tensors in the file are not those of the model.
         """
@@ -93,6 +95,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
                 config.decoder_path, revision=config.decoder_revision, **given
             )
             loaded.language_model = lm.eval()
+            config.decoder_path = config.decoder_revision = None  # saved again, the model holds it
             loaded.tensor_names = frozenset(loaded.state_dict())
         return (loaded, loading) if with_info else loaded
 
@@ -141,7 +144,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
             return text
         if audio_lengths is None:
             audio_lengths = torch.full((len(input_values),), input_values.shape[1])
-        audio = Ragged.from_padded(input_values, audio_lengths.to("cpu", torch.int64))
+        audio = Ragged.from_padded(input_values, torch.as_tensor(audio_lengths).to("cpu", torch.int64))
         given = {}
         if getattr(self.encoder, "takes_prompts", False):
             given["prompts"] = self.average_texts(text, places, attention_mask, audio)
@@ -199,8 +202,9 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
-        if attention_mask is not None and not settings.keys() & {"position_ids", "past_key_values"}:
-            settings["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        if attention_mask is not None and "position_ids" not in settings:
+            positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+            settings["position_ids"] = positions[:, -inputs_embeds.shape[1] :]  # behind those in the cache
         if labels is not None:
             labels = labels.masked_fill(labels == self.config.audio_token_id, -100)
         return self.language_model(
@@ -227,8 +231,8 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
-        if "generation_config" not in settings:
-            self.language_model.generation_config = self.generation_config
+        # also where settings have a generation_config: what that leaves open is taken from the model's
+        self.language_model.generation_config = self.generation_config
         embeds = self.split_rows(embeds, once=True)
         output = self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **settings)
         new = output if isinstance(output, Tensor) else output.sequences

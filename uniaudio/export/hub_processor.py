@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from transformers import BatchFeature, ProcessorMixin, __version__
 
 from uniaudio.export.hub_inputs import convert_samples, is_clip_of_numbers, to_tensor
 
+GROUPS = ("common_kwargs", "text_kwargs", "audio_kwargs")  # of settings in a call; later ones win
 WINDOW_SAMPLES, COLUMN_SAMPLES = 480_000, 160  # samples of 30 s, and of one column of a spectrogram
 
 
@@ -49,12 +50,16 @@ class ClipsProcessor(ProcessorMixin):
         Args:
             audio: waveforms ``[S]`` of all texts, in order, float in [-1, 1] or int16; also one alone, and one list for
                 each text.
-            settings: of the tokenizer; ``apply_chat_template`` of transformers adds ``images`` and ``videos``, as None.
+            settings: of the tokenizer, also in groups such as ``text_kwargs``; ``apply_chat_template`` of transformers
+                adds ``images`` and ``videos``, as None.
 
         Raises:
-            ValueError: for other rates than 16 kHz, waveforms of two dimensions or of another kind, images, and where
-                texts have other places than there are clips.
+            ValueError: for other rates than 16 kHz, waveforms of two dimensions or of another kind, images, settings
+                of audio that mean nothing here, and where texts have other places than there are clips.
         """
+        if any(name in settings for name in GROUPS):
+            given = {"sampling_rate": sampling_rate, "return_tensors": return_tensors, "padding": padding}
+            return ClipsProcessor.__call__(self, text, audio, **given | merge_groups(settings))
         for name in ("images", "videos"):
             if settings.pop(name, None) is not None:
                 raise ValueError(f"{name}: the model hears clips, and sees nothing")
@@ -88,6 +93,20 @@ class ClipsProcessor(ProcessorMixin):
             floats = [clip if clip.is_floating_point() else clip.float() / 32768.0 for clip in waveforms]
             data |= self.make_audio_inputs(floats)
         return BatchFeature(data, tensor_type=return_tensors)
+
+
+def merge_groups(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a call with those of its groups among them, as processors of transformers take them.
+
+    Raises:
+        ValueError: when ``audio_kwargs`` has more than a sampling rate, for waveforms are padded as the model needs it.
+    """
+    if wrong := [name for name in settings.get("audio_kwargs") or {} if name != "sampling_rate"]:
+        raise ValueError(f"audio_kwargs: there is no setting {wrong[0]} here; give sampling_rate or nothing")
+    merged = {name: value for name, value in settings.items() if name not in GROUPS}
+    for group in GROUPS:
+        merged |= settings.get(group) or {}
+    return merged
 
 
 def list_clips(audio: Any) -> list[Any]:

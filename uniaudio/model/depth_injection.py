@@ -65,9 +65,11 @@ class DepthInjection:
             return output
         if self.once:
             self.features[number] = None
-        if isinstance(output, tuple):
-            return (output[0] + features.to(output[0].dtype), *output[1:])
-        return output + features.to(output.dtype)
+        hidden = output[0] if isinstance(output, tuple) else output
+        if len(hidden) != len(features):  # a search with beams has several rows for every prompt
+            features = features.repeat_interleave(len(hidden) // len(features), 0)
+        hidden = hidden + features.to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def refuse_missing_layers(count: int, layers: Sequence[int], name: str) -> None:
