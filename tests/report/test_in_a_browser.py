@@ -13,11 +13,11 @@ from helpers.runs import (
 )
 
 from uniaudio.commands.report import Wanted, report_runs
-from uniaudio.report.answers import WrongAnswer, WrongAnswers
 from uniaudio.report.clip_players import SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, Spot
 from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.run_folder import compute_cost, read_run
+from uniaudio.report.wrong_answers import WrongAnswer, WrongAnswers
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 

@@ -3,14 +3,13 @@
 from uniaudio.report.label_figures import build_confusion_table, build_reliability
 
 
-def answers_of(pairs):
-    return [{"reference": r, "answer": a} for r, a in pairs]
+def confuse(pairs, names=()):
+    answers = [{"reference": r, "answer": a} for r, a in pairs]
+    return build_confusion_table("set", {"answers": answers, "labels": {"names": names} if names else None})
 
 
 def test_confusion_counts_every_pair_and_puts_other_answers_together():
-    table = build_confusion_table(
-        "set", answers_of([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")])
-    )
+    table = confuse([("a", "a"), ("a", "b"), ("a", "x"), ("a", "y"), ("b", "b")])
     assert table.columns == ["a", "b", "(other)"]
     cells = {
         (row, c): cell for row, values in table.rows for c, cell in zip(table.columns, values, strict=True)
@@ -28,7 +27,7 @@ def test_confusion_counts_every_pair_and_puts_other_answers_together():
 
 
 def test_a_closed_set_has_a_row_and_a_column_for_every_label():
-    table = build_confusion_table("set", answers_of([("a", "c"), ("a", "x")]), ["a", "b", "c"])
+    table = confuse([("a", "c"), ("a", "x")], ["a", "b", "c"])
     assert table.columns == ["a", "b", "c", "(other)"]
     assert [(row, [cell.text for cell in cells]) for row, cells in table.rows] == [
         ("a", ["", "", "1", "1"]),
@@ -36,10 +35,10 @@ def test_a_closed_set_has_a_row_and_a_column_for_every_label():
         ("c", ["", "", "", ""]),
     ]
     many = [str(i) for i in range(50)]
-    assert len(build_confusion_table("set", answers_of([("1", "2")]), many).rows) == 50
-    assert build_confusion_table("set", answers_of([("1", "2")]), list(map(str, range(61)))) is None
-    assert build_confusion_table("set", [], many) is None
-    assert build_confusion_table("set", answers_of([("1, 2", "2"), ("3", "3")]), many).columns == [
+    assert len(confuse([("1", "2")], many).rows) == 50
+    assert confuse([("1", "2")], list(map(str, range(61)))) is None
+    assert confuse([], many) is None
+    assert confuse([("1, 2", "2"), ("3", "3")], many).columns == [
         "1, 2",
         "3",
         "(other)",
@@ -47,10 +46,10 @@ def test_a_closed_set_has_a_row_and_a_column_for_every_label():
 
 
 def test_open_answers_and_one_answer_have_no_confusion_matrix():
-    assert build_confusion_table("set", answers_of([(str(i), "x") for i in range(25)])) is None
-    assert build_confusion_table("set", answers_of([("a", "x")] * 3)) is None
-    assert build_confusion_table("set", []) is None
-    assert build_confusion_table("set", answers_of([("a", "a"), ("b", "a")])).columns == ["a", "b"]
+    assert confuse([(str(i), "x") for i in range(25)]) is None
+    assert confuse([("a", "x")] * 3) is None
+    assert build_confusion_table("set", {}) is None
+    assert confuse([("a", "a"), ("b", "a")]).columns == ["a", "b"]
 
 
 def test_reliability_takes_the_stored_bins_without_the_empty_ones():

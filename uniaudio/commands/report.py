@@ -26,18 +26,10 @@ from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.evaluate.routing import read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file
-from uniaudio.report.answers import (
-    PLAYABLE,
-    WrongAnswers,
-    build_answer_rows,
-    build_wrong_answer,
-    choose_answers,
-    describe_answers,
-    find_low_scores,
-)
-from uniaudio.report.clip_players import Player, SoundBudget, find_examples
+from uniaudio.report.answers import build_answer_rows, describe_answers, find_low_scores
+from uniaudio.report.clip_players import Player, SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, build_embedding_maps, select_clips
-from uniaudio.report.heat_tables import build_forgetting_table, build_routing_tables
+from uniaudio.report.heat_tables import HeatTable, build_forgetting_table, build_routing_tables
 from uniaudio.report.label_figures import build_confusion_table, build_reliability
 from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.result_files import (
@@ -55,12 +47,12 @@ from uniaudio.report.run_provenance import (
     find_config_differences,
 )
 from uniaudio.report.significance import summarize_loss
+from uniaudio.report.wrong_answers import choose_wrong_answers, head_set
 
 T = TypeVar("T")
 CHUNK = 32  # clips embedded between two looks at the clock
 LAST = 0.25  # share of the steps over which choices are averaged
 MAP_PLAYERS = 8  # of each set
-CLIPS_HEARD = 120  # wrong answers with their clips, of all sets together
 
 
 @dataclass(frozen=True)
@@ -91,52 +83,46 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
     Raises:
         UserError: when a folder holds no run, or a results file cannot be read or holds something else.
     """
-    names = run_names(folders)
-    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
     out = check_output_file(out or folders[0] / "report.html", "output")
+    return write_page(build_report(runs, wanted), out)
+
+
+def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
+    """Read what belongs to the runs, and build all sections of the page."""
     notes: list[str] = []
-    recipes = {run.name: load_run_recipes(run, notes) for run in runs}
-    entries = {
-        entry.name: entry for members in recipes.values() for recipe in members for entry in recipe.evaluate
-    }
+    recipes = [recipe for run in runs for recipe in load_run_recipes(run, notes)]
+    entries = {entry.name: entry for recipe in recipes for entry in recipe.evaluate}
     run_answers, other_answers, other_scores = read_results(
         runs, wanted.answers, wanted.against, match_checkpoints, notes
     )
-    every_recipe = [recipe for members in recipes.values() for recipe in members]
     table, roles = merge_all_scores(
-        runs, wanted.probes, other_scores, find_domains(every_recipe), match_checkpoints, notes
+        runs, wanted.probes, other_scores, find_domains(recipes), match_checkpoints, notes
     )
-    model_names = shorten_paths(table.models)
-    model_names |= {model: run for run, model in roles.runs.items()}
-    summaries, changes = compare_runs(runs, table, roles, model_names, run_answers, other_answers, entries)
-    sounds = SoundBudget()
-    wrong = choose_wrong_answers(run_answers, entries, sounds if wanted.audio else None, notes)
-    maps, players = map_embeddings(
-        runs, list(entries.values()), sounds if wanted.audio else None, wanted, notes
+    names = shorten_paths(table.models) | {model: run for run, model in roles.runs.items()}
+    summaries, changes = compare_runs(runs, table, roles, names, run_answers, other_answers, entries)
+    sounds = SoundBudget() if wanted.audio else None
+    wrong = choose_wrong_answers(run_answers, entries, sounds, notes)
+    maps, players = (
+        map_embeddings(runs, list(entries.values()), sounds, notes) if wanted.embedding_map else ([], {})
     )
-    if sounds.left_out:
+    if sounds is not None and sounds.left_out:
         notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
     matrices = read_forgetting(runs, match_checkpoints, notes)
-    page = ReportPage(
-        title=wanted.title or f"Report: {', '.join(names)}",
+    summarized = {summary.run for summary in summaries}
+    return ReportPage(
+        title=wanted.title or f"Report: {', '.join(run.name for run in runs)}",
         runs=runs,
         summaries=summaries,
-        plain=[
-            summarize_loss(run.name, run.rows) for run in runs if run.name not in {s.run for s in summaries}
-        ],
+        plain=[summarize_loss(run.name, run.rows) for run in runs if run.name not in summarized],
         answered=[text for run, results in run_answers.items() if (text := describe_answers(run, results))],
         low=[text for run, results in run_answers.items() for text in find_low_scores(run, results)],
         endings=[sentence for run in runs if (sentence := describe_ending(run))],
         table=table,
         roles=roles,
-        names=model_names,
+        names=names,
         answers=build_answer_rows({**run_answers, **other_answers}, changes),
-        confusions=build_for_every_set(
-            run_answers,
-            lambda name, entry: build_confusion_table(
-                name, entry.get("answers") or (), (entry.get("labels") or {}).get("names") or ()
-            ),
-        ),
+        confusions=build_for_every_set(run_answers, build_confusion_table),
         reliabilities=build_for_every_set(run_answers, build_reliability),
         wrong=wrong,
         questions=wanted.questions,
@@ -144,21 +130,15 @@ def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Pa
         forgotten={name: summarize_matrix(matrix) for name, matrix in matrices.items()},
         maps=maps,
         map_players=players,
-        routes=[
-            table
-            for run in runs
-            if has_choices(run)
-            for table in build_routing_tables(read_choices(run.folder, LAST))
-        ],
+        routes=[table for run in runs for table in build_run_routes(run)],
         costs={run.name: compute_cost(run) for run in runs},
-        data=collect_data_facts(every_recipe, runs),
+        data=collect_data_facts(recipes, runs),
         bases=collect_base_facts(runs),
         differences=find_config_differences(runs) if len(runs) > 1 else (),
         versions=collect_versions(),
         facts=wanted.facts,
         notes=notes,
     )
-    return write_page(page, out)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -198,80 +178,22 @@ def find_domains(recipes: Sequence[Recipe]) -> dict[str, str]:
     return domains
 
 
-def group_answers(answers: AnswersByModel) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the results of every run on every set, under a heading each."""
-    return [
-        (f"{run}: {name}" if len(answers) > 1 else name, entry)
-        for run, results in answers.items()
-        for name, entry in results.items()
-    ]
-
-
 def build_for_every_set(
     answers: AnswersByModel, make: Callable[[str, Mapping[str, Any]], T | None]
 ) -> list[T]:
-    """Return what can be made of the results of every run on every set."""
-    return [made for name, entry in group_answers(answers) if (made := make(name, entry)) is not None]
-
-
-def choose_wrong_answers(
-    answers: AnswersByModel, entries: Mapping[str, EvalEntry], sounds: SoundBudget | None, notes: list[str]
-) -> dict[str, WrongAnswers]:
-    """Choose wrong answers of every set, the first few of them with their clips where the data are there.
-
-    Args:
-        sounds: None leaves out all clips.
-    """
-    shown_by_heading: dict[str, WrongAnswers] = {}
-    sets = sum(len(results) for results in answers.values())
-    playable = min(PLAYABLE, max(1, CLIPS_HEARD // max(sets, 1)))
-    for run, results in answers.items():
-        for name, entry in results.items():
-            wrong = [item for item in entry.get("answers") or () if not item.get("right")]
-            items = choose_answers(wrong)
-            if not items:
-                continue
-            heading = f"{run}: {name}" if len(answers) > 1 else name
-            players: dict[str, list[Player]] = {}
-            if sounds is not None and name in entries:
-                ids = [str(item["id"]) for item in items[:playable]]
-                players = make_players(entries[name], ids, sounds, notes)
-            shown = [build_wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
-            shown_by_heading[heading] = WrongAnswers(shown, len(wrong))
-    return shown_by_heading
-
-
-def make_players(
-    entry: EvalEntry, ids: Sequence[str], sounds: SoundBudget, notes: list[str]
-) -> dict[str, list[Player]]:
-    """Return the clips of questions by id, or note why they cannot be found."""
-    try:
-        examples = find_examples(entry, ids)
-    except UserError as problem:
-        notes.append(f"clips of {entry.name}: {problem}")
-        return {}
-    if len(examples) < len(set(ids)):
-        notes.append(
-            f"{len(set(ids)) - len(examples)} clips of {entry.name}: their rows are gone or cannot be read"
-        )
-    made = {
-        name: [sounds.add_player(name, clip) for clip in examples[name].clips]
-        for name in ids
-        if name in examples
-    }
-    return {name: [player for player in players if player is not None] for name, players in made.items()}
+    """Return what can be made of the results of every run on every set, under a heading each."""
+    headed = [
+        (head_set(answers, run, name), entry)
+        for run, results in answers.items()
+        for name, entry in results.items()
+    ]
+    return [made for heading, entry in headed if (made := make(heading, entry)) is not None]
 
 
 def map_embeddings(
-    runs: Sequence[RunRecord],
-    entries: Sequence[EvalEntry],
-    sounds: SoundBudget | None,
-    wanted: Wanted,
-    notes: list[str],
+    runs: Sequence[RunRecord], entries: Sequence[EvalEntry], sounds: SoundBudget | None, notes: list[str]
 ) -> tuple[list[EmbeddingMap], dict[str, list[Player]]]:
     """Embed test clips of a few sets with the encoder of every run, and lay them out in two dimensions."""
-    if not wanted.embedding_map or not entries:
-        return [], {}
     encoders: dict[str, AudioEncoder] = {}
     try:
         clips = select_clips(entries)
@@ -315,10 +237,11 @@ def embed_in_chunks(
 def make_label_players(clips: LabelledClips, sounds: SoundBudget) -> list[Player]:
     """Return one clip of each of the first few labels."""
     labels = sorted(set(clips.labels))[:MAP_PLAYERS]
-    made = [sounds.add_player(label, clips.samples[clips.labels.index(label)]) for label in labels]
-    return [player for player in made if player is not None]
+    return sounds.add_players((label, clips.samples[clips.labels.index(label)]) for label in labels)
 
 
-def has_choices(run: RunRecord) -> bool:
-    """Return whether the encoder of a run chooses between parts."""
-    return any("choices" in row for row in run.rows)
+def build_run_routes(run: RunRecord) -> list[HeatTable]:
+    """Return how often the encoder of a run chooses its parts, where it chooses between any."""
+    if not any("choices" in row for row in run.rows):
+        return []
+    return build_routing_tables(read_choices(run.folder, LAST))

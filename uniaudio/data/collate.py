@@ -65,28 +65,25 @@ def pack(
     slots = [count_slots(len(clip)) for clip in clips]
     first = list(accumulate(slots, initial=0))  # audio tokens before those of each clip
     prompts = [format.encode_prompt(example.prompt) for example in examples]
-    leaders = find_leading_rows(examples, prompts) if share else list(range(len(examples)))
-    openings = [count_common_ids(prompts[0][0], pieces[0]) if share else 0 for pieces in prompts]
-    shared: list[int] = []
+    leaders, shared = list(range(len(examples))), [0] * len(examples)
+    if share:
+        leaders, shared = find_shared_prefixes(examples, prompts, clip_numbers, slots)
     tokens: list[int] = []
     lengths: list[int] = []
     audio_positions: list[int] = []
     audio_index: list[int] = []
     label_positions: list[int] = []
     prompt_lengths: list[int] = []
-    for row, (pieces, numbers, answer) in enumerate(zip(prompts, clip_numbers, answers, strict=True)):
+    for pieces, numbers, answer, left_out in zip(prompts, clip_numbers, answers, shared, strict=True):
         start = len(tokens)
-        if leaders[row] == row:
-            shared.append(openings[row] if row else 0)
-            leaders[row] = 0 if shared[row] else row
-            tokens += pieces[0][shared[row] :]
-            for clip, piece in zip(numbers, pieces[1:], strict=True):
-                audio_positions += range(len(tokens), len(tokens) + slots[clip])
+        row = list(pieces[0])
+        for clip, piece in zip(numbers, pieces[1:], strict=True):
+            if len(row) >= left_out:  # else the clip stands in the row whose beginning is shared
+                position = start - left_out + len(row)
+                audio_positions += range(position, position + slots[clip])
                 audio_index += range(first[clip], first[clip + 1])
-                tokens += [0] * slots[clip] + piece
-        else:
-            shared.append(sum(len(piece) for piece in pieces[:-1]) + sum(slots[clip] for clip in numbers))
-            tokens += pieces[-1]
+            row += [0] * slots[clip] + piece
+        tokens += row[left_out:]
         prompt_lengths.append(len(tokens) - start)
         assert prompt_lengths[-1]  # something predicts the first token of the answer
         label_positions += range(len(tokens) - 1, len(tokens) - 1 + len(answer))
@@ -128,16 +125,33 @@ def find_different_clips(examples: Sequence[Example]) -> tuple[list[NDArray[np.i
     return clips, clip_numbers
 
 
-def find_leading_rows(examples: Sequence[Example], prompts: Sequence[list[list[int]]]) -> list[int]:
-    """Return for every example the first one about the same clips whose prompt begins alike, or itself."""
-    leaders = []
+def find_shared_prefixes(
+    examples: Sequence[Example],
+    prompts: Sequence[list[list[int]]],
+    clip_numbers: Sequence[range],
+    slots: Sequence[int],
+) -> tuple[list[int], list[int]]:
+    """Return for every row the one whose beginning it shares (itself for none), and how many tokens that are.
+
+    It is the first row about the same clips whose prompt begins alike, up to behind the last clip; else the first row
+    of the batch, up to where the ids differ or the first clip comes.
+    """
+    leaders, shared = [], []
     known: dict[tuple[tuple[int, ...], ...], int] = {}
-    for row, (example, pieces) in enumerate(zip(examples, prompts, strict=True)):
+    for row, (example, pieces, numbers) in enumerate(zip(examples, prompts, clip_numbers, strict=True)):
         if not example.shares_clips:
             known = {}
         # a row without a token of its own before the answer would have nowhere to predict the first one
-        leaders.append(known.setdefault(prefix_of(pieces), row) if pieces[-1] else row)
-    return leaders
+        leader = known.setdefault(prefix_of(pieces), row) if pieces[-1] else row
+        if leader != row:
+            common = sum(len(piece) for piece in pieces[:-1]) + sum(slots[clip] for clip in numbers)
+        elif row and (common := count_common_ids(prompts[0][0], pieces[0])):
+            leader = 0
+        else:
+            common = 0
+        leaders.append(leader)
+        shared.append(common)
+    return leaders, shared
 
 
 def count_common_ids(first: Sequence[int], ids: Sequence[int]) -> int:

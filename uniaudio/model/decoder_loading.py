@@ -47,46 +47,62 @@ def load_decoder(
         UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
             alone, or cannot generate from embeddings.
     """
-    drawn, path_or_name = path.startswith(RANDOM), path
-    path = path.removeprefix(RANDOM)
+    name = path.removeprefix(RANDOM)
     with prefix_user_errors("decoder.path"):
-        commit = pin_revision(path, revision)
-    refuse_unusable_files(path, "decoder.path", commit)
+        commit = pin_revision(name, revision)
+    refuse_unusable_files(name, "decoder.path", commit)
     device = torch.device(device)
     if dtype == FP8:
         refuse_without_units()
     # a model that engines will spread is put together on the CPU of a machine with GPUs
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
+    lm = load_language_model(
+        name, revision, commit, kind, trust_remote_code, seed if path.startswith(RANDOM) else None
+    )
+    decoder = TextDecoder(lm.to(device), attention, identify_base(path, revision))
+    if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
+        convert_to_float8(lm.base_model)
+    make_trainable(decoder, lm.base_model, train, lora, seed)
+    return decoder
+
+
+def load_language_model(
+    path: str,
+    revision: str | None,
+    commit: str | None,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    seed: int | None,
+) -> Any:
+    """Load a causal LM of transformers with all of its weights.
+
+    Args:
+        path: folder or Hub name. revision: as the user gave it. commit: the one that it stands for.
+        seed: draws the weights; None loads them.
+
+    Raises:
+        UserError: when it cannot be loaded as a causal language model, or lacks weights.
+    """
     what = f"decoder.path: {path} cannot be loaded as a causal language model"
     with convert_to_user_error(what), convert_hub_refusals(what, path, revision):
         # its file may name a kernel on the Hub for attention
         config = read_stock_config(path, commit, trust_remote_code)
         refuse_unusable_class(config)
-        if drawn:
-            settings = {"dtype": kind, "trust_remote_code": trust_remote_code}
-            lm = build_with_random_weights(lambda: AutoModelForCausalLM.from_config(config, **settings), seed)
-            loading: dict[str, Any] = {"missing_keys": ()}
-        else:
-            lm, loading = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                revision=commit,
-                dtype=kind,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
+        settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        if seed is not None:
+            return build_with_random_weights(
+                lambda: AutoModelForCausalLM.from_config(config, **settings), seed
             )
+        lm, loading = AutoModelForCausalLM.from_pretrained(
+            path, config=config, revision=commit, use_safetensors=True, output_loading_info=True, **settings
+        )
     if missing := sorted(loading["missing_keys"]):
         raise UserError(
             f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
             "it is of another kind of model, or was saved without its head"
         )
-    decoder = TextDecoder(lm.to(device), attention, identify_base(path_or_name, revision))
-    if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
-        convert_to_float8(lm.base_model)
-    make_trainable(decoder, lm.base_model, train, lora, seed)
-    return decoder
+    return lm
 
 
 def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: Any, seed: int) -> None:

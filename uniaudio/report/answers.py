@@ -1,4 +1,4 @@
-"""What a run answered: figures by evaluation set, wrong answers to look at and listen to, and what is said first."""
+"""What a run answered: figures by evaluation set, and what is said first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
-from uniaudio.report.clip_players import Player
 from uniaudio.report.significance import ScoreChange, get_score_interval
 
-WRONG_SHOWN = 12  # of each evaluation set
-PLAYABLE = 4  # of them, of each set, with their clips
 NAMED = 3  # sets that a sentence names; of more it gives the range
 
 
@@ -40,26 +37,6 @@ class AnswerRow:
     cut: int
     labels: Mapping[str, float]
     change: ScoreChange | None
-
-
-@dataclass(frozen=True)
-class WrongAnswer:
-    """One answer that was not right; ``label`` is what label scoring would have said, with its confidence."""
-
-    id: str
-    reference: str
-    answer: str
-    label: str | None
-    confidence: float | None
-    players: Sequence[Player]
-
-
-@dataclass(frozen=True)
-class WrongAnswers:
-    """Some of the wrong answers to a set, of ``count`` in all."""
-
-    shown: Sequence[WrongAnswer]
-    count: int
 
 
 def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
@@ -136,25 +113,6 @@ def build_answer_row(
         cut=int(entry.get("cut") or 0),
         labels={key: float(labels[key]) for key in ("accuracy", "map", "ece") if labels.get(key) is not None},
         change=change,
-    )
-
-
-def choose_answers(wrong: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return wrong answers to show: at equal distances, as files are often sorted by label."""
-    count = min(WRONG_SHOWN, len(wrong))
-    return [wrong[i * len(wrong) // count] for i in range(count)]
-
-
-def build_wrong_answer(item: Mapping[str, Any], players: Sequence[Player]) -> WrongAnswer:
-    """Return a stored answer with its clips."""
-    confidence = item.get("confidence")
-    return WrongAnswer(
-        id=str(item["id"]),
-        reference=str(item["reference"]),
-        answer=str(item["answer"]),
-        label=None if item.get("label") is None else str(item["label"]),
-        confidence=None if confidence is None else float(confidence),
-        players=players,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,11 @@ class SoundBudget:
             return None
         self.used += len(uri)
         return Player(name, uri, len(cut) / SAMPLE_RATE, len(samples) / SAMPLE_RATE)
+
+    def add_players(self, clips: Iterable[tuple[str, NDArray[np.int16]]]) -> list[Player]:
+        """Encode the beginnings of clips with their names; those that the budget has no room for are missing."""
+        players = [self.add_player(name, samples) for name, samples in clips]
+        return [player for player in players if player is not None]
 
 
 def encode_mp3(samples: NDArray[np.int16]) -> bytes:

@@ -14,15 +14,17 @@ LARGEST = 60  # and a set with stated labels with at most so many of them
 OTHER = "(other)"
 
 
-def build_confusion_table(
-    name: str, answers: Sequence[Mapping[str, Any]], names: Sequence[str] = ()
-) -> HeatTable | None:
+def build_confusion_table(name: str, entry: Mapping[str, Any]) -> HeatTable | None:
     """Count how often each right answer was answered with what; None where the right answers are too many or one.
 
+    Each label of a closed set has a row and a column, also where it occurs in no answer. Answers that are no label of
+    the set stand together.
+
     Args:
-        names: all labels of a closed set: each has a row and a column, also where it occurs in no answer. Answers that
-            are no label of the set stand together.
+        entry: stored results of an evaluation set.
     """
+    answers: Sequence[Mapping[str, Any]] = entry.get("answers") or ()
+    names: Sequence[str] = (entry.get("labels") or {}).get("names") or ()
     counts = Counter(str(item["reference"]) for item in answers)
     is_closed = bool(names) and set(counts) <= set(names)
     labels = list(names) if is_closed else sorted(counts)

@@ -23,6 +23,7 @@ THEME = gr.themes.Default(  # with fonts of the machine: gradio's own choice is 
 )
 
 AnswerUpload = Callable[[bytes, str, TrainedTask | None], Reply]
+Choices = dict[str, tuple[TrainedTask, str]]  # in the menu: task and wording by name
 
 
 class WebPage(gr.Blocks):
@@ -60,11 +61,6 @@ def build_page(
         name: of the checkpoint. facts: one line about its parts. tasks: whose questions are offered.
     """
     choices = list_choices(tasks)
-    menu = [
-        (f"{key.replace('_', ' ')}: {wording.replace(AUDIO, '').strip()}", key)
-        for key, (_, wording) in choices.items()
-    ]
-    first = next(iter(choices), "")
 
     def answer_question(
         clip: str | None, question: str, task: str = ""
@@ -86,33 +82,9 @@ def build_page(
         gr.Markdown(f"# Ask about a clip\n`{name.replace('`', '')}` · {html.escape(facts)}")
         with gr.Row():
             with gr.Column():
-                clip = gr.Audio(
-                    label=f"Clip of up to {limits.max_seconds:g} s and {limits.max_mib:g} MiB",
-                    type="filepath",
-                    buttons=[],
-                )
-                task_menu = gr.Dropdown(
-                    [*menu, ("a question of your own", "")],
-                    value=first,
-                    label="Trained questions",
-                    visible=bool(menu),
-                )
-                question = gr.Textbox(
-                    choices[first][1] if first else "",
-                    label="Question",
-                    lines=3,
-                    max_length=limits.max_characters,
-                    info="`<audio>` marks the place of the clip; without it the clip comes first.",
-                )
-                button = gr.Button("Ask", variant="primary")
+                clip, task_menu, question, button = add_question_inputs(choices, limits)
             with gr.Column():
-                reply = gr.Textbox(label="Answer", interactive=False, lines=2, max_lines=8, buttons=["copy"])
-                labels = gr.Label(
-                    label="Probability of each label",
-                    show_heading=False,
-                    visible=bool(first and choices[first][0].labels),
-                )
-                spectrogram = gr.Plot(show_label=False)
+                reply, labels, spectrogram = add_reply_outputs(choices)
         gr.Markdown(
             "Clips stay on the machine that serves this page and are deleted after an hour, or when it stops."
         )
@@ -135,7 +107,49 @@ def build_page(
     return page
 
 
-def list_choices(tasks: Sequence[TrainedTask]) -> dict[str, tuple[TrainedTask, str]]:
+def add_question_inputs(
+    choices: Choices, limits: Limits
+) -> tuple[gr.Audio, gr.Dropdown, gr.Textbox, gr.Button]:
+    """Add what a question is asked with: the clip, the menu of trained questions, the question, the button."""
+    menu = [
+        (f"{key.replace('_', ' ')}: {wording.replace(AUDIO, '').strip()}", key)
+        for key, (_, wording) in choices.items()
+    ]
+    first = next(iter(choices), "")
+    clip = gr.Audio(
+        label=f"Clip of up to {limits.max_seconds:g} s and {limits.max_mib:g} MiB",
+        type="filepath",
+        buttons=[],
+    )
+    task_menu = gr.Dropdown(
+        [*menu, ("a question of your own", "")],
+        value=first,
+        label="Trained questions",
+        visible=bool(menu),
+    )
+    question = gr.Textbox(
+        choices[first][1] if first else "",
+        label="Question",
+        lines=3,
+        max_length=limits.max_characters,
+        info="`<audio>` marks the place of the clip; without it the clip comes first.",
+    )
+    return clip, task_menu, question, gr.Button("Ask", variant="primary")
+
+
+def add_reply_outputs(choices: Choices) -> tuple[gr.Textbox, gr.Label, gr.Plot]:
+    """Add what a reply is shown in: the answer, the probabilities of a closed set of labels, the spectrogram."""
+    first_task = next((task for task, _ in choices.values()), None)
+    reply = gr.Textbox(label="Answer", interactive=False, lines=2, max_lines=8, buttons=["copy"])
+    labels = gr.Label(
+        label="Probability of each label",
+        show_heading=False,
+        visible=bool(first_task and first_task.labels),
+    )
+    return reply, labels, gr.Plot(show_label=False)
+
+
+def list_choices(tasks: Sequence[TrainedTask]) -> Choices:
     """Return every wording with its task by its name in the menu: that of the task, then "task (2)" and so on."""
     choices = {}
     for task in tasks:

@@ -139,32 +139,17 @@ def run_suite(
     facts: dict[str, dict[str, Any]] = {}
     task_weights: dict[str, TaskWeight] = {}
     with WorkProgress(console, "clips") as progress:
-        clips = sum(len(rows.answers) for rows in tasks) * len(encoders)
-        embedding, probing = (
-            progress.begin("embedding", clips),
-            progress.begin("probing", len(tasks) * len(encoders)),
-        )
-        started, audio_seconds = time.monotonic(), 0.0
-
-        def advance(count: int, seconds: float) -> None:
-            nonlocal audio_seconds
-            audio_seconds += seconds
-            rate = audio_seconds / max(time.monotonic() - started, 1e-9)
-            shown = f"{format_number(rate)} audio-s/s" if audio_seconds else "cached"
-            progress.count(embedding, count, shown)
-
+        bars = SuiteProgress(progress, tasks, len(encoders))
         for rows in tasks:
             swept[rows.name] = {}
             for model, encoder in encoders.items():
                 usable, states = embed_task(
-                    encoder, digests[model], rows, data[rows.name], protocol, layers, advance
+                    encoder, digests[model], rows, data[rows.name], protocol, layers, bars.count_clips
                 )
                 swept[rows.name][model] = [
                     score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]
-                progress.count(probing, rate=rows.name)
-                if not console.is_terminal:
-                    console.print(f"{rows.name}: {model} is probed")
+                bars.count_probed(rows.name, model)
             facts[rows.name] = summarize_task(usable, states[0].notices, data[rows.name])
             task_weights[rows.name] = TaskWeight(
                 usable.weight, rows.task.domain, rows.task.private, rows.task.unseen
@@ -180,6 +165,29 @@ def run_suite(
         "average": average_scores(scores, task_weights),
     }
     return {**result, "layers": swept} if layers else result
+
+
+class SuiteProgress:
+    """Two bars: the clips that are embedded, with the audio in a second, and the models that are probed on a task."""
+
+    def __init__(self, progress: WorkProgress, tasks: Sequence[TaskRows], models: int) -> None:
+        self.progress = progress
+        self.embedding = progress.begin("embedding", sum(len(rows.answers) for rows in tasks) * models)
+        self.probing = progress.begin("probing", len(tasks) * models)
+        self.started, self.audio_seconds = time.monotonic(), 0.0
+
+    def count_clips(self, clips: int, seconds: float) -> None:
+        """Count clips that were embedded, and their seconds of audio: 0 where the cache had them."""
+        self.audio_seconds += seconds
+        rate = self.audio_seconds / max(time.monotonic() - self.started, 1e-9)
+        shown = f"{format_number(rate)} audio-s/s" if self.audio_seconds else "cached"
+        self.progress.count(self.embedding, clips, shown)
+
+    def count_probed(self, task: str, model: str) -> None:
+        """Count a model that was probed on a task."""
+        self.progress.count(self.probing, rate=task)
+        if not self.progress.console.is_terminal:
+            self.progress.console.print(f"{task}: {model} is probed")
 
 
 def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
