@@ -11,8 +11,9 @@ from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
 
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out, walk_files
-from uniaudio.data.sources.paths import TARS, list_split_files
+from uniaudio.data.sources.paths import TARS
 from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.data.sources.split_files import list_split_files
 from uniaudio.data.sources.split_names import choose_files, find_named_splits, has_words
 from uniaudio.errors import UserError
 

@@ -22,8 +22,9 @@ from uniaudio.data.sources.folder_walk import CLIPS as SUFFIXES
 from uniaudio.data.sources.folder_walk import walk_files
 from uniaudio.data.sources.hub_repository import describe_repository
 from uniaudio.data.sources.manifest import read_table
-from uniaudio.data.sources.paths import COMPRESSED, SPLIT, TARS, choose_split_folders, strip_common_folders
+from uniaudio.data.sources.paths import COMPRESSED, TARS, strip_common_folders
 from uniaudio.data.sources.saved_datasets import describe_saved_dataset, is_saved_dataset, list_audio_features
+from uniaudio.data.sources.split_files import SPLIT, choose_split_folders
 from uniaudio.data.sources.split_names import find_named_splits
 from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import RowError, UserError, convert_to_user_error

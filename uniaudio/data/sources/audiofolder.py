@@ -12,7 +12,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
 from uniaudio.data.sources.folder_walk import CLIPS, describe_suffix, walk_files
 from uniaudio.data.sources.in_memory import ListedSource
-from uniaudio.data.sources.paths import find_split_folder
+from uniaudio.data.sources.split_files import find_split_folder
 from uniaudio.data.sources.webdataset import parse_json_object
 from uniaudio.errors import RowError
 

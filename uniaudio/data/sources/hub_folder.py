@@ -17,7 +17,7 @@ from uniaudio.data.sources.folder_walk import CLIPS
 from uniaudio.data.sources.http import BLOCK, HttpStream
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository
 from uniaudio.data.sources.in_memory import ListedSource
-from uniaudio.data.sources.paths import choose_split_folders
+from uniaudio.data.sources.split_files import choose_split_folders
 from uniaudio.errors import RowError, UserError
 from uniaudio.hub_client import call_hub, convert_hub_errors
 

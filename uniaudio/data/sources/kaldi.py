@@ -12,7 +12,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.manifest import read_lines
-from uniaudio.data.sources.paths import find_split_folder
+from uniaudio.data.sources.split_files import find_split_folder
 from uniaudio.errors import RowError
 
 START, END = "segment_start", "segment_end"

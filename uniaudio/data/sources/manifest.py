@@ -13,7 +13,8 @@ import orjson  # a million lines in half a second, where `json` takes three
 from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.in_memory import ListedSource
-from uniaudio.data.sources.paths import SPLIT, is_remote, refuse_other_splits
+from uniaudio.data.sources.paths import is_remote
+from uniaudio.data.sources.split_files import SPLIT, refuse_other_splits
 from uniaudio.data.sources.split_names import find_named_splits, has_words, list_other_words
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error, mask_values
 

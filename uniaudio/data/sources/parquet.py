@@ -37,7 +37,8 @@ from uniaudio.data.sources.class_names import (
     read_schema_features,
 )
 from uniaudio.data.sources.http import BLOCK, HttpFile
-from uniaudio.data.sources.paths import is_remote, list_split_files, read_size, shorten_names
+from uniaudio.data.sources.paths import is_remote, read_size, shorten_names
+from uniaudio.data.sources.split_files import list_split_files
 from uniaudio.data.sources.url_files import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
 

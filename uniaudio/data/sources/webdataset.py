@@ -25,7 +25,8 @@ from uniaudio.data.sources.base import (
 )
 from uniaudio.data.sources.compressed import PausedReaders
 from uniaudio.data.sources.folder_walk import CLIPS
-from uniaudio.data.sources.paths import TARS, find_codec, list_split_files, read_size, shorten_names
+from uniaudio.data.sources.paths import TARS, find_codec, read_size, shorten_names
+from uniaudio.data.sources.split_files import list_split_files
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
 from uniaudio.errors import RowError
 
