@@ -8,7 +8,8 @@ from helpers.checkpoints import MINIATURES, save_miniature
 from rich.console import Console
 from torch import nn
 
-from uniaudio.commands.check_encoder import check_contract, list_families, list_support, show_findings
+from uniaudio.checks.encoder_contract import check_contract
+from uniaudio.commands.check_encoder import list_families, list_support, show_findings
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder

@@ -12,9 +12,10 @@ from helpers.range_server import serve_ranges
 from uniaudio.data.long_clips import LongClips, cut_long_clips, read_row_seconds
 from uniaudio.data.sources import url_clips
 from uniaudio.data.sources.base import decode_clips
+from uniaudio.data.sources.clip_cache import shrink_cache
 from uniaudio.data.sources.http import VERSIONS
 from uniaudio.data.sources.source_kinds import open_source
-from uniaudio.data.sources.url_clips import OPENED, UrlClip, call_patiently, shrink_cache
+from uniaudio.data.sources.url_clips import OPENED, UrlClip, call_patiently
 from uniaudio.errors import RowError
 
 

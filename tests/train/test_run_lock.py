@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from uniaudio.errors import UserError
-from uniaudio.train import run_lock
-from uniaudio.train.run_lock import LOCK, Holder, hold_run_folder, read_holder, refuse_held_folder, take
+from uniaudio.train import lock_file, run_lock
+from uniaudio.train.lock_file import LOCK, Holder, read_holder, take
+from uniaudio.train.run_lock import hold_run_folder, refuse_held_folder
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_second_run_is_refused_by_name_and_the_folder_is_free_afterwards(tmp_p
         assert read_holder(folder / LOCK).pid == os.getpid()
         with pytest.raises(UserError) as refused, hold_run_folder(folder):
             pass
-        assert f"process {os.getpid()} on {run_lock.socket.gethostname()} since 2" in str(refused.value)
+        assert f"process {os.getpid()} on {lock_file.socket.gethostname()} since 2" in str(refused.value)
         assert "\n" not in str(refused.value)
         with pytest.raises(UserError, match="is in use by another run"):
             refuse_held_folder(folder)
@@ -74,7 +75,7 @@ def test_the_lock_of_a_dead_run_is_taken_over_and_that_is_said(tmp_path, lock, d
 
 def test_a_process_that_was_killed_but_not_waited_for_is_gone(lock):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    put(lock, me(pid=process.pid, started=run_lock.read_process_start(process.pid)))
+    put(lock, me(pid=process.pid, started=lock_file.read_process_start(process.pid)))
     with pytest.raises(UserError, match=f"process {process.pid} "):
         take(lock, me())
     process.kill()
@@ -84,8 +85,8 @@ def test_a_process_that_was_killed_but_not_waited_for_is_gone(lock):
 
 
 def test_a_run_of_another_machine_is_taken_over_when_it_gives_no_sign_of_life(lock, monkeypatch):
-    monkeypatch.setattr(run_lock, "LOOK", 0.01)
-    monkeypatch.setattr(run_lock, "STALE", 0.3)
+    monkeypatch.setattr(lock_file, "LOOK", 0.01)
+    monkeypatch.setattr(lock_file, "STALE", 0.3)
     said = []
     far = put(lock, me(host="far", machine="another boot"), seconds_ago=60)
     assert take(lock, me(), said.append) == far
@@ -98,7 +99,7 @@ def test_a_run_of_another_machine_is_taken_over_when_it_gives_no_sign_of_life(lo
 
 
 def test_a_run_of_another_machine_that_gives_signs_of_life_is_not_taken_over(lock, monkeypatch):
-    monkeypatch.setattr(run_lock, "LOOK", 0.01)
+    monkeypatch.setattr(lock_file, "LOOK", 0.01)
     put(lock, me(host="far", machine="another boot"))
     threading.Timer(0.1, os.utime, [lock]).start()
     with pytest.raises(UserError, match="on far since"):
@@ -144,8 +145,8 @@ def test_of_several_starts_at_one_moment_one_wins(tmp_path, dead_pid, monkeypatc
 
 
 def test_a_lock_that_says_nothing_is_waited_for_and_then_taken_over(lock, monkeypatch):
-    monkeypatch.setattr(run_lock, "LOOK", 0.01)
-    monkeypatch.setattr(run_lock, "STALE", 0.2)
+    monkeypatch.setattr(lock_file, "LOOK", 0.01)
+    monkeypatch.setattr(lock_file, "STALE", 0.2)
     for text in ("", "{", "[]", "null", '{"pid": 3}', "\udce9"):
         lock.write_bytes(text.encode(errors="surrogateescape"))
         assert take(lock, holder := me()).host == "an unknown machine"

@@ -18,7 +18,8 @@ from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.segment import list_unused_time_columns
 from uniaudio.data.sources.base import Row, decode_clips
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.data.template import JOINED_METRICS, Template
+from uniaudio.data.template import Template
+from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import SAMPLE_RATE
 

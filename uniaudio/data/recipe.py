@@ -23,7 +23,8 @@ from uniaudio.data.mixing_weights import compute_line_shares, join_pairings
 from uniaudio.data.recipe_entries import Entry, EvalEntry, take_class_names
 from uniaudio.data.sources.base import Source
 from uniaudio.data.sources.source_kinds import open_source
-from uniaudio.data.template import JOINED_METRICS, Scoring, Template, load_template
+from uniaudio.data.template import Template, load_template
+from uniaudio.data.template_file import JOINED_METRICS, Scoring
 from uniaudio.errors import UserError
 
 

@@ -7,91 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.records import Strict, build
+from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose
-from uniaudio.config.usual_names import TEMPLATE_NAMES, UsualNames
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
 from uniaudio.data.jinja import CLOSING, OPENING, TOKEN, Text, Wording
-from uniaudio.data.labels import LabelList, check_label_names, read_label_set, refuse_unknown_labels
+from uniaudio.data.labels import check_label_names, read_label_set, refuse_unknown_labels
+from uniaudio.data.template_file import Scoring, TemplateFile
 from uniaudio.errors import RowError, UserError
 
 AUDIO = "<audio>"  # the mark in template files
 MARK = (
     "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
 )
-JOINED_METRICS = ("wer", "cer", "bleu", "meteor", "cider")  # of texts, whose parts in order are the whole
 RESERVED = {MARK: "U+E000", OPENING: "U+E003", CLOSING: "U+E004"}
-
-
-class Scoring(Strict):
-    """How answers are scored.
-
-    Read by: eval, train, forgetting.
-    """
-
-    metric: Literal["accuracy", "wer", "cer", "bleu", "meteor", "cider", "map"] = "accuracy"
-    """Accuracy, word or character error rate, BLEU, METEOR, CIDEr-D, or mean average precision of tags."""
-    normalize: Literal["none", "lowercase", "words", "whisper", "whisper_english"] = "lowercase"
-    """Text normalisation before comparison: `none`, `lowercase`, `words` (no punctuation), or Whisper's
-    normalisers.
-    """
-    tokenize: Literal["auto", "words", "characters", "zh", "ja", "ko", "th", "lo", "km", "my"] = "auto"
-    """What counts as a word in WER and BLEU: `auto` depends on the script, `words` splits at blanks, `characters`
-    everywhere, a language uses its tokenizer.
-    """
-    separator: str = Field(default=";", min_length=1)
-    """Text between the tags of an answer, for `map`."""
-    likelihood: Literal["sum", "mean"] = "sum"
-    """How labels of a closed set are compared: by the `sum` of their tokens' log-likelihoods, or by the
-    `mean`, which does not favour short labels.
-    """
-
-
-class TemplateFile(Strict):
-    """A template: what is asked, and what the answer is.
-
-    Read by: recipe commands, eval, forgetting, report.
-    """
-
-    usual_names: ClassVar[UsualNames | None] = TEMPLATE_NAMES
-    task: str
-    """Name of the task; equals the file name."""
-    domain: Literal["speech", "sound", "music"]
-    """Domain of the task, for averages and charts."""
-    inputs: tuple[str, ...]
-    """Columns that prompts and target use, all of them and no other."""
-    labels: LabelList | None = None
-    """Closed set of answers where neither the recipe nor the dataset states one; the prompts have the set that
-    holds as `labels`. Default: answers are open.
-    """
-    labels_from: str | None = None
-    """Text file with one label a line, relative to the template, in place of `labels`."""
-    prompts: tuple[str, ...] = Field(min_length=1)
-    """Wordings of the question as Jinja texts with `<audio>` in place of each clip. Training draws one,
-    evaluation takes the first. For Whisper's own decoder they may hold its task tokens, such as
-    `<|transcribe|>`.
-    """
-    target: str | None = None
-    """The answer as a Jinja text. Either `target` or `target_one_of` is required."""
-    target_one_of: str | None = None
-    """Column with a list of right answers: training draws one, evaluation accepts all."""
-    scoring: Scoring = Scoring()
-    """How answers are scored."""
-
-    @model_validator(mode="after")
-    def check_one_target(self) -> TemplateFile:
-        if (self.target is None) == (self.target_one_of is None):
-            raise ValueError("give exactly one of `target` and `target_one_of`")
-        if self.labels is not None and self.labels_from is not None:
-            raise ValueError("give `labels` or `labels_from`, not both")
-        return self
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from uniaudio.evaluate.forgetting import ForgettingSummary
-from uniaudio.report.answers import AnswerRow, WrongAnswers
+from uniaudio.report.answers import AnswerRow
 from uniaudio.report.charts import (
     HEIGHT,
     WIDTH,
@@ -31,6 +31,7 @@ from uniaudio.report.result_files import name_baseline
 from uniaudio.report.run_folder import Cost, RunRecord
 from uniaudio.report.run_provenance import DataFact
 from uniaudio.report.significance import Summary, compare_spreads, get_sign
+from uniaudio.report.wrong_answers import WrongAnswers
 
 SCRIPT = "page.js"
 LISTED = 12  # of long lists before the rest is folded

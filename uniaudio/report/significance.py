@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
-from uniaudio.data.template import Scoring
+from uniaudio.data.template_file import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate

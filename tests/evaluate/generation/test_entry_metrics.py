@@ -19,7 +19,7 @@ from uniaudio.data.jinja import Text
 from uniaudio.data.long_clips import LongClips
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
-from uniaudio.data.template import Scoring
+from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation import predictions
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from uniaudio.commands.evaluate import write_answer_files
-from uniaudio.data.template import Scoring
+from uniaudio.data.template_file import Scoring
 from uniaudio.evaluate.generation.entry_metrics import describe_answer
 from uniaudio.evaluate.generation.predictions import Prediction
 from uniaudio.evaluate.generation.window_answers import join_windows

@@ -14,7 +14,7 @@ from sacrebleu.metrics import BLEU
 from sklearn.metrics import average_precision_score
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from uniaudio.data.template import Scoring
+from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics import text_metrics
 from uniaudio.evaluate.metrics.normalization import normalize_challenge_text, normalize_text

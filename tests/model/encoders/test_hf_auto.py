@@ -9,7 +9,7 @@ from helpers.remote_model import save_remote_model
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor
 
-from uniaudio.commands.check_encoder import check_contract
+from uniaudio.checks.encoder_contract import check_contract
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError

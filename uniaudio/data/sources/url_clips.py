@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import os
@@ -10,28 +9,25 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from uniaudio.config.path_variables import get_cache_root
 from uniaudio.data.encoded_audio import SMALL_FILE, RemoteClip
 from uniaudio.data.sources.base import BrokenShardError
+from uniaudio.data.sources.clip_cache import locate_in_cache, open_cached_clip, store_clip
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import HTTP
 from uniaudio.data.sources.url_files import find_store_size, read_store_range
 from uniaudio.errors import RowError, read_first_line
+from uniaudio.units import GIB
 
 BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps
 MOST_AHEAD = 8  # blocks fetched at once where it is read onwards
 KEPT_BLOCKS, KEPT_CLIPS = 16, 16  # blocks of a clip, and clips of a process, that stay in memory
 LARGEST = 4 << 30  # bytes of a clip that is fetched whole
-GIB = 1 << 30
-CACHE_GIB = 20.0  # of all clips on disk, where UNIAUDIO_CLIP_CACHE_GIB does not say
-SHRINK_EVERY = 200  # clips that a process stores before it looks again at how large the cache is
 LONGEST_PAUSE = 60.0  # seconds between two tries
 # seconds of pauses for a clip: of a host that answered before, that was not met before, that was given up
 PATIENCE = {True: 200.0, None: 7.0, False: 0.0}
@@ -257,71 +253,3 @@ def call_patiently(
             ANSWERED[host] = True
             return result
     raise AssertionError
-
-
-def locate_in_cache(url: str) -> Path:
-    """Return where the file of a URL is kept: ``$UNIAUDIO_CACHE/clips/AB/HASH``."""
-    digest = hashlib.blake2b(url.encode(errors="surrogatepass"), digest_size=20).hexdigest()
-    return get_cache_root() / "clips" / digest[:2] / digest
-
-
-def open_cached_clip(url: str) -> FileIO | None:
-    """Return a clip that is in the cache, and note that it was used."""
-    path = locate_in_cache(url)
-    try:
-        file = FileIO(path)
-    except OSError:
-        return None
-    with suppress(OSError):
-        os.utime(path)
-    return file
-
-
-def read_cache_limit() -> float:
-    """Return the bytes that clips may take on disk; 0 where the variable holds no number, so that nothing is kept."""
-    stated = os.environ.get("UNIAUDIO_CLIP_CACHE_GIB")
-    try:
-        return (CACHE_GIB if stated is None else float(stated)) * GIB
-    except ValueError:
-        return 0.0
-
-
-STORED = itertools.count()  # clips that this process has stored
-
-
-def store_clip(url: str, data: bytes) -> bool:
-    """Keep a clip on disk; return whether that was possible, for a full or read-only disk is no reason to stop."""
-    limit = read_cache_limit()
-    if len(data) > limit / 4:
-        return False
-    path = locate_in_cache(url)
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
-        return False
-    if next(STORED) % SHRINK_EVERY == 0:
-        shrink_cache(path.parent.parent, limit)
-    return True
-
-
-def shrink_cache(folder: Path, limit: float) -> None:
-    """Delete the clips that were not used for longest, until the rest take nine tenths of the limit."""
-    files: list[tuple[float, int, Path]] = []
-    for path in folder.glob("*/*"):
-        with suppress(OSError):
-            facts = path.stat()
-            files.append((facts.st_mtime, facts.st_size, path))
-    total = sum(size for _, size, _ in files)
-    if total <= limit:
-        return
-    for _, size, path in sorted(files):
-        if total <= 0.9 * limit:
-            return
-        with suppress(OSError):
-            path.unlink()
-        total -= size

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from uniaudio.data.eval_examples import EvalExamples
 from uniaudio.data.prompt_tokens import ChatFormat
-from uniaudio.data.template import Scoring, Template
+from uniaudio.data.template import Template
+from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.predictions import (
     Prediction,

@@ -12,7 +12,8 @@ from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.eval_examples import LONGEST_CLIP, EvalExamples, iterate_examples
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.template import JOINED_METRICS, Template
+from uniaudio.data.template import Template
+from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.distributed import gather_objects, rank, world_size
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import batch_by_length

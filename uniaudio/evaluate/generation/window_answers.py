@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from uniaudio.data.long_clips import WINDOW_MARK
-from uniaudio.data.template import JOINED_METRICS, Scoring
+from uniaudio.data.template_file import JOINED_METRICS, Scoring
 from uniaudio.evaluate.generation.predictions import Prediction
 from uniaudio.evaluate.metrics.classification import compute_probabilities
 from uniaudio.evaluate.metrics.normalization import normalize_text

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from uniaudio.data.template import Scoring
+from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.intervals import Array, Summed, divide_sums, make_mean
 from uniaudio.evaluate.metrics.normalization import normalize_text
