@@ -149,11 +149,6 @@ class Tracker:
             with (self.run_dir / "skipped.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write("".join(json.dumps({"step": step, **asdict(skip)}) + "\n" for skip in skips))
 
-    def end_with(self, event: str, step: int) -> None:
-        """Append the last row of a run and close."""
-        self.log_event(event, step=step)
-        self.close()
-
     def close(self) -> None:
         """Stop the bar and the trackers."""
         if self.bar is not None:
@@ -188,7 +183,9 @@ def print_finished_run(run_dir: Path, main: bool, step: int) -> None:
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []
     if not any('"finished"' in line for line in lines):
-        Tracker(run_dir, main, step, step).end_with("finished", step)
+        tracker = Tracker(run_dir, main, step, step)
+        tracker.log_event("finished", step=step)
+        tracker.close()
 
 
 def keep_rows(path: Path, last_step: int) -> None:

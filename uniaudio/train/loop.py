@@ -24,7 +24,7 @@ from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.train.optim import compute_lr_share, set_learning_rate
-from uniaudio.train.periodic_evaluation import StepCallbacks, check_guards
+from uniaudio.train.periodic_evaluation import PeriodicEvaluation
 from uniaudio.train.protocols import Steps, TrainingData
 from uniaudio.train.stage_setup import StageModel
 from uniaudio.train.state import TrainState
@@ -44,11 +44,6 @@ def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> I
     return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
 
 
-def detach_loss(loss: LossSum) -> LossSum:
-    """Return what the metrics need of a loss, without holding on to what the backward needed."""
-    return replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)
-
-
 @dataclass(frozen=True)
 class StepTotals:
     """Sums over the micro-batches of one step, of all ranks.
@@ -65,7 +60,13 @@ class StepTotals:
 
 
 class StageRun:
-    """One stage of a run, from where the position is."""
+    """One stage of a run, from where the position is.
+
+    Attributes:
+        metrics: sums over the steps since the last row of metrics.
+    """
+
+    metrics: MetricSums
 
     def __init__(self, run: RunServices, model: StageModel, position: TrainState) -> None:
         self.run, self.model, self.position = run, model, position
@@ -74,9 +75,7 @@ class StageRun:
         self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
         self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
         self.saved_step: int | None = None
-        self.callbacks = StepCallbacks(
-            run.data, run.evaluator, self.config, model.engine, self.tracker, position, run.watch
-        )
+        self.evaluation = PeriodicEvaluation(run, model.engine, position)
         run.user.enter_stage(self.stage.name, model.engine.plain)
         self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
 
@@ -133,29 +132,29 @@ class StageRun:
         if self.is_over:
             return True
         steps = steps or self.open_steps()
-        metrics = self.make_metrics()
+        self.metrics = self.make_metrics()
         self.model.engine.plain.train()
         while not self.is_over:
-            step = self.wait_for_step(steps, metrics)
-            totals = self.exchange_totals(step, metrics)
+            step = self.wait_for_step(steps)
+            totals = self.exchange_totals(step)
             if totals.stop_requested:
                 # not what the stage before has saved, nor again what this one has: little time is left to stop
                 if (position.stage_step or not position.stage) and position.step != self.saved_step:
                     self.save()
                 return False
-            losses, norm = self.train_step(step, totals, metrics)
-            self.account(step, totals, losses, norm, metrics)
+            losses, norm = self.train_step(step, totals)
+            self.account(step, totals, losses, norm)
             self.call_on_step(totals, losses, norm)
             if position.step % settings.log_every == 0 or self.is_over:
-                self.log(metrics, norm)
-                metrics = self.make_metrics()
+                self.log(norm)
+                self.metrics = self.make_metrics()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
-                self.run.user.call("on_evaluate", position.step, self.callbacks.evaluate())
+                self.run.user.call("on_evaluate", position.step, self.evaluation.evaluate())
             balance = self.stage.balance
             if balance and position.stage_step % balance.every == 0 and not self.is_whole:
-                self.callbacks.move_mixture(balance)
+                self.evaluation.move_mixture(balance)
                 steps = steps if self.is_over else self.open_steps()
-            must_stop = check_guards(self.callbacks, self.is_over)
+            must_stop = self.evaluation.check_guards(self.is_over)
             if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
             if must_stop:
@@ -166,17 +165,15 @@ class StageRun:
         """Open the data of the stage where the position is."""
         return open_steps(self.run.data, self.model, self.position)
 
-    def wait_for_step(self, steps: Iterator[Steps], metrics: MetricSums) -> Steps:
+    def wait_for_step(self, steps: Iterator[Steps]) -> Steps:
         """Wait for the data of a step."""
         begin = time.monotonic()
         with self.run.profile.part("data"), self.tracker.show_waiting("waiting for data"):
             step = next(steps)
-        metrics.waited += time.monotonic() - begin
+        self.metrics.waited += time.monotonic() - begin
         return step
 
-    def train_step(
-        self, step: Steps, totals: StepTotals, metrics: MetricSums
-    ) -> tuple[list[tuple[Batch, LossSum]], float]:
+    def train_step(self, step: Steps, totals: StepTotals) -> tuple[list[tuple[Batch, LossSum]], float]:
         """Do one optimizer step: forward and backward of this rank's micro-batches, then the update.
 
         Returns:
@@ -204,10 +201,11 @@ class StageRun:
                     objective = objective + distance * (ranks / max(totals.frames, 1.0))
                 auxiliary.add(loss.auxiliary)
                 if is_last:  # what counts once in a step
-                    objective = self.add_penalties(objective, auxiliary, metrics)
+                    objective = self.add_penalties(objective, auxiliary)
                     objective = objective * self.spikes.compute_factor(loss_sums, totals.answer_tokens)
                 engine.backward(objective)
-            losses.append((batch, detach_loss(loss)))
+            # what the metrics need, without what the backward needed
+            losses.append((batch, replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)))
         self.run.writer.wait_for_copies()
         with self.run.profile.part("optimizer"):
             # the norm is taken over all ranks; nothing is updated where it is not finite
@@ -231,19 +229,19 @@ class StageRun:
             before = self.model.distiller.frames(batch)
         return self.model.distiller.compute_total(before, frames)
 
-    def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses, metrics: MetricSums) -> Tensor:
+    def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses) -> Tensor:
         """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
         if self.has_auxiliary:
             extra, values = auxiliary.compute_objective()
-            metrics.add_auxiliary(values)
+            self.metrics.add_auxiliary(values)
             objective = objective if extra is None else objective + extra
         for name, anchor in self.model.anchors.items():
             penalty = anchor.compute_penalty(self.model.engine.plain)
-            metrics.add_auxiliary({name: float(penalty.detach())})
+            self.metrics.add_auxiliary({name: float(penalty.detach())})
             objective = objective + penalty
         return objective
 
-    def exchange_totals(self, step: Steps, metrics: MetricSums) -> StepTotals:
+    def exchange_totals(self, step: Steps) -> StepTotals:
         """Add up over all ranks what a step needs to know of all of them, and count what its data left out.
 
         Raises:
@@ -266,7 +264,7 @@ class StageRun:
             writer.wait()  # tells what happened, on all ranks
         if not stop:  # else the step is done again after the resume, and its skips are told then
             self.count_left_out(step, any_rank=bool(skipped))
-            metrics.add_costs(costs, len(step.micro))
+            self.metrics.add_costs(costs, len(step.micro))
         return StepTotals(tokens, frames, seconds, bool(stop))
 
     def count_left_out(self, step: Steps, any_rank: bool) -> None:
@@ -297,12 +295,7 @@ class StageRun:
         return SkipLedger(self.run.ledger.allowed, *gather_objects(self.run.ledger.counts()))
 
     def account(
-        self,
-        step: Steps,
-        totals: StepTotals,
-        losses: Sequence[tuple[Batch, LossSum]],
-        norm: float,
-        metrics: MetricSums,
+        self, step: Steps, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float
     ) -> None:
         """Move the position behind a step and count it, whether it was applied or left out.
 
@@ -317,9 +310,9 @@ class StageRun:
         if is_applied and self.model.average is not None:
             self.model.average.update(engine.plain)
         for batch, loss in losses:
-            metrics.add(batch, loss, has_metrics=is_applied)
+            self.metrics.add(batch, loss, has_metrics=is_applied)
         if self.config.data.log_ids:
-            metrics.ids.append(ids)
+            self.metrics.ids.append(ids)
         self.tracker.advance()
         self.run.watch.rearm()
         self.run.profile.count_step(engine.plain)
@@ -350,12 +343,12 @@ class StageRun:
         # markers are no padding, as more tokens than the rate would seem to be
         return MetricSums(per_task, None if adapter.time_markers else adapter.tokens_per_second)
 
-    def log(self, metrics: MetricSums, norm: float) -> None:
+    def log(self, norm: float) -> None:
         """Write one row of metrics."""
         row = {
             "step": self.position.step,
             "stage": self.stage.name,
-            **metrics.row(self.run.data.tasks, self.config.data.log_ids),
+            **self.metrics.row(self.run.data.tasks, self.config.data.log_ids),
             "lr": self.read_learning_rates(),
             "grad_norm": norm if math.isfinite(norm) else None,
         }
