@@ -38,8 +38,8 @@ from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export.describe import add_older_names, describe_encoder, find_parts
 from uniaudio.export.hf import collect_code, make_noise
-from uniaudio.export.hf_lm import CLASSES, ROOT, verify_hf_lm, write_hf_lm
-from uniaudio.export.stock_model import compute_prompt_logits
+from uniaudio.export.hf_lm import CLASSES, ROOT, write_hf_lm
+from uniaudio.export.logit_comparison import compute_prompt_logits, verify_hf_lm
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.exported import find_part_class

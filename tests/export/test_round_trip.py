@@ -16,8 +16,9 @@ from uniaudio.commands.export_model import MODEL_TARGETS
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.hf_lm import write_hf_lm
+from uniaudio.export.logit_comparison import compute_prompt_logits
 from uniaudio.export.stock_formats import STOCK_FORMATS
-from uniaudio.export.stock_model import compute_prompt_logits, write_stock_model
+from uniaudio.export.stock_model import write_stock_model
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
 CPU = torch.device("cpu")

@@ -22,15 +22,9 @@ from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export.chat_template import make_chat_template
 from uniaudio.export.hf import make_noise
+from uniaudio.export.logit_comparison import compare_stock_model, compute_prompt_logits, make_trial_clips
 from uniaudio.export.stock_formats import STOCK_FORMATS
-from uniaudio.export.stock_model import (
-    compare_stock_model,
-    compute_prompt_logits,
-    enlarge_table,
-    make_trial_clips,
-    refuse_encoder,
-    write_stock_model,
-)
+from uniaudio.export.stock_model import enlarge_table, refuse_encoder, write_stock_model
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder

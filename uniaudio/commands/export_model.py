@@ -47,14 +47,10 @@ def export_model(
         return export_hf_lm(spec, out, trust, decoder, place or str(out))
     if decoder != "inside":
         raise UserError(f"--decoder {decoder} goes with --to {HF_LM}; a stock format has its decoder inside")
+    from uniaudio.export.logit_comparison import compare_stock_model, compute_prompt_logits, make_trial_clips
     from uniaudio.export.model_card import write_lm_card
     from uniaudio.export.stock_formats import STOCK_FORMATS
-    from uniaudio.export.stock_model import (
-        compare_stock_model,
-        compute_prompt_logits,
-        make_trial_clips,
-        write_stock_model,
-    )
+    from uniaudio.export.stock_model import write_stock_model
 
     target = STOCK_FORMATS[to]
     if (config := read_run_config(spec, to, trust)) is not None:
@@ -101,9 +97,9 @@ def load_merged_model(spec: str, trust: Trust) -> tuple[AudioLM, ChatFormat]:
 
 def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -> str:
     """Write the whole model of a run with its code, see ``export_model``."""
-    from uniaudio.export.hf_lm import verify_hf_lm, write_hf_lm
+    from uniaudio.export.hf_lm import write_hf_lm
+    from uniaudio.export.logit_comparison import compute_prompt_logits, make_trial_clips, verify_hf_lm
     from uniaudio.export.model_card import list_packages, write_lm_card
-    from uniaudio.export.stock_model import compute_prompt_logits, make_trial_clips
 
     config = read_run_config(spec, HF_LM, trust)
     if config is None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from huggingface_hub import save_torch_state_dict
-from numpy.typing import NDArray
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, Wav2Vec2FeatureExtractor
+from transformers import GenerationConfig, Wav2Vec2FeatureExtractor
 
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer
@@ -22,15 +19,7 @@ from uniaudio.export.describe import add_older_names, describe_encoder, find_par
 from uniaudio.export.hf import collect_code
 from uniaudio.export.hub_lm import AUDIO
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
-from uniaudio.export.stock_model import (
-    CLOSE,
-    SHARD,
-    find_name,
-    has_tied_head,
-    make_text_config,
-    store_compactly,
-    write_prompt,
-)
+from uniaudio.export.stock_model import SHARD, find_name, has_tied_head, make_text_config, store_compactly
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.outputs import apply_umask
 from uniaudio.types import SAMPLE_RATE
@@ -128,30 +117,3 @@ def write_processor(folder: Path, tokenizer: Any, template: str, encoder: Any, a
     ).save_pretrained(folder)
     values = {"processor_class": CLASSES[1], "auto_map": AUTO, "encoder": encoder, "adapter": adapter}
     (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def verify_hf_lm(ours: Sequence[Tensor], clips: Sequence[NDArray[np.int16]], folder: Path) -> float:
-    """Load what was written and compare the logits of prompts with those of the run.
-
-    Args:
-        ours: see ``compute_prompt_logits``.
-
-    Returns:
-        The greatest difference over the largest logit.
-
-    Raises:
-        RuntimeError: when it is more than rounding, which is a fault of the export.
-    """
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-    differences = []
-    for clip, logits in zip(clips, ours, strict=True):
-        inputs = processor(text=write_prompt(processor), audio=[clip], sampling_rate=SAMPLE_RATE)
-        theirs = loaded(**inputs).logits[0]
-        if len(theirs) != len(logits):
-            raise RuntimeError(f"{folder}: {len(theirs)} tokens of a prompt, the run has {len(logits)}")
-        differences.append(float((theirs - logits).abs().max() / logits.abs().max()))
-    if max(differences) > CLOSE:
-        raise RuntimeError(f"{folder}: the logits of the written model differ from those of the run")
-    return max(differences)

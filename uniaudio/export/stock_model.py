@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
-from numpy.typing import NDArray
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoProcessor,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -26,13 +22,12 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export import hub_processor
 from uniaudio.export.chat_template import make_chat_template, write_tokenizer
 from uniaudio.export.describe import add_older_names
-from uniaudio.export.hf import HEADER, make_noise
+from uniaudio.export.hf import HEADER
 from uniaudio.export.hub_processor import WindowsProcessor
 from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.export.stock_formats import StockFormat
@@ -40,35 +35,9 @@ from uniaudio.model.adapters.stock_projectors import OneLinear, RMSNormSwiGLU, S
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
-from uniaudio.types import SAMPLE_RATE, Example
 
 SHARD = "4GB"
-TRIAL = (16_000, 7_777, 23_456, 480_000)  # samples of the clips about which both models are asked
-QUESTION = "What is this?"
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # of a decoder
-CLOSE = 1e-3  # greatest difference of logits, over their largest value, that rounding explains
-
-
-@dataclass(frozen=True)
-class LogitComparison:
-    """How far the stock class is from the run on clips of noise, in float32.
-
-    Args:
-        difference: greatest difference of the logits of the first answer token, over their largest value.
-        same_token: clips of which the likeliest first token is the same. clips: of how many.
-    """
-
-    difference: float
-    same_token: int
-    clips: int
-
-    def describe(self) -> str:
-        """Return the result as a sentence."""
-        return (
-            f"Compared with the run on {self.clips} clips of noise of 0.5 to 30 s, in float32: the likeliest first "
-            f"token is the same for {self.same_token}, and its logits differ by at most {self.difference:.1g} of the "
-            "largest."
-        )
 
 
 def require_fitting_parts(
@@ -282,64 +251,3 @@ def make_text_config(config: PretrainedConfig, vocabulary: int, is_tied: bool = 
     for name in ("_name_or_path", "transformers_version", "model_type"):
         values.pop(name, None)
     return AutoConfig.for_model(config.model_type, **values)
-
-
-@torch.no_grad()
-def compute_prompt_logits(
-    model: AudioLM, format: ChatFormat, clips: Sequence[NDArray[np.int16]]
-) -> list[Tensor]:
-    """Return for one question about every clip the logits ``[T, V]`` of its prompt, in float32 on the CPU."""
-    rows = []
-    for clip in clips:
-        example = Example("question", "ask", "ask", (clip,), ("", QUESTION), "-")
-        batch = collate_prompts([example], format, model.count_slots, ("ask",))
-        hidden, _ = model.read(batch)
-        rows.append(model.decoder.logits(hidden).float())
-    return rows
-
-
-@torch.no_grad()
-def compare_stock_model(
-    ours: Sequence[Tensor], clips: Sequence[NDArray[np.int16]], folder: Path, target: StockFormat, exact: bool
-) -> LogitComparison:
-    """Load what was written, ask it about the same clips, and compare the logits of the first answer token.
-
-    Args:
-        ours: logits of the prompts, see ``compute_prompt_logits``. exact: whether a difference is a fault.
-
-    Raises:
-        RuntimeError: when the model ought to be equal and is not, which is a fault of the export.
-    """
-    assert target.model is not None
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    stock = target.model.from_pretrained(folder, dtype=torch.float32).eval()
-    differences, same = [], 0
-    for clip, logits in zip(clips, ours, strict=True):
-        inputs = processor(
-            text=[write_prompt(processor)],
-            audio=[clip / np.float32(32768)],
-            sampling_rate=SAMPLE_RATE,
-            return_tensors="pt",
-        )
-        theirs = stock(**inputs).logits[0]
-        if exact and len(theirs) != len(logits):
-            raise RuntimeError(f"{folder}: {len(theirs)} tokens of a prompt, the run has {len(logits)}")
-        last, wanted = theirs[-1, : logits.shape[1]], logits[-1]
-        differences.append(float((last - wanted).abs().max() / wanted.abs().max()))
-        same += int(last.argmax() == wanted.argmax())
-    if exact and max(differences) > CLOSE:
-        raise RuntimeError(f"{folder}: the logits of the written model differ from those of the run")
-    return LogitComparison(max(differences), same, len(clips))
-
-
-def write_prompt(processor: Any) -> str:
-    """Return the text of the question about one clip, as the chat template writes it."""
-    contents = [{"type": "audio"}, {"type": "text", "text": QUESTION}]
-    text = processor.apply_chat_template([{"role": "user", "content": contents}], add_generation_prompt=True)
-    assert isinstance(text, str)
-    return text
-
-
-def make_trial_clips() -> list[NDArray[np.int16]]:
-    """Return clips of noise of several lengths."""
-    return [row.numpy() for row in make_noise(TRIAL).rows()]
