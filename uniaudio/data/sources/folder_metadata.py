@@ -12,7 +12,7 @@ from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.manifest import EMPTY_CELLS, read_jsonl, read_table
-from uniaudio.data.sources.parquet import read_parquet_rows
+from uniaudio.data.sources.parquet_values import read_parquet_rows
 from uniaudio.errors import RowError, UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # the first of a folder is read

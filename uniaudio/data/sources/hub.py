@@ -37,7 +37,8 @@ from uniaudio.data.sources.class_names import (
 from uniaudio.data.sources.http import VERSIONS, FileVersion
 from uniaudio.data.sources.hub_folder import HubFolderSource, is_clip, is_metadata
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describe_repository
-from uniaudio.data.sources.parquet import ParquetSource, Shard, convert_table
+from uniaudio.data.sources.parquet import ParquetSource, Shard
+from uniaudio.data.sources.parquet_values import convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
 from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
 from uniaudio.data.sources.url_files import classify_error, open_by_scheme, wait_for_hub

@@ -29,18 +29,17 @@ from uniaudio.data.sources.base import (
     read_row_or_error,
 )
 from uniaudio.data.sources.class_names import (
-    Naming,
     collect_classes,
     make_column_namings,
-    name_class_columns,
     read_folder_features,
     read_schema_features,
 )
 from uniaudio.data.sources.http import BLOCK, HttpFile
+from uniaudio.data.sources.parquet_values import convert_audio_value, convert_table
 from uniaudio.data.sources.paths import is_remote, read_size, shorten_names
 from uniaudio.data.sources.split_files import list_split_files
 from uniaudio.data.sources.url_files import classify_error, open_in_jumps
-from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
+from uniaudio.errors import RowError, UserError
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
 FETCHED_WHOLE = (
@@ -320,16 +319,6 @@ def is_time(field: pyarrow.Field) -> bool:
     )
 
 
-def convert_audio_value(column: pyarrow.Array, i: int) -> Any:
-    """Return a value of an audio column; bytes stay where Arrow has them, for copies cost more than reading."""
-    if pyarrow.types.is_struct(column.type):
-        return {field.name: convert_audio_value(column.field(field.name), i) for field in column.type}
-    value = column[i]
-    if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
-        return memoryview(value.as_buffer()) if value.is_valid else None
-    return value.as_py()
-
-
 def list_local_shards(place: str, name: str) -> tuple[list[Shard], int]:
     """Return the row groups of a local file and its number of rows; a damaged file is one shard that says so."""
     try:
@@ -342,35 +331,3 @@ def list_local_shards(place: str, name: str) -> tuple[list[Shard], int]:
         shards.append(Shard(place, name, range(group, group + 1), start, rows=rows))
         start += rows
     return shards or [Shard(place, name, range(0))], start
-
-
-def convert_table(table: pyarrow.Table, namings: Mapping[str, Naming]) -> list[dict[str, Any]]:
-    """Return the rows of a table, classes by their names; a value that cannot be read is its error."""
-    try:
-        rows = table.to_pylist()
-    except (ValueError, OverflowError, pyarrow.ArrowException):  # such as text that is not UTF-8, in some row
-        columns = {
-            name: [read_value(name, value) for value in table.column(name)] for name in table.column_names
-        }
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [name_class_columns(row, namings) for row in rows]
-
-
-def read_value(name: str, value: pyarrow.Scalar) -> Any:
-    """Return a stored value, or why it cannot be read."""
-    try:
-        with convert_to_row_error("broken metadata", f"column '{name}'"):
-            return value.as_py()
-    except RowError as problem:
-        return problem
-
-
-def read_parquet_rows(path: Path) -> list[dict[str, Any]]:
-    """Return all rows of a file without clips, classes by their names; a value that cannot be read is its error.
-
-    Raises:
-        UserError: when the file cannot be read.
-    """
-    with convert_to_user_error(f"{path}: cannot be read"):
-        table = pq.read_table(path)
-        return convert_table(table, make_column_namings(read_schema_features(table.schema.metadata)))
