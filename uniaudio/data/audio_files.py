@@ -111,11 +111,10 @@ def open_streams(
     """
     with convert_to_row_error("broken audio", name), ExitStack() as stack:
         reader = open_reader(source, name)
-        streams = []
-        for data in choose_readers(reader, name, is_thorough):
-            file = stack.enter_context(open_file(data, reader, name, suffix))
-            streams.append(file)
-        yield streams
+        yield [
+            stack.enter_context(open_file(data, reader, name, suffix))
+            for data in choose_readers(reader, name, is_thorough)
+        ]
 
 
 def choose_readers(reader: Reader, name: str, is_thorough: bool) -> list[Reader]:

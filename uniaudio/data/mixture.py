@@ -178,22 +178,18 @@ class LogicalStream:
         self.phases = [derive_phase(mixture.seed, entry.name, index) for entry in mixture.recipe.train]
 
     def open_cursor(self, entry: int) -> IndexedCursor | WindowCursor | ShardCursor:
-        mixture, source, seed = (
-            self.mixture,
-            self.mixture.sources[entry],
-            self.mixture.derive_entry_seed(entry),
-        )
-        long_clips, mark = mixture.long_clips[entry], self.state.marks.get(entry, Mark())
-        cut: Cut | None = (
-            partial(cut_long_clips, long_clips=long_clips) if long_clips.how == "windows" else None
-        )
+        mixture, source = self.mixture, self.mixture.sources[entry]
+        seed, mark = mixture.derive_entry_seed(entry), self.state.marks.get(entry, Mark())
+        long_clips = mixture.long_clips[entry]
+        cut: Cut | None = None
+        if long_clips.how == "windows":
+            cut = partial(cut_long_clips, long_clips=long_clips)
         if isinstance(source, IndexedSource):
             rows = IndexedCursor(source, seed, self.index, mixture.streams)
             return rows if cut is None else WindowCursor(rows, mixture.window, cut, mark)
-        name = mixture.recipe.train[entry].dataset.name
         return ShardCursor(
             source,
-            name,
+            mixture.recipe.train[entry].dataset.name,
             seed,
             self.index,
             mixture.streams,
@@ -241,12 +237,9 @@ class LogicalStream:
         for i, (entry, cursor) in enumerate(zip(self.mixture.recipe.train, self.cursors, strict=True)):
             first, end = (count_draws_before(entry.share, self.phases[i], size * p) for p in (pool, pool + 1))
             for j in range(first, end):
-                self.say(f"{entry.dataset.name}, the row of draw {j * self.mixture.streams + self.index}")
-                k, row = (
-                    cursor.take(j)
-                    if isinstance(cursor, IndexedCursor)
-                    else (j * self.mixture.streams + self.index, cursor.take())
-                )
+                k = j * self.mixture.streams + self.index
+                self.say(f"{entry.dataset.name}, the row of draw {k}")
+                row = cursor.take(j) if isinstance(cursor, IndexedCursor) else cursor.take()
                 rows += self.plan_row(i, entry, k, row, skips)
             draws[entry.dataset.name] += (end - first) * len(entry.templates)
             if isinstance(cursor, ShardCursor):

@@ -31,11 +31,10 @@ class IndexedCursor:
     def __init__(self, source: IndexedSource, seed: int, stream: int, streams: int) -> None:
         self.source, self.seed, self.stream, self.streams = source, seed, stream, streams
 
-    def take(self, j: int) -> tuple[int, Row | RowError]:
-        """Return the number of a draw over all streams, and its row (or why there is none)."""
-        k = j * self.streams + self.stream
-        epoch, place = divmod(k, self.source.size)
-        return k, self.source.read_row_or_error(
+    def take(self, j: int) -> Row | RowError:
+        """Return the row of the stream's j-th draw, or why there is none."""
+        epoch, place = divmod(j * self.streams + self.stream, self.source.size)
+        return self.source.read_row_or_error(
             permute_index(place, self.source.size, hash_parts(self.seed, epoch))
         )
 
@@ -104,7 +103,7 @@ class WindowCursor:
         """Cut the rows of the draws from the mark on."""
         self.mark, self.pieces, draw = mark, [], mark.row
         while len(self.pieces) < self.size or draw - mark.row < self.least:
-            self.pieces += cut_rows([self.rows.take(draw)[1]], self.cut)
+            self.pieces += cut_rows([self.rows.take(draw)], self.cut)
             draw += 1
         self.after = draw
 
