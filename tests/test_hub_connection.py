@@ -11,8 +11,8 @@ from local_hub.clients import go_offline
 
 from uniaudio import hub_connection
 from uniaudio.hub_client import HubUnreachableError
-from uniaudio.model.encoders import weights
-from uniaudio.model.encoders.weights import fetch_model_config
+from uniaudio.model import model_files
+from uniaudio.model.model_files import fetch_model_config
 
 NAME = "me/tones"
 
@@ -23,7 +23,7 @@ def slept(monkeypatch):
     seconds = []
     monkeypatch.setattr(time, "sleep", lambda wanted: seconds.append(wanted) or threading.Event().wait(0.05))
     monkeypatch.setattr(hub_connection, "SAID_AFTER", 0.01)
-    monkeypatch.setattr(weights, "CONFIG_FOLDERS", {})
+    monkeypatch.setattr(model_files, "CONFIG_FOLDERS", {})
     return seconds
 
 
@@ -85,7 +85,7 @@ def test_a_server_that_says_nothing_is_given_up(hub, slept, monkeypatch):
 
 def test_what_was_fetched_once_is_read_while_the_hub_is_away(hub, model, slept, monkeypatch):
     folder = fetch_model_config(NAME, None)
-    weights.CONFIG_FOLDERS.clear()
+    model_files.CONFIG_FOLDERS.clear()
     point_at(monkeypatch, find_closed_port())
     assert fetch_model_config(NAME, None) == folder
 

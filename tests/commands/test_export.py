@@ -38,8 +38,8 @@ from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.model_card import make_header, write_card
 from uniaudio.export.stock_formats import STOCK_FORMATS
-from uniaudio.model.encoders.weights import RANDOM_WEIGHTS
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.model_files import RANDOM_WEIGHTS
 from uniaudio.ragged import Ragged
 
 

@@ -22,7 +22,7 @@ from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.estimate.gpus import Machine
 from uniaudio.model.encoders.registry import load_audio_encoder
-from uniaudio.model.encoders.weights import choose_model_files, find_model_folder, identify_base
+from uniaudio.model.model_files import choose_model_files, find_model_folder, identify_base
 
 PAPERS = Path(__file__).parent.parent.parent / "configs" / "papers"
 CLIP = AverageClip(seconds=25.0, question=24, answer=8)

@@ -29,7 +29,7 @@ def load(path):
     [
         "uniaudio.model.decoder:load_decoder",
         "uniaudio.model.encoders.hf_auto:load_remote",
-        "uniaudio.model.encoders.weights:find_model_folder",
+        "uniaudio.model.model_files:find_model_folder",
         "uniaudio.model.encoders.registry:importlib.import_module",
         "uniaudio.model.encoders.whisper:WhisperEncoder",
         "os:system",

@@ -20,7 +20,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import shorten_paths
-from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, read_model_config
+from uniaudio.model.model_files import RANDOM, RANDOM_WEIGHTS, read_model_config
 from uniaudio.report.answers import check_answers
 from uniaudio.report.probe_scores import ScoreTable, is_in_folder, mark_model, read_scores
 from uniaudio.report.result_files import shorten_model

@@ -21,7 +21,7 @@ from uniaudio.model.encoders.registry import (
     is_local_path,
     load_audio_encoder,
 )
-from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, find_model_folder
+from uniaudio.model.model_files import RANDOM, fetch_model_config, find_model_folder
 
 
 def sketch_encoder(config: RunConfig) -> AudioEncoder | None:

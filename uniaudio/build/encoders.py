@@ -20,8 +20,8 @@ from uniaudio.errors import UserError
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
-from uniaudio.model.encoders.weights import identify_base, read_stock_config
 from uniaudio.model.lora import add_lora, merge_lora
+from uniaudio.model.model_files import identify_base, read_stock_config
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint

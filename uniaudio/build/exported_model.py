@@ -29,13 +29,12 @@ from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.exported import rebuild_part
 from uniaudio.model.encoders.registry import load_audio_encoder
-from uniaudio.model.encoders.weights import (
+from uniaudio.model.encoders.weights import fill, read_tensors
+from uniaudio.model.model_files import (
     fetch_model_config,
-    fill,
     find_model_folder,
     identify_base,
     read_model_config,
-    read_tensors,
     use_stock_attention,
 )
 

@@ -37,7 +37,7 @@ from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.decoder_loading import load_decoder
-from uniaudio.model.encoders.weights import (
+from uniaudio.model.model_files import (
     RANDOM,
     fetch_model_config,
     pin_revision,

@@ -13,7 +13,7 @@ from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import identify_base
+from uniaudio.model.model_files import identify_base
 from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
 from uniaudio.train.checkpoint.integrity import CONFIG, EMA
 

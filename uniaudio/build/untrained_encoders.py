@@ -12,7 +12,7 @@ from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.evaluate.probing.suite_table import Reference
 from uniaudio.model.encoders.registry import find_family
-from uniaudio.model.encoders.weights import RANDOM, RANDOM_WEIGHTS, fetch_model_config, read_model_config
+from uniaudio.model.model_files import RANDOM, RANDOM_WEIGHTS, fetch_model_config, read_model_config
 from uniaudio.train.checkpoint.integrity import CONFIG
 
 

@@ -38,7 +38,7 @@ from uniaudio.estimate import flops
 from uniaudio.estimate.fake_model import build_meta_decoder
 from uniaudio.hub_client import HubUnreachableError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import fetch_model_config, read_model_config, read_stock_config
+from uniaudio.model.model_files import fetch_model_config, read_model_config, read_stock_config
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number

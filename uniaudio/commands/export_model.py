@@ -21,8 +21,8 @@ from uniaudio.console import make_console
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.model.encoders.weights import RANDOM, fetch_model_config, read_model_config
 from uniaudio.model.lora import merge_lora
+from uniaudio.model.model_files import RANDOM, fetch_model_config, read_model_config
 
 if TYPE_CHECKING:  # it imports the classes of transformers
     from uniaudio.export.stock_formats import StockFormat

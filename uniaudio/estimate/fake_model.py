@@ -26,8 +26,8 @@ from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.decoder_loading import DTYPES, make_trainable
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import use_stock_attention
 from uniaudio.model.fp8 import FP8, convert_to_float8
+from uniaudio.model.model_files import use_stock_attention
 from uniaudio.model.whisper_decoder import CrossAttentionLM, LinearBridge, WhisperTextDecoder
 from uniaudio.train.trainable import go_through_stages
 from uniaudio.types import SAMPLE_RATE, Batch, Example

@@ -15,7 +15,7 @@ import torch
 from uniaudio.build.encoders import find_checkpoint
 from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.weights import read_model_config
+from uniaudio.model.model_files import read_model_config
 from uniaudio.train.checkpoint.integrity import CONFIG
 from uniaudio.units import GIB
 

@@ -19,16 +19,9 @@ from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.model.decoder import compute_label_losses
 from uniaudio.model.decoder_loading import DTYPES, make_trainable
 from uniaudio.model.decoding import generate_with_cross_attention
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    fill,
-    find_model_folder,
-    identify_base,
-    read_model_config,
-    read_tensors,
-)
+from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.label_likelihoods import label_log_likelihoods
+from uniaudio.model.model_files import RANDOM, find_model_folder, identify_base, read_model_config
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded

@@ -21,7 +21,7 @@ from transformers.models.clap.modeling_clap import ClapAudioModel
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from uniaudio.model.encoders.weights import RANDOM_WEIGHTS
+from uniaudio.model.model_files import RANDOM_WEIGHTS
 from uniaudio.outputs import apply_umask
 
 WHISPER = {

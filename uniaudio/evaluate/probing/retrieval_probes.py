@@ -17,7 +17,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.xares import score_over_seeds, train_sgd_probe
-from uniaudio.model.encoders.weights import read_stock_config
+from uniaudio.model.model_files import read_stock_config
 from uniaudio.ragged import Ragged
 
 TEMPERATURE = 0.07  # at the start; learned

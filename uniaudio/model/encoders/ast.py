@@ -12,7 +12,8 @@ from transformers.models.audio_spectrogram_transformer import modeling_audio_spe
 
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.weights import RANDOM, find_model_folder, load_pretrained
+from uniaudio.model.encoders.weights import load_pretrained
+from uniaudio.model.model_files import RANDOM, find_model_folder
 
 HOP = 160  # samples of a spectrogram frame
 SPECIAL = 2  # class and distillation token before the patches

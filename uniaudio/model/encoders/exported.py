@@ -11,14 +11,8 @@ from torch import nn
 
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    fill,
-    find_model_folder,
-    read_model_config,
-    read_tensors,
-)
+from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config
 from uniaudio.model.rebuild import rebuild
 
 FUSION, ENCODERS, ADAPTERS = "uniaudio.model.fusion", "uniaudio.model.encoders", "uniaudio.model.adapters"

@@ -17,14 +17,8 @@ from transformers import AutoFeatureExtractor, AutoModel
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    find_model_folder,
-    load_pretrained,
-    read_model_config,
-    read_stock_config,
-)
+from uniaudio.model.encoders.weights import build_with_random_weights, load_pretrained
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, read_stock_config
 from uniaudio.types import SAMPLE_RATE
 
 RATES = (10.0, 12.5, 20.0, 25.0, 40.0, 50.0, 62.5, 75.0, 80.0, 100.0)  # frames per second that models have

@@ -7,16 +7,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModel
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    fill,
-    find_model_folder,
-    read_model_config,
-    read_tensors,
-    use_stock_attention,
-)
+from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
 
 PREFIXES = ("model.audio_tower.", "audio_tower.", "")  # where full and part checkpoints keep the tensors
 TOWERS = ("qwen2_audio_encoder", "audioflamingo3_encoder")

@@ -19,12 +19,7 @@ from uniaudio.config.trust import (
 )
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    fetch_model_config,
-    read_model_config,
-    refuse_unusable_files,
-)
+from uniaudio.model.model_files import RANDOM, fetch_model_config, read_model_config, refuse_unusable_files
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    fill,
-    find_model_folder,
-    read_model_config,
-    read_tensors,
-    use_stock_attention,
-)
+from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
 from uniaudio.types import SAMPLE_RATE
 
 CHUNK_SECONDS = 30.0

@@ -11,12 +11,8 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2Ber
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    find_model_folder,
-    load_pretrained,
-    use_stock_attention,
-)
+from uniaudio.model.encoders.weights import load_pretrained
+from uniaudio.model.model_files import RANDOM, find_model_folder, use_stock_attention
 from uniaudio.types import SAMPLE_RATE
 
 HOP, WINDOW = 160, 400  # samples of the filter bank

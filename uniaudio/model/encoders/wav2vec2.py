@@ -19,13 +19,8 @@ from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float, cut_overlapping
 from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    find_model_folder,
-    load_pretrained,
-    read_model_config,
-    read_stock_config,
-)
+from uniaudio.model.encoders.weights import load_pretrained
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, read_stock_config
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 

@@ -24,15 +24,9 @@ from uniaudio.model.encoders.chunking import (
 )
 from uniaudio.model.encoders.padded import encode_whisper_padded
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
-from uniaudio.model.encoders.weights import (
-    RANDOM,
-    build_with_random_weights,
-    fill,
-    find_model_folder,
-    read_model_config,
-    read_tensors,
-)
+from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.mel import FRAME, REACH, LogMel
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
