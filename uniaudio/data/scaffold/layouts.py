@@ -14,7 +14,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from uniaudio.data.card_file import Load
 from uniaudio.data.column_names import CLIPS
 from uniaudio.data.importers.base import name_splits
-from uniaudio.data.scaffold.audio_column import (
+from uniaudio.data.scaffold.clip_column import (
     choose_audio_column,
     find_audio_column,
     find_parquet_audio,
