@@ -87,20 +87,9 @@ class StageRun:
         return min((count for count in (self.stage.steps, left) if count is not None), default=None)
 
     @property
-    def share_of_hours(self) -> float:
-        """Share of the stage's hours of audio that it was trained on; 0 where steps end it."""
-        return self.position.stage_seconds / 3600 / self.stage.hours if self.stage.hours else 0.0
-
-    @property
     def is_over(self) -> bool:
         """Whether no step is left to do, of the stage or up to ``train.max_steps``."""
-        last = self.last_step
-        return self.share_of_hours >= 1 or (last is not None and self.position.stage_step >= last)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the stage came to its own end, not to that of ``train.max_steps``."""
-        return self.position.stage_step == self.stage.steps or self.share_of_hours >= 1
+        return self.position.has_finished(self.stage) or self.position.is_at_cap(self.config)
 
     def announce(self) -> None:
         """Say which stage begins (or goes on), under which engine, how much of the model it trains, what recomputes."""
@@ -151,7 +140,7 @@ class StageRun:
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
                 self.run.user.call("on_evaluate", position.step, self.evaluation.evaluate())
             balance = self.stage.balance
-            if balance and position.stage_step % balance.every == 0 and not self.is_whole:
+            if balance and position.stage_step % balance.every == 0 and not position.has_finished(self.stage):
                 self.evaluation.move_mixture(balance)
                 steps = steps if self.is_over else self.open_steps()
             must_stop = self.evaluation.check_guards(self.is_over)
@@ -180,7 +169,8 @@ class StageRun:
             The micro-batches with their losses, and the norm of the gradients before clipping.
         """
         engine, ranks = self.model.engine, self.run.accelerator.num_processes
-        share = compute_lr_share(self.stage, self.position.stage_step, self.last_step, self.share_of_hours)
+        share_of_hours = self.position.compute_share_of_hours(self.stage)
+        share = compute_lr_share(self.stage, self.position.stage_step, self.last_step, share_of_hours)
         set_learning_rate(engine.optimizer, share)
         auxiliary = AuxiliaryLosses()
         loss_sums: list[Tensor] = []
@@ -364,7 +354,11 @@ class StageRun:
         self.position.skips = self.sum_ledgers().counts()
         streams = [state for state in gather_objects(self.position.stream) if state is not None]
         joined = self.run.data.join_states(streams) if streams else None
-        state = {**self.position.to_json(), "stream": joined, STAGE_END: self.is_over and self.is_whole}
+        state = {
+            **self.position.to_json(),
+            "stream": joined,
+            STAGE_END: self.position.has_finished(self.stage),
+        }
         average = self.model.average
         self.run.writer.save(
             self.model.engine,

@@ -173,21 +173,8 @@ def describe_effect(key: str, before: Any, now: Any, position: TrainState) -> Ef
 
 def is_finished(position: TrainState, config: RunConfig) -> bool:
     """Return whether a run whose newest checkpoint is at ``position`` has no step left to do."""
-    if is_at_cap(position, config):
-        return True
-    stage = config.stages[position.stage]
-    done = (
-        position.stage_step >= stage.steps
-        if stage.steps is not None
-        else position.stage_seconds / 3600 >= (stage.hours or 0)
-    )
-    return done and position.stage + 1 == len(config.stages)
-
-
-def is_at_cap(position: TrainState, config: RunConfig) -> bool:
-    """Return whether ``train.max_steps`` ends the run here; a resumed run may be beyond it already."""
-    most = config.train.max_steps
-    return most is not None and position.step >= most
+    is_last = position.stage + 1 == len(config.stages)
+    return position.is_at_cap(config) or (is_last and position.has_finished(config.stages[position.stage]))
 
 
 def print_changes(changes: Sequence[SettingChange], step: int) -> None:

@@ -24,7 +24,7 @@ from uniaudio.train.loggers import Tracker, describe_end, describe_stop, print_f
 from uniaudio.train.loop import StageRun, open_steps
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
-from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_at_cap, is_finished, print_changes
+from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
 from uniaudio.train.state import TrainState
@@ -144,7 +144,7 @@ def train_stages(
                 run.tracker.log_event("stopped", step=position.step)
                 run.tracker.say(describe_stop(run_dir, position.step))
                 return CONTINUE_LATER
-            if position.stage + 1 == len(config.stages) or is_at_cap(position, config):
+            if position.stage + 1 == len(config.stages) or position.is_at_cap(config):
                 break
             del model  # freed before the next stage builds its own
             steps = None
@@ -186,7 +186,7 @@ def find_start(
         return TrainState()
     check_bases(checkpoint, bases)
     position = TrainState.from_state(checkpoint.state)
-    more = position.stage + 1 < len(config.stages) and not is_at_cap(position, config)
+    more = position.stage + 1 < len(config.stages) and not position.is_at_cap(config)
     if checkpoint.state.get(STAGE_END) and more:
         return position.next_stage()
     return position

@@ -1,9 +1,13 @@
-"""Where a run is."""
+"""Where a run is, and whether its stage or its cap of steps ends there."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from uniaudio.config.run import RunConfig
+from uniaudio.config.stages import Stage
+from uniaudio.units import SECONDS_PER_HOUR
 
 
 @dataclass
@@ -41,3 +45,18 @@ class TrainState:
     def next_stage(self) -> TrainState:
         """Return the beginning of the stage after this one."""
         return TrainState(step=self.step, stage=self.stage + 1, skips=self.skips)
+
+    def compute_share_of_hours(self, stage: Stage) -> float:
+        """Return the share of the stage's hours of audio that it was trained on; 0 where steps end it."""
+        return self.stage_seconds / SECONDS_PER_HOUR / stage.hours if stage.hours else 0.0
+
+    def has_finished(self, stage: Stage) -> bool:
+        """Return whether the stage came to its own end, by its steps or its hours."""
+        if stage.steps is not None:
+            return self.stage_step >= stage.steps
+        return self.compute_share_of_hours(stage) >= 1
+
+    def is_at_cap(self, config: RunConfig) -> bool:
+        """Return whether ``train.max_steps`` ends the run here; a resumed run may be beyond it already."""
+        most = config.train.max_steps
+        return most is not None and self.step >= most
