@@ -9,7 +9,7 @@ from uniaudio.config.nearest import suggest_name
 from uniaudio.config.reference import render_reference
 from uniaudio.config.run import RunConfig
 from uniaudio.data.card_file import CardFile
-from uniaudio.data.recipe import RecipeFile
+from uniaudio.data.recipe_file import RecipeFile
 from uniaudio.data.template_file import TemplateFile
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite import SuiteFile

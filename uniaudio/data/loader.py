@@ -201,7 +201,9 @@ class Worker:
         if options:
             PLACES.add(dataset)
         with explain_worker_faults(dataset):
-            self.batches = iter(DataLoader(dataset, batch_size=None, **options))
+            self.batches: Iterator[MicroBatch | Failure] = iter(
+                DataLoader(dataset, batch_size=None, **options)
+            )
 
     def take_next(self) -> MicroBatch:
         """Return the next micro-batch.

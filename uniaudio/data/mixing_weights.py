@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.recipe_entries import Entry
+from uniaudio.data.recipe_file import EntryFile, Mix, RecipeFile
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import UserError
-
-if TYPE_CHECKING:  # it imports what is here
-    from uniaudio.data.recipe import EntryFile, Mix, RecipeFile
 
 
 def compute_line_shares(data: RecipeFile, cards: Sequence[DatasetCard], path: Path) -> list[float]:

@@ -1,144 +1,29 @@
-"""Recipes: the keys of their YAML, and reading one with the cards, templates and replayed recipes that it names."""
+"""Recipes: read with the cards, templates and replayed recipes that they name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from typing import Any
 
 from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.records import OneOrMore, Strict, build
+from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file
-from uniaudio.config.usual_names import RECIPE_NAMES, UsualNames
-from uniaudio.data.augment import Augmenter, AugmentStep
+from uniaudio.data.augment import Augmenter
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.eval_conditions import CONDITIONS
-from uniaudio.data.labels import LineLabels, close_answers
-from uniaudio.data.long_clips import LongClips, LongClipsSetting
+from uniaudio.data.labels import close_answers
+from uniaudio.data.long_clips import LongClips
 from uniaudio.data.mixing_weights import compute_line_shares, join_pairings
 from uniaudio.data.recipe_entries import Entry, EvalEntry, take_class_names
+from uniaudio.data.recipe_file import EntryFile, EvaluateFile, RecipeFile
 from uniaudio.data.sources.base import Source
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.data.template import Template, load_template
-from uniaudio.data.template_file import JOINED_METRICS, Scoring
+from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.errors import UserError
-
-
-class EntryFile(Strict):
-    """A training set of a recipe: a dataset's split with one or several templates.
-
-    Read by: recipe commands.
-    """
-
-    dataset: str
-    """Dataset card by name or path."""
-    template: OneOrMore = Field(min_length=1)
-    """Template by name or path, or a list: several questions about each clip, which is encoded once."""
-    split: str = "train"
-    """Split of the card."""
-    weight: PositiveFloat = 1.0
-    """Sampling weight, relative to those of the other lines."""
-    constants: dict[str, Any] = Field(default_factory=dict)
-    """Values for inputs of the template that the dataset has no column for."""
-    labels: LineLabels = None
-    """Closed set of answers: a list, a text file with one label a line, or sets by column; `none` for open answers.
-    Default: that of the card, else the names of classes in the data, else the template's own.
-    """
-    augment: tuple[AugmentStep, ...] = ()
-    """Augmentation of the clips, in order. Default: none. Read by: train, check."""
-    long_clips: LongClipsSetting = None
-    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`. Default: as the card says, else `skip`.
-    """
-
-
-class EvaluateFile(Strict):
-    """An evaluation set of a recipe: a dataset's split with one template.
-
-    Read by: eval, train, check, forgetting, report.
-    """
-
-    dataset: str
-    """Dataset card by name or path."""
-    template: str
-    """Template by name or path."""
-    split: str = "test"
-    """Split of the card."""
-    max_examples: PositiveInt | None = None
-    """Most rows to ask, a sample with the classes in their proportions. Default: `evaluate.max_examples` of
-    the run config.
-    """
-    constants: dict[str, Any] = Field(default_factory=dict)
-    """Values for inputs of the template that the dataset has no column for."""
-    labels: LineLabels = None
-    """Closed set of answers, as in `train`."""
-    scoring: Scoring = Scoring()
-    """Settings of the template's `scoring` that are others for this set, such as `{metric: map}`. Default: the
-    template's.
-    """
-    condition: str | None = None
-    """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
-    long_clips: LongClipsSetting = None
-    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`. Default: as the card says, else `windows`. The answers to the windows
-    of a clip become one.
-    """
-
-
-class ReplayFile(Strict):
-    """Experience replay: a share of the draws goes to an older recipe.
-
-    Read by: recipe commands.
-    """
-
-    recipe: str
-    """The older recipe by name or path; its training sets keep their proportions."""
-    share: float = Field(gt=0, lt=1)
-    """Share of all draws, above 0 and below 1."""
-
-
-class Mix(Strict):
-    """How sampling weights are made: `weight ** (1 / temperature)` by examples, or
-    `weight * size ** (1 / temperature)`.
-
-    Read by: recipe commands.
-    """
-
-    by: Literal["examples", "hours", "rows"] = "examples"
-    """Size of a dataset: `hours` of the split as its card states them, `rows` of the split, or `examples`, the written
-    weights alone.
-    """
-    temperature: PositiveFloat = 1.0
-    """1 is in proportion; larger values even the datasets out."""
-
-
-class RecipeFile(Strict):
-    """A recipe: the training mixture and the evaluation sets. Files inherit from another one by `base`.
-
-    Read by: recipe commands, eval, forgetting, report.
-    """
-
-    usual_names: ClassVar[UsualNames | None] = RECIPE_NAMES
-    recipe: str
-    """Name of the recipe; equals the file name."""
-    train: tuple[EntryFile, ...] = Field(min_length=1)
-    """Training sets."""
-    replay: tuple[ReplayFile, ...] = ()
-    """Older recipes that get a share of the draws. Default: none."""
-    evaluate: tuple[EvaluateFile, ...] = ()
-    """Evaluation sets. Default: none."""
-    mix: Mix = Mix()
-    """How sampling weights are made."""
-
-    @model_validator(mode="after")
-    def check_shares(self) -> RecipeFile:
-        if sum(replay.share for replay in self.replay) >= 1:
-            raise ValueError("the replay shares add up to 1 or more: nothing is left for `train`")
-        return self
 
 
 @dataclass(frozen=True)
@@ -195,7 +80,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     refuse_duplicates(data.train, path, "train")
     refuse_duplicates(data.evaluate, path, "evaluate")
     pairs = [
-        open_pair(line.dataset, line.template, line, f"{path}: train[{i}]", path.parent)
+        open_pair(line.template, line, f"{path}: train[{i}]", path.parent)
         for i, line in enumerate(data.train)
     ]
     shares = compute_line_shares(data, [card for card, _ in pairs], path)
@@ -223,7 +108,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
 
 def resolve_evaluation(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
     """Resolve one line of `evaluate`."""
-    card, templates = open_pair(line.dataset, (line.template,), line, where, near)
+    card, templates = open_pair((line.template,), line, where, near)
     augmenter = None
     if line.condition is not None:
         if line.condition not in CONDITIONS:
@@ -283,11 +168,11 @@ def refuse_duplicates(lines: Sequence[EntryFile | EvaluateFile], path: Path, key
 
 
 def open_pair(
-    dataset: str, names: Sequence[str], line: EntryFile | EvaluateFile, where: str, near: Path
+    names: Sequence[str], line: EntryFile | EvaluateFile, where: str, near: Path
 ) -> tuple[DatasetCard, tuple[Template, ...]]:
     """Read card and templates of a line and check its split, number of clips and constants."""
     try:
-        card = load_card(dataset, near / "datasets" if (near / "datasets").is_dir() else near)
+        card = load_card(line.dataset, near / "datasets" if (near / "datasets").is_dir() else near)
         templates = tuple(load_template(name, near) for name in names)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from problem
