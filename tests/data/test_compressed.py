@@ -80,12 +80,25 @@ def test_a_reader_that_was_left_goes_on_where_it_was(tmp_path, tar, monkeypatch)
     assert next(source.read(0, place))[0].columns["n"] == 5
 
 
+def test_a_reader_may_be_left_more_often_than_calls_nest(tmp_path):
+    write_tar(tmp_path / "many.tar", range(1500))
+    source = source_of(tmp_path, compress(tmp_path / "many.tar", ".gz"))
+    place, keys = Place(), []
+    while len(keys) < 1500:
+        rows = source.read(0, place)
+        row, place = next(rows)
+        rows.close()
+        keys.append(row.columns["n"])
+    assert keys == list(range(1500))
+
+
 def test_only_so_many_readers_are_kept():
     readers = compressed.PausedReaders(most=2)
     for offset in (1, 2, 3):
         readers.put("a", offset, offset, iter([offset * 10]))
     assert readers.take("a", 1) is None
-    assert list(readers.take("a", 3)) == [3, 30]
+    first, rest = readers.take("a", 3)
+    assert [first, *rest] == [3, 30]
     assert readers.take("a", 3) is None
 
 

@@ -96,14 +96,6 @@ class DatasetCard:
         except RowError:
             return [columns]
 
-    def locate_clips(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Return the audio columns that the card makes of others, such as ``clips/{{ path }}``.
-
-        Raises:
-            RowError: when one cannot be made of this row.
-        """
-        return {name: text.render(row) for name, text in self.audio_texts.items()}
-
     def list_columns_to_read(self, split: str, there: Set[str]) -> frozenset[str] | None:
         """Return the columns, without those of clips, that anything here uses; None for all that are there.
 

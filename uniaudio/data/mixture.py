@@ -137,9 +137,6 @@ class Mixture:
             for entry in self.recipe.train
         )
 
-    def derive_entry_seed(self, entry: int) -> int:
-        return hash_parts(self.seed, self.recipe.train[entry].name)
-
     def iterate_stream(
         self, index: int, state: StreamState | None = None, say: Callable[[str], None] = lambda what: None
     ) -> Iterator[PlannedBatch]:
@@ -179,7 +176,8 @@ class LogicalStream:
 
     def open_cursor(self, entry: int) -> IndexedCursor | WindowCursor | ShardCursor:
         mixture, source = self.mixture, self.mixture.sources[entry]
-        seed, mark = mixture.derive_entry_seed(entry), self.state.marks.get(entry, Mark())
+        seed = hash_parts(mixture.seed, mixture.recipe.train[entry].name)
+        mark = self.state.marks.get(entry, Mark())
         long_clips = mixture.long_clips[entry]
         cut: Cut | None = None
         if long_clips.how == "windows":

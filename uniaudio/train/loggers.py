@@ -88,7 +88,8 @@ class Tracker:
             self.bar.update(self.task, description=row.get("stage", "training"), figures=figures)
         if not self.console.is_terminal:
             step = f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}"
-            self.console.print(f"{step}  {figures}  eta {self.estimate_remaining()}")
+            remaining = self.bar.tasks[0].time_remaining if self.bar is not None else None
+            self.console.print(f"{step}  {figures}  eta {format_duration(remaining)}")
         if self.experiments is not None:
             self.experiments.log(dict(flatten_numbers(row, "train")), row["step"])
 
@@ -99,10 +100,6 @@ class Tracker:
         self.log_event("evaluation", step=step, results=results)
         if self.experiments is not None:
             self.experiments.log_evaluation(results, samples, step)
-
-    def estimate_remaining(self) -> str:
-        """Return the remaining time as h:mm:ss, or a question mark before anything was measured."""
-        return format_duration(self.bar.tasks[0].time_remaining if self.bar is not None else None)
 
     @contextmanager
     def show_waiting(self, what: str, plain: bool = False) -> Iterator[None]:

@@ -182,7 +182,7 @@ def classify_label(profile: ColumnProfile, reason: str, where: str) -> Answer:
     separator = profile.find_separator()
     is_tags = profile.is_list or separator is not None
     counts = profile.split_values(separator) if separator is not None else profile.values
-    labels = tuple(sort_labels(counts, profile.is_numeric))
+    labels = tuple(sorted(counts, key=float if profile.is_numeric else None))
     if len(labels) == 1:
         raise UserError(
             f"{where}: all {profile.filled:,} rows have the same `{profile.name}`, {labels[0]}; a label needs two "
@@ -200,11 +200,6 @@ def classify_label(profile: ColumnProfile, reason: str, where: str) -> Answer:
 def choose_separator(labels: Collection[str]) -> str:
     """Return a text that is in no label."""
     return next((mark for mark in (";", "|", " / ") if not any(mark in label for label in labels)), " ;; ")
-
-
-def sort_labels(labels: Collection[str], are_numbers: bool) -> list[str]:
-    """Return labels in their natural order."""
-    return sorted(labels, key=float) if are_numbers else sorted(labels)
 
 
 def is_unspaced(profile: ColumnProfile) -> bool:

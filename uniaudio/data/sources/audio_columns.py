@@ -95,7 +95,7 @@ def make_row(
     Raises:
         RowError: see ``parse_row_audio``.
     """
-    clips = {**stored, **card.locate_clips(stored)}
+    clips = {**stored, **{name: text.render(stored) for name, text in card.audio_texts.items()}}
     clips |= {name: fetch(clips[name]) for name in card.audio if name in clips}
     return Row(key, columns, parse_row_audio(clips, card, folder, key))
 

@@ -90,21 +90,14 @@ class PausedReaders(Generic[Item]):
             if len(self.readers) > self.most:
                 self.readers.popitem(last=False)
 
-    def take(self, place: str, offset: int) -> Iterator[Item] | None:
-        """Return the items from an offset on where a reader was left there."""
+    def take(self, place: str, offset: int) -> tuple[Item, Iterator[Item]] | None:
+        """Return the item at an offset and the reader of the rest, where one was left there."""
         with self.lock:
             self.drop_inherited()
-            kept = self.readers.pop((place, offset), None)
-        return None if kept is None else resume_items(*kept)
+            return self.readers.pop((place, offset), None)
 
     def drop_inherited(self) -> None:
         """Forget the readers of the process that this one was forked from: both would move one file's position."""
         if self.process != os.getpid():
             self.process = os.getpid()
             self.readers.clear()
-
-
-def resume_items(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
-    """Yield an item that was read before, and the rest."""
-    yield first
-    yield from rest

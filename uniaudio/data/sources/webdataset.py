@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -105,11 +106,12 @@ class WebDatasetSource(ShardedSource):
         start = offset - again
         key, group = "", list[Member]()
         place = self.shards[shard]
-        members = (
-            PAUSED.take(place, start)
-            or TarReader(place, start, self.card.load.timeout, is_audio).iterate_members()
-        )
-        for member in members:
+        first: tuple[Member, ...] = ()
+        if (kept := PAUSED.take(place, start)) is not None:
+            first, rest = kept[:1], kept[1]
+        else:
+            rest = TarReader(place, start, self.card.load.timeout, is_audio).iterate_members()
+        for member in itertools.chain(first, rest):
             named = NAME.fullmatch(member.name)
             if named is None:
                 continue  # a README, or what some systems leave in archives: no part of any sample
@@ -119,7 +121,7 @@ class WebDatasetSource(ShardedSource):
                     yield Sample(key, group, again, member.start + same)
                 except GeneratorExit:
                     if find_codec(place) is not None:
-                        PAUSED.put(place, member.start, member, members)
+                        PAUSED.put(place, member.start, member, rest)
                     raise
                 group, again = [], same
             key = named[1]
