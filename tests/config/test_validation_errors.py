@@ -11,8 +11,8 @@ from uniaudio.config.run_files import parse_run
 from uniaudio.config.usual_names import UsualNames
 from uniaudio.config.validation_errors import list_key_places
 from uniaudio.data.card_file import CardFile
-from uniaudio.data.recipe import RecipeFile
-from uniaudio.data.template import TemplateFile
+from uniaudio.data.recipe_file import RecipeFile
+from uniaudio.data.template_file import TemplateFile
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite import SuiteFile
 
