@@ -57,7 +57,7 @@ def load_decoder(
     # a model that engines will spread is put together on the CPU of a machine with GPUs
     rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
     kind = DTYPES.get(dtype) or rough
-    lm = load_language_model(
+    lm = load_causal_lm(
         name, revision, commit, kind, trust_remote_code, seed if path.startswith(RANDOM) else None
     )
     decoder = TextDecoder(lm.to(device), attention, identify_base(path, revision))
@@ -67,7 +67,7 @@ def load_decoder(
     return decoder
 
 
-def load_language_model(
+def load_causal_lm(
     path: str,
     revision: str | None,
     commit: str | None,
