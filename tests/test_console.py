@@ -18,6 +18,7 @@ from uniaudio import console as shown
 from uniaudio.console import (
     WorkProgress,
     announce,
+    format_difference,
     format_duration,
     format_number,
     hide_library_bars,
@@ -59,6 +60,15 @@ def test_a_bar_shows_a_name_that_looks_like_markup():
 )
 def test_numbers_below_ten_have_a_decimal(value, text):
     assert format_number(value) == text
+
+
+def test_a_difference_that_is_rounded_to_zero_has_no_minus():
+    assert [format_difference(value, 3) for value in (-1e-9, 1e-9, -0.0006, 0.25)] == [
+        "+0.000",
+        "+0.000",
+        "-0.001",
+        "+0.250",
+    ]
 
 
 def test_durations():

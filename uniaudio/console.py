@@ -84,6 +84,11 @@ def format_number(value: float) -> str:
     return f"{value:.1f}" if abs(value) < 9.95 else f"{value:,.0f}"
 
 
+def format_difference(value: float, decimals: int) -> str:
+    """Return a difference with its sign; what is rounded to zero is never negative."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
 def format_duration(seconds: float | None) -> str:
     """Return h:mm:ss, or a question mark where nothing is known yet."""
     if seconds is None:

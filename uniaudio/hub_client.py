@@ -209,7 +209,7 @@ def explain_failure(problem: BaseException, name: str, revision: str | None, kin
     if status is not None and status >= 500:
         return f"the Hub answers {status}, several times; try again later"
     if find_cause(problem, HFValidationError):
-        return "this is no name of the Hub, which are written OWNER/NAME"
+        return "there is no such folder, and names on the Hub are written OWNER/NAME"
     if has_lost_connection(problem):
         return (
             f"the Hub ({constants.ENDPOINT}) cannot be reached ({describe_failure(problem)}); look at the network and "

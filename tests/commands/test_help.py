@@ -88,3 +88,13 @@ def test_help_imports_no_heavy_package():
 def test_an_option_that_does_not_exist_is_no_example():
     with pytest.raises(Exception, match="No such option"):
         parse_line("uniaudio train birds --nope")
+
+
+@pytest.mark.parametrize("option", ["--max_steps=10", "--train.max_steps=10"])
+def test_an_override_with_dashes_is_shown_how_to_write_it(option, capsys):
+    for command in ("train", "check", "plan", "tune-batch", "launch"):
+        with pytest.raises(SystemExit) as end:
+            app(args=[command, "configs/birds.yaml", option])
+        assert end.value.code == 2
+        printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "settings are written without dashes, as in train.max_steps=100" in printed

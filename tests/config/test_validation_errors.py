@@ -134,6 +134,16 @@ def test_values_are_described_in_the_words_of_yaml(kind, data, message):
     assert refuse(kind, data) == message
 
 
+def test_a_file_of_another_kind_is_called_by_its_kind():
+    assert refuse(RunConfig, TEMPLATE) == "this is a template, not a run config"
+    assert refuse(RunConfig, RECIPE) == "this is a recipe, not a run config"
+    assert refuse(RecipeFile, RUN) == "this is a run config, not a recipe"
+    assert refuse(CardFile, SUITE) == "this is a probe suite, not a dataset card"
+    assert (
+        refuse(RunConfig, {**RUN, "recipe": "r"}) == "recipe: unknown key (did you mean 'stages[].recipe'?)"
+    )
+
+
 def test_a_key_of_another_kind_is_named():
     """`tokens` is the name of a kind, and of a key of that kind."""
     message = refuse_override("adapter={kind: linear, tokens: 4}")

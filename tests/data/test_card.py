@@ -63,6 +63,8 @@ def test_paths_of_a_card(tmp_path, monkeypatch):
     (tmp_path / "clips").mkdir()
     assert write(tmp_path).load.location == str(tmp_path / "clips")
     assert write(tmp_path, load={"hub": "clips"}).load.location == "clips"
+    assert write(tmp_path, load={"hub": "./clips"}).load.location == str(tmp_path / "clips")
+    assert write(tmp_path, load={"hub": "./none"}).load.location == "./none"
     monkeypatch.setenv("UNIAUDIO_REALDATA", str(tmp_path / "real"))
     assert write(tmp_path, load={"jsonl": "${realdata}/esc10"}).load.location == f"{tmp_path}/real/esc10"
     monkeypatch.setenv("UNIAUDIO_REALAUDIO", "/audio")

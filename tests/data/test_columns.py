@@ -92,6 +92,9 @@ def test_only_columns_that_are_used_are_read(tmp_path, kind):
     (row,) = open_source(used, "train").rows()
     assert isinstance(row, Row)
     assert (dict(row.columns), used.fields(row.columns)) == ({"n": 3}, {"n": 3, "number": "3"})
+    (row,) = open_source(used, "train").shard_text_rows(0)  # as `uniaudio check` reads them
+    assert isinstance(row, Row)
+    assert row.columns["n"] == 3
     # a column that is missing is told with those that there are
     (row,) = open_source(replace(plain, used=frozenset({"n", "bad"})), "train").rows()
     columns = row.columns if isinstance(row, Row) else {}

@@ -347,7 +347,7 @@ def test_a_hub_that_is_not_there_is_named(hub, repository, tmp_path, monkeypatch
 def test_a_name_that_is_none_is_refused(hub, tmp_path):
     with pytest.raises(UserError, match="there is no such dataset on the Hub"):
         open_source(card(tmp_path, {"hub": "me/nothing"}), "train")
-    with pytest.raises(UserError, match="no name of the Hub, which are written OWNER/NAME"):
+    with pytest.raises(UserError, match="no such folder, and names on the Hub are written OWNER/NAME"):
         open_source(card(tmp_path, {"hub": "me/birds/more"}), "train")
 
 

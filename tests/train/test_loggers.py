@@ -56,3 +56,28 @@ def test_other_ranks_write_skips_only(tmp_path):
     other.write_skips(1, [Skip("tones", "7")])
     assert lines(tmp_path / "run" / "skipped.jsonl") == [{"step": 1, "source": "tones", "row": "7"}]
     other.close()
+
+
+def test_scores_of_an_evaluation_are_printed(tmp_path, capsys):
+    tracker = Tracker(tmp_path, main=True, start_step=0, total_steps=9)
+    results = {
+        "birds:call": {
+            "metric": "accuracy",
+            "score": 0.25,
+            "loss": 1.5,
+            "labels": {"accuracy": 0.5, "map": 0.75},
+        },
+        "birds:tags": {
+            "metric": "map",
+            "score": 0.125,
+            "loss": None,
+            "labels": {"accuracy": 0.5, "map": 0.75},
+        },
+        "talks:asr": {"metric": "wer", "score": 0.3, "loss": 2.0},
+    }
+    tracker.log_evaluation(3, results, [])
+    tracker.close()
+    printed = "".join(capsys.readouterr())
+    assert "step 3  birds:call  accuracy 0.250  by label 0.500  loss 1.5000\n" in printed
+    assert "step 3  birds:tags  map 0.125  by label 0.750\n" in printed
+    assert "step 3  talks:asr  wer 0.300  loss 2.0000\n" in printed

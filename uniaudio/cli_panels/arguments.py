@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
 
 from uniaudio.console import announce
 
@@ -35,6 +37,18 @@ AllowCode = Annotated[
         "--allow-code", help="Import classes (encoders, callbacks) that a config names as module:Class."
     ),
 ]
+
+
+class CommandWithOverrides(TyperCommand):
+    """A command whose config can be overridden: an unknown option may be meant as an override."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            if error.message.startswith("No such option"):
+                error.message += "; settings are written without dashes, as in train.max_steps=100"
+            raise
 
 
 @contextmanager

@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import AllowCode, Config, Overrides, Resume, TrustRemoteCode, slow_imports
+from uniaudio.cli_panels.arguments import (
+    AllowCode,
+    CommandWithOverrides,
+    Config,
+    Overrides,
+    Resume,
+    TrustRemoteCode,
+    slow_imports,
+)
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_folder_option
@@ -19,7 +27,11 @@ PANEL = "Train"  # of `uniaudio --help`
 app = typer.Typer()
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio train configs/birds.yaml train.max_steps=100")
+@app.command(
+    cls=CommandWithOverrides,
+    rich_help_panel=PANEL,
+    epilog="Example: uniaudio train configs/birds.yaml train.max_steps=100",
+)
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -34,7 +46,7 @@ def train(
 
     Reads: the config, its recipes, cards and templates, the data and the pretrained weights.
     Writes: the run folder (output_dir) with config.yaml, metrics.jsonl, skipped.jsonl, tensorboard/ and checkpoints/.
-    Prints: loss, learning rate and throughput every train.log_every steps. Exit code 75: stopped early, use --resume.
+    Prints: loss and throughput every train.log_every steps; scores of evaluations. Exit code 75: stopped, use --resume.
     """
     from uniaudio.launched_processes import end_with_parent, is_launched, leave_launcher_group
 
@@ -60,7 +72,11 @@ def train(
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio launch ddp configs/birds.yaml -n 2")
+@app.command(
+    cls=CommandWithOverrides,
+    rich_help_panel=PANEL,
+    epilog="Example: uniaudio launch ddp configs/birds.yaml -n 2",
+)
 def launch(
     engine: Annotated[
         str,
@@ -111,7 +127,9 @@ def check_resume_option(resume: str | None) -> None:
         raise UserError(f"--resume {resume}: give --resume alone, or --resume auto")
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio check configs/birds.yaml")
+@app.command(
+    cls=CommandWithOverrides, rich_help_panel=PANEL, epilog="Example: uniaudio check configs/birds.yaml"
+)
 def check(
     config: Config,
     overrides: Overrides = None,
@@ -132,7 +150,11 @@ def check(
     check_run(open_run(config, overrides or [], Trust(trust_remote_code, allow_code)))
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: uniaudio plan configs/birds.yaml --gpus 8 --memory 80")
+@app.command(
+    cls=CommandWithOverrides,
+    rich_help_panel=PANEL,
+    epilog="Example: uniaudio plan configs/birds.yaml --gpus 8 --memory 80",
+)
 def plan(
     config: Config,
     overrides: Overrides = None,
@@ -262,7 +284,10 @@ def add_task(
 
 
 @app.command(
-    "tune-batch", rich_help_panel=PANEL, epilog="Example: uniaudio tune-batch configs/birds.yaml --memory 70"
+    "tune-batch",
+    cls=CommandWithOverrides,
+    rich_help_panel=PANEL,
+    epilog="Example: uniaudio tune-batch configs/birds.yaml --memory 70",
 )
 def tune_batch(
     config: Config,

@@ -67,8 +67,8 @@ class TrainConfig(Strict):
     imported only with the option `--allow-code`.
     """
     evaluate_every: PositiveInt | None = None
-    """Optimizer steps between two evaluations on the recipe's evaluation sets. Default: no evaluation in
-    training. Read by: train, check.
+    """Optimizer steps between two evaluations, in every stage on the evaluation sets of the last stage's recipe.
+    Default: no evaluation in training. Read by: train, check.
     """
     tensorboard: bool = True
     """Also write TensorBoard event files, if the extra `tensorboard` is installed."""

@@ -11,11 +11,14 @@ class UsualNames:
     """What to write in one kind of file in place of names that are usual elsewhere.
 
     Args:
+        file: what this kind of file is called. mark: a key that every file of the kind has, and no other.
         keys: other name -> our keys, as ``list_key_places`` writes them.
         notes: our key -> what its value is, where it differs from that of the usual setting.
         sentences: other name -> what holds instead, where no key has that meaning.
     """
 
+    file: str = ""
+    mark: str = ""
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     sentences: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +48,8 @@ CHECKPOINTING = (
 )
 
 RUN_NAMES = UsualNames(
+    "run config",
+    "stages",
     invert_names(
         {
             "encoders": "encoder audio_encoder audio_tower backbone",
@@ -142,6 +147,8 @@ RUN_NAMES = UsualNames(
 )
 
 RECIPE_NAMES = UsualNames(
+    "recipe",
+    "recipe",
     invert_names(
         {
             "train": "datasets data sources tasks mixture",
@@ -164,6 +171,8 @@ RECIPE_NAMES = UsualNames(
 )
 
 CARD_NAMES = UsualNames(
+    "dataset card",
+    "dataset",
     invert_names(
         {
             "dataset": "name",
@@ -185,6 +194,8 @@ CARD_NAMES = UsualNames(
 )
 
 TEMPLATE_NAMES = UsualNames(
+    "template",
+    "task",
     invert_names(
         {
             "task": "name",
@@ -196,10 +207,12 @@ TEMPLATE_NAMES = UsualNames(
             "scoring.metric": "metric metrics",
             "scoring.normalize": "normalization normalizer",
         }
-    )
+    ),
 )
 
 SUITE_NAMES = UsualNames(
+    "probe suite",
+    "suite",
     invert_names(
         {
             "tasks": "datasets",
@@ -210,5 +223,9 @@ SUITE_NAMES = UsualNames(
             "tasks.NAME.valid": "val validation dev",
             "tasks.NAME.batch": "batch_size",
         }
-    )
+    ),
 )
+
+FILES = {
+    names.mark: names.file for names in (RUN_NAMES, RECIPE_NAMES, CARD_NAMES, TEMPLATE_NAMES, SUITE_NAMES)
+}

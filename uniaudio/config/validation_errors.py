@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.usual_names import UsualNames
+from uniaudio.config.usual_names import FILES, UsualNames
 
 MAPPING_ERRORS = ("dict_type", "model_type", "model_attributes_type")
 LIST_ERRORS = ("list_type", "tuple_type")
@@ -24,6 +24,10 @@ def explain(
     Args:
         data: what was checked. usual: names of settings elsewhere, for unknown keys.
     """
+    if usual is not None and isinstance(data, dict) and usual.mark not in data:
+        for mark, file in FILES.items():
+            if mark in data and mark not in kind.model_fields:
+                return f"this is a {file}, not a {usual.file}"
     errors = problem.errors()
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path, records = find_key(kind, error, data)
@@ -44,7 +48,7 @@ def explain(
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         near = suggest_name(str(error["input"]), choices)
-        return f"{key}: {show_value(error['input'])} is not one of {', '.join(choices)}{near}"
+        return f"{key}: {quote_value(error['input'])} is not one of {', '.join(choices)}{near}"
     if error["type"] in ("too_short", "too_long"):
         bound = "at least" if error["type"] == "too_short" else "at most"
         count = error["ctx"].get("min_length", error["ctx"].get("max_length"))
@@ -56,7 +60,7 @@ def explain(
     # the alternatives of a type, such as a text or a list, fail one by one
     failed = [e for e in errors if e["type"] != "missing" and find_key(kind, e, data)[0] == path]
     expected = dict.fromkeys(describe_expected(kind, each, data) for each in failed)
-    return f"{key}: input should be {' or '.join(expected)}, got {show_value(error['input'])}"
+    return f"{key}: input should be {' or '.join(expected)}, got {quote_value(error['input'])}"
 
 
 def describe_expected(kind: type[BaseModel], error: Any, data: Any) -> str:
@@ -74,7 +78,7 @@ def describe_expected(kind: type[BaseModel], error: Any, data: Any) -> str:
     return str(error["msg"][0].lower() + error["msg"][1:]).removeprefix("input should be ")
 
 
-def show_value(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """Return a value as a user would write it in YAML, with quotes around text."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -203,7 +203,8 @@ def make_card(data: CardFile, path: Path) -> DatasetCard:
         UserError: naming the key.
     """
     places = data.load.places
-    if data.load.kind != "hub" or places[0].startswith("${"):
+    # a name on the Hub may be that of a folder beside the card, so there a folder shows that it is one
+    if data.load.kind != "hub" or places[0].startswith(("${", ".", "~", "/")):
         where = f"{path}: load.{data.load.kind}"
         places = tuple(expand_path(place, path.parent, where) for place in places)
     columns = {name: make_column(made, f"{path}: columns.{name}") for name, made in data.columns.items()}

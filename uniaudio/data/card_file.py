@@ -25,7 +25,8 @@ class Load(Strict):
     """
 
     hub: str | None = None
-    """A dataset on the Hugging Face Hub (`owner/name`) or a folder in its layout, streamed."""
+    """A dataset on the Hugging Face Hub (`owner/name`) or a folder in its layout, streamed; the path of a folder beside
+    the card begins with `./` or `../`."""
     parquet: str | tuple[str, ...] | None = None
     """Parquet files: a file, folder, pattern or URL, or a list of them."""
     webdataset: str | tuple[str, ...] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from uniaudio.console import format_difference
 from uniaudio.evaluate.forgetting import ScoreMatrix
 
 
@@ -64,6 +65,7 @@ def build_forgetting_table(name: str, matrix: ScoreMatrix) -> HeatTable:
                 cells.append(Cell(text, framed=framed))
             else:
                 shade = min(1.0, abs(change) / 10)
-                cells.append(Cell(f"{text} ({change:+.1f})", shade, "gain" if change > 0 else "loss", framed))
+                kind = "gain" if change > 0 else "loss"
+                cells.append(Cell(f"{text} ({format_difference(change, 1)})", shade, kind, framed))
         rows.append((stage, cells))
     return HeatTable(f"{name}: score (change against the start in points)", "after", matrix.sets, rows)

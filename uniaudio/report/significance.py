@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
+from uniaudio.console import format_difference
 from uniaudio.data.template_file import Scoring
 from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.normalization import normalize_text
@@ -75,7 +76,7 @@ def compare_bootstrap(first: Summed, second: Summed) -> Comparison:
     """Compare two error rates on the same questions by drawing the questions anew, both models together."""
     low, high = compute_interval(first.clips, lambda counts: second.resample(counts) - first.resample(counts))
     gain = first.score() - second.score()  # fewer errors are better
-    why = f"95 %: {low:+.3f} to {high:+.3f}"
+    why = f"95 %: {format_difference(low, 3)} to {format_difference(high, 3)}"
     return Comparison(get_verdict(gain, not low <= 0 <= high), "bootstrap", why)
 
 
@@ -255,7 +256,7 @@ def name_tasks(tasks: Sequence[TaskChange]) -> str:
 def describe_largest(task: TaskChange) -> str:
     """Tell the largest change of a set that counts."""
     change = max(task.changes, key=lambda one: (one.comparison.verdict != "unclear", abs(one.delta)))
-    return f"{change.what} {change.delta:+.3f}"
+    return f"{change.what} {format_difference(change.delta, 3)}"
 
 
 def summarize_loss(run: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from uniaudio.config.run import RunConfig
 from uniaudio.console import WorkProgress, format_duration, format_number, make_console
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, escape_text
 from uniaudio.launched_processes import LAUNCH_COMMAND, is_launched
 from uniaudio.run_records import is_count, parse_record
 from uniaudio.train.tracker_kinds import AnswerSample
@@ -96,8 +96,10 @@ class Tracker:
     def log_evaluation(
         self, step: int, results: Mapping[str, Mapping[str, Any]], samples: Sequence[AnswerSample]
     ) -> None:
-        """Append the scores of the evaluation sets; the trackers get some of the answers as well."""
+        """Append and print the scores of the evaluation sets; the trackers get some of the answers as well."""
         self.log_event("evaluation", step=step, results=results)
+        for name, result in results.items():
+            self.say(f"step {step}  {escape_text(name)}  {describe_scores(result)}")
         if self.experiments is not None:
             self.experiments.log_evaluation(results, samples, step)
 
@@ -152,6 +154,17 @@ class Tracker:
             self.bar.stop()
         if self.experiments is not None:
             self.experiments.finish()
+
+
+def describe_scores(result: Mapping[str, Any]) -> str:
+    """Return metric, accuracy by label likelihoods and loss of an evaluation set, where it has them."""
+    figures = [f"{result['metric']} {result['score']:.3f}"]
+    if labels := result.get("labels"):
+        by = "map" if result["metric"] == "map" else "accuracy"
+        figures.append(f"by label {labels[by]:.3f}")
+    if result.get("loss") is not None:
+        figures.append(f"loss {result['loss']:.4f}")
+    return "  ".join(figures)
 
 
 def describe_stop(run_dir: Path, step: int) -> str:

@@ -100,6 +100,7 @@ def test_a_folder_whose_test_clips_are_all_unusable_ends_with_the_first_reason(f
 
 def test_a_folder_without_manifest(folder):
     with pytest.raises(
-        UserError, match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv"
+        UserError,
+        match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv.* by a suite \(--suite",
     ):
         read_folder(folder)

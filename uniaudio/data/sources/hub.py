@@ -156,6 +156,7 @@ class StreamedSource(ShardedSource):
         place: a folder, or the name of the repository.
 
     Attributes:
+        columns: the columns that are read, clips included; empty where they are not known.
         reads_clips: whether the columns of clips are read, see ``shard_text_rows``.
     """
 
@@ -189,9 +190,11 @@ class StreamedSource(ShardedSource):
         # without features nothing is encoded either: for audio, both want a library that we can do without
         stream.info.features = None
         used = card.list_columns_to_read(split, set(features))
+        columns = list(features)
         if used is not None and features:
-            stream = stream.select_columns([name for name in features if name in used or name in card.audio])
-        self.data, self.columns = stream, list(features)
+            columns = [name for name in features if name in used or name in card.audio]
+            stream = stream.select_columns(columns)
+        self.data, self.columns = stream, columns
         self.shards = tuple(f"{load.location}:{stored.name}:{i}" for i in range(stream.num_shards))
 
     def fingerprint(self, columns: Collection[str]) -> str:
@@ -205,8 +208,7 @@ class StreamedSource(ShardedSource):
         """Yield the rows of a shard without the columns of clips, where the columns are known."""
         light = copy.copy(self)
         stored = set(self.card.audio) - set(self.card.audio_texts)
-        texts = [name for name in self.data.column_names or self.columns if name not in stored]
-        if self.columns and texts:
+        if texts := [name for name in self.columns if name not in stored]:
             light.reads_clips = False
             light.data = self.data.select_columns(texts)
         return (row for row in light.shard_rows(shard) if row is not None)

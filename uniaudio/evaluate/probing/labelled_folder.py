@@ -73,7 +73,8 @@ def build_folder_card(name: str, folder: Path) -> DatasetCard:
     manifest = next((folder / file for file in MANIFESTS if (folder / file).is_file()), None)
     if manifest is None:
         raise UserError(
-            f"--data {name}={folder}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])})"
+            f"--data {name}={folder}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])}); data of "
+            "another layout are probed through their card, by a suite (--suite FILE)"
         )
     kind = "jsonl" if manifest.suffix == ".jsonl" else "csv"
     load = Load.model_validate({kind: str(manifest)})

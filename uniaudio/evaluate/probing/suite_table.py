@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from uniaudio.config.model_spec import split_options
+from uniaudio.console import format_difference
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.evaluate.probing.task_rows import describe_rows
 
@@ -131,7 +132,9 @@ def cell(score: Mapping[str, float] | None, baselines: Sequence[Mapping[str, flo
     if score is None:
         return ""
     text = f"{score['mean']:.3f} ± {score['std']:.3f}"
-    differences = [f"{score['mean'] - other['mean']:+.3f}" for other in baselines if other is not None]
+    differences = [
+        format_difference(score["mean"] - other["mean"], 3) for other in baselines if other is not None
+    ]
     return f"{text} ({'; '.join(differences)})" if differences else text
 
 
@@ -156,7 +159,7 @@ def format_average(averages: Mapping[str, float], part: str, baselines: Sequence
     """Return an average, with the differences to those of a run's untrained encoders."""
     if part not in averages:
         return ""
-    differences = [f"{averages[part] - other[part]:+.3f}" for other in baselines if part in other]
+    differences = [format_difference(averages[part] - other[part], 3) for other in baselines if part in other]
     return f"{averages[part]:.3f}" + (f" ({'; '.join(differences)})" if differences else "")
 
 
