@@ -32,9 +32,8 @@ from tables import draw, has_curve, one_table
 
 from uniaudio import __version__
 
-Step = Callable[
-    [], dict[str, float]
-]  # one forward and backward; returns `loss` and, if wanted, `*_seconds` of parts
+# one forward and backward; returns `loss` and, if wanted, `*_seconds` of parts
+Step = Callable[[], dict[str, float]]
 QUIET_LOAD = 1.0  # one-minute load average above which figures of a small machine say little
 PATIENCE = 180  # seconds to wait for it
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

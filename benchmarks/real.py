@@ -53,9 +53,8 @@ SETS = {
     "realaudio": ("tuxpaint_words", "fillets_cs", "fillets_nl", "langid", "instruments", "drums"),
     "realdata": ("esc10", "fsdd_digits", "fsdd_connected", "ljspeech_mini"),
 }
-STAGE_CELLS = dict(
-    zip(STAGE_SHARES, ("stage1", "stage2", "masked"), strict=True)
-)  # the last stage ends the run
+# the last stage ends the run
+STAGE_CELLS = dict(zip(STAGE_SHARES, ("stage1", "stage2", "masked"), strict=True))
 LAST_ROWS = 10  # of metrics.jsonl: the loss at the end
 QUICK = {"steps": 3, "clips": 80, "answers": 2}
 

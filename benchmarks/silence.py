@@ -238,9 +238,8 @@ def parse() -> argparse.Namespace:
         arguments.models = [str(root / name) for name in MODELS]
     if arguments.quick:
         arguments.clips, arguments.texts = min(arguments.clips, 40), min(arguments.texts, 2)
-    arguments.out = (
-        arguments.out / f"{arguments.clips}_clips_{arguments.texts}_texts"
-    )  # cells of the same clips
+    # cells of the same clips
+    arguments.out = arguments.out / f"{arguments.clips}_clips_{arguments.texts}_texts"
     return arguments
 
 

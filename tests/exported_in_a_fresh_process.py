@@ -45,9 +45,8 @@ for folder in [Path(argument) for argument in sys.argv[1:] if not argument.start
         rows = [output.last_hidden_state[i, :n] for i, n in enumerate(counts)]
         padded = torch.nn.utils.rnn.pad_sequence([wanted[f"clip{i}"] for i in range(3)], batch_first=True)
         lengths = torch.tensor([len(wanted[f"clip{i}"]) for i in range(3)])
-        again = model(
-            padded, lengths=lengths
-        ).last_hidden_state  # int16 and lengths, instead of floats and a mask
+        # int16 and lengths, instead of floats and a mask
+        again = model(padded, lengths=lengths).last_hidden_state
     rough = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
     with torch.no_grad():
         frames = rough(**inputs).last_hidden_state.float()

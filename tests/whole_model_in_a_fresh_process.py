@@ -17,9 +17,8 @@ clips, said = np.load(sys.argv[1]), {"version": __version__}
 for folder in sys.argv[2:]:
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     architecture = json.loads((Path(folder) / "config.json").read_text())["architectures"][0]
-    kind = getattr(
-        transformers, architecture, AutoModelForCausalLM
-    )  # those of stock formats are stock classes
+    # those of stock formats are stock classes
+    kind = getattr(transformers, architecture, AutoModelForCausalLM)
     model = kind.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
     texts = [
         processor.apply_chat_template(

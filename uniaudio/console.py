@@ -47,9 +47,8 @@ KNOWN_LOGS = {  # lines that libraries log, by logger
         "Resource not found",
         "not found or",
     ),
-    "google.auth._default": (
-        "Authentication failed using Compute Engine",
-    ),  # it looks for credentials there, too
+    # it looks for credentials there, too
+    "google.auth._default": ("Authentication failed using Compute Engine",),
     # tries of its own without a network; a sentence says in the end that the Hub cannot be reached
     "huggingface_hub.utils._http": ("thrown while requesting", "[Retry "),
     # of the tokenizer of an exported model, which is read beside the config.json of the whole

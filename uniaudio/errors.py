@@ -12,9 +12,8 @@ from contextlib import contextmanager
 MAX_DETAIL = 500  # characters of a name or a reason that are shown and stored
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of control signs, surrogates and line ends
 
-HIDDEN: dict[
-    str, str
-] = {}  # values of environment variables that configs and cards name, and what is shown instead
+# values of environment variables that configs and cards name, and what is shown instead
+HIDDEN: dict[str, str] = {}
 # what URLs hold of secrets: a user with password or token, and signatures and keys behind the question mark
 SECRET_KEYS = (
     "x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|signature|sig|[a-z_-]*(?:token|key|password|secret)"
@@ -46,9 +45,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(
-            mask_values(message).encode("utf-8", "backslashreplace").decode()
-        )  # a name of a file may hold anything
+        # a name of a file may hold anything
+        super().__init__(mask_values(message).encode("utf-8", "backslashreplace").decode())
 
 
 class RowError(Exception):

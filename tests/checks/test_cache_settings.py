@@ -44,9 +44,8 @@ def test_one_frozen_stage_is_enough(tone_run, capsys):
     last = {"^encoder.*layers\\.1": "full"}
     code, said = checked(tone_run, capsys, *CACHED, stages(last, {}, last))
     assert code == 0
-    assert (
-        "encoders.whisper.cache: 46 MB on disk for each hour of different audio" in said
-    )  # 64 * 50 * 4 * 3600
+    # 64 * 50 * 4 * 3600
+    assert "encoders.whisper.cache: 46 MB on disk for each hour of different audio" in said
     code, said = checked(tone_run, capsys, *CACHED, stages(last, last))
     assert code == 2
     code, said = checked(tone_run, capsys, "encoders.whisper.cache=true", stages({"^encoder": "frozen"}, {}))

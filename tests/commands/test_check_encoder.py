@@ -35,9 +35,8 @@ def test_every_encoder_keeps_the_contract(kind, tmp_path):
     assert dict(list_support(encoder))["export --to hf"] == "yes"
     findings = check_contract(encoder)
     assert len(findings) == 8
-    if (
-        not convolves_in_bfloat16()
-    ):  # what the tool tells then is true of this machine, and not the encoder's fault
+    # what the tool tells then is true of this machine, and not the encoder's fault
+    if not convolves_in_bfloat16():
         findings = [f for f in findings if f.name != "runs in bfloat16"]
     assert [(f.name, f.seen) for f in findings if not f.holds] == []
     show_findings(findings, kind)

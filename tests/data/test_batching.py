@@ -84,9 +84,8 @@ def test_all_streams_together_see_every_row_once_per_epoch(mixture, source):
     for stream in range(4):
         rows.update(key for _, key in keys(planned(mix, stream, 3)))
     assert len(rows) == 48
-    if (
-        isinstance(source, Rows) or len(source.shards) == 1
-    ):  # equal parts: 48 draws of each stream are four epochs
+    # equal parts: 48 draws of each stream are four epochs
+    if isinstance(source, Rows) or len(source.shards) == 1:
         assert set(rows.values()) == {4}
 
 

@@ -129,9 +129,8 @@ def test_bad_clips_shrink_the_batch_and_are_listed(mixture):
     )
     assert len(step.micro[0].ids) == 28
     seconds = sum(0.3 + 0.05 * (i % 9) for i in range(30))
-    assert step.cost == pytest.approx(
-        (seconds + 0.1 * 30) / 60, rel=0.05
-    )  # the cut file is planned as its header says
+    # the cut file is planned as its header says
+    assert step.cost == pytest.approx((seconds + 0.1 * 30) / 60, rel=0.05)
     assert step.drawn == {"tones": 30}
 
 
@@ -253,9 +252,8 @@ def test_an_epoch_holds_every_row_once_rejected_clips_included(mixture, recipe, 
     source = open_source(recipe.train[0].dataset, "train")
     for key, _ in source.listed[3:5]:
         (source.folder / key).write_bytes(b"no audio")
-    mix = mixture(
-        source, micro_batches=6, streams=6, pool=5
-    )  # the first pools of six streams are the 30 rows
+    # the first pools of six streams are the 30 rows
+    mix = mixture(source, micro_batches=6, streams=6, pool=5)
     seen, left = Counter(), Counter()
     for rank in range(world):
         pools = {}

@@ -165,9 +165,8 @@ def test_a_run_of_two_days_with_updates_of_conv1d_keeps_its_prompt(tone_run, gpt
 def test_positions_of_the_decoder_bound_questions_and_labels(tone_run, gpt2):
     run_training(load_run(tone_run, ["decoder={path: gpt2}", "train.max_steps=1"]), None)
     out, clip = str(tone_run.parent / "out"), tone_run.parent / "tones" / "0.wav"
-    assert isinstance(
-        answer_file_question(out, clip, "Which tone is it?", 200), str
-    )  # ends where the positions do
+    # ends where the positions do
+    assert isinstance(answer_file_question(out, clip, "Which tone is it?", 200), str)
     with pytest.raises(UserError, match=r"the question cannot be used: text too long.*the decoder takes 128"):
         answer_file_question(out, clip, "Which tone is it? " * 40, 4)
     template = tone_run.parent / "tone.yaml"

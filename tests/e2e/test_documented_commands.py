@@ -20,9 +20,8 @@ from uniaudio.cli import main
 from uniaudio.data.recipe import load_recipe
 
 DOCS = README.parent / "docs"
-PAGES = [
-    page for page in sorted(DOCS.glob("*.md")) if page.name != "tutorial-add-a-task.md"
-]  # has its own test
+# has its own test
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if page.name != "tutorial-add-a-task.md"]
 BLOCK = re.compile(r"(?ms)^```(\w*)[^\n]*\n(.*?)^```$")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -198,9 +198,8 @@ def test_memory_is_within_a_tenth_of_what_a_step_allocates(run, tmp_path, change
     def two_steps():
         model = build_model(config, config.decoder.path, torch.device("cpu")).model.train()
         for parameter in model.parameters():
-            parameter.data = (
-                parameter.data.clone()
-            )  # they were mapped from their files, and nothing was allocated
+            # they were mapped from their files, and nothing was allocated
+            parameter.data = parameter.data.clone()
         trained = [p for p in model.parameters() if p.requires_grad]
         engine = Engine(model, torch.optim.AdamW(trained), None)
         batch = make_equal_clips(model, CLIP, 8)

@@ -154,9 +154,8 @@ def begin(
 ) -> None:
     """Take on environment, folder and output in the new process, and run."""
     os.setsid()
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # of workers that load data, as in a process that was started
+    # of workers that load data, as in a process that was started
+    multiprocessing.set_start_method("fork", force=True)
     for stream, place in zip((sys.stdout, sys.stderr), places, strict=True):
         file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream.fileno())

@@ -44,9 +44,8 @@ def connect_clients(patch: pytest.MonkeyPatch, hub: LocalHub, home: Path, token:
     patch.setenv("HF_ENDPOINT", endpoint)
     patch.setenv("HF_HOME", str(home))
     patch.setenv("HF_TOKEN", token or "")
-    patch.setenv(
-        "HF_HUB_DISABLE_XET", "1"
-    )  # large files are uploaded as LFS has it, for want of such a storage
+    # large files are uploaded as LFS has it, for want of such a storage
+    patch.setenv("HF_HUB_DISABLE_XET", "1")
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "ENDPOINT", endpoint)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"

@@ -110,9 +110,8 @@ def test_the_slope_is_that_of_a_ridge_regression():
     features, slope = torch.randn(400, 5, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     targets = features @ slope + 7
     estimate = solve_ridge(features, targets, torch.full((400,), 1 / 400, dtype=torch.float64))
-    torch.testing.assert_close(
-        estimate, slope / 1.1, atol=0.08, rtol=0
-    )  # the penalty is a tenth of a feature's square
+    # the penalty is a tenth of a feature's square
+    torch.testing.assert_close(estimate, slope / 1.1, atol=0.08, rtol=0)
 
 
 def test_a_decoder_without_an_adapter_is_refused(tmp_path):

@@ -164,9 +164,8 @@ def test_whatever_is_known_no_value_of_the_device_is_read(known, monkeypatch):
     linear = torch.nn.Linear(64, 3)
     for module in (encoder, linear):
         module.to("meta")
-    monkeypatch.setattr(
-        torch, "autocast", lambda kind, **given: nullcontext()
-    )  # which that device does not have
+    # which that device does not have
+    monkeypatch.setattr(torch, "autocast", lambda kind, **given: nullcontext())
     with torch.no_grad():
         frames = encoder(clips.to("meta")).frames
     linear(frames.values).sum().backward()

@@ -108,9 +108,8 @@ def test_forward_and_gradient_against_loops(shape, bias):
     expected += plain.bias.detach().numpy() if bias else 0
     np.testing.assert_allclose(y.detach().reshape(-1, 48), expected, atol=1e-5 * np.abs(expected).max())
 
-    scales = (
-        np.abs(plain.weight.detach().numpy()).max(1) / 448
-    )  # these go into the gradient before it is rounded
+    # these go into the gradient before it is rounded
+    scales = np.abs(plain.weight.detach().numpy()).max(1) / 448
     scaled = in_e4m3(back.reshape(-1, 48).numpy() * scales)
     expected = np.array(
         [sum(g / s * w for g, s, w in zip(row, scales, weight, strict=True)) for row in scaled]

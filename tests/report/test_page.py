@@ -248,9 +248,8 @@ def heads_of(text, title):
 def test_the_untrained_encoder_is_on_the_page_at_its_best_and_as_it_started(tmp_path):
     run = write_run(tmp_path / "birds", ["t"], steps=40)
     best = f"{START}?pad_to=30"
-    results = folder_results(
-        ["s0"], [best, str(run), START]
-    )  # the run is .05 above the one, .35 above the other
+    # the run is .05 above the one, .35 above the other
+    results = folder_results(["s0"], [best, str(run), START])
     results["references"] = {str(run): {"start": START, "best": best}}
     write_json(run / "probes.json", results)
     page, _ = document([run], None)

@@ -166,7 +166,6 @@ def test_one_at_a_time_and_only_so_many_wait(page, client, clip):
     go.set()
     outcomes = [str(job.exception(20) or job.result()[0]) for job in jobs]
     assert model.most == 1
-    assert sum("Queue is full" in outcome for outcome in outcomes) in (2, 3), (
-        outcomes
-    )  # 3: the first was not yet taken
+    # 3: the first was not yet taken
+    assert sum("Queue is full" in outcome for outcome in outcomes) in (2, 3), outcomes
     assert sum(outcome.startswith("99 ") for outcome in outcomes) in (2, 3), outcomes

@@ -97,9 +97,8 @@ def test_a_config_names_callbacks_by_module_and_class(tone_run, tmp_path, monkey
         uniaudio.train(tone_run, options)
     run = uniaudio.train(tone_run, options, allow_code=True)
     assert (run.folder / "touched").is_file()
-    assert load_run(run.folder / "config.yaml").trust == Trust(
-        code=True
-    )  # made here, so a resume needs no option
+    # made here, so a resume needs no option
+    assert load_run(run.folder / "config.yaml").trust == Trust(code=True)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,8 @@ def test_gradient_reaches_adapter_and_encoder_and_nothing_else(model, chat_token
     model(batch(model, ChatFormat(chat_tokenizer), examples(3))).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapter.parameters())
     trained = [p for p in model.encoder.parameters() if p.requires_grad]
-    assert (
-        sum(float(p.grad.abs().sum()) > 0 for p in trained) >= len(trained) - 2
-    )  # key biases have no effect
+    # key biases have no effect
+    assert sum(float(p.grad.abs().sum()) > 0 for p in trained) >= len(trained) - 2
     assert all(p.grad is None for p in model.decoder.parameters())
 
 

@@ -87,9 +87,8 @@ def open_checkpoint(spec: str) -> Checkpoint | None:
     folder = find_checkpoint(spec)
     if folder is None:
         return None
-    named = folder == resolve_latest(
-        Path(spec.removesuffix(AVERAGED))
-    )  # one that was chosen has been compared just now
+    # one that was chosen has been compared just now
+    named = folder == resolve_latest(Path(spec.removesuffix(AVERAGED)))
     return load_checkpoint(folder, ema=spec.endswith(AVERAGED), verify=named)
 
 

@@ -57,9 +57,8 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     encoders_are_known = False
     with note_unreachable_hub(console):
         encoders = check_encoder_sizes(config, console)
-        for stage, trained in zip(
-            config.stages, sketch_stages(config), strict=False
-        ):  # none without a sketch
+        # none without a sketch
+        for stage, trained in zip(config.stages, sketch_stages(config), strict=False):
             text = ", ".join(f"{component} {size:,}" for component, size in trained.items())
             console.print(f"stage {stage.name}, trained encoder parameters: {text}")
         encoders_are_known = True

@@ -102,9 +102,8 @@ def run_training(
     recipes = load_stage_recipes(config)
     sketch_stages(config)
     if not config.decoder.trust_remote_code:
-        read_decoder_config(
-            config
-        )  # of a decoder that the Hub does not give, nobody has to wait for the rest
+        # of a decoder that the Hub does not give, nobody has to wait for the rest
+        read_decoder_config(config)
     sets = read_guarded_sets(config)
     try:
         accelerator = make_accelerator(config)

@@ -90,9 +90,8 @@ def measure_step_peak(config: RunConfig) -> float:
     engine = Engine(
         model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), choose_precision(config)
     )
-    optimizer_bytes = 8 * sum(
-        p.numel() for p in model.parameters() if p.requires_grad
-    )  # two moments in float32
+    # two moments in float32
+    optimizer_bytes = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     for _ in range(2):
         loss = engine.forward(batch.to(accelerator.device))
         engine.backward(loss.total / max(loss.answer_tokens, 1))

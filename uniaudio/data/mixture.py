@@ -117,9 +117,8 @@ class Mixture:
             (self.audio_seconds, self.per_example, self.tokens, self.max_seconds),
             (self.pool, self.window, self.micro_batches, self.streams),
         )
-        if (
-            self.format.max_text_tokens != MAX_TEXT_TOKENS
-        ):  # checkpoints from before there was this limit go on
+        # checkpoints from before there was this limit go on
+        if self.format.max_text_tokens != MAX_TEXT_TOKENS:
             facts += ((self.format.max_text_tokens,),)
         if any(long_clips != LongClips("skip") for long_clips in self.long_clips):
             facts += (self.long_clips,)

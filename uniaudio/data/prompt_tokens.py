@@ -255,9 +255,8 @@ class ChatFormat:
             RowError: "text too long", "special token in text", "broken text" (lone surrogates).
         """
         check_text(text, self.max_text_tokens)
-        if self.first_signs.isdisjoint(
-            text
-        ):  # tokenizers hold thousands of special tokens; most texts stop here
+        # tokenizers hold thousands of special tokens; most texts stop here
+        if self.first_signs.isdisjoint(text):
             return text
         for special in self.special_texts:
             if special in text:

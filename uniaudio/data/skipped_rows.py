@@ -82,9 +82,8 @@ class SkipLedger:
         self.drawn: Counter[str] = Counter()
         self.reasons: dict[str, Counter[str]] = {}
         self.notices: dict[str, Counter[str]] = {}
-        self.shards: dict[
-            str, dict[str, tuple[int, float, str]]
-        ] = {}  # broken: rows, share of the source, why
+        # broken: rows, share of the source, why
+        self.shards: dict[str, dict[str, tuple[int, float, str]]] = {}
         for part in counts:
             self.drawn.update(part["drawn"])
             for source, reasons in part["reasons"].items():

@@ -92,9 +92,8 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
             else ""
         )
         return f"a data worker died; it was at: {row or 'its start'}{reason}"
-    if (
-        worker is None or not PLACES.has(worker) or text.startswith("Caught ")
-    ):  # what was raised in the worker
+    # what was raised in the worker says itself what it is
+    if worker is None or not PLACES.has(worker) or text.startswith("Caught "):
         return None
     row = read_current_row(worker) or "its start"
     if getattr(problem, "errno", None) == errno.EMFILE or any(sign in low for sign in TOO_MANY_FILES):

@@ -95,9 +95,8 @@ class StagePlan:
     def compute_memory(self, engine: str, gpus: int) -> dict[str, float]:
         """Return the bytes of every part on one of so many GPUs, when gradients of a micro-batch before are there."""
         weights, frozen, gradients, moments = compute_parameter_bytes(engine, gpus, self.trained, self.frozen)
-        activations = self.cost.compute_saved_bytes(self.clips) + max(
-            0.0, self.working - self.logits
-        )  # logits are gone by then
+        # logits are gone by then
+        activations = self.cost.compute_saved_bytes(self.clips) + max(0.0, self.working - self.logits)
         sizes = (weights, frozen, gradients, moments, activations, self.logits)
         return dict(zip(PARTS, sizes, strict=True))
 

@@ -68,9 +68,8 @@ def make_chat_template(tokenizer: PreTrainedTokenizerBase, markup: ChatMarkup, p
         fixed = fixed.replace(f"{{{{ {name} }}}}", f"{{{{ {quote(text)} }}}}")
     stock = tokenizer.chat_template
     if isinstance(stock, str) and stock.startswith(JOIN_CONTENTS.partition("PLACEHOLDER")[0]):
-        stock = stock.partition(NO_THOUGHTS)[
-            2
-        ]  # written here before: of an exported model that is exported again
+        # written here before: of an exported model that is exported again
+        stock = stock.partition(NO_THOUGHTS)[2]
     if isinstance(stock, str) and render(tokenizer, head + stock) == markup.prefix + QUESTION + markup.suffix:
         return head + stock
     return head + fixed
@@ -102,9 +101,8 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(values.get("extra_special_tokens"), list):
         values["additional_special_tokens"] = values.pop("extra_special_tokens")
-    values.setdefault(
-        "model_input_names", ["input_ids", "attention_mask"]
-    )  # transformers 4 would add token_type_ids
+    # transformers 4 would add token_type_ids
+    values.setdefault("model_input_names", ["input_ids", "attention_mask"])
     for name in OF_LOADING:
         values.pop(name, None)
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

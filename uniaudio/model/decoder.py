@@ -143,9 +143,8 @@ class TextDecoder(nn.Module):
         else:
             positions = compute_row_positions(embeds.lengths, prefixes).to(embeds.device, non_blocking=True)
         keys = None if prefixes is None else find_key_places(embeds.lengths, prefixes)
-        rows = self.split_rows(
-            embeds.values[None]
-        ).clone()  # a view would be compiled apart from what layers return
+        # a view would be compiled apart from what layers return
+        rows = self.split_rows(embeds.values[None]).clone()
         self.set_attention(PACKED)
         try:
             output = self.lm.base_model(
@@ -156,9 +155,8 @@ class TextDecoder(nn.Module):
                 segments=Segments.of(embeds.lengths, embeds.device, branches, keys),
             )
         finally:
-            if not (
-                self.recomputes and torch.is_grad_enabled()
-            ):  # the layers will be run again in the backward
+            # the layers will be run again in the backward
+            if not (self.recomputes and torch.is_grad_enabled()):
                 self.set_attention(self.stock_attention)
             self.clear_features()
         return output.last_hidden_state[0]

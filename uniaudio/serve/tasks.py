@@ -69,8 +69,7 @@ def render_fixed_wordings(template: Template, constants: Mapping[str, Any]) -> l
         if prompt.names <= values.keys():
             try:
                 wordings.append(Wording.from_rendered(prompt.render(values).replace(MARK, AUDIO)))
-            except (
-                RowError
-            ):  # a constant of a kind that this wording cannot take; training leaves it out, too
+            # a constant of a kind that this wording cannot take; training leaves it out, too
+            except RowError:
                 continue
     return wordings

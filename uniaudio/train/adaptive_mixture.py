@@ -64,9 +64,8 @@ def move_mixture_weights(
         mean = sum(gains.values()) / len(gains)
         widest = max(max(abs(gain - mean) for gain in gains.values()), TINY)
         for name, gain in gains.items():
-            grown = factors[name] * math.exp(
-                min(settings.rate * (gain - mean) / widest, 700.0)
-            )  # no overflow
+            # no overflow
+            grown = factors[name] * math.exp(min(settings.rate * (gain - mean) / widest, 700.0))
             factors[name] = min(max(grown, 1 / settings.bound), settings.bound)
     return AdaptiveMixture(balance.round + 1, factors, dict(losses))
 

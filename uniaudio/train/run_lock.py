@@ -47,9 +47,8 @@ class Heartbeat:
 
     def work(self) -> None:
         while not self.over.wait(BEAT):
-            with contextlib.suppress(
-                OSError
-            ):  # a disk that is away for a while; the file counts as stale meanwhile
+            # a disk that is away for a while; the file counts as stale meanwhile
+            with contextlib.suppress(OSError):
                 self.renew()
 
     def renew(self) -> None:

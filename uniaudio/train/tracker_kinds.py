@@ -150,9 +150,8 @@ class WandbTracker(RunTracker):
     def log_config(self) -> None:
         self.tracker.store_init_configuration(self.config.resolve_values())
         run = self.tracker.tracker
-        run.define_metric(
-            "step"
-        )  # not its own counter of steps, which cannot go back to that of a checkpoint
+        # not its own counter of steps, which cannot go back to that of a checkpoint
+        run.define_metric("step")
         run.define_metric("*", step_metric="step")
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:

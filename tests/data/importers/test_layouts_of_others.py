@@ -194,9 +194,8 @@ def test_cuts_that_are_damaged_are_left_out_alone(tmp_path):
     (source / "m_xl.jsonl").write_text("\ufeff" + "\r\n\r\n".join(map(json.dumps, cuts)))
     (source / "m_dev.jsonl").write_text(json.dumps(make_cut(0.0, 0.5, [(0.0, "x")])))
     recipe, printed = run_import("lhotse", source, tmp_path / "out")
-    assert recipe.train[0].dataset.hours == pytest.approx(
-        1.75 / 3600, abs=1e-4
-    )  # a split of any name but dev, test
+    # a split of any name but dev, test
+    assert recipe.train[0].dataset.hours == pytest.approx(1.75 / 3600, abs=1e-4)
     rows = [row for row in open_source(recipe.train[0].dataset, "m_xl").rows() if isinstance(row, Row)]
     assert [row.columns.get("text") for row in rows] == ["no start twice", "longer than the recording", None]
     for line in (

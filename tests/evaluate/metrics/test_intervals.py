@@ -72,9 +72,8 @@ def test_interval_of_a_share_is_what_theory_says():
 
 
 def test_a_resample_without_a_score_is_left_out():
-    measure = error_rate(
-        ["a", "b"], [["a"], [""]], "wer"
-    )  # drawing the second twice leaves nothing to divide by
+    # drawing the second twice leaves nothing to divide by
+    measure = error_rate(["a", "b"], [["a"], [""]], "wer")
     low, high = compute_interval(measure.clips, measure.resample)
     assert low == 0
     assert high == 1

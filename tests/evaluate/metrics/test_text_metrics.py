@@ -240,9 +240,8 @@ def test_typographic_signs_are_plain_ones():
     assert normalize_text("L’été", "words") == "l'été"
     assert normalize_text("It’s", "none") == "It’s"
     assert normalize_text("co\u00adoperate می\u200cخواهم", "words") == "cooperate میخواهم"
-    assert (
-        normalize_text("sun \u2600\ufe0f and rain", "words") == "sun and rain"
-    )  # a sign's variant mark is no word
+    # a sign's variant mark is no word
+    assert normalize_text("sun \u2600\ufe0f and rain", "words") == "sun and rain"
 
 
 @given(st.text(st.sampled_from("abcÄÖß éñçABC09_-'.,!?()[]<>$%+日本가ーＡ"), max_size=20))

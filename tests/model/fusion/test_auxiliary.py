@@ -93,9 +93,8 @@ def test_any_cut_of_the_batch_gives_the_same_loss_and_gradient(kind, cut):
     for clips in cut:
         part = operator([[state.select(clips) for state in states] for states in given])
         collected.add(part.losses)
-        part.frames.values.sum().backward(
-            inputs=variables
-        )  # the task's graph is freed; that of the losses is not
+        # the task's graph is freed; that of the losses is not
+        part.frames.values.sum().backward(inputs=variables)
     objective, values = collected.compute_objective()
     assert values.keys() == set(operator.auxiliary)
     got = torch.autograd.grad(objective, variables, allow_unused=True)

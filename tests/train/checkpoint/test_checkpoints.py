@@ -745,9 +745,8 @@ def test_what_fails_in_the_background_is_reported_whatever_it_is(
 
     monkeypatch.setattr(module, "point_latest" if isinstance(problem, TypeError) else "save_file", fail)
     if isinstance(problem, MemoryError):
-        monkeypatch.setattr(
-            "uniaudio.train.checkpoint.background_writer.finish_checkpoint", fail
-        )  # it would wait for the mark
+        # it would wait for the mark
+        monkeypatch.setattr("uniaudio.train.checkpoint.background_writer.finish_checkpoint", fail)
     writer.save(engine, {}, {}, 2, state(2), {})
     with pytest.raises(
         UserError, match=r"step-000002 could not be written \(.*(No space|MemoryError|no JSON)"

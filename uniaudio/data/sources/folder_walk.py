@@ -22,9 +22,8 @@ SUFFIXES = (
     | ALSO
     | set(HEADERLESS)
 )
-CLIPS = SUFFIXES | {
-    ".m4a"
-}  # a clip too: that it cannot be decoded is told, where passing over it would hide it
+# a clip too: that it cannot be decoded is told, where passing over it would hide it
+CLIPS = SUFFIXES | {".m4a"}
 
 
 HIDDEN = (".", "__MACOSX")  # how names begin that systems and tools add

@@ -236,9 +236,8 @@ class StreamedSource(ShardedSource):
                 for values in zip(*batch.values(), strict=True):
                     skipped += 1
                     yield dict(zip(batch, values, strict=True))
-        except (
-            UnicodeDecodeError
-        ):  # `datasets` reads all values of many rows at once, and one of them is no text
+        # `datasets` reads all values of many rows at once, and one of them is no text
+        except UnicodeDecodeError:
             for table in part.skip(skipped).with_format("arrow").iter(AT_ONCE):
                 yield from convert_table(table, {})
 

@@ -103,9 +103,8 @@ class HubRepository:
             for split, listed in patterns.items():
                 paths: list[str] = []
                 for pattern in listed:
-                    with suppress(
-                        FileNotFoundError
-                    ):  # several patterns may stand for a split, and some match nothing
+                    # several patterns may stand for a split, and some match nothing
+                    with suppress(FileNotFoundError):
                         paths += resolve_pattern(pattern, folder)
                 splits[str(split)] = [self.files[path.partition(prefix)[2]] for path in dict.fromkeys(paths)]
         except EmptyDatasetError as problem:

@@ -42,9 +42,8 @@ from uniaudio.data.sources.url_files import classify_error, open_in_jumps
 from uniaudio.errors import RowError, UserError
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
-FETCHED_WHOLE = (
-    64 * 2**20
-)  # bytes: columns of a remote row group up to this length are fetched in one request
+# bytes: columns of a remote row group up to this length are fetched in one request
+FETCHED_WHOLE = 64 * 2**20
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,8 @@ def resample_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -
 def average_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
     """Return the average precision of one class in every resample ``[R]``; not a number where it does not occur."""
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(
-        np.diff(scores[order], append=np.nan) != 0
-    )  # the last clip of every different score
+    # the last clip of every different score
+    ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
     weights = counts[:, order]
     hits = np.cumsum(weights * truth[order], 1)[:, ends]
     named = np.cumsum(weights, 1)[:, ends]

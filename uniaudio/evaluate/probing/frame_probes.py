@@ -47,9 +47,8 @@ def build_frame_targets(
 
 def frames_to_segments(active: Active, rate: float, resolution: float) -> Active:
     """Return in which segments of ``resolution`` seconds a class is active in a frame; the last may be shorter."""
-    segments = math.ceil(
-        len(active) / rate / resolution - 1e-9
-    )  # 50 frames of 20 ms are one second, not 1.0000001
+    # 50 frames of 20 ms are one second, not 1.0000001
+    segments = math.ceil(len(active) / rate / resolution - 1e-9)
     segment_of = np.minimum((np.arange(len(active)) / rate / resolution + 1e-9).astype(int), segments - 1)
     present = np.zeros((segments, active.shape[1]), dtype=bool)
     np.logical_or.at(present, segment_of, active)

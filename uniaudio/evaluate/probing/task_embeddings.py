@@ -243,9 +243,8 @@ def iterate_padded_batches(clips: ClipReader) -> Iterator[PieceBatch]:
     part_of = np.empty(len(rows.answers), dtype=np.int64)
     for number, members in enumerate(rows.parts.values()):
         part_of[members] = number
-    waiting: list[list[tuple[int, bool, ClipSamples]]] = [
-        [] for _ in rows.parts
-    ]  # (row, first of its clip, piece)
+    # (row, first of its clip, piece)
+    waiting: list[list[tuple[int, bool, ClipSamples]]] = [[] for _ in rows.parts]
     for row, clip in clips:
         pieces = waiting[part_of[row]]
         pieces += [(row, i == 0, piece) for i, piece in enumerate(crop_clip(clip, rows.task.crop))]

@@ -33,16 +33,14 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         super().__init__(model, chunk=round(extractor.max_length_s * SAMPLE_RATE))
         config = model.config
         for name, parameter in model.named_parameters():
-            if (
-                "fusion_model" in name or "mel_conv2d" in name
-            ):  # for windows longer than 10 s, which there are none of
+            # for windows longer than 10 s, which there are none of
+            if "fusion_model" in name or "mel_conv2d" in name:
                 parameter.requires_grad_(False)
         self.extractor = extractor
         self.stages = len(config.depths)
         self.strips = config.spec_size // config.num_mel_bins
-        width = (
-            config.spec_size // config.patch_stride[1] // 2 ** (self.stages - 1)
-        )  # times in a strip, at last
+        # times in a strip, at last
+        width = config.spec_size // config.patch_stride[1] // 2 ** (self.stages - 1)
         self.times = self.strips * width
         first = config.patch_embeds_hidden_size
         self.dim = first * 2 ** (self.stages - 1)

@@ -22,18 +22,16 @@ class WaveTowerEncoder(TowerAudioEncoder):
     """A tower whose convolutions read the waveform without padding it."""
 
     def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
-        self.shortest = getattr(
-            model.config, "squeeze_factor", 1
-        )  # samples of as many frames as the layers pool
+        # samples of as many frames as the layers pool
+        self.shortest = getattr(model.config, "squeeze_factor", 1)
         for kernel, stride in reversed(list_convolutions(model.config)):
             self.shortest = (self.shortest - 1) * stride + kernel
         super().__init__(model, extractor, chunk_seconds)
         unused = getattr(self.find_masked(), "masked_spec_embed", None)
         if unused is not None:  # stands for masked frames in pre-training, which is not done here
             unused.requires_grad_(False)
-        if hasattr(
-            model.config, "position_embeddings_type"
-        ):  # conformers have the convolution, but do not use it
+        # conformers have the convolution, but do not use it
+        if hasattr(model.config, "position_embeddings_type"):
             model.encoder.pos_conv_embed.requires_grad_(False)
 
     def find_masked(self) -> nn.Module:

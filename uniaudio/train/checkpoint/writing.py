@@ -71,9 +71,8 @@ def begin_checkpoint(run_dir: Path, step: int) -> None:
     folder = name_step_folder(run_dir, step)
     try:
         shutil.rmtree(name_unfinished_folder(folder), ignore_errors=True)
-        if (
-            name_replaced_folder(folder).exists() and not folder.exists()
-        ):  # a kill came between the moves of finish_checkpoint
+        # a kill came between the moves of finish_checkpoint
+        if name_replaced_folder(folder).exists() and not folder.exists():
             name_replaced_folder(folder).rename(folder)
         shutil.rmtree(name_replaced_folder(folder), ignore_errors=True)
         name_unfinished_folder(folder).mkdir(parents=True)

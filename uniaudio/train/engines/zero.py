@@ -42,9 +42,8 @@ class ZeroEngine(Engine):
         self.name = f"zero{self.stage}"
         self.whole = self.stage < 3
         config = make_deepspeed_config(settings, clip)
-        if (
-            self.stage == 3
-        ):  # spread tensor by tensor: `initialize` would first take all of the model to the device
+        # spread tensor by tensor: `initialize` would first take all of the model to the device
+        if self.stage == 3:
             deepspeed.zero.Init(module=plain, config_dict_or_path=config)
         engine, *_ = deepspeed.initialize(model=plain, optimizer=optimizer, config=config)
         self.engine: Any = engine
