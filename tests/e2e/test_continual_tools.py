@@ -12,6 +12,7 @@ from helpers.run_folders import latest_checkpoint
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.cli import main
+from uniaudio.commands import forgetting
 from uniaudio.commands.add_task import add_task
 from uniaudio.commands.data_pack import pack_recipe, sample_reservoir
 from uniaudio.commands.forgetting import measure_forgetting
@@ -218,11 +219,25 @@ def main_ok(*arguments):
     assert left.value.code in (0, None)
 
 
-def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path):
+def refuse_call(*_):
+    raise AssertionError("a mistake in the options is found before anything is probed")
+
+
+def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path, monkeypatch, capsys):
     config = add_task(finished, str(buzzes), tmp_path / "new", 3, 0.25, [], ["warmup=0"])
     assert run_training(load_run(config), "yes") == 0
     folders = {name: buzzes.parent / name for name in ("tones", "buzzes")}
     data = [f"{name}={folder}" for name, folder in folders.items()]
+    monkeypatch.setattr(forgetting, "probe_held", refuse_call)
+    with pytest.raises(
+        UserError, match=r"--learned tone=one: no set 'tone' is probed \(did you mean 'tones'"
+    ):
+        measure_forgetting(tmp_path / "new", data, None, ["tone=one"])
+    monkeypatch.undo()
+    capsys.readouterr()
+    result = measure_forgetting(tmp_path / "new", [*data, f"other={folders['tones']}"], None, max_examples=4)
+    assert "no stage trains on a dataset called other: such sets count as known" in capsys.readouterr().out
+    assert result["probe/knn"]["learned"] == [1, 2, None]
     result = measure_forgetting(tmp_path / "new", data, None, max_examples=4)
     stored = json.loads((tmp_path / "new" / "forgetting.json").read_text())
     assert stored == json.loads(json.dumps(result))

@@ -93,3 +93,15 @@ def test_without_scores_only_the_loss_is_reported():
     rows = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.5}]
     assert "from 4.000 to 1.500 over 3 steps, but nothing compares it" in summarize_loss("run", rows)
     assert "run has no loss yet" in summarize_loss("run", [])
+
+
+def test_losses_of_several_stages_are_not_compared():
+    rows = [
+        {"step": step, "loss": 10.0 - step, "stage": "one" if step < 4 else "two"} for step in range(1, 8)
+    ]
+    sentence = summarize_loss("run", rows, has_matrix=True)
+    assert sentence == (
+        "The loss of run in its last stage, two, went from 6.000 to 3.000 over steps 4 to 7; "
+        "its scores after every stage are under Forgetting."
+    )
+    assert "nothing compares it with its start" in summarize_loss("run", rows)

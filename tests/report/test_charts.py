@@ -44,6 +44,12 @@ def test_one_point_is_a_dot_and_no_finite_point_is_no_chart():
     assert build_chart("t", "u", [], (0.0, 4.0), True) is None
 
 
+def test_zeros_alone_have_an_axis_up_to_one():
+    drawn = build_chart("t", "accuracy", [Line("run", [(0, 0.0), (5, 0.0)], 0)], (0.0, 5.0), False)
+    assert drawn is not None
+    assert (drawn.low, drawn.high) == (0.0, 1.0)
+
+
 @given(st.floats(1e-6, 1e6))
 def test_three_to_eight_round_ticks(span):
     step = round_step(span)

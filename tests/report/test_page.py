@@ -22,6 +22,7 @@ from helpers.runs import (
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
+from uniaudio.report.page import make_environment
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"'&amp;{{ 7*7 }}</title></style></svg>-->"
 VOID = {"meta", "wbr"}  # what has no end; in a drawing the others end themselves
@@ -369,3 +370,9 @@ def test_two_configs_are_compared_key_by_key(two_runs, tmp_path):
     at = cells.index("encoders.whisper.lr")
     assert cells[at : at + 3] == ["encoders.whisper.lr", "1e-05", "2e-05"]
     assert "encoders.whisper.path" not in cells
+
+
+def test_a_change_that_is_rounded_to_zero_has_no_minus():
+    macros = make_environment().get_template("macros.html.jinja").module
+    assert "</span> +0.000<" in str(macros.moved(-1e-9, "unclear"))
+    assert "</span> -0.2<" in str(macros.moved(-0.2, "worse", 1))

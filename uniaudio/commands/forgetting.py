@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from uniaudio.build.encoders import build_encoder, choose_device, load_encoder
 from uniaudio.build.model import load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
+from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -77,11 +78,18 @@ def measure_forgetting(
     folders = parse_folders(data)
     if not data and config.guard is not None:
         folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
+    first = find_first_trained(config, recipes, stages, learned, folders)
+    if unknown := [name for name in folders if name not in first]:
+        console.print(
+            f"no stage trains on a dataset called {' or '.join(unknown)}: such sets count as known at the start; "
+            "if a stage does train on one, give --learned NAME=STAGE",
+            style="yellow",
+            soft_wrap=True,
+        )
     sets = hold_folders(folders, lambda sentence: console.print(sentence, style="yellow"))
     matrices: dict[str, ScoreMatrix] = {}
     if sets:
         rows = probe_rows(config, stages, sets, seeds, console)
-        first = find_first_trained(config, recipes, stages, learned)
         matrices |= probe_matrices(rows, [s.name for s in sets], first)
     if answers:
         matrices |= answer_matrix(config, recipes, stages, max_examples, console)
@@ -108,9 +116,17 @@ def probe_rows(
 
 
 def find_first_trained(
-    config: RunConfig, recipes: Sequence[Recipe], stages: Mapping[str, Path], learned: Sequence[str]
+    config: RunConfig,
+    recipes: Sequence[Recipe],
+    stages: Mapping[str, Path],
+    learned: Sequence[str],
+    sets: Collection[str],
 ) -> dict[str, int]:
-    """Return for each dataset the row of the stage that first trains on it; ``learned`` adds and overrides."""
+    """Return for each dataset the row of the stage that first trains on it; ``learned`` adds and overrides.
+
+    Raises:
+        UserError: when ``learned`` names a stage that was not measured, or none of the probed ``sets``.
+    """
     names = list(stages)
     first: dict[str, int] = {}
     for row, recipe in iterate_recipes_by_row(config, recipes, stages):
@@ -120,6 +136,11 @@ def find_first_trained(
         name, _, stage_name = item.partition("=")
         if stage_name not in names:
             raise UserError(f"--learned {item}: write NAME=STAGE with a stage of {', '.join(names)}")
+        if name not in sets:
+            raise UserError(
+                f"--learned {item}: no set '{name}' is probed{suggest_name(name, sets)}; probed: "
+                f"{', '.join(sets) or 'none'}"
+            )
         first[name] = names.index(stage_name) + 1
     return first
 
@@ -175,9 +196,8 @@ def answer_matrix(
         rows.append(tuple(make_higher_better(results[entry]) for entry in entries_by_name))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:
-                note = " ".join(
-                    f"{entry}: {format_row_counts(result)}. {describe_cut_answers(entry, result)}".split()
-                )
+                counts = format_row_counts(result).replace("\n", ", ")
+                note = f"{entry}: {counts}. {describe_cut_answers(entry, result)}".strip()
                 console.print(note, style="dim")
     first: dict[tuple[str, str], int] = {}
     for row, recipe in iterate_recipes_by_row(config, recipes, stages):

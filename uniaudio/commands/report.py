@@ -114,7 +114,15 @@ def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
         title=wanted.title or f"Report: {', '.join(run.name for run in runs)}",
         runs=runs,
         summaries=summaries,
-        plain=[summarize_loss(run.name, run.rows) for run in runs if run.name not in summarized],
+        plain=[
+            summarize_loss(
+                run.name,
+                run.rows,
+                has_matrix=any(len(runs) == 1 or name.startswith(f"{run.name}: ") for name in matrices),
+            )
+            for run in runs
+            if run.name not in summarized
+        ],
         answered=[text for run, results in run_answers.items() if (text := describe_answers(run, results))],
         low=[text for run, results in run_answers.items() for text in find_low_scores(run, results)],
         endings=[sentence for run in runs if (sentence := describe_ending(run))],

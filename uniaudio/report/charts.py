@@ -112,8 +112,9 @@ def build_chart(
     if not kept:
         return None
     ys = [y for line in kept for _, y in line.points]
-    low = min(0.0, *ys)
-    return Chart(title, unit, kept, low, max(ys) + 0.06 * max(max(ys) - low, 1e-3), *steps, noisy)
+    low, top = min(0.0, *ys), max(ys)
+    high = top + 0.06 * (top - low) if top > low else low + 1.0  # of zeros alone, no millionths
+    return Chart(title, unit, kept, low, high, *steps, noisy)
 
 
 def find_step_range(runs: Sequence[RunRecord]) -> tuple[float, float]:

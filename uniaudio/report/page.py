@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from uniaudio.console import format_difference
 from uniaudio.evaluate.forgetting import ForgettingSummary
 from uniaudio.report.answers import AnswerRow
 from uniaudio.report.charts import (
@@ -110,6 +111,7 @@ def make_environment() -> Environment:
     made.filters["breakable"] = allow_breaks
     made.globals.update(
         get_sign=get_sign,
+        format_difference=format_difference,
         compare_spreads=compare_spreads,
         PROBES=PROBES,
         WIDTH=WIDTH,

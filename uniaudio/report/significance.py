@@ -50,12 +50,13 @@ def get_verdict(gain: float, significant: bool) -> Verdict:
 def compare_spreads(first: tuple[float, float], second: tuple[float, float]) -> Comparison:
     """Compare two means with their spreads: |m2 - m1| > 2 sqrt(s1^2 + s2^2).
 
-    Two spreads of 0 come from a single seed, which says nothing of chance, so the difference stays unclear.
+    Two spreads of 0 come from a single seed, or from seeds of equal scores; they say nothing of chance, so the
+    difference stays unclear.
     """
     gain = second[0] - first[0]
     margin = ERRORS * math.hypot(first[1], second[1])
     if margin == 0:
-        return Comparison("unclear", "spread", "one seed has no spread")
+        return Comparison("unclear", "spread", "no spread: one seed, or all scores alike")
     return Comparison(get_verdict(gain, abs(gain) > margin), "spread", f"margin {margin:.3f}")
 
 
@@ -259,14 +260,30 @@ def describe_largest(task: TaskChange) -> str:
     return f"{change.what} {format_difference(change.delta, 3)}"
 
 
-def summarize_loss(run: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say what can be said of a run that nobody compared with anything."""
-    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+def summarize_loss(run: str, rows: Sequence[Mapping[str, Any]], has_matrix: bool = False) -> str:
+    """Say what can be said of a run whose scores nobody compared with those of its start.
+
+    The losses of several stages are those of different data, so they are not compared.
+
+    Args:
+        has_matrix: its scores after every stage are on the page.
+    """
+    stage = rows[-1].get("stage") if rows else None
+    last = [row for row in rows if row.get("stage") == stage]
+    losses = [row["loss"] for row in last if row.get("loss") is not None]
+    where = f" in its last stage, {stage}," if len(last) < len(rows) else ""
+    steps = (
+        f"steps {last[0]['step']} to {rows[-1]['step']}"
+        if where
+        else f"{rows[-1]['step'] if rows else 0} steps"
+    )
     fell = (
-        f"The loss of {run} went from {losses[0]:.3f} to {losses[-1]:.3f} over {rows[-1]['step']} steps"
+        f"The loss of {run}{where} went from {losses[0]:.3f} to {losses[-1]:.3f} over {steps}"
         if losses
         else f"{run} has no loss yet"
     )
+    if has_matrix:
+        return f"{fell}; its scores after every stage are under Forgetting."
     return (
         f"{fell}, but nothing compares it with its start, so what it learned or forgot is not known; "
         "run uniaudio probe and uniaudio eval to measure it."
