@@ -327,7 +327,7 @@ def test_two_processes_choose_together_what_recomputes(runs, engine):
     folder = runs(f"{engine} recomputing")
     (stage,) = [row for row in rows(folder) if row.get("event") == "stage"]
     assert set(stage["recompute"]) == {"whisper", "decoder"}
-    assert stage["reckoned_gib"] > stage["limit_gib"]
+    assert stage["estimated_gib"] > stage["limit_gib"]
     assert_same_run(folder, runs("one"))
 
 

@@ -61,12 +61,12 @@ def test_the_cheapest_that_suffices_is_chosen(plan):
 def test_a_run_without_enough_memory_recomputes_and_gives_the_same_losses(tone_run, plan, capsys):
     (stage,), losses = train(tone_run, "plenty")
     assert stage["recompute"] == []
-    assert "reckoned_gib" not in stage  # a CPU has no limit of its own
+    assert "estimated_gib" not in stage  # a CPU has no limit of its own
     needed = plan.add_recomputing(["whisper", DECODER]).compute_total("single", 1)
     (stage,), result = train(tone_run, "tight", f"train.memory_gib={gib(needed) * 1.0001}")
     assert set(stage["recompute"]) == {"whisper", DECODER}
-    assert stage["reckoned_gib"] == pytest.approx(needed / GIB)
-    assert stage["reckoned_gib"] <= stage["limit_gib"]
+    assert stage["estimated_gib"] == pytest.approx(needed / GIB)
+    assert stage["estimated_gib"] <= stage["limit_gib"]
     assert result == losses
     assert "recompute: whisper, decoder;" in capsys.readouterr().out
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_may_choose_anew_and_too_little_memory_is_reported(tone_ru
     plenty = gib(plan.compute_total("single", 1)) * 1.0001
     (stage,), losses = train(tone_run, "run", f"train.memory_gib={plenty}", "train.save_every=2")
     assert stage["recompute"] == []
-    assert stage["limit_gib"] >= stage["reckoned_gib"]
+    assert stage["limit_gib"] >= stage["estimated_gib"]
     shutil.rmtree(tone_run.parent / "run" / "checkpoints" / "step-000004")
     stages, result = train(tone_run, "run", "train.memory_gib=0.0001", "train.save_every=2")
     assert set(stages[-1]["recompute"]) == {"whisper", DECODER}

@@ -60,7 +60,7 @@ class Recomputing:
         facts = {"recompute": list(self.parts)}
         if self.needed is None or self.limit is None:
             return facts
-        return facts | {"reckoned_gib": self.needed / GIB, "limit_gib": self.limit / GIB}
+        return facts | {"estimated_gib": self.needed / GIB, "limit_gib": self.limit / GIB}
 
 
 def get_part(model: AudioLM, config: RunConfig, name: str) -> Any:
