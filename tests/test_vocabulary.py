@@ -54,6 +54,7 @@ TERMS = frozenset(  # standard terms and public names that hold one of the words
         "accuracy_no_cue",  # in the training.json of a miniature decoder
     }
 )
+PHRASES = ("passed over",)  # "skipped"
 IN_TITLES = BANNED - {"own", "ask", "asks", "recall"}  # plain English in a sentence; recall is a metric
 PARTICIPLE = re.compile(r"^_?[a-z]+(?:ed|own|old|ght|ound|ept)$")
 FAMILIES = (  # one file for each member of a family, however short
@@ -168,6 +169,14 @@ def test_help_texts_use_plain_words():
     assert not {
         name: words_of(text) & IN_TITLES for name, text in texts.items() if words_of(text) & IN_TITLES
     }
+
+
+def test_output_and_documentation_use_the_terms_of_the_field():
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".jinja", ".html", ".yaml"}]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    assert len(pages) > 20
+    texts = {str(path.relative_to(ROOT)): " ".join(path.read_text().split()) for path in (*files, *pages)}
+    assert not [(name, phrase) for name, text in texts.items() for phrase in PHRASES if phrase in text]
 
 
 def test_titles_of_pages_use_plain_words():

@@ -1,4 +1,4 @@
-"""`uniaudio check` on data: the reason why rows cannot be used, missing columns by name, what is passed over."""
+"""`uniaudio check` on data: the reason why rows cannot be used, missing columns by name, what is skipped."""
 
 import io
 import json
@@ -136,12 +136,12 @@ def test_samples_of_archives_that_cannot_be_used_say_why(setup):
         check(setup)
 
 
-def test_what_is_passed_over_is_reported(setup):
+def test_what_is_skipped_is_reported(setup):
     write_tar(setup / "data" / "set_train.tar", [1, 3])
     write_tar(setup / "data" / "set_test.tar", [2])
     change(setup, "d.yaml", load={"webdataset": "data"}, columns={"label": "{{ text }}"})
     text = check(setup)
-    assert "d:t, split train: passed over: file of another split (1), no .tar file (4)" in text
+    assert "d:t, split train: skipped: file of another split (1), no .tar file (4)" in text
 
 
 def test_answers_that_may_be_numbers_of_classes_are_reported(setup):

@@ -73,7 +73,7 @@ def test_hours_are_added_up_without_the_data(tone_run, tmp_path, quiet, monkeypa
         show_stats(str(recipe), None, 10, None, None, quiet)
 
 
-def test_stats_say_what_is_odd_about_clips_and_what_is_passed_over(tone_run, tmp_path, quiet):
+def test_stats_say_what_is_odd_about_clips_and_what_is_skipped(tone_run, tmp_path, quiet):
     tone = np.sin(np.arange(4800) / 5)
     soundfile.write(tmp_path / "tones" / "3.wav", np.stack([tone, -tone], 1) * 0.5, 16000)
     [stats] = show_stats(str(tone_run.with_name("tone_recipe.yaml")), None, 2000, None, None, quiet)

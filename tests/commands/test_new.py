@@ -453,7 +453,7 @@ def test_texts_beside_clips_are_transcripts(tmp_path, place, suffix):
     (place / "about.txt").write_text("no clip has this name")
     text, recipe, _ = new(tmp_path, place)
     assert "`text` (by its name): a transcript" in text
-    assert "passed over: file with suffix .txt (1)" in text
+    assert "skipped: file with suffix .txt (1)" in text
     train, test = read_sides(recipe)
     assert {q.answer for q in (*train.values(), *test.values())} == {f"words of {n}" for n in range(20)}
     assert recipe.evaluate[0].templates[0].scoring.metric == "wer"
@@ -467,7 +467,7 @@ def test_json_files_beside_clips_give_columns(tmp_path, place):
     assert "by `speaker`, each of 4 on one side alone" in new(tmp_path, place)[0]
     (place / "0.json").write_text("{broken")
     text, _recipe, _ = new(tmp_path, place, force=True)
-    assert "passed over: .json beside a clip that cannot be read as columns (1)" in text
+    assert "skipped: .json beside a clip that cannot be read as columns (1)" in text
 
 
 def test_true_and_false_are_the_labels_yes_and_no(tmp_path, place):

@@ -207,13 +207,13 @@ def test_folders_of_noise_are_read_as_folders_of_clips(tmp_path):
     files, _ = find_audio_files(str(tmp_path / "one"))
     assert [str(file.relative_to(tmp_path / "one")) for file in files] == ["a.WAV", "c.wav", "link/b.wav"]
     assert Augmenter((step,), "test").list_notes() == [
-        f"test: files: of {tmp_path / 'one'}, passed over: file with suffix .txt (1), file without suffix (1), "
+        f"test: files: of {tmp_path / 'one'}, skipped: file with suffix .txt (1), file without suffix (1), "
         f"hidden file or folder (1)"
     ]
     for file in files:
         file.unlink()
     find_audio_files.cache_clear()
     with pytest.raises(
-        UserError, match=r"there is no audio in \S+one; passed over: file with suffix \.txt \(1\)"
+        UserError, match=r"there is no audio in \S+one; skipped: file with suffix \.txt \(1\)"
     ):
         Augmenter((step,), "test")

@@ -1,4 +1,4 @@
-"""Layouts of files: metadata as the Hub's AudioFolder allows them, links, splits by name, what is passed over."""
+"""Layouts of files: metadata as the Hub's AudioFolder allows them, links, splits by name, what is skipped."""
 
 import json
 from collections import Counter
@@ -128,7 +128,7 @@ def test_every_suffix_that_is_read_is_taken_and_others_are_left_out_by_number(tm
     )
     for name in names:
         (tmp_path / "data" / name).unlink()
-    with pytest.raises(UserError, match=r"keeps no rows of \S+; passed over: file with suffix \.raw \(1\)"):
+    with pytest.raises(UserError, match=r"keeps no rows of \S+; skipped: file with suffix \.raw \(1\)"):
         audiofolder(tmp_path)
 
 

@@ -63,4 +63,4 @@ def test_examples_come_from_all_over_a_sorted_split(entry, tone_run):
     examples = [answer for _, answer in spread_examples(entry, 4, 30.0)]
     assert examples == ["high", "high", "low", "low"]
     assert len(list(spread_examples(entry, 100, 30.0))) == 10
-    assert len(list(spread_examples(entry, 100, 0.5))) < 10  # longer clips are passed over
+    assert len(list(spread_examples(entry, 100, 0.5))) < 10  # longer clips are skipped

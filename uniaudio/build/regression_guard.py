@@ -106,7 +106,7 @@ def find_broken_guards(
 
     Args:
         reference: score of each guarded set at the start, 0 to 1.
-        now: score of each set now, 0 to 1; sets without a reference are passed over.
+        now: score of each set now, 0 to 1; sets without a reference are skipped.
         max_drop: points (0.01) that a score may fall; a fall by exactly as much is allowed.
 
     Returns:

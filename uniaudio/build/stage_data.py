@@ -97,8 +97,8 @@ class StageData:
         note_of_sharing = describe_sharing(mixture, data.workers, world_size())
         notes = [note_of_sharing] if note_of_sharing else []
         for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
-            if passed_over := describe_left_out(source.left_out):
-                notes.append(f"{entry.name}, split {entry.split}: passed over: {passed_over}")
+            if skipped := describe_left_out(source.left_out):
+                notes.append(f"{entry.name}, split {entry.split}: skipped: {skipped}")
             notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
         for note in notes if is_main() and state is None else ():
             make_console().print(note, style="yellow")

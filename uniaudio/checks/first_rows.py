@@ -72,8 +72,8 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         raise UserError(
             f"dataset {entry.dataset.name}, split {entry.split}: no rows (is the split's `keep` right?)"
         )
-    passed_over = describe_left_out(source.left_out)
-    notes = [f"passed over: {passed_over}"] if passed_over else []
+    skipped = describe_left_out(source.left_out)
+    notes = [f"skipped: {skipped}"] if skipped else []
     rendered = []
     for template in entry.templates:
         refuse_missing_columns(rows, entry, template)

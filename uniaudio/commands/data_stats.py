@@ -41,7 +41,7 @@ class EntryStats:
             from the rows read where ``estimated``. epochs: over the steps asked about. examples: of an epoch, more
             than rows where clips are cut into windows.
         seconds: of the examples that the rows read are trained as: crops and windows where long clips are cut.
-        notes: what becomes of long clips, what is passed over, and what is odd about clips.
+        notes: what becomes of long clips, what is skipped, and what is odd about clips.
     """
 
     name: str
@@ -88,8 +88,8 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
         stats.answer_words += [len(answer.split()) for answer in answers]
         if len(usable) < ROWS_DECODED:
             usable.append(row)
-    if passed_over := describe_left_out(source.left_out):
-        stats.notes.append(f"passed over: {passed_over}")
+    if skipped := describe_left_out(source.left_out):
+        stats.notes.append(f"skipped: {skipped}")
     if unusable := describe_left_out(reasons):
         stats.unusable = reasons.total()
         stats.notes.append(f"rows that cannot be used: {unusable}")

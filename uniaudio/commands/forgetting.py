@@ -150,7 +150,7 @@ def iterate_recipes_by_row(
 ) -> Iterator[tuple[int, Recipe]]:
     """Yield the recipes of all stages with the row of a matrix that is the first to be trained on it.
 
-    That of a stage that was passed over is the row of the first measured stage after it. Row 0 is the start.
+    That of a skipped stage is the row of the first measured stage after it. Row 0 is the start.
     """
     row = 1
     for stage, recipe in zip(config.stages, recipes, strict=True):

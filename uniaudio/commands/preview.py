@@ -63,7 +63,7 @@ def show_row(
     format: ChatFormat,
     longest: float = math.inf,
 ) -> None:
-    """Print the questions about one row of an entry; rows that cannot be used are named and passed over.
+    """Print the questions about one row of an entry; rows that cannot be used are named and skipped.
 
     Of a clip that is cropped or cut into windows, one piece is shown, as training would draw it.
 

@@ -119,21 +119,21 @@ class Augmenter:
     def __post_init__(self) -> None:
         for folder, described in self.folders.items():
             if not find_audio_files(folder)[0]:
-                beside = f"; passed over: {described}" if described else ""
+                beside = f"; skipped: {described}" if described else ""
                 raise UserError(f"{self.where}: files: there is no audio in {folder}{beside}")
 
     @property
     def folders(self) -> dict[str, str]:
-        """Return the folders of noises and responses, and what is passed over in each."""
+        """Return the folders of noises and responses, and what is skipped in each."""
         named = [getattr(step.transform, "files", None) for step in self.steps]
         return {
             folder: describe_left_out(find_audio_files(folder)[1]) for folder in named if folder is not None
         }
 
     def list_notes(self) -> list[str]:
-        """Return a line for each folder of noises or responses in which something is passed over."""
+        """Return a line for each folder of noises or responses in which something is skipped."""
         return [
-            f"{self.where}: files: of {folder}, passed over: {described}"
+            f"{self.where}: files: of {folder}, skipped: {described}"
             for folder, described in self.folders.items()
             if described
         ]

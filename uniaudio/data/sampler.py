@@ -231,7 +231,7 @@ class ShardCursor:
         return f"{self.source.shards[unit.shard]} from row {mark.row} on"
 
     def read_window(self, start: Mark) -> Window:
-        """Read the rows of a window; epochs without any row are passed over."""
+        """Read the rows of a window; epochs without any row are skipped."""
         rows: list[Row | RowError] = []
         skips: list[Skip] = []
         mark = start

@@ -35,7 +35,7 @@ LONGEST_LAG = 4096  # samples by which a codec may delay a clip
 
 @lru_cache(maxsize=64)
 def find_audio_files(folder: str) -> tuple[tuple[Path, ...], Counter[str]]:
-    """Return the audio files below a folder, sorted, for their order is part of what is drawn; and what is passed over.
+    """Return the audio files below a folder, sorted, for their order is part of what is drawn; and what is skipped.
 
     Links are followed as in folders of clips.
     """

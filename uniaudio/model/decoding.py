@@ -69,7 +69,7 @@ def penalize_repetitions(penalty: float, ids: Tensor, logits: Tensor) -> Tensor:
     """Return logits ``[B, V]`` with those of the ids ``[B, T]`` of each answer so far divided by the penalty where they
     are positive, and multiplied where they are not (Keskar et al. 2019).
 
-    The stock processor passes over as many of them as the row's prompt has padding, which an answer does not hold.
+    The stock processor skips as many of them as the row's prompt has padding, which an answer does not hold.
     """
     seen = logits.gather(1, ids)
     return logits.scatter(1, ids, torch.where(seen > 0, seen / penalty, seen * penalty))

@@ -102,7 +102,7 @@ def parse_key(name: str, entry: EvalEntry) -> str | None:
 def spread_examples(entry: EvalEntry, most: int, max_seconds: float) -> Iterator[tuple[Example, str]]:
     """Yield up to so many questions with their right answer, from all classes of the split.
 
-    Rows that cannot be used, or whose clip is longer, are passed over.
+    Rows that cannot be used, or whose clip is longer, are skipped.
 
     Raises:
         UserError: when the source cannot be opened.

@@ -33,7 +33,7 @@ class Effect(IntEnum):
 
     NONE = 0  # the same examples, the same weights
     FROM_HERE_ON = 1  # other weights from here on: allowed, and printed
-    REFUSED = 2  # it does not fit what was trained, or would be passed over in silence
+    REFUSED = 2  # it does not fit what was trained, or would be ignored in silence
 
 
 # Paths and revisions of weights are not compared here: `check_bases` compares what they lead to. Nor are recipes,

@@ -166,7 +166,7 @@ def test_damaged_ends_of_stages_are_named(tone_run, tmp_path):
     assert [sentence.split(" (")[0] for sentence in complaints] == [
         f"checkpoint {path} is damaged" for path in (first, second)
     ]
-    assert "state.json does not match its checksum) and passed over" in complaints[0]
+    assert "state.json does not match its checksum) and skipped" in complaints[0]
     assert list_stage_ends(run) == {1: second}  # its state can be read
 
 

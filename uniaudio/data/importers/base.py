@@ -50,7 +50,7 @@ class ImportedData:
     Args:
         cards, templates: by their names. train, evaluate: lines of the recipe. mix: of the recipe.
         manifests: rows by the path of their file below ``manifests/``, without suffix.
-        notes: what was passed over and what the user should know, a sentence each.
+        notes: what was skipped and what the user should know, a sentence each.
     """
 
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)

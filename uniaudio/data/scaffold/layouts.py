@@ -44,7 +44,7 @@ class Layout:
 
     Args:
         load: of the card. what: in words. splits: the stored ones. audio: column or text of the clip.
-        notes: what is passed over, a sentence each.
+        notes: what is skipped, a sentence each.
     """
 
     load: dict[str, Any]

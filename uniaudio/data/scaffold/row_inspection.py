@@ -122,11 +122,11 @@ def refuse_empty(profiles: Mapping[str, ColumnProfile], splits: Mapping[str, Spl
             reasons.update(split.errors)
         raise UserError(f"{where}: no row can be read ({', '.join(reasons) or 'there are none'})")
     if not set(profiles) - {"file_name"}:
-        passed = [split.left_out for split in splits.values() if split.left_out]
+        skipped = [split.left_out for split in splits.values() if split.left_out]
         raise UserError(
             f"{where}: holds {rows:,} recording(s), but nothing says what they are; put them into a folder for each "
             "label, on disk a .txt with the text beside each, or write a metadata.csv beside them with the columns "
-            f"file_name and label (or text){'; passed over: ' + ', '.join(passed) if passed else ''}"
+            f"file_name and label (or text){'; skipped: ' + ', '.join(skipped) if skipped else ''}"
         )
     unreadable = sum(split.unreadable for split in splits.values())
     if unreadable and unreadable == sum(split.measured for split in splits.values()):

@@ -42,7 +42,7 @@ def show_task(
         if split.sample:
             say(f"note: of {name} {split.sample} were looked at")
         if split.left_out:
-            say(f"note: passed over: {split.left_out}")
+            say(f"note: skipped: {split.left_out}")
     unusable = Counter[str]()
     for split in splits.values():
         unusable.update(split.errors)

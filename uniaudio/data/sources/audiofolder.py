@@ -67,7 +67,7 @@ def iterate_folder_rows(
 
     Args:
         clips: paths relative to the folder of the split. described: what metadata files say of them.
-        left_out: is counted what is passed over, by reason. beside: files with texts of a clip, by its path.
+        left_out: is counted what is skipped, by reason. beside: files with texts of a clip, by its path.
     """
     by_name: dict[str, list[MetadataRow]] = {}
     for row in described:

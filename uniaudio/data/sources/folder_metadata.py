@@ -43,7 +43,7 @@ def read_metadata(
 
     Args:
         folder: of the split. metadata: files in it and in the folders above. clips: paths relative to the folder.
-        left_out: is counted what is passed over, by reason.
+        left_out: is counted what is skipped, by reason.
 
     Raises:
         UserError: when a file cannot be read or has no column with paths.

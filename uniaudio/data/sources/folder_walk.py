@@ -1,4 +1,4 @@
-"""Files below a folder: which suffixes are clips, links are followed, and what is passed over is counted."""
+"""Files below a folder: which suffixes are clips, links are followed, and what is skipped is counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIXES = (
     | ALSO
     | set(HEADERLESS)
 )
-# a clip too: that it cannot be decoded is told, where passing over it would hide it
+# a clip too: that it cannot be decoded is reported, where skipping the file would hide it
 CLIPS = SUFFIXES | {".m4a"}
 
 
@@ -36,7 +36,7 @@ def walk_files(folder: Path, left_out: Counter[str] | None = None) -> Iterator[P
     read again: links could lead in circles, and rows would come twice.
 
     Args:
-        left_out: is counted what is passed over, by reason.
+        left_out: is counted what is skipped, by reason.
     """
     left_out = Counter() if left_out is None else left_out
     seen: set[tuple[int, int]] = set()
@@ -77,5 +77,5 @@ def describe_left_out(left_out: Mapping[str, int]) -> str:
 
 
 def describe_suffix(file: Path) -> str:
-    """Return the reason for which a file is passed over that is no clip by its name."""
+    """Return the reason for which a file is skipped that is no clip by its name."""
     return f"file with suffix {file.suffix.lower()}" if file.suffix else "file without suffix"

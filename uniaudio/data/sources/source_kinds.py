@@ -70,9 +70,9 @@ def open_new_source(card: DatasetCard, split: str) -> Source:
     if isinstance(source, ShardedSource) and card.each is not None:
         source.divided_by, source.size = card, None  # how many rows there are, only reading all of them tells
     if source.size == 0:
-        passed_over = describe_left_out(source.left_out)
+        skipped = describe_left_out(source.left_out)
         raise UserError(
             f"{card.path}: split '{split}' keeps no rows of {card.load.location}"
-            f"{f'; passed over: {passed_over}' if passed_over else ''}"
+            f"{f'; skipped: {skipped}' if skipped else ''}"
         )
     return source

@@ -34,7 +34,7 @@ def list_split_files(
     split ``train``.
 
     Args:
-        suffixes: of the files, the usual one first. left_out: is counted what is passed over, by reason.
+        suffixes: of the files, the usual one first. left_out: is counted what is skipped, by reason.
 
     Raises:
         UserError: for a place that does not exist or cannot be read, for a split that no file names, and for files of

@@ -24,7 +24,7 @@ PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 ODD_NAMES = (
     "backslashreplace"  # what becomes of names in other encodings: names are shown, nothing is opened by them
 )
-LARGEST_TEXT = 1 << 24  # bytes of a member that is no audio; larger ones are passed over
+LARGEST_TEXT = 1 << 24  # bytes of a member that is no audio; larger ones are skipped
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 
 
@@ -105,7 +105,7 @@ class TarReader:
                 )
 
     def read_content(self, name: str, size: int) -> EncodedAudio | None:
-        """Read what belongs to a header, or pass over it."""
+        """Read what belongs to a header, or skip it."""
         audio, at = self.is_audio(name), self.at
         if audio and self.local is not None:
             self.leave(size)
@@ -135,7 +135,7 @@ class TarReader:
         return data[:size]
 
     def leave(self, size: int) -> None:
-        """Pass over ``size`` bytes and the rest of the last record."""
+        """Skip ``size`` bytes and the rest of the last record."""
         behind = self.at + pad_to_records(size)
         if self.local is None:
             while self.at < behind:

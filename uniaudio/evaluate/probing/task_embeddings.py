@@ -171,7 +171,7 @@ def describe_pooling(rows: TaskRows, protocol: Protocol) -> str:
 
 
 class ClipReader:
-    """Decodes the clips of a task in order, and passes over those that cannot be used.
+    """Decodes the clips of a task in order, and skips those that cannot be used.
 
     Attributes:
         notices: the number of clips that are odd, by kind. skips: why clips cannot be used, by the number of their row.

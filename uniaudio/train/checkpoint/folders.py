@@ -75,7 +75,7 @@ def find_stage_ends(
         if not find_damage(path, (STATE,)) and not is_stage_end(path):
             continue
         if damage := find_damage(path, names):
-            complaints.append(f"checkpoint {path} is damaged ({damage}) and passed over")
+            complaints.append(f"checkpoint {path} is damaged ({damage}) and skipped")
         else:
             ends[int(json.loads((path / STATE).read_text())["stage"])] = path
     return ends, complaints
