@@ -1,9 +1,11 @@
 """What a plan says, against what a real model keeps, computes and allocates."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from helpers.runs import write_run, write_weights
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -14,6 +16,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from uniaudio.build.encoder_sketch import sketch_encoder
 from uniaudio.build.model import build_model
 from uniaudio.checks.first_rows import AverageClip
 from uniaudio.cli import main
@@ -274,6 +277,49 @@ def test_an_encoder_that_is_not_at_hand_is_reported(run, hub):
     config = run(encoders={"whisper": {"path": "openai/whisper-small"}})
     with pytest.raises(UserError, match="openai/whisper-small is no folder here and cannot be fetched"):
         plan_stage(config, 0, CLIP, torch.float32)
+
+
+def store_run(folder, **encoders):
+    """Write a run folder with one whole checkpoint, which was trained with these encoders; return its path."""
+    run_dir = write_run(folder, ["task"])
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    config = {"output_dir": str(run_dir), "encoders": encoders, "stages": [STAGE]}
+    (checkpoint / "config.yaml").write_text(dump_yaml(config))
+    write_weights(run_dir, b"never read")
+    return str(run_dir)
+
+
+def test_an_encoder_that_is_a_run_costs_what_its_architecture_costs(run, tmp_path):
+    """A run whose encoder is another run, which trained low-rank updates: they are merged, options of both count."""
+    first = store_run(tmp_path / "first", whisper={"path": str(tmp_path / "whisper"), "train": "lora"})
+    second = store_run(tmp_path / "second", whisper={"path": first, "train": "lora"})
+
+    def plan(path, **settings):
+        config = run(encoders={"whisper": {"path": path, "train": "frozen", **settings}})
+        return plan_stage(config, 0, CLIP, torch.float32)
+
+    expected, of_run = plan("whisper"), plan(second)
+    assert of_run.compute_total("single", 1) == expected.compute_total("single", 1)
+    assert (of_run.flops, of_run.frozen, of_run.trained) == (
+        expected.flops,
+        expected.frozen,
+        expected.trained,
+    )
+    assert plan(second, tail_frames=10).flops > expected.flops
+    trained = sketch_encoder(run(encoders={"whisper": {"path": second}}))
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_an_encoder_that_is_a_run_is_refused_where_its_config_does_not_say_enough(run, tmp_path):
+    of_code = store_run(tmp_path / "code", base={"kind": "my_package:Encoder"})
+    with pytest.raises(UserError, match=r"architecture of .*code is not known without its weights or code"):
+        plan_stage(run(encoders={"whisper": {"path": of_code}}), 0, CLIP, torch.float32)
+    empty = store_run(tmp_path / "empty", whisper={"path": str(tmp_path / "whisper")})
+    shutil.rmtree(tmp_path / "empty" / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"^encoders.whisper: .*empty is a run folder without a whole checkpoint$"
+    ):
+        plan_stage(run(encoders={"whisper": {"path": empty}}), 0, CLIP, torch.float32)
 
 
 def main_exit(arguments):

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from uniaudio.build.encoders import build_encoder, is_run
+from uniaudio.build.encoders import apply_options, build_encoder, find_checkpoint, is_run, name_run_encoder
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import ModelSpec
 from uniaudio.config.run import RunConfig
+from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.errors import prefix_user_errors
+from uniaudio.errors import UserError, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import list_code_places
 from uniaudio.model.encoders.registry import (
@@ -22,25 +23,53 @@ from uniaudio.model.encoders.registry import (
     load_audio_encoder,
 )
 from uniaudio.model.model_files import RANDOM, fetch_model_config, find_model_folder
+from uniaudio.train.checkpoint.integrity import CONFIG
 
 
 def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
     """Build the config's encoder without weights, so that what does not fit is told before any are read.
 
     Returns:
-        None when an encoder is a run or a class of somebody's own, or needs code that is not trusted.
+        None when an encoder is a class of somebody's own or needs code that is not trusted, or is a run with such an
+        encoder.
 
     Raises:
-        UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates.
+        UserError: as ``build_encoder`` does for kinds, rates, widths, layers and targets of low-rank updates; for an
+            encoder that is a run without a whole checkpoint.
     """
-    sketched = {}
+    sketched: dict[str, EncoderConfig] = {}
+    run_encoders: dict[str, AudioEncoder] = {}
     for name, settings in config.encoders.items():
-        without_weights = randomize_weights(settings, f"encoders.{name}", config.trust)
+        where = f"encoders.{name}"
+        if ":" not in settings.kind and is_run(settings.path):
+            run_encoder = sketch_run_encoder(settings, where, config.trust)
+            if run_encoder is None:
+                return None
+            sketched[name], run_encoders[name] = settings, run_encoder
+            continue
+        without_weights = randomize_weights(settings, where, config.trust)
         if without_weights is None:
             return None
         sketched[name] = without_weights
     with torch.device("meta"):
-        return build_encoder(config.model_copy(update={"encoders": sketched}), prompt_dim=1)
+        changed = config.model_copy(update={"encoders": sketched})
+        return build_encoder(changed, prompt_dim=1, run_encoders=run_encoders)
+
+
+def sketch_run_encoder(settings: EncoderConfig, where: str, trust: Trust) -> AudioEncoder | None:
+    """Build the encoder of a run without weights, from the config in its checkpoint; None as ``sketch_encoder``.
+
+    Stages need not be gone through: they add low-rank updates alone, which are merged where a run is an encoder.
+
+    Raises:
+        UserError: naming the key ``where``, when the run has no whole checkpoint or its encoder cannot be built.
+    """
+    with prefix_user_errors(where):
+        folder = find_checkpoint(settings.path, (CONFIG,))
+        if folder is None:
+            raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
+        config = load_stored_run(folder / CONFIG, folder.parent.parent, trust)
+        return sketch_encoder(apply_options(config, name_run_encoder(settings)))
 
 
 def sketch_model(model: ModelSpec) -> AudioEncoder | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -103,15 +103,21 @@ def is_run(spec: str) -> bool:
     )
 
 
-def load_part(settings: EncoderConfig, where: str, seed: int, trust: Trust) -> AudioEncoder:
+def load_part(
+    settings: EncoderConfig, where: str, seed: int, trust: Trust, run_encoder: AudioEncoder | None = None
+) -> AudioEncoder:
     """Load one encoder and make it trainable, low-rank or frozen, as its settings say.
+
+    Args:
+        run_encoder: the encoder where the settings name a run; None loads it with the weights of the run.
 
     Raises:
         UserError: naming the key ``where``.
     """
     if is_run(settings.path):
-        model = ModelSpec(settings.path, select_given(settings, LISTENING))
-        encoder = load_model_spec(model, torch.device("cpu"), trust)
+        encoder = run_encoder
+        if encoder is None:
+            encoder = load_model_spec(name_run_encoder(settings), torch.device("cpu"), trust)
         merge_lora(encoder)
         encoder.requires_grad_(True)
     else:
@@ -129,18 +135,27 @@ def load_part(settings: EncoderConfig, where: str, seed: int, trust: Trust) -> A
     return encoder
 
 
-def build_encoder(config: RunConfig, prompt_dim: int | None = None) -> AudioEncoder:
+def name_run_encoder(settings: EncoderConfig) -> ModelSpec:
+    """Return the MODEL that the settings of an encoder stand for whose path is a run."""
+    return ModelSpec(settings.path, select_given(settings, LISTENING))
+
+
+def build_encoder(
+    config: RunConfig, prompt_dim: int | None = None, run_encoders: Mapping[str, AudioEncoder] | None = None
+) -> AudioEncoder:
     """Load the config's encoders and fuse them; new weights are a function of the seed.
 
     Args:
         prompt_dim: width of the decoder's token embeddings, for a router that reads the question.
+        run_encoders: those of the config's encoders that are runs, by name; None loads them with their weights.
 
     Raises:
         UserError: before anything is loaded, when an encoder needs code that was not allowed.
     """
     config.require_trust(decoder=False)
+    built = run_encoders or {}
     parts = {
-        name: load_part(settings, f"encoders.{name}", config.seed, config.trust)
+        name: load_part(settings, f"encoders.{name}", config.seed, config.trust, built.get(name))
         for name, settings in config.encoders.items()
     }
     if config.fusion is None:

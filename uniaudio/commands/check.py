@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoder_sketch import sketch_encoder
-from uniaudio.build.encoders import EncoderHolder
+from uniaudio.build.encoders import EncoderHolder, is_run
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
 from uniaudio.checks.cache_settings import describe_cache_sizes
@@ -187,7 +187,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     """Build the encoder without weights and print its size by component.
 
     Returns:
-        The parts' configurations if all of them are Whispers, whose operations are known, else nothing.
+        The parts' configurations if all of them are Whispers, whose operations are known, and none is a run; else
+        nothing.
     """
     sketch = sketch_encoder(config)
     if sketch is None:
@@ -195,8 +196,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
             f"{name} ({settings.path or settings.kind})" for name, settings in config.encoders.items()
         )
         console.print(
-            f"encoders {names}: one is a run, or has code that --trust-remote-code or --allow-code is needed for, so "
-            "they are looked at when the run starts"
+            f"encoders {names}: one has code that --trust-remote-code or --allow-code is needed for, so they are "
+            "looked at when the run starts"
         )
         return []
     table = Table(title="encoder", title_justify="left")
@@ -215,6 +216,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
         print_adapter_size(config, sketch, sum(size for size, _ in sizes.values()), console)
     for text in describe_cache_sizes(sketch, config):
         console.print(text)
+    if any(is_run(part.path) for part in config.encoders.values()):
+        return []
     folders = [fetch_model_config(part.path, part.revision) for part in config.encoders.values()]
     if any(read_model_config(folder)["model_type"] != "whisper" for folder in folders):
         return []

@@ -49,8 +49,8 @@ class Blueprint:
         """Read it off the configs of checkpoints, without any weights.
 
         Raises:
-            UserError: when the encoder is a run, a class of the user's own or needs code that is not trusted, so that
-                its architecture is not known here; when the decoder cannot be used.
+            UserError: when the encoder is a class of the user's own, needs code that is not trusted or is a run with
+                such an encoder, so that its architecture is not known here; when the decoder cannot be used.
         """
         architecture = read_decoder_config(config)
         if not isinstance(architecture, WhisperConfig):
