@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -79,6 +79,36 @@ class Cell:
         result = {**summarise(), "process_seconds": round(seconds, 1)}
         self.unfinished.write_text(json.dumps(result, indent=1))
         self.unfinished.rename(self.result)
+
+
+def keep_settings(file: Path, settings: Mapping[str, Any], write: bool = True) -> None:
+    """Keep the settings that all cells of a folder depend on, and refuse to add cells that were made with others.
+
+    A folder whose cells are older than this file takes the first settings that it is continued with.
+
+    Args:
+        file: JSON beside the cells. settings: plain values. write: False compares them only.
+
+    Raises:
+        SystemExit: where the file holds other settings.
+    """
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        if kept != settings:
+            raise SystemExit(
+                f"{file.parent} holds results with {describe_settings(kept)}, not {describe_settings(settings)}: "
+                "give the same options, or another --out"
+            )
+    elif write:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(settings, indent=1) + "\n")
+        unfinished.rename(file)
+
+
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Return settings on one line, such as ``steps=640, bf16=false``."""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
 
 
 def run_cells(cells: Sequence[Cell], jobs: int, threads: int, report: Callable[[str], None]) -> int:

@@ -6,9 +6,10 @@
 
 UNIAUDIO_REALMODELS, UNIAUDIO_REALAUDIO and UNIAUDIO_REALDATA name the folders (docs/real-models.md). Every training,
 every probe and every set of answers is a cell, a JSON file under OUT/cells: the same command goes on where it was
-stopped, also in the middle of a training. ``--only`` takes names of runs and of questions (``real_runs.py``). Prints
-what is done, then tables as Markdown, which are also written to OUT/tables.md. A script that is given is called with
-the folder of models or of audio where something is missing in it.
+stopped, also in the middle of a training. OUT/settings.json keeps ``--steps``, ``--bf16`` and ``--quick``, on which
+cells depend; a command with other ones is refused. ``--only`` takes names of runs and of questions (``real_runs.py``).
+Prints what is done, then tables as Markdown, which are also written to OUT/tables.md. A script that is given is called
+with the folder of models or of audio where something is missing in it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, run_cells
+from cells import Cell, keep_settings, run_cells
 from real_runs import QUESTIONS, RUNS, SHORT_STEPS, STAGE_SHARES, Run, shorten, stage_steps
 from real_tables import answer_table, probe_table, read_cells, stage_table, task_table
 
@@ -370,9 +371,12 @@ def main() -> None:
     fetch_missing(runs, {"realmodels": arguments.fetch_models, "realaudio": arguments.fetch_audio})
     out: Path = arguments.out.absolute()
     quick = arguments.quick
+    steps = QUICK["steps"] if quick else arguments.steps
+    settings = {"steps": steps, "bf16": arguments.bf16, "quick": quick}
+    keep_settings(out / "settings.json", settings, write=not arguments.list)
     plan = Plan(
         out,
-        QUICK["steps"] if quick else arguments.steps,
+        steps,
         quick_suite(out) if quick else "realaudio",
         1 if quick else 3,
         QUICK["answers"] if quick else 80,

@@ -124,6 +124,40 @@ def test_a_plan_may_compute_in_bfloat16_and_probe_by_one_protocol(real_folders):
     assert (config.train.precision, config.adapter.depth.encoder_layers) == ("bf16", (2, 4))
 
 
+def test_an_output_folder_is_not_continued_with_other_settings(real_folders, monkeypatch):
+    """Nothing is written for them either, and the settings that it was begun with go on."""
+    out = real_folders / "out"
+    monkeypatch.setattr(real, "fetch_missing", lambda runs, scripts: None)
+    calls = []
+    monkeypatch.setattr(real, "run_cells", lambda cells, *rest: calls.append(len(cells)) or 0)
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["real.py", "--out", str(out), "--only", "joint", *options])
+        with pytest.raises(SystemExit) as end:
+            real.main()
+        return end.value.code
+
+    monkeypatch.setattr(sys, "argv", ["real.py", "--out", str(out), "--only", "joint", "--list"])
+    real.main()
+    assert not out.exists()
+    assert call("--steps", "100") == 0
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings == {"steps": 100, "bf16": False, "quick": False}
+    for options, other in (
+        (["--steps", "100", "--bf16"], "steps=100, bf16=true, quick=false"),
+        (["--steps", "99"], "steps=99, bf16=false, quick=false"),
+        (["--steps", "100", "--bf16", "--list"], "steps=100, bf16=true, quick=false"),
+        (["--quick"], "steps=3, bf16=false, quick=true"),
+    ):
+        assert call(*options) == (
+            f"{out} holds results with steps=100, bf16=false, quick=false, not {other}: give the same options, or "
+            "another --out"
+        )
+    assert not (out / "realaudio_quick.yaml").exists()
+    assert call("--steps", "100", "--protocols", "masked") == 0
+    assert calls[1] < calls[0]  # probes by one protocol are fewer cells, not other ones
+
+
 def test_one_wording_has_the_same_tasks_in_one_way(real_folders, tmp_path):
     recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
