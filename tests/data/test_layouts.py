@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -116,6 +117,35 @@ def test_a_file_beside_a_clip_that_holds_no_columns_does_not_cost_the_clip(tmp_p
     assert labels(source) == [("bird/0.wav", "bird"), ("bird/1.wav", "bird")]
     suffix = name.partition(".")[2]
     assert source.left_out == {f".{suffix} beside a clip that cannot be read as columns": 1}
+
+
+def test_texts_beside_clips_are_opened_only_where_something_uses_them(tmp_path):
+    write_clips(tmp_path / "data", "bird/0.wav", "bird/1.wav", "dog/2.wav")
+    (tmp_path / "data" / "bird" / "0.txt").write_text("a robin")
+    (tmp_path / "data" / "bird" / "1.lab").write_bytes(
+        "Geräusch".encode("latin-1")
+    )  # whoever opens it counts it
+    (tmp_path / "data" / "dog" / "2.json").write_text('{"label": "wolf", "speaker": 7}')
+    unreadable = {".lab beside a clip that cannot be read as columns": 1}
+    splits = {"train": {}, "robins": {"name": "train", "keep": "text == 'a robin'"}}
+    whole = card(tmp_path, {"audiofolder": "data"}, splits=splits)
+
+    def read(split="train", *used):
+        source = open_source(replace(whole, used=frozenset(used)) if used else whole, split)
+        rows = [row for row in source.rows() if isinstance(row, Row)]
+        columns = [{k: v for k, v in row.columns.items() if k not in ("file_name", "audio")} for row in rows]
+        return columns, source.left_out, source.fingerprint({"label"})
+
+    named, wolf = {"label": "bird"}, {"label": "wolf", "speaker": 7}
+    columns, left_out, fingerprint = read()
+    assert (columns, left_out) == ([{**named, "text": "a robin"}, named, wolf], unreadable)
+    assert read("train", "label") == ([named, named, wolf], {}, fingerprint)
+    assert read("train", "label", "text")[:2] == (columns, unreadable)
+    assert read("robins", "label")[:2] == ([{**named, "text": "a robin"}], unreadable)
+    assert read("train", "missing")[:2] == (
+        columns,
+        unreadable,
+    )  # the message about it names all that are there
 
 
 def test_every_suffix_that_is_read_is_taken_and_others_are_left_out_by_number(tmp_path):

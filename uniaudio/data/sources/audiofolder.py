@@ -25,7 +25,8 @@ class AudioFolderSource(ListedSource):
     Columns: ``file_name``, ``label`` (the clip's folder, where it lies in one), ``text`` of a ``.txt`` or ``.lab``
     beside the clip and the keys of such a ``.json``, and those of the metadata files, which may lie in any folder: the
     card's, the split's, and those below. Where metadata have a ``label`` of their own, folders give none. A file that
-    only the metadata name is a row too, so that its lack is reported.
+    only the metadata name is a row too, so that its lack is reported. A ``.txt`` or ``.lab`` is opened only where the
+    card's readers use ``text``; a ``.json`` always, for it may state lengths, labels and ids.
     """
 
     def __init__(self, card: DatasetCard, split: str) -> None:
@@ -49,8 +50,9 @@ class AudioFolderSource(ListedSource):
             above = folder.parents[: len(folder.parts) - len(place.parts)]
             metadata += [up / name for up in above for name in METADATA if (up / name).is_file()]
         described, errors = read_metadata(card, folder, metadata, clips, self.left_out)
+        columns = read_texts(card, split, beside, collect_columns(clips, described), self.left_out)
         rows: list[tuple[str, dict[str, Any] | RowError]] = list(
-            iterate_folder_rows(card, clips, described, self.left_out, beside)
+            iterate_folder_rows(card, clips, described, self.left_out, columns)
         )
         rows += [(error.key, error) for error in errors]
         super().__init__(card, split, rows, folder)
@@ -61,23 +63,23 @@ def iterate_folder_rows(
     clips: Collection[str],
     described: Sequence[MetadataRow],
     left_out: Counter[str],
-    beside: Mapping[str, Sequence[Path]],
+    beside: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, columns) of the clips of a split in the order of their names.
 
     Args:
         clips: paths relative to the folder of the split. described: what metadata files say of them.
-        left_out: is counted what is skipped, by reason. beside: files with texts of a clip, by its path.
+        left_out: is counted what is skipped, by reason. beside: what files beside a clip say of it, by its path.
     """
     by_name: dict[str, list[MetadataRow]] = {}
     for row in described:
         by_name.setdefault(row.name, []).append(row)
-    has_labels = any("label" in row.columns for row in described)
+    has_labels = has_stated_labels(described)
     # metadata that name several clips in one row: no clip is a row of its own
     in_rows = any(len(set(row.clips.values())) > 1 for row in described)
     for name in sorted({*by_name, *clips}):
         label = {"label": Path(name).parent.name} if "/" in name and not has_labels else {}
-        known = {**label, **read_texts(beside.get(name, ()), left_out)}
+        known = {**label, **beside.get(name, {})}
         for row in by_name.get(name, []):
             yield name, {**known, **row.columns, "file_name": name, **row.clips}
         if name not in by_name:
@@ -87,19 +89,54 @@ def iterate_folder_rows(
                 yield name, {**known, "file_name": name, **dict.fromkeys(card.audio, name)}
 
 
-def read_texts(files: Sequence[Path], left_out: Counter[str]) -> dict[str, Any]:
-    """Return what files beside a clip say of it: the keys of a ``.json``, and the content of any other as ``text``.
+def has_stated_labels(described: Sequence[MetadataRow]) -> bool:
+    """Return whether metadata have a ``label``, so that folders give none."""
+    return any("label" in row.columns for row in described)
 
-    One that says nothing of the kind (a list, another encoding) is counted in ``left_out``: it may be there for other
-    purposes, and the clip is a row without it.
-    """
-    columns: dict[str, Any] = {}
-    for file in files:
-        try:
-            if file.suffix.lower() == ".json":
-                columns |= parse_json_object(file.read_bytes())
-            else:
-                columns["text"] = decode_text(file.read_bytes()).strip()
-        except (OSError, ValueError):
-            left_out[f"{file.suffix.lower()} beside a clip that cannot be read as columns"] += 1
+
+def collect_columns(clips: Collection[str], described: Sequence[MetadataRow]) -> set[str]:
+    """Return the columns that a folder of clips has without the files beside them."""
+    columns = {"file_name"} | {name for row in described for name in (*row.columns, *row.clips)}
+    if not has_stated_labels(described) and any("/" in name for name in clips):
+        columns.add("label")
     return columns
+
+
+def read_texts(
+    card: DatasetCard,
+    split: str,
+    beside: Mapping[str, Sequence[Path]],
+    there: Collection[str],
+    left_out: Counter[str],
+) -> dict[str, dict[str, Any]]:
+    """Return what files beside clips say of them, by clip: the keys of a ``.json``, any other's content as ``text``.
+
+    Where nothing uses ``text``, files that have no other column are not opened.
+
+    Args:
+        beside: the files of each clip. there: the columns that rows have without them. left_out: is counted what says
+            nothing of the kind (a list, another encoding): it may be there for other purposes, and the clip is a row
+            without it.
+    """
+    files = {file for of_clip in beside.values() for file in of_clip}
+    texts = {file for file in files if file.suffix.lower() != ".json"}
+    read = {file: read_text_columns(file, left_out) for file in files - texts}
+    known = {*there, *card.audio, *(["text"] if texts else [])}.union(*read.values())
+    used = card.list_columns_to_read(split, known)
+    if used is None or "text" in used:
+        read |= {file: read_text_columns(file, left_out) for file in texts}
+    return {
+        clip: {name: value for file in of_clip for name, value in read.get(file, {}).items()}
+        for clip, of_clip in beside.items()
+    }
+
+
+def read_text_columns(file: Path, left_out: Counter[str]) -> dict[str, Any]:
+    """Return the columns that a file beside a clip gives its row; none where it cannot be read, which is counted."""
+    try:
+        if file.suffix.lower() == ".json":
+            return parse_json_object(file.read_bytes())
+        return {"text": decode_text(file.read_bytes()).strip()}
+    except (OSError, ValueError):
+        left_out[f"{file.suffix.lower()} beside a clip that cannot be read as columns"] += 1
+        return {}
