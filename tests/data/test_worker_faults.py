@@ -1,16 +1,23 @@
 """What torch says about data workers becomes a sentence with the row or the setting; all else passes as it is."""
 
 import errno
+import os
 import resource
+import signal
+import sys
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
+from multiprocessing.connection import Client
+from multiprocessing.resource_sharer import DupFd
 
 import pytest
 import torch
 
+from uniaudio.data.loader import isolate_worker
 from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
+from uniaudio.train.signals import StopSignal
 
 
 @dataclass(frozen=True)
@@ -114,3 +121,31 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes_and_else_refused(mo
         ensure_open_files(4, 8)
     limits["now"] = (256, 256)
     ensure_open_files(8, 2)
+
+
+def hand_over(pipe, problems):
+    """Do what a data worker does: hand over open files and wait; then let its thread meet problems of its own."""
+    isolate_worker(0)
+    pipe.send(DupFd(os.pipe()[0]))
+    pipe.recv()
+    for problem in problems:
+        sys.excepthook(type(problem), problem, None)
+
+
+@pytest.mark.parametrize(("problems", "said"), [([], ""), ([KeyError("lost")], "KeyError: 'lost'\n")])
+def test_a_run_that_is_stopped_at_once_leaves_its_workers_without_a_word(capfd, problems, said):
+    """It is stopped while it takes an open file, and the terminal sends SIGINT to all processes of the run."""
+    here, there = get_context("fork").Pipe()
+    with StopSignal():
+        process = get_context("fork").Process(target=hand_over, args=(there, problems))
+        process.start()
+    file = here.recv()
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+    address, _ = file._id
+    Client(address, authkey=current_process().authkey).close()
+    os.close(file.detach())  # the next one is handed over as ever
+    here.send("end")
+    process.join(60)
+    assert process.exitcode == 0
+    assert capfd.readouterr().err == said

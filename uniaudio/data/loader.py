@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,12 @@ from uniaudio.data.mixture import Mixture, StreamState
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ShardedSource
 from uniaudio.data.worker_dataset import Failure, MicroBatch, WorkerDataset
-from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults
+from uniaudio.data.worker_faults import (
+    PLACES,
+    ensure_open_files,
+    explain_worker_faults,
+    ignore_cut_connections,
+)
 from uniaudio.errors import UserError
 from uniaudio.feature_cache import FeatureStore
 from uniaudio.launched_processes import end_with_parent
@@ -148,7 +155,7 @@ def make_loader(
             "num_workers": 1,
             "prefetch_factor": prefetch,
             "timeout": mixture.patience + outage,
-            "worker_init_fn": leave_group,
+            "worker_init_fn": isolate_worker,
         }
     owner = {stream: i % count for i, stream in enumerate(served)}
     crew = [
@@ -218,11 +225,14 @@ class Worker:
         return micro
 
 
-def leave_group(worker: int) -> None:
+def isolate_worker(worker: int) -> None:
     """Leave the run's process group: launchers signal all of it, and a run that is to save still needs its data.
 
-    So a worker has to see by itself when its run is gone; torch's own look comes only while nothing is being read.
+    So a worker has to see by itself when its run is gone; torch's own look comes only while nothing is being read. A
+    Ctrl-C is for the run alone, also where it is sent to every process: a worker ends with its run, without a word.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in place of the run's handler, which a fork inherits
+    sys.excepthook = ignore_cut_connections
     os.setpgid(0, 0)
     if (run := multiprocessing.parent_process()) is not None:
         end_with_parent("", run.pid)

@@ -10,9 +10,11 @@ import contextlib
 import errno
 import re
 import resource
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -39,6 +41,18 @@ MOST_FILES = (
     65536  # more is not asked for: some systems walk through all possible files when a process starts
 )
 FILES_OF_PROCESS, FILES_OF_WORKER, FILES_OF_BATCH = 48, 8, 16
+
+
+def ignore_cut_connections(
+    kind: type[BaseException], problem: BaseException, trace: TracebackType | None
+) -> None:
+    """Stand in for ``sys.excepthook`` in a data worker: say nothing of connections that its run has cut.
+
+    The thread that hands over file descriptors reports there what it meets, also that a run was stopped at once in the
+    midst of taking one.
+    """
+    if not isinstance(problem, CUT):
+        sys.__excepthook__(kind, problem, trace)
 
 
 class WorkerPlaces:
