@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
@@ -70,6 +71,14 @@ def test_what_loads_for_long_without_a_request_is_no_wait_for_the_hub(hub, model
                 fetch_model_config(NAME, None)
             time.sleep(0.1)
         assert ("waiting for the Hub" in capsys.readouterr().err) == has_request
+
+
+def test_requests_for_the_hub_are_counted_and_no_others(monkeypatch):
+    monkeypatch.setattr(hub_connection, "REQUESTS", hub_connection.RequestCounter())
+    monkeypatch.setattr(hub_connection, "ANSWERED", {constants.ENDPOINT})
+    for url in (f"{constants.ENDPOINT}/api/models", "http://127.0.0.1:1/other", f"{constants.ENDPOINT}/x"):
+        hub_connection.refuse_unreachable_hub(SimpleNamespace(url=url))
+    assert hub_connection.REQUESTS.count == 2
 
 
 def test_a_server_that_says_nothing_is_given_up(hub, slept, monkeypatch):

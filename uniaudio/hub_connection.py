@@ -32,11 +32,25 @@ LONGEST_SILENCE = 15.0  # seconds without any answer, after which no further req
 FORGOTTEN_AFTER = 60.0  # seconds, after which a Hub that was away is tried again
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
-SENT = [0]  # requests that went to the Hub
 ANSWERED: set[str] = set()  # endpoints that have answered this process
 WAITING: dict[str, float] = {}  # since when (monotonic) there are requests without an answer, by endpoint
 AWAY: dict[str, tuple[float, str]] = {}  # until when (monotonic) endpoints are not tried again, and why
 LOCK = threading.Lock()
+
+
+class RequestCounter:
+    """The number of requests that went to the Hub, from all threads of this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lock = threading.Lock()
+
+    def add(self) -> None:
+        with self.lock:
+            self.count += 1
+
+
+REQUESTS = RequestCounter()
 
 
 class HubAwayError(OfflineModeIsEnabled):
@@ -55,7 +69,7 @@ def announce_wait(name: str) -> Iterator[None]:
         return
     watch_client()
     is_over = threading.Event()
-    threading.Thread(target=print_wait, args=(name, SENT[0], is_over), daemon=True).start()
+    threading.Thread(target=print_wait, args=(name, REQUESTS.count, is_over), daemon=True).start()
     try:
         yield
     finally:
@@ -70,7 +84,7 @@ def print_wait(name: str, before: int, is_over: threading.Event) -> None:
         before: requests that were sent before.
     """
     while not is_over.wait(SAID_AFTER):
-        if SENT[0] > before:
+        if REQUESTS.count > before:
             if is_main_rank():
                 print(f"waiting for the Hub ({constants.ENDPOINT}): {name} ...", file=sys.stderr, flush=True)
             return
@@ -100,8 +114,10 @@ def refuse_unreachable_hub(request: Any) -> None:
         HubAwayError: in place of the client's many tries.
     """
     endpoint = constants.ENDPOINT
-    SENT[0] += str(request.url).startswith(endpoint)
-    if endpoint in ANSWERED or not str(request.url).startswith(endpoint):
+    if not str(request.url).startswith(endpoint):
+        return
+    REQUESTS.add()
+    if endpoint in ANSWERED:
         return
     with LOCK:
         require_connection(endpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +26,7 @@ from uniaudio.data.importers.base import (
 )
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.recipe_entries import Entry, EvalEntry
+from uniaudio.data.scaffold.column_profiles import LONE_SURROGATE
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.paths import TARS, expand_places, is_remote, join_place
 from uniaudio.data.sources.source_kinds import open_source
@@ -100,12 +101,7 @@ def write_import(data: ImportedData, out: Path, name: str) -> Recipe:
     for path, rows in data.manifests.items():
         file = out / MANIFESTS / f"{path}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as stream:
-            for row in rows:
-                try:
-                    stream.write(orjson.dumps(row) + b"\n")
-                except TypeError:  # bytes of another encoding, which stand as lone surrogates
-                    skipped["text or path that is no UTF-8"] += 1
+        write_manifest(file, rows, skipped)
     data.notes += list_skipped_counts(skipped, "rows")
     for card, content in data.cards.items():
         write_record(out / "datasets" / f"{card}.yaml", content)
@@ -118,6 +114,32 @@ def write_import(data: ImportedData, out: Path, name: str) -> Recipe:
         recipe["recipe"] = recipe_file.stem
     write_record(recipe_file, recipe | ({"mix": data.mix} if data.mix else {}))
     return load_recipe(str(recipe_file))
+
+
+def write_manifest(file: Path, rows: Iterable[Mapping[str, Any]], skipped: Counter[str]) -> None:
+    """Write rows as JSON lines.
+
+    Args:
+        skipped: is counted what JSON cannot hold, by reason.
+    """
+    with file.open("wb") as stream:
+        for row in rows:
+            try:
+                line = orjson.dumps(row)
+            except TypeError as problem:  # orjson's own kind for all that it refuses
+                reason = "text or path that is no UTF-8" if has_undecoded_text(row) else f"no JSON: {problem}"
+                skipped[reason] += 1
+            else:
+                stream.write(line + b"\n")
+
+
+def has_undecoded_text(value: Any) -> bool:
+    """Return whether a text in nested values holds bytes of another encoding, which stand as lone surrogates."""
+    if isinstance(value, str):
+        return LONE_SURROGATE.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(map(has_undecoded_text, (*value, *value.values())))
+    return isinstance(value, list | tuple) and any(map(has_undecoded_text, value))
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import unicodedata
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from helpers.files import add, clip_bytes
 from rich.console import Console
 
-from uniaudio.commands.data_import import import_data
+from uniaudio.commands.data_import import import_data, write_manifest
 from uniaudio.data.importers.base import make_name, name_splits
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.sources.base import Row, decode_clips
@@ -89,6 +90,28 @@ def test_librispeech_transcripts_of_other_systems(tmp_path):
         UserError, match=r"no line of a \*\.trans\.txt can be used \(there is no clip of its name\)"
     ):
         run_import("librispeech", tmp_path / "LS" / "test", tmp_path / "other")
+
+
+def test_rows_that_json_cannot_hold_are_counted_by_their_reason(tmp_path):
+    undecoded = b"M\xf6WE".decode("utf-8", "surrogateescape")
+    rows = [
+        {"text": "Möwe"},
+        {"text": undecoded},
+        {"turns": [{"content": undecoded}]},
+        {undecoded: "key"},
+        {"labels": {"a"}},
+        {"id": 1 << 70},
+        {"id": 2},
+    ]
+    skipped = Counter()
+    write_manifest(tmp_path / "rows.jsonl", rows, skipped)
+    assert skipped == {
+        "text or path that is no UTF-8": 3,
+        "no JSON: Type is not JSON serializable: set": 1,
+        "no JSON: Integer exceeds 64-bit range": 1,
+    }
+    written = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert written == ['{"text":"Möwe"}', '{"id":2}']
 
 
 def test_librispeech_by_a_relative_path(tmp_path, monkeypatch):
