@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from uniaudio.config.stages import Stage
-from uniaudio.data.skipped_rows import SkipLedger
 from uniaudio.distributed import gather_objects, sum_over_ranks
-from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
@@ -73,7 +71,6 @@ class StageRun:
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]
         self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
-        self.known_shards = SkipLedger(run.ledger.allowed, run.ledger.counts())  # broken ones, on the console
         self.saved_step: int | None = None
         self.evaluation = PeriodicEvaluation(run, model.engine, position)
         run.user.enter_stage(self.stage.name, model.engine.plain)
@@ -253,36 +250,9 @@ class StageRun:
         if failed:
             writer.wait()  # tells what happened, on all ranks
         if not stop:  # else the step is done again after the resume, and its skips are told then
-            self.count_left_out(step, any_rank=bool(skipped))
+            self.run.count_left_out(step, self.position.step + 1, any_rank=bool(skipped))
             self.metrics.add_costs(costs, len(step.micro))
         return StepTotals(tokens, frames, seconds, bool(stop))
-
-    def count_left_out(self, step: Steps, any_rank: bool) -> None:
-        """Count and report the rows that the data of a step left out.
-
-        Args:
-            any_rank: whether a row was left out on any rank.
-
-        Raises:
-            UserError: on all ranks together, when they are too many.
-        """
-        ledger = self.run.ledger
-        for skip in ledger.find_first_skips(step.skips):
-            self.tracker.warn(skip.sentence)
-        for notice in ledger.add(step.drawn, step.skips, step.notices):
-            self.tracker.warn(notice.sentence)
-            self.tracker.log_event("notice", step=self.position.step + 1, **asdict(notice))
-        self.tracker.write_skips(self.position.step + 1, step.skips)
-        if any_rank:
-            of_all = self.sum_ledgers()
-            for sentence in of_all.report_new_shards(self.known_shards):
-                self.tracker.warn(sentence)
-            if complaint := of_all.explain_problem():
-                raise UserError(complaint)
-
-    def sum_ledgers(self) -> SkipLedger:
-        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
-        return SkipLedger(self.run.ledger.allowed, *gather_objects(self.run.ledger.counts()))
 
     def account(
         self, step: Steps, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float
@@ -351,7 +321,7 @@ class StageRun:
     def save(self) -> None:
         """Begin to write a checkpoint."""
         self.saved_step = self.position.step
-        self.position.skips = self.sum_ledgers().counts()
+        self.position.skips = self.run.sum_ledgers().counts()
         streams = [state for state in gather_objects(self.position.stream) if state is not None]
         joined = self.run.data.join_states(streams) if streams else None
         state = {

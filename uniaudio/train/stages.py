@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 
 from uniaudio.config.run import RunConfig
 from uniaudio.data.skipped_rows import SkipLedger
-from uniaudio.distributed import barrier
+from uniaudio.distributed import barrier, gather_objects
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.train.callbacks import UserCallbacks
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, find_writers
@@ -65,11 +66,38 @@ class RunServices:
         # the ledgers of all ranks are added up, so only one goes on from the checkpoint's
         counts = [position.skips] if position.skips and main else []
         self.ledger = SkipLedger(config.data.max_skipped_share, *counts)
+        self.known_shards = SkipLedger(self.ledger.allowed, *counts)  # broken ones, on the console
         writers, blind = find_writers(run_dir)
         if blind:
             self.tracker.warn(describe_unshared_folder(config, blind))
         self.writer = CheckpointWriter(run_dir, config, models.bases, self.report_saved, writers)
         self.profile = StepProfile(config.train.profile and main, run_dir, self.tracker)
+
+    def count_left_out(self, step: Steps, number: int, any_rank: bool) -> None:
+        """Count and report the rows that the data of a step left out.
+
+        Args:
+            number: of the step. any_rank: whether a row was left out on any rank.
+
+        Raises:
+            UserError: on all ranks together, when they are too many.
+        """
+        for skip in self.ledger.find_first_skips(step.skips):
+            self.tracker.warn(skip.sentence)
+        for notice in self.ledger.add(step.drawn, step.skips, step.notices):
+            self.tracker.warn(notice.sentence)
+            self.tracker.log_event("notice", step=number, **asdict(notice))
+        self.tracker.write_skips(number, step.skips)
+        if any_rank:
+            of_all = self.sum_ledgers()
+            for sentence in of_all.report_new_shards(self.known_shards):
+                self.tracker.warn(sentence)
+            if complaint := of_all.explain_problem():
+                raise UserError(complaint)
+
+    def sum_ledgers(self) -> SkipLedger:
+        """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
+        return SkipLedger(self.ledger.allowed, *gather_objects(self.ledger.counts()))
 
     def report_saved(self, step: int, facts: Mapping[str, Any]) -> None:
         """Note in the metrics that a checkpoint is whole, and call the callbacks."""
