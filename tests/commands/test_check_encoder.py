@@ -4,11 +4,12 @@ import io
 
 import pytest
 import torch
+from export.test_hf import FUSIONS, fused
 from helpers.checkpoints import MINIATURES, save_miniature
 from rich.console import Console
 from torch import nn
 
-from uniaudio.checks.encoder_contract import check_contract
+from uniaudio.checks.encoder_contract import check_contract, check_gradients, check_silence
 from uniaudio.commands.check_encoder import list_families, list_support, show_findings
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
@@ -40,6 +41,15 @@ def test_every_encoder_keeps_the_contract(kind, tmp_path):
         findings = [f for f in findings if f.name != "runs in bfloat16"]
     assert [(f.name, f.seen) for f in findings if not f.holds] == []
     show_findings(findings, kind)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_fusion_keeps_the_contract_without_clips(name, tmp_path):
+    assert check_silence(fused(FUSIONS[name], tmp_path)) == "finite, empty"
+
+
+def test_the_weights_of_a_router_that_reads_the_question_get_gradients(tmp_path):
+    assert check_gradients(fused(FUSIONS["mowe, prompts"], tmp_path)).endswith("parameters move")
 
 
 def test_what_an_encoder_supports_is_listed(tmp_path):

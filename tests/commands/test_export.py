@@ -353,6 +353,11 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys,
     assert "goes with --to hf" in refusal(
         capsys, "any", tmp_path / "out", "--to", "onnx", "--push-to-hub", "me/it"
     )
+    for to in ("hf", "mteb", "voxtral"):
+        options = ("--to", to, "--decoder", "reference")
+        assert "--decoder reference goes with --to hf-lm" in refusal(
+            capsys, "any", tmp_path / "out", *options
+        )
     assert "OWNER/NAME" in refusal(capsys, "any", tmp_path / "out", "--push-to-hub", "it")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert "without a whole checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")

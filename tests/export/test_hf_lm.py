@@ -123,6 +123,9 @@ def test_every_adapter_is_described_and_made_again(kind, added):
     assert torch.equal(again(encoded.frames, *states).values, tokens.values)
     assert tokens.lengths.tolist() == [again.num_tokens(frames) for frames in encoded.frames.lengths.tolist()]
     assert again.decoder_layers == adapter.decoder_layers
+    nothing = encoder(make_noise((1,)).select([]), layers=True)
+    states = [[nothing.layers[number] for number in adapter.encoder_layers]] if adapter.encoder_layers else []
+    assert adapter(nothing.frames, *states).values.shape == (0, tokens.values.shape[1])
 
 
 @pytest.mark.parametrize("settings", [{}, DEPTH], ids=["plain", "depth"])

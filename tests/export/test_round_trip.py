@@ -1,5 +1,7 @@
 """Exported whole models are opened again, answer as the run does, and are exported again to the same bytes."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import tiny_whisper
@@ -12,7 +14,8 @@ from helpers.files import assert_same_files
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.exported_model import FORMATS, find_format
 from uniaudio.build.model import load_model
-from uniaudio.commands.export_model import MODEL_TARGETS
+from uniaudio.commands.export_model import MODEL_TARGETS, read_run_config
+from uniaudio.config.trust import NO_TRUST
 from uniaudio.errors import UserError
 from uniaudio.export.hf import make_noise
 from uniaudio.export.hf_lm import write_hf_lm
@@ -85,3 +88,8 @@ def test_what_is_no_whole_model_says_so(tmp_path):
     assert find_format(str(tmp_path / "missing")) is None
     with pytest.raises(UserError, match="nor an exported model with its language model"):
         load_model(str(tmp_path / "whisper"), CPU)
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    for read in (load_model, partial(read_run_config, to="hf-lm", trust=NO_TRUST)):
+        with pytest.raises(UserError, match=r"lora holds an adapter .* merge it into its base model"):
+            read(str(tmp_path / "lora"))

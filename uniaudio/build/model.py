@@ -221,6 +221,8 @@ def load_model(
     if checkpoint is None and find_format(chosen.path) is not None:
         return load_exported_model(chosen, device or choose_device())
     if checkpoint is None:
+        if Path(chosen.path).is_dir():
+            refuse_unusable_files(chosen.path, "model")
         raise UserError(
             f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it, nor an exported model "
             "with its language model"

@@ -134,8 +134,12 @@ def check_silence(encoder: AudioEncoder) -> str:
     quiet = Ragged(torch.zeros(8_000, dtype=torch.int16, device=device), torch.tensor([8_000]))
     require(bool(encoder(quiet).frames.values.isfinite().all()), "silence gives values that are not finite")
     none = Ragged(torch.zeros(0, dtype=torch.int16, device=device), torch.zeros(0, dtype=torch.int64))
-    shape = tuple(encoder(none).frames.values.shape)
-    require(shape == (0, encoder.dim), f"no clips give frames of shape {shape}")
+    encoded = encoder(none, layers=True)
+    shapes = [tuple(state.values.shape) for state in (encoded.frames, *(encoded.layers or ()))]
+    require(
+        shapes == [(0, width) for width in (encoder.dim, *encoder.layer_dims)],
+        f"no clips give frames and hidden states of the shapes {shapes}",
+    )
     return "finite, empty"
 
 
@@ -154,7 +158,9 @@ def check_gradients(encoder: AudioEncoder) -> str:
     device = next(iter(trained.values())).device
     encoder.zero_grad(set_to_none=True)
     encoder.train()
-    frames = encoder(make_noise_clips(*BATCH).to(device)).frames.values
+    width = getattr(encoder, "prompt_dim", None)  # of a router that reads the question
+    given = {} if width is None else {"prompts": torch.randn(len(BATCH), width, device=device)}
+    frames = encoder(make_noise_clips(*BATCH).to(device), **given).frames.values
     direction = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0)).to(frames)
     (frames * direction).sum().backward()
     encoder.eval()

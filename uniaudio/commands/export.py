@@ -15,7 +15,7 @@ from rich.table import Table
 from uniaudio.build.encoder_provenance import collect_provenance
 from uniaudio.build.encoder_sketch import sketch_encoder, sketch_model
 from uniaudio.build.encoders import check_model, find_checkpoint, is_run, load_encoder
-from uniaudio.commands.export_model import MODEL_TARGETS, export_model
+from uniaudio.commands.export_model import HF_LM, MODEL_TARGETS, export_model
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
@@ -64,7 +64,7 @@ def export_checkpoint(
     from uniaudio.export.hf import require_new_folder
 
     model = parse_model_spec(spec)
-    check_request(model.path, to, push_to_hub)
+    check_request(model.path, to, push_to_hub, decoder)
     check_model(spec, trust)
     require_new_folder(out)
     if push_to_hub is not None:
@@ -98,7 +98,7 @@ def export_checkpoint(
         console.print(push_folder(out, push_to_hub), soft_wrap=True)
 
 
-def check_request(path: str, to: str, push_to_hub: str | None) -> None:
+def check_request(path: str, to: str, push_to_hub: str | None, decoder: str) -> None:
     """Refuse what cannot work.
 
     Raises:
@@ -109,6 +109,9 @@ def check_request(path: str, to: str, push_to_hub: str | None) -> None:
         raise UserError(f"--to {to}: give one of {', '.join(known)}{suggest_name(to, known)}")
     if push_to_hub is not None and to not in ("hf", *MODEL_TARGETS):
         raise UserError(f"--push-to-hub goes with --to hf and whole models, not with --to {to}")
+    if decoder != "inside" and to != HF_LM:
+        has = "has its decoder inside" if to in MODEL_TARGETS else "holds the encoder alone"
+        raise UserError(f"--decoder {decoder} goes with --to {HF_LM}; {to} {has}")
     if is_run(path) and find_checkpoint(path) is None:
         raise UserError(f"{path} is a run folder without a whole checkpoint")
     if to == "onnx":

@@ -22,7 +22,12 @@ from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.lora import merge_lora
-from uniaudio.model.model_files import RANDOM, fetch_model_config, read_model_config
+from uniaudio.model.model_files import (
+    RANDOM,
+    fetch_model_config,
+    read_model_config,
+    refuse_unusable_files,
+)
 
 if TYPE_CHECKING:  # it imports the classes of transformers
     from uniaudio.export.stock_formats import StockFormat
@@ -45,8 +50,6 @@ def export_model(
     """
     if to == HF_LM:
         return export_hf_lm(spec, out, trust, decoder, place or str(out))
-    if decoder != "inside":
-        raise UserError(f"--decoder {decoder} goes with --to {HF_LM}; a stock format has its decoder inside")
     from uniaudio.export.logit_comparison import compare_stock_model, compute_prompt_logits, make_trial_clips
     from uniaudio.export.model_card import write_lm_card
     from uniaudio.export.stock_formats import STOCK_FORMATS
@@ -188,6 +191,8 @@ def read_run_config(spec: str, to: str, trust: Trust) -> RunConfig | None:
     if checkpoint is None and find_format(path) is not None:
         return None
     if checkpoint is None:
+        if Path(path).is_dir():
+            refuse_unusable_files(path, "model")
         raise UserError(
             f"--to {to} writes the whole model of a run, and {spec} is none; use --to hf for an encoder"
         )

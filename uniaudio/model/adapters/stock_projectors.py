@@ -83,7 +83,7 @@ def stack_frames(frames: Ragged, stack: int) -> Float[Tensor, "N S"]:
     place = Ragged.index_slices(Ragged.find_row_starts(slots), frames.lengths)
     buffer = frames.values.new_zeros(int(slots.sum()), frames.values.shape[1])
     buffer = buffer.index_copy(0, place.to(frames.device, non_blocking=True), frames.values)
-    return buffer.view(int(groups.sum()), -1)
+    return buffer.view(int(groups.sum()), stack * buffer.shape[1])
 
 
 class OneLinear(InitArgsModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from uniaudio.model.init_args import InitArgsModule
@@ -53,6 +54,15 @@ class AudioEncoder(InitArgsModule):
             masks: bands of the spectrogram to hide, see ``spec_augment.mask_mel``; for encoders that take them.
         """
         raise NotImplementedError
+
+    def encode_no_clips(self, layers: bool) -> Encoded:
+        """Return what ``forward`` gives without clips: no frames, in every hidden state that is asked for."""
+        like, none = next(self.parameters()), torch.zeros(0, dtype=torch.int64)
+        states = tuple(
+            Ragged(torch.zeros(0, width, dtype=like.dtype, device=like.device), none)
+            for width in self.layer_dims
+        )
+        return Encoded(states[-1], states if layers else None)
 
     def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode padded clips by one graph for all lengths, to frames ``[C, A, E]`` and their numbers ``[C]``.

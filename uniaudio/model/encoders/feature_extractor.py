@@ -64,8 +64,7 @@ class ChunkedAudioEncoder(AudioEncoder):
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
         if not len(audio):
-            weight = next(self.parameters())
-            return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
+            return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, self.chunk)
         samples = convert_to_float(chunks.values).cpu().numpy()
         waves = [

@@ -116,7 +116,7 @@ class OmniAudioEncoder(AudioEncoder):
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
         if not len(audio):
-            return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), counts))
+            return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, self.chunk)
         kept = torch.tensor([self.count_frames(self.mel_frames(n)) for n in chunks.lengths.tolist()])
         mel = self.mel(append_silence(chunks, chunks.lengths.clamp(min=self.least)))

@@ -80,9 +80,8 @@ class WaveAudioEncoder(AudioEncoder):
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``; there is no spectrogram to mask."""
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
-        weight = self.model.feature_projection.projection.weight
         if not len(audio):
-            return Encoded(Ragged(weight.new_zeros(0, self.dim), counts))
+            return self.encode_no_clips(layers)
         waves = audio.with_values(convert_to_float(audio.values))
         if self.normalize:
             waves = normalize_rows(waves)

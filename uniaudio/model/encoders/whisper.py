@@ -125,7 +125,7 @@ class WhisperAudioEncoder(AudioEncoder):
             [self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
         )
         if not len(audio):
-            return Encoded(Ragged(self.mel.filters.new_zeros(0, self.dim), frames_per_clip))
+            return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, REACH)
         attending = self.list_attending(audio) if self.masked_padding else None
         if attending is None:

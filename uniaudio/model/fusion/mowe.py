@@ -127,7 +127,7 @@ class MoweEncoder(CompositeEncoder):
         self.width, self.frame_rate = width, rate
         self.dim = base.dim + width * sum(router is not None for router in (self.independent, self.dependent))
         self.layer_dims = (*base.layer_dims, self.dim)
-        self.takes_prompts = prompt_dim is not None
+        self.takes_prompts, self.prompt_dim = prompt_dim is not None, prompt_dim
 
     def scale(self, index: int, frames: Ragged) -> Ragged:
         """Scale the frames of an encoder, the base being number 0."""

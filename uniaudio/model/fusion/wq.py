@@ -59,7 +59,7 @@ class GatedAttention(nn.Module):
         shape = (len(frames), self.heads, self.head_dim)
         query, key = (rotate_pairs(x.view(shape), positions) for x in (query, self.k_proj(frames)))
         value = self.v_proj(frames).view(shape)
-        mixed = packed_attention(query, key, value, segments, causal=False).reshape(len(frames), -1)
+        mixed = packed_attention(query, key, value, segments, causal=False).flatten(1)
         gate = gate.sigmoid()
         return self.o_proj(mixed * gate), gate
 
