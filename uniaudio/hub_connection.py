@@ -25,9 +25,8 @@ SAID_AFTER = 1.5  # seconds without an answer, after which it is said what is wa
 CONNECT_SECONDS = 5.0  # for one connection: time for two packets that were lost
 PAUSES = (1.0, 2.0)  # seconds between the tries
 LONGEST_TRIAL = 10.0  # seconds, after which there is no further try
-LONGEST_HEAD = (
-    10.0  # seconds for the head of a file, which is a moment's work, until the Hub has answered once
-)
+# seconds for the head of a file, which is a moment's work, until the Hub has answered once
+LONGEST_HEAD = 10.0
 LONGEST_SILENCE = 15.0  # seconds without any answer, after which no further request is sent
 FORGOTTEN_AFTER = 60.0  # seconds, after which a Hub that was away is tried again
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}

@@ -14,9 +14,8 @@ from pathlib import Path
 EVERY = 1.0  # seconds between two looks
 EXIT_CODE = 1
 MESSAGES = "UNIAUDIO_LAUNCH_MESSAGES"  # environment variable: folder where ranks leave their last sentences
-LAUNCH_COMMAND = (
-    "UNIAUDIO_LAUNCH_COMMAND"  # the same: the command that launches a config, which stands for {}
-)
+# the same: the command that launches a config, which stands for {}
+LAUNCH_COMMAND = "UNIAUDIO_LAUNCH_COMMAND"
 
 
 def leave_message(sentence: str) -> bool:

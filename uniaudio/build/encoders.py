@@ -30,9 +30,8 @@ from uniaudio.train.trainable import TrainableParameters, go_through_stages, put
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
 SAID: set[str] = set()  # what the console has been told of damaged checkpoints: one is opened many times
 PART = "encoder."  # what the names of its tensors begin with in a checkpoint
-READS_PROMPT = (
-    "encoder.dependent.read_prompt.weight"  # of a router that reads the question: [E, width of the question]
-)
+# of a router that reads the question: [E, width of the question]
+READS_PROMPT = "encoder.dependent.read_prompt.weight"
 
 
 def choose_device() -> torch.device:

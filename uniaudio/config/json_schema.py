@@ -9,9 +9,8 @@ from uniaudio.config.field_docs import document_fields, document_record, list_re
 from uniaudio.config.records import Strict
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-PARTIAL = (
-    ".partial"  # behind the name of a definition: the same record where a `base` may hold the rest of it
-)
+# behind the name of a definition: the same record where a `base` may hold the rest of it
+PARTIAL = ".partial"
 BASE = {
     "type": "string",
     "description": "Another file of this kind, by name or path, whose keys are inherited.",

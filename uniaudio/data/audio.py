@@ -31,9 +31,8 @@ HIGHEST_PEAK = 4.0  # full scale is 1: more than 12 dB above it, the samples are
 CLIPPED_SHARE = 0.01
 SILENT_SHARE = 0.02  # of the channels' power, divided by their number: a mean below it has cancelled them
 FAINT = 1e-8  # power of samples, full scale being 1, that is as good as silence
-SPAN_SLACK = (
-    0.1  # seconds by which a segment may end behind the recording: ends are rounded, decoders disagree
-)
+# seconds by which a segment may end behind the recording: ends are rounded, decoders disagree
+SPAN_SLACK = 0.1
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 
 MOST_CANDIDATES = 20_000  # rows that are looked at to choose among; a larger set is sampled in two steps
-STREAMED_CANDIDATES = (
-    10  # of a source without an index, for each row that is wanted: looking at a row means reading it
-)
+# of a source without an index, for each row that is wanted: looking at a row means reading it
+STREAMED_CANDIDATES = 10
 Address = tuple[int, int]  # shard and row in it; of a source by index (0, index)
 LONGEST_CLIP = 600.0  # seconds of a clip that is evaluated as a whole, where `long_clips` does not say
 

@@ -21,9 +21,8 @@ from uniaudio.data.template_file import Scoring, TemplateFile
 from uniaudio.errors import RowError, UserError
 
 AUDIO = "<audio>"  # the mark in template files
-MARK = (
-    "\ue000"  # private-use character that stands for it while rendering, so that data can never make a mark
-)
+# private-use character that stands for it while rendering, so that data can never make a mark
+MARK = "\ue000"
 RESERVED = {MARK: "U+E000", OPENING: "U+E003", CLOSING: "U+E004"}
 
 

@@ -37,9 +37,8 @@ RAISE_FILE_LIMIT = (
 )
 
 
-MOST_FILES = (
-    65536  # more is not asked for: some systems walk through all possible files when a process starts
-)
+# more is not asked for: some systems walk through all possible files when a process starts
+MOST_FILES = 65536
 FILES_OF_PROCESS, FILES_OF_WORKER, FILES_OF_BATCH = 48, 8, 16
 
 

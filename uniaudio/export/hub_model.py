@@ -187,9 +187,8 @@ class UniaudioForAudioClassification(UniaudioModel):
     The map of an encoder that was never trained with one is drawn anew.
     """
 
-    accepts_loss_kwargs = (
-        False  # the loss is a mean over clips: the Trainer divides it by the accumulated batches
-    )
+    # the loss is a mean over clips: the Trainer divides it by the accumulated batches
+    accepts_loss_kwargs = False
 
     def __init__(self, config: UniaudioConfig) -> None:
         super().__init__(config)

@@ -38,9 +38,8 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = BACKEND
     """
     torch._dynamo.reset()
     settings: Any = torch._dynamo.config
-    settings.optimize_ddp = (
-        False  # it would cut layers where DDP's buckets end; gradients go out between layers anyway
-    )
+    # it would cut layers where DDP's buckets end; gradients go out between layers anyway
+    settings.optimize_ddp = False
     settings.specialize_float = True  # rates of dropout and the like are constants, not inputs
     settings.recompile_limit = LIMIT
     stacks = 0

@@ -15,9 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uniaudio.serve.limits import Limits
 from uniaudio.serve.page import THEME, WebPage
 
-LAST_SECONDS = (
-    1  # that open connections get when the server stops; those of an open page never end by themselves
-)
+# that open connections get when the server stops; those of an open page never end by themselves
+LAST_SECONDS = 1
 FILES = ("/assets/", "/static/", "/gradio_api/file=", "/gradio_api/heartbeat/")
 CALLS = ("info", "upload", "upload_progress", "queue/join", "queue/data", "cancel")
 PATHS = (

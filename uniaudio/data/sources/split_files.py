@@ -104,7 +104,7 @@ def refuse_other_splits(card: DatasetCard, split: str) -> None:
         )
 
 
-def find_split_folder(card: DatasetCard, split: str, left_out: Counter[str] | None = None) -> Path:
+def find_split_folder(card: DatasetCard, split: str, left_out: Counter[str]) -> Path:
     """Return the card's folder, or its sub-folder that names the stored split.
 
     Args:
@@ -113,7 +113,7 @@ def find_split_folder(card: DatasetCard, split: str, left_out: Counter[str] | No
     Raises:
         UserError: when there is no such folder or split, and when several folders name it.
     """
-    name, left_out = card.split(split).name, Counter() if left_out is None else left_out
+    name = card.split(split).name
     folder = Path(card.load.location.replace(SPLIT, name))
     if not folder.is_dir():
         raise UserError(f"{card.path}: load.{card.load.kind}: there is no folder {folder}")

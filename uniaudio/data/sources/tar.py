@@ -21,9 +21,8 @@ from uniaudio.errors import RowError
 RECORD = 512  # bytes: tars are made of them
 LONG_NAME = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-ODD_NAMES = (
-    "backslashreplace"  # what becomes of names in other encodings: names are shown, nothing is opened by them
-)
+# what becomes of names in other encodings: names are shown, nothing is opened by them
+ODD_NAMES = "backslashreplace"
 LARGEST_TEXT = 1 << 24  # bytes of a member that is no audio; larger ones are skipped
 IN_ARCHIVE = "::"  # between the path of a tar and the name of a file in it
 

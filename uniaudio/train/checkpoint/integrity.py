@@ -18,9 +18,8 @@ MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer"
 STATE, BASES, CONFIG = "state.json", "bases.json", "config.yaml"
 REQUIRED = (MODEL, STATE, BASES, CONFIG)
 PIECE = re.compile(rf"{OPTIMIZER}-(\d+)-of-(\d+)\.safetensors")  # the moments of one rank's share
-HASHED_AT_ONCE = (
-    4  # files; hashing leaves the interpreter's lock, and large checkpoints have a file for each rank
-)
+# files; hashing leaves the interpreter's lock, and large checkpoints have a file for each rank
+HASHED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
