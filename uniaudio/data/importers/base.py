@@ -110,6 +110,48 @@ class Importer(ABC):
         """
 
 
+class JsonLinesImporter(Importer):
+    """Reads JSON lines, one file or a folder of them, whose rows name recordings and their durations.
+
+    Attributes:
+        suffixes: of the files. file, row: what one of them is called. empty: said of a split without rows.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    file: ClassVar[str]
+    row: ClassVar[str]
+    empty: ClassVar[str]
+
+    @abstractmethod
+    def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the manifest that a file becomes.
+
+        Args:
+            root: folder of the audio, where the user states it. skipped: is counted what is left out, by reason.
+        """
+
+    def has_rows(self, file: Path) -> bool:
+        """Return whether a file of the folder may hold rows."""
+        return True
+
+    def read(self, source: Path, options: ImportOptions) -> ImportedData:
+        files = name_splits([f for f in list_sources(source, self.suffixes, self.file) if self.has_rows(f)])
+        data, skipped, columns, seconds = ImportedData(), Counter[str](), set[str](), 0.0
+        for split, shards in files.items():
+            rows = [row for file in shards for row in self.read_rows(file, options.root, skipped)]
+            if not rows:
+                reasons = f" ({dict(skipped)})" if skipped else ""
+                raise UserError(f"{shards[0]}: holds no {self.empty}{reasons}")
+            columns.update(*rows)
+            if not is_evaluated(split):
+                seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
+            data.manifests[f"{options.name}/{split}"] = rows
+        question = choose_question(columns, options.name)
+        data.add_manifest_set(options.name, round(seconds / 3600, 4), question, files)
+        data.notes = list_skipped_counts(skipped, f"{self.row}s")
+        return data
+
+
 KINDS = {
     "xares-llm": ("xares_llm", "XaresLlmImporter"),
     "common-voice": ("common_voice", "CommonVoiceImporter"),

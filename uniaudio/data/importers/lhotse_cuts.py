@@ -3,59 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from uniaudio.data.importers.base import (
-    ImportedData,
-    Importer,
-    ImportOptions,
-    choose_question,
-    find_recording,
-    is_evaluated,
-    list_skipped_counts,
-    list_sources,
-    name_splits,
-    read_json_rows,
-)
-from uniaudio.errors import RowError, UserError, convert_to_row_error
-
-SUFFIXES = (".jsonl", ".jsonl.gz")
+from uniaudio.data.importers.base import JsonLinesImporter, find_recording, read_json_rows
+from uniaudio.errors import RowError, convert_to_row_error
 
 
-class LhotseImporter(Importer):
+class LhotseImporter(JsonLinesImporter):
     """Cuts (`*.jsonl`, `*.jsonl.gz`), one file or a folder of them; a cut is one row, its supervisions one text."""
 
     source: ClassVar[str] = "a file of cuts (.jsonl, .jsonl.gz), or a folder of them"
+    suffixes = (".jsonl", ".jsonl.gz")
+    file, row, empty = "file of cuts", "cut", "cut that can be used"
 
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        files = name_splits([f for f in list_sources(source, SUFFIXES, "file of cuts") if is_no_part(f)])
-        data, skipped, columns = ImportedData(), Counter[str](), Counter[str]()
-        seconds = 0.0
-        for split, shards in files.items():
-            rows = []
-            for file in shards:
-                for cut in read_json_rows(file, skipped):
-                    try:
-                        with convert_to_row_error("no cut as Lhotse writes them", str(cut.get("id"))):
-                            rows.append(make_cut_row(cut, file.parent, options.root))
-                    except RowError as problem:
-                        skipped[problem.reason] += 1
-            if not rows:
-                raise UserError(f"{shards[0]}: holds no cut that can be used ({dict(skipped)})")
-            columns.update(name for row in rows for name in row)
-            if not is_evaluated(split):
-                seconds += sum(row["duration"] for row in rows)
-            data.manifests[f"{options.name}/{split}"] = rows
-        question = choose_question(set(columns), options.name)
-        data.add_manifest_set(options.name, round(seconds / 3600, 4), question, files)
-        data.notes = list_skipped_counts(skipped, "cuts")
-        return data
+    def has_rows(self, file: Path) -> bool:
+        """Manifests of recordings and supervisions lie beside cuts."""
+        return "recordings" not in file.name and "supervisions" not in file.name
 
-
-def is_no_part(file: Path) -> bool:
-    """Return whether a file may hold cuts: manifests of recordings and supervisions lie beside them."""
-    return "recordings" not in file.name and "supervisions" not in file.name
+    def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+        for cut in read_json_rows(file, skipped):
+            try:
+                with convert_to_row_error("no cut as Lhotse writes them", str(cut.get("id"))):
+                    row = make_cut_row(cut, file.parent, root)
+            except RowError as problem:
+                skipped[problem.reason] += 1
+            else:
+                yield row
 
 
 def leave_out_padding(cut: dict[str, Any]) -> dict[str, Any]:

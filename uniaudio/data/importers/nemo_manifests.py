@@ -3,59 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from uniaudio.data.importers.base import (
-    ImportedData,
-    Importer,
-    ImportOptions,
-    choose_question,
-    find_recording,
-    is_evaluated,
-    list_skipped_counts,
-    list_sources,
-    name_splits,
-    read_json_rows,
-)
+from uniaudio.data.importers.base import JsonLinesImporter, find_recording, read_json_rows
 from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import UserError
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 AUDIO = "audio_filepath"
 
 
-class NemoImporter(Importer):
+class NemoImporter(JsonLinesImporter):
     """Manifests, one file or a folder of them; relative paths are relative to the manifest.
 
     Rows with a `shard_id` have their clips in `audio_<shard_id>.tar`, beside the manifest or in its parent folder.
     """
 
     source: ClassVar[str] = "a manifest (.json, .jsonl), or a folder of them"
+    suffixes = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+    file, row, empty = "manifest", "row", f"row with {AUDIO}, so it is no manifest of NeMo"
 
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        files = name_splits(list_sources(source, SUFFIXES, "manifest"))
-        data, skipped, columns = ImportedData(), Counter[str](), Counter[str]()
-        seconds = 0.0
-        for split, shards in files.items():
-            rows = []
-            for file in shards:
-                for row in read_json_rows(file, skipped):
-                    if not isinstance(row.get(AUDIO), str):
-                        skipped[f"no {AUDIO}"] += 1
-                        continue
-                    rest = {name: value for name, value in row.items() if name != AUDIO}
-                    rows.append({"audio": locate_nemo_clip(row, file, options.root), **rest})
-            if not rows:
-                raise UserError(f"{shards[0]}: holds no row with {AUDIO}, so it is no manifest of NeMo")
-            columns.update(name for row in rows for name in row)
-            if not is_evaluated(split):
-                seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
-            data.manifests[f"{options.name}/{split}"] = rows
-        question = choose_question(set(columns), options.name)
-        data.add_manifest_set(options.name, round(seconds / 3600, 4), question, files)
-        data.notes = list_skipped_counts(skipped, "rows")
-        return data
+    def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+        for row in read_json_rows(file, skipped):
+            if not isinstance(row.get(AUDIO), str):
+                skipped[f"no {AUDIO}"] += 1
+                continue
+            rest = {name: value for name, value in row.items() if name != AUDIO}
+            yield {"audio": locate_nemo_clip(row, file, root), **rest}
 
 
 def locate_nemo_clip(row: dict[str, Any], file: Path, root: str | None) -> str:
