@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_whisper
 from export.test_hf_lm import DEPTH, load, make_model, noise
 from safetensors.torch import load_file
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from uniaudio.export.hf_lm import write_hf_lm
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -97,3 +97,16 @@ def test_settings_of_a_processor_in_groups(plain):
     ):
         with pytest.raises(ValueError, match=sentence):
             processor(text=texts, audio=clips, audio_kwargs=wrong)
+
+
+def test_the_decoder_is_offloaded_and_the_encoder_is_not(plain, tmp_path):
+    processor, model = plain
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    settings = {"trust_remote_code": True, "offload_folder": str(tmp_path / "offloaded")}
+    places = {"encoder": "cpu", "adapter": "cpu", "language_model": "disk"}
+    offloaded = AutoModelForCausalLM.from_pretrained(model.name_or_path, device_map=places, **settings).eval()
+    assert torch.equal(offloaded(**inputs).logits, model(**inputs).logits)
+    for name in ("encoder", "adapter"):
+        wrong = {**places, "language_model": "cpu", name: "disk"}
+        with pytest.raises(ValueError, match="device_map: the encoder is to be offloaded"):
+            AutoModelForCausalLM.from_pretrained(model.name_or_path, device_map=wrong, **settings)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, __version__
 
 from uniaudio.model.encoders.base import AudioEncoder
 
+DECODER = "language_model."  # beginning of the names of its parameters
 RECOMPUTES = "recomputes"  # under which a pickled model keeps whether layers recompute
 
 
@@ -80,8 +81,8 @@ class RebuiltModel(PreTrainedModel):
         """Load as every model of transformers is loaded, and put the computed constants back, which that empties.
 
         Raises:
-            ValueError: when the tensors in the file are not those of the model. transformers itself would go on with
-                whatever is in memory.
+            ValueError: when the tensors in the file are not those of the model, where transformers itself would go on
+                with whatever is in memory, and when the encoder is to be offloaded.
         """
         older: dict[str, str] = {}
         for part in cls.parts.values():
@@ -94,6 +95,11 @@ class RebuiltModel(PreTrainedModel):
             raise ValueError(
                 f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
                 f"model, or transformers {__version__} names them differently"
+            )
+        if any(p.is_meta for name, p in loaded.named_parameters() if not name.startswith(DECODER)):
+            raise ValueError(
+                "device_map: the encoder is to be offloaded, but its parts read each other's weights; keep encoder and "
+                "adapter on a device, for example with a device_map by name"
             )
         loaded.restore_constants()
         return (loaded, loading) if with_info else loaded
