@@ -156,6 +156,17 @@ def test_a_model_of_pictures_and_text_is_refused(tone_run):
             action()
 
 
+def test_an_exported_whole_model_is_no_decoder(tone_run):
+    """The code in its folder is no reason to trust it."""
+    (tone_run.parent / "lm").mkdir()
+    values = {"model_type": "uniaudio_lm", "auto_map": {"AutoConfig": "code.Config"}}
+    (tone_run.parent / "lm" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match="lm is a whole model that was exported; save its language model alone"
+    ):
+        check_run(load_run(tone_run, ["decoder.path=lm"]))
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "mistral3", "idefics3", "qwen2_audio", "gemma3"])
 def test_other_such_models_are_refused_by_their_config(kind):
     with pytest.raises(UserError, match=r"reads more than text|cannot generate from embeddings"):

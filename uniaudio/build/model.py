@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -246,6 +247,8 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
     Raises:
         UserError: when it is neither miniature nor a folder or repository with a model that can be used.
     """
+    from uniaudio.build.exported_model import HF_LM  # which imports this module
+
     if config.decoder.miniature is not None:
         small = config.decoder.miniature
         return make_qwen_config(small, small.vocabulary, 0, 0)
@@ -261,6 +264,11 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
         folder = fetch_model_config(settings.folder, settings.revision)
     refuse_unusable_files(settings.folder, "decoder.path", settings.revision)
     with convert_to_user_error(f"decoder.path: the config.json of {settings.folder} cannot be read"):
+        if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == HF_LM:
+            raise UserError(
+                f"decoder.path: {settings.folder} is a whole model that was exported; save its language model alone "
+                "and name that folder"
+            )
         # code is fetched from the repository, beside which the folder has the config alone
         place = settings.folder if trusted else folder
         architecture = read_stock_config(place, settings.revision if trusted else None, trusted)
