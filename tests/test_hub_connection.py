@@ -73,7 +73,7 @@ def test_what_loads_for_long_without_a_request_is_no_wait_for_the_hub(hub, model
         assert ("waiting for the Hub" in capsys.readouterr().err) == has_request
 
 
-def test_requests_for_the_hub_are_counted_and_no_others(monkeypatch):
+def test_the_counter_of_requests_has_those_for_the_hub_alone(monkeypatch):
     monkeypatch.setattr(hub_connection, "REQUESTS", hub_connection.RequestCounter())
     monkeypatch.setattr(hub_connection, "ANSWERED", {constants.ENDPOINT})
     for url in (f"{constants.ENDPOINT}/api/models", "http://127.0.0.1:1/other", f"{constants.ENDPOINT}/x"):

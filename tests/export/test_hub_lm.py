@@ -20,7 +20,7 @@ def plain(chat_tokenizer, tmp_path):
     return load(tmp_path / "lm")
 
 
-def test_beams_read_the_features_of_their_own_prompt(chat_tokenizer, tmp_path):
+def test_beams_read_the_features_of_the_prompt_that_they_began_with(chat_tokenizer, tmp_path):
     model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()), **DEPTH)
     write_hf_lm(model, format, tmp_path / "lm", {})
     processor, loaded = load(tmp_path / "lm")

@@ -92,7 +92,7 @@ def test_librispeech_transcripts_of_other_systems(tmp_path):
         run_import("librispeech", tmp_path / "LS" / "test", tmp_path / "other")
 
 
-def test_rows_that_json_cannot_hold_are_counted_by_their_reason(tmp_path):
+def test_rows_that_json_cannot_hold_have_their_reason_in_the_notes(tmp_path):
     undecoded = b"M\xf6WE".decode("utf-8", "surrogateescape")
     rows = [
         {"text": "Möwe"},
