@@ -139,6 +139,23 @@ def test_labels_that_differ_in_case_alone_are_named(recipe_file):
     )
 
 
+@pytest.mark.parametrize(("streams", "times"), [(4, 16), (1, 4), (0, 0)])
+def test_pools_that_hold_a_row_several_times_are_noted(recipe_file, streams, times):
+    write_rows(recipe_file, [*rows_of("train", 10), *rows_of("test", 2)])
+    recipe = load_recipe(str(recipe_file))
+    with WorkProgress(Console(file=io.StringIO()), "rows") as progress:
+        findings = {id(e): read_all_rows(e, progress) for e in (*recipe.train, *recipe.evaluate)}
+    problems = describe_problems(recipe, findings, 100.0, "data.max_seconds", 40, streams)
+    noted = [each for each in problems if "data.pool" in each]
+    if not times:
+        assert noted == []
+        return
+    assert noted == [
+        f"d:t, split train: with data.pool 40 and data.streams {streams}, a row is drawn about {times} times before "
+        f"clips are sorted by length, so copies of a clip share micro-batches; set data.pool to {40 // times}"
+    ]
+
+
 def test_ids_and_clips_that_come_twice(recipe_file):
     rows = [*rows_of("train", 10), *rows_of("test", 2)]
     for number, row in enumerate(rows):

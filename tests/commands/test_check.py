@@ -70,6 +70,13 @@ def check(folder):
     return screen.getvalue()
 
 
+def test_guarded_sets_are_looked_at(setup):
+    write_rows(setup, 20 * [{"audio": "1.wav", "category": "mid"}])
+    change(setup, "run.yaml", guard={"sets": {"old": "nowhere"}, "every": 5})
+    with pytest.raises(UserError, match=r"guard\.sets old=nowhere: there is no nowhere/manifest\.jsonl"):
+        check(setup)
+
+
 def test_the_first_row_may_lack_a_column(setup):
     write_rows(setup, [{"audio": "0.wav"}, *20 * [{"audio": "1.wav", "category": "mid"}]])
     assert "ok" in check(setup)

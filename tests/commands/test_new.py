@@ -427,6 +427,13 @@ def test_labels_in_upper_and_lower_case_are_noted(tmp_path, place):
     assert "note: labels differ in upper and lower case alone: Sad, sad; to make them one" in text
 
 
+def test_pools_are_small_where_rows_are_few(tmp_path, place):
+    write_manifest(place, [{"label": "ab"[n % 2], "split": "test" if n < 10 else "train"} for n in range(90)])
+    _, _, out = new(tmp_path, place)
+    data = load_run(str(out / "configs/birds.yaml")).data
+    assert (data.pool, data.streams) == (10, 8)  # a pool of every stream, together the 80 rows
+
+
 def test_files_are_replaced_only_with_force(tmp_path, place):
     write_classes(place, ["a", "b"], 5)
     out = new(tmp_path, place)[2]

@@ -13,11 +13,12 @@ from uniaudio.config.stages import GuardConfig
 from uniaudio.console import make_console
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.forgetting import POINTS
-from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, hold_folders
 from uniaudio.evaluate.probing.suite_run import probe_held
-from uniaudio.evaluate.probing.task_rows import TaskRows
+from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
 from uniaudio.model.encoders.base import AudioEncoder
 
+SETS = "guard.sets"  # the key, for messages
 REFERENCE = "guard.json"  # in the run folder: the scores where the run began
 SEEDS = 3
 
@@ -32,7 +33,19 @@ def read_guarded_sets(config: RunConfig) -> list[TaskRows]:
         return []
     console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
-    return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}"))
+    return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}"), SETS)
+
+
+def check_guarded_sets(config: RunConfig) -> None:
+    """Read the rows of the guarded sets of a run, without their clips.
+
+    Raises:
+        UserError: when one is no labelled folder, or has no rows that can be used.
+    """
+    if config.guard is not None:
+        folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
+        for name, (task, card) in build_folder_suite(folders, SETS).tasks.items():
+            read_task(name, task, card)
 
 
 def score_guarded_sets(

@@ -27,6 +27,7 @@ SHOWN = 3  # examples of a problem
 SHOWN_REASONS = 8  # kinds of a problem of an entry
 HEADERS = 100  # of clips whose rows do not state their length
 LENGTHS = (1.0, 5.0, 10.0, 30.0, 60.0)  # seconds, between the shares that are shown
+MANY_PASSES = 2  # over the rows of a set in the pools of all streams, from which on it is noted
 CLIP = "clip"  # what a row is known by, beside its ids
 
 Identity = tuple[str, str]  # what a row is known by, and its value
@@ -299,13 +300,40 @@ def build_rows_table(stage: str, findings: Sequence[RowFindings]) -> Table:
     return table
 
 
+def note_repeated_draws(findings: RowFindings, pool: int, streams: int) -> list[str]:
+    """Return a sentence about a training set that the pools of all streams hold several times.
+
+    Draws of a pool are sorted by length, so the copies of a clip are neighbours and share a micro-batch.
+
+    Args:
+        pool, streams: `data.pool` and `data.streams` of the run.
+    """
+    entry = findings.entry
+    if not isinstance(entry, Entry) or findings.sample or not findings.used:
+        return []
+    passes = pool * streams * entry.share / findings.used
+    if passes < MANY_PASSES:
+        return []
+    fitting = max(1, round(pool / passes))
+    return [
+        f"with data.pool {pool} and data.streams {streams}, a row is drawn about {passes:.0f} times before clips are "
+        f"sorted by length, so copies of a clip share micro-batches; set data.pool to {fitting}"
+    ]
+
+
 def describe_problems(
-    recipe: Recipe, findings: Mapping[int, RowFindings], longest: float, what: str
+    recipe: Recipe,
+    findings: Mapping[int, RowFindings],
+    longest: float,
+    what: str,
+    pool: int = 0,
+    streams: int = 0,
 ) -> list[str]:
     """Return the problems of all lines of a recipe, a sentence each.
 
     Args:
         findings: by the identity of entries. longest, what: see ``note_skipped_lengths``.
+        pool, streams: see ``note_repeated_draws``.
     """
     lines = []
     for entry in (*recipe.train, *recipe.evaluate):
@@ -313,6 +341,7 @@ def describe_problems(
         notes = [f"only {one.sample} are read"] if one.sample else []
         notes += [f"skipped: {reason}" for reason in one.describe_reasons()]
         notes += [*note_repeated_rows(one), *note_labels(one), *note_skipped_lengths(one, longest, what)]
+        notes += note_repeated_draws(one, pool, streams)
         if not isinstance(entry, Entry):
             for trained in recipe.train:
                 notes += note_shared_rows(findings[id(trained)], one)

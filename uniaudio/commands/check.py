@@ -16,6 +16,7 @@ from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoder_sketch import sketch_encoder
 from uniaudio.build.encoders import EncoderHolder, is_run
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
+from uniaudio.build.regression_guard import check_guarded_sets
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
 from uniaudio.checks.cache_settings import describe_cache_sizes
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
@@ -69,6 +70,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         print_prompt(decoder, config, console)
         if encoders_are_known and not config.decoder.trust_remote_code:
             check_all_names(config, decoder)
+    check_guarded_sets(config)
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
     console.print(
@@ -131,7 +133,8 @@ def check_all_rows(config: RunConfig, stage: Stage, recipe: Recipe, console: Con
         findings = {id(entry): read_all_rows(entry, progress) for entry in entries}
     what = "data.max_seconds" if config.data.max_seconds else f"stages.{stage.name}.budget.audio_seconds"
     console.print(build_rows_table(stage.name, [findings[id(entry)] for entry in entries]))
-    for problem in describe_problems(recipe, findings, config.find_longest_clip(stage), what):
+    longest, data = config.find_longest_clip(stage), config.data
+    for problem in describe_problems(recipe, findings, longest, what, data.pool, data.streams):
         print_problem(problem, console)
     for entry in recipe.train:
         refuse_many_unusable(findings[id(entry)], config.data.max_skipped_share)

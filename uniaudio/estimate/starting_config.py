@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from uniaudio.build.encoders import find_checkpoint
+from uniaudio.config.data_loading import DataConfig
 from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.errors import UserError
 from uniaudio.model.model_files import read_model_config
@@ -68,6 +69,7 @@ class StartingSizes:
         budget: seconds of audio in a micro-batch. micro_batches: of a step on one device. steps: of the run.
         passes: over the training rows; None where their number is not known.
         max_skipped_share: of rows that cannot be used, where it has to be said.
+        pool: rows that are sorted by length together, where the usual pools would hold a row several times.
     """
 
     budget: float
@@ -76,6 +78,7 @@ class StartingSizes:
     passes: float | None
     workers: int
     max_skipped_share: float | None = None
+    pool: int | None = None
 
     @property
     def warmup(self) -> int:
@@ -110,8 +113,10 @@ def choose_sizes(
     # of few rows the part that is trained on may hold more of the unusable ones
     margin = max(unusable / 4, 3 * math.sqrt(unusable * (1 - unusable) / rows) if rows else 0.0)
     skipped = min(MOST_SKIPPED, math.ceil(100 * (unusable + margin)) / 100) if unusable > SKIPPED else None
+    usual = DataConfig()
+    pool = max(1, rows // usual.streams) if rows and rows < usual.pool * usual.streams else None
     return StartingSizes(
-        budget, micro_batches, steps, None if not rows else steps * examples / rows, workers, skipped
+        budget, micro_batches, steps, None if not rows else steps * examples / rows, workers, skipped, pool
     )
 
 
@@ -177,9 +182,14 @@ def render_config(
     if is_evaluated:
         train["evaluate_every"] = every
     data: dict[str, float] = {"workers": sizes.workers}
+    if sizes.pool is not None:
+        data["pool"] = sizes.pool
     if sizes.max_skipped_share is not None:
         data["max_skipped_share"] = sizes.max_skipped_share
     about = "" if sizes.passes is None else f", about {sizes.passes:.2g} passes over the training rows"
+    pool = (
+        "" if sizes.pool is None else "; pool: rows sorted by length together, so few that none comes twice"
+    )
     skipped = (
         ""
         if sizes.max_skipped_share is None
@@ -194,7 +204,7 @@ def render_config(
 adapter: {{kind: stack, rate: 12.5, lr: 1e-3}}
 # The language model that reads them, frozen.
 decoder: {{path: {dump_inline_yaml([decoder], 10_000)[1:-1]}}}
-data: {dump_inline_yaml(data)}  # processes that decode clips{skipped}
+data: {dump_inline_yaml(data)}  # workers decode clips{pool}{skipped}
 # micro_batches: of one step, over all devices.
 train: {dump_inline_yaml(train)}
 stages:

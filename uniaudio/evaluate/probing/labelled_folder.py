@@ -16,8 +16,11 @@ from uniaudio.evaluate.probing.task_rows import TaskRows, describe_rows, read_ta
 MANIFESTS = ("manifest.jsonl", "manifest.csv", "manifest.tsv")  # the first that is there is read
 
 
-def build_folder_suite(folders: Mapping[str, Path]) -> Suite:
+def build_folder_suite(folders: Mapping[str, Path], option: str = "--data") -> Suite:
     """Return a suite with one task for each labelled folder, by its name; each counts as much in averages.
+
+    Args:
+        option: where the folders were named, for messages.
 
     Raises:
         UserError: when a folder holds no manifest.
@@ -25,21 +28,24 @@ def build_folder_suite(folders: Mapping[str, Path]) -> Suite:
     tasks = {}
     for name, folder in folders.items():
         keys = {"dataset": name, "domain": None, "split_column": "split", "weight": 1.0}
-        tasks[name] = (TaskFile.model_validate(keys), build_folder_card(name, folder))
+        tasks[name] = (TaskFile.model_validate(keys), build_folder_card(name, folder, option))
     return Suite(None, tasks)
 
 
-def hold_folders(folders: Mapping[str, Path], note: Callable[[str], None]) -> list[TaskRows]:
+def hold_folders(
+    folders: Mapping[str, Path], note: Callable[[str], None], option: str = "--data"
+) -> list[TaskRows]:
     """Read labelled folders with all of their clips, to be probed several times.
 
     Args:
         note: is given a sentence about rows that were left out and clips that are odd.
+        option: see ``build_folder_suite``.
 
     Raises:
         UserError: when a folder holds no manifest, or too few rows that can be used.
     """
     held = []
-    for name, (task, card) in build_folder_suite(folders).tasks.items():
+    for name, (task, card) in build_folder_suite(folders, option).tasks.items():
         rows, notices = hold_clips(read_task(name, task, card))
         for sentence in describe_rows(name, rows.skipped, notices):
             note(sentence)
@@ -64,7 +70,7 @@ def parse_folders(items: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def build_folder_card(name: str, folder: Path) -> DatasetCard:
+def build_folder_card(name: str, folder: Path, option: str) -> DatasetCard:
     """Return a card for the rows of a folder's manifest, so that they are read as those of training are.
 
     Raises:
@@ -73,7 +79,7 @@ def build_folder_card(name: str, folder: Path) -> DatasetCard:
     manifest = next((folder / file for file in MANIFESTS if (folder / file).is_file()), None)
     if manifest is None:
         raise UserError(
-            f"--data {name}={folder}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])}); data of "
+            f"{option} {name}={folder}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])}); data of "
             "another layout are probed through their card, by a suite (--suite FILE)"
         )
     kind = "jsonl" if manifest.suffix == ".jsonl" else "csv"
