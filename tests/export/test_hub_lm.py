@@ -110,3 +110,12 @@ def test_the_decoder_is_offloaded_and_the_encoder_is_not(plain, tmp_path):
         wrong = {**places, "language_model": "cpu", name: "disk"}
         with pytest.raises(ValueError, match="device_map: the encoder is to be offloaded"):
             AutoModelForCausalLM.from_pretrained(model.name_or_path, device_map=wrong, **settings)
+
+
+def test_a_clip_may_have_an_axis_of_one_channel(plain):
+    processor, _ = plain
+    (clip,) = noise(9_000)
+    wanted = processor(text="<|audio|>low?", audio=clip)
+    for given in (clip[None], [clip[None]], [[torch.from_numpy(clip)[None]]]):
+        inputs = processor(text="<|audio|>low?", audio=given)
+        assert all(torch.equal(inputs[name], wanted[name]) for name in wanted)

@@ -219,6 +219,7 @@ def test_a_graph_of_padded_clips(whisper):
         CLIP.tolist(),
         [CLIP.tolist()],
         [CLIP],
+        [CLIP[None]],
         [CLIP.numpy()],
         (CLIP * 32768).short(),
         [(CLIP * 32768).short().numpy()],

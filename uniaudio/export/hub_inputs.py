@@ -38,7 +38,7 @@ def pack_waveforms(
     if waveforms is None:
         raise ValueError("input_values: give waveforms at 16 kHz, [clips, samples]")
     if isinstance(waveforms, list | tuple) and not is_clip_of_numbers(waveforms):
-        rows = [convert_samples(to_tensor(row, device)) for row in waveforms]
+        rows = [drop_only_channel(convert_samples(to_tensor(row, device))) for row in waveforms]
         if wrong := [row for row in rows if row.dim() != 1]:
             raise ValueError(f"input_values: a clip of the list has the shape {list(wrong[0].shape)}; {MONO}")
         if len({row.dtype for row in rows}) > 1:
@@ -104,6 +104,11 @@ def convert_samples(samples: Tensor, name: str = "input_values") -> Tensor:
         kind = str(samples.dtype).removeprefix("torch.")
         raise ValueError(f"{name}: samples are int16, or float in [-1, 1]; found {kind}")
     return samples
+
+
+def drop_only_channel(samples: Tensor) -> Tensor:
+    """Return ``[1, S]``, a clip as files with one channel are read by others, as ``[S]``; all else as it is."""
+    return samples[0] if samples.dim() == 2 and len(samples) == 1 else samples
 
 
 def require_samples(rows: Sequence[Tensor]) -> Ragged:

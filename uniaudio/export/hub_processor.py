@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin, __version__
 
-from uniaudio.export.hub_inputs import convert_samples, is_clip_of_numbers, to_tensor
+from uniaudio.export.hub_inputs import convert_samples, drop_only_channel, is_clip_of_numbers, to_tensor
 
 GROUPS = ("common_kwargs", "text_kwargs", "audio_kwargs")  # of settings in a call; later ones win
 WINDOW_SAMPLES, COLUMN_SAMPLES = 480_000, 160  # samples of 30 s, and of one column of a spectrogram
@@ -69,7 +69,8 @@ class ClipsProcessor(ProcessorMixin):
             raise ValueError(
                 f"sampling_rate: {sampling_rate}, but the model wants {self.feature_extractor.sampling_rate}"
             )
-        waveforms = [convert_samples(to_tensor(clip, "cpu", "audio"), "audio") for clip in clips]
+        tensors = [to_tensor(clip, "cpu", "audio") for clip in clips]
+        waveforms = [drop_only_channel(convert_samples(tensor, "audio")) for tensor in tensors]
         if wrong := [clip.shape for clip in waveforms if clip.dim() != 1 or not len(clip)]:
             raise ValueError(
                 "audio: a clip is a waveform [samples], mixed to one channel and not empty, and several are a list of "
