@@ -4,7 +4,8 @@
 its steps. A process from here has its own pid, environment, working directory, output and signals, and no state of
 the tests; but what a library reads from the environment while it is imported is as it was when the tests began.
 
-Launches of several processes come from here too: the ranks get the variables that torchrun gives them.
+A launch of several processes is torchrun's, also under ``accelerate launch``: it reads its options and files, watches
+the ranks and ends them; they alone are forked where it would start them.
 """
 
 import atexit
@@ -13,19 +14,21 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
-from types import SimpleNamespace
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 AT_FIRST = {**os.environ, **SETTINGS}
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -136,9 +139,31 @@ def run(
 
 
 def kill_all(process: ForkedProcess) -> None:
-    """Kill a process and what it has forked."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and everything that it started, and wait until all have ended."""
+    everything = []
+    if process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            leader = psutil.Process(process.pid)
+            everything = [leader, *leader.children(recursive=True)]
+    for member in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    while any(map(is_alive, everything)):
+        time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs; one that ended and that nobody waited for does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def find_ranks(launcher: ForkedProcess) -> dict[int, int]:
+    """Return the processes of a launch by their rank."""
+    names = {child.pid: child.name() for child in psutil.Process(launcher.pid).children()}
+    return {int(name.removeprefix("rank ")): pid for pid, name in names.items() if name.startswith("rank ")}
 
 
 # ---------------------------------------------------------------------- in the new process
@@ -153,6 +178,8 @@ def begin(
     prepare: Callable[[], object] | None,
 ) -> None:
     """Take on environment, folder and output in the new process, and run."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
     os.setsid()
     # of workers that load data, as in a process that was started
     multiprocessing.set_start_method("fork", force=True)
@@ -166,12 +193,8 @@ def begin(
     os.chdir(folder)
     if prepare:
         prepare()
-    if words[0].endswith("accelerate"):
-        launch_with_accelerate(words)
-    elif processes > 1:
-        launch_ranks(processes, words)
-    else:
-        execute(words)
+    SubprocessHandler._popen = fork_rank
+    execute([*LAUNCH, str(processes), *words] if processes > 1 else words)
 
 
 def execute(words: list[str]) -> None:
@@ -198,46 +221,56 @@ def execute(words: list[str]) -> None:
         os._exit(code)
 
 
-def launch_ranks(count: int, words: list[str]) -> None:
-    """Fork the ranks of a launch, wait for them, and end the others when one fails, as torchrun does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks: set[int] = set()
+class ForkedRank:
+    """A process of a launch, with what torchrun uses of ``subprocess.Popen``."""
 
-    def end_ranks(*_: object) -> None:
-        for pid in ranks:
-            os.kill(pid, signal.SIGTERM)
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
 
-    for rank in range(count):
-        pid = os.fork()
-        if pid == 0:
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            numbers |= {"MASTER_PORT": port, "TORCHELASTIC_RESTART_COUNT": 0}
-            os.environ |= {key: str(value) for key, value in numbers.items()}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "forked"}
-            execute(words)
-        ranks.add(pid)
-    signal.signal(signal.SIGTERM, end_ranks)
-    failed = False
-    while ranks:
-        pid, status = os.wait()
-        ranks.discard(pid)
-        if status and not failed:
-            failed = True
-            end_ranks()
-    os._exit(int(failed))
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        last = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > last:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.01)
+        return self.returncode
 
 
-def launch_with_accelerate(words: list[str]) -> None:
-    """Let ``accelerate launch`` read its file, and fork the ranks that it would start with the same variables."""
-    import torch.distributed.run as torchrun
-    from accelerate.commands.accelerate_cli import main
+def fork_rank(handler: object, command: Sequence[str], environment: Mapping[str, str]) -> ForkedRank:
+    """Fork what torchrun would start: a session of its own, without the launcher's files and signal handlers.
 
-    def launch(given: SimpleNamespace) -> None:
-        script = ["-m", given.training_script] if given.module else [given.training_script]
-        launch_ranks(int(given.nproc_per_node), [*script, *given.training_script_args])
+    Its name in ``/proc/PID/comm`` is "rank" and its number; ``/proc/PID/environ`` is that of the first process.
+    """
+    pid = os.fork()
+    if pid == 0:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.setsid()
+        empty_files()
+        os.environ.clear()
+        os.environ.update(environment)
+        Path("/proc/self/comm").write_text(f"rank {environment['RANK']}")
+        _python, _unbuffered, *words = command
+        execute(words)
+    return ForkedRank(pid)
 
-    torchrun.run = launch
-    sys.argv = words
-    main()
+
+def empty_files() -> None:
+    """Let go of inherited files, among them the socket at which a launcher listens.
+
+    They are replaced and not closed: an object of the launcher that is collected later closes its file by the number,
+    which would be that of another file by then.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2:
+            os.dup2(nothing, number)

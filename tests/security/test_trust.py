@@ -1,11 +1,11 @@
 """Code that a model or a run brings is run only when whoever opens it says so, by every command."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import forked_processes
 
 import uniaudio
 from uniaudio.cli import main
@@ -222,13 +222,8 @@ class Encoder: ...
 @pytest.mark.slow
 def test_every_process_of_a_launch_is_given_the_same_trust(here):
     (here / "marker_encoder.py").write_text(WAITS_FOR_BOTH)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "uniaudio.train", "run.yaml", OWN_CLASS, "--allow-code"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        timeout=200,
+    done = forked_processes.run(
+        ["-m", "uniaudio.train", "run.yaml", OWN_CLASS, "--allow-code"], folder=here, processes=2, timeout=200
     )
     assert done.returncode != 0
     assert "is no subclass of uniaudio's AudioEncoder" in done.stderr

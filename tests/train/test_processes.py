@@ -1,4 +1,4 @@
-"""Real processes: one and two of them, stopped, killed, continued."""
+"""Real processes: one and two of them, stopped, killed, continued. Most are forked from one that has imported all."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import forked_processes
 
 from uniaudio.cli import main
 
@@ -21,17 +22,21 @@ ENVIRONMENT = {
 }
 
 
-def command(config, *overrides, processes=1):
-    arguments = [str(config), *overrides]
-    if processes == 1:
-        return [sys.executable, "-m", "uniaudio.train", *arguments]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *launch, "-m", "uniaudio.train", *arguments]
+def command(config, *overrides):
+    return ["-m", "uniaudio.train", str(config), *overrides]
 
 
 def run(config, *overrides, processes=1, expect=0):
+    done = forked_processes.run(command(config, *overrides), processes=processes)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def run_from_the_shell(config, *overrides, processes=1, expect=0):
+    """Do the same with new interpreters, as users do."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        command(config, *overrides, processes=processes),
+        [sys.executable, *(launch if processes > 1 else []), *command(config, *overrides)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -64,7 +69,7 @@ def whole(tone_run, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tone_run, tmp_path, whole):
-    run(tone_run, f"output_dir={tmp_path / 'two'}", processes=2)
+    run_from_the_shell(tone_run, f"output_dir={tmp_path / 'two'}", processes=2)
     one, two = losses(whole), losses(tmp_path / "two")
     assert one.keys() == two.keys() == set(range(1, 9))
     for step, loss in one.items():
@@ -94,7 +99,7 @@ def test_two_processes_give_the_losses_of_one(tone_run, tmp_path, whole):
 def test_a_killed_run_is_not_finished_and_continues_with_the_same_losses(tone_run, tmp_path, whole):
     folder = tmp_path / "killed"
     overrides = [f"output_dir={folder}", "train.save_every=2"]
-    process = subprocess.Popen(command(tone_run, *overrides), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = forked_processes.start(command(tone_run, *overrides))
     while not (folder / "checkpoints" / "step-000004").is_dir():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
@@ -111,7 +116,7 @@ def test_a_killed_run_is_not_finished_and_continues_with_the_same_losses(tone_ru
 def test_sigterm_saves_and_leaves_with_75(tone_run, tmp_path, whole):
     folder = tmp_path / "stopped"
     overrides = [f"output_dir={folder}"]
-    process = subprocess.Popen(command(tone_run, *overrides), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = forked_processes.start(command(tone_run, *overrides))
     while not (folder / "metrics.jsonl").is_file() or not losses(folder):
         assert process.poll() is None
         time.sleep(0.01)
@@ -132,7 +137,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(tone_run, tmp_path, whol
     }
     for message, overrides in cases.items():
         if "/nothing" in message:
-            error = run(tone_run, *overrides, expect=2).stderr
+            error = run_from_the_shell(tone_run, *overrides, expect=2).stderr
         else:
             with pytest.raises(SystemExit) as left:
                 main(["train", str(tone_run), *overrides])
@@ -182,17 +187,12 @@ def tar_run(tone_run):
 
 def kill_after(step, config, folder, *overrides, processes=1):
     """Start a run and kill all of it when the checkpoint of ``step`` is there."""
-    process = subprocess.Popen(
-        command(config, *overrides, processes=processes),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log = folder.with_suffix(".log")
+    process = forked_processes.start(command(config, *overrides), output=log, processes=processes)
     while not (folder / "checkpoints" / f"step-{step:06d}").is_dir():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed: " + log.read_text()[-3000:]
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    forked_processes.kill_all(process)
 
 
 @pytest.mark.slow

@@ -7,12 +7,11 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import forked_processes
 from helpers.run_folders import latest_checkpoint
 
 from uniaudio.train.checkpoint.folders import is_complete
@@ -20,41 +19,19 @@ from uniaudio.train.checkpoint.reading import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",
-}
 
-
-def command(config, *overrides, processes=1):
-    arguments = ["-m", "uniaudio.train", str(config), *overrides]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *(launch if processes > 1 else []), *arguments]
+def command(config, *overrides):
+    return ["-m", "uniaudio.train", str(config), *overrides]
 
 
 def start(config, *overrides, processes=1, log=None):
     """Start a run in a session of its own; its words go to ``log``."""
-    with open(log or os.devnull, "ab") as stream:
-        return subprocess.Popen(
-            command(config, *overrides, processes=processes),
-            env=ENVIRONMENT,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
+    return forked_processes.start(command(config, *overrides), output=log, processes=processes)
 
 
-def run(config, *overrides, processes=1, expect=0, **how):
-    done = subprocess.run(
-        command(config, *overrides, processes=processes),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **how,
+def run(config, *overrides, processes=1, expect=0, prepare=None):
+    done = forked_processes.run(
+        command(config, *overrides), processes=processes, prepare=prepare, timeout=120
     )
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done
@@ -91,23 +68,6 @@ def children(pid):
     ]
 
 
-def ranks(launcher):
-    """Return the processes of a launch by their rank."""
-    result = {}
-    for pid in children(launcher):
-        message = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        result |= {int(value[5:]): pid for value in message if value.startswith(b"RANK=")}
-    return result
-
-
-def end(process):
-    """End a run and everything that it started."""
-    if process.poll() is None:
-        for pid in (*children(process.pid), process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait(20)
-
-
 @pytest.fixture
 def long_run(tone_run):
     """The run with enough steps to be hit in the midst of them."""
@@ -142,7 +102,7 @@ def test_sigterm_to_the_launcher_saves_and_the_resume_gives_the_losses_of_an_uni
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0, log.read_text()[-2000:]
     finally:
-        end(process)
+        forked_processes.kill_all(process)
     [stopped] = [row for row in rows(folder) if row.get("event") == "stopped"]
     assert 3 <= stopped["step"] < 30
     path = latest_checkpoint(folder)
@@ -160,7 +120,7 @@ def test_a_process_that_dies_ends_the_launch_and_the_resume_gives_the_same_losse
     process = start(long_run, *overrides, processes=2, log=log)
     try:
         until(lambda: latest_checkpoint(folder), process)
-        both = ranks(process.pid)
+        both = forked_processes.find_ranks(process)
         assert both.keys() == {0, 1}
         os.kill(both[1], signal.SIGKILL)
         struck = time.monotonic()
@@ -170,7 +130,7 @@ def test_a_process_that_dies_ends_the_launch_and_the_resume_gives_the_same_losse
         assert not Path(f"/proc/{both[0]}").exists()
         assert "process 0 lost another one of its run" in log.read_text()
     finally:
-        end(process)
+        forked_processes.kill_all(process)
     assert "finished" not in {row.get("event") for row in rows(folder)}
     assert is_complete(latest_checkpoint(folder))
     run(long_run, *overrides, "--resume", processes=2)
@@ -185,7 +145,7 @@ def test_a_process_that_hangs_is_reported_by_the_stacks_of_the_others(long_run, 
     stacks = folder / "stacks-rank0.txt"
     try:
         until(lambda: len(losses(folder)) >= 3, process)
-        both = ranks(process.pid)
+        both = forked_processes.find_ranks(process)
         known = stacks.read_text() if stacks.is_file() else ""  # of a slow start
         os.kill(both[1], signal.SIGSTOP)
         until(lambda: stacks.is_file() and len(stacks.read_text()) > len(known) + 200, process, 30)
@@ -195,7 +155,7 @@ def test_a_process_that_hangs_is_reported_by_the_stacks_of_the_others(long_run, 
         os.kill(both[1], signal.SIGCONT)
         until(lambda: max(losses(folder)) >= done + 3, process)
     finally:
-        end(process)
+        forked_processes.kill_all(process)
     sentence = f"process 0: no step came to an end in 3 s (train.hang_seconds); its stacks are in {stacks}"
     assert sentence in log.read_text()
     assert "loop.py" in written
@@ -211,7 +171,7 @@ def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themsel
     process = start(long_run, *overrides, processes=2, log=log)
     try:
         until(lambda: latest_checkpoint(folder), process)
-        both = ranks(process.pid)
+        both = forked_processes.find_ranks(process)
         os.kill(both[0], signal.SIGSTOP)  # it stays in the midst of its run
         error = run(long_run, *overrides, "--resume", "auto", processes=2, expect=1).stderr
         sentences = [line for line in error.splitlines() if line.startswith("uniaudio:")]
@@ -229,7 +189,7 @@ def test_a_second_launch_is_refused_and_ranks_without_their_launcher_end_themsel
     finally:
         for pid in ranks_alive(both):
             os.kill(pid, signal.SIGKILL)
-        end(process)
+        forked_processes.kill_all(process)
     assert "ends: the process that started it is gone" in log.read_text()
     assert is_complete(latest_checkpoint(folder))
     assert load_checkpoint(latest_checkpoint(folder)).state["step"] >= 2
@@ -257,7 +217,7 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_leaves_the_earlier_checkpo
     assert (first / "model.safetensors").stat().st_size > limit
     assert (folder / "metrics.jsonl").stat().st_size < limit / 10
     small = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    error = run(tone_run, *overrides, "--resume", expect=2, preexec_fn=small).stderr
+    error = run(tone_run, *overrides, "--resume", expect=2, prepare=small).stderr
     sentences = [line for line in error.splitlines() if line.startswith("uniaudio:")]
     assert len(sentences) == 1
     assert "step-000003 could not be written" in sentences[0]
@@ -284,15 +244,15 @@ def test_sigterm_to_a_single_process_leaves_with_75_and_kills_at_random_moments_
     for attempt in range(5):
         process = start(long_run, *overrides, log=log)
         if attempt == 2:  # two in a row: this one is killed wherever its start has come to
-            time.sleep(draw.uniform(0.5, 4))
-            end(process)
+            time.sleep(draw.uniform(0, 0.5))
+            forked_processes.kill_all(process)
             process = start(long_run, *overrides, log=log)
         try:
             until(further, process)
             time.sleep(draw.uniform(0, 0.08))
             assert process.poll() is None, "the run ended before it could be killed"
         finally:
-            end(process)
+            forked_processes.kill_all(process)
         path = latest_checkpoint(folder)
         assert is_complete(path)
         state = load_checkpoint(path).state
