@@ -307,7 +307,12 @@ def test_an_encoder_that_is_a_run_costs_what_its_architecture_costs(run, tmp_pat
     )
     assert plan(second, tail_frames=10).flops > expected.flops
     trained = sketch_encoder(run(encoders={"whisper": {"path": second}}))
-    assert all(parameter.requires_grad for parameter in trained.parameters())
+    fresh = sketch_encoder(run(encoders={"whisper": {"path": "whisper"}}))
+    fixed = [name for name, each in fresh.named_parameters() if not each.requires_grad]
+    assert [name for name, each in trained.named_parameters() if not each.requires_grad] == fixed
+    assert [name.split(".")[-2] for name in fixed] == [
+        "embed_positions"
+    ]  # Whisper's sinusoids are no weights
 
 
 def test_an_encoder_that_is_a_run_is_refused_where_its_config_does_not_say_enough(run, tmp_path):

@@ -51,8 +51,8 @@ class Embedder(nn.Module):
     everyone gets the same numbers as alone.
 
     Args:
-        encoder: its low-rank updates are merged into its weights. trainable: in training mode, all weights with
-            gradients; else frozen, in eval mode.
+        encoder: its low-rank updates are merged into its weights. trainable: in training mode, all weights that its
+            family trains with gradients; else frozen, in eval mode.
 
     Example:
         >>> encoder = uniaudio.load_encoder("runs/birds", trainable=True)
@@ -69,7 +69,9 @@ class Embedder(nn.Module):
     def __init__(self, encoder: AudioEncoder, trainable: bool = False) -> None:
         super().__init__()
         merge_lora(encoder)
-        self.encoder = encoder.requires_grad_(trainable)
+        self.encoder = encoder.requires_grad_(False)
+        if trainable:
+            encoder.make_trainable()
         self.train(trainable)
         self._one_at_a_time = threading.Lock()
 
@@ -314,7 +316,7 @@ def load_encoder(
     Args:
         path_or_name: as for ``uniaudio embed``; ``RUN:ema`` takes moving averages, ``random:PATH`` random weights.
         device: default CUDA where there is one, else the CPU. dtype: of the weights, default float32.
-        trainable: in training mode, all weights with gradients; default: frozen, in eval mode.
+        trainable: in training mode, all weights that its family trains with gradients; default: frozen, in eval mode.
         trust_remote_code: let Python code that comes with the model run.
         allow_code: let a run import encoder classes that its config names as ``module:Class``.
 

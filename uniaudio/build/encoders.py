@@ -118,7 +118,7 @@ def load_part(
         if encoder is None:
             encoder = load_model_spec(name_run_encoder(settings), torch.device("cpu"), trust)
         merge_lora(encoder)
-        encoder.requires_grad_(True)
+        encoder.make_trainable()
     else:
         encoder = load_audio_encoder(settings, where, seed, trust)
     if settings.recompute is True and not encoder.can_recompute():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ class AudioEncoder(InitArgsModule):
         recomputes: its layers drop their activations after the forward and make them again in the backward.
         layer: where it calls its layers one by one, the function that applies one; what ``compile_layers`` replaces.
         layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
+        fixed_parameters: names of the parameters that its family never trains, such as Whisper's sinusoids.
     """
 
     dim: int
@@ -28,6 +31,19 @@ class AudioEncoder(InitArgsModule):
     takes_masks: bool = False
     recomputes: bool = False
     layer_dims: tuple[int, ...]
+    fixed_parameters: Sequence[str] = ()
+
+    def keep_fixed_parameters(self) -> None:
+        """Take the parameters that have no gradient now, as the family made them, for those that are never trained."""
+        self.fixed_parameters = [name for name, each in self.named_parameters() if not each.requires_grad]
+
+    def make_trainable(self) -> None:
+        """Let all parameters have gradients, but for those that the families of the encoders inside never train."""
+        self.requires_grad_(True)
+        for part in self.modules():
+            if isinstance(part, AudioEncoder):
+                for name in part.fixed_parameters:
+                    part.get_parameter(name).requires_grad_(False)
 
     def num_frames(self, samples: int) -> int:
         """Return the number of frames that a clip of ``samples`` at 16 kHz gives; at least one."""

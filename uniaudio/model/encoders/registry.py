@@ -196,7 +196,7 @@ LEFT_OUT: Mapping[str, str] = {
 def load_audio_encoder(
     config: EncoderConfig, where: str, seed: int = 0, trust: Trust = NO_TRUST
 ) -> AudioEncoder:
-    """Load the encoder that a config names, in float32, trainable in all its parts.
+    """Load the encoder that a config names, in float32, trainable but for its ``fixed_parameters``.
 
     Args:
         where: the key of the config, named first in messages. seed: for random weights.
@@ -206,7 +206,9 @@ def load_audio_encoder(
         UserError: for an architecture that is not known, settings that it does not take, or files that do not fit.
     """
     if ":" in config.kind:
-        return load_imported_encoder(config, where, trust)
+        encoder = load_imported_encoder(config, where, trust)
+        encoder.keep_fixed_parameters()
+        return encoder
     if config.trust_remote_code:
         require_remote_code(config.path, where, trust)
     kind, family = find_family(config, where)
@@ -214,7 +216,8 @@ def load_audio_encoder(
     load = getattr(importlib.import_module(family.module), family.loader)
     unfit = f"{config.path} cannot be loaded as a {kind} encoder"
     with prefix_user_errors(where), convert_to_user_error(unfit, "see its config.json"):
-        encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
+        encoder = load(config.path, config.revision, seed=seed, **settings)
+    encoder.keep_fixed_parameters()
     return encoder
 
 
