@@ -167,16 +167,6 @@ def render_config(
     Args:
         short: clips are much shorter than Whisper's 30 s. is_evaluated: the recipe has an evaluation set.
     """
-    key = (
-        re.sub(r"\W+", "_", "whisper" if is_whisper(encoder) else Path(encoder).name).strip("_") or "encoder"
-    )
-    part = f"path: {dump_inline_yaml([encoder], 10_000)[1:-1]}, train: full, lr: 2e-5"
-    silence = ""
-    if short and is_whisper(encoder):
-        part += ", pad_to: 30, pad_stride: 16, tail_frames: 2"
-        silence = (
-            "# The clips of a batch share the silence behind a clip that Whisper knows from pretraining.\n"
-        )
     every = max(1, sizes.steps // 5)
     train = {"micro_batches": sizes.micro_batches, "log_every": 5, "save_every": every}
     if is_evaluated:
@@ -198,8 +188,7 @@ def render_config(
     return f"""\
 # The model and its training, for {machine}.
 # Any key can be changed here, or on the command line: uniaudio train configs/{name}.yaml stages.0.steps=500
-{silence}encoders:
-  {key}: {{{part}}}
+{render_encoder(encoder, short)}
 # Joins frames of the encoder to 12.5 audio tokens per second for the decoder.
 adapter: {{kind: stack, rate: 12.5, lr: 1e-3}}
 # The language model that reads them, frozen.
@@ -216,3 +205,17 @@ stages:
     warmup: {sizes.warmup}
     budget: {{audio_seconds: {sizes.budget:g}, per_example: {PER_EXAMPLE:g}}}
 """
+
+
+def render_encoder(encoder: str, short: bool) -> str:
+    """Return the key ``encoders`` of the run config, see ``render_config``."""
+    name = "whisper" if is_whisper(encoder) else Path(encoder).name
+    key = re.sub(r"\W+", "_", name).strip("_") or "encoder"
+    settings = f"path: {dump_inline_yaml([encoder], 10_000)[1:-1]}, train: full, lr: 2e-5"
+    comment = ""
+    if short and is_whisper(encoder):
+        settings += ", pad_to: 30, pad_stride: 16, tail_frames: 2"
+        comment = (
+            "# The clips of a batch share the silence behind a clip that Whisper knows from pretraining.\n"
+        )
+    return f"{comment}encoders:\n  {key}: {{{settings}}}"

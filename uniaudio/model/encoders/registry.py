@@ -207,8 +207,14 @@ def load_audio_encoder(
     """
     if ":" in config.kind:
         encoder = load_imported_encoder(config, where, trust)
-        encoder.keep_fixed_parameters()
-        return encoder
+    else:
+        encoder = load_known_encoder(config, where, seed, trust)
+    encoder.keep_fixed_parameters()
+    return encoder
+
+
+def load_known_encoder(config: EncoderConfig, where: str, seed: int, trust: Trust) -> AudioEncoder:
+    """Load an encoder of a family of ``FAMILIES``, or by code of its own, see ``load_audio_encoder``."""
     if config.trust_remote_code:
         require_remote_code(config.path, where, trust)
     kind, family = find_family(config, where)
@@ -216,8 +222,7 @@ def load_audio_encoder(
     load = getattr(importlib.import_module(family.module), family.loader)
     unfit = f"{config.path} cannot be loaded as a {kind} encoder"
     with prefix_user_errors(where), convert_to_user_error(unfit, "see its config.json"):
-        encoder = load(config.path, config.revision, seed=seed, **settings)
-    encoder.keep_fixed_parameters()
+        encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
     return encoder
 
 
