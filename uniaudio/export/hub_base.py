@@ -96,7 +96,10 @@ class RebuiltModel(PreTrainedModel):
                 f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
                 f"model, or transformers {__version__} names them differently"
             )
-        if any(p.is_meta for name, p in loaded.named_parameters() if not name.startswith(DECODER)):
+        # without a device_map, tensors without values belong to an outer model, which is being loaded around this one
+        is_spread = kwargs.get("device_map") is not None
+        empty = [name for name, value in loaded.named_parameters() if value.is_meta]
+        if is_spread and any(not name.startswith(DECODER) for name in empty):
             raise ValueError(
                 "device_map: the encoder is to be offloaded, but its parts read each other's weights; keep encoder and "
                 "adapter on a device, for example with a device_map by name"
