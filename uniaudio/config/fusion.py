@@ -44,7 +44,7 @@ class Fusion(Strict):
     lr: PositiveFloat = 5e-5
     """Peak learning rate of the fusion's parameters. Read by: train."""
     start: Literal["random", "pca", "wccn"] = "random"
-    """Initial weights: `random`, as published, or `pca`: every encoder is standardised, and the fusion begins with the
+    """Initial weights: `random`, as published, or `pca`: every encoder is standardized, and the fusion begins with the
     principal components of all of them, so that none dominates; `wccn` also scales down the directions in which
     clips with the same answer differ. The scales are trained parameters.
     """
@@ -66,7 +66,7 @@ class LinearOperator(Operator):
 
     start: Literal["base", "random", "pca", "wccn"] = "base"  # type: ignore[assignment]
     """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
-    initialisation, `pca` and `wccn` as for the other operators.
+    initialization, `pca` and `wccn` as for the other operators.
     """
 
 
@@ -140,7 +140,7 @@ class ExplicitConfig(Operator):
     decor_weight: Weight = 1e-2
     """Weight of the decorrelation loss. Read by: train."""
     decor_dim: PositiveInt = 64
-    """Width of the projections whose covariance is penalised."""
+    """Width of the projections whose covariance is penalized."""
     learned_projections: bool = False
     """Train those projections, as the equation says, in place of fixed random ones."""
 
@@ -203,7 +203,7 @@ class MoweConfig(Fusion):
     kind: Literal["mowe"]
     """`mowe`."""
     start: Literal["random", "pca"] = "random"
-    """Initial weights: `pca` standardises every encoder, and projects wider weak encoders to their principal
+    """Initial weights: `pca` standardizes every encoder, and projects wider weak encoders to their principal
     components.
     """
     weak_dim: PositiveInt | None = None

@@ -37,7 +37,7 @@ class L2spConfig(Strict):
     weight: PositiveFloat
     """Factor: the loss grows by `weight / 2` times the squared distance. Read by: train."""
     on: str = r"^encoder\."
-    """Regular expression, searched for in the parameters' names: which of them are penalised. Default: the
+    """Regular expression, searched for in the parameters' names: which of them are penalized. Default: the
     encoder's.
     """
 
@@ -56,7 +56,7 @@ class EwcConfig(Strict):
     examples: PositiveInt = 200
     """Examples from which the Fisher information is estimated."""
     on: str = r"^encoder\."
-    """Regular expression, searched for in the parameters' names: which of them are penalised. Default: the
+    """Regular expression, searched for in the parameters' names: which of them are penalized. Default: the
     encoder's.
     """
 

@@ -22,8 +22,8 @@ class Scoring(Strict):
     metric: Literal["accuracy", "wer", "cer", "bleu", "meteor", "cider", "map"] = "accuracy"
     """Accuracy, word or character error rate, BLEU, METEOR, CIDEr-D, or mean average precision of tags."""
     normalize: Literal["none", "lowercase", "words", "whisper", "whisper_english"] = "lowercase"
-    """Text normalisation before comparison: `none`, `lowercase`, `words` (no punctuation), or Whisper's
-    normalisers.
+    """Text normalization before comparison: `none`, `lowercase`, `words` (no punctuation), or Whisper's
+    normalizers.
     """
     tokenize: Literal["auto", "words", "characters", "zh", "ja", "ko", "th", "lo", "km", "my"] = "auto"
     """What counts as a word in WER and BLEU: `auto` depends on the script, `words` splits at blanks, `characters`
