@@ -25,7 +25,6 @@ ADVICE = {
     CLIPPED: "more than one sample in a hundred is louder than full scale and was limited to it",
 }
 QUANTA = 32768.0  # of int16 in one
-PCM = 1  # WAV's number for plain samples
 FORMAT_SIZES = (16, 18, 40)  # bytes that describe the samples in a WAV file
 HIGHEST_PEAK = 4.0  # full scale is 1: more than 12 dB above it, the samples are in another unit
 CLIPPED_SHARE = 0.01
@@ -116,7 +115,7 @@ def parse_plain_wave(data: bytes | memoryview) -> tuple[NDArray[np.int16], int] 
             if size not in FORMAT_SIZES or rate:
                 return None
             kind, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", data, place)
-            if (kind, channels, block, bits) != (PCM, 1, 2, 16):
+            if (kind, channels, block, bits) != (riff.PCM, 1, 2, 16):
                 return None
         elif name == b"data":
             if not rate or size < 2 or len(data) - place - size > riff.LEFTOVER:

@@ -19,7 +19,6 @@ from uniaudio.data.encoded_audio import (
     EncodedBytes,
     FilePart,
     OpenFile,
-    PartReader,
     PartStream,
     Reader,
     RemoteClip,
@@ -72,13 +71,14 @@ def open_reader(source: EncodedAudio | OpenFile, name: str) -> Reader:
         source = source.fetch()
     if not isinstance(source, OpenFile | RemoteClip):
         source = require_file(source)
-    if isinstance(source, FilePart):
-        reader: Reader = PartReader(source)
-        source.read(0, 0)  # whether the file has such a part
-    elif isinstance(source, OpenFile | RemoteClip):
-        reader = source
+    if isinstance(source, Path):
+        reader: Reader = OpenFile(source)
+    elif isinstance(source, bytes | memoryview):
+        reader = EncodedBytes(source)
     else:
-        reader = OpenFile(source) if isinstance(source, Path) else EncodedBytes(source)
+        reader = source
+    if isinstance(reader, FilePart):
+        reader.read(0, 0)  # whether the file has such a part
     if reader.size == 0:
         raise RowError("empty audio", name)
     return reader
@@ -87,7 +87,7 @@ def open_reader(source: EncodedAudio | OpenFile, name: str) -> Reader:
 def is_read_in_parts(source: RemoteClip) -> bool:
     """Return whether a part of a file can be decoded without what lies before it."""
     head = source.read(0, 12)
-    return head[:4] == flac.MARK or (head[:4] in riff.MARKS and head[8:] == b"WAVE")
+    return head[:4] == flac.MARK or riff.is_wave(head)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def choose_readers(reader: Reader, name: str, is_thorough: bool) -> list[Reader]
         RowError: "truncated audio", "broken audio", "empty audio".
     """
     head = reader.read(0, 12)
-    if head[:4] in riff.MARKS and head[8:] == b"WAVE":
+    if riff.is_wave(head):
         samples = riff.check_wave(reader.read, reader.size, name)
         if samples is not None and samples.stated == 0 < samples.present:  # a header that was never completed
             return [EncodedBytes(riff.state_size(reader.read(0, reader.size), samples))]
@@ -196,8 +196,8 @@ def make_handle(data: Reader) -> Any:
         descriptor = os.dup(data.file.fileno())
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
-    if isinstance(data, PartReader | RemoteClip):
-        return PartStream(data.part if isinstance(data, PartReader) else data)
+    if isinstance(data, FilePart | RemoteClip):
+        return PartStream(data)
     return ByteStream(data.data)
 
 
@@ -240,7 +240,7 @@ def read_header_seconds(reader: Reader, name: str) -> float | None:
         RowError: "truncated audio", "empty audio".
     """
     head = reader.read(0, 12)
-    if head[:4] in riff.MARKS and head[8:] == b"WAVE":
+    if riff.is_wave(head):
         samples = riff.check_wave(reader.read, reader.size, name)
         if samples is not None and samples.frames and 0 < samples.rate <= HIGHEST_RATE:
             return samples.frames / samples.rate

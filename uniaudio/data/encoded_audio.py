@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from uniaudio.data.containers.riff import PCM
 from uniaudio.errors import RowError
 
 SMALL_FILE = 1 << 23  # bytes; a file up to this size is read at once
-PCM, FLOAT = 1, 3  # WAV's numbers for kinds of samples
+FLOAT = 3  # WAV's number for samples that are floats
 MOST_CHANNELS = 64
 
 
@@ -31,7 +32,7 @@ class FilePart:
     size: int
 
     def read(self, first: int = 0, count: int | None = None) -> bytes:
-        """Return ``count`` of the bytes from ``first`` on, or all of them.
+        """Return ``count`` of the bytes from ``first`` on, fewer at the end of the part; all that follow for None.
 
         Raises:
             ValueError: when the file ends before the part does. OSError: when it cannot be read.
@@ -40,7 +41,8 @@ class FilePart:
         # looked at before anything is read: a size that a manifest states wrongly would be allocated
         if min(self.offset, self.size) < 0 or self.offset + self.size > os.fstat(file).st_size:
             raise ValueError(f"{self.path} has no {self.size} bytes at {self.offset}")
-        return os.pread(file, self.size - first if count is None else count, self.offset + first)
+        left = max(0, self.size - first)
+        return os.pread(file, left if count is None else min(count, left), self.offset + first)
 
 
 class RemoteClip(ABC):
@@ -122,7 +124,7 @@ class PartStream(JumpStream):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
-            data = self.part.read(self.place, max(0, min(len(buffer), self.size - self.place)))
+            data = self.part.read(self.place, len(buffer))
         except (OSError, ValueError, RowError) as problem:
             self.problem = problem
             return 0
@@ -172,22 +174,7 @@ class OpenFile:
         return os.pread(self.file.fileno(), count, first)
 
 
-@dataclass(frozen=True)
-class PartReader:
-    """A part of a file, read like a file of its own."""
-
-    part: FilePart
-
-    @property
-    def size(self) -> int:
-        return self.part.size
-
-    def read(self, first: int, count: int) -> bytes:
-        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
-        return self.part.read(first, max(0, min(count, self.part.size - first)))
-
-
-Reader = EncodedBytes | OpenFile | PartReader | RemoteClip
+Reader = EncodedBytes | OpenFile | FilePart | RemoteClip
 
 
 class ByteStream(io.BytesIO):

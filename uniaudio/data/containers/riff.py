@@ -17,7 +17,7 @@ LEFTOVER_MARKS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 # sizes that mean "unknown": what programs write that cannot go back in a pipe, some of them less their header
 UNKNOWN_SIZES = ((0, 0), (0x7FFFF000, 0x80000FFF), (0xFFFFF000, 0xFFFFFFFF), (1 << 63, 1 << 64))
 
-PCM = 1  # number of plain samples
+PCM = 1  # WAV's number for plain samples
 
 Read = Callable[[int, int], bytes]
 
@@ -37,6 +37,11 @@ class Samples:
     frames: int
     rate: int
     order: Literal["little", "big"]
+
+
+def is_wave(head: bytes) -> bool:
+    """Return whether the first 12 bytes of a file are those of a WAV file."""
+    return head[:4] in MARKS and head[8:] == b"WAVE"
 
 
 def is_unknown_size(size: int) -> bool:
