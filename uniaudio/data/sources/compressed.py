@@ -13,7 +13,7 @@ import pyarrow
 
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import find_codec, is_remote
-from uniaudio.data.sources.url_files import classify_error, open_onwards
+from uniaudio.data.sources.url_files import convert_source_errors, open_onwards
 
 MOST_PAUSED = 128  # readers, each with an open file and the state of its decompressor
 
@@ -32,21 +32,17 @@ class DecompressedFile(io.RawIOBase):
 
     def __init__(self, place: str, timeout: float) -> None:
         self.place = place
-        packed = open_onwards(place, 0, timeout) if is_remote(place) else None
-        try:
-            inside = pyarrow.PythonFile(packed) if packed is not None else pyarrow.OSFile(place)
+        with convert_source_errors(place):
+            is_far = is_remote(place)
+            inside = pyarrow.PythonFile(open_onwards(place, 0, timeout)) if is_far else pyarrow.OSFile(place)
             self.stream = pyarrow.CompressedInputStream(inside, find_codec(place))
-        except (OSError, pyarrow.ArrowException) as problem:
-            raise classify_error(problem, place) from problem
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        try:
+        with convert_source_errors(self.place):
             return int(self.stream.readinto(buffer))
-        except (OSError, pyarrow.ArrowException) as problem:
-            raise classify_error(problem, self.place) from problem
 
     def close(self) -> None:
         if not self.closed:

@@ -27,6 +27,7 @@ CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})")
 BLOCK = 1 << 20  # bytes fetched at once where a file is read in jumps
 TAIL = 1 << 19  # bytes fetched at once where it is first read at its end, as for the footer of a Parquet file
+LONGEST_PAUSE = 60.0  # seconds between two tries
 
 
 class UnavailableError(ConnectionError):
@@ -39,6 +40,17 @@ class UnavailableError(ConnectionError):
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
         self.after = after
+
+
+def compute_pause(tries: int, problem: OSError) -> float:
+    """Return the seconds to wait before the next try: doubled from 1 s to a minute, or more where a server asks for it.
+
+    Args:
+        tries: pauses before this one. problem: that ended the last try.
+    """
+    retry_after = problem.after if isinstance(problem, UnavailableError) else None
+    doubled = 2.0 ** min(tries, 6)  # without a bound, the power is beyond floats after a day
+    return max(min(doubled, LONGEST_PAUSE), retry_after or 0.0)
 
 
 @dataclass(frozen=True)

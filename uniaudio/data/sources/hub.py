@@ -41,7 +41,7 @@ from uniaudio.data.sources.parquet import ParquetSource, Shard
 from uniaudio.data.sources.parquet_values import convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
 from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
-from uniaudio.data.sources.url_files import classify_error, open_by_scheme, wait_for_hub
+from uniaudio.data.sources.url_files import convert_source_errors, open_by_scheme, wait_for_hub
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 from uniaudio.hub_client import call_hub, convert_hub_errors, convert_hub_refusals
@@ -215,14 +215,10 @@ class StreamedSource(ShardedSource):
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         wait_for_hub(self.card.load.timeout)
-        try:
+        with convert_source_errors(self.shards[shard]):  # of the several network libraries of `datasets`
             for number, columns in enumerate(self.iterate_rows(shard, place.row), place.row):
                 key = f"{shard}/{number}"
                 yield read_row_or_error(partial(self.build_row, key, columns), key), Place(number + 1)
-        except (UserError, BrokenShardError):
-            raise
-        except Exception as problem:  # `datasets` lets those of several network libraries through
-            raise classify_error(problem, self.shards[shard]) from problem
 
     def iterate_rows(self, shard: int, skipped: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a shard but the first ``skipped``.

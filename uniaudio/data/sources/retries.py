@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from uniaudio.data.sources.base import Place, Row, ShardedSource
-from uniaudio.data.sources.http import UnavailableError
+from uniaudio.data.sources.http import compute_pause
 from uniaudio.errors import RowError, UserError, escape_text, read_first_line
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries
 MAX_OUTAGE = 600.0  # seconds, where a run's `data.max_outage` does not say
 SAID_AFTER = 8.0  # seconds: shorter outages are nothing that a person needs to know
 
@@ -62,8 +61,8 @@ def read_patiently(
 ) -> Iterator[tuple[Row | RowError | None, Place]]:
     """Yield what ``source.read`` yields; open the shard again where an ``OSError`` ended it.
 
-    Pauses double from 1 s to a minute; a server that asks for a longer one (``Retry-After``) gets it. A row that
-    arrives starts the count anew. ``BrokenShardError`` passes through.
+    The pauses are those of ``compute_pause``; a row that arrives starts the count anew. ``BrokenShardError`` passes
+    through.
 
     Args:
         name: of the dataset. max_outage: seconds of pauses without any row, before the run stops.
@@ -89,9 +88,7 @@ def read_patiently(
                         f"dataset {name}: {source.shards[shard]} cannot be read from row {place.row} on, tried "
                         f"{tries + 1} times in {max_outage:g} s ({reason}); raise data.max_outage to wait longer"
                     ) from problem
-                retry_after = problem.after if isinstance(problem, UnavailableError) else None
-                pause = max(min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE), retry_after or 0.0)
-                pause = min(pause, max_outage - paused)
+                pause = min(compute_pause(tries, problem), max_outage - paused)
                 tries, paused = tries + 1, paused + pause
                 if paused > SAID_AFTER and not said:
                     said = True

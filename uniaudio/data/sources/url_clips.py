@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from uniaudio.data.encoded_audio import SMALL_FILE, RemoteClip
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.clip_cache import locate_in_cache, open_cached_clip, store_clip
-from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, UnavailableError
+from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, compute_pause
 from uniaudio.data.sources.paths import HTTP
 from uniaudio.data.sources.url_files import find_store_size, read_store_range
 from uniaudio.errors import RowError, read_first_line
@@ -28,7 +28,6 @@ BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps
 MOST_AHEAD = 8  # blocks fetched at once where it is read onwards
 KEPT_BLOCKS, KEPT_CLIPS = 16, 16  # blocks of a clip, and clips of a process, that stay in memory
 LARGEST = 4 << 30  # bytes of a clip that is fetched whole
-LONGEST_PAUSE = 60.0  # seconds between two tries
 # seconds of pauses for a clip: of a host that answered before, that was not met before, that was given up
 PATIENCE = {True: 200.0, None: 7.0, False: 0.0}
 
@@ -241,8 +240,7 @@ def call_patiently(
         except BrokenShardError as problem:
             raise RowError("missing file", str(problem)) from problem
         except OSError as problem:
-            retry_after = problem.after if isinstance(problem, UnavailableError) else None
-            pause = max(min(2.0**number, LONGEST_PAUSE), retry_after or 0.0)
+            pause = compute_pause(number, problem)
             if paused + pause > PATIENCE[ANSWERED.get(host)]:
                 ANSWERED[host] = False
                 reason = f"tried {number + 1} times in {paused:g} s ({read_first_line(problem)})"

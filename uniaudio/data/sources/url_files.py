@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import BLOCK, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import CREDENTIALS, HTTP, is_remote
+from uniaudio.errors import UserError
 from uniaudio.hub_client import PASSING, TRANSPORT
 
 BLOCK_OF_STORE = 8 << 20  # bytes fetched at once from a store; each open shard holds one or two of them
@@ -46,6 +49,21 @@ def classify_error(problem: Exception, what: str) -> Exception:
     if type(problem).__module__.partition(".")[0] in TRANSPORT:
         return ConnectionError(text)
     return BrokenShardError(text)
+
+
+@contextlib.contextmanager
+def convert_source_errors(what: str) -> Iterator[None]:
+    """Turn what a library raises into one of the two errors that a source may raise, see ``classify_error``.
+
+    Raises:
+        BrokenShardError: when it is damaged or not there. OSError: when another try may help.
+    """
+    try:
+        yield
+    except (UserError, BrokenShardError):
+        raise
+    except Exception as problem:
+        raise classify_error(problem, what) from problem
 
 
 def read_status(problem: Exception) -> int | None:
@@ -84,7 +102,7 @@ def wait_for_hub(timeout: float) -> None:
 
 
 class SchemeFile(io.RawIOBase):
-    """A file that fsspec opened; errors of its many libraries become the two that a source may raise."""
+    """A file that fsspec opened, which raises ``BrokenShardError`` and ``OSError`` alone."""
 
     def __init__(self, opener: Any, url: str) -> None:
         self.opener, self.url = opener, url  # without its opener, a file in an archive would be closed
@@ -97,19 +115,15 @@ class SchemeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
+        with convert_source_errors(self.url):
             return self.file.seek(offset, whence)
-        except Exception as problem:
-            raise classify_error(problem, self.url) from problem
 
     def tell(self) -> int:
         return self.file.tell()
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        try:
+        with convert_source_errors(self.url):
             data = self.file.read(len(buffer))
-        except Exception as problem:
-            raise classify_error(problem, self.url) from problem
         buffer[: len(data)] = data
         return len(data)
 
@@ -126,10 +140,8 @@ def open_by_scheme(url: str, timeout: float) -> SchemeFile:
     """
     import fsspec  # only for its schemes
 
-    try:
+    with convert_source_errors(url):
         return SchemeFile(fsspec.open(url, "rb", **choose_store_options(url, timeout)), url)
-    except Exception as problem:
-        raise classify_error(problem, url) from problem
 
 
 def choose_store_options(url: str, timeout: float) -> dict[str, Any]:
@@ -155,11 +167,9 @@ def find_store_size(url: str, timeout: float) -> int:
     """
     import fsspec
 
-    try:
+    with convert_source_errors(url):
         store, path = fsspec.url_to_fs(url, **choose_store_options(url, timeout))
         return int(store.info(path)["size"])
-    except Exception as problem:
-        raise classify_error(problem, url) from problem
 
 
 def read_store_range(url: str, first: int, count: int, timeout: float) -> bytes:
@@ -170,11 +180,9 @@ def read_store_range(url: str, first: int, count: int, timeout: float) -> bytes:
     """
     import fsspec
 
-    try:
+    with convert_source_errors(url):
         store, path = fsspec.url_to_fs(url, **choose_store_options(url, timeout))
         data: bytes = store.cat_file(path, start=first, end=first + count)
-    except Exception as problem:
-        raise classify_error(problem, url) from problem
     if len(data) != count:
         raise ConnectionError(f"{url}: {len(data)} of {count} bytes came")
     return data
@@ -203,7 +211,5 @@ def open_in_jumps(place: str, timeout: float) -> BinaryIO:
         return io.BufferedReader(HttpFile(place, timeout), BLOCK)
     if is_remote(place):
         return io.BufferedReader(open_by_scheme(place, timeout), BLOCK)
-    try:
+    with convert_source_errors(place):
         return Path(place).open("rb")
-    except OSError as problem:
-        raise classify_error(problem, place) from problem
