@@ -212,6 +212,13 @@ def test_an_outage_is_waited_out_for_ten_minutes_and_said_once():
     assert len(said) == 1
 
 
+def test_pauses_stay_at_a_minute_over_a_day():
+    rows, slept, _, _ = outage([ConnectionError("refused")] * 1500, max_outage=1e5)
+    assert len(list(rows)) == 1
+    assert slept[:7] == [1, 2, 4, 8, 16, 32, 60]
+    assert slept[7:] == [60.0] * 1493
+
+
 def test_a_short_disturbance_is_not_said():
     rows, slept, said, _ = outage([ConnectionError("refused")] * 3)
     assert len(list(rows)) == 1

@@ -211,6 +211,13 @@ def test_a_clip_that_metadata_name_and_nobody_has_is_skipped_without_a_request(h
     assert len(hub.requests) == before
 
 
+def test_a_path_that_leads_out_of_the_repository_is_no_clip_in_it(hub, repository, tmp_path):
+    write_folder(repository, "csv")
+    (repository / "metadata.csv").write_text("file_name,n\n../../0.wav,7\n1.wav,1\n")
+    (error,) = [row for row in open_named(tmp_path).rows() if isinstance(row, RowError)]
+    assert (error.reason, "holds no ../../0.wav" in error.detail) == ("missing file", True)
+
+
 def test_tars_have_the_columns_of_both_libraries_and_go_on_within(hub, repository, tmp_path):
     for number in range(2):
         write_tar(repository / f"train-{number}.tar", range(4 * number, 4 * number + 4))

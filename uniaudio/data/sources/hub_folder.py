@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import tempfile
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -99,7 +100,7 @@ class HubFolderSource(ListedSource):
         """
         if not isinstance(value, str) or "://" in value:
             return value
-        path = normalize_path(f"{self.root}/{value}")
+        path = posixpath.normpath(posixpath.join(self.root, value))
         if path not in self.repository.files:
             raise RowError("missing file", f"{self.repository.name} holds no {path}")
         return self.repository.make_url(path)
@@ -113,25 +114,9 @@ def is_metadata(path: str) -> bool:
     return PurePosixPath(path).name in METADATA
 
 
-def normalize_path(path: str) -> str:
-    """Return a path without ``.`` and ``..``."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == ".." and parts:
-            parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/".join(parts)
-
-
 def find_split_root(clips: Sequence[str], split: str) -> str:
     """Return the folder of a split: the deepest that names it, else the deepest that has all its clips."""
-    levels = zip(*(PurePosixPath(path).parts[:-1] for path in clips), strict=False)
-    common: list[str] = []
-    for level in levels:
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
+    common = posixpath.commonpath([PurePosixPath(path).parent for path in clips]).split("/")
     named = [number for number, name in enumerate(common) if name in choose_split_folders(common, split)]
     return "/".join(common[: named[-1] + 1] if named else common)
 
