@@ -227,7 +227,7 @@ class ShardedSource(RowSource):
 Source = IndexedSource | ShardedSource
 
 
-def read_row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Row | RowError | None:
+def read_row_or_error(make: Callable[[], Row | None], key: str) -> Row | RowError | None:
     """Return what a source makes of one row, or why it cannot be used, whatever was raised.
 
     Args:
@@ -235,10 +235,7 @@ def read_row_or_error(make: Callable[[], Row | RowError | None], key: str) -> Ro
     """
     try:
         with convert_to_row_error("unreadable row", key, key):
-            row = make()
-            if isinstance(row, RowError):
-                raise row
-            return row
+            return make()
     except RowError as problem:
         return problem
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,17 +78,16 @@ class ParquetSource(ShardedSource):
     def __init__(self, card: DatasetCard, split: str) -> None:
         self.card, self.split = card, split
         places = list_split_files(card, split, (".parquet",), self.left_out)
-        self.table: list[Shard] = []
-        rows = 0
-        for place, name in zip(places, shorten_names(places), strict=True):
-            shards, count = ([Shard(place, name)], 0) if is_remote(place) else list_local_shards(place, name)
-            self.table += shards
-            rows += count
+        self.table = [
+            shard
+            for place, name in zip(places, shorten_names(places), strict=True)
+            for shard in ([Shard(place, name)] if is_remote(place) else list_local_shards(place, name))
+        ]
         broken = [shard for shard in self.table if shard.damage]
         if len(broken) == len(self.table):
             raise UserError(f"{card.path}: {broken[0].place} is no parquet file ({broken[0].damage})")
-        all_local = not any(is_remote(shard.place) for shard in self.table)
-        self.size = rows if all_local and card.split(split).keep is None else None
+        if card.split(split).keep is None and not any(map(is_remote, places)):
+            self.size = sum(shard.rows or 0 for shard in self.table)
         self.shards = tuple(
             f"{s.place}:{s.groups.start}" if s.groups is not None else s.place for s in self.table
         )
@@ -191,10 +190,14 @@ class ParquetSource(ShardedSource):
         ]
         if any(kept) and not are_all_kept:
             keep_columns(stream, file.metadata.row_group(group), heavy)
-        clips = self.make_clip_reader(file, group, heavy if any(kept) else [])
+        clips = enumerate(iterate_clips(file, group, heavy))
         for i in wanted:
-            row = self.build_row(keys[i], columns[i], clips(i), Path(what.place).parent) if kept[i] else None
-            yield row
+            if not kept[i]:
+                yield None
+                continue
+            of_row = next(clip for number, clip in clips if number == i) if heavy else None
+            make = partial(self.build_row, keys[i], columns[i], of_row, Path(what.place).parent)
+            yield read_row_or_error(make, keys[i])
 
     def check_columns(self, what: Shard, names: Sequence[str]) -> None:
         """Refuse a file without the columns that the card says where clips are and which rows to keep by.
@@ -243,44 +246,32 @@ class ParquetSource(ShardedSource):
         """Return whether a column holds clips as the Hub has them; those that the card does not name are never read."""
         return pyarrow.types.is_struct(field.type) and {"bytes", "path"} <= {part.name for part in field.type}
 
-    def make_clip_reader(
-        self, file: pq.ParquetFile, group: int, heavy: list[str]
-    ) -> Callable[[int], pyarrow.RecordBatch | None]:
-        """Return a function from the row of a group to its audio columns, as a batch of one row.
-
-        It reads on as far as it must; None where there are no such columns.
-        """
-        if not heavy:
-            return lambda i: None
-        batches = file.iter_batches(AT_ONCE, row_groups=[group], columns=heavy)
-        at_hand: list[Any] = [0, next(batches)]
-
-        def audio(i: int) -> pyarrow.RecordBatch:
-            while i >= at_hand[0] + len(at_hand[1]):
-                at_hand[0] += len(at_hand[1])
-                at_hand[1] = next(batches)
-            return at_hand[1].slice(i - at_hand[0], 1)
-
-        return audio
-
     def build_row(
-        self,
-        key: str,
-        columns: Mapping[str, Any],
-        clips: pyarrow.RecordBatch | None,
-        folder: Path,
-    ) -> Row | RowError | None:
-        def make() -> Row | None:
-            if not is_row_in_split(self.card, columns, self.split, key):
-                return None
-            stored = dict(columns)
-            if clips is not None:
-                stored |= {name: convert_audio_value(clips.column(name), 0) for name in clips.schema.names}
-            if not self.reads_clips:
-                stored |= {name: UNREAD for name in self.card.audio if is_nameless(stored.get(name))}
-            return make_row(self.card, key, columns, stored, folder)
+        self, key: str, columns: Mapping[str, Any], clips: pyarrow.RecordBatch | None, folder: Path
+    ) -> Row | None:
+        """Put a row together; None where it does not belong to the split.
 
-        return read_row_or_error(make, key)
+        Args:
+            columns: without clips. clips: the columns with clips, of this row. folder: that paths are relative to.
+
+        Raises:
+            RowError: when it cannot be used.
+        """
+        if not is_row_in_split(self.card, columns, self.split, key):
+            return None
+        stored = dict(columns)
+        if clips is not None:
+            stored |= {name: convert_audio_value(clips.column(name), 0) for name in clips.schema.names}
+        if not self.reads_clips:
+            stored |= {name: UNREAD for name in self.card.audio if is_nameless(stored.get(name))}
+        return make_row(self.card, key, columns, stored, folder)
+
+
+def iterate_clips(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pyarrow.RecordBatch]:
+    """Yield the named columns of a row group row by row, each as a batch of one row; some are read ahead."""
+    for batch in file.iter_batches(AT_ONCE, row_groups=[group], columns=names):
+        for i in range(len(batch)):
+            yield batch.slice(i, 1)
 
 
 def keep_columns(stream: BinaryIO, group: Any, names: Sequence[str]) -> None:
@@ -318,15 +309,15 @@ def is_time(field: pyarrow.Field) -> bool:
     )
 
 
-def list_local_shards(place: str, name: str) -> tuple[list[Shard], int]:
-    """Return the row groups of a local file and its number of rows; a damaged file is one shard that says so."""
+def list_local_shards(place: str, name: str) -> list[Shard]:
+    """Return the row groups of a local file; a damaged file is one shard that says so."""
     try:
         metadata = pq.read_metadata(place)
     except (OSError, pyarrow.ArrowException) as problem:
-        return [Shard(place, name, damage=str(problem).splitlines()[0])], 0
+        return [Shard(place, name, damage=str(problem).splitlines()[0])]
     shards, start = [], 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         shards.append(Shard(place, name, range(group, group + 1), start, rows=rows))
         start += rows
-    return shards or [Shard(place, name, range(0))], start
+    return shards or [Shard(place, name, range(0))]

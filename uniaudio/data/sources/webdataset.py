@@ -136,10 +136,14 @@ class WebDatasetSource(ShardedSource):
         }
         return {**columns, **parsed.get("json", {})}
 
-    def build_row(self, name: str, sample: Sample) -> Row | RowError | None:
-        """Put the members of a sample together."""
+    def build_row(self, name: str, sample: Sample) -> Row | None:
+        """Put the members of a sample together; None where it does not belong to the split.
+
+        Raises:
+            RowError: when it cannot be used.
+        """
         if sample.again:
-            return RowError("duplicate key", name)
+            raise RowError("duplicate key", name)
         parsed: dict[str, Any] = {}
         clips = []
         for member in sample.members:
@@ -150,21 +154,21 @@ class WebDatasetSource(ShardedSource):
                 try:
                     parsed[extension] = parse_json_object(member.content)
                 except (ValueError, RecursionError) as problem:
-                    return RowError("broken metadata", f"{name}: {member.name} ({problem})")
+                    raise RowError("broken metadata", f"{name}: {member.name} ({problem})") from problem
             elif (text := decode_member(member)) is not None:
                 parsed[extension] = text
         columns = {**self.name_columns(parsed), "__key__": sample.key}
         keep = self.card.split(self.split).keep
         absent = sorted(keep.names - set(columns)) if keep is not None else []
         if absent:  # of one sample, as where its .json is missing: no reason to end a run
-            return RowError("missing column", f"{name}: splits.{self.split}.keep needs '{absent[0]}'")
+            raise RowError("missing column", f"{name}: splits.{self.split}.keep needs '{absent[0]}'")
         if not is_row_in_split(self.card, columns, self.split, name):
             return None
         if len(clips) != len(self.card.audio):
             if not clips:
-                return RowError("missing audio", f"{name}: no audio")
+                raise RowError("missing audio", f"{name}: no audio")
             rename = "the name of a sample ends at its first dot, so rename those with dots in it"
-            return RowError("too many clips", f"{name}: {len(clips)} audio files; {rename}")
+            raise RowError("too many clips", f"{name}: {len(clips)} audio files; {rename}")
         length = parse_seconds(columns.get("duration")) if len(clips) == 1 else None
         refs = (
             AudioRef(clip.content, name, length, suffix=splitext(clip.name)[1])
