@@ -6,7 +6,7 @@ import gzip
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -65,30 +65,27 @@ class ImportedData:
         """Add a card; its licence is not known unless it is stated."""
         self.cards[name] = {"dataset": name, "license": NOT_STATED, "audio": "audio", **keys}
 
-    def add_manifest_set(
-        self, name: str, hours: float, question: QuestionTemplate, splits: Iterable[str]
-    ) -> None:
-        """Add the card, the template and the lines of a set whose manifests are written beside them.
+    def add_manifests(self, name: str, rows: Mapping[str, list[dict[str, Any]]], **keys: Any) -> None:
+        """Add a card and the manifests that it loads, which are written beside it.
 
         Args:
-            hours: of what is trained on; 0 where they are unknown.
+            rows: by split. keys: of the card.
         """
-        self.add_card(
-            name,
-            load={"jsonl": f"../{MANIFESTS}/{name}"},
-            **({"hours": hours} if hours else {}),
-            columns=question.columns,
-            splits={split: {"name": split} for split in splits},
-        )
-        if question.content is not None:
-            self.templates[question.template] = question.content
-        self.add_lines(name, question.template)
+        self.manifests |= {f"{name}/{split}": listed for split, listed in rows.items()}
+        splits = {split: {"name": split} for split in rows}
+        self.add_card(name, load={"jsonl": f"../{MANIFESTS}/{name}"}, **keys, splits=splits)
         self.mix = {"by": "rows"}
 
-    def add_lines(self, card: str, template: str, **more: Any) -> None:
+    def add_question(self, card: str, question: QuestionTemplate) -> None:
+        """Add the lines of a question about a card, and its template where none is shipped."""
+        if question.content is not None:
+            self.templates[question.template] = question.content
+        self.add_lines(card, question.template)
+
+    def add_lines(self, card: str, template: str) -> None:
         """Add a line of the recipe for every split of a card; test and validation sets are evaluated."""
         for split in self.cards[card]["splits"]:
-            line = {"dataset": card, "template": template, "split": split, **more}
+            line = {"dataset": card, "template": template, "split": split}
             (self.evaluate if is_evaluated(split) else self.train).append(line)
 
 
@@ -137,6 +134,7 @@ class JsonLinesImporter(Importer):
     def read(self, source: Path, options: ImportOptions) -> ImportedData:
         files = name_splits([f for f in list_sources(source, self.suffixes, self.file) if self.has_rows(f)])
         data, skipped, columns, seconds = ImportedData(), Counter[str](), set[str](), 0.0
+        manifests: dict[str, list[dict[str, Any]]] = {}
         for split, shards in files.items():
             rows = [row for file in shards for row in self.read_rows(file, options.root, skipped)]
             if not rows:
@@ -145,9 +143,11 @@ class JsonLinesImporter(Importer):
             columns.update(*rows)
             if not is_evaluated(split):
                 seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
-            data.manifests[f"{options.name}/{split}"] = rows
+            manifests[split] = rows
         question = choose_question(columns, options.name)
-        data.add_manifest_set(options.name, round(seconds / 3600, 4), question, files)
+        hours = {"hours": rounded} if (rounded := round(seconds / 3600, 4)) else {}
+        data.add_manifests(options.name, manifests, **hours, columns=question.columns)
+        data.add_question(options.name, question)
         data.notes = list_skipped_counts(skipped, f"{self.row}s")
         return data
 

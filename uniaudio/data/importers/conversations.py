@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any, ClassVar
 
 from uniaudio.data.importers.base import (
-    MANIFESTS,
     ImportedData,
     Importer,
     ImportOptions,
@@ -69,18 +68,12 @@ class ConversationImporter(Importer):
             )
         for clips, by_split in sorted(rows.items()):
             name = options.name if clips == 1 else f"{options.name}_{clips}_clips"
-            data.manifests |= {f"{name}/{split}": listed for split, listed in by_split.items()}
-            data.add_card(
-                name,
-                load={"jsonl": f"../{MANIFESTS}/{name}"},
-                audio="audio" if clips == 1 else [f"audio_{i}" for i in range(1, clips + 1)],
-                splits={split: {"name": split} for split in by_split},
-            )
+            audio = "audio" if clips == 1 else [f"audio_{i}" for i in range(1, clips + 1)]
+            data.add_manifests(name, by_split, audio=audio)
             data.templates[name] = make_template(
                 name, clips, [row for part in by_split.values() for row in part]
             )
             data.add_lines(name, name)
-        data.mix = {"by": "rows"}
         data.notes = list_skipped_counts(skipped, "conversations")
         return data
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from uniaudio.config.text_files import compose
 from uniaudio.data.importers.base import (
-    MANIFESTS,
     ImportedData,
     Importer,
     ImportOptions,
@@ -41,18 +40,11 @@ class LibriSpeechImporter(Importer):
         if not rows:
             reasons = ", ".join(+skipped) or "all are empty"
             raise UserError(f"{source}: no line of a {TRANSCRIPTS} can be used ({reasons})")
-        data.manifests = {f"librispeech/{split}": listed for split, listed in rows.items()}
         clips = {UNNAMED: skipped.pop(UNNAMED)}
         data.notes = list_skipped_counts(skipped, "lines") + list_skipped_counts(clips, "clips")
-        data.add_card(
-            "librispeech",
-            load={"jsonl": f"../{MANIFESTS}/librispeech"},
-            license="CC-BY-4.0",
-            columns={"text": "{{ text | lower }}"},
-            splits={split: {"name": split} for split in rows},
-        )
+        columns = {"text": "{{ text | lower }}"}
+        data.add_manifests("librispeech", rows, license="CC-BY-4.0", columns=columns)
         data.add_lines("librispeech", "asr")
-        data.mix = {"by": "rows"}
         return data
 
 

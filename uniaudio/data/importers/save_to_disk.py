@@ -37,7 +37,5 @@ class SavedFolderImporter(Importer):
             columns=question.columns,
             splits={split: {"name": split} for split in saved.splits},
         )
-        if question.content is not None:
-            data.templates[question.template] = question.content
-        data.add_lines(options.name, question.template)
+        data.add_question(options.name, question)
         return data
