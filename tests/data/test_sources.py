@@ -403,6 +403,8 @@ def test_braces():
     assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
     assert expand_braces("plain") == ["plain"]
+    with pytest.raises(UserError, match=r"\{¹\.\.²\} is neither a range"):
+        expand_braces("a-{¹..²}.tar")
 
 
 def test_members_before_the_damage_of_an_archive_are_found(tmp_path):

@@ -82,6 +82,6 @@ def level_micro_batches(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
     """Cut rows into as few micro-batches as the budget allows, all about equally full: ranks then finish together."""
     fewest = len(fill_micro_batches(rows, 1.0))
     limits = [step / (1 << BISECTIONS) for step in range(1, (1 << BISECTIONS) + 1)]
-    # more room never needs more micro-batches, so the smallest limit that does is found by halving
+    # more room never needs more micro-batches, so the smallest limit that does, 1 at most, is found by halving
     lowest = bisect_left(limits, True, key=lambda limit: len(fill_micro_batches(rows, limit)) <= fewest)
-    return fill_micro_batches(rows, limits[min(lowest, len(limits) - 1)])
+    return fill_micro_batches(rows, limits[lowest])

@@ -61,6 +61,11 @@ class DatasetCard:
     long_clips: LongClips | None = None
 
     @property
+    def stored_audio(self) -> tuple[str, ...]:
+        """The columns with clips that are stored, not made of others."""
+        return tuple(name for name in self.audio if name not in self.audio_texts)
+
+    @property
     def is_local(self) -> bool:
         """Whether the rows of a dataset of the Hub's kind lie in a folder of this machine."""
         return Path(self.load.location).is_dir()

@@ -120,6 +120,8 @@ def parse_list(text: str) -> list[Any] | dict[Any, Any] | None:
 
     A mapping as Python writes it is understood too; one as JSON is left as text, for answers may be JSON.
     """
+    if text[-1:] not in MAY_END_LIST:  # nearly all texts
+        return None
     text = text.strip()
     if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > LONGEST_LIST:
         return None
@@ -156,7 +158,7 @@ def wrap_value(value: Any, name: str) -> Any:
         RowError: when the value is the error why the row has none.
     """
     if type(value) is str:
-        listed = parse_list(value) if value[-1:] in MAY_END_LIST else None
+        listed = parse_list(value)
         return value if listed is None else wrap_value(listed, name)
     if isinstance(value, RowError):
         raise value.copy()
@@ -257,7 +259,7 @@ class FirstOf:
         """
         value = self.render(fields)
         if isinstance(value, str):
-            parsed = parse_list(value) if value[-1:] in MAY_END_LIST else None
+            parsed = parse_list(value)
             value = parsed if isinstance(parsed, list) else value
         items = list(value) if isinstance(value, list | tuple) else [value]
         return [item for item in items if not has_no_value(item)]

@@ -131,11 +131,10 @@ def concat_values(*values: Any) -> str:
 
 def concat_output(pieces: Iterable[str]) -> str:
     """Put the pieces of an output together."""
-    kept = list(pieces) if isinstance(pieces, list) else []
-    if kept:
-        BUDGET.allow(sum(map(len, kept)))
-        return "".join(kept)
-    size, rest = 0, iter(pieces)
+    if isinstance(pieces, list):
+        BUDGET.allow(sum(map(len, pieces)))
+        return "".join(pieces)
+    kept, size, rest = list[str](), 0, iter(pieces)
     while some := list(islice(rest, PIECES)):
         size += sum(map(len, some))
         if size > SIZE:

@@ -106,7 +106,7 @@ def match_value_type(text: str, other: float) -> tuple[Any, Any]:
     if isinstance(other, bool) and text.strip().lower() in TRUTH:
         return TRUTH[text.strip().lower()], other
     if NUMBER.fullmatch(text.strip()) is None:
-        kind = f"{str(other).lower()}" if isinstance(other, bool) else f"the number {other}"
+        kind = str(other).lower() if isinstance(other, bool) else f"the number {other}"
         raise ValueError(
             f"the text {text[:100]!r} is compared with {kind}; write both as text or both as numbers"
         )

@@ -179,11 +179,10 @@ class Template:
         if self.target is not None:
             answers = [self.target.render(values)]
         else:
-            listed = values[str(self.target_one_of)]
-            if isinstance(listed, str):
-                listed = parse_list(listed) if parse_list(listed) is not None else [listed]
-            elif isinstance(listed, ClassIndex):
-                listed = [listed]
+            value = values[str(self.target_one_of)]
+            listed = parse_list(value) if isinstance(value, str) else value
+            if listed is None or isinstance(value, ClassIndex):
+                listed = [value]
             if not isinstance(listed, (list, tuple)) or not listed:
                 raise RowError(
                     "template error", f"'{self.target_one_of}' must be a list with something in it"

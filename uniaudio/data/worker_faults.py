@@ -98,13 +98,9 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
         row = PLACES.row_of(died[1]) or (read_current_row(worker) if worker is not None else "")
         if "bus error" in low:
             return ENLARGE_SHARED_MEMORY
-        how = "killed" in died[2]
-        reason = (
-            " (killed by the system, most often for memory: lower data.workers or data.prefetch)"
-            if how
-            else ""
-        )
-        return f"a data worker died; it was at: {row or 'its start'}{reason}"
+        sentence = f"a data worker died; it was at: {row or 'its start'}"
+        advice = " (killed by the system, most often for memory: lower data.workers or data.prefetch)"
+        return sentence + advice if "killed" in died[2] else sentence
     # what was raised in the worker says itself what it is
     if worker is None or not PLACES.has(worker) or text.startswith("Caught "):
         return None

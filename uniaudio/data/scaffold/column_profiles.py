@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from uniaudio.data.field_values import MAY_END_LIST, ClassIndex, has_no_value, parse_list
+from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list
+from uniaudio.data.jinja_comparison import NUMBER
 
 MOST_VALUES = 5_000  # different values of a column that are counted one by one
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for bytes that are in no encoding
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 SEPARATORS = (";", "|", ",")  # between the labels of a text with several
 MOST_TAG_WORDS = 5  # of a label between separators; more are a sentence with commas
 
@@ -48,7 +48,7 @@ class ColumnProfile:
         """Count the value of a row."""
         if isinstance(value, str):
             value = value.strip()
-            listed = parse_list(value) if value[-1:] in MAY_END_LIST else None
+            listed = parse_list(value)
             value = listed if isinstance(listed, list) else value
         if has_no_value(value) or value == "" or value == []:
             return

@@ -101,16 +101,17 @@ def find_folder_layout(folder: Path) -> Layout:
     if is_saved_dataset(folder):
         return find_saved_layout(folder)
     files = list(walk_files(folder))
-    kinds = Counter(find_kind(file) for file in files)
+    has_metadata = any(file.name in METADATA for file in files)
     for file in files:
         for ending, importer in IMPORTERS.items():
             if file.name.endswith(ending):
                 raise UserError(
                     f"{folder} has the layout that `uniaudio data import {importer} {folder} -o DIR` reads; use that"
                 )
-    manifests = [file for file in files if file.parent == folder and find_kind(file) == "manifest"]
-    if manifests and not any(file.name in METADATA for file in files):
-        return find_manifest_layout(name_manifests(manifests, folder), folder)
+    manifests = [file for file in files if find_kind(file) == "manifest"]
+    beside = [file for file in manifests if file.parent == folder]
+    if beside and not has_metadata:
+        return find_manifest_layout(name_manifests(beside, folder), folder)
     for kind, suffix in (("parquet", ".parquet"), ("webdataset", TARS)):
         shards = [file for file in files if file.name.lower().endswith(suffix) and file.name not in METADATA]
         if shards:
@@ -118,13 +119,10 @@ def find_folder_layout(folder: Path) -> Layout:
     if any(file.name == "wav.scp" for file in files):
         splits = name_folders(folder)
         return Layout({"kaldi": str(folder)}, "a Kaldi data directory", splits)
-    if kinds["clip"] and not any(file.name in METADATA for file in files):
-        deeper = [file for file in files if find_kind(file) == "manifest"]
-        if len(deeper) == 1:  # such as meta/esc50.csv beside audio/
-            return find_manifest_layout({ONLY_SPLIT: deeper[0]}, deeper[0])
-    if kinds["clip"]:
-        described = any(file.name in METADATA for file in files)
-        what = "a folder of clips with metadata files" if described else "a folder of clips"
+    if any(find_kind(file) == "clip" for file in files):
+        if len(manifests) == 1 and not has_metadata:  # such as meta/esc50.csv beside audio/
+            return find_manifest_layout({ONLY_SPLIT: manifests[0]}, manifests[0])
+        what = "a folder of clips with metadata files" if has_metadata else "a folder of clips"
         splits = name_folders(folder)
         if splits == (ONLY_SPLIT,) and (folder / ONLY_SPLIT).is_dir() and len(list(folder.iterdir())) > 1:
             # a class of this name: the folder itself is what the split's name stands for

@@ -16,12 +16,12 @@ from uniaudio.console import WorkProgress
 from uniaudio.data.card import DatasetCard, make_card
 from uniaudio.data.card_file import CardFile
 from uniaudio.data.field_values import Classes
+from uniaudio.data.importers.base import NOT_STATED
 from uniaudio.data.keep_conditions import KEY, Condition
 from uniaudio.data.long_clips import read_row_seconds
 from uniaudio.data.scaffold.answer_column import Answer
 from uniaudio.data.scaffold.column_profiles import ColumnProfile, profile_columns
 from uniaudio.data.scaffold.layouts import Layout
-from uniaudio.data.scaffold.task_files import NOT_STATED
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.sources.source_kinds import open_source

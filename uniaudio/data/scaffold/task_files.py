@@ -10,6 +10,7 @@ from typing import Any
 
 from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.data.column_names import LABELS, simplify_name
+from uniaudio.data.importers.base import NOT_STATED
 from uniaudio.data.jinja import Text
 from uniaudio.data.scaffold.answer_column import Answer
 from uniaudio.data.scaffold.layouts import Layout
@@ -25,7 +26,6 @@ SPEECH = frozenset(
     ("emotion", "intent", "gender", "accent", "age", "dialect", "word", "command", "keyword", "speaker")
 )
 MUSIC = frozenset(("genre", "instrument", "key", "pitch", "tempo", "bpm", "mood"))
-NOT_STATED = "not stated"
 
 PROMPTS = {
     "transcript": (
@@ -143,11 +143,9 @@ def render_target(answer: Answer, column: str) -> str:
 
 def choose_scoring(answer: Answer) -> dict[str, str]:
     """Return how answers are scored."""
-    if answer.kind == "transcript":
-        return {"metric": "cer" if answer.is_unspaced else "wer", "normalize": "words"}
     if answer.kind == "caption":
         return {"metric": "meteor", "normalize": "words"}
-    if answer.kind == "text":
+    if answer.kind in ("transcript", "text"):
         return {"metric": "cer" if answer.is_unspaced else "wer", "normalize": "words"}
     return {"metric": "accuracy", "normalize": "lowercase"}
 

@@ -68,18 +68,15 @@ def open_hub_source(card: DatasetCard, split: str) -> Source:
     if constants.is_offline_mode():
         return StreamedSource(card, split, find_fetched_dataset(load, what), None, what)
     repository = describe_repository(load, what)
-    files = repository.find_split_files(load.config, card.split(split).name, where)
-    suffixes = {Path(file.path).suffix.lower() for file in files or ()} - NO_DATA
-    if files and suffixes == {".parquet"}:
-        return HubParquetSource(card, split, repository, [f for f in files if f.path.endswith(".parquet")])
-    tars = [file for file in files or () if file.path.lower().endswith(TARS)]
-    if tars and suffixes == {Path(file.path).suffix.lower() for file in tars}:
+    files = repository.find_split_files(load.config, card.split(split).name, where) or []
+    data = [file for file in files if file.suffix not in NO_DATA]
+    if data and all(file.suffix == ".parquet" for file in data):
+        return HubParquetSource(card, split, repository, data)
+    tars = [file for file in files if file.path.lower().endswith(TARS)]
+    if tars and {file.suffix for file in data} == {file.suffix for file in tars}:
         return HubTarSource(card, split, repository, tars)
-    clips = [file for file in files or () if is_clip(file.path)]
-    others = {
-        Path(f.path).suffix.lower() for f in files or () if not is_clip(f.path) and not is_metadata(f.path)
-    }
-    if files and clips and not others - NO_DATA:
+    others = [file for file in data if not is_clip(file.path) and not is_metadata(file.path)]
+    if any(is_clip(file.path) for file in files) and not others:
         return HubFolderSource(card, split, repository, files, what)
     return StreamedSource(card, split, repository.name, repository, what)
 
@@ -182,7 +179,7 @@ class StreamedSource(ShardedSource):
         features = dict(stream.features.to_dict()) if stream.features else {}
         self.namings = make_column_namings(features)
         self.classes = collect_classes(features)
-        for name in set(card.audio) - set(card.audio_texts) if features else ():
+        for name in card.stored_audio if features else ():
             if name not in features:
                 raise UserError(f"{card.path}: {explain_missing_audio(load.location, name, features)}")
         if features:
@@ -207,8 +204,7 @@ class StreamedSource(ShardedSource):
     def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
         """Yield the rows of a shard without the columns of clips, where the columns are known."""
         light = copy.copy(self)
-        stored = set(self.card.audio) - set(self.card.audio_texts)
-        if texts := [name for name in self.columns if name not in stored]:
+        if texts := [name for name in self.columns if name not in self.card.stored_audio]:
             light.reads_clips = False
             light.data = self.data.select_columns(texts)
         return (row for row in light.shard_rows(shard) if row is not None)
@@ -238,10 +234,8 @@ class StreamedSource(ShardedSource):
                 yield from convert_table(table, {})
 
     def build_row(self, key: str, columns: Mapping[str, Any]) -> Row | None:
-        stored = set(self.card.audio) - set(self.card.audio_texts)
-        light = name_class_columns(
-            {n: value for n, value in columns.items() if n not in stored}, self.namings
-        )
+        clips = self.card.stored_audio
+        light = name_class_columns({n: value for n, value in columns.items() if n not in clips}, self.namings)
         if not is_row_in_split(self.card, light, self.split, key):
             return None
         if not self.reads_clips:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
@@ -32,6 +33,11 @@ class HubFile:
     path: str
     size: int | None
     hash: str
+
+    @property
+    def suffix(self) -> str:
+        """Of its name, in lower case."""
+        return PurePosixPath(self.path).suffix.lower()
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def check_audio_columns(card: DatasetCard, rows: Sequence[Mapping[str, Any] | Ro
         raise UserError(
             f"{card.path}: none of {len(rows)} rows of {card.load.location} can be read ({rows[0]})"
         )
-    for name in set(card.audio) - set(card.audio_texts) if readable else ():
+    for name in card.stored_audio if readable else ():
         if not any(name in columns for columns in readable):
             raise UserError(f"{card.path}: {explain_missing_audio('every row', name, readable[0])}")
 

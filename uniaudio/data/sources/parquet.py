@@ -205,8 +205,8 @@ class ParquetSource(ShardedSource):
         Raises:
             UserError: naming the columns there are.
         """
-        for name in self.card.audio:
-            if name not in names and name not in self.card.audio_texts:
+        for name in self.card.stored_audio:
+            if name not in names:
                 raise UserError(f"{self.card.path}: {explain_missing_audio(what.place, name, names)}")
         keep = self.card.split(self.split).keep
         if keep is not None and (absent := sorted(keep.names - {*names, KEY})):
@@ -223,7 +223,7 @@ class ParquetSource(ShardedSource):
         made_of = {name for text in self.card.audio_texts.values() for name in text.names}
         light, heavy = [], []
         for field in schema:
-            if field.name in self.card.audio and field.name not in self.card.audio_texts:
+            if field.name in self.card.stored_audio:
                 heavy.append(field.name)
             elif self.is_clip(field):
                 heavy += [field.name] if field.name in made_of else []

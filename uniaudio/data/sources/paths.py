@@ -52,14 +52,15 @@ def expand_braces(text: str) -> list[str]:
     Raises:
         UserError: for braces that hold neither a range nor a list.
     """
+    too_many = f"{shorten_place(text)}: names more than {MOST_PLACES:,} places"
     choices: list[list[str]] = []
     for inside in BRACES.findall(text):
         first, dots, last = inside.partition("..")
         if dots and max(len(first), len(last)) > DIGITS:
-            raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
-        if dots and first.isdigit() and last.isdigit() and int(first) <= int(last):
+            raise UserError(too_many)
+        if dots and first.isdecimal() and last.isdecimal() and int(first) <= int(last):
             if int(last) - int(first) >= MOST_PLACES:
-                raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
+                raise UserError(too_many)
             # as shells do: with a leading zero, all numbers are as wide as the wider end
             is_padded = any(end.startswith("0") and end != "0" for end in (first, last))
             width = max(len(first), len(last)) if is_padded else 0
@@ -71,7 +72,7 @@ def expand_braces(text: str) -> list[str]:
                 f"{text}: {{{inside}}} is neither a range such as {{000..012}} nor a list {{a,b}}"
             )
     if math.prod(map(len, choices)) > MOST_PLACES:
-        raise UserError(f"{shorten_place(text)}: names more than {MOST_PLACES:,} places")
+        raise UserError(too_many)
     parts = BRACES.split(text)[::2]
     return [
         "".join(x for pair in zip(parts, (*chosen, ""), strict=True) for x in pair)
