@@ -177,7 +177,7 @@ def open_sets(names: Sequence[str], clips: int, texts: int, console: Console) ->
             task = build(TaskFile, {**values[name], "domain": None}, name)
             sets[name], _ = hold_clips(read_task(name, task, load_card(task.dataset)))
         except UserError as problem:
-            console.print(f"{name} is left out: {problem}", style="yellow", highlight=False, markup=False)
+            console.print(f"{name} is skipped: {problem}", style="yellow", highlight=False, markup=False)
     return sets
 
 

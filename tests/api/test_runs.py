@@ -108,7 +108,7 @@ def test_a_config_may_be_a_mapping_or_a_record_with_paths_and_numbers_of_numpy(r
     [
         (lambda: uniaudio.train("nothing"), "there is no config 'nothing'"),
         (lambda: uniaudio.train("configs/birds.yaml"), "already holds a run"),
-        (lambda: uniaudio.train("configs/birds.yaml", resume="maybe"), "none of True, False and 'auto'"),
+        (lambda: uniaudio.train("configs/birds.yaml", resume="maybe"), "not one of True, False and 'auto'"),
         (lambda: uniaudio.train({"encoders": {}}), "config: output_dir: is required"),
         (lambda: uniaudio.train("configs/birds.yaml", "train.max_steps=1"), "give a list"),
         (lambda: uniaudio.train("configs/birds.yaml", {"trian.max_steps": 1}), "did you mean 'train'"),

@@ -179,7 +179,7 @@ def test_as_a_module_it_has_gradients_modes_and_a_state(embedder, tmp_path):
         ((torch.zeros(5),), r"is \[B, S\]"),
         ((torch.zeros(2, 5), [5]), "2 clips have 1 to 5 samples"),
         ((torch.zeros(2, 5), [5, 6]), "2 clips have 1 to 5 samples"),
-        (([torch.zeros(5)], [5]), "belong to a padded tensor"),
+        (([torch.zeros(5)], [5]), "only a padded tensor needs them"),
         ((["dog.flac"],), "give a list of waveforms .*`embed` takes files"),
         (([torch.zeros(5, dtype=torch.int32)],), "not torch.int32"),
     ],
@@ -236,7 +236,7 @@ def test_wrong_words_are_refused(embedder, tmp_path):
             with pytest.raises(UserError, match=f"{name.replace('_', '.')}: give a"):
                 embedder.embed(CLIPS, **{name: value})
     for dtype in (torch.int8, "bfloat16"):
-        with pytest.raises(UserError, match="dtype: give a floating-point type"):
+        with pytest.raises(UserError, match="dtype: give a floating-point dtype"):
             uniaudio.load_encoder(tmp_path / "whisper", dtype=dtype)
     with pytest.raises(UserError, match="device"):
         uniaudio.load_encoder(tmp_path / "whisper", device="nowhere")

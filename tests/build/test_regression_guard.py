@@ -25,7 +25,7 @@ def test_a_reference_is_read(tmp_path):
         ("", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
-        ("{}", "does not hold the name of a probe and a score"),
+        ("{}", "must contain the name of a probe and, for each set, a score"),
         ("[]", "does not hold"),
         ("null", "does not hold"),
         (json.dumps(GOOD | {"probe": 7}), "does not hold"),
@@ -36,7 +36,7 @@ def test_a_reference_is_read(tmp_path):
         (json.dumps(GOOD | {"scores": {"a": 50, "b": 1}}), "does not hold"),
         (json.dumps(GOOD | {"probe": "mlp"}), "guard.probe is knn, but the run began with mlp"),
         (json.dumps(GOOD | {"scores": {"a": 0.5}}), "guard.sets.b: the run began without it"),
-        (None, "is missing: guard a run from its start on"),
+        (None, "is missing, but a guard must exist from the start of a run"),
     ],
 )
 def test_an_odd_one_is_refused_in_a_sentence(tmp_path, content, message):
@@ -53,7 +53,7 @@ def test_a_guard_breaks_past_its_border_only():
     reference = {"fsdd_digits": 0.9, "esc10": 0.7}
     assert find_broken_guards(reference, {"fsdd_digits": 0.89, "esc10": 0.8, "new": 0.0}, 1.0) == []
     assert find_broken_guards(reference, {"fsdd_digits": 0.85, "esc10": 0.7}, 1.0) == [
-        "fsdd_digits fell from 0.900 to 0.850, more than 1 point below its start"
+        "fsdd_digits fell from 0.900 to 0.850, more than 1 point below its score at the start"
     ]
     assert len(find_broken_guards(reference, {"fsdd_digits": 0.88999, "esc10": 0.68999}, 1.0)) == 2
     assert find_broken_guards(reference, reference, 0.0) == []

@@ -124,7 +124,7 @@ def test_labels_that_no_row_has_are_named(recipe_file):
     change(recipe_file.parent, "t.yaml", labels=["rook", "wren", "tit", "owl"])
     write_rows(recipe_file, [*rows_of("train", 6), *rows_of("test", 2)])
     _, problems, table = look(recipe_file)
-    assert "d:t, split train: 2 of 4 labels occur in no row: tit, owl" in problems
+    assert "d:t, split train: 2 of 4 labels do not occur in any row: tit, owl" in problems
     assert "2 of 4" in table
 
 
@@ -151,8 +151,9 @@ def test_pools_that_hold_a_row_several_times_are_noted(recipe_file, streams, tim
         assert noted == []
         return
     assert noted == [
-        f"d:t, split train: with data.pool 40 and data.streams {streams}, a row is drawn about {times} times before "
-        f"clips are sorted by length, so copies of a clip share micro-batches; set data.pool to {40 // times}"
+        f"d:t, split train: with data.pool 40 and data.streams {streams}, a row is drawn about "
+        f"{times} times before clips are sorted by length, so copies of a clip end up in one "
+        f"micro-batch; set data.pool to {40 // times}"
     ]
 
 
@@ -166,7 +167,8 @@ def test_ids_and_clips_that_come_twice(recipe_file):
     write_rows(recipe_file, rows)
     assert look(recipe_file)[1] == [
         "d:t, split train: 1 rows have the `utt_id` of an earlier one: u1",
-        f"d:t, split train: 1 rows have the clip and the answer of an earlier one: {recipe_file.parent}/train3.wav",
+        "d:t, split train: 1 rows repeat the clip and the answer of an earlier row: "
+        f"{recipe_file.parent}/train3.wav",
     ]
 
 
@@ -176,8 +178,8 @@ def test_clips_that_are_trained_and_tested_on(recipe_file):
     rows[-2]["label"] = "wren"
     write_rows(recipe_file, rows[:-1])
     assert look(recipe_file)[1] == [
-        "d:t, split test: 1 of 3 clips are trained on in d:t, split train, too, so the scores say little: "
-        f"{recipe_file.parent}/train3.wav"
+        "d:t, split test: 1 of 3 clips are also trained on in d:t, split train, so scores on them "
+        f"mean little: {recipe_file.parent}/train3.wav"
     ]
 
 
@@ -204,8 +206,8 @@ def write_tables(folder, names):
 def test_names_in_tables_mean_a_clip_where_their_rows_are_alike(recipe_file):
     write_tables(recipe_file.parent, {"train": ["0.wav", "1.wav", "2.wav"], "test": ["1.wav", "4.wav"]})
     assert [text for text in look(recipe_file)[1] if "trained on" in text] == [
-        "d:t, split test: 1 of 2 clips are trained on in d:t, split train, too, so the scores say little: "
-        f"{recipe_file.parent}/1.wav"
+        "d:t, split test: 1 of 2 clips are also trained on in d:t, split train, so scores on them "
+        f"mean little: {recipe_file.parent}/1.wav"
     ]
 
 

@@ -37,7 +37,10 @@ def stages(*trained):
 def test_an_encoder_that_every_stage_trains_has_no_cache(tone_run, capsys, train):
     code, said = checked(tone_run, capsys, f"encoders.whisper.train={train}", "encoders.whisper.cache=true")
     assert code == 2
-    assert "encoders.whisper.cache keeps the frames of a frozen encoder, but every stage trains it" in said
+    assert (
+        "encoders.whisper.cache stores the frames of a frozen encoder, but every stage trains this one"
+        in said
+    )
 
 
 def test_one_frozen_stage_is_enough(tone_run, capsys):
@@ -45,7 +48,7 @@ def test_one_frozen_stage_is_enough(tone_run, capsys):
     code, said = checked(tone_run, capsys, *CACHED, stages(last, {}, last))
     assert code == 0
     # 64 * 50 * 4 * 3600
-    assert "encoders.whisper.cache: 46 MB on disk for each hour of different audio" in said
+    assert "encoders.whisper.cache: 46 MB on disk per hour of distinct audio" in said
     code, said = checked(tone_run, capsys, *CACHED, stages(last, last))
     assert code == 2
     code, said = checked(tone_run, capsys, "encoders.whisper.cache=true", stages({"^encoder": "frozen"}, {}))
@@ -76,7 +79,8 @@ def test_operators_that_read_hidden_states_have_no_cache(tone_run, capsys, kind)
     code, said = checked(tone_run, capsys, second, f"fusion.kind={kind}")
     assert code == 2
     assert (
-        f"encoders.second.cache keeps the last frames, but fusion.kind {kind} reads all hidden states" in said
+        f"encoders.second.cache stores only the output frames, but fusion.kind {kind} reads all "
+        "hidden states" in said
     )
 
 

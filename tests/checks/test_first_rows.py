@@ -54,7 +54,9 @@ def test_clips_whose_channels_cancel_are_noted(tmp_path):
 
 def test_columns_with_times_that_nothing_uses_are_noted(tmp_path):
     (note,) = notes(tmp_path, {"begin": 0.1, "stop": 0.2}, TONE)
-    assert note.startswith("clips are taken whole, although there are columns begin, stop; name the times")
+    assert note.startswith(
+        "clips are used whole although there are columns begin, stop; name the columns of the segment times"
+    )
     assert notes(tmp_path, {"begin": 0.1, "stop": 0.2}, TONE, segment="none") == ()
     assert notes(tmp_path, {"begin": 0.1, "stop": 0.2}, TONE, segment={"start": "begin", "end": "stop"}) == ()
     assert notes(tmp_path, {"start": 0.1, "end": 0.2}, TONE) == ()  # taken as times without a word

@@ -60,7 +60,7 @@ MISTAKES = {
         "'^encoder.whisperr' matches no parameter",
     ),
     "a pattern of the adapter": ({"train": {"^adapter.nothing": "full"}}, "'^adapter.nothing' matches no"),
-    "low-rank updates of a bias": ({"train": {"^encoder.*conv1": "lora"}}, "matches no linear map"),
+    "low-rank updates of a bias": ({"train": {"^encoder.*conv1": "lora"}}, "matches no linear layer"),
     "a pattern of lr": ({"lr": {"^encoder.nothing": 1e-3}}, "stages.two.lr: '^encoder.nothing' matches no"),
     "an anchor": (
         ways(l2sp={"weight": 1, "on": "^encoder.nothing"}),
@@ -86,7 +86,7 @@ MISTAKES = {
     ),
     "a mixture without a loss": (
         {"recipe": "no_evaluation", "balance": {"every": 1}},
-        "stages.two.balance goes by validation losses, but recipe no_evaluation has no `evaluate` list",
+        "stages.two.balance needs validation losses, but recipe no_evaluation has no `evaluate` list",
     ),
 }
 
@@ -119,7 +119,7 @@ def test_a_budget_below_the_average_clip_is_reported_whatever_stage_it_is_of(rec
 def test_the_first_stage_has_no_recipe_before_it(recipes):
     run = load_run(recipes, [f"stages={json.dumps([STAGE | ways(ewc={'weight': 1})])}"])
     with pytest.raises(
-        UserError, match=r"stages\.one\.continual\.ewc\.recipe: the first stage has none before"
+        UserError, match=r"stages\.one\.continual\.ewc\.recipe: the first stage has no previous stage"
     ):
         check_run(run, Console(quiet=True))
 

@@ -153,7 +153,7 @@ def test_what_is_skipped_is_reported(setup):
 
 def test_answers_that_may_be_numbers_of_classes_are_reported(setup):
     write_rows(setup, [{"audio": f"{n}.wav", "category": n} for n in range(3)])
-    assert "all answers seen are whole numbers (0, 1, 2); if they number classes" in check(setup)
+    assert "all answers seen are whole numbers (0, 1, 2); if they are class numbers" in check(setup)
     change(setup, "t.yaml", labels=[0, 1, 2])
     assert "whole numbers" not in check(setup)
 

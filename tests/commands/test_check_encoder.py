@@ -49,7 +49,7 @@ def test_every_fusion_keeps_the_contract_without_clips(name, tmp_path):
 
 
 def test_the_weights_of_a_router_that_reads_the_question_get_gradients(tmp_path):
-    assert check_gradients(fused(FUSIONS["mowe, prompts"], tmp_path)).endswith("parameters move")
+    assert check_gradients(fused(FUSIONS["mowe, prompts"], tmp_path)).endswith("parameters get a gradient")
 
 
 def test_what_an_encoder_supports_is_listed(tmp_path):
@@ -68,8 +68,11 @@ def test_what_an_encoder_supports_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "answer"),
     [
-        ({"pool": 2}, "no: what its description makes has other numbers of frames"),
-        ({"mels": 48}, "no: 1 tensors differ in what its description makes, such as whisper.conv1.weight"),
+        ({"pool": 2}, "no: a copy built from its description has a different number of frames"),
+        (
+            {"mels": 48},
+            "no: a copy built from its description differs in 1 tensors, such as whisper.conv1.weight",
+        ),
     ],
 )
 def test_a_description_that_makes_another_encoder_is_found(change, answer, tmp_path):
@@ -165,11 +168,11 @@ class Float32Only(Broken):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (SeesItsBatch, "a clip does not see its batch"),
-        (MisCounts, "num_frames is the real number"),
-        (Unused, "gradients reach what is trained"),
-        (WrongRate, "widths and rate are stated"),
-        (Random, "the same twice"),
+        (SeesItsBatch, "the frames of a clip do not depend on its batch"),
+        (MisCounts, "num_frames gives the actual number of frames"),
+        (Unused, "gradients reach all trained parameters"),
+        (WrongRate, "widths and frame rate are stated correctly"),
+        (Random, "two passes give the same frames"),
         (NoLayers, "hidden states"),
         (Float32Only, "runs in bfloat16"),
     ],

@@ -29,7 +29,7 @@ def test_the_demo_in_a_few_steps(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "cache")  # the text model lies in the run folder
     assert load_model(str(out)).model.decoder.identity["path"] == str(out / "decoder")
     shutil.rmtree(out / "decoder")
-    with pytest.raises(UserError, match="the run's miniature decoder belongs beside its checkpoints"):
+    with pytest.raises(UserError, match="the run's miniature decoder must be next to its checkpoints"):
         load_model(str(out))
 
 

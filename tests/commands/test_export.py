@@ -125,7 +125,7 @@ def test_a_model_that_pads_gives_the_frames_of_stock_whisper_cut_to_the_clip(tmp
         torch.testing.assert_close(frames[row, :count], wanted[row, :count], atol=2e-3, rtol=1e-3)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "# w?pad_to=30\n" in card
-    assert "- w, licence: not stated beside the weights\n" in card
+    assert "- w, licence: not stated with the weights\n" in card
     assert str(tmp_path) not in card.replace(str(tmp_path / "exported"), "")
     assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
     assert "its frames, cut to the clip, equal those of this model" in " ".join(card.split())
@@ -149,7 +149,7 @@ def test_a_card_says_how_the_stock_whisper_differs(settings, sentence, tmp_path)
 
 
 def test_bases_are_named_without_the_folders_of_this_machine(tmp_path):
-    unknown = "licence: not stated beside the weights"
+    unknown = "licence: not stated with the weights"
     for path, named in (
         (f"{tmp_path}/w", "w"),
         ("./folders/w", "w"),
@@ -350,20 +350,20 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys,
 
     monkeypatch.setattr("uniaudio.commands.export.load_encoder", never)
     assert "did you mean 'onnx'" in refusal(capsys, "any", tmp_path / "out", "--to", "onxn")
-    assert "goes with --to hf" in refusal(
+    assert "works with --to hf" in refusal(
         capsys, "any", tmp_path / "out", "--to", "onnx", "--push-to-hub", "me/it"
     )
     for to in ("hf", "mteb", "voxtral"):
         options = ("--to", to, "--decoder", "reference")
-        assert "--decoder reference goes with --to hf-lm" in refusal(
+        assert "--decoder reference works only with --to hf-lm" in refusal(
             capsys, "any", tmp_path / "out", *options
         )
     assert "OWNER/NAME" in refusal(capsys, "any", tmp_path / "out", "--push-to-hub", "it")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert "without a whole checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")
+    assert "without a complete checkpoint" in refusal(capsys, tmp_path / "run", tmp_path / "out")
     (tmp_path / "planned").mkdir()
     (tmp_path / "planned" / "config.yaml").touch()
-    assert "without a whole checkpoint" in refusal(capsys, tmp_path / "planned", tmp_path / "out")
+    assert "without a complete checkpoint" in refusal(capsys, tmp_path / "planned", tmp_path / "out")
     assert "not empty" in refusal(capsys, "any", tmp_path / "run")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "--to onnx needs the extra onnx" in refusal(capsys, "any", tmp_path / "out", "--to", "onnx")
@@ -379,13 +379,13 @@ def test_a_whole_run_in_a_published_format_with_its_card(tone_run, fresh_acceler
     write(run, tmp_path / "exported", "--to", "qwen2-audio")
     output = " ".join(capsys.readouterr().out.split())
     assert "the likeliest first token is the same for 4" in output
-    assert "do not serve one with a qwen3 decoder" in output
+    assert "cannot serve it with a qwen3 decoder" in output
     assert f'Qwen2AudioForConditionalGeneration.from_pretrained("{tmp_path / "exported"}")' in output
     card = (tmp_path / "exported" / "README.md").read_text()
     for line in (
         "pipeline_tag: audio-text-to-text",
         ", licence: apache-2.0",
-        ", licence: not stated beside the weights",
+        ", licence: not stated with the weights",
         "| tones | tone | CC0-1.0 | not stated |",
         "None are stored with the run.",
     ):
@@ -420,7 +420,7 @@ def test_what_no_published_format_holds_is_refused_in_a_sentence(tone_run):
     for kind in kinds:
         fusion = SumConfig.model_construct(kind=kind)
         with pytest.raises(
-            UserError, match=rf"the format holds one encoder, and fusion\.kind is {kind}; use --to hf-lm"
+            UserError, match=rf"the format has one encoder, but fusion\.kind is {kind}; use --to hf-lm"
         ):
             check(config.model_copy(update={"fusion": fusion}))
     for kind in (
@@ -457,6 +457,6 @@ def test_a_whole_run_with_custom_code_and_its_decoder_by_reference(
     )
     for options, sentence in (
         (("--to", "hf-lm", "--decoder", "elsewhere"), "give inside or reference"),
-        (("--to", "qwen2-audio", "--decoder", "reference"), "--decoder reference goes with --to hf-lm"),
+        (("--to", "qwen2-audio", "--decoder", "reference"), "--decoder reference works only with --to hf-lm"),
     ):
         assert sentence in " ".join(refusal(capsys, run, tmp_path / "no", *options).split())

@@ -175,7 +175,7 @@ def test_without_a_way_to_the_hub_the_data_are_checked(hub, named_run, monkeypat
     for server in hub.servers.values():
         server.server_close()
     said = check(named_run("encoders.whisper.path=openai/whisper-tiny.en"))
-    assert "not looked at before the run starts: encoders.whisper: openai/whisper-tiny.en" in said
+    assert "not checked before the run starts: encoders.whisper: openai/whisper-tiny.en" in said
     assert "ok" in said
 
 

@@ -80,11 +80,11 @@ def test_processes_of_a_launch_file_of_the_user_are_kept(tone_run, handed_over, 
     [
         ("dpp", 2, Machines(), "there is no engine 'dpp'.*ddp"),
         ("no/such.yaml", 2, Machines(), "there is no launch file no/such.yaml"),
-        ("single", 2, Machines(), "single starts one process; take ddp"),
+        ("single", 2, Machines(), "single starts one process; use ddp"),
         ("ddp_2x8", 2, Machines(), "ddp_2x8 is for 2 machines; give --machines 2"),
         ("ddp", 2, Machines(2), "--machines 2: give --address"),
         ("ddp", 2, Machines(2, 2, "node0"), "--rank 2: the 2 machines have the ranks 0 to 1"),
-        ("ddp", 2, Machines(1, 1), "--rank and --address belong to several machines"),
+        ("ddp", 2, Machines(1, 1), "--rank and --address need several machines"),
         ("ddp", 2, Machines(2, 0, "node0", rendezvous="etcd"), "--rendezvous etcd: give static or c10d"),
     ],
 )
@@ -97,7 +97,7 @@ def test_what_cannot_be_launched_is_refused(tone_run, handed_over, engine, proce
 def test_more_processes_than_gpus_are_refused(tone_run, handed_over, tmp_path, monkeypatch):
     monkeypatch.setattr(launching, "count_gpus", lambda: 2)
     config = load_run(tone_run)
-    with pytest.raises(UserError, match="-n 3: every process takes a GPU, and this machine has 2"):
+    with pytest.raises(UserError, match="-n 3: every process needs a GPU, and this machine has 2"):
         launch_training("ddp", config, [], 3, Machines())
     launch_training("ddp", config, [], None, Machines())
     assert handed_over["file"]["num_processes"] == 2

@@ -439,7 +439,7 @@ def test_files_are_replaced_only_with_force(tmp_path, place):
     out = new(tmp_path, place)[2]
     kept = out / "templates" / "birds.yaml"
     kept.write_text("mine")
-    with pytest.raises(UserError, match=r"templates/birds\.yaml.* would be overwritten; take another NAME"):
+    with pytest.raises(UserError, match=r"templates/birds\.yaml.* would be overwritten; use another NAME"):
         new(tmp_path, place)
     assert kept.read_text() == "mine"
     assert "task: birds" in (new(tmp_path, place, force=True)[2] / "templates/birds.yaml").read_text()
@@ -697,12 +697,12 @@ def test_a_named_column_wins(tmp_path, place):
 
 @pytest.mark.parametrize("name", ["my birds", "a/b", "", "../x", "birds.yaml", "x" * 101])
 def test_names_that_no_file_can_have(tmp_path, place, name):
-    with pytest.raises(UserError, match="take up to 100 letters, digits, _ and -, such as "):
+    with pytest.raises(UserError, match="use up to 100 letters, digits, _ and -, such as "):
         create_task(NewTask(name, str(place), out=tmp_path))
 
 
 def test_names_of_shipped_files(tmp_path, place):
-    with pytest.raises(UserError, match="NAME 'asr': files of this name come with uniaudio; take my_asr"):
+    with pytest.raises(UserError, match="NAME 'asr': uniaudio includes files of this name; use my_asr"):
         create_task(NewTask("asr", str(place), out=tmp_path))
 
 
@@ -744,6 +744,6 @@ def test_what_it_writes_passes_check_and_trains(
     config = open_run("configs/birds.yaml", smaller)
     screen = io.StringIO()
     check_run(config, Console(file=screen, width=200))
-    assert "ok: config, recipes, templates, columns, rows" in screen.getvalue()
+    assert "ok: no mistake found in config, recipes, templates, columns, rows" in screen.getvalue()
     assert run_training(config, None) == 0
     assert Run("runs/birds").step == 1

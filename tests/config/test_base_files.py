@@ -12,5 +12,5 @@ def test_bases_of_bases_merge_mappings_and_replace_lists(tmp_path):
     (tmp_path / "c.yaml").write_text("base: b\nlist: [3]\n")
     assert read_layers(tmp_path / "c.yaml", "config") == {"x": {"p": 1, "q": {"r": 2, "s": 3}}, "list": [3]}
     (tmp_path / "a.yaml").write_text("base: c.yaml\n")
-    with pytest.raises(UserError, match="goes round in a circle"):
+    with pytest.raises(UserError, match="inherit from each other in a cycle"):
         read_layers(tmp_path / "c.yaml", "config")

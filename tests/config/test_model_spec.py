@@ -44,7 +44,7 @@ def test_a_model_is_taken_apart(text, spec):
         ("w?tail_frames=-1", "tail_frames: input should be greater than or equal to 0"),
         ("w?pad_to", "write pad_to=VALUE"),
         ("w?pad_to=1&pad_to=2", "pad_to is given twice"),
-        ("?pad_to=1", "a path or a name stands before the question mark"),
+        ("?pad_to=1", "a path or a name must come before the question mark"),
     ],
 )
 def test_what_cannot_be_an_option_is_named(text, sentence):

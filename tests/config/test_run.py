@@ -29,15 +29,18 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ("stages.4.steps=3", "4 is not one of the positions 0 to 0"),
         ("stages.0.warmup=300", "warmup 300 is longer than the stage's 8 steps"),
         ("seed", "write key.sub=value"),
-        ("encoders.second={path: x}", "2 encoders need `fusion: {kind: ...}` to become one"),
+        ("encoders.second={path: x}", "2 encoders need `fusion: {kind: ...}`"),
         ("train.precision=fp16", "train.precision: 'fp16' is not one of auto, bf16, no"),
         ("data.log_ids=yes", "data.log_ids: input should be a valid boolean, got 'yes'"),
         ("train.clip='1'", "train.clip: input should be a valid number, got '1'"),
-        ("stages.0.steps.x=1", "stages.0.steps is a value, it has no parts"),
+        ("stages.0.steps.x=1", "stages.0.steps is a value and has no keys"),
         ("stages.0.budget.x.y=1", "stages.0.budget.x: unknown key"),
         ("folder=/tmp", "unknown key"),
-        ("stages.one.steps=3", "one is not one of the positions 0 to 0; the items of a list are counted"),
-        ("encoders.decoder={path: x}", "encoders: 'decoder' is the name of another part; take another one"),
+        ("stages.one.steps=3", "one is not one of the positions 0 to 0; items of a list are numbered"),
+        (
+            "encoders.decoder={path: x}",
+            "encoders: 'decoder' is the name of another part of the model; use another name",
+        ),
         ("adapter.kind=stak", "adapter.kind: 'stak' is not"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],
@@ -55,7 +58,7 @@ def test_a_config_inherits(tone_run):
     config = load_run(child)
     assert (config.train.clip, config.train.micro_batches) == (0.5, 2)
     child.write_text("base: child.yaml\n")
-    with pytest.raises(UserError, match="goes round in a circle"):
+    with pytest.raises(UserError, match="inherit from each other in a cycle"):
         load_run(child)
 
 

@@ -60,10 +60,10 @@ def test_hours_leave_the_number_of_steps_open(tone_run):
     ("change", "message"),
     [
         ({"steps": None}, "stage one needs either `steps` or `hours` (of audio)"),
-        ({"hours": 1}, "stage one has `steps` and `hours` (of audio); leave one of them out"),
+        ({"hours": 1}, "stage one has both `steps` and `hours` (of audio); leave out one of them"),
         ({"warmup": 9}, "warmup 9 is longer than the stage's 8 steps"),
-        ({"train": {"(": "full"}}, "'(' is no regular expression"),
-        ({"lr": {"*": 1e-3}}, "'*' is no regular expression"),
+        ({"train": {"(": "full"}}, "'(' is not a regular expression"),
+        ({"lr": {"*": 1e-3}}, "'*' is not a regular expression"),
         ({"train": {"a": "half"}}, "'half' is not one of full, lora, frozen"),
         ({"lr": {"a": 0}}, "should be greater than 0"),
         ({"layer_decay": 0}, "layer_decay: input should be greater than 0"),

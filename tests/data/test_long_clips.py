@@ -355,7 +355,7 @@ def test_the_check_says_what_a_part_of_a_clip_is_trained_with(folder):
     recipe = write_recipe(folder, {"how": "crop", "seconds": 2}, scoring={"metric": "wer"})
     seen = check_entry(recipe.train[0])
     assert seen.seconds == pytest.approx((2 + 2 + 1) / 3)
-    assert any("trained with the answer to all of it" in note for note in seen.notes)
+    assert any("trained with the answer to the whole clip" in note for note in seen.notes)
     assert not check_entry(recipe.evaluate[0]).notes
     assert not check_entry(replace(recipe.train[0], long_clips=None)).notes
 
@@ -371,7 +371,8 @@ def test_stats_are_those_of_the_pieces(folder):
     cropped = measure_entry(cut_lines(folder, "crop"), 10, longest=2.0)
     assert sorted(cropped.seconds) == [1, 2, 2]
     assert cropped.notes == [
-        "long_clips: crop of 2 s: cuts 2 of 3 rows read; lengths are those of the pieces, hours those of the recordings"
+        "long_clips: crop of 2 s: cuts 2 of 3 rows read; lengths below are those of the pieces, "
+        "hours those of the recordings"
     ]
     cut = measure_entry(cut_lines(folder, {"how": "windows", "seconds": 4}), 10, longest=60.0)
     assert sorted(cut.seconds) == [1, 2, 3, 4, 4]
@@ -380,7 +381,9 @@ def test_stats_are_those_of_the_pieces(folder):
     skipped = measure_entry(cut_lines(folder, None), 10, longest=5.0)
     assert (sorted(skipped.seconds), skipped.unusable) == ([1, 3], 1)
     assert skipped.notes[0] == "rows that cannot be used: clip too long (1)"
-    assert skipped.notes[1].startswith("1 of 3 rows read are longer than training takes and skipped")
+    assert skipped.notes[1].startswith(
+        "1 of 3 rows read have clips that are too long for training and are skipped"
+    )
 
 
 def test_preview_shows_a_piece_with_its_time(folder, chat_tokenizer):

@@ -236,7 +236,7 @@ def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path, monkeyp
     monkeypatch.undo()
     capsys.readouterr()
     result = measure_forgetting(tmp_path / "new", [*data, f"other={folders['tones']}"], None, max_examples=4)
-    assert "no stage trains on a dataset called other: such sets count as known" in capsys.readouterr().out
+    assert "no stage trains on a dataset called other: these sets count as known" in capsys.readouterr().out
     assert result["probe/knn"]["learned"] == [1, 2, None]
     result = measure_forgetting(tmp_path / "new", data, None, max_examples=4)
     stored = json.loads((tmp_path / "new" / "forgetting.json").read_text())
@@ -253,7 +253,7 @@ def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path, monkeyp
     assert summary["backward_transfer"] == pytest.approx(scores[2][0] - scores[1][0])
     assert stored["answers"]["scores"][0] == [None, None]
     assert (tmp_path / "new" / "forgetting.png").read_bytes()[1:4] == b"PNG"
-    with pytest.raises(UserError, match="no checkpoint at the end of a stage"):
+    with pytest.raises(UserError, match="no checkpoint from the end of a stage"):
         measure_forgetting(tmp_path, data, None)
 
 

@@ -159,7 +159,7 @@ def test_a_run_of_two_days_with_updates_of_conv1d_keeps_its_prompt(tone_run, gpt
     preview(str(tone_run.with_name("other.yaml")), 1, None, 0)
     shown = " ".join(capsys.readouterr().out.split())
     assert "Today is 02 Jan" in shown
-    assert "a run keeps that of its first day" in shown
+    assert "a run keeps the date of its start" in shown
 
 
 def test_positions_of_the_decoder_bound_questions_and_labels(tone_run, gpt2):

@@ -223,7 +223,7 @@ def test_an_encoder_class_that_is_none_is_reported(tone_run, kind, message):
         (["encoders.second.path=second", "fusion.kind=gaet"], "did you mean 'gate'"),
         (
             ["encoders.whisper.train=lora", "encoders.whisper.lora.targets=[no_such]"],
-            "'no_such' matches no linear map; there are fc1",
+            "'no_such' matches no linear layer; there are fc1",
         ),
         (["encoders.second.path=second", "fusion={kind: gate, rate: 80}"], "no encoder gives 80 frames"),
         (
@@ -234,7 +234,7 @@ def test_an_encoder_class_that_is_none_is_reported(tone_run, kind, message):
         (["encoders.whisper.kind=wisper"], "did you mean 'whisper'"),
         (["encoders.whisper.path=qwen"], "holds a qwen3 model, no audio encoder known here"),
         (["encoders.whisper.chunk_seconds=10"], "a whisper encoder has no such setting"),
-        (["encoders.whisper.settings={a: 1}"], "settings belong to an encoder class of your own"),
+        (["encoders.whisper.settings={a: 1}"], "only your own encoder class"),
     ],
 )
 def test_mistakes_end_with_one_sentence(tone_run, second, overrides, message):

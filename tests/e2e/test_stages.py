@@ -266,7 +266,7 @@ def test_all_ways_together_measure_from_the_start_of_their_stage_after_a_resume(
 def test_ewc_in_the_first_stage_needs_an_old_recipe(tone_run):
     ewc = {"weight": 1.0, "examples": 2}
     with pytest.raises(
-        UserError, match=r"stages\.s0\.continual\.ewc\.recipe: the first stage has none before"
+        UserError, match=r"stages\.s0\.continual\.ewc\.recipe: the first stage has no previous stage"
     ):
         run(tone_run, "out", [{"continual": {"ewc": ewc}}])
     code, out = run(tone_run, "named", [{"continual": {"ewc": ewc | {"recipe": "tone_recipe"}}}])
@@ -340,7 +340,7 @@ def test_a_guarded_set_that_gets_worse_is_reported_or_ends_the_run(tone_run, act
     assert output[0]["step"] == 2
     (sentence,) = output[0]["broken"]
     assert sentence.startswith("tones fell from 1.000 to ")
-    assert sentence.endswith("more than 20 points below its start")
+    assert sentence.endswith("more than 20 points below its score at the start")
     assert "guard: tones fell from 1.000" in " ".join("".join(capsys.readouterr()).split())
     step = load_checkpoint(latest_checkpoint(out)).state["step"]
     if action == "alarm":

@@ -322,7 +322,7 @@ def test_an_encoder_that_is_a_run_is_refused_where_its_config_does_not_say_enoug
     empty = store_run(tmp_path / "empty", whisper={"path": str(tmp_path / "whisper")})
     shutil.rmtree(tmp_path / "empty" / "checkpoints")
     with pytest.raises(
-        UserError, match=r"^encoders.whisper: .*empty is a run folder without a whole checkpoint$"
+        UserError, match=r"^encoders.whisper: .*empty is a run folder without a complete checkpoint$"
     ):
         plan_stage(run(encoders={"whisper": {"path": empty}}), 0, CLIP, torch.float32)
 

@@ -104,7 +104,7 @@ def test_every_adapter_is_described_and_made_again(kind, added):
     except ValidationError as problem:
         assert added
         (error,) = problem.errors()
-        assert error["msg"].endswith("; take another kind"), error["msg"]
+        assert error["msg"].endswith("; use another kind"), error["msg"]
         return
     adapter = make_adapter(config, encoder, 24)
     with torch.no_grad():
@@ -289,8 +289,8 @@ def test_a_decoder_that_the_run_trained_is_not_left_out():
     assert find_decoder_reference(config, "inside") is None
     assert find_decoder_reference(config, "reference") == ("Qwen/Qwen3-0.6B", "main")
     for change, sentence in (
-        ({"train": "lora"}, "decoder of its own"),
-        ({"path": "random:x"}, "decoder of its own"),
+        ({"train": "lora"}, "decoder exists nowhere else"),
+        ({"path": "random:x"}, "decoder exists nowhere else"),
     ):
         changed = RunConfig.model_construct(decoder=config.decoder.model_copy(update=change))
         with pytest.raises(UserError, match=sentence):

@@ -86,7 +86,7 @@ def test_what_is_no_whole_model_says_so(tmp_path):
     tiny_whisper().save_pretrained(tmp_path / "whisper")
     assert find_format(str(tmp_path / "whisper")) is None
     assert find_format(str(tmp_path / "missing")) is None
-    with pytest.raises(UserError, match="nor an exported model with its language model"):
+    with pytest.raises(UserError, match="nor an exported whole model"):
         load_model(str(tmp_path / "whisper"), CPU)
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")

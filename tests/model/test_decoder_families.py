@@ -199,7 +199,7 @@ def test_updates_stand_where_layers_call_their_linear_maps():
     """The kernels of Mamba read the weights of its other maps directly."""
     decoder = make_decoder("mamba", "lora")
     assert {name.rsplit(".", 1)[-1] for name in list_lora_modules(decoder.lm)} == {"in_proj"}
-    with pytest.raises(UserError, match="'out_proj' matches no linear map; there are in_proj"):
+    with pytest.raises(UserError, match="'out_proj' matches no linear layer; there are in_proj"):
         find_lora_targets(make_decoder("mamba").lm, ["out_proj"])
 
 
@@ -216,7 +216,7 @@ def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokeniz
     config = load_run(tone_run, [f"decoder={{path: other, kind: {kind}, train: lora}}"])
     console = Console(record=True, width=200, file=io.StringIO())
     check_run(config, console)
-    assert "ok: config, recipes" in console.export_text()
+    assert "ok: no mistake found in config, recipes" in console.export_text()
     plan = plan_stage(config, 0, AverageClip(0.5, 20, 5), torch.bfloat16)
     assert plan.flops > 0
     assert plan.trained > 0

@@ -247,10 +247,10 @@ def test_a_run_resumes_in_the_same_numbers_and_answers(tone_run, fresh_accelerat
     prompts = collate_prompts(make_examples(1.2), folders[0].format, first.count_slots, ("t",))
     assert first.generate_ids(prompts, 3, -1, 0) == second.generate_ids(prompts, 3, -1, 0)
     with pytest.raises(
-        UserError, match=r"cache keeps the last frames, but adapter\.depth reads hidden states"
+        UserError, match=r"cache stores only the output frames, but adapter\.depth reads hidden states"
     ):
         load_run(tone_run, [*changes, "encoders.whisper.cache=true", "encoders.whisper.train=frozen"])
-    with pytest.raises(UserError, match="has no place for it; take another kind"):
+    with pytest.raises(UserError, match="does not support it; use another kind"):
         load_run(tone_run, ["adapter.kind=ultravox", "adapter.time_markers=1"])
     with pytest.raises(UserError, match="take 0 to 0"):
         check_run(load_run(tone_run, [*changes, "adapter.depth.decoder_layers=[1]"]))

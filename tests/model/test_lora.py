@@ -66,9 +66,9 @@ def test_targets_that_match_nothing_are_reported_with_what_there_is(tmp_path):
     assert len(find_lora_targets(encoder, "qkv")) == 2 * 3
     assert len(find_lora_targets(encoder, "all")) == 2 * 6
     assert len(find_lora_targets(encoder, [r"layers\.1\.fc"])) == 2
-    with pytest.raises(UserError, match=r"'nothing' matches no linear map; there are fc1, fc2, k_proj"):
+    with pytest.raises(UserError, match=r"'nothing' matches no linear layer; there are fc1, fc2, k_proj"):
         find_lora_targets(encoder, ["fc1", "nothing"])
-    with pytest.raises(UserError, match="'qkv' matches no linear map"):
+    with pytest.raises(UserError, match="'qkv' matches no linear layer"):
         find_lora_targets(load("encodec", tmp_path / "e"), "qkv")
 
 

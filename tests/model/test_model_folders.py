@@ -161,9 +161,7 @@ def test_an_exported_whole_model_is_no_decoder(tone_run):
     (tone_run.parent / "lm").mkdir()
     values = {"model_type": "uniaudio_lm", "auto_map": {"AutoConfig": "code.Config"}}
     (tone_run.parent / "lm" / "config.json").write_text(json.dumps(values))
-    with pytest.raises(
-        UserError, match="lm is a whole model that was exported; save its language model alone"
-    ):
+    with pytest.raises(UserError, match="lm is an exported whole model; save its language model separately"):
         check_run(load_run(tone_run, ["decoder.path=lm"]))
 
 

@@ -59,11 +59,11 @@ def test_what_is_refused_before_a_model_is_loaded(tmp_path, capsys, monkeypatch)
     """A port in use, a folder without a checkpoint behind an address that others reach, a missing package."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"the address 127.0.0.1:{port} cannot be taken" in run_and_fail(
+        assert f"the address 127.0.0.1:{port} cannot be used" in run_and_fail(
             capsys, tmp_path, "--port", port
         )
     text = run_and_fail(capsys, tmp_path, "--port", 0, "--host", "0.0.0.0")
-    assert "can be reached from other machines" in text
+    assert "other machines can reach the page through" in text
     assert "is neither a checkpoint nor a run folder" in text
     find = util.find_spec
     monkeypatch.setattr(

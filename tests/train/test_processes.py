@@ -131,7 +131,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(tone_run, tmp_path, whol
     """The last one in a process of its own, the others in this one, which saves its start."""
     cases = {
         "already holds a run": [f"output_dir={whole}"],
-        "holds no whole checkpoint": [f"output_dir={tmp_path / 'new'}", "--resume"],
+        "holds no complete checkpoint": [f"output_dir={tmp_path / 'new'}", "--resume"],
         "unknown key (did you mean 'max_steps'?)": ["train.max_stepz=3"],
         "there is no folder /nothing": ["encoders.whisper.path=/nothing"],
     }

@@ -65,7 +65,7 @@ class Run:
         self.folder = Path(folder).expanduser()
         self._trust = Trust(trust_remote_code, allow_code)
         if not (self.folder / "metrics.jsonl").is_file() and not (self.folder / "checkpoints").is_dir():
-            raise UserError(f"{self.folder} holds no run: there is no metrics.jsonl in it")
+            raise UserError(f"{self.folder} is not a run folder: it has no metrics.jsonl")
 
     @property
     def config(self) -> RunConfig:
@@ -295,7 +295,7 @@ def train(
     if is_launched():
         end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     if resume not in (True, False, None, "auto"):
-        raise UserError(f"resume: {resume!r} is none of True, False and 'auto'")
+        raise UserError(f"resume: {resume!r} is not one of True, False and 'auto'")
     opened = open_run(config, overrides, Trust(trust_remote_code, allow_code))
     run_training(
         opened, "auto" if resume == "auto" else "yes" if resume else None, callbacks, keep_group=True

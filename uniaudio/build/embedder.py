@@ -141,7 +141,9 @@ class Embedder(nn.Module):
                 )
             return Ragged.from_padded(waveforms.to(device), counts)
         if lengths is not None:
-            raise UserError("lengths: they belong to a padded tensor; a list of waveforms has its own")
+            raise UserError(
+                "lengths: only a padded tensor needs them; leave them out for a list of waveforms"
+            )
         with convert_to_user_error("waveforms: give a list of waveforms [S]", "`embed` takes files"):
             rows = [torch.as_tensor(waveform) for waveform in waveforms]
         if not rows or any(row.dim() != 1 or not len(row) for row in rows):
@@ -149,7 +151,7 @@ class Embedder(nn.Module):
                 f"waveforms: give a list of waveforms [S], not of {[tuple(row.shape) for row in rows]}"
             )
         if unfit := [row.dtype for row in rows if not (row.is_floating_point() or row.dtype == torch.int16)]:
-            raise UserError(f"waveforms: samples are int16 or floats in [-1, 1], not {unfit[0]}")
+            raise UserError(f"waveforms: samples must be int16 or floats in [-1, 1], not {unfit[0]}")
         return Ragged.from_rows([row.to(device) for row in rows])
 
     @overload
@@ -297,7 +299,7 @@ def load_embedder(
         trust: code that the model may run.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise UserError(f"dtype: give a floating-point type of torch, such as torch.bfloat16, not {dtype!r}")
+        raise UserError(f"dtype: give a floating-point dtype of torch, such as torch.bfloat16, not {dtype!r}")
     encoder = load_audio_encoder(spec, open_device(device), trust)
     return Embedder(encoder if dtype is None else encoder.to(dtype), trainable)
 

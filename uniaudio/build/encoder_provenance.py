@@ -122,7 +122,7 @@ def describe_base(name: str, base: Mapping[str, str]) -> str:
     given = base.get("path", "unknown")
     path = given.removeprefix(RANDOM)
     part = f"{name.removeprefix(PART)}: " if name else ""
-    license = read_base_license(path) or "not stated beside the weights"
+    license = read_base_license(path) or "not stated with the weights"
     shown = path if find_hub_names([path]) else Path(path).name
     if has_random_weights(given):
         return f"{part}random weights, in the architecture of {shown}"
@@ -135,7 +135,7 @@ def collect_data(config: RunConfig, stages: int) -> dict[str, Any]:
     try:
         recipes = load_stage_recipes(config)[:stages]
     except UserError as problem:
-        raise UserError(f"the data of the run belong on its model card, but {problem}") from problem
+        raise UserError(f"the model card should list the run's data, but {problem}") from problem
     sets: dict[str, dict[str, Any]] = {}
     hours: dict[str, dict[str, float | None]] = {}
     domains: list[str] = []

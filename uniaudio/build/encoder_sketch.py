@@ -67,7 +67,7 @@ def sketch_run_encoder(settings: EncoderConfig, where: str, trust: Trust) -> Aud
     with prefix_user_errors(where):
         folder = find_checkpoint(settings.path, (CONFIG,))
         if folder is None:
-            raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
+            raise UserError(f"{settings.path} is a run folder without a complete checkpoint")
         config = load_stored_run(folder / CONFIG, folder.parent.parent, trust)
         return sketch_encoder(apply_options(config, name_run_encoder(settings)))
 

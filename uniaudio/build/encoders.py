@@ -69,7 +69,7 @@ def find_checkpoint(spec: str, read: Sequence[str] = (MODEL, STATE, BASES, CONFI
     if (path / COMPLETE).exists() or (STEP.fullmatch(path.name) and path.is_dir()):
         if damage := find_damage(path, checksums=False):
             raise UserError(
-                f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again"
+                f"{path} is not a complete checkpoint ({damage}); use another one, or copy it again"
             )
         return path
     chosen, complaint = choose_checkpoint(path, read)
@@ -122,7 +122,9 @@ def load_part(
     else:
         encoder = load_audio_encoder(settings, where, seed, trust)
     if settings.recompute is True and not encoder.can_recompute():
-        raise UserError(f"{where}.recompute: {type(encoder).__name__} has no layers that can; leave it out")
+        raise UserError(
+            f"{where}.recompute: {type(encoder).__name__} has no layers that can recompute; leave it out"
+        )
     if settings.train == "frozen":
         encoder.requires_grad_(False)
     elif settings.train == "lora":
@@ -199,7 +201,7 @@ def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
         return identify_base(settings.path, settings.revision)
     folder = find_checkpoint(settings.path)
     if folder is None:
-        raise UserError(f"{settings.path} is a run folder without a whole checkpoint")
+        raise UserError(f"{settings.path} is a run folder without a complete checkpoint")
     digest = hashlib.sha256()
     averages = (EMA,) if settings.path.endswith(AVERAGED) else ()
     for name in (MODEL, *averages, "bases.json"):
@@ -231,7 +233,7 @@ def load_model_spec(
     checkpoint = open_checkpoint(model.path)
     if checkpoint is None:
         if is_run(model.path):
-            raise UserError(f"{model.path} is a run folder without a whole checkpoint")
+            raise UserError(f"{model.path} is a run folder without a complete checkpoint")
         settings = model.configure_model(trust.remote_code)
         return load_audio_encoder(settings, model.path, trust=trust).to(device).eval()
     config = apply_options(read_stored_config(checkpoint, trust), model)

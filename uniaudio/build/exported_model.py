@@ -183,7 +183,7 @@ def load_stock_projector(
             continue
         if text not in known:
             raise UserError(
-                f"{folder}: its tokenizer has no token {text}; put the files of its tokenizer there"
+                f"{folder}: its tokenizer has no token {text}; add its tokenizer files to the folder"
             )
         with torch.no_grad():
             mark.copy_(decoder.lm.get_input_embeddings().weight[known[text]])

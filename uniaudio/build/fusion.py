@@ -87,7 +87,7 @@ def fuse(
     stft = None
     if config.stft is not None:
         if operator.frames_per_frame > 1:
-            raise UserError("fusion.stft needs one frame for each moment: set fusion.output to sum")
+            raise UserError("fusion.stft needs one frame per time step: set fusion.output to sum")
         stft = StftBranch(dim, rate, **config.stft.model_dump())
     return FusedEncoder(encoders, operator, rate, config.align, stft, scales)
 
@@ -107,8 +107,9 @@ def derive_arguments(config: FusionConfig, encoders: Mapping[str, AudioEncoder])
         if len(set(encoder.layer_dims)) > 1:
             widths = ", ".join(str(width) for width in dict.fromkeys(encoder.layer_dims))
             raise UserError(
-                f"fusion.kind {kind}: the hidden states of {name} are {widths} wide, but must be equal; "
-                "use an operator on last hidden states, such as concat"
+                f"fusion.kind {kind}: the hidden states of {name} are {widths} wide, but must be "
+                "equally wide; use an operator that reads only the last hidden state, such as "
+                "concat"
             )
     layers = {"layers": [len(encoder.layer_dims) for encoder in encoders.values()]}
     return layers if kind == "layers" else {**layers, "merge": "add" if kind == "hconv" else "concat"}

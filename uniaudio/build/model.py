@@ -86,7 +86,7 @@ def find_decoder(config: RunConfig, kept: Path) -> str:
     if config.decoder.miniature is None:
         return config.decoder.path
     if not kept.is_dir():
-        raise UserError(f"{kept} is missing: the run's miniature decoder belongs beside its checkpoints")
+        raise UserError(f"{kept} is missing: the run's miniature decoder must be next to its checkpoints")
     return str(kept)
 
 
@@ -175,12 +175,12 @@ def load_tokenizer(settings: DecoderConfig, path: str) -> PreTrainedTokenizerBas
     with prefix_user_errors("decoder.path"):
         commit = pin_revision(name, settings.revision)
     refusals = convert_hub_refusals(what, name, settings.revision)
-    with convert_to_user_error(what, "put the files of its tokenizer beside it"), refusals:
+    with convert_to_user_error(what, "add its tokenizer files to the folder"), refusals:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=commit, trust_remote_code=settings.trust_remote_code
         )
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of the config.json alone
-        raise UserError(f"decoder.path: {path} holds no tokenizer; put the files of its tokenizer beside it")
+        raise UserError(f"decoder.path: {path} has no tokenizer; add its tokenizer files to the folder")
     return tokenizer
 
 
@@ -225,8 +225,8 @@ def load_model(
         if Path(chosen.path).is_dir():
             refuse_unusable_files(chosen.path, "model")
         raise UserError(
-            f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it, nor an exported model "
-            "with its language model"
+            f"{spec} is neither a checkpoint nor a run folder with a complete checkpoint, nor an "
+            "exported whole model"
         )
     config = apply_options(read_stored_config(checkpoint, trust), chosen)
     config.require_trust()
@@ -266,8 +266,8 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
     with convert_to_user_error(f"decoder.path: the config.json of {settings.folder} cannot be read"):
         if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == HF_LM:
             raise UserError(
-                f"decoder.path: {settings.folder} is a whole model that was exported; save its language model alone "
-                "and name that folder"
+                f"decoder.path: {settings.folder} is an exported whole model; save its language "
+                "model separately and name that folder"
             )
         # code is fetched from the repository, beside which the folder has the config alone
         place = settings.folder if trusted else folder

@@ -74,8 +74,8 @@ def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
     """
     path = run_dir / REFERENCE
     if not path.is_file():
-        raise UserError(f"{path} is missing: guard a run from its start on")
-    fix = "copy it from where it is whole, leave `guard` out, or start a new run"
+        raise UserError(f"{path} is missing, but a guard must exist from the start of a run")
+    fix = "restore it from a copy, leave `guard` out, or start a new run"
     with convert_to_user_error(f"{path} cannot be read", fix):
         reference = json.loads(path.read_text(encoding="utf-8"))
     match reference:
@@ -83,13 +83,13 @@ def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
             pass
         case _:
             raise UserError(
-                f"{path} does not hold the name of a probe and a score from 0 to 1 for each set; {fix}"
+                f"{path} must contain the name of a probe and, for each set, a score from 0 to 1; {fix}"
             )
     if probe != settings.probe:
         raise UserError(f"guard.probe is {settings.probe}, but the run began with {probe}")
     if missing := [name for name in settings.sets if name not in scores]:
         raise UserError(
-            f"guard.sets.{missing[0]}: the run began without it, so {path} holds no score of it; leave it out"
+            f"guard.sets.{missing[0]}: the run began without it, so {path} has no score for it; leave it out"
         )
     return scores
 
@@ -129,13 +129,13 @@ def find_broken_guards(
         ValueError: when ``max_drop`` is below 0, or a guarded set has no score now.
     """
     if not max_drop >= 0:
-        raise ValueError(f"max_drop is {max_drop}; give the points that a score may fall, 0 or more")
+        raise ValueError(f"max_drop is {max_drop}; give how many points a score may drop, 0 or more")
     missing = [name for name in reference if name not in now]
     if missing:
-        raise ValueError(f"guarded, but without a score now: {', '.join(missing)}")
+        raise ValueError(f"guarded sets without a score now: {', '.join(missing)}")
     allowed = f"{max_drop:g} point" + ("" if max_drop == 1 else "s")
     return [
-        f"{name} fell from {before:.3f} to {now[name]:.3f}, more than {allowed} below its start"
+        f"{name} fell from {before:.3f} to {now[name]:.3f}, more than {allowed} below its score at the start"
         for name, before in reference.items()
         if not (before - now[name]) * POINTS <= max_drop + 1e-9  # a nan must not pass
     ]

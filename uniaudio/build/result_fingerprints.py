@@ -31,9 +31,9 @@ def fingerprint_checkpoint(spec: str) -> str:
     """
     folder = find_checkpoint(spec)
     if folder is None:
-        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a complete checkpoint")
     if spec.endswith(AVERAGED) and not (folder / EMA).is_file():
-        raise UserError(f"{folder} holds no moving averages; leave {AVERAGED} out")
+        raise UserError(f"{folder} has no moving averages; leave {AVERAGED} out")
     path = f"{folder}{AVERAGED}" if spec.endswith(AVERAGED) else str(folder)
     return identify_encoder(EncoderConfig(path=path))["sha256"]
 

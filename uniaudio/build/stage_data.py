@@ -125,8 +125,8 @@ class StageData:
         """
         if name is None and stage == 0:
             raise UserError(
-                f"stages.{self.config.stages[stage].name}.continual.ewc.recipe: the first stage has none before it; "
-                "name the old recipe"
+                f"stages.{self.config.stages[stage].name}.continual.ewc.recipe: the first stage has "
+                "no previous stage to take it from; name the old recipe"
             )
         recipe = load_recipe(name, near=self.config.folder) if name is not None else self.recipes[stage - 1]
         # every row is above this budget

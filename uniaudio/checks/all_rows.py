@@ -197,9 +197,9 @@ def note_repeated_rows(findings: RowFindings) -> list[str]:
         if name != CLIP and len(values) > findings.used / 2:
             continue  # no id of rows after all, such as that of a speaker
         what = (
-            "have the clip and the answer of an earlier one"
+            "repeat the clip and the answer of an earlier row"
             if name == CLIP
-            else f"have the `{name}` of an earlier one"
+            else f"repeat the `{name}` of an earlier row"
         )
         notes.append(f"{len(values):,} rows {what}: {show_values(values)}")
     return notes
@@ -221,8 +221,9 @@ def note_shared_rows(train: RowFindings, test: RowFindings) -> list[str]:
         ):
             what = "clips" if name == CLIP else f"values of `{name}`"
             notes.append(
-                f"{len(values):,} of {test.used:,} {what} are trained on in {train.entry.name}, split "
-                f"{train.entry.split}, too, so the scores say little: {show_values(values)}"
+                f"{len(values):,} of {test.used:,} {what} are also trained on in "
+                f"{train.entry.name}, split {train.entry.split}, so scores on them mean little: "
+                f"{show_values(values)}"
             )
     return notes
 
@@ -238,7 +239,8 @@ def note_labels(findings: RowFindings) -> list[str]:
     unseen = [label for label in findings.labels if label not in findings.answers]
     if unseen and not findings.sample and findings.used:
         notes.append(
-            f"{len(unseen):,} of {len(findings.labels):,} labels occur in no row: {show_values(unseen)}"
+            f"{len(unseen):,} of {len(findings.labels):,} labels do not occur in any row: "
+            f"{show_values(unseen)}"
         )
     if spellings := describe_equal_spellings(findings.labels):
         notes.append(escape_text(spellings))
@@ -316,8 +318,9 @@ def note_repeated_draws(findings: RowFindings, pool: int, streams: int) -> list[
         return []
     fitting = max(1, round(pool / passes))
     return [
-        f"with data.pool {pool} and data.streams {streams}, a row is drawn about {passes:.0f} times before clips are "
-        f"sorted by length, so copies of a clip share micro-batches; set data.pool to {fitting}"
+        f"with data.pool {pool} and data.streams {streams}, a row is drawn about {passes:.0f} times "
+        "before clips are sorted by length, so copies of a clip end up in one micro-batch; set "
+        f"data.pool to {fitting}"
     ]
 
 

@@ -37,16 +37,16 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
         stages = list_frozen_stages(config, usual, name)
         if not stages:
             raise UserError(
-                f"encoders.{name}.cache keeps the frames of a frozen encoder, but every stage trains it; "
-                "set train: frozen, or leave `cache` out"
+                f"encoders.{name}.cache stores the frames of a frozen encoder, but every stage "
+                "trains this one; set train: frozen, or leave `cache` out"
             )
         for index in stages:
             changed = [entry.name for entry in recipes[index].train if entry.augmenter is not None]
             if changed:
                 raise UserError(
-                    f"encoders.{name}.cache: stage {config.stages[index].name} augments the clips of {changed[0]} "
-                    f"(recipe {recipes[index].name}), so the same frames never come again; leave `augment` or `cache` "
-                    "out"
+                    f"encoders.{name}.cache: stage {config.stages[index].name} augments the clips "
+                    f"of {changed[0]} (recipe {recipes[index].name}), so the same frames never "
+                    "occur again; leave out `augment` or `cache`"
                 )
 
 
@@ -67,5 +67,5 @@ def describe_cache_sizes(encoder: AudioEncoder, config: RunConfig) -> list[str]:
     for name, part in find_cached_parts(encoder, config).items():
         dtype = torch.bfloat16 if config.encoders[name].cache == "bfloat16" else torch.float32
         size = part.dim * part.frame_rate * dtype.itemsize * SECONDS_PER_HOUR
-        lines.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk for each hour of different audio")
+        lines.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk per hour of distinct audio")
     return lines

@@ -117,7 +117,9 @@ def check_questions(format: ChatFormat, recipe: Recipe, tokens_of: Callable[[flo
                     first = first or f"{row.key}: {problem}"
                     problems[problem.reason] += 1
         if tried and problems.total() == tried:
-            raise UserError(f"{entry.name}: the decoder can use none of the first {len(rows)} rows ({first})")
+            raise UserError(
+                f"{entry.name}: the decoder cannot use any of the first {len(rows)} rows ({first})"
+            )
         if problems:
             counts = ", ".join(f"{count} {reason}" for reason, count in problems.items())
             notes.append(f"{entry.name}: of the first {tried} questions are skipped: {counts} ({first})")

@@ -40,13 +40,13 @@ def check_contract(encoder: AudioEncoder) -> list[Finding]:
     """Try every property of ``AudioEncoder``'s contract; the encoder is left as it was."""
     encoder = copy.deepcopy(encoder).eval()
     properties: dict[str, Callable[[AudioEncoder], str]] = {
-        "widths and rate are stated": check_attributes,
-        "num_frames is the real number": check_frame_counts,
-        "a clip does not see its batch": check_batch_invariance,
+        "widths and frame rate are stated correctly": check_attributes,
+        "num_frames gives the actual number of frames": check_frame_counts,
+        "the frames of a clip do not depend on its batch": check_batch_invariance,
         "hidden states": check_hidden_states,
-        "silence and no clips": check_silence,
-        "the same twice": check_determinism,
-        "gradients reach what is trained": check_gradients,
+        "silence and empty batches give valid frames": check_silence,
+        "two passes give the same frames": check_determinism,
+        "gradients reach all trained parameters": check_gradients,
         "runs in bfloat16": check_bfloat16,  # last: it casts the encoder
     }
     findings = []
@@ -115,16 +115,20 @@ def check_batch_invariance(encoder: AudioEncoder) -> str:
 def check_hidden_states(encoder: AudioEncoder) -> str:
     """Check number, widths and lengths of the hidden states."""
     encoded = run(encoder, *BATCH, layers=True)
-    require(encoded.layers is not None, "layers=True gave no layers")
+    require(encoded.layers is not None, "layers=True returned no layers")
     assert encoded.layers is not None
     widths = tuple(state.values.shape[1] for state in encoded.layers)
     require(widths == encoder.layer_dims, f"they are {widths} wide, layer_dims says {encoder.layer_dims}")
     for state in encoded.layers:
         require(
-            torch.equal(state.lengths, encoded.frames.lengths), "they differ from the frames in their lengths"
+            torch.equal(state.lengths, encoded.frames.lengths),
+            "their lengths differ from those of the frames",
         )
-    require(torch.equal(encoded.layers[-1].values, encoded.frames.values), "the last ones are not the frames")
-    return f"{len(widths)} of them"
+    require(
+        torch.equal(encoded.layers[-1].values, encoded.frames.values),
+        "the last layer is not equal to the frames",
+    )
+    return f"{len(widths)} layers"
 
 
 @torch.no_grad()
@@ -138,7 +142,7 @@ def check_silence(encoder: AudioEncoder) -> str:
     shapes = [tuple(state.values.shape) for state in (encoded.frames, *(encoded.layers or ()))]
     require(
         shapes == [(0, width) for width in (encoder.dim, *encoder.layer_dims)],
-        f"no clips give frames and hidden states of the shapes {shapes}",
+        f"an empty batch gives frames and hidden states of the shapes {shapes}",
     )
     return "finite, empty"
 
@@ -172,7 +176,7 @@ def check_gradients(encoder: AudioEncoder) -> str:
         bool(p.grad.abs().max() > 0) for p in trained.values() if p.grad is not None and p.grad.numel()
     )
     require(moved > 0, "all gradients are zero")
-    return f"{moved} of {len(trained)} parameters move"
+    return f"{moved} of {len(trained)} parameters get a gradient"
 
 
 def check_bfloat16(encoder: AudioEncoder) -> str:
@@ -181,5 +185,5 @@ def check_bfloat16(encoder: AudioEncoder) -> str:
     rough = run(encoder.to(torch.bfloat16), 16_000).frames.values
     require(rough.dtype == torch.bfloat16, f"the frames are {rough.dtype}")
     away = float((rough.float() - exact).abs().mean() / exact.abs().mean().clamp(min=1e-6))
-    require(away <= ROUGH, f"the frames differ from float32 by {away:.2f} of their size")
+    require(away <= ROUGH, f"the frames differ from float32 by {away:.2f} of their norm")
     return f"mean relative difference {away:.3f}"

@@ -137,8 +137,9 @@ def note_cut_answers(entry: RecipeEntry) -> list[str]:
     ):
         return []
     return [
-        f"long_clips: {entry.long_clips.how}: a part of a clip is trained with the answer to all of it, which for "
-        f"{', '.join(texts)} may speak of the rest; give such data as segments with texts of their own"
+        f"long_clips: {entry.long_clips.how}: parts of a clip are trained with the answer to the "
+        f"whole clip, which for {', '.join(texts)} may describe other parts; provide such data as "
+        "segments with their own texts"
     ]
 
 
@@ -178,8 +179,8 @@ def note_time_columns(rows: Sequence[Row], card: DatasetCard, template: Template
     if not columns:
         return []
     return [
-        f"clips are taken whole, although there are columns {', '.join(columns)}; name the times of segments under "
-        f"`segment` of the card, or write `segment: none` there"
+        f"clips are used whole although there are columns {', '.join(columns)}; name the columns of "
+        "the segment times under `segment` in the card, or write `segment: none` there"
     ]
 
 
@@ -215,8 +216,8 @@ def note_class_numbers(template: Template, answers: Sequence[str]) -> list[str]:
         return []
     shown = ", ".join(dict.fromkeys(answers[:5]))
     return [
-        f"all answers seen are whole numbers ({shown}); if they number classes, give their names under `columns` of "
-        f"the card"
+        f"all answers seen are whole numbers ({shown}); if they are class numbers, map them to "
+        "names under `columns` in the card"
     ]
 
 

@@ -112,7 +112,7 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
                 refuse_nothing(matched, names.usual, f"{where}.train", pattern)
                 if mode == "lora" and not any(name in names.linear for name in matched):
                     raise UserError(
-                        f"{where}.train: '{pattern}' is to get low-rank updates, but matches no linear map"
+                        f"{where}.train: '{pattern}' should get low-rank updates, but matches no linear layer"
                     )
         modes = choose_modes(names.usual, stage, whole=False)
         full = [name for name, mode in modes.items() if mode == "full"]
@@ -154,7 +154,9 @@ def check_anchors(stage: Stage, index: int, full: Sequence[str], names: Paramete
                 f"{where}.{name}.on: '{pattern}' matches no parameter that the stage trains in full"
             )
     if ewc is not None and ewc.recipe is None and index == 0:
-        raise UserError(f"{where}.ewc.recipe: the first stage has none before it; name the old recipe")
+        raise UserError(
+            f"{where}.ewc.recipe: the first stage has no previous stage to take it from; name the old recipe"
+        )
 
 
 def check_stage_rows(
@@ -241,6 +243,6 @@ def refuse_nothing_to_measure(stage: Stage, recipe: Recipe) -> None:
     """Refuse an adaptive mixture whose recipe has no set that a validation loss could be taken of."""
     if all(entry.condition is not None for entry in recipe.evaluate):
         raise UserError(
-            f"stages.{stage.name}.balance goes by validation losses, but recipe {recipe.name} has no `evaluate` list "
-            "without a condition; add one, or leave `balance` out"
+            f"stages.{stage.name}.balance needs validation losses, but recipe {recipe.name} has no "
+            "`evaluate` list without a condition; add one, or leave `balance` out"
         )

@@ -49,7 +49,8 @@ def data_stats(
         show_stats(recipe, steps, rows, out, plot)
     elif steps is not None or plot is not None:
         raise UserError(
-            "--hours opens no data, so it has no epochs (--steps) and no lengths (--plot); leave them out"
+            "--hours does not open the data, so it knows neither epochs (--steps) nor lengths "
+            "(--plot); leave them out"
         )
     else:
         show_hours(recipe, out)

@@ -74,7 +74,8 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
     console.print(
-        "ok: config, recipes, templates, columns, rows, audio headers and sizes fit together", style="green"
+        "ok: no mistake found in config, recipes, templates, columns, rows, audio headers and sizes",
+        style="green",
     )
 
 
@@ -183,7 +184,7 @@ def note_unreachable_hub(console: Console) -> Iterator[None]:
     try:
         yield
     except HubUnreachableError as problem:
-        console.print(f"not looked at before the run starts: {problem}", style="yellow")
+        console.print(f"not checked before the run starts: {problem}", style="yellow")
 
 
 def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedConfig]:
@@ -199,8 +200,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
             f"{name} ({settings.path or settings.kind})" for name, settings in config.encoders.items()
         )
         console.print(
-            f"encoders {names}: one has code that --trust-remote-code or --allow-code is needed for, so they are "
-            "looked at when the run starts"
+            f"encoders {names}: one needs --trust-remote-code or --allow-code, so they are checked "
+            "only when the run starts"
         )
         return []
     table = Table(title="encoder", title_justify="left")

@@ -45,7 +45,7 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
     (console or make_console()).print(table)
     failed = [finding for finding in findings if not finding.holds]
     if failed:
-        raise UserError(f"{name} does not keep the contract: {failed[0].name} ({failed[0].seen})")
+        raise UserError(f"{name} does not meet the encoder interface: {failed[0].name} ({failed[0].seen})")
 
 
 def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
@@ -91,7 +91,7 @@ def describe_execution(encoder: AudioEncoder) -> str:
     if isinstance(encoder, TowerAudioEncoder):
         padded = encoder.takes_padding
         return "padded to the longest clip, with masks" if padded else "one clip after the other"
-    return "padded or in pieces, inside of the encoder"
+    return "padded or in pieces, inside the encoder"
 
 
 def describe_layers(encoder: AudioEncoder) -> str:
@@ -116,17 +116,19 @@ def explain_rebuilding(encoder: AudioEncoder) -> str:
     )
     changed = [name for name in sorted({*wanted, *shapes}) if wanted.get(name) != shapes.get(name)]
     if changed:
-        return f"no: {len(changed)} tensors differ in what its description makes, such as {changed[0]}"
+        return (
+            f"no: a copy built from its description differs in {len(changed)} tensors, such as {changed[0]}"
+        )
     samples = [*LENGTHS, BEYOND]
     if [again.num_frames(n) for n in samples] != [encoder.num_frames(n) for n in samples]:
-        return "no: what its description makes has other numbers of frames"
+        return "no: a copy built from its description has a different number of frames"
     return ""
 
 
 def describe_targets(names: list[str]) -> str:
     """Return the number of linear maps, and their last names."""
     last = sorted({name.removesuffix(CLIPPED).rsplit(".", 1)[-1] for name in names})
-    return f"{len(names)} linear maps: {', '.join(last)}"
+    return f"{len(names)} linear layers: {', '.join(last)}"
 
 
 def show_support(encoder: AudioEncoder, name: str, console: Console) -> None:
@@ -142,14 +144,14 @@ def show_support(encoder: AudioEncoder, name: str, console: Console) -> None:
 def list_families(console: Console | None = None) -> None:
     """Print the model types that are loaded, with the settings they take, and those that are not, with the reason."""
     console = console or make_console()
-    known = Table(title="encoders that are loaded", title_justify="left")
+    known = Table(title="supported encoders", title_justify="left")
     for column in ("model_type", "settings"):
         known.add_column(column, overflow="fold")
     for family in {id(one): one for one in FAMILIES.values()}.values():
         types = [kind for kind, of_kind in FAMILIES.items() if of_kind is family]
         known.add_row(", ".join(types), ", ".join(family.settings) or "none")
     console.print(known)
-    others = Table(title="models with an audio part that are not", title_justify="left")
+    others = Table(title="unsupported models with an audio part", title_justify="left")
     for column in ("model_type", "reason"):
         others.add_column(column, overflow="fold")
     for kind, reason in LEFT_OUT.items():

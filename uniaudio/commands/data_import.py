@@ -60,7 +60,7 @@ def import_data(
     console = console or make_console()
     if kind not in KINDS:
         raise UserError(
-            f"there is no importer '{kind}'{suggest_name(kind, KINDS)}; there are {', '.join(KINDS)}"
+            f"there is no importer '{kind}'{suggest_name(kind, KINDS)}; known: {', '.join(KINDS)}"
         )
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give --out a new folder")
@@ -77,7 +77,8 @@ def import_data(
     if not data.train:
         sets = ", ".join(f"{line['dataset']} {line['split']}" for line in data.evaluate)
         raise UserError(
-            f"{source}: there is no training set, only {sets}; a recipe needs one, so import both together"
+            f"{source}: there is no training set, only {sets}; a recipe needs a training set, so "
+            "import both together"
         )
     made_here = not out.exists()
     try:
@@ -127,7 +128,9 @@ def write_manifest(file: Path, rows: Iterable[Mapping[str, Any]], skipped: Count
             try:
                 line = orjson.dumps(row)
             except TypeError as problem:  # orjson's own kind for all that it refuses
-                reason = "text or path that is no UTF-8" if has_undecoded_text(row) else f"no JSON: {problem}"
+                reason = (
+                    "text or path that is not UTF-8" if has_undecoded_text(row) else f"not JSON: {problem}"
+                )
                 skipped[reason] += 1
             else:
                 stream.write(line + b"\n")
@@ -171,7 +174,8 @@ def show_import(recipe: Recipe, data: ImportedData, out: Path, console: Console)
     say(f"wrote {recipe.path}, {len(data.cards)} card(s), {len(data.templates)} template(s){manifests}")
     if absent:
         say(
-            f"{absent} split(s) cannot be read yet: get their files, or name the folder that holds them with --root"
+            f"{absent} split(s) cannot be read yet: download their files, or name the folder that "
+            "contains them with --root"
         )
     say(f"next: uniaudio preview {recipe.path}")
     say(f"      uniaudio check {EXAMPLE_CONFIG} stages.0.recipe={recipe.path}")
@@ -201,7 +205,7 @@ def describe_split(entry: Entry | EvalEntry, data: ImportedData, out: Path) -> l
         write_record(out / "datasets" / f"{card.name}.yaml", data.cards[card.name])
     about = "about " if stats.estimated else ""
     length = "" if hours is None or not stats.rows else f", {about}{hours:.2f} h"
-    lines = [f"{rows}{length}, {stats.unusable} of {stats.looked_at} rows looked at cannot be used"]
+    lines = [f"{rows}{length}, {stats.unusable} of {stats.looked_at} inspected rows cannot be used"]
     columns: dict[str, None] = {}
     answers: Counter[str] = Counter()
     for row in read_first_rows(as_trained):

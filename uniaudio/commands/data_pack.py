@@ -135,7 +135,7 @@ def pack_split(
     shards.close()
     if not rows:
         raise UserError(
-            f"dataset {card.name}, split {split}: no row could be used; {out / 'skipped.jsonl'} says why"
+            f"dataset {card.name}, split {split}: no row could be used; see {out / 'skipped.jsonl'}"
         )
     return rows, lost, seconds, source.classes
 

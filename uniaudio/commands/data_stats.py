@@ -114,16 +114,18 @@ def note_long_clips(stats: EntryStats, long_clips: LongClips, num_cut: int, num_
     """
     if num_too_long:
         return [
-            f"{num_too_long} of {stats.looked_at} rows read are longer than training takes and skipped; `long_clips: "
-            "crop` or `windows` would use a part or all of them"
+            f"{num_too_long} of {stats.looked_at} rows read have clips that are too long for "
+            "training and are skipped; `long_clips: crop` or `windows` would use a part or all of "
+            "each"
         ]
     if num_cut:
         num_examples = (
             f", which makes {len(stats.seconds)} examples of them" if long_clips.how == "windows" else ""
         )
         return [
-            f"long_clips: {long_clips.how} of {long_clips.seconds:g} s: cuts {num_cut} of {stats.looked_at} rows "
-            f"read{num_examples}; lengths are those of the pieces, hours those of the recordings"
+            f"long_clips: {long_clips.how} of {long_clips.seconds:g} s: cuts {num_cut} of "
+            f"{stats.looked_at} rows read{num_examples}; lengths below are those of the pieces, "
+            "hours those of the recordings"
         ]
     return []
 
@@ -143,7 +145,7 @@ def show_hours(name: str, out: Path | None, console: Console | None = None) -> f
         stats.append(EntryStats(entry.name, entry.share, split.rows, hours=split.hours))
         hours[entry.dataset.name, entry.split] = split.hours
     total = sum(value or 0.0 for value in hours.values())
-    table = Table(title=f"recipe {recipe.name}, hours as the cards state them", title_justify="left")
+    table = Table(title=f"recipe {recipe.name}, hours as stated in the cards", title_justify="left")
     table.add_column("dataset:template", overflow="fold")
     for column in ("hours", "share"):
         table.add_column(column, justify="right")
@@ -209,7 +211,9 @@ def show_stats(
     opened = open_recipe(name)
     recipe, config = opened.recipe, opened.config
     if steps is not None and config is None:
-        raise UserError(f"--steps needs a run config, which says how large a step is; {name} is a recipe")
+        raise UserError(
+            f"--steps needs a run config, which determines the size of a step; {name} is a recipe"
+        )
     stats = []
     for entry in recipe.train:
         with console.status(f"reading {entry.name}"):

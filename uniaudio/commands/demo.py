@@ -52,12 +52,12 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     prepare_folder(out)
     corpus = build_corpus(out / "corpus", sizes=QUICK if quick else Sizes())
     if "digits" not in corpus:
-        console.print("espeak-ng is not installed, so nothing is spoken: pip install espeakng-loader")
+        console.print("espeak-ng is not installed, so there are no spoken clips: pip install espeakng-loader")
     console.print(f"generated {', '.join(corpus)} in {out / 'corpus'}")
     config = load_run(write_files(out, corpus, quick))
     with use_one_thread():
         if run_training(config, None):
-            raise UserError(f"the demo was stopped; start it again, it replaces what is in {out}")
+            raise UserError(f"the demo was stopped; start it again to replace the files in {out}")
         trained = time.monotonic()
         probes = probe_before_and_after(out, corpus, 1 if quick else 3, console)
     for table in build_suite_tables(probes):
@@ -75,7 +75,7 @@ def run_demo(out: Path, quick: bool = False) -> Path:
     facts = {
         "encoder": "miniature Whisper, random weights before training",
         "minutes in all": round((ended - started) / 60, 1),
-        "minutes of generating and training": round((trained - started) / 60, 1),
+        "minutes of generating clips and training": round((trained - started) / 60, 1),
     }
     report = report_runs([out], None, Wanted(title="uniaudio demo", questions=examples, facts=facts))
     console.print(f"report: {report}")

@@ -38,7 +38,7 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
             used.append(str(file))
         except RowError as problem:
             refusals.append(problem)
-            console.print(f"{file} is left out: {problem}", style="yellow")
+            console.print(f"{file} is skipped: {problem}", style="yellow")
         for kind in dict.fromkeys(notices):
             console.print(f"{file}: {kind}: {ADVICE[kind]}", style="yellow")
     if not clips:
@@ -61,5 +61,5 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, **arrays)
-    left_out = f", {len(refusals)} file(s) left out" if refusals else ""
+    left_out = f", {len(refusals)} file(s) skipped" if refusals else ""
     console.print(f"{out}: {len(clips)} clip(s), {embedder.dim} dimensions{left_out}")

@@ -247,7 +247,7 @@ def run_evaluation(
     with join_processes(keep_group) as device:
         loaded = load_model(spec, device, trust, keep_frames=True)
         if recipe is None and not loaded.config.stages:
-            raise UserError(f"{spec} is no run, so it has no recipe of its own; name one with --recipe")
+            raise UserError(f"{spec} is not a run, so it has no recipe; name one after the model")
         recipe = recipe or load_stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")

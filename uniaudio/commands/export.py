@@ -90,9 +90,7 @@ def export_checkpoint(
     with console.status(f"writing {out}"):
         line = WRITERS[to](encoder, out, facts, push_to_hub or str(out))
     console.print(files_table(out))
-    console.print(
-        "the frames of the written model were compared with the encoder's; load it with:", style="dim"
-    )
+    console.print("the exported model gives the same frames as the encoder; load it with:", style="dim")
     console.print(line, soft_wrap=True)
     if push_to_hub is not None:
         console.print(push_folder(out, push_to_hub), soft_wrap=True)
@@ -108,12 +106,12 @@ def check_request(path: str, to: str, push_to_hub: str | None, decoder: str) -> 
     if to not in known:
         raise UserError(f"--to {to}: give one of {', '.join(known)}{suggest_name(to, known)}")
     if push_to_hub is not None and to not in ("hf", *MODEL_TARGETS):
-        raise UserError(f"--push-to-hub goes with --to hf and whole models, not with --to {to}")
+        raise UserError(f"--push-to-hub works with --to hf and with whole models, not with --to {to}")
     if decoder != "inside" and to != HF_LM:
-        has = "has its decoder inside" if to in MODEL_TARGETS else "holds the encoder alone"
-        raise UserError(f"--decoder {decoder} goes with --to {HF_LM}; {to} {has}")
+        has = "always contains its decoder" if to in MODEL_TARGETS else "contains only the encoder"
+        raise UserError(f"--decoder {decoder} works only with --to {HF_LM}; {to} {has}")
     if is_run(path) and find_checkpoint(path) is None:
-        raise UserError(f"{path} is a run folder without a whole checkpoint")
+        raise UserError(f"{path} is a run folder without a complete checkpoint")
     if to == "onnx":
         for package in ONNX_PACKAGES:
             require_package(package, "--to onnx")
@@ -185,7 +183,7 @@ def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: s
     stock = write_onnx(encoder, out, facts)
     options = ", ".join(f"{name}={value!r}" for name, value in stock.options.items())
     return (
-        ("# clips are padded to 30 s, as the stock module wants them\n" if stock.whole else "")
+        ("# clips are padded to 30 s, as the stock module expects\n" if stock.whole else "")
         + f'session = onnxruntime.InferenceSession("{out / FILE}")\n'
         f'extractor = AutoFeatureExtractor.from_pretrained("{out}")\n'
         f'inputs = extractor(clips, {options}, return_tensors="np")\n'

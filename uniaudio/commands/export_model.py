@@ -80,8 +80,8 @@ def export_model(
         )
     if target.decoders and kind not in target.decoders:
         notes.append(
-            f"transformers loads it; engines that put a {' or '.join(target.decoders)} decoder into this format do not "
-            f"serve one with a {kind} decoder."
+            f"transformers loads it; inference engines that expect a {' or '.join(target.decoders)} "
+            f"decoder in this format cannot serve it with a {kind} decoder."
         )
     code = write_stock_loading_code(place or str(out), target)
     write_lm_card(out, facts, to, code, notes)
@@ -122,7 +122,7 @@ def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -
         del model  # the written model needs as much memory again
         difference = verify_hf_lm(wanted, clips, out)
     notes = [
-        f"The Python files beside the weights are the model's code; they need {list_packages(out)} only.",
+        f"The Python files in the folder are the model's code; they need only {list_packages(out)}.",
         f"Compared with the run on clips of noise: logits differ by at most {difference:.1g} of the largest.",
     ]
     if reference is not None:
@@ -144,7 +144,7 @@ def refuse_decoder(config: RunConfig) -> None:
         )
     if config.decoder.dtype == "fp8" or config.decoder.trust_remote_code:
         raise UserError(
-            f"--to {HF_LM}: the decoder is in fp8 or has code of its own; use --to hf for the encoder"
+            f"--to {HF_LM}: the decoder is in fp8 or needs its own code; use --to hf for the encoder"
         )
 
 
@@ -174,9 +174,7 @@ def find_decoder_reference(config: RunConfig, decoder: str) -> tuple[str, str | 
         raise UserError(f"--decoder {decoder}: give inside or reference")
     settings = config.decoder
     if settings.train != "frozen" or settings.miniature is not None or settings.path.startswith("random:"):
-        raise UserError(
-            "--decoder reference: the run has a decoder of its own; write it with --decoder inside"
-        )
+        raise UserError("--decoder reference: the run's decoder exists nowhere else; use --decoder inside")
     return settings.path, settings.revision
 
 
@@ -194,7 +192,7 @@ def read_run_config(spec: str, to: str, trust: Trust) -> RunConfig | None:
         if Path(path).is_dir():
             refuse_unusable_files(path, "model")
         raise UserError(
-            f"--to {to} writes the whole model of a run, and {spec} is none; use --to hf for an encoder"
+            f"--to {to} exports the whole model of a run, and {spec} is not one; use --to hf for an encoder"
         )
     config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
     config.require_trust()
@@ -212,7 +210,7 @@ def require_fitting_run(config: RunConfig, to: str, target: StockFormat) -> None
     adapter, elsewhere = target.adapter, "use --to hf-lm"
     if config.fusion is not None:
         raise UserError(
-            f"--to {to}: the format holds one encoder, and fusion.kind is {config.fusion.kind}; {elsewhere}"
+            f"--to {to}: the format has one encoder, but fusion.kind is {config.fusion.kind}; {elsewhere}"
         )
     if config.decoder.kind == "whisper":
         raise UserError(
@@ -220,7 +218,7 @@ def require_fitting_run(config: RunConfig, to: str, target: StockFormat) -> None
         )
     if config.adapter.kind != adapter:
         raise UserError(
-            f"--to {to}: the format has the projector of adapter.kind {adapter}, and the run has "
+            f"--to {to}: the format has the projector of adapter.kind {adapter}, but the run has "
             f"{config.adapter.kind}; train with adapter.kind: {adapter}, or {elsewhere}"
         )
     if config.decoder.dtype == "fp8":

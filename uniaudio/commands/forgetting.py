@@ -67,7 +67,7 @@ def measure_forgetting(
     ends, complaints = find_stage_ends(run, (MODEL, STATE, BASES, CONFIG))
     if not ends:
         damage = "".join(f"; {complaint}" for complaint in complaints)
-        raise UserError(f"{run} holds no checkpoint at the end of a stage{damage}; let a stage finish first")
+        raise UserError(f"{run} has no checkpoint from the end of a stage{damage}; let a stage finish first")
     out = check_output_folder(out or run, "output")
     config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
     config.require_trust(decoder=answers)
@@ -81,8 +81,8 @@ def measure_forgetting(
     first = find_first_trained(config, recipes, stages, learned, folders)
     if unknown := [name for name in folders if name not in first]:
         console.print(
-            f"no stage trains on a dataset called {' or '.join(unknown)}: such sets count as known at the start; "
-            "if a stage does train on one, give --learned NAME=STAGE",
+            f"no stage trains on a dataset called {' or '.join(unknown)}: these sets count as known "
+            "at the start; if a stage does train on one of them, give --learned NAME=STAGE",
             style="yellow",
             soft_wrap=True,
         )

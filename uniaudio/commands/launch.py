@@ -63,7 +63,7 @@ class Machines:
             raise UserError(f"--rendezvous {self.rendezvous}: give static or c10d")
         if self.count == 1:
             if self.rank or self.address:
-                raise UserError("--rank and --address belong to several machines; give --machines too")
+                raise UserError("--rank and --address need several machines; give --machines, too")
             return
         if not self.address:
             raise UserError(f"--machines {self.count}: give --address, the host name or IP of machine 0")
@@ -145,9 +145,7 @@ def write_launch_file(
         )
     if kind == "NO":
         if processes not in (None, 1) or machines.count > 1:
-            raise UserError(
-                f"{engine} starts one process; take ddp, zero1, zero2, zero3 or fsdp2 for several"
-            )
+            raise UserError(f"{engine} starts one process; use ddp, zero1, zero2, zero3 or fsdp2 for several")
         processes = 1
     if kind == "DEEPSPEED":
         require_package("deepspeed", f"launch {engine}")
@@ -158,7 +156,7 @@ def write_launch_file(
         is_users = source.parent != find_shipped_root() / SHIPPED_ENGINES
         processes = settings.get("num_processes", 1) // in_file if is_users else max(gpus, 1)
     elif 0 < gpus < processes and not settings.get("use_cpu"):
-        raise UserError(f"-n {processes}: every process takes a GPU, and this machine has {gpus}")
+        raise UserError(f"-n {processes}: every process needs a GPU, and this machine has {gpus}")
     file.write_text(dump_yaml({**settings, **machines.make_settings(processes)}), encoding="utf-8")
     # the launcher reads the rendezvous from its options alone
     options = ["--config_file", str(file), "--rdzv_backend", machines.rendezvous]

@@ -135,13 +135,13 @@ def name_files(wanted: NewTask) -> list[Path]:
     stem = re.sub(r"\.ya?ml$", "", wanted.name)
     if not NAME.fullmatch(wanted.name) or stem != wanted.name:
         near = re.sub(r"\W+", "_", stem).strip("_")[:40] or "my_task"
-        raise UserError(f"NAME '{wanted.name[:40]}': take up to 100 letters, digits, _ and -, such as {near}")
+        raise UserError(f"NAME '{wanted.name[:40]}': use up to 100 letters, digits, _ and -, such as {near}")
     if any((find_shipped_root() / folder / f"{wanted.name}.yaml").is_file() for folder in FILES):
-        raise UserError(f"NAME '{wanted.name}': files of this name come with uniaudio; take my_{wanted.name}")
+        raise UserError(f"NAME '{wanted.name}': uniaudio includes files of this name; use my_{wanted.name}")
     paths = [wanted.out / folder / f"{wanted.name}.yaml" for folder in FILES]
     there = [str(path) for path in paths if path.exists()]
     if there and not wanted.force:
-        raise UserError(f"{', '.join(there)} would be overwritten; take another NAME, or --force to replace")
+        raise UserError(f"{', '.join(there)} would be overwritten; use another NAME, or --force to replace")
     return paths
 
 

@@ -52,8 +52,9 @@ def show_plan(
         for line in describe_speed(plan, machine):
             console.print(line)
     console.print(
-        f"estimated at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in {str(dtype).removeprefix('torch.')}; "
-        f"buffers of engines, the working memory of single operations and fragments come on top: leave a tenth free",
+        f"estimated at {machine.efficiency:.0%} of {machine.tflops:g} TFLOP/s in "
+        f"{str(dtype).removeprefix('torch.')}; engine buffers, the working memory of single "
+        "operations and fragmentation are not included: leave a tenth free",
         style="dim",
     )
     return plans
@@ -109,7 +110,7 @@ def describe_recomputing(plan: StagePlan, auto: Sequence[str]) -> str:
         if with_it.recomputed != plan.recomputed:
             saved = plan.compute_total("single", 1) - with_it.compute_total("single", 1)
             more = with_it.flops / plan.flops - 1
-            text.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more operations")
+            text.append(f"{name} {saved / GIB:.2f} GiB less for {more:.1%} more FLOPs")
     return f"activation checkpointing: {'; '.join(text)}" if text else ""
 
 
@@ -118,13 +119,14 @@ def describe_speed(plan: StagePlan, machine: Machine) -> Sequence[str]:
     speed = machine.flops / plan.flops_per_second
     hours = plan.stage_hours / speed
     lines = [
-        f"{plan.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP for a second of "
-        f"audio, {speed:,.0f} hours of audio an hour and GPU",
+        f"{plan.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP per "
+        f"second of audio, {speed:,.0f} hours of audio per GPU-hour",
         f"the stage trains on {plan.stage_hours:,.1f} h: {hours:,.2f} GPU-hours, {hours / machine.gpus:,.2f} hours on "
         f"{machine.gpus} GPUs",
     ]
     if plan.pass_hours is not None:
         lines.append(
-            f"all sets of the recipe once: {plan.pass_hours:,.1f} h, {plan.pass_hours / speed:,.2f} GPU-hours"
+            f"all datasets of the recipe once: {plan.pass_hours:,.1f} h, "
+            f"{plan.pass_hours / speed:,.2f} GPU-hours"
         )
     return lines

@@ -98,7 +98,7 @@ def show_row(
                 format,
             )
         return
-    raise UserError(f"{entry.name}: no row of those tried can be used ({last})")
+    raise UserError(f"{entry.name}: none of the rows tried can be used ({last})")
 
 
 def describe_clips(row: Row, piece: Row, seconds: list[float]) -> list[tuple[float, str]]:
@@ -143,7 +143,8 @@ def open_recipe_and_format(
                 return opened, ChatFormat(tokenizer, markup=markup)
             if CLOCK in str(tokenizer.chat_template):
                 console.print(
-                    "the chat template writes today's date; a run keeps that of its first day (preview RUN shows it)",
+                    "the chat template inserts today's date; a run keeps the date of its start "
+                    "(preview RUN shows it)",
                     style="yellow",
                 )
             return opened, ChatFormat(tokenizer)

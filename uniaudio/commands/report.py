@@ -107,7 +107,7 @@ def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
         map_embeddings(runs, list(entries.values()), sounds, notes) if wanted.embedding_map else ([], {})
     )
     if sounds is not None and sounds.left_out:
-        notes.append(f"{sounds.left_out} clips: the page holds as much sound as it may")
+        notes.append(f"{sounds.left_out} clips: the page has reached its limit of audio")
     matrices = read_forgetting(runs, match_checkpoints, notes)
     summarized = {summary.run for summary in summaries}
     return ReportPage(
@@ -166,7 +166,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 def load_run_recipes(run: RunRecord, notes: list[str]) -> list[Recipe]:
     """Read the recipes of a run's stages, or note why they cannot be."""
     if not run.config:
-        notes.append(f"data of {run.name}: its folder holds no config.yaml")
+        notes.append(f"data of {run.name}: its folder has no config.yaml")
         return []
     try:
         return load_stage_recipes(load_stored_run(run.folder / "config.yaml", run.folder))

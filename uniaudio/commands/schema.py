@@ -45,8 +45,8 @@ result depends on a key; some names stand for several commands:
 
 {groups}
 
-Unknown keys and values of another type are errors. [Check files in the editor](quickstart.md#check-files-in-the-editor)
-describes how an editor completes and validates them.
+Unknown keys and values of the wrong type are errors. [Check files in the
+editor](quickstart.md#check-files-in-the-editor) describes how an editor completes and validates them.
 """
 
 

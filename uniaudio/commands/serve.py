@@ -39,8 +39,8 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local_address(host):
             console.print(
-                f"the page can be reached from other machines through {host}, without a password; "
-                "whoever reaches it can use the model",
+                f"other machines can reach the page through {host} without a password; anyone who "
+                "can reach it can use the model",
                 style="yellow",
             )
         with console.status(Text(f"loading {checkpoint}")):
@@ -77,7 +77,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except (OSError, OverflowError) as problem:
         raise UserError(
-            f"the address {host}:{port} cannot be taken ({problem}); give another --port or --host"
+            f"the address {host}:{port} cannot be used ({problem}); give another --port or --host"
         ) from problem
     return listener
 
@@ -111,5 +111,5 @@ def find_tasks(config: RunConfig, console: Console) -> list[TrainedTask]:
     try:
         return list_tasks(load_stage_recipes(config))
     except UserError as problem:
-        console.print(f"no trained questions are listed: {problem}", style="yellow")
+        console.print(f"the questions used in training cannot be listed: {problem}", style="yellow")
         return []

@@ -68,7 +68,7 @@ def average_tensors(models: Sequence[Mapping[str, Tensor]], weights: Sequence[fl
     first = models[0]
     for other in models[1:]:
         if set(other) != set(first) or any(other[name].shape != first[name].shape for name in first):
-            raise UserError("the models to average hold different tensors; take runs of one config")
+            raise UserError("the models to average have different tensors; use runs with the same config")
     if any(LORA in name for name in first):
         raise UserError("low-rank factors cannot be averaged; merge them first (stages[].merge_lora)")
     total = sum(weights)
@@ -110,7 +110,7 @@ def make_soup(
     config.require_trust(decoder=False)
     if len(opened) > 1:
         if weights is not None and len(weights) != len(opened):
-            raise UserError(f"{len(opened)} models need as many --weights, not {len(weights)}")
+            raise UserError(f"{len(opened)} models need the same number of --weights, not {len(weights)}")
         mixed = average_tensors([model.model for model in opened], weights or [1.0] * len(opened))
         facts: dict[str, Any] = {"averaged": list(specs), "weights": list(weights or [1.0] * len(opened))}
     else:
@@ -120,7 +120,7 @@ def make_soup(
             )
         origin = load_start_tensors(config, last, start)
         chosen = alphas[0]
-        facts = {"from": start or "the weights that the config names", "to": specs[0]}
+        facts = {"from": start or "the weights named in the config", "to": specs[0]}
         if len(alphas) > 1:
             held = hold_folders(parse_folders(data), lambda sentence: console.print(sentence, style="yellow"))
             sets = [hold_out_clips(rows) for rows in held]
@@ -141,7 +141,7 @@ def make_soup(
 def open_checkpoint_or_explain(spec: str) -> Checkpoint:
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
-        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a whole checkpoint in it")
+        raise UserError(f"{spec} is neither a checkpoint nor a run folder with a complete checkpoint")
     return checkpoint
 
 
@@ -160,7 +160,7 @@ def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None) ->
         if not start_tensors or any(
             start_tensors[name].shape != end.model[name].shape for name in start_tensors
         ):
-            raise UserError(f"{start} and {end.path} do not hold the same tensors")
+            raise UserError(f"{start} and {end.path} do not have the same tensors")
         return start_tensors
     holder, structure = bring_encoder_to_stage(
         build_encoder(config, read_prompt_width(config, end)), config, end.state["stage"]

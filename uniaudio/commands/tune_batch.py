@@ -54,7 +54,8 @@ def find_largest_budget(
 
     if not fits(first):
         raise UserError(
-            f"not even a micro-batch of {first:g} s fits into {limit:.1f} GiB; take a smaller model or shorter clips"
+            f"not even a micro-batch of {first:g} s fits into {limit:.1f} GiB; use a smaller model "
+            "or shorter clips"
         )
     good, bad = first, None
     while bad is None and good < most:

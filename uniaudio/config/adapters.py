@@ -29,11 +29,11 @@ class DepthConfig(Strict):
     def check_pairs(self) -> DepthConfig:
         if len(self.encoder_layers) != len(self.decoder_layers):
             raise ValueError(
-                f"{len(self.encoder_layers)} encoder_layers and {len(self.decoder_layers)} decoder_layers; name as "
-                "many of both"
+                f"{len(self.encoder_layers)} encoder_layers and {len(self.decoder_layers)} "
+                "decoder_layers; give the same number of both"
             )
         if len(set(self.decoder_layers)) < len(self.decoder_layers):
-            raise ValueError("decoder_layers: each layer can be named once")
+            raise ValueError("decoder_layers: a layer is named twice")
         return self
 
 
@@ -67,10 +67,10 @@ class AdapterSettings(Strict):
         refused = {"depth": self.depth, "time_markers": self.time_markers}
         for name, value in refused.items():
             if value is not None and kind in ("qwen2_audio", "audio_flamingo3", "voxtral", "ultravox"):
-                raise ValueError(f"{name}: the format of {kind} has no place for it; take another kind")
+                raise ValueError(f"{name}: the format of {kind} does not support it; use another kind")
         if self.time_markers is not None and kind == "perceiver":
             raise ValueError(
-                "time_markers: the tokens of a perceiver have no order of time; take another kind"
+                "time_markers: the tokens of a perceiver have no order in time; use another kind"
             )
         return self
 
@@ -120,7 +120,7 @@ class LinearConfig(GroupingSettings):
     @model_validator(mode="after")
     def check_no_hidden(self) -> LinearConfig:
         if self.hidden is not None:
-            raise ValueError("hidden: one linear map has no hidden layer; take `kind: stack` for an MLP")
+            raise ValueError("hidden: a linear adapter has no hidden layer; use `kind: stack` for an MLP")
         return self
 
 
@@ -206,7 +206,7 @@ class StockProjectorConfig(AdapterSettings):
     @model_validator(mode="after")
     def check_hidden(self) -> StockProjectorConfig:
         if self.hidden is not None:
-            raise ValueError(f"hidden: the format of {self.kind} states its widths; leave it out")
+            raise ValueError(f"hidden: the format of {self.kind} fixes its widths; leave it out")
         return self
 
     @property

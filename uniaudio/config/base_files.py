@@ -19,7 +19,7 @@ def read_layers(path: Path, kind: Kind, seen: tuple[Path, ...] = ()) -> dict[str
         UserError: when a base does not exist or the bases go round in a circle.
     """
     if path.resolve() in seen:
-        raise UserError(f"{path}: `base` goes round in a circle")
+        raise UserError(f"{path}: `base` files inherit from each other in a cycle")
     return lay_over_base(load_yaml(path), path, kind, seen)
 
 

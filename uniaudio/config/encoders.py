@@ -120,7 +120,7 @@ class EncoderConfig(Strict):
         if not self.path and ":" not in self.kind:
             raise ValueError("path is required: a folder, a Hub name or a run folder")
         if self.settings and ":" not in self.kind:
-            raise ValueError("settings belong to an encoder class of your own, kind: module:Class")
+            raise ValueError("only your own encoder class (kind: module:Class) takes settings")
         return self
 
 

@@ -47,7 +47,7 @@ class ModelSpec:
             name, options = next(iter(self.parts.items()))
             option = next(iter(options))
             raise UserError(
-                f"{self.path} is no run, so its encoder has no name; write {option}, not {name}.{option}"
+                f"{self.path} is not a run, so its encoder has no name; write {option}, not {name}.{option}"
             )
         settings = EncoderConfig(path=self.path, trust_remote_code=trust_remote_code)
         return settings.model_copy(update=dict(self.options))
@@ -64,8 +64,8 @@ class ModelSpec:
         if self.options and len(names) > 1:
             option = next(iter(self.options))
             raise UserError(
-                f"{self.path} has the encoders {', '.join(names)}; write {names[0]}.{option} or another one's, not "
-                f"{option}"
+                f"{self.path} has the encoders {', '.join(names)}; write the option with a name, "
+                f"such as {names[0]}.{option}, not {option}"
             )
         if self.options:
             parts[names[0]] = {**parts.get(names[0], {}), **self.options}
@@ -100,7 +100,7 @@ def parse_model_spec(text: str) -> ModelSpec:
     if path == text:
         return ModelSpec(text)
     if not path:
-        raise UserError(f"{text}: a path or a name stands before the question mark")
+        raise UserError(f"{text}: a path or a name must come before the question mark")
     parts: dict[str, dict[str, Any]] = {}
     for assignment in query.split("&"):
         key, equals, value = assignment.partition("=")

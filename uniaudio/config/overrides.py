@@ -63,7 +63,7 @@ def set_value(data: dict[str, Any], key: str, value: Any, override: str, kind: t
             place[index] = {}  # a part that was left to its defaults
         place = place[index]
         if not isinstance(place, (dict, list)):
-            raise UserError(f"override '{override}': {'.'.join(parts[:depth])} is a value, it has no parts")
+            raise UserError(f"override '{override}': {'.'.join(parts[:depth])} is a value and has no keys")
     place[find_position(place, parts[-1], override)] = value
 
 
@@ -72,7 +72,7 @@ def find_position(place: dict[str, Any] | list[Any], part: str, override: str) -
     if isinstance(place, dict):
         return part
     if not part.isdecimal() or int(part) >= len(place):
-        hint = "" if part.isdecimal() else "; the items of a list are counted, as in stages.0.steps"
+        hint = "" if part.isdecimal() else "; items of a list are numbered from 0, as in stages.0.steps"
         raise UserError(
             f"override '{override}': {part} is not one of the positions 0 to {len(place) - 1}{hint}"
         )

@@ -94,7 +94,7 @@ def expand_path(text: str, near: Path, where: str) -> str:
         if variable == "miniature":
             if not get_miniature_root().is_dir():
                 raise UserError(
-                    f"{where}: the miniature parts are not made yet; give the full config and +mini"
+                    f"{where}: the miniature models and data do not exist yet; give the full config and +mini"
                 )
             return f"{prefix}{get_miniature_root()}{rest}"
         if not variable.startswith("env:"):

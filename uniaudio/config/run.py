@@ -67,15 +67,17 @@ class RunConfig(Strict):
     def check_parts(self) -> RunConfig:
         for name in self.encoders:
             if name in COMPONENTS:
-                raise ValueError(f"encoders: '{name}' is the name of another part; take another one")
+                raise ValueError(
+                    f"encoders: '{name}' is the name of another part of the model; use another name"
+                )
             if not re.fullmatch(r"\w[\w-]*", name):
-                raise ValueError(f"encoders: '{name}' cannot be a name; take letters, digits, _ and -")
+                raise ValueError(f"encoders: '{name}' cannot be a name; use letters, digits, _ and -")
         if self.fusion is None and len(self.encoders) > 1:
             raise ValueError(f"{len(self.encoders)} encoders need `fusion: {{kind: ...}}` to become one")
         if self.fusion is not None and len(self.encoders) == 1 and self.fusion.kind not in ONE_IS_ENOUGH:
             raise ValueError(f"fusion.kind {self.fusion.kind} needs a second encoder under `encoders`")
         if self.decoder.kind == "whisper" and self.decoder.miniature is not None:
-            raise ValueError("decoder: a miniature decoder is a causal one; leave kind or miniature out")
+            raise ValueError("decoder: a miniature decoder is causal; leave out kind or miniature")
         if self.decoder.dtype == "fp8" and self.decoder.kind == "whisper":
             raise ValueError("decoder.dtype: fp8 is for causal decoders; leave it out for Whisper's own")
         if self.decoder.dtype == "fp8" and self.decoder.train != "frozen":
@@ -84,23 +86,25 @@ class RunConfig(Strict):
             )
         if self.decoder.kind == "whisper" and getattr(self.adapter, "start", None) == RIDGE:
             raise ValueError(
-                f"adapter.start: {RIDGE} is for causal decoders; Whisper's own reads the frames without an adapter"
+                f"adapter.start: {RIDGE} is for causal decoders; Whisper's own decoder reads the "
+                "frames without an adapter"
             )
         for name in ("depth", "time_markers"):
             if self.decoder.kind == "whisper" and getattr(self.adapter, name) is not None:
                 raise ValueError(
-                    f"adapter.{name} is for causal decoders; Whisper's own reads the frames without it"
+                    f"adapter.{name} is for causal decoders; Whisper's own decoder reads the frames "
+                    "without it"
                 )
         cached = [name for name, encoder in self.encoders.items() if encoder.cache]
         if cached and self.adapter.depth is not None:
             raise ValueError(
-                f"encoders.{cached[0]}.cache keeps the last frames, but adapter.depth reads hidden states; leave "
-                "`cache` out"
+                f"encoders.{cached[0]}.cache stores only the output frames, but adapter.depth reads "
+                "hidden states; leave `cache` out"
             )
         if cached and self.fusion is not None and self.fusion.kind in ONE_IS_ENOUGH:
             raise ValueError(
-                f"encoders.{cached[0]}.cache keeps the last frames, but fusion.kind {self.fusion.kind} reads all "
-                "hidden states; leave `cache` out"
+                f"encoders.{cached[0]}.cache stores only the output frames, but fusion.kind "
+                f"{self.fusion.kind} reads all hidden states; leave `cache` out"
             )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):

@@ -172,7 +172,7 @@ class Stage(Strict):
             try:
                 re.compile(pattern)
             except re.error as problem:
-                raise ValueError(f"'{pattern}' is no regular expression ({problem})") from problem
+                raise ValueError(f"'{pattern}' is not a regular expression ({problem})") from problem
         return patterns
 
     @model_validator(mode="after")
@@ -180,7 +180,9 @@ class Stage(Strict):
         if self.steps is None and self.hours is None:
             raise ValueError(f"stage {self.name} needs either `steps` or `hours` (of audio)")
         if self.steps is not None and self.hours is not None:
-            raise ValueError(f"stage {self.name} has `steps` and `hours` (of audio); leave one of them out")
+            raise ValueError(
+                f"stage {self.name} has both `steps` and `hours` (of audio); leave out one of them"
+            )
         if self.steps is not None and self.warmup > self.steps:
             raise ValueError(f"warmup {self.warmup} is longer than the stage's {self.steps} steps")
         return self

@@ -49,9 +49,7 @@ class BoundedLoader(yaml.SafeLoader):
         """Read one value."""
         self.values += 1
         if self.values > WRITTEN:
-            raise yaml.YAMLError(
-                f"holds more than {WRITTEN:,} values; long lists belong into files of their own"
-            )
+            raise yaml.YAMLError(f"holds more than {WRITTEN:,} values; move long lists to separate files")
         return super().compose_node(parent, index)
 
 
@@ -62,9 +60,7 @@ def parse(text: str, where: str) -> Any:
         UserError: for text that is no YAML, is too long or nested too deeply, or whose aliases multiply it.
     """
     if len(text) > LONGEST:
-        raise UserError(
-            f"{where}: is longer than {LONGEST:,} characters; long lists belong into files of their own"
-        )
+        raise UserError(f"{where}: is longer than {LONGEST:,} characters; move long lists to separate files")
     try:
         node = yaml.compose(text, Loader=BoundedLoader)
     except RecursionError as problem:

@@ -132,13 +132,14 @@ RUN_NAMES = UsualNames(
     repeat_sentence(
         {
             "the optimizer is always AdamW, with `train.weight_decay` and `train.betas`": "optimizer optim",
-            "no best checkpoint is chosen; `train.keep_every` keeps some to choose from": "load_best_model_at_end "
-            "metric_for_best_model save_best best_model",
+            "no best checkpoint is selected; `train.keep_every` keeps some to choose from": (
+                "load_best_model_at_end metric_for_best_model save_best best_model"
+            ),
             "to continue a run, give `uniaudio train` the option --resume": "resume resume_from resume_from_checkpoint",
             "`uniaudio launch ENGINE CONFIG` chooses processes and engine": "strategy deepspeed engine fsdp ddp "
             "distributed accelerator devices num_gpus",
             "`replay` is a key of the recipe": "replay rehearsal",
-            "`augment` is a key of a recipe's lines": "augment augmentation augmentations specaugment spec_augment",
+            "`augment` is a key of a recipe's entries": "augment augmentation augmentations specaugment spec_augment",
             "`scoring` is a key of the template": "metric metrics scoring",
             "answers are decoded greedily": "num_beams beams beam_size do_sample top_p",
             "all clips are resampled to 16 kHz": "sample_rate sampling_rate",

@@ -154,7 +154,7 @@ def choose_long_clips(line: EntryFile | EvaluateFile, card: DatasetCard, where: 
 
 
 def refuse_duplicates(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
-    """Refuse a dataset that is asked the same twice: one result would hide the other."""
+    """Refuse a dataset that is asked two passes give the same frames: one result would hide the other."""
     seen: dict[tuple[Any, ...], int] = {}
     for i, line in enumerate(lines):
         condition = line.condition if isinstance(line, EvaluateFile) else None

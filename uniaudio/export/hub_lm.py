@@ -80,7 +80,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load as every model of transformers is loaded, a decoder that is not in the folder after it.
 
-        The loaded model has its decoder inside, and so has what ``save_pretrained`` writes.
+        The loaded model always contains its decoder, and so has what ``save_pretrained`` writes.
 
         Raises:
             ValueError: when the tensors in the file are not those of the model.

@@ -55,8 +55,8 @@ def find_lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[s
         return linear
     if targets in ("all", "qkv") and not linear:
         raise UserError(
-            f"lora.targets: '{targets}' matches no linear map; {type(module).__name__} has none; set train to frozen "
-            "or full"
+            f"lora.targets: '{targets}' matches no linear layer; {type(module).__name__} has none; "
+            "set train to frozen or full"
         )
     if targets == "qkv":
         matches = [name for name in linear if name.removesuffix(CLIPPED).rsplit(".", 1)[-1] in QKV]
@@ -67,7 +67,7 @@ def find_lora_targets(module: nn.Module, targets: str | Sequence[str]) -> list[s
     if missing:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise UserError(
-            f"lora.targets: '{missing[0]}' matches no linear map; there are {', '.join(known) or 'none'}"
+            f"lora.targets: '{missing[0]}' matches no linear layer; there are {', '.join(known) or 'none'}"
         )
     return matches
 

@@ -32,7 +32,7 @@ class Steps(Protocol):
 
 
 class Models(Protocol):
-    """Builds the model of every stage from the weights that the config names."""
+    """Builds the model of every stage from the weights named in the config."""
 
     @property
     def bases(self) -> Mapping[str, Mapping[str, str]]:

@@ -210,7 +210,7 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
             "output_dir"
         )
     if path is None:
-        raise UserError(f"--resume: {run_dir} holds no whole checkpoint; leave --resume out to start")
+        raise UserError(f"--resume: {run_dir} holds no complete checkpoint; leave --resume out to start")
     if complaint and is_main():
         make_console().print(complaint, style="yellow", soft_wrap=True)
     checkpoint, problem = None, ""

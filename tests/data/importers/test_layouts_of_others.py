@@ -83,7 +83,7 @@ def test_librispeech_transcripts_of_other_systems(tmp_path):
         "2 lines left out: there is no clip of its name",
         "2 lines left out: there is no text behind its name",
         "1 clips left out: no line names the clip",
-        "1 rows left out: text or path that is no UTF-8",
+        "1 rows left out: text or path that is not UTF-8",
     ):
         assert f"note: {note}\n" in printed
     with pytest.raises(
@@ -106,7 +106,7 @@ def test_rows_that_json_cannot_hold_have_their_reason_in_the_notes(tmp_path):
     skipped = Counter()
     write_manifest(tmp_path / "rows.jsonl", rows, skipped)
     assert skipped == {
-        "text or path that is no UTF-8": 3,
+        "text or path that is not UTF-8": 3,
         "no JSON: Type is not JSON serializable: set": 1,
         "no JSON: Integer exceeds 64-bit range": 1,
     }

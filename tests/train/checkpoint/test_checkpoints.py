@@ -209,7 +209,7 @@ def test_a_cut_checkpoint_is_never_taken_for_a_whole_one(save, tmp_path, name):
     os.truncate(second / name, (second / name).stat().st_size - 1)
     assert not is_complete(second)
     assert latest_checkpoint(tmp_path / "run") == first
-    with pytest.raises(UserError, match="is not a whole checkpoint"):
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
         load_checkpoint(second)
     (second / name).unlink()
     assert not is_complete(second)

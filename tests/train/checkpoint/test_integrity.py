@@ -73,7 +73,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_console_says_so(run
     assert "; step-000001 is used" in said
     if name != PIECE:  # what only a resume reads does not hinder others
         assert open_checkpoint(str(run)).path.name == "step-000001"
-        with pytest.raises(UserError, match=rf"step-000002 is not a whole checkpoint \(.*{name}"):
+        with pytest.raises(UserError, match=rf"step-000002 is not a complete checkpoint \(.*{name}"):
             load_checkpoint(second, ema=True)
 
 
@@ -122,7 +122,7 @@ def test_an_odd_listing_is_no_whole_checkpoint(run, listing, reason):
     assert not is_complete(file.parent)
     assert reason in find_damage(file.parent)
     assert find_newest_checkpoint(run).path.name == "step-000001"
-    with pytest.raises(UserError, match="is not a whole checkpoint"):
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
         find_checkpoint(str(file.parent))
 
 

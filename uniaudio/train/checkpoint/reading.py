@@ -38,7 +38,7 @@ def load_checkpoint(path: Path, ema: bool = False, verify: bool = True) -> Check
     """
     read = (MODEL, STATE, BASES, CONFIG, *((EMA,) if ema else ()))
     if damage := find_damage(path, read, checksums=verify):
-        raise UserError(f"{path} is not a whole checkpoint ({damage}); take another one, or copy it again")
+        raise UserError(f"{path} is not a complete checkpoint ({damage}); use another one, or copy it again")
     if ema and not (path / EMA).is_file():
         raise UserError(f"{path} holds no moving averages; set stages[].continual.ema to train with them")
     with convert_to_user_error(f"checkpoint {path} cannot be read"):
