@@ -77,8 +77,8 @@ def explain_lost_processes() -> Iterator[None]:
         if not is_distributed() or not any(sign in str(problem).lower() for sign in GONE):
             raise
         raise LostProcessError(
-            f"process {rank()} lost another one of its run (killed, out of memory, or its machine is gone); "
-            "continue from the last checkpoint with --resume"
+            f"process {rank()} lost another process of its run (killed, out of memory, or its "
+            "machine is gone); continue from the last checkpoint with --resume"
         ) from problem
 
 

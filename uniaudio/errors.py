@@ -101,7 +101,7 @@ def read_first_line(problem: BaseException) -> str:
 
 
 def require_number(name: str, value: object, is_whole: bool = True, is_signed: bool = False) -> None:
-    """Refuse an argument of a call from Python that is no number; the command line has looked at its own.
+    """Refuse an argument of a call from Python that is not a number; the command line has looked at its own.
 
     Args:
         is_signed: whether it may be 0 or below.

@@ -133,8 +133,8 @@ def test_labels_that_differ_in_case_alone_are_named(recipe_file):
     write_rows(recipe_file, [*rows_of("train", 6), *rows_of("test", 2)])
     _, problems, _ = look(recipe_file)
     assert any(
-        "split train: labels differ in upper and lower case alone: rook, Rook (and 1 more); to make them one"
-        in each
+        "split train: labels differ only in upper and lower case: rook, Rook (and 1 more); to "
+        "merge them" in each
         for each in problems
     )
 

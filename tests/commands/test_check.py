@@ -121,7 +121,7 @@ def test_an_unused_column_of_a_card_may_be_wrong(setup):
             [{"audio": "0.wav", "category": None}],
             r"0\.wav: missing column: .*columns\.label: 'category' has no value",
         ),
-        ([{"audio": "0.wav", "category": ["a"]}], "template error: .*a list is no text"),
+        ([{"audio": "0.wav", "category": ["a"]}], "template error: .*a list is not text"),
     ],
 )
 def test_the_reason_of_the_first_row_is_reported_where_none_can_be_used(setup, rows, reason):

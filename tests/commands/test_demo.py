@@ -35,6 +35,6 @@ def test_the_demo_in_a_few_steps(tmp_path, monkeypatch):
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no demo"):
+    with pytest.raises(UserError, match="is not empty and contains no demo"):
         run_demo(tmp_path, quick=True)
     assert (tmp_path / "thesis.txt").read_text() == "mine"

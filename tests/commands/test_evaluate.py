@@ -136,7 +136,7 @@ def test_a_run_is_probed_beside_its_untrained_encoder_as_trained_from_and_at_its
     knn = {model: scores["knn"]["mean"] for model, scores in result["scores"]["tones"].items()}
     gains = f"({knn[run] - knn[best]:+.3f}; {knn[run] - knn[start]:+.3f})"
     assert list(shown.columns[6].cells)[2].endswith(gains)
-    assert shown.caption.startswith("differences of runs: to the encoder untrained, at its best; ")
+    assert shown.caption.startswith("differences of runs from the encoder untrained, at its best; ")
 
 
 def test_probes_state_which_weights_they_are_of(trained, tmp_path):

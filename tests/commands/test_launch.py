@@ -173,7 +173,7 @@ def test_what_the_launcher_itself_refuses_is_one_sentence():
 
 def test_equal_last_sentences_are_shown_once(tone_run, monkeypatch, capsys):
     def run_launcher(options):
-        for rank, sentence in enumerate(["seed is wrong", "seed is wrong", "process 2 lost another one"]):
+        for rank, sentence in enumerate(["seed is wrong", "seed is wrong", "process 2 lost another process"]):
             monkeypatch.setenv("RANK", str(rank))
             assert leave_message(sentence)
         return 2, ""
@@ -182,7 +182,8 @@ def test_equal_last_sentences_are_shown_once(tone_run, monkeypatch, capsys):
     assert launch_training("ddp", load_run(tone_run), [], 3, Machines()) == 2
     assert (
         capsys.readouterr().err
-        == "starting 3 process(es) under ddp ...\nuniaudio: seed is wrong\nuniaudio: process 2 lost another one\n"
+        == "starting 3 process(es) under ddp ...\nuniaudio: seed is wrong\nuniaudio: process 2 lost "
+        "another process\n"
     )
     assert not leave_message("alone")
 

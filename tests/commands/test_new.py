@@ -165,11 +165,11 @@ def test_speakers_are_on_one_side_alone(tmp_path, place):
     keys = [{row["speaker"] for row in rows if row["audio"] in side} for side in map(set, read_sides(recipe))]
     assert keys[1]
     assert not keys[0] & keys[1]
-    assert "`speaker`, each of 10 on one side alone" in text
+    assert "`speaker`, each of 10 on one side only" in text
 
 
 def test_speakers_that_are_labels_do_not_divide(tmp_path, place):
-    """A label that one speaker alone has would be on one side alone."""
+    """A label that one speaker alone has would be on one side only."""
     rows = [{"label": f"word {n % 4}", "speaker": f"s{n % 4}"} for n in range(60)]
     write_manifest(place, rows)
     text, recipe, _ = new(tmp_path, place)
@@ -268,7 +268,7 @@ def test_names_in_any_script_and_with_blanks(tmp_path, place):
     text, recipe, _ = new(tmp_path, place)
     assert recipe.train[0].templates[0].labels == ("грач", "крапивник")
     assert {q.answer for q in read_rows(recipe.train[0]).values()} == {"грач", "крапивник"}
-    assert "`метка звука` (the only one that can be an answer)" in text
+    assert "`метка звука` (the only possible answer)" in text
 
 
 def test_questions_of_the_rows(tmp_path, place):
@@ -371,7 +371,7 @@ def test_several_configurations_of_the_hub_and_none(tmp_path, hub, monkeypatch):
     assert new(tmp_path, "me/set", config="de")[1].train[0].dataset.load.config == "de"
     (sets / "none").mkdir()
     (sets / "none" / "README.md").write_text("nothing yet")
-    with pytest.raises(UserError, match=r"me/none holds no files with rows; there are README\.md"):
+    with pytest.raises(UserError, match=r"me/none contains no files with rows, only README\.md"):
         new(tmp_path, "me/none", force=True)
 
 
@@ -423,8 +423,8 @@ def test_labels_in_upper_and_lower_case_are_noted(tmp_path, place):
     )
     text, recipe, _ = new(tmp_path, place)
     assert recipe.train[0].templates[0].labels == ("Sad", "happy", "sad")
-    assert "answer: `Emotion_Label` (by the end of its name): a label with 3 values" in text
-    assert "note: labels differ in upper and lower case alone: Sad, sad; to make them one" in text
+    assert "answer: `Emotion_Label` (the end of its name): a label with 3 values" in text
+    assert "note: labels differ only in upper and lower case: Sad, sad; to merge them" in text
 
 
 def test_pools_are_small_where_rows_are_few(tmp_path, place):
@@ -471,10 +471,10 @@ def test_json_files_beside_clips_give_columns(tmp_path, place):
         write_clip(place / f"{number}.wav", number)
         content = {"text": f"words of {number}", "speaker": f"s{number % 4}"}
         (place / f"{number}.json").write_text(json.dumps(content))
-    assert "by `speaker`, each of 4 on one side alone" in new(tmp_path, place)[0]
+    assert "by `speaker`, each of 4 on one side only" in new(tmp_path, place)[0]
     (place / "0.json").write_text("{broken")
     text, _recipe, _ = new(tmp_path, place, force=True)
-    assert "skipped: .json beside a clip that cannot be read as columns (1)" in text
+    assert "skipped: .json next to a clip, not readable as columns (1)" in text
 
 
 def test_true_and_false_are_the_labels_yes_and_no(tmp_path, place):
@@ -494,7 +494,7 @@ def test_underscores_around_a_class_are_no_blanks(tmp_path, place):
 
 def test_labels_that_cannot_be_on_both_sides(tmp_path, place):
     write_classes(place, ["a", "b"], 1)
-    assert "1 label(s) have so few clips that they are in the test split alone" in new(tmp_path, place)[0]
+    assert "1 label(s) have so few clips that they occur only in the test split" in new(tmp_path, place)[0]
 
 
 def test_folders_above_the_labels(tmp_path, place):
@@ -502,7 +502,7 @@ def test_folders_above_the_labels(tmp_path, place):
         write_clip(place / "ab"[number % 2] / f"y{number % 3}" / f"{number}.wav", number)
     text, recipe, out = new(tmp_path, place)
     assert recipe.train[0].templates[0].labels == ("y0", "y1", "y2")
-    assert "for those above it (a, b ...)" in text
+    assert "for the folders above it (a, b ...)" in text
     made = re.search(r"`(columns: .+?)` into the card", text)[1]
     card = out / "data_recipes/datasets/birds.yaml"
     card.write_text(f"{card.read_text()}{made}\n")
@@ -521,7 +521,7 @@ def test_stored_splits_that_are_not_for_training(tmp_path, place):
     fold = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio())
     datasets.DatasetDict(fold1=fold, fold2=fold).save_to_disk(place / "saved")
     text, recipe, _ = new(tmp_path, place / "saved")
-    assert "no stored split is called train: fold1 alone is used, not fold2" in text
+    assert "no stored split is called train: only fold1 is used, not fold2" in text
     assert sum(map(len, read_sides(recipe))) == 12
     assert "splits: train 9, test 3 rows" in text  # all were read, and counted
 
@@ -545,7 +545,7 @@ def test_a_manifest_of_which_half_the_clips_are_there(tmp_path, place):
     assert load_run(str(out / "configs/birds.yaml")).data.max_skipped_share > 0.5
     (place / "clips/1.wav").unlink()
     with pytest.raises(
-        UserError, match=r"21 of the first 40 clips that `audio` names are not there, such as .+clips/0\.wav"
+        UserError, match=r"21 of the first 40 clips named in `audio` are missing, such as .+clips/0\.wav"
     ):
         new(tmp_path, place, force=True)
 
@@ -555,11 +555,11 @@ def test_a_manifest_of_which_half_the_clips_are_there(tmp_path, place):
     [
         (
             b"1.wav,a\n2.wav,b\n",
-            r"its first line is a row already \(1\.wav\); put one with the names of columns",
+            r"its first line is already a row \(1\.wav\); add a header line with the column names",
         ),
         (
             "file,class\n1.wav,Möwe\n2.wav,Krähe\n".encode("latin-1"),
-            "`class` is no UTF-8 text in 2 of 2 rows",
+            "`class` is not UTF-8 text in 2 of 2 rows",
         ),
     ],
 )
@@ -574,8 +574,8 @@ def test_tables_of_other_programs(tmp_path, place, content, message):
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ("Is it {{ label }}?", "--ask: tells the answer, the column 'label'"),
-        ("<audio> or <audio>?", "--ask: names the clip, <audio>, 2 times"),
+        ("Is it {{ label }}?", "--ask: contains the answer, column 'label'"),
+        ("<audio> or <audio>?", "--ask: contains <audio> 2 times"),
         ("What is {{ this }}?", "--ask: uses 'this', but the columns are "),
         ("What is {{ this?", "--ask: unexpected char"),
     ],
@@ -618,19 +618,22 @@ def broken(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, r"holds no recordings, manifest, \.parquet or \.tar files; there is nothing"),
+        (
+            lambda folder: None,
+            r"contains no recordings, manifest, \.parquet or \.tar files \(found: nothing\)",
+        ),
         (lambda folder: (folder / "a.pdf").touch(), r"there is \.pdf \(1\)"),
         (
             lambda folder: write_clip(folder / "a.wav"),
-            r"holds 1 recording\(s\), but nothing says what they are",
+            r"contains 1 recording\(s\) without labels or texts",
         ),
         (lambda folder: write_classes(folder, ["rook"], 5), "all 5 rows have the same `label`, rook"),
         (
             ambiguous,
             "`text` or `label` may be the answer; name one with --label COLUMN or --text COLUMN: text",
         ),
-        (unnamed, "cannot be told which column is the answer; name it .*: x, y"),
-        (without_clips, r"`audio` names gone\.wav, which is in no folder near it"),
+        (unnamed, "it is not clear which column is the answer; name it .*: x, y"),
+        (without_clips, r"`audio` names gone\.wav, which is not in any folder near it"),
         (without_paths, "no column names the recordings; the columns are label"),
         (broken, r"none of the first 2 recordings can be read \(broken audio\)"),
         (lambda folder: (folder / "1-2.trans.txt").touch(), "uniaudio data import librispeech"),
@@ -668,7 +671,7 @@ def test_folders_of_any_name(tmp_path, name):
 def test_braces_in_the_path_of_shards(tmp_path):
     write_parquet(tmp_path / "my {a,b}", rows=10)
     with pytest.raises(
-        UserError, match="braces in a path stand for several files in a card; rename the folder"
+        UserError, match="in a card, braces in a path stand for several files; rename the folder"
     ):
         new(tmp_path, tmp_path / "my {a,b}")
 
@@ -718,7 +721,9 @@ def test_models_that_are_named(tmp_path, place):
     write_classes(place, ["a", "b"], 5)
     with pytest.raises(UserError, match=r"--encoder \./nothing: there is no such folder"):
         new(tmp_path, place, encoder="./nothing")
-    with pytest.raises(UserError, match=r"--decoder .+: the folder holds no config.json and no run"):
+    with pytest.raises(
+        UserError, match=r"--decoder .+: the folder is neither a model (no config.json) nor a run"
+    ):
         new(tmp_path, place, decoder=str(place))
     out = new(tmp_path, place, encoder="microsoft/wavlm-base", decoder="me/lm")[2]
     config = load_run(str(out / "configs/birds.yaml"))

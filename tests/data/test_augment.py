@@ -181,12 +181,12 @@ def test_any_chain_gives_a_clip_and_the_same_one_again(steps, count, level, seed
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({}, "name exactly one transform a step, found none"),
+        ({}, "name exactly one transform per step, found none"),
         ({"gain": {"db": (0, 1)}, "clip": {"share": (0.5, 1)}}, "found gain, clip"),
-        ({"gain": {"db": (3, 1)}}, "the range must rise, got 3 to 1"),
+        ({"gain": {"db": (3, 1)}}, "the range must increase, got 3 to 1"),
         ({"gian": {"db": (0, 1)}}, "did you mean 'gain'"),
         ({"speed": {"factor": (0.1, 1)}}, "factor must stay between 0.5 and 2"),
-        ({"band": {"low_hz": (100, 4000), "high_hz": (3000, 5000)}}, "ranges that do not meet"),
+        ({"band": {"low_hz": (100, 4000), "high_hz": (3000, 5000)}}, "in ranges that do not overlap"),
         ({"codec": {"kind": "amr"}}, "kind"),
         ({"noise": {"snr_db": (0, 1), "p": 0}}, "p: input should be greater than 0"),
     ],

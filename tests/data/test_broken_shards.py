@@ -134,6 +134,6 @@ def test_rows_and_shards_count_together():
 def test_broken_shards_still_raise_behind_their_rows(tars):
     cut_to(tars / "0.tar", 0.5)
     source = open_source(card(tars.parent, {"webdataset": str(tars)}), "train")
-    with pytest.raises(BrokenShardError, match="cut at byte") as problem:
+    with pytest.raises(BrokenShardError, match="truncated at byte") as problem:
         list(source.read(0, Place()))
     assert problem.value.is_cut

@@ -103,10 +103,10 @@ def test_kinds_of_sources(tmp_path, kind):
     ("changes", "message"),
     [
         ({"load": {}}, "load: name exactly one of hub, parquet, webdataset,"),
-        ({"load": {"jsonl": "c", "revision": "main"}}, "config and revision belong to hub datasets only"),
+        ({"load": {"jsonl": "c", "revision": "main"}}, "config and revision are only for hub datasets"),
         ({"load": {"jsonl": "c", "csv": "d"}}, "load: name exactly one of"),
-        ({"load": {"webdataset": []}}, "load: webdataset: name at least one place, and no empty one"),
-        ({"load": {"parquet": ["a", ""]}}, "load: parquet: name at least one place, and no empty one"),
+        ({"load": {"webdataset": []}}, "load: webdataset: name at least one place; none may be empty"),
+        ({"load": {"parquet": ["a", ""]}}, "load: parquet: name at least one place; none may be empty"),
         ({"load": {"jsonl": ["c"]}}, "load.jsonl: "),
         ({"load": {"jsonl": "c", "timeout": 0}}, "load.timeout: "),
         ({"load": {"jsonl": "c", "timeout": float("inf")}}, "load.timeout: "),

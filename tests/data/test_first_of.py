@@ -158,9 +158,11 @@ def test_files_are_the_split_whatever_their_names_say(tmp_path):
 
 
 def test_files_need_one_place_of_shards(tmp_path):
-    with pytest.raises(UserError, match="`files` need one place of parquet or webdataset under `load`"):
+    with pytest.raises(
+        UserError, match="`files` need a single place of kind parquet or webdataset under `load`"
+    ):
         card(tmp_path, {"jsonl": "data"}, splits={"train": {"files": "a.jsonl"}})
-    with pytest.raises(UserError, match="`each` on a and b, but one column alone can make rows of a row"):
+    with pytest.raises(UserError, match="`each` on a and b, but only one column can turn a row into several"):
         card(tmp_path, {"jsonl": "data"}, columns={n: {"first_of": n, "each": True} for n in "ab"})
 
 

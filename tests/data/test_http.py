@@ -194,7 +194,7 @@ def test_a_server_that_sends_retry_after_gets_it_within_the_limit():
     assert len(list(rows)) == 1
     assert slept == waited == [120.0, 2.0]
     assert said == [
-        "dataset set: cannot be read at the moment (503); tried again for up to 600 s (data.max_outage)",
+        "dataset set: cannot be read at the moment (503); retrying for up to 600 s (data.max_outage)",
         "dataset set: can be read again",
     ]
     rows, slept, _, _ = outage([UnavailableError("503", 1e6)] * 2)

@@ -209,7 +209,7 @@ def test_a_wording_lists_the_set_of_each_data_set(tmp_path):
     row = next(open_source(entry.dataset, "train").rows())
     assert entry.render_question(row, entry.templates[0]).prompt == ("", "Which of rain, wind?")
     with pytest.raises(
-        UserError, match=r"lists `labels` in a wording, but nothing states them for dataset clips"
+        UserError, match=r"uses `labels` in a prompt, but they are not defined for dataset clips"
     ):
         write_entry(tmp_path, {}, listing)
     place = str(write_classes(tmp_path))
@@ -219,7 +219,7 @@ def test_a_wording_lists_the_set_of_each_data_set(tmp_path):
     assert recipe.train[0].templates[0].labels == tuple(NAMES)
     write_parquet(tmp_path / "plain")
     write_entry(tmp_path, {"load": {"hub": str(tmp_path / "plain")}}, listing)
-    with pytest.raises(UserError, match="nothing states them"):
+    with pytest.raises(UserError, match="they are not defined"):
         load_recipe(str(tmp_path / "mine.yaml")).open_training_entries()
 
 
@@ -268,7 +268,7 @@ MAP = {"target": "{{ label | join('; ') }}", "scoring": {"metric": "map"}}
             "labels.label: a label is True, which is not text; put it in quotes",
         ),
         (({"labels": {"label": ["a", " "]}},), "labels.label: a label is empty"),
-        (({"labels": {"label": "no.txt"}},), "no.txt; write a list, or a text file with a label a line"),
+        (({"labels": {"label": "no.txt"}},), "no.txt; write a list, or a text file with one label per line"),
         (({"labels": {"label": "empty.txt"}},), "empty.txt: is empty; name at least one label"),
         (({"labels": ["a"]},), "clips.yaml: labels: "),
         (
@@ -279,11 +279,11 @@ MAP = {"target": "{{ label | join('; ') }}", "scoring": {"metric": "map"}}
         (({}, {}, {"labels": []}), "train[0]: labels: is empty"),
         (
             ({}, {"inputs": ["label", "n"], "target": "{{ label }} {{ n }}"}, {"labels": ["a"]}),
-            "the answers of template kind are made of label, n, and a closed set needs one column",
+            "the answers of template kind use label, n, but a closed set needs exactly one column",
         ),
         (
             ({"labels": {"label": ["a", "b"]}}, {"target": "{{ label | int }}"}),
-            "labels.label: no answer of template kind can be made of 'a'",
+            "labels.label: template kind cannot make an answer from 'a'",
         ),
     ],
 )
@@ -314,7 +314,7 @@ def test_several_templates_take_sets_by_column(tmp_path):
     line = {"template": ["kind", "note"], "labels": {"note": ["C", "D"]}}
     entry = write_entry(tmp_path, {"labels": {"label": ["a"], "note": ["E"]}}, line=line)
     assert entry.label_sets == (("a",), ("C", "D"))
-    with pytest.raises(UserError, match="the line has several templates; write the set by column"):
+    with pytest.raises(UserError, match="the entry has several templates; give the labels by column"):
         write_entry(tmp_path, line={"template": ["kind", "note"], "labels": ["C", "D"]})
 
 

@@ -183,7 +183,8 @@ def test_what_a_user_should_know_about_streams_shards_and_workers(mixture):
     )
     message = describe_sharing(mixture(Shards(5)), workers=2, world=1)
     assert message == (
-        "dataset tones has 1 shard(s) for 12 streams: several streams read the same shard and take its rows in turns"
+        "dataset tones has 1 shard(s) for 12 streams: several streams read the same shard and take "
+        "its rows in turn"
     )
 
 

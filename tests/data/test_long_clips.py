@@ -140,13 +140,14 @@ def test_a_line_is_preferred_to_the_card(folder, line, card, chosen):
             r"train\.0\.long_clips\.how: 'window' is not one of skip, crop, windows .did you mean 'windows'",
         ),
         ({"seconds": 3}, {}, r"long_clips\.how: is required"),
-        ({"how": "crop", "hop": 1}, {}, r"hop belongs to `how: windows`, here it is crop"),
+        ({"how": "crop", "hop": 1}, {}, r"hop is only for `how: windows`, but how is crop"),
         ({"how": "windows", "seconds": 1, "hop": 2}, {}, r"hop: 2 is more than seconds: 1"),
         ({"how": "crop", "seconds": 0}, {}, r"long_clips\.seconds: input should be greater than 0, got 0"),
         (
             {"how": "windows", "hop": 2},
             {"scoring": {"metric": "wer"}},
-            r"evaluate\[0\]: long_clips\.hop: .* joined for wer, and windows that overlap would say words twice",
+            r"evaluate\[0\]: long_clips\.hop: .* joined for wer, and overlapping windows would "
+            r"repeat words",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def test_rows_are_not_named_after_the_signature_of_a_url(tmp_path):
 def test_refused_credentials_are_not_tried_again(problem):
     error = classify_error(problem, "s3://b/a.tar")
     assert isinstance(error, BrokenShardError)
-    assert "see whether the credentials of the environment or profile are there" in str(error)
+    assert "check that the credentials of the environment or profile are set" in str(error)
     assert not isinstance(
         classify_error(OSError(16, "Service Unavailable"), "s3://b/a.tar"), BrokenShardError
     )

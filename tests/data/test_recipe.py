@@ -48,8 +48,8 @@ def test_a_replayed_pairing_counts_once(tone_run):
             "no split 'tests' (did you mean 'test'?); splits: train, test",
         ),
         ({"train": [{**LINE, "constants": {"lable": 1}}]}, "has no input 'lable' (did you mean 'label'?)"),
-        ({"train": [LINE], "replay": [{"recipe": "mine", "share": 0.1}]}, "replay each other in a circle"),
-        ({"train": [LINE], "mix": {"by": "hours"}}, "mix by hours needs `hours` on the card of tones"),
+        ({"train": [LINE], "replay": [{"recipe": "mine", "share": 0.1}]}, "replay each other in a cycle"),
+        ({"train": [LINE], "mix": {"by": "hours"}}, "mix by hours needs `hours` in the card of tones"),
         ({"train": []}, "train"),
         ({"train": [LINE, LINE]}, "tones with tone on split train is already in train[0]"),
         (
@@ -134,7 +134,7 @@ def test_rows_that_nobody_can_count_are_stated_on_the_card(tone_run, tmp_path):
     write_tar(tmp_path / "far.tar", range(3))
     card(tone_run, "far", load={"webdataset": "far.tar"})
     line = {"dataset": "far", "template": "tone"}
-    with pytest.raises(UserError, match=r"mix by rows needs `splits\.train\.rows` on the card of far"):
+    with pytest.raises(UserError, match=r"mix by rows needs `splits\.train\.rows` in the card of far"):
         load_recipe(write(tone_run, train=[LINE, line], mix={"by": "rows"}))
     card(tone_run, "far", load={"webdataset": "far.tar"}, splits={"train": {"rows": 90}})
     recipe = load_recipe(write(tone_run, train=[LINE, line], mix={"by": "rows"}))

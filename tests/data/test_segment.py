@@ -134,12 +134,13 @@ def test_times_that_a_template_writes_are_no_segment(recording, target, is_cut):
         ({"start": "0:01", "duration": 1}, {}, r"start and duration must be seconds, got '0:01' and 1"),
         ({"start": "nan", "end": 1}, {}, r"broken metadata: .*a segment from nan to 1 s"),
         ({"start": 0, "end": "inf"}, {}, r"broken metadata: .*a segment from 0 to inf s"),
-        ({"start": 0.4}, {}, r"broken metadata: .*start is 0\.4, and neither an end nor a duration"),
+        ({"start": 0.4}, {}, r"broken metadata: .*start is 0\.4, but there is neither an end nor a duration"),
         ({"offset": "x", "duration": 1}, {}, r"offset and duration must be seconds, got 'x' and 1"),
         (
             {"offset": 0.3},
             {},
-            r"broken metadata: long\.wav\.audio: offset is 0\.3, and neither an end nor a duration",
+            r"broken metadata: long\.wav\.audio: offset is 0\.3, but there is neither an end nor a "
+            r"duration",
         ),
         ({"offset": 0.3, "duration": -1}, {}, r"broken metadata: .*a segment from 0\.3 to -0\.7 s"),
         (

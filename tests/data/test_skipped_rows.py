@@ -69,5 +69,5 @@ def test_the_first_skip_of_each_reason_is_reported_once_for_every_source():
     assert ledger.find_first_skips([*skips, Skip("b", "10", "two", "")]) == [Skip("b", "10", "two", "")]
     assert SkipLedger(0.05, ledger.counts()).find_first_skips(skips) == []
     assert (
-        skips[0].sentence == "dataset a: row 0 is left out: one (x); further ones are listed in skipped.jsonl"
+        skips[0].sentence == "dataset a: row 0 is skipped: one (x); further ones are listed in skipped.jsonl"
     )

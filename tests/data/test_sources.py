@@ -108,7 +108,7 @@ def test_a_damaged_parquet_file_is_a_broken_shard_and_all_damaged_a_mistake(parq
     assert rows[0].reason == "broken shard"
     assert numbers(rows[1:]) == [(i, i) for i in range(5, 10)]
     second.write_bytes(b"no parquet")
-    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet is no parquet file"):
+    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet is not a Parquet file"):
         open_source(card(parquet, {"parquet": "data"}), "train")
 
 

@@ -47,7 +47,7 @@ def test_one_of_several_answers(tmp_path):
         ({"prompts": ["no mark"]}, "prompts[0]: must contain <audio> 1 time(s), found 0"),
         ({"prompts": ["<audio>", "<audio><audio>"]}, "prompts[1]: must contain <audio> 1 time(s), found 2"),
         ({"target": "{{ wrod }}"}, "target: uses 'wrod', but inputs are ['word'] (did you mean 'word'?)"),
-        ({"inputs": ["word", "more"]}, "'more' is used by no prompt"),
+        ({"inputs": ["word", "more"]}, "'more' is used neither by a prompt"),
         ({"target": "{{ word "}, "target: unexpected end of template"),
         ({"labels": ["yes", "yes"]}, "yes is written twice"),
         ({"task": "other"}, "task is 'other', but the file is named word.yaml"),
@@ -131,7 +131,7 @@ def test_two_clips_and_marks_that_depend_on_the_row(tmp_path):
     assert template.render({"word": "yes"}, None).prompt == ("A: ", " B: ", "")
     template = write(tmp_path, prompts=["{% if word == 'yes' %}<audio>{% endif %}?"])
     assert template.render({"word": "yes"}, None).prompt == ("", "?")
-    with pytest.raises(RowError, match="came out with 0 <audio> marks instead of 1"):
+    with pytest.raises(RowError, match="a rendered prompt has 0 <audio> marks instead of 1"):
         template.render({"word": "no"}, None)
 
 

@@ -77,7 +77,7 @@ def test_a_cut_tar_gives_all_samples_that_are_whole(tmp_path):
     for size in range(0, ends[-1] + 1, 512):
         (tmp_path / "a.tar").write_bytes(content[:size])
         result = []
-        with pytest.raises(BrokenShardError, match=rf"a\.tar: cut at byte {size}"):
+        with pytest.raises(BrokenShardError, match=rf"a\.tar: truncated at byte {size}"):
             result.extend(row.columns["n"] for row, _ in source_of(tmp_path).read(0, Place()))
         # a sample is known to be whole when the next one has begun
         assert result == list(range(sum(begun <= size for begun in clips[1:])))
@@ -259,7 +259,7 @@ def test_tars_through_fsspec(tmp_path):
     ("place", "message"),
     [
         ("noscheme://x/a.tar", "noscheme://x/a.tar cannot be read .Protocol not known: noscheme"),
-        ("https://x/*.tar", r"files of a web server cannot be looked up; write \{0000\.\.0012\}"),
+        ("https://x/*.tar", r"files on a web server cannot be listed; write \{0000\.\.0012\}"),
     ],
 )
 def test_urls_that_can_never_be_read(tmp_path, place, message):

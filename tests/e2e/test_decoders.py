@@ -167,7 +167,9 @@ def test_positions_of_the_decoder_bound_questions_and_labels(tone_run, gpt2):
     out, clip = str(tone_run.parent / "out"), tone_run.parent / "tones" / "0.wav"
     # ends where the positions do
     assert isinstance(answer_file_question(out, clip, "Which tone is it?", 200), str)
-    with pytest.raises(UserError, match=r"the question cannot be used: text too long.*the decoder takes 128"):
+    with pytest.raises(
+        UserError, match=r"the question cannot be used: text too long.*the decoder has 128 positions"
+    ):
         answer_file_question(out, clip, "Which tone is it? " * 40, 4)
     template = tone_run.parent / "tone.yaml"
     long = "a tone that is higher than most of those that are heard in this house " * 2

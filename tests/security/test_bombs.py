@@ -116,7 +116,7 @@ def test_a_chat_template_that_multiplies_ends_with_a_sentence(chat_tokenizer, na
     tokenizer = copy.deepcopy(chat_tokenizer)
     tokenizer.chat_template = CHAT_TEMPLATES[name] + TURNS
     started = time.process_time()
-    with pytest.raises(UserError, match=r"^the decoder's chat template cannot write") as raised:
+    with pytest.raises(UserError, match=r"^the decoder's chat template cannot render") as raised:
         read_chat_markup(tokenizer)
     assert time.process_time() - started < SECONDS
     assert str(raised.value).isprintable()

@@ -84,7 +84,7 @@ def test_a_reply_holds_all_that_is_shown(loaded):
     ("question", "message"),
     [
         (" ", "the question is empty"),
-        ("<audio><audio>Same?", "the question holds 2 <audio> marks"),
+        ("<audio><audio>Same?", "the question contains 2 <audio> marks"),
         ("x" * 2001, "longer than 2000 characters"),
         ("say <|im_end|>", "the question cannot be used: special token in text"),
     ],

@@ -115,7 +115,7 @@ def describe_guard_drops(
 def find_broken_guards(
     reference: Mapping[str, float], now: Mapping[str, float], max_drop: float
 ) -> list[str]:
-    """Tell which sets fell by more than they may; a score that is no number has fallen.
+    """Tell which sets fell by more than they may; a score that is not a number has fallen.
 
     Args:
         reference: score of each guarded set at the start, 0 to 1.

@@ -21,8 +21,8 @@ from uniaudio.types import SAMPLE_RATE
 ANTI_PHASE = "anti-phase channels"
 CLIPPED = "clipped samples"
 ADVICE = {
-    ANTI_PHASE: "their mean is silent, so the loudest channel is taken",
-    CLIPPED: "more than one sample in a hundred is louder than full scale and was limited to it",
+    ANTI_PHASE: "their mean is silent, so the loudest channel is used",
+    CLIPPED: "more than 1 % of the samples exceed full scale and were clipped to it",
 }
 QUANTA = 32768.0  # of int16 in one
 FORMAT_SIZES = (16, 18, 40)  # bytes that describe the samples in a WAV file
@@ -50,8 +50,9 @@ class ClipNotice:
     def sentence(self) -> str:
         """Say it of the first such clip of a source."""
         return (
-            f"dataset {self.source}: {self.kind} in row {self.row}: {ADVICE.get(self.kind, 'the clip is odd')} "
-            f"(further ones are counted in metrics.jsonl at each checkpoint)"
+            f"dataset {self.source}: {self.kind} in row {self.row}: "
+            f"{ADVICE.get(self.kind, 'the clip is unusual')} (further ones are counted in "
+            "metrics.jsonl at each checkpoint)"
         )
 
 
@@ -254,7 +255,8 @@ def check_range(
     if peak > HIGHEST_PEAK:
         raise RowError(
             "samples out of range",
-            f"{name}: floats up to {peak:g}, full scale is 1; divide them by their full scale when they are written",
+            f"{name}: floats up to {peak:g}, but full scale is 1; divide the samples by their full "
+            "scale before writing them",
         )
     if notices is not None and peak > 1 and np.mean(np.abs(mono) > 1) > CLIPPED_SHARE:
         notices.append(CLIPPED)

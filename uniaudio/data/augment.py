@@ -94,7 +94,7 @@ class AugmentStep(Strict):
     def check_one_transform(self) -> AugmentStep:
         named = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(named) != 1:
-            raise ValueError(f"name exactly one transform a step, found {', '.join(named) or 'none'}")
+            raise ValueError(f"name exactly one transform per step, found {', '.join(named) or 'none'}")
         return self
 
     @property

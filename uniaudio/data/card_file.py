@@ -54,9 +54,9 @@ class Load(Strict):
         if len(named) != 1:
             raise ValueError(f"name exactly one of {', '.join(KINDS)}, found {', '.join(named) or 'none'}")
         if not self.places or "" in self.places:
-            raise ValueError(f"{named[0]}: name at least one place, and no empty one")
+            raise ValueError(f"{named[0]}: name at least one place; none may be empty")
         if named[0] != "hub" and (self.config or self.revision):
-            raise ValueError("config and revision belong to hub datasets only")
+            raise ValueError("config and revision are only for hub datasets")
         return self
 
     @property
@@ -190,7 +190,8 @@ class CardFile(Strict):
     def check_windows(self) -> CardFile:
         if self.long_clips is not None and self.long_clips.how == "windows" and len(self.audio) > 1:
             raise ValueError(
-                "long_clips: windows are cut of one clip, but `audio` names several; take crop or skip"
+                "long_clips: only a single clip can be cut into windows, but `audio` names "
+                "several; use crop or skip"
             )
         return self
 
@@ -199,15 +200,17 @@ class CardFile(Strict):
         each = [name for name, made in self.columns.items() if isinstance(made, FirstOfFile) and made.each]
         if len(each) > 1:
             raise ValueError(
-                f"columns: `each` on {' and '.join(each)}, but one column alone can make rows of a row"
+                f"columns: `each` on {' and '.join(each)}, but only one column can turn a row into several"
             )
         is_stated = any(split.files for split in self.splits.values())
         if is_stated and (self.load.kind not in SEVERAL or len(self.load.places) > 1):
-            raise ValueError(f"splits: `files` need one place of {' or '.join(SEVERAL)} under `load`")
+            raise ValueError(
+                f"splits: `files` need a single place of kind {' or '.join(SEVERAL)} under `load`"
+            )
         return self
 
     @model_validator(mode="after")
     def check_segment(self) -> CardFile:
         if isinstance(self.segment, SegmentFile) and len(self.audio) > 1:
-            raise ValueError("segment: the times of one clip, but `audio` names several")
+            raise ValueError("segment: gives the times of one clip, but `audio` names several")
         return self

@@ -112,8 +112,8 @@ def read_history_markup(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     text = render_turns(tokenizer, [{"role": role, "content": content} for role, content in turns])
     if any(text.count(content) != 1 for _, content in turns):
         raise UserError(
-            "the decoder's chat template does not keep the text of several turns; use another decoder, or learn from "
-            "conversations of one question"
+            "the decoder's chat template does not keep the text of several turns; use another "
+            "decoder, or train on conversations with one question"
         )
     opening, rest = text.split(USER)[1].split(ANSWER)
     return opening, rest.split(NEXT)[0]
@@ -130,7 +130,7 @@ def render_turns(
         UserError: with what the template raised, or the limit it went over.
     """
     with convert_to_user_error(
-        "the decoder's chat template cannot write a question of the user and its answer",
+        "the decoder's chat template cannot render a user's question and its answer",
         "correct chat_template.jinja in a copy of the decoder's folder, or use another decoder",
     ):
         template = compile_chat_template(tokenizer.get_chat_template())
@@ -143,7 +143,7 @@ def render_turns(
             **{**tokenizer.special_tokens_map, **NO_THOUGHT},
         )
         if len(text) > LONGEST_TURNS:
-            raise ValueError(f"it writes {len(text):,} characters, and {LONGEST_TURNS:,} are allowed")
+            raise ValueError(f"it renders {len(text):,} characters, but only {LONGEST_TURNS:,} are allowed")
         return text
 
 
@@ -155,7 +155,7 @@ def compile_chat_template(source: str) -> Template:
         ValueError: when it is too long. TemplateError and others: when it cannot be compiled.
     """
     if len(source) > LONGEST_SOURCE:
-        raise ValueError(f"it has {len(source):,} characters, and {LONGEST_SOURCE:,} are allowed")
+        raise ValueError(f"it has {len(source):,} characters, but only {LONGEST_SOURCE:,} are allowed")
     stock = _compile_jinja_template("").environment
     limited = LimitedEnvironment(
         trim_blocks=True,
@@ -237,6 +237,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, ending: str) -> int:
             return int(id)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            "the decoder's chat template ends an answer with no special token, and there is no eos"
+            "the decoder's chat template does not end an answer with a special token, and the "
+            "tokenizer has no eos token"
         )
     return int(tokenizer.eos_token_id)

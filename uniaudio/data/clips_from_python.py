@@ -78,7 +78,7 @@ def iterate_clips(clips: Iterable[AudioInput]) -> Iterator[tuple[str, AudioInput
     Raises:
         UserError: for what is no list of clips.
     """
-    with convert_to_user_error("clips: no list of clips", f"give {KINDS}, or a list of them"):
+    with convert_to_user_error("clips: not a list of clips", f"give {KINDS}, or a list of them"):
         iterator = iter(clips)
     for number, clip in enumerate(iterator):
         yield f"clips[{number}]", clip
@@ -98,7 +98,7 @@ def read_samples(clip: AudioInput, rate: int, max_seconds: float, name: str) -> 
     if isinstance(clip, Mapping):
         return read_mapping(clip, rate, max_seconds, name)
     if isinstance(clip, str) and "://" in clip:
-        raise UserError(f"{name}: {clip} is an address, not a file; fetch it first")
+        raise UserError(f"{name}: {clip} is a URL, not a file; download it first")
     if isinstance(clip, str | Path):
         return decode_samples(Path(clip).expanduser(), max_seconds, str(clip))
     value: Any = clip
@@ -114,7 +114,7 @@ def read_samples(clip: AudioInput, rate: int, max_seconds: float, name: str) -> 
     elif hasattr(value, "sample_rate") and hasattr(value, "data"):
         value, rate = value.data, value.sample_rate
     if not isinstance(value, np.ndarray | torch.Tensor):
-        raise UserError(f"{name}: {type(value).__name__} is no audio; give {KINDS}")
+        raise UserError(f"{name}: {type(value).__name__} is not audio; give {KINDS}")
     return resample(scale_samples(value, name), rate, name)
 
 
@@ -122,10 +122,10 @@ def read_mapping(clip: Mapping[str, Any], rate: int, max_seconds: float, name: s
     """Return the samples of an ``audio`` value of ``datasets``, decoded or not, or of a row that has one."""
     if clip.get("array") is not None:
         if "sampling_rate" not in clip:
-            raise UserError(f"{name}: an `array` without its `sampling_rate`")
+            raise UserError(f"{name}: an `array` without a `sampling_rate`")
         array = clip["array"]
         if not isinstance(array, np.ndarray | torch.Tensor):
-            with convert_to_user_error(f"{name}: its `array` holds no samples"):
+            with convert_to_user_error(f"{name}: its `array` has no samples"):
                 array = np.asarray(array, np.float64)
         return resample(scale_samples(array, name), clip["sampling_rate"], name)
     if clip.get("bytes") is not None:
@@ -136,8 +136,8 @@ def read_mapping(clip: Mapping[str, Any], rate: int, max_seconds: float, name: s
     if clip.get("audio") is not None:
         return read_samples(clip["audio"], rate, max_seconds, f"{name}['audio']")
     raise UserError(
-        f"{name}: a mapping with the keys {', '.join(map(str, clip)) or 'none'} is no audio; it needs `array` and "
-        "`sampling_rate`, `bytes`, `path` or `audio`"
+        f"{name}: a mapping with the keys {', '.join(map(str, clip)) or 'none'} is not audio; it "
+        "needs `array` and `sampling_rate`, `bytes`, `path` or `audio`"
     )
 
 
@@ -159,18 +159,20 @@ def scale_samples(waveform: Waveform, name: str) -> NDArray[np.float32]:
     samples = np.asarray(waveform)
     if samples.ndim not in (1, 2) or not samples.size:
         raise UserError(
-            f"{name}: a waveform has one axis, or two with channels, and at least one sample, not the shape "
-            f"{samples.shape}"
+            f"{name}: a waveform must have one axis, or two with channels, and at least one sample, "
+            f"not the shape {samples.shape}"
         )
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / np.float32(QUANTA)
     elif np.issubdtype(samples.dtype, np.floating):
         samples = samples.astype(np.float32)
     else:
-        raise UserError(f"{name}: samples are int16 or floats in [-1, 1], not {samples.dtype}")
+        raise UserError(f"{name}: samples must be int16 or floats in [-1, 1], not {samples.dtype}")
     loudest = float(np.abs(samples).max())
     if not loudest <= LOUDEST:  # NaN, too
-        raise UserError(f"{name}: float samples are finite and in [-1, 1], but the largest is {loudest:g}")
+        raise UserError(
+            f"{name}: float samples must be finite and in [-1, 1], but the largest is {loudest:g}"
+        )
     if samples.ndim == 2:
         samples = mix_channels(samples.T if samples.shape[0] < samples.shape[1] else samples, None)
     return np.ascontiguousarray(samples)

@@ -40,7 +40,7 @@ class FilePart:
         file = open_cached(self.path).fileno()
         # looked at before anything is read: a size that a manifest states wrongly would be allocated
         if min(self.offset, self.size) < 0 or self.offset + self.size > os.fstat(file).st_size:
-            raise ValueError(f"{self.path} has no {self.size} bytes at {self.offset}")
+            raise ValueError(f"{self.path} does not have {self.size} bytes at {self.offset}")
         left = max(0, self.size - first)
         return os.pread(file, left if count is None else min(count, left), self.offset + first)
 
@@ -199,7 +199,7 @@ def encode_samples(array: Any, rate: Any, name: str) -> bytes:
     try:
         samples = np.asarray(array)
     except ValueError as problem:
-        raise RowError("broken audio", f"{name}: an array of unequal parts") from problem
+        raise RowError("broken audio", f"{name}: an array with rows of different lengths") from problem
     if samples.dtype == object or samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2):
         raise RowError("broken audio", f"{name}: an array of {samples.dtype} and {samples.ndim} dimensions")
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:

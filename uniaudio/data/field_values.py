@@ -85,7 +85,7 @@ class ListValue(list[Any]):
 
     def __str__(self) -> str:
         raise RowError(
-            "template error", "a list is no text: write {{ NAME | join(', ') }} or use target_one_of"
+            "template error", "a list is not text: write {{ NAME | join(', ') }} or use target_one_of"
         )
 
     __repr__ = __str__
@@ -96,7 +96,7 @@ class MappingValue(dict[Any, Any]):
 
     def __str__(self) -> str:
         raise RowError(
-            "template error", f"a mapping is no text: name one of its keys, {', '.join(map(str, self))}"
+            "template error", f"a mapping is not text: name one of its keys, {', '.join(map(str, self))}"
         )
 
     __repr__ = __str__
@@ -194,10 +194,10 @@ def write_value(value: Any) -> Any:
     if isinstance(value, str):
         return value
     if has_no_value(value):
-        raise RowError("missing column", "a value that is written is null")
+        raise RowError("missing column", "a value in the text is null")
     if isinstance(value, bool):
         raise RowError(
-            "template error", f"{str(value).lower()} is no text: write {{{{ 'yes' if NAME else 'no' }}}}"
+            "template error", f"{str(value).lower()} is not text: write {{{{ 'yes' if NAME else 'no' }}}}"
         )
     if isinstance(value, float):
         return write_value(float(value))
@@ -206,7 +206,7 @@ def write_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return str(MappingValue(value))
     if isinstance(value, bytes | bytearray | memoryview):
-        raise RowError("template error", "bytes are no text")
+        raise RowError("template error", "bytes are not text")
     return str(value)
 
 

@@ -40,16 +40,16 @@ def build_environment(kind: type[PlainEnvironment]) -> PlainEnvironment:
 
 
 def convert_number(convert: Callable[..., Any], value: Any, *default: Any, **options: Any) -> Any:
-    """Apply Jinja's ``int`` or ``float`` without its default of 0: text that is no number is an error.
+    """Apply Jinja's ``int`` or ``float`` without its default of 0: text that is not a number is an error.
 
     Raises:
-        ValueError: where no default is given and the value is no number.
+        ValueError: where no default is given and the value is not a number.
     """
     if default or "default" in options:
         return convert(value, *default, **options)
     one, other = convert(value, 0, **options), convert(value, 1, **options)
     if one != other:
-        raise ValueError(f"{str(value)[:100]!r} is no number")
+        raise ValueError(f"{str(value)[:100]!r} is not a number")
     return one
 
 

@@ -71,7 +71,7 @@ class RenderBudget(threading.local):
                 f"the template takes more than {STEPS:,} steps of loops, calls and filters"
             )
         if self.size > SIZE:
-            raise TemplateLimitError(f"the template makes more than {SIZE:,} characters")
+            raise TemplateLimitError(f"the template renders more than {SIZE:,} characters")
         if time.monotonic() > self.deadline:
             raise TemplateLimitError(f"the template takes more than {SECONDS:g} s")
 
@@ -82,7 +82,7 @@ class RenderBudget(threading.local):
             TemplateLimitError: when that would be too many.
         """
         if self.size + size > SIZE:
-            raise TemplateLimitError(f"the template makes more than {SIZE:,} characters")
+            raise TemplateLimitError(f"the template renders more than {SIZE:,} characters")
 
 
 BUDGET = RenderBudget()
@@ -138,7 +138,7 @@ def concat_output(pieces: Iterable[str]) -> str:
     while some := list(islice(rest, PIECES)):
         size += sum(map(len, some))
         if size > SIZE:
-            raise TemplateLimitError(f"the template makes more than {SIZE:,} characters")
+            raise TemplateLimitError(f"the template renders more than {SIZE:,} characters")
         kept += some
     return "".join(kept)
 
@@ -170,7 +170,7 @@ def check_growth(name: str, value: Any, arguments: tuple[Any, ...], options: Map
     elif name == "format":
         check_format(value, given)
     elif name == "sum" and any(isinstance(one, list | tuple) for one in given):
-        raise TemplateLimitError("sum: adds numbers alone; use join for texts")
+        raise TemplateLimitError("sum: adds only numbers; use join for texts")
 
 
 def check_format(text: Any, given: tuple[Any, ...]) -> None:
@@ -180,7 +180,7 @@ def check_format(text: Any, given: tuple[Any, ...]) -> None:
         TemplateLimitError: for wide fields and arguments that are too large.
     """
     if WIDE_PERCENT.search(str(text)):
-        raise TemplateLimitError(f"format: a width over {WIDTH:,}, or one given as a value")
+        raise TemplateLimitError(f"format: a width over {WIDTH:,}, or a width given as a value")
     BUDGET.allow(measure_size(text) + sum(map(measure_size, given)))
 
 

@@ -40,7 +40,7 @@ def compare_values(left: Any, sign: str, right: Any) -> bool:
         sign: as Jinja names it: eq, ne, lt, lteq, gt, gteq, in, notin.
 
     Raises:
-        ValueError: for text that is no number beside a number. TypeError: for values that have no order.
+        ValueError: for text that is not a number beside a number. TypeError: for values that have no order.
     """
     if sign in ("in", "notin"):
         if isinstance(right, Mapping | list | tuple | set | frozenset):

@@ -102,7 +102,7 @@ class LimitedEnvironment(PlainEnvironment):
         """Refuse wide fields in ``text.format(...)``."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None and WIDE_BRACES.search(value.__self__):
-            raise TemplateLimitError(f"format: a width over {WIDTH:,}, or one given as a value")
+            raise TemplateLimitError(f"format: a width over {WIDTH:,}, or a width given as a value")
         return wrapped
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:

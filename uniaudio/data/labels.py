@@ -52,7 +52,7 @@ def read_label_set(stated: tuple[Label, ...] | str, folder: Path, where: str) ->
         file = folder / Path(stated).expanduser()
         if not file.is_file():
             raise UserError(
-                f"{where}: there is no file {file}; write a list, or a text file with a label a line"
+                f"{where}: there is no file {file}; write a list, or a text file with one label per line"
             )
         labels = tuple(line.strip() for line in compose(read_text_file(file)).split("\n") if line.strip())
         where = f"{where}: {file}"
@@ -90,8 +90,8 @@ def describe_equal_spellings(labels: Sequence[str]) -> str:
     first = ", ".join(groups[0])
     more = f" (and {len(groups) - 1:,} more)" if len(groups) > 1 else ""
     return (
-        f"labels differ in upper and lower case alone: {first}{more}; to make them one, compute the column under "
-        '`columns` of the card, as in {label: "{{ label | lower }}"}, and write each label once'
+        f"labels differ only in upper and lower case: {first}{more}; to merge them, compute the column under "
+        '`columns` in the card, as in {label: "{{ label | lower }}"}, and write each label once'
     )
 
 
@@ -127,8 +127,9 @@ def close_answers(
         for column in sets:
             if column not in columns:
                 raise UserError(
-                    f"{where}: no template of this line answers with column '{column}'{suggest_name(column, columns)}; "
-                    f"they answer with {', '.join(filter(None, columns)) or 'several columns'}"
+                    f"{where}: no template of this entry answers with column "
+                    f"'{column}'{suggest_name(column, columns)}; they answer with "
+                    f"{', '.join(filter(None, columns)) or 'several columns'}"
                 )
         closed = tuple(
             template.with_labels(sets[column], "recipe", f"{where}.{column}")
@@ -139,7 +140,7 @@ def close_answers(
     elif stated is not None:
         if len(templates) > 1:
             raise UserError(
-                f"{where}: the line has several templates; write the set by column: {{COLUMN: [...]}}"
+                f"{where}: the entry has several templates; give the labels by column: {{COLUMN: [...]}}"
             )
         closed = (templates[0].with_labels(read_label_set(stated, near, where), "recipe", where),)
     else:
@@ -190,8 +191,9 @@ def may_name_classes(template: Template, card: DatasetCard) -> bool:
 def explain_missing_labels(template: Template, card: DatasetCard) -> str:
     """Say that a wording needs a closed set."""
     return (
-        f"template {template.task} lists `labels` in a wording, but nothing states them for dataset {card.name}; "
-        f"write `labels: {{{template.answer_column or 'COLUMN'}: [...]}}` on its card, or in the line of the recipe"
+        f"template {template.task} uses `labels` in a prompt, but they are not defined for dataset "
+        f"{card.name}; write `labels: {{{template.answer_column or 'COLUMN'}: [...]}}` in its card, "
+        "or in the recipe's entry"
     )
 
 

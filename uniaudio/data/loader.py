@@ -98,8 +98,9 @@ def describe_sharing(mixture: Mixture, workers: int, world: int) -> str:
     for entry, source in zip(mixture.recipe.train, mixture.sources, strict=True):
         if isinstance(source, ShardedSource) and len(source.shards) < mixture.streams:
             sentences.append(
-                f"dataset {entry.dataset.name} has {len(source.shards)} shard(s) for {mixture.streams} streams: "
-                f"several streams read the same shard and take its rows in turns"
+                f"dataset {entry.dataset.name} has {len(source.shards)} shard(s) for "
+                f"{mixture.streams} streams: several streams read the same shard and take its rows "
+                "in turn"
             )
     return "\n".join(sentences)
 

@@ -43,10 +43,11 @@ class LongClipsFile(Strict):
     @model_validator(mode="after")
     def check_hop(self) -> LongClipsFile:
         if self.hop is not None and self.how != "windows":
-            raise ValueError(f"hop belongs to `how: windows`, here it is {self.how}")
+            raise ValueError(f"hop is only for `how: windows`, but how is {self.how}")
         if self.hop is not None and self.seconds is not None and self.hop > self.seconds:
             raise ValueError(
-                f"hop: {self.hop:g} is more than seconds: {self.seconds:g}; sound between windows would be left out"
+                f"hop: {self.hop:g} is more than seconds: {self.seconds:g}; audio between windows "
+                "would be lost"
             )
         return self
 
@@ -92,8 +93,8 @@ class LongClips:
         seconds = self.seconds if self.seconds is not None else usual
         if self.hop is not None and self.hop > seconds:
             raise UserError(
-                f"{where}: long_clips.hop: {self.hop:g} is more than a window, which has {seconds:g} s; lower it, or "
-                "sound between windows would be left out"
+                f"{where}: long_clips.hop: {self.hop:g} is more than a window, which has "
+                f"{seconds:g} s; lower it, because audio between windows would be lost"
             )
         return LongClips(self.how, seconds, self.hop if self.hop is not None else seconds)
 
@@ -151,7 +152,10 @@ def cut_long_clips(row: Row, long_clips: LongClips, rng: random.Random | None = 
     if len(spans) == 1:
         return [row]
     if len(row.audio) > 1:
-        raise RowError("clip too long", f"{row.key}: windows are cut of one clip, this row has several")
+        raise RowError(
+            "clip too long",
+            f"{row.key}: only a single clip can be cut into windows, but this row has several",
+        )
     return [cut_window(row, span) for span in spans]
 
 

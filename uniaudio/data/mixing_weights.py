@@ -37,7 +37,7 @@ def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> 
         return line.weight * count_rows(line, card, path) ** (1 / mix.temperature)
     hours = card.split(line.split).hours
     if hours is None:
-        raise UserError(f"{path}: mix by hours needs `hours` on the card of {card.name}")
+        raise UserError(f"{path}: mix by hours needs `hours` in the card of {card.name}")
     return line.weight * hours ** (1 / mix.temperature)
 
 
@@ -47,8 +47,8 @@ def count_rows(line: EntryFile, card: DatasetCard, path: Path) -> int:
     num_rows = stated if stated is not None else open_source(card, line.split).size
     if num_rows is None:
         raise UserError(
-            f"{path}: mix by rows needs `splits.{line.split}.rows` on the card of {card.name}, "
-            f"for its source cannot count them without reading all"
+            f"{path}: mix by rows needs `splits.{line.split}.rows` in the card of {card.name}, "
+            "because its source cannot count rows without reading all of them"
         )
     return num_rows
 

@@ -127,7 +127,7 @@ class ChatFormat:
         """
         texts = re.split("|".join(map(re.escape, TURN_TOKENS)), str(piece))
         if len(texts) != len(turns) + 1:
-            raise RowError("special token in text", f"the mark of a turn in {str(piece)[:SHOWN]!r}")
+            raise RowError("special token in text", f"the marker of a turn in {str(piece)[:SHOWN]!r}")
         joined = self.check_data_text(texts[0])
         for turn, text in zip(turns, texts[1:], strict=True):
             joined += self.turn_markup[turn] + self.check_data_text(text)
@@ -181,8 +181,8 @@ class ChatFormat:
         if self.max_positions is not None and text_tokens + audio_tokens > self.max_positions:
             raise RowError(
                 "text too long",
-                f"{text_tokens} tokens of text and {audio_tokens} of audio, the decoder takes {self.max_positions}: "
-                f"{longest!r}",
+                f"{text_tokens} tokens of text and {audio_tokens} of audio, but the decoder has "
+                f"{self.max_positions} positions: {longest!r}",
             )
 
     def check_vocabulary(self, vocabulary: int) -> None:
@@ -204,15 +204,15 @@ class ChatFormat:
             reached = text not in self.special_texts and id in self.encode(text)
             if reached or id in used:
                 raise UserError(
-                    f"decoder.path: the tokenizer gives {text!r} the id {id}, but the decoder has embeddings for "
-                    f"{vocabulary} tokens; take the tokenizer that belongs to it, or enlarge its table "
-                    "(resize_token_embeddings) and save both"
+                    f"decoder.path: the tokenizer gives {text!r} the id {id}, but the decoder has "
+                    f"embeddings for {vocabulary} tokens; use the decoder's own tokenizer, or "
+                    "enlarge its embedding table (resize_token_embeddings) and save both"
                 )
 
     def refuse_markup(self, ids: Iterable[int], allowed: int, text: str) -> None:
         """Refuse a text of which more ids than ``allowed`` are markup, however it is written."""
         if sum(id in self.markup_ids for id in ids) > allowed:
-            raise RowError("special token in text", f"part of {text[:SHOWN]!r} becomes markup of the chat")
+            raise RowError("special token in text", f"part of {text[:SHOWN]!r} becomes chat markup")
 
     def encode_once(self, text: str) -> list[int]:
         """Return the ids of a text; wordings and labels come again and again, so they are kept."""

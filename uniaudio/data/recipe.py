@@ -71,7 +71,7 @@ def load_recipe(name_or_path: str, near: Path | None = None) -> Recipe:
 
 def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     if path.resolve() in seen:
-        raise UserError(f"{path}: recipes replay each other in a circle")
+        raise UserError(f"{path}: recipes replay each other in a cycle")
     data = build(RecipeFile, read_layers(path, "recipe"), str(path))
     if data.recipe != path.stem:
         raise UserError(
@@ -123,7 +123,7 @@ def resolve_evaluation(line: EvaluateFile, where: str, near: Path) -> EvalEntry:
     if long_clips is not None and long_clips.overlaps and scoring.metric in JOINED_METRICS:
         raise UserError(
             f"{where}: long_clips.hop: the answers to windows are joined for {scoring.metric}, and "
-            "windows that overlap would say words twice; leave hop out"
+            "overlapping windows would repeat words; leave hop out"
         )
     return EvalEntry(
         dataset=card,
@@ -148,7 +148,8 @@ def choose_long_clips(line: EntryFile | EvaluateFile, card: DatasetCard, where: 
         return card.long_clips
     if line.long_clips.how == "windows" and len(card.audio) > 1:
         raise UserError(
-            f"{where}: long_clips: windows are cut of one clip, but {card.name} has several; take crop"
+            f"{where}: long_clips: only a single clip can be cut into windows, but {card.name} has "
+            "several; use crop"
         )
     return LongClips.of(line.long_clips)
 
@@ -198,7 +199,7 @@ def open_pair(
                 f"{suggest_name(name, inputs)}; inputs: {', '.join(inputs)}"
             )
         if line.constants[name] is None:
-            raise UserError(f"{where}: constants: '{name}' has no value; give it one or leave it out")
+            raise UserError(f"{where}: constants: '{name}' has no value; give it one, or leave it out")
     used = frozenset(inputs) - set(line.constants)
     read = used.union(*(card.columns[name].names for name in used if name in card.columns))
     closed = close_answers(templates, card, line.labels, line.constants, f"{where}: labels", near)

@@ -86,8 +86,9 @@ class Entry(RecipeEntry):
         chosen = self.long_clips or LongClips()
         if chosen.seconds is not None and chosen.seconds > longest:
             raise UserError(
-                f"{where}: long_clips.seconds: {chosen.seconds:g} is more than the longest clip of the run, "
-                f"{longest:g} s (data.max_seconds, by default the stage's budget.audio_seconds); lower it or raise that"
+                f"{where}: long_clips.seconds: {chosen.seconds:g} is more than the longest clip of "
+                f"the run, {longest:g} s (data.max_seconds, by default the stage's "
+                "budget.audio_seconds); lower the one or raise the other"
             )
         return chosen if chosen.how == "skip" else chosen.fill_seconds(longest, where)
 

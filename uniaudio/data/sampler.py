@@ -205,8 +205,8 @@ class ShardCursor:
             left = max(begun, self.pause_ends) + self.patience - time.monotonic()
             if left <= 0:
                 raise UserError(
-                    f"dataset {self.name}: {self.describe_mark(start)} could not be read within {self.patience:g} s; "
-                    f"see whether it can be reached, or raise data.patience"
+                    f"dataset {self.name}: {self.describe_mark(start)} could not be read within "
+                    f"{self.patience:g} s; check that it can be reached, or raise data.patience"
                 )
             wait([coming], timeout=left)
         window = coming.result()

@@ -40,7 +40,10 @@ class Segment:
             return None
         for column, value in zip((self.start, self.stop), values, strict=True):
             if is_empty(value):
-                raise RowError("missing column", f"{name}: no {column} beside the rest of the segment")
+                raise RowError(
+                    "missing column",
+                    f"{name}: no {column}, although other columns of the segment have values",
+                )
         start, stop = (read_number(value) for value in values)
         if start is None or stop is None:
             raise RowError(
@@ -68,7 +71,7 @@ class SegmentColumns:
 
     Args:
         named: the columns that the card names. automatic: pairs that count where it says nothing, the first that a row
-            has. is_strict: whether a value in them that is no number is an error; else it means something else.
+            has. is_strict: whether a value in them that is not a number is an error; else it means something else.
     """
 
     named: Segment | None = None
@@ -101,8 +104,9 @@ class SegmentColumns:
             if self.has_time(columns, pair.start) and read_number(columns[pair.start]) != 0:
                 raise RowError(
                     "broken metadata",
-                    f"{name}: {pair.start} is {columns[pair.start]!r}, and neither an end nor a duration is there; "
-                    "name the columns of the segment in `segment` of the card, or write `segment: none` there",
+                    f"{name}: {pair.start} is {columns[pair.start]!r}, but there is neither an end "
+                    "nor a duration; name the columns of the segment in `segment` in the card, or "
+                    "write `segment: none` there",
                 )
         return None
 

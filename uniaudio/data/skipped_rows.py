@@ -32,8 +32,8 @@ class Skip:
         """Say it of the first row of a source that is left out for this reason."""
         detail = f" ({self.detail})" if self.detail else ""
         return (
-            f"dataset {self.source}: row {self.row} is left out: {self.reason}{detail}; "
-            f"further ones are listed in skipped.jsonl"
+            f"dataset {self.source}: row {self.row} is skipped: {self.reason}{detail}; further ones "
+            "are listed in skipped.jsonl"
         )
 
 

@@ -90,8 +90,8 @@ class Template:
         if column is None:
             used = ", ".join(sorted(self.target.names)) if self.target is not None else ""
             raise UserError(
-                f"{where}: the answers of template {self.task} are made of {used or 'no column'}, and a closed set "
-                "needs one column; leave the labels out"
+                f"{where}: the answers of template {self.task} use {used or 'no column'}, but a "
+                "closed set needs exactly one column; leave the labels out"
             )
         labels = tuple(self.render_label(column, value, where) for value in values)
         check_label_names(labels, where)
@@ -120,7 +120,7 @@ class Template:
             except RowError as problem:
                 reason = problem
         raise UserError(
-            f"{where}: no answer of template {self.task} can be made of '{value}' ({reason.detail})"
+            f"{where}: template {self.task} cannot make an answer from '{value}' ({reason.detail})"
         )
 
     def split_labels(self, answer: str) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ class Template:
         prompt = self.prompts[rng.randrange(len(self.prompts)) if rng else 0].render(values)
         pieces = tuple(prompt.split(MARK))
         if len(pieces) != self.num_clips + 1:
-            shortfall = f"a prompt came out with {len(pieces) - 1} {AUDIO} marks instead of {self.num_clips}"
+            shortfall = f"a rendered prompt has {len(pieces) - 1} {AUDIO} marks instead of {self.num_clips}"
             raise RowError("template error", f"template {self.task}: {shortfall}")
         references = self.references(values)
         if self.labels:
@@ -184,9 +184,7 @@ class Template:
             if listed is None or isinstance(value, ClassIndex):
                 listed = [value]
             if not isinstance(listed, (list, tuple)) or not listed:
-                raise RowError(
-                    "template error", f"'{self.target_one_of}' must be a list with something in it"
-                )
+                raise RowError("template error", f"'{self.target_one_of}' must be a list that is not empty")
             answers = [write_value(item) for item in listed if not has_no_value(item)]
         stripped = tuple(answer.strip() for answer in answers if answer.strip())
         if not stripped:
@@ -261,4 +259,4 @@ def check_inputs(
             )
     for name in data.inputs:
         if not any(name in names for names in used_by.values()):
-            raise UserError(f"{path}: inputs: '{name}' is used by no prompt and not by the target")
+            raise UserError(f"{path}: inputs: '{name}' is used neither by a prompt nor by the target")

@@ -59,7 +59,9 @@ def read_text_rows(source: Source, card: DatasetCard) -> TextRows:
         what = f"the first {first:,} rows of {len(order)} of {total:,} shard(s)"
         return TextRows(map(source.shard_text_rows, order), first, None, what, len(order) < total)
     every = chain.from_iterable(map(source.shard_text_rows, order))
-    return TextRows([every], MOST_ROWS, source.size, f"up to {MOST_ROWS:,} rows of shards in a spread order")
+    return TextRows(
+        [every], MOST_ROWS, source.size, f"up to {MOST_ROWS:,} rows from shards spread over the data"
+    )
 
 
 def is_slow(shards: tuple[str, ...], card: DatasetCard) -> bool:

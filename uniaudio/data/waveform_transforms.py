@@ -73,7 +73,7 @@ def cut_random_part(folder: str, count: int, rng: random.Random) -> Wave:
 
 def check_rising(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
-        raise ValueError(f"the range must rise, got {values[0]:g} to {values[1]:g}")
+        raise ValueError(f"the range must increase, got {values[0]:g} to {values[1]:g}")
     return values
 
 
@@ -214,7 +214,7 @@ class Band(Transform):
     @model_validator(mode="after")
     def check_range(self) -> Band:
         if not 10 <= self.low_hz[0] <= self.low_hz[1] < self.high_hz[0] <= self.high_hz[1] < SAMPLE_RATE / 2:
-            raise ValueError("needs 10 <= low_hz < high_hz < 8000, ranges that do not meet")
+            raise ValueError("needs 10 <= low_hz < high_hz < 8000, in ranges that do not overlap")
         return self
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:

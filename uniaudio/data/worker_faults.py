@@ -28,12 +28,13 @@ TOO_MANY_FILES = ("too many open files", "items of ancillary data")
 NO_SHARED_MEMORY = ("bus error", "shared memory", "no space left on device", "cannot allocate memory")
 
 ENLARGE_SHARED_MEMORY = (
-    "/dev/shm, through which data workers hand over their batches, is full: give it more room (docker run "
-    "--shm-size=8g, or an emptyDir of medium Memory there), or lower data.workers (0 needs none) or data.prefetch"
+    "/dev/shm, through which data workers pass their batches, is full: enlarge it (docker run "
+    "--shm-size=8g, or under Kubernetes an emptyDir of medium Memory), or lower data.workers (0 "
+    "needs none) or data.prefetch"
 )
 RAISE_FILE_LIMIT = (
-    "too many open files: the batches of data workers take some each; raise the limit (ulimit -n 65536), or lower "
-    "data.workers (0 needs none) or data.prefetch"
+    "too many open files: every batch of a data worker needs some; raise the limit (ulimit -n "
+    "65536), or lower data.workers (0 needs none) or data.prefetch"
 )
 
 
@@ -99,7 +100,7 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
         if "bus error" in low:
             return ENLARGE_SHARED_MEMORY
         sentence = f"a data worker died; it was at: {row or 'its start'}"
-        advice = " (killed by the system, most often for memory: lower data.workers or data.prefetch)"
+        advice = " (killed by the system, usually for lack of memory: lower data.workers or data.prefetch)"
         return sentence + advice if "killed" in died[2] else sentence
     # what was raised in the worker says itself what it is
     if worker is None or not PLACES.has(worker) or text.startswith("Caught "):

@@ -35,7 +35,7 @@ def prepare_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         return
     if not (out / CONFIG).is_file():
-        raise UserError(f"{out} is not empty and holds no demo; choose another folder with --out")
+        raise UserError(f"{out} is not empty and contains no demo; choose another folder with --out")
     for name in MADE_HERE:
         shutil.rmtree(out / name, ignore_errors=True)
     for file in out.glob("*.*"):

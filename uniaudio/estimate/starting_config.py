@@ -134,7 +134,7 @@ def choose_models(machine: HostMachine, encoder: str | None, decoder: str | None
         if not folder.is_dir():
             raise UserError(f"{option} {path}: there is no such folder, and Hub names are written OWNER/NAME")
         if not (folder / "config.json").is_file() and find_checkpoint(path, (CONFIG,)) is None:
-            raise UserError(f"{option} {path}: the folder holds no config.json and no run")
+            raise UserError(f"{option} {path}: the folder is neither a model (no config.json) nor a run")
     return make_absolute(encoder) or usual[0], make_absolute(decoder) or usual[1]
 
 
@@ -178,12 +178,14 @@ def render_config(
         data["max_skipped_share"] = sizes.max_skipped_share
     about = "" if sizes.passes is None else f", about {sizes.passes:.2g} passes over the training rows"
     pool = (
-        "" if sizes.pool is None else "; pool: rows sorted by length together, so few that none comes twice"
+        ""
+        if sizes.pool is None
+        else "; pool: number of rows sorted by length together, small enough that none occurs twice"
     )
     skipped = (
         ""
         if sizes.max_skipped_share is None
-        else "; so many rows may be skipped, because many cannot be used"
+        else "; a larger share of rows may be skipped, because many cannot be used"
     )
     return f"""\
 # The model and its training, for {machine}.

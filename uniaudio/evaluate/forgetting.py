@@ -46,7 +46,7 @@ class ScoreMatrix:
             raise ValueError("a score matrix needs at least one set")
         for kind, names in (("stages", self.stages), ("sets", self.sets)):
             if len(set(names)) < len(names):
-                raise ValueError(f"the {kind} of a score matrix have a name twice: {', '.join(names)}")
+                raise ValueError(f"the {kind} of a score matrix contain a name twice: {', '.join(names)}")
         rows, columns = len(self.stages), len(self.sets)
         if len(self.scores) != rows or any(len(row) != columns for row in self.scores):
             raise ValueError(f"the scores are not {rows} rows (stages) of {columns} (sets)")
@@ -55,7 +55,7 @@ class ScoreMatrix:
         for stage, row in zip(self.stages, self.scores, strict=True):
             for name, score in zip(self.sets, row, strict=True):
                 if score is not None and not math.isfinite(score):
-                    raise ValueError(f"the score of {name} after {stage} is {score}; None says not measured")
+                    raise ValueError(f"the score of {name} after {stage} is {score}; None means not measured")
         for name, stage_index in zip(self.sets, self.learned, strict=True):
             if stage_index is not None and not 0 <= stage_index < rows:
                 raise ValueError(f"{name} was learned in row {stage_index}, but the rows are 0 to {rows - 1}")
@@ -171,7 +171,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def build_matrix_table(title: str, matrix: ScoreMatrix) -> Table:
     """Lay out stages by sets: the score, and after the first row its change against ``start`` in points."""
-    table = Table(title=f"{title}: score (change against start in points)", title_justify="left")
+    table = Table(title=f"{title}: score (change from the start in points)", title_justify="left")
     table.add_column("stage", overflow="fold")
     for name in matrix.sets:
         table.add_column(name, justify="right", overflow="fold")
@@ -188,7 +188,7 @@ def build_matrix_table(title: str, matrix: ScoreMatrix) -> Table:
 
 def build_summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
     """Lay out one row a matrix: the average accuracy as a score, what was lost and transferred in points."""
-    table = Table(title="forgetting and transfer (all but the accuracy in points)", title_justify="left")
+    table = Table(title="forgetting and transfer (in points, except the accuracy)", title_justify="left")
     table.add_column("scores", overflow="fold")
     for name in ("average accuracy", "backward transfer", "forgetting"):
         table.add_column(name, justify="right")

@@ -61,7 +61,7 @@ def draw_matrices(matrices: Mapping[str, ScoreMatrix], path: Path) -> None:
         bar.ax.minorticks_off()
         bar.ax.tick_params(length=0)
         bar.outline.set_visible(False)
-        bar.set_label("change against start, in points")
+        bar.set_label("change from the start, in points")
         if any(learned is not None for matrix in matrices.values() for learned in matrix.learned):
             figure.supxlabel("framed: the stage that first trained on the set", fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)

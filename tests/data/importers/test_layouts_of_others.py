@@ -58,7 +58,7 @@ def test_librispeech(tmp_path):
     assert read(by_split(recipe)["train_clean_100"]) == [("a b", 1600), ("c", 3200)]
     assert read(recipe.evaluate[0]) == [("d e f", 1600)]
     assert [entry.split for entry in recipe.train] == ["train_clean_100"]
-    assert "note: 2 lines left out: there is no clip of its name" in printed
+    assert "note: 2 lines left out: there is no clip with its name" in printed
     assert "librispeech, train_clean_100, 100.0% of the draws: asr\n  2 rows, 0.00 h, 0 of 2 rows" in printed
     row = next(open_source(recipe.train[0].dataset, "train_clean_100").rows())
     assert (row.columns["speaker"], row.columns["chapter"], row.columns["id"]) == ("19", "198", "19-198-0000")
@@ -80,14 +80,14 @@ def test_librispeech_transcripts_of_other_systems(tmp_path):
     assert read(recipe.train[0]) == [("one\u2028two", 1600)]
     assert [entry.split for entry in (*recipe.train, *recipe.evaluate)] == ["train"]
     for note in (
-        "2 lines left out: there is no clip of its name",
-        "2 lines left out: there is no text behind its name",
+        "2 lines left out: there is no clip with its name",
+        "2 lines left out: there is no text after its name",
         "1 clips left out: no line names the clip",
         "1 rows left out: text or path that is not UTF-8",
     ):
         assert f"note: {note}\n" in printed
     with pytest.raises(
-        UserError, match=r"no line of a \*\.trans\.txt can be used \(there is no clip of its name\)"
+        UserError, match=r"no line of a \*\.trans\.txt can be used \(there is no clip with its name\)"
     ):
         run_import("librispeech", tmp_path / "LS" / "test", tmp_path / "other")
 
@@ -157,7 +157,7 @@ def test_common_voice_without_a_training_table_and_with_several_languages(tmp_pa
     (tmp_path / "fr" / "validated.tsv").write_text("client_id\tpath\tsentence\nx\t0.wav\tOui\n")
     recipe, printed = run_import("common-voice", tmp_path / "fr", tmp_path / "out")
     assert read(recipe.train[0]) == [("Oui", 1600)]
-    assert "note: there is no train.tsv: all of validated.tsv is trained on" in printed
+    assert "note: there is no train.tsv: training uses all of validated.tsv" in printed
     (tmp_path / "nl").mkdir()
     (tmp_path / "nl" / "train.tsv").write_text("path\tsentence\n")
     with pytest.raises(UserError, match=r"holds several languages \(fr, nl\); name one of them"):
@@ -197,7 +197,7 @@ def test_lhotse_cuts_are_pieces_of_their_recordings(tmp_path, suffix):
     recipe, printed = run_import("lhotse", source, tmp_path / "out")
     assert read(recipe.train[0]) == [("first second", 8000), ("third", 2000)]
     assert recipe.train[0].dataset.hours == pytest.approx(0.625 / 3600, abs=1e-4)
-    assert "2 cuts left out: no piece of one recording (a mixture, or features alone)" in printed
+    assert "2 cuts left out: not a part of one recording (a mixture, or only features)" in printed
     assert "1 cuts left out: its recording is transformed" in printed
 
 
@@ -222,8 +222,8 @@ def test_cuts_that_are_damaged_are_left_out_alone(tmp_path):
     rows = [row for row in open_source(recipe.train[0].dataset, "m_xl").rows() if isinstance(row, Row)]
     assert [row.columns.get("text") for row in rows] == ["no start twice", "longer than the recording", None]
     for line in (
-        "note: 1 cuts left out: its recording is no single file",
-        "note: 2 cuts left out: no cut as Lhotse writes them",
+        "note: 1 cuts left out: its recording is not a single file",
+        "note: 2 cuts left out: not a cut of Lhotse",
         "note: 1 cuts left out: no start and duration",
         "note: 1 cuts left out: no JSON object",
         "rows that cannot be used: missing column (1)",
@@ -339,7 +339,7 @@ def test_nemo_manifests_of_tars(tmp_path):
     assert read(recipe.train[0]) == [("0a", 4000), ("0b", 16000), ("1a", 4000), ("1b", 16000)]
     (data / "audio_1.tar").unlink()
     with pytest.raises(
-        UserError, match=r"its clips lie in tars \(shard_id\), but there is no .*name their folder"
+        UserError, match=r"its clips are in tars \(shard_id\), but there is no .*name their folder"
     ):
         run_import("nemo", data / "sharded_manifests", tmp_path / "gone")
 
@@ -432,7 +432,11 @@ def test_conversations_are_written_as_the_chat_template_writes_them(tmp_path, co
         (write("<clip>Hi", "Hello", "And now?"), "Rain."),
     ]
     assert texts["out_2_clips"] == [(write("<clip><clip>Same?"), "No.")]
-    for reason in ("no clip (`audios`)", "a turn of `tool`", "another number of <audio> than of `audios`"):
+    for reason in (
+        "no clip (`audios`)",
+        "a turn of `tool`",
+        "the number of <audio> differs from that of `audios`",
+    ):
         assert f"note: 1 conversations left out: {reason}" in printed
 
 
@@ -465,7 +469,7 @@ def test_the_mark_of_a_turn_in_the_data_is_no_turn(tmp_path, conversations, chat
     recipe, _ = run_import("messages", conversations, tmp_path / "out")
     row = next(iter(open_source(recipe.train[0].dataset, "train").rows()))
     prompt = recipe.train[0].render_question(row, recipe.train[0].templates[0]).prompt
-    with pytest.raises(RowError, match="the mark of a turn"):
+    with pytest.raises(RowError, match="the marker of a turn"):
         ChatFormat(chat_tokenizer).encode_prompt(prompt)
 
 

@@ -212,7 +212,7 @@ def test_without_a_root_the_shards_are_those_of_the_hub(tmp_path, checkout, caps
         "esc_50, train, 38.4% of the draws: esc_50\n  4 shards at hf://datasets/owner/data, not opened"
         in printed
     )
-    assert "note: FENSE (of clotho) need the suite's package" in printed
+    assert "note: FENSE (of clotho) need the challenge's package" in printed
     assert "the training file also states max_steps 100000" in printed
     assert f"next: uniaudio preview {tmp_path / 'aecc' / 'aecc.yaml'}" in printed
 
@@ -244,7 +244,7 @@ def test_one_file_and_single_sets(tmp_path, checkout):
         ("train_data: {A: {prompt: x}}\n", r"train_data\.A: has no `data`"),
         ("train_data: {A: {prompt: [{role: x}], data: [a.tar]}}\n", "prompt: only a text or a list of texts"),
         ("train_data: {A-b: {data: [a.tar]}, A_b: {data: [a.tar]}}\n", "the training set a_b is named twice"),
-        ("eval_a: {data: {data: [a.tar]}, metric: Accuracy}\n", "names test sets alone"),
+        ("eval_a: {data: {data: [a.tar]}, metric: Accuracy}\n", "names only test sets"),
         ("a: {b: 1}\n", "a: a test set of xares-llm has `data` and `metric`"),
     ],
 )

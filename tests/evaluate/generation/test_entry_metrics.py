@@ -194,7 +194,7 @@ def test_a_set_without_usable_rows_is_refused(model_and_set, tone_run):
 
 
 def test_a_label_that_is_markup_is_refused(chat_tokenizer):
-    with pytest.raises(UserError, match=r"labels: special token in text .*write the label in another way"):
+    with pytest.raises(UserError, match=r"labels: special token in text .*write the label differently"):
         tokenize_labels(["low", "<|im_end|>"], ChatFormat(chat_tokenizer))
 
 
@@ -214,7 +214,7 @@ def test_everything_empty_after_normalising(model_and_set, tone_run):
     (tone_run.parent / "marked.yaml").write_text(dump_yaml(recipe))
     entry = load_recipe(str(tone_run.parent / "marked.yaml")).evaluate[0]
     with pytest.raises(
-        UserError, match=r"all right answers are empty after normalising; set scoring\.normalize"
+        UserError, match=r"all right answers are empty after normalizing; change scoring\.normalize"
     ):
         evaluate_entry(model, format, open_examples(entry, None), settings())
 
@@ -232,7 +232,7 @@ def test_the_table_shows_intervals_rows_and_cut_answers():
     assert text.count("–") == 2
     assert "4 of 320 rows" in text
     assert "1 skipped" in text
-    assert "2 of 4 answers had not ended after 64 tokens; raise evaluate.max_new_tokens" in " ".join(
+    assert "2 of 4 answers were cut off after 64 tokens; raise evaluate.max_new_tokens" in " ".join(
         text.split()
     )
 

@@ -55,7 +55,7 @@ def test_overall_is_the_plain_mean_of_what_is_scored():
     assert result["protocol"] == "xares-llm"
     assert result["scores"]["libri:asr"]["metric"] == "iWER"
     assert result["not_scored"] == {
-        "clotho:captioning": "meteor: FENSE and DATE need models that are fetched from the network"
+        "clotho:captioning": "meteor: FENSE and DATE need models from the network"
     }
     console = Console(width=160)
     with console.capture() as capture:

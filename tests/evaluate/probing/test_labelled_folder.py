@@ -69,7 +69,7 @@ def test_clips_in_archives_and_segments(folder):
         ({"audio": "0.wav", "split": "train"}, "missing column", "no column 'label'; columns: audio, split"),
         ({"audio": "0.wav", "label": "a"}, "missing column", "no column 'split'"),
         ({"audio": "0.wav", "label": None, "split": "train"}, "missing column", "'label' has no value"),
-        ({"audio": "0.wav", "label": ["a", "b"], "split": "train"}, "broken metadata", "a list is no text"),
+        ({"audio": "0.wav", "label": ["a", "b"], "split": "train"}, "broken metadata", "a list is not text"),
         ({"audio": "0.wav", "label": "a", "split": ["train"]}, "broken metadata", "'split' must be one text"),
         ({"audio": "gone.wav", "label": "low", "split": "test"}, "missing file", "gone.wav"),
         ({"label": "a", "split": "train"}, "missing column", "no audio column 'audio'"),
@@ -101,6 +101,6 @@ def test_a_folder_whose_test_clips_are_all_unusable_ends_with_the_first_reason(f
 def test_a_folder_without_manifest(folder):
     with pytest.raises(
         UserError,
-        match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv.* by a suite \(--suite",
+        match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv.* a suite \(--suite",
     ):
         read_folder(folder)

@@ -275,7 +275,7 @@ def test_a_suite_inherits_and_drops_tasks(tones):
         ({"kind": "multilabel", "probes": ["knn"]}, "knn does not work for kind multilabel"),
         ({"kind": "retrieval"}, "name a text_model"),
         ({"folds": ["train"]}, "at least two"),
-        ({"folds": "fold", "split_column": "split"}, "with folds there are no splits"),
+        ({"folds": "fold", "split_column": "split"}, "folds replace splits"),
     ],
 )
 def test_mistakes_in_a_suite_are_refused(tones, task, message):
@@ -290,7 +290,7 @@ def test_mistakes_in_a_suite_are_refused(tones, task, message):
         ({"folds": "flod"}, "no column 'flod'"),
         ({"folds": "split"}, None),
         ({"folds": "label"}, "does not occur in its training rows"),
-        ({"kind": "multilabel", "column": "fold"}, "must be a text or a list"),
+        ({"kind": "multilabel", "column": "fold"}, "must be text or a list"),
         ({"kind": "frame", "column": "tags"}, "events must be a list"),
     ],
 )
@@ -348,7 +348,7 @@ def test_unusable_rows_are_skipped_and_reported_by_reason(tones, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "tone: 6 rows skipped: 2 missing column, 1 broken metadata, 1 broken audio, 1 missing file" in said
     assert "first skipped row: 6.wav: broken metadata ('label' must be one text" in said
-    assert "tone: clipped samples in 1 clip: more than one sample in a hundred" in said
+    assert "tone: clipped samples in 1 clip: more than 1 % of the samples" in said
     again = run_probe([model], suite=name, seeds=1)  # from the cache
     assert again == result
 

@@ -51,7 +51,7 @@ def check_notes(file: soundfile.SoundFile, read: Read, name: str) -> None:
         if facts["stated"] > facts["present"] and not is_unknown_size(facts["stated"]):
             raise RowError(
                 "truncated audio",
-                f"{name}: {facts['stated']} bytes of samples are stated, {facts['present']} are there",
+                f"{name}: {facts['stated']} bytes of samples are stated, {facts['present']} are present",
             )
     if CUT_VOC in notes:
         raise RowError("truncated audio", f"{name}: the file ends within its samples")
@@ -64,4 +64,4 @@ def check_notes(file: soundfile.SoundFile, read: Read, name: str) -> None:
     elif file.format == "NIST" and (count := SAMPLE_COUNT.search(read(0, NIST_HEADER))):
         stated = int(count[1])
     if stated > present:
-        raise RowError("truncated audio", f"{name}: {stated} samples are stated, {present} are there")
+        raise RowError("truncated audio", f"{name}: {stated} samples are stated, {present} are present")

@@ -140,7 +140,7 @@ def survey(read: Read, size: int, name: str, is_thorough: bool) -> Survey | None
         slack = max(SLACK, stated // 100)
         if size - first + slack < stated:
             raise RowError(
-                "truncated audio", f"{name}: {stated} bytes of MP3 are stated, {size - first} are there"
+                "truncated audio", f"{name}: {stated} bytes of MP3 are stated, {size - first} are present"
             )
         behind = read(first + stated, 4)
         more = parse_frame(behind, 0, int.from_bytes(head[start : start + 4], "big"))
@@ -178,11 +178,11 @@ def count_mpeg_frames(data: bytes, name: str) -> tuple[int, int, bool]:
                     break
                 place, is_joined = further, True
                 continue
-            raise RowError("broken audio", f"{name}: {further - place} bytes at {place} are no MP3 frames")
+            raise RowError("broken audio", f"{name}: {further - place} bytes at {place} are not MP3 frames")
         place += frame.size
         frames += 1
     if place > len(data):
-        raise RowError("truncated audio", f"{name}: the last MP3 frame is cut")
+        raise RowError("truncated audio", f"{name}: the last MP3 frame is incomplete")
     return place, frames, is_joined
 
 

@@ -71,8 +71,8 @@ def iterate_pages(data: bytes, name: str) -> Iterator[OggPage]:
     if data.find(MARK, place) >= 0:
         later = data.find(MARK, place + 1)
         if data[place : place + 4] == MARK and later < 0:
-            raise RowError("truncated audio", f"{name}: the last Ogg page is cut")
-        raise RowError("broken audio", f"{name}: no Ogg page at byte {place}, but further ones behind it")
+            raise RowError("truncated audio", f"{name}: the last Ogg page is incomplete")
+        raise RowError("broken audio", f"{name}: no Ogg page at byte {place}, but more pages after it")
 
 
 def find_links(data: bytes, name: str) -> list[tuple[int, int]]:
@@ -106,7 +106,7 @@ def is_chained(read: Read, size: int, name: str) -> bool:
     if first is None or MARK not in tail:
         return False
     if last is None:
-        raise RowError("truncated audio", f"{name}: the last Ogg page is cut")
+        raise RowError("truncated audio", f"{name}: the last Ogg page is incomplete")
     if not last.flags & END:
         raise RowError("truncated audio", f"{name}: the Ogg stream has no end-of-stream page")
     return first.serial != last.serial

@@ -105,7 +105,7 @@ def check_samples(read: Read, size: int, start: int, stated: int, slack: int, na
         return present
     if stated > present + slack:
         raise RowError(
-            "truncated audio", f"{name}: {stated} bytes of samples are stated, {present} are there"
+            "truncated audio", f"{name}: {stated} bytes of samples are stated, {present} are present"
         )
     end = start + stated
     if size - end > LEFTOVER and not any(

@@ -139,7 +139,7 @@ class JsonLinesImporter(Importer):
             rows = [row for file in shards for row in self.read_rows(file, options.root, skipped)]
             if not rows:
                 reasons = f" ({dict(skipped)})" if skipped else ""
-                raise UserError(f"{shards[0]}: holds no {self.empty}{reasons}")
+                raise UserError(f"{shards[0]}: contains no {self.empty}{reasons}")
             columns.update(*rows)
             if not is_evaluated(split):
                 seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
@@ -227,7 +227,7 @@ def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]
     content = content.removeprefix(b"\xef\xbb\xbf").strip()
     items: list[Any] = []
     if content.startswith(b"["):
-        with convert_to_user_error(f"{path}: is no JSON"):
+        with convert_to_user_error(f"{path}: is not JSON"):
             items = orjson.loads(content)
     else:
         for line in filter(None, map(bytes.strip, content.split(b"\n"))):

@@ -29,10 +29,12 @@ class CommonVoiceImporter(Importer):
         if "train" not in splits:
             if not (folder / f"{WHOLE}.tsv").is_file():
                 raise UserError(
-                    f"{folder}: there is neither train.tsv nor {WHOLE}.tsv; name the folder of a language"
+                    f"{folder}: there is neither train.tsv nor {WHOLE}.tsv; name the folder of one language"
                 )
             splits = {"train": {"name": WHOLE}, **splits}
-            notes = [f"there is no train.tsv: all of {WHOLE}.tsv is trained on, the test set with it"]
+            notes = [
+                f"there is no train.tsv: training uses all of {WHOLE}.tsv, including the rows of the test set"
+            ]
         first = read_first_row(folder / f"{splits['train']['name']}.tsv")
         suffix = "" if Path(first["path"]).suffix else ".mp3"  # early releases leave it out
         name = make_name(f"common_voice_{first.get('locale') or folder.name}")
@@ -83,7 +85,9 @@ def read_first_row(table: Path) -> dict[str, str]:
     ):
         row = next(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), None)
     if row is None or not row.get("path") or "sentence" not in row:
-        raise UserError(f"{table}: has no rows with `path` and `sentence`, so it is no table of Common Voice")
+        raise UserError(
+            f"{table}: has no rows with `path` and `sentence`, so it is not a table of Common Voice"
+        )
     return row
 
 

@@ -106,7 +106,7 @@ def make_rows(item: Mapping[str, Any], folder: Path, options: ImportOptions) -> 
     if not marks:
         turns[0] = (turns[0][0], AUDIO * len(clips) + turns[0][1])
     elif marks != len(clips):
-        raise RowError(f"another number of {AUDIO} than of `audios`")
+        raise RowError(f"the number of {AUDIO} differs from that of `audios`")
     if any(role == "assistant" and AUDIO in text for role, text in turns):
         raise RowError("a clip in an answer")
     answers = range(1, len(turns), 2)
@@ -214,6 +214,6 @@ def read_clips(item: Mapping[str, Any]) -> list[str]:
     for clip in listed if isinstance(listed, list) else [listed]:
         path = clip.get("path", clip.get("url")) if isinstance(clip, Mapping) else clip
         if not isinstance(path, str) or path.startswith("data:"):
-            raise RowError("a clip that is no path of a file")
+            raise RowError("a clip that is not a file path")
         paths.append(path)
     return paths

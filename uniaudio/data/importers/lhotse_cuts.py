@@ -16,7 +16,7 @@ class LhotseImporter(JsonLinesImporter):
 
     source: ClassVar[str] = "a file of cuts (.jsonl, .jsonl.gz), or a folder of them"
     suffixes = (".jsonl", ".jsonl.gz")
-    file, row, empty = "file of cuts", "cut", "cut that can be used"
+    file, row, empty = "file of cuts", "cut", "usable cut"
 
     def has_rows(self, file: Path) -> bool:
         """Manifests of recordings and supervisions lie beside cuts."""
@@ -25,7 +25,7 @@ class LhotseImporter(JsonLinesImporter):
     def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
         for cut in read_json_rows(file, skipped):
             try:
-                with convert_to_row_error("no cut as Lhotse writes them", str(cut.get("id"))):
+                with convert_to_row_error("not a cut of Lhotse", str(cut.get("id"))):
                     row = make_cut_row(cut, file.parent, root)
             except RowError as problem:
                 skipped[problem.reason] += 1
@@ -54,16 +54,16 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
     cut = leave_out_padding(cut)
     recording = cut.get("recording")
     if cut.get("type", "MonoCut") not in ("MonoCut", "MultiCut") or not isinstance(recording, dict):
-        raise RowError("no piece of one recording (a mixture, or features alone)")
+        raise RowError("not a part of one recording (a mixture, or only features)")
     if recording.get("transforms"):
         raise RowError(
-            "its recording is transformed when it is read (speed, volume ...); use `augment` of a recipe"
+            "its recording is transformed on reading (speed, volume ...); use `augment` in a recipe"
         )
     sources = [each for each in recording.get("sources") or () if isinstance(each, dict)]
     if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
-        raise RowError("its recording is no single file")
+        raise RowError("its recording is not a single file")
     if isinstance(cut.get("channel"), int) and len(sources[0].get("channels") or [0]) > 1:
-        raise RowError("one channel of a recording with several; write the channels to files of their own")
+        raise RowError("one channel of a recording with several; write the channels to separate files")
     start, duration = cut.get("start", 0.0), cut.get("duration")
     if not isinstance(start, int | float) or not isinstance(duration, int | float) or duration <= 0:
         raise RowError("no start and duration")

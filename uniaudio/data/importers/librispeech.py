@@ -30,7 +30,7 @@ class LibriSpeechImporter(Importer):
     def read(self, source: Path, options: ImportOptions) -> ImportedData:
         files = sorted(source.absolute().rglob(TRANSCRIPTS))  # <split>/<speaker>/<chapter>/file
         if not files:
-            raise UserError(f"{source}: holds no {TRANSCRIPTS}, as LibriSpeech has them beside its clips")
+            raise UserError(f"{source}: holds no {TRANSCRIPTS}, which LibriSpeech has next to its clips")
         data, skipped = ImportedData(), Counter[str]()
         rows: dict[str, list[dict[str, Any]]] = {}
         for file in files:
@@ -64,9 +64,9 @@ def read_transcripts(file: Path, skipped: Counter[str]) -> list[dict[str, Any]]:
         key, *text = line.split(maxsplit=1)
         named.add(compose(key))
         if compose(key) not in clips:
-            skipped["there is no clip of its name"] += 1
+            skipped["there is no clip with its name"] += 1
         elif not text:
-            skipped["there is no text behind its name"] += 1
+            skipped["there is no text after its name"] += 1
         else:
             rows.append(
                 {

@@ -22,7 +22,7 @@ class NemoImporter(JsonLinesImporter):
 
     source: ClassVar[str] = "a manifest (.json, .jsonl), or a folder of them"
     suffixes = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-    file, row, empty = "manifest", "row", f"row with {AUDIO}, so it is no manifest of NeMo"
+    file, row, empty = "manifest", "row", f"row with {AUDIO}, so it is not a NeMo manifest"
 
     def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
         for row in read_json_rows(file, skipped):
@@ -46,7 +46,7 @@ def locate_nemo_clip(row: dict[str, Any], file: Path, root: str | None) -> str:
     tar = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if tar is None:
         raise UserError(
-            f"{file}: its clips lie in tars (shard_id), but there is no {folders[0] / name}; name their folder with "
-            "--root"
+            f"{file}: its clips are in tars (shard_id), but there is no {folders[0] / name}; name "
+            "their folder with --root"
         )
     return f"{tar.absolute()}{IN_ARCHIVE}{row[AUDIO]}"

@@ -18,17 +18,17 @@ from uniaudio.errors import UserError
 class SavedFolderImporter(Importer):
     """A `DatasetDict` or a `Dataset` on disk: columns and splits as its features name them."""
 
-    source: ClassVar[str] = "a folder that save_to_disk wrote"
+    source: ClassVar[str] = "a folder written by save_to_disk"
 
     def read(self, source: Path, options: ImportOptions) -> ImportedData:
         if not is_saved_dataset(source):
             raise UserError(
-                f"{source}: is no folder of save_to_disk: it has neither {DICT_FILE} nor {STATE_FILE}"
+                f"{source}: was not written by save_to_disk: it has neither {DICT_FILE} nor {STATE_FILE}"
             )
         saved = describe_saved_dataset(source)
         data = ImportedData()
         if len(saved.clips) > 1:
-            data.notes.append(f"of the audio columns {', '.join(saved.clips)} the first is used")
+            data.notes.append(f"of the audio columns {', '.join(saved.clips)}, the first is used")
         question = choose_question(set(saved.features) - set(saved.clips), options.name)
         data.add_card(
             options.name,

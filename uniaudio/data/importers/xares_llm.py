@@ -75,7 +75,7 @@ class XaresLlmImporter(Importer):
     def read(self, source: Path, options: ImportOptions) -> ImportedData:
         train, evaluate, settings = read_configs(source, options.configs)
         if not train:
-            raise UserError(f"{source}: names test sets alone; name a training file too with --config")
+            raise UserError(f"{source}: names only test sets; also name a training file with --config")
         data = ImportedData()
         shards = sum(each.num_shards for each in train)
         metrics = {make_name(each.name): each.metric for each in evaluate}
@@ -140,7 +140,7 @@ def find_configs(source: Path, configs: Sequence[str]) -> list[Path]:
     tasks = next((source / part for part in TASKS if (source / part).is_dir()), None)
     if tasks is None:
         raise UserError(
-            f"{source}: holds no {TASKS[0]}; name a checkout of xares-llm, or one of its YAML files"
+            f"{source}: holds no {TASKS[0]}; give a checkout of xares-llm, or one of its YAML files"
         )
     files: list[Path] = []
     for config in configs or ("all",):
@@ -281,8 +281,9 @@ def describe_differences(
     if stand_ins := sorted({each.metric for each in evaluate if each.metric in STAND_INS and each.metric}):
         names = ", ".join(make_name(each.name) for each in evaluate if each.metric in STAND_INS)
         notes.append(
-            f"{' and '.join(stand_ins)} (of {names}) need the suite's package; METEOR takes their place here, and "
-            f"`uniaudio eval --protocol xares-llm` leaves them out of the mean"
+            f"{' and '.join(stand_ins)} (of {names}) need the challenge's package; here METEOR "
+            "takes their place, and `uniaudio eval --protocol xares-llm` excludes them from the "
+            "mean"
         )
     if settings:
         stated = ", ".join(f"{key} {value}" for key, value in settings.items())
@@ -291,5 +292,5 @@ def describe_differences(
         )
     missing = {make_name(each.name) for each in evaluate} - {make_name(each.name) for each in train}
     if missing:
-        notes.append(f"evaluated without being trained on: {', '.join(sorted(missing))}")
+        notes.append(f"evaluated but not trained on: {', '.join(sorted(missing))}")
     return notes

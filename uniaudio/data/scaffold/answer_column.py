@@ -83,17 +83,17 @@ def choose_answer(
     profile = profiles[column]
     if not profile.filled:
         raise UserError(
-            f"{where}: `{column}` has no value in any row; name another column with --label or --text"
+            f"{where}: `{column}` is empty in all rows; name another column with --label or --text"
         )
     if profile.undecoded > MOST_UNDECODED * profile.filled:
         raise UserError(
-            f"{where}: `{column}` is no UTF-8 text in {profile.undecoded:,} of {profile.filled:,} rows; save the data "
-            "as UTF-8"
+            f"{where}: `{column}` is not UTF-8 text in {profile.undecoded:,} of {profile.filled:,} "
+            "rows; save the data as UTF-8"
         )
     if profile.others > profile.filled / 2:
         raise UserError(
-            f"{where}: `{column}` holds neither text nor numbers; name another column, or make one under `columns` "
-            "of a card"
+            f"{where}: `{column}` contains neither text nor numbers; name another column, or "
+            "compute one under `columns` in a card"
         )
     known = simplify_name(column)
     if profile.is_flag or (text is None and (label is not None or is_label(profile, known))):
@@ -123,19 +123,19 @@ def guess_column(profiles: Mapping[str, ColumnProfile], where: str) -> tuple[str
     named = named or [names for family in families if (names := find_named(usable, family))]
     replies = find_named(usable, REPLIES) if find_named(usable, QUESTIONS) else []
     if replies:
-        return replies[0], "its name, beside a column of questions"
+        return replies[0], "its name, next to a column of questions"
     named = named or [[name] for name in find_named(usable, QUALITIES)]
     if not named:
         if len(ending := [name for name in varied if ends_as_label(name)]) == 1:
-            return ending[0], "by the end of its name"
+            return ending[0], "the end of its name"
         rest = [name for name in usable if simplify_name(name) not in NO_ANSWERS and name[:2] != "__"]
         rest = [name for name in rest if usable[name].different > 1]
         if len(rest) == 1:
-            return rest[0], "the only one that can be an answer"
+            return rest[0], "the only possible answer"
         listed = ", ".join(profiles) or "none"
         raise UserError(
-            f"{where}: it cannot be told which column is the answer; name it with --label COLUMN or --text COLUMN: "
-            f"{listed}"
+            f"{where}: it is not clear which column is the answer; name it with --label COLUMN or "
+            f"--text COLUMN: {listed}"
         )
     if len(named) > 1 and not is_same(usable, [names[0] for names in named]):
         firsts = " or ".join(f"`{names[0]}`" for names in named)
@@ -185,8 +185,8 @@ def classify_label(profile: ColumnProfile, reason: str, where: str) -> Answer:
     labels = tuple(sorted(counts, key=float if profile.is_numeric else None))
     if len(labels) == 1:
         raise UserError(
-            f"{where}: all {profile.filled:,} rows have the same `{profile.name}`, {labels[0]}; a label needs two "
-            "values at least"
+            f"{where}: all {profile.filled:,} rows have the same `{profile.name}`, {labels[0]}; a "
+            "label needs at least two values"
         )
     if not is_tags and profile.is_numeric and (profile.fractions or len(labels) > FEW_VALUES):
         return Answer(profile.name, "number", reason=reason)

@@ -33,7 +33,7 @@ def read_manifest_head(file: Path, is_table: bool) -> list[dict[str, Any]]:
     read = read_table(file) if is_table else read_json_rows(file, skipped)
     rows = [row for row in islice(read, 2 * LOOKED_AT) if not isinstance(row, RowError)][:LOOKED_AT]
     if not rows:
-        raise UserError(f"{file} holds no rows; it needs a line for each recording")
+        raise UserError(f"{file} has no rows; it needs one line per recording")
     if not is_table:
         with convert_to_user_error(f"{file}: cannot be read"), file.open("rb") as stream:
             if stream.read(1) == b"[":
@@ -52,8 +52,8 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if named := next((name for name in columns if is_clip_name(name)), None):
         raise UserError(
-            f"{manifest}: its first line is a row already ({named}); put one with the names of columns above it, such "
-            "as audio,label"
+            f"{manifest}: its first line is already a row ({named}); add a header line with the "
+            "column names above it, such as audio,label"
         )
     by_name = [name for known in CLIPS for name in columns if simplify_name(name) == known]
     by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= NEARLY_ALL]
@@ -73,16 +73,16 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
             if most >= NEARLY_ALL * len(rows):
                 return best
             if present:
-                there = f"{len(gone)} of the first {len(rows)} clips that `{column}` names are not there"
+                there = f"{len(gone)} of the first {len(rows)} clips named in `{column}` are missing"
                 missing = missing or f"{there}, such as {gone[0]}"
-        missing = missing or f"`{column}` names {values[0]}, which is in no folder near it"
+        missing = missing or f"`{column}` names {values[0]}, which is not in any folder near it"
     if most >= FOUND * len(rows):
         return best
     if missing:
         raise UserError(f"{manifest}: {missing}; write paths relative to the manifest")
     raise UserError(
-        f"{manifest}: no column names the recordings; the columns are {', '.join(map(str, columns))}; call the one "
-        "with their paths `audio`"
+        f"{manifest}: no column names the recordings; the columns are "
+        f"{', '.join(map(str, columns))}; name the column with their paths `audio`"
     )
 
 
@@ -140,6 +140,6 @@ def choose_audio_column(clips: Sequence[str], columns: Sequence[str], where: str
         UserError: naming the columns where there is none.
     """
     if not clips:
-        raise UserError(f"{where}: none of its columns {', '.join(columns)} holds audio")
-    notes = [f"of the audio columns {', '.join(clips)} the first is used"] if len(clips) > 1 else []
+        raise UserError(f"{where}: none of its columns {', '.join(columns)} contains audio")
+    notes = [f"of the audio columns {', '.join(clips)}, the first is used"] if len(clips) > 1 else []
     return clips[0], notes

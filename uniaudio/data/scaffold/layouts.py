@@ -69,12 +69,12 @@ def find_layout(place: str, config: str | None = None) -> Layout:
     path = path.absolute()
     if config is not None:
         raise UserError(
-            f"--config {config}: {place} is no dataset of the Hub, which alone has configurations"
+            f"--config {config}: {place} is not a Hub dataset, and only those have configurations"
         )
     layout = find_file_layout(path) if path.is_file() else find_folder_layout(path)
     if SPLIT in str(path) or ("{" in str(path) and layout.load.keys() & {"parquet", "webdataset"}):
         raise UserError(
-            f"--data {place}: braces in a path stand for several files in a card; rename the folder"
+            f"--data {place}: in a card, braces in a path stand for several files; rename the folder"
         )
     return layout
 
@@ -89,10 +89,11 @@ def find_file_layout(path: Path) -> Layout:
     if name.endswith(TARS):
         return find_shard_layout("webdataset", path, [path])
     if path.suffix.lower() in SUFFIXES:
-        raise UserError(f"{path} is one recording; name a folder of them, or a manifest")
+        raise UserError(f"{path} is one recording; name a folder of recordings, or a manifest")
     packed = "; unpack it first" if name.endswith(COMPRESSED) else ""
     raise UserError(
-        f"{path}: {path.suffix or 'a file without suffix'} is none of .jsonl, .csv, .tsv, .parquet and .tar{packed}"
+        f"{path}: {path.suffix or 'a file without suffix'} is not one of .jsonl, .csv, .tsv, "
+        f".parquet and .tar{packed}"
     )
 
 
@@ -106,7 +107,8 @@ def find_folder_layout(folder: Path) -> Layout:
         for ending, importer in IMPORTERS.items():
             if file.name.endswith(ending):
                 raise UserError(
-                    f"{folder} has the layout that `uniaudio data import {importer} {folder} -o DIR` reads; use that"
+                    f"{folder} has a layout for which there is an importer; use `uniaudio data "
+                    f"import {importer} {folder} -o DIR`"
                 )
     manifests = [file for file in files if find_kind(file) == "manifest"]
     beside = [file for file in manifests if file.parent == folder]
@@ -131,8 +133,8 @@ def find_folder_layout(folder: Path) -> Layout:
     suffixes = Counter(file.suffix.lower() or "no suffix" for file in files)
     there = ", ".join(f"{suffix} ({count:,})" for suffix, count in suffixes.most_common(5)) or "nothing"
     raise UserError(
-        f"{folder} holds no recordings, manifest, .parquet or .tar files; there is {there}; name the folder that "
-        "holds them"
+        f"{folder} contains no recordings, manifest, .parquet or .tar files (found: {there}); name "
+        "the folder that contains them"
     )
 
 
@@ -166,7 +168,7 @@ def name_manifests(files: Sequence[Path], folder: Path) -> dict[str, Path]:
     }
     if not named or any(len(shards) > 1 for shards in named.values()):
         names = ", ".join(sorted(file.name for file in files)[:10])
-        raise UserError(f"{folder} holds several manifests ({names}); name one of them with --data")
+        raise UserError(f"{folder} contains several manifests ({names}); name one of them with --data")
     return {split: shards[0] for split, shards in named.items()}
 
 

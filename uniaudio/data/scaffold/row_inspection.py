@@ -120,12 +120,12 @@ def refuse_empty(profiles: Mapping[str, ColumnProfile], splits: Mapping[str, Spl
         reasons = Counter[str]()
         for split in splits.values():
             reasons.update(split.errors)
-        raise UserError(f"{where}: no row can be read ({', '.join(reasons) or 'there are none'})")
+        raise UserError(f"{where}: no row can be read ({', '.join(reasons) or 'there are no rows'})")
     if not set(profiles) - {"file_name"}:
         skipped = [split.left_out for split in splits.values() if split.left_out]
         raise UserError(
-            f"{where}: holds {rows:,} recording(s), but nothing says what they are; put them into a folder for each "
-            "label, on disk a .txt with the text beside each, or write a metadata.csv beside them with the columns "
+            f"{where}: contains {rows:,} recording(s) without labels or texts; put them into one folder per label, "
+            "add a .txt with the text next to each (on disk), or add a metadata.csv with the columns "
             f"file_name and label (or text){'; skipped: ' + ', '.join(skipped) if skipped else ''}"
         )
     unreadable = sum(split.unreadable for split in splits.values())

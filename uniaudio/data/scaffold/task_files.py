@@ -105,8 +105,8 @@ def render_template(task: TaskDescription) -> str:
         )
         text += f"labels: {dump_inline_yaml(labels)}\n"
     text += render_comment(
-        f"Wordings of the question; {AUDIO} stands for the clip. Training draws one, evaluation "
-        "takes the first."
+        f"Phrasings of the question; {AUDIO} stands for the clip. Training draws one, evaluation "
+        "uses the first."
     )
     text += "prompts:\n" + "".join(f"  - {quote_text(prompt)}\n" for prompt in prompts)
     return text + render_target(answer, column)
@@ -133,7 +133,7 @@ def render_target(answer: Answer, column: str) -> str:
         )
     if answer.is_list:
         target = (
-            f"target_one_of: {column}  # several right answers: training draws one, evaluation takes all\n"
+            f"target_one_of: {column}  # several right answers: training draws one, evaluation accepts all\n"
         )
     else:
         made = f"'yes' if {column} else 'no'" if answer.is_flag else column
@@ -161,13 +161,15 @@ def make_prompts(task: TaskDescription) -> tuple[str, ...]:
         text = task.question if AUDIO in task.question else f"{AUDIO}{task.question}"
         used = Text(text, "--ask").names
         if text.count(AUDIO) > 1:
-            raise UserError(f"--ask: names the clip, {AUDIO}, {text.count(AUDIO)} times; a row has one")
+            raise UserError(f"--ask: contains {AUDIO} {text.count(AUDIO)} times, but a row has one clip")
         if answer.column in used:
-            raise UserError(f"--ask: tells the answer, the column '{answer.column}'; ask without it")
+            raise UserError(
+                f"--ask: contains the answer, column '{answer.column}'; leave it out of the question"
+            )
         if names := used - set(task.columns) - {"labels"}:
             raise UserError(
-                f"--ask: uses '{min(names)}', but the columns are {', '.join(task.columns)}; write it as a plain text, "
-                "or name one of them"
+                f"--ask: uses '{min(names)}', but the columns are {', '.join(task.columns)}; use "
+                "plain text, or one of these columns"
             )
         return (text,)
     if answer.question is not None:
@@ -214,11 +216,11 @@ def render_dataset_card(task: TaskDescription) -> str:
     text += f"audio: {dump_inline_yaml([task.layout.audio], 10_000)[1:-1]}\n"
     if task.windows is not None:
         text += render_comment(
-            "Clips that are longer than this many seconds are cut into windows, each with the answer."
+            "Clips longer than this many seconds are cut into windows, each with the answer of the clip."
         )
         text += f"long_clips: {{how: windows, seconds: {task.windows:g}}}\n"
     if columns := make_columns(task):
-        text += render_comment("Columns that are made of others.")
+        text += render_comment("Columns computed from other columns.")
         text += "columns:\n" + "".join(f"  {name}: {made}\n" for name, made in columns.items())
     text += render_comment(f"Train and test are divided by: {task.division.reason}.")
     text += "splits:\n"
@@ -240,8 +242,8 @@ def make_columns(task: TaskDescription) -> dict[str, str]:
 def render_recipe(task: TaskDescription) -> str:
     """Return the recipe: what is trained on and what is evaluated."""
     text = render_comment(
-        "What is trained on, and what is evaluated. More data sets are more lines here; `weight` of a "
-        "line is its share of the draws."
+        "What is trained on and what is evaluated. Add an entry for each further dataset; `weight` "
+        "of an entry sets its share of the draws."
     )
     text += f"recipe: {dump_inline_yaml(task.name)}\ntrain:\n"
     for split in task.division.train:

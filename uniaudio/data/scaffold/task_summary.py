@@ -40,7 +40,7 @@ def show_task(
     say(f"splits: {counts} rows, by {task.division.reason}")
     for name, split in splits.items():
         if split.sample:
-            say(f"note: of {name} {split.sample} were looked at")
+            say(f"note: {name}: inspected {split.sample}")
         if split.left_out:
             say(f"note: skipped: {split.left_out}")
     unusable = Counter[str]()
@@ -68,8 +68,9 @@ def note_outer_folders(task: TaskDescription, splits: Mapping[str, SplitRows]) -
         return []
     shown = ", ".join(outer[:SHOWN_LABELS])
     return [
-        f"the label is the folder that a clip lies in; for those above it ({shown} ...) write `columns: {{outer: "
-        "\"{{ file_name.split('/')[0] }}\"}` into the card, and `outer` into the template"
+        f"the label is the folder of the clip; for the folders above it ({shown} ...) write "
+        "`columns: {outer: \"{{ file_name.split('/')[0] }}\"}` in the card, and use `outer` "
+        "in the template"
     ]
 
 

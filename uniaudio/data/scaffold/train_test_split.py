@@ -59,7 +59,7 @@ def divide_rows(
     if len(rows) > 1:
         rest = ", ".join(list(rows)[1:])
         notes.append(
-            f"no stored split is called train: {stored} alone is used, not {rest}; see `splits` of the card"
+            f"no stored split is called train: only {stored} is used, not {rest}; see `splits` in the card"
         )
     name = {} if stored == "train" else {"name": stored}
     of_rows = None if labels is None else labels[stored]
@@ -162,10 +162,10 @@ def divide_by_hash(
             continue
         chosen = choose_seed([str(row.get(column)) for row in rows], labels)
         if chosen is not None and chosen.is_complete:
-            reason = f"`{column}`, each of {profiles[column].different:,} on one side alone"
+            reason = f"`{column}`, each of {profiles[column].different:,} on one side only"
             return build_hash_division(column, chosen, name, reason, notes)
         why = (
-            "a label would be on one side alone"
+            "a label would be on one side only"
             if chosen is not None and labels is not None
             else "it has too few"
         )
@@ -173,10 +173,14 @@ def divide_by_hash(
     column = clip if clip is not None and IDENTIFIER.fullmatch(clip) else KEY
     chosen = choose_seed([str(row.get(column)) for row in rows], labels)
     if chosen is None:
-        notes.append("there are too few clips for a test split, so nothing is evaluated")
-        return Division({"train": dict(name)}, ("train",), None, "none: all rows are trained on", notes)
+        notes.append("there are too few clips for a test split, so there is no evaluation")
+        return Division(
+            {"train": dict(name)}, ("train",), None, "none: all rows are used for training", notes
+        )
     if chosen.untrained:
-        notes.append(f"{chosen.untrained:,} label(s) have so few clips that they are in the test split alone")
+        notes.append(
+            f"{chosen.untrained:,} label(s) have so few clips that they occur only in the test split"
+        )
     what = "name of the clip" if column != KEY else "key of the row"
     return build_hash_division(column, chosen, name, f"a hash of the {what}", notes)
 
@@ -261,7 +265,8 @@ def note_shared_groups(
         both = sides[0] & sides[1]
         if both:
             notes.append(
-                f"{len(both):,} of {len(sides[1]):,} values of `{column}` in the test split are trained on, too "
-                f"({', '.join(sorted(both)[:3])}{' ...' if len(both) > 3 else ''}); these splits are those of the data"
+                f"{len(both):,} of {len(sides[1]):,} values of `{column}` in the test split are "
+                f"also trained on ({', '.join(sorted(both)[:3])}{' ...' if len(both) > 3 else ''}); "
+                "these splits come with the data"
             )
     return notes

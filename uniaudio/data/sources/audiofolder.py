@@ -138,5 +138,5 @@ def read_text_columns(file: Path, left_out: Counter[str]) -> dict[str, Any]:
             return parse_json_object(file.read_bytes())
         return {"text": decode_text(file.read_bytes()).strip()}
     except (OSError, ValueError):
-        left_out[f"{file.suffix.lower()} beside a clip that cannot be read as columns"] += 1
+        left_out[f"{file.suffix.lower()} next to a clip, not readable as columns"] += 1
         return {}

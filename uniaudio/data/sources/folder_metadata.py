@@ -73,7 +73,7 @@ def read_metadata(
             if folder != file.parent and folder.is_relative_to(file.parent) and is_outside(named.values()):
                 left_out["metadata row of another folder"] += 1
             elif next(iter(named.values())) in described:
-                left_out["metadata row of a clip that a nearer metadata file names"] += 1
+                left_out["metadata row of a clip that is in a nearer metadata file"] += 1
             else:
                 nearest.append(MetadataRow(named, row))
         rows += nearest
@@ -134,8 +134,8 @@ def refuse_without_paths(card: DatasetCard, rows: Iterable[dict[str, Any] | RowE
         )
     columns = ", ".join(name[:SHOWN] for name in read[0])
     raise UserError(
-        f"{file}: every row of the metadata file needs a `file_name`, or for an audio column NAME a `NAME_file_name`; "
-        f"its columns are {columns}"
+        f"{file}: every row of the metadata file needs a `file_name`, or a `NAME_file_name` for an "
+        f"audio column NAME; its columns are {columns}"
     )
 
 

@@ -51,7 +51,7 @@ def walk_files(folder: Path, left_out: Counter[str] | None = None) -> Iterator[P
             left_out["folder that cannot be opened"] += 1
             continue
         if (status.st_dev, status.st_ino) in seen:
-            left_out["link to a folder that is read already"] += 1
+            left_out["link to a folder that is already read"] += 1
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:

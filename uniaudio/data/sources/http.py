@@ -319,7 +319,7 @@ class HttpFile(JumpStream):
         part = request_part(self.url, first, first + length - 1, self.timeout)
         with part.answer, convert_http_errors(self.url):
             if part.first != first or part.length != length:
-                raise BrokenShardError(f"{self.url}: the server does not send the part that was asked for")
+                raise BrokenShardError(f"{self.url}: the server does not send the requested part")
             data: bytes = part.answer.read(length)
         if len(data) != length:
             raise ConnectionError(f"{self.url}: {len(data)} of {length} bytes came")

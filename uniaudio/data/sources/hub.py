@@ -265,4 +265,4 @@ def give_advice(load: Load) -> str:
             "if its rows come from a loading script, which is not run, set `revision: refs/convert/parquet` to read "
             "the Hub's own conversion"
         )
-    return "look at its name, `config` and `revision`"
+    return "check its name, `config` and `revision`"

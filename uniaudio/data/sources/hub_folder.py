@@ -41,7 +41,7 @@ class HubFolderSource(ListedSource):
         metadata = list_metadata(repository, files, root)
         described, errors = self.fetch_metadata(card, root, metadata, clips, what)
         self.root, self.used = root, [*files, *metadata]
-        self.left_out["file that is no clip"] += sum(
+        self.left_out["file that is not a clip"] += sum(
             not is_clip(file.path) and not is_metadata(file.path) for file in files
         )
         rows: list[tuple[str, dict[str, Any] | RowError]] = list(

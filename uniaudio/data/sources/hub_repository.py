@@ -115,7 +115,7 @@ class HubRepository:
                 splits[str(split)] = [self.files[path.partition(prefix)[2]] for path in dict.fromkeys(paths)]
         except EmptyDatasetError as problem:
             there = ", ".join(list(self.files)[:SHOWN]) or "no files"
-            raise UserError(f"{where}: {self.name} holds no files with rows; there are {there}") from problem
+            raise UserError(f"{where}: {self.name} contains no files with rows, only {there}") from problem
         finally:
             names.rm(root, recursive=True)
         return splits

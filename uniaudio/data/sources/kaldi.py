@@ -83,7 +83,7 @@ def read_recordings(path: Path) -> Iterator[tuple[str, str | RowError]]:
     """Yield (name, path) of the recordings in ``wav.scp``."""
     for number, key, place in read_pairs(path):
         if isinstance(place, str) and place.endswith("|"):
-            fix = "write the audio to a file, commands from data are not run"
+            fix = "write the audio to a file; commands in data are not run"
             yield key, make_line_error(path, number, f"{key} is a command; {fix}")
         else:
             yield key, place

@@ -85,7 +85,7 @@ class ParquetSource(ShardedSource):
         ]
         broken = [shard for shard in self.table if shard.damage]
         if len(broken) == len(self.table):
-            raise UserError(f"{card.path}: {broken[0].place} is no parquet file ({broken[0].damage})")
+            raise UserError(f"{card.path}: {broken[0].place} is not a Parquet file ({broken[0].damage})")
         if card.split(split).keep is None and not any(map(is_remote, places)):
             self.size = sum(shard.rows or 0 for shard in self.table)
         self.shards = tuple(

@@ -19,13 +19,13 @@ DIGITS = 20  # of the end of a range
 BRACES = re.compile(r"\{([^{}]*)\}")
 HTTP = ("http://", "https://")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # schemes to extras of the package
-CREDENTIALS = "see whether the credentials of the environment or profile are there, and still valid"
+CREDENTIALS = "check that the credentials of the environment or profile are set and still valid"
 # compressed tars that are read as they are: suffixes to codecs
 CODECS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.zst": "zstd"}
 TARS = (".tar", *CODECS)
 COMPRESSED = (*CODECS, ".tar.xz", ".txz", ".zip")
 PACKED = "compressed archive"
-UNPACKED = "compressed archive beside its unpacked one"
+UNPACKED = "compressed archive next to the uncompressed one"
 
 
 def is_remote(place: str) -> bool:
@@ -52,7 +52,7 @@ def expand_braces(text: str) -> list[str]:
     Raises:
         UserError: for braces that hold neither a range nor a list.
     """
-    too_many = f"{shorten_place(text)}: names more than {MOST_PLACES:,} places"
+    too_many = f"{shorten_place(text)}: names more than {MOST_PLACES:,} files"
     choices: list[list[str]] = []
     for inside in BRACES.findall(text):
         first, dots, last = inside.partition("..")
@@ -115,12 +115,12 @@ def expand_places(
         if len(files) > 1:
             files = leave_packed_copies(files, left_out)
         if not files:
-            packed = f"; {left_out[PACKED]} are compressed, unpack them first" if left_out[PACKED] else ""
+            packed = f"; {left_out[PACKED]} are compressed; decompress them first" if left_out[PACKED] else ""
             raise UserError(f"{where}: there is no {suffixes[0].removeprefix('.')} file at {place}{packed}")
         for file in files:
             if file.lower().endswith(COMPRESSED) and not file.lower().endswith(suffixes):
                 raise UserError(
-                    f"{where}: {file} is compressed in a way that is not read; unpack it and name the "
+                    f"{where}: {file} has an unsupported compression; decompress it and name the "
                     f"{suffixes[0]} file"
                 )
         files_found += files
@@ -174,7 +174,7 @@ def check_url(url: str, where: str) -> None:
     if url.startswith(HTTP):
         if "*" in url:
             raise UserError(
-                f"{where}: {url}: files of a web server cannot be looked up; write {{0000..0012}} instead of *"
+                f"{where}: {url}: files on a web server cannot be listed; write {{0000..0012}} instead of *"
             )
         return
     import fsspec  # only for its schemes

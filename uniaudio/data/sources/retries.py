@@ -34,7 +34,7 @@ class OutageLog:
             self.readers[name] = self.readers.get(name, 0) + 1
             if self.readers[name] == 1:
                 self.say(
-                    f"dataset {name}: cannot be read at the moment ({reason}); tried again for up to "
+                    f"dataset {name}: cannot be read at the moment ({reason}); retrying for up to "
                     f"{max_outage:g} s (data.max_outage)"
                 )
 

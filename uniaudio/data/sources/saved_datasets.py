@@ -42,7 +42,7 @@ def describe_saved_dataset(folder: Path) -> SavedDataset:
         features = json.loads((inside / "dataset_info.json").read_text(encoding="utf-8"))["features"]
     clips = list_audio_features(features)
     if not clips:
-        raise UserError(f"{folder}: none of its columns {', '.join(features)} is of the kind Audio")
+        raise UserError(f"{folder}: none of its columns {', '.join(features)} has the type Audio")
     return SavedDataset(splits, features, clips)
 
 

@@ -58,12 +58,14 @@ def list_split_files(
         names = find_named_splits(parts[-1].partition("?")[0])
         if not is_of_split:
             left_out[
-                "file of another split" if any(map(find_named_splits, parts)) else "file that names no split"
+                "file of another split"
+                if any(map(find_named_splits, parts))
+                else "file whose path names no split"
             ] += 1
         elif len(names) > 1 and not is_named_after(parts, name):
             raise UserError(
-                f"{where}: {place} names several splits ({', '.join(sorted(names))}); write {SPLIT} in the place, or "
-                f"give each split a card that names its files"
+                f"{where}: {place} names several splits ({', '.join(sorted(names))}); write {SPLIT} "
+                "in the path, or list the files of each split in the card"
             )
         else:
             split_files.append(place)
@@ -99,8 +101,8 @@ def refuse_other_splits(card: DatasetCard, split: str) -> None:
     name = card.split(split).name
     if name != ONLY_SPLIT:
         raise UserError(
-            f"{card.path}: splits.{split}: {card.load.location} has no split '{name}'; leave out `name` to take "
-            f"all that is there (with `keep` for a part of it)"
+            f"{card.path}: splits.{split}: {card.load.location} has no split '{name}'; leave out "
+            "`name` to use all rows (with `keep` for a part of them)"
         )
 
 
@@ -125,8 +127,8 @@ def find_split_folder(card: DatasetCard, split: str, left_out: Counter[str]) -> 
     named = [name] if (folder / name).is_dir() else choose_split_folders(beside, name)
     if len(named) > 1:
         raise UserError(
-            f"{card.path}: splits.{split}: several folders of {folder} name the split '{name}' ({', '.join(named)}); "
-            f"set `name` to one of them, or write {SPLIT} in the place"
+            f"{card.path}: splits.{split}: several folders of {folder} name the split '{name}' "
+            f"({', '.join(named)}); set `name` to one of them, or write {SPLIT} in the path"
         )
     if named:
         others = [other for other in beside if other != named[0]]
@@ -135,8 +137,9 @@ def find_split_folder(card: DatasetCard, split: str, left_out: Counter[str]) -> 
     refuse_other_splits(card, split)
     if others := [other for other in beside if other.lower() in USUAL and find_named_splits(other) != {name}]:
         raise UserError(
-            f"{card.path}: splits.{split}: {folder} has folders of other splits ({', '.join(others)}) and none that "
-            f"names '{name}'; name a folder of this split alone, or set splits.{split}.name"
+            f"{card.path}: splits.{split}: {folder} has folders of other splits "
+            f"({', '.join(others)}) but none for '{name}'; name a folder of this split, or set "
+            f"splits.{split}.name"
         )
     return folder
 

@@ -100,7 +100,7 @@ class TarReader:
         while rest := self.stream.read(BLOCK):
             if rest.strip(b"\0"):
                 raise BrokenShardError(
-                    f"{self.place}: damaged at byte {at} (zeros, and more members behind them)"
+                    f"{self.place}: damaged at byte {at} (zeros, with more members after them)"
                 )
 
     def read_content(self, name: str, size: int) -> EncodedAudio | None:
@@ -130,7 +130,7 @@ class TarReader:
         data = self.stream.read(pad_to_records(size))
         self.at += len(data)
         if len(data) < pad_to_records(size):
-            raise BrokenShardError(f"{self.place}: cut at byte {self.at}", is_cut=True)
+            raise BrokenShardError(f"{self.place}: truncated at byte {self.at}", is_cut=True)
         return data[:size]
 
     def leave(self, size: int) -> None:
@@ -140,7 +140,7 @@ class TarReader:
             while self.at < behind:
                 self.take(min(BLOCK, behind - self.at))
         elif behind > self.size:
-            raise BrokenShardError(f"{self.place}: cut at byte {self.size}", is_cut=True)
+            raise BrokenShardError(f"{self.place}: truncated at byte {self.size}", is_cut=True)
         else:
             self.stream.seek(behind)
             self.at = behind

@@ -59,8 +59,9 @@ def evaluate_entry(
     empty = [name for name, value in metrics.items() if not np.isfinite(value)]
     if empty:
         raise UserError(
-            f"{entry.name}: {empty[0]} has nothing to compare: all right answers are empty after normalising; "
-            f"set scoring.normalize of template {entry.template.task} to another than {scoring.normalize}"
+            f"{entry.name}: {empty[0]} has nothing to compare: all right answers are empty after "
+            f"normalizing; change scoring.normalize of template {entry.template.task} (now "
+            f"{scoring.normalize})"
         )
     intervals = {
         name: compute_interval(len(answered), measure.resample) for name, measure in measured.items()
@@ -172,8 +173,8 @@ def describe_cut_answers(name: str, result: Mapping[str, Any]) -> str:
         return ""
     count = f"{result['cut']} of {result['examples']} answers"
     return (
-        f"{name}: {count} had not ended after {result['max_new_tokens']} tokens; raise evaluate.max_new_tokens if they "
-        "should be longer"
+        f"{name}: {count} were cut off after {result['max_new_tokens']} tokens; raise "
+        "evaluate.max_new_tokens if they should be longer"
     )
 
 

@@ -74,7 +74,7 @@ def split_question(text: str) -> tuple[str, ...]:
     """
     pieces = tuple((text if AUDIO in text else f"{AUDIO}{text}").split(AUDIO))
     if len(pieces) != 2:
-        raise UserError(f"the question holds {len(pieces) - 1} {AUDIO} marks for one clip")
+        raise UserError(f"the question contains {len(pieces) - 1} {AUDIO} marks for one clip")
     return pieces
 
 

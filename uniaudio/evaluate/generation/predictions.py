@@ -183,7 +183,7 @@ def tokenize_labels(names: Sequence[str], format: ChatFormat) -> Ragged:
         return Ragged.from_rows([torch.tensor(format.answer(name)) for name in names])
     except RowError as problem:
         raise UserError(
-            f"labels: {problem.reason} ({problem.detail}); write the label in another way"
+            f"labels: {problem.reason} ({problem.detail}); write the label differently"
         ) from problem
 
 

@@ -10,7 +10,7 @@ metric     score
 accuracy   Accuracy: share of answers that equal the right one as a whole
 wer, cer   iWER, iCER: ``max(0, 1 - error rate)`` over all clips together
 map        mAP of lists with ``;`` between the tags: each tag is there or not, so this ranks nothing
-others     not scored: FENSE and DATE need models that are fetched from the network
+others     not scored: FENSE and DATE need models from the network
 =========  ===================================================================================
 """
 
@@ -29,7 +29,7 @@ from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
 
 SEPARATOR = ";"
 NAMES = {"accuracy": "Accuracy", "wer": "iWER", "cer": "iCER", "map": "mAP"}
-NOT_SCORED = "FENSE and DATE need models that are fetched from the network"
+NOT_SCORED = "FENSE and DATE need models from the network"
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def cider(answers: Sequence[str], references: References, tokenize: str = "words
     require_metric("cider")
     if len(answers) < 2:
         raise UserError(
-            "scoring.metric: cider needs two clips or more, for it weighs n-grams by their rarity"
+            "scoring.metric: cider needs at least two clips, because it weights n-grams by their rarity"
         )
     from aac_metrics.functional.cider_d import cider_d
 

@@ -79,8 +79,9 @@ def build_folder_card(name: str, folder: Path, option: str) -> DatasetCard:
     manifest = next((folder / file for file in MANIFESTS if (folder / file).is_file()), None)
     if manifest is None:
         raise UserError(
-            f"{option} {name}={folder}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])}); data of "
-            "another layout are probed through their card, by a suite (--suite FILE)"
+            f"{option} {name}={folder}: there is no {folder / MANIFESTS[0]} (nor "
+            f"{', '.join(MANIFESTS[1:])}); for data in another layout, write a card and a suite "
+            "(--suite FILE)"
         )
     kind = "jsonl" if manifest.suffix == ".jsonl" else "csv"
     load = Load.model_validate({kind: str(manifest)})

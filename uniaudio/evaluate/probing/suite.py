@@ -114,7 +114,7 @@ class TaskFile(Strict):
         if isinstance(self.folds, tuple) and len(self.folds) < 2:
             raise ValueError("folds: name at least two splits")
         if self.folds is not None and self.split_column is not None:
-            raise ValueError("split_column: with folds there are no splits; leave one of them out")
+            raise ValueError("split_column: folds replace splits; leave one of the two out")
         if self.kind == "frame" and self.crop is not None:
             raise ValueError("crop: clips with events are not cropped")
         return self

@@ -109,7 +109,7 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         for note in describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"])
     ]
     if any(len(names) > 1 for names in baselines.values()):
-        notes.insert(0, f"differences of runs: to the encoder {AT_BEST}; {AS_TRAINED}")
+        notes.insert(0, f"differences of runs from the encoder {AT_BEST}; {AS_TRAINED}")
     if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table

@@ -58,12 +58,10 @@ def parse_answer(task: TaskFile, value: Any) -> Any:
     if isinstance(value, str):
         value = [value] if task.kind == "retrieval" else value.split(task.separator)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise RowError(
-            "broken metadata", f"'{task.answers}' must be a text or a list of texts, got {value!r}"
-        )
+        raise RowError("broken metadata", f"'{task.answers}' must be text or a list of texts, got {value!r}")
     texts = tuple(item.strip() for item in value if item.strip())
     if task.kind == "retrieval" and not texts:
-        raise RowError("missing column", f"'{task.answers}' holds no text")
+        raise RowError("missing column", f"'{task.answers}' contains no text")
     return texts
 
 
@@ -98,5 +96,7 @@ def parse_events(value: Any, keys: tuple[str, str, str]) -> tuple[Event, ...]:
         ) from problem
     for event in events:
         if not 0 <= event.onset < event.offset < float("inf"):
-            raise RowError("broken metadata", f"an event from {event.onset:g} to {event.offset:g} s is none")
+            raise RowError(
+                "broken metadata", f"an event from {event.onset:g} to {event.offset:g} s is not valid"
+            )
     return events

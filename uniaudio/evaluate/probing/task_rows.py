@@ -75,7 +75,7 @@ class TaskRows:
         for number, (_, row) in enumerate(iterate_split_rows(self.card, self.splits)):
             if number in kept:
                 if isinstance(row, RowError):  # the data has changed since it was read
-                    raise UserError(f"task {self.name}: {row}; its data changed while it was probed")
+                    raise UserError(f"task {self.name}: {row}; its data changed during probing")
                 yield row
 
     def class_index(self) -> dict[str, int]:
@@ -252,7 +252,7 @@ def build_trials(
         return (Trial(parts[task.train], valid, parts[task.test]),)
     if len(parts) < 2:
         raise UserError(
-            f"{where}: folds: found one fold only, {', '.join(parts)}{describe_first_skip(skipped)}"
+            f"{where}: folds: found only one fold, {', '.join(parts)}{describe_first_skip(skipped)}"
         )
     return tuple(
         Trial(np.sort(np.concatenate([rows for other, rows in parts.items() if other != fold])), None, rows)

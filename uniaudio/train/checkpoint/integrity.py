@@ -71,11 +71,11 @@ def read_listing(folder: Path) -> dict[str, FileRecord]:
 
     Raises:
         OSError: when it cannot be read.
-        ValueError: when it is no JSON, of another form, or lists less than what a checkpoint consists of.
+        ValueError: when it is not JSON, of another form, or lists less than what a checkpoint consists of.
     """
     data = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not JSON object")
     records = {name: FileRecord.from_json(entry) for name, entry in data.items()}
     if missing := [name for name in REQUIRED if name not in records]:
         raise ValueError(f"it does not list {missing[0]}")
