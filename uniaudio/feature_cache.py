@@ -169,7 +169,10 @@ class FeatureWriter:
         if self.problem is None or self.has_reported:
             return None
         self.has_reported = True
-        return f"the feature cache takes no more frames: {self.problem}; what is not in it is computed in every epoch"
+        return (
+            f"the feature cache stores no more frames: {self.problem}; frames that are not in it are "
+            "computed in every epoch"
+        )
 
     def close(self) -> None:
         """Write what is waiting and end the thread."""

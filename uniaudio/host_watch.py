@@ -161,8 +161,9 @@ class HostWatch:
                 names = ", ".join(self.names.get(host, f"machine {host}") for host in silent)
                 self.end(
                     FAILURE,
-                    f"{socket.gethostname()} has had no sign of life from {names} for {self.silence:g} s (switched "
-                    "off, held up, or the network is cut); continue from the last checkpoint with --resume",
+                    f"{socket.gethostname()} has received no sign of life from {names} for "
+                    f"{self.silence:g} s (switched off, stopped, or cut off from the network); "
+                    "continue from the last checkpoint with --resume",
                 )
                 return
 

@@ -112,7 +112,8 @@ def call_hub(call: Callable[[], Result]) -> Result:
                 raise
             seconds = choose_pause(problem, pause)
             print(
-                f"the Hub does not answer as it should ({describe_failure(problem)}); tried again in {seconds:g} s",
+                f"the Hub does not answer properly ({describe_failure(problem)}); tried again in "
+                f"{seconds:g} s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -183,28 +184,32 @@ def explain_failure(problem: BaseException, name: str, revision: str | None, kin
     if find_cause(problem, GatedRepoError):
         return f"it is gated; accept its conditions at {place}" + ("" if get_token() else f", and {log_in}")
     if find_cause(problem, RevisionNotFoundError):
-        return f"the Hub has no revision '{revision}' of it; look at its branches and tags, or leave `revision` out"
+        return (
+            f"the Hub has no revision '{revision}' of it; check its branches and tags, or leave "
+            "`revision` out"
+        )
     if status == 401 and "Invalid credentials" in headers.get("X-Error-Message", ""):
         return "the Hub does not know your token; set HF_TOKEN to a valid one, or log in again with `hf auth login`"
     if find_cause(problem, RepositoryNotFoundError) or (
         status in (401, 404) and not is_entry_missing(problem)
     ):
         hidden = "and its users may not be you" if get_token() else f"where it is private, {log_in}"
-        return f"there is no such {kind} on the Hub, or it is private: look at its name, {hidden}"
+        return f"there is no such {kind} on the Hub, or it is private: check its name, {hidden}"
     if status == 404 and is_entry_missing(problem):
         cause = find_cause(problem, EntryNotFoundError)
         file = unquote(str(cause.response.url).partition("/resolve/")[2].partition("/")[2])  # type: ignore[union-attr]
         return f"it holds no {file or 'such file'}"
     if is_offline_by_choice(problem):
         return (
-            f"the Hub is not asked, for HF_HUB_OFFLINE is set, and it is not in the cache {constants.HF_HUB_CACHE}; "
-            f"run `{download}` where there is a network, or unset HF_HUB_OFFLINE"
+            f"HF_HUB_OFFLINE is set, and it is not in the cache {constants.HF_HUB_CACHE}; run "
+            f"`{download}` on a machine with a network, or unset HF_HUB_OFFLINE"
         )
     if status == 403:
-        return f"the Hub refuses access (403); see {place}, and {log_in} as a user who may read it"
+        return f"the Hub refuses access (403); see {place}, and {log_in} as a user with access"
     if status == 429:
         return (
-            f"the Hub takes no more requests for now (429); wait some minutes, or {log_in} for a higher limit"
+            f"the Hub takes no more requests for now (429); wait a few minutes, or {log_in} for a "
+            "higher limit"
         )
     if status is not None and status >= 500:
         return f"the Hub answers {status}, several times; try again later"
@@ -212,8 +217,9 @@ def explain_failure(problem: BaseException, name: str, revision: str | None, kin
         return "there is no such folder, and names on the Hub are written OWNER/NAME"
     if has_lost_connection(problem):
         return (
-            f"the Hub ({constants.ENDPOINT}) cannot be reached ({describe_failure(problem)}); look at the network and "
-            f"HF_ENDPOINT, or run `{download}` where there is one and set HF_HUB_OFFLINE=1 here"
+            f"the Hub ({constants.ENDPOINT}) cannot be reached ({describe_failure(problem)}); check "
+            f"the network and HF_ENDPOINT, or run `{download}` on a machine with a network and set "
+            "HF_HUB_OFFLINE=1 here"
         )
     return ""
 
@@ -258,9 +264,9 @@ def push_folder(folder: Path, name: str) -> str:
         UserError: when the Hub refuses; the folder stays.
     """
     api = HfApi()
-    with convert_hub_errors(f"{folder} is written, but {name} could not be uploaded", name):
+    with convert_hub_errors(f"{folder} was written, but {name} could not be uploaded", name):
         call_hub(lambda: api.create_repo(name, private=True, exist_ok=True))
         commit = call_hub(
-            lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of uniaudio")
+            lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export by uniaudio")
         )
     return str(commit.commit_url)

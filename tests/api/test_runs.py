@@ -120,10 +120,10 @@ def test_a_config_may_be_a_mapping_or_a_record_with_paths_and_numbers_of_numpy(r
             ),
             "give a list of objects",
         ),
-        (lambda: uniaudio.Run("data"), "data holds no run"),
+        (lambda: uniaudio.Run("data"), "data is not a run folder"),
         (lambda: uniaudio.load_encoder(""), "a model is missing"),
         (lambda: uniaudio.load_encoder("dog.flac"), "^dog.flac is a file; give the folder of a model$"),
-        (lambda: uniaudio.load_encoder("data"), "^data holds no model: there is no config.json in it$"),
+        (lambda: uniaudio.load_encoder("data"), "^data contains no model: it has no config.json$"),
         (
             lambda: uniaudio.Run("runs/birds").ask("dog.flac", "What?", max_new_tokens=0),
             "max_new_tokens: give",

@@ -90,7 +90,7 @@ def test_every_model_type_is_loaded_or_left_out_with_a_reason():
     list_families(console)
     shown = console.export_text()
     assert all(kind in shown for kind in (*FAMILIES, *LEFT_OUT))
-    assert explain_left_out("csm") == ": its audio codec is a Mimi; load that, such as kyutai/mimi"
+    assert explain_left_out("csm") == ": its audio codec is a Mimi; load a Mimi, such as kyutai/mimi"
     assert "whisper" in explain_left_out("whisperx")
 
 

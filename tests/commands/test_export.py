@@ -378,7 +378,7 @@ def test_a_whole_run_in_a_published_format_with_its_card(tone_run, fresh_acceler
     run = tone_run.parent / "out"
     write(run, tmp_path / "exported", "--to", "qwen2-audio")
     output = " ".join(capsys.readouterr().out.split())
-    assert "the likeliest first token is the same for 4" in output
+    assert "the most likely first token is the same for 4" in output
     assert "cannot serve it with a qwen3 decoder" in output
     assert f'Qwen2AudioForConditionalGeneration.from_pretrained("{tmp_path / "exported"}")' in output
     card = (tmp_path / "exported" / "README.md").read_text()
@@ -394,11 +394,11 @@ def test_a_whole_run_in_a_published_format_with_its_card(tone_run, fresh_acceler
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for out, to, sentence in (
-        ("full", "qwen2-audio", "is there and not empty"),
+        ("full", "qwen2-audio", "exists and is not empty"),
         (
             "no",
             "audio-flamingo3",
-            "has the projector of adapter.kind audio_flamingo3, and the run has qwen2_audio",
+            "has the projector of adapter.kind audio_flamingo3, but the run has qwen2_audio",
         ),
         ("no", "qwen2-audo", "did you mean 'qwen2-audio'?"),
     ):
@@ -435,7 +435,7 @@ def test_what_no_published_format_holds_is_refused_in_a_sentence(tone_run):
         "ultravox",
     ):
         adapter = TypeAdapter(AdapterConfig).validate_python({"kind": kind})
-        with pytest.raises(UserError, match=f"and the run has {kind}; train with adapter"):
+        with pytest.raises(UserError, match=f"but the run has {kind}; train with adapter"):
             check(config.model_copy(update={"adapter": adapter}))
     whisper = config.decoder.model_copy(update={"kind": "whisper"})
     with pytest.raises(UserError, match="no place for Whisper's own decoder"):

@@ -72,6 +72,6 @@ def test_a_refusal_of_the_hub_says_that_the_folder_stays(as_me, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     as_me.faults.add("repos/create", 403, times=None, headers={"X-Error-Message": "no way through"})
     with pytest.raises(
-        UserError, match=r"is written, but me/encoder could not be uploaded: the Hub refuses access"
+        UserError, match=r"was written, but me/encoder could not be uploaded: the Hub refuses access"
     ):
         push_folder(tmp_path, "me/encoder")

@@ -143,7 +143,7 @@ def test_refusals_of_the_hub_are_one_sentence_with_the_fix(
         return str(caught.value)
 
     name = "openai/whisper-tiny" if part == "encoders.whisper" else "HuggingFaceTB/SmolLM2-135M"
-    start = f"{part}: {name} is no folder here and cannot be fetched: "
+    start = f"{part}: {name} is not a folder here and cannot be downloaded: "
     hub.gated[f"models/{name}"] = {"me"}
     assert (
         message(name)
@@ -157,7 +157,9 @@ def test_refusals_of_the_hub_are_one_sentence_with_the_fix(
     assert "there is no such model on the Hub, or it is private" in message("openai/whisper-huge")
     go_offline(monkeypatch)
     check(named_run(override.format(name)))  # from the cache
-    assert "run `hf download openai/whisper-huge` where there is a network" in message("openai/whisper-huge")
+    assert "run `hf download openai/whisper-huge` on a machine with a network" in message(
+        "openai/whisper-huge"
+    )
 
 
 def test_what_passes_is_tried_again(hub, named_run, capsys):
@@ -165,7 +167,7 @@ def test_what_passes_is_tried_again(hub, named_run, capsys):
     hub.faults.add("config.json", 503)
     hub.faults.add("api/models/", 503)
     assert "ok" in check(named_run())
-    assert "the Hub does not answer as it should (HTTP 503); tried again in 1 s" in capsys.readouterr().err
+    assert "the Hub does not answer properly (HTTP 503); tried again in 1 s" in capsys.readouterr().err
     hub.faults.add("config.json", 500, times=None)
     with pytest.raises(UserError, match="the Hub answers 500, several times; try again later"):
         check(named_run("encoders.whisper.path=openai/whisper-tiny"))
@@ -188,12 +190,12 @@ def test_pickles_and_adapters_on_the_hub_are_refused(hub, models, zoo, tmp_path,
     with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle, .*`revision: refs/pr/NUMBER`"):
         check(named_run("encoders.whisper.path=someone/old"))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"decoder\.path: someone/old holds an adapter"):
+    with pytest.raises(UserError, match=r"decoder\.path: someone/old contains an adapter"):
         check(named_run("encoders.whisper.path=whisper", "decoder.path=someone/old"))
     (models / "someone" / "bare").mkdir()
     (models / "someone" / "bare" / "model.safetensors").touch()
     with pytest.raises(
-        UserError, match=r"someone/bare is no folder here .* fetched: it holds no config\.json"
+        UserError, match=r"someone/bare is not a folder here .* downloaded: it holds no config\.json"
     ):
         check(named_run("encoders.whisper.path=someone/bare", "decoder.path=qwen"))
 

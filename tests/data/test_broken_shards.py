@@ -79,7 +79,7 @@ def test_two_tars_written_one_behind_the_other_are_reported(tars):
     first, second = tars / "0.tar", tars / "1.tar"
     first.write_bytes(first.read_bytes() + second.read_bytes())
     (skip,) = losses(tars)
-    assert "zeros, and more members behind them" in skip.detail
+    assert "zeros, with more members after them" in skip.detail
     assert skip.rows == pytest.approx(ROWS, abs=4)
 
 

@@ -281,7 +281,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, repository, tmp_path):
         assert numbers(open_named(tmp_path, load={"revision": revision}).rows()) == [(5, 5)]
     converted = open_named(tmp_path, load={"revision": "refs/convert/parquet"})
     assert numbers(converted.rows()) == [(7, 7)]
-    with pytest.raises(UserError, match="the Hub has no revision 'v2' of it; look at its branches"):
+    with pytest.raises(UserError, match="the Hub has no revision 'v2' of it; check its branches"):
         open_named(tmp_path, load={"revision": "v2"})
 
 
@@ -321,7 +321,7 @@ def test_what_passes_is_tried_again(hub, repository, tmp_path, fresh_addresses, 
     hub.faults.add("api/datasets", 503)
     source = open_named(tmp_path)
     assert fresh_addresses == [7.0, 2.0]
-    assert "the Hub does not answer as it should (HTTP 429); tried again in 7 s" in capsys.readouterr().err
+    assert "the Hub does not answer properly (HTTP 429); tried again in 7 s" in capsys.readouterr().err
     hub.faults.add("GET .*/[0-9a-f]{64}", cut_after=100)
     hub.faults.add("resolve", 429, headers={"Retry-After": "9"})
     slept = []
@@ -333,7 +333,7 @@ def test_what_passes_is_tried_again(hub, repository, tmp_path, fresh_addresses, 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (429, "the Hub takes no more requests for now .429.; wait some minutes, or log in"),
+        (429, "the Hub takes no more requests for now .429.; wait a few minutes, or log in"),
         (503, "the Hub answers 503, several times; try again later"),
         (403, "the Hub refuses access .403."),
     ],

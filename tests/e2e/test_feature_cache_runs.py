@@ -236,7 +236,7 @@ def test_a_full_disk_ends_the_writing_and_not_the_run(tone_run, cache, monkeypat
     assert hits(rows)[-1] == 0
     assert files(cache) == []
     message = capsys.readouterr().out
-    assert message.count("the feature cache takes no more frames") == 1
+    assert message.count("the feature cache stores no more frames") == 1
     assert "less than 1073741824" in message
 
 

@@ -207,7 +207,7 @@ def test_an_encoder_class_of_the_user(tone_run, monkeypatch):
     ("kind", "message"),
     [
         ("nowhere:Nothing", "cannot be imported"),
-        ("pathlib:Path", "is no subclass of uniaudio's AudioEncoder"),
+        ("pathlib:Path", "is not a subclass of uniaudio's AudioEncoder"),
     ],
 )
 def test_an_encoder_class_that_is_none_is_reported(tone_run, kind, message):
@@ -232,7 +232,7 @@ def test_an_encoder_class_that_is_none_is_reported(tone_run, kind, message):
         ),
         (["encoders.whisper.kind=wavlm"], "holds a whisper model, but kind says wavlm"),
         (["encoders.whisper.kind=wisper"], "did you mean 'whisper'"),
-        (["encoders.whisper.path=qwen"], "holds a qwen3 model, no audio encoder known here"),
+        (["encoders.whisper.path=qwen"], "holds a qwen3 model, which is not a known audio encoder"),
         (["encoders.whisper.chunk_seconds=10"], "a whisper encoder has no such setting"),
         (["encoders.whisper.settings={a: 1}"], "only your own encoder class"),
     ],

@@ -275,7 +275,7 @@ def test_clips_of_a_given_length_need_no_data(run, capsys):
 
 def test_an_encoder_that_is_not_at_hand_is_reported(run, hub):
     config = run(encoders={"whisper": {"path": "openai/whisper-small"}})
-    with pytest.raises(UserError, match="openai/whisper-small is no folder here and cannot be fetched"):
+    with pytest.raises(UserError, match="openai/whisper-small is not a folder here and cannot be downloaded"):
         plan_stage(config, 0, CLIP, torch.float32)
 
 

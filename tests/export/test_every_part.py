@@ -65,7 +65,7 @@ def test_an_adapter_is_refused_by_the_formats_of_others(to, kind, monkeypatch):
     if kind == adapter:
         require_fitting_run(config, to, STOCK_FORMATS[to])
         return
-    with pytest.raises(UserError, match=f"adapter.kind {adapter}, and the run has {kind}; .* --to hf-lm$"):
+    with pytest.raises(UserError, match=f"adapter.kind {adapter}, but the run has {kind}; .* --to hf-lm$"):
         require_fitting_run(config, to, STOCK_FORMATS[to])
 
 

@@ -161,8 +161,8 @@ def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(settin
     assert only_text.shape[1] > 2
     assert loaded.config.provenance == {"steps": 3}
     for clip, rate, sentence in (
-        (np.zeros((2, 9), np.float32), 16_000, "mixed to one channel"),
-        (np.zeros(0, np.float32), 16_000, "mixed to one channel and not empty"),
+        (np.zeros((2, 9), np.float32), 16_000, "with one channel that is not empty"),
+        (np.zeros(0, np.float32), 16_000, "with one channel that is not empty"),
         (None, 16_000, r"there are 0 clips; give them as audio=\[...\]"),
         (floats[0], 8_000, "sampling_rate: 8000"),
         ([floats[0], floats[1]], 16_000, "1 places <|audio|>, but there are 2 clips"),
@@ -199,12 +199,12 @@ def test_the_processor_is_called_as_those_of_transformers(plain):
     assert torch.equal(alone["input_values"], processor(text=texts[0], audio=one)["input_values"])
     arrays = processor(text=texts, audio=[one, two], return_tensors="np")
     assert {type(value) for value in arrays.values()} == {np.ndarray}
-    with pytest.raises(ValueError, match="places for audio, and there are no input_values"):
+    with pytest.raises(ValueError, match="audio placeholders, but there are no input_values"):
         model(input_ids=alone["input_ids"])
     for given, sentence in (
-        ({"audio": (one * 2**30).astype(np.int32)}, "audio: samples are int16, or float"),
-        ({"audio": one * 32768}, r"audio: the waveform reaches \d+; floats lie in \[-1, 1\]"),
-        ({"audio": one, "images": [1]}, "images: the model hears clips"),
+        ({"audio": (one * 2**30).astype(np.int32)}, "audio: samples must be int16, or float"),
+        ({"audio": one * 32768}, r"audio: the waveform reaches \d+; floats must be in \[-1, 1\]"),
+        ({"audio": one, "images": [1]}, "images: the model takes audio"),
     ):
         with pytest.raises(ValueError, match=sentence):
             processor(text=texts[0], **given)

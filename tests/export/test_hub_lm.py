@@ -108,7 +108,7 @@ def test_the_decoder_is_offloaded_and_the_encoder_is_not(plain, tmp_path):
     assert torch.equal(offloaded(**inputs).logits, model(**inputs).logits)
     for name in ("encoder", "adapter"):
         wrong = {**places, "language_model": "cpu", name: "disk"}
-        with pytest.raises(ValueError, match="device_map: the encoder is to be offloaded"):
+        with pytest.raises(ValueError, match="device_map: the encoder cannot be offloaded"):
             AutoModelForCausalLM.from_pretrained(model.name_or_path, device_map=wrong, **settings)
 
 

@@ -69,14 +69,14 @@ def test_a_model_in_a_stock_format(name, decoder, chat_tokenizer, tmp_path):
     assert_same_answers(model, format, load_model(str(tmp_path / "lm"), CPU))
     for other in {*EXACT} - {name, "voxtral"}:
         with pytest.raises(
-            UserError, match=f"adapter.kind {STOCK_FORMATS[other].adapter}, and the model has"
+            UserError, match=f"adapter.kind {STOCK_FORMATS[other].adapter}, but the model has"
         ):
             write_stock_model(loaded.model, loaded.format, tmp_path / "no", other, STOCK_FORMATS[other])
 
 
 def test_a_decoder_that_the_configuration_of_a_format_reads_otherwise_is_refused(chat_tokenizer, tmp_path):
     model, format = make_stock_model("voxtral", chat_tokenizer, "gpt2")
-    with pytest.raises(UserError, match="VoxtralConfig of transformers reads another hidden_size"):
+    with pytest.raises(UserError, match="VoxtralConfig of transformers reads a different hidden_size"):
         write_stock_model(model, format, tmp_path / "no", "voxtral", STOCK_FORMATS["voxtral"])
     assert not (tmp_path / "no").exists()
 
@@ -91,5 +91,5 @@ def test_what_is_no_whole_model_says_so(tmp_path):
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     for read in (load_model, partial(read_run_config, to="hf-lm", trust=NO_TRUST)):
-        with pytest.raises(UserError, match=r"lora holds an adapter .* merge it into its base model"):
+        with pytest.raises(UserError, match=r"lora contains an adapter .* merge it into its base model"):
             read(str(tmp_path / "lora"))

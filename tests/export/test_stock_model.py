@@ -231,7 +231,9 @@ def test_real_encoders_and_decoders_answer_in_every_format_as_in_the_run(name, r
 def test_every_stock_format_is_a_target_and_names_what_it_cannot_hold(chat_tokenizer, tmp_path):
     assert {*STOCK_FORMATS, "hf-lm"} == {*MODEL_TARGETS}
     narrow = WhisperAudioEncoder(tiny_whisper(), **EXACT["voxtral"])
-    with pytest.raises(UserError, match="layers are 128 wide inside, and the format wants four times 64"):
+    with pytest.raises(
+        UserError, match="feed-forward layers are 128 wide, but the format needs four times 64"
+    ):
         refuse_encoder(narrow, "voxtral", STOCK_FORMATS["voxtral"])
     for name, exact, other in (
         ("voxtral", {"tail_frames": 1500, "keep_tail": True}, {"pad_to": 30.0}),

@@ -62,7 +62,7 @@ def test_an_adapter_that_the_first_stage_does_not_train_is_refused(whisper, qwen
     model = make_model(whisper, qwen, PoolAdapter)
     model.adapter.requires_grad_(False)
     with pytest.raises(
-        UserError, match=r"adapter\.start: ridge is for an adapter that the first stage trains"
+        UserError, match=r"adapter\.start: ridge is for an adapter that is trained in the first stage"
     ):
         start_adapter(model, iter(()), 4, list)
 

@@ -125,5 +125,5 @@ def test_a_machine_without_a_compiler(monkeypatch):
 
 def test_nothing_to_compile():
     decoder = TextDecoder(tiny_qwen(), "padded")
-    with pytest.raises(UserError, match=r"train\.compile: no encoder runs packed here"):
+    with pytest.raises(UserError, match=r"train\.compile: neither an encoder nor the decoder runs packed"):
         compile_layers(torch.nn.ModuleList([decoder, torch.nn.Linear(2, 2)]))

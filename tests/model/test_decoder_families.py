@@ -92,10 +92,10 @@ def test_what_check_needs_is_known_without_weights(family):
     [
         ("falcon_h1", "FalconH1ForCausalLM cannot generate from embeddings"),
         ("openai-gpt", "cannot generate from embeddings"),
-        ("t5", "t5 reads its prompt with an encoder of its own"),
-        ("bart", "bart reads its prompt with an encoder of its own"),
+        ("t5", "t5 is an encoder-decoder model"),
+        ("bart", "bart is an encoder-decoder model"),
         ("whisper", "set decoder.kind: whisper"),
-        ("vit", "vit is no causal language model"),
+        ("vit", "vit is not a causal language model"),
     ],
 )
 def test_what_can_never_answer_is_refused_by_its_config(family, reason):

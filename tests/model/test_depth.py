@@ -220,7 +220,7 @@ def test_layers_and_kinds_that_do_not_fit_are_refused(chat_tokenizer):
     with pytest.raises(UserError, match="encoder_layers: 3, but the encoder has hidden states 0 to 2"):
         make_adapter(deep, encoder, decoder.dim)
     high = StackConfig(depth={"encoder_layers": [1], "decoder_layers": [1]})
-    with pytest.raises(UserError, match="decoder_layers: 1, but Qwen3ForCausalLM has 2 layers; take 0 to 0"):
+    with pytest.raises(UserError, match="decoder_layers: 1, but Qwen3ForCausalLM has 2 layers; use 0 to 0"):
         AudioLM(encoder, make_adapter(high, encoder, decoder.dim), decoder)
 
 
@@ -252,5 +252,5 @@ def test_a_run_resumes_in_the_same_numbers_and_answers(tone_run, fresh_accelerat
         load_run(tone_run, [*changes, "encoders.whisper.cache=true", "encoders.whisper.train=frozen"])
     with pytest.raises(UserError, match="does not support it; use another kind"):
         load_run(tone_run, ["adapter.kind=ultravox", "adapter.time_markers=1"])
-    with pytest.raises(UserError, match="take 0 to 0"):
+    with pytest.raises(UserError, match="use 0 to 0"):
         check_run(load_run(tone_run, [*changes, "adapter.depth.decoder_layers=[1]"]))

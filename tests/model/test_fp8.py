@@ -192,7 +192,7 @@ def test_sizes_that_the_units_cannot_take_stay():
     convert_to_float8(body)
     assert type(body.layers[0]["odd"]) is nn.Linear
     assert isinstance(body.layers[0]["even"], Float8Linear)
-    with pytest.raises(UserError, match="multiples of 16, and the layers of Module have none"):
+    with pytest.raises(UserError, match="multiples of 16, but the layers of Module have none"):
         convert_to_float8(body)
 
 

@@ -66,9 +66,12 @@ def write_gguf(folder):
 
 DAMAGES = {
     "pickle": (pickle_weights, "holds its weights as pytorch_model.bin, a pickle.*convert it to safetensors"),
-    "adapter": (write_adapter, "holds an adapter .*merge it into its base model"),
-    "model with an adapter": (add_adapter, "holds an adapter .*merge it into its base model"),
-    "gguf": (write_gguf, r"as GGUF \(model-Q4_K_M.gguf\), which is not read; name the folder of safetensors"),
+    "adapter": (write_adapter, "contains an adapter .*merge it into its base model"),
+    "model with an adapter": (add_adapter, "contains an adapter .*merge it into its base model"),
+    "gguf": (
+        write_gguf,
+        r"as GGUF \(model-Q4_K_M.gguf\), which is not supported; name the safetensors folder",
+    ),
 }
 
 
@@ -121,7 +124,7 @@ def test_quantized_weights_are_refused(tone_run, stated):
         lambda: check_run(load_run(tone_run)),
     ):
         with pytest.raises(
-            UserError, match=rf"^decoder\.path: its weights are quantized \({named}.*name the model"
+            UserError, match=rf"^decoder\.path: its weights are quantized \({named}.*name the original model"
         ):
             action()
 
@@ -152,7 +155,7 @@ def test_a_model_of_pictures_and_text_is_refused(tone_run):
         lambda: load_decoder(str(tone_run.parent / "llava")),
         lambda: check_run(load_run(tone_run, ["decoder.path=llava"])),
     ):
-        with pytest.raises(UserError, match="llava reads more than text; save its language model alone"):
+        with pytest.raises(UserError, match="llava reads more than text; save its language model separately"):
             action()
 
 

@@ -257,7 +257,7 @@ def test_decoders_that_cannot():
     model = build("padded")
     assert not model.shares_prefixes
     batch, whole = shared_and_not(model, examples(MIXED))
-    with pytest.raises(ValueError, match="reads whole rows only"):
+    with pytest.raises(ValueError, match="reads only whole rows"):
         model(batch)
     expected = build()(whole).total
     torch.testing.assert_close(model(whole).total, expected, **EXACT)

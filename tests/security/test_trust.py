@@ -147,9 +147,9 @@ def test_the_python_function_takes_the_same_two_words(here):
     with pytest.raises(UserError, match=r"allow_code=True in Python"):
         uniaudio.load_encoder(run, device="cpu")
     assert not (here / "ran").exists()
-    with pytest.raises(UserError, match="is no subclass of uniaudio's AudioEncoder"):
+    with pytest.raises(UserError, match="is not a subclass of uniaudio's AudioEncoder"):
         uniaudio.load_encoder(run, device="cpu", allow_code=True)
-    with pytest.raises(UserError, match="brings its own Python code"):
+    with pytest.raises(UserError, match="comes with its own Python code"):
         uniaudio.load_encoder("hostile", device="cpu", allow_code=True)
 
 
@@ -226,5 +226,5 @@ def test_every_process_of_a_launch_is_given_the_same_trust(here):
         ["-m", "uniaudio.train", "run.yaml", OWN_CLASS, "--allow-code"], folder=here, processes=2, timeout=200
     )
     assert done.returncode != 0
-    assert "is no subclass of uniaudio's AudioEncoder" in done.stderr
+    assert "is not a subclass of uniaudio's AudioEncoder" in done.stderr
     assert {file.name for file in here.glob("ran-*")} == {"ran-0", "ran-1"}

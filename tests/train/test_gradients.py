@@ -163,7 +163,7 @@ def test_learning_rates_by_component_and_schedule(model, tone_run):
 
 def test_slots_that_do_not_match_are_reported_with_both_numbers(model, chat_tokenizer):
     wrong = collate(examples(1), ChatFormat(chat_tokenizer), lambda n: 3, ("speak", "tag"))
-    with pytest.raises(ValueError, match="3 places for audio but 1 audio tokens"):
+    with pytest.raises(ValueError, match="3 audio positions but 1 audio tokens"):
         model(wrong)
 
 

@@ -216,7 +216,7 @@ def test_another_cap_is_a_change_where_the_rate_decays_towards_it(tone_run):
 def test_a_decoder_of_random_weights_is_the_same_after_loading(tone_run, capsys):
     random_lm = f"decoder.path=random:{tone_run.parent / 'qwen'}"
     check_run(load_run(tone_run, [random_lm]))
-    assert "no folder here" not in capsys.readouterr().out
+    assert "not a folder here" not in capsys.readouterr().out
     assert run_training(load_run(tone_run, [random_lm, "seed=3", "train.max_steps=1"]), None) == 0
     loaded = load_model(str(tone_run.parent / "out"))
     drawn = load_decoder(loaded.config.decoder.path, seed=3)

@@ -89,8 +89,8 @@ def locate_class(kind: type, root: str) -> str:
     """
     if not kind.__module__.startswith(root):
         raise UserError(
-            f"export: the encoder uses the class {kind.__name__} of {kind.__module__}, which is neither code of "
-            "uniaudio nor of transformers; export a run without it"
+            f"export: the encoder uses the class {kind.__name__} of {kind.__module__}, which "
+            "belongs neither to uniaudio nor to transformers; export a run without it"
         )
     return f"{kind.__module__}:{kind.__qualname__}"
 
@@ -103,7 +103,7 @@ def check_listed(named: str, known: tuple[str, ...]) -> str:
     """
     if named not in known:
         raise UserError(
-            f"export: the encoder uses {named}, which exported encoders cannot be made of; known: "
+            f"export: the encoder uses {named}, which an exported encoder cannot contain; known: "
             f"{', '.join(one.partition(':')[2] for one in known)}"
         )
     return named

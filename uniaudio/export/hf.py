@@ -148,7 +148,7 @@ def verify_hf(encoder: AudioEncoder, folder: Path) -> None:
     output = loaded.eval()(samples, attention_mask=mask)
     for row, expected in enumerate(encoder(audio).frames.rows()):
         if not torch.equal(output.last_hidden_state[row, : len(expected)], expected):
-            raise RuntimeError(f"{folder}: the frames of the written model differ from those of the encoder")
+            raise RuntimeError(f"{folder}: the frames of the exported model differ from those of the encoder")
 
 
 def require_new_folder(folder: Path) -> None:
@@ -158,4 +158,4 @@ def require_new_folder(folder: Path) -> None:
         UserError: when the folder is not empty or is a file.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} is there and not empty; name a new folder")
+        raise UserError(f"{folder} exists and is not empty; name a new folder")

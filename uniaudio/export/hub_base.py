@@ -93,16 +93,18 @@ class RebuiltModel(PreTrainedModel):
         names = {*loading["missing_keys"], *loading["unexpected_keys"]}
         if wrong := sorted(name for name in names if not name.startswith(cls.new_heads)):
             raise ValueError(
-                f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file is not that of the "
-                f"model, or transformers {__version__} names them differently"
+                f"{len(wrong)} tensors are missing or unknown, for example {wrong[0]}: the file "
+                f"does not belong to this model, or transformers {__version__} names its tensors "
+                "differently"
             )
         # without a device_map, tensors without values belong to an outer model, which is being loaded around this one
         is_spread = kwargs.get("device_map") is not None
         empty = [name for name, value in loaded.named_parameters() if value.is_meta]
         if is_spread and any(not name.startswith(DECODER) for name in empty):
             raise ValueError(
-                "device_map: the encoder is to be offloaded, but its parts read each other's weights; keep encoder and "
-                "adapter on a device, for example with a device_map by name"
+                "device_map: the encoder cannot be offloaded, because its parts read each other's "
+                "weights; keep encoder and adapter on one device, for example with a device_map by "
+                "name"
             )
         loaded.restore_constants()
         return (loaded, loading) if with_info else loaded

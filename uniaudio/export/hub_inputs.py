@@ -13,7 +13,7 @@ from uniaudio.ragged import Ragged
 
 CHANNELS = 8  # a batch of many rows that are no longer than this is one clip, written [samples, channels]
 LOUDEST = 256.0  # floats beyond it are no waveform in [-1, 1], of normalized samples neither
-MONO = "mix the channels of a clip to one first, for example with waveform.mean(0)"
+MONO = "mix the channels of a clip into one first, for example with waveform.mean(0)"
 
 
 def pack_waveforms(
@@ -42,7 +42,7 @@ def pack_waveforms(
         if wrong := [row for row in rows if row.dim() != 1]:
             raise ValueError(f"input_values: a clip of the list has the shape {list(wrong[0].shape)}; {MONO}")
         if len({row.dtype for row in rows}) > 1:
-            raise ValueError("input_values: the clips of the list are int16 and float; give one kind")
+            raise ValueError("input_values: the list mixes int16 and float clips; give one dtype")
         if attention_mask is None and lengths is None:
             return require_samples(rows)
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -97,12 +97,13 @@ def convert_samples(samples: Tensor, name: str = "input_values") -> Tensor:
         )
         if loudest > LOUDEST:
             raise ValueError(
-                f"{name}: the waveform reaches {loudest:g}; floats lie in [-1, 1]: divide by 32768, or give int16"
+                f"{name}: the waveform reaches {loudest:g}; floats must be in [-1, 1]: divide by "
+                "32768, or give int16"
             )
         return samples.float()
     if samples.dtype != torch.int16:
         kind = str(samples.dtype).removeprefix("torch.")
-        raise ValueError(f"{name}: samples are int16, or float in [-1, 1]; found {kind}")
+        raise ValueError(f"{name}: samples must be int16, or float in [-1, 1]; found {kind}")
     return samples
 
 
@@ -118,7 +119,7 @@ def require_samples(rows: Sequence[Tensor]) -> Ragged:
         ValueError: when there is none, or one of them is empty.
     """
     if not rows or not min(len(row) for row in rows):
-        raise ValueError("input_values: there is no clip, or one of them has no samples")
+        raise ValueError("input_values: there is no clip, or a clip has no samples")
     return Ragged.from_rows(rows)
 
 
@@ -133,7 +134,7 @@ def count_samples(padded: Tensor, attention_mask: Any, lengths: Any) -> Tensor:
     if lengths is not None:
         given = torch.as_tensor(lengths)
         if given.is_floating_point() and bool(((given != given.round()) | (given == 1)).any()):
-            raise ValueError("lengths: give whole numbers of samples, not shares of the longest clip")
+            raise ValueError("lengths: give whole numbers of samples, not fractions of the longest clip")
         counts = given.to("cpu", torch.int64)
         if counts.shape != (clips,):
             raise ValueError(
@@ -152,5 +153,5 @@ def count_samples(padded: Tensor, attention_mask: Any, lengths: Any) -> Tensor:
             raise ValueError("attention_mask: padding must come after the clip, not before it")
         counts = real.sum(1).cpu()
     if not clips or int(counts.min()) < 1 or int(counts.max()) > samples:
-        raise ValueError(f"a clip has 1 to {samples} samples here, found {counts.tolist()}")
+        raise ValueError(f"clips have 1 to {samples} samples, found {counts.tolist()}")
     return counts

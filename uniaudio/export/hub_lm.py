@@ -139,7 +139,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         if input_values is None:
             if bool(places.any()):
                 raise ValueError(
-                    "input_ids have places for audio, and there are no input_values; give the clips, too"
+                    "input_ids contain audio placeholders, but there are no input_values; give the clips, too"
                 )
             return text
         if audio_lengths is None:
@@ -154,7 +154,8 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         tokens = self.adapter(encoded.frames, *states).values
         if len(tokens) != int(places.sum()):
             raise ValueError(
-                f"{int(places.sum())} places for audio but {len(tokens)} audio tokens; make inputs with the processor"
+                f"{int(places.sum())} audio placeholders but {len(tokens)} audio tokens; create the "
+                "inputs with the processor"
             )
         text = widen_rows(text, tokens.shape[1])
         return text.masked_scatter(places[..., None], tokens.to(text.dtype))

@@ -81,8 +81,9 @@ class UniaudioModel(RebuiltModel):
     def __init__(self, config: UniaudioConfig) -> None:
         if config._attn_implementation not in (None, "sdpa"):
             raise ValueError(
-                f"attn_implementation: {config._attn_implementation} is not built: clips attend side by side without "
-                "padding, by scaled_dot_product_attention (sdpa), which keeps no attention weights; give sdpa"
+                f"attn_implementation: {config._attn_implementation} is not available: packed clips "
+                "use scaled_dot_product_attention (sdpa), which returns no attention weights; use "
+                "sdpa"
             )
         super().__init__(config)
         with construct_plainly():

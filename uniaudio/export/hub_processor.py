@@ -62,25 +62,25 @@ class ClipsProcessor(ProcessorMixin):
             return ClipsProcessor.__call__(self, text, audio, **given | merge_groups(settings))
         for name in ("images", "videos"):
             if settings.pop(name, None) is not None:
-                raise ValueError(f"{name}: the model hears clips, and sees nothing")
+                raise ValueError(f"{name}: the model takes audio, not images or video")
         texts = [text] if isinstance(text, str) else list(text)
         clips = list_clips(audio)
         if clips and sampling_rate not in (None, self.feature_extractor.sampling_rate):
             raise ValueError(
-                f"sampling_rate: {sampling_rate}, but the model wants {self.feature_extractor.sampling_rate}"
+                f"sampling_rate: {sampling_rate}, but the model needs {self.feature_extractor.sampling_rate}"
             )
         tensors = [to_tensor(clip, "cpu", "audio") for clip in clips]
         waveforms = [drop_only_channel(convert_samples(tensor, "audio")) for tensor in tensors]
         if wrong := [clip.shape for clip in waveforms if clip.dim() != 1 or not len(clip)]:
             raise ValueError(
-                "audio: a clip is a waveform [samples], mixed to one channel and not empty, and several are a list of "
+                "audio: give a waveform [samples] with one channel that is not empty, or a list of "
                 f"them; found {tuple(wrong[0])}"
             )
         mark = self.audio_token
         if (places := sum(one.count(mark) for one in texts)) != len(clips):
             raise ValueError(
-                f"the texts have {places} places {mark}, but there are {len(clips)} clips; give them as audio=[...], "
-                "one for each place"
+                f"the texts have {places} placeholders {mark}, but there are {len(clips)} clips; "
+                "give them as audio=[...], one per placeholder"
             )
         counts = iter([self.count_tokens(len(clip)) for clip in waveforms])
         parts = [one.split(mark) for one in texts]
@@ -103,7 +103,7 @@ def merge_groups(settings: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: when ``audio_kwargs`` has more than a sampling rate, for waveforms are padded as the model needs it.
     """
     if wrong := [name for name in settings.get("audio_kwargs") or {} if name != "sampling_rate"]:
-        raise ValueError(f"audio_kwargs: there is no setting {wrong[0]} here; give sampling_rate or nothing")
+        raise ValueError(f"audio_kwargs: there is no setting {wrong[0]}; only sampling_rate is possible")
     merged = {name: value for name, value in settings.items() if name not in GROUPS}
     for group in GROUPS:
         merged |= settings.get(group) or {}

@@ -41,9 +41,9 @@ class LogitComparison:
     def describe(self) -> str:
         """Return the result as a sentence."""
         return (
-            f"Compared with the run on {self.clips} clips of noise of 0.5 to 30 s, in float32: the likeliest first "
-            f"token is the same for {self.same_token}, and its logits differ by at most {self.difference:.1g} of the "
-            "largest."
+            f"Compared with the run on {self.clips} clips of noise of 0.5 to 30 s, in float32: the "
+            f"most likely first token is the same for {self.same_token}, and its logits differ by "
+            f"at most {self.difference:.1g} of the largest."
         )
 
 
@@ -86,12 +86,12 @@ def compare_stock_model(
         )
         theirs = stock(**inputs).logits[0]
         if exact and len(theirs) != len(logits):
-            raise RuntimeError(f"{folder}: {len(theirs)} tokens of a prompt, the run has {len(logits)}")
+            raise RuntimeError(f"{folder}: {len(theirs)} tokens in a prompt, but the run has {len(logits)}")
         last, wanted = theirs[-1, : logits.shape[1]], logits[-1]
         differences.append(float((last - wanted).abs().max() / wanted.abs().max()))
         same += int(last.argmax() == wanted.argmax())
     if exact and max(differences) > CLOSE:
-        raise RuntimeError(f"{folder}: the logits of the written model differ from those of the run")
+        raise RuntimeError(f"{folder}: the logits of the exported model differ from those of the run")
     return LogitComparison(max(differences), same, len(clips))
 
 
@@ -115,10 +115,10 @@ def verify_hf_lm(ours: Sequence[Tensor], clips: Sequence[NDArray[np.int16]], fol
         inputs = processor(text=write_prompt(processor), audio=[clip], sampling_rate=SAMPLE_RATE)
         theirs = loaded(**inputs).logits[0]
         if len(theirs) != len(logits):
-            raise RuntimeError(f"{folder}: {len(theirs)} tokens of a prompt, the run has {len(logits)}")
+            raise RuntimeError(f"{folder}: {len(theirs)} tokens in a prompt, but the run has {len(logits)}")
         differences.append(float((theirs - logits).abs().max() / logits.abs().max()))
     if max(differences) > CLOSE:
-        raise RuntimeError(f"{folder}: the logits of the written model differ from those of the run")
+        raise RuntimeError(f"{folder}: the logits of the exported model differ from those of the run")
     return max(differences)
 
 

@@ -50,7 +50,7 @@ class UniaudioEncoder(AbsEncoder):
         pooled = []
         for batch in inputs:
             if "audio" not in batch:
-                raise ValueError(f"the encoder embeds audio alone, and the task gives {', '.join(batch)}")
+                raise ValueError(f"the encoder embeds only audio, but the task gives {', '.join(batch)}")
             clips = [torch.as_tensor(clip["array"]).float().flatten() for clip in batch["audio"]]
             pooled.append(self.model(clips).pooler_output.cpu())
         return torch.cat(pooled).numpy()

@@ -30,7 +30,7 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 VLLM = """\
 from vllm import LLM, SamplingParams
 
-model = LLM("PLACE", trust_remote_code=True)  # the processor is code of the folder
+model = LLM("PLACE", trust_remote_code=True)  # the processor is code in the folder
 turns = [{"role": "user", "content": "<|audio|>What is this?"}]
 text = model.get_tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 request = {"prompt": text, "multi_modal_data": {"audio": [(waveform, 16000)]}}
@@ -53,8 +53,8 @@ NO_PADDING = {"pad_to": None, "tail_frames": 0, "keep_tail": False, "masked_padd
 
 
 FLOATS = (
-    "The processor takes float waveforms in [-1, 1] of one channel; it does not scale int16 samples and computes "
-    "other spectrograms of them, without an error."
+    "The processor takes float waveforms in [-1, 1] with one channel; it does not scale int16 "
+    "samples and computes wrong spectrograms from them without an error."
 )
 
 
@@ -158,7 +158,10 @@ def explain_voxtral_misfit(encoder: WhisperAudioEncoder) -> str:
     config: Any = encoder.whisper.config
     if config.encoder_ffn_dim == 4 * config.d_model:
         return ""
-    return f"its layers are {config.encoder_ffn_dim} wide inside, and the format wants four times {config.d_model}"
+    return (
+        f"its feed-forward layers are {config.encoder_ffn_dim} wide, but the format needs four times "
+        f"{config.d_model}"
+    )
 
 
 class UltravoxModelConfig(PretrainedConfig):
@@ -202,8 +205,9 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         encoder={"masked_padding": True},
         notes=(
             FLOATS,
-            "The processor drops what is beyond 30 s of a clip: cut a longer one into pieces of 30 s and write their "
-            "places side by side, as in <|audio_bos|><|AUDIO|><|AUDIO|><|audio_eos|>, which is what the run computes.",
+            "The processor drops everything after the first 30 s of a clip: cut a longer clip into "
+            "pieces of 30 s and write their placeholders one after another, as in "
+            "<|audio_bos|><|AUDIO|><|AUDIO|><|audio_eos|>, as the run does.",
         ),
         decoders=("qwen2",),
         arguments=", padding=True",
@@ -217,9 +221,10 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         encoder={"masked_padding": True},
         notes=(
             FLOATS,
-            "The processor takes one clip for each text, of up to 10 minutes.",
-            "It pads texts by itself; do not give it padding=True, which shortens spectrograms as well, and the tower "
-            "ends with sizes of tensors that do not match. text_kwargs={'padding': ...} is for texts alone.",
+            "The processor takes one clip per text, of up to 10 minutes.",
+            "It pads texts by default; do not pass padding=True, which also shortens the "
+            "spectrograms, so that the tower fails with mismatched tensor sizes. "
+            "text_kwargs={'padding': ...} applies to texts only.",
         ),
         decoders=("qwen2",),
     ),
@@ -232,10 +237,11 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         processor=VoxtralProcessor,
         encoder={"tail_frames": 1500, "keep_tail": True},
         notes=(
-            "The processor of transformers for Voxtral reads tokenizers of Mistral alone; the folder has one of its "
-            "own as code, which needs trust_remote_code=True. The model's class needs none.",
-            "Engines that want Mistral's tokenizer file with this format do not read the folder.",
-            "A clip beyond 30 s is cut before its spectrograms are made, as the run did.",
+            "The Voxtral processor of transformers reads only Mistral's tokenizers; the folder has "
+            "its own processor as code, which needs trust_remote_code=True. The model's class does "
+            "not need it.",
+            "Inference engines that expect Mistral's tokenizer file with this format cannot read the folder.",
+            "A clip longer than 30 s is cut before its spectrograms are computed, as in the run.",
         ),
         decoders=("llama",),
         explain_misfit=explain_voxtral_misfit,
@@ -247,10 +253,11 @@ STOCK_FORMATS: Mapping[str, StockFormat] = {
         tower=WhisperConfig,
         processor=UltravoxProcessor,
         notes=(
-            "transformers has no class of this format, so the written model was not compared with the run; vLLM's "
-            "UltravoxModel reads it, with the processor in the folder, which is code (trust_remote_code=True).",
-            "The last token of a window reads frames of padding where the run has zeros, if the window is no multiple "
-            "of the stacked frames and stands beside a longer one in a batch.",
+            "transformers has no class for this format, so the exported model was not compared "
+            "with the run; vLLM's UltravoxModel reads it, with the processor in the folder, which "
+            "is code (trust_remote_code=True).",
+            "The last token of a window reads frames of padding where the run has zeros, if the "
+            "window is not a multiple of the stacked frames and is in a batch with a longer one.",
         ),
         ties_head=True,
         loading=VLLM,

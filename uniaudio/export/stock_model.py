@@ -54,28 +54,29 @@ def require_fitting_parts(
     kind = find_projector_kind(adapter) if isinstance(adapter, StockProjector) else type(adapter).__name__
     if not isinstance(adapter, StockProjector) or kind != target.adapter:
         raise UserError(
-            f"--to {name}: the format has the projector of adapter.kind {target.adapter}, and the model has {kind}; "
-            "use --to hf-lm"
+            f"--to {name}: the format has the projector of adapter.kind {target.adapter}, but the "
+            f"model has {kind}; use --to hf-lm"
         )
     lm = model.decoder.lm
     head = lm.get_output_embeddings()
     text = lm.config
     if getattr(head, "bias", None) is not None or not model.decoder.plain_head:
         raise UserError(
-            f"--to {name}: the logits of {type(lm).__name__} are more than one linear map; use --to hf-lm"
+            f"--to {name}: the logits of {type(lm).__name__} are more than a linear map of hidden "
+            "states; use --to hf-lm"
         )
     if type(text) not in AutoModel._model_mapping or AutoModel._model_mapping[type(text)] is not type(
         lm.base_model
     ):
-        raise UserError(f"--to {name}: {type(lm).__name__} cannot stand inside this format; use --to hf-lm")
+        raise UserError(f"--to {name}: {type(lm).__name__} cannot be part of this format; use --to hf-lm")
     config = target.make_config(encoder, adapter, make_text_config(text, model.decoder.vocabulary), 0)
     read: Any = None if target.model is None else type(config).from_dict(config.to_dict())
     if read and (
         changed := [size for size in SIZES if getattr(read.text_config, size) != getattr(text, size)]
     ):
         raise UserError(
-            f"--to {name}: {type(read).__name__} of transformers reads another {changed[0]} out of the configuration "
-            f"of a {type(lm).__name__}; use --to hf-lm"
+            f"--to {name}: {type(read).__name__} of transformers reads a different {changed[0]} "
+            f"from the configuration of a {type(lm).__name__}; use --to hf-lm"
         )
     return encoder, adapter
 
@@ -97,8 +98,8 @@ def refuse_encoder(encoder: Any, name: str, target: StockFormat) -> None:
     """
     if type(encoder) is not WhisperAudioEncoder:
         raise UserError(
-            f"--to {name}: the format holds one Whisper-shaped encoder, and the run has {type(encoder).__name__}; use "
-            "--to hf-lm"
+            f"--to {name}: the format has one Whisper-shaped encoder, but the run has "
+            f"{type(encoder).__name__}; use --to hf-lm"
         )
     if misfit := target.explain_misfit(encoder):
         raise UserError(f"--to {name}: the encoder does not fit, {misfit}; use --to hf-lm")

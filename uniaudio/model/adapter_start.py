@@ -42,8 +42,8 @@ def start_adapter(
     assert isinstance(adapter, GroupingAdapter)
     if not all(parameter.requires_grad for parameter in adapter.parameters()):
         raise UserError(
-            "adapter.start: ridge is for an adapter that the first stage trains; take it out of `stages[0].train`, or "
-            "set it to random"
+            "adapter.start: ridge is for an adapter that is trained in the first stage; remove it "
+            "from `stages[0].train`, or set adapter.start to random"
         )
     was_training = model.training
     model.eval()

@@ -84,7 +84,7 @@ class AudioLM(nn.Module):
             ValueError: when rows of the batch share a beginning and this decoder cannot (see ``shares_prefixes``).
         """
         if batch.prefixes is not None and not self.shares_prefixes:
-            raise ValueError("rows share a beginning, but this decoder reads whole rows only")
+            raise ValueError("rows share a prefix, but this decoder reads only whole rows")
         if not batch.answer_tokens:
             hidden, _ = self.read(self.make_silence(batch))
             total, _, _ = self.decoder.losses(hidden[:0], batch.labels, self.label_chunk)
@@ -179,7 +179,7 @@ class AudioLM(nn.Module):
         encoded = self.encode(batch, text)
         audio = self.make_audio_tokens(encoded).values
         if len(audio) != batch.audio_tokens:
-            raise ValueError(f"{batch.audio_tokens} places for audio but {len(audio)} audio tokens")
+            raise ValueError(f"{batch.audio_tokens} audio positions but {len(audio)} audio tokens")
         placed = audio.index_select(0, batch.audio_index)
         text = widen_rows(text, audio.shape[1])
         embeds = text.index_copy(0, batch.audio_positions, placed.to(text.dtype))

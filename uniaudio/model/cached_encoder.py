@@ -120,8 +120,8 @@ def make_feature_stores(
     for name, part in find_cached_parts(encoder, config).items():
         if getattr(part, "takes_prompts", False):
             raise UserError(
-                f"encoders.{name}.cache: this encoder reads the question, so a clip has no frames of its own; "
-                "leave `cache` out"
+                f"encoders.{name}.cache: this encoder reads the question, so its frames depend on "
+                "more than the clip; leave `cache` out"
             )
         if any(parameter.requires_grad for parameter in part.parameters()):
             continue

@@ -53,7 +53,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = BACKEND
             part.layer = torch.compile(function, dynamic=True, backend=backend)
             stacks += 1
     if not stacks:
-        raise UserError("train.compile: no encoder runs packed here, nor does the decoder; leave it out")
+        raise UserError("train.compile: neither an encoder nor the decoder runs packed; leave it out")
     return stacks
 
 

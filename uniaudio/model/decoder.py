@@ -62,7 +62,7 @@ class TextDecoder(nn.Module):
         self.stock_attention = lm.config._attn_implementation
         register_packed_attention()
         if not obstacle and attention != "padded" and not self.can_pack_exactly():
-            obstacle = f"{type(lm).__name__} gives other results when rows are packed"
+            obstacle = f"{type(lm).__name__} gives different results when rows are packed"
         if attention == "packed" and obstacle:
             raise UserError(
                 f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded"
@@ -115,7 +115,7 @@ class TextDecoder(nn.Module):
             recompute_stock_layers(self.lm)
         except ValueError as problem:
             raise UserError(
-                f"decoder.recompute: {type(self.lm).__name__} cannot do it; leave it out"
+                f"decoder.recompute: {type(self.lm).__name__} cannot recompute; leave it out"
             ) from problem
         self.recomputes = True
 
@@ -241,7 +241,7 @@ class TextDecoder(nn.Module):
         settings = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
         settings |= {"output_logits": True, "return_dict_in_generate": True}
         with convert_to_user_error(
-            f"decoder.path: {type(self.lm).__name__} cannot generate from embeddings", "take another decoder"
+            f"decoder.path: {type(self.lm).__name__} cannot generate from embeddings", "use another decoder"
         ):
             together = self.generate(rows, mask, **settings)
             alone = self.generate(rows[1:, 2:], mask[1:, 2:], **settings)

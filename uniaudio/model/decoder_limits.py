@@ -26,8 +26,8 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
     """
     if config.is_encoder_decoder:
         raise UserError(
-            f"decoder.path: {config.model_type} reads its prompt with an encoder of its own, and the decoder must be "
-            "a causal language model"
+            f"decoder.path: {config.model_type} is an encoder-decoder model, but the decoder must "
+            "be a causal language model"
             + ("; set decoder.kind: whisper" if config.model_type == "whisper" else "")
         )
     refuse_quantized(config)
@@ -35,12 +35,13 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
         return
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and hasattr(config, "text_config"):
         raise UserError(
-            f"decoder.path: {config.model_type} reads more than text; save its language model alone and name "
-            "that folder"
+            f"decoder.path: {config.model_type} reads more than text; save its language model "
+            "separately and name that folder"
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
-            f"decoder.path: {config.model_type} is no causal language model that transformers knows; take another one"
+            f"decoder.path: {config.model_type} is not a causal language model that transformers "
+            "knows; use another one"
         )
     refuse_without_generation(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
@@ -59,8 +60,9 @@ def refuse_quantized(config: PretrainedConfig) -> None:
         stated["dequantize"] = True  # no kernels for them are fetched either
         return
     raise UserError(
-        f"decoder.path: its weights are quantized ({kind or 'quantization_config in its config.json'}), and they must "
-        "be plain; name the model that they were made from (decoder.dtype: fp8 keeps it small)"
+        "decoder.path: its weights are quantized "
+        f"({kind or 'quantization_config in its config.json'}), which is not supported; name the "
+        "original model (decoder.dtype: fp8 keeps it small)"
     )
 
 
@@ -73,8 +75,8 @@ def refuse_without_generation(kind: type[PreTrainedModel]) -> None:
     taken = inspect.signature(kind.prepare_inputs_for_generation).parameters
     if "inputs_embeds" not in taken:
         raise UserError(
-            f"decoder.path: {kind.__name__} cannot generate from embeddings, so it could be trained but never answer; "
-            "take another decoder"
+            f"decoder.path: {kind.__name__} cannot generate from embeddings, so it could be trained "
+            "but never answer; use another decoder"
         )
 
 

@@ -99,8 +99,9 @@ def load_causal_lm(
         )
     if missing := sorted(loading["missing_keys"]):
         raise UserError(
-            f"decoder.path: {path} holds no weights for {len(missing)} tensors of {type(lm).__name__} ({missing[0]}); "
-            "it is of another kind of model, or was saved without its head"
+            f"decoder.path: {path} holds no weights for {len(missing)} tensors of "
+            f"{type(lm).__name__} ({missing[0]}); it belongs to another kind of model, or was saved "
+            "without its head"
         )
     return lm
 

@@ -80,7 +80,9 @@ def refuse_missing_layers(count: int, layers: Sequence[int], name: str) -> None:
     """
     if wrong := [layer for layer in layers if layer >= count - 1]:
         has = (
-            f"has {count} layers; take 0 to {count - 2}" if count > 1 else "has no two layers that are known"
+            f"has {count} layers; use 0 to {count - 2}"
+            if count > 1
+            else "does not have at least two known layers"
         )
         raise UserError(f"adapter.depth.decoder_layers: {wrong[0]}, but {name} {has}")
 

@@ -139,8 +139,8 @@ def convert_to_float8(body: nn.Module) -> None:
     }
     if not replaced:
         raise UserError(
-            f"decoder.dtype: fp8 needs linear maps with sizes that are multiples of {SIZE}, and the layers of "
-            f"{type(body).__name__} have none; leave it out"
+            f"decoder.dtype: fp8 needs linear layers with sizes that are multiples of {SIZE}, but "
+            f"the layers of {type(body).__name__} have none; leave it out"
         )
     for parent, name, child in replaced.values():
         setattr(parent, name, Float8Linear(child))

@@ -101,8 +101,8 @@ def whiten_answers(clips: Float[Tensor, "C E"], answers: Sequence[Sequence[Answe
     groups = [clips[rows].double() for rows in members.values() if len(rows) > 1]
     if not groups:
         raise UserError(
-            f"fusion.start: {WCCN} compares clips with the same answer, but {len(answers)} rows of the first recipe "
-            "hold none; raise start_examples, or take pca"
+            f"fusion.start: {WCCN} compares clips with the same answer, but {len(answers)} rows of "
+            "the first recipe contain no such clips; raise start_examples, or use pca"
         )
     apart = torch.cat([group - group.mean(0) for group in groups])
     within = apart.T @ apart / (len(apart) - len(groups))

@@ -48,7 +48,9 @@ class LogMel(Float32Constants):
             ValueError: when a clip is longer than 30 s (cut it into chunks first).
         """
         if len(audio) and int(audio.lengths.max()) > REACH:
-            raise ValueError("a clip is longer than 30 s: cut it into chunks before the mel")
+            raise ValueError(
+                "a clip is longer than 30 s: cut it into chunks before computing the mel spectrogram"
+            )
         frames_per_clip = torch.tensor(
             [2 * count_encoder_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
         )

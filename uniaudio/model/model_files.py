@@ -50,7 +50,7 @@ def find_model_folder(path: str, revision: str | None, code: bool = False) -> Pa
     patterns = (
         list(CONFIGS) if path.startswith(RANDOM) else choose_model_files(list_model_files(name, commit))
     )
-    with convert_hub_errors(f"{name} cannot be fetched", name, revision):
+    with convert_hub_errors(f"{name} cannot be downloaded", name, revision):
         call = partial(
             snapshot_download, name, revision=commit, allow_patterns=[*patterns, *([CODE] if code else ())]
         )
@@ -102,7 +102,7 @@ def fetch_model_config(path: str, revision: str | None) -> Path:
     refuse_missing_folder(name)
     key = (constants.ENDPOINT, name, revision)
     if key not in CONFIG_FOLDERS or not CONFIG_FOLDERS[key].is_dir():
-        with convert_hub_errors(f"{name} is no folder here and cannot be fetched", name, revision):
+        with convert_hub_errors(f"{name} is not a folder here and cannot be downloaded", name, revision):
             file = hf_hub_download(name, "config.json", revision=revision)  # which tries again itself
         CONFIG_FOLDERS[key] = Path(file).parent
     return CONFIG_FOLDERS[key]
@@ -124,7 +124,7 @@ def list_model_files(path: str, revision: str | None) -> list[str]:
         return sorted(file.name for file in folder.iterdir())
     if constants.is_offline_mode():
         return sorted(file.name for file in fetch_model_config(path, revision).iterdir())
-    with convert_hub_errors(f"{path} is no folder here and cannot be fetched", path, revision):
+    with convert_hub_errors(f"{path} is not a folder here and cannot be downloaded", path, revision):
         return call_hub(
             lambda: [s.rfilename for s in HfApi().model_info(path, revision=revision).siblings or ()]
         )
@@ -139,7 +139,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError as problem:
-        raise UserError(f"{folder} holds no model: there is no config.json in it") from problem
+        raise UserError(f"{folder} contains no model: it has no config.json") from problem
     except (OSError, ValueError) as problem:
         raise UserError(f"{folder}: config.json cannot be read ({read_first_line(problem)})") from problem
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -185,15 +185,15 @@ def refuse_unusable_files(path: str, where: str, revision: str | None = None) ->
         files = [Path(path).name] if is_file else list_model_files(path, revision)
     if ADAPTER in files:
         raise UserError(
-            f"{where}: {path} holds an adapter ({ADAPTER}); merge it into its base model, save that, and name its "
-            "folder"
+            f"{where}: {path} contains an adapter ({ADAPTER}); merge it into its base model, save "
+            "the result, and name its folder"
         )
     if any(name.endswith(".safetensors") for name in files):
         return
     if matches := [name for name in files if name.lower().endswith(".gguf")]:
         raise UserError(
-            f"{where}: {path} holds its weights as GGUF ({matches[0]}), which is not read; name the folder of "
-            "safetensors that it was made from"
+            f"{where}: {path} holds its weights as GGUF ({matches[0]}), which is not supported; "
+            "name the safetensors folder that it was made from"
         )
     if matches := [name for name in files if name.endswith(PICKLES)]:
         on_hub = (

@@ -116,7 +116,7 @@ def find_stock_class(place: str, listed: tuple[str, ...]) -> Any:
         ValueError: when it is not listed, or the installed transformers has no such class or an older form of it.
     """
     if place not in listed:
-        raise ValueError(f"{place} is none of the classes of transformers that encoders are made of")
+        raise ValueError(f"{place} is not a class of transformers that encoders consist of")
     module, _, name = place.partition(":")
     if name in CHANGED and __version__.startswith("4."):
         raise ValueError(f"transformers {__version__} has an older {name}; install a newer release")

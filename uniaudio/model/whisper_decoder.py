@@ -100,8 +100,8 @@ class WhisperTextDecoder(nn.Module):
             longest = max(branches.prefixes) + max(branches.lengths)
         if longest > most:
             raise UserError(
-                f"a row of {longest} tokens is longer than Whisper's {most} positions; "
-                "shorten the texts or take another decoder"
+                f"a row of {longest} tokens is longer than Whisper's {most} positions; shorten the "
+                "texts or use another decoder"
             )
         if branches is not None:
             positions = branches.positions

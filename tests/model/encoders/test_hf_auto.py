@@ -34,7 +34,9 @@ def ran(folder):
 
 
 def test_code_of_a_repository_is_not_run_unless_allowed(folder):
-    with pytest.raises(UserError, match="brings its own Python code; read it, and give --trust-remote-code"):
+    with pytest.raises(
+        UserError, match="comes with its own Python code; read it, and give --trust-remote-code"
+    ):
         load(folder)
     assert not ran(folder)
 
@@ -54,7 +56,7 @@ def test_it_keeps_the_contract_once_allowed(folder):
 
 
 def test_a_rate_that_does_not_fit_is_reported(folder):
-    with pytest.raises(UserError, match=r"gave 25 frames for 1\.00 s, but at 50 per second there must be 50"):
+    with pytest.raises(UserError, match=r"gave 25 frames for 1\.00 s, but 50 are expected at 50 per second"):
         load(folder, trust_remote_code=True, frame_rate=50.0)(Ragged.from_rows([torch.rand(16_000)]))
     config = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps({**config, "hop": 500}))
@@ -73,11 +75,11 @@ def test_whose_code_it_is_is_reported(folder):
     config = json.loads(file.read_text())
     config["auto_map"] = {name: f"someone/else--{place}" for name, place in config["auto_map"].items()}
     file.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"brings its own Python code \(that of someone/else\); read it"):
+    with pytest.raises(UserError, match=r"comes with its own Python code \(that of someone/else\); read it"):
         load(folder)
     del config["auto_map"]
     file.write_text(json.dumps({**config, "model_type": "wav2vec2"}))
-    with pytest.raises(UserError, match="brings its own Python code; read it"):
+    with pytest.raises(UserError, match="comes with its own Python code; read it"):
         load(folder, kind="remote")  # the extractor's alone
     assert not ran(folder)
 

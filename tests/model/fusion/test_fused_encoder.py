@@ -139,7 +139,7 @@ def test_one_encoder_is_enough_where_layers_are_fused():
 def test_what_cannot_be_fused_is_reported_in_one_sentence():
     with pytest.raises(UserError, match=r"no encoder gives 100 frames per second \(whisper 50, slow 12.5\)"):
         fuse(config(kind="sum", rate=100), pair())
-    with pytest.raises(UserError, match="no whole number of samples"):
+    with pytest.raises(UserError, match="not a whole number of samples"):
         fuse(config(kind="sum", rate=30, stft={}), pair())
     with pytest.raises(UserError, match=r"set fusion\.output to sum"):
         fuse(config(kind="wq", output="both", stft={}), pair())

@@ -110,6 +110,6 @@ def test_whitening_by_answers_makes_small_what_differs_among_equal_answers():
 
 def test_answers_that_occur_once_cannot_be_compared():
     clips = torch.randn(3, 2)
-    with pytest.raises(UserError, match=r"wccn .* 3 rows of the first recipe hold none"):
+    with pytest.raises(UserError, match=r"wccn .* 3 rows of the first recipe contain no such clips"):
         whiten_answers(clips, [[(0, 1)], [(0, 2)], [(1, 1)]])  # tasks are apart
     whiten_answers(clips, [[(0, 1)], [(0, 2), (1, 1)], [(1, 1)]])

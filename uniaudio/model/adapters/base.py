@@ -69,7 +69,7 @@ def count_frames_per_token(frame_rate: float, rate: float) -> int:
     frames = round(frame_rate / rate)
     if frames < 1 or abs(frames * rate - frame_rate) > 1e-6:
         raise UserError(
-            f"adapter.rate: {rate:g} does not divide the encoder's {frame_rate:g} frames per second; "
-            f"take {frame_rate:g} divided by a whole number"
+            f"adapter.rate: {rate:g} does not divide the encoder's {frame_rate:g} frames per "
+            f"second; use {frame_rate:g} divided by a whole number"
         )
     return frames

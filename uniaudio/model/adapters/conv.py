@@ -35,11 +35,12 @@ class ConvAdapter(Adapter):
         times = count_frames_per_token(frame_rate, rate)
         if times & (times - 1):
             raise UserError(
-                f"adapter.rate: {frame_rate:g} frames per second are {times} times {rate:g}, but convolutions "
-                "halve; take a power of two"
+                f"adapter.rate: {frame_rate:g} frames per second are {times} times {rate:g}, but "
+                "each convolution halves the rate; use a rate for which that factor is a power of "
+                "two"
             )
         if kernel % 2 == 0:
-            raise UserError(f"adapter.kernel: {kernel} has no middle; take an odd number")
+            raise UserError(f"adapter.kernel: {kernel} has no centre; use an odd number")
         hidden = hidden or encoder_dim
         self.halvings = times.bit_length() - 1
         widths = [encoder_dim] + [hidden] * self.halvings

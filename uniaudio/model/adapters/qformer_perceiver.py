@@ -98,7 +98,7 @@ class QueryAdapter(Adapter):
         self.window = None if window_seconds is None else round(window_seconds * frame_rate)
         if self.window == 0:
             raise UserError(
-                f"adapter.window_seconds: {window_seconds:g} s hold no frame at {frame_rate:g} per second"
+                f"adapter.window_seconds: {window_seconds:g} s contain no frame at {frame_rate:g} per second"
             )
         self.dim = dim
         self.queries = nn.Parameter(torch.randn(queries, dim) * 0.02)

@@ -141,11 +141,11 @@ def check_frame_rate(kind: str, frame_rate: float, wanted: float) -> None:
     fix = (
         "set pool: 2 on a Whisper encoder"
         if wanted < frame_rate
-        else "leave out pool, or take a Whisper encoder"
+        else "leave out pool, or use a Whisper encoder"
     )
     raise UserError(
-        f"adapter.kind: {kind} reads {wanted:g} frames per second, but the encoder gives {frame_rate:g}; {fix}, or "
-        "take another adapter"
+        f"adapter.kind: {kind} reads {wanted:g} frames per second, but the encoder gives "
+        f"{frame_rate:g}; {fix}, or use another adapter"
     )
 
 
@@ -177,5 +177,5 @@ def make_stock_projector(
         return StockProjector(projector, decoder_dim, 4, piece, begin=True)
     hidden = hidden or 8 * encoder_dim
     if hidden % 2:
-        raise UserError(f"adapter.hidden: {hidden} has no halves for the gate; take an even number")
+        raise UserError(f"adapter.hidden: {hidden} cannot be halved for the gate; use an even number")
     return StockProjector(RMSNormSwiGLU(stack * encoder_dim, hidden, decoder_dim), decoder_dim, stack, piece)

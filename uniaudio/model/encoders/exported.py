@@ -80,7 +80,7 @@ def find_part_class(place: str) -> type:
     """
     module, _, name = str(place).partition(":")
     if not module.startswith("uniaudio.") or name not in PARTS:
-        raise UserError(f"{place} is none of the classes that an exported model is made of; update uniaudio")
+        raise UserError(f"{place} is not a class that exported models consist of; update uniaudio")
     kind: type = getattr(importlib.import_module(PARTS[name]), name)
     return kind
 

@@ -89,8 +89,8 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         wanted, given = self.count_frames(samples), len(states[-1])
         if abs(wanted - given) > SLACK or not given:
             raise UserError(
-                f"{type(self.model).__name__} gave {given} frames for {samples / SAMPLE_RATE:.2f} s, but at "
-                f"{self.frame_rate:g} per second there must be {wanted}; set frame_rate"
+                f"{type(self.model).__name__} gave {given} frames for {samples / SAMPLE_RATE:.2f} "
+                f"s, but {wanted} are expected at {self.frame_rate:g} per second; set frame_rate"
             )
         if given >= wanted:
             return [state[:wanted] for state in states]
@@ -162,8 +162,8 @@ def refuse_code(folder: Path, name: str) -> None:
     others = sorted({place.split("--")[0] for place in places if "--" in place} - {name})
     whose = f" (that of {', '.join(others)})" if others else ""
     raise UserError(
-        f"{name} brings its own Python code{whose}; read it, and give --trust-remote-code to let it run "
-        "(a run config also states trust_remote_code: true for it)"
+        f"{name} comes with its own Python code{whose}; read it, and give --trust-remote-code to "
+        "let it run (a run config also states trust_remote_code: true for it)"
     )
 
 

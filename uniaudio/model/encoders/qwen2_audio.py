@@ -44,6 +44,6 @@ def get_tower_config(config: dict[str, Any]) -> Any:
         model_type = "audioflamingo3_encoder"
     if model_type not in TOWERS:
         raise UserError(
-            f"config.json names the audio tower {model_type}, which is none of {', '.join(TOWERS)}"
+            f"config.json names the audio tower {model_type}, which is not one of {', '.join(TOWERS)}"
         )
     return use_stock_attention(AutoConfig.for_model(**{**audio, "model_type": model_type}))

@@ -142,10 +142,12 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 # models of transformers with an audio part that is not loaded, by model type, and what to load instead
-IS_MIMI = "its audio codec is a Mimi; load that, such as kyutai/mimi"
-IS_ENCODEC = "it generates audio, and its codec is an EnCodec; load that, such as facebook/encodec_24khz"
+IS_MIMI = "its audio codec is a Mimi; load a Mimi, such as kyutai/mimi"
+IS_ENCODEC = (
+    "it generates audio, and its codec is an EnCodec; load an EnCodec, such as facebook/encodec_24khz"
+)
 GENERATES = "it generates audio and has no encoder to fine-tune; load encodec or mimi for a codec"
-IS_CODEC = "of codecs only encodec and mimi are loaded"
+IS_CODEC = "the only supported codecs are encodec and mimi"
 STREAMS = (
     "its encoder is made for streaming, with caches; the nearest are parakeet_ctc and moonshine_streaming"
 )
@@ -165,7 +167,7 @@ LEFT_OUT: Mapping[str, str] = {
     "granite_speech5_encoder": "its features need torchaudio; the nearest is granite_speech",
     "higgs_audio_v2": GENERATES,
     "higgs_audio_v2_tokenizer": IS_CODEC,
-    "inkling_mm_model": "it has no audio encoder: its language model reads quantised spectrograms",
+    "inkling_mm_model": "it has no audio encoder: its language model reads quantized spectrograms",
     "kyutai_speech_to_text": IS_MIMI,
     "moshi": IS_MIMI,
     "moss_transcribe_diarize": "the nearest is whisper",
@@ -180,12 +182,12 @@ LEFT_OUT: Mapping[str, str] = {
     "pe_audio_video": "load its audio part, pe_audio",
     "pocket_tts": GENERATES,
     "pop2piano": "it reads spectrograms with a T5; the nearest are clap and musicflamingo",
-    "speech-encoder-decoder": "load its encoder alone, mostly a wav2vec2",
+    "speech-encoder-decoder": "load its encoder alone, usually a wav2vec2",
     "speech_to_text": "the nearest is whisper",
     "univnet": GENERATES,
     "vibevoice": GENERATES,
     "vibevoice_acoustic_tokenizer": IS_CODEC,
-    "vibevoice_asr": "its encoders are tokenizers of its own; the nearest are mimi and qwen3_asr",
+    "vibevoice_asr": "its encoders are its own tokenizers; the nearest are mimi and qwen3_asr",
     "vits": GENERATES,
     "voxtral_realtime": "its encoder is made for streaming, with caches; load voxtral",
     "xcodec": IS_CODEC,
@@ -241,16 +243,18 @@ def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
     if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
         known = ["auto", "remote", *FAMILIES]
         raise UserError(
-            f"{where}.kind: '{config.kind}' is not one of {', '.join(known)}{suggest_name(config.kind, known)}; "
-            "a class of your own is written module:Class"
+            f"{where}.kind: '{config.kind}' is not one of "
+            f"{', '.join(known)}{suggest_name(config.kind, known)}; your own class is written "
+            "module:Class"
         )
     if config.kind == "remote" or (config.kind == "auto" and "auto_map" in values and kind not in FAMILIES):
         return kind, HF_AUTO
     if kind not in FAMILIES:
         raise UserError(
-            f"{where}: {config.path} holds a {kind} model, no audio encoder known here"
-            f"{explain_left_out(kind)}; `uniaudio check-encoder --list` lists those that are; `kind: remote` takes a "
-            "model with its own feature extractor or code, module:Class a class of yours"
+            f"{where}: {config.path} holds a {kind} model, which is not a known audio "
+            f"encoder{explain_left_out(kind)}; `uniaudio check-encoder --list` lists the known "
+            "ones; `kind: remote` loads a model with its own feature extractor or code, and "
+            "module:Class your own class"
         )
     if config.kind != "auto" and FAMILIES[config.kind] is not FAMILIES[kind]:
         raise UserError(f"{where}: {config.path} holds a {kind} model, but kind says {config.kind}")
@@ -286,7 +290,7 @@ def import_encoder_class(config: EncoderConfig, where: str, trust: Trust) -> typ
     """
     kind = import_code(config.kind, where, trust)
     if not (isinstance(kind, type) and issubclass(kind, AudioEncoder)):
-        raise UserError(f"{where}.kind: {config.kind} is no subclass of uniaudio's AudioEncoder")
+        raise UserError(f"{where}.kind: {config.kind} is not a subclass of uniaudio's AudioEncoder")
     return kind
 
 

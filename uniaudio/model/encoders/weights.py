@@ -37,7 +37,8 @@ def read_tensors(folder: Path, prefixes: Sequence[str], required: bool = False) 
     prefix = next((p for p in prefixes if not p or any(name.startswith(p) for name in places)), None)
     if prefix is None and required:
         raise UserError(
-            f"{folder} holds no tensors under {prefixes[0].rstrip('.')}; name a folder with all weights of the model"
+            f"{folder} contains no tensors under {prefixes[0].rstrip('.')}; name a folder with all "
+            "weights of the model"
         )
     prefix = prefix or ""
     selected = {}

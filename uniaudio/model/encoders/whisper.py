@@ -73,13 +73,13 @@ class WhisperAudioEncoder(AudioEncoder):
         if pad_to is not None and not 0 < pad_to <= REACH / SAMPLE_RATE:
             raise UserError(f"pad_to: {pad_to:g} s is not between 0 and Whisper's 30 s")
         if pad_stride is not None and pad_to is None:
-            raise UserError("pad_stride: needs pad_to, the seconds up to which there is silence")
+            raise UserError("pad_stride: needs pad_to, the length up to which clips are padded")
         if keep_tail and not tail_frames:
             raise UserError(
-                "keep_tail: needs tail_frames, the frames of silence behind a clip that are given out"
+                "keep_tail: needs tail_frames, the frames of silence after a clip that are output"
             )
         if masked_padding and (pad_to is not None or tail_frames):
-            raise UserError("masked_padding: no frame sees silence with it; leave out pad_to and tail_frames")
+            raise UserError("masked_padding: works without silence; leave out pad_to and tail_frames")
         if (REACH // FRAME) % pool:
             raise UserError(f"pool: {pool} does not divide the {REACH // FRAME} frames of 30 s")
         self.whisper = whisper

@@ -78,7 +78,7 @@ class CompositeEncoder(AudioEncoder):
         if rate <= 0 or rate > max(rates.values()) + 1e-6:
             listing = ", ".join(f"{name} {rate_of:g}" for name, rate_of in rates.items())
             raise UserError(
-                f"fusion.rate: no encoder gives {rate:g} frames per second ({listing}); take at most "
+                f"fusion.rate: no encoder gives {rate:g} frames per second ({listing}); use at most "
                 f"{max(rates.values()):g}"
             )
         self.encoders = nn.ModuleDict(encoders)

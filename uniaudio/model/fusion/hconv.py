@@ -39,7 +39,7 @@ class HierarchicalConvolution(nn.Module):
         super().__init__()
         count = count_convolutions(layers)
         if not count:
-            raise UserError(f"fusion.kind hconv: {layers} hidden states are too few, it takes 3 or more")
+            raise UserError(f"fusion.kind hconv: {layers} hidden states are too few; it needs at least 3")
         left = layers
         for _ in range(count):
             left = (left + 2 * PADDING - KERNEL) // STRIDE + 1

@@ -53,7 +53,8 @@ class StftBranch(InitArgsModule):
         self.hop = round(SAMPLE_RATE / rate)
         if abs(self.hop * rate - SAMPLE_RATE) > 1e-6:
             raise UserError(
-                f"fusion.stft: at {rate:g} frames per second a frame is no whole number of samples; use 25"
+                f"fusion.stft: at {rate:g} frames per second, a frame is not a whole number of "
+                "samples; use 25"
             )
         self.bands = Bands(n_fft, mels)
         self.project = nn.Linear(mels, dim, bias=False)
