@@ -152,7 +152,7 @@ def test_probes_state_which_weights_they_are_of(trained, tmp_path):
     weights = moved / "checkpoints" / "step-000002" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    with pytest.raises(UserError, match="holds no moving averages"):
+    with pytest.raises(UserError, match="has no moving averages"):
         fingerprint_checkpoint(f"{moved}:ema")
     weights.write_bytes(content)
     write_listing(

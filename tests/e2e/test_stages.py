@@ -210,7 +210,7 @@ def test_averages_are_kept_and_can_be_loaded(tone_run):
         pairs = zip(getattr(one, part).parameters(), getattr(other, part).parameters(), strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs)
     code, plain = run(tone_run, "plain", [{"steps": 1}])
-    with pytest.raises(UserError, match="holds no moving averages"):
+    with pytest.raises(UserError, match="contains no moving averages"):
         load_encoder(f"{plain}:ema", CPU)
 
 

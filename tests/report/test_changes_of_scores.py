@@ -46,11 +46,11 @@ def test_the_sentence_names_few_and_counts_many():
         change("b", 0.001, "unclear"),
     ]
     assert summarize_changes("run", "start", mixed).sentence == (
-        "Of 2 sets compared with start, run improved on none and lost on none; measures disagree on a "
-        "(kNN probe -0.200); 1 moved within chance."
+        "Of 2 sets compared with start, run improved on none and lost on none; measures disagree "
+        "on a (kNN probe -0.200); 1 changed within chance."
     )
     none = summarize_changes("run", "start", [change("a", 0.001, "unclear")])
-    assert none.sentence == "Against start, run moved nothing beyond chance on one set compared."
+    assert none.sentence == "Compared with start, run changed nothing beyond chance on one set."
 
 
 def test_lists_are_sorted_by_the_largest_change():
@@ -91,8 +91,8 @@ def test_answers_are_compared_where_sets_and_metrics_are_the_same():
 
 def test_without_scores_only_the_loss_is_reported():
     rows = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.5}]
-    assert "from 4.000 to 1.500 over 3 steps, but nothing compares it" in summarize_loss("run", rows)
-    assert "run has no loss yet" in summarize_loss("run", [])
+    assert "from 4.000 to 1.500 over 3 steps, but no result compares it" in summarize_loss("run", rows)
+    assert "run has no logged loss yet" in summarize_loss("run", [])
 
 
 def test_losses_of_several_stages_are_not_compared():
@@ -101,7 +101,7 @@ def test_losses_of_several_stages_are_not_compared():
     ]
     sentence = summarize_loss("run", rows, has_matrix=True)
     assert sentence == (
-        "The loss of run in its last stage, two, went from 6.000 to 3.000 over steps 4 to 7; "
-        "its scores after every stage are under Forgetting."
+        "The loss of run in its last stage, two, went from 6.000 to 3.000 over steps 4 to 7; its "
+        "scores after every stage are in the section Forgetting."
     )
-    assert "nothing compares it with its start" in summarize_loss("run", rows)
+    assert "no result compares it with its start" in summarize_loss("run", rows)

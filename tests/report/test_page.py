@@ -204,7 +204,7 @@ def test_a_run_with_nothing_beside_it(tmp_path):
     assert (run / "report.html").is_file()
     (lead,) = [p["text"] for p in page.all("p") if p["attrs"].get("class") == "lead"]
     assert "The loss of alone went from" in lead
-    assert "nothing compares it with its start" in lead
+    assert "no result compares it with its start" in lead
     assert "Probes of the frozen encoder" not in [h["text"] for h in page.all("h2")]
     notes = [li["text"] for li in page.all("li")]
     assert any(note.startswith("data of alone: ") for note in notes)  # its recipe is nowhere
@@ -214,8 +214,10 @@ def test_a_run_that_broke_off_before_its_first_row(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"event": "stage", "step": 0, "stage": "one", "proce')
     page, _ = document([tmp_path], None)
     text = page.all("body")[0]["text"]
-    assert "has no loss yet" in text
-    assert "no end was written after step 0, and the last line of metrics.jsonl is torn" in text
+    assert "has no logged loss yet" in text
+    assert (
+        "metrics.jsonl records no end after step 0, and the last line of metrics.jsonl is incomplete" in text
+    )
 
 
 def test_runs_with_other_names_in_their_probes_are_distinguished(tmp_path):
@@ -283,7 +285,7 @@ def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed)
     heads = heads_of(text, "Probes of the frozen encoder")
     assert mark in heads
     assert "birds" not in heads
-    assert "nothing compares it with its start" in page.all("p")[0]["text"]
+    assert "no result compares it with its start" in page.all("p")[0]["text"]
     notes = [li["text"] for li in page.all("li")]
     assert any("none of its models has the weights of a checkpoint of birds" in note for note in notes)
     _, text = document([other], None, probes=[run / "probes.json"])
@@ -303,7 +305,7 @@ def test_answers_of_another_run_keep_its_name(tmp_path):
     assert f"there (other weights, {foreign[:8]})" in cells
     assert "here" not in cells
     notes = [li["text"] for li in page.all("li")]
-    assert any("1 of 1 sets were answered by weights that no checkpoint of here" in note for note in notes)
+    assert any("1 of 1 sets were answered by weights of no checkpoint of here" in note for note in notes)
 
 
 def test_a_forgetting_matrix_of_another_run_is_left_out(tmp_path):
@@ -314,7 +316,7 @@ def test_a_forgetting_matrix_of_another_run_is_left_out(tmp_path):
         write_json(run / "forgetting.json", {"probe/linear": {**matrix, "fingerprints": prints}})
         page, _ = document([run], None)
         assert ("Forgetting" in [h["text"] for h in page.all("h2")]) is is_shown
-        assert any("was measured on another run" in li["text"] for li in page.all("li")) is not is_shown
+        assert any("was measured on a run other than" in li["text"] for li in page.all("li")) is not is_shown
 
 
 def test_another_models_results_stand_beside(tmp_path):

@@ -22,7 +22,7 @@ def test_half_a_last_line_is_noted_and_the_rest_is_read(tmp_path):
     assert run.torn == 1
     assert run.last_step == 40
     assert len(run.rows) == 20
-    assert "after step 40 of 40, and the last line of metrics.jsonl is torn" in describe_ending(run)
+    assert "after step 40 of 40, and the last line of metrics.jsonl is incomplete" in describe_ending(run)
 
 
 def test_a_line_that_is_no_object_is_no_row(tmp_path):
@@ -36,7 +36,7 @@ def test_a_line_that_is_no_object_is_no_row(tmp_path):
         ([{"event": "finished", "step": 40}], ""),
         (
             [{"event": "stopped", "step": 40}],
-            "it was asked to stop after step 40 of 40; --resume continues it",
+            "it was stopped after step 40 of 40; --resume continues it",
         ),
         (
             [{"event": "guard", "step": 40, "broken": ["esc10 fell"]}, {"event": "stopped", "step": 40}],
@@ -44,13 +44,13 @@ def test_a_line_that_is_no_object_is_no_row(tmp_path):
         ),
         (
             [{"event": "guard", "step": 10, "broken": ["esc10 fell"]}, {"event": "stopped", "step": 40}],
-            "asked to stop",
+            "it was stopped",
         ),
         (
             [{"event": "left_out", "step": s, "reason": "nan"} for s in (39, 40)],
-            "Its last 2 steps were left out",
+            "Its last 2 steps were skipped",
         ),
-        ([], "was killed or broke off"),
+        ([], "was killed or failed"),
     ],
 )
 def test_how_a_run_ended(tmp_path, events, words):

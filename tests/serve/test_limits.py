@@ -40,7 +40,7 @@ def test_what_cannot_be_used_gets_one_sentence():
         (b"<html>not a sound</html>" * 20, "the file cannot be read as sound"),
         (b"", "the clip is empty"),
         (sound(0), "the clip is empty"),
-        (flac[: len(flac) // 50], "the file is cut off"),
+        (flac[: len(flac) // 50], "the file is truncated"),
         (sound(0.01, 192000, 8), "the clip has 8 channel(s) at 192000 Hz"),
     ]
     for data, message in cases:

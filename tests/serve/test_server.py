@@ -123,7 +123,7 @@ def test_a_clip_is_an_upload_not_a_path_or_an_address(page, client, tmp_path):
         for data in ([file, "what?", ""], [None, file, ""], [None, [{"deep": file}], ""]):
             assert send_plainly(page[1], data) == (
                 False,
-                "the clip is not here, or no longer; upload it again",
+                "the clip is no longer available; upload it again",
             )
 
 
@@ -146,7 +146,7 @@ def test_failures_are_sentences(page, client, clip):
         page[0].answer = fail
         with pytest.raises(AppError, match=message):
             client.predict(clip, "what?", "", api_name="/ask")
-    with pytest.raises(AppError, match="choose, drop or record a clip first"):
+    with pytest.raises(AppError, match="upload or record a clip first"):
         client.predict(None, "what?", "", api_name="/ask")
 
 

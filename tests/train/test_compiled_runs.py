@@ -112,4 +112,4 @@ def test_zero3_is_refused(tone_run):
         text=True,
     )
     assert done.returncode != 0
-    assert "train.compile: under zero3" in done.stderr + done.stdout
+    assert "train.compile: zero3 gathers" in done.stderr + done.stdout

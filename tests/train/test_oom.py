@@ -50,8 +50,9 @@ def test_it_names_the_batch_and_the_setting(problem):
     with pytest.raises(UserError) as message, explain_out_of_memory(batch(), STAGE, 7):
         raise problem
     assert str(message.value) == (
-        "out of memory in step 7, at a micro-batch of 2 clips, 3 s of audio, 5 decoder tokens and 2 answer tokens; "
-        "lower stages.joint.budget.audio_seconds (now 600), or let `uniaudio tune-batch` search it"
+        "out of memory in step 7, at a micro-batch of 2 clips, 3 s of audio, 5 decoder tokens and "
+        "2 answer tokens; lower stages.joint.budget.audio_seconds (now 600), or let `uniaudio "
+        "tune-batch` search for it"
     )
 
 

@@ -98,7 +98,7 @@ def test_sentences():
     message = Recomputing(("a",), 3 * GIB, 5 * GIB, 4 * GIB, 0.2)
     assert message.fits
     assert message.describe("budget") == (
-        "recompute: a; 3.00 GiB estimated of 4.00 GiB (5.00 GiB without, 20.0% more operations)"
+        "recompute: a; 3.00 GiB estimated of 4.00 GiB (5.00 GiB without, 20.0% more FLOPs)"
     )
     assert not Recomputing(("a",), 5 * GIB, 5 * GIB, 4 * GIB).fits
-    assert "could not be estimated (why)" in Recomputing(obstacle="why").describe("budget")
+    assert "could not estimate the memory (why)" in Recomputing(obstacle="why").describe("budget")

@@ -156,7 +156,7 @@ def test_a_process_that_hangs_is_reported_by_the_stacks_of_the_others(long_run, 
         until(lambda: max(losses(folder)) >= done + 3, process)
     finally:
         forked_processes.kill_all(process)
-    sentence = f"process 0: no step came to an end in 3 s (train.hang_seconds); its stacks are in {stacks}"
+    sentence = f"process 0: no step finished in 3 s (train.hang_seconds); its stacks are in {stacks}"
     assert sentence in log.read_text()
     assert "loop.py" in written
     assert " in train_to_end" in written  # where the loop stands

@@ -155,7 +155,7 @@ def find_low_scores(run: str, results: Mapping[str, Mapping[str, Any]]) -> list[
     kinds = {
         f"Answers of {run} are no better than chance on": answered,
         f"The likeliest labels of {run} are no better than chance on": labelled,
-        f"Answers of {run} have as many errors as the right answers have words or characters on": errors,
+        f"Answers of {run} have at least as many errors as the right answers have words or characters on": errors,
     }
     return [f"{beginning} {', '.join(filter(None, sets))}." for beginning, sets in kinds.items() if any(sets)]
 

@@ -90,8 +90,8 @@ def build_embedding_maps(run: str, clips: LabelledClips, vectors: NDArray[np.flo
     labels = sorted(set(clips.labels))
     principal, explained = project_pca(vectors)
     projections = [
-        ("PCA", f"two axes hold {explained:.0%} of the variance", principal),
-        ("t-SNE", "distances between groups mean little", project_tsne(vectors)),
+        ("PCA", f"the two axes explain {explained:.0%} of the variance", principal),
+        ("t-SNE", "distances between groups have little meaning", project_tsne(vectors)),
     ]
     return [
         EmbeddingMap(

@@ -68,4 +68,4 @@ def build_forgetting_table(name: str, matrix: ScoreMatrix) -> HeatTable:
                 kind = "gain" if change > 0 else "loss"
                 cells.append(Cell(f"{text} ({format_difference(change, 1)})", shade, kind, framed))
         rows.append((stage, cells))
-    return HeatTable(f"{name}: score (change against the start in points)", "after", matrix.sets, rows)
+    return HeatTable(f"{name}: score (change from the start in points)", "after", matrix.sets, rows)

@@ -53,8 +53,8 @@ def read_results(
     """
     if len(answers) > len(runs):
         raise UserError(
-            f"--answers is given {len(answers)} times for {len(runs)} run(s); "
-            "give those of other models with --against"
+            f"--answers is given {len(answers)} times for {len(runs)} run(s); give answers of other "
+            "models with --against"
         )
     files = [*answers, *(run.folder / "answers.json" for run in runs[len(answers) :])]
     of_runs: AnswersByModel = {}
@@ -71,8 +71,8 @@ def read_results(
             others.setdefault(model, {})[name] = entry
         if foreign:
             notes.append(
-                f"{file}: {len(foreign)} of {len(stored)} sets were answered by weights that no checkpoint of "
-                f"{run.name} holds, so they are shown under their own name"
+                f"{file}: {len(foreign)} of {len(stored)} sets were answered by weights of no "
+                f"checkpoint of {run.name}, so they are shown under their own name"
             )
     scores = []
     for file in against:
@@ -251,10 +251,10 @@ def read_forgetting(runs: Sequence[RunRecord], match: Match, notes: list[str]) -
             try:
                 matrix = ScoreMatrix.from_json(data)
             except (ValueError, TypeError) as problem:
-                raise UserError(f"{file}: '{name}' is no score matrix ({problem})") from problem
+                raise UserError(f"{file}: '{name}' is not a score matrix ({problem})") from problem
             stated = data.get(FINGERPRINTS) or {}
             if stated and not match(run.folder, set(stated.values())):
-                notes.append(f"{file}: '{name}' was measured on another run than {run.name} and is left out")
+                notes.append(f"{file}: '{name}' was measured on a run other than {run.name} and is left out")
             else:
                 kept[f"{run.name}: {name}" if len(runs) > 1 else name] = matrix
     return kept

@@ -113,14 +113,16 @@ def describe_ending(run: RunRecord) -> str:
     last = run.events[-1] if run.events else {}
     if last.get("event") == "stopped":
         broken = "; ".join(guards[-1]["broken"]) if guards and guards[-1]["step"] == last["step"] else ""
-        why = f"its guard ended it ({broken})" if broken else "it was asked to stop"
+        why = f"its guard ended it ({broken})" if broken else "it was stopped"
         return f"{run.name} is not finished: {why} after {where}; --resume continues it."
-    half = ", and the last line of metrics.jsonl is torn" if run.torn else ""
+    half = ", and the last line of metrics.jsonl is incomplete" if run.torn else ""
     left_out = count_trailing_skips(run)
-    bad = f" Its last {left_out} steps were left out for their loss or gradient." if left_out > 1 else ""
+    bad = (
+        f" Its last {left_out} steps were skipped because of their loss or gradient." if left_out > 1 else ""
+    )
     return (
-        f"{run.name} is not finished: no end was written after {where}{half}, so the process runs still, was killed "
-        f"or broke off.{bad}"
+        f"{run.name} is not finished: metrics.jsonl records no end after {where}{half}, so the "
+        f"process is still running, was killed or failed.{bad}"
     )
 
 

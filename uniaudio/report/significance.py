@@ -22,12 +22,13 @@ Verdict = Literal["better", "worse", "unclear"]
 ERRORS = 2.0  # standard errors of a difference: about 95 %
 LEVEL = 0.05
 RULES = {
-    "spread": "probes: the difference is larger than 2 √(s₁² + s₂²), with s the spread over probe seeds (linear, MLP) "
-    "or over 200 draws of the test clips (kNN); without a spread nothing is called significant",
-    "pairs": "answers to the same questions: exact two-sided McNemar test on the questions that only one of both "
-    "answers right, p < 0.05",
-    "bootstrap": "error rates on the same questions: the 95 % interval of the difference over 1,000 paired draws "
-    "of the questions leaves out 0",
+    "spread": "probes: the difference is larger than 2 √(s₁² + s₂²), with s the spread over probe seeds "
+    "(linear, MLP) or over 200 bootstrap samples of the test clips (kNN); without a spread, no "
+    "difference is called significant",
+    "pairs": "answers to the same questions: exact two-sided McNemar test on the questions that only one of "
+    "the two answers correctly, p < 0.05",
+    "bootstrap": "error rates on the same questions: the 95 % interval of the difference over 1,000 paired "
+    "bootstrap samples of the questions excludes 0",
     "intervals": "scores on different questions: the difference is larger than √(h₁² + h₂²), with h half the 95 % "
     "interval of each",
 }
@@ -56,7 +57,7 @@ def compare_spreads(first: tuple[float, float], second: tuple[float, float]) -> 
     gain = second[0] - first[0]
     margin = ERRORS * math.hypot(first[1], second[1])
     if margin == 0:
-        return Comparison("unclear", "spread", "no spread: one seed, or all scores alike")
+        return Comparison("unclear", "spread", "no spread: one seed, or equal scores")
     return Comparison(get_verdict(gain, abs(gain) > margin), "spread", f"margin {margin:.3f}")
 
 
@@ -236,14 +237,14 @@ def write_sentence(run: str, against: str, tasks: Mapping[str, Sequence[TaskChan
     sets = "one set" if count == 1 else f"{count} sets"
     better, worse = tasks["better"], tasks["worse"]
     if not better and not worse and not tasks["mixed"]:
-        return f"Against {against}, {run} moved nothing beyond chance on {sets} compared."
+        return f"Compared with {against}, {run} changed nothing beyond chance on {sets}."
     gained = f"improved on {name_tasks(better)}" if better else "improved on none"
     lost = f"lost on {name_tasks(worse)}" if worse else "lost on none"
     parts = [f"Of {sets} compared with {against}, {run} {gained} and {lost}"]
     if tasks["mixed"]:
         parts.append(f"measures disagree on {name_tasks(tasks['mixed'])}")
     if tasks["unclear"]:
-        parts.append(f"{len(tasks['unclear'])} moved within chance")
+        parts.append(f"{len(tasks['unclear'])} changed within chance")
     return "; ".join(parts) + "."
 
 
@@ -280,13 +281,13 @@ def summarize_loss(run: str, rows: Sequence[Mapping[str, Any]], has_matrix: bool
     fell = (
         f"The loss of {run}{where} went from {losses[0]:.3f} to {losses[-1]:.3f} over {steps}"
         if losses
-        else f"{run} has no loss yet"
+        else f"{run} has no logged loss yet"
     )
     if has_matrix:
-        return f"{fell}; its scores after every stage are under Forgetting."
+        return f"{fell}; its scores after every stage are in the section Forgetting."
     return (
-        f"{fell}, but nothing compares it with its start, so what it learned or forgot is not known; "
-        "run uniaudio probe and uniaudio eval to measure it."
+        f"{fell}, but no result compares it with its start, so it is unknown what it learned or "
+        "forgot; run uniaudio probe and uniaudio eval to find out."
     )
 
 

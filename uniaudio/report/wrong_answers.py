@@ -93,7 +93,7 @@ def make_players(
         return {}
     if len(examples) < len(set(ids)):
         notes.append(
-            f"{len(set(ids)) - len(examples)} clips of {entry.name}: their rows are gone or cannot be read"
+            f"{len(set(ids)) - len(examples)} clips of {entry.name}: their rows are missing or cannot be read"
         )
     return {
         name: sounds.add_players((name, clip) for clip in examples[name].clips)

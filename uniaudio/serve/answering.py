@@ -49,7 +49,7 @@ def answer_upload(
     """
     question = question.strip()
     if not question:
-        raise UserError("the question is empty; type one or pick a trained one")
+        raise UserError("the question is empty; type one or select a trained one")
     if len(question) > limits.max_characters:
         raise UserError(f"the question is longer than {limits.max_characters} characters; shorten it")
     pieces = split_question(question)

@@ -19,11 +19,11 @@ from uniaudio.errors import RowError, UserError
 MIB = 1 << 20
 MAX_RATE = 400_000  # samples a second of all channels: eight channels at 48 kHz, two at 192 kHz
 REASONS = {
-    "broken audio": "the file cannot be read as sound; give WAV, FLAC, MP3, OGG or Opus",
-    "truncated audio": "the file is cut off; give a whole one",
-    "empty audio": "the clip is empty; record or drop one that can be heard",
-    "non-finite samples": "the clip holds samples that are not numbers; export it again",
-    "samples out of range": "the clip holds floats far beyond full scale; export it with 16 bits or floats up to 1",
+    "broken audio": "the file cannot be read as audio; use WAV, FLAC, MP3, OGG or Opus",
+    "truncated audio": "the file is truncated; use a complete one",
+    "empty audio": "the clip is empty; record or upload another one",
+    "non-finite samples": "the clip contains samples that are not numbers; export it again",
+    "samples out of range": "the clip contains floats far beyond full scale; export it with 16 bits or floats up to 1",
 }
 
 
@@ -95,7 +95,7 @@ def limit_time(seconds: float, model: nn.Module) -> Iterator[None]:
     def check_clock(module: nn.Module, inputs: Any) -> None:
         if time.monotonic() > end:
             raise UserError(
-                "the model took too long; give a shorter clip or start the page with a larger --timeout"
+                "the model took too long; use a shorter clip or start the page with a larger --timeout"
             )
 
     hooks = [module.register_forward_pre_hook(check_clock) for module in model.modules()]

@@ -45,7 +45,7 @@ class WebPage(gr.Blocks):
         def check_file(file: dict[str, Any]) -> None:
             path = Path(file["path"]).resolve()
             if not (path.is_relative_to(Path(self.GRADIO_CACHE).resolve()) and path.is_file()):
-                raise gr.Error("the clip is not here, or no longer; upload it again", print_exception=False)
+                raise gr.Error("the clip is no longer available; upload it again", print_exception=False)
 
         traverse(inputs, check_file, is_file_obj)
         return await super().preprocess_data(block_fn, inputs, *rest, **options)
@@ -66,7 +66,7 @@ def build_page(
         clip: str | None, question: str, task: str = ""
     ) -> tuple[str, dict[str, float] | None, Figure]:
         if clip is None:
-            raise gr.Error("choose, drop or record a clip first", print_exception=False)
+            raise gr.Error("upload or record a clip first", print_exception=False)
         try:
             reply = answer(Path(clip).read_bytes(), question, choices[task][0] if task else None)
         except UserError as problem:
@@ -86,7 +86,8 @@ def build_page(
             with gr.Column():
                 reply, labels, spectrogram = add_reply_outputs(choices)
         gr.Markdown(
-            "Clips stay on the machine that serves this page and are deleted after an hour, or when it stops."
+            "Clips stay on the machine that serves this page and are deleted after an hour or when "
+            "the page stops."
         )
         task_menu.change(
             choose,
@@ -122,7 +123,7 @@ def add_question_inputs(
         buttons=[],
     )
     task_menu = gr.Dropdown(
-        [*menu, ("a question of your own", "")],
+        [*menu, ("your own question", "")],
         value=first,
         label="Trained questions",
         visible=bool(menu),
@@ -132,7 +133,7 @@ def add_question_inputs(
         label="Question",
         lines=3,
         max_length=limits.max_characters,
-        info="`<audio>` marks the place of the clip; without it the clip comes first.",
+        info="`<audio>` marks the position of the clip; without it, the clip comes first.",
     )
     return clip, task_menu, question, gr.Button("Ask", variant="primary")
 

@@ -68,9 +68,9 @@ class Guard:
         """Return the HTTP status and the sentence with which a request is refused, or None."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
-            return 400, "this page is not reached under this host name"
+            return 400, "this page cannot be reached under this host name"
         if origin is not None and urlsplit(origin).netloc != host:
-            return 403, "requests of other pages are refused"
+            return 403, "requests from other pages are refused"
         if not (path in PATHS or path.startswith(FILES)) or "://" in path:
             return 404, "not found"
         if method == "POST":

@@ -45,14 +45,14 @@ class Recomputing:
         """
         parts = ", ".join(self.parts) or "nothing"
         if self.obstacle:
-            return f"recompute: {parts}; what `auto` should do could not be estimated ({self.obstacle})"
+            return f"recompute: {parts}; `auto` could not estimate the memory ({self.obstacle})"
         if self.needed is None or self.without is None or self.limit is None:
             return f"recompute: {parts}" if self.parts else ""
         text = f"recompute: {parts}; {self.needed / GIB:.2f} GiB estimated of {self.limit / GIB:.2f} GiB"
         if self.more:
-            text += f" ({self.without / GIB:.2f} GiB without, {self.more:.1%} more operations)"
+            text += f" ({self.without / GIB:.2f} GiB without, {self.more:.1%} more FLOPs)"
         if not self.fits:
-            text += f", which is too much; should the memory not suffice, lower {budget}"
+            text += f", which is above the limit; if memory runs out, lower {budget}"
         return text
 
     def facts(self) -> dict[str, Any]:

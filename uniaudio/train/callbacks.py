@@ -130,8 +130,9 @@ class UserCallbacks:
             place = frames[min(ours + 1, len(frames) - 1)]  # in the callback, not in what it called
             reason = escape_text(f"{type(cause).__name__}: {read_first_line(cause)}")
             raise UserError(
-                f"{name} failed at step {given.step} ({reason}, {Path(place.filename).name} line {place.lineno}); "
-                "mend it, and continue the run from its last checkpoint with --resume (resume=True in Python)"
+                f"{name} failed at step {given.step} ({reason}, {Path(place.filename).name} line "
+                f"{place.lineno}); fix it, and continue the run from its last checkpoint with "
+                "--resume (resume=True in Python)"
             ) from cause
 
 
@@ -149,17 +150,19 @@ def collect_callbacks(given: Sequence[object], names: Sequence[str], trust: Trus
         raise UserError(f"callbacks: give a list of objects, not {type(given).__name__}")
     callbacks = []
     for callback in given:
-        with convert_to_user_error(f"callbacks: {callback} cannot be made", "give an object of that class"):
+        with convert_to_user_error(
+            f"callbacks: {callback} cannot be created", "give an object of that class"
+        ):
             callbacks.append(callback() if isinstance(callback, type) else callback)
     for number, name in enumerate(names):
         kind = import_code(name, f"train.callbacks.{number}", trust)
-        with convert_to_user_error(f"train.callbacks.{number}: {name}() cannot be made"):
+        with convert_to_user_error(f"train.callbacks.{number}: {name}() cannot be created"):
             callbacks.append(kind())
     for callback in callbacks:
         methods = [name for name in dir(callback) if name.startswith("on_")]
         unknown = [name for name in methods if name not in EVENTS]
         if unknown or not methods:
-            what = f"{unknown[0]}: no such event" if unknown else "none of the methods that are called"
+            what = f"{unknown[0]}: no such event" if unknown else "it has none of the callback methods"
             near = suggest_name(unknown[0], EVENTS) if unknown else ""
             raise UserError(f"callback {type(callback).__name__}: {what}{near}; known: {', '.join(EVENTS)}")
     return callbacks

@@ -128,7 +128,7 @@ def require_same_run(config: RunConfig, recipes: Sequence[Recipe], accelerator: 
         "config": describe_config(config),
         "files": describe_recipes(recipes),
     }
-    require_agreement("the starts", facts, "give all machines the same")
+    require_agreement("the starts", facts, "use the same on all machines")
 
 
 def require_same_weights(bases: Mapping[str, Mapping[str, str]]) -> None:

@@ -177,7 +177,7 @@ def is_stale(path: Path, holder: Holder, say: Callable[[str], None]) -> bool:
         if first is None:
             first = changed
             if now.pid:
-                say(f"waiting for a sign of life from {holder}, for {STALE:g} s at most")
+                say(f"waiting for a sign of life from {holder}, for at most {STALE:g} s")
         elif changed != first:
             return False
         time.sleep(LOOK)
@@ -233,6 +233,6 @@ def put_in_place(path: Path, holder: Holder) -> None:
 def describe_holder(run_dir: Path, holder: Holder) -> str:
     """Return the sentence that refuses a second run."""
     return (
-        f"{run_dir} is in use by another run, {holder}; let it end or stop it, or set another output_dir "
-        "(one run per folder)"
+        f"{run_dir} is in use by another run, {holder}; wait for it, stop it, or set another "
+        "output_dir (one run per folder)"
     )

@@ -74,18 +74,19 @@ class LossSpikeDetector:
         reason = "its loss or gradient is not finite"
         if highest < loss < float("inf"):
             reason = (
-                f"its loss is {loss:.3g}, more than train.max_loss_ratio={self.settings.max_loss_ratio:g} times the "
-                f"usual {usual:.3g}"
+                f"its loss is {loss:.3g}, more than "
+                f"train.max_loss_ratio={self.settings.max_loss_ratio:g} times the mean {usual:.3g}"
             )
         more = f" and {len(everyone) - NAMED} more" if len(everyone) > NAMED else ""
         sentence = (
-            f"step {position.step} was left out: {reason}; its examples: {', '.join(everyone[:NAMED])}{more}"
+            f"step {position.step} was skipped: {reason}; its examples: {', '.join(everyone[:NAMED])}{more}"
         )
         self.tracker.warn(sentence)
         self.tracker.log_event("left_out", step=position.step, reason=reason, loss=repr(loss), ids=everyone)
         most = self.settings.max_bad_steps
         if position.bad >= most:
             raise UserError(
-                f"{position.bad} steps in a row were left out (train.max_bad_steps={most}); the last: {sentence}"
+                f"{position.bad} steps in a row were skipped (train.max_bad_steps={most}); the "
+                f"last: {sentence}"
             )
         return False

@@ -30,8 +30,8 @@ def explain_out_of_memory(batch: Batch, stage: Stage, step: int) -> Iterator[Non
         ):
             raise
         raise UserError(
-            f"out of memory in step {step}, at a micro-batch of {len(batch.audio)} clips, {batch.audio_seconds:.0f} s "
-            f"of audio, {len(batch.tokens.values)} decoder tokens and {batch.answer_tokens} answer tokens; lower "
-            f"stages.{stage.name}.budget.audio_seconds (now {stage.budget.audio_seconds:g}), or let "
-            f"`uniaudio tune-batch` search it"
+            f"out of memory in step {step}, at a micro-batch of {len(batch.audio)} clips, "
+            f"{batch.audio_seconds:.0f} s of audio, {len(batch.tokens.values)} decoder tokens and "
+            f"{batch.answer_tokens} answer tokens; lower stages.{stage.name}.budget.audio_seconds "
+            f"(now {stage.budget.audio_seconds:g}), or let `uniaudio tune-batch` search for it"
         ) from problem

@@ -70,7 +70,7 @@ class PeriodicEvaluation:
         guard, tracker = self.run.config.guard, self.run.tracker
         if guard is None or (self.position.step % guard.every and not over):
             return False
-        with tracker.show_waiting("probing the guarded sets", plain=True):
+        with tracker.show_waiting("probing the guard's sets", plain=True):
             broken = self.run_in_eval_mode(self.run.evaluator.check_guard, on_main_alone=True)
         for sentence in broken:
             tracker.warn(f"guard: {sentence}")

@@ -91,7 +91,7 @@ class StepProfile:
         done.export_chrome_trace(str(self.folder / "trace.json.gz"))
         (self.folder / "parts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self.tracker.console.print(build_parts_table(facts))
-        self.tracker.say(f"{self.folder / 'trace.json.gz'}: open it in a viewer of Chrome traces")
+        self.tracker.say(f"{self.folder / 'trace.json.gz'}: open it in a viewer for Chrome traces")
 
 
 def iterate_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -170,7 +170,7 @@ def backward_of(event: Any) -> int | None:
 def build_parts_table(facts: dict[str, Any]) -> Table:
     """Lay out milliseconds a step, forward and backward, and the share of each part in the step."""
     whole = facts["seconds_per_step"]
-    title = f"time by part: {whole * 1e3:.1f} ms a step ({facts['clock']} time, {facts['steps']} steps)"
+    title = f"time by part: {whole * 1e3:.1f} ms per step ({facts['clock']} time, {facts['steps']} steps)"
     table = Table(title=title, title_justify="left")
     for column in ("part", "forward ms", "backward ms", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")

@@ -92,20 +92,22 @@ def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[SettingChang
     position = TrainState.from_state(checkpoint.state)
     if position.stage >= len(config.stages):
         raise UserError(
-            f"{checkpoint.path} is of stage {position.stage}, but the config has {len(config.stages)}"
+            f"{checkpoint.path} belongs to stage {position.stage}, but the config has "
+            f"{len(config.stages)} stages"
         )
     changes = compare_configs(saved, config, position)
     refused = [change for change in changes if change.effect is Effect.REFUSED]
     if refused:
         raise UserError(
-            f"{checkpoint.path} was trained with other settings: {'; '.join(map(str, refused))}; continue it with the "
-            "same ones, or start a new run in another output_dir (encoders.NAME.path may name this one)"
+            f"{checkpoint.path} was trained with other settings: {'; '.join(map(str, refused))}; "
+            "continue it with the same settings, or start a new run in another output_dir "
+            "(encoders.NAME.path may name this run)"
         )
     if changes and is_finished(position, config):
         raise UserError(
-            f"{checkpoint.path} is the end of a finished run, in which these settings would change nothing: "
-            f"{'; '.join(map(str, changes))}; raise stages.{len(config.stages) - 1}.steps (or train.max_steps) to "
-            "continue, or restore them"
+            f"{checkpoint.path} is the end of a finished run, so these settings would have no "
+            f"effect: {'; '.join(map(str, changes))}; raise stages.{len(config.stages) - 1}.steps "
+            "(or train.max_steps) to continue, or restore them"
         )
     return changes
 
@@ -233,6 +235,8 @@ def find_damage_of_stage_start(run_dir: Path, path: Path, remembered: Collection
         return ""
     start = list_stage_ends(run_dir).get(stage - 1)
     if start is None:
-        return f"the checkpoint at the end of stage {stage - 1} is gone or damaged, and `continual` needs it"
+        return (
+            f"the checkpoint at the end of stage {stage - 1} is missing or damaged, but `continual` needs it"
+        )
     damage = find_damage(start)
     return f"the stage began with {start.name}, of which {damage}" if damage else ""

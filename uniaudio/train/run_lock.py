@@ -69,7 +69,7 @@ class Heartbeat:
 def exit_process(run_dir: Path, holder: Holder) -> None:
     """End this process at once: its folder is another run's."""
     make_console(stderr=True).print(
-        f"uniaudio: {run_dir} was taken over by {holder}; this run ends", soft_wrap=True
+        f"uniaudio: {run_dir} was taken over by {holder}; this run stops", soft_wrap=True
     )
     os._exit(1)
 
@@ -109,7 +109,7 @@ def begin_to_hold(run_dir: Path) -> Heartbeat:
     def say(sentence: str) -> None:
         console.print(f"{run_dir}: {sentence}", style="yellow", soft_wrap=True)
 
-    with convert_to_user_error(f"output_dir: {path} cannot be made", "set another output_dir"):
+    with convert_to_user_error(f"output_dir: {path} cannot be created", "set another output_dir"):
         before = take(path, holder, say)
     if before is not None:
         say(f"taken over from {before}, which is gone")

@@ -83,7 +83,7 @@ def fit_adapter_start(model: nn.Module, data: TrainingData, config: RunConfig) -
     settings, recipe = config.adapter, config.stages[0].recipe
     if not isinstance(settings, GroupingSettings) or settings.start != RIDGE:
         return
-    announce(f"fitting the start of the adapter to {settings.start_examples} rows of {recipe} ...")
+    announce(f"fitting the initial adapter to {settings.start_examples} rows of {recipe} ...")
     examples = data.iterate_examples(0, model, recipe)
     start_adapter(cast_to_audio_lm(model), examples, settings.start_examples, data.encode_in_text)
 
@@ -103,10 +103,11 @@ def fit_fusion_start(
         is_fusion = name.startswith("encoder.") and not name.startswith("encoder.encoders.")
         if is_fusion and structure.usual[name] == "full" and not parameter.requires_grad:
             raise UserError(
-                f"fusion.start: {settings.start} is for a fusion that the first stage trains, but {name} is frozen; "
-                "take it out of `stages[0].train`, or leave `start` out"
+                f"fusion.start: {settings.start} is for a fusion that is trained in the first "
+                f"stage, but {name} is frozen; remove it from `stages[0].train`, or leave `start` "
+                "out"
             )
-    announce(f"fitting the start of the fusion to {settings.start_examples} rows of {recipe} ...")
+    announce(f"fitting the initial fusion to {settings.start_examples} rows of {recipe} ...")
     examples, by_answers = data.iterate_examples(0, model, recipe), settings.start == WCCN
     start_fusion(cast_to_audio_lm(model), examples, settings.start_examples, by_answers)
 
@@ -189,7 +190,8 @@ def end_of_stage(run_dir: Path, index: int, needed: bool) -> Checkpoint | None:
     path = list_stage_ends(run_dir).get(index)
     if path is None:
         raise UserError(
-            f"{run_dir}: the checkpoint at the end of stage {index} is gone, but `continual` measures from there"
+            f"{run_dir}: the checkpoint at the end of stage {index} is missing, but `continual` "
+            "needs it as its reference"
         )
     return load_checkpoint(path)
 

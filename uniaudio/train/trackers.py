@@ -50,7 +50,7 @@ class ExperimentTrackers:
         self.trackers: list[RunTracker] = []
         for name in list_tracker_names(config):
             tracker = KINDS.get(name, RunTracker)(name, config, ids.get(name))
-            fix = "mend it, or take it out of train.trackers"
+            fix = "fix it, or remove it from train.trackers"
             with convert_to_user_error(f"train.trackers: {name} could not be started", fix):
                 tracker.start(step)
             self.trackers.append(tracker)
@@ -91,7 +91,7 @@ class ExperimentTrackers:
         """Call every tracker; training does not end for one that fails."""
         for tracker in tuple(self.trackers):
             try:
-                with convert_to_user_error(f"{tracker.name} failed and is left out from now on"):
+                with convert_to_user_error(f"{tracker.name} failed and is not used any more"):
                     work(tracker)
             except UserError as problem:
                 self.trackers.remove(tracker)

@@ -166,12 +166,13 @@ def put_tensors(
     missing, unknown = sorted(set(held) - set(given)), sorted(set(given) - set(held))
     if missing or unknown:
         raise UserError(
-            f"{whose}: the tensors are not those that the config trains: "
-            f"missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+            f"{whose}: the tensors are not those trained by the config: missing "
+            f"{missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
         )
     for name, parameter in held.items():
         if parameter.shape != given[name].shape:
             raise UserError(
-                f"{whose}: {name} is {tuple(given[name].shape)}, the config's {tuple(parameter.shape)}"
+                f"{whose}: {name} is {tuple(given[name].shape)}, but the config needs "
+                f"{tuple(parameter.shape)}"
             )
         parameter.data.copy_(given[name])

@@ -47,8 +47,8 @@ class HangWatch:
         """Say on the console what is written and where."""
         where = "here" if self.file is None else f"in {self.path}"
         print(
-            f"uniaudio: process {rank()}: no step came to an end in {self.seconds:g} s (train.hang_seconds); its "
-            f"stacks are {where}",
+            f"uniaudio: process {rank()}: no step finished in {self.seconds:g} s "
+            f"(train.hang_seconds); its stacks are {where}",
             file=sys.stderr,
             flush=True,
         )

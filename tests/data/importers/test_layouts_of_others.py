@@ -225,7 +225,7 @@ def test_cuts_that_are_damaged_are_left_out_alone(tmp_path):
         "note: 1 cuts left out: its recording is not a single file",
         "note: 2 cuts left out: not a cut of Lhotse",
         "note: 1 cuts left out: no start and duration",
-        "note: 1 cuts left out: no JSON object",
+        "note: 1 cuts left out: not a JSON object",
         "rows that cannot be used: missing column (1)",
         "clips of the first 2 rows that cannot be decoded: span outside of the recording (1)",
     ):
@@ -257,7 +257,7 @@ def test_nemo_rows_that_are_odd(tmp_path):
             answers.append((rendered.answer, *map(len, decode_clips(row, 60))))
     assert answers == [("accents composed otherwise", 8000), ("a piece", 4000), ("whole", 8000)]
     for line in (
-        "note: 2 rows left out: no JSON object",
+        "note: 2 rows left out: not a JSON object",
         "note: 1 rows left out: no audio_filepath",
         "rows that cannot be used: broken metadata (1), empty answer (1), missing file (1)",
         "cannot be decoded: span outside of the recording (1)",

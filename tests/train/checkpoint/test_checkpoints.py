@@ -121,7 +121,7 @@ def test_what_was_not_saved_is_reported(save, config, tmp_path):
     with pytest.raises(UserError, match=r"step-000005 holds no exp_avg of v; start a new run"):
         MomentFiles(path).get("v", "exp_avg")
     bare = Snapshot(6, {"stage": 0}, {}, {"w": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"step-000006 holds no moving averages"):
+    with pytest.raises(UserError, match=r"step-000006 contains no moving averages"):
         load_checkpoint(save_checkpoint(tmp_path / "run", bare, config, BASES), ema=True)
 
 
@@ -623,11 +623,11 @@ def test_a_folder_without_permission_is_reported(save, tmp_path):
 def test_a_file_with_other_tensors_than_were_to_be_written_is_refused(save, tmp_path, monkeypatch, wrong):
     first = save(1)
     verify_tensors(first / "model.safetensors", {"w": torch.zeros(3)})
-    with pytest.raises(OSError, match="does not hold what was written"):
+    with pytest.raises(OSError, match="does not contain what was written"):
         verify_tensors(first / "model.safetensors", wrong)
     real = module.save_file
     monkeypatch.setattr(module, "save_file", lambda tensors, path: real(wrong, path))
-    with pytest.raises(UserError, match="does not hold what was written"):
+    with pytest.raises(UserError, match="does not contain what was written"):
         save(2)
     assert latest_checkpoint(tmp_path / "run") == first
 

@@ -100,14 +100,14 @@ def read_listing_of(content, folder):
     ("listing", "reason"),
     [
         ("{}", "does not list model.safetensors"),
-        ("[]", "no JSON object"),
-        ("7", "no JSON object"),
+        ("[]", "not a JSON object"),
+        ("7", "not a JSON object"),
         ("", "complete.json cannot be used"),
         ("{", "complete.json cannot be used"),
         ("\0" * 40, "complete.json cannot be used"),
         (b"\xff\xfe\x00", "complete.json cannot be used"),
         ("[" * 100_000, "complete.json cannot be used"),
-        ('{"model.safetensors": 4}', "wrote no checksums"),
+        ('{"model.safetensors": 4}', "without checksums"),
         ('{"model.safetensors": "4"}', "size and checksum"),
         ('{"model.safetensors": {"bytes": "4", "sha256": 5}}', "size and checksum"),
         (None, "is missing"),
@@ -135,7 +135,7 @@ def test_the_listing_names_the_parts_of_all_processes_and_no_other_folder(run):
         (folder / "complete.json").write_text(json.dumps(rest | pieces))
         assert "optimizer files of all processes" in find_damage(folder)
     (folder / "complete.json").write_text(json.dumps(whole | {"../latest": record}))
-    assert "no plain file name" in find_damage(folder)
+    assert "not a plain file name" in find_damage(folder)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_listing_names_the_parts_of_all_processes_and_no_other_folder(run):
         (b"", "latest names no checkpoint"),
         (b"/etc", "latest names no checkpoint"),
         (b"../../other/checkpoints/step-000001", "latest names no checkpoint"),
-        (b"step-000009", "step-000009, which `latest` names, is missing"),
+        (b"step-000009", "step-000009, named by `latest`, is missing"),
         (b"step-" + b"9" * 5000, "latest names no checkpoint"),
     ],
 )

@@ -239,7 +239,7 @@ def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]
         if isinstance(item, dict):
             yield item
         else:
-            skipped["no JSON object"] += 1
+            skipped["not a JSON object"] += 1
 
 
 def list_skipped_counts(skipped: Mapping[str, int], what: str) -> list[str]:

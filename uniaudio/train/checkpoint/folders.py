@@ -103,9 +103,7 @@ def list_places_by_preference(run_dir: Path) -> tuple[list[Path], str]:
     if not STEP.fullmatch(named):  # a path would lead out of this run
         return newest_first, f"{folder / 'latest'} names no checkpoint"
     last = parse_step(folder / named)
-    problem_of_latest = (
-        "" if folder / named in places else f"{folder / named}, which `latest` names, is missing"
-    )
+    problem_of_latest = "" if folder / named in places else f"{folder / named}, named by `latest`, is missing"
     return sorted(newest_first, key=lambda place: parse_step(place) > last), problem_of_latest
 
 
@@ -167,7 +165,7 @@ def resolve_latest(path: Path) -> Path:
     with convert_to_user_error(f"{path} cannot be read"):
         named = path.read_text(encoding="utf-8").strip()
     if not STEP.fullmatch(named):  # a path would lead out of this run
-        raise UserError(f"{path} names no checkpoint; name a folder step-N beside it")
+        raise UserError(f"{path} names no checkpoint; name a folder step-N next to it")
     return path.with_name(named)
 
 

@@ -52,7 +52,7 @@ class FileRecord:
                 return cls(size, digest)
             case int():
                 raise ValueError(
-                    "it is of a version that wrote no checksums; start a new run from its weights"
+                    "it was written by a version without checksums; start a new run from its weights"
                 )
         raise ValueError("it does not give each file's size and checksum")
 
@@ -75,12 +75,12 @@ def read_listing(folder: Path) -> dict[str, FileRecord]:
     """
     data = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     if not isinstance(data, dict):
-        raise ValueError("it is not JSON object")
+        raise ValueError("it is not a JSON object")
     records = {name: FileRecord.from_json(entry) for name, entry in data.items()}
     if missing := [name for name in REQUIRED if name not in records]:
         raise ValueError(f"it does not list {missing[0]}")
     if odd := [name for name in records if Path(name).name != name]:
-        raise ValueError(f"it lists {odd[0]!r}, which is no plain file name")
+        raise ValueError(f"it lists {odd[0]!r}, which is not a plain file name")
     pieces = sorted(tuple(map(int, match.groups())) for name in records if (match := PIECE.fullmatch(name)))
     if not pieces or pieces != [(rank, len(pieces)) for rank in range(len(pieces))]:
         raise ValueError(f"it does not list the {OPTIMIZER} files of all processes")

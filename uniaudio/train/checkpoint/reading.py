@@ -40,7 +40,7 @@ def load_checkpoint(path: Path, ema: bool = False, verify: bool = True) -> Check
     if damage := find_damage(path, read, checksums=verify):
         raise UserError(f"{path} is not a complete checkpoint ({damage}); use another one, or copy it again")
     if ema and not (path / EMA).is_file():
-        raise UserError(f"{path} holds no moving averages; set stages[].continual.ema to train with them")
+        raise UserError(f"{path} contains no moving averages; set stages[].continual.ema to train with them")
     with convert_to_user_error(f"checkpoint {path} cannot be read"):
         model = load_file(path / MODEL)
         if ema:
@@ -72,7 +72,7 @@ class MomentFiles:
         """
         key = f"{name}|{moment}"
         if key not in self.place:
-            raise UserError(f"{self.path} holds no {moment} of {name}; start a new run from its weights")
+            raise UserError(f"{self.path} contains no {moment} of {name}; start a new run from its weights")
         with safe_open(self.place[key], "pt") as stored:
             return stored.get_tensor(key)
 

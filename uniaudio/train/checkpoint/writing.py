@@ -123,7 +123,7 @@ def verify_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with safe_open(path, "pt") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if stored != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
-        raise OSError(f"{path} does not hold what was written to it")
+        raise OSError(f"{path} does not contain what was written to it")
 
 
 def finish_checkpoint(

@@ -92,8 +92,9 @@ def refuse_to_compile(accelerator: Accelerator) -> None:
     """
     if name_spreading_engine(accelerator) == "zero3":
         raise UserError(
-            "train.compile: under zero3 every linear map is put together by itself, which leaves nothing to compile; "
-            "launch with configs/accelerate/ddp.yaml, zero1.yaml, zero2.yaml or fsdp2.yaml, or leave it out"
+            "train.compile: zero3 gathers every linear layer separately, which leaves nothing to "
+            "compile; launch with configs/accelerate/ddp.yaml, zero1.yaml, zero2.yaml or "
+            "fsdp2.yaml, or leave it out"
         )
     refuse_without_compiler(accelerator.device)
 

@@ -47,7 +47,7 @@ def refuse_deepspeed_conflicts(settings: dict[str, Any], config: RunConfig) -> N
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise UserError(
-                f"the DeepSpeed config has its own {key}; rates and schedule belong to the run config"
+                f"the DeepSpeed config sets {key}; learning rates and schedule belong to the run config"
             )
 
 
@@ -63,8 +63,9 @@ def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> N
     cached = [name for name, encoder in config.encoders.items() if encoder.cache]
     if cached and engine == "zero3":
         raise UserError(
-            f"encoders.{cached[0]}.cache leaves an encoder out where its frames are known, but under zero3 all "
-            "processes must run every module together; launch with configs/accelerate/ddp.yaml or fsdp2.yaml"
+            f"encoders.{cached[0]}.cache skips an encoder for clips whose frames are stored, but "
+            "under zero3 all processes must run every module together; launch with "
+            "configs/accelerate/ddp.yaml or fsdp2.yaml"
         )
     ways = stage.continual
     methods = [name for name in ("l2sp", "ewc") if getattr(ways, name) is not None]
@@ -72,6 +73,7 @@ def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> N
         methods.append("ema")
     if methods and engine:
         raise UserError(
-            f"stages.{stage.name}.continual.{methods[0]} reads whole parameters, but {engine} spreads them over the "
-            "processes; launch with configs/accelerate/ddp.yaml, zero1.yaml or zero2.yaml"
+            f"stages.{stage.name}.continual.{methods[0]} reads whole parameters, but {engine} "
+            "shards them over the processes; launch with configs/accelerate/ddp.yaml, zero1.yaml "
+            "or zero2.yaml"
         )
