@@ -19,7 +19,7 @@ from uniaudio.launched_processes import leave_message
 
 app = typer.Typer(
     name="uniaudio",
-    help="Train universal audio encoders with the next-token loss of a frozen language model.",
+    help="Train one audio encoder for speech, sound and music through a frozen language model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -17,7 +17,7 @@ RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or
 Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Overrides such as train.max_steps=100; +mini applies the miniature variant."),
+    typer.Argument(help="Overrides such as train.max_steps=100; +mini selects the miniature variant."),
 ]
 MODEL_HELP = (
     "Run folder, checkpoint, exported model, folder or Hub name of an encoder, or random:PATH; "
@@ -26,7 +26,9 @@ MODEL_HELP = (
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Resume = Annotated[
     str | None,
-    typer.Option(help="Continue the run in output_dir; 'auto': continue it, or start it if there is none."),
+    typer.Option(
+        help="Continue the run in output_dir; 'auto': continue it, or start it if there is no checkpoint."
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a model.")

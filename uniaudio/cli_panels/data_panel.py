@@ -15,7 +15,7 @@ from uniaudio.outputs import check_file_option, check_folder_option
 PANEL = "Data"  # of `uniaudio --help`
 
 app = typer.Typer()
-data = typer.Typer(help="Import, summarise, pack and benchmark data.", no_args_is_help=True)
+data = typer.Typer(help="Import, summarize, pack and benchmark data.", no_args_is_help=True)
 app.add_typer(data, name="data", rich_help_panel=PANEL)
 
 
@@ -23,19 +23,19 @@ app.add_typer(data, name="data", rich_help_panel=PANEL)
 def data_stats(
     recipe: RecipeName,
     steps: Annotated[
-        int | None, typer.Option(help="Steps to count epochs for; needs a run config.", min=1)
+        int | None, typer.Option(help="Number of steps for which to count epochs; needs a run config.", min=1)
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows of every source to read.", min=1)] = 2000,
+    rows: Annotated[int, typer.Option(help="Rows to read from every source.", min=1)] = 2000,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="PNG file to draw the lengths into.", callback=check_file_option)
+        Path | None, typer.Option(help="PNG file for a histogram of lengths.", callback=check_file_option)
     ] = None,
     hours: Annotated[
         bool,
         typer.Option("--hours", help="Only add up the hours that the cards state, without opening the data."),
     ] = False,
 ) -> None:
-    """Summarise hours, lengths, shares and epochs by source.
+    """Summarize hours, lengths, shares and epochs by source.
 
     Reads: the recipe, its cards and templates, and up to --rows rows of every source (none with --hours).
     Writes: the figures as JSON (--out) and a histogram of lengths as PNG (--plot).
@@ -76,7 +76,7 @@ def data_import(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that holds the clips or shards, if the source does not name it."),
+        typer.Option(help="Folder that contains the clips or shards, if the source does not name it."),
     ] = None,
     config: Annotated[
         list[str] | None,
@@ -85,13 +85,13 @@ def data_import(
         ),
     ] = None,
     turns: Annotated[
-        str, typer.Option(help="messages: learn the last answer of a conversation, or all.")
+        str, typer.Option(help="messages: train on the last answer of a conversation (last), or on all.")
     ] = "last",
 ) -> None:
     """Write cards, templates and a recipe for published data.
 
-    Reads: the source; of the audio only headers of the first rows.
-    Writes: a new folder with the recipe, its cards in datasets/, templates and, where needed, manifests.
+    Reads: the source; of the audio only the headers of the first rows.
+    Writes: a new folder with the recipe, its cards in datasets/, templates and, if needed, manifests.
     Prints: rows, hours, columns and answers of every split, what was left out, and the next commands.
     """
     from uniaudio.commands.data_import import import_data
@@ -106,13 +106,13 @@ def data_pack(
     shard_mib: Annotated[int, typer.Option(help="Size of a file, in MiB.", min=1)] = 512,
     rows: Annotated[
         int | None,
-        typer.Option(help="Keep this many rows of every training split, as a sample to replay.", min=1),
+        typer.Option(help="Keep only this many rows of every training split, as a sample for replay.", min=1),
     ] = None,
 ) -> None:
     """Convert clips to FLAC in large files with an index.
 
     Reads: the recipe, its cards and templates, all rows and clips.
-    Writes: a new folder with 16 kHz FLAC, cards and a recipe over them, for fast local training.
+    Writes: a new folder with 16 kHz FLAC, cards and a recipe for them, for fast local training.
     Prints: rows and hours by split, and the recipe to train with.
     """
     from uniaudio.commands.data_pack import pack_recipe
@@ -124,7 +124,7 @@ def data_pack(
 def data_bench(
     recipe: RecipeName,
     seconds: Annotated[float, typer.Option(help="Seconds to measure each number of workers.")] = 10,
-    workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers to try; repeatable.")] = None,
+    workers: Annotated[list[int] | None, typer.Option(help="Number of workers to try; repeatable.")] = None,
 ) -> None:
     """Measure data-loading throughput by number of workers.
 
@@ -150,7 +150,7 @@ def preview(
 
     Reads: the recipe, its cards and templates, some rows and their clips, the decoder's tokenizer.
     Writes: nothing.
-    Prints: prompts with the supervised answer in colour, tokens, clip seconds; skipped rows with the reason.
+    Prints: prompts with the supervised answer in colour, tokens, clip seconds; skipped rows with their reasons.
     """
     from uniaudio.commands.preview import preview as show
 
@@ -166,8 +166,8 @@ def new(
         str,
         typer.Option(
             "--data",
-            help="Folder of class folders or of clips with metadata, manifest, Parquet file(s), tars, "
-            "folder of save_to_disk, or Hub name.",
+            help="Folder of class folders, folder of clips with metadata, manifest, Parquet file(s), tars, "
+            "folder written by save_to_disk, or Hub name.",
         ),
     ],
     text: Annotated[
@@ -178,16 +178,16 @@ def new(
         str | None, typer.Option("--ask", help="The question; default: one that fits the column.")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of an encoder, or a run; default: a Whisper.")
+        str | None, typer.Option(help="Folder or Hub name of an encoder, or a run; default: a Whisper model.")
     ] = None,
     decoder: Annotated[
         str | None, typer.Option(help="Folder or Hub name of a language model; default: a small one.")
     ] = None,
     hub_config: Annotated[
-        str | None, typer.Option("--config", help="Which of several configurations of a Hub dataset.")
+        str | None, typer.Option("--config", help="Configuration of a Hub dataset that has several.")
     ] = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Project folder to write into.", callback=check_folder_option)
+        Path, typer.Option("-o", "--out", help="Project folder to write to.", callback=check_folder_option)
     ] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
@@ -195,7 +195,7 @@ def new(
 
     Reads: the rows of the data, and the headers of some clips.
     Writes: templates/NAME.yaml, data_recipes/datasets/NAME.yaml, data_recipes/NAME.yaml and configs/NAME.yaml.
-    Prints: the column that is learned, the splits, and the command that trains.
+    Prints: the column to learn, the splits, and the command that trains.
     """
     with slow_imports():
         from uniaudio.commands.new import NewTask, create_task

@@ -45,7 +45,7 @@ def probe(
         bool,
         typer.Option(
             "--references/--no-references",
-            help="Also probe the untrained encoders of runs: with the run's settings, and at their best.",
+            help="Also probe the untrained encoders of runs, with the run's settings and at their best.",
         ),
     ] = True,
     trust_remote_code: TrustRemoteCode = False,
@@ -74,10 +74,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     max_examples: Annotated[
         int | None,
-        typer.Option(help="Most rows of each set; default: as recipe and config say, else all.", min=1),
+        typer.Option(help="Most rows of each set; default: as in the recipe or config, else all.", min=1),
     ] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="Folder for the answers as JSON Lines, for scorers of other packages.")
+        Path | None, typer.Option(help="Folder for the answers as JSON Lines, for other scoring tools.")
     ] = None,
     protocol: Annotated[str, typer.Option(help="Scoring: own, or xares-llm.")] = "own",
     labels: Annotated[bool, typer.Option(help="Also score the labels of closed sets by likelihood.")] = True,
@@ -90,7 +90,7 @@ def evaluate(
     """Generate and score answers on a recipe's evaluation sets.
 
     Reads: the model's newest checkpoint, the recipe (default: that of its last stage), cards, templates and clips.
-    Writes: scores and answers as JSON (--out); answers alone as JSON Lines, a file for each set (--answers).
+    Writes: scores and answers as JSON (--out); answers alone as JSON Lines, one file per set (--answers).
     Prints: scores by evaluation set with 95 % confidence intervals. Also runs under `accelerate launch`.
     """
     with slow_imports():
@@ -103,13 +103,13 @@ def evaluate(
 
 @app.command(rich_help_panel=PANEL, epilog="Example: uniaudio report runs/birds -o report.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, side by side.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders to show side by side.")],
     out: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--out",
-            help="HTML file; default: report.html in the first run.",
+            help="HTML file; default: report.html in the first run folder.",
             callback=check_file_option,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def report(
     against: Annotated[
         list[Path] | None, typer.Option(help="Probe scores or answers of other models; repeatable.")
     ] = None,
-    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Put clips into the page.")] = True,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Include clips in the page.")] = True,
     embedding_map: Annotated[bool, typer.Option("--map/--no-map", help="Draw an embedding map.")] = True,
 ) -> None:
     """Write one self-contained HTML page about runs.
@@ -176,7 +176,7 @@ def forgetting(
     learned: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=STAGE that first trains on a set whose name is not its dataset's; repeatable."
+            help="NAME=STAGE: stage that first trains on set NAME, if NAME is not that of its dataset; repeatable."
         ),
     ] = None,
     answers: Annotated[
@@ -184,7 +184,7 @@ def forgetting(
     ] = True,
     max_examples: Annotated[
         int | None,
-        typer.Option(help="Most rows of each set; default: as recipe and config say, else all.", min=1),
+        typer.Option(help="Most rows of each set; default: as in the recipe or config, else all.", min=1),
     ] = None,
     out: Annotated[
         Path | None,
@@ -214,9 +214,7 @@ def forgetting(
 )
 def check_encoder(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
-    kind: Annotated[
-        str, typer.Option(help="auto, a model type, remote, or module:Class of your own.")
-    ] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, a model type, remote, or your own module:Class.")] = "auto",
     families: Annotated[
         bool, typer.Option("--list", help="List the encoders that can be loaded, and those that cannot.")
     ] = False,
@@ -225,9 +223,9 @@ def check_encoder(
 ) -> None:
     """Show what an encoder supports, and test its interface.
 
-    Reads: the encoder; the clips are noise and silence.
+    Reads: the encoder; test clips are generated noise and silence.
     Writes: nothing.
-    Prints: execution, LoRA, layer decay, recompute and exports; one line for each test; exit code 2 if one fails.
+    Prints: execution, LoRA, layer decay, recompute and exports; one line per test; exit code 2 if one fails.
     """
     with slow_imports():
         from uniaudio.commands.check_encoder import check_encoder as check

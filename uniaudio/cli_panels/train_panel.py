@@ -37,7 +37,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = None,
     tune_batch: Annotated[
-        bool, typer.Option(help="First search for the largest batch size that fits, then train with it.")
+        bool, typer.Option(help="Search for the largest batch size that fits first, then train with it.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -88,9 +88,7 @@ def launch(
     overrides: Overrides = None,
     processes: Annotated[
         int | None,
-        typer.Option(
-            "-n", "--processes", help="Processes on each machine; default: one for each GPU.", min=1
-        ),
+        typer.Option("-n", "--processes", help="Processes on each machine; default: one per GPU.", min=1),
     ] = None,
     machines: Annotated[int, typer.Option(help="Number of machines; run the command on each.", min=1)] = 1,
     rank: Annotated[int, typer.Option(help="Number of this machine, from 0.", min=0)] = 0,
@@ -159,9 +157,9 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(help="Number of GPUs.", min=1)] = 8,
-    memory: Annotated[float, typer.Option(help="GiB of one GPU.", min=1)] = 80,
+    memory: Annotated[float, typer.Option(help="Memory of one GPU, in GiB.", min=1)] = 80,
     tflops: Annotated[
-        float, typer.Option(help="TFLOP/s of one GPU in large matrix products.", min=0.001)
+        float, typer.Option(help="Speed of one GPU in large matrix products, in TFLOP/s.", min=0.001)
     ] = 794.5,
     efficiency: Annotated[
         float, typer.Option(help="Share of --tflops reached in training.", min=0.01, max=1)
@@ -212,16 +210,16 @@ def soup(
         typer.Option(help="Share of the trained weights; default: chosen by probes on --data.", min=0, max=1),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Of several runs, comma-separated; default: equal.")
+        str | None, typer.Option(help="Weights of several runs, comma-separated; default: equal.")
     ] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER whose train split selects alpha; repeatable.")
     ] = None,
-    probe: Annotated[str, typer.Option(help="linear, mlp or knn.")] = "knn",
+    probe: Annotated[str, typer.Option(help="Probe that selects alpha: linear, mlp or knn.")] = "knn",
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Average several runs (model soup), or a run and its start.
+    """Average runs (model soup), or a run and its initial weights.
 
     Reads: the checkpoints and, with --data, labelled folders whose train splits select alpha.
     Writes: a new run folder with one checkpoint and soup.json.
@@ -257,7 +255,9 @@ def add_task(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
     ],
-    steps: Annotated[int | None, typer.Option(help="Steps; default: as in the last stage.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of steps; default: as in the last stage.", min=1)
+    ] = None,
     replay: Annotated[
         float, typer.Option(help="Share of examples drawn from old data.", min=0, max=0.99)
     ] = 0.2,
@@ -271,10 +271,10 @@ def add_task(
         list[str] | None, typer.Option("--set", help="key.sub=value of the new stage; repeatable.")
     ] = None,
 ) -> None:
-    """Prepare a run that continues a finished one on a new task.
+    """Prepare a run that continues a finished run on a new task.
 
     Reads: the finished run and the recipe of the new task.
-    Writes: a new run folder with config, recipe and the checkpoints at the ends of the stages.
+    Writes: a new run folder with config, recipe and the final checkpoints of the stages.
     Prints: the command that trains it.
     """
     from uniaudio.commands.add_task import add_task as prepare
@@ -303,7 +303,7 @@ def tune_batch(
 
     Reads: the config, its recipe and data, the pretrained weights.
     Writes: nothing.
-    Prints: each budget.audio_seconds it tries with its peak memory, and the override to train with.
+    Prints: each budget.audio_seconds tried with its peak memory, and the override to train with.
     """
     with slow_imports():
         from uniaudio.commands.tune_batch import tune_batch as tune
@@ -317,7 +317,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.", callback=check_folder_option)] = Path(
         "runs/demo"
     ),
-    quick: Annotated[bool, typer.Option(help="A few steps only, as a smoke test.")] = False,
+    quick: Annotated[bool, typer.Option(help="Only a few steps, as a smoke test.")] = False,
 ) -> None:
     """Train, probe and report on generated audio in five minutes.
 

@@ -25,7 +25,7 @@ def ask(
     text: Annotated[
         str, typer.Argument(help="The question; <audio> marks the position of the clip (default: first).")
     ],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
@@ -81,10 +81,12 @@ def export(
     ] = "hf",
     push_to_hub: Annotated[
         str | None,
-        typer.Option(help="OWNER/NAME on the Hub to upload to (hf or a whole model); new ones are private."),
+        typer.Option(
+            help="OWNER/NAME on the Hub to upload to (hf or a whole model); a new repository is private."
+        ),
     ] = None,
     decoder: Annotated[
-        str, typer.Option(help="With hf-lm: inside stores the decoder's weights, reference only their name.")
+        str, typer.Option(help="With hf-lm: inside stores the decoder's weights, reference only its name.")
     ] = "inside",
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -107,13 +109,13 @@ def serve(
     checkpoint: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 selects a free one.", min=0, max=65535)] = 7860,
-    max_seconds: Annotated[float, typer.Option(help="Longest clip.", min=0.1)] = 60,
+    max_seconds: Annotated[float, typer.Option(help="Longest clip, in seconds.", min=0.1)] = 60,
     max_mib: Annotated[float, typer.Option(help="Largest file, in MiB.", min=0.01)] = 20,
-    timeout: Annotated[float, typer.Option(help="Seconds that one question may take.", min=1)] = 60,
+    timeout: Annotated[float, typer.Option(help="Longest time for one question, in seconds.", min=1)] = 60,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Open a local web page to ask a model about clips.
+    """Open a local web page to ask a model questions about clips.
 
     Reads: the model's newest checkpoint; uploaded clips are deleted after an hour and when the page is stopped.
     Writes: nothing.
