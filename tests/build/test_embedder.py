@@ -210,7 +210,7 @@ def test_other_rates_are_resampled(embedder):
         ([b"no audio"], r"clips\[0\]"),
         ([{"text": "a bird"}], r"clips\[0\]: a mapping with the keys text"),
         ([{"array": np.zeros(10)}], "without a `sampling_rate`"),
-        ([3.5], "float is no audio"),
+        ([3.5], "float is not audio"),
         (7, "not a list of clips"),
         ([np.zeros(0, np.float32)], "at least one sample"),
         ([CLIPS[0], np.zeros(10, np.int64)], r"clips\[1\].*int64"),

@@ -166,7 +166,7 @@ def test_ids_and_clips_that_come_twice(recipe_file):
     rows.append({**rows[4], "label": "wren", "utt_id": "u4b"})  # two answers to one clip are two rows
     write_rows(recipe_file, rows)
     assert look(recipe_file)[1] == [
-        "d:t, split train: 1 rows have the `utt_id` of an earlier one: u1",
+        "d:t, split train: 1 rows repeat the `utt_id` of an earlier row: u1",
         "d:t, split train: 1 rows repeat the clip and the answer of an earlier row: "
         f"{recipe_file.parent}/train3.wav",
     ]

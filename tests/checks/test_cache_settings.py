@@ -88,7 +88,7 @@ def test_what_no_sketch_shows_is_refused_before_the_first_step(tone_run, monkeyp
     """Encoders of the Hub and of runs are looked at when they are loaded."""
     monkeypatch.setattr("uniaudio.checks.stages.sketch_encoder", lambda config: None)
     monkeypatch.setattr(training, "train_stages", lambda *given: pytest.fail("it began"))
-    with pytest.raises(UserError, match="but every stage trains it"):
+    with pytest.raises(UserError, match="but every stage trains this one"):
         training.run_training(load_run(tone_run, ["encoders.whisper.cache=true"]), None)
 
 

@@ -182,5 +182,5 @@ def test_what_breaks_the_contract_is_found(kind, name):
     assert all(finding.holds for finding in check_contract(Broken()))
     findings = check_contract(kind())
     assert name in [finding.name for finding in findings if not finding.holds]
-    with pytest.raises(UserError, match="does not keep the contract"):
+    with pytest.raises(UserError, match="does not meet the encoder interface"):
         show_findings(findings, "broken")

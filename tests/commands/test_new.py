@@ -650,7 +650,7 @@ def test_what_it_cannot_make_a_task_of(tmp_path, place, make, message):
     [
         ("nowhere", "--data nowhere: there is no such file or folder"),
         ("../a/b/c", "there is no such file or folder"),
-        (__file__, r"is none of \.jsonl"),
+        (__file__, r"is not one of \.jsonl"),
     ],
 )
 def test_places_that_are_none(tmp_path, data, message):
@@ -678,7 +678,7 @@ def test_braces_in_the_path_of_shards(tmp_path):
 
 def test_one_file_and_one_row(tmp_path, place):
     write_clip(place / "a.wav")
-    with pytest.raises(UserError, match="is one recording; name a folder of them"):
+    with pytest.raises(UserError, match="is one recording; name a folder of recordings"):
         new(tmp_path, place / "a.wav")
     write_manifest(place, [{"text": "only one"}])
     text, recipe, out = new(tmp_path, place / "manifest.jsonl")

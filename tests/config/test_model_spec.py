@@ -67,7 +67,10 @@ def test_options_of_a_run_are_for_its_encoder_or_for_one_by_its_name():
     two = one | {"wav": EncoderConfig(path="v")}
     changed = parse_model_spec("runs/x?wav.chunk_seconds=5").configure_run(two)
     assert (changed["whisper"], changed["wav"].chunk_seconds) == (two["whisper"], 5.0)
-    with pytest.raises(UserError, match=r"has the encoders whisper, wav; write the option with a name, such as whisper\.pad_to"):
+    with pytest.raises(
+        UserError,
+        match=r"has the encoders whisper, wav; write the option with a name, such as whisper\.pad_to",
+    ):
         parse_model_spec("runs/x?pad_to=3").configure_run(two)
     with pytest.raises(UserError, match=r"no encoder 'wisper' .did you mean 'whisper'"):
         parse_model_spec("runs/x?wisper.pad_to=3").configure_run(two)

@@ -148,7 +148,7 @@ def test_times_that_a_template_writes_are_no_segment(recording, target, is_cut):
             {"segment": {"offset": "offset", "duration": "duration"}},
             "brok",
         ),
-        ({"s": 1}, {"segment": {"start": "s", "end": "e"}}, "missing column: .*no e beside"),
+        ({"s": 1}, {"segment": {"start": "s", "end": "e"}}, "missing column: .*no e, although other columns"),
         ({"s": "x", "e": 2}, {"segment": {"start": "s", "end": "e"}}, r"must be seconds, got 'x' and 2"),
         (
             {"s": [1], "e": True},

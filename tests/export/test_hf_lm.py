@@ -165,7 +165,7 @@ def test_a_batch_with_several_clips_in_a_prompt_is_answered_as_in_the_run(settin
         (np.zeros(0, np.float32), 16_000, "with one channel that is not empty"),
         (None, 16_000, r"there are 0 clips; give them as audio=\[...\]"),
         (floats[0], 8_000, "sampling_rate: 8000"),
-        ([floats[0], floats[1]], 16_000, "1 places <|audio|>, but there are 2 clips"),
+        ([floats[0], floats[1]], 16_000, "1 placeholders <|audio|>, but there are 2 clips"),
     ):
         with pytest.raises(ValueError, match=sentence.replace("|", r"\|")):
             processor(text="<|audio|>", audio=clip, sampling_rate=rate)

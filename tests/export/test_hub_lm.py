@@ -93,7 +93,7 @@ def test_settings_of_a_processor_in_groups(plain):
     assert not inputs["attention_mask"][:, -1].all()
     for wrong, sentence in (
         ({"sampling_rate": 8_000}, "sampling_rate: 8000"),
-        ({"padding": "max_length"}, "audio_kwargs: there is no setting padding here"),
+        ({"padding": "max_length"}, "audio_kwargs: there is no setting padding"),
     ):
         with pytest.raises(ValueError, match=sentence):
             processor(text=texts, audio=clips, audio_kwargs=wrong)

@@ -267,7 +267,7 @@ def test_a_list_of_clips_needs_no_padding(whisper):
         (["a.wav"], {}, "give tensors, arrays or lists of numbers"),
         (torch.zeros(2, 900), {"attention_mask": torch.ones(2, 90)}, r"shape is \[2, 90\], and that of"),
         (torch.zeros(2, 900), {"lengths": [900]}, "one number for each of the 2 clips"),
-        (torch.zeros(2, 900), {"lengths": [900, 901]}, "1 to 900 samples here, found"),
+        (torch.zeros(2, 900), {"lengths": [900, 901]}, "1 to 900 samples, found"),
         (torch.zeros(2, 900), {"lengths": [1.0, 0.5]}, "lengths: give whole numbers of samples"),
         (torch.zeros(2, 900), {"lengths": torch.ones(2)}, "lengths: give whole numbers of samples"),
         (torch.zeros(2, 900), {"output_attentions": True}, "output_attentions: the encoder has no such"),

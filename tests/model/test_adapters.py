@@ -249,8 +249,8 @@ def test_a_full_window_is_plain_stacking():
     ("make", "message"),
     [
         (lambda: PoolAdapter(E, 50, D, 20), r"adapter\.rate: 20 does not divide the encoder's 50 frames"),
-        (lambda: ConvAdapter(E, 50, D, 50 / 3), "are 3 times 16.6667, but convolutions halve"),
-        (lambda: ConvAdapter(E, 50, D, 25, kernel=4), "4 has no middle"),
+        (lambda: ConvAdapter(E, 50, D, 50 / 3), "are 3 times 16.6667, but each convolution halves"),
+        (lambda: ConvAdapter(E, 50, D, 25, kernel=4), "4 has no centre"),
         (lambda: QueryAdapter(E, 50, D, 0.001, heads=2), "contain no frame"),
         (lambda: QueryAdapter(E, 50, D, heads=4), "4 does not divide the width 6"),
     ],

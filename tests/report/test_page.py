@@ -361,7 +361,7 @@ def test_a_run_given_twice_and_a_torn_forgetting_file_are_named(tmp_path):
     with pytest.raises(UserError, match="is given twice"):
         report_runs([run, tmp_path / "run" / ".." / "run"], None, Wanted())
     write_json(run / "forgetting.json", {"probe/linear": {"stages": ["start"]}})
-    with pytest.raises(UserError, match="'probe/linear' is no score matrix"):
+    with pytest.raises(UserError, match="'probe/linear' is not a score matrix"):
         report_runs([run], None, Wanted())
 
 

@@ -236,5 +236,5 @@ def test_aliases_are_read_where_they_are_few():
     "text", ["{0..9999999999}", "{0..99}" * 9, "{a,b,c,d,e,f,g,h}" * 20, "{1.." + "9" * 5000 + "}"]
 )
 def test_braces_that_name_too_many_places_are_refused(text):
-    with pytest.raises(UserError, match="names more than 1,000,000 places"):
+    with pytest.raises(UserError, match="names more than 1,000,000 files"):
         expand_braces(text)

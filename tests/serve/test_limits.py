@@ -37,7 +37,7 @@ def test_what_cannot_be_used_gets_one_sentence():
     cases = [
         (sound(2.5), "the clip is 2.5 s long, more than 2 s"),
         (bytes(int(0.25 * 2**20) + 1), "the file is larger than 0.25 MiB"),
-        (b"<html>not a sound</html>" * 20, "the file cannot be read as sound"),
+        (b"<html>not a sound</html>" * 20, "the file cannot be read as audio"),
         (b"", "the clip is empty"),
         (sound(0), "the clip is empty"),
         (flac[: len(flac) // 50], "the file is truncated"),

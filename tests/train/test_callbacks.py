@@ -115,7 +115,7 @@ def test_a_config_names_callbacks_by_module_and_class(tone_run, tmp_path, monkey
             r"train\.callbacks\.0: nowhere_at_all:X cannot be imported",
         ),
         ([], ["uniaudio.errors:Nothing"], Trust(code=True), "cannot be imported"),
-        ([], ["uniaudio.errors:RowError"], Trust(code=True), r"RowError\(\) cannot be made"),
+        ([], ["uniaudio.errors:RowError"], Trust(code=True), r"RowError\(\) cannot be created"),
     ],
 )
 def test_what_is_no_callback_is_refused(given, names, trust, message):

@@ -370,7 +370,7 @@ def test_the_tensors_of_another_structure_are_refused(tone_run):
         put_tensors(model, structure, {n: t for n, t in held.items() if n != one}, "mine")
     with pytest.raises(UserError, match=r"missing none, unknown \['more'\]"):
         put_tensors(model, structure, held | {"more": held[one]}, "mine")
-    with pytest.raises(UserError, match=rf"mine: {one} is \(1, 1\), the config's \("):
+    with pytest.raises(UserError, match=rf"mine: {one} is \(1, 1\), but the config needs \("):
         put_tensors(model, structure, held | {one: torch.zeros(1, 1)}, "mine")
     with pytest.raises(UserError, match="missing"):
         put_tensors(*entered(config, 1), held, "mine")

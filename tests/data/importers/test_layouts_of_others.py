@@ -517,7 +517,9 @@ def test_what_is_refused_before_anything_is_read(tmp_path):
         run_import("nemo", tmp_path, tmp_path / "out", turns="first")
     write_clip(tmp_path / "a.wav")
     (tmp_path / "test.json").write_text(json.dumps({"audio_filepath": "a.wav", "text": "x"}))
-    with pytest.raises(UserError, match="there is no training set, only out test; a recipe needs one"):
+    with pytest.raises(
+        UserError, match="there is no training set, only out test; a recipe needs a training set"
+    ):
         run_import("nemo", tmp_path / "test.json", tmp_path / "out")
 
 
