@@ -53,6 +53,7 @@ ELSEWHERE = {
     "W=$UNIAUDIO_REALMODELS": "needs pretrained models",
     "python -m venv": "needs a registry",
     "UNIAUDIO_TRANSFORMERS_457=": "needs another version of transformers",
+    "UNIAUDIO_VLLM=": "needs vLLM",
     "UNIAUDIO_XARES=": "needs the package of X-ARES",
     "python -m xares": "needs the package of X-ARES; tests/export runs what is written for it",
 }

@@ -1,10 +1,13 @@
 """Runs in published formats: the stock class computes what the run computes, for clips of any length."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
 from helpers.ultravox_reference import UltravoxReference
+from safetensors.torch import load_file
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
@@ -243,6 +246,24 @@ def test_every_stock_format_is_a_target_and_names_what_it_cannot_hold(chat_token
         for settings, is_exact in ((exact, True), (other, False)):
             encoder = WhisperAudioEncoder(tiny_whisper(), **settings)
             assert STOCK_FORMATS[name].is_exact(encoder) == is_exact
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_configuration_of_the_whole_ties_the_head_as_its_tensors_do(
+    name, is_tied, chat_tokenizer, tmp_path
+):
+    """An engine that reads the value of the whole (vLLM) would leave a tied head without weights otherwise."""
+    model, format = make_model(name, chat_tokenizer)
+    lm = model.decoder.lm
+    table = lm.get_input_embeddings().weight
+    lm.get_output_embeddings().weight = table if is_tied else torch.nn.Parameter(torch.randn_like(table))
+    target = STOCK_FORMATS[name]
+    write_stock_model(model, format, tmp_path, name, target)
+    config = json.loads((tmp_path / "config.json").read_text())
+    has_head = "language_model.lm_head.weight" in load_file(tmp_path / "model.safetensors")
+    assert has_head != (is_tied and target.ties_head)
+    assert config["tie_word_embeddings"] == config["text_config"]["tie_word_embeddings"] != has_head
 
 
 def test_new_rows_of_a_head_are_never_the_likeliest_token():

@@ -146,7 +146,9 @@ def write_stock_model(
     config = target.make_config(encoder, adapter, make_text_config(lm.config, rows, is_tied), ids[0])
     config.architectures = [target.architecture]
     config.dtype = "float32"
-    config.tie_word_embeddings = False
+    config.tie_word_embeddings = (
+        is_tied  # vLLM gives the language model the value of the whole, as transformers 5 does
+    )
     config.to_json_file(folder / "config.json", use_diff=False)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values["text_config"] = add_older_names(values["text_config"], type(lm.config))
