@@ -21,8 +21,8 @@ class DepthConfig(Strict):
     encoder_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
     """Hidden states of the encoder: 0 is what its first layer reads, the last one its frames."""
     decoder_layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    """Layers of the decoder, counted from 0, after which they are added: as many as `encoder_layers`, in the same
-    order, each once. Not its last one, after which no layer reads the sum.
+    """Layers of the decoder, counted from 0, after which the hidden states are added: as many as `encoder_layers`, in
+    the same order, each once. The last layer is not possible, because no layer would read the sum.
     """
 
     @model_validator(mode="after")
@@ -45,9 +45,9 @@ class AdapterSettings(Strict):
     """
 
     hidden: PositiveInt | None = None
-    """Width of its hidden layers. By default the decoder's width for `stack` and `pool`, the encoder's for
-    `conv`, `qformer` and `perceiver`, five times the encoder's for `tokens` and eight times for `ultravox`.
-    `qwen2_audio`, `audio_flamingo3` and `voxtral` have none: their formats state the widths.
+    """Width of the hidden layers. By default the decoder's width for `stack` and `pool`, the encoder's for `conv`,
+    `qformer` and `perceiver`, five times the encoder's for `tokens` and eight times for `ultravox`. `qwen2_audio`,
+    `audio_flamingo3` and `voxtral` have no such setting, because their formats fix the widths.
     """
     lr: PositiveFloat = 1e-3
     """Peak learning rate of the adapter. Read by: train."""
@@ -56,8 +56,8 @@ class AdapterSettings(Strict):
     models.
     """
     time_markers: PositiveFloat | None = None
-    """Seconds from one time marker to the next: the time as text, such as `4s`, before the audio tokens that begin
-    there, one token for each character. Not for projectors of published models, and not for `perceiver`, whose tokens
+    """Seconds between time markers: the time as text, such as `4s`, is put before the audio tokens that begin at that
+    time, with one token per character. Not for projectors of published models, and not for `perceiver`, whose tokens
     have no order in time.
     """
 
@@ -91,7 +91,9 @@ class GroupingSettings(AdapterSettings):
     the decoder's embedding space; a causal decoder then uses the audio after far fewer steps. Read by: train.
     """
     start_examples: PositiveInt = 400
-    """Rows of the first stage's recipe that `start: ridge` is fitted to; each is encoded once. Read by: train."""
+    """Number of rows of the first stage's recipe to which `start: ridge` is fitted; each is encoded once. Read by:
+    train.
+    """
 
 
 class StackConfig(GroupingSettings):
@@ -113,8 +115,8 @@ class LinearConfig(GroupingSettings):
     kind: Literal["linear"]
     """`linear`."""
     rate: PositiveFloat = 12.5
-    """Audio tokens per second of sound; must divide the encoder's frame rate. The encoder's own rate maps each
-    frame alone.
+    """Audio tokens per second of sound; must divide the encoder's frame rate. With the encoder's own rate, each frame
+    is mapped separately.
     """
 
     @model_validator(mode="after")
@@ -198,9 +200,9 @@ class StockProjectorConfig(AdapterSettings):
     """
 
     kind: Literal["qwen2_audio", "audio_flamingo3", "voxtral"]
-    """`qwen2_audio`: one linear map at 25 tokens per second, and learned tokens before and after a clip's.
+    """`qwen2_audio`: one linear map at 25 tokens per second, with learned tokens before and after those of a clip.
     `audio_flamingo3`: two linear maps at 25 per second. `voxtral`: four frames stacked, two linear maps at 12.5 per
-    second, and a learned token before a clip's. The first two need `pool: 2` on a Whisper encoder.
+    second, with a learned token before those of a clip. The first two need `pool: 2` on a Whisper encoder.
     """
 
     @model_validator(mode="after")

@@ -19,26 +19,26 @@ class DataConfig(Strict):
     prefetch: PositiveInt = 2
     """Micro-batches that each worker keeps ready."""
     pool: PositiveInt = 256
-    """Rows of a stream that are sorted by length together (length bucketing); more means fuller batches and
-    less randomness: if all clips of each dataset have one length, each micro-batch then holds a single task.
+    """Rows of a stream that are sorted by length together (length bucketing); more means fuller batches and less
+    randomness: but if all clips of each dataset have the same length, every micro-batch then contains a single task.
     """
     window: PositiveInt = 256
     """Shuffle buffer: rows of a shard (archive, table or stream) that are shuffled together."""
     streams: PositiveInt = 8
-    """Independent streams of examples, rounded up to a multiple of `train.micro_batches`; bounds the useful
-    number of workers of all processes together.
+    """Independent streams of examples, rounded up to a multiple of `train.micro_batches`; this limits the useful number
+    of workers over all processes.
     """
     patience: PositiveFloat = 300
     """Seconds to wait for a worker before the run ends with an error."""
     max_outage: PositiveFloat = 600
-    """Seconds that an unreachable network or server is retried, with growing pauses."""
+    """Seconds for which an unreachable network or server is retried, with growing pauses."""
     max_seconds: PositiveFloat | None = None
     """Longest clip in seconds; for longer ones see `long_clips` of a recipe. Default: the stage's
     `budget.audio_seconds`. Read by: recipe commands, eval, forgetting.
     """
     max_text_tokens: PositiveInt = MAX_TEXT_TOKENS
-    """Most tokens of a question with its answer, chat markup included and audio not; longer rows are skipped.
-    Read by: train, check, eval, ask, forgetting.
+    """Largest number of tokens of a question with its answer, including chat markup but not audio; longer rows are
+    skipped. Read by: train, check, eval, ask, forgetting.
     """
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a dataset's rows that may be skipped before the run ends with an error. Read by: train, check."""

@@ -28,7 +28,7 @@ class MiniatureConfig(Strict):
     intermediate: PositiveInt = 256
     """Width of the feed-forward layers."""
     vocabulary: PositiveInt = 512
-    """Tokens of its byte-level BPE tokenizer, at least 256 and the special tokens."""
+    """Number of tokens of its byte-level BPE tokenizer, at least 256 plus the special tokens."""
     steps: PositiveInt = 600
     """Optimizer steps of its training. Read by: train, tune-batch."""
     batch: PositiveInt = 32
@@ -38,9 +38,7 @@ class MiniatureConfig(Strict):
     seed: int = 0
     """Seed of its weights and batches. Read by: train, tune-batch."""
     extra_texts: str | None = None
-    """Text file with more lines to train on. Default: the texts of the recipe alone. Read by: train,
-    tune-batch.
-    """
+    """Text file with more lines to train on. Default: only the texts of the recipe. Read by: train, tune-batch."""
 
 
 class DecoderConfig(Strict):
@@ -55,14 +53,13 @@ class DecoderConfig(Strict):
     by cross attention and needs no adapter.
     """
     path: str = "Qwen/Qwen3-0.6B"
-    """A folder or Hub name of a transformers model; may begin with `${env:NAME}` or `${realmodels}`. `random:`
-    and either of them takes random weights. Read by: train, check, plan, tune-batch, eval, ask, serve, forgetting,
-    preview.
+    """A folder or Hub name of a transformers model; may begin with `${env:NAME}` or `${realmodels}`. `random:` followed
+    by either gives random weights. Read by: train, check, plan, tune-batch, eval, ask, serve, forgetting, preview.
     """
     train: Literal["frozen", "lora", "full"] = "frozen"
     """`frozen`, `lora`, or `full` fine-tuning."""
     lr: PositiveFloat = 1e-4
-    """Peak learning rate where it is trained. Read by: train."""
+    """Peak learning rate, if it is trained. Read by: train."""
     lora: LoraConfig = LoraConfig(rank=8, dropout=0.1, targets="all")
     """Rank, scale and layers of the low-rank updates, used with `train: lora`."""
     revision: str | None = None
@@ -76,8 +73,8 @@ class DecoderConfig(Strict):
     `--trust-remote-code`.
     """
     attention: Literal["auto", "packed", "padded"] = "auto"
-    """`packed` puts examples side by side without padding, `padded` pads them to one length, `auto` packs
-    where the results equal the stock model's.
+    """`packed` stores examples one after another without padding, `padded` pads them to one length, `auto` packs if the
+    results equal those of the stock model.
     """
     recompute: Literal["auto"] | bool = "auto"
     """Activation checkpointing (gradient checkpointing) inside its layers; `auto` as for an encoder. Read by:

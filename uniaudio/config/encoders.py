@@ -48,9 +48,9 @@ class EncoderConfig(Strict):
     """
 
     kind: str = "auto"
-    """The encoder's architecture. `auto` reads the `model_type` of the checkpoint's config.json; a model type
-    states it; `remote` loads a model with its own code; `module:Class` is a subclass of `AudioEncoder`,
-    created as `Class(path, **settings)`.
+    """The encoder's architecture. `auto` reads the `model_type` of the checkpoint's config.json; a model type sets it;
+    `remote` loads a model with its own code; `module:Class` is a subclass of `AudioEncoder`, created as `Class(path,
+    **settings)`.
     """
     path: str = ""
     """A folder, a Hub name, `random:` followed by either for random weights, or a run folder, whose encoder
@@ -64,8 +64,8 @@ class EncoderConfig(Strict):
     `train` overrides it.
     """
     lr: PositiveFloat = 2e-5
-    """Peak learning rate of this encoder; `stages[].lr` and `layer_decay` change it for single parameters.
-    Read by: train.
+    """Peak learning rate of this encoder; `stages[].lr` and `layer_decay` change it for individual parameters. Read by:
+    train.
     """
     lora: LoraConfig = LoraConfig()
     """Rank, scale and layers of the low-rank updates, used with `train: lora`."""
@@ -78,8 +78,8 @@ class EncoderConfig(Strict):
     Default: no padding.
     """
     pad_stride: PositiveInt | None = None
-    """Whisper only, with `pad_to`: the silence is not appended to every clip; all clips of a batch attend to
-    every n-th frame of it instead, which costs little more than no padding. 16 or 32, with a `tail_frames` of 10.
+    """Whisper only, with `pad_to`: the silence is not appended to every clip; all clips of a batch attend to every n-th
+    frame of it instead, which costs little more than no padding. Use 16 or 32, with `tail_frames: 10`.
     """
     tail_frames: int = Field(default=0, ge=0)
     """Whisper only: frames of silence after the end of each clip."""
@@ -92,18 +92,18 @@ class EncoderConfig(Strict):
     Qwen2-Audio and Audio Flamingo 3 do, which the adapters `qwen2_audio` and `audio_flamingo3` read.
     """
     masked_padding: bool = False
-    """Whisper, Qwen2-Audio and Audio Flamingo 3: the frames are those that the stock towers of Qwen2-Audio and
-    Audio Flamingo 3 give for a clip padded to 30 s with a mask over the silence, at no cost; for runs that are to
-    be exported to these formats.
+    """Whisper, Qwen2-Audio and Audio Flamingo 3: computes the frames that the stock towers of Qwen2-Audio and Audio
+    Flamingo 3 give for a clip padded to 30 s with masked silence, at no extra cost; for runs that will be exported to
+    these formats.
     """
     chunk_seconds: PositiveFloat | None = None
-    """Longest piece, in seconds, that attends to itself, for encoders without a fixed input length (the
-    wav2vec 2.0 family and the towers of other models); longer clips are cut. Default: 30.
+    """Longest chunk, in seconds, within which frames attend to each other, for encoders without a fixed input length
+    (the wav2vec 2.0 family and the towers of other models); longer clips are cut. Default: 30.
     """
     cache: bool | Literal["bfloat16"] = False
-    """Keep the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once:
-    `true` as float32, `bfloat16` rounded to half the size. `probe` and `eval` use frames kept as float32.
-    Read by: train, check, probe, eval.
+    """Store the frames of every clip on disk while the encoder is frozen, so that each clip is encoded once: `true` as
+    float32, `bfloat16` rounded to half the size. `probe` and `eval` use frames stored as float32. Read by: train,
+    check, probe, eval.
     """
     frame_rate: PositiveFloat | None = None
     """Frames per second of an encoder with `kind: remote`. Default: measured on a clip."""

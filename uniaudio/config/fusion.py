@@ -38,8 +38,8 @@ class Fusion(Strict):
     the first encoder if that is lower.
     """
     align: Literal["area", "linear"] = "area"
-    """How streams are brought to `rate`: `area` averages over the time of a frame, `linear` interpolates
-    between the centres of frames.
+    """How streams are converted to `rate`: `area` averages over the time of a frame, `linear` interpolates between the
+    centres of frames.
     """
     lr: PositiveFloat = 5e-5
     """Peak learning rate of the fusion's parameters. Read by: train."""
@@ -49,7 +49,7 @@ class Fusion(Strict):
     clips with the same answer differ. The scales are trained parameters.
     """
     start_examples: PositiveInt = 300
-    """Rows of the first stage's recipe that `start` is fitted to; each is encoded once. Read by: train."""
+    """Number of rows of the first stage's recipe to which `start` is fitted; each is encoded once. Read by: train."""
 
 
 class Operator(Fusion):
@@ -58,7 +58,7 @@ class Operator(Fusion):
     dim: PositiveInt | None = None
     """Width of the fused frames. Default: that of the first encoder."""
     stft: StftConfig | None = None
-    """Adds a spectral branch; `{}` takes its defaults. Default: no branch."""
+    """Adds a spectral branch; `{}` uses the defaults. Default: no branch."""
 
 
 class LinearOperator(Operator):
@@ -104,7 +104,7 @@ class Experts(Operator):
     experts: PositiveInt
     """Number of experts."""
     top_k: PositiveInt = 2
-    """Experts that a frame is routed to."""
+    """Number of experts to which a frame is routed."""
     hidden: PositiveInt | None = None
     """Hidden width of an expert. Default: twice `dim`, for `unimoe` 8/3 of it."""
 
@@ -142,7 +142,7 @@ class ExplicitConfig(Operator):
     decor_dim: PositiveInt = 64
     """Width of the projections whose covariance is penalized."""
     learned_projections: bool = False
-    """Train those projections, as the equation says, in place of fixed random ones."""
+    """Train these projections, as in the published equation, instead of fixed random ones."""
 
 
 class WqConfig(Operator):
@@ -163,7 +163,7 @@ class WqConfig(Operator):
     residual: bool = False
     """Adds a skip connection and a feed-forward part to each block."""
     zero_start: bool = False
-    """Initialise modulation, attention and feed-forward to zero. Read by: train."""
+    """Initialize modulation, attention and feed-forward to zero. Read by: train."""
 
 
 class LayersConfig(Operator):
@@ -181,7 +181,7 @@ class HconvConfig(Operator):
     kind: Literal["hconv", "chconv"]
     """`hconv` adds the layers of several encoders, `chconv` concatenates them."""
     start: Literal["random"] = "random"
-    """Initial weights: its convolutions keep a third of the features, so that no start keeps all of them."""
+    """Initial weights: its convolutions keep only a third of the features, so no start preserves all of them."""
 
 
 class UniMoeConfig(Experts):

@@ -145,11 +145,11 @@ class Stage(Strict):
     budget: Budget
     """The size of one micro-batch."""
     train: dict[str, Mode] = Field(default={})
-    """Regular expressions, searched for in the parameters' names, to `full`, `lora` or `frozen`; the last
-    that matches holds. Default: as encoders and decoder say. Read by: run commands.
+    """Regular expressions, searched for in the parameters' names, mapped to `full`, `lora` or `frozen`; the last match
+    applies. Default: as set by encoders and decoder. Read by: run commands.
     """
     lr: dict[str, PositiveFloat] = Field(default={})
-    """Regular expressions to peak learning rates, as for `train`. Default: those of the components. Read by:
+    """Regular expressions mapped to peak learning rates, as for `train`. Default: those of the components. Read by:
     train, check.
     """
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -163,7 +163,7 @@ class Stage(Strict):
     continual: ContinualConfig = ContinualConfig()
     """Continual-learning methods."""
     balance: BalanceConfig | None = None
-    """Adaptive sampling. Default: off, the recipe's mixture stays."""
+    """Adaptive sampling. Default: off; the recipe's mixture does not change."""
 
     @field_validator("train", "lr")
     @classmethod

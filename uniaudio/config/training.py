@@ -21,9 +21,9 @@ class TrainConfig(Strict):
     """
 
     max_steps: PositiveInt | None = None
-    """Most optimizer steps of the whole run, over all stages. Default: those of the stages."""
+    """Largest number of optimizer steps of the whole run, over all stages. Default: those of the stages."""
     micro_batches: PositiveInt | None = None
-    """Micro-batches of one optimizer step over all processes; divided by their number it is the gradient
+    """Micro-batches of one optimizer step over all processes; divided by the number of processes, this is the gradient
     accumulation of each. Default: the number of processes. Read by: train, check, plan, data stats.
     """
     clip: PositiveFloat = 1.0
@@ -33,8 +33,8 @@ class TrainConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.98)
     """Coefficients of AdamW's running means of the gradient and of its square."""
     precision: Literal["auto", "bf16", "no"] = "auto"
-    """`bf16` runs the forward under autocast, `no` in float32, `auto` takes bf16 on a GPU that has it.
-    Weights and moments are float32. Read by: train, plan, tune-batch.
+    """`bf16` runs the forward under autocast, `no` in float32, `auto` uses bf16 on GPUs that support it. Weights and
+    moments are float32. Read by: train, plan, tune-batch.
     """
     log_every: PositiveInt = 10
     """Optimizer steps between two lines of metrics."""
@@ -53,8 +53,8 @@ class TrainConfig(Strict):
     error.
     """
     memory_gib: PositiveFloat | None = None
-    """Memory that a process may use, in GiB, for `recompute: auto`. Default: that of its GPU; not bounded on
-    a CPU. Read by: train, plan.
+    """Memory that a process may use, in GiB, for `recompute: auto`. Default: that of its GPU; unlimited on a CPU. Read
+    by: train, plan.
     """
     compile: bool = False
     """Compile the layers of packed encoders and decoders with `torch.compile`."""

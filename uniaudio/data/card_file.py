@@ -25,8 +25,9 @@ class Load(Strict):
     """
 
     hub: str | None = None
-    """A dataset on the Hugging Face Hub (`owner/name`) or a folder in its layout, streamed; the path of a folder beside
-    the card begins with `./` or `../`."""
+    """A dataset on the Hugging Face Hub (`owner/name`) or a folder in its layout, streamed; a path relative to the card
+    begins with `./` or `../`.
+    """
     parquet: str | tuple[str, ...] | None = None
     """Parquet files: a file, folder, pattern or URL, or a list of them."""
     webdataset: str | tuple[str, ...] | None = None
@@ -46,7 +47,7 @@ class Load(Strict):
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset. Default: its main branch."""
     timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
-    """Seconds after which a connection that sends nothing is given up, for http(s) and the Hub."""
+    """Seconds after which a connection that sends nothing is closed, for http(s), S3 and the Hub."""
 
     @model_validator(mode="after")
     def check_one_kind(self) -> Load:
@@ -87,8 +88,8 @@ class SplitFile(Strict):
     """Jinja expression on the columns of a row that selects rows, such as `fold != 5`. Default: all rows."""
     files: OneOrMore = ()
     """Files of this split below the place of `load` (tars or parquet): patterns such as
-    `ESC-50/train/fold_{1..4}.tar.gz`, or one of them. All of them are the split, whatever their names say.
-    Default: by their names.
+    `ESC-50/train/fold_{1..4}.tar.gz`, or one of them. All of them belong to the split, whatever their names are.
+    Default: files are chosen by name.
     """
     rows: PositiveInt | None = None
     """Number of rows, for sources that cannot count them; used by `mix: {by: rows}`. Default: counted."""
@@ -105,8 +106,8 @@ class FirstOfFile(Strict):
     first_of: tuple[str, ...] = Field(min_length=1)
     """Columns in order; a list, or a text such as `label;labels`. Numbers become text, lists stay lists."""
     each: bool = False
-    """Whether a list there makes several rows of a row, one for each item: captions of a clip as samples of
-    their own. At most one column of a card.
+    """Whether a list makes several rows, one per item, such as the captions of a clip. Possible for one column of a
+    card.
     """
 
     @field_validator("first_of", mode="before", json_schema_input_type=str | tuple[str, ...])
@@ -127,7 +128,7 @@ class SegmentFile(Strict):
     start: str | None = None
     """Column with the beginning in seconds."""
     offset: str | None = None
-    """The same as `start`, by the name that NeMo manifests use."""
+    """The same as `start`, under the name used in NeMo manifests."""
     end: str | None = None
     """Column with the end in seconds."""
     duration: str | None = None
@@ -162,26 +163,26 @@ class CardFile(Strict):
     known. Read by: recipe commands.
     """
     audio: OneOrMore = Field(("audio",), min_length=1)
-    """Column of the clip; a list of two columns for pairs; or a text that makes a path of other columns, such
-    as `clips/{{ path }}`.
+    """Column of the clip; a list of two columns for pairs; or text that computes a path from other columns, such as
+    `clips/{{ path }}`.
     """
     segment: SegmentFile | Literal["none"] | None = None
-    """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and
-    `duration`, where a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
+    """Columns with the times of a segment. `none` states that there are none. Default: NeMo's `offset` and `duration`,
+    if a row has both; in manifests (`jsonl`, `csv`) also `start` with `end` or `duration`.
     """
     long_clips: LongClipsSetting = None
-    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`; a line of a recipe may say otherwise. Default: `skip` in training, `windows` in evaluation. Read by:
-    train, eval, check, plan, data commands.
+    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds` and
+    `hop`; an entry of a recipe overrides it. Default: `skip` in training, `windows` in evaluation. Read by: train,
+    eval, check, plan, data commands.
     """
     columns: dict[str, str | FirstOfFile] = Field(default_factory=dict)
-    """Columns that are made of others: names to Jinja texts, or `{first_of: [a, b]}` for the first that a row
-    has. Default: the stored columns alone.
+    """Columns computed from others: names mapped to Jinja texts, or `{first_of: [a, b]}` for the first that a row has.
+    Default: only the stored columns.
     """
     labels: dict[str, LabelSet] = Field(default_factory=dict)
-    """Closed sets of columns, as templates see them: names of columns to a list, or to a text file with one label
-    a line, relative to the card. Of a column with lists, the labels of its items. Default: the names of classes,
-    where the data hold them.
+    """Closed sets of columns, as templates see them: names of columns mapped to a list, or to a text file with one
+    label per line, relative to the card. For a column of lists, the labels of the items. Default: the class names, if
+    the data contain them.
     """
     splits: dict[str, SplitFile] = Field(min_length=1)
     """Splits by name."""

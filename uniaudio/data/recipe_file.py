@@ -27,18 +27,18 @@ class EntryFile(Strict):
     split: str = "train"
     """Split of the card."""
     weight: PositiveFloat = 1.0
-    """Sampling weight, relative to those of the other lines."""
+    """Sampling weight, relative to those of the other entries."""
     constants: dict[str, Any] = Field(default_factory=dict)
-    """Values for inputs of the template that the dataset has no column for."""
+    """Values for inputs of the template for which the dataset has no column."""
     labels: LineLabels = None
-    """Closed set of answers: a list, a text file with one label a line, or sets by column; `none` for open answers.
-    Default: that of the card, else the names of classes in the data, else the template's own.
+    """Closed set of answers: a list, a text file with one label per line, or sets by column; `none` for open answers.
+    Default: those of the card, else the class names in the data, else those of the template.
     """
     augment: tuple[AugmentStep, ...] = ()
     """Augmentation of the clips, in order. Default: none. Read by: train, check."""
     long_clips: LongClipsSetting = None
-    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`. Default: as the card says, else `skip`.
+    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds` and
+    `hop`. Default: as in the card, else `skip`.
     """
 
 
@@ -55,23 +55,21 @@ class EvaluateFile(Strict):
     split: str = "test"
     """Split of the card."""
     max_examples: PositiveInt | None = None
-    """Most rows to ask, a sample with the classes in their proportions. Default: `evaluate.max_examples` of
+    """Largest number of rows, a sample that keeps the proportions of the classes. Default: `evaluate.max_examples` of
     the run config.
     """
     constants: dict[str, Any] = Field(default_factory=dict)
-    """Values for inputs of the template that the dataset has no column for."""
+    """Values for inputs of the template for which the dataset has no column."""
     labels: LineLabels = None
     """Closed set of answers, as in `train`."""
     scoring: Scoring = Scoring()
-    """Settings of the template's `scoring` that are others for this set, such as `{metric: map}`. Default: the
-    template's.
+    """Settings that override the template's `scoring` for this set, such as `{metric: map}`. Default: the template's.
     """
     condition: str | None = None
     """Named degradation of the clips, such as `noise_10db`, `reverb` or `telephone`. Default: none."""
     long_clips: LongClipsSetting = None
-    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds`
-    and `hop`. Default: as the card says, else `windows`. The answers to the windows
-    of a clip become one.
+    """What to do with clips that are too long: `skip`, `crop` or `windows`, or a mapping with `how`, `seconds` and
+    `hop`. Default: as in the card, else `windows`. The answers to the windows of a clip are combined into one.
     """
 
 
@@ -95,11 +93,11 @@ class Mix(Strict):
     """
 
     by: Literal["examples", "hours", "rows"] = "examples"
-    """Size of a dataset: `hours` of the split as its card states them, `rows` of the split, or `examples`, the written
-    weights alone.
+    """Size of a dataset: `hours` of the split as its card states them, `rows` of the split, or `examples` for the
+    written weights alone.
     """
     temperature: PositiveFloat = 1.0
-    """1 is in proportion; larger values even the datasets out."""
+    """1 is proportional to size; larger values make the shares more equal."""
 
 
 class RecipeFile(Strict):
@@ -118,7 +116,7 @@ class RecipeFile(Strict):
     evaluate: tuple[EvaluateFile, ...] = ()
     """Evaluation sets. Default: none."""
     mix: Mix = Mix()
-    """How sampling weights are made."""
+    """How sampling weights are computed."""
 
     @model_validator(mode="after")
     def check_shares(self) -> RecipeFile:

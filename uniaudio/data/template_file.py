@@ -27,7 +27,7 @@ class Scoring(Strict):
     """
     tokenize: Literal["auto", "words", "characters", "zh", "ja", "ko", "th", "lo", "km", "my"] = "auto"
     """What counts as a word in WER and BLEU: `auto` depends on the script, `words` splits at blanks, `characters`
-    everywhere, a language uses its tokenizer.
+    counts every character, and a language uses its tokenizer.
     """
     separator: str = Field(default=";", min_length=1)
     """Text between the tags of an answer, for `map`."""
@@ -49,17 +49,16 @@ class TemplateFile(Strict):
     domain: Literal["speech", "sound", "music"]
     """Domain of the task, for averages and charts."""
     inputs: tuple[str, ...]
-    """Columns that prompts and target use, all of them and no other."""
+    """Exactly the columns that prompts and target use."""
     labels: LabelList | None = None
-    """Closed set of answers where neither the recipe nor the dataset states one; the prompts have the set that
-    holds as `labels`. Default: answers are open.
+    """Closed set of answers, if neither the recipe nor the dataset defines one; prompts can use the applicable set as
+    `labels`. Default: answers are open.
     """
     labels_from: str | None = None
-    """Text file with one label a line, relative to the template, in place of `labels`."""
+    """Text file with one label per line, relative to the template, in place of `labels`."""
     prompts: tuple[str, ...] = Field(min_length=1)
-    """Wordings of the question as Jinja texts with `<audio>` in place of each clip. Training draws one,
-    evaluation takes the first. For Whisper's own decoder they may hold its task tokens, such as
-    `<|transcribe|>`.
+    """Phrasings of the question as Jinja texts with `<audio>` in place of each clip. Training draws one, evaluation
+    uses the first. For Whisper's own decoder, they may contain its task tokens, such as `<|transcribe|>`.
     """
     target: str | None = None
     """The answer as a Jinja text. Either `target` or `target_one_of` is required."""

@@ -57,7 +57,7 @@ class TaskFile(Strict):
     """
 
     dataset: str
-    """Dataset card by name or path, with one clip a row."""
+    """Dataset card by name or path, with one clip per row."""
     kind: TaskKind = "clip"
     """`clip` (one class), `multilabel` (several), `frame` (events in time) or `retrieval` (texts)."""
     domain: Domain | None
@@ -65,11 +65,11 @@ class TaskFile(Strict):
     column: str | None = None
     """Column with the answer. Default: `label`, `labels`, `events` or `text`, by kind."""
     separator: str = Field(";", min_length=1)
-    """Text between the classes of `multilabel`, where they are one text."""
+    """Text between the classes of `multilabel`, if they are stored as one text."""
     train: str = "train"
     """Split that trains the probes."""
     valid: str | None = None
-    """Split that chooses the epoch under the protocol `xares`. Default: none, the test split does."""
+    """Split that chooses the epoch under the protocol `xares`. Default: none; the test split chooses it."""
     test: str = "test"
     """Split that is scored."""
     split_column: str | None = None
@@ -77,21 +77,19 @@ class TaskFile(Strict):
     not used. Default: the splits of the card.
     """
     folds: str | tuple[str, ...] | None = None
-    """Cross-validation in place of splits: a column whose values are the folds, or a list of splits that are.
+    """Cross-validation in place of splits: a column whose values are the folds, or a list of splits that are the folds.
     The score is the mean over folds. Default: no folds.
     """
     weight: PositiveFloat | None = None
     """Weight in averages. Default: the number of test clips."""
     max_clips: PositiveInt | None = None
-    """Most clips of each split or fold, a random sample that is the same for every model. Default: all clips.
-    """
+    """Largest number of clips of each split or fold; a random sample, the same for every model. Default: all clips."""
     probes: tuple[ProbeKind, ...] | None = Field(None, min_length=1)
     """Probes to train. Default: all three for `clip`, else `linear`."""
     private: bool = False
     """Leave the task out of the average over public tasks."""
     unseen: bool = False
-    """No recipe that the suite goes with trains on this set: averages are also given over the tasks with and
-    without it.
+    """No recipe trains on this dataset; averages over the trained and over the unseen tasks are then given separately.
     """
     frame: FrameFile = FrameFile()
     """Scoring of events in time."""
@@ -100,7 +98,8 @@ class TaskFile(Strict):
     batch: PositiveInt = 32
     """Batch size of the same probes, in clips."""
     crop: PositiveFloat | None = None
-    """Seconds of the pieces that clips are cut into under the protocol `xares`. Default: clips stay whole."""
+    """Length in seconds of the pieces into which clips are cut under the protocol `xares`. Default: clips stay whole.
+    """
     encode: PositiveInt = 16
     """Clips that are padded and encoded together under the protocol `xares`."""
 
@@ -149,7 +148,7 @@ class SuiteFile(Strict):
     text_model: str | None = None
     """Folder or Hub name of the text model, for tasks of kind `retrieval`. Default: none."""
     tasks: dict[str, TaskFile | None] = Field(min_length=1)
-    """Tasks by name; null drops one that the `base` has."""
+    """Tasks by name; null removes a task of the `base`."""
 
 
 @dataclass(frozen=True)
